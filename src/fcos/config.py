@@ -1,0 +1,421 @@
+"""The config tree: the field is the schema, its comment-docstring the documentation, its default the FCOS paper's recipe.
+
+`load_config("fcos_r50_fpn_1x", ["data=path", "train.lr=5e-3"])` reads a shipped recipe or a YAML file and applies
+`key=value` overrides. All errors are reported together, each with its place and a suggestion.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
+
+
+class ResNetConfig(_Section):
+    """Residual networks."""
+
+    name: Literal["resnet50", "resnet101"] = "resnet50"
+    weights: str | None = "imagenet"
+    """`imagenet` (torchvision's), a path, or null for random weights."""
+    norm: Norm = "frozen_bn"
+    norm_eps: float = Field(1e-5, ge=0)
+    """Epsilon of the normalisation; the original's frozen batch norm has none (0)."""
+    stride_in_1x1: bool = False
+    """Downsample in the first 1x1 convolution of a block (MSRA weights) instead of the 3x3 one (torchvision's)."""
+    frozen_stages: int = Field(2, ge=0, le=5)
+    """How many of (stem, C2, C3, C4, C5) do not learn."""
+
+
+class MobileNetV2Config(_Section):
+    """MobileNetV2."""
+
+    name: Literal["mobilenet_v2"] = "mobilenet_v2"
+    weights: str | None = "imagenet"
+    """`imagenet` (torchvision's), a path, or null for random weights."""
+    norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
+    frozen_stages: int = Field(0, ge=0, le=5)
+    """How many of (stem, C2, C3, C4, C5) do not learn."""
+
+
+BackboneConfig = Annotated[ResNetConfig | MobileNetV2Config, Field(discriminator="name")]
+
+
+class FPNConfig(_Section):
+    """Feature pyramid."""
+
+    channels: int = Field(256, ge=1)
+    extra_level_source: Literal["p5", "c5"] = "p5"
+    """Whether the first level above the backbone's last (P6) is computed from P5 or from C5."""
+    norm: Literal["none", "gn"] = "none"
+    relu: bool = False
+    """ReLU after every lateral and output convolution."""
+
+
+class HeadConfig(_Section):
+    """The two towers, shared by all levels."""
+
+    num_convs: int = Field(4, ge=0)
+    norm: Literal["gn", "none"] = "gn"
+    centerness_on: Literal["cls", "box"] = "cls"
+    """Which tower the centerness is predicted from."""
+    regression: Literal["exp", "relu_stride"] = "exp"
+    """Distances are exp(x) pixels, or relu(x) strides (targets and loss are then in strides, too)."""
+    prior_probability: float = Field(0.01, gt=0, lt=1)
+
+
+class FCOSConfig(_Section):
+    """The detector."""
+
+    name: Literal["fcos"] = "fcos"
+    num_classes: int | None = Field(None, ge=1)
+    """Number of classes; null: taken from the data."""
+    backbone: BackboneConfig = Field(default_factory=ResNetConfig)
+    fpn: FPNConfig = Field(default_factory=FPNConfig)
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    strides: list[int] = [8, 16, 32, 64, 128]
+    """Strides of the pyramid levels; those the backbone has come from it, the others by further downsampling."""
+    size_ranges: list[tuple[float, float | None]] = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, None)]
+    """A level learns a box whose largest distance (pixels) is in its range, both ends included; null: no upper end."""
+    center_sampling_radius: float = Field(0.0, ge=0)
+    """Only locations within this many strides of the box's centre are positive; 0: all inside the box."""
+    box_loss: Literal["iou", "linear_iou", "giou"] = "iou"
+    focal_alpha: float = Field(0.25, ge=0, le=1)
+    focal_gamma: float = Field(2.0, ge=0)
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    """On the class probability, before it is multiplied with the centerness."""
+    pre_nms_top_k: int = Field(1000, ge=1)
+    """Candidates (location, class) kept per level and image."""
+    nms_threshold: float = Field(0.6, le=1)
+    """Boxes of one class that overlap more are suppressed; 0 or less: no suppression."""
+    max_detections: int = 100
+    """Detections kept per image; 0 or less: all."""
+    box_convention: Literal["continuous", "inclusive"] = "continuous"
+    """`inclusive`: the original's boxes with +1 pixels in targets, areas, NMS, clipping and results."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """Order in which the network sees the channels; `pixel_mean` and `pixel_std` are in the same order."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    @model_validator(mode="after")
+    def _levels(self) -> FCOSConfig:
+        if len(self.strides) != len(self.size_ranges):
+            raise ValueError(
+                f"strides has {len(self.strides)} levels but size_ranges {len(self.size_ranges)}; give one range a level"
+            )
+        if any(b != 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)) or not self.strides:
+            raise ValueError(f"strides must double from level to level, found {self.strides}")
+        return self
+
+
+class SplitConfig(_Section):
+    """One split given piece by piece."""
+
+    annotations: Path | None = None
+    """COCO: the JSON file. VOC: the folder of XML files. YOLO: the folder of label files."""
+    images: Path | None = None
+    """The folder that file names are relative to."""
+    image_list: Path | None = None
+    """VOC and YOLO: the text file that names the images of the split; absent: all."""
+
+
+class DataConfig(_Section):
+    """Where images and annotations come from. `data=DIR` is short for `data.root=DIR`."""
+
+    root: Path | None = None
+    """A folder in COCO, Pascal VOC or YOLO layout, told apart by itself."""
+    format: Literal["auto", "coco", "voc", "yolo"] = "auto"
+    train: SplitConfig = Field(default_factory=SplitConfig)
+    val: SplitConfig = Field(default_factory=SplitConfig)
+    test: SplitConfig = Field(default_factory=SplitConfig)
+    classes: list[str] | None = None
+    """Class names in label order, for annotation formats that do not carry them; null: from the data."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """`skip`: leave out images and annotations that cannot be used, and say which."""
+    short_side: list[int] = [800]
+    """Training: the shorter side of the image is scaled to one of these (multi-scale training), in pixels."""
+    short_side_range: tuple[int, int] | None = None
+    """Training: draw the shorter side from this range, both ends included, instead of from `short_side`."""
+    max_side: int = Field(1333, ge=1)
+    """The longer side is at most this after scaling."""
+    test_short_side: int | None = Field(None, ge=1)
+    """Detection: the shorter side; null: the largest of the training sizes."""
+    test_max_side: int | None = Field(None, ge=1)
+    """Detection: the limit of the longer side; null: `max_side`."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip in training."""
+    size_divisor: int = Field(32, ge=1)
+    """Batches are padded at the right and the bottom to a multiple of this."""
+    group_by_aspect: bool = True
+    """Batches hold either landscape or portrait images."""
+    workers: int = Field(2, ge=0)
+    """Loader processes; 0: load in the main process."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"root": value} if isinstance(value, str | Path) else value
+
+    @field_validator("short_side", mode="before")
+    @classmethod
+    def _one_side(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _sides(self) -> DataConfig:
+        if not self.short_side or min(self.short_side) < 1:
+            raise ValueError(f"short_side must hold positive pixel counts, found {self.short_side}")
+        if self.short_side_range is not None and not 1 <= self.short_side_range[0] <= self.short_side_range[1]:
+            raise ValueError(f"short_side_range must be (smallest, largest), found {self.short_side_range}")
+        return self
+
+    @property
+    def detection_short_side(self) -> int:
+        """The shorter side in detection, pixels."""
+        largest = self.short_side_range[1] if self.short_side_range else max(self.short_side)
+        return self.test_short_side or largest
+
+    @property
+    def detection_max_side(self) -> int:
+        """The limit of the longer side in detection, pixels."""
+        return self.test_max_side or self.max_side
+
+
+class TrainConfig(_Section):
+    """Optimisation. The length is `iterations`, `epochs` or `max_minutes` (give one; the defaults yield)."""
+
+    batch_size: int = Field(16, ge=1)
+    """Images a step, over all processes."""
+    iterations: int | None = Field(90000, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    max_minutes: float | None = Field(None, gt=0)
+    """Wall-clock budget of the whole run, evaluation included; the schedule follows the measured speed."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    bias_lr_factor: float = Field(2.0, ge=0)
+    """Learning rate of biases relative to `lr`."""
+    bias_weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: list[float] = [2 / 3, 8 / 9]
+    """`multistep`: where the rate falls by `gamma`: iterations, or fractions of the run where below 1."""
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup: Literal["none", "constant", "linear"] = "constant"
+    warmup_iterations: int = Field(500, ge=0)
+    warmup_factor: float = Field(1 / 3, ge=0, le=1)
+    clip_norm: float | None = Field(None, gt=0)
+    """Clip the total gradient norm to this."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Evaluate and save an exponential moving average of the weights with this decay a step; null: none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of backbone and head; losses and boxes stay in float32."""
+    eval_every: float | None = Field(None, gt=0)
+    """Evaluate on val every so many iterations, or fractions of the run where below 1; null: at the end only."""
+    checkpoint_every: int = Field(2500, ge=1)
+    """Save weights/last.pt every so many iterations."""
+    log_every: int = Field(20, ge=1)
+    weights: str | None = None
+    """Weights of a detector to start from (a path)."""
+    resume: bool = False
+    """Continue the run in `output_dir` from its weights/last.pt."""
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (value.get("epochs") or value.get("max_minutes")):
+            value = {"iterations": None, **value}
+        return value
+
+    @model_validator(mode="after")
+    def _length(self) -> TrainConfig:
+        given = [k for k in ("iterations", "epochs", "max_minutes") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of iterations, epochs and max_minutes, found {given or 'none'}")
+        return self
+
+
+class EvalConfig(_Section):
+    """Evaluation."""
+
+    batch_size: int = Field(8, ge=1)
+    """Images a step; the result does not depend on it."""
+
+
+class Config(_Section):
+    """A whole run."""
+
+    model: FCOSConfig = Field(default_factory=FCOSConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    output_dir: Path | None = None
+    """The run's folder; null: runs/NAME, numbered when taken."""
+    device: str = "auto"
+    """`auto` (CUDA, else MPS, else CPU), or a torch device."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (str, int, float, bool, None, list, dict) that `Config(**d)` reads back."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its trap: `1e-4` is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Parse YAML text safely; scientific notation is a float.
+
+    Raises:
+        ConfigError: the text is not YAML; `where` names its origin.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from None
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe (by name) or a YAML file (by path; null: the defaults) and apply `key=value` overrides.
+
+    A YAML whose top keys are UPPER_CASE is one of the original's, read by `interop.fcos_core`; `KEY VALUE` pairs may
+    then follow among the overrides.
+
+    Raises:
+        ConfigError: unknown recipe, file, key or value; all mistakes in one message.
+    """
+    tree = read_config_tree(source)
+    name = str(source) if source is not None else "defaults"
+    if tree and all(key.isupper() for key in tree):
+        from .interop.fcos_core import config_from_yaml
+
+        pairs = [item for item in overrides if "=" not in item]
+        tree = config_from_yaml(tree, pairs, where=name)
+        overrides = [item for item in overrides if "=" in item]
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r}: expected key=value, for example train.lr=0.005")
+        value = parse_yaml(text, where=f"override {override!r}")
+        _assign(tree, key, value)
+    return validate(tree, where=name)
+
+
+def read_config_tree(source: str | Path | None) -> dict[str, Any]:
+    """The plain tree of a recipe or YAML file, before overrides and defaults."""
+    if source is None:
+        return {}
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{source}.yaml"
+        if not path.is_file():
+            raise ConfigError(
+                f"no recipe {str(source)!r}{_suggest(str(source), recipe_names())}; recipes: {', '.join(recipe_names())}"
+                " (or give the path of a .yaml file)"
+            )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the config: {error}") from None
+    tree = parse_yaml(text, where=str(path)) or {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{path}: expected a mapping of options, found {type(tree).__name__}")
+    return tree
+
+
+def validate(tree: dict[str, Any], *, where: str) -> Config:
+    """Check a plain tree against the schema.
+
+    Raises:
+        ConfigError: one line for every mistake.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        raise ConfigError(f"{where}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node = tree
+    for depth, parent in enumerate(parents):
+        child = node.setdefault(parent, {})
+        if isinstance(child, str) and parents[: depth + 1] == ["data"]:
+            child = node[parent] = {"root": child}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {key}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+        node = child
+    if key == "data" and isinstance(node.get("data"), dict):
+        node["data"]["root"] = value
+    else:
+        if key.endswith("backbone.name"):  # another backbone: its own defaults, not the recipe's options for the old one
+            node.clear()
+        node[last] = value
+    if key in ("train.iterations", "train.epochs", "train.max_minutes") and value is not None:
+        for other in ("iterations", "epochs", "max_minutes"):
+            if other != last:
+                node[other] = None
+
+
+def _fields(location: Sequence[Any]) -> list[str]:
+    """The option names that are allowed at a place in the tree."""
+    section: Any = Config
+    for part in location:
+        if part in ("resnet50", "resnet101"):
+            section = ResNetConfig
+        elif part == "mobilenet_v2":
+            section = MobileNetV2Config
+        elif part != "backbone":
+            field = getattr(section, "model_fields", {}).get(part)
+            section = field.annotation if field is not None else None
+    return list(getattr(section, "model_fields", {}))
+
+
+def _explain(error: Any) -> str:
+    location = [part for part in error["loc"] if part not in ("resnet50", "resnet101", "mobilenet_v2")]
+    key = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        *parents, last = error["loc"]
+        known = _fields(parents)
+        return f"{key}: no such option{_suggest(str(last), known)}; known here: {', '.join(known)}"
+    message = error["msg"].removeprefix("Value error, ")
+    found = "" if error["type"] == "value_error" else f", found {error['input']!r}"
+    return f"{key or 'config'}: {message}{found}"
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,155 @@
+"""What travels through the detector, and the units of everything.
+
+Boxes are XYXY in absolute pixels of the stated frame, float32. In the `continuous` convention (the default everywhere)
+a box covers [x1, x2) and its width is x2 - x1. In the `inclusive` convention of the original code x2 is the last
+covered pixel and the width is x2 - x1 + 1. Sizes are (height, width). Labels are 0..K-1 without background.
+Images are RGB uint8.
+
+Shape letters: N images, M ground-truth boxes of one image (padded), D detections of one image, H W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import supervision
+
+BoxConvention = Literal["continuous", "inclusive"]
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch, padded to the largest number of boxes of an image.
+
+    Attributes:
+        boxes: [N, M, 4] float32 XYXY, pixels of the padded batch image; zeros where padded.
+        labels: [N, M] int64 in 0..K-1; -1 where padded.
+        crowd: [N, M] bool; such a box is neither object nor background: locations inside it are ignored.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+
+    @staticmethod
+    def pad(boxes: Sequence[Tensor], labels: Sequence[Tensor], crowd: Sequence[Tensor] | None = None) -> Targets:
+        """Stack the boxes [M_i, 4], labels [M_i] and crowd flags [M_i] (default: none) of the images of a batch."""
+        count, most = len(boxes), max((len(b) for b in boxes), default=0)
+        padded = Targets(
+            boxes=torch.zeros(count, most, 4),
+            labels=torch.full((count, most), -1, dtype=torch.int64),
+            crowd=torch.zeros(count, most, dtype=torch.bool),
+        )
+        for i, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
+            padded.boxes[i, : len(image_boxes)] = image_boxes
+            padded.labels[i, : len(image_labels)] = image_labels
+            if crowd is not None:
+                padded.crowd[i, : len(crowd[i])] = crowd[i]
+        return padded
+
+    def to(self, device: torch.device | str) -> Targets:
+        """Move to a device."""
+        return Targets(*(t.to(device, non_blocking=True) for t in self))
+
+
+class Batch(NamedTuple):
+    """What a loader yields.
+
+    Attributes:
+        images: [N, 3, H, W] uint8 RGB, zero-padded at the right and the bottom.
+        sizes: [N, 2] int64, (height, width) of every image without the padding.
+        targets: the ground truth in pixels of `images`; None when detecting.
+        indices: [N] int64, positions in the data set (its `record(index)` gives file name, id and original size).
+    """
+
+    images: Tensor
+    sizes: Tensor
+    targets: Targets | None
+    indices: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Move to a device."""
+        targets = None if self.targets is None else self.targets.to(device)
+        return Batch(self.images.to(device, non_blocking=True), self.sizes.to(device), targets, self.indices)
+
+    def pin_memory(self) -> Batch:
+        """Pin for asynchronous copies to the GPU (called by the DataLoader)."""
+        targets = None if self.targets is None else Targets(*(t.pin_memory() for t in self.targets))
+        return Batch(self.images.pin_memory(), self.sizes.pin_memory(), targets, self.indices)
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """The detections of one image.
+
+    Attributes:
+        boxes: [D, 4] float32 XYXY in pixels of a frame of `size`.
+        labels: [D] int64 in 0..K-1.
+        scores: [D] float32 in 0..1.
+        size: (height, width) of the frame.
+        class_names: the K names; empty when unknown.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    size: tuple[int, int]
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Instances:
+        """Select detections by a mask, indices or a slice."""
+        picked: Any = torch.as_tensor(index, device=self.boxes.device) if isinstance(index, Sequence) else index
+        return replace(self, boxes=self.boxes[picked], labels=self.labels[picked], scores=self.scores[picked])
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of every detection (the label as text when the names are unknown)."""
+        return [self.class_names[i] if self.class_names else str(i) for i in self.labels.tolist()]
+
+    def to(self, device: torch.device | str) -> Instances:
+        """Move to a device."""
+        return replace(
+            self, boxes=self.boxes.to(device), labels=self.labels.to(device), scores=self.scores.to(device)
+        )
+
+    def above(self, threshold: float) -> Instances:
+        """Keep the detections whose score is at least `threshold`."""
+        return self[self.scores >= threshold]
+
+    def resize_to(self, size: tuple[int, int]) -> Instances:
+        """Scale the boxes to a frame of another (height, width), each axis by its own ratio."""
+        scale_y, scale_x = (new / old for new, old in zip(size, self.size, strict=True))
+        return replace(self, boxes=self.boxes * self.boxes.new_tensor([scale_x, scale_y] * 2), size=size)
+
+    def to_continuous(self, convention: BoxConvention) -> Instances:
+        """Convert boxes of the given convention to `continuous` ones, inside the frame."""
+        if convention == "continuous":
+            return self
+        return replace(self, boxes=self.boxes + self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
+
+    def to_supervision(self) -> supervision.Detections:
+        """Convert to `supervision.Detections` (XYXY, confidence, class_id, data["class_name"]).
+
+        Raises:
+            ImportError: the package `supervision` is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("to_supervision() needs `pip install fcos-vision[supervision]`") from error
+        import numpy as np
+
+        return supervision.Detections(
+            xyxy=self.boxes.cpu().numpy(),
+            confidence=self.scores.cpu().numpy(),
+            class_id=self.labels.cpu().numpy(),
+            data={"class_name": np.array(self.names)},
+        )
