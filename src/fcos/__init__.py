@@ -1,0 +1,1 @@
+"""FCOS: fully convolutional one-stage object detection."""
