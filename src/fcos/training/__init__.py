@@ -1,0 +1,1 @@
+"""Training: one loop, the optimiser and its schedule, checkpoints, logs, processes."""

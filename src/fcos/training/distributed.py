@@ -1,0 +1,82 @@
+"""The little that several processes need: who am I, averages over all, and which device.
+
+Without torchrun everything here is a no-op for one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import ConfigError
+
+
+def _initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process' number, from 0."""
+    return dist.get_rank() if _initialised() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if _initialised() else 1
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Average a tensor over all processes, with one all-reduce; without gradient, the input is left alone.
+
+    Every process must call it, with the same shape, whatever its data looks like.
+    """
+    if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn `auto` (CUDA, else MPS, else CPU) or a torch device's name into a device that is there.
+
+    Under torchrun `auto` and `cuda` mean the GPU of this process (LOCAL_RANK).
+
+    Raises:
+        ConfigError: not a device, or not on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: expected auto, cpu, mps, cuda or cuda:N, found {name!r}") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
+        if index >= count:
+            raise ConfigError(f"device: {name!r} is not there, this machine has {count} CUDA devices; try device=auto")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device: 'mps' is not there; try device=auto")
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that torchrun started (nccl on GPUs, gloo else) for the duration; alone: nothing happens."""
+    if "WORLD_SIZE" not in os.environ or _initialised():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
