@@ -1,0 +1,109 @@
+"""Run a detector over annotated images and compute the COCO figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from ..config import Config
+from ..data import build_test_loader
+from ..training.distributed import rank, world_size
+from .coco import coco_metrics, to_coco_results
+
+if TYPE_CHECKING:
+    from ..data.dataset import Annotations
+    from ..models.fcos import FCOS
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: the 12 COCO figures by name (AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl), in 0..1;
+            NaN where the data has no such object.
+        per_class: the same figures for every class name.
+        detections: every detection in COCO's result format, with the original category ids.
+        boxes_per_class: ground-truth boxes of every class name, crowds left out.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+    detections: list[dict[str, Any]] = field(repr=False)
+    boxes_per_class: dict[str, int]
+
+
+def evaluate(
+    model: FCOS,
+    annotations: Annotations,
+    config: Config,
+    *,
+    device: torch.device | str,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Detect on every image of a split and compare with its annotations.
+
+    The result does not depend on the batch size: a batch holds images of one padded shape only. With several processes
+    every process detects on its share, and all of them return the figures of the whole split.
+
+    Args:
+        model: the detector, on `device`; whether its modules train or not is restored afterwards.
+        annotations: the split; its labels are those of the model.
+        config: for the sizes of the images and the number of loader workers.
+        device: where the model is.
+        batch_size: images a step; None: `config.eval.batch_size`.
+        progress: called with the number of images done and the number of all (of this process).
+    """
+    loader = build_test_loader(
+        config, annotations, batch_size=batch_size or config.eval.batch_size, rank=rank(), world_size=world_size()
+    )
+    total = len(range(rank(), len(annotations), world_size()))
+    detections, done = [], 0
+    with _detecting(model):
+        for batch in loader:
+            batch = batch.to(device)
+            for index, instances in zip(batch.indices.tolist(), model.detect(batch.images, batch.sizes), strict=True):
+                height, width = annotations.sizes[index].tolist()
+                found = instances.to("cpu").resize_to((height, width)).to_continuous(model.box_convention)
+                image_id = int(annotations.image_ids[index])
+                detections += to_coco_results(found, image_id=image_id, category_ids=annotations.category_ids)
+            done += len(batch.indices)
+            if progress is not None:
+                progress(done, total)
+    detections = _gather(detections)
+    ground_truth = annotations.to_coco()
+    figures = coco_metrics(ground_truth, detections)
+    return Evaluation(figures.overall, figures.per_class, detections, _count(annotations))
+
+
+@contextmanager
+def _detecting(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode is restored."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _gather(detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The detections of all processes, in the order of the images' ids."""
+    if world_size() > 1:
+        parts: list[Any] = [None] * world_size()
+        dist.all_gather_object(parts, detections)
+        detections = [detection for part in parts for detection in part]
+    return sorted(detections, key=lambda d: (d["image_id"], -d["score"]))
+
+
+def _count(annotations: Annotations) -> dict[str, int]:
+    labels = annotations.labels[~annotations.crowd]
+    return {name: int((labels == k).sum()) for k, name in enumerate(annotations.class_names)}

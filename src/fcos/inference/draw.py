@@ -1,0 +1,169 @@
+"""Pictures of detections. Pillow only.
+
+A label is a filled tag in the colour of its class. Tags of confident detections choose their place first: outside the
+box when there is room, always inside the picture, away from the tags that stand already.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..structures import Instances
+
+# Okabe and Ito's colours, told apart with every kind of colour vision (the blue is lighter, to be seen on dark pictures).
+_PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (30, 120, 200), (213, 94, 0), (204, 121, 167)]
+_INK = (17, 17, 17)
+_PAPER = (255, 255, 255)
+_READABLE_SIDE = 480  # pictures whose shorter side is less are enlarged
+
+
+class _Tag(NamedTuple):
+    text: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """The RGB colour of a class: always the same for the same label in 0..K-1, neighbours clearly different."""
+    if label < len(_PALETTE):
+        return _PALETTE[label]
+    # Steps of the golden ratio never come back to an earlier hue; three lightnesses tell close hues apart.
+    hue, lightness = (0.11 + label * 0.61803398875) % 1.0, (0.55, 0.72, 0.42)[label % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.75)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw(
+    image: Image.Image | np.ndarray | Tensor,
+    instances: Instances,
+    *,
+    scores: bool = True,
+    scale: int | None = None,
+) -> Image.Image:
+    """Draw boxes with their class names onto a copy of an image.
+
+    Args:
+        image: the picture: PIL, uint8 array [H, W, 3] or uint8 tensor [3, H, W], RGB.
+        instances: what to draw; boxes in pixels of a frame of `instances.size`, which is scaled to the image.
+        scores: write the score after the name.
+        scale: whole factor the picture is enlarged by first; None: enlarge pictures whose shorter side is less than 480
+            pixels, so that lines and text can be seen.
+
+    Returns:
+        An RGB picture, `scale` times as large as the image.
+    """
+    picture = _to_picture(image)
+    factor = scale or max(1, round(_READABLE_SIDE / max(1, min(picture.size))))
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    found = instances.to("cpu").resize_to((picture.height, picture.width))
+    order = found.scores.argsort(descending=True, stable=True).tolist()
+    boxes, labels, names = found.boxes.tolist(), found.labels.tolist(), found.names
+    texts = [f"{n}  {s:.2f}" if scores else n for n, s in zip(names, found.scores.tolist(), strict=True)]
+
+    line = max(2, round(0.0028 * (picture.width * picture.height) ** 0.5))
+    font = ImageFont.load_default(max(11, round(0.021 * (picture.width * picture.height) ** 0.5)))
+    canvas = ImageDraw.Draw(picture, "RGBA")
+    for i in reversed(order):  # the most confident ones on top
+        _draw_box(canvas, boxes[i], class_color(labels[i]), line)
+    tags: list[_Tag] = []
+    for i in order:
+        tags.append(_place_tag(texts[i], boxes[i], tags, font, line, picture.size))
+    for i, tag in reversed(list(zip(order, tags, strict=True))):
+        _draw_tag(canvas, tag, class_color(labels[i]), font)
+    return picture
+
+
+def draw_pair(
+    image: Image.Image | np.ndarray | Tensor,
+    predictions: Instances,
+    ground_truth: Instances,
+    *,
+    scale: int | None = None,
+) -> Image.Image:
+    """Draw predictions (left) beside the ground truth (right) with a caption over each; arguments as in `draw`."""
+    panels = [
+        (f"predicted: {len(predictions)}", draw(image, predictions, scale=scale)),
+        (f"ground truth: {len(ground_truth)}", draw(image, ground_truth, scores=False, scale=scale)),
+    ]
+    width, height = panels[0][1].size
+    gap = max(4, round(0.01 * width))
+    font = ImageFont.load_default(max(12, round(0.022 * (width * height) ** 0.5)))
+    strip = round(font.size * 1.8)
+    sheet = Image.new("RGB", (2 * width + gap, height + strip), _PAPER)
+    canvas = ImageDraw.Draw(sheet)
+    for left, (caption, panel) in zip((0, width + gap), panels, strict=True):
+        sheet.paste(panel, (left, strip))
+        canvas.text((left + font.size / 2, strip / 2), caption, fill=_INK, font=font, anchor="lm")
+    return sheet
+
+
+def _to_picture(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().permute(1, 2, 0).numpy()
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _draw_box(canvas: ImageDraw.ImageDraw, box: list[float], color: tuple[int, int, int], line: int) -> None:
+    x1, y1, x2, y2 = box
+    x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)  # the last covered pixel
+    halo = max(1, line // 2)  # a dark rim keeps light colours visible on light ground
+    canvas.rectangle((x1 - halo, y1 - halo, x2 + halo, y2 + halo), outline=(0, 0, 0, 90), width=line + 2 * halo)
+    canvas.rectangle((x1, y1, x2, y2), outline=color, width=line)
+
+
+def _place_tag(
+    text: str,
+    box: list[float],
+    placed: list[_Tag],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    line: int,
+    picture_size: tuple[int, int],
+) -> _Tag:
+    """The first place around the box where the tag covers no other one, else the one where it covers least."""
+    left, top, right, bottom = font.getbbox(text, anchor="la")
+    height = font.getbbox("Ag", anchor="la")[3] + 2 * line
+    width = right - left + 4 * line
+    x1, y1, x2, y2 = box
+    corners = [
+        (x1, y1 - height),  # above the top left corner
+        (x1, y2),  # below
+        (x2 - width, y1 - height),
+        (x2 - width, y2),
+        (x1, y1),  # inside
+        (x2 - width, y2 - height),
+    ]
+    inside = [
+        (min(max(x, 0), max(picture_size[0] - width, 0)), min(max(y, 0), max(picture_size[1] - height, 0)))
+        for x, y in corners
+    ]
+    choices = [_Tag(text, x, y, width, height) for x, y in inside]
+    return min(choices, key=lambda choice: sum(_overlap(choice, tag) for tag in placed))
+
+
+def _overlap(a: _Tag, b: _Tag) -> float:
+    width = min(a.x + a.width, b.x + b.width) - max(a.x, b.x)
+    height = min(a.y + a.height, b.y + b.height) - max(a.y, b.y)
+    return max(width, 0) * max(height, 0)
+
+
+def _draw_tag(
+    canvas: ImageDraw.ImageDraw,
+    tag: _Tag,
+    color: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    red, green, blue = color
+    ink = _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else _PAPER
+    place = (tag.x, tag.y, tag.x + tag.width - 1, tag.y + tag.height - 1)
+    canvas.rounded_rectangle(place, radius=tag.height / 6, fill=(*color, 235))
+    canvas.text((tag.x + tag.width / 2, tag.y + tag.height / 2), tag.text, fill=ink, font=font, anchor="mm")

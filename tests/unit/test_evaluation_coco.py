@@ -1,0 +1,139 @@
+"""The COCO figures against pycocotools, which defines them."""
+
+import contextlib
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from fcos.evaluation.coco import METRICS, coco_metrics, to_coco_results
+from fcos.structures import Instances
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+
+def random_task(seed, *, images=12, classes=4):
+    """Ground truth with crowds, images without objects and a class without any; detections near it, with tied scores."""
+    rng = np.random.default_rng(seed)
+    image_rows = [{"id": 7 * i + 3, "width": 640, "height": 480, "file_name": f"{i}.jpg"} for i in range(images)]
+    categories = [{"id": 90 - 13 * c, "name": f"class {c}"} for c in range(classes)]
+    annotations, detections = [], []
+    for image in image_rows[:-2]:
+        for _ in range(rng.integers(0, 8)):
+            corner = rng.uniform(0, 300, 2)
+            side = np.exp(rng.uniform(np.log(4), np.log(170), 2))
+            category = categories[rng.integers(classes - 1)]["id"]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": [*corner.tolist(), *side.tolist()],
+                    "area": float(side.prod()),
+                    "iscrowd": int(rng.random() < 0.15),
+                }
+            )
+            for _ in range(rng.integers(0, 4)):
+                wrong = rng.random() < 0.2
+                detections.append(
+                    {
+                        "image_id": image["id"],
+                        "category_id": categories[rng.integers(classes)]["id"] if wrong else category,
+                        "bbox": [*(corner + rng.normal(0, 3, 2)).tolist(), *(side * rng.uniform(0.85, 1.15)).tolist()],
+                        "score": round(rng.random(), 2),
+                    }
+                )
+    return {"images": image_rows, "annotations": annotations, "categories": categories}, detections
+
+
+def pycocotools_figures(ground_truth, detections):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = ground_truth
+        truth.createIndex()
+        run = COCOeval(truth, truth.loadRes(detections), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_figures_equal_those_of_pycocotools(seed):
+    ground_truth, detections = random_task(seed)
+    expected = pycocotools_figures(ground_truth, detections).stats
+    found = coco_metrics(ground_truth, detections).overall
+    assert list(found) == list(METRICS)
+    # Measured: the tables behind the figures are bit-identical; only the order of summation may differ.
+    np.testing.assert_allclose(
+        list(found.values()), np.where(expected == -1, np.nan, expected), rtol=0, atol=1e-12, equal_nan=True
+    )
+
+
+def test_figures_of_a_class_equal_those_of_pycocotools_on_that_class_alone():
+    ground_truth, detections = random_task(3)
+    found = coco_metrics(ground_truth, detections).per_class
+    for category in ground_truth["categories"]:
+        alone = {
+            **ground_truth,
+            "categories": [category],
+            "annotations": [a for a in ground_truth["annotations"] if a["category_id"] == category["id"]],
+        }
+        mine = [d for d in detections if d["category_id"] == category["id"]]
+        expected = pycocotools_figures(alone, mine).stats
+        np.testing.assert_allclose(
+            list(found[category["name"]].values()),
+            np.where(expected == -1, np.nan, expected),
+            rtol=0,
+            atol=1e-12,
+            equal_nan=True,
+        )
+
+
+def test_without_detections_the_figures_are_zero():
+    ground_truth, _ = random_task(1)
+    metrics = coco_metrics(ground_truth, [])
+    assert [metrics.overall[name] for name in ("AP", "AP50", "AR100")] == [0.0, 0.0, 0.0]
+
+
+def test_figures_without_objects_are_nan():
+    ground_truth, detections = random_task(1)
+    ground_truth["annotations"] = []
+    metrics = coco_metrics(ground_truth, detections)
+    assert all(math.isnan(value) for value in metrics.overall.values())
+
+
+def test_a_class_without_objects_is_nan_and_does_not_count():
+    ground_truth, detections = random_task(1)
+    metrics = coco_metrics(ground_truth, detections)
+    assert math.isnan(metrics.per_class["class 3"]["AP"])
+    others = [metrics.per_class[f"class {c}"]["AP"] for c in range(3)]
+    assert metrics.overall["AP"] == pytest.approx(np.mean(others))
+
+
+def test_a_detection_inside_a_crowd_is_neither_right_nor_wrong():
+    ground_truth, _ = random_task(1)
+    box = {"image_id": 3, "category_id": 90, "iscrowd": 0}
+    ground_truth["annotations"] = [
+        {**box, "id": 1, "bbox": [10, 10, 50, 50], "area": 2500},
+        {**box, "id": 2, "bbox": [200, 200, 100, 100], "area": 10000, "iscrowd": 1},
+    ]
+    right = {"image_id": 3, "category_id": 90, "bbox": [10, 10, 50, 50], "score": 0.5}
+    in_crowd = {**right, "bbox": [210, 210, 40, 40], "score": 0.9}
+    assert coco_metrics(ground_truth, [right, in_crowd]).overall["AP"] == pytest.approx(1.0)
+
+
+def test_nothing_is_printed(capfd):
+    ground_truth, detections = random_task(1)
+    coco_metrics(ground_truth, detections)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_results_carry_original_category_ids_and_xywh():
+    instances = Instances(
+        boxes=torch.tensor([[1.0, 2.0, 11.0, 22.0]]), labels=torch.tensor([1]), scores=torch.tensor([0.5]), size=(50, 60)
+    )
+    assert to_coco_results(instances, image_id=42, category_ids=(90, 7)) == [
+        {"image_id": 42, "category_id": 7, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.5}
+    ]
