@@ -324,13 +324,22 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
         pairs = [item for item in overrides if "=" not in item]
         tree = config_from_yaml(tree, pairs, where=name)
         overrides = [item for item in overrides if "=" in item]
+    apply_overrides(tree, overrides)
+    return validate(tree, where=name)
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set `key=value` texts in a plain tree.
+
+    Raises:
+        ConfigError: a text of another form, or a key below a value.
+    """
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {override!r}: expected key=value, for example train.lr=0.005")
         value = parse_yaml(text, where=f"override {override!r}")
         _assign(tree, key, value)
-    return validate(tree, where=name)
 
 
 def read_config_tree(source: str | Path | None) -> dict[str, Any]:
