@@ -15,3 +15,7 @@ class DataError(FCOSError):
 
 class WeightsError(FCOSError):
     """A weights file that is missing, damaged, or does not fit the model."""
+
+
+class TrainingError(FCOSError):
+    """A training that cannot go on, for example because the loss is not finite any more."""
