@@ -1,0 +1,197 @@
+"""What a run tells: metrics.csv, TensorBoard, and the terminal."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from ..evaluation.coco import METRICS
+
+LOSSES = ("loss_cls", "loss_box", "loss_centerness")
+COLUMNS = (
+    "iteration",
+    "epoch",
+    "minutes",  # since the start of the run, pauses left out
+    "split",  # train or val
+    "loss",
+    *LOSSES,
+    "lr",  # of weights; that of biases is bias_lr_factor times as much
+    "images_per_second",
+    "data_share",  # of the time, spent waiting for the loader
+    "unassigned_share",  # of the boxes, learned by no location
+    "grad_norm",  # of the row's last step, before clipping
+    "memory_mb",  # the most so far, CUDA only
+    *METRICS,
+)
+PLAIN_SECONDS = 5.0
+"""Where the output is no terminal, lines come no faster than this."""
+
+
+class Place(NamedTuple):
+    """Where a run stands: steps done, epochs done, minutes since its start without pauses, share done (0..1)."""
+
+    iteration: int
+    epoch: float
+    minutes: float
+    fraction: float
+
+
+class Step(NamedTuple):
+    """What a training step was like.
+
+    Attributes:
+        losses: the loss terms.
+        lr: the rate in force for weights.
+        images: in the batch.
+        seconds: it took.
+        waited: seconds of them, for data.
+        boxes: in the batch.
+        unassigned: boxes of them that no location learns.
+        grad_norm: total norm of the gradients before clipping; None: not computed.
+    """
+
+    losses: dict[str, float]
+    lr: float
+    images: int
+    seconds: float
+    waited: float
+    boxes: int
+    unassigned: int
+    grad_norm: float | None
+
+
+class RunLog:
+    """Writes rows of means and shows how far the run is.
+
+    Args:
+        folder: of the run.
+        log_every: steps that a row sums up.
+        iteration: where a continued run stands; rows beyond it belong to steps that will be done again.
+        enabled: False on all processes but the first.
+    """
+
+    def __init__(self, folder: Path, *, log_every: int, iteration: int = 0, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.log_every = log_every
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._steps: list[Step] = []  # since the last row
+        self._began: tuple[float, float] | None = None  # time and fraction at the first step
+        self._printed = time.monotonic()
+        self._bar = ProgressBar(total=1.0, width=40)
+        self._status = Text("training")
+        self._live = Live(Group(self._bar, self._status), console=self._console, transient=True, refresh_per_second=4)
+        if enabled:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._file = _open_rows(folder / "metrics.csv", iteration)
+            self._rows = csv.DictWriter(self._file, COLUMNS, restval="")
+            self._board = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else None)
+
+    def __enter__(self) -> RunLog:
+        if self.enabled and self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self._live.stop()
+            self._board.close()
+            self._file.close()
+
+    def message(self, text: str) -> None:
+        """Print a line, above the progress bar if there is one."""
+        if self.enabled:
+            self._console.print(text, markup=False)
+
+    def step(self, place: Place, step: Step) -> None:
+        """Take in a training step; every `log_every` of them make a row."""
+        if not self.enabled:
+            return
+        self._steps.append(step)
+        self._began = self._began or (time.monotonic(), place.fraction)
+        self._bar.update(place.fraction)
+        if place.iteration % self.log_every:
+            return
+        steps, self._steps = self._steps, []
+        losses = {name: sum(s.losses[name] for s in steps) / len(steps) for name in step.losses}
+        seconds = max(sum(s.seconds for s in steps), 1e-9)
+        row = {
+            "loss": sum(losses.values()),
+            **losses,
+            "lr": step.lr,
+            "images_per_second": sum(s.images for s in steps) / seconds,
+            "data_share": sum(s.waited for s in steps) / seconds,
+            "unassigned_share": sum(s.unassigned for s in steps) / max(sum(s.boxes for s in steps), 1),
+        }
+        if step.grad_norm is not None:
+            row["grad_norm"] = step.grad_norm
+        if torch.cuda.is_available():
+            row["memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        self._write("train", place, row)
+        self._show(place, row)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how far an evaluation is, in images."""
+        self._status.plain = f"evaluating {done}/{total}"
+
+    def evaluation(self, place: Place, metrics: Mapping[str, float]) -> None:
+        """Write a row of evaluation figures."""
+        if not self.enabled:
+            return
+        self._write("val", place, metrics)
+        shown = [name for name in ("AP", "AP50", "AP75", "AR100") if name in metrics]
+        figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown)
+        self.message(f"val at iteration {place.iteration}: {figures}")
+
+    def _write(self, split: str, place: Place, row: Mapping[str, float]) -> None:
+        values = {"epoch": place.epoch, "minutes": place.minutes, **row}
+        self._rows.writerow(
+            {"iteration": place.iteration, "split": split, **{name: f"{value:.6g}" for name, value in values.items()}}
+        )
+        self._file.flush()
+        for name, value in row.items():
+            self._board.add_scalar(f"{split}/{name}", value, place.iteration)
+
+    def _show(self, place: Place, row: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        began, first = self._began or (now, place.fraction)
+        done = place.fraction - first
+        eta = _duration((now - began) * (1 - place.fraction) / done) if done > 0 else "?"
+        terms = "  ".join(f"{name.removeprefix('loss_')} {row[name]:.3f}" for name in row if name in LOSSES)
+        line = (
+            f"{place.fraction:4.0%}  iteration {place.iteration}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.2e}"
+            f"  {row['images_per_second']:.1f} images/s  data {row['data_share']:.0%}  ETA {eta}"
+        )
+        self._status.plain = line
+        if not self._console.is_terminal and now - self._printed >= PLAIN_SECONDS:
+            self._printed = now
+            self.message(line)
+
+
+def _open_rows(path: Path, iteration: int) -> Any:
+    """Open metrics.csv behind the rows up to an iteration."""
+    kept: list[dict[str, str]] = []
+    if iteration and path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
+    file = path.open("w", newline="", encoding="utf-8")
+    writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(kept)
+    file.flush()
+    return file
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
