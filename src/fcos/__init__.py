@@ -1,1 +1,56 @@
-"""FCOS: fully convolutional one-stage object detection."""
+"""FCOS: train, evaluate and run the fully convolutional one-stage object detector.
+
+The names below are the public interface. They are imported when first used, so that `import fcos` stays cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import evaluate, load, train
+    from .config import Config, load_config
+    from .errors import ConfigError, DataError, FCOSError, WeightsError
+    from .evaluation.loop import Evaluation
+    from .inference.draw import draw
+    from .inference.predictor import Detector
+    from .structures import Instances
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Detector",
+    "Evaluation",
+    "FCOSError",
+    "Instances",
+    "WeightsError",
+    "draw",
+    "evaluate",
+    "load",
+    "load_config",
+    "train",
+]
+
+_HOME = {
+    **dict.fromkeys(("evaluate", "load", "train"), "api"),
+    **dict.fromkeys(("Config", "load_config"), "config"),
+    **dict.fromkeys(("ConfigError", "DataError", "FCOSError", "WeightsError"), "errors"),
+    "Evaluation": "evaluation.loop",
+    "draw": "inference.draw",
+    "Detector": "inference.predictor",
+    "Instances": "structures",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fcos-vision")
+    if name not in _HOME:
+        raise AttributeError(f"module 'fcos' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -7,14 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from fcos.evaluation.coco import METRICS, coco_metrics, to_coco_results
-from fcos.structures import Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from fcos.evaluation.coco import METRICS, coco_metrics, to_coco_results
+from fcos.structures import Instances
+
 
 def random_task(seed, *, images=12, classes=4):
-    """Ground truth with crowds, images without objects and a class without any; detections near it, with tied scores."""
+    """Ground truth with crowds, empty images and a class without objects; detections near it, with tied scores."""
     rng = np.random.default_rng(seed)
     image_rows = [{"id": 7 * i + 3, "width": 640, "height": 480, "file_name": f"{i}.jpg"} for i in range(images)]
     categories = [{"id": 90 - 13 * c, "name": f"class {c}"} for c in range(classes)]
@@ -132,7 +133,10 @@ def test_nothing_is_printed(capfd):
 
 def test_results_carry_original_category_ids_and_xywh():
     instances = Instances(
-        boxes=torch.tensor([[1.0, 2.0, 11.0, 22.0]]), labels=torch.tensor([1]), scores=torch.tensor([0.5]), size=(50, 60)
+        boxes=torch.tensor([[1.0, 2.0, 11.0, 22.0]]),
+        labels=torch.tensor([1]),
+        scores=torch.tensor([0.5]),
+        size=(50, 60),
     )
     assert to_coco_results(instances, image_id=42, category_ids=(90, 7)) == [
         {"image_id": 42, "category_id": 7, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.5}

@@ -67,8 +67,8 @@ def evaluate(
     detections, done = [], 0
     with _detecting(model):
         for batch in loader:
-            batch = batch.to(device)
-            for index, instances in zip(batch.indices.tolist(), model.detect(batch.images, batch.sizes), strict=True):
+            results = model.detect(batch.images.to(device, non_blocking=True), batch.sizes.to(device))
+            for index, instances in zip(batch.indices.tolist(), results, strict=True):
                 height, width = annotations.sizes[index].tolist()
                 found = instances.to("cpu").resize_to((height, width)).to_continuous(model.box_convention)
                 image_id = int(annotations.image_ids[index])

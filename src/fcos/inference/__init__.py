@@ -1,0 +1,1 @@
+"""Detection on images of any origin, and pictures of the result."""

@@ -7,7 +7,7 @@ box when there is room, always inside the picture, away from the tags that stand
 from __future__ import annotations
 
 import colorsys
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..structures import Instances
 
-# Okabe and Ito's colours, told apart with every kind of colour vision (the blue is lighter, to be seen on dark pictures).
+# Okabe and Ito's colours, told apart with every kind of colour vision (the blue made lighter, for dark pictures).
 _PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (30, 120, 200), (213, 94, 0), (204, 121, 167)]
 _INK = (17, 17, 17)
 _PAPER = (255, 255, 255)
+_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _READABLE_SIDE = 480  # pictures whose shorter side is less are enlarged
 
 
@@ -70,12 +71,14 @@ def draw(
 
     line = max(2, round(0.0028 * (picture.width * picture.height) ** 0.5))
     font = ImageFont.load_default(max(11, round(0.021 * (picture.width * picture.height) ** 0.5)))
+    height = font.getbbox("Ag")[3] + 2 * line
     canvas = ImageDraw.Draw(picture, "RGBA")
     for i in reversed(order):  # the most confident ones on top
         _draw_box(canvas, boxes[i], class_color(labels[i]), line)
     tags: list[_Tag] = []
     for i in order:
-        tags.append(_place_tag(texts[i], boxes[i], tags, font, line, picture.size))
+        width = font.getlength(texts[i]) + 4 * line
+        tags.append(_place_tag(texts[i], boxes[i], tags, size=(width, height), picture_size=picture.size))
     for i, tag in reversed(list(zip(order, tags, strict=True))):
         _draw_tag(canvas, tag, class_color(labels[i]), font)
     return picture
@@ -95,13 +98,14 @@ def draw_pair(
     ]
     width, height = panels[0][1].size
     gap = max(4, round(0.01 * width))
-    font = ImageFont.load_default(max(12, round(0.022 * (width * height) ** 0.5)))
-    strip = round(font.size * 1.8)
+    size = max(12, round(0.022 * (width * height) ** 0.5))
+    font = ImageFont.load_default(size)
+    strip = round(size * 1.8)
     sheet = Image.new("RGB", (2 * width + gap, height + strip), _PAPER)
     canvas = ImageDraw.Draw(sheet)
     for left, (caption, panel) in zip((0, width + gap), panels, strict=True):
         sheet.paste(panel, (left, strip))
-        canvas.text((left + font.size / 2, strip / 2), caption, fill=_INK, font=font, anchor="lm")
+        canvas.text((left + size / 2, strip / 2), caption, fill=_INK, font=font, anchor="lm")
     return sheet
 
 
@@ -122,17 +126,10 @@ def _draw_box(canvas: ImageDraw.ImageDraw, box: list[float], color: tuple[int, i
 
 
 def _place_tag(
-    text: str,
-    box: list[float],
-    placed: list[_Tag],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    line: int,
-    picture_size: tuple[int, int],
+    text: str, box: list[float], placed: list[_Tag], *, size: tuple[float, float], picture_size: tuple[int, int]
 ) -> _Tag:
     """The first place around the box where the tag covers no other one, else the one where it covers least."""
-    left, top, right, bottom = font.getbbox(text, anchor="la")
-    height = font.getbbox("Ag", anchor="la")[3] + 2 * line
-    width = right - left + 4 * line
+    width, height = size
     x1, y1, x2, y2 = box
     corners = [
         (x1, y1 - height),  # above the top left corner
@@ -160,7 +157,7 @@ def _draw_tag(
     canvas: ImageDraw.ImageDraw,
     tag: _Tag,
     color: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: _Font,
 ) -> None:
     red, green, blue = color
     ink = _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else _PAPER

@@ -1,0 +1,224 @@
+"""The command `fcos`: parsing only. Everything heavy is imported inside the verbs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .errors import FCOSError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .inference.sources import PredictedFile
+
+app = typer.Typer(
+    name="fcos",
+    help="Train, evaluate and run the FCOS object detector.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at recipes and configs.", no_args_is_help=True)
+samples_app = typer.Typer(help="Make sample data.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(samples_app, name="samples")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options, e.g. train.lr=0.005.")]
+
+
+def main() -> None:
+    """Run the command; a user's mistake is a message on stderr and exit code 2."""
+    try:
+        app()
+    except FCOSError as error:
+        print(f"fcos: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from . import __version__
+
+        print(f"fcos {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe (see: fcos config list) or a YAML file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a detector.
+
+    For example: fcos train fcos_mnv2_small data=DIR train.max_minutes=10
+    """
+    from . import api
+
+    result = api.train(recipe, *overrides or ())
+    print(f"Done: {result.run}")
+
+
+@app.command()
+def val(
+    weights: Annotated[Path, typer.Argument(help="A weights file, e.g. runs/NAME/weights/best.pt.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics.json and detections.json; default: RUN/SPLIT."),
+    ] = None,
+) -> None:
+    """Compute the COCO figures of a detector on annotated images.
+
+    For example: fcos val runs/cells/weights/best.pt data=DIR --split test
+    """
+    from . import api
+    from .evaluation.report import default_folder, print_evaluation, save_evaluation
+
+    with _progress("evaluating") as progress:
+        result = api.evaluate(weights, *overrides or (), split=split, progress=progress)
+    print_evaluation(result, _console())
+    folder = out or default_folder(weights, split)
+    save_evaluation(result, folder)
+    print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
+
+
+@app.command()
+def predict(
+    weights: Annotated[str, typer.Argument(help="A weights file.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, globs, http(s) URLs.")],
+    out: Annotated[Path, typer.Option(help="Folder for the annotated pictures.")] = Path("predictions"),
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Leave out lower scores; default: 0.4.", show_default=False)
+    ] = None,
+    write_json: Annotated[bool, typer.Option("--json", help="Also write OUT/predictions.json.")] = False,
+) -> None:
+    """Detect on pictures and write annotated copies.
+
+    Options may stand among the sources as KEY=VALUE, for example data.test_short_side=600.
+    """
+    from . import api
+    from .inference.sources import predict_files
+
+    overrides = [s for s in sources if _OVERRIDE.match(s) and not Path(s).exists()]
+    detector = api.load(weights, *overrides)
+    pictures = [s for s in sources if s not in overrides]
+    done = predict_files(detector, pictures, out, threshold=threshold, write_json=write_json, report=_report)
+    if not done:
+        raise typer.Exit(2)
+
+
+_OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*=")
+
+
+def _report(result: PredictedFile) -> None:
+    if result.error is not None:
+        print(f"fcos: {result.error}", file=sys.stderr)
+    elif result.instances is not None:
+        counts = Counter(result.instances.names)
+        found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+        print(f"{result.source}: {found} -> {result.picture}")
+
+
+@app.command()
+def doctor(overrides: Overrides = None) -> None:
+    """Check a data set: broken files and annotations, counts. Exit code 1 when something must be mended.
+
+    For example: fcos doctor data=DIR
+    """
+    from .config import load_config
+    from .data.doctor import check
+
+    report = check(load_config(None, overrides or ()).data)
+    print(report)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@samples_app.command()
+def digits(  # noqa: PLR0917 (options of the command line)
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    train_images: Annotated[int, typer.Option(help="Number of training images.")] = 600,
+    val_images: Annotated[int, typer.Option(help="Number of validation images.")] = 100,
+    size: Annotated[int, typer.Option(help="Width and height, pixels.")] = 192,
+    classes: Annotated[int, typer.Option(help="How many of the ten digits.")] = 10,
+    seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
+) -> None:
+    """Write handwritten digits on photographs, in COCO layout."""
+    from .data.samples import make_digits
+
+    with _progress("drawing") as progress:
+        make_digits(
+            folder,
+            train_images=train_images,
+            val_images=val_images,
+            size=size,
+            classes=classes,
+            seed=seed,
+            progress=progress,
+        )
+    print(f"written: {folder}; train with: fcos train fcos_mnv2_small data={folder}")
+
+
+@config_app.command("list")
+def config_list() -> None:
+    """List the shipped recipes."""
+    from .config import recipe_names
+
+    for name in recipe_names():
+        print(name)
+
+
+@config_app.command("show")
+def config_show(
+    recipe: Annotated[str, typer.Argument(help="A recipe or a YAML file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Print the whole resolved config as YAML, every option explained."""
+    from .config import load_config
+    from .config_text import annotated_yaml
+
+    print(annotated_yaml(load_config(recipe, overrides or ())), end="")
+
+
+@config_app.command("diff")
+def config_diff(
+    first: Annotated[str, typer.Argument(help="A recipe or a YAML file.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+) -> None:
+    """Print the options in which two configs differ."""
+    from .config import load_config
+    from .config_text import changes
+
+    for key, old, new in changes(load_config(first), load_config(second)):
+        print(f"{key}: {old} -> {new}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the terminal (stderr), nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,71 @@
+"""An evaluation as tables for people and as files for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .coco import METRICS
+
+if TYPE_CHECKING:
+    from .loop import Evaluation
+
+_CLASS_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+
+
+def print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Print the 12 figures and those of every class: ruled on a terminal, aligned plain text elsewhere."""
+    for names in (METRICS[:6], METRICS[6:]):
+        _print_table(console, names, [[_figure(evaluation.metrics[name]) for name in names]])
+    rows = [
+        [escape(name), str(evaluation.boxes_per_class[name]), *(_figure(figures[key]) for key in _CLASS_FIGURES)]
+        for name, figures in evaluation.per_class.items()
+    ]
+    _print_table(console, ("class", "boxes", *_CLASS_FIGURES), rows)
+
+
+def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write `metrics.json` (null where a figure is not defined) and `detections.json` (COCO's result format)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {
+        "metrics": _defined(evaluation.metrics),
+        "per_class": {name: _defined(figures) for name, figures in evaluation.per_class.items()},
+        "boxes_per_class": evaluation.boxes_per_class,
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "detections.json").write_text(json.dumps(evaluation.detections, allow_nan=False), encoding="utf-8")
+
+
+def default_folder(weights: Path, split: str) -> Path:
+    """Where an evaluation is written: RUN/SPLIT for RUN/weights/NAME.pt, else a folder beside the file."""
+    if weights.parent.name == "weights":
+        return weights.parent.parent / split
+    return weights.with_name(f"{weights.stem}_{split}")
+
+
+def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    plain = not console.is_terminal
+    table = Table(box=None if plain else SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "class" else "right", no_wrap=plain)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if plain:
+        console.print()
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _defined(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}

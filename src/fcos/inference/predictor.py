@@ -1,0 +1,168 @@
+"""A detector that takes pictures in any form and answers in pixels of the original."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..config import Config
+from ..data.images import describe_failure, open_rgb, to_rgb
+from ..data.transforms import test_transform
+from ..errors import DataError
+from ..structures import Instances
+from .sources import fetch, is_url
+
+if TYPE_CHECKING:
+    from ..models import FCOS
+
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+
+DEFAULT_THRESHOLD = 0.4
+"""Scores are sqrt(class probability x centerness); on COCO the best F-measure of most classes lies at 0.4 to 0.6."""
+
+
+class Detector:
+    """A model with what belongs to it: sizes, class names, category ids.
+
+    Attributes:
+        model: in evaluation mode.
+        config: what it was trained with.
+        class_names: [K]; empty when unknown.
+        category_ids: [K], the training data's own id of every class.
+    """
+
+    def __init__(
+        self,
+        model: FCOS,
+        config: Config,
+        *,
+        class_names: Sequence[str] = (),
+        category_ids: Sequence[int] = (),
+    ):
+        self.model = model.eval()
+        self.config = config
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids) or tuple(range(model.num_classes))
+        self._transform = test_transform(config.data)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.pixel_mean.device
+
+    @overload
+    def predict(
+        self, images: Picture, *, threshold: float | None = None, batch_size: int | None = None
+    ) -> Instances: ...
+    @overload
+    def predict(
+        self, images: Sequence[Picture], *, threshold: float | None = None, batch_size: int | None = None
+    ) -> list[Instances]: ...
+
+    def predict(
+        self, images: Picture | Sequence[Picture], *, threshold: float | None = None, batch_size: int | None = None
+    ) -> Instances | list[Instances]:
+        """Detect on one picture or several, of any sizes.
+
+        Args:
+            images: a path, http(s) URL, PIL image, array ([H, W, 3] RGB or [H, W] grey, uint8) or tensor ([3, H, W] RGB
+                or [1, H, W] grey, uint8 or float in 0..1); or a list of them.
+            threshold: lower scores are left out, 0..1; None: 0.4. The model's own limits hold beside it
+                (`model.score_threshold`, `model.max_detections`).
+            batch_size: pictures a step; None: `config.eval.batch_size`. The result does not depend on it: pictures are
+                batched with others of the same padded shape only.
+
+        Returns:
+            For every picture its detections, best first: continuous XYXY boxes inside the original picture, on the CPU.
+            A single result for a single picture.
+
+        Raises:
+            DataError: a file that is no picture, or an array of another shape, type or range.
+            ValueError: a threshold outside 0..1.
+        """
+        if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
+            return self.predict([images], threshold=threshold, batch_size=batch_size)[0]
+        threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold: expected 0..1, found {threshold}")
+        step = batch_size or self.config.eval.batch_size
+        results: list[Instances] = []
+        for start in range(0, len(images), step):
+            numbered = zip(range(start, start + step), images[start:], strict=False)
+            chunk = [to_picture(image, where=f"images[{i}]") for i, image in numbered]
+            results += [found.above(threshold) for found in self._detect(chunk)]
+        return results
+
+    def _detect(self, pictures: Sequence[Image.Image]) -> list[Instances]:
+        """Detections in pixels of each picture; those of one padded shape pass the model together."""
+        pixels = [self._transform(picture)[0] for picture in pictures]
+        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        divisor = self.config.data.size_divisor
+        for i, image in enumerate(pixels):
+            groups[-(-image.shape[1] // divisor) * divisor, -(-image.shape[2] // divisor) * divisor].append(i)
+        results: dict[int, Instances] = {}
+        for (height, width), members in groups.items():
+            batch = torch.zeros(len(members), 3, height, width, dtype=torch.uint8)
+            for row, i in zip(batch, members, strict=True):
+                row[:, : pixels[i].shape[1], : pixels[i].shape[2]] = pixels[i]
+            sizes = torch.tensor([pixels[i].shape[1:] for i in members], device=self.device)
+            for i, found in zip(members, self.model.detect(batch.to(self.device), sizes), strict=True):
+                results[i] = self._finish(found, pictures[i])
+        return [results[i] for i in range(len(pictures))]
+
+    def _finish(self, found: Instances, picture: Image.Image) -> Instances:
+        """To continuous boxes inside the original picture, with class names."""
+        found = found.to("cpu").resize_to((picture.height, picture.width)).to_continuous(self.model.box_convention)
+        limit = found.boxes.new_tensor([picture.width, picture.height] * 2)
+        boxes = torch.minimum(found.boxes.clamp(min=0), limit)
+        return replace(found, boxes=boxes, class_names=self.class_names)
+
+
+def to_picture(image: Picture, *, where: str = "image") -> Image.Image:
+    """A picture of any form as RGB image; the forms are those of `Detector.predict`.
+
+    Raises:
+        DataError: it is none of them; `where` names it in the message.
+    """
+    if isinstance(image, str | Path):
+        return fetch(str(image)) if is_url(str(image)) else open_rgb(image)
+    if isinstance(image, Tensor):
+        image = _from_tensor(image, where)
+    if isinstance(image, np.ndarray):
+        image = _from_array(image, where)
+    if not isinstance(image, Image.Image):
+        raise DataError(f"{where}: expected a path, PIL image, array or tensor, found {type(image).__name__}")
+    try:
+        return to_rgb(image)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: {describe_failure(error)}") from None
+
+
+def _from_array(image: np.ndarray, where: str) -> Image.Image:
+    shape = image.shape
+    if image.dtype != np.uint8 or not (image.ndim == 2 or shape[2:] in ((1,), (3,))) or 0 in shape:
+        found = f"{list(shape)} of {image.dtype}"
+        raise DataError(f"{where}: expected an array [H, W, 3] (RGB) or [H, W] (grey) of uint8, found {found}")
+    return Image.fromarray(np.ascontiguousarray(image[..., 0] if shape[2:] == (1,) else image))
+
+
+def _from_tensor(image: Tensor, where: str) -> np.ndarray:
+    image = image.detach().cpu()
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise DataError(f"{where}: expected a tensor [3, H, W] (RGB) or [1, H, W] (grey), found {list(image.shape)}")
+    if image.is_floating_point():
+        if not bool(((image >= 0) & (image <= 1)).all()):  # NaN is neither
+            found = f"{image.min().item():g}..{image.max().item():g}"
+            raise DataError(f"{where}: a tensor of floats must lie in 0..1, found {found}; or give uint8 0..255")
+        image = (image * 255).round().to(torch.uint8)
+    elif image.dtype != torch.uint8:
+        raise DataError(f"{where}: expected a tensor of uint8 (0..255) or floats (0..1), found {image.dtype}")
+    return image.permute(1, 2, 0).numpy()

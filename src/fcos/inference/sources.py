@@ -1,0 +1,190 @@
+"""Pictures from files, folders, globs and the web; annotated copies and a JSON file out."""
+
+from __future__ import annotations
+
+import glob
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+
+from ..data.images import IMAGE_SUFFIXES, describe_failure, open_rgb, to_rgb
+from ..errors import DataError
+from ..structures import Instances
+from .draw import draw
+
+if TYPE_CHECKING:
+    from .predictor import Detector
+
+_WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # pictures of other kinds are written as PNG
+_TIMEOUT = 20  # seconds without an answer
+_CHUNK = 16  # pictures held in memory
+
+
+@dataclass(frozen=True)
+class PredictedFile:
+    """What became of one source.
+
+    Attributes:
+        source: path or URL.
+        picture: the annotated copy; None when it failed.
+        instances: what was found, in pixels of the original; None when it failed.
+        error: why it failed.
+    """
+
+    source: str
+    picture: Path | None = None
+    instances: Instances | None = None
+    error: str | None = None
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is fetched from the web."""
+    return source.startswith(("http://", "https://"))
+
+
+def expand(source: str) -> list[str]:
+    """The pictures that a file name, folder, glob (`**` also enters folders) or URL stands for, sorted.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = Path(source)
+    if is_url(source) or path.is_file():
+        return [source]
+    if path.is_dir():
+        found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise DataError(f"{source}: no picture in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
+        return found
+    found = sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file())
+    if not found:
+        what = "no file matches" if glob.has_magic(source) else "no such file or folder"
+        raise DataError(f"{source}: {what}")
+    return found
+
+
+def fetch(url: str) -> Image.Image:
+    """Download a picture, as RGB image.
+
+    Raises:
+        DataError: no answer, an error of the server, or something that is no picture.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "fcos"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            content, kind = answer.read(), answer.headers.get_content_type()
+    except urllib.error.HTTPError as error:
+        raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{url}: cannot be fetched: {getattr(error, 'reason', error)}") from None
+    try:
+        with Image.open(BytesIO(content)) as image:
+            return to_rgb(image)
+    except Exception as error:  # Pillow lets almost any exception escape from a damaged file
+        raise DataError(f"{url}: {describe_failure(error)} ({kind}, {len(content)} bytes)") from None
+
+
+def predict_files(
+    detector: Detector,
+    sources: Sequence[str],
+    out: Path,
+    *,
+    threshold: float | None = None,
+    write_json: bool = False,
+    report: Callable[[PredictedFile], None],
+) -> bool:
+    """Detect on every picture and write annotated copies into a folder; a picture that fails does not stop the others.
+
+    Args:
+        detector: what detects.
+        sources: see `expand`.
+        out: made when missing. Copies keep their file names, numbered where two are equal.
+        threshold: see `Detector.predict`.
+        write_json: also write `predictions.json`: file, size, and per object name, category id, score and box (XYXY,
+            continuous pixels of the original picture).
+        report: called with every result.
+
+    Returns:
+        Whether all went well.
+
+    Raises:
+        DataError: `out` is a folder that pictures come from.
+    """
+    results: list[PredictedFile] = []
+    files: list[str] = []
+    for source in sources:
+        try:
+            files += expand(source)
+        except DataError as error:
+            results.append(PredictedFile(source, error=str(error)))
+            report(results[-1])
+    files = list(dict.fromkeys(files))
+    if any(not is_url(file) and Path(file).resolve().parent == out.resolve() for file in files):
+        raise DataError(f"{out}: the pictures come from this folder and would be overwritten; give another one (--out)")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        for result in _predict(detector, files, out, threshold):
+            results.append(result)
+            report(result)
+    finally:  # an interrupted run leaves what it has
+        if write_json:
+            rows = [_to_json(result, detector.category_ids) for result in results]
+            (out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return all(result.error is None for result in results)
+
+
+def _predict(detector: Detector, files: list[str], out: Path, threshold: float | None) -> Iterator[PredictedFile]:
+    taken: set[str] = set()
+    for start in range(0, len(files), _CHUNK):
+        images: dict[str, Image.Image] = {}
+        for file in files[start : start + _CHUNK]:
+            try:
+                images[file] = fetch(file) if is_url(file) else open_rgb(file)
+            except DataError as error:
+                yield PredictedFile(file, error=str(error))
+        found = detector.predict(list(images.values()), threshold=threshold)
+        for (file, image), instances in zip(images.items(), found, strict=True):
+            picture = out / _file_name(file, taken)
+            try:
+                draw(image, instances).save(picture, quality=92)
+            except OSError as error:
+                yield PredictedFile(file, instances=instances, error=f"{picture}: cannot be written: {error}")
+            else:
+                yield PredictedFile(file, picture, instances)
+
+
+def _file_name(source: str, taken: set[str]) -> str:
+    """The file name of a source, with a number when another source has it already (whatever the case of letters)."""
+    path = Path(unquote(urlsplit(source).path) if is_url(source) else source)
+    stem, suffix = path.stem or "picture", path.suffix if path.suffix.lower() in _WRITTEN else ".png"
+    name, number = stem + suffix, 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}_{number}{suffix}"
+    taken.add(name.lower())
+    return name
+
+
+def _to_json(result: PredictedFile, category_ids: Sequence[int]) -> dict[str, Any]:
+    if result.instances is None:
+        return {"file": result.source, "error": result.error}
+    found = result.instances
+    objects = zip(found.names, found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    return {
+        "file": result.source,
+        "picture": None if result.picture is None else result.picture.name,
+        "width": found.size[1],
+        "height": found.size[0],
+        "detections": [
+            {"name": name, "category_id": category_ids[label], "score": score, "box": box}
+            for name, label, score, box in objects
+        ],
+    }

@@ -1,0 +1,106 @@
+"""Pictures of detections."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcos.inference.draw import class_color, draw, draw_pair
+from fcos.structures import Instances
+
+
+def instances(boxes, *, size, labels=None, scores=None, names=()):
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    labels = torch.zeros(len(boxes), dtype=torch.int64) if labels is None else torch.tensor(labels)
+    scores = torch.full((len(boxes),), 0.9) if scores is None else torch.tensor(scores)
+    return Instances(boxes, labels, scores, size, names)
+
+
+def changed(before, after):
+    """[H, W]: where two pictures differ."""
+    return (np.asarray(before) != np.asarray(after)).any(axis=2)
+
+
+GREY = Image.new("RGB", (640, 480), (120, 120, 120))
+ONE = instances([[100, 200, 300, 400]], size=(480, 640), names=("cell",))
+
+
+def test_the_line_of_a_box_has_the_colour_of_its_class_on_its_border():
+    picture = np.asarray(draw(GREY, ONE))
+    assert tuple(picture[300, 100]) == tuple(picture[300, 299]) == tuple(picture[399, 200]) == class_color(0)
+
+
+def test_the_image_itself_is_not_changed():
+    image = GREY.copy()
+    draw(image, ONE)
+    assert not changed(image, GREY).any()
+
+
+def test_no_detections_leave_the_picture_as_it_is():
+    assert not changed(draw(GREY, instances([], size=(480, 640))), GREY).any()
+
+
+def test_arrays_tensors_and_pil_images_give_the_same_picture():
+    array = np.asarray(GREY)
+    expected = draw(GREY, ONE)
+    assert not changed(draw(array, ONE), expected).any()
+    assert not changed(draw(torch.tensor(array).permute(2, 0, 1), ONE), expected).any()
+
+
+def test_boxes_are_scaled_from_their_frame_to_the_picture():
+    twice = instances([[200, 400, 600, 800]], size=(960, 1280), names=("cell",))
+    assert not changed(draw(GREY, twice), draw(GREY, ONE)).any()
+
+
+def test_small_pictures_are_enlarged_by_a_whole_factor():
+    small = Image.new("RGB", (160, 128))
+    assert draw(small, instances([[10, 10, 50, 50]], size=(128, 160))).size == (640, 512)
+    assert draw(small, instances([[10, 10, 50, 50]], size=(128, 160)), scale=1).size == (160, 128)
+
+
+def test_the_score_can_be_left_out():
+    with_score, without = draw(GREY, ONE), draw(GREY, ONE, scores=False)
+    assert changed(with_score, GREY)[:198].sum() > changed(without, GREY)[:198].sum() > 0
+
+
+@pytest.mark.parametrize("box", [[0, 0, 30, 20], [600, 0, 640, 30], [0, 440, 30, 480], [610, 450, 640, 480]])
+def test_the_tag_of_a_box_in_a_corner_is_complete(box):
+    """As many pixels of the tag as in the middle of the picture, which it would not have if it were cut."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    middle = instances([[300, 200, 300 + width, 200 + height]], size=(480, 640), names=("cell",))
+    corner = instances([box], size=(480, 640), names=("cell",))
+
+    def ink(found):  # the text is the only thing as dark
+        return int((np.asarray(draw(GREY, found)) < 30).all(axis=2).sum())
+
+    assert ink(corner) == pytest.approx(ink(middle), rel=0.25)
+
+
+def test_tags_of_two_equal_boxes_stand_apart():
+    alone = draw(GREY, instances([[100, 200, 300, 400]], size=(480, 640), labels=[1]))
+    both = draw(GREY, instances([[100, 200, 300, 400]] * 2, size=(480, 640), labels=[1, 2], scores=[0.9, 0.8]))
+    tag = changed(alone, GREY)[:198]  # that of the first one, above the box
+    assert not changed(alone, both)[:198][tag].any()
+    assert changed(both, alone)[402:].any()  # the second one below
+
+
+def test_the_first_thousand_classes_have_many_colours():
+    colors = [class_color(label) for label in range(1000)]
+    assert len(set(colors)) > 900
+    assert all(0 <= value <= 255 for color in colors for value in color)
+
+
+def test_a_pair_shows_predictions_left_and_truth_right():
+    truth = instances([[400, 100, 500, 200]], size=(480, 640), names=("cell",))
+    sheet = draw_pair(GREY, ONE, truth)
+    strip = sheet.height - 480
+    gap = sheet.width - 2 * 640
+    left = sheet.crop((0, strip, 640, strip + 480))
+    right = sheet.crop((640 + gap, strip, sheet.width, strip + 480))
+    assert not changed(left, draw(GREY, ONE)).any()
+    assert not changed(right, draw(GREY, truth, scores=False)).any()
+
+
+def test_a_pair_without_any_box_is_drawn():
+    nothing = instances([], size=(480, 640))
+    assert draw_pair(GREY, nothing, nothing).width > 2 * 640
