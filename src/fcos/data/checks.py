@@ -1,0 +1,158 @@
+"""From a Source to Annotations: every image and box is checked, what cannot be used is left out and told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from ..errors import DataError
+from .dataset import Annotations
+from .images import check_images
+from .source import Problem, Source
+
+
+def checked(source: Source, *, class_names: Sequence[str] | None, decode: bool) -> tuple[Annotations, list[Problem]]:
+    """Check a split.
+
+    A box that sticks out of its image is clipped, with a warning where it is more than half a pixel.
+
+    Args:
+        source: the split as read.
+        class_names: the classes in label order; None: those of the source.
+        decode: decode every image instead of looking at its header and end only.
+
+    Returns:
+        What is usable, and all problems.
+
+    Raises:
+        DataError: the data has no classes.
+    """
+    names = tuple(source.class_names if class_names is None else class_names)
+    if not names:
+        raise DataError(f"{source.annotation_file(0) if source.annotation_files else source.root}: found no classes")
+    image_ok, sizes, problems = _check_images(source, decode)
+    labels, category_ids, unknown = _map_labels(source, names)
+    boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
+    problems = [*source.problems, *problems, *unknown, *box_problems]
+
+    kept = np.flatnonzero(box_ok)
+    kept = kept[np.argsort(source.image_of[kept], kind="stable")]
+    counts = np.bincount(source.image_of[kept], minlength=len(image_ok))[image_ok]
+    boxes = boxes[kept]
+    areas = source.areas[kept]
+    own_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    images = np.flatnonzero(image_ok)
+    encoded = [source.file_names[i].encode() for i in images]
+    annotations = Annotations(
+        root=source.root,
+        names=b"".join(encoded),
+        name_offsets=_offsets(np.array([len(name) for name in encoded], dtype=np.int64)),
+        image_ids=source.image_ids[images],
+        sizes=sizes[images],
+        offsets=_offsets(counts),
+        boxes=boxes,
+        labels=labels[kept],
+        crowd=source.crowd[kept],
+        areas=np.where(areas > 0, areas, own_areas).astype(np.float32),
+        annotation_ids=source.numbers[kept] if source.unit == "annotation" else np.arange(1, len(kept) + 1),
+        class_names=names,
+        category_ids=category_ids,
+    )
+    without = int((counts == 0).sum())
+    if without:
+        message = f"{without} of {len(images)} images have no box; they train as background"
+        problems.append(Problem("image without boxes", str(source.root), "", message, "warning"))
+    return annotations, problems
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _check_images(source: Source, decode: bool) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """Which images are usable [I], their sizes [I, 2] as displayed, and the problems of the others."""
+    paths = [source.path(i) for i in range(len(source.file_names))]
+    usable, sizes, problems = np.ones(len(paths), dtype=bool), np.zeros((len(paths), 2), dtype=np.int32), []
+    console = Console(stderr=True)
+    checks = track(
+        check_images(paths, decode=decode),
+        description="Checking images",
+        total=len(paths),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal or len(paths) < 1000,
+    )
+    for i, check in enumerate(checks):
+        sizes[i] = check.size
+        declared = tuple(source.sizes[i].tolist())
+        # Tools disagree on whether width and height are those before or after the EXIF rotation; boxes are after it.
+        accepted = ((0, 0), check.size, check.size[::-1] if check.turned else check.size)
+        message = check.problem
+        kind = "missing image" if message == "no such file" else "unreadable image"
+        if message is None and declared not in accepted:
+            kind = "wrong image size"
+            (height, width), said = check.size, f"{declared[1]}x{declared[0]}"
+            message = f"{source.annotation_file(i)} says {said} but the image is {width}x{height}"
+        if message is not None:
+            usable[i] = False
+            problems.append(Problem(kind, str(paths[i]), f"image {source.image_ids[i]}", message))
+    return usable, sizes, problems
+
+
+def _map_labels(source: Source, names: tuple[str, ...]) -> tuple[np.ndarray, tuple[int, ...], list[Problem]]:
+    """Labels [B] in terms of `names` (-1: not among them), the ids of `names`, and a problem for each unknown class."""
+    position = {name: label for label, name in enumerate(names)}
+    new_label = np.array([position.get(name, -1) for name in source.class_names], dtype=np.int64)
+    problems = []
+    for old in np.flatnonzero(new_label < 0):
+        boxes = np.flatnonzero(source.labels == old)
+        if len(boxes):
+            message = (
+                f"{len(boxes)} boxes of class {source.class_names[old]!r}, which is none of {', '.join(names):.200}"
+            )
+            problems.append(source.box_problem(int(boxes[0]), "unknown class", message))
+    ids = dict(zip(source.class_names, source.category_ids, strict=True))
+    free = max(source.category_ids, default=0)
+    for name in names:
+        if name not in ids:
+            free += 1
+            ids[name] = free
+    labels = new_label[source.labels] if len(source.labels) else source.labels
+    return labels, tuple(ids[name] for name in names), problems
+
+
+def _check_boxes(
+    source: Source, sizes: np.ndarray, candidates: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """Boxes [B, 4] float32 clipped to their images, which of them are usable [B], and the problems."""
+    frames = sizes[source.image_of].astype(np.float64)[:, [1, 0, 1, 0]]
+    raw = source.boxes * frames if source.relative else source.boxes
+    boxes = np.clip(raw, 0, frames).astype(np.float32)
+    finite = np.isfinite(raw).all(axis=1)
+    extent = raw[:, 2:] - raw[:, :2]
+    inverted = (extent < 0).any(axis=1)
+    outside = ((raw[:, :2] >= frames[:, :2]) | (raw[:, 2:] <= 0)).any(axis=1)
+    empty = (extent == 0).any(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+    clipped = (np.abs(boxes - raw) > 0.5).any(axis=1)
+    problems: list[Problem] = []
+    remaining = candidates.copy()
+    for kind, mask, text in (
+        ("box without numbers", ~finite, "is not four finite numbers"),
+        ("inverted box", inverted, "ends before it begins"),
+        ("box outside image", outside & ~(extent == 0).any(axis=1), "lies outside the image"),
+        ("empty box", empty, "has no area"),
+    ):
+        bad = np.flatnonzero(remaining & mask)
+        problems += [source.box_problem(int(i), kind, f"{_show(raw[i], frames[i])} {text}") for i in bad]
+        remaining[bad] = False
+    for i in np.flatnonzero(remaining & clipped):
+        message = f"{_show(raw[i], frames[i])} sticks out of the image; clipped"
+        problems.append(source.box_problem(int(i), "clipped box", message, "warning"))
+    return boxes, remaining, problems
+
+
+def _show(box: np.ndarray, frame: np.ndarray) -> str:
+    return f"box x1 y1 x2 y2 = {' '.join(f'{v:g}' for v in box)} of the {frame[0]:g}x{frame[1]:g} image"

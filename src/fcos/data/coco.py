@@ -1,0 +1,194 @@
+"""COCO JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, folder_with
+
+
+def find(root: Path, split: Split) -> SplitFiles | None:
+    """Find a split's JSON file and the folders its images may be in.
+
+    Known layouts: DIR/SPLIT.json; DIR/annotations/SPLIT.json and the like, also as instances_SPLIT2017.json;
+    DIR/SPLIT/_annotations.coco.json (Roboflow).
+
+    Raises:
+        DataError: several files fit.
+    """
+    names = SPLIT_NAMES[split]
+    stem = re.compile(rf"(instances_)?({'|'.join(names)})(_?\d{{4}})?")
+    found = [p for folder in (root, root / "annotations") for p in folder.glob("*.json") if stem.fullmatch(p.stem)]
+    found += [p for name in names for p in (root / name).glob("_annotations.coco.json")]
+    if len(found) > 1:
+        raise DataError(
+            f"{root}: several files for {split}: {', '.join(sorted(str(p.relative_to(root)) for p in found))};"
+            f" choose one with data.{split}.annotations=FILE"
+        )
+    return SplitFiles(found[0], image_folders(found[0], split)) if found else None
+
+
+def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
+    """The folders that the file names of a JSON file may be relative to, likeliest first."""
+    base = annotations.parent.parent if annotations.parent.name == "annotations" else annotations.parent
+    stem = annotations.stem.removeprefix("instances_")
+    subfolders = [
+        s for name in dict.fromkeys((stem, *SPLIT_NAMES[split])) for s in (name, f"images/{name}", f"{name}/images")
+    ]
+    return tuple(base / subfolder for subfolder in (*subfolders, "images", "."))
+
+
+def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
+    """Read a JSON file. Images are in the order of their ids, classes in the order of the file.
+
+    Missing `segmentation`, `iscrowd`, `area`, image size and annotation id are fine. A category without annotations
+    that only serves as the supercategory of others is not a class.
+
+    Raises:
+        DataError: the file as a whole is unusable.
+    """
+    assert files.annotations is not None
+    path = files.annotations
+    images, annotations, categories = _load(path)
+    problems: list[Problem] = []
+
+    def report(kind: str, where: str, message: str) -> None:
+        problems.append(Problem(kind, str(path), where, message))
+
+    images = _usable(images, "image", ("id", "file_name"), report)
+    images.sort(key=lambda image: image["id"])
+    annotations = _usable(annotations, "annotation", ("image_id", "category_id", "bbox"), report)
+    ids, names = _classes(path, categories, {a["category_id"] for a in annotations})
+
+    image_of = _positions([a["image_id"] for a in annotations], [image["id"] for image in images])
+    labels = _positions([a["category_id"] for a in annotations], ids)
+    for position in np.flatnonzero(image_of < 0):
+        a = annotations[position]
+        report(
+            "annotation for unknown image", f"annotation {a['id']}", f"its image_id {a['image_id']} is not in the file"
+        )
+    for position in np.flatnonzero((labels < 0) & (image_of >= 0)):
+        a = annotations[position]
+        report("unknown category", f"annotation {a['id']}", f"its category_id {a['category_id']} is not in the file")
+    known = np.flatnonzero((image_of >= 0) & (labels >= 0))
+    annotations = [annotations[i] for i in known]
+
+    boxes = _boxes(annotations, report)
+    boxes[:, 2:] += boxes[:, :2]
+    file_names = [image["file_name"] for image in images]
+    return Source(
+        root=folder_with(files.images, file_names),
+        file_names=file_names,
+        image_ids=np.array([image["id"] for image in images], dtype=np.int64),
+        sizes=np.array([_size(image) for image in images], dtype=np.int32).reshape(-1, 2),
+        annotation_files=[path],
+        unit="annotation",
+        image_of=image_of[known],
+        boxes=boxes,
+        labels=labels[known],
+        crowd=np.array([bool(a.get("iscrowd")) for a in annotations], dtype=bool),
+        areas=np.array([_number(a.get("area")) for a in annotations], dtype=np.float64),
+        numbers=np.array([a["id"] for a in annotations], dtype=np.int64),
+        class_names=names,
+        category_ids=ids,
+        problems=problems,
+    )
+
+
+def _load(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
+    try:
+        tree = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+    keys = ("images", "annotations", "categories")
+    if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
+        found = ", ".join(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
+        raise DataError(
+            f"{path}: expected a COCO file, an object with the lists {', '.join(keys)}; found {found or 'none'}"
+        )
+    return tree["images"], tree["annotations"], tree["categories"]
+
+
+def _usable(entries: list[Any], what: str, keys: tuple[str, ...], report: Any) -> list[dict[str, Any]]:
+    """The entries that have the keys, integer ids, and an id not seen before."""
+    usable, seen, next_id = [], set(), 0
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            report(f"broken {what}", f"{what} at position {position}", f"expected an object, found {entry!r:.60}")
+            continue
+        if what == "annotation" and entry.get("id") is None:
+            next_id = next_id or 1 + max(
+                (e["id"] for e in entries if isinstance(e, dict) and type(e.get("id")) is int), default=0
+            )
+            entry = {**entry, "id": next_id}  # noqa: PLW2901
+            next_id += 1
+        where = f"{what} {entry.get('id')}"
+        missing = [key for key in keys if entry.get(key) is None]
+        wrong = [k for k in ("id", "image_id", "category_id") if type(entry.get(k, 0)) is not int]
+        if missing:
+            report(f"broken {what}", where, f"has no {' and no '.join(missing)}")
+        elif wrong or not isinstance(entry.get("file_name", ""), str):
+            report(
+                f"broken {what}", where, f"{(wrong or ['file_name'])[0]} must be {'an integer' if wrong else 'text'}"
+            )
+        elif entry["id"] in seen:
+            report(f"duplicated {what} id", where, f"another {what} has the same id")
+        else:
+            seen.add(entry["id"])
+            usable.append(entry)
+    return usable
+
+
+def _classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[int], list[str]]:
+    """Ids and names of the classes, in the order of the file."""
+    for c in categories:
+        if not isinstance(c, dict) or type(c.get("id")) is not int or not isinstance(c.get("name"), str):
+            raise DataError(f"{path}: every category needs an integer id and a name, found {c!r:.80}")
+    parents = {c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]}
+    classes = [c for c in categories if c["id"] in used or c["name"] not in parents]
+    for key in ("id", "name"):
+        values = [c[key] for c in classes]
+        twice = sorted({repr(v) for v in values if values.count(v) > 1})
+        if twice:
+            raise DataError(f"{path}: categories with the same {key}: {', '.join(twice)}")
+    return [c["id"] for c in classes], [c["name"] for c in classes]
+
+
+def _positions(values: list[int], known: list[int]) -> np.ndarray:
+    """Where each value is in `known`, -1 where it is not: int64 [len(values)]."""
+    position = {value: i for i, value in enumerate(known)}
+    return np.array([position.get(value, -1) for value in values], dtype=np.int64)
+
+
+def _boxes(annotations: list[dict[str, Any]], report: Any) -> np.ndarray:
+    """XYWH float64 [B, 4]; NaN where an annotation has something else."""
+    try:
+        boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
+        if boxes.shape == (len(annotations), 4):
+            return boxes
+    except (TypeError, ValueError):
+        pass
+    boxes = np.full((len(annotations), 4), np.nan)
+    for row, annotation in zip(boxes, annotations, strict=True):
+        box = annotation["bbox"]
+        if isinstance(box, list) and len(box) == 4:
+            row[:] = [_number(v) for v in box]
+    return boxes
+
+
+def _size(image: dict[str, Any]) -> tuple[int, int]:
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if type(height) is int and type(width) is int else (0, 0)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else np.nan

@@ -1,0 +1,162 @@
+"""Annotations as flat arrays, and the data set that reads and transforms images.
+
+Shape letters: I images, B boxes of all images, K classes, M boxes of one image, H W image size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..structures import BoxConvention
+from .images import open_rgb
+from .transforms import Transform, to_inclusive
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """The checked annotations of a split: a dozen arrays, whatever their number, so that loader workers share them.
+
+    Attributes:
+        root: the folder of the images.
+        names: the file names, one after the other, UTF-8.
+        name_offsets: int64 [I + 1], where each name begins.
+        image_ids: int64 [I], the original ids (1, 2, ... for formats without).
+        sizes: int32 [I, 2] (height, width), as displayed (after the EXIF rotation).
+        offsets: int64 [I + 1], where each image's boxes begin.
+        boxes: float32 [B, 4] XYXY, continuous, pixels of the original image, inside it.
+        labels: int64 [B] in 0..K-1.
+        crowd: bool [B], to be ignored: neither object nor background (COCO's iscrowd, VOC's difficult).
+        areas: float32 [B], as annotated (COCO: of the segmentation), else of the box.
+        annotation_ids: int64 [B], the original ids (1, 2, ... for formats without).
+        class_names: K names.
+        category_ids: K original ids; label k is category_ids[k].
+    """
+
+    root: Path
+    names: bytes
+    name_offsets: np.ndarray
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+    annotation_ids: np.ndarray
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def file_name(self, index: int) -> str:
+        """The name of an image's file as annotated, relative to `root`."""
+        return self.names[self.name_offsets[index] : self.name_offsets[index + 1]].decode()
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.root / self.file_name(index)
+
+    def span(self, index: int) -> slice:
+        """Where the boxes of an image are in `boxes`, `labels`, `crowd`, `areas`, `annotation_ids`."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def inclusive(self) -> Annotations:
+        """The same in the original's inclusive boxes; boxes of a pixel or less are gone."""
+        image_of = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        boxes, kept = to_inclusive(torch.from_numpy(self.boxes), torch.from_numpy(self.sizes[image_of]))
+        mask = kept.numpy()
+        counts = np.bincount(image_of[mask], minlength=len(self))
+        return replace(
+            self,
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            boxes=boxes.numpy()[mask],
+            labels=self.labels[mask],
+            crowd=self.crowd[mask],
+            areas=self.areas[mask],
+            annotation_ids=self.annotation_ids[mask],
+        )
+
+    def to_coco(self) -> dict[str, Any]:
+        """The ground truth as a COCO dictionary with the original ids; the boxes are those of `boxes`, as XYWH."""
+        image_of = np.repeat(self.image_ids, np.diff(self.offsets)).tolist()
+        boxes = self.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        columns = (self.annotation_ids, np.array(self.category_ids)[self.labels], boxes, self.areas, self.crowd)
+        ids, categories, xywh, areas, crowd = (column.tolist() for column in columns)
+        return {
+            "images": [
+                {"id": image_id, "file_name": self.file_name(i), "height": height, "width": width}
+                for i, (image_id, (height, width)) in enumerate(
+                    zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
+                )
+            ],
+            "annotations": [
+                {"id": i, "image_id": image, "category_id": c, "bbox": box, "area": area, "iscrowd": int(is_crowd)}
+                for i, image, c, box, area, is_crowd in zip(ids, image_of, categories, xywh, areas, crowd, strict=True)
+            ],
+            "categories": [
+                {"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+        }
+
+
+class Sample(NamedTuple):
+    """One transformed image.
+
+    Attributes:
+        image: uint8 [3, H, W] RGB.
+        boxes: float32 [M, 4] XYXY in pixels of `image`, in the data set's convention.
+        labels: int64 [M].
+        crowd: bool [M].
+        index: position in the data set.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    index: int
+
+
+class DetectionDataset:
+    """Reads and transforms the images of a split.
+
+    `dataset[index]` is a Sample; `dataset.load(index, seed)` draws scale and flip from the seed.
+    """
+
+    def __init__(
+        self, annotations: Annotations, *, transform: Transform, box_convention: BoxConvention = "continuous"
+    ) -> None:
+        self.annotations = annotations if box_convention == "continuous" else annotations.inclusive()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.load(index, 0)
+
+    def load(self, index: int, seed: int) -> Sample:
+        """Read and transform one image.
+
+        Raises:
+            DataError: the file cannot be read, or its size is not what it was at the start.
+        """
+        path = self.annotations.path(index)
+        image = open_rgb(path)
+        height, width = self.annotations.sizes[index].tolist()
+        if (image.height, image.width) != (height, width):
+            raise DataError(f"{path}: is {image.width}x{image.height}, was {width}x{height} when the data was checked")
+        span = self.annotations.span(index)
+        boxes = torch.from_numpy(self.annotations.boxes[span])
+        pixels, boxes = self.transform(image, boxes, seed=seed)
+        labels, crowd = (torch.from_numpy(column[span]) for column in (self.annotations.labels, self.annotations.crowd))
+        return Sample(pixels, boxes, labels, crowd, index)

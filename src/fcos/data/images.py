@@ -1,0 +1,124 @@
+"""Image files to RGB pixels, and the check that finds files which cannot be read before a run needs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from ..errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read an image file as uint8 [3, H, W] RGB, rotated as its EXIF orientation says.
+
+    Raises:
+        DataError: the file is missing, truncated or no image.
+    """
+    return image_to_tensor(open_rgb(path))
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """Read an image file as an RGB image, rotated as its EXIF orientation says.
+
+    Raises:
+        DataError: the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except Exception as error:  # Pillow lets almost any exception escape from a damaged file
+        raise DataError(f"{path}: {describe_failure(error)}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB, as a viewer would show it.
+
+    The EXIF orientation is applied. 16-bit values are scaled by 1/256, not clipped. Transparent pixels are laid on
+    white. Grey, palette, CMYK and the other modes are converted by Pillow; of several frames the first is taken.
+
+    Raises:
+        ValueError: floating-point images, whose range is unknown.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
+    if image.mode.startswith("I"):  # I;16, I;16B, ...: 16 bits; I: 32 bits, which Pillow uses for 16-bit files, too
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """The pixels of an RGB image as uint8 [3, H, W] (a channels-last view, made contiguous where it is copied next)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def describe_failure(error: Exception) -> str:
+    """Why an image could not be read, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image, or damaged at the start"
+    return f"cannot be read: {error or type(error).__name__}"
+
+
+class ImageCheck(NamedTuple):
+    """What `check_image` found: (height, width) as displayed, whether EXIF turns it by 90 degrees, or a problem."""
+
+    size: tuple[int, int]
+    turned: bool = False
+    problem: str | None = None
+
+
+def check_image(path: str | Path, *, decode: bool) -> ImageCheck:
+    """Read an image's size and see whether the file is whole.
+
+    Args:
+        path: the file.
+        decode: decode every pixel. Otherwise JPEG and PNG files that begin and end as they must are believed, which
+            is some twenty times faster and finds every truncated file; what does not end so, and other formats, are
+            decoded, too.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = _orientation(image)
+            if decode or not _ends_well(image, path):
+                image.load()
+            width, height = image.size
+    except Exception as error:  # as in open_rgb
+        return ImageCheck((0, 0), problem=describe_failure(error))
+    turned = orientation in (5, 6, 7, 8)
+    return ImageCheck((width, height) if turned else (height, width), turned)
+
+
+def check_images(paths: Sequence[Path], *, decode: bool) -> Iterator[ImageCheck]:
+    """Check many files in threads, in order."""
+    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
+        yield from pool.map(lambda path: check_image(path, decode=decode), paths, chunksize=1)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the file in search of it
+        return 1
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _ends_well(image: Image.Image, path: str | Path) -> bool:
+    end = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(image.format or "")
+    if end is None:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end

@@ -1,0 +1,177 @@
+"""Batches from a data set: padding, worker processes, and images that turn bad during a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..config import Config
+from ..errors import ConfigError, DataError
+from ..structures import Batch, Targets
+from .dataset import Annotations, DetectionDataset, Sample
+from .samplers import Draw, aspect_groups, rank_part, training_draws
+from .transforms import Transform, resize_size, test_transform, train_transform
+
+logger = logging.getLogger(__name__)
+
+
+def collate(samples: Sequence[Sample], *, size_divisor: int) -> Batch:
+    """Pad images at the right and the bottom with zeros to one size, a multiple of `size_divisor`."""
+    sizes = torch.tensor([sample.image.shape[1:] for sample in samples])
+    height, width = (-(-side // size_divisor) * size_divisor for side in sizes.amax(dim=0).tolist())
+    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    for padded, sample in zip(images, samples, strict=True):
+        padded[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+    targets = Targets.pad([s.boxes for s in samples], [s.labels for s in samples], [s.crowd for s in samples])
+    return Batch(images, sizes, targets, torch.tensor([sample.index for sample in samples]))
+
+
+class _Loaded(NamedTuple):
+    """What a worker sends: errors travel as text, an exception would arrive buried in the worker's traceback."""
+
+    batch: Batch | None
+    errors: list[str]
+
+
+class _Reader:
+    """Maps the draws of a batch to the batch; runs in the workers."""
+
+    def __init__(self, dataset: DetectionDataset, *, training: bool, size_divisor: int, skip: bool) -> None:
+        self.dataset, self.training, self.size_divisor, self.skip = dataset, training, size_divisor, skip
+
+    def __getitem__(self, draws: Sequence[Draw]) -> _Loaded:
+        samples, errors = [], []
+        for draw in draws:
+            # In training the next readable image takes the place of a bad one.
+            for step in range(len(self.dataset) if self.training else 1):
+                try:
+                    samples.append(self.dataset.load((draw.index + step) % len(self.dataset), draw.seed))
+                    break
+                except DataError as error:
+                    errors.append(str(error))
+                    if not self.skip:
+                        return _Loaded(None, errors)
+        if not samples:
+            return _Loaded(None, errors)
+        batch = collate(samples, size_divisor=self.size_divisor)
+        return _Loaded(batch if self.training else batch._replace(targets=None), errors)
+
+
+class Loader:
+    """Yields batches.
+
+    Attributes:
+        left_out: how many times an image could not be read and was replaced (training) or left out.
+    """
+
+    def __init__(self, reader: _Reader, draws: Callable[[], Iterable[Sequence[Draw]]], *, workers: int) -> None:
+        self.left_out = 0
+        self._reader, self._draws, self._workers = reader, draws, workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        # The loader's own generator: the global random state must not depend on how often an iterator is made.
+        # Workers compute with one thread each; torch sees to that.
+        batches = DataLoader(
+            self._reader,  # pyright: ignore[reportArgumentType]
+            sampler=self._draws(),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+        told: set[str] = set()
+        for loaded in batches:
+            if loaded.errors and not self._reader.skip:
+                raise DataError(loaded.errors[0])
+            if loaded.batch is None and self._reader.training:
+                raise DataError(f"no training image can be read any more; {loaded.errors[0]}")
+            self.left_out += len(loaded.errors)
+            for error in loaded.errors:
+                if error not in told:
+                    logger.warning("image left out: %s", error)
+            told.update(loaded.errors)
+            if loaded.batch is not None:
+                yield loaded.batch
+
+
+def _unchanged(loaded: Any) -> Any:
+    return loaded
+
+
+def build_train_loader(
+    config: Config, annotations: Annotations, *, start_iteration: int = 0, rank: int = 0, world_size: int = 1
+) -> Loader:
+    """Endless, seeded training batches.
+
+    Batch k (images, scales and flips) is the same for any `start_iteration` and number of workers; a process gets its
+    contiguous part of it, so that the total does not depend on the number of processes.
+
+    Args:
+        config: reads `data`, `train.batch_size`, `train.seed` and `model.box_convention`.
+        annotations: of the training split.
+        start_iteration: the first batch to give.
+        rank: this process.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: there are more processes than images in a batch.
+        DataError: (while iterating) an image cannot be read any more and data.on_error is `stop`, or none can be.
+    """
+    data, batch_size, convention = config.data, config.train.batch_size, config.model.box_convention
+    if batch_size < world_size:
+        raise ConfigError(
+            f"train.batch_size={batch_size}: at least one image for each of the {world_size} processes is needed"
+        )
+    dataset = DetectionDataset(annotations, transform=train_transform(data, convention), box_convention=convention)
+    groups = aspect_groups(annotations.sizes) if data.group_by_aspect else [0] * len(annotations)
+
+    def draws() -> Iterator[Sequence[Draw]]:
+        batches = training_draws(
+            len(annotations), groups, batch_size, seed=config.train.seed, start_iteration=start_iteration
+        )
+        return (rank_part(batch, rank, world_size) for batch in batches)
+
+    reader = _Reader(dataset, training=True, size_divisor=data.size_divisor, skip=data.on_error == "skip")
+    return Loader(reader, draws, workers=data.workers)
+
+
+def build_test_loader(
+    config: Config, annotations: Annotations, *, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Loader:
+    """Every image once, without targets, in batches of images that have the same padded size.
+
+    The order is not that of the data set: `Batch.indices` tells. So no image is padded further because of another, and
+    what is detected does not depend on the batch size.
+
+    Args:
+        config: reads `data`.
+        annotations: of the split.
+        batch_size: images a batch, at most.
+        rank: this process.
+        world_size: number of processes; each gets its share of the batches.
+
+    Raises:
+        DataError: (while iterating) an image cannot be read any more and data.on_error is `stop`.
+    """
+    data, transform = config.data, test_transform(config.data)
+    batches = same_size_batches(annotations.sizes.tolist(), transform, data.size_divisor, batch_size)
+    draws = [[Draw(index, 0) for index in batch] for batch in rank_part(batches, rank, world_size)]
+    dataset = DetectionDataset(annotations, transform=transform)
+    reader = _Reader(dataset, training=False, size_divisor=data.size_divisor, skip=data.on_error == "skip")
+    return Loader(reader, lambda: draws, workers=min(data.workers, len(draws)))
+
+
+def same_size_batches(
+    sizes: Sequence[tuple[int, int]], transform: Transform, size_divisor: int, batch_size: int
+) -> list[list[int]]:
+    """Group images, given by their (height, width), by their size after transform and padding."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in enumerate(sizes):
+        new_height, new_width = resize_size(height, width, transform.short_sides[0], transform.max_side)
+        groups.setdefault((-(-new_height // size_divisor), -(-new_width // size_divisor)), []).append(index)
+    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]

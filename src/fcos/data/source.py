@@ -1,0 +1,182 @@
+"""What a reader of an annotation format gives: one split as its files say it, not yet checked against the images.
+
+Shape letters: I images, B boxes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..errors import DataError
+
+Split = Literal["train", "val", "test"]
+
+SPLIT_NAMES: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""The splits, and what data sets call them."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in a data set that is wrong (`error`: it stops a run) or worth knowing (`warning`).
+
+    Attributes:
+        kind: a few words, the same for all problems of the kind ("empty box").
+        file: the file to mend.
+        id: the place in it ("annotation 17"), or "".
+        message: what was found.
+        severity: an error stops a run unless data.on_error=skip leaves the image or box out.
+    """
+
+    kind: str
+    file: str
+    id: str
+    message: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        return f"{self.file}{', ' if self.id else ''}{self.id}: {self.message}"
+
+
+def summary(problems: Iterable[Problem]) -> str:
+    """Count problems by kind: `3 empty box, 1 missing image`."""
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in problems).most_common())
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """Where the files of one split are.
+
+    Attributes:
+        annotations: COCO: the JSON file. VOC: the folder of XML files. YOLO: the folder of label files, or None for
+            labels beside the images (`/images/` -> `/labels/`).
+        images: folders that file names may be relative to; the first that has them is taken.
+        lists: text files naming the images (VOC and YOLO); none: every image of the folders.
+        class_names: the names that the layout declares apart from the annotations (YOLO's data.yaml).
+    """
+
+    annotations: Path | None
+    images: tuple[Path, ...]
+    lists: tuple[Path, ...] = ()
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(eq=False)
+class Source:
+    """One split as read.
+
+    Attributes:
+        root: the folder that `file_names` are relative to.
+        file_names: I names.
+        image_ids: int64 [I].
+        sizes: int32 [I, 2] (height, width) as annotated, 0 where not.
+        annotation_files: one for all images, or I.
+        unit: what the annotation file calls a box ("annotation", "object", "line").
+        image_of: int64 [B], position of each box's image.
+        boxes: float64 [B, 4] XYXY in pixels, or fractions of the image where `relative`.
+        labels: int64 [B], positions in `class_names`.
+        crowd: bool [B].
+        areas: float64 [B], NaN where not given.
+        numbers: int64 [B], id or number of the box in its file.
+        class_names: K names.
+        category_ids: their K ids.
+        relative: whether `boxes` are fractions.
+        problems: what could not be read; it is left out of everything above.
+    """
+
+    root: Path
+    file_names: list[str]
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    annotation_files: list[Path]
+    unit: str
+    image_of: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+    numbers: np.ndarray
+    class_names: list[str]
+    category_ids: list[int]
+    relative: bool = False
+    problems: list[Problem] = field(default_factory=list)
+
+    def path(self, image: int) -> Path:
+        """The file of an image."""
+        return self.root / self.file_names[image]
+
+    def annotation_file(self, image: int) -> str:
+        """The file that annotates an image."""
+        return str(self.annotation_files[image if len(self.annotation_files) > 1 else 0])
+
+    def box_problem(
+        self, box: int, kind: str, message: str, severity: Literal["error", "warning"] = "error"
+    ) -> Problem:
+        """A problem of one box."""
+        file = self.annotation_file(int(self.image_of[box]))
+        return Problem(kind, file, f"{self.unit} {self.numbers[box]}", message, severity)
+
+
+class Format(NamedTuple):
+    """An annotation format.
+
+    Attributes:
+        find: (folder, split) -> its files, or None when the folder has no such split in this format.
+        read: (files, class names in label order or None for the data's own) -> Source.
+    """
+
+    find: Callable[[Path, Split], SplitFiles | None]
+    read: Callable[[SplitFiles, Sequence[str] | None], Source]
+
+
+class Row(NamedTuple):
+    """One box of a format with a file for each image."""
+
+    image: int
+    number: int
+    label: int
+    box: Sequence[float]
+    crowd: bool = False
+
+
+def source_from_rows(rows: Sequence[Row], **rest: Any) -> Source:
+    """Make a Source from boxes collected one by one; `rest` are its other attributes."""
+    count = len(rest["file_names"])
+    return Source(
+        image_ids=np.arange(1, count + 1, dtype=np.int64),
+        image_of=np.array([row.image for row in rows], dtype=np.int64),
+        boxes=np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4),
+        labels=np.array([row.label for row in rows], dtype=np.int64),
+        crowd=np.array([row.crowd for row in rows], dtype=bool),
+        areas=np.full(len(rows), np.nan),
+        numbers=np.array([row.number for row in rows], dtype=np.int64),
+        **rest,
+    )
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file.
+
+    Raises:
+        DataError: it is missing or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text: {error}") from None
+
+
+def folder_with(folders: Sequence[Path], names: Sequence[str]) -> Path:
+    """The folder in which most of the first names exist; the first folder when none has any."""
+    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names[:20]))

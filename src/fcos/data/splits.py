@@ -1,0 +1,155 @@
+"""Finds, reads and checks the splits of a data set: the way from a DataConfig to Annotations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from ..config import DataConfig, SplitConfig
+from ..errors import DataError
+from . import coco, voc, yolo
+from .checks import checked
+from .dataset import Annotations
+from .source import Format, Problem, Split, SplitFiles, summary
+
+logger = logging.getLogger(__name__)
+
+FORMATS: dict[str, Format] = {
+    "coco": Format(coco.find, coco.read),
+    "yolo": Format(yolo.find, yolo.read),
+    "voc": Format(voc.find, voc.read),
+}
+"""The annotation formats; in a folder that holds several, the first one wins."""
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+_SHOWN = 20
+
+
+def load_annotations(
+    config: DataConfig, split: Split, *, class_names: Sequence[str] | None = None
+) -> Annotations | None:
+    """Read and check one split.
+
+    Args:
+        config: where the data is.
+        split: `train`, `val` or `test`.
+        class_names: the classes in label order, as those of a checkpoint or of the training split; None:
+            `config.classes`, or the data's own.
+
+    Returns:
+        The annotations; None when the data has no such split.
+
+    Raises:
+        DataError: there is no data, or problems in it (all in one message) while `config.on_error` is `stop`.
+    """
+    loaded = read_split(config, split, class_names=class_names, decode=False)
+    if loaded is None:
+        return None
+    annotations, problems = loaded
+    errors = [p for p in problems if p.severity == "error"]
+    if errors and (config.on_error == "stop" or not len(annotations)):
+        remedy = "Mend them, or set data.on_error=skip to leave these images and boxes out."
+        raise DataError(f"{_listed(f'problems in the {split} split', errors)}\n{remedy}")
+    if errors:
+        logger.warning("%s", _listed(f"left out of the {split} split", errors))
+    warnings = [p for p in problems if p.severity == "warning"]
+    if warnings:
+        logger.info("%s split: %s", split, summary(warnings))
+    return annotations
+
+
+def read_split(
+    config: DataConfig, split: Split, *, class_names: Sequence[str] | None, decode: bool
+) -> tuple[Annotations, list[Problem]] | None:
+    """Read one split, and all its problems; arguments as for `load_annotations`.
+
+    Args:
+        decode: decode every image, which finds damage that does not truncate the file, too.
+
+    Raises:
+        DataError: there is no data, or the split as a whole cannot be read.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}; expected {', '.join(SPLITS)}")
+    located = locate(config, split)
+    if located is None:
+        return None
+    name, files = located
+    wanted = class_names if class_names is not None else config.classes
+    source = FORMATS[name].read(files, wanted)
+    if not source.file_names:
+        where = files.lists[0] if files.lists else files.annotations or files.images[0]
+        source.problems.append(Problem("empty split", str(where), "", f"holds no usable image for {split}"))
+    return checked(source, class_names=wanted, decode=decode)
+
+
+def locate(config: DataConfig, split: Split) -> tuple[str, SplitFiles] | None:
+    """The format and the files of a split, from the root folder, from the split's own options, or from both.
+
+    Raises:
+        DataError: no data is configured or found.
+    """
+    piece = getattr(config, split)
+    if config.root is None:
+        if not any(_given(getattr(config, s)) for s in SPLITS):
+            raise DataError("no data: give data=DIR, or data.train.annotations=... and data.train.images=...")
+        return _from_pieces(config.format, SplitFiles(None, ()), piece, split) if _given(piece) else None
+    name = _detect(config.root, config.format)
+    files = FORMATS[name].find(config.root, split)
+    if _given(piece):
+        return _from_pieces(name, files or SplitFiles(None, ()), piece, split)
+    return None if files is None else (name, files)
+
+
+def _given(piece: SplitConfig) -> bool:
+    return any((piece.annotations, piece.images, piece.image_list))
+
+
+def _detect(root: Path, wanted: str) -> str:
+    if not root.exists():
+        raise DataError(f"{root}: no such data folder")
+    for name, form in FORMATS.items():
+        if wanted in ("auto", name) and any(form.find(root, split) is not None for split in SPLITS):
+            return name
+    inside = ", ".join(sorted(p.name for p in root.iterdir())[:10]) if root.is_dir() else "a file"
+    raise DataError(
+        f"{root}: no {'data set' if wanted == 'auto' else wanted + ' data'} recognised. Expected train.json or"
+        " annotations/instances_train2017.json (COCO), data.yaml (YOLO), or Annotations and ImageSets/Main (VOC), found"
+        f" {inside or 'an empty folder'}. Other layouts: data.train.annotations=... data.train.images=..."
+    )
+
+
+def _from_pieces(name: str, files: SplitFiles, piece: SplitConfig, split: Split) -> tuple[str, SplitFiles]:
+    """Put the options of a split in place of what was found."""
+    if piece.annotations is not None:
+        files = replace(files, annotations=piece.annotations)
+        if name == "auto":
+            name = (
+                "coco"
+                if piece.annotations.suffix == ".json"
+                else "voc"
+                if any(piece.annotations.glob("*.xml"))
+                else "yolo"
+            )
+        if name == "coco" and piece.images is None:
+            files = replace(files, images=coco.image_folders(piece.annotations, split))
+    name = "yolo" if name == "auto" else name
+    if piece.images is not None:
+        files = replace(files, images=(piece.images,))
+    if piece.image_list is not None:
+        files = replace(files, lists=(piece.image_list,))
+    if name != "yolo" and files.annotations is None:
+        raise DataError(f"data.{split}.annotations is missing: the {name} annotations of the split")
+    if not files.images or (piece.images and not piece.images.is_dir()):
+        raise DataError(f"data.{split}.images={piece.images or ''}: expected the folder of the images")
+    return name, files
+
+
+def _listed(what: str, problems: Sequence[Problem]) -> str:
+    lines = [f"{what}: {summary(problems)}", *(str(p) for p in problems[:_SHOWN])]
+    if len(problems) > _SHOWN:
+        lines.append(f"... and {len(problems) - _SHOWN} more; `fcos doctor` lists all")
+    return "\n  ".join(lines)

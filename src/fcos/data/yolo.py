@@ -1,0 +1,172 @@
+"""YOLO: a text file for each image, `class cx cy width height` in fractions of the image; data.yaml names the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import parse_yaml
+from ..errors import ConfigError, DataError
+from .images import IMAGE_SUFFIXES
+from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, read_text, source_from_rows
+
+
+def find(root: Path, split: Split) -> SplitFiles | None:
+    """Find a split in data.yaml: a list file, a folder of images, or several of them.
+
+    `root` is the folder of data.yaml, or that file itself. Paths are relative to its `path`, and this to the file.
+
+    Raises:
+        DataError: data.yaml is broken, or names a folder or list that does not exist.
+    """
+    yaml_file = _yaml_file(root)
+    if yaml_file is None:
+        return None
+    try:
+        tree = parse_yaml(read_text(yaml_file), where=str(yaml_file))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    if not isinstance(tree, dict):
+        raise DataError(f"{yaml_file}: expected a mapping with the keys train, val and names")
+    entries = next((tree[name] for name in SPLIT_NAMES[split] if tree.get(name)), None)
+    if entries is None:
+        return None
+    base = yaml_file.parent / str(tree.get("path") or ".")
+    base = base if base.is_dir() else yaml_file.parent
+    paths = [_existing(base, str(entry), yaml_file) for entry in (entries if isinstance(entries, list) else [entries])]
+    beside = yaml_file.parent / "labels"
+    return SplitFiles(
+        annotations=beside if beside.is_dir() else None,
+        images=(base, *(p for p in paths if p.is_dir())),
+        lists=tuple(p for p in paths if p.is_file()),
+        class_names=_class_names(tree, yaml_file),
+    )
+
+
+def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
+    """Read the label files of a split.
+
+    A line with more numbers is a polygon: its box is taken. An image without a label file has no objects.
+
+    Raises:
+        DataError: no class names, no list, or not one label file.
+    """
+    names = files.class_names or class_names
+    if not names:
+        raise DataError(
+            f"{files.annotations}: the label files have no class names; give them: data.classes=[a, b, ...]"
+        )
+    root, images = files.images[0], _images(files)
+    label_files = [_label_file(image, root, files.annotations) for image in images]
+    file_names, kept_files, rows, problems = [], [], [], []
+    found, seen = 0, set()
+    for image, label_file in zip(images, label_files, strict=True):
+        if image in seen:
+            problems.append(Problem("duplicated image", str(image), "", "is listed twice"))
+            continue
+        seen.add(image)
+        if label_file.is_file():
+            found += 1
+            try:
+                lines = read_text(label_file).splitlines()
+            except DataError as error:
+                problems.append(Problem("broken label file", str(label_file), "", str(error)))
+                continue
+            for number, line in enumerate(lines, start=1):
+                try:
+                    rows += [_row(line, len(file_names), number, names)] if line.strip() else []
+                except ValueError as error:
+                    problems.append(Problem("broken line", str(label_file), f"line {number}", str(error)))
+        file_names.append(image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image))
+        kept_files.append(label_file)
+    if images and not found:
+        raise DataError(f"{root}: no label file found for any of {len(images)} images; looked for {label_files[0]}")
+    return source_from_rows(
+        rows,
+        root=root,
+        file_names=file_names,
+        sizes=np.zeros((len(file_names), 2), dtype=np.int32),
+        annotation_files=kept_files,
+        unit="line",
+        class_names=list(names),
+        category_ids=list(range(len(names))),
+        relative=True,
+        problems=problems,
+    )
+
+
+def _yaml_file(root: Path) -> Path | None:
+    if root.is_file():
+        return root
+    return next((p for name in ("data.yaml", "data.yml", "dataset.yaml") if (p := root / name).is_file()), None)
+
+
+def _existing(base: Path, entry: str, yaml_file: Path) -> Path:
+    # Roboflow writes ../train/images though the folder is beside the file.
+    for path in (base / entry, base / entry.removeprefix("../")):
+        if path.exists():
+            return path
+    raise DataError(f"{yaml_file}: {entry!r} does not exist (looked in {base})")
+
+
+def _class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] | None:
+    names = tree.get("names")
+    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+        names = [names[label] for label in range(len(names))]
+    if names is not None and (not isinstance(names, list) or len({str(n) for n in names}) != len(names)):
+        raise DataError(
+            f"{yaml_file}: names must list different class names, or map 0, 1, ... to them; found {names!r:.80}"
+        )
+    return tuple(str(name) for name in names) if names else None
+
+
+def _images(files: SplitFiles) -> list[Path]:
+    """The images of a split: those of its lists, and all in its folders when there are no lists or several folders."""
+    images: list[Path] = []
+    root, *folders = files.images
+    for path in files.lists:
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        beside = bool(names) and (path.parent / names[0]).is_file()
+        images += [(path.parent if beside else root) / name for name in names]
+    for folder in folders if folders or files.lists else [root]:
+        images += sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return images
+
+
+def _label_file(image: Path, root: Path, labels: Path | None) -> Path:
+    """The label file of an image: the first of the usual places where it exists."""
+    places = []
+    before, separator, after = image.as_posix().rpartition("/images/")
+    if separator:
+        places.append(Path(f"{before}/labels/{after}").with_suffix(".txt"))
+    if labels is not None:
+        relative = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
+        places += [labels / relative.with_suffix(".txt"), labels / f"{image.stem}.txt"]
+    places.append(image.with_suffix(".txt"))
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _row(line: str, image: int, number: int, names: Sequence[str]) -> Row:
+    """One line.
+
+    Raises:
+        ValueError: it is not a box of a known class.
+    """
+    label_text, *texts = line.split()
+    try:
+        values, label = [float(text) for text in texts], int(label_text)
+    except ValueError:
+        values, label = [], -1
+    if len(values) != 4 and not (len(values) >= 6 and len(values) % 2 == 0):
+        raise ValueError(f"expected `class cx cy width height` in numbers, found {line!r:.60}")
+    if not 0 <= label < len(names):
+        raise ValueError(f"class {label} is unknown, there are {len(names)} (0 to {len(names) - 1})")
+    if len(values) == 4:
+        cx, cy, w, h = values
+        box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+    else:
+        box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    return Row(image, number, label, box)
