@@ -1,0 +1,76 @@
+"""What the benchmarks share: the machine, tables, result files, torchvision's FCOS on MobileNetV2."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.models import mobilenet_v2
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from fcos.models.weights import imagenet_weights
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and versions."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    return {
+        "date": date.today().isoformat(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "fcos-vision")},
+    }
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Format a table: numbers to the right."""
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def write(name: str, title: str, facts: dict[str, Any], table: str, data: dict[str, Any]) -> None:
+    """Print the table and keep it in results/NAME.md and results/NAME.json."""
+    text = f"# {title}\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + f"\n\n{table}\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": facts, **data}, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{text}\nwritten to {RESULTS / name}.md and .json")
+
+
+def torchvision_mobilenet(num_labels: int, *, channels: int, num_convs: int, pretrained: bool) -> FCOS:
+    """torchvision's FCOS on MobileNetV2 with levels P3 to P7, of the given width and depth of the head.
+
+    Its thresholds are those of our recipes, and images are taken as they are, in the size they come in.
+    """
+    body = mobilenet_v2()
+    if pretrained:
+        body.load_state_dict(imagenet_weights("mobilenet_v2", "imagenet"))
+    backbone = BackboneWithFPN(
+        body.features,
+        return_layers={"6": "c3", "13": "c4", "17": "c5"},
+        in_channels_list=[32, 96, 320],
+        out_channels=channels,
+        extra_blocks=LastLevelP6P7(channels, channels),
+    )
+    head = FCOSHead(channels, 1, num_labels, num_convs)
+    return FCOS(backbone, num_labels, head=head, score_thresh=0.05, nms_thresh=0.6, _skip_resize=True)
