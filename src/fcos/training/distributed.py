@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import ConfigError
+
+T = TypeVar("T")
 
 
 def _initialised() -> bool:
@@ -40,6 +43,14 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def same_everywhere(value: T) -> T:
+    """The first process' value, on all processes."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def resolve_device(name: str) -> torch.device:

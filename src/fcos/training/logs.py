@@ -14,7 +14,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from ..config import Config
 from ..evaluation.coco import METRICS
+from .distributed import rank
 
 LOSSES = ("loss_cls", "loss_box", "loss_centerness")
 COLUMNS = (
@@ -72,16 +74,17 @@ class Step(NamedTuple):
 class RunLog:
     """Writes rows of means and shows how far the run is.
 
+    The first process does; the others say nothing.
+
     Args:
         folder: of the run.
-        log_every: steps that a row sums up.
+        config: reads `train.log_every`, the steps that a row sums up.
         iteration: where a continued run stands; rows beyond it belong to steps that will be done again.
-        enabled: False on all processes but the first.
     """
 
-    def __init__(self, folder: Path, *, log_every: int, iteration: int = 0, enabled: bool = True) -> None:
-        self.enabled = enabled
-        self.log_every = log_every
+    def __init__(self, folder: Path, config: Config, *, iteration: int = 0) -> None:
+        self.enabled = rank() == 0
+        self.log_every = config.train.log_every
         self._console = Console(highlight=False, soft_wrap=True)
         self._steps: list[Step] = []  # since the last row
         self._began: tuple[float, float] | None = None  # time and fraction at the first step
@@ -89,7 +92,7 @@ class RunLog:
         self._bar = ProgressBar(total=1.0, width=40)
         self._status = Text("training")
         self._live = Live(Group(self._bar, self._status), console=self._console, transient=True, refresh_per_second=4)
-        if enabled:
+        if self.enabled:
             from torch.utils.tensorboard.writer import SummaryWriter
 
             self._file = _open_rows(folder / "metrics.csv", iteration)

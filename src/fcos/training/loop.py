@@ -1,0 +1,323 @@
+"""Training, from a config to a folder with weights. `train` reads top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ..config import Config
+from ..data import build_train_loader, load_annotations
+from ..data.dataset import Annotations
+from ..errors import ConfigError, DataError, TrainingError
+from ..evaluation.loop import evaluate
+from ..models import FCOS, build_model
+from ..structures import Batch
+from .budget import IterationLength, Length, TimeLength
+from .checkpoint import Checkpoint, load_checkpoint, start_from
+from .distributed import mean_over_processes, process_group, rank, resolve_device, same_everywhere, world_size
+from .logs import Place, RunLog, Step
+from .optim import learning_rate_factor, set_learning_rate
+from .pictures import save_pictures
+from .run import BEST, LAST, Interruption, Run, find_folder, new_folder
+
+MEASURE_AT = 0.25
+"""Share of a wall-clock budget after which its end is measured: the model detects enough by then to be typical."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left behind.
+
+    Attributes:
+        run: its folder, with weights/best.pt.
+        metrics: COCO figures of these weights on val; empty without a val split.
+    """
+
+    run: Path
+    metrics: dict[str, float]
+
+
+def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = time.monotonic) -> TrainResult:
+    """Train a detector, evaluate it, and leave everything in a folder.
+
+    Args:
+        config: the whole run.
+        name: the folder is runs/NAME, unless `config.output_dir` says otherwise.
+        clock: tells seconds; the budget `train.max_minutes` starts when this function is entered.
+
+    Raises:
+        ConfigError: options that contradict each other or the data; a folder that holds a run already.
+        DataError: see `load_annotations`.
+        WeightsError: weights to start from that cannot be read or do not fit.
+        TrainingError: the loss is not finite any more; weights/last.pt is of before.
+        KeyboardInterrupt: Ctrl-C; weights/last.pt is of the last step.
+    """
+    started = clock()
+    settings = config.train
+    device = resolve_device(config.device)
+    with process_group(device):
+        # What to learn from, what learns, and where it is kept.
+        folder = find_folder(config, name)
+        train_data, val_data = _load_data(config)
+        resumed = load_checkpoint(folder / LAST) if folder else None
+        torch.manual_seed(settings.seed)
+        model, origin = _build(config, train_data, resumed)
+        model.to(device).train()
+        learner = DistributedDataParallel(model) if world_size() > 1 else model
+        folder = folder or same_everywhere(new_folder(config, name) if rank() == 0 else Path())
+        run = Run(
+            folder,
+            config,
+            model=model,
+            train_data=train_data,
+            val_data=val_data,
+            elapsed=lambda: clock() - started,
+        )
+        if resumed:
+            run.restore(resumed)
+        state, length = run.state, _length(run)
+        loader = build_train_loader(
+            config, train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
+        )
+        with RunLog(folder, run.config, iteration=state.iteration) as log, Interruption(run, log) as interruption:
+            log.message(_introduction(run, origin))
+            _warn_of_warmup(run, length.total(0), log)
+            batches = iter(loader)
+            while state.iteration < (total := same_everywhere(length.total(state.iteration))):
+                began = clock()
+                batch = next(batches)
+                waited = clock() - began
+                factor = learning_rate_factor(state.iteration, total, settings)
+                set_learning_rate(run.optimizer, factor)
+                losses, grad_norm = _step(learner, batch, run)
+                step = Step(
+                    losses=losses,
+                    lr=settings.lr * factor,
+                    grad_norm=grad_norm,
+                    images=settings.batch_size,
+                    boxes=_count_boxes(batch),
+                    unassigned=int(model.unassigned_boxes),
+                    seconds=clock() - began,
+                    waited=waited,
+                )
+                length.advance(step.seconds)
+                run.count(step)
+                place = run.place(total)
+                log.step(place, step)
+
+                if place.epoch >= 1:
+                    _report_unassigned(run, log)
+                if state.iteration % settings.checkpoint_every == 0:
+                    run.save_last()
+                interruption.check()
+                if _evaluation_due(run, place):
+                    _evaluate(run, log, interruption, place)
+                if isinstance(length, TimeLength) and length.measured_end is None and place.fraction >= MEASURE_AT:
+                    length.measured_end = _measure_end(run, 0.02 * length.seconds, clock)
+                    _warn_of_warmup(run, total, log)
+
+            # The end.
+            _report_unassigned(run, log)
+            if val_data is not None:
+                _evaluate(run, log, interruption, run.place(max(state.iteration, 1)))
+            else:
+                run.save_last()
+            if not state.best:
+                run.save_best_without_figures()
+            log.message(_summary(run))
+        return TrainResult(folder, state.best)
+
+
+def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
+    train_data = load_annotations(config.data, "train")
+    if train_data is None:
+        raise DataError(
+            f"data: no train split in {config.data.root}; expected data=DIR, or data.train.annotations=FILE"
+        )
+    wanted, found = config.model.num_classes, len(train_data.class_names)
+    if wanted not in (None, found):
+        raise ConfigError(f"model.num_classes: {wanted}, but the data has {found} classes; leave the option out")
+    return train_data, load_annotations(config.data, "val", class_names=train_data.class_names)
+
+
+def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tuple[FCOS, str]:
+    """The model, and a line that says where its weights come from."""
+    weights = None if resumed else config.train.weights
+    fresh = resumed is None and weights is None
+    model = build_model(config.model, num_classes=len(data.class_names), pretrained=fresh)
+    backbone = config.model.backbone
+    if resumed:
+        return model, f"weights: of iteration {resumed.iteration} of this run"
+    if weights:
+        return model, start_from(model, load_checkpoint(weights), data.class_names, where=weights)
+    if backbone.weights is None and backbone.norm == "frozen_bn":
+        return model, (
+            "warning: the backbone has random weights and frozen batch norm, which then normalises nothing and learns"
+            " badly; use model.backbone.weights=imagenet, train.weights=FILE, or another model.backbone.norm"
+        )
+    return model, f"weights: backbone {backbone.weights or 'random'}, the rest random"
+
+
+def _length(run: Run) -> Length:
+    settings, images = run.config.train, len(run.train_data)
+    if settings.max_minutes is not None:
+        return TimeLength(
+            settings.max_minutes * 60,
+            elapsed=run.elapsed,
+            evaluation_steps=len(run.val_data or ()) / settings.batch_size,
+            step_seconds=run.state.step_seconds,
+        )
+    if settings.epochs is not None:
+        return IterationLength(max(1, math.ceil(settings.epochs * images / settings.batch_size)))
+    assert settings.iterations is not None
+    return IterationLength(settings.iterations)
+
+
+def _step(learner: nn.Module, batch: Batch, run: Run) -> tuple[dict[str, float], float | None]:
+    """Learn from a batch.
+
+    Returns:
+        The loss terms, averaged over processes; and the norm of the gradients when it is clipped or logged.
+
+    Raises:
+        TrainingError: a term is not finite; the weights are those of before.
+    """
+    settings = run.config.train
+    images, sizes, targets, _ = batch.to(run.device)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        losses: dict[str, Tensor] = learner(images, sizes, targets)
+    terms = torch.stack(list(losses.values()))
+    run.optimizer.zero_grad(set_to_none=True)
+    terms.sum().backward()
+
+    values = dict(zip(losses, mean_over_processes(terms).tolist(), strict=True))
+    if not all(map(math.isfinite, values.values())):
+        raise TrainingError(_explain_non_finite(values, batch, run))
+    norm = None
+    if settings.clip_norm or (run.state.iteration + 1) % settings.log_every == 0:
+        learned = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm([p.grad for p in learned])
+        if settings.clip_norm:
+            clip_grads_with_norm_(learned, settings.clip_norm, norm)
+    run.optimizer.step()
+    if run.average:
+        run.average.update(run.model)
+    return values, None if norm is None else norm.item()
+
+
+def _explain_non_finite(losses: dict[str, float], batch: Batch, run: Run) -> str:
+    terms = ", ".join(f"{name}={value:.6g}" for name, value in losses.items())
+    names = ", ".join(run.train_data.file_name(i) for i in batch.indices.tolist())
+    kept = run.folder / LAST
+    return (
+        f"iteration {run.state.iteration + 1}: the loss is not finite ({terms}); images: {names};"
+        f" {f'{kept} is from before' if kept.is_file() else 'nothing had been saved yet'};"
+        f" try a lower train.lr (now {run.config.train.lr:g}), a longer train.warmup_iterations, or train.clip_norm=10"
+    )
+
+
+def _count_boxes(batch: Batch) -> int:
+    assert batch.targets is not None
+    return int(((batch.targets.labels >= 0) & ~batch.targets.crowd).sum())
+
+
+def _report_unassigned(run: Run, log: RunLog) -> None:
+    """Say once how many boxes could not be learned, and what helps."""
+    state = run.state
+    if state.reported:
+        return
+    state.reported = True
+    if state.unassigned:
+        log.message(
+            f"warning: {state.unassigned} of {state.boxes} boxes so far ({state.unassigned / state.boxes:.1%}) are"
+            " learned by no location, most often because they are small or covered by others; larger images"
+            " (data.short_side), a smaller stride (model.strides) or other model.size_ranges give them one"
+        )
+
+
+def _evaluation_due(run: Run, place: Place) -> bool:
+    """Whether the run has just passed a multiple of `eval_every`; the end of the run is another matter."""
+    every = run.config.train.eval_every
+    if every is None or run.val_data is None or place.fraction >= 1:
+        return False
+    position = place.iteration if every >= 1 else place.fraction
+    return math.floor(position / every + 1e-9) > run.state.evaluations
+
+
+def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -> None:
+    """Evaluate on val; the weights are saved before, once more with their figures, and as best.pt if they are."""
+
+    def progress(done: int, total: int) -> None:
+        log.evaluating(done, total)
+        interruption.check()
+
+    assert run.val_data is not None
+    run.save_last()
+    evaluation = evaluate(run.detector, run.val_data, run.config, device=run.device, progress=progress)
+    run.state.evaluations += 1
+    run.save_if_best(evaluation.metrics)
+    run.save_last(evaluation.metrics)
+    log.evaluation(place, evaluation.metrics)
+    if rank() == 0:
+        save_pictures(run.folder / "pictures", run.val_data, evaluation.detections)
+
+
+class _Enough(Exception):
+    """Ends an evaluation whose speed is known."""
+
+
+def _measure_end(run: Run, seconds: float, clock: Callable[[], float]) -> float:
+    """Estimate the seconds that the end of the run takes, three savings and an evaluation, in about `seconds`."""
+    began = clock()
+    run.save_last()
+    saving = 3 * (clock() - began)
+    if run.val_data is None:
+        return saving
+    began = clock()
+    marks: list[tuple[float, int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        marks.append((clock(), done, total))
+        if len(marks) > 1 and clock() - began > seconds:
+            raise _Enough
+
+    try:
+        evaluate(run.detector, run.val_data, run.config, device=run.device, progress=progress)
+    except _Enough:
+        (first, some, _), (last, more, total) = marks[0], marks[-1]
+        return saving + last - began + (last - first) / (more - some) * (total - more)
+    return saving + clock() - began
+
+
+def _introduction(run: Run, origin: str) -> str:
+    train_data, val_data = run.train_data, run.val_data
+    parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
+    val = f"{len(val_data)} val images" if val_data is not None else "no val split, the last weights become best.pt"
+    lines = [
+        f"run: {run.folder}, on {run.device}, {parameters:.1f} M parameters",
+        f"data: {len(train_data)} images, {len(train_data.boxes)} boxes, {len(train_data.class_names)} classes; {val}",
+        origin,
+    ]
+    return "\n".join(lines)
+
+
+def _warn_of_warmup(run: Run, total: float, log: RunLog) -> None:
+    settings = run.config.train
+    if settings.warmup != "none" and total <= settings.warmup_iterations:
+        log.message(
+            f"warning: the run of about {total:.0f} iterations ends within the warm-up; set train.warmup_iterations"
+            f" (now {settings.warmup_iterations}) to a tenth of it"
+        )
+
+
+def _summary(run: Run) -> str:
+    best = f"AP {run.state.best['AP']:.3f} on val" if run.state.best else "the last weights, not evaluated"
+    return f"{run.state.iteration} iterations, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {best}"

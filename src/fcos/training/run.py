@@ -1,0 +1,279 @@
+"""A run: its folder, what it carries from step to step, and what is saved of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from ..config import Config
+from ..errors import ConfigError
+from .checkpoint import Checkpoint, fill, save_checkpoint
+from .distributed import rank
+from .logs import Place, RunLog, Step
+from .optim import WeightAverage, build_optimizer
+
+if TYPE_CHECKING:
+    from ..data.dataset import Annotations
+    from ..models import FCOS
+
+LAST = Path("weights/last.pt")
+BEST = Path("weights/best.pt")
+RUNS = Path("runs")
+
+
+def find_folder(config: Config, name: str) -> Path | None:
+    """Find the folder of the run to continue; None: a new run, and nothing is in its way.
+
+    Args:
+        config: `output_dir` names the folder; null: runs/NAME, runs/NAME-2 and so on. To continue, null means the one
+            that was saved last.
+        name: NAME.
+
+    Raises:
+        ConfigError: nothing to continue; or a run is there already and should not be continued.
+    """
+    folder = config.output_dir
+    if config.train.resume:
+        folder = folder or _newest(name)
+        if folder is None or not (folder / LAST).is_file():
+            raise ConfigError(
+                f"train.resume: no {LAST} in {folder or RUNS / name}; expected the folder of a run as output_dir,"
+                " or leave train.resume out to start one"
+            )
+        return folder
+    if folder is not None and any((folder / file).exists() for file in ("config.yaml", LAST)):
+        raise ConfigError(
+            f"output_dir: {folder} holds a run already; continue it with train.resume=true, or name another folder"
+        )
+    return None
+
+
+def new_folder(config: Config, name: str) -> Path:
+    """Make the folder of a new run, see `find_folder`."""
+    folder = config.output_dir
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = _numbered(name)
+    (folder / LAST).parent.mkdir(exist_ok=True)
+    return folder
+
+
+def _numbered(name: str) -> Path:
+    RUNS.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        folder = RUNS / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()  # fails where another run, perhaps one that starts just now, was first
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError
+
+
+def _newest(name: str) -> Path | None:
+    """The folder runs/NAME or runs/NAME-N that was saved last."""
+    found = [p for p in RUNS.glob(f"{name}*/{LAST}") if p.parents[1].name.removeprefix(name).strip("-").isdigit()]
+    found += RUNS.glob(f"{name}/{LAST}")
+    return max(found, key=lambda p: p.stat().st_mtime).parents[1] if found else None
+
+
+@dataclass
+class State:
+    """The plain numbers that a run continues from.
+
+    Attributes:
+        iteration: steps done.
+        seconds: since the start, pauses between continuations left out.
+        step_seconds: seconds of them spent in training steps.
+        evaluations: done during training.
+        best: figures of the best evaluation; empty before the first with an AP.
+        boxes: seen in training.
+        unassigned: boxes of them that no location learned.
+        reported: whether that has been said.
+    """
+
+    iteration: int = 0
+    seconds: float = 0.0
+    step_seconds: float = 0.0
+    evaluations: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    boxes: int = 0
+    unassigned: int = 0
+    reported: bool = False
+
+
+class Run:
+    """What a run works with and carries from step to step.
+
+    Args:
+        folder: see `find_folder`.
+        config: resolved.
+        model: the detector that learns, on its device.
+        train_data: what it learns from.
+        val_data: what it is measured on.
+        elapsed: tells the seconds since `train` was entered.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        model: FCOS,
+        train_data: Annotations,
+        val_data: Annotations | None,
+        elapsed: Callable[[], float],
+    ) -> None:
+        self.folder = folder
+        self.config = config.model_copy(update={"output_dir": folder})
+        self.model = model
+        self.train_data = train_data
+        self.val_data = val_data
+        self.optimizer = build_optimizer(model, config.train)
+        self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
+        self.state = State()
+        if rank() == 0:
+            (folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+        self._elapsed = elapsed
+        self._earlier = 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.pixel_mean.device
+
+    def elapsed(self) -> float:
+        """Seconds since the start of the run, pauses between continuations left out."""
+        return self._earlier + self._elapsed()
+
+    def place(self, total: float) -> Place:
+        """Where the run stands, `total` iterations being its length."""
+        iteration = self.state.iteration
+        epoch = iteration * self.config.train.batch_size / len(self.train_data)
+        return Place(iteration, epoch, self.elapsed() / 60, iteration / total)
+
+    def count(self, step: Step) -> None:
+        """Take in a finished step."""
+        self.state.iteration += 1
+        self.state.step_seconds += step.seconds
+        self.state.boxes += step.boxes
+        self.state.unassigned += step.unassigned
+
+    @property
+    def detector(self) -> FCOS:
+        """The model that is evaluated and saved: the average if there is one."""
+        return cast("FCOS", self.average.model) if self.average else self.model
+
+    def save_last(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Write weights/last.pt with all that is needed to continue."""
+        self.state.seconds = self.elapsed()
+        training = {
+            "state": asdict(self.state),
+            "optimizer": self.optimizer.state_dict(),
+            "weights": self.model.state_dict() if self.average else None,
+            "updates": self.average.updates if self.average else 0,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        self._save(LAST, metrics, training)
+
+    def save_if_best(self, metrics: Mapping[str, float]) -> None:
+        """Write weights/best.pt if the AP is the highest so far."""
+        ap = metrics["AP"]
+        if not math.isnan(ap) and ap > self.state.best.get("AP", -1.0):
+            self.state.best = dict(metrics)
+            self._save(BEST, metrics, None)
+
+    def save_best_without_figures(self) -> None:
+        """Write the weights of now to weights/best.pt, when there is nothing to tell which were best."""
+        self._save(BEST, None, None)
+
+    def _save(self, file: Path, metrics: Mapping[str, float] | None, training: dict[str, Any] | None) -> None:
+        if rank() == 0:
+            save_checkpoint(
+                self.folder / file,
+                model=self.detector,
+                config=self.config,
+                class_names=self.train_data.class_names,
+                category_ids=self.train_data.category_ids,
+                metrics=metrics,
+                iteration=self.state.iteration,
+                training=training,
+            )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from weights/last.pt; rates and decays are those of the config of today.
+
+        Raises:
+            ConfigError: the file holds no training, or that of another optimiser or other classes.
+            WeightsError: weights of another model.
+        """
+        where = str(self.folder / LAST)
+        saved = checkpoint.training
+        if saved is None:
+            raise ConfigError(
+                f"train.resume: {where} is for detection only; start a new run with train.weights={where}"
+            )
+        if checkpoint.class_names != self.train_data.class_names:
+            raise ConfigError(
+                f"train.resume: {where} has the classes {', '.join(checkpoint.class_names)}, the data"
+                f" {', '.join(self.train_data.class_names)}; to train on other classes start a new run with"
+                f" train.weights={where}"
+            )
+        groups = self.optimizer.state_dict()["param_groups"]
+        saved_groups = saved["optimizer"]["param_groups"]
+        if [(set(g), g["params"]) for g in groups] != [(set(g), g["params"]) for g in saved_groups]:
+            raise ConfigError(
+                f"train.resume: {where} was trained with another optimiser or other groups of parameters;"
+                f" restore these options, or start a new run with train.weights={where}"
+            )
+        fill(self.model, saved["weights"] or checkpoint.model, where=where)
+        if self.average:
+            fill(self.average.model, checkpoint.model, where=where)
+            self.average.updates = saved["updates"]
+        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        self.state = State(**saved["state"])
+        self._earlier = self.state.seconds
+        torch.set_rng_state(saved["rng"])
+        if saved["cuda_rng"] and len(saved["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+
+
+class Interruption:
+    """Ctrl-C asks the run to save and stop after the step in hand; a second one stops at once."""
+
+    def __init__(self, run: Run, log: RunLog) -> None:
+        self._run, self._log = run, log
+        self._requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # no other thread may handle signals
+            self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+        if kind is KeyboardInterrupt and (self._run.folder / LAST).is_file():
+            config = self._run.folder / "config.yaml"
+            self._log.message(f"interrupted; continue with: fcos train {config} train.resume=true")
+
+    def check(self) -> None:
+        """Save and raise KeyboardInterrupt, if that was asked for."""
+        if self._requested:
+            self._run.save_last()
+            raise KeyboardInterrupt
+
+    def _request(self, *_: object) -> None:
+        self._requested = True
+        signal.signal(signal.SIGINT, self._previous)
