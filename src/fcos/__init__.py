@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import evaluate, load, train
     from .config import Config, load_config
-    from .errors import ConfigError, DataError, FCOSError, WeightsError
+    from .errors import ConfigError, DataError, FCOSError, TrainingError, WeightsError
     from .evaluation.loop import Evaluation
     from .inference.draw import draw
     from .inference.predictor import Detector
@@ -23,6 +23,7 @@ __all__ = [
     "Evaluation",
     "FCOSError",
     "Instances",
+    "TrainingError",
     "WeightsError",
     "draw",
     "evaluate",
@@ -34,7 +35,7 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("evaluate", "load", "train"), "api"),
     **dict.fromkeys(("Config", "load_config"), "config"),
-    **dict.fromkeys(("ConfigError", "DataError", "FCOSError", "WeightsError"), "errors"),
+    **dict.fromkeys(("ConfigError", "DataError", "FCOSError", "TrainingError", "WeightsError"), "errors"),
     "Evaluation": "evaluation.loop",
     "draw": "inference.draw",
     "Detector": "inference.predictor",

@@ -60,11 +60,13 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
         ConfigError: a wrong option.
         DataError: data that cannot be used.
     """
-    from .training.loop import train as run
-
     if isinstance(recipe, Config):
-        return run(_override(recipe.to_dict(), overrides, where="config"))
-    return run(load_config(recipe, overrides), name=Path(recipe).stem)
+        config, name = _override(recipe.to_dict(), overrides, where="config"), "fcos"
+    else:
+        config, name = load_config(recipe, overrides), Path(recipe).stem
+    from .training.loop import train as run  # after the config: a mistake in it is told at once
+
+    return run(config, name=name)
 
 
 def evaluate(

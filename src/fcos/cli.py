@@ -33,13 +33,13 @@ samples_app = typer.Typer(help="Make sample data.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(samples_app, name="samples")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options, e.g. train.lr=0.005.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.")]
 
 
 def main() -> None:
     """Run the command; a user's mistake is a message on stderr and exit code 2."""
     try:
-        app()
+        app(prog_name="fcos")
     except FCOSError as error:
         print(f"fcos: {error}", file=sys.stderr)
         sys.exit(2)
@@ -58,7 +58,7 @@ def _options(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe (see: fcos config list) or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (see: fcos config list) or a YAML file.")],
     overrides: Overrides = None,
 ) -> None:
     """Train a detector.
@@ -68,12 +68,12 @@ def train(
     from . import api
 
     result = api.train(recipe, *overrides or ())
-    print(f"Done: {result.run}")
+    print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} PICTURE...")
 
 
 @app.command()
 def val(
-    weights: Annotated[Path, typer.Argument(help="A weights file, e.g. runs/NAME/weights/best.pt.")],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A weights file, e.g. runs/NAME/weights/best.pt.")],
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     out: Annotated[
@@ -98,8 +98,8 @@ def val(
 
 @app.command()
 def predict(
-    weights: Annotated[str, typer.Argument(help="A weights file.")],
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, globs, http(s) URLs.")],
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A weights file.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.")],
     out: Annotated[Path, typer.Option(help="Folder for the annotated pictures.")] = Path("predictions"),
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out lower scores; default: 0.4.", show_default=False)
@@ -135,7 +135,7 @@ def _report(result: PredictedFile) -> None:
 
 @app.command()
 def doctor(overrides: Overrides = None) -> None:
-    """Check a data set: broken files and annotations, counts. Exit code 1 when something must be mended.
+    """Check a data set: broken files and annotations, counts. Exit code 1: something must be mended.
 
     For example: fcos doctor data=DIR
     """
@@ -143,14 +143,14 @@ def doctor(overrides: Overrides = None) -> None:
     from .data.doctor import check
 
     report = check(load_config(None, overrides or ()).data)
-    print(report)
-    if report.problems:
+    _console().print(report.render())
+    if report.failed:
         raise typer.Exit(1)
 
 
 @samples_app.command()
 def digits(  # noqa: PLR0917 (options of the command line)
-    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
     train_images: Annotated[int, typer.Option(help="Number of training images.")] = 600,
     val_images: Annotated[int, typer.Option(help="Number of validation images.")] = 100,
     size: Annotated[int, typer.Option(help="Width and height, pixels.")] = 192,
@@ -184,7 +184,7 @@ def config_list() -> None:
 
 @config_app.command("show")
 def config_show(
-    recipe: Annotated[str, typer.Argument(help="A recipe or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe or a YAML file.")],
     overrides: Overrides = None,
 ) -> None:
     """Print the whole resolved config as YAML, every option explained."""
@@ -196,8 +196,8 @@ def config_show(
 
 @config_app.command("diff")
 def config_diff(
-    first: Annotated[str, typer.Argument(help="A recipe or a YAML file.")],
-    second: Annotated[str, typer.Argument(help="Another one.")],
+    first: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe or a YAML file.")],
+    second: Annotated[str, typer.Argument(metavar="RECIPE", help="Another one.")],
 ) -> None:
     """Print the options in which two configs differ."""
     from .config import load_config

@@ -58,12 +58,11 @@ def evaluate(
         config: for the sizes of the images and the number of loader workers.
         device: where the model is.
         batch_size: images a step; None: `config.eval.batch_size`.
-        progress: called with the number of images done and the number of all (of this process).
+        progress: called with the number of images done (estimated from those of this process) and of all.
     """
     loader = build_test_loader(
         config, annotations, batch_size=batch_size or config.eval.batch_size, rank=rank(), world_size=world_size()
     )
-    total = len(range(rank(), len(annotations), world_size()))
     detections, done = [], 0
     with _detecting(model):
         for batch in loader:
@@ -75,10 +74,9 @@ def evaluate(
                 detections += to_coco_results(found, image_id=image_id, category_ids=annotations.category_ids)
             done += len(batch.indices)
             if progress is not None:
-                progress(done, total)
+                progress(min(done * world_size(), len(annotations)), len(annotations))
     detections = _gather(detections)
-    ground_truth = annotations.to_coco()
-    figures = coco_metrics(ground_truth, detections)
+    figures = coco_metrics(annotations.to_coco(), detections)
     return Evaluation(figures.overall, figures.per_class, detections, _count(annotations))
 
 

@@ -1,0 +1,224 @@
+"""The command `fcos`: arguments, messages, exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from PIL import Image
+
+from fcos import cli
+from fcos.config import load_config
+from fcos.training.checkpoint import save_checkpoint
+
+
+@pytest.fixture
+def fcos(monkeypatch, capsys):
+    """Run the command: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fcos", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        code = stop.value.code
+        return (code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    config = tiny_config()
+    path = tmp_path / "run" / "weights" / "best.pt"
+    path.parent.mkdir(parents=True)
+    save_checkpoint(path, model=tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A COCO folder with one annotated picture in train and val."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.radial_gradient("L").convert("RGB").resize((120, 80)).save(folder / "a.png")
+    content = {
+        "images": [{"id": 5, "file_name": "a.png", "width": 120, "height": 80}],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": 18, "bbox": [30, 10, 60, 60]}],
+        "categories": [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, NAMES, strict=True)],
+    }
+    for split in ("train", "val"):
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_version_is_printed(fcos):
+    code, out, _ = fcos("--version")
+    assert code == 0
+    assert out.startswith("fcos 0.")
+
+
+@pytest.mark.parametrize("verb", ["train", "val", "predict", "doctor", "config", "samples"])
+def test_every_verb_explains_itself(fcos, verb):
+    code, out, _ = fcos(verb, "--help")
+    assert code == 0
+    assert f"fcos {verb}" in out
+
+
+def test_python_m_fcos_is_the_same_command_and_mistakes_show_no_traceback():
+    result = subprocess.run(
+        [sys.executable, "-m", "fcos", "train", "fcos_mnv2_smal", "data=x"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "did you mean 'fcos_mnv2_small'?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_verb_is_refused_with_a_suggestion(fcos):
+    code, _, err = fcos("prdict")
+    assert code == 2
+    assert "prdict" in err
+
+
+class TestVal:
+    def test_prints_the_figures_and_writes_the_files_beside_the_run(self, fcos, weights, data):
+        code, out, _ = fcos("val", weights, f"data={data}", "device=cpu")
+        assert code == 0
+        assert "AP50" in out.split()
+        assert "owl" in out.split()
+        folder = weights.parents[1] / "val"
+        assert set(json.loads((folder / "metrics.json").read_text())) == {"metrics", "per_class", "boxes_per_class"}
+        assert {d["image_id"] for d in json.loads((folder / "detections.json").read_text())} == {5}
+
+    def test_another_folder_and_split_can_be_given(self, fcos, weights, data, tmp_path):
+        code, _, _ = fcos("val", weights, f"data={data}", "device=cpu", "--split", "train", "--out", tmp_path / "here")
+        assert code == 0
+        assert (tmp_path / "here" / "metrics.json").is_file()
+
+    def test_a_split_that_is_not_there_is_told(self, fcos, weights, data):
+        code, _, err = fcos("val", weights, f"data={data}", "--split", "test")
+        assert code == 2
+        assert "no split 'test'" in err
+
+    def test_a_missing_weights_file_is_told(self, fcos, tmp_path):
+        code, out, err = fcos("val", tmp_path / "none.pt")
+        assert (code, out) == (2, "")
+        assert "none.pt: no such file" in err
+
+
+class TestPredict:
+    def test_writes_pictures_and_json_and_tells_what_it_found(self, fcos, weights, data, tmp_path):
+        out = tmp_path / "out"
+        code, text, _ = fcos("predict", weights, data, "--out", out, "--threshold", "0.1", "--json", "device=cpu")
+        assert code == 0
+        assert str(out / "a.png") in text
+        (row,) = json.loads((out / "predictions.json").read_text())
+        assert len(row["detections"]) > 0
+
+    def test_a_bad_file_among_good_ones_gives_exit_code_2(self, fcos, weights, data, tmp_path):
+        out = tmp_path / "out"
+        code, text, err = fcos("predict", weights, data / "none.png", data / "a.png", "--out", out)
+        assert code == 2
+        assert "none.png: no such file" in err
+        assert "a.png" in text
+        assert (out / "a.png").is_file()
+
+    def test_options_may_stand_among_the_sources(self, fcos, weights, data, tmp_path):
+        fcos("predict", weights, "model.max_detections=2", data, "--out", tmp_path, "--threshold", "0", "--json")
+        (row,) = json.loads((tmp_path / "predictions.json").read_text())
+        assert len(row["detections"]) == 2
+
+    def test_a_threshold_outside_0_to_1_is_refused(self, fcos, weights, data):
+        code, _, err = fcos("predict", weights, data, "--threshold", "30")
+        assert code == 2
+        assert "Invalid value for '--threshold'" in err
+
+
+class TestDoctor:
+    def test_good_data_gives_counts_and_exit_code_0(self, fcos, data):
+        code, out, _ = fcos("doctor", f"data={data}")
+        assert code == 0
+        assert "cat" in out.split()
+
+    def test_bad_data_gives_every_problem_and_exit_code_1(self, fcos, data):
+        content = json.loads((data / "val.json").read_text())
+        content["annotations"][0]["bbox"][2] = -5
+        content["images"].append({"id": 6, "file_name": "gone.png", "width": 10, "height": 10})
+        (data / "val.json").write_text(json.dumps(content))
+        code, out, _ = fcos("doctor", f"data={data}")
+        assert code == 1
+        assert "gone.png" in out
+        assert "annotation 1" in out
+
+    def test_no_data_is_a_mistake(self, fcos, tmp_path):
+        code, out, err = fcos("doctor", f"data={tmp_path / 'nowhere'}")
+        assert (code, out) == (2, "")
+        assert "nowhere" in err
+
+
+class TestConfig:
+    def test_list_names_the_recipes(self, fcos):
+        code, out, _ = fcos("config", "list")
+        assert code == 0
+        assert "fcos_mnv2_small" in out.split()
+
+    def test_show_prints_a_config_that_reads_back_as_itself(self, fcos, tmp_path):
+        code, out, _ = fcos("config", "show", "fcos_mnv2_small", "train.lr=1e-5", "data=some folder")
+        assert code == 0
+        expected = load_config("fcos_mnv2_small", ["train.lr=1e-5", "data=some folder"])
+        path = tmp_path / "shown.yaml"
+        path.write_text(out)
+        assert load_config(path) == expected
+        assert yaml.safe_load(out)["data"]["root"] == "some folder"
+
+    def test_show_explains_the_options(self, fcos):
+        _, out, _ = fcos("config", "show", "fcos_mnv2_small")
+        assert "  # Probability of a horizontal flip in training.\n  flip: " in out
+
+    def test_diff_prints_the_options_that_differ(self, fcos, tmp_path):
+        for name, lr, backbone in (("a", 0.01, "resnet50"), ("b", 0.02, "mobilenet_v2")):
+            tree = {"train": {"lr": lr}, "model": {"backbone": {"name": backbone}}}
+            (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+        code, out, _ = fcos("config", "diff", tmp_path / "a.yaml", tmp_path / "b.yaml")
+        assert code == 0
+        lines = out.splitlines()
+        assert "train.lr: 0.01 -> 0.02" in lines
+        assert "model.backbone.name: resnet50 -> mobilenet_v2" in lines
+        assert "model.backbone.stride_in_1x1: false -> -" in lines
+        assert not any(line.startswith("data.") for line in lines)
+
+    def test_several_mistakes_are_told_together(self, fcos):
+        code, _, err = fcos("config", "show", "fcos_mnv2_small", "train.lrr=1", "data.flip=2")
+        assert code == 2
+        assert "did you mean 'lr'?" in err
+        assert "data.flip" in err
+
+
+def test_samples_are_written(fcos, tmp_path):
+    code, out, _ = fcos(
+        "samples", "digits", tmp_path / "digits", "--train-images", "2", "--val-images", "1", "--size", "64"
+    )
+    assert code == 0
+    assert f"data={tmp_path / 'digits'}" in out
+    assert len(json.loads((tmp_path / "digits" / "train.json").read_text())["images"]) == 2
+
+
+def test_train_passes_recipe_and_options_on(fcos, monkeypatch, tmp_path):
+    from fcos import api
+    from fcos.training.loop import TrainResult
+
+    calls = []
+
+    def train(*arguments):
+        calls.append(arguments)
+        return TrainResult(tmp_path, {})
+
+    monkeypatch.setattr(api, "train", train)
+    code, out, _ = fcos("train", "fcos_mnv2_small", "data=x", "SOLVER.BASE_LR", "0.1")
+    assert code == 0
+    assert calls == [("fcos_mnv2_small", "data=x", "SOLVER.BASE_LR", "0.1")]
+    assert str(tmp_path / "weights" / "best.pt") in out

@@ -1,0 +1,222 @@
+"""`evaluate`: from a model and annotated images to figures and files."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectors import NAMES, tiny_config, tiny_model
+from PIL import Image
+
+import fcos
+from fcos import ConfigError, DataError
+from fcos.data import load_annotations
+from fcos.evaluation.coco import METRICS
+from fcos.evaluation.loop import Evaluation, evaluate
+from fcos.evaluation.report import default_folder, print_evaluation, save_evaluation
+from fcos.structures import Instances
+from fcos.training.checkpoint import save_checkpoint
+
+SIZES = [(120, 80), (80, 120), (122, 80), (64, 64), (200, 90), (118, 80), (120, 80)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven pictures of several shapes, the last two without objects; ids out of order, two of three classes used."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i, (width, height) in enumerate(SIZES):
+        noise = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        noise.resize((width, height), Image.Resampling.BICUBIC).save(tmp_path / f"{i}.png")
+        images.append({"id": 100 - i, "file_name": f"{i}.png", "width": width, "height": height})
+        for _ in range(3 if i < 5 else 0):
+            x, y = rng.uniform(0, 30, 2).tolist()
+            box = {"bbox": [x, y, 30.0, 25.0], "category_id": int(rng.choice([18, 3])), "image_id": 100 - i}
+            annotations.append({"id": len(annotations) + 1, **box})
+    categories = [{"id": i, "name": name} for i, name in zip((18, 3, 90), NAMES, strict=True)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.fixture
+def config(folder):
+    config = tiny_config()
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": folder})})
+
+
+@pytest.fixture
+def annotations(config):
+    return load_annotations(config.data, "val")
+
+
+class Oracle(torch.nn.Module):
+    """Stands for a detector that finds exactly the annotated boxes, in the frame it is given."""
+
+    def __init__(self, annotations, order, convention):
+        super().__init__()
+        self.annotations, self.box_convention, self.order = annotations, convention, iter(order)
+
+    def detect(self, images, sizes):
+        del images
+        results = []
+        for height, width in sizes.tolist():
+            index = next(self.order)
+            span = self.annotations.span(index)
+            boxes, labels = (torch.from_numpy(x[span]) for x in (self.annotations.boxes, self.annotations.labels))
+            original = Instances(boxes, labels, torch.ones(len(boxes)), tuple(self.annotations.sizes[index].tolist()))
+            found = original.resize_to((height, width))
+            if self.box_convention == "inclusive":
+                # Conversion back adds the pixel in the original picture.
+                scale = [width / original.size[1], height / original.size[0]]
+                found.boxes[:, 2:] -= torch.tensor(scale)
+            results.append(found)
+        return results
+
+
+@pytest.mark.parametrize("convention", ["continuous", "inclusive"])
+def test_the_annotated_boxes_themselves_score_one(annotations, config, convention, monkeypatch):
+    from fcos.evaluation import loop
+
+    loader = list(loop.build_test_loader(config, annotations, batch_size=2))
+    order = [i for batch in loader for i in batch.indices.tolist()]
+    model: Any = Oracle(annotations, order, convention)
+    monkeypatch.setattr(loop, "build_test_loader", lambda *_, **__: loader)
+    result = evaluate(model, annotations, config, device="cpu")
+    assert result.metrics["AP"] == pytest.approx(1.0)
+    assert result.metrics["AR100"] == pytest.approx(1.0)
+    assert math.isnan(result.metrics["APl"])
+    assert math.isnan(result.per_class["owl"]["AP"])
+    assert sum(result.boxes_per_class.values()) == 15
+    assert result.boxes_per_class["owl"] == 0
+
+
+def test_detections_are_coco_results_with_the_original_ids(annotations, config):
+    result = evaluate(tiny_model(config), annotations, config, device="cpu")
+    assert list(result.metrics) == list(METRICS)
+    assert {d["image_id"] for d in result.detections} == {100 - i for i in range(len(SIZES))}
+    assert {d["category_id"] for d in result.detections} <= {18, 3, 90}
+    for detection in result.detections:
+        width, height = SIZES[100 - detection["image_id"]]
+        x, y, w, h = detection["bbox"]
+        assert min(x, y) >= 0
+        assert min(w, h) > 0
+        assert x + w <= width + 1e-3
+        assert y + h <= height + 1e-3
+    json.dumps(result.detections)
+
+
+def test_the_batch_size_changes_nothing(annotations, config):
+    model = tiny_model(config)
+    one, three, eight = (evaluate(model, annotations, config, device="cpu", batch_size=n) for n in (1, 3, 8))
+    for other in (three, eight):
+        assert other.metrics == pytest.approx(one.metrics, abs=1e-9, nan_ok=True)
+        assert len(other.detections) == len(one.detections)
+        for ours, theirs in zip(other.detections, one.detections, strict=True):
+            assert (ours["image_id"], ours["category_id"]) == (theirs["image_id"], theirs["category_id"])
+            assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1e-3)
+            assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+
+
+def test_the_modes_of_the_modules_are_restored(annotations, config):
+    model = tiny_model(config).train()
+    model.head.eval()
+    evaluate(model, annotations, config, device="cpu")
+    assert model.training
+    assert model.fpn.training
+    assert not any(module.training for module in model.head.modules())
+
+
+def test_progress_counts_images(annotations, config):
+    calls = []
+    evaluate(
+        tiny_model(config), annotations, config, device="cpu", batch_size=3, progress=lambda *call: calls.append(call)
+    )
+    assert calls[-1] == (7, 7)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+EVALUATION = Evaluation(
+    metrics=dict.fromkeys(METRICS, 0.5) | {"APl": float("nan")},
+    per_class={
+        "cat": dict.fromkeys(METRICS, 0.25),
+        "[dog]": {name: float("nan") for name in METRICS},
+    },
+    detections=[{"image_id": 1, "category_id": 2, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}],
+    boxes_per_class={"cat": 12, "[dog]": 0},
+)
+
+
+def test_files_are_valid_json_with_null_for_what_is_not_defined(tmp_path):
+    save_evaluation(EVALUATION, tmp_path / "new" / "val")
+    metrics = json.loads((tmp_path / "new/val/metrics.json").read_text(), parse_constant=pytest.fail)
+    assert metrics["metrics"]["AP"] == 0.5
+    assert metrics["metrics"]["APl"] is None
+    assert metrics["per_class"]["[dog]"]["AP"] is None
+    assert json.loads((tmp_path / "new/val/detections.json").read_text()) == EVALUATION.detections
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_tables_hold_all_figures_and_classes(terminal, capsys):
+    from rich.console import Console
+
+    print_evaluation(EVALUATION, Console(width=120, force_terminal=terminal, color_system=None))
+    text = capsys.readouterr().out
+    words = text.split()
+    assert all(name in words for name in METRICS)
+    assert any(line.split() == ["cat", "12", *["0.250"] * 7] for line in text.splitlines())
+    assert any(line.split() == ["[dog]", "0", *["-"] * 7] for line in text.splitlines())
+
+
+def test_where_an_evaluation_is_written(tmp_path):
+    assert default_folder(tmp_path / "run/weights/best.pt", "test") == tmp_path / "run/test"
+    assert default_folder(tmp_path / "mine.pt", "val") == tmp_path / "mine_val"
+
+
+class TestWeights:
+    """`fcos.evaluate`, from a weights file."""
+
+    @pytest.fixture
+    def weights(self, config, tmp_path):
+        path = tmp_path / "weights" / "best.pt"
+        path.parent.mkdir()
+        save_checkpoint(path, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
+        return path
+
+    def test_the_data_of_the_training_is_the_default(self, weights):
+        assert len(fcos.evaluate(weights, "device=cpu").detections) > 0
+
+    def test_other_data_may_number_and_order_the_classes_differently(self, weights, folder):
+        expected = fcos.evaluate(weights, "device=cpu")
+        content = json.loads((folder / "val.json").read_text())
+        new_id = {18: 7, 3: 8, 90: 5}
+        content["categories"] = [{**c, "id": new_id[c["id"]]} for c in reversed(content["categories"])]
+        content["annotations"] = [{**a, "category_id": new_id[a["category_id"]]} for a in content["annotations"]]
+        (folder / "val.json").write_text(json.dumps(content))
+        found = fcos.evaluate(weights, f"data={folder}", "device=cpu")
+        assert found.metrics == pytest.approx(expected.metrics, nan_ok=True)
+        assert [new_id[d["category_id"]] for d in expected.detections] == [d["category_id"] for d in found.detections]
+
+    def test_classes_that_the_weights_do_not_know_are_refused(self, weights, folder):
+        content = json.loads((folder / "val.json").read_text())
+        content["categories"][0]["name"] = "wolf"
+        (folder / "val.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match="wolf"):
+            fcos.evaluate(weights, "device=cpu")
+
+    def test_new_data_replaces_every_place_of_the_old(self, weights, folder, config, tmp_path):
+        places = {"val": {"annotations": folder / "gone.json", "images": folder}}
+        config = config.model_copy(update={"data": type(config.data)(**{**config.data.model_dump(), **places})})
+        save_checkpoint(weights, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
+        assert len(fcos.evaluate(weights, f"data={folder}", "device=cpu").detections) > 0
+
+    def test_a_split_that_is_not_there_is_told(self, weights, folder):
+        with pytest.raises(DataError, match=r"has no split 'test'"):
+            fcos.evaluate(weights, f"data={folder}", "device=cpu", split="test")
+
+    def test_a_split_that_cannot_be_is_told(self, weights):
+        with pytest.raises(ConfigError, match="expected train, val or test, found 'tset'"):
+            fcos.evaluate(weights, split="tset")

@@ -1,0 +1,237 @@
+"""`Detector`: pictures in any form in, boxes in pixels of the original out."""
+
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from PIL import Image
+
+import fcos
+from fcos import ConfigError, DataError, Detector, WeightsError
+from fcos.training.checkpoint import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    config = tiny_config()
+    return Detector(tiny_model(config), config, class_names=NAMES, category_ids=CATEGORY_IDS)
+
+
+def picture(width=120, height=80, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def assert_same(found, expected, *, pixels=1e-3, score=1e-5):
+    assert found.size == expected.size
+    assert found.labels.tolist() == expected.labels.tolist()
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=score)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=pixels)
+
+
+def test_detections_are_named_sorted_and_inside_the_original_picture(detector):
+    found = detector.predict(picture(123, 77))
+    assert len(found) > 5
+    assert found.size == (77, 123)
+    assert set(found.names) <= set(NAMES)
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    assert (found.boxes >= 0).all()
+    assert (found.boxes[:, [0, 2]] <= 123).all()
+    assert (found.boxes[:, [1, 3]] <= 77).all()
+
+
+def test_boxes_are_in_pixels_of_the_original_whatever_the_detection_size(detector):
+    """A picture twice as large in both directions gives the same detections, twice as large."""
+    small = picture(120, 96)
+    large = small.resize((240, 192), Image.Resampling.NEAREST)
+    one, two = detector.predict(small), detector.predict(large)
+    best = one.boxes[0] * 2
+    distance = (two.boxes - best).abs().amax(dim=1).min()
+    assert distance < 4  # the enlarged pixels are not quite the same picture
+
+
+def test_all_forms_of_a_picture_give_the_same(detector, tmp_path):
+    image = picture()
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    tensor = torch.tensor(array).permute(2, 0, 1)
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), image, array, tensor, tensor.float() / 255]
+    expected = detector.predict(image)
+    for found in detector.predict(forms):
+        assert_same(found, expected)
+
+
+def test_grey_pictures_in_all_forms_give_the_same(detector):
+    grey = picture().convert("L")
+    array = np.asarray(grey)
+    expected = detector.predict(grey)
+    for form in (array, array[..., None], torch.tensor(array)[None]):
+        assert_same(detector.predict(form), expected, pixels=0, score=0)
+
+
+def test_a_list_gives_a_list(detector):
+    assert len(detector.predict([picture()])) == 1
+    assert detector.predict([]) == []
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 8])
+def test_results_do_not_depend_on_the_batch(detector, batch_size):
+    sizes = [(120, 80), (80, 120), (120, 82), (64, 64), (118, 80), (200, 90)]
+    pictures = [picture(*size, seed=i) for i, size in enumerate(sizes)]
+    together = detector.predict(pictures, batch_size=batch_size)
+    for found, image in zip(together, pictures, strict=True):
+        assert_same(found, detector.predict(image))
+
+
+def test_the_threshold_cuts_scores(detector):
+    everything = detector.predict(picture(), threshold=0)
+    middle = everything.scores.median().item()
+    assert_same(detector.predict(picture(), threshold=middle), everything.above(middle), pixels=0, score=0)
+
+
+def test_results_are_ordinary_tensors_that_may_be_changed(detector):
+    found = detector.predict(picture())
+    found.boxes[:, 0] += 1
+    assert not found.boxes.requires_grad
+
+
+def test_inclusive_boxes_come_out_continuous():
+    config = tiny_config(box_convention="inclusive")
+    detector = Detector(tiny_model(config), config)
+    found = detector.predict(picture(120, 96), threshold=0)
+    # Detection at the picture's own size: the last pixel, 119, becomes the edge at 120.
+    assert found.boxes[:, 2].max().item() == 120
+    assert (found.boxes[:, 2:] - found.boxes[:, :2]).min() >= 1
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), r"expected an array .* of uint8, found \[8, 8, 3\] of float32"),
+        (np.zeros((3, 8, 8), np.uint8), r"expected an array .*, found \[3, 8, 8\] of uint8"),
+        (np.zeros((0, 8, 3), np.uint8), r"found \[0, 8, 3\]"),
+        (torch.zeros(8, 8, 3), r"expected a tensor \[3, H, W\].*, found \[8, 8, 3\]"),
+        (torch.full((3, 8, 8), 255.0), r"must lie in 0\.\.1, found 255\.\.255"),
+        (torch.full((3, 8, 8), torch.nan), r"must lie in 0\.\.1, found nan"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), r"expected a tensor of uint8 .*, found torch\.int64"),
+        (Image.new("F", (8, 8)), "floating-point pixels"),
+        (42, "expected a path, PIL image, array or tensor, found int"),
+    ],
+)
+def test_what_is_no_picture_is_refused(detector, image, message):
+    with pytest.raises(DataError, match=message) as error:
+        detector.predict([picture(), image])
+    assert str(error.value).startswith("images[1]: ")
+
+
+def test_a_missing_file_is_named(detector, tmp_path):
+    with pytest.raises(DataError, match=r"none\.jpg: no such file"):
+        detector.predict(tmp_path / "none.jpg")
+
+
+def test_a_threshold_outside_0_to_1_is_refused(detector):
+    with pytest.raises(ValueError, match=r"threshold: expected 0\.\.1, found 30"):
+        detector.predict(picture(), threshold=30)
+
+
+class TestLoad:
+    @pytest.fixture
+    def weights(self, detector, tmp_path):
+        path = tmp_path / "best.pt"
+        save_checkpoint(
+            path,
+            model=detector.model,
+            config=detector.config.model_copy(update={"device": "cuda:7"}),
+            class_names=NAMES,
+            category_ids=CATEGORY_IDS,
+        )
+        return path
+
+    def test_weights_detect_as_before_they_were_saved(self, detector, weights):
+        loaded = fcos.load(weights, device="cpu")
+        assert loaded.class_names == NAMES
+        assert loaded.category_ids == CATEGORY_IDS
+        assert_same(loaded.predict(picture()), detector.predict(picture()), pixels=0, score=0)
+
+    def test_overrides_change_how_it_detects(self, weights):
+        loaded = fcos.load(weights, "model.max_detections=3", "data.test_short_side=64", device="cpu")
+        assert len(loaded.predict(picture(), threshold=0)) == 3
+        assert loaded.config.data.detection_short_side == 64
+
+    def test_an_override_that_changes_the_network_is_refused(self, weights):
+        with pytest.raises(WeightsError, match="do not fit the model"):
+            fcos.load(weights, "model.head.num_convs=2", device="cpu")
+
+    def test_a_wrong_override_is_refused(self, weights):
+        with pytest.raises(ConfigError, match=r"did you mean 'nms_threshold'"):
+            fcos.load(weights, "model.nms_treshold=0.5", device="cpu")
+
+    def test_a_recipe_gives_an_untrained_detector(self):
+        loaded = fcos.load("fcos_mnv2_small", "model.backbone.weights=null", device="cpu", num_classes=5)
+        assert loaded.model.num_classes == 5
+        assert loaded.category_ids == (0, 1, 2, 3, 4)
+
+    def test_a_name_that_is_neither_file_nor_recipe_is_refused(self):
+        with pytest.raises(WeightsError, match=r"fcos_mnv2_smal: .*recipes: .*fcos_mnv2_small"):
+            fcos.load("fcos_mnv2_smal")
+
+
+@contextmanager
+def served(folder: Path):
+    """The address of a local web server over a folder."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class TestUrls:
+    def test_a_picture_from_the_web_is_like_the_file(self, detector, tmp_path):
+        picture().save(tmp_path / "a b.png")
+        with served(tmp_path) as address:
+            found = detector.predict(f"{address}/a%20b.png")
+        assert_same(found, detector.predict(tmp_path / "a b.png"), pixels=0, score=0)
+
+    def test_the_answer_of_the_server_is_told(self, detector, tmp_path):
+        with served(tmp_path) as address, pytest.raises(DataError, match=r"none\.jpg: the server answers 404"):
+            detector.predict(f"{address}/none.jpg")
+
+    def test_a_page_is_no_picture(self, detector, tmp_path):
+        (tmp_path / "page.html").write_text("<p>Hello")
+        with (
+            served(tmp_path) as address,
+            pytest.raises(DataError, match=r"page\.html: not an image.*text/html, 8 bytes"),
+        ):
+            detector.predict(f"{address}/page.html")
+
+    def test_a_server_that_is_not_there_is_told(self, detector, tmp_path):
+        with served(tmp_path) as address:
+            pass
+        with pytest.raises(DataError, match=r"cannot be fetched: .*refused"):
+            detector.predict(f"{address}/a.jpg")
+
+
+@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")  # supervision says so when it is imported without OpenCV
+def test_supervision_gets_boxes_scores_classes_and_names(detector):
+    found = detector.predict(picture())
+    detections = found.to_supervision()
+    np.testing.assert_array_equal(detections.xyxy, found.boxes.numpy())
+    np.testing.assert_array_equal(detections.confidence, found.scores.numpy())
+    np.testing.assert_array_equal(detections.class_id, found.labels.numpy())
+    assert detections.data["class_name"].tolist() == found.names

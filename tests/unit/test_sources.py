@@ -1,0 +1,127 @@
+"""Detection on files: what is found, what is written, what happens to bad ones."""
+
+import json
+
+import pytest
+import torch
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from PIL import Image
+
+from fcos import DataError, Detector
+from fcos.inference.sources import expand, predict_files
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    config = tiny_config()
+    return Detector(tiny_model(config), config, class_names=NAMES, category_ids=CATEGORY_IDS)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures in two folders, one file name in both, and a file that is none."""
+    (tmp_path / "in" / "more").mkdir(parents=True)
+    for name in ("b.png", "a.JPG", "more/a.jpg"):
+        Image.radial_gradient("L").convert("RGB").resize((120, 80)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    return tmp_path / "in"
+
+
+def names(found):
+    return [path.rpartition("/")[2] for path in found]
+
+
+def test_a_folder_stands_for_its_pictures_in_order(folder):
+    assert names(expand(str(folder))) == ["a.JPG", "b.png"]
+
+
+def test_a_glob_enters_folders_when_asked(folder):
+    assert names(expand(f"{folder}/*.png")) == ["b.png"]
+    assert names(expand(f"{folder}/**/a.*")) == ["a.JPG", "a.jpg"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_a_file(folder):
+    odd = folder / "a[1].png"
+    Image.new("RGB", (8, 8)).save(odd)
+    assert expand(str(odd)) == [str(odd)]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nothing.jpg", "no such file or folder"),
+        ("*.gif", "no file matches"),
+        ("empty", r"no picture in this folder; looked for \.jpg"),
+    ],
+)
+def test_a_source_without_pictures_is_told(folder, source, message):
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match=message):
+        expand(str(folder / source))
+
+
+def run(detector, sources, out, **options):
+    results = []
+    done = predict_files(detector, [str(s) for s in sources], out, report=results.append, **options)
+    return done, results
+
+
+def test_every_picture_is_written_under_its_own_name_numbered_where_taken(detector, folder, tmp_path):
+    out = tmp_path / "out"
+    done, results = run(detector, [folder, folder / "more"], out)
+    assert done
+    assert sorted(p.name for p in out.iterdir()) == ["a.JPG", "a_2.jpg", "b.png"]
+    assert [result.picture for result in results] == [out / "a.JPG", out / "b.png", out / "a_2.jpg"]
+    for result in results:
+        with Image.open(result.picture) as picture:
+            assert picture.size == (720, 480)
+
+
+def test_the_json_holds_names_original_ids_scores_and_boxes(detector, folder, tmp_path):
+    run(detector, [folder / "b.png"], tmp_path / "out", write_json=True)
+    (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    found = detector.predict(folder / "b.png")
+    assert len(found) > 0
+    assert row["file"] == str(folder / "b.png")
+    assert row["picture"] == "b.png"
+    assert (row["width"], row["height"]) == (120, 80)
+    assert [d["name"] for d in row["detections"]] == found.names
+    assert [d["category_id"] for d in row["detections"]] == [CATEGORY_IDS[label] for label in found.labels.tolist()]
+    assert [d["score"] for d in row["detections"]] == pytest.approx(found.scores.tolist(), abs=1e-6)
+    assert [d["box"] for d in row["detections"]] == [pytest.approx(box, abs=1e-3) for box in found.boxes.tolist()]
+
+
+def test_bad_files_are_reported_and_the_others_are_done(detector, folder, tmp_path):
+    sources = [folder / "none.png", folder / "notes.txt", folder / "b.png", folder / "none*"]
+    done, results = run(detector, sources, tmp_path / "out", write_json=True)
+    assert not done
+    errors = {result.source: result.error for result in results if result.error}
+    assert set(errors) == {str(s) for s in sources} - {str(folder / "b.png")}
+    assert "not an image" in errors[str(folder / "notes.txt")]
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert sum("error" in row for row in rows) == 3
+    assert (tmp_path / "out" / "b.png").is_file()
+
+
+def test_the_originals_are_never_overwritten(detector, folder):
+    before = (folder / "b.png").read_bytes()
+    with pytest.raises(DataError, match="give another one"):
+        run(detector, [folder / "b.png"], folder)
+    assert (folder / "b.png").read_bytes() == before
+
+
+def test_an_interrupted_run_leaves_its_results(detector, folder, tmp_path):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(detector, [str(folder)], tmp_path / "out", write_json=True, report=interrupt)
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
+
+
+def test_a_kind_of_picture_that_is_not_written_becomes_png(detector, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.ppm")
+    _, (result,) = run(detector, [tmp_path / "a.ppm"], tmp_path / "out")
+    with Image.open(result.picture) as picture:
+        assert picture.format == "PNG"
