@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,21 @@ import numpy as np
 
 from ..errors import DataError
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, folder_with
+
+_KIND_NAMES = {int: "an integer", str: "text", list: "a list of four numbers"}
+_Reporter = Callable[[str, str, str], None]
+
+
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Garbage collection would search the growing tree again and again: half of the time for a large file."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -45,6 +62,7 @@ def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
     return tuple(base / subfolder for subfolder in (*subfolders, "images", "."))
 
 
+@_paused_collector()
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read a JSON file. Images are in the order of their ids, classes in the order of the file.
 
@@ -62,25 +80,24 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     def report(kind: str, where: str, message: str) -> None:
         problems.append(Problem(kind, str(path), where, message))
 
-    images = _usable(images, "image", ("id", "file_name"), report)
+    images = _usable(images, "image", {"id": int, "file_name": str}, report)
     images.sort(key=lambda image: image["id"])
-    annotations = _usable(annotations, "annotation", ("image_id", "category_id", "bbox"), report)
+    schema = {"id": int, "image_id": int, "category_id": int, "bbox": list}
+    annotations = _usable(_numbered(annotations), "annotation", schema, report)
     ids, names = _classes(path, categories, {a["category_id"] for a in annotations})
 
     image_of = _positions([a["image_id"] for a in annotations], [image["id"] for image in images])
     labels = _positions([a["category_id"] for a in annotations], ids)
     for position in np.flatnonzero(image_of < 0):
         a = annotations[position]
-        report(
-            "annotation for unknown image", f"annotation {a['id']}", f"its image_id {a['image_id']} is not in the file"
-        )
+        report("unknown image", f"annotation {a['id']}", f"its image_id {a['image_id']} is not in the file")
     for position in np.flatnonzero((labels < 0) & (image_of >= 0)):
         a = annotations[position]
         report("unknown category", f"annotation {a['id']}", f"its category_id {a['category_id']} is not in the file")
     known = np.flatnonzero((image_of >= 0) & (labels >= 0))
     annotations = [annotations[i] for i in known]
 
-    boxes = _boxes(annotations, report)
+    boxes = _boxes(annotations)
     boxes[:, 2:] += boxes[:, :2]
     file_names = [image["file_name"] for image in images]
     return Source(
@@ -118,34 +135,42 @@ def _load(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
     return tree["images"], tree["annotations"], tree["categories"]
 
 
-def _usable(entries: list[Any], what: str, keys: tuple[str, ...], report: Any) -> list[dict[str, Any]]:
-    """The entries that have the keys, integer ids, and an id not seen before."""
-    usable, seen, next_id = [], set(), 0
+def _usable(entries: list[Any], what: str, schema: dict[str, type], report: _Reporter) -> list[dict[str, Any]]:
+    """The entries that have all keys of the schema, and an id not seen before."""
+    usable, seen = [], set()
     for position, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            report(f"broken {what}", f"{what} at position {position}", f"expected an object, found {entry!r:.60}")
-            continue
-        if what == "annotation" and entry.get("id") is None:
-            next_id = next_id or 1 + max(
-                (e["id"] for e in entries if isinstance(e, dict) and type(e.get("id")) is int), default=0
-            )
-            entry = {**entry, "id": next_id}  # noqa: PLW2901
-            next_id += 1
-        where = f"{what} {entry.get('id')}"
-        missing = [key for key in keys if entry.get(key) is None]
-        wrong = [k for k in ("id", "image_id", "category_id") if type(entry.get(k, 0)) is not int]
-        if missing:
-            report(f"broken {what}", where, f"has no {' and no '.join(missing)}")
-        elif wrong or not isinstance(entry.get("file_name", ""), str):
-            report(
-                f"broken {what}", where, f"{(wrong or ['file_name'])[0]} must be {'an integer' if wrong else 'text'}"
-            )
+        flaw = _flaw(entry, schema)
+        if flaw is not None:
+            where = f"{what} {entry.get('id')}" if isinstance(entry, dict) else f"{what} at position {position}"
+            report(f"broken {what}", where, flaw)
         elif entry["id"] in seen:
-            report(f"duplicated {what} id", where, f"another {what} has the same id")
+            report(f"duplicated {what} id", f"{what} {entry['id']}", f"another {what} has the same id")
         else:
             seen.add(entry["id"])
             usable.append(entry)
     return usable
+
+
+def _flaw(entry: Any, schema: dict[str, type]) -> str | None:
+    if type(entry) is not dict:
+        return f"expected an object, found {entry!r:.60}"
+    for key, kind in schema.items():
+        value = entry.get(key)
+        if type(value) is not kind or (kind is int and value.bit_length() > 63):
+            found = f"found {value!r:.60}" if key in entry else "which is missing"
+            return f"expected {key} ({_KIND_NAMES[kind]}), {found}"
+    return None
+
+
+def _numbered(annotations: list[Any]) -> list[Any]:
+    """Give annotations without an id the next free ones."""
+    bare = [position for position, a in enumerate(annotations) if type(a) is dict and a.get("id") is None]
+    if bare:
+        annotations = annotations.copy()
+        taken = (a["id"] for a in annotations if type(a) is dict and type(a.get("id")) is int)
+        for number, position in enumerate(bare, start=1 + max(taken, default=0)):
+            annotations[position] = {**annotations[position], "id": number}
+    return annotations
 
 
 def _classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[int], list[str]]:
@@ -169,7 +194,7 @@ def _positions(values: list[int], known: list[int]) -> np.ndarray:
     return np.array([position.get(value, -1) for value in values], dtype=np.int64)
 
 
-def _boxes(annotations: list[dict[str, Any]], report: Any) -> np.ndarray:
+def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
     """XYWH float64 [B, 4]; NaN where an annotation has something else."""
     try:
         boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
@@ -180,14 +205,16 @@ def _boxes(annotations: list[dict[str, Any]], report: Any) -> np.ndarray:
     boxes = np.full((len(annotations), 4), np.nan)
     for row, annotation in zip(boxes, annotations, strict=True):
         box = annotation["bbox"]
-        if isinstance(box, list) and len(box) == 4:
+        if len(box) == 4:
             row[:] = [_number(v) for v in box]
     return boxes
 
 
 def _size(image: dict[str, Any]) -> tuple[int, int]:
-    height, width = image.get("height"), image.get("width")
-    return (height, width) if type(height) is int and type(width) is int else (0, 0)
+    """(height, width) as annotated; zeros where absent, the image itself then says."""
+    height, width = image.get("height", 0), image.get("width", 0)
+    known = all(type(side) is int and abs(side) < 2**31 for side in (height, width))
+    return (height, width) if known else (0, 0)
 
 
 def _number(value: Any) -> float:

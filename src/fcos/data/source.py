@@ -178,5 +178,6 @@ def read_text(path: Path) -> str:
 
 
 def folder_with(folders: Sequence[Path], names: Sequence[str]) -> Path:
-    """The folder in which most of the first names exist; the first folder when none has any."""
-    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names[:20]))
+    """The folder in which most of the first names exist; the last folder when none has any."""
+    found = {folder: sum((folder / name).is_file() for name in names[:20]) for folder in folders}
+    return max(folders, key=found.__getitem__) if any(found.values()) else folders[-1]

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcos.data.images import check_image, check_images, read_image, to_rgb
+from fcos.errors import DataError
+
+PIXELS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [128, 128, 128], [255, 255, 255]]], np.uint8)
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def test_rgb_pixels_are_read_exactly(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "x.png")
+    pixels = read_image(tmp_path / "x.png")
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV", "LA", "RGBA", "RGBX", "I;16", "I"])
+def test_every_mode_becomes_three_channels(mode: str) -> None:
+    assert to_rgb(Image.new(mode, (5, 4))).mode == "RGB"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
+    image = Image.fromarray(np.kron(PIXELS, np.ones((16, 16, 1), np.uint8)))
+    image.save(tmp_path / "x.jpg", exif=_exif(orientation), quality=95)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    upright = image.transpose(undo[orientation]) if orientation in undo else image
+    pixels = read_image(tmp_path / "x.jpg").permute(1, 2, 0).numpy().astype(int)
+    assert pixels.shape == np.asarray(upright).shape
+    assert np.abs(pixels - np.asarray(upright)).mean() < 8  # JPEG with subsampled colour
+    assert check_image(tmp_path / "x.jpg", decode=False) == (pixels.shape[:2], orientation >= 5, None)
+
+
+def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 300, 32768, 65535]], np.uint16)).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png")[0].tolist() == [[0, 1, 128, 255]]
+
+
+def test_transparent_pixels_are_laid_on_white() -> None:
+    rgba = Image.new("RGBA", (2, 1), (100, 0, 0, 255))
+    rgba.putpixel((1, 0), (100, 0, 0, 0))
+    assert [to_rgb(rgba).getpixel((x, 0)) for x in (0, 1)] == [(100, 0, 0), (255, 255, 255)]
+
+
+def test_a_palette_with_a_transparent_colour_is_laid_on_white(tmp_path: Path) -> None:
+    image = Image.fromarray(PIXELS).quantize(6)
+    image.save(tmp_path / "x.png", transparency=image.getpixel((0, 0)))
+    pixels = read_image(tmp_path / "x.png")
+    assert pixels[:, 0, 0].tolist() == [255, 255, 255]
+    assert pixels[:, 0, 1].tolist() == [0, 255, 0]
+
+
+def test_cmyk_jpeg_has_the_colours_of_the_original(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK").save(tmp_path / "x.jpg", quality=95)
+    assert read_image(tmp_path / "x.jpg")[:, 8, 8].tolist() == pytest.approx([200, 30, 60], abs=4)
+
+
+def test_to_rgb_leaves_its_argument_alone() -> None:
+    image = Image.fromarray(PIXELS)
+    image.getexif()[0x0112] = 6
+    turned = to_rgb(image)
+    assert turned.size == (2, 3)
+    assert image.size == (3, 2)
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match=r"x\.tif: .*no known range"):
+        read_image(tmp_path / "x.tif")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.jpg: no such file"):
+        read_image(tmp_path / "none.jpg")
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.bmp", "x.webp", "x.gif", "x.tif"])
+@pytest.mark.parametrize("decode", [False, True])
+def test_truncated_files_are_found_without_decoding_all(name: str, decode: bool, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    assert check_image(tmp_path / name, decode=decode) == ((64, 64), False, None)
+    (tmp_path / name).write_bytes(whole[: len(whole) * 3 // 4])
+    assert check_image(tmp_path / name, decode=decode).problem is not None
+    with pytest.raises(DataError, match=name):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\n"])
+def test_files_that_are_no_images_are_problems(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(content)
+    assert check_image(tmp_path / "x.jpg", decode=False).problem is not None
+
+
+def test_a_jpeg_with_bytes_behind_its_end_is_fine(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "x.jpg")
+    with open(tmp_path / "x.jpg", "ab") as file:
+        file.write(b"camera trailer")
+    assert check_image(tmp_path / "x.jpg", decode=False).problem is None
+
+
+def test_damage_inside_a_png_is_found_by_decoding(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png")
+    content = bytearray((tmp_path / "x.png").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "x.png").write_bytes(content)
+    assert check_image(tmp_path / "x.png", decode=True).problem is not None
+
+
+def test_many_files_are_checked_in_order(tmp_path: Path) -> None:
+    paths = []
+    for width in range(1, 131):
+        paths.append(tmp_path / f"{width}.png")
+        Image.new("L", (width, 2)).save(paths[-1])
+    assert [check.size for check in check_images(paths, decode=False)] == [(2, width) for width in range(1, 131)]

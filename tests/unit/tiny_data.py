@@ -1,0 +1,99 @@
+"""A data set of three small images in every annotation format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fcos.config import DataConfig
+
+CLASSES = ("cat", "dog")
+SIZES = {"a.png": (40, 30), "b.png": (30, 40), "c.png": (40, 30)}  # width, height; c.png has no boxes
+BOXES = [("a.png", "cat", (2, 3, 12, 23)), ("a.png", "dog", (10, 10, 40, 30)), ("b.png", "dog", (0, 8, 15, 24))]
+
+
+def write_images(folder: Path, sizes: dict[str, tuple[int, int]] | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for name, (width, height) in (sizes or SIZES).items():
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / name)
+
+
+def coco_tree() -> dict[str, Any]:
+    """Ids that are neither 1, 2, ... nor in order."""
+    ids = {name: 10 * (i + 1) for i, name in enumerate(SIZES)}
+    return {
+        "images": [{"id": ids[n], "file_name": n, "width": w, "height": h} for n, (w, h) in SIZES.items()],
+        "annotations": [
+            {
+                "id": 100 - i,
+                "image_id": ids[name],
+                "category_id": 7 - CLASSES.index(label),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+            }
+            for i, (name, label, (x1, y1, x2, y2)) in enumerate(BOXES)
+        ],
+        "categories": [{"id": 7 - i, "name": name} for i, name in enumerate(CLASSES)],
+    }
+
+
+def write_json(path: Path, tree: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def write_coco(root: Path, tree: dict[str, Any] | None = None, *, split: str = "train") -> Path:
+    write_images(root / "images")
+    write_json(root / f"{split}.json", coco_tree() if tree is None else tree)
+    return root
+
+
+def voc_xml(name: str, objects: list[tuple[str, tuple[float, ...]]], *, difficult: bool = False) -> str:
+    width, height = SIZES[name]
+    parts = [
+        f"<object><name>{label}</name><difficult>{int(difficult)}</difficult><bndbox>"
+        + "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+        + "</bndbox></object>"
+        for label, box in objects
+    ]
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"<annotation><filename>{name}</filename>{size}{''.join(parts)}</annotation>"
+
+
+def write_voc(root: Path, *, split: str = "train") -> Path:
+    write_images(root / "JPEGImages")
+    (root / "Annotations").mkdir(parents=True)
+    (root / "ImageSets/Main").mkdir(parents=True)
+    for name in SIZES:
+        objects = [(label, box) for image, label, box in BOXES if image == name]
+        (root / "Annotations" / f"{Path(name).stem}.xml").write_text(voc_xml(name, objects))
+    (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{Path(name).stem}\n" for name in SIZES))
+    return root
+
+
+def yolo_line(name: str, label: str, box: tuple[float, ...]) -> str:
+    (x1, y1, x2, y2), (width, height) = box, SIZES[name]
+    values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+    return " ".join([str(CLASSES.index(label)), *(f"{v:.8f}" for v in values)]) + "\n"
+
+
+def write_yolo(root: Path, *, split: str = "train") -> Path:
+    write_images(root / "images" / split)
+    (root / "labels" / split).mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        lines = [yolo_line(*box) for box in BOXES if box[0] == name]
+        (root / "labels" / split / f"{Path(name).stem}.txt").write_text("".join(lines))
+    (root / "data.yaml").write_text(f"{split}: images/{split}\nnames: [cat, dog]\n")
+    return root
+
+
+WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
+
+
+def config(root: Path | None = None, **options: Any) -> DataConfig:
+    return DataConfig.model_validate({"root": root, "workers": 0, "short_side": [32], "max_side": 64, **options})
