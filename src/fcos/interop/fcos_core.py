@@ -1,0 +1,364 @@
+"""The original FCOS (`fcos_core`): its UPPER_CASE YAML, its `KEY VALUE` overrides and its weight names.
+
+A config from here selects the original's exact conventions: inclusive boxes, BGR 0..255, frozen batch norm without
+epsilon. Keys and names are facts about that project; none of its code or text is used.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# ---------------------------------------------------------------------------------------------------------- weights
+
+_NAMES = [
+    (r"^backbone\.body\.stem\.", "backbone."),
+    (r"^backbone\.body\.", "backbone."),
+    (r"^backbone\.fpn\.fpn_inner(\d)", lambda m: f"fpn.lateral.{int(m[1]) - 2}"),
+    (r"^backbone\.fpn\.fpn_layer(\d)", lambda m: f"fpn.output.{int(m[1]) - 2}"),
+    (r"^backbone\.fpn\.top_blocks\.p(\d)", lambda m: f"fpn.extra.{int(m[1]) - 6}"),
+    (r"^rpn\.head\.bbox_tower\.", "head.box_tower."),
+    (r"^rpn\.head\.bbox_pred\.", "head.ltrb."),
+    (r"^rpn\.head\.cls_logits\.", "head.logits."),
+    (r"^rpn\.head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
+    (r"^rpn\.head\.", "head."),
+]
+# Layers of a MobileNetV2 block, original -> torchvision: the first block has no expansion.
+_FIRST_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
+_OTHER_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+
+
+def rename(name: str) -> str:
+    """The name in our model of a tensor of the original's model."""
+    for pattern, replacement in _NAMES:
+        renamed, found = re.subn(pattern, replacement, name)
+        if found:
+            break
+    else:
+        renamed = name
+    block = re.match(r"^backbone\.features\.(\d+)\.conv\.(\d)\.", renamed)
+    if block:
+        layers = _FIRST_BLOCK if block[1] == "1" else _OTHER_BLOCKS
+        renamed = f"backbone.features.{block[1]}.conv.{layers[block[2]]}.{renamed[block.end() :]}"
+    return renamed
+
+
+def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's state dict in the original's names to ours.
+
+    Args:
+        state: tensors by name; a `module.` in front of every name is dropped (data-parallel training).
+    """
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return {rename(name): tensor for name, tensor in state.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------- config
+
+# Keys that decide something for FCOS, with the original's defaults.
+_DEFAULTS: dict[str, Any] = {
+    "MODEL.FCOS_ON": True,
+    "MODEL.RETINANET_ON": False,
+    "MODEL.MASK_ON": False,
+    "MODEL.KEYPOINT_ON": False,
+    "MODEL.DEVICE": "cuda",
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.WEIGHT": "",
+    "MODEL.USE_SYNCBN": False,
+    "MODEL.BACKBONE.CONV_BODY": "R-50-C4",
+    "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": 2,
+    "MODEL.BACKBONE.USE_GN": False,
+    "MODEL.FPN.USE_GN": False,
+    "MODEL.FPN.USE_RELU": False,
+    "MODEL.GROUP_NORM.DIM_PER_GP": -1,
+    "MODEL.GROUP_NORM.NUM_GROUPS": 32,
+    "MODEL.GROUP_NORM.EPSILON": 1e-5,
+    "MODEL.RESNETS.NUM_GROUPS": 1,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
+    "MODEL.RESNETS.STRIDE_IN_1X1": True,
+    "MODEL.RESNETS.TRANS_FUNC": "BottleneckWithFixedBatchNorm",
+    "MODEL.RESNETS.STEM_FUNC": "StemWithFixedBatchNorm",
+    "MODEL.RESNETS.RES5_DILATION": 1,
+    "MODEL.RESNETS.BACKBONE_OUT_CHANNELS": 1024,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.STAGE_WITH_DCN": (False, False, False, False),
+    "MODEL.FCOS.NUM_CLASSES": 81,
+    "MODEL.FCOS.FPN_STRIDES": [8, 16, 32, 64, 128],
+    "MODEL.FCOS.PRIOR_PROB": 0.01,
+    "MODEL.FCOS.INFERENCE_TH": 0.05,
+    "MODEL.FCOS.NMS_TH": 0.6,
+    "MODEL.FCOS.PRE_NMS_TOP_N": 1000,
+    "MODEL.FCOS.LOSS_ALPHA": 0.25,
+    "MODEL.FCOS.LOSS_GAMMA": 2.0,
+    "MODEL.FCOS.NUM_CONVS": 4,
+    "MODEL.FCOS.CENTER_SAMPLING_RADIUS": 0.0,
+    "MODEL.FCOS.IOU_LOSS_TYPE": "iou",
+    "MODEL.FCOS.NORM_REG_TARGETS": False,
+    "MODEL.FCOS.CENTERNESS_ON_REG": False,
+    "MODEL.FCOS.USE_DCN_IN_TOWER": False,
+    "MODEL.RETINANET.USE_C5": True,
+    "INPUT.MIN_SIZE_TRAIN": (800,),
+    "INPUT.MIN_SIZE_RANGE_TRAIN": (-1, -1),
+    "INPUT.MAX_SIZE_TRAIN": 1333,
+    "INPUT.MIN_SIZE_TEST": 800,
+    "INPUT.MAX_SIZE_TEST": 1333,
+    "INPUT.PIXEL_MEAN": [102.9801, 115.9465, 122.7717],
+    "INPUT.PIXEL_STD": [1.0, 1.0, 1.0],
+    "INPUT.TO_BGR255": True,
+    "DATALOADER.NUM_WORKERS": 4,
+    "DATALOADER.SIZE_DIVISIBILITY": 0,
+    "DATALOADER.ASPECT_RATIO_GROUPING": True,
+    "SOLVER.MAX_ITER": 40000,
+    "SOLVER.BASE_LR": 0.001,
+    "SOLVER.BIAS_LR_FACTOR": 2,
+    "SOLVER.MOMENTUM": 0.9,
+    "SOLVER.WEIGHT_DECAY": 0.0005,
+    "SOLVER.WEIGHT_DECAY_BIAS": 0,
+    "SOLVER.GAMMA": 0.1,
+    "SOLVER.STEPS": (30000,),
+    "SOLVER.WARMUP_FACTOR": 1 / 3,
+    "SOLVER.WARMUP_ITERS": 500,
+    "SOLVER.WARMUP_METHOD": "linear",
+    "SOLVER.CHECKPOINT_PERIOD": 2500,
+    "SOLVER.IMS_PER_BATCH": 16,
+    "TEST.IMS_PER_BATCH": 8,
+    "TEST.DETECTIONS_PER_IMG": 100,
+    "TEST.BBOX_AUG.ENABLED": False,
+    "OUTPUT_DIR": ".",
+}
+# Keys (or sections) of the original that decide nothing for an FCOS model.
+_NO_EFFECT = (
+    "MODEL.RPN_ONLY",
+    "MODEL.CLS_AGNOSTIC_BBOX_REG",
+    "MODEL.RPN",
+    "MODEL.ROI_HEADS",
+    "MODEL.ROI_BOX_HEAD",
+    "MODEL.ROI_MASK_HEAD",
+    "MODEL.ROI_KEYPOINT_HEAD",
+    "MODEL.RETINANET",
+    "MODEL.FBNET",
+    "MODEL.RESNETS.WITH_MODULATED_DCN",
+    "MODEL.RESNETS.DEFORMABLE_GROUPS",
+    "SOLVER.DCONV_OFFSETS_LR_FACTOR",
+    "DATASETS",
+    "TEST.EXPECTED_RESULTS",
+    "TEST.EXPECTED_RESULTS_SIGMA_TOL",
+    "TEST.BBOX_AUG",
+    "PATHS_CATALOG",
+)
+# Keys of which we have the default only.
+_FIXED = (
+    "MODEL.FCOS_ON",
+    "MODEL.RETINANET_ON",
+    "MODEL.MASK_ON",
+    "MODEL.KEYPOINT_ON",
+    "MODEL.META_ARCHITECTURE",
+    "MODEL.BACKBONE.USE_GN",
+    "MODEL.GROUP_NORM.DIM_PER_GP",
+    "MODEL.GROUP_NORM.NUM_GROUPS",
+    "MODEL.GROUP_NORM.EPSILON",
+    "MODEL.RESNETS.NUM_GROUPS",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "MODEL.RESNETS.RES5_DILATION",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "MODEL.RESNETS.STAGE_WITH_DCN",
+    "MODEL.FCOS.USE_DCN_IN_TOWER",
+    "TEST.BBOX_AUG.ENABLED",
+)
+_BODIES = {
+    "R-50-FPN-RETINANET": "resnet50",
+    "R-101-FPN-RETINANET": "resnet101",
+    "MNV2-FPN-RETINANET": "mobilenet_v2",
+}
+_BLOCK_NORMS = {
+    ("BottleneckWithFixedBatchNorm", "StemWithFixedBatchNorm"): "frozen_bn",
+    ("BottleneckWithGN", "StemWithGN"): "gn",
+}
+
+
+def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
+    """Our config tree from the original's.
+
+    Args:
+        tree: the parsed YAML with UPPER_CASE keys.
+        pairs: `KEY VALUE KEY VALUE ...` from the command line.
+        where: for messages.
+
+    Raises:
+        ConfigError: every key that is unknown, or has a value we have no counterpart for.
+    """
+    given = {key: _literal(value) for key, value in _flatten(tree)}
+    if len(pairs) % 2:
+        raise ConfigError(f"{where}: expected KEY VALUE pairs after the config, found {' '.join(pairs)!r}")
+    given |= {key: _literal(value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
+
+    problems = []
+    for key, value in given.items():
+        if key in _DEFAULTS:
+            problems += _refusal(key, value)
+        elif not key.startswith(tuple(f"{section}." for section in _NO_EFFECT)) and key not in _NO_EFFECT:
+            problems.append(f"{key}: no such key in the original")
+        else:
+            log.info("%s: %s has no effect on an FCOS model here", where, key)
+    if problems:
+        raise ConfigError(f"{where}: " + "\n  ".join(problems))
+    return _translate({**_DEFAULTS, **given}.__getitem__, num_classes_given="MODEL.FCOS.NUM_CLASSES" in given)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for key, value in tree.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return rows
+
+
+def _literal(value: Any) -> Any:
+    """Text that is a Python literal is that literal, as in the original: "(60000, 80000)"."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _refusal(key: str, value: Any) -> list[str]:
+    default = _DEFAULTS[key]
+    plain = tuple(value) if isinstance(value, list) else value
+    if key in _FIXED and plain != default:
+        return [f"{key}={value!r}: only {default!r} has a counterpart here"]
+    if key == "MODEL.BACKBONE.CONV_BODY" and value not in _BODIES:
+        return [f"{key}={value!r}: expected one of {', '.join(_BODIES)}"]
+    numeric = isinstance(default, int | float) and not isinstance(default, bool)
+    if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return [f"{key}={value!r}: expected a number"]
+    if isinstance(default, tuple | list) and not isinstance(value, tuple | list | int):
+        return [f"{key}={value!r}: expected a list"]
+    if type(default) in (bool, str) and type(value) is not type(default):
+        return [f"{key}={value!r}: expected a {type(default).__name__}"]
+    return []
+
+
+def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[str, Any]:
+    """The one table of counterparts."""
+    strides = list(get("MODEL.FCOS.FPN_STRIDES"))
+    to_bgr = get("INPUT.TO_BGR255")
+    scale = 1.0 if to_bgr else 255.0  # without TO_BGR255 the original's pixels are 0..1
+    low, high = get("INPUT.MIN_SIZE_RANGE_TRAIN")
+    sides = get("INPUT.MIN_SIZE_TRAIN")
+    weight = get("MODEL.WEIGHT")
+    from_backbone = "://" in weight
+    model = {
+        "name": "fcos",
+        "num_classes": get("MODEL.FCOS.NUM_CLASSES") - 1 if num_classes_given else None,
+        "backbone": _backbone(get, weight if from_backbone else None),
+        "fpn": {
+            "channels": get("MODEL.RESNETS.BACKBONE_OUT_CHANNELS"),
+            "extra_level_source": _extra_level_source(get),
+            "norm": "gn" if get("MODEL.FPN.USE_GN") else "none",
+            "relu": get("MODEL.FPN.USE_RELU"),
+        },
+        "head": {
+            "num_convs": get("MODEL.FCOS.NUM_CONVS"),
+            "centerness_on": "box" if get("MODEL.FCOS.CENTERNESS_ON_REG") else "cls",
+            "regression": "relu_stride" if get("MODEL.FCOS.NORM_REG_TARGETS") else "exp",
+            "prior_probability": get("MODEL.FCOS.PRIOR_PROB"),
+        },
+        "strides": strides,
+        "center_sampling_radius": get("MODEL.FCOS.CENTER_SAMPLING_RADIUS"),
+        "box_loss": get("MODEL.FCOS.IOU_LOSS_TYPE"),
+        "focal_alpha": get("MODEL.FCOS.LOSS_ALPHA"),
+        "focal_gamma": get("MODEL.FCOS.LOSS_GAMMA"),
+        "score_threshold": get("MODEL.FCOS.INFERENCE_TH"),
+        "pre_nms_top_k": get("MODEL.FCOS.PRE_NMS_TOP_N"),
+        "nms_threshold": get("MODEL.FCOS.NMS_TH"),
+        "max_detections": get("TEST.DETECTIONS_PER_IMG"),
+        "box_convention": "inclusive",
+        "channel_order": "bgr" if to_bgr else "rgb",
+        "pixel_mean": [value * scale for value in get("INPUT.PIXEL_MEAN")],
+        "pixel_std": [value * scale for value in get("INPUT.PIXEL_STD")],
+    }
+    data = {
+        "short_side": [sides] if isinstance(sides, int) else list(sides),
+        "short_side_range": None if low == -1 else [low, high],
+        "max_side": get("INPUT.MAX_SIZE_TRAIN"),
+        "test_short_side": get("INPUT.MIN_SIZE_TEST"),
+        "test_max_side": get("INPUT.MAX_SIZE_TEST"),
+        "size_divisor": max(get("DATALOADER.SIZE_DIVISIBILITY"), 1),
+        "group_by_aspect": get("DATALOADER.ASPECT_RATIO_GROUPING"),
+        "workers": get("DATALOADER.NUM_WORKERS"),
+    }
+    train = {
+        "batch_size": get("SOLVER.IMS_PER_BATCH"),
+        "iterations": get("SOLVER.MAX_ITER"),
+        "lr": get("SOLVER.BASE_LR"),
+        "momentum": get("SOLVER.MOMENTUM"),
+        "weight_decay": get("SOLVER.WEIGHT_DECAY"),
+        "bias_lr_factor": get("SOLVER.BIAS_LR_FACTOR"),
+        "bias_weight_decay": get("SOLVER.WEIGHT_DECAY_BIAS"),
+        "schedule": "multistep",
+        "milestones": list(get("SOLVER.STEPS")),
+        "gamma": get("SOLVER.GAMMA"),
+        "warmup": get("SOLVER.WARMUP_METHOD"),
+        "warmup_iterations": get("SOLVER.WARMUP_ITERS"),
+        "warmup_factor": get("SOLVER.WARMUP_FACTOR"),
+        "checkpoint_every": get("SOLVER.CHECKPOINT_PERIOD"),
+        "weights": None if from_backbone or not weight else weight,
+    }
+    device, folder = get("MODEL.DEVICE"), get("OUTPUT_DIR")
+    return {
+        "model": model,
+        "data": data,
+        "train": train,
+        "eval": {"batch_size": get("TEST.IMS_PER_BATCH")},
+        "output_dir": None if folder == "." else folder,
+        "device": "auto" if device == "cuda" else device,  # the original had no other default to run anywhere
+    }
+
+
+def _backbone(get: Callable[[str], Any], weights: str | None) -> dict[str, Any]:
+    name, frozen = _BODIES.get(get("MODEL.BACKBONE.CONV_BODY")), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
+    if name is None:
+        raise ConfigError(
+            f"MODEL.BACKBONE.CONV_BODY={get('MODEL.BACKBONE.CONV_BODY')!r}: expected {', '.join(_BODIES)}"
+        )
+    if name == "mobilenet_v2":
+        if frozen:
+            raise ConfigError(f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={frozen}: MobileNetV2 has a counterpart for 0 only")
+        return {
+            "name": name,
+            "weights": weights,
+            "norm": "sync_bn" if get("MODEL.USE_SYNCBN") else "bn",
+            "frozen_stages": 0,
+        }
+    functions = get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")
+    if functions not in _BLOCK_NORMS:
+        raise ConfigError(f"MODEL.RESNETS.TRANS_FUNC, STEM_FUNC = {functions}: expected one of {list(_BLOCK_NORMS)}")
+    norm = _BLOCK_NORMS[functions]
+    return {
+        "name": name,
+        "weights": weights,
+        "norm": norm,
+        "norm_eps": 0.0 if norm == "frozen_bn" else 1e-5,
+        "stride_in_1x1": get("MODEL.RESNETS.STRIDE_IN_1X1"),
+        "frozen_stages": frozen,
+    }
+
+
+def _extra_level_source(get: Callable[[str], Any]) -> str:
+    """P6 comes from C5 only when asked for and when C5 has other channels than the pyramid."""
+    c5_channels = 320 if get("MODEL.BACKBONE.CONV_BODY").startswith("MNV2") else 2048
+    use_c5 = get("MODEL.RETINANET.USE_C5") and c5_channels != get("MODEL.RESNETS.BACKBONE_OUT_CHANNELS")
+    return "c5" if use_c5 else "p5"

@@ -1,0 +1,51 @@
+"""The table of detectors and how to build one from a config."""
+
+from __future__ import annotations
+
+from ..config import FCOSConfig
+from ..errors import ConfigError
+from .backbones import BACKBONES
+from .fcos import FCOS, FCOSHead, FCOSOutputs
+from .fpn import FPN
+
+__all__ = ["FCOS", "FCOSOutputs", "build_model"]
+
+
+def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True) -> FCOS:
+    """Build the detector that a config describes.
+
+    Args:
+        config: the section `model`.
+        num_classes: K.
+        pretrained: fetch the backbone weights that the config names; False when a checkpoint will be loaded anyway.
+
+    Raises:
+        ConfigError: strides that the backbone cannot serve.
+        WeightsError: backbone weights that cannot be had.
+    """
+    options = config.backbone.model_dump()
+    if not pretrained:
+        options["weights"] = None
+    backbone = BACKBONES[options.pop("name")](**options)
+    levels = [name for name, stride in backbone.strides.items() if stride in config.strides]
+    if not levels or backbone.strides[levels[0]] != config.strides[0]:
+        raise ConfigError(
+            f"model.strides={config.strides}: the first level must be a map of {config.backbone.name}, which has strides"
+            f" {list(backbone.strides.values())}"
+        )
+    fpn = FPN(
+        [backbone.channels[name] for name in levels],
+        config.fpn.channels,
+        extra_levels=len(config.strides) - len(levels),
+        extra_level_source=config.fpn.extra_level_source,
+        norm=config.fpn.norm,
+        relu=config.fpn.relu,
+    )
+    head = FCOSHead(config.fpn.channels, num_classes, strides=config.strides, **config.head.model_dump())
+    return FCOS(
+        backbone,
+        num_classes,
+        fpn=fpn,
+        head=head,
+        **config.model_dump(exclude={"name", "num_classes", "backbone", "fpn", "head"}),
+    )

@@ -1,0 +1,35 @@
+"""The table of backbones and their contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from .mobilenet import MobileNetV2
+from .resnet import ResNet
+
+
+class Backbone(Protocol):
+    """A feature extractor (an `nn.Module`).
+
+    Attributes:
+        channels: channels of every map by its name.
+        strides: pixels between neighbouring cells of every map by its name, finest first.
+    """
+
+    channels: dict[str, int]
+    strides: dict[str, int]
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised images [N, 3, H, W] to maps [N, channels, H / stride, W / stride] (rounded up); N may be 0."""
+        ...
+
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "resnet50": partial(ResNet, name="resnet50"),
+    "resnet101": partial(ResNet, name="resnet101"),
+    "mobilenet_v2": MobileNetV2,
+}

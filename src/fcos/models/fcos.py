@@ -1,0 +1,269 @@
+"""FCOS: fully convolutional one-stage object detection. Read this file first.
+
+Every location of every pyramid level predicts K class logits, the distances (left, top, right, bottom) to the sides of
+its object's box, and how central it is in it. `forward(images, sizes, targets)` gives the losses,
+`forward(images, sizes)` the raw outputs, `detect(images, sizes)` the detections.
+
+Source: Tian et al., ICCV 2019 (arXiv:1904.01355) and TPAMI 2020 (arXiv:2006.09214). Shape letters: N images, L levels,
+R locations over all levels, K classes, H W image or map size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..structures import BoxConvention, Instances, Targets
+from .backbones import Backbone
+from .fpn import FPN
+from .layers import NORMS
+from .losses import BoxLoss, fcos_loss
+from .postprocess import detections
+from .targets import assign_targets, count_unassigned, locations
+
+
+class FCOSOutputs(NamedTuple):
+    """What the head says about every location, a tensor per level.
+
+    Attributes:
+        logits: [N, K, H, W].
+        ltrb: [N, 4, H, W] distances in pixels, at least 0.
+        centerness: [N, 1, H, W] logits.
+    """
+
+    logits: list[Tensor]
+    ltrb: list[Tensor]
+    centerness: list[Tensor]
+
+
+class FCOSHead(nn.Module):
+    """Two towers of convolutions, shared by all levels, and the three predictions.
+
+    Args:
+        channels: of the pyramid and the towers.
+        num_classes: K.
+        strides: of the levels, in pixels.
+        num_convs: convolutions in each tower.
+        norm: `gn` (32 groups) or `none` after each of them.
+        centerness_on: which tower the centerness is predicted from.
+        regression: `exp`: distances are exp(scale_l x) pixels; `relu_stride`: relu(scale_l x) strides.
+        prior_probability: the class probability that an untrained head gives everywhere.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        strides: Sequence[int],
+        num_convs: int = 4,
+        norm: str = "gn",
+        centerness_on: Literal["cls", "box"] = "cls",
+        regression: Literal["exp", "relu_stride"] = "exp",
+        prior_probability: float = 0.01,
+    ):
+        super().__init__()
+        self.strides = list(strides)
+        self.centerness_on_box = centerness_on == "box"
+        self.regression = regression
+        self.cls_tower = _tower(channels, num_convs, norm)
+        self.box_tower = _tower(channels, num_convs, norm)
+        self.logits = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.ltrb = nn.Conv2d(channels, 4, 3, padding=1)
+        self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in strides])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+        nn.init.constant_(self.logits.bias, -math.log((1 - prior_probability) / prior_probability))  # pyright: ignore[reportArgumentType]
+
+    def forward(self, features: Sequence[Tensor]) -> FCOSOutputs:
+        """Pyramid levels [N, channels, H_l, W_l] to predictions."""
+        outputs = FCOSOutputs([], [], [])
+        for feature, stride, scale in zip(features, self.strides, self.scales, strict=True):
+            cls_feature, box_feature = self.cls_tower(feature), self.box_tower(feature)
+            distances = _at_least_float32(self.ltrb(box_feature)) * scale
+            outputs.logits.append(_at_least_float32(self.logits(cls_feature)))
+            outputs.ltrb.append(F.relu(distances) * stride if self.regression == "relu_stride" else distances.exp())
+            outputs.centerness.append(
+                _at_least_float32(self.centerness(box_feature if self.centerness_on_box else cls_feature))
+            )
+        return outputs
+
+
+def _tower(channels: int, num_convs: int, norm: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+        if norm != "none":
+            layers.append(NORMS[norm](channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Losses and box arithmetic are never done in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class FCOS(nn.Module):
+    """The detector.
+
+    Args:
+        backbone: see `backbones.Backbone`.
+        num_classes: K.
+        fpn: pyramid over the backbone's maps whose strides are among `strides`.
+        head: see `FCOSHead`.
+        strides: of the levels, in pixels.
+        size_ranges: see `assign_targets`.
+        center_sampling_radius: see `assign_targets`.
+        box_loss: see `iou_loss`.
+        focal_alpha: see `focal_loss`.
+        focal_gamma: see `focal_loss`.
+        score_threshold: see `detections`; likewise `pre_nms_top_k`, `nms_threshold`, `max_detections`.
+        box_convention: of targets and detections, see `structures`.
+        channel_order: in which order the backbone wants the channels.
+        pixel_mean: subtracted from the channels 0..255, in that order.
+        pixel_std: divided by.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    unassigned_boxes: Tensor
+    """After a forward with targets: boxes of the batch that no location learns (0-dim int64)."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        fpn: FPN,
+        head: FCOSHead,
+        strides: Sequence[int] = (8, 16, 32, 64, 128),
+        size_ranges: Sequence[tuple[float, float | None]] = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, None)),
+        center_sampling_radius: float = 0.0,
+        box_loss: BoxLoss = "iou",
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        score_threshold: float = 0.05,
+        pre_nms_top_k: int = 1000,
+        nms_threshold: float = 0.6,
+        max_detections: int = 100,
+        box_convention: BoxConvention = "continuous",
+        channel_order: Literal["rgb", "bgr"] = "rgb",
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = fpn
+        self.head = head
+        self.num_classes = num_classes
+        self.strides = list(strides)
+        self.size_ranges = list(size_ranges)
+        self.center_sampling_radius = center_sampling_radius
+        self.box_loss: BoxLoss = box_loss
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.score_threshold = score_threshold
+        self.pre_nms_top_k = pre_nms_top_k
+        self.nms_threshold = nms_threshold
+        self.max_detections = max_detections
+        self.box_convention: BoxConvention = box_convention
+        self.channel_order = channel_order
+        # Which backbone maps the pyramid stands on.
+        self.backbone_levels = [name for name, stride in backbone.strides.items() if stride in self.strides]
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1))
+        self.unassigned_boxes = torch.zeros((), dtype=torch.int64)
+
+    @overload
+    def forward(self, images: Tensor, sizes: Tensor) -> FCOSOutputs: ...
+    @overload
+    def forward(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]: ...
+
+    def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> FCOSOutputs | dict[str, Tensor]:
+        """Losses when targets are given, else the head's outputs.
+
+        Args:
+            images: [N, 3, H, W] RGB 0..255 (uint8 or float), padded at the right and the bottom.
+            sizes: [N, 2] (height, width) without the padding.
+            targets: ground truth in pixels of `images`, in the model's box convention.
+
+        Returns:
+            `FCOSOutputs`, or the losses of `fcos_loss` (their sum is minimised).
+        """
+        features = self.backbone(self.normalize(images, sizes))
+        outputs = self.head(self.fpn([features[name] for name in self.backbone_levels]))
+        return outputs if targets is None else self.losses(outputs, targets)
+
+    def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Network input [N, 3, H, W]: channel order, mean and deviation; zeros in the padding, whatever was there."""
+        if self.channel_order == "bgr":
+            images = images.flip(1)
+        normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+        real = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # [N, H, W]
+        return normalized * real[:, None]
+
+    def locations(self, outputs: FCOSOutputs) -> list[Tensor]:
+        """The (x, y) of every level's locations, L tensors [H * W, 2] in pixels."""
+        return [
+            locations((level.shape[-2], level.shape[-1]), stride, device=level.device)
+            for level, stride in zip(outputs.logits, self.strides, strict=True)
+        ]
+
+    def losses(self, outputs: FCOSOutputs, targets: Targets) -> dict[str, Tensor]:
+        """The losses of `fcos_loss` for the head's outputs."""
+        points = self.locations(outputs)
+        assignment = assign_targets(
+            points,
+            targets,
+            strides=self.strides,
+            size_ranges=self.size_ranges,
+            center_sampling_radius=self.center_sampling_radius,
+            box_convention=self.box_convention,
+        )
+        self.unassigned_boxes = count_unassigned(assignment, targets)
+        units = None
+        if self.head.regression == "relu_stride":
+            units = torch.cat([p.new_full((len(p),), s) for p, s in zip(points, self.strides, strict=True)])
+        logits, ltrb, centerness = (
+            torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2) for levels in outputs
+        )  # [N, R, K], [N, R, 4], [N, R, 1]
+        return fcos_loss(
+            logits,
+            ltrb,
+            centerness.squeeze(2),
+            assignment,
+            box_loss=self.box_loss,
+            alpha=self.focal_alpha,
+            gamma=self.focal_gamma,
+            units=units,
+        )
+
+    @torch.inference_mode()
+    def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
+        """Detections of every image, best first, in pixels of `images` and the model's box convention.
+
+        Args:
+            images: see `forward`.
+            sizes: see `forward`.
+        """
+        outputs = self(images, sizes)
+        return detections(
+            *outputs,
+            points=self.locations(outputs),
+            sizes=[(int(height), int(width)) for height, width in sizes.tolist()],
+            score_threshold=self.score_threshold,
+            pre_nms_top_k=self.pre_nms_top_k,
+            nms_threshold=self.nms_threshold,
+            max_detections=self.max_detections,
+            box_convention=self.box_convention,
+        )

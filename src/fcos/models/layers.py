@@ -1,0 +1,51 @@
+"""Small layers that backbones, pyramid and head share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "frozen_bn": FrozenBatchNorm2d,
+    "bn": nn.BatchNorm2d,
+    "sync_bn": nn.SyncBatchNorm,
+    "gn": partial(nn.GroupNorm, 32),
+}
+"""Normalisation layers by config name; called with (channels, eps=...)."""
+
+
+def conv_norm_relu(
+    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, norm: str = "none", relu: bool = False
+) -> nn.Module:
+    """A "same" convolution; with a norm it has no bias of its own. A plain `nn.Conv2d` when neither norm nor ReLU."""
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=norm == "none"
+    )
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    layers: list[nn.Module] = [conv]
+    if norm != "none":
+        layers.append(NORMS[norm](out_channels))
+    if relu:
+        layers.append(nn.ReLU(inplace=True))
+    return conv if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def freeze(module: nn.Module) -> None:
+    """Stop learning in a module: parameters get no gradient, batch norm keeps its statistics also in training mode."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
+                setattr(parent, name, _frozen_copy(child))
+
+
+def _frozen_copy(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
+    frozen.load_state_dict(norm.state_dict())
+    return frozen

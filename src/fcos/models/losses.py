@@ -1,0 +1,138 @@
+"""The three losses of FCOS and their normalisation over processes.
+
+Shape letters: N images, R locations over all levels, K classes, P positive locations.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..training.distributed import mean_over_processes
+from .targets import IGNORED, Assignment, centerness_targets
+
+# The original clamps the probability under the logarithm at the smallest normal float32: a positive costs at most
+# alpha * 87.34.
+_LOG_MIN = float(torch.log(torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float64)))
+assert sys.float_info.min < torch.finfo(torch.float32).tiny
+BoxLoss = Literal["iou", "linear_iou", "giou"]
+
+
+def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sigmoid focal loss of every logit.
+
+    Args:
+        logits: [R, K].
+        labels: [R] int64: the class 0..K-1, `BACKGROUND`, or `IGNORED` (no loss).
+        alpha: weight of the positive class, 1 - alpha that of the negative.
+        gamma: focusing exponent.
+
+    Returns:
+        [R, K], not reduced.
+
+    Source: Lin et al., ICCV 2017 (arXiv:1708.02002), equation 5.
+    """
+    loss = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
+    rows = torch.nonzero(labels >= 0).squeeze(1)
+    columns = labels[rows]
+    x = logits[rows, columns]
+    log_p = F.logsigmoid(x)
+    log_p = log_p + (log_p.clamp(min=_LOG_MIN) - log_p).detach()  # the value saturates, the gradient does not vanish
+    loss = loss.index_put((rows, columns), -alpha * (1 - x.sigmoid()) ** gamma * log_p)
+    return loss * (labels != IGNORED)[:, None]
+
+
+def iou_loss(predicted: Tensor, target: Tensor, *, kind: BoxLoss, weight: Tensor | None = None) -> Tensor:
+    """Loss of distance predictions, summed.
+
+    Args:
+        predicted: [P, 4] distances left, top, right, bottom to the predicted box, at least 0.
+        target: [P, 4] the same for the ground truth, in the same unit.
+        kind: `iou`: -log IoU; `linear_iou`: 1 - IoU; `giou`: 1 - GIoU.
+        weight: [P]; ignored when it sums to 0 (as the original does), None: ones.
+
+    Source: Yu et al. 2016 (arXiv:1608.01471); GIoU: Rezatofighi et al. 2019 (arXiv:1902.09630). As in the original,
+    intersection and union are smoothed by 1, in the unit of the distances.
+    """
+    left, top, right, bottom = predicted.unbind(-1)
+    target_left, target_top, target_right, target_bottom = target.unbind(-1)
+    predicted_area = (left + right) * (top + bottom)
+    target_area = (target_left + target_right) * (target_top + target_bottom)
+    intersection = (left.minimum(target_left) + right.minimum(target_right)) * (
+        bottom.minimum(target_bottom) + top.minimum(target_top)
+    )
+    union = predicted_area + target_area - intersection
+    iou = (intersection + 1.0) / (union + 1.0)
+    if kind == "iou":
+        loss = -iou.log()
+    elif kind == "linear_iou":
+        loss = 1 - iou
+    else:
+        enclosing = (left.maximum(target_left) + right.maximum(target_right)) * (
+            bottom.maximum(target_bottom) + top.maximum(target_top)
+        ) + 1e-7
+        loss = 1 - (iou - (enclosing - union) / enclosing)
+    if weight is not None and weight.sum() > 0:
+        loss = loss * weight
+    return loss.sum()
+
+
+def fcos_loss(
+    logits: Tensor,
+    ltrb: Tensor,
+    centerness: Tensor,
+    assignment: Assignment,
+    *,
+    box_loss: BoxLoss = "iou",
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    units: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The losses of a batch. Their sum is minimised.
+
+    Args:
+        logits: [N, R, K] class logits.
+        ltrb: [N, R, 4] predicted distances, pixels.
+        centerness: [N, R] logits.
+        assignment: what the locations have to learn.
+        box_loss: see `iou_loss`.
+        alpha: see `focal_loss`.
+        gamma: see `focal_loss`.
+        units: [R] pixels a location's distances are divided by before the box loss (its stride); None: 1.
+
+    Returns:
+        Scalars `loss_cls` and `loss_centerness`, divided by the positives of a process (at least 1), and `loss_box`,
+        weighted by the centerness targets and divided by their sum. Both divisors are means over the processes.
+
+    Source: FCOS, equation 2 and section 3.2; the normalisation follows the original code.
+    """
+    positive = assignment.labels >= 0
+    target_ltrb = assignment.ltrb[positive]  # [P, 4]
+    target_centerness = centerness_targets(target_ltrb)  # [P]
+    # One collective for both divisors, also on a process without any positive: nobody waits for it in vain.
+    num_positives, centerness_sum = mean_over_processes(
+        torch.stack([positive.sum().to(target_centerness.dtype), target_centerness.sum()])
+    )
+    num_positives = num_positives.clamp(min=1.0)
+
+    loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()
+    predicted_ltrb = ltrb[positive]
+    if units is not None:
+        unit = units.expand_as(positive)[positive][:, None]
+        predicted_ltrb, target_ltrb = predicted_ltrb / unit, target_ltrb / unit
+    if len(target_ltrb):
+        loss_box = iou_loss(predicted_ltrb, target_ltrb, kind=box_loss, weight=target_centerness) / centerness_sum
+    else:
+        loss_box = predicted_ltrb.sum()  # 0, but connected: every process has the same gradients to reduce
+    loss_centerness = F.binary_cross_entropy_with_logits(
+        centerness[positive], target_centerness.to(centerness.dtype), reduction="sum"
+    )
+    return {
+        "loss_cls": loss_cls / num_positives,
+        "loss_box": loss_box,
+        "loss_centerness": loss_centerness / num_positives,
+    }

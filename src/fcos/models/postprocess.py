@@ -1,0 +1,111 @@
+"""From the head's outputs to detections: decoding, candidates, suppression, limit.
+
+Shape letters: N images, L levels, K classes, H W map size, C candidates, D detections.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..structures import BoxConvention, Instances
+from .boxes import class_wise_nms, clip, limit_detections
+
+
+def decode(points: Tensor, ltrb: Tensor) -> Tensor:
+    """Boxes [..., 4] XYXY from locations [..., 2] (x, y) and distances [..., 4], all in pixels."""
+    return torch.cat([points - ltrb[..., :2], points + ltrb[..., 2:]], dim=-1)
+
+
+def detections(
+    logits: Sequence[Tensor],
+    ltrb: Sequence[Tensor],
+    centerness: Sequence[Tensor],
+    points: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    score_threshold: float = 0.05,
+    pre_nms_top_k: int = 1000,
+    nms_threshold: float = 0.6,
+    max_detections: int = 100,
+    box_convention: BoxConvention = "continuous",
+) -> list[Instances]:
+    """Detect in every image of a batch.
+
+    Args:
+        logits: L class logits [N, K, H, W].
+        ltrb: L distances [N, 4, H, W] in pixels.
+        centerness: L logits [N, 1, H, W].
+        points: L locations [H * W, 2] in pixels.
+        sizes: N (height, width) without padding.
+        score_threshold: lowest class probability of a candidate, before it is multiplied with the centerness.
+        pre_nms_top_k: candidates kept per level and image.
+        nms_threshold: see `class_wise_nms`.
+        max_detections: see `limit_detections`.
+        box_convention: `inclusive` follows the original to the letter: locations in the padding detect too, boxes end
+            at width - 1 and height - 1, and ties with the last detection stay. In `continuous` the padding detects
+            nothing, so that results do not depend on the batch, and empty boxes are dropped.
+
+    Returns:
+        N detections, best score first, in the frame and convention of the arguments.
+
+    Source: FCOS, section 3.1; score = sqrt(class x centerness) as in the original code.
+    """
+    results = []
+    for image, size in enumerate(sizes):
+        found = [
+            _candidates(
+                logits[level][image],
+                ltrb[level][image],
+                centerness[level][image],
+                points[level],
+                within=size if box_convention == "continuous" else None,
+                score_threshold=score_threshold,
+                top_k=pre_nms_top_k,
+            )
+            for level in range(len(points))
+        ]
+        boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        boxes = clip(boxes, size, convention=box_convention)
+        if box_convention == "continuous":
+            solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+            boxes, scores, labels = boxes[solid], scores[solid], labels[solid]
+        kept = class_wise_nms(boxes, scores, labels, nms_threshold, convention=box_convention)
+        kept = kept[limit_detections(scores[kept], max_detections, keep_ties=box_convention == "inclusive")]
+        results.append(Instances(boxes[kept], labels[kept], scores[kept], size))
+    return results
+
+
+def _candidates(
+    logits: Tensor,
+    ltrb: Tensor,
+    centerness: Tensor,
+    points: Tensor,
+    *,
+    within: tuple[int, int] | None,
+    score_threshold: float,
+    top_k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [C, 4], scores [C] and labels [C] of one level of one image, at most `top_k`."""
+    flat = logits.flatten()  # [K * H * W]
+    # Comparing logits spares the sigmoid of everything; the exact test on the probability follows on what is left.
+    index = torch.nonzero(flat > _logit(score_threshold) - 1e-3).squeeze(1)
+    label, location = index // len(points), index % len(points)
+    if within is not None:
+        height, width = within
+        real = (points[location] < points.new_tensor([width, height])).all(dim=1)
+        index, label, location = index[real], label[real], location[real]
+    probability = flat[index].sigmoid()
+    product = probability * centerness.flatten()[location].sigmoid()
+    product = torch.where(probability > score_threshold, product, -1.0)
+    product, best = product.topk(min(top_k, len(product)))
+    best = best[product >= 0]
+    boxes = decode(points[location[best]], ltrb.flatten(1).T[location[best]])
+    return boxes, product[: len(best)].sqrt(), label[best]
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability)) if probability > 0 else -math.inf

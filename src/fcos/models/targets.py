@@ -1,0 +1,164 @@
+"""Which location learns what: FCOS's assignment of ground truth to locations.
+
+Shape letters: N images, L levels, R locations over all levels, M boxes of an image (padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..structures import BoxConvention, Targets
+from .boxes import area
+
+BACKGROUND = -1
+IGNORED = -2
+
+
+class Assignment(NamedTuple):
+    """What every location has to learn.
+
+    Attributes:
+        labels: [N, R] int64: a class 0..K-1, `BACKGROUND`, or `IGNORED` (inside a crowd box: no classification loss).
+        ltrb: [N, R, 4] float32 distances in pixels from the location to the sides of its box; undefined elsewhere.
+        boxes: [N, R] int64, index of the box in 0..M-1, or -1.
+    """
+
+    labels: Tensor
+    ltrb: Tensor
+    boxes: Tensor
+
+
+def locations(size: tuple[int, int], stride: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Centres (x, y) of the cells of a map.
+
+    Args:
+        size: (height, width) of the map.
+        stride: pixels between neighbours.
+        device: where to put them.
+
+    Returns:
+        [height * width, 2] float32 pixels, row by row: ((column + 0.5) * stride, (row + 0.5) * stride).
+    """
+    rows, columns = (torch.arange(side, dtype=torch.float32, device=device) for side in size)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride
+
+
+def centerness_targets(ltrb: Tensor) -> Tensor:
+    """How central a location is in its box: sqrt of min/max of left and right times min/max of top and bottom.
+
+    Args:
+        ltrb: [..., 4] positive distances.
+
+    Returns:
+        [...] in 0..1.
+
+    Source: FCOS, equation 3.
+    """
+    horizontal, vertical = ltrb[..., [0, 2]], ltrb[..., [1, 3]]
+    ratio = horizontal.amin(-1) / horizontal.amax(-1) * (vertical.amin(-1) / vertical.amax(-1))
+    return ratio.sqrt()
+
+
+@torch.no_grad()
+def assign_targets(
+    points: Sequence[Tensor],
+    targets: Targets,
+    *,
+    strides: Sequence[int],
+    size_ranges: Sequence[tuple[float, float | None]],
+    center_sampling_radius: float = 0.0,
+    box_convention: BoxConvention = "continuous",
+) -> Assignment:
+    """Give every location the smallest box it lies in, among those whose size belongs to its level.
+
+    Args:
+        points: L tensors [R_l, 2], the (x, y) of every level's locations in pixels.
+        targets: ground truth of N images in the same pixels.
+        strides: L strides in pixels.
+        size_ranges: L (low, high); the largest of the four distances must be in it, both ends included; None: no end.
+        center_sampling_radius: in strides; a location must also be this close to the box's centre. 0: anywhere inside.
+        box_convention: how box areas are counted.
+
+    Returns:
+        The assignment, levels concatenated in the order given.
+
+    Source: FCOS, section 3.1 and 3.2; center sampling: the TPAMI version, section 3.3. "Inside" is strict. Equal areas: the
+    first box. Crowd boxes teach nothing; other locations inside them are ignored.
+    """
+    device = points[0].device
+    xy = torch.cat(list(points))  # [R, 2]
+    counts = torch.tensor([len(p) for p in points], device=device)
+    low = xy.new_tensor([r[0] for r in size_ranges]).repeat_interleave(counts)[:, None]
+    high = xy.new_tensor([torch.inf if r[1] is None else r[1] for r in size_ranges]).repeat_interleave(counts)[:, None]
+    reach = xy.new_tensor([center_sampling_radius * s for s in strides]).repeat_interleave(counts)[:, None]
+
+    labels, ltrb, matched = [], [], []
+    for boxes, box_labels, crowd in zip(*targets, strict=True):
+        candidates = torch.nonzero((box_labels >= 0) & ~crowd).squeeze(1)
+        index = _smallest_box(
+            xy,
+            boxes[candidates],
+            size_range=(low, high),
+            reach=reach if center_sampling_radius > 0 else None,
+            convention=box_convention,
+        )
+        index = torch.where(index >= 0, candidates.take(index.clamp(min=0)), -1) if len(candidates) else index
+        positive = index >= 0
+        image_labels = torch.full_like(index, BACKGROUND)
+        image_labels[_inside(xy, boxes[crowd])] = IGNORED
+        image_labels[positive] = box_labels[index[positive]]
+        image_boxes = boxes[index.clamp(min=0)] if len(boxes) else xy.new_zeros(len(xy), 4)
+        labels.append(image_labels)
+        ltrb.append(torch.cat([xy - image_boxes[:, :2], image_boxes[:, 2:] - xy], dim=1))
+        matched.append(index)
+    return Assignment(torch.stack(labels), torch.stack(ltrb), torch.stack(matched))
+
+
+def _smallest_box(
+    xy: Tensor,
+    boxes: Tensor,
+    *,
+    size_range: tuple[Tensor, Tensor],
+    reach: Tensor | None,
+    convention: BoxConvention,
+) -> Tensor:
+    """Index [R] of the box each location learns, or -1. The distances are kept apart: no [R, M, 4] is ever made."""
+    if len(boxes) == 0:
+        return torch.full((len(xy),), -1, dtype=torch.int64, device=xy.device)
+    x, y = xy[:, :1], xy[:, 1:]  # [R, 1]
+    x1, y1, x2, y2 = boxes.unbind(-1)  # [M]
+    left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # [R, M]
+    largest = left.maximum(right).maximum(top.maximum(bottom))
+    if reach is None:
+        inside = left.minimum(right).minimum(top.minimum(bottom)) > 0
+    else:
+        center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
+        inside = (
+            (x > (center_x - reach).maximum(x1))
+            & (x < (center_x + reach).minimum(x2))
+            & (y > (center_y - reach).maximum(y1))
+            & (y < (center_y + reach).minimum(y2))
+        )
+    valid = inside & (largest >= size_range[0]) & (largest <= size_range[1])
+    # Ranks instead of areas: no ties, so the first of equal boxes wins on every device.
+    order = area(boxes, convention=convention).argsort(stable=True)
+    first = torch.where(valid[:, order], torch.arange(len(boxes), device=xy.device), len(boxes)).amin(dim=1)
+    return torch.where(first < len(boxes), order[first.clamp(max=len(boxes) - 1)], -1)
+
+
+def _inside(xy: Tensor, boxes: Tensor) -> Tensor:
+    """Which locations [R] lie in any of the boxes."""
+    return ((xy[:, None] > boxes[:, :2]) & (xy[:, None] < boxes[:, 2:])).all(dim=-1).any(dim=1)
+
+
+def count_unassigned(assignment: Assignment, targets: Targets) -> Tensor:
+    """How many boxes (without crowd) of the batch no location learns; 0-dim int64."""
+    learned = torch.zeros_like(targets.crowd)
+    image, location = torch.nonzero(assignment.boxes >= 0, as_tuple=True)
+    learned[image, assignment.boxes[image, location]] = True
+    return ((targets.labels >= 0) & ~targets.crowd & ~learned).sum()

@@ -1,0 +1,73 @@
+"""Weights of backbones trained on ImageNet."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights, ResNet101_Weights
+
+from ..errors import WeightsError
+
+IMAGENET = {
+    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
+    "resnet101": ResNet101_Weights.IMAGENET1K_V1,
+    "mobilenet_v2": MobileNet_V2_Weights.IMAGENET1K_V1,
+}
+
+
+def load_weights(net: nn.Module, backbone: str, source: str) -> None:
+    """Fill a whole torchvision classifier, or all of it but the classifier, see `imagenet_weights`.
+
+    Raises:
+        WeightsError: also when the tensors do not fit the network.
+    """
+    try:
+        missing, unexpected = net.load_state_dict(imagenet_weights(backbone, source), strict=False)
+    except RuntimeError as error:  # shapes
+        raise WeightsError(f"model.backbone.weights={source} does not fit {backbone}: {error}") from None
+    missing = [name for name in missing if not name.startswith(("fc.", "classifier."))]
+    if missing or unexpected:
+        raise WeightsError(
+            f"model.backbone.weights={source} does not fit {backbone} with this norm: {len(missing)} tensors missing"
+            f" {missing[:3]}, {len(unexpected)} unknown {unexpected[:3]}; use a norm of the weights' kind or weights=null"
+        )
+
+
+def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
+    """The state dict of a backbone in torchvision's names.
+
+    Args:
+        backbone: a key of `IMAGENET`.
+        source: `imagenet` (torchvision's file, from the torch hub cache or downloaded with its hash checked), or a path
+            to a state dict.
+
+    Raises:
+        WeightsError: no such file, no network, or not a state dict.
+    """
+    if source == "imagenet":
+        weights = IMAGENET[backbone]
+        try:
+            return dict(weights.get_state_dict(progress=True, check_hash=True))
+        except (OSError, RuntimeError) as error:
+            cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+            raise WeightsError(
+                f"ImageNet weights of {backbone}: could not download {weights.url} ({error}); fetch the file elsewhere and"
+                f" put it at {cache}, or train from random weights with model.backbone.weights=null"
+            ) from None
+    if "://" in source:
+        raise WeightsError(f"model.backbone.weights: {source!r} is not read here; give `imagenet`, a path, or null")
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(
+            f"model.backbone.weights: no file {source!r} (expected `imagenet`, a path, or null)"
+        ) from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"model.backbone.weights: {source}: not a readable state dict: {error}") from None
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"model.backbone.weights: {source}: expected a state dict of tensors")
+    return state

@@ -1,0 +1,22 @@
+"""Where the recorded numbers are: `pytest tests/parity --goldens DIR` runs the same tests on another folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+DEFAULT_GOLDENS = Path(__file__).parent / "parity" / "goldens"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--goldens", type=Path, default=DEFAULT_GOLDENS, help="folder of recorded numbers")
+
+
+@pytest.fixture(scope="session")
+def goldens(pytestconfig: pytest.Config) -> Path:
+    return pytestconfig.getoption("--goldens").resolve()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

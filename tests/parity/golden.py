@@ -1,0 +1,91 @@
+"""Reading the recorded numbers (formats: goldens/README.md)."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fill import fill_array
+from torch import Tensor
+
+from fcos.config import Config, validate
+from fcos.interop.fcos_core import config_from_yaml, convert_state_dict, rename
+from fcos.models import FCOS, build_model
+
+IMAGE_SIZES = "image_sizes_hw"
+
+
+def cases(file: Path, *, skip: tuple[str, ...] = ()) -> list[str]:
+    """The case names of a unit file: the first part of its keys."""
+    with np.load(file) as numbers:
+        return sorted({key.split("/")[0] for key in numbers.files if "/" in key} - set(skip))
+
+
+@cache
+def load(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as numbers:
+        return dict(numbers)
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(array))
+
+
+def sample(values: Tensor, count: int = 5) -> np.ndarray:
+    """The recorded entries of a tensor, padded with NaN."""
+    flat = values.detach().reshape(-1).double().numpy()
+    index = np.unique(np.linspace(0, flat.size - 1, count).astype(np.int64)) if flat.size >= count else slice(None)
+    row = np.full(count, np.nan)
+    picked = flat[index]
+    row[: len(picked)] = picked
+    return row
+
+
+class Model:
+    """One recorded model: its config through our translation, its weights through our renaming, its numbers."""
+
+    def __init__(self, goldens: Path, entry: dict[str, Any]):
+        self.name = Path(entry["file"]).stem
+        self.numbers = load(goldens / "models" / entry["file"])
+        self.inputs = load(goldens / "models" / "inputs.npz")
+        self.head_outputs_full = entry["head_outputs_full"]
+        index = json.loads((goldens / "models" / "index.json").read_text())
+        self.feature_stride, self.head_stride = index["feature_stride"], index["head_stride"]
+        self.manifest = json.loads((goldens / "manifests" / "fcos" / f"{Path(entry['config']).stem}.json").read_text())
+        pairs = [str(item) for item in entry["opts"]]
+        self.config: Config = validate(config_from_yaml(self.manifest["merged_config"], pairs), where=self.name)
+        self.names: list[str] = [row[0] for row in self.manifest["tensors"]]
+        self.state = {
+            row[0]: torch.from_numpy(fill_array(row[0], row[1], entry["seed"])) for row in self.manifest["tensors"]
+        }
+
+    def build(self, *, normalise: bool = False, dtype: torch.dtype = torch.float32) -> FCOS:
+        """The filled model. Without `normalise` it takes network inputs as they are."""
+        model = build_model(self.config.model, num_classes=self.config.model.num_classes or 0, pretrained=False)
+        missing, unexpected = model.load_state_dict(convert_state_dict(self.state), strict=False)
+        assert not unexpected
+        assert set(missing) == {"pixel_mean", "pixel_std"}
+        if not normalise:
+            model.pixel_mean.zero_()
+            model.pixel_std.fill_(1.0)
+            model.channel_order = "rgb"
+        return model.to(dtype)
+
+    def parameters(self, model: FCOS) -> list[torch.nn.Parameter]:
+        """The model's parameters in the recorded order."""
+        named = dict(model.named_parameters())
+        return [named[rename(name)] for name in self.numbers["param_names"].tolist()]
+
+    def buffers(self, model: FCOS) -> list[Tensor]:
+        named = dict(model.named_buffers())
+        return [named[rename(name)] for name in self.numbers["buffer_names"].tolist()]
+
+
+def model_entries(config: pytest.Config) -> list[dict[str, Any]]:
+    """The models that the folder's index lists."""
+    return json.loads((config.getoption("--goldens") / "models" / "index.json").read_text())["models"]
