@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := demo
+DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.batch_size=8 train.max_minutes=5
 
 .PHONY: help install test test-slow check format weights demo clean
 
@@ -39,6 +40,23 @@ format: $(INSTALLED)
 
 weights: $(INSTALLED)
 	@$(BIN)/python tools/mobilenet_weights.py
+
+demo: $(DEMO)/digits/val.json
+	@rm -rf $(DEMO)/run $(DEMO)/pictures
+	@if $(BIN)/python tools/mobilenet_weights.py; then weights=imagenet; else weights=null; \
+	  echo "Training from random weights instead: expect a much lower AP50."; fi; set -x; \
+	$(BIN)/fcos train fcos_mnv2_small data=$(DEMO)/digits output_dir=$(DEMO)/run \
+	  model.backbone.weights=$$weights $(DEMO_OPTIONS)
+	$(BIN)/fcos val $(DEMO)/run/weights/best.pt data=$(DEMO)/digits
+	$(BIN)/fcos predict $(DEMO)/run/weights/best.pt $(DEMO)/digits/images/val_000*.jpg --out $(DEMO)/pictures
+	@echo "COCO weights on a photograph: not yet, they come with the conversion of torchvision's weights."
+	@echo "Pictures: $(DEMO)/pictures (detections), $(DEMO)/run/pictures (beside the ground truth)"
+	@$(BIN)/python -c 'import json; found = json.load(open("$(DEMO)/run/val/metrics.json"))["metrics"]; \
+	  print("AP50 on the validation images: %.3f" % found["AP50"])'
+
+$(DEMO)/digits/val.json: | $(INSTALLED)
+	rm -rf $(DEMO)/digits
+	$(BIN)/fcos samples digits $(DEMO)/digits
 
 clean:
 	rm -rf .venv $(DEMO)

@@ -140,10 +140,15 @@ def compare(
     result = fcos.train(config)
     elapsed = (time.perf_counter() - start) / 60
     ours = fcos.evaluate(result.run / "weights" / "best.pt").metrics
+    theirs, ours = ({k: None if math.isnan(v) else v for k, v in found.items()} for found in (theirs, ours))
     return {
         "torchvision FCOS": {"metrics": theirs, "minutes": minutes, "steps": steps, "batch_size": batch_size},
         f"fcos ({RECIPE})": {"metrics": ours, "minutes": elapsed, "run": result.run.name},
     }
+
+
+def _text(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.3f}"
 
 
 def main() -> None:
@@ -164,7 +169,7 @@ def main() -> None:
     shown = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     assert set(shown) <= set(METRICS)
     rows = [
-        [f"{name}: {detector}", *(f"{entry['metrics'][figure]:.3f}" for figure in shown)]
+        [f"{name}: {detector}", *map(_text, (entry["metrics"][figure] for figure in shown))]
         for name, detectors in found.items()
         for detector, entry in detectors.items()
     ]

@@ -49,7 +49,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def write(name: str, title: str, facts: dict[str, Any], table: str, data: dict[str, Any]) -> None:
-    """Print the table and keep it in results/NAME.md and results/NAME.json."""
+    """Print the table and keep it in results/NAME.md and results/NAME.json (null where a figure is not defined)."""
     text = f"# {title}\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + f"\n\n{table}\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
@@ -73,4 +73,10 @@ def torchvision_mobilenet(num_labels: int, *, channels: int, num_convs: int, pre
         extra_blocks=LastLevelP6P7(channels, channels),
     )
     head = FCOSHead(channels, 1, num_labels, num_convs)
-    return FCOS(backbone, num_labels, head=head, score_thresh=0.05, nms_thresh=0.6, _skip_resize=True)
+    return without_resize(FCOS(backbone, num_labels, head=head, score_thresh=0.05, nms_thresh=0.6))
+
+
+def without_resize(model: FCOS) -> FCOS:
+    """Take images as they come (its own option for that holds in training only)."""
+    model.transform.resize = lambda image, target=None: (image, target)
+    return model

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import machine, markdown, torchvision_mobilenet, write
+from common import machine, markdown, torchvision_mobilenet, without_resize, write
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
@@ -61,7 +61,7 @@ def resnet() -> Pair:
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     )
-    theirs = TorchvisionFCOS(backbone, CLASSES, score_thresh=0.05, nms_thresh=0.6, _skip_resize=True)
+    theirs = without_resize(TorchvisionFCOS(backbone, CLASSES, score_thresh=0.05, nms_thresh=0.6))
     ours = build_model(fcos.Config().model, num_classes=CLASSES, pretrained=False)
     return Pair(ours, theirs, size=(800, 1216), batch_size=2)
 
@@ -131,7 +131,14 @@ def training_step(pair: Pair) -> tuple[Job, Job]:
 def loading(data: Path, workers: int) -> tuple[Job, Job]:
     """50 training batches of 4 images: decode, resize, flip, collate; start-up of the workers left out."""
     config = fcos.load_config(
-        "fcos_mnv2_small", [f"data={data}", f"data.workers={workers}", "train.batch_size=4", "train.iterations=100000"]
+        "fcos_mnv2_small",
+        [
+            f"data={data}",
+            f"data.workers={workers}",
+            "data.short_side=320",
+            "train.batch_size=4",
+            "train.iterations=99999",
+        ],
     )
     annotations = load_annotations(config.data, "train")
     assert annotations is not None
