@@ -102,7 +102,7 @@ def predict(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.")],
     out: Annotated[Path, typer.Option(help="Folder for the annotated pictures.")] = Path("predictions"),
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Leave out lower scores; default: 0.4.", show_default=False)
+        float | None, typer.Option(min=0, max=1, help="Leave out lower scores; default: 0.5.", show_default=False)
     ] = None,
     write_json: Annotated[bool, typer.Option("--json", help="Also write OUT/predictions.json.")] = False,
 ) -> None:

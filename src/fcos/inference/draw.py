@@ -9,11 +9,10 @@ from __future__ import annotations
 import colorsys
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from ..structures import Instances
+from .pictures import Picture, to_picture
 
 # Okabe and Ito's colours, told apart with every kind of colour vision (the blue made lighter, for dark pictures).
 _PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (30, 120, 200), (213, 94, 0), (204, 121, 167)]
@@ -42,7 +41,7 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 
 def draw(
-    image: Image.Image | np.ndarray | Tensor,
+    image: Picture,
     instances: Instances,
     *,
     scores: bool = True,
@@ -51,7 +50,7 @@ def draw(
     """Draw boxes with their class names onto a copy of an image.
 
     Args:
-        image: the picture: PIL, uint8 array [H, W, 3] or uint8 tensor [3, H, W], RGB.
+        image: a path, URL, PIL image, array or tensor as in `Detector.predict`.
         instances: what to draw; boxes in pixels of a frame of `instances.size`, which is scaled to the image.
         scores: write the score after the name.
         scale: whole factor the picture is enlarged by first; None: enlarge pictures whose shorter side is less than 480
@@ -60,7 +59,7 @@ def draw(
     Returns:
         An RGB picture, `scale` times as large as the image.
     """
-    picture = _to_picture(image)
+    picture = to_picture(image).copy()
     factor = scale or max(1, round(_READABLE_SIDE / max(1, min(picture.size))))
     if factor > 1:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
@@ -85,7 +84,7 @@ def draw(
 
 
 def draw_pair(
-    image: Image.Image | np.ndarray | Tensor,
+    image: Picture,
     predictions: Instances,
     ground_truth: Instances,
     *,
@@ -107,14 +106,6 @@ def draw_pair(
         sheet.paste(panel, (left, strip))
         canvas.text((left + size / 2, strip / 2), caption, fill=_INK, font=font, anchor="lm")
     return sheet
-
-
-def _to_picture(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().permute(1, 2, 0).numpy()
-    if isinstance(image, np.ndarray):
-        return Image.fromarray(np.ascontiguousarray(image)).convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: list[float], color: tuple[int, int, int], line: int) -> None:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import glob
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from ..data.images import IMAGE_SUFFIXES, describe_failure, open_rgb, to_rgb
+from ..data.images import IMAGE_SUFFIXES
 from ..errors import DataError
 from ..structures import Instances
 from .draw import draw
+from .pictures import is_url, to_picture
 
 if TYPE_CHECKING:
     from .predictor import Detector
 
 _WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # pictures of other kinds are written as PNG
-_TIMEOUT = 20  # seconds without an answer
 _CHUNK = 16  # pictures held in memory
 
 
@@ -43,11 +40,6 @@ class PredictedFile:
     picture: Path | None = None
     instances: Instances | None = None
     error: str | None = None
-
-
-def is_url(source: str) -> bool:
-    """Whether a source is fetched from the web."""
-    return source.startswith(("http://", "https://"))
 
 
 def expand(source: str) -> list[str]:
@@ -69,27 +61,6 @@ def expand(source: str) -> list[str]:
         what = "no file matches" if glob.has_magic(source) else "no such file or folder"
         raise DataError(f"{source}: {what}")
     return found
-
-
-def fetch(url: str) -> Image.Image:
-    """Download a picture, as RGB image.
-
-    Raises:
-        DataError: no answer, an error of the server, or something that is no picture.
-    """
-    request = urllib.request.Request(url, headers={"User-Agent": "fcos"})
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            content, kind = answer.read(), answer.headers.get_content_type()
-    except urllib.error.HTTPError as error:
-        raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{url}: cannot be fetched: {getattr(error, 'reason', error)}") from None
-    try:
-        with Image.open(BytesIO(content)) as image:
-            return to_rgb(image)
-    except Exception as error:  # Pillow lets almost any exception escape from a damaged file
-        raise DataError(f"{url}: {describe_failure(error)} ({kind}, {len(content)} bytes)") from None
 
 
 def predict_files(
@@ -136,8 +107,8 @@ def predict_files(
             report(result)
     finally:  # an interrupted run leaves what it has
         if write_json:
-            rows = [_to_json(result, detector.category_ids) for result in results]
-            (out / "predictions.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            rows = [json.dumps(_to_json(result, detector.category_ids)) for result in results]
+            (out / "predictions.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
     return all(result.error is None for result in results)
 
 
@@ -147,7 +118,7 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
         images: dict[str, Image.Image] = {}
         for file in files[start : start + _CHUNK]:
             try:
-                images[file] = fetch(file) if is_url(file) else open_rgb(file)
+                images[file] = to_picture(file)
             except DataError as error:
                 yield PredictedFile(file, error=str(error))
         found = detector.predict(list(images.values()), threshold=threshold)

@@ -1,0 +1,91 @@
+"""A picture in any form - file, address, PIL image, array, tensor - as RGB image."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from io import BytesIO
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.images import describe_failure, open_rgb, to_rgb
+from ..errors import DataError
+
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+"""A path, an http(s) URL, a PIL image, an array ([H, W, 3] RGB or [H, W] grey, uint8), or a tensor ([3, H, W] RGB or
+[1, H, W] grey, uint8 or float in 0..1)."""
+
+_TIMEOUT = 20  # seconds without an answer
+
+
+def to_picture(image: Picture, *, where: str = "image") -> Image.Image:
+    """A picture of any form as RGB image; see `Picture`.
+
+    Raises:
+        DataError: it is none of them; `where` names it in the message.
+    """
+    if isinstance(image, str | Path):
+        return fetch(str(image)) if is_url(str(image)) else open_rgb(image)
+    if isinstance(image, Tensor):
+        image = _from_tensor(image, where)
+    if isinstance(image, np.ndarray):
+        image = _from_array(image, where)
+    if not isinstance(image, Image.Image):
+        raise DataError(f"{where}: expected a path, PIL image, array or tensor, found {type(image).__name__}")
+    try:
+        return to_rgb(image)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where}: {describe_failure(error)}") from None
+
+
+def _from_array(image: np.ndarray, where: str) -> Image.Image:
+    shape = image.shape
+    if image.dtype != np.uint8 or not (image.ndim == 2 or shape[2:] in ((1,), (3,))) or 0 in shape:
+        found = f"{list(shape)} of {image.dtype}"
+        raise DataError(f"{where}: expected an array [H, W, 3] (RGB) or [H, W] (grey) of uint8, found {found}")
+    return Image.fromarray(np.ascontiguousarray(image[..., 0] if shape[2:] == (1,) else image))
+
+
+def _from_tensor(image: Tensor, where: str) -> np.ndarray:
+    image = image.detach().cpu()
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise DataError(f"{where}: expected a tensor [3, H, W] (RGB) or [1, H, W] (grey), found {list(image.shape)}")
+    if image.is_floating_point():
+        if not bool(((image >= 0) & (image <= 1)).all()):  # NaN is neither
+            found = f"{image.min().item():g}..{image.max().item():g}"
+            raise DataError(f"{where}: a tensor of floats must lie in 0..1, found {found}; or give uint8 0..255")
+        image = (image * 255).round().to(torch.uint8)
+    elif image.dtype != torch.uint8:
+        raise DataError(f"{where}: expected a tensor of uint8 (0..255) or floats (0..1), found {image.dtype}")
+    return image.permute(1, 2, 0).numpy()
+
+
+def is_url(source: str) -> bool:
+    """Whether a source is fetched from the web."""
+    return source.startswith(("http://", "https://"))
+
+
+def fetch(url: str) -> Image.Image:
+    """Download a picture, as RGB image.
+
+    Raises:
+        DataError: no answer, an error of the server, or something that is no picture.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "fcos"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+            content, kind = answer.read(), answer.headers.get_content_type()
+    except urllib.error.HTTPError as error:
+        raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{url}: cannot be fetched: {getattr(error, 'reason', error)}") from None
+    try:
+        with Image.open(BytesIO(content)) as image:
+            return to_rgb(image)
+    except Exception as error:  # Pillow lets almost any exception escape from a damaged file
+        raise DataError(f"{url}: {describe_failure(error)} ({kind}, {len(content)} bytes)") from None
