@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def write_coco(root: Path, tree: dict[str, Any] | None = None, *, split: str = "
     return root
 
 
-def voc_xml(name: str, objects: list[tuple[str, tuple[float, ...]]], *, difficult: bool = False) -> str:
+def voc_xml(name: str, objects: Sequence[tuple[str, Sequence[float]]], *, difficult: bool = False) -> str:
     width, height = SIZES[name]
     parts = [
         f"<object><name>{label}</name><difficult>{int(difficult)}</difficult><bndbox>"
@@ -76,7 +77,7 @@ def write_voc(root: Path, *, split: str = "train") -> Path:
     return root
 
 
-def yolo_line(name: str, label: str, box: tuple[float, ...]) -> str:
+def yolo_line(name: str, label: str, box: Sequence[float]) -> str:
     (x1, y1, x2, y2), (width, height) = box, SIZES[name]
     values = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
     return " ".join([str(CLASSES.index(label)), *(f"{v:.8f}" for v in values)]) + "\n"

@@ -155,7 +155,7 @@ def _flaw(entry: Any, schema: dict[str, type]) -> str | None:
     if type(entry) is not dict:
         return f"expected an object, found {entry!r:.60}"
     for key, kind in schema.items():
-        value = entry.get(key)
+        value: Any = entry.get(key)
         if type(value) is not kind or (kind is int and value.bit_length() > 63):
             found = f"found {value!r:.60}" if key in entry else "which is missing"
             return f"expected {key} ({_KIND_NAMES[kind]}), {found}"

@@ -59,8 +59,8 @@ class SplitFiles:
     Attributes:
         annotations: COCO: the JSON file. VOC: the folder of XML files. YOLO: the folder of label files, or None for
             labels beside the images (`/images/` -> `/labels/`).
-        images: folders that file names may be relative to; the first that has them is taken.
-        lists: text files naming the images (VOC and YOLO); none: every image of the folders.
+        images: the folder that file names are relative to; COCO: several candidates, likeliest first.
+        lists: text files naming the images (VOC and YOLO), or folders of images (YOLO); none: every image.
         class_names: the names that the layout declares apart from the annotations (YOLO's data.yaml).
     """
 

@@ -141,6 +141,8 @@ def _from_pieces(name: str, files: SplitFiles, piece: SplitConfig, split: Split)
         files = replace(files, images=(piece.images,))
     if piece.image_list is not None:
         files = replace(files, lists=(piece.image_list,))
+    if name == "coco" and files.lists:
+        raise DataError(f"data.{split}.image_list: a COCO file lists its images itself")
     if name != "yolo" and files.annotations is None:
         raise DataError(f"data.{split}.annotations is missing: the {name} annotations of the split")
     if not files.images or (piece.images and not piece.images.is_dir()):

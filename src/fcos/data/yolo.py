@@ -40,8 +40,8 @@ def find(root: Path, split: Split) -> SplitFiles | None:
     beside = yaml_file.parent / "labels"
     return SplitFiles(
         annotations=beside if beside.is_dir() else None,
-        images=(base, *(p for p in paths if p.is_dir())),
-        lists=tuple(p for p in paths if p.is_file()),
+        images=(base,),
+        lists=tuple(paths),
         class_names=_class_names(tree, yaml_file),
     )
 
@@ -124,15 +124,16 @@ def _class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] | Non
 
 
 def _images(files: SplitFiles) -> list[Path]:
-    """The images of a split: those of its lists, and all in its folders when there are no lists or several folders."""
+    """The images that the split's lists and folders name, or all."""
     images: list[Path] = []
-    root, *folders = files.images
-    for path in files.lists:
-        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-        beside = bool(names) and (path.parent / names[0]).is_file()
-        images += [(path.parent if beside else root) / name for name in names]
-    for folder in folders if folders or files.lists else [root]:
-        images += sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    root = files.images[0]
+    for path in files.lists or (root,):
+        if path.is_dir():
+            images += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+            beside = bool(names) and (path.parent / names[0]).is_file()
+            images += [(path.parent if beside else root) / name for name in names]
     return images
 
 

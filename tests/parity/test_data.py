@@ -1,0 +1,182 @@
+"""Resizing, flipping, reading and sampling against the recorded numbers."""
+
+from __future__ import annotations
+
+import json
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden import load, tensor
+from PIL import Image
+
+from fcos.config import DataConfig
+from fcos.data import DetectionDataset, Transform, load_annotations, train_transform
+from fcos.data.dataset import Annotations, Sample
+from fcos.data.loader import collate
+from fcos.data.samplers import aspect_groups, endless_batches, grouped_batches, rank_part, shuffled
+from fcos.data.transforms import flip_boxes, resize_boxes, resize_image, resize_size
+
+RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original
+
+
+def _json(goldens: Path, name: str) -> Any:
+    return json.loads((goldens / "units" / name).read_text())
+
+
+def _rows(table: dict[str, Any], rows: list[list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(table["columns"], row, strict=True)) for row in rows]
+
+
+def test_resize_rule(goldens: Path) -> None:
+    table = _json(goldens, "resize_rule.json")
+    for row in _rows(table, table["rows"]):
+        size = resize_size(row["h"], row["w"], row["min_size"], row["max_size"])
+        assert size == (row["out_h"], row["out_w"]), row
+
+
+def test_every_drawn_size_is_one_of_ours(goldens: Path) -> None:
+    """The original draws with Python's global stream; we share the rule, not the stream."""
+    table = _json(goldens, "train_transform_draws.json")
+    for sequence in table["sequences"]:
+        kind, *sides = sequence["transform"].split("_")
+        sides = [int(side) for side in sides]
+        options = {"short_side_range": sides} if kind == "range" else {"short_side": sides}
+        max_side = 900 if kind == "choice" else 1333  # not in the file, but plain from its rows
+        transform = train_transform(DataConfig.model_validate({**options, "max_side": max_side}))
+        for row in _rows(table, sequence["rows"]):
+            sizes = {resize_size(row["h"], row["w"], short_side, max_side) for short_side in transform.short_sides}
+            assert (row["out_h"], row["out_w"]) in sizes, row
+
+
+def test_number_of_sizes_in_a_range(goldens: Path) -> None:
+    table = _json(goldens, "train_transform_draws.json")
+    transform = train_transform(DataConfig.model_validate({"short_side_range": (table["first"], table["last"])}))
+    assert len(transform.short_sides) == table["number_of_sizes_in_range_640_800"]
+    assert DataConfig.model_validate({}).flip == table["flip_probability"]
+
+
+def _images(numbers: dict[str, np.ndarray]) -> list[int]:
+    return sorted(int(key.removeprefix("image")) for key in numbers if key.startswith("image"))
+
+
+def test_resized_pixels_are_identical(goldens: Path) -> None:
+    numbers = load(goldens / "units" / "image_transform.npz")
+    for i in _images(numbers):
+        resized = numbers[f"resized{i}"]
+        image = resize_image(Image.fromarray(numbers[f"image{i}"]), resized.shape[:2])
+        assert np.array_equal(np.asarray(image), resized), i
+
+
+def test_boxes_follow_their_image(goldens: Path) -> None:
+    numbers = load(goldens / "units" / "image_transform.npz")
+    for i in _images(numbers):
+        size, new_size = numbers[f"image{i}"].shape[:2], numbers[f"resized{i}"].shape[:2]
+        flipped = flip_boxes(tensor(numbers[f"flip_box{i}"]), size[1], "inclusive")
+        torch.testing.assert_close(
+            resize_boxes(flipped, size, new_size), tensor(numbers[f"box{i}"]), rtol=RTOL, atol=0.0, msg=str(i)
+        )
+
+
+@pytest.mark.parametrize("size_divisor", [1, 32, 64])
+def test_batches_are_padded_to_the_recorded_shape(size_divisor: int, goldens: Path) -> None:
+    numbers = load(goldens / "units" / "image_transform.npz")
+    pixels = [tensor(numbers[f"resized{i}"]).permute(2, 0, 1) for i in _images(numbers)]
+    nothing = torch.zeros(0)
+    samples = [Sample(p, nothing.reshape(0, 4), nothing.long(), nothing.bool(), i) for i, p in enumerate(pixels)]
+    batch = collate(samples, size_divisor=size_divisor)
+    key = f"batch{size_divisor if size_divisor > 1 else 0}"
+    assert list(batch.images.shape) == numbers[f"{key}_shape"].tolist()
+    assert batch.sizes.tolist() == numbers[f"{key}_sizes_hw"].tolist()
+    assert batch.images.sum() == sum(p.sum() for p in pixels)
+
+
+@pytest.mark.parametrize("case", ["equal", "unequal", "down"])
+def test_resized_boxes(case: str, goldens: Path) -> None:
+    numbers = load(goldens / "units" / "boxlist.npz")
+    (width, height), (new_width, new_height) = numbers["size_wh"].tolist(), numbers[f"resize_{case}/size_wh"].tolist()
+    boxes = resize_boxes(tensor(numbers["boxes"]), (height, width), (new_height, new_width))
+    torch.testing.assert_close(boxes, tensor(numbers[f"resize_{case}/xyxy"]), rtol=RTOL, atol=0.0)
+
+
+def test_flipped_boxes(goldens: Path) -> None:
+    numbers = load(goldens / "units" / "boxlist.npz")
+    boxes = flip_boxes(tensor(numbers["boxes"]), int(numbers["size_wh"][0]), "inclusive")
+    torch.testing.assert_close(boxes, tensor(numbers["flip_lr"]), rtol=RTOL, atol=0.0)
+
+
+def test_grouped_batches(goldens: Path) -> None:
+    for case in _json(goldens, "samplers.json")["grouped"]:
+        full, partial = grouped_batches(case["order"], case["group_ids"], case["batch_size"])
+        batches = full if case["drop_uneven"] else sorted(full + partial, key=lambda b: case["order"].index(b[0]))
+        assert batches == case["batches"], case
+
+
+def test_aspect_groups(goldens: Path) -> None:
+    for case in _json(goldens, "samplers.json")["quantize"]:
+        assert case["bins"] == [1]
+        sizes = np.array([(round(1000 * ratio), 1000) for ratio in case["height_over_width"]])
+        assert aspect_groups(sizes) == case["groups"]
+
+
+def test_iterations_go_through_the_images_in_the_recorded_order(goldens: Path) -> None:
+    """Ours fills every batch across passes, the original ends a pass with a smaller one: the same images, cut anew.
+
+    A resumed run of the original starts a new permutation; ours continues, which the unit tests show.
+    """
+    for case in _json(goldens, "samplers.json")["iteration"]:
+        batches = endless_batches(cycle([range(case["n"])]), [0] * case["n"], case["batch_size"])
+        ours = [index for batch in islice(batches, case["num_iterations"]) for index in batch]
+        recorded = [index for batch in case["batches"] for index in batch]
+        assert ours[: len(recorded)] == recorded
+
+
+def test_processes_get_contiguous_parts_of_a_seeded_permutation(goldens: Path) -> None:
+    """The original fills up with images from the start, so that all parts are equally long."""
+    for case in _json(goldens, "samplers.json")["distributed"]:
+        order = shuffled(case["n"], case["epoch"]) if case["shuffle"] else list(range(case["n"]))
+        order += order[: -case["n"] % case["replicas"]]
+        assert list(rank_part(order, case["rank"], case["replicas"])) == case["indices"], case
+
+
+@pytest.fixture
+def coco(goldens: Path, tmp_path: Path) -> tuple[dict[str, Any], Annotations]:
+    """The recorded small COCO file, read by us; its empty box is an error here, so it is skipped."""
+    recorded = _json(goldens, "coco_dataset.json")
+    (tmp_path / "train.json").write_text(json.dumps(recorded["coco"]))
+    for image in recorded["coco"]["images"]:
+        Image.new("RGB", (image["width"], image["height"])).save(tmp_path / image["file_name"])
+    annotations = load_annotations(DataConfig.model_validate({"root": tmp_path, "on_error": "skip"}), "train")
+    assert annotations is not None
+    return recorded, annotations
+
+
+def test_images_are_in_the_order_of_their_ids(coco: tuple[dict[str, Any], Annotations]) -> None:
+    """We train on all of them (BEHAVIOUR 8, 22), the original on those with a usable box or a crowd."""
+    recorded, annotations = coco
+    assert annotations.image_ids.tolist() == recorded["all_ids"]
+    assert set(recorded["train_ids"]) <= set(recorded["all_ids"])
+
+
+def test_classes_are_in_the_order_of_the_file(coco: tuple[dict[str, Any], Annotations]) -> None:
+    recorded, annotations = coco
+    assert {str(id_): k + 1 for k, id_ in enumerate(annotations.category_ids)} == recorded["json_to_contiguous"]
+
+
+def test_inclusive_targets(coco: tuple[dict[str, Any], Annotations]) -> None:
+    """The original leaves crowds out, we mark them."""
+    recorded, annotations = coco
+    dataset = DetectionDataset(annotations, transform=Transform((1,), 1), box_convention="inclusive")
+    inclusive = dataset.annotations
+    for target in recorded["targets"]:
+        index = target["index"]
+        span = inclusive.span(index)
+        ours = ~inclusive.crowd[span]
+        expected = np.array(target["boxes"], dtype=np.float32).reshape(-1, 4)
+        assert inclusive.image_ids[index] == target["image_id"]
+        assert inclusive.sizes[index].tolist() == target["size_wh"][::-1]
+        np.testing.assert_allclose(inclusive.boxes[span][ours], expected, rtol=RTOL)
+        assert (inclusive.labels[span][ours] + 1).tolist() == target["labels"]

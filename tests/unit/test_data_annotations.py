@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_data import BOXES, SIZES, coco_tree, config, write_coco
+
+from fcos.data import Annotations, DetectionDataset, Transform, load_annotations
+from fcos.errors import DataError
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Annotations:
+    tree = coco_tree()
+    tree["annotations"][0] |= {"iscrowd": 1, "area": 77.0}
+    loaded = load_annotations(config(write_coco(tmp_path, tree)), "train")
+    assert loaded is not None
+    return loaded
+
+
+def _many(images: int, boxes: int) -> Annotations:
+    names = [f"{i:012}.jpg".encode() for i in range(images)]
+    offsets = np.linspace(0, boxes, images + 1).astype(np.int64)
+    return Annotations(
+        root=Path("images"),
+        names=b"".join(names),
+        name_offsets=16 * np.arange(images + 1),
+        image_ids=np.arange(images),
+        sizes=np.full((images, 2), 100, dtype=np.int32),
+        offsets=offsets,
+        boxes=np.tile(np.array([1, 2, 3, 4], dtype=np.float32), (boxes, 1)),
+        labels=np.zeros(boxes, dtype=np.int64),
+        crowd=np.zeros(boxes, dtype=bool),
+        areas=np.ones(boxes, dtype=np.float32),
+        annotation_ids=np.arange(boxes),
+        class_names=("x",),
+        category_ids=(1,),
+    )
+
+
+def test_to_coco_gives_the_annotations_back(train: Annotations) -> None:
+    tree, original = train.to_coco(), coco_tree()
+    assert tree["images"] == original["images"]
+    assert tree["categories"] == original["categories"]
+    own_areas = [77.0, 600.0, 240.0]
+    assert tree["annotations"] == [
+        {**a, "iscrowd": int(a["id"] == 100), "area": area}
+        for a, area in zip(original["annotations"], own_areas, strict=True)
+    ]
+
+
+def test_names_that_are_not_ascii(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["images"][0]["file_name"] = "Bär 1.png"
+    write_coco(tmp_path, tree)
+    (tmp_path / "images/a.png").rename(tmp_path / "images/Bär 1.png")
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    assert [annotations.file_name(i) for i in range(3)] == ["Bär 1.png", "b.png", "c.png"]
+    assert annotations.path(0) == tmp_path / "images/Bär 1.png"
+
+
+def test_a_million_boxes_are_a_handful_of_objects() -> None:
+    """Loader workers share arrays; Python objects would be copied into each of them as their counts change."""
+    annotations = _many(100_000, 1_000_000)
+    values = [getattr(annotations, f.name) for f in fields(annotations)]
+    arrays = [v for v in values if isinstance(v, np.ndarray)]
+    assert all(v.dtype != object for v in arrays)
+    content = sum(v.nbytes for v in arrays) + len(annotations.names)
+    assert len(pickle.dumps(DetectionDataset(annotations, transform=Transform((32,), 64)))) < content + 5000
+    assert annotations.file_name(99_999) == "000000099999.jpg"
+
+
+def test_a_sample_has_the_pixels_and_boxes_of_its_image(train: Annotations) -> None:
+    dataset = DetectionDataset(train, transform=Transform((30,), 100))
+    sample = dataset[1]
+    with Image.open(train.path(1)) as image:
+        resized = np.asarray(image.resize((30, 40)))
+    assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), resized)
+    assert sample.boxes.tolist() == [list(BOXES[2][2])]
+    assert sample.labels.tolist() == [1]
+    assert sample.index == 1
+    assert dataset[0].crowd.tolist() == [True, False]
+
+
+def test_an_image_without_boxes_gives_empty_targets(train: Annotations) -> None:
+    sample = DetectionDataset(train, transform=Transform((30,), 100))[2]
+    assert sample.boxes.shape == (0, 4)
+    assert sample.boxes.dtype == torch.float32
+    assert sample.labels.dtype == torch.int64
+    assert sample.crowd.dtype == torch.bool
+
+
+def test_inclusive_boxes_end_in_their_last_pixel(train: Annotations) -> None:
+    dataset = DetectionDataset(train, transform=Transform((30,), 100), box_convention="inclusive")
+    assert dataset[0].boxes.tolist() == [[2, 3, 11, 22], [10, 10, 39, 29]]
+    assert len(train.boxes) == len(BOXES)
+
+
+def test_an_image_that_changed_its_size_is_told(train: Annotations) -> None:
+    Image.new("RGB", (12, 12)).save(train.path(0))
+    with pytest.raises(DataError, match=r"a\.png: is 12x12, was 40x30 when the data was checked"):
+        DetectionDataset(train, transform=Transform((30,), 100))[0]
+
+
+def test_every_image_is_used_also_without_boxes(train: Annotations) -> None:
+    assert len(train) == len(SIZES)
+    assert train.span(2) == slice(3, 3)

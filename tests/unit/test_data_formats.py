@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_data import (
+    BOXES,
+    CLASSES,
+    SIZES,
+    WRITERS,
+    coco_tree,
+    config,
+    write_coco,
+    write_images,
+    write_json,
+    write_voc,
+    write_yolo,
+)
+
+from fcos.config import DataConfig
+from fcos.data import load_annotations
+from fcos.data.dataset import Annotations
+from fcos.data.source import Split
+from fcos.data.splits import FORMATS, locate
+from fcos.errors import DataError
+
+SHARED = Path(__file__).parents[2] / "../shared/data"
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def _load(data: DataConfig, split: Split = "train") -> Annotations:
+    annotations = load_annotations(data, split)
+    assert annotations is not None
+    return annotations
+
+
+def _contents(annotations: Annotations) -> set[tuple[str, str, tuple[float, ...]]]:
+    """File name, class name and box, of every box."""
+    return {
+        (annotations.path(i).name, annotations.class_names[label], tuple(np.round(box, 3).tolist()))
+        for i in range(len(annotations))
+        for label, box in zip(
+            annotations.labels[annotations.span(i)], annotations.boxes[annotations.span(i)], strict=True
+        )
+    }
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_format_gives_the_same_boxes(form: str, tmp_path: Path) -> None:
+    annotations = _load(config(WRITERS[form](tmp_path)))
+    assert _contents(annotations) == set(BOXES)
+    assert {annotations.path(i).name for i in range(len(annotations))} == set(SIZES)
+    assert annotations.class_names == CLASSES
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_the_format_is_recognised(form: str, tmp_path: Path) -> None:
+    located = locate(config(WRITERS[form](tmp_path)), "train")
+    assert located is not None
+    assert located[0] == form
+
+
+def test_coco_wins_over_yolo_over_voc_unless_told(tmp_path: Path) -> None:
+    for write in WRITERS.values():
+        write(tmp_path)
+    for name in FORMATS:
+        located = locate(config(tmp_path, format=name), "train")
+        assert located is not None
+        assert located[0] == name
+    located = locate(config(tmp_path), "train")
+    assert located is not None
+    assert located[0] == next(iter(FORMATS)) == "coco"
+
+
+@pytest.mark.parametrize("name", ["bccd", "raccoon"])
+def test_the_three_formats_of_a_real_data_set_agree(name: str) -> None:
+    root = SHARED / name
+    if not root.is_dir():
+        pytest.skip(f"needs {name} in ../shared/data")
+    for split in SPLITS:
+        loaded = {f: load_annotations(config(root, format=f, on_error="skip"), split) for f in FORMATS}
+        if loaded["coco"] is None:
+            assert loaded == dict.fromkeys(FORMATS)
+            continue
+        contents = [_contents(a) for a in loaded.values() if a is not None]
+        # YOLO's eight decimals are within 0.0003 pixels of the others.
+        assert [sorted((f, c, *np.rint(b)) for f, c, b in content) for content in contents[1:]] == [
+            sorted((f, c, *np.rint(b)) for f, c, b in contents[0])
+        ] * 2
+
+
+@pytest.mark.parametrize(
+    ("json_file", "images"),
+    [
+        ("train.json", "."),
+        ("train.json", "images"),
+        ("train.json", "train"),
+        ("annotations/instances_train2017.json", "train2017"),
+        ("annotations/instances_train2017.json", "images/train2017"),
+        ("annotations/train.json", "images"),
+        ("annotations/train.json", "train"),
+        ("instances_train.json", "images/train"),
+        ("train/_annotations.coco.json", "train"),
+    ],
+)
+def test_coco_layouts(json_file: str, images: str, tmp_path: Path) -> None:
+    write_json(tmp_path / json_file, coco_tree())
+    write_images(tmp_path / images)
+    annotations = _load(config(tmp_path))
+    assert annotations.root.resolve() == (tmp_path / images).resolve()
+    assert _contents(annotations) == set(BOXES)
+
+
+def test_a_folder_called_valid_is_val(tmp_path: Path) -> None:
+    write_json(tmp_path / "valid/_annotations.coco.json", coco_tree())
+    write_images(tmp_path / "valid")
+    assert _contents(_load(config(tmp_path), "val")) == set(BOXES)
+    assert load_annotations(config(tmp_path), "train") is None
+
+
+def test_several_files_for_a_split_are_refused(tmp_path: Path) -> None:
+    for year in (2014, 2017):
+        write_json(tmp_path / f"annotations/instances_train{year}.json", coco_tree())
+    with pytest.raises(DataError, match=r"several files for train: .*train2014.*train2017.*data\.train\.annotations="):
+        load_annotations(config(tmp_path), "train")
+
+
+def test_original_ids_are_kept(tmp_path: Path) -> None:
+    annotations = _load(config(write_coco(tmp_path)))
+    assert annotations.image_ids.tolist() == [10, 20, 30]
+    assert annotations.annotation_ids.tolist() == [100, 99, 98]
+    assert dict(zip(annotations.class_names, annotations.category_ids, strict=True)) == {"cat": 7, "dog": 6}
+
+
+def test_an_unused_supercategory_is_no_class(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
+    for category in tree["categories"][1:]:
+        category["supercategory"] = "animals"
+    assert _load(config(write_coco(tmp_path, tree))).class_names == CLASSES
+
+
+def test_annotations_without_ids_are_numbered(tmp_path: Path) -> None:
+    tree = coco_tree()
+    del tree["annotations"][0]["id"]
+    assert _load(config(write_coco(tmp_path, tree))).annotation_ids.tolist() == [100, 99, 98]
+
+
+def test_absent_image_sizes_are_read_from_the_images(tmp_path: Path) -> None:
+    tree = coco_tree()
+    for image in tree["images"]:
+        del image["width"], image["height"]
+    annotations = _load(config(write_coco(tmp_path, tree)))
+    assert annotations.sizes.tolist() == [[h, w] for w, h in SIZES.values()]
+
+
+@pytest.mark.parametrize("folder", ["VOC2012", "VOCdevkit/VOC2007"])
+def test_voc_with_a_year_folder(folder: str, tmp_path: Path) -> None:
+    write_voc(tmp_path / folder)
+    assert _contents(_load(config(tmp_path))) == set(BOXES)
+
+
+def test_several_voc_years_are_refused(tmp_path: Path) -> None:
+    write_voc(tmp_path / "VOC2007")
+    write_voc(tmp_path / "VOC2012")
+    with pytest.raises(DataError, match=r"several data sets: .*VOC2007.*VOC2012.*data=FOLDER"):
+        load_annotations(config(tmp_path), "train")
+
+
+def test_voc_splits_share_their_classes(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    (tmp_path / "ImageSets/Main/val.txt").write_text("b\n")
+    (tmp_path / "ImageSets/Main/test.txt").write_text("c  1\n")
+    assert _load(config(tmp_path), "val").class_names == CLASSES
+    assert _load(config(tmp_path), "test").class_names == CLASSES
+
+
+def test_voc_difficult_objects_are_crowd(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    xml = tmp_path / "Annotations/b.xml"
+    xml.write_text(xml.read_text().replace("<difficult>0", "<difficult>1"))
+    assert _load(config(tmp_path)).crowd.tolist() == [False, False, True]
+
+
+def test_yolo_lists_and_labels_beside_data_yaml(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    shutil.move(tmp_path / "images/train", tmp_path / "pictures")
+    for label in (tmp_path / "labels/train").iterdir():
+        shutil.move(label, tmp_path / "labels")
+    (tmp_path / "train.txt").write_text("".join(f"./pictures/{name}\n" for name in SIZES))
+    (tmp_path / "data.yaml").write_text("path: .\ntrain: train.txt\nnames: {0: cat, 1: dog}\n")
+    annotations = _load(config(tmp_path))
+    assert _contents(annotations) == set(BOXES)
+    assert annotations.file_name(0) == "pictures/a.png"
+
+
+def test_yolo_labels_beside_the_images(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    shutil.move(tmp_path / "images/train", tmp_path / "all")
+    for label in (tmp_path / "labels/train").iterdir():
+        shutil.move(label, tmp_path / "all")
+    shutil.rmtree(tmp_path / "labels")
+    (tmp_path / "data.yaml").write_text("train: [all]\nnames: [cat, dog]\n")
+    assert _contents(_load(config(tmp_path))) == set(BOXES)
+
+
+def test_yolo_paths_that_begin_above_the_folder_as_roboflow_writes_them(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text("train: ../images/train\nnames: [cat, dog]\n")
+    assert _contents(_load(config(tmp_path))) == set(BOXES)
+
+
+def test_the_yaml_file_itself_is_a_data_set(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    assert _contents(_load(config(tmp_path / "data.yaml"))) == set(BOXES)
+
+
+def test_a_yolo_polygon_becomes_its_box(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "labels/train/a.txt").write_text("1 0.5 0.1 0.75 0.5 0.25 0.9\n")
+    annotations = _load(config(tmp_path))
+    assert annotations.boxes[0].tolist() == pytest.approx([10, 3, 30, 27])
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_piece_by_piece(form: str, tmp_path: Path) -> None:
+    root = WRITERS[form](tmp_path)
+    pieces = {
+        "coco": {"annotations": root / "train.json", "images": root / "images"},
+        "voc": {
+            "annotations": root / "Annotations",
+            "images": root / "JPEGImages",
+            "image_list": root / "ImageSets/Main/train.txt",
+        },
+        "yolo": {"annotations": root / "labels/train", "images": root / "images/train"},
+    }
+    data = config(train=pieces[form], classes=list(CLASSES) if form == "yolo" else None)
+    assert _contents(_load(data)) == set(BOXES)
+    assert load_annotations(data, "val") is None
+
+
+def test_an_image_list_narrows_a_found_split(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "fold.txt").write_text("images/train/b.png\n")
+    data = config(tmp_path, train={"image_list": tmp_path / "fold.txt"})
+    assert _contents(_load(data)) == {BOXES[2]}
+
+
+def test_labels_follow_given_class_names(tmp_path: Path) -> None:
+    annotations = load_annotations(config(write_coco(tmp_path)), "train", class_names=("bird", "dog", "cat"))
+    assert annotations is not None
+    assert annotations.class_names == ("bird", "dog", "cat")
+    assert annotations.labels.tolist() == [2, 1, 1]
+    assert annotations.category_ids == (8, 6, 7)  # bird is not in the file: a free id
+
+
+def test_an_unrecognised_folder_lists_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "stuff.txt").touch()
+    with pytest.raises(DataError, match=r"(?s)train\.json.*data\.yaml.*ImageSets.*found stuff\.txt"):
+        load_annotations(config(tmp_path), "train")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: no such data folder"):
+        load_annotations(config(tmp_path / "nowhere"), "train")
+
+
+def test_no_data_at_all_tells_the_option() -> None:
+    with pytest.raises(DataError, match=r"give data=DIR"):
+        load_annotations(config(), "train")

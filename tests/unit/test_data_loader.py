@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_data import config, write_coco, write_images
+
+from fcos.config import Config, TrainConfig
+from fcos.data import Annotations, build_test_loader, build_train_loader, load_annotations
+from fcos.data.dataset import Sample
+from fcos.data.loader import collate
+from fcos.data.samplers import endless_batches, rank_part, training_draws
+from fcos.errors import ConfigError, DataError
+from fcos.structures import Batch
+
+SIZES = {f"{i}.png": (40, 30) if i % 3 else (30, 40) for i in range(11)}
+
+
+def _settings(root: Path, *, batch_size: int = 4, **options: Any) -> Config:
+    options = {"short_side": [24, 32], **options}
+    return Config(data=config(root, **options), train=TrainConfig.model_validate({"batch_size": batch_size, "seed": 3}))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Path, Annotations]:
+    tree = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(SIZES)],
+        "annotations": [
+            {"image_id": i, "category_id": 1, "bbox": [1 + k, 2, 10 + i, 12]} for i in range(11) for k in range(i % 4)
+        ],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    write_coco(tmp_path, tree)
+    write_images(tmp_path / "images", SIZES)
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    return tmp_path, annotations
+
+
+def _first(batches: Any, count: int) -> list[Batch]:
+    return list(islice(iter(batches), count))
+
+
+def _equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(x, y)
+        for a, b in zip(one, other, strict=True)
+        for x, y in zip(_tensors(a), _tensors(b), strict=True)
+    )
+
+
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    return [batch.images, batch.sizes, batch.indices, *(batch.targets or ())]
+
+
+def _sample(height: int, width: int, boxes: int, index: int = 0) -> Sample:
+    corners = torch.arange(boxes)[:, None] + torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    return Sample(
+        torch.full((3, height, width), 7, dtype=torch.uint8),
+        corners,
+        torch.arange(boxes),
+        torch.ones(boxes).bool(),
+        index,
+    )
+
+
+def test_images_are_padded_right_and_below_with_zeros() -> None:
+    batch = collate([_sample(30, 40, 2, 5), _sample(33, 20, 0, 6)], size_divisor=32)
+    assert batch.images.shape == (2, 3, 64, 64)
+    assert batch.sizes.tolist() == [[30, 40], [33, 20]]
+    assert (batch.images[0, :, :30, :40] == 7).all()
+    assert batch.images[0].sum() == 7 * 3 * 30 * 40
+    assert batch.indices.tolist() == [5, 6]
+    assert batch.targets is not None
+    assert batch.targets.labels.tolist() == [[0, 1], [-1, -1]]
+    assert batch.targets.crowd.tolist() == [[True, True], [False, False]]
+
+
+def test_batches_do_not_depend_on_the_workers(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    alone = _first(build_train_loader(_settings(root), annotations), 7)
+    assert _equal(alone, _first(build_train_loader(_settings(root, workers=2), annotations), 7))
+
+
+def test_batches_do_not_depend_on_where_a_run_starts(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    whole = _first(build_train_loader(_settings(root), annotations), 12)
+    resumed = _first(build_train_loader(_settings(root), annotations, start_iteration=7), 5)
+    assert _equal(whole[7:], resumed)
+
+
+def test_processes_share_the_batches_of_one(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    alone = _first(build_train_loader(_settings(root), annotations), 4)
+    parts = [_first(build_train_loader(_settings(root), annotations, rank=rank, world_size=3), 4) for rank in range(3)]
+    for whole, *shares in zip(alone, *parts, strict=True):
+        assert torch.cat([share.indices for share in shares]).tolist() == whole.indices.tolist()
+        assert torch.cat([share.sizes for share in shares]).tolist() == whole.sizes.tolist()
+        assert {len(share.indices) for share in shares} == {1, 2}
+
+
+def test_more_processes_than_images_in_a_batch_are_refused(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    with pytest.raises(ConfigError, match=r"train\.batch_size=4: .*5 processes"):
+        build_train_loader(_settings(root), annotations, world_size=5)
+
+
+def test_seeds_differ_in_images_and_draws() -> None:
+    seeds = [list(islice(training_draws(20, [0] * 20, 4, seed=seed), 20)) for seed in (0, 1)]
+    assert [d.index for batch in seeds[0] for d in batch] != [d.index for batch in seeds[1] for d in batch]
+    assert len({d.seed for batches in seeds for batch in batches for d in batch}) == 160
+
+
+def test_every_image_is_used_equally_often() -> None:
+    batches = islice(training_draws(11, [i % 2 for i in range(11)], 4, seed=0), 110)
+    counts = Counter(draw.index for batch in batches for draw in batch)
+    assert len(counts) == 11
+    assert max(counts.values()) - min(counts.values()) <= 2
+
+
+def test_batches_are_full_and_of_one_group() -> None:
+    groups = [int(i < 3) for i in range(20)]
+    for batch in islice(endless_batches(cycle([range(20)]), groups, 6), 40):
+        assert len(batch) == 6
+        assert len({groups[index] for index in batch}) == 1
+
+
+def test_a_data_set_smaller_than_a_batch_fills_it_with_repetitions() -> None:
+    (batch,) = islice(training_draws(3, [0, 0, 0], 8, seed=0), 1)
+    assert Counter(draw.index for draw in batch).most_common()[0][1] == 3
+    assert len({draw.seed for draw in batch}) == 8
+
+
+def test_training_batches_hold_one_orientation(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    for batch in _first(build_train_loader(_settings(root, batch_size=3), annotations), 12):
+        assert len({height >= width for height, width in batch.sizes.tolist()}) == 1
+    mixed = _first(build_train_loader(_settings(root, batch_size=3, group_by_aspect=False), annotations), 12)
+    assert any(len({height >= width for height, width in batch.sizes.tolist()}) == 2 for batch in mixed)
+
+
+def test_parts_cover_everything_once() -> None:
+    for length in range(9):
+        parts = [rank_part(range(length), rank, 4) for rank in range(4)]
+        assert [item for part in parts for item in part] == list(range(length))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_detection_sees_every_image_once_in_batches_of_one_size(
+    world_size: int, workers: int, data: tuple[Path, Annotations]
+) -> None:
+    root, annotations = data
+    settings = _settings(root, workers=workers)
+    batches = [
+        batch
+        for rank in range(world_size)
+        for batch in build_test_loader(settings, annotations, batch_size=3, rank=rank, world_size=world_size)
+    ]
+    assert sorted(index for batch in batches for index in batch.indices.tolist()) == list(range(11))
+    for batch in batches:
+        assert len(batch.images) <= 3
+        assert batch.targets is None
+        padded = {tuple(-(-side // 32) for side in size) for size in batch.sizes.tolist()}
+        assert len(padded) == 1
+
+
+def test_a_process_without_images_detects_nothing(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    loader = build_test_loader(_settings(root, workers=2), annotations, batch_size=11, rank=0, world_size=3)
+    assert list(loader) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_turns_bad_stops_with_its_name(workers: int, data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    annotations.path(4).write_bytes(b"gone")
+    with pytest.raises(DataError) as caught:
+        _first(build_train_loader(_settings(root, workers=workers), annotations), 6)
+    assert str(caught.value) == f"{annotations.path(4)}: not an image, or damaged at the start"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_turns_bad_is_replaced_when_skipping(
+    workers: int, data: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
+) -> None:
+    root, annotations = data
+    annotations.path(4).unlink()
+    loader = build_train_loader(_settings(root, workers=workers, on_error="skip"), annotations)
+    batches = _first(loader, 11)
+    assert all(len(batch.images) == 4 for batch in batches)
+    assert 4 not in {index for batch in batches for index in batch.indices.tolist()}
+    assert loader.left_out == 4  # 44 images of 11, each once in a pass
+    assert caplog.text.count("4.png: no such file") == 1
+
+
+def test_detection_goes_on_without_a_bad_image_when_skipping(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    annotations.path(4).unlink()
+    loader = build_test_loader(_settings(root, on_error="skip"), annotations, batch_size=1)
+    assert sorted(int(batch.indices) for batch in loader) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+    assert loader.left_out == 1
+
+
+def test_losing_every_image_stops_training_even_when_skipping(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    for index in range(len(annotations)):
+        annotations.path(index).unlink()
+    with pytest.raises(DataError, match="no training image can be read any more"):
+        _first(build_train_loader(_settings(root, on_error="skip"), annotations), 1)
+
+
+def test_loading_leaves_the_global_random_state_alone(data: tuple[Path, Annotations]) -> None:
+    root, annotations = data
+    state = torch.get_rng_state()
+    _first(build_train_loader(_settings(root, workers=1), annotations), 2)
+    assert torch.equal(torch.get_rng_state(), state)

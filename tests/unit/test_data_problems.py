@@ -1,0 +1,288 @@
+"""Every mistake gives a message with file and id at the start, or is left out and told."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+from tiny_data import SIZES, WRITERS, coco_tree, config, voc_xml, write_coco, write_voc, write_yolo
+
+from fcos.data import load_annotations
+from fcos.data.doctor import check
+from fcos.errors import DataError
+
+Tree = dict[str, Any]
+NAN = float("nan")
+
+
+def _set(section: str, position: int, key: str, value: Any) -> Callable[[Tree], None]:
+    def change(tree: Tree) -> None:
+        tree[section][position][key] = value
+
+    return change
+
+
+def _add(section: str, entry: Any) -> Callable[[Tree], None]:
+    def change(tree: Tree) -> None:
+        tree[section].append(entry)
+
+    return change
+
+
+COCO_MISTAKES = {
+    "no numbers": (_set("annotations", 0, "bbox", [1, NAN, 3, 4]), "annotation 100.*four finite numbers", 2),
+    "infinite": (_set("annotations", 0, "bbox", [1, 2, 3, float("inf")]), "annotation 100.*four finite numbers", 2),
+    "three numbers": (_set("annotations", 0, "bbox", [1, 2, 3]), "annotation 100.*four finite numbers", 2),
+    "no box": (_set("annotations", 0, "bbox", None), r"annotation 100: expected bbox \(a list", 2),
+    "empty": (_set("annotations", 0, "bbox", [5, 5, 0, 7]), r"annotation 100: .*5 5 5 12.*has no area", 2),
+    "inverted": (_set("annotations", 0, "bbox", [5, 5, -3, 7]), "annotation 100: .*ends before it begins", 2),
+    "outside": (_set("annotations", 0, "bbox", [41, 5, 3, 7]), "annotation 100: .*outside the image", 2),
+    "duplicated": (_set("annotations", 0, "id", 99), "annotation 99: another annotation has the same id", 2),
+    "category": (_set("annotations", 0, "category_id", 5), "annotation 100: its category_id 5 is not in the file", 2),
+    "image": (_set("annotations", 0, "image_id", 5), "annotation 100: its image_id 5 is not in the file", 2),
+    "text id": (_set("annotations", 0, "image_id", "10"), r"annotation 100: .*image_id \(an integer\), found '10'", 2),
+    "huge id": (_set("annotations", 0, "id", 2**70), r"expected id \(an integer\)", 2),
+    "no object": (_add("annotations", 7), "annotation at position 3: expected an object, found 7", 3),
+    "duplicated image": (_add("images", {"id": 10, "file_name": "b.png"}), "image 10: another image", 3),
+    "image without name": (_add("images", {"id": 40}), r"image 40: expected file_name \(text\), which is missing", 3),
+    "missing file": (_add("images", {"id": 40, "file_name": "d.png"}), r"d\.png, image 40: no such file", 3),
+    "wrong size": (_set("images", 0, "width", 80), r"a\.png, image 10: .*says 80x30 but the image is 40x30", 1),
+}
+
+
+@pytest.mark.parametrize("mistake", COCO_MISTAKES)
+def test_a_mistake_in_coco_stops_or_is_left_out(mistake: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change, message, boxes = COCO_MISTAKES[mistake]
+    tree = coco_tree()
+    change(tree)
+    write_coco(tmp_path, tree)
+    with pytest.raises(DataError, match=rf"(?s){message}.*data\.on_error=skip"):
+        load_annotations(config(tmp_path), "train")
+    annotations = load_annotations(config(tmp_path, on_error="skip"), "train")
+    assert annotations is not None
+    assert len(annotations.boxes) == boxes
+    assert "left out of the train split: 1 " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a COCO file, .*found list"),
+        ('{"images": []}', "expected a COCO file, .*found images"),
+        (json.dumps({**coco_tree(), "categories": []}), "found no classes"),
+        (json.dumps({**coco_tree(), "categories": [{"id": 1}]}), "every category needs"),
+        (json.dumps({**coco_tree(), "categories": [{"id": i, "name": "x"} for i in (6, 7)]}), "the same name: 'x'"),
+        (json.dumps({**coco_tree(), "images": [], "annotations": []}), "no usable image"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_an_unusable_file_always_stops(text: str, message: str, on_error: str, tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(DataError, match=rf"train\.json.*{message}"):
+        load_annotations(config(tmp_path, on_error=on_error), "train")
+
+
+VOC_MISTAKES = {
+    "broken": ("<annotation", r"a\.xml: not valid XML", 1),
+    "no name": (voc_xml("a.png", [(" ", (1, 1, 5, 5))]), r"a\.xml, object 1: has no name", 1),
+    "no box": ("<annotation><object><name>cat</name></object></annotation>", "object 1: .*xmin, ymin, xmax, ymax", 1),
+    "text": (voc_xml("a.png", [("cat", (1, 1, 5, 5))]).replace("<xmax>5", "<xmax>?"), "object 1: bndbox", 1),
+    "empty": (voc_xml("a.png", [("cat", (1, 1, 9, 9)), ("cat", (5, 5, 5, 5))]), "object 2: .*has no area", 2),
+    "inverted": (voc_xml("a.png", [("cat", (5, 5, 3, 9))]), "object 1: .*ends before it begins", 1),
+}
+
+
+@pytest.mark.parametrize("mistake", VOC_MISTAKES)
+def test_a_mistake_in_voc_stops_or_is_left_out(mistake: str, tmp_path: Path) -> None:
+    xml, message, boxes = VOC_MISTAKES[mistake]
+    (write_voc(tmp_path) / "Annotations/a.xml").write_text(xml)
+    with pytest.raises(DataError, match=message):
+        load_annotations(config(tmp_path), "train")
+    annotations = load_annotations(config(tmp_path, on_error="skip"), "train")
+    assert annotations is not None
+    assert len(annotations.boxes) == boxes
+
+
+def test_voc_names_a_missing_xml_and_a_missing_image(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    (tmp_path / "Annotations/a.xml").unlink()
+    (tmp_path / "JPEGImages/b.png").unlink()
+    with pytest.raises(DataError, match=r"(?s)a\.xml: no such file.*b\.png, image 1: no such file"):
+        load_annotations(config(tmp_path), "train")
+
+
+def test_voc_names_an_image_listed_twice(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\na\n")
+    with pytest.raises(DataError, match=r"train\.txt, a: is listed twice"):
+        load_annotations(config(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 0.5 0.5 nan 0.1", "line 1: .*four finite numbers"),
+        ("0 0.5 0.5 0 0.1", "line 1: .*has no area"),
+        ("0 0.5 0.5 -0.1 0.1", "line 1: .*ends before it begins"),
+        ("0 1.5 0.5 0.1 0.1", "line 1: .*outside the image"),
+        ("2 0.5 0.5 0.1 0.1", r"line 1: class 2 is unknown, there are 2 \(0 to 1\)"),
+        ("0 0.5 0.5 0.1", "line 1: expected `class cx cy width height`"),
+        ("cat 0.5 0.5 0.1 0.1", "line 1: expected `class cx cy width height`"),
+    ],
+)
+def test_a_mistake_in_yolo_stops_or_is_left_out(line: str, message: str, tmp_path: Path) -> None:
+    (write_yolo(tmp_path) / "labels/train/a.txt").write_text(line)
+    with pytest.raises(DataError, match=rf"a\.txt, {message}"):
+        load_annotations(config(tmp_path), "train")
+    annotations = load_annotations(config(tmp_path, on_error="skip"), "train")
+    assert annotations is not None
+    assert len(annotations.boxes) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: [", "not valid YAML"),
+        ("train: nowhere\nnames: [a]", "'nowhere' does not exist"),
+        ("train: images/train\nnames: [a, a]", "different class names"),
+        ("train: images/train\nnames: {1: a}", "map 0, 1"),
+        ("train: images/train", r"data\.classes="),
+        ("- a", "expected a mapping"),
+    ],
+)
+def test_a_mistake_in_data_yaml_is_told(text: str, message: str, tmp_path: Path) -> None:
+    (write_yolo(tmp_path) / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_annotations(config(tmp_path), "train")
+
+
+def test_a_yolo_split_without_any_label_file_is_refused(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    for path in (tmp_path / "labels/train").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"no label file found for any of 3 images; looked for .*labels/train/a\.txt"):
+        load_annotations(config(tmp_path), "train")
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_truncated_image_is_named_at_the_start(form: str, tmp_path: Path) -> None:
+    WRITERS[form](tmp_path)
+    image = next(tmp_path.rglob("a.png"))
+    image.write_bytes(image.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"a\.png, image \d+: cannot be read"):
+        load_annotations(config(tmp_path), "train")
+    annotations = load_annotations(config(tmp_path, on_error="skip"), "train")
+    assert annotations is not None
+    assert {annotations.path(i).name for i in range(len(annotations))} == {"b.png", "c.png"}
+    assert len(annotations.boxes) == 1
+
+
+def test_classes_that_the_model_does_not_have_are_told_once(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    with pytest.raises(DataError, match=r"2 boxes of class 'dog', which is none of cat, bird"):
+        load_annotations(config(tmp_path), "train", class_names=("cat", "bird"))
+
+
+def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="unknown split 'dev'; expected train, val, test"):
+        load_annotations(config(write_coco(tmp_path)), "dev")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
+    tree = coco_tree()
+    bad = {"image_id": 10, "category_id": 7, "bbox": [1, 1, 0, 0]}
+    tree["annotations"] += [{**bad, "id": 1000 + i} for i in range(50)]
+    with pytest.raises(DataError, match=r"50 empty box(?s:.*)and 30 more; `fcos doctor` lists all"):
+        load_annotations(config(write_coco(tmp_path, tree)), "train")
+
+
+def test_a_box_that_sticks_out_is_clipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree = coco_tree()
+    tree["annotations"][0]["bbox"] = [-3, 5, 10, 40]
+    with caplog.at_level(logging.INFO):
+        annotations = load_annotations(config(write_coco(tmp_path, tree)), "train")
+    assert annotations is not None
+    assert annotations.boxes[0].tolist() == [0, 5, 7, 30]
+    assert "1 clipped box" in caplog.text
+
+
+@pytest.mark.parametrize("declared", [(40, 20), (20, 40)])
+def test_sizes_before_and_after_the_exif_rotation_are_both_accepted(declared: tuple[int, int], tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 20)).save(tmp_path / "images/a.jpg", exif=exif)
+    tree = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": declared[0], "height": declared[1]}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 20, 40]}],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(tree))
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    assert annotations.sizes.tolist() == [[40, 20]]
+    assert annotations.boxes.tolist() == [[0, 0, 20, 40]]
+
+
+def _text(root: Path) -> str:
+    console = Console(width=300, file=io.StringIO(), record=True)
+    console.print(check(config(root)).render())
+    return console.export_text()
+
+
+def test_the_doctor_of_a_sound_data_set_finds_no_errors(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    write_coco(tmp_path, split="val")
+    report = check(config(tmp_path))
+    assert not report.failed
+    assert list(report.counts) == ["train", "val"]
+    counts = report.counts["train"]
+    assert (counts.images, counts.images_without_boxes, counts.boxes, counts.crowd) == (3, 1, 3, 0)
+    assert counts.per_class == {"cat": 1, "dog": 2}
+
+
+def test_the_doctor_lists_the_problems_of_every_split(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["annotations"][0]["bbox"] = [5, 5, 0, 0]
+    tree["annotations"][1]["iscrowd"] = 1
+    write_coco(tmp_path, tree)
+    write_coco(tmp_path, split="val")
+    (tmp_path / "test.json").write_text("{")
+    image = tmp_path / "images/b.png"
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2] ^= 255  # damage that does not truncate
+    image.write_bytes(content)
+    report = check(config(tmp_path))
+    assert report.failed
+    assert report.counts["train"].crowd == 1
+    text = _text(tmp_path)
+    assert "train, errors: 1 unreadable image, 1 empty box" in text
+    assert "train.json, annotation 100: box" in text
+    assert "val, errors: 1 unreadable image" in text
+    assert "test.json: not valid JSON" in text
+
+
+def test_the_doctor_finds_classes_of_val_that_train_lacks(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["categories"] = tree["categories"][:1]
+    tree["annotations"] = tree["annotations"][:1]
+    write_coco(tmp_path, tree)
+    write_coco(tmp_path, split="val")
+    assert any("'dog'" in p.message for p in check(config(tmp_path)).problems["val"])
+
+
+def test_all_images_lost_stops_even_when_skipping(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    for name in SIZES:
+        (tmp_path / "images" / name).unlink()
+    with pytest.raises(DataError, match="3 missing image"):
+        load_annotations(config(tmp_path, on_error="skip"), "train")
