@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter
@@ -68,7 +69,8 @@ def train(
     from . import api
 
     result = api.train(recipe, *overrides or ())
-    print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} PICTURE...")
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several of us
+        print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} PICTURE...")
 
 
 @app.command()

@@ -1,0 +1,45 @@
+"""`fcos.train` passes on what it is told; `fcos.load` and `fcos.evaluate` are tested where their results are."""
+
+import pytest
+
+import fcos
+from fcos import Config, ConfigError
+from fcos.training import loop
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What the training loop is called with."""
+    calls = []
+    monkeypatch.setattr(loop, "train", lambda config, *, name: calls.append((config, name)))
+    return calls
+
+
+def test_a_recipe_is_trained_with_overrides_under_its_own_name(trained):
+    fcos.train("fcos_mnv2_small", "data=cells", "train.max_minutes=10")
+    ((config, name),) = trained
+    assert name == "fcos_mnv2_small"
+    assert str(config.data.root) == "cells"
+    assert (config.train.max_minutes, config.train.iterations) == (10, None)
+
+
+def test_a_yaml_file_names_the_run(trained, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {lr: 0.5}")
+    fcos.train(path)
+    ((config, name),) = trained
+    assert (config.train.lr, name) == (0.5, "mine")
+
+
+def test_a_config_is_trained_and_stays_as_it_is(trained):
+    config = Config()
+    fcos.train(config, "train.lr=0.5")
+    ((passed, _),) = trained
+    assert passed.train.lr == 0.5
+    assert config.train.lr == 0.01
+
+
+def test_a_mistake_is_told_before_anything_is_trained(trained):
+    with pytest.raises(ConfigError, match=r"train\.lrr"):
+        fcos.train(Config(), "train.lrr=0.5")
+    assert trained == []
