@@ -134,7 +134,8 @@ class Run:
         elapsed: Callable[[], float],
     ) -> None:
         self.folder = folder
-        self.config = config.model_copy(update={"output_dir": folder})
+        settings = config.train.model_copy(update={"resume": False})  # continuing is asked for each time
+        self.config = config.model_copy(update={"output_dir": folder, "train": settings})
         self.model = model
         self.train_data = train_data
         self.val_data = val_data
