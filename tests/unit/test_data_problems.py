@@ -38,7 +38,11 @@ def _add(section: str, entry: Any) -> Callable[[Tree], None]:
 
 COCO_MISTAKES = {
     "no numbers": (_set("annotations", 0, "bbox", [1, NAN, 3, 4]), "annotation 100.*four finite numbers", 2),
-    "infinite": (_set("annotations", 0, "bbox", [1, 2, 3, float("inf")]), "annotation 100.*four finite numbers", 2),
+    "infinite": (
+        _set("annotations", 0, "bbox", [1, -float("inf"), 3, float("inf")]),
+        "annotation 100.*four finite numbers",
+        2,
+    ),
     "three numbers": (_set("annotations", 0, "bbox", [1, 2, 3]), "annotation 100.*four finite numbers", 2),
     "no box": (_set("annotations", 0, "bbox", None), r"annotation 100: expected bbox \(a list", 2),
     "empty": (_set("annotations", 0, "bbox", [5, 5, 0, 7]), r"annotation 100: .*5 5 5 12.*has no area", 2),
@@ -131,6 +135,7 @@ def test_voc_names_an_image_listed_twice(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("0 0.5 0.5 nan 0.1", "line 1: .*four finite numbers"),
+        ("0 0.5 0.5 1e308 0.1", "line 1: .*four finite numbers"),
         ("0 0.5 0.5 0 0.1", "line 1: .*has no area"),
         ("0 0.5 0.5 -0.1 0.1", "line 1: .*ends before it begins"),
         ("0 1.5 0.5 0.1 0.1", "line 1: .*outside the image"),
@@ -192,6 +197,17 @@ def test_classes_that_the_model_does_not_have_are_told_once(tmp_path: Path) -> N
         load_annotations(config(tmp_path), "train", class_names=("cat", "bird"))
 
 
+def test_class_names_that_repeat_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="class names must differ, found cat, cat"):
+        load_annotations(config(write_coco(tmp_path), classes=["cat", "cat"]), "train")
+
+
+def test_images_without_boxes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        load_annotations(config(write_coco(tmp_path)), "train")
+    assert "1 of 3 images have no box; they train as background" in caplog.text
+
+
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown split 'dev'; expected train, val, test"):
         load_annotations(config(write_coco(tmp_path)), "dev")  # pyright: ignore[reportArgumentType]
@@ -212,7 +228,7 @@ def test_a_box_that_sticks_out_is_clipped_and_counted(tmp_path: Path, caplog: py
         annotations = load_annotations(config(write_coco(tmp_path, tree)), "train")
     assert annotations is not None
     assert annotations.boxes[0].tolist() == [0, 5, 7, 30]
-    assert "1 clipped box" in caplog.text
+    assert "train.json, annotation 100: box x1 y1 x2 y2 = -3 5 7 45" in caplog.text
 
 
 @pytest.mark.parametrize("declared", [(40, 20), (20, 40)])

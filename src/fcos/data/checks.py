@@ -129,18 +129,21 @@ def _check_boxes(
 ) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
     """Boxes [B, 4] float32 clipped to their images, which of them are usable [B], and the problems."""
     frames = sizes[source.image_of].astype(np.float64)[:, [1, 0, 1, 0]]
-    raw = source.boxes * frames if source.relative else source.boxes
-    boxes = np.clip(raw, 0, frames).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        raw = source.boxes * frames if source.relative else source.boxes
     finite = np.isfinite(raw).all(axis=1)
+    raw = np.where(finite[:, None], raw, 0.0)
+    boxes = np.clip(raw, 0, frames).astype(np.float32)
     extent = raw[:, 2:] - raw[:, :2]
     inverted = (extent < 0).any(axis=1)
     outside = ((raw[:, :2] >= frames[:, :2]) | (raw[:, 2:] <= 0)).any(axis=1)
     empty = (extent == 0).any(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
     clipped = (np.abs(boxes - raw) > 0.5).any(axis=1)
     problems: list[Problem] = []
-    remaining = candidates.copy()
+    for i in np.flatnonzero(candidates & ~finite):
+        problems.append(source.box_problem(int(i), "box without numbers", "its box is not four finite numbers"))
+    remaining = candidates & finite
     for kind, mask, text in (
-        ("box without numbers", ~finite, "is not four finite numbers"),
         ("inverted box", inverted, "ends before it begins"),
         ("box outside image", outside & ~(extent == 0).any(axis=1), "lies outside the image"),
         ("empty box", empty, "has no area"),

@@ -98,7 +98,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     annotations = [annotations[i] for i in known]
 
     boxes = _boxes(annotations)
-    boxes[:, 2:] += boxes[:, :2]
+    with np.errstate(invalid="ignore"):  # infinite ones are told later
+        boxes[:, 2:] += boxes[:, :2]
     file_names = [image["file_name"] for image in images]
     return Source(
         root=folder_with(files.images, file_names),

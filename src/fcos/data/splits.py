@@ -56,8 +56,9 @@ def load_annotations(
     if errors:
         logger.warning("%s", _listed(f"left out of the {split} split", errors))
     warnings = [p for p in problems if p.severity == "warning"]
-    if warnings:
-        logger.info("%s split: %s", split, summary(warnings))
+    for kind in dict.fromkeys(p.kind for p in warnings):
+        alike = [p for p in warnings if p.kind == kind]
+        logger.info("%s split: %s", split, alike[0] if len(alike) == 1 else summary(alike))
     return annotations
 
 
@@ -79,6 +80,8 @@ def read_split(
         return None
     name, files = located
     wanted = class_names if class_names is not None else config.classes
+    if wanted is not None and len(set(wanted)) != len(wanted):
+        raise DataError(f"class names must differ, found {', '.join(wanted):.200}")
     source = FORMATS[name].read(files, wanted)
     if not source.file_names:
         where = files.lists[0] if files.lists else files.annotations or files.images[0]
@@ -97,8 +100,9 @@ def locate(config: DataConfig, split: Split) -> tuple[str, SplitFiles] | None:
         if not any(_given(getattr(config, s)) for s in SPLITS):
             raise DataError("no data: give data=DIR, or data.train.annotations=... and data.train.images=...")
         return _from_pieces(config.format, SplitFiles(None, ()), piece, split) if _given(piece) else None
-    name = _detect(config.root, config.format)
-    files = FORMATS[name].find(config.root, split)
+    root = config.root.expanduser()
+    name = _detect(root, config.format)
+    files = FORMATS[name].find(root, split)
     if _given(piece):
         return _from_pieces(name, files or SplitFiles(None, ()), piece, split)
     return None if files is None else (name, files)
