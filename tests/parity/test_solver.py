@@ -25,12 +25,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_short_schedules(schedule: dict[str, Any]) -> None:
     args, total = schedule["args"], len(schedule["lr"])
-    config = TrainConfig(
-        milestones=args["milestones"],
-        gamma=args["gamma"],
-        warmup=args["warmup_method"],
-        warmup_iterations=args["warmup_iters"],
-        warmup_factor=args["warmup_factor"],
+    config = TrainConfig.model_validate(
+        {
+            "milestones": args["milestones"],
+            "gamma": args["gamma"],
+            "warmup": args["warmup_method"],
+            "warmup_iterations": args["warmup_iters"],
+            "warmup_factor": args["warmup_factor"],
+        }
     )
     ours = [schedule["base_lr"] * learning_rate_factor(step, total, config) for step in range(total)]
     assert ours == pytest.approx(schedule["lr"], rel=RTOL)
@@ -40,7 +42,7 @@ def test_our_defaults_are_the_recorded_schedules(manifest: Path) -> None:
     """Milestones as fractions of the run hit the original's iterations, whatever its length."""
     recorded = json.loads(manifest.read_text())
     solver = recorded["merged_config"]["SOLVER"]
-    config = TrainConfig(lr=solver["BASE_LR"])
+    config = TrainConfig.model_validate({"lr": solver["BASE_LR"]})
     for iteration, expected in recorded["lr_values_at_iteration"].items():
         factor = learning_rate_factor(int(iteration), solver["MAX_ITER"], config)
         assert [config.lr * factor, config.lr * factor * config.bias_lr_factor] == pytest.approx(expected, rel=RTOL)

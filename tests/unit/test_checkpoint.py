@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from torch import nn
+
+from fcos.config import Config
+from fcos.errors import WeightsError
+from fcos.models import build_model
+from fcos.training.checkpoint import fill, load_checkpoint, load_model, save_checkpoint, start_from
+
+
+def save(path: Path, model: nn.Module | None = None, **options: Any) -> Path:
+    given = {"config": Config(), "class_names": ["cat"], "category_ids": [7], **options}
+    save_checkpoint(path, model=model or nn.Linear(2, 2), **given)
+    return path
+
+
+def message(path: Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    training = {"state": {"iteration": 3}, "rng": torch.get_rng_state(), "none": None, "groups": [{"lr": 0.1}]}
+    config = tiny_config()
+    save(tmp_path / "a.pt", model, config=config, metrics={"AP": 0.5}, iteration=3, training=training)
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert loaded.config == config.to_dict()
+    assert (loaded.class_names, loaded.category_ids, loaded.metrics, loaded.iteration) == (
+        ("cat",),
+        (7,),
+        {"AP": 0.5},
+        3,
+    )
+    assert loaded.training is not None
+    assert torch.equal(loaded.training.pop("rng"), training.pop("rng"))
+    assert loaded.training == training
+    assert same(loaded.model, model.state_dict())
+
+
+def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_load_model_detects_as_before(tmp_path: Path) -> None:
+    config = tiny_config()
+    model = tiny_model(config)
+    save(tmp_path / "a.pt", model, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    loaded, checkpoint, loaded_config = load_model(tmp_path / "a.pt")
+    images, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
+    (before,), (after,) = model.detect(images, sizes), loaded.detect(images, sizes)
+    assert len(before) > 0
+    assert torch.equal(before.boxes, after.boxes)
+    assert torch.equal(before.scores, after.scores)
+    assert not loaded.training
+    assert loaded_config == config
+    assert checkpoint.category_ids == CATEGORY_IDS
+
+
+def test_no_other_file_is_left(tmp_path: Path) -> None:
+    save(tmp_path / "a.pt")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.pt", iteration=1)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        save(path, iteration=2)
+    assert load_checkpoint(path).iteration == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert "no such file" in message(tmp_path / "none.pt")
+
+
+def test_folder(tmp_path: Path) -> None:
+    assert "this is a folder" in message(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_file_cut_short(tmp_path: Path, share: float) -> None:
+    path = save(tmp_path / "a.pt")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert "cut short" in message(path)
+
+
+def test_damaged_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt")
+    content = bytearray(path.read_bytes())
+    content[600] ^= 0xFF
+    path.write_bytes(content)
+    assert "damaged" in message(path)
+
+
+def test_weights_of_another_project(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "a.pt")
+    assert "found the keys state_dict, epoch" in message(tmp_path / "a.pt")
+
+
+def test_objects_are_not_loaded(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "a.pt")
+    assert "never loaded" in message(tmp_path / "a.pt")
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "hacked"),)
+
+    torch.save({"format": "fcos", "model": Payload()}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(pickle.dumps(Payload()))
+    message(tmp_path / "a.pt")
+    message(tmp_path / "b.pt")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_file_of_a_newer_version(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt")
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "version": 99}, path)
+    assert "written by a newer fcos" in message(path)
+
+
+def test_fill_names_what_does_not_fit() -> None:
+    weights = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
+    with pytest.raises(WeightsError) as caught:
+        fill(nn.Linear(2, 2), weights, where="x.pt")
+    for part in ("1 missing: bias", "1 not in the model: scale", "1 of another shape: weight [3, 2] for [2, 2]"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [NAMES, ("horse", "cow")])
+def test_start_from_keeps_the_class_head_only_for_the_same_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    config = tiny_config()
+    old = tiny_model(config)
+    save(tmp_path / "a.pt", old, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    new = build_model(config.model, num_classes=len(names), pretrained=False)
+    fresh = new.head.logits.weight.detach().clone()
+    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), names, where="a.pt")
+    assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
+    if names == NAMES:
+        assert same(new.state_dict(), old.state_dict())
+        assert "all " in summary
+    else:
+        assert torch.equal(new.head.logits.weight, fresh)
+        assert "cat, dog, owl there, horse, cow here" in summary
