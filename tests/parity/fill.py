@@ -16,7 +16,7 @@ import numpy as np
 
 
 def generator(name, seed):
-    key = zlib.crc32("{}|{}".format(name, seed).encode("utf-8"))
+    key = zlib.crc32(f"{name}|{seed}".encode())
     return np.random.Generator(np.random.PCG64(key))
 
 
@@ -61,7 +61,7 @@ def first(table, name, default):
     return default
 
 
-def fill_array(name, shape, seed):
+def fill_array(name, shape, seed):  # noqa: PLR0911 - the rule is a list of cases
     shape = tuple(int(s) for s in shape)
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, dtype=np.int64)
