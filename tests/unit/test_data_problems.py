@@ -19,7 +19,7 @@ from fcos.data.doctor import check
 from fcos.errors import DataError
 
 Tree = dict[str, Any]
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 def _set(section: str, position: int, key: str, value: Any) -> Callable[[Tree], None]:
@@ -39,7 +39,7 @@ def _add(section: str, entry: Any) -> Callable[[Tree], None]:
 COCO_MISTAKES = {
     "no numbers": (_set("annotations", 0, "bbox", [1, NAN, 3, 4]), "annotation 100.*four finite numbers", 2),
     "infinite": (
-        _set("annotations", 0, "bbox", [1, -float("inf"), 3, float("inf")]),
+        _set("annotations", 0, "bbox", [1, -INF, 3, INF]),
         "annotation 100.*four finite numbers",
         2,
     ),
