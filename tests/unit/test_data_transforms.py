@@ -11,13 +11,12 @@ from fcos.data.transforms import (
     flip_boxes,
     resize_boxes,
     resize_size,
-    test_transform,
     to_inclusive,
     train_transform,
 )
+from fcos.data.transforms import test_transform as detection_transform
 from fcos.structures import BoxConvention
 
-test_transform.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  # a function of the library, not a test
 BOXES = torch.tensor([[2.0, 3.0, 12.0, 23.0], [0.0, 0.0, 40.0, 30.0]])
 
 
@@ -71,7 +70,7 @@ def test_a_list_of_sizes_is_drawn_from() -> None:
     [({"short_side": [32, 48]}, 48), ({"short_side_range": (16, 64)}, 64), ({"test_short_side": 24}, 24)],
 )
 def test_detection_uses_one_size_and_no_flip(options: dict, short_side: int) -> None:
-    transform = test_transform(config(**options))
+    transform = detection_transform(config(**options))
     assert {transform.draw(seed) for seed in range(50)} == {(short_side, False)}
 
 

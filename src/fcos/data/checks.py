@@ -131,8 +131,8 @@ def _check_boxes(
     frames = sizes[source.image_of].astype(np.float64)[:, [1, 0, 1, 0]]
     with np.errstate(over="ignore", invalid="ignore"):
         raw = source.boxes * frames if source.relative else source.boxes
-    finite: np.ndarray = np.isfinite(raw).all(axis=1)
-    raw = np.where(finite[:, None], raw, 0.0)
+    finite = np.isfinite(raw).all(axis=1)
+    raw = np.where(np.expand_dims(finite, 1), raw, 0.0)
     boxes = np.clip(raw, 0, frames).astype(np.float32)
     extent = raw[:, 2:] - raw[:, :2]
     inverted = (extent < 0).any(axis=1)
