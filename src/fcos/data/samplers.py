@@ -77,7 +77,7 @@ def training_draws(
     (seed, k, position in the batch).
     """
     assert length > 0
-    orders = (shuffled(length, seed + epoch) for epoch in count())
+    orders = (shuffled(length, _mixed(seed, epoch)) for epoch in count())
     for iteration, batch in enumerate(endless_batches(orders, group_ids, batch_size)):
         if iteration >= start_iteration:
             yield [Draw(index, _mixed(seed, iteration, position)) for position, index in enumerate(batch)]
