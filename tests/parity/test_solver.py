@@ -15,7 +15,7 @@ RTOL = 1e-12  # the same double arithmetic in another order
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    goldens: Path = metafunc.config.getoption("--goldens")
+    goldens: Any = metafunc.config.getoption("--goldens")
     if "manifest" in metafunc.fixturenames:
         files = sorted((goldens / "manifests" / "fcos").glob("*.json"))
         metafunc.parametrize("manifest", files, ids=[file.stem for file in files])

@@ -52,7 +52,8 @@ class TimeLength:
         elapsed: tells the seconds since the start of the run, pauses between continuations left out.
         evaluation_steps: images to evaluate at the end, divided by the training batch size. Until `measured_end` is
             set, evaluating an image is taken to last as long as training on one, which is more than it needs.
-        step_seconds: time already spent in steps, when a run continues.
+        steps: steps already made, when a run continues.
+        step_seconds: seconds already spent in them.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TimeLength:
         *,
         elapsed: Callable[[], float],
         evaluation_steps: float = 0.0,
+        steps: int = 0,
         step_seconds: float = 0.0,
     ) -> None:
         self.seconds = seconds
@@ -69,8 +71,8 @@ class TimeLength:
         self.step_seconds = step_seconds
         self.measured_end: float | None = None
         """Seconds that the final evaluation and saving take, once known."""
-        self._steps = 0
-        self._mean = 0.0  # of the last ten steps or so
+        self._steps = steps
+        self._mean = step_seconds / max(steps, 1)  # of the last ten steps or so
         self._progress = 0.0
 
     @property
@@ -82,10 +84,10 @@ class TimeLength:
 
     def total(self, iteration: int) -> float:
         """Iterations at the measured speed: infinite at first, `iteration` when no further step fits."""
-        left = self.seconds - self.elapsed() - self.reserve
         if iteration == 0:
             return math.inf  # one step is always made
-        if left <= self._mean:
+        left = (self.seconds - self.elapsed() - self.reserve) // self._mean * self._mean  # for whole steps
+        if left <= 0:
             return iteration
         self._progress = max(self._progress, self.step_seconds / (self.step_seconds + left))
         return iteration / self._progress

@@ -166,6 +166,7 @@ def _length(run: Run) -> Length:
             settings.max_minutes * 60,
             elapsed=run.elapsed,
             evaluation_steps=len(run.val_data or ()) / settings.batch_size,
+            steps=run.state.iteration,
             step_seconds=run.state.step_seconds,
         )
     if settings.epochs is not None:

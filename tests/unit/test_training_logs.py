@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from fcos.config import Config
+from fcos.training import logs
+from fcos.training.logs import COLUMNS, Place, RunLog, Step
+
+
+def config(log_every: int) -> Config:
+    return Config.model_validate({"train": {"log_every": log_every}})
+
+
+def place(iteration: int) -> Place:
+    return Place(iteration, epoch=iteration / 8, minutes=iteration / 60, fraction=iteration / 100)
+
+
+def step(loss: float = 1.0, **options) -> Step:
+    given = {"images": 4, "seconds": 2.0, "waited": 0.5, "boxes": 10, "unassigned": 1, "grad_norm": 3.0, **options}
+    return Step(losses={"loss_cls": loss, "loss_box": 0.5, "loss_centerness": 0.25}, lr=0.01, **given)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_holds_the_means_of_its_steps(tmp_path: Path) -> None:
+    with RunLog(tmp_path, config(2)) as log:
+        log.step(place(1), step(1.0))
+        log.step(place(2), step(3.0, waited=1.5, seconds=6.0, unassigned=3, grad_norm=7.0))
+    (row,) = rows(tmp_path)
+    assert tuple(row) == COLUMNS
+    expected = {
+        "iteration": 2,
+        "epoch": 0.25,
+        "loss": 2.75,
+        "loss_cls": 2,
+        "loss_box": 0.5,
+        "loss_centerness": 0.25,
+        "lr": 0.01,
+        "images_per_second": 1,
+        "data_share": 0.25,
+        "unassigned_share": 0.2,
+        "grad_norm": 7,
+    }
+    assert {name: float(row[name]) for name in expected} == pytest.approx(expected)
+    assert row["split"] == "train"
+    assert row["AP"] == ""
+
+
+def test_evaluations_have_the_same_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path, config(1)) as log:
+        log.step(place(1), step())
+        log.evaluation(place(1), {"AP": 0.5, "AP50": 0.75})
+    row = rows(tmp_path)[1]
+    assert (row["split"], row["iteration"], row["AP"], row["AP50"], row["loss"]) == ("val", "1", "0.5", "0.75", "")
+    assert "val at iteration 1: AP 0.500  AP50 0.750" in capsys.readouterr().out
+
+
+def test_a_continued_run_replaces_the_rows_that_it_does_again(tmp_path: Path) -> None:
+    with RunLog(tmp_path, config(1)) as log:
+        for i in range(1, 5):
+            log.step(place(i), step(loss=i))
+    with RunLog(tmp_path, config(1), iteration=2) as log:
+        log.step(place(3), step(loss=30))
+    assert [(row["iteration"], row["loss_cls"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "30")]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, config(1)) as log:
+        log.step(place(1), step(2.0))
+        log.evaluation(place(1), {"AP": 0.5})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Scalars("train/loss_cls")[0].value == 2.0
+    assert events.Scalars("val/AP")[0].value == 0.5
+
+
+def test_lines_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most one in five seconds, each with all that matters."""
+    now = 0.0
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    with RunLog(tmp_path, config(1)) as log:
+        for i in range(1, 11):
+            now += 2.0
+            log.step(place(i), step())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[0] == (
+        "  3%  iteration 3  loss 1.750 (cls 1.000  box 0.500  centerness 0.250)  lr 1.00e-02  2.0 images/s  data 25%"
+        "  ETA 3:14"
+    )
+
+
+def test_only_the_first_process_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "rank", lambda: 1)
+    with RunLog(tmp_path, config(1)) as log:
+        log.message("hello")
+        log.step(place(1), step())
+        log.evaluation(place(1), {"AP": 0.5})
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""

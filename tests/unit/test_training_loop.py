@@ -1,0 +1,344 @@
+"""The loop with a real, very small detector on three small images."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_data import CLASSES, coco_tree, write_coco
+
+from fcos.config import Config, load_config
+from fcos.errors import ConfigError, DataError, FCOSError, TrainingError
+from fcos.evaluation.loop import Evaluation
+from fcos.models import fcos as fcos_module
+from fcos.training import loop
+from fcos.training.checkpoint import load_checkpoint
+from fcos.training.loop import train
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_coco(tmp_path / "data", split="val")
+    return write_coco(tmp_path / "data")
+
+
+@pytest.fixture
+def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
+    """Config of a run of two steps in `tmp_path/run`; options of `train` as keywords."""
+
+    def build(*, model: dict[str, Any] | None = None, **settings: Any) -> Config:
+        length = {} if settings.keys() & {"epochs", "max_minutes"} else {"iterations": 2}
+        return Config.model_validate(
+            {
+                "model": {
+                    "backbone": {"name": "mobilenet_v2", "weights": None},
+                    "fpn": {"channels": 64},
+                    "head": {"num_convs": 1},
+                    **(model or {}),
+                },
+                "data": {"root": data, "short_side": [32], "max_side": 64, "workers": 0},
+                "train": {"batch_size": 2, "warmup": "none", "log_every": 1, "lr": 1e-4, **length, **settings},
+                "output_dir": tmp_path / "run",
+                "device": "cpu",
+            }
+        )
+
+    return build
+
+
+def resume(config: Config, **settings: Any) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"resume": True, **settings})})
+
+
+def rows(run: Path, split: str) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["split"] == split]
+
+
+def fake_evaluate(monkeypatch: pytest.MonkeyPatch, aps: list[float], then: Callable[[], None] = lambda: None) -> None:
+    """Evaluations without detecting; they find these APs, one after the other."""
+    found = iter(aps)
+
+    def evaluate(*_: Any, progress: Callable[[int, int], None], **__: Any) -> Evaluation:
+        then()
+        progress(3, 3)
+        return Evaluation(dict.fromkeys(METRICS, next(found)), {}, [], {})
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+
+
+def test_a_run_leaves_everything_in_its_folder(configure: Callable[..., Config], tmp_path: Path) -> None:
+    result = train(configure())
+    run = tmp_path / "run"
+    assert result.run == run
+    assert set(METRICS) == set(result.metrics)
+    assert len(rows(run, "train")) == 2
+    assert len(rows(run, "val")) == 1
+    assert sorted(p.name for p in (run / "pictures").iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert list(run.glob("events.out.tfevents.*"))
+    last, best = load_checkpoint(run / "weights/last.pt"), load_checkpoint(run / "weights/best.pt")
+    assert (last.iteration, last.class_names, last.category_ids) == (2, CLASSES, (7, 6))
+    assert last.training is not None
+    assert best.training is None
+    assert best.metrics == pytest.approx(result.metrics, nan_ok=True)
+    assert load_config(run / "config.yaml").to_dict() == best.config
+
+
+@pytest.mark.parametrize("options", [{"ema": 0.9}, {"optimizer": "adamw", "schedule": "cosine", "clip_norm": 1.0}])
+def test_a_continued_run_equals_an_uninterrupted_one(
+    configure: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+) -> None:
+    whole = configure(iterations=5, **options)
+    train(whole.model_copy(update={"output_dir": tmp_path / "whole"}))
+
+    calls = 0
+
+    def interrupted_loss(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    original = fcos_module.fcos_loss
+    monkeypatch.setattr(fcos_module, "fcos_loss", interrupted_loss)
+    with pytest.raises(KeyboardInterrupt):
+        train(whole)
+    assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 3
+    assert f"continue with: fcos train {tmp_path}/run/config.yaml train.resume=true" in capsys.readouterr().out
+
+    train(load_config(tmp_path / "run/config.yaml", ["train.resume=true"]))
+    expected, found = (load_checkpoint(tmp_path / name / "weights/last.pt") for name in ("whole", "run"))
+    for name, tensor in expected.model.items():
+        assert torch.equal(found.model[name], tensor), name
+    losses = [[row["loss"] for row in rows(tmp_path / name, "train")] for name in ("whole", "run")]
+    assert len(losses[0]) == 5
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_can_be_made_longer(configure: Callable[..., Config], tmp_path: Path) -> None:
+    config = configure()
+    train(config)
+    train(resume(config, iterations=3))
+    assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 3
+    assert len(rows(tmp_path / "run", "train")) == 3
+
+
+def test_best_and_last_weights(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_evaluate(monkeypatch, [0.1, 0.5, float("nan"), 0.3])
+    result = train(configure(iterations=8, eval_every=0.25))
+    best, last = (load_checkpoint(tmp_path / "run/weights" / f"{name}.pt") for name in ("best", "last"))
+    assert (best.iteration, best.metrics["AP"], result.metrics["AP"]) == (4, 0.5, 0.5)
+    assert (last.iteration, last.metrics["AP"]) == (8, 0.3)
+    assert [row["iteration"] for row in rows(tmp_path / "run", "val")] == ["2", "4", "6", "8"]
+
+
+def test_evaluations_every_so_many_iterations(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_evaluate(monkeypatch, [0.1] * 3)
+    train(configure(iterations=5, eval_every=2))
+    assert [row["iteration"] for row in rows(tmp_path / "run", "val")] == ["2", "4", "5"]
+
+
+def test_without_val_the_last_weights_are_the_best(
+    configure: Callable[..., Config], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "val.json").unlink()
+    result = train(configure())
+    assert result.metrics == {}
+    assert load_checkpoint(tmp_path / "run/weights/best.pt").iteration == 2
+    out = capsys.readouterr().out
+    assert "no val split, the last weights become best.pt" in out
+    assert "the last weights, nothing was measured" in out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        losses = original(*args, **kwargs)
+        return {**losses, "loss_box": losses["loss_box"] * float("nan")} if calls == 4 else losses
+
+    original = fcos_module.fcos_loss
+    monkeypatch.setattr(fcos_module, "fcos_loss", poisoned)
+    with pytest.raises(TrainingError) as caught:
+        train(configure(iterations=9, checkpoint_every=2))
+    message = str(caught.value)
+    assert "iteration 4: the loss is not finite (loss_cls=" in message
+    assert "loss_box=nan" in message
+    assert any(name in message for name in ("a.png", "b.png", "c.png"))
+    assert "last.pt is from before" in message
+    last = load_checkpoint(tmp_path / "run/weights/last.pt")
+    assert last.iteration == 2
+    assert all(t.isfinite().all() for t in last.model.values())
+
+
+def test_the_first_step_obeys_rate_and_clipping(configure: Callable[..., Config], tmp_path: Path) -> None:
+    config = configure(iterations=1, lr=0.5, clip_norm=0.01, weight_decay=0.0, bias_lr_factor=1.0, ema=None)
+    torch.manual_seed(0)
+    start = {n: p.detach().clone() for n, p in loop.build_model(config.model, num_classes=2).named_parameters()}
+    train(config)
+    end = load_checkpoint(tmp_path / "run/weights/last.pt").model
+    change = torch.stack([(end[name] - before).norm() for name, before in start.items()]).norm()
+    assert change.item() == pytest.approx(0.5 * 0.01, rel=1e-3)
+    assert float(rows(tmp_path / "run", "train")[0]["grad_norm"]) > 0.01
+
+
+def test_epochs_are_counted_in_images(configure: Callable[..., Config], tmp_path: Path) -> None:
+    train(configure(epochs=2.5))  # of three images, two a step
+    last = rows(tmp_path / "run", "train")[-1]
+    assert last["iteration"] == "4"
+    assert float(last["epoch"]) == pytest.approx(8 / 3, rel=1e-5)
+
+
+def test_bfloat16(configure: Callable[..., Config], tmp_path: Path) -> None:
+    train(configure(precision="bfloat16"))
+    losses = [float(row["loss"]) for row in rows(tmp_path / "run", "train")]
+    state = load_checkpoint(tmp_path / "run/weights/last.pt").model
+    assert all(0 < loss < 100 for loss in losses)
+    assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_a_time_budget_holds_for_the_whole_run(
+    configure: Callable[..., Config], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def pass_time(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def slow_data(*args: Any, **kwargs: Any) -> Any:
+        pass_time(5.0)
+        return load(*args, **kwargs)
+
+    def slow_loss(*args: Any, **kwargs: Any) -> Any:
+        pass_time(1.0)
+        return loss(*args, **kwargs)
+
+    load, loss = loop.load_annotations, fcos_module.fcos_loss
+    monkeypatch.setattr(loop, "load_annotations", slow_data)
+    monkeypatch.setattr(fcos_module, "fcos_loss", slow_loss)
+    fake_evaluate(monkeypatch, [0.1] * 3, then=lambda: pass_time(8.0))
+    config = configure(max_minutes=1.0, schedule="cosine", eval_every=0.5)
+    train(config, clock=lambda: now)
+
+    assert 60 - 8 * 0.15 - 2 - 1 < now <= 60  # safety, margin, less than a step
+    training = rows(tmp_path / "run", "train")
+    rates = [float(row["lr"]) for row in training]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.01 * rates[0]
+    # 60 seconds - 2 * 5 of data - 3 * 8 of evaluations (one to measure) - 4 as above
+    assert len(training) == pytest.approx(60 - 10 - 24 - 4, abs=1)
+    assert len(rows(tmp_path / "run", "val")) == 2
+
+
+def test_start_from_the_weights_of_another_run(
+    configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = configure(iterations=1)
+    train(first)
+    weights = tmp_path / "run/weights/best.pt"
+    second = configure(iterations=1, weights=str(weights), lr=1e-12)
+    train(second.model_copy(update={"output_dir": tmp_path / "second"}))
+    before, after = load_checkpoint(weights).model, load_checkpoint(tmp_path / "second/weights/last.pt").model
+    torch.testing.assert_close(after["head.logits.weight"], before["head.logits.weight"])
+    assert f"weights: all {len(before)} tensors from {weights}" in capsys.readouterr().out
+
+
+def test_warnings_at_the_start(configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}
+    train(configure(model={"backbone": backbone}, warmup="linear", warmup_iterations=500))
+    out = capsys.readouterr().out
+    assert out.count("random weights and frozen batch norm") == 1
+    assert out.count("the run of about 2 iterations ends within the warm-up") == 1
+
+
+def test_boxes_that_no_location_learns_are_reported_once(
+    configure: Callable[..., Config], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        annotation["bbox"] = [5.0, 5.0, 1.0, 1.0]
+    write_coco(data, tree)
+    train(configure(iterations=6))
+    out = capsys.readouterr().out
+    assert out.count("learned by no location") == 1
+    assert "data.short_side" in out
+
+
+def refused(config: Config) -> str:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        train(config)
+    return str(caught.value)
+
+
+def test_another_number_of_classes(configure: Callable[..., Config]) -> None:
+    assert "model.num_classes: 80, but the data has 2 classes" in refused(configure(model={"num_classes": 80}))
+
+
+def test_no_training_images(configure: Callable[..., Config], data: Path, tmp_path: Path) -> None:
+    (data / "train.json").unlink()
+    assert "train" in refused(configure())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run(configure: Callable[..., Config]) -> None:
+    config = configure(iterations=1)
+    train(config)
+    assert "holds a run already; continue it with train.resume=true" in refused(config)
+
+
+def test_nothing_to_continue(configure: Callable[..., Config]) -> None:
+    assert "train.resume: no weights/last.pt in" in refused(resume(configure()))
+
+
+def test_continuing_with_another_optimizer(configure: Callable[..., Config]) -> None:
+    train(configure(iterations=1))
+    assert "another optimiser" in refused(resume(configure(iterations=2, optimizer="adamw")))
+
+
+def test_continuing_with_other_classes(configure: Callable[..., Config], data: Path) -> None:
+    train(configure(iterations=1))
+    tree = coco_tree()
+    tree["categories"][0]["name"] = "owl"
+    for split in ("train", "val"):
+        write_coco(data, tree, split=split)
+    assert "has the classes cat, dog, the data owl, dog" in refused(resume(configure()))
+
+
+def test_folders_are_numbered_and_the_newest_is_continued(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configure(iterations=1).model_copy(update={"output_dir": None})
+    folders = [train(config, name="cells").run for _ in range(2)]
+    assert folders == [Path("runs/cells"), Path("runs/cells-2")]
+    os.utime("runs/cells/weights/last.pt", (0, 0))
+    assert train(resume(config), name="cells").run == Path("runs/cells-2")
+
+
+def test_a_mistake_leaves_no_folder(configure: Callable[..., Config], tmp_path: Path, data: Path) -> None:
+    config = configure(weights="none.pt")
+    with pytest.raises(FCOSError):
+        train(config)
+    assert not (tmp_path / "run").exists()
