@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := demo
-DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.batch_size=8 train.max_minutes=5
+DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.max_minutes=5
 
 .PHONY: help install test test-slow check format weights demo clean
 
@@ -56,7 +56,7 @@ demo: $(DEMO)/digits/val.json
 
 $(DEMO)/digits/val.json: | $(INSTALLED)
 	rm -rf $(DEMO)/digits
-	$(BIN)/fcos samples digits $(DEMO)/digits
+	$(BIN)/fcos samples digits $(DEMO)/digits --size 256
 
 clean:
 	rm -rf .venv $(DEMO)
