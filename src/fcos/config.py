@@ -1,4 +1,4 @@
-"""The config tree: the field is the schema, its comment-docstring the documentation, its default the FCOS paper's recipe.
+"""The config tree: the field is the schema, its docstring the documentation, its default the FCOS paper's recipe.
 
 `load_config("fcos_r50_fpn_1x", ["data=path", "train.lr=5e-3"])` reads a shipped recipe or a YAML file and applies
 `key=value` overrides. All errors are reported together, each with its place and a suggestion.
@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from datetime import date
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError
 
@@ -21,7 +23,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 
 
 Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
@@ -34,11 +36,11 @@ class ResNetConfig(_Section):
     weights: str | None = "imagenet"
     """`imagenet` (torchvision's), a path, or null for random weights."""
     norm: Norm = "frozen_bn"
-    norm_eps: float = Field(1e-5, ge=0)
+    norm_eps: float = Field(default=1e-5, ge=0)
     """Epsilon of the normalisation; the original's frozen batch norm has none (0)."""
     stride_in_1x1: bool = False
     """Downsample in the first 1x1 convolution of a block (MSRA weights) instead of the 3x3 one (torchvision's)."""
-    frozen_stages: int = Field(2, ge=0, le=5)
+    frozen_stages: int = Field(default=2, ge=0, le=5)
     """How many of (stem, C2, C3, C4, C5) do not learn."""
 
 
@@ -49,17 +51,26 @@ class MobileNetV2Config(_Section):
     weights: str | None = "imagenet"
     """`imagenet` (torchvision's), a path, or null for random weights."""
     norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
-    frozen_stages: int = Field(0, ge=0, le=5)
+    frozen_stages: int = Field(default=0, ge=0, le=5)
     """How many of (stem, C2, C3, C4, C5) do not learn."""
 
 
 BackboneConfig = Annotated[ResNetConfig | MobileNetV2Config, Field(discriminator="name")]
+_BACKBONES: dict[str, type[BaseModel]] = {
+    name: section
+    for section in (ResNetConfig, MobileNetV2Config)
+    for name in get_args(section.model_fields["name"].annotation)
+}
+_BACKBONE_NAME = "model.backbone.name"
+_DEFAULT_BACKBONE = "resnet50"
+_GROUPS = 32  # of `models.layers`' group norm
 
 
 class FPNConfig(_Section):
     """Feature pyramid."""
 
-    channels: int = Field(256, ge=1)
+    channels: int = Field(default=256, ge=1)
+    """Of every level and of the head's towers; a multiple of 32 where one of them has group norm."""
     extra_level_source: Literal["p5", "c5"] = "p5"
     """Whether the first level above the backbone's last (P6) is computed from P5 or from C5."""
     norm: Literal["none", "gn"] = "none"
@@ -70,20 +81,20 @@ class FPNConfig(_Section):
 class HeadConfig(_Section):
     """The two towers, shared by all levels."""
 
-    num_convs: int = Field(4, ge=0)
+    num_convs: int = Field(default=4, ge=0)
     norm: Literal["gn", "none"] = "gn"
     centerness_on: Literal["cls", "box"] = "cls"
     """Which tower the centerness is predicted from."""
     regression: Literal["exp", "relu_stride"] = "exp"
     """Distances are exp(x) pixels, or relu(x) strides (targets and loss are then in strides, too)."""
-    prior_probability: float = Field(0.01, gt=0, lt=1)
+    prior_probability: float = Field(default=0.01, gt=0, lt=1)
 
 
 class FCOSConfig(_Section):
     """The detector."""
 
     name: Literal["fcos"] = "fcos"
-    num_classes: int | None = Field(None, ge=1)
+    num_classes: int | None = Field(default=None, ge=1)
     """Number of classes; null: taken from the data."""
     backbone: BackboneConfig = Field(default_factory=ResNetConfig)
     fpn: FPNConfig = Field(default_factory=FPNConfig)
@@ -92,16 +103,16 @@ class FCOSConfig(_Section):
     """Strides of the pyramid levels; those the backbone has come from it, the others by further downsampling."""
     size_ranges: list[tuple[float, float | None]] = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, None)]
     """A level learns a box whose largest distance (pixels) is in its range, both ends included; null: no upper end."""
-    center_sampling_radius: float = Field(0.0, ge=0)
+    center_sampling_radius: float = Field(default=0.0, ge=0)
     """Only locations within this many strides of the box's centre are positive; 0: all inside the box."""
     box_loss: Literal["iou", "linear_iou", "giou"] = "iou"
-    focal_alpha: float = Field(0.25, ge=0, le=1)
-    focal_gamma: float = Field(2.0, ge=0)
-    score_threshold: float = Field(0.05, ge=0, lt=1)
+    focal_alpha: float = Field(default=0.25, ge=0, le=1)
+    focal_gamma: float = Field(default=2.0, ge=0)
+    score_threshold: float = Field(default=0.05, ge=0, lt=1)
     """On the class probability, before it is multiplied with the centerness."""
-    pre_nms_top_k: int = Field(1000, ge=1)
+    pre_nms_top_k: int = Field(default=1000, ge=1)
     """Candidates (location, class) kept per level and image."""
-    nms_threshold: float = Field(0.6, le=1)
+    nms_threshold: float = Field(default=0.6, le=1)
     """Boxes of one class that overlap more are suppressed; 0 or less: no suppression."""
     max_detections: int = 100
     """Detections kept per image; 0 or less: all."""
@@ -110,16 +121,27 @@ class FCOSConfig(_Section):
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """Order in which the network sees the channels; `pixel_mean` and `pixel_std` are in the same order."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _default_backbone(cls, value: Any) -> Any:
+        return {"name": _DEFAULT_BACKBONE, **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
-    def _levels(self) -> FCOSConfig:
+    def _consistent(self) -> FCOSConfig:
+        problems = []
         if len(self.strides) != len(self.size_ranges):
-            raise ValueError(
-                f"strides has {len(self.strides)} levels but size_ranges {len(self.size_ranges)}; give one range a level"
-            )
-        if any(b != 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False)) or not self.strides:
-            raise ValueError(f"strides must double from level to level, found {self.strides}")
+            counts = f"strides has {len(self.strides)} levels but size_ranges {len(self.size_ranges)}"
+            problems.append(f"{counts}; give one range a level")
+        if not self.strides or self.strides[0] < 1 or any(b != 2 * a for a, b in pairwise(self.strides)):
+            problems.append(f"strides must double from level to level, found {self.strides}")
+        if any(high is not None and low > high for low, high in self.size_ranges):
+            problems.append(f"size_ranges must be (lower end, upper end), found {self.size_ranges}")
+        if "gn" in (self.fpn.norm, self.head.norm) and self.fpn.channels % _GROUPS:
+            problems.append(f"fpn.channels must be a multiple of {_GROUPS} with norm gn, found {self.fpn.channels}")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
@@ -151,25 +173,25 @@ class DataConfig(_Section):
     """Training: the shorter side of the image is scaled to one of these (multi-scale training), in pixels."""
     short_side_range: tuple[int, int] | None = None
     """Training: draw the shorter side from this range, both ends included, instead of from `short_side`."""
-    max_side: int = Field(1333, ge=1)
+    max_side: int = Field(default=1333, ge=1)
     """The longer side is at most this after scaling."""
-    test_short_side: int | None = Field(None, ge=1)
+    test_short_side: int | None = Field(default=None, ge=1)
     """Detection: the shorter side; null: the largest of the training sizes."""
-    test_max_side: int | None = Field(None, ge=1)
+    test_max_side: int | None = Field(default=None, ge=1)
     """Detection: the limit of the longer side; null: `max_side`."""
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip in training."""
-    size_divisor: int = Field(32, ge=1)
+    size_divisor: int = Field(default=32, ge=1)
     """Batches are padded at the right and the bottom to a multiple of this."""
     group_by_aspect: bool = True
     """Batches hold either landscape or portrait images."""
-    workers: int = Field(2, ge=0)
+    workers: int = Field(default=2, ge=0)
     """Loader processes; 0: load in the main process."""
 
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
-        return {"root": value} if isinstance(value, str | Path) else value
+        return {"root": value} if isinstance(value, str | Path | int | float) else value
 
     @field_validator("short_side", mode="before")
     @classmethod
@@ -199,37 +221,37 @@ class DataConfig(_Section):
 class TrainConfig(_Section):
     """Optimisation. The length is `iterations`, `epochs` or `max_minutes` (give one; the defaults yield)."""
 
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Images a step, over all processes."""
-    iterations: int | None = Field(90000, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    max_minutes: float | None = Field(None, gt=0)
+    iterations: int | None = Field(default=90000, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    max_minutes: float | None = Field(default=None, gt=0)
     """Wall-clock budget of the whole run, evaluation included; the schedule follows the measured speed."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
-    bias_lr_factor: float = Field(2.0, ge=0)
+    lr: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    bias_lr_factor: float = Field(default=2.0, ge=0)
     """Learning rate of biases relative to `lr`."""
-    bias_weight_decay: float = Field(0.0, ge=0)
+    bias_weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["multistep", "cosine"] = "multistep"
     milestones: list[float] = [2 / 3, 8 / 9]
     """`multistep`: where the rate falls by `gamma`: iterations, or fractions of the run where below 1."""
-    gamma: float = Field(0.1, gt=0, le=1)
+    gamma: float = Field(default=0.1, gt=0, le=1)
     warmup: Literal["none", "constant", "linear"] = "constant"
-    warmup_iterations: int = Field(500, ge=0)
-    warmup_factor: float = Field(1 / 3, ge=0, le=1)
-    clip_norm: float | None = Field(None, gt=0)
+    warmup_iterations: int = Field(default=500, ge=0)
+    warmup_factor: float = Field(default=1 / 3, ge=0, le=1)
+    clip_norm: float | None = Field(default=None, gt=0)
     """Clip the total gradient norm to this."""
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     """Evaluate and save an exponential moving average of the weights with this decay a step; null: none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of backbone and head; losses and boxes stay in float32."""
-    eval_every: float | None = Field(None, gt=0)
+    eval_every: float | None = Field(default=None, gt=0)
     """Evaluate on val every so many iterations, or fractions of the run where below 1; null: at the end only."""
-    checkpoint_every: int = Field(2500, ge=1)
+    checkpoint_every: int = Field(default=2500, ge=1)
     """Save weights/last.pt every so many iterations."""
-    log_every: int = Field(20, ge=1)
+    log_every: int = Field(default=20, ge=1)
     weights: str | None = None
     """Weights of a detector to start from (a path)."""
     resume: bool = False
@@ -247,14 +269,15 @@ class TrainConfig(_Section):
     def _length(self) -> TrainConfig:
         given = [k for k in ("iterations", "epochs", "max_minutes") if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of iterations, epochs and max_minutes, found {given or 'none'}")
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of iterations, epochs and max_minutes, found {found}")
         return self
 
 
 class EvalConfig(_Section):
     """Evaluation."""
 
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Images a step; the result does not depend on it."""
 
 
@@ -329,17 +352,23 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set `key=value` texts in a plain tree.
+    """Set `key=value` texts in a plain tree; another backbone's name comes first, whatever the order, then its options.
 
     Raises:
-        ConfigError: a text of another form, or a key below a value.
+        ConfigError: texts of another form, or a key below a value.
     """
-    for override in overrides:
+    problems = []
+    for override in sorted(overrides, key=lambda text: not text.startswith(f"{_BACKBONE_NAME}=")):
         key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"override {override!r}: expected key=value, for example train.lr=0.005")
-        value = parse_yaml(text, where=f"override {override!r}")
-        _assign(tree, key, value)
+        if not separator or not all(key.split(".")):
+            problems.append(f"override {override!r}: expected key=value, for example train.lr=0.005")
+            continue
+        try:
+            _assign(tree, key, parse_yaml(text, where=f"override {override!r}"))
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def read_config_tree(source: str | Path | None) -> dict[str, Any]:
@@ -350,8 +379,9 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{source}.yaml"
         if not path.is_file():
+            name, known = str(source), recipe_names()
             raise ConfigError(
-                f"no recipe {str(source)!r}{_suggest(str(source), recipe_names())}; recipes: {', '.join(recipe_names())}"
+                f"no recipe {name!r}{_suggest(name, known)}; recipes: {', '.join(known)}"
                 " (or give the path of a .yaml file)"
             )
     try:
@@ -374,12 +404,12 @@ def validate(tree: dict[str, Any], *, where: str) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(e) for e in error.errors()]
-        raise ConfigError(f"{where}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)) from None
+        raise ConfigError(f"{where}:" + ("\n  " if len(lines) > 1 else " ") + "\n  ".join(lines)) from None
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
-    node = tree
+    node: dict[str, Any] = tree
     for depth, parent in enumerate(parents):
         child = node.setdefault(parent, {})
         if isinstance(child, str) and parents[: depth + 1] == ["data"]:
@@ -387,11 +417,11 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {key}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         node = child
-    if key == "data" and isinstance(node.get("data"), dict):
+    if key == _BACKBONE_NAME and value != node.get("name", _DEFAULT_BACKBONE):
+        node.clear()  # the options were meant for the old one
+    if key == "data" and isinstance(node.get("data"), dict) and not isinstance(value, dict):
         node["data"]["root"] = value
     else:
-        if key.endswith("backbone.name"):  # another backbone: its own defaults, not the recipe's options for the old one
-            node.clear()
         node[last] = value
     if key in ("train.iterations", "train.epochs", "train.max_minutes") and value is not None:
         for other in ("iterations", "epochs", "max_minutes"):
@@ -403,26 +433,35 @@ def _fields(location: Sequence[Any]) -> list[str]:
     """The option names that are allowed at a place in the tree."""
     section: Any = Config
     for part in location:
-        if part in ("resnet50", "resnet101"):
-            section = ResNetConfig
-        elif part == "mobilenet_v2":
-            section = MobileNetV2Config
-        elif part != "backbone":
+        if part == "backbone":
+            section = ResNetConfig  # the default; a known name follows
+        elif part in _BACKBONES:
+            section = _BACKBONES[part]
+        else:
             field = getattr(section, "model_fields", {}).get(part)
             section = field.annotation if field is not None else None
     return list(getattr(section, "model_fields", {}))
 
 
 def _explain(error: Any) -> str:
-    location = [part for part in error["loc"] if part not in ("resnet50", "resnet101", "mobilenet_v2")]
-    key = ".".join(str(part) for part in location)
-    if error["type"] == "extra_forbidden":
+    """One line on what pydantic found wrong."""
+    key = ".".join(str(part) for part in error["loc"] if part not in _BACKBONES) or "config"
+    kind, value = error["type"], error["input"]
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    if kind == "value_error":  # from our own validators, complete
+        return f"{key}: {message}"
+    if kind == "extra_forbidden":
         *parents, last = error["loc"]
         known = _fields(parents)
         return f"{key}: no such option{_suggest(str(last), known)}; known here: {', '.join(known)}"
-    message = error["msg"].removeprefix("Value error, ")
-    found = "" if error["type"] == "value_error" else f", found {error['input']!r}"
-    return f"{key or 'config'}: {message}{found}"
+    if kind == "union_tag_invalid":
+        name = str(value["name"])
+        return f"{key}.name: no backbone {name!r}{_suggest(name, list(_BACKBONES))}; known: {', '.join(_BACKBONES)}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{key}: should be a section with options ({', '.join(_fields(error['loc']))}), found {value!r}"
+    if kind in ("string_type", "path_type") and isinstance(value, int | float | date):
+        return f"{key}: should be text, found a {type(value).__name__}; quote it twice to keep it text: '\"{value}\"'"
+    return f"{key}: {message}, found {value!r}"
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
