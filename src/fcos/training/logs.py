@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from ..config import Config
@@ -90,8 +91,11 @@ class RunLog:
         self._began: tuple[float, float] | None = None  # time and fraction at the first step
         self._printed = time.monotonic()
         self._bar = ProgressBar(total=1.0, width=40)
-        self._status = Text("training")
-        self._live = Live(Group(self._bar, self._status), console=self._console, transient=True, refresh_per_second=4)
+        self._status = Text("starting")
+        display = Table.grid()
+        display.add_row(self._bar)
+        display.add_row(self._status)
+        self._live = Live(display, console=self._console, transient=True, refresh_per_second=4)
         if self.enabled:
             from torch.utils.tensorboard.writer import SummaryWriter
 

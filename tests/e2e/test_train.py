@@ -1,0 +1,102 @@
+"""From images on the disk to a detector that finds what it was shown, through every part in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.ops import box_iou
+
+import fcos
+from fcos.config import Config
+from fcos.training.checkpoint import load_model
+from fcos.training.loop import TrainResult, train
+
+CLASSES = {"red": (220, 40, 40), "blue": (40, 60, 220)}
+SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve grey, noisy pictures with a red and a blue rectangle each; the same ones for train and val."""
+    root = tmp_path_factory.mktemp("rectangles")
+    (root / "images").mkdir()
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(12):
+        pixels = generator.integers(100, 150, (SIDE, SIDE, 3), dtype=np.uint8)
+        for k, color in enumerate(CLASSES.values()):
+            width, height = generator.integers(24, 40, 2).tolist()
+            x, y = int(generator.integers(0, SIDE - width)), int(generator.integers(48 * k, 48 * k + 49 - height))
+            pixels[y : y + height, x : x + width] = color
+            box = {"bbox": [x, y, width, height], "category_id": 10 * (k + 1)}
+            annotations.append({"id": len(annotations) + 1, "image_id": i, **box})
+        Image.fromarray(pixels).save(root / "images" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": SIDE, "height": SIDE})
+    categories = [{"id": 10 * (k + 1), "name": name} for k, name in enumerate(CLASSES)]
+    tree = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    for split in ("train", "val"):
+        (root / f"{split}.json").write_text(tree)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    config = {
+        "model": {
+            "backbone": {"name": "mobilenet_v2", "weights": None},
+            "fpn": {"channels": 64},
+            "head": {"num_convs": 1, "regression": "relu_stride"},
+            "center_sampling_radius": 1.5,
+            "strides": [8, 16, 32],
+            "size_ranges": [[-1, 64], [64, 128], [128, None]],
+        },
+        "data": {"root": data, "short_side": SIDE, "max_side": SIDE, "workers": 0},
+        "train": {
+            "iterations": 60,
+            "batch_size": 4,
+            "optimizer": "adamw",
+            "lr": 2e-3,
+            "bias_lr_factor": 1.0,
+            "schedule": "cosine",
+            "warmup": "linear",
+            "warmup_iterations": 5,
+            "clip_norm": 10.0,
+            "ema": 0.9,
+        },
+        "output_dir": tmp_path_factory.mktemp("runs") / "rectangles",
+        "device": "cpu",
+    }
+    return train(Config.model_validate(config))
+
+
+def test_it_learns(trained: TrainResult) -> None:
+    assert trained.metrics["AP50"] > 0.8
+
+
+def test_the_weights_file_reproduces_the_figures(trained: TrainResult, data: Path) -> None:
+    again = fcos.evaluate(trained.run / "weights/best.pt", "device=cpu")
+    assert again.metrics == pytest.approx(trained.metrics, nan_ok=True)
+
+
+def test_the_detector_names_and_places_what_it_sees(trained: TrainResult, data: Path) -> None:
+    detector = fcos.load(trained.run / "weights/best.pt", device="cpu")
+    truth = json.loads((data / "val.json").read_text())["annotations"][:2]
+    found = detector.predict(data / "images/0.png", threshold=0.3)
+    assert set(found.names) == set(CLASSES)
+    for annotation, name in zip(truth, CLASSES, strict=True):
+        x, y, width, height = annotation["bbox"]
+        first = found.names.index(name)
+        overlap = box_iou(found.boxes[first : first + 1], torch.tensor([[x, y, x + width, y + height]]))
+        assert overlap.item() > 0.5
+
+
+def test_classes_and_ids_are_in_the_weights_file(trained: TrainResult) -> None:
+    _, checkpoint, _ = load_model(trained.run / "weights/best.pt")
+    assert checkpoint.class_names == tuple(CLASSES)
+    assert checkpoint.category_ids == (10, 20)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in checkpoint.model.values())
