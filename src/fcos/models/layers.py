@@ -35,17 +35,18 @@ def conv_norm_relu(
     return conv if len(layers) == 1 else nn.Sequential(*layers)
 
 
-def freeze(module: nn.Module) -> None:
-    """Stop learning in a module: parameters get no gradient, batch norm keeps its statistics also in training mode."""
-    for parameter in module.parameters():
+def freeze(module: nn.Module) -> nn.Module:
+    """Stop learning: parameters get no gradient, batch norm keeps its statistics also in training mode.
+
+    Returns:
+        The module, or what replaces it when it is a batch norm itself.
+    """
+    if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
+        frozen.load_state_dict(module.state_dict())
+        return frozen
+    for parameter in module.parameters(recurse=False):
         parameter.requires_grad_(False)
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
-                setattr(parent, name, _frozen_copy(child))
-
-
-def _frozen_copy(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
-    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps)
-    frozen.load_state_dict(norm.state_dict())
-    return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze(child))
+    return module

@@ -32,7 +32,7 @@ class MobileNetV2(nn.Module):
         self.channels = {"C2": 24, "C3": 32, "C4": 96, "C5": 320}
         self.strides = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
         for index in range([0, 2, *list(_ENDS.values())][frozen_stages]):
-            freeze(self.features[index])
+            self.features[index] = freeze(self.features[index])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [N, 3, H, W] to the maps C2..C5."""

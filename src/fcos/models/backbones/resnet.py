@@ -51,10 +51,9 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.channels = {"C2": 256, "C3": 512, "C4": 1024, "C5": 2048}
         self.strides = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
-        stages = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
-        for stage in stages[:frozen_stages]:
-            for module in stage:
-                freeze(module)
+        for stage in (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))[:frozen_stages]:
+            for part in stage:
+                setattr(self, part, freeze(getattr(self, part)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [N, 3, H, W] to the maps C2..C5."""
