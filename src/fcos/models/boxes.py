@@ -72,26 +72,33 @@ def class_wise_nms(
     order = scores.argsort(descending=True, stable=True)
     if threshold <= 0 or len(boxes) == 0:
         return order
-    boxes = boxes[order]
-    labels = labels[order]
+    boxes, labels = boxes[order], labels[order]
     if convention == "inclusive":
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    suppress = _nms_in_one_call if boxes.device.type == "cuda" else _nms_class_by_class
+    # After the stable sort equal scores rank as given; the ranks themselves stand for the scores.
+    ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
+    return order[suppress(boxes, ranks, labels, threshold).sort().values]
+
+
+def _nms_class_by_class(boxes: Tensor, ranks: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """The fast way where a call costs nothing: the work is quadratic in the boxes of a call."""
     # In float32 an overlap of exactly 0.6 is a little more than 0.6; the threshold must be rounded the same way.
     threshold = float(np.float32(threshold))
-    # After the stable sort equal scores rank as given; the ranks themselves stand for the scores.
-    ranks = torch.arange(len(boxes), 0, -1, device=boxes.device)
-    if boxes.device.type == "cpu":
-        # The work is quadratic in the boxes of a call, so a call for each class is the fast way without a launch cost.
-        ranks = ranks.to(boxes.dtype)
-        kept = [
-            members[nms(boxes[members], ranks[members], threshold)]
-            for members in (torch.nonzero(labels == label).squeeze(1) for label in labels.unique())
-        ]
-        return order[torch.cat(kept).sort().values]
-    # Shift every class to a region of its own; in float64 the shift does not round the boxes.
-    boxes = boxes.double()
-    shifted = boxes + (labels * (boxes.max() - boxes.min() + 1))[:, None]
-    return order[nms(shifted, ranks.double(), threshold).sort().values]
+    classes = (torch.nonzero(labels == label).squeeze(1) for label in labels.unique())
+    return torch.cat([members[nms(boxes[members], ranks[members], threshold)] for members in classes])
+
+
+def _nms_in_one_call(boxes: Tensor, ranks: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """The fast way on a GPU: every class is moved to a region of its own."""
+    boxes, ranks = boxes.double(), ranks.double()
+    whole_pixels = (boxes.max() - boxes.min()).ceil() + 1  # such a shift of doubles does not round the boxes
+    shifted = boxes + (labels * whole_pixels)[:, None]
+    # torchvision rounds the threshold to float32 here; upwards, so that an overlap of exactly the threshold stays.
+    rounded = np.float32(threshold)
+    if float(rounded) < threshold:
+        rounded = np.nextafter(rounded, np.float32(1.0))
+    return nms(shifted, ranks, float(rounded))
 
 
 def limit_detections(scores: Tensor, limit: int, *, keep_ties: bool = False) -> Tensor:

@@ -210,7 +210,7 @@ class FCOS(nn.Module):
         normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
         real = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # [N, H, W]
-        return normalized * real[:, None]
+        return normalized.where(real[:, None], 0.0)  # not a product: 0 times infinity is not 0
 
     def locations(self, outputs: FCOSOutputs) -> list[Tensor]:
         """The (x, y) of every level's locations, L tensors [H * W, 2] in pixels."""

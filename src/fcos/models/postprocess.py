@@ -102,9 +102,10 @@ def _candidates(
     product = probability * centerness.flatten()[location].sigmoid()
     product = torch.where(probability > score_threshold, product, -1.0)
     product, best = product.topk(min(top_k, len(product)))
-    best = best[product >= 0]
+    valid = product >= 0  # neither below the threshold nor NaN
+    product, best = product[valid], best[valid]
     boxes = decode(points[location[best]], ltrb.flatten(1).T[location[best]])
-    return boxes, product[: len(best)].sqrt(), label[best]
+    return boxes, product.sqrt(), label[best]
 
 
 def _logit(probability: float) -> float:
