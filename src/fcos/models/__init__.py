@@ -30,8 +30,8 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
     levels = [name for name, stride in backbone.strides.items() if stride in config.strides]
     if not levels or backbone.strides[levels[0]] != config.strides[0]:
         raise ConfigError(
-            f"model.strides={config.strides}: the first level must be a map of {config.backbone.name}, which has strides"
-            f" {list(backbone.strides.values())}"
+            f"model.strides={config.strides}: the first level must be a map of {config.backbone.name}, which has"
+            f" strides {list(backbone.strides.values())}"
         )
     fpn = FPN(
         [backbone.channels[name] for name in levels],

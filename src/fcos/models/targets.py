@@ -87,8 +87,8 @@ def assign_targets(
     Returns:
         The assignment, levels concatenated in the order given.
 
-    Source: FCOS, section 3.1 and 3.2; center sampling: the TPAMI version, section 3.3. "Inside" is strict. Equal areas: the
-    first box. Crowd boxes teach nothing; other locations inside them are ignored.
+    Source: FCOS, section 3.1 and 3.2; center sampling: the TPAMI version, section 3.3. "Inside" is strict. Equal areas:
+    the first box. Crowd boxes teach nothing; other locations inside them are ignored.
     """
     device = points[0].device
     xy = torch.cat(list(points))  # [R, 2]

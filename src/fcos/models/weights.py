@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -17,22 +16,27 @@ IMAGENET = {
     "mobilenet_v2": MobileNet_V2_Weights.IMAGENET1K_V1,
 }
 
+_CLASSIFIER = ("fc.", "classifier.")
+
 
 def load_weights(net: nn.Module, backbone: str, source: str) -> None:
-    """Fill a whole torchvision classifier, or all of it but the classifier, see `imagenet_weights`.
+    """Fill a torchvision network, its classifier left out; `source` as in `imagenet_weights`.
 
     Raises:
         WeightsError: also when the tensors do not fit the network.
     """
+    state = imagenet_weights(backbone, source)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(_CLASSIFIER)}
     try:
-        missing, unexpected = net.load_state_dict(imagenet_weights(backbone, source), strict=False)
+        missing, unexpected = net.load_state_dict(state, strict=False)
     except RuntimeError as error:  # shapes
         raise WeightsError(f"model.backbone.weights={source} does not fit {backbone}: {error}") from None
-    missing = [name for name in missing if not name.startswith(("fc.", "classifier."))]
+    missing = [name for name in missing if not name.startswith(_CLASSIFIER)]
     if missing or unexpected:
         raise WeightsError(
             f"model.backbone.weights={source} does not fit {backbone} with this norm: {len(missing)} tensors missing"
-            f" {missing[:3]}, {len(unexpected)} unknown {unexpected[:3]}; use a norm of the weights' kind or weights=null"
+            f" {missing[:3]}, {len(unexpected)} unknown {unexpected[:3]};"
+            " use a norm of the weights' kind or weights=null"
         )
 
 
@@ -49,13 +53,15 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
     """
     if source == "imagenet":
         weights = IMAGENET[backbone]
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         try:
             return dict(weights.get_state_dict(progress=True, check_hash=True))
-        except (OSError, RuntimeError) as error:
-            cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        except Exception as error:  # a damaged file makes the reader fail in any way
+            if cache.is_file():
+                raise WeightsError(f"ImageNet weights of {backbone}: {cache} is damaged ({error}); delete it") from None
             raise WeightsError(
-                f"ImageNet weights of {backbone}: could not download {weights.url} ({error}); fetch the file elsewhere and"
-                f" put it at {cache}, or train from random weights with model.backbone.weights=null"
+                f"ImageNet weights of {backbone}: could not download {weights.url} ({error}); fetch the file elsewhere"
+                f" and put it at {cache}, or train from random weights with model.backbone.weights=null"
             ) from None
     if "://" in source:
         raise WeightsError(f"model.backbone.weights: {source!r} is not read here; give `imagenet`, a path, or null")
@@ -65,9 +71,11 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
         raise WeightsError(
             f"model.backbone.weights: no file {source!r} (expected `imagenet`, a path, or null)"
         ) from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"model.backbone.weights: {source}: not a readable state dict: {error}") from None
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
-    if not any(isinstance(value, Tensor) for value in state.values()):
+    except Exception as error:  # as above
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"model.backbone.weights: {source}: not a readable state dict: {reason}") from None
+    if isinstance(state, dict):
+        state = state.get("state_dict", state.get("model", state))
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"model.backbone.weights: {source}: expected a state dict of tensors")
     return state
