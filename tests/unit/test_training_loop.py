@@ -20,6 +20,7 @@ from fcos.models import fcos as fcos_module
 from fcos.training import loop
 from fcos.training.checkpoint import load_checkpoint
 from fcos.training.loop import train
+from fcos.training.pictures import save_pictures
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -250,6 +251,39 @@ def test_a_time_budget_holds_for_the_whole_run(
     # 60 seconds - 2 * 5 of data - 3 * 8 of evaluations (one to measure) - 4 as above
     assert len(training) == pytest.approx(60 - 10 - 24 - 4, abs=1)
     assert len(rows(tmp_path / "run", "val")) == 2
+
+
+def test_the_end_of_a_run_is_measured_on_a_part_of_val(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, done = 0.0, 0
+
+    def evaluate(*_: Any, progress: Callable[[int, int], None], **__: Any) -> None:
+        nonlocal now, done
+        now += 3.0  # starting the workers
+        for done in range(10, 1001, 10):
+            now += 0.5
+            progress(done, 1000)
+
+    class SlowDisk:
+        val_data, detector, config, device = object(), None, None, None
+
+        def save_last(self) -> None:
+            nonlocal now
+            now += 2.0
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    run: Any = SlowDisk()
+    assert loop._measure_end(run, seconds=6.0, clock=lambda: now) == pytest.approx(3 * 2.0 + 3.0 + 100 * 0.5)
+    assert done < 100
+
+
+def test_pictures_leave_out_what_cannot_be_read_any_more(
+    configure: Callable[..., Config], data: Path, tmp_path: Path
+) -> None:
+    annotations = loop.load_annotations(configure().data, "val")
+    assert annotations is not None
+    (data / "images/b.png").unlink()
+    save_pictures(tmp_path / "pictures", annotations, [])
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a.jpg", "c.jpg"]
 
 
 def test_start_from_the_weights_of_another_run(

@@ -8,24 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from ..data.images import read_image
+from ..data.images import open_rgb
+from ..errors import DataError
 from ..inference.draw import draw_pair
+from ..inference.predictor import DEFAULT_THRESHOLD
 from ..structures import Instances
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
 
 COUNT = 8
-SHOWN = 0.3
-"""Predictions with a lower score are left out."""
 LONGEST = 1024
 """Larger images are shrunk to this side before drawing, pixels."""
 
 
 def save_pictures(folder: Path, annotations: Annotations, detections: list[dict[str, Any]]) -> None:
-    """Write up to eight pictures, of images spread evenly over a split.
+    """Write up to eight pictures, of images spread evenly over a split, with the boxes that `fcos predict` would show.
 
     Args:
         folder: is made; earlier pictures of the same images are replaced.
@@ -35,14 +34,18 @@ def save_pictures(folder: Path, annotations: Annotations, detections: list[dict[
     folder.mkdir(exist_ok=True)
     by_image = defaultdict(list)
     for detection in detections:
-        if detection["score"] >= SHOWN:
+        if detection["score"] >= DEFAULT_THRESHOLD:
             by_image[detection["image_id"]].append(detection)
     for i in np.unique(np.linspace(0, len(annotations) - 1, COUNT).round().astype(int)).tolist():
-        image = Image.fromarray(read_image(annotations.path(i)).permute(1, 2, 0).numpy())
+        try:
+            image = open_rgb(annotations.path(i))
+        except DataError:
+            continue  # the evaluation has said so
         image.thumbnail((LONGEST, LONGEST))
         predictions = _predictions(by_image[int(annotations.image_ids[i])], annotations, i)
         picture = draw_pair(image, predictions, _ground_truth(annotations, i))
-        picture.save(folder / f"{Path(annotations.file_name(i)).stem}.jpg", quality=90)
+        name = Path(annotations.file_name(i)).with_suffix(".jpg")
+        picture.save(folder / "_".join(name.parts), quality=90)
 
 
 def _predictions(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:
@@ -53,7 +56,7 @@ def _predictions(detections: list[dict[str, Any]], annotations: Annotations, i: 
 
 
 def _ground_truth(annotations: Annotations, i: int) -> Instances:
-    own = slice(*annotations.offsets[i : i + 2].tolist())
+    own = annotations.span(i)
     boxes, labels = torch.from_numpy(annotations.boxes[own]), torch.from_numpy(annotations.labels[own])
     return _instances(boxes, labels, [1.0] * len(boxes), annotations, i)
 
