@@ -36,13 +36,14 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: fl
 
     Source: Lin et al., ICCV 2017 (arXiv:1708.02002), equation 5.
     """
-    loss = (1 - alpha) * logits.sigmoid() ** gamma * F.softplus(logits)
+    # Powers of probabilities as exponentials: a power below 1 of a probability that underflows has no gradient.
+    loss = (1 - alpha) * (gamma * F.logsigmoid(logits)).exp() * F.softplus(logits)
     rows = torch.nonzero(labels >= 0).squeeze(1)
     columns = labels[rows]
     x = logits[rows, columns]
     log_p = F.logsigmoid(x)
     log_p = log_p + (log_p.clamp(min=_LOG_MIN) - log_p).detach()  # the value saturates, the gradient does not vanish
-    loss = loss.index_put((rows, columns), -alpha * (1 - x.sigmoid()) ** gamma * log_p)
+    loss = loss.index_put((rows, columns), -alpha * (-gamma * F.softplus(x)).exp() * log_p)
     return loss * (labels != IGNORED)[:, None]
 
 
