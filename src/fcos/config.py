@@ -381,7 +381,7 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
         if not path.is_file():
             name, known = str(source), recipe_names()
             raise ConfigError(
-                f"no recipe {name!r}{_suggest(name, known)}; recipes: {', '.join(known)}"
+                f"no recipe {name!r}{suggest(name, known)}; recipes: {', '.join(known)}"
                 " (or give the path of a .yaml file)"
             )
     try:
@@ -453,10 +453,10 @@ def _explain(error: Any) -> str:
     if kind == "extra_forbidden":
         *parents, last = error["loc"]
         known = _fields(parents)
-        return f"{key}: no such option{_suggest(str(last), known)}; known here: {', '.join(known)}"
+        return f"{key}: no such option{suggest(str(last), known)}; known here: {', '.join(known)}"
     if kind == "union_tag_invalid":
         name = str(value["name"])
-        return f"{key}.name: no backbone {name!r}{_suggest(name, list(_BACKBONES))}; known: {', '.join(_BACKBONES)}"
+        return f"{key}.name: no backbone {name!r}{suggest(name, list(_BACKBONES))}; known: {', '.join(_BACKBONES)}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{key}: should be a section with options ({', '.join(_fields(error['loc']))}), found {value!r}"
     if kind in ("string_type", "path_type") and isinstance(value, int | float | date):
@@ -464,6 +464,7 @@ def _explain(error: Any) -> str:
     return f"{key}: {message}, found {value!r}"
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
+def suggest(word: str, known: Sequence[str]) -> str:
+    """A remark on the known word that is close to a wrong one; empty when none is."""
     close = difflib.get_close_matches(word, known, n=1)
     return f", did you mean {close[0]!r}?" if close else ""

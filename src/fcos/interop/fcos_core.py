@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config import suggest
 from ..errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -157,26 +158,27 @@ _NO_EFFECT = (
     "TEST.BBOX_AUG",
     "PATHS_CATALOG",
 )
-# Keys of which we have the default only.
-_FIXED = (
-    "MODEL.FCOS_ON",
-    "MODEL.RETINANET_ON",
-    "MODEL.MASK_ON",
-    "MODEL.KEYPOINT_ON",
-    "MODEL.META_ARCHITECTURE",
-    "MODEL.BACKBONE.USE_GN",
-    "MODEL.GROUP_NORM.DIM_PER_GP",
-    "MODEL.GROUP_NORM.NUM_GROUPS",
-    "MODEL.GROUP_NORM.EPSILON",
-    "MODEL.RESNETS.NUM_GROUPS",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "MODEL.RESNETS.RES5_DILATION",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS",
-    "MODEL.RESNETS.STAGE_WITH_DCN",
-    "MODEL.FCOS.USE_DCN_IN_TOWER",
-    "TEST.BBOX_AUG.ENABLED",
-)
+# Keys of which we have the default only, and what another value asks for.
+_FIXED = {
+    "MODEL.FCOS_ON": "another detector than FCOS",
+    "MODEL.RETINANET_ON": "RetinaNet",
+    "MODEL.MASK_ON": "masks",
+    "MODEL.KEYPOINT_ON": "key points",
+    "MODEL.META_ARCHITECTURE": "another architecture",
+    "MODEL.BACKBONE.USE_GN": "another backbone",
+    "MODEL.GROUP_NORM.DIM_PER_GP": "groups by size",
+    "MODEL.GROUP_NORM.NUM_GROUPS": "another number of groups",
+    "MODEL.GROUP_NORM.EPSILON": "another epsilon",
+    "MODEL.RESNETS.NUM_GROUPS": "ResNeXt",
+    "MODEL.RESNETS.WIDTH_PER_GROUP": "ResNeXt",
+    "MODEL.RESNETS.RES5_DILATION": "dilated convolutions",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "another width",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": "another width",
+    "MODEL.RESNETS.STAGE_WITH_DCN": "deformable convolutions",
+    "MODEL.FCOS.USE_DCN_IN_TOWER": "deformable convolutions",
+    "TEST.BBOX_AUG.ENABLED": "test-time augmentation",
+}
+_ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS")
 _BODIES = {
     "R-50-FPN-RETINANET": "resnet50",
     "R-101-FPN-RETINANET": "resnet101",
@@ -209,12 +211,14 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         if key in _DEFAULTS:
             problems += _refusal(key, value)
         elif not key.startswith(tuple(f"{section}." for section in _NO_EFFECT)) and key not in _NO_EFFECT:
-            problems.append(f"{key}: no such key in the original")
+            problems.append(f"{key}: no such key in the original{suggest(key, list(_DEFAULTS))}")
         else:
             log.info("%s: %s has no effect on an FCOS model here", where, key)
+    get = {**_DEFAULTS, **given}.__getitem__
+    problems += _backbone_refusal(get)
     if problems:
-        raise ConfigError(f"{where}: " + "\n  ".join(problems))
-    return _translate({**_DEFAULTS, **given}.__getitem__, num_classes_given="MODEL.FCOS.NUM_CLASSES" in given)
+        raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
+    return _translate(get, num_classes_given="MODEL.FCOS.NUM_CLASSES" in given)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -235,20 +239,49 @@ def _literal(value: Any) -> Any:
 
 
 def _refusal(key: str, value: Any) -> list[str]:
+    """What is wrong with a value, looked at alone."""
     default = _DEFAULTS[key]
-    plain = tuple(value) if isinstance(value, list) else value
-    if key in _FIXED and plain != default:
-        return [f"{key}={value!r}: only {default!r} has a counterpart here"]
-    if key == "MODEL.BACKBONE.CONV_BODY" and value not in _BODIES:
-        return [f"{key}={value!r}: expected one of {', '.join(_BODIES)}"]
-    numeric = isinstance(default, int | float) and not isinstance(default, bool)
-    if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
-        return [f"{key}={value!r}: expected a number"]
-    if isinstance(default, tuple | list) and not isinstance(value, tuple | list | int):
-        return [f"{key}={value!r}: expected a list"]
-    if type(default) in (bool, str) and type(value) is not type(default):
-        return [f"{key}={value!r}: expected a {type(default).__name__}"]
-    return []
+    if key in _FIXED:
+        plain = tuple(value) if isinstance(value, list) else value
+        return [] if plain == default else [f"{key}={value!r}: {_FIXED[key]}: not available, only {default!r}"]
+    expected = None
+    if isinstance(default, tuple | list):
+        expected = _expected_list(key, value)
+    elif isinstance(default, bool | str) and type(value) is not type(default):
+        expected = "text" if isinstance(default, str) else "True or False"
+    elif not isinstance(default, bool | str) and not _is_number(value):
+        expected = "a number"
+    return [f"{key}={value!r}: expected {expected}"] if expected else []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _expected_list(key: str, value: Any) -> str | None:
+    """What was expected instead of a value that is no fitting list; None: it fits."""
+    if key == "INPUT.MIN_SIZE_TRAIN" and _is_number(value):
+        return None
+    numbers = isinstance(value, tuple | list) and all(_is_number(item) for item in value)
+    if key in _ANY_LENGTH:
+        return None if numbers else "a list of numbers"
+    length = len(_DEFAULTS[key])
+    return None if numbers and len(value) == length else f"{length} numbers"
+
+
+def _backbone_refusal(get: Callable[[str], Any]) -> list[str]:
+    """What is wrong with the keys of the backbone together."""
+    body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
+    if body not in list(_BODIES):
+        return [f"MODEL.BACKBONE.CONV_BODY={body!r}: expected one of {', '.join(_BODIES)}"]
+    if _BODIES[body] == "mobilenet_v2":
+        wrong = f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={frozen!r}: MobileNetV2 has a counterpart for 0 only"
+        return [wrong] if frozen else []
+    functions = get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")
+    if functions in list(_BLOCK_NORMS):
+        return []
+    known = " or ".join(f"{block}, {stem}" for block, stem in _BLOCK_NORMS)
+    return [f"MODEL.RESNETS.TRANS_FUNC, STEM_FUNC={functions[0]!r}, {functions[1]!r}: expected {known}"]
 
 
 def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[str, Any]:
@@ -329,24 +362,15 @@ def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
 
 
 def _backbone(get: Callable[[str], Any], weights: str | None) -> dict[str, Any]:
-    name, frozen = _BODIES.get(get("MODEL.BACKBONE.CONV_BODY")), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
-    if name is None:
-        raise ConfigError(
-            f"MODEL.BACKBONE.CONV_BODY={get('MODEL.BACKBONE.CONV_BODY')!r}: expected {', '.join(_BODIES)}"
-        )
+    name, frozen = _BODIES[get("MODEL.BACKBONE.CONV_BODY")], get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
     if name == "mobilenet_v2":
-        if frozen:
-            raise ConfigError(f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={frozen}: MobileNetV2 has a counterpart for 0 only")
         return {
             "name": name,
             "weights": weights,
             "norm": "sync_bn" if get("MODEL.USE_SYNCBN") else "bn",
             "frozen_stages": 0,
         }
-    functions = get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")
-    if functions not in _BLOCK_NORMS:
-        raise ConfigError(f"MODEL.RESNETS.TRANS_FUNC, STEM_FUNC = {functions}: expected one of {list(_BLOCK_NORMS)}")
-    norm = _BLOCK_NORMS[functions]
+    norm = _BLOCK_NORMS[get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")]
     return {
         "name": name,
         "weights": weights,
