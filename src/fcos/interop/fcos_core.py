@@ -243,7 +243,8 @@ def _refusal(key: str, value: Any) -> list[str]:
     default = _DEFAULTS[key]
     if key in _FIXED:
         plain = tuple(value) if isinstance(value, list) else value
-        return [] if plain == default else [f"{key}={value!r}: {_FIXED[key]}: not available, only {default!r}"]
+        needs = f"{key}={value!r}: needs {_FIXED[key]}, which is not here; only {default!r} is"
+        return [] if plain == default else [needs]
     expected = None
     if isinstance(default, tuple | list):
         expected = _expected_list(key, value)

@@ -1,0 +1,329 @@
+"""The config tree: recipes, overrides, and what a user reads after a mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fcos.config import Config, MobileNetV2Config, ResNetConfig, load_config, parse_yaml, recipe_names, validate
+from fcos.errors import ConfigError
+
+
+def message(*overrides: str, source: str | Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(source, overrides)
+    return str(caught.value)
+
+
+def write(folder: Path, text: str, name: str = "own.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ recipes and files
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid(name: str) -> None:
+    assert isinstance(load_config(name), Config)
+
+
+def test_the_promised_recipes_are_shipped() -> None:
+    assert {"fcos_r50_fpn_1x", "fcos_imprv_r50_fpn_1x", "fcos_mnv2_fpn_1x", "fcos_mnv2_small"} <= set(recipe_names())
+
+
+def test_defaults_are_those_of_the_papers_recipe() -> None:
+    recipe, default = load_config("fcos_r50_fpn_1x"), load_config()
+    assert recipe.model == default.model
+    assert recipe.train.model_copy(update={"milestones": []}) == default.train.model_copy(update={"milestones": []})
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
+    config = load_config(name, ["data=some/folder", "model.num_classes=3"])
+    assert load_config(write(tmp_path, config.to_yaml())) == config
+
+
+def test_plain_data_round_trip() -> None:
+    config = load_config("fcos_mnv2_small", ["data.train.annotations=a.json", "output_dir=runs/a"])
+    assert Config(**config.to_dict()) == config
+    assert type(config.to_dict()["output_dir"]) is str
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "# nothing\n")) == Config()
+
+
+def test_a_recipe_that_is_not_there_gets_a_suggestion_and_the_list() -> None:
+    text = message(source="fcos_mnv2_smal")
+    assert "did you mean 'fcos_mnv2_small'?" in text
+    assert "fcos_r50_fpn_1x" in text
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path / "none.yaml") in message(source=tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("model: [", "not valid YAML"), ("- a\n- b\n", "expected a mapping"), ("1: 2\n", "expected a mapping")],
+)
+def test_a_file_that_is_no_config_is_refused(text: str, expected: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    found = message(source=path)
+    assert str(path) in found
+    assert expected in found
+
+
+def test_binary_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    assert "cannot read the config" in message(source=path)
+
+
+def test_yaml_cannot_run_code() -> None:
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        parse_yaml("!!python/object/apply:os.system ['true']", where="x")
+
+
+# -------------------------------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.0e-4", ".1e-3", "+1e-4"])
+def test_small_numbers_are_numbers(text: str) -> None:
+    assert load_config(None, [f"train.lr={text}"]).train.lr == 1e-4
+
+
+def test_small_numbers_in_files_are_numbers(tmp_path: Path) -> None:
+    assert parse_yaml("a: 1e-4\nb: [2e3, -3e+2]\nc: e5\nd: 1e-4x", where="x") == {
+        "a": 1e-4, "b": [2e3, -3e2], "c": "e5", "d": "1e-4x",
+    }  # fmt: skip
+
+
+def test_later_overrides_win() -> None:
+    assert load_config(None, ["train.lr=1", "train.lr=2"]).train.lr == 2
+
+
+def test_a_value_may_contain_the_equals_sign() -> None:
+    assert load_config(None, ["data=a=b"]).data.root == Path("a=b")
+
+
+def test_null_clears_an_option() -> None:
+    config = load_config(None, ["train.clip_norm=10", "train.clip_norm=null", "model.backbone.weights=null"])
+    assert config.train.clip_norm is None
+    assert config.model.backbone.weights is None
+
+
+def test_lists_and_ranges() -> None:
+    config = load_config(
+        None, ["data.short_side=[640,800]", "model.strides=[8,16]", "model.size_ranges=[[-1,64],[64,null]]"]
+    )
+    assert config.data.short_side == [640, 800]
+    assert config.model.size_ranges == [(-1, 64), (64, None)]
+
+
+@pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=3", ".lr=3", ""])
+def test_texts_of_another_form_are_refused(override: str) -> None:
+    assert "expected key=value" in message(override)
+
+
+def test_all_malformed_overrides_are_told_together() -> None:
+    text = message("a", "train.lr=[", "output_dir=x", "output_dir.x=1")
+    assert "'a'" in text
+    assert "'train.lr=['" in text
+    assert "output_dir is a value, not a section" in text
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+def test_data_is_short_for_its_root() -> None:
+    assert load_config(None, ["data=cells"]).data.root == Path("cells")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_folder_and_pieces_together_in_any_order(order: int) -> None:
+    data = load_config(None, ["data=cells", "data.train.annotations=a.json"][::order]).data
+    assert data.root == Path("cells")
+    assert data.train.annotations == Path("a.json")
+
+
+def test_a_folder_in_the_file_and_pieces_on_the_command_line(tmp_path: Path) -> None:
+    data = load_config(write(tmp_path, "data: cells\n"), ["data.short_side=100"]).data
+    assert (data.root, data.short_side) == (Path("cells"), [100])
+
+
+def test_one_short_side_needs_no_list() -> None:
+    assert load_config(None, ["data.short_side=320"]).data.short_side == [320]
+
+
+def test_detection_sizes_default_to_the_largest_training_size() -> None:
+    data = load_config(None, ["data.short_side=[320,640]", "data.max_side=900"]).data
+    assert (data.detection_short_side, data.detection_max_side) == (640, 900)
+    data = load_config(None, ["data.short_side_range=[300,500]"]).data
+    assert data.detection_short_side == 500
+    data = load_config(None, ["data.short_side=[320,640]", "data.test_short_side=320", "data.test_max_side=400"]).data
+    assert (data.detection_short_side, data.detection_max_side) == (320, 400)
+
+
+def test_a_folder_named_like_a_number_needs_quotes_and_the_message_says_so() -> None:
+    assert "quote it twice" in message("data=2007")
+    assert load_config(None, ['data="2007"']).data.root == Path("2007")
+
+
+# ---------------------------------------------------------------------------------------------------------- backbone
+
+
+def test_the_default_backbone_needs_no_name() -> None:
+    backbone = load_config(None, ["model.backbone.norm=gn", "model.backbone.weights=null"]).model.backbone
+    assert backbone == ResNetConfig(norm="gn", weights=None)
+
+
+def test_another_backbone_brings_its_own_options() -> None:
+    backbone = load_config("fcos_r50_fpn_1x", ["model.backbone.name=mobilenet_v2"]).model.backbone
+    assert backbone == MobileNetV2Config()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_options_of_another_backbone_may_stand_before_its_name(order: int) -> None:
+    overrides = ["model.backbone.name=mobilenet_v2", "model.backbone.frozen_stages=3"][::order]
+    assert load_config("fcos_r50_fpn_1x", overrides).model.backbone == MobileNetV2Config(frozen_stages=3)
+
+
+def test_naming_the_same_backbone_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: {backbone: {frozen_stages: 4}}\n")
+    config = load_config(path, ["model.backbone.name=resnet50"])
+    assert config.model.backbone == ResNetConfig(frozen_stages=4)
+
+
+def test_an_unknown_backbone_is_answered_with_the_known_ones() -> None:
+    text = message("model.backbone.name=resnet52")
+    assert "model.backbone.name: no backbone 'resnet52', did you mean 'resnet50'?" in text
+    assert "known: resnet50, resnet101, mobilenet_v2" in text
+
+
+@pytest.mark.parametrize("value", ["3", "[1]", "null", "{a: b}"])
+def test_a_backbone_name_that_is_no_text_is_refused(value: str) -> None:
+    assert "known: resnet50, resnet101, mobilenet_v2" in message(f"model.backbone.name={value}")
+
+
+def test_options_of_another_backbone_are_unknown() -> None:
+    text = message("model.backbone.name=mobilenet_v2", "model.backbone.stride_in_1x1=true")
+    assert "model.backbone.stride_in_1x1: no such option; known here: name, weights, norm, frozen_stages" in text
+
+
+# ------------------------------------------------------------------------------------------------- the run's length
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("key", ["iterations", "epochs", "max_minutes"])
+def test_a_given_length_replaces_the_recipes(recipe: str, key: str) -> None:
+    train = load_config(recipe, [f"train.{key}=7"]).train
+    lengths = {name: getattr(train, name) for name in ("iterations", "epochs", "max_minutes")}
+    assert lengths.pop(key) == 7
+    assert list(lengths.values()) == [None, None]
+
+
+def test_epochs_in_a_file_replace_the_default_iterations(tmp_path: Path) -> None:
+    train = load_config(write(tmp_path, "train: {epochs: 3}\n")).train
+    assert (train.iterations, train.epochs) == (None, 3)
+
+
+def test_two_lengths_in_a_file_are_refused(tmp_path: Path) -> None:
+    text = message(source=write(tmp_path, "train: {epochs: 3, iterations: 5}\n"))
+    assert "give exactly one of iterations, epochs and max_minutes, found iterations and epochs" in text
+
+
+def test_no_length_at_all_is_refused() -> None:
+    assert "found none" in message("train.iterations=null")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "abc"])
+def test_a_wrong_length_is_one_mistake(value: str) -> None:
+    assert message(f"train.epochs={value}").startswith("defaults: train.epochs: should be")
+
+
+# --------------------------------------------------------------------------------------------------------- messages
+
+
+def test_a_wrong_key_gets_a_suggestion_and_the_known_ones() -> None:
+    text = message("train.lrr=3")
+    assert text.startswith("defaults: train.lrr: no such option, did you mean 'lr'?; known here: batch_size, ")
+
+
+@pytest.mark.parametrize(
+    ("override", "known"),
+    [
+        ("modle.head.norm=gn", "known here: model, data, train, eval"),
+        ("model.head.num_conv=1", "did you mean 'num_convs'?"),
+        ("data.train.annotation=x", "did you mean 'annotations'?"),
+        ("model.fpn.chanels=3", "did you mean 'channels'?"),
+    ],
+)
+def test_known_options_are_those_of_the_section(override: str, known: str) -> None:
+    assert known in message(override)
+
+
+def test_several_mistakes_are_told_together_one_a_line() -> None:
+    lines = message("train.lr=-1", "model.fpn.chanels=3", "model.box_loss=IOU", "model.backbone.name=vgg").split("\n")
+    assert lines[0] == "defaults:"
+    assert len(lines) == 5
+    assert "  train.lr: should be greater than 0, found -1" in lines
+    assert "  model.box_loss: should be 'iou', 'linear_iou' or 'giou', found 'IOU'" in lines
+
+
+@pytest.mark.parametrize("section", ["model", "train", "data.train", "model.backbone", "model.head"])
+def test_a_value_in_place_of_a_section_is_answered_with_its_options(section: str) -> None:
+    text = message(f"{section}=x")
+    assert f"{section}: should be a section with options (" in text
+    assert "found 'x'" in text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.lr=abc", "train.lr=", "train.lr=.nan", "train.lr=.inf", "train.resume=maybe", "train.batch_size=2.5",
+        "train.batch_size=0", "data.flip=1.5", "data.workers=-1", "model.num_classes=0", "model.score_threshold=1",
+        "model.nms_threshold=1.5", "model.pixel_std=[1,0,1]", "model.pixel_mean=[1,2]", "model.name=retinanet",
+        "data.short_side=0", "data.short_side=[]", "data.short_side_range=[800,640]", "train.eval_every=0",
+        "model.backbone.frozen_stages=6", "model.head.prior_probability=0", "output_dir=2024-01-01", "data=null",
+        "model.strides=[8,16]", "model.strides=8", "model.fpn.channels=100", "model.head.norm=bn",
+        "model.size_ranges=[[64,-1],[64,128],[128,256],[256,512],[512,null]]",
+        "model.size_ranges=[[1],[2],[3],[4],[5]]", "model={1: 2}", "eval.batch_size=all", "device=3",
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_work_is_refused_by_its_key(override: str) -> None:
+    text = message(override)
+    section = override.partition("=")[0].split(".")[0]
+    assert text.startswith(f"defaults: {section}") or f"\n  {section}" in text
+    for jargon in ("Input", "pydantic", "discriminator", "<class", "expected tags"):
+        assert jargon not in text
+
+
+@pytest.mark.parametrize("strides", [[], [8, 17], [-8, -16], [0, 0], [16, 8], [8, 32]])
+def test_strides_double(strides: list[int]) -> None:
+    ranges = [[0, None]] * len(strides)
+    with pytest.raises(ConfigError, match="strides must double from level to level"):
+        validate({"model": {"strides": strides, "size_ranges": ranges}}, where="x")
+
+
+def test_group_norm_needs_whole_groups() -> None:
+    assert "fpn.channels must be a multiple of 32 with norm gn, found 100" in message("model.fpn.channels=100")
+    assert load_config(None, ["model.fpn.channels=100", "model.head.norm=none"]).model.fpn.channels == 100
+
+
+def test_inconsistencies_of_the_levels_and_the_channels_are_told_together() -> None:
+    text = message("model.strides=[8,17]", "model.fpn.channels=100")
+    assert "2 levels but size_ranges 5" in text
+    assert "must double" in text
+    assert "multiple of 32" in text
+
+
+def test_the_saved_text_is_plain_yaml() -> None:
+    tree = yaml.safe_load(load_config("fcos_mnv2_small").to_yaml())
+    assert tree["train"]["lr"] == 1e-3
+    assert tree["model"]["size_ranges"][0] == [-1.0, 64.0]
+    assert tree["model"]["size_ranges"][-1][1] is None
