@@ -45,10 +45,10 @@ weights: $(INSTALLED)
 
 demo: $(DEMO)/digits/val.json
 	@rm -rf $(DEMO)/run $(DEMO)/pictures
-	@if $(BIN)/python tools/mobilenet_weights.py; then weights=imagenet; else weights=null; \
+	@if $(BIN)/python tools/mobilenet_weights.py; then backbone="weights=imagenet"; else backbone="weights=null model.backbone.frozen_stages=0"; \
 	  echo "Training from random weights instead: expect a much lower AP50."; fi; set -x; \
 	$(BIN)/fcos train fcos_mnv2_small data=$(DEMO)/digits output_dir=$(DEMO)/run \
-	  model.backbone.weights=$$weights $(DEMO_OPTIONS)
+	  model.backbone.$$backbone $(DEMO_OPTIONS)
 	$(BIN)/fcos val $(DEMO)/run/weights/best.pt data=$(DEMO)/digits
 	$(BIN)/fcos predict $(DEMO)/run/weights/best.pt $(DEMO)/digits/images/val_000*.jpg --out $(DEMO)/pictures
 	@echo "COCO weights on a photograph: not yet, they come with the conversion of torchvision's weights."

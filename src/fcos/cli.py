@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -39,6 +40,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 
 def main() -> None:
     """Run the command; a user's mistake is a message on stderr and exit code 2."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fcos").setLevel(logging.INFO)
     try:
         app(prog_name="fcos")
     except FCOSError as error:

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import ConfigError
 
@@ -26,6 +35,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 
 
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""Not every shell expands the ~ of `data=~/pictures`."""
 Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
 
 
@@ -148,18 +159,18 @@ class FCOSConfig(_Section):
 class SplitConfig(_Section):
     """One split given piece by piece."""
 
-    annotations: Path | None = None
+    annotations: UserPath | None = None
     """COCO: the JSON file. VOC: the folder of XML files. YOLO: the folder of label files."""
-    images: Path | None = None
+    images: UserPath | None = None
     """The folder that file names are relative to."""
-    image_list: Path | None = None
+    image_list: UserPath | None = None
     """VOC and YOLO: the text file that names the images of the split; absent: all."""
 
 
 class DataConfig(_Section):
     """Where images and annotations come from. `data=DIR` is short for `data.root=DIR`."""
 
-    root: Path | None = None
+    root: UserPath | None = None
     """A folder in COCO, Pascal VOC or YOLO layout, told apart by itself."""
     format: Literal["auto", "coco", "voc", "yolo"] = "auto"
     train: SplitConfig = Field(default_factory=SplitConfig)
@@ -288,7 +299,7 @@ class Config(_Section):
     data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
-    output_dir: Path | None = None
+    output_dir: UserPath | None = None
     """The run's folder; null: runs/NAME, numbered when taken."""
     device: str = "auto"
     """`auto` (CUDA, else MPS, else CPU), or a torch device."""

@@ -64,7 +64,7 @@ class Batch(NamedTuple):
         images: [N, 3, H, W] uint8 RGB, zero-padded at the right and the bottom.
         sizes: [N, 2] int64, (height, width) of every image without the padding.
         targets: the ground truth in pixels of `images`; None when detecting.
-        indices: [N] int64, positions in the data set (its `record(index)` gives file name, id and original size).
+        indices: [N] int64, positions in the data set's `Annotations` (its `path(i)`, `image_ids[i]`, `sizes[i]`).
     """
 
     images: Tensor
@@ -116,9 +116,7 @@ class Instances:
 
     def to(self, device: torch.device | str) -> Instances:
         """Move to a device."""
-        return replace(
-            self, boxes=self.boxes.to(device), labels=self.labels.to(device), scores=self.scores.to(device)
-        )
+        return replace(self, boxes=self.boxes.to(device), labels=self.labels.to(device), scores=self.scores.to(device))
 
     def above(self, threshold: float) -> Instances:
         """Keep the detections whose score is at least `threshold`."""

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
 
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
+
+
+def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
+    """32 groups where the channels allow it, fewer where they do not: a group has at least two channels.
+
+    A group of one channel would have nothing to normalise on a 1x1 map.
+    """
+    groups = math.gcd(32, channels)
+    return nn.GroupNorm(groups if groups < channels else max(groups // 2, 1), channels, eps=eps)
+
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "frozen_bn": FrozenBatchNorm2d,
     "bn": nn.BatchNorm2d,
     "sync_bn": nn.SyncBatchNorm,
-    "gn": partial(nn.GroupNorm, 32),
+    "gn": group_norm,
 }
 """Normalisation layers by config name; called with (channels, eps=...)."""
 
