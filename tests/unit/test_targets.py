@@ -146,9 +146,10 @@ def test_every_image_is_assigned_as_if_it_were_alone() -> None:
 
 def test_both_ends_of_a_size_range_belong_to_it() -> None:
     """A location at 4, 4 of a box from 0 to 24: the largest distance is 20."""
-    for ranges, expected in (([(0, 20)], 0), ([(20, 30)], 0), ([(0, 19.99)], -1), ([(20.01, None)], -1)):
-        pyramid = Pyramid([8], ranges)
-        assert pyramid.assign(one_image([0, 0, 24, 24])).boxes[0, 0] == expected, ranges
+    cases: list[tuple[Range, int]] = [((0, 20), 0), ((20, 30), 0), ((0, 19.99), -1), ((20.01, None), -1)]
+    for size_range, expected in cases:
+        pyramid = Pyramid([8], [size_range])
+        assert pyramid.assign(one_image([0, 0, 24, 24])).boxes[0, 0] == expected, size_range
 
 
 def test_a_box_at_the_common_end_of_two_ranges_is_learned_on_both_levels() -> None:

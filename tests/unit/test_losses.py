@@ -1,0 +1,222 @@
+"""The three losses and their normalisation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torchvision.ops
+from detectors import tiny_config, tiny_model
+from torch import Tensor
+
+from fcos.models.losses import BoxLoss, fcos_loss, focal_loss, iou_loss
+from fcos.models.targets import BACKGROUND, IGNORED, Assignment, centerness_targets
+from fcos.structures import Targets
+
+KINDS: list[BoxLoss] = ["iou", "linear_iou", "giou"]
+
+
+def needs_grad(*shape: int, scale: float = 3.0) -> Tensor:
+    return (torch.randn(*shape) * scale).requires_grad_()
+
+
+def grad(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+# -------------------------------------------------------------------------------------------------------------- focal
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
+def test_focal_loss_agrees_with_torchvision(alpha: float, gamma: float) -> None:
+    labels = torch.randint(-1, 5, (60,))
+    one_hot = (labels[:, None] == torch.arange(5)).double()
+    ours, theirs = (
+        torch.randn(60, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 for _ in "12"
+    )
+    loss = focal_loss(ours.requires_grad_(), labels, alpha=alpha, gamma=gamma)
+    expected = torchvision.ops.sigmoid_focal_loss(theirs.requires_grad_(), one_hot, alpha=alpha, gamma=gamma)
+    torch.testing.assert_close(loss, expected)
+    loss.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(grad(ours), grad(theirs))
+
+
+def test_ignored_rows_have_neither_loss_nor_gradient() -> None:
+    logits = needs_grad(6, 4)
+    labels = torch.tensor([IGNORED, 0, IGNORED, BACKGROUND, 3, IGNORED])
+    loss = focal_loss(logits, labels)
+    loss.sum().backward()
+    ignored = labels == IGNORED
+    assert (loss[ignored] == 0).all()
+    assert (grad(logits)[ignored] == 0).all()
+    assert (loss[~ignored] > 0).all()
+    assert (grad(logits)[~ignored] != 0).all()
+
+
+def test_background_costs_the_other_classes_weight_in_every_column() -> None:
+    loss = focal_loss(torch.zeros(1, 3), torch.tensor([BACKGROUND]), alpha=0.25, gamma=2.0)
+    torch.testing.assert_close(loss, torch.full((1, 3), 0.75 * 0.25 * math.log(2)))
+
+
+def test_the_loss_of_a_positive_saturates_but_its_gradient_does_not() -> None:
+    logits = torch.tensor([[-100.0], [-200.0]], requires_grad=True)
+    loss = focal_loss(logits, torch.zeros(2).long(), alpha=0.25)
+    loss.sum().backward()
+    assert loss.flatten().tolist() == pytest.approx([0.25 * 87.3365] * 2, rel=1e-5)
+    assert grad(logits).flatten().tolist() == pytest.approx([-0.25, -0.25])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("label", [0, BACKGROUND, IGNORED])
+def test_extreme_logits_have_finite_losses_and_gradients(gamma: float, label: int) -> None:
+    logits = torch.tensor([[-1e4], [-200.0], [-90.0], [0.0], [17.0], [30.0], [200.0], [1e4]], requires_grad=True)
+    loss = focal_loss(logits, torch.full((8,), label), gamma=gamma)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert grad(logits).isfinite().all()
+
+
+def test_focal_loss_of_no_locations() -> None:
+    assert focal_loss(torch.zeros(0, 3), torch.zeros(0).long()).shape == (0, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------- IoU
+
+
+def corners(ltrb: Tensor) -> Tensor:
+    return torch.cat([-ltrb[:, :2], ltrb[:, 2:]], dim=1)
+
+
+def test_large_boxes_have_torchvisions_giou() -> None:
+    """The smoothing by 1 square pixel is the only difference: it vanishes with the area, here 1e10 and more."""
+    predicted, target = (torch.rand(50, 4, dtype=torch.float64) * 9e5 + 1e5 for _ in "12")
+    expected = torchvision.ops.generalized_box_iou_loss(corners(predicted), corners(target), reduction="sum")
+    assert iou_loss(predicted, target, kind="giou").item() == pytest.approx(expected.item(), rel=1e-8)
+
+
+def test_the_smoothing_adds_one_to_intersection_and_union() -> None:
+    predicted, target = torch.rand(50, 4) * 9, torch.rand(50, 4) * 9
+    a, b = corners(predicted), corners(target)
+    sides = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
+    areas = [(box[:, 2:] - box[:, :2]).prod(1) for box in (a, b)]
+    iou = (sides.prod(1) + 1) / (areas[0] + areas[1] - sides.prod(1) + 1)
+    torch.testing.assert_close(iou_loss(predicted, target, kind="linear_iou"), (1 - iou).sum())
+    torch.testing.assert_close(iou_loss(predicted, target, kind="iou"), -iou.log().sum())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_boxes_cost_nothing(kind: BoxLoss) -> None:
+    boxes = torch.rand(20, 4) * 100 + 1
+    assert iou_loss(boxes, boxes, kind=kind).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_multiply_the_rows(kind: BoxLoss) -> None:
+    predicted, target, weight = torch.rand(5, 4) * 9, torch.rand(5, 4) * 9, torch.rand(5)
+    rows = [iou_loss(p[None], t[None], kind=kind) * w for p, t, w in zip(predicted, target, weight, strict=True)]
+    torch.testing.assert_close(iou_loss(predicted, target, kind=kind, weight=weight), torch.stack(rows).sum())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_all_zero_are_left_out(kind: BoxLoss) -> None:
+    predicted, target = torch.rand(5, 4) * 9, torch.rand(5, 4) * 9
+    unweighted = iou_loss(predicted, target, kind=kind)
+    assert iou_loss(predicted, target, kind=kind, weight=torch.zeros(5)) == unweighted > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_predicted_box_without_extent_has_a_finite_loss_and_gradient(kind: BoxLoss) -> None:
+    predicted = torch.zeros(1, 4, requires_grad=True)
+    loss = iou_loss(predicted, torch.tensor([[3.0, 4.0, 5.0, 6.0]]), kind=kind)
+    loss.backward()
+    assert loss.isfinite()
+    assert grad(predicted).isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------------------ together
+
+
+def made_up(*labels: list[int]) -> Assignment:
+    """An assignment of images with these labels; the distances are 1, 2, 4 and 8 pixels everywhere."""
+    rows = torch.tensor(labels)
+    return Assignment(rows, torch.tensor([1.0, 2.0, 4.0, 8.0]).expand(*rows.shape, 4), (rows >= 0).long() - 1)
+
+
+def predictions(images: int, count: int, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    ltrb = (torch.rand(images, count, 4) * 9 + 0.5).requires_grad_()
+    return needs_grad(images, count, classes), ltrb, needs_grad(images, count)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_normalisation_by_hand(kind: BoxLoss) -> None:
+    assignment = made_up([0, 2, BACKGROUND, IGNORED], [BACKGROUND, 1, BACKGROUND, BACKGROUND])
+    logits, ltrb, centerness = predictions(2, 4)
+    losses = fcos_loss(logits, ltrb, centerness, assignment, box_loss=kind)
+    positive = assignment.labels >= 0
+    target = centerness_targets(assignment.ltrb[positive])
+    assert target.tolist() == pytest.approx([0.25] * 3)
+    classification = focal_loss(logits.flatten(0, 1), assignment.labels.flatten()).sum() / 3
+    box = iou_loss(ltrb[positive], assignment.ltrb[positive], kind=kind) * 0.25 / (3 * 0.25)
+    central = torch.nn.functional.binary_cross_entropy_with_logits(centerness[positive], target, reduction="sum") / 3
+    torch.testing.assert_close(losses, {"loss_cls": classification, "loss_box": box, "loss_centerness": central})
+
+
+def test_units_divide_the_distances_of_the_box_loss_only() -> None:
+    assignment = made_up([0, 1, BACKGROUND])
+    logits, ltrb, centerness = predictions(1, 3)
+    units = torch.tensor([2.0, 4.0, 8.0])
+    losses = fcos_loss(logits, ltrb, centerness, assignment, units=units)
+    plain = fcos_loss(logits, ltrb, centerness, assignment)
+    scale = units[:2, None]
+    expected = iou_loss(ltrb[0, :2] / scale, assignment.ltrb[0, :2] / scale, kind="iou") * 0.25 / 0.5
+    torch.testing.assert_close(losses["loss_box"], expected)
+    assert losses["loss_box"] != plain["loss_box"]
+    assert losses["loss_cls"] == plain["loss_cls"]
+    assert losses["loss_centerness"] == plain["loss_centerness"]
+
+
+@pytest.mark.parametrize("label", [BACKGROUND, IGNORED])
+@pytest.mark.parametrize("units", [None, torch.full((4,), 8.0)])
+def test_without_positives_every_prediction_gets_a_finite_gradient(label: int, units: Tensor | None) -> None:
+    tensors = predictions(2, 4)
+    losses = fcos_loss(*tensors, made_up([label] * 4, [label] * 4), units=units)
+    torch.stack(list(losses.values())).sum().backward()
+    assert losses["loss_box"] == losses["loss_centerness"] == 0
+    assert (losses["loss_cls"] > 0) == (label == BACKGROUND)
+    for tensor in tensors:
+        assert grad(tensor).isfinite().all()
+
+
+def test_images_without_objects_do_not_change_the_normalisers() -> None:
+    logits, ltrb, centerness = predictions(1, 4)
+    objects = made_up([0, BACKGROUND, 2, BACKGROUND])
+    alone = fcos_loss(logits, ltrb, centerness, objects)
+    quiet = torch.full_like(logits, -60.0)  # costs nothing as background
+    both = fcos_loss(
+        torch.cat([logits, quiet]), ltrb.repeat(2, 1, 1), centerness.repeat(2, 1),
+        made_up([0, BACKGROUND, 2, BACKGROUND], [BACKGROUND] * 4),
+    )  # fmt: skip
+    torch.testing.assert_close(alone, both)
+
+
+def test_repeating_a_batch_changes_no_loss() -> None:
+    logits, ltrb, centerness = predictions(1, 4)
+    row = [0, BACKGROUND, 2, IGNORED]
+    once = fcos_loss(logits, ltrb, centerness, made_up(row))
+    twice = fcos_loss(
+        logits.repeat(2, 1, 1), ltrb.repeat(2, 1, 1), centerness.repeat(2, 1), made_up(row, row)
+    )  # fmt: skip
+    torch.testing.assert_close(once, twice)
+
+
+def test_padding_boxes_does_not_change_the_losses() -> None:
+    model = tiny_model(tiny_config())
+    images, sizes = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
+    targets = Targets.pad([torch.tensor([[8.0, 8.0, 40.0, 50.0]])], [torch.tensor([1])])
+    padding = Targets.pad([torch.zeros(7, 4)], [torch.full((7,), -1)])
+    padded = Targets(*(torch.cat(pair, dim=1) for pair in zip(targets, padding, strict=True)))
+    torch.testing.assert_close(model(images, sizes, padded), model(images, sizes, targets), rtol=0, atol=0)

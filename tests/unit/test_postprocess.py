@@ -1,0 +1,280 @@
+"""From outputs to detections, against plain loops; thresholds, limits, padding, nothing at all."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from fcos.models.postprocess import decode, detections
+from fcos.models.targets import locations
+from fcos.structures import BoxConvention, Instances
+
+STRIDES = [8, 16, 32]
+CONVENTIONS: list[BoxConvention] = ["continuous", "inclusive"]
+
+
+class Outputs(NamedTuple):
+    logits: list[Tensor]
+    ltrb: list[Tensor]
+    centerness: list[Tensor]
+
+    def detect(self, *sizes: tuple[int, int], **options) -> list[Instances]:
+        points = [locations((x.shape[2], x.shape[3]), stride) for x, stride in zip(self.logits, STRIDES, strict=False)]
+        return detections(*self, points=points, sizes=sizes, **options)
+
+    def image(self, index: int) -> Outputs:
+        return Outputs(*([level[index : index + 1] for level in levels] for levels in self))
+
+
+def random_outputs(
+    images: int = 1, classes: int = 3, size: tuple[int, int] = (64, 96), *, bias: float = -1.0
+) -> Outputs:
+    outputs = Outputs([], [], [])
+    for stride in STRIDES:
+        shape = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
+        outputs.logits.append(torch.randn(images, classes, *shape) * 2 + bias)
+        outputs.ltrb.append(torch.rand(images, 4, *shape) * 3 * stride)
+        outputs.centerness.append(torch.randn(images, 1, *shape))
+    return outputs
+
+
+def flat_outputs(*logits: list[float], ltrb: float = 4.0) -> Outputs:
+    """One level with one row of locations at 4, 12 ..., these logits per class and boxes of 8 pixels around them."""
+    level = torch.tensor(logits)[None, :, None, :]
+    width = level.shape[-1]
+    return Outputs([level], [torch.full((1, 4, 1, width), ltrb)], [torch.full((1, 1, 1, width), 40.0)])
+
+
+def overlap(a: list[float], b: list[float], extra: float) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0]) + extra
+    height = min(a[3], b[3]) - max(a[1], b[1]) + extra
+    inter = max(width, 0) * max(height, 0)
+    sizes = [(box[2] - box[0] + extra) * (box[3] - box[1] + extra) for box in (a, b)]
+    return inter / (sum(sizes) - inter)
+
+
+def slow_detections(
+    outputs: Outputs, size: tuple[int, int], *, threshold: float, top_k: int, nms: float, limit: int, inclusive: bool
+) -> list[tuple[float, int, list[float]]]:
+    """(score, label, box) of one image, location by location and class by class."""
+    extra = 1.0 if inclusive else 0.0
+    height, width = size
+    found = []
+    for logits, ltrb, centerness, stride in zip(*outputs, STRIDES, strict=True):
+        level = []
+        classes, sides, centers = logits[0].sigmoid().tolist(), ltrb[0].tolist(), centerness[0, 0].sigmoid().tolist()
+        for row in range(logits.shape[2]):
+            for column in range(logits.shape[3]):
+                x, y = (column + 0.5) * stride, (row + 0.5) * stride
+                if not inclusive and (x >= width or y >= height):
+                    continue
+                left, top, right, bottom = (side[row][column] for side in sides)
+                box = [
+                    min(max(corner, 0.0), side - extra)
+                    for corner, side in zip(
+                        (x - left, y - top, x + right, y + bottom), (width, height) * 2, strict=True
+                    )
+                ]
+                for label, probabilities in enumerate(classes):
+                    if probabilities[row][column] > threshold:
+                        level.append((probabilities[row][column] * centers[row][column], label, box))
+        found += sorted(level, key=lambda candidate: -candidate[0])[:top_k]
+    if not inclusive:
+        found = [f for f in found if f[2][2] > f[2][0] and f[2][3] > f[2][1]]
+    kept: list[tuple[float, int, list[float]]] = []
+    for candidate in sorted(found, key=lambda f: -f[0]):
+        if all(k[1] != candidate[1] or overlap(k[2], candidate[2], extra) <= nms for k in kept):
+            kept.append(candidate)
+    return [(math.sqrt(score), label, box) for score, label, box in kept[:limit]]
+
+
+# ------------------------------------------------------------------------------------------- against the definition
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": 0.05, "top_k": 1000, "nms": 0.6, "limit": 100},
+        {"threshold": 0.3, "top_k": 1000, "nms": 0.5, "limit": 5},
+        {"threshold": 0.05, "top_k": 7, "nms": 0.6, "limit": 100},
+        {"threshold": 0.0, "top_k": 40, "nms": 0.2, "limit": 1000},
+        {"threshold": 0.05, "top_k": 1000, "nms": 1.0, "limit": 20},
+    ],
+)
+def test_detections_are_the_definition(convention: BoxConvention, classes: int, options: dict) -> None:
+    outputs, sizes = random_outputs(2, classes, (48, 64)), [(48, 64), (37, 41)]
+    found = outputs.detect(
+        *sizes,
+        score_threshold=options["threshold"],
+        pre_nms_top_k=options["top_k"],
+        nms_threshold=options["nms"],
+        max_detections=options["limit"],
+        box_convention=convention,
+    )
+    for i, (instances, size) in enumerate(zip(found, sizes, strict=True)):
+        expected = slow_detections(outputs.image(i), size, inclusive=convention == "inclusive", **options)
+        assert len(instances) == len(expected) > 0
+        torch.testing.assert_close(instances.scores, torch.tensor([e[0] for e in expected]))
+        assert instances.labels.tolist() == [e[1] for e in expected]
+        torch.testing.assert_close(instances.boxes, torch.tensor([e[2] for e in expected]), rtol=1e-5, atol=1e-4)
+
+
+def test_images_of_a_batch_are_detected_as_if_alone() -> None:
+    outputs, sizes = random_outputs(3), [(64, 96), (40, 50), (64, 20)]
+    for i, instances in enumerate(outputs.detect(*sizes)):
+        (alone,) = outputs.image(i).detect(sizes[i])
+        assert torch.equal(instances.boxes, alone.boxes)
+        assert torch.equal(instances.scores, alone.scores)
+
+
+def test_decoding_goes_from_the_location_to_the_sides() -> None:
+    assert decode(torch.tensor([[10.0, 20.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist() == [[9, 18, 13, 24]]
+
+
+# ---------------------------------------------------------------------------------------------------------- the frame
+
+
+def test_the_padding_detects_nothing_in_the_continuous_convention() -> None:
+    outputs = flat_outputs([5.0, 5.0, 5.0, 5.0])
+    (instances,) = outputs.detect((8, 20))  # locations at x = 4 and 12, the others at 20 and 28 are outside
+    assert instances.boxes.tolist() == [[0, 0, 8, 8], [8, 0, 16, 8]]
+    (original,) = outputs.detect((8, 20), box_convention="inclusive")
+    assert original.boxes[:, 2].max() == 19
+    assert len(original) == 4
+
+
+def test_more_padding_changes_no_detection() -> None:
+    outputs = random_outputs(size=(64, 64))
+    padded = Outputs(
+        *(
+            [torch.nn.functional.pad(level, (0, 3, 0, 2), value=9.0) for level in levels]
+            for levels in outputs
+        )
+    )  # fmt: skip
+    (alone,), (beside,) = outputs.detect((64, 64)), padded.detect((64, 64))
+    assert torch.equal(alone.boxes, beside.boxes)
+    assert torch.equal(alone.scores, beside.scores)
+
+
+@pytest.mark.parametrize(("convention", "end"), [("continuous", [96, 64]), ("inclusive", [95, 63])])
+def test_boxes_end_at_the_image(convention: BoxConvention, end: list[int]) -> None:
+    outputs = random_outputs()
+    huge = Outputs(outputs.logits, [torch.full_like(x, 1e30) for x in outputs.ltrb], outputs.centerness)
+    (instances,) = huge.detect((64, 96), box_convention=convention)
+    assert len(instances) == 3  # one a class
+    assert instances.boxes.tolist() == [[0, 0, *end]] * 3
+    assert instances.size == (64, 96)
+
+
+def test_boxes_without_extent_are_dropped_in_the_continuous_convention() -> None:
+    outputs = flat_outputs([5.0, 5.0], ltrb=0.0)
+    assert len(outputs.detect((8, 16))[0]) == 0
+    (original,) = outputs.detect((8, 16), box_convention="inclusive")
+    assert original.boxes.tolist() == [[4, 4, 4, 4], [12, 4, 12, 4]]
+
+
+# --------------------------------------------------------------------------------------------- threshold, top-k, limit
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.9])
+def test_a_probability_exactly_at_the_threshold_is_out(threshold: float) -> None:
+    logit = torch.tensor(threshold).logit()
+    for _ in range(100):  # to the logit whose probability in float32 is the threshold itself
+        difference = logit.sigmoid() - torch.tensor(threshold)
+        if difference == 0:
+            break
+        logit = torch.nextafter(logit, torch.tensor(-math.inf if difference > 0 else math.inf))
+    assert logit.sigmoid() == torch.tensor(threshold)
+    above = logit
+    while above.sigmoid() == torch.tensor(threshold):
+        above = above + 1e-6
+    (instances,) = flat_outputs([logit.item(), above.item()]).detect((8, 16), score_threshold=threshold)
+    assert instances.boxes.tolist() == [[8, 0, 16, 8]]
+
+
+def test_the_threshold_is_on_the_class_before_the_centerness() -> None:
+    outputs = flat_outputs([1.0])
+    outputs.centerness[0].fill_(-6.0)
+    (instances,) = outputs.detect((8, 8), score_threshold=0.7)
+    assert instances.scores.item() == pytest.approx(math.sqrt(0.731059 * 0.002473), rel=1e-3)
+
+
+def test_candidates_are_chosen_by_the_product() -> None:
+    outputs = flat_outputs([2.0, 1.0])
+    outputs.centerness[0][..., 0] = -6.0
+    (instances,) = outputs.detect((8, 16), pre_nms_top_k=1)
+    assert instances.boxes.tolist() == [[8, 0, 16, 8]]
+
+
+def test_the_candidates_of_every_level_are_limited() -> None:
+    (instances,) = random_outputs(bias=3).detect((64, 96), pre_nms_top_k=2, nms_threshold=0)
+    assert len(instances) == 2 * len(STRIDES)
+
+
+def test_one_location_can_be_several_classes() -> None:
+    (instances,) = flat_outputs([1.0], [-9.0], [2.0]).detect((8, 8))
+    assert instances.labels.tolist() == [2, 0]
+    assert instances.boxes.tolist() == [[0, 0, 8, 8]] * 2
+
+
+def test_best_first() -> None:
+    (instances,) = random_outputs().detect((64, 96))
+    assert (instances.scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize(("convention", "count"), [("continuous", 2), ("inclusive", 4)])
+def test_ties_with_the_last_detection_stay_in_the_original_only(convention: BoxConvention, count: int) -> None:
+    outputs = flat_outputs([3.0, 1.0, 1.0, 1.0, 0.0])
+    (instances,) = outputs.detect((8, 40), max_detections=2, box_convention=convention)
+    assert len(instances) == count
+    assert instances.scores[0] > instances.scores[1]
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_no_limit_keeps_everything(limit: int) -> None:
+    (instances,) = flat_outputs([1.0] * 150).detect((8, 1200), max_detections=limit)
+    assert len(instances) == 150
+
+
+# ------------------------------------------------------------------------------------------------------------ nothing
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("classes", [1, 4])
+def test_no_candidates_give_empty_instances_of_the_right_kind(convention: BoxConvention, classes: int) -> None:
+    found = random_outputs(2, classes, bias=-100).detect((64, 96), (50, 60), box_convention=convention)
+    for instances, size in zip(found, [(64, 96), (50, 60)], strict=True):
+        assert len(instances) == 0
+        assert instances.boxes.shape == (0, 4)
+        assert instances.scores.shape == instances.labels.shape == (0,)
+        assert (instances.boxes.dtype, instances.scores.dtype) == (torch.float32, torch.float32)
+        assert instances.labels.dtype == torch.int64
+        assert instances.size == size
+
+
+def test_a_level_without_candidates_leaves_the_others_alone() -> None:
+    outputs = random_outputs()
+    outputs.logits[1].fill_(-100)
+    assert len(outputs.detect((64, 96))[0]) > 0
+
+
+def test_no_images_give_no_results() -> None:
+    assert random_outputs(0).detect() == []
+
+
+def test_what_is_not_a_number_is_not_detected() -> None:
+    outputs = random_outputs()
+    for levels in outputs:
+        levels[0][..., 0] = math.nan
+    outputs.logits[0][..., 1] = 5.0  # good candidates whose centerness is not known
+    outputs.centerness[0][..., 1] = math.nan
+    (instances,) = outputs.detect((64, 96), pre_nms_top_k=30)
+    assert len(instances) > 0
+    assert instances.boxes.isfinite().all()
+    assert instances.scores.isfinite().all()
