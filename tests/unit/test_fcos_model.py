@@ -1,0 +1,352 @@
+"""The detector as a whole: sizes, batches, what forward returns, training steps, precision."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from detectors import tiny_config, tiny_model
+from torch import Tensor
+
+from fcos.errors import ConfigError
+from fcos.models import FCOS, FCOSOutputs, build_model
+from fcos.models.backbones import resnet
+from fcos.structures import Targets
+
+LOSSES = ["loss_cls", "loss_box", "loss_centerness"]
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def sizes_of(*sizes: tuple[int, int]) -> Tensor:
+    return torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
+
+
+def two_boxes(images: int = 2) -> Targets:
+    boxes, labels = torch.tensor([[4.0, 4.0, 60.0, 50.0], [20.0, 10.0, 40.0, 30.0]]), torch.tensor([0, 2])
+    return Targets.pad([boxes] * images, [labels] * images)
+
+
+@pytest.fixture(scope="module")
+def shared() -> FCOS:
+    """For tests that change nothing in it."""
+    torch.manual_seed(0)
+    return tiny_model(tiny_config())
+
+
+@pytest.fixture
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resnet, "_BLOCKS", {"resnet50": [1, 1, 1, 1], "resnet101": [1, 1, 1, 1]})
+
+
+def build(**model: Any) -> FCOS:
+    return build_model(tiny_config(**model).model, num_classes=3, pretrained=False)
+
+
+# ---------------------------------------------------------------------------------------------------- sizes and batches
+
+
+@pytest.mark.parametrize("size", [(97, 131), (1, 1), (33, 160), (64, 64)])
+def test_any_height_and_width(shared: FCOS, size: tuple[int, int]) -> None:
+    images, sizes = noise(1, 3, *size), sizes_of(size)
+    outputs = shared(images, sizes)
+    expected = [(math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in shared.strides]
+    for levels, channels in zip(outputs, (3, 4, 1), strict=True):
+        assert [tuple(x.shape) for x in levels] == [(1, channels, *grid) for grid in expected]
+    (instances,) = shared.detect(images, sizes)
+    assert instances.size == size
+    assert (instances.boxes >= 0).all()
+    assert (instances.boxes <= torch.tensor(size).flip(0).repeat(2)).all()
+
+
+def test_an_empty_batch(shared: FCOS) -> None:
+    images, sizes = noise(0, 3, 64, 96), sizes_of()
+    outputs = shared(images, sizes)
+    assert [tuple(x.shape) for x in outputs.logits][:2] == [(0, 3, 8, 12), (0, 3, 4, 6)]
+    assert shared.detect(images, sizes) == []
+
+
+@pytest.mark.parametrize("regression", ["exp", "relu_stride"])
+def test_images_of_a_batch_come_out_as_if_alone(regression: str) -> None:
+    model = tiny_model(tiny_config(head={"num_convs": 1, "regression": regression}))
+    images, sizes = noise(3, 3, 64, 96), sizes_of((64, 96), (64, 96), (64, 96))
+    together = model(images, sizes)
+    for i in range(3):
+        alone = model(images[i : i + 1], sizes[i : i + 1])
+        for levels, own in zip(together, alone, strict=True):
+            for level, other in zip(levels, own, strict=True):
+                torch.testing.assert_close(level[i : i + 1], other, rtol=1e-5, atol=1e-5)
+
+
+def test_detections_of_a_batch_are_those_of_its_images(shared: FCOS) -> None:
+    images, sizes = noise(2, 3, 64, 96), sizes_of((64, 96), (64, 96))
+    for i, instances in enumerate(shared.detect(images, sizes)):
+        (alone,) = shared.detect(images[i : i + 1], sizes[i : i + 1])
+        torch.testing.assert_close(instances.scores, alone.scores)
+        torch.testing.assert_close(instances.boxes, alone.boxes, rtol=1e-5, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------- normalisation
+
+
+@pytest.mark.parametrize("padding", [0.0, 255.0, -1e30, math.inf, math.nan])
+def test_the_padding_becomes_zero_whatever_it_was(shared: FCOS, padding: float) -> None:
+    images = noise(2, 3, 20, 30).float()
+    clean = shared.normalize(images, sizes_of((20, 30), (13, 17)))
+    assert (clean[1, :, 13:] == 0).all()
+    assert (clean[1, :, :, 17:] == 0).all()
+    assert (clean[0] != 0).float().mean() > 0.99
+    images[1, :, 13:], images[1, :, :, 17:] = padding, padding
+    assert torch.equal(shared.normalize(images, sizes_of((20, 30), (13, 17))), clean)
+
+
+def test_bytes_and_floats_are_the_same(shared: FCOS) -> None:
+    images, sizes = noise(1, 3, 32, 32), sizes_of((32, 32))
+    assert torch.equal(shared.normalize(images, sizes), shared.normalize(images.float(), sizes))
+
+
+def test_mean_and_deviation_are_in_the_order_of_the_channels() -> None:
+    options = {"pixel_mean": [10, 20, 30], "pixel_std": [1, 2, 4]}
+    image = torch.tensor([110, 120, 130], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    rgb = build(**options).normalize(image, sizes_of((1, 1)))
+    bgr = build(**options, channel_order="bgr").normalize(image, sizes_of((1, 1)))
+    assert rgb.flatten().tolist() == [100, 50, 25]
+    assert bgr.flatten().tolist() == [120, 50, 20]
+
+
+def test_the_images_are_left_alone(shared: FCOS) -> None:
+    images = noise(1, 3, 20, 30).float()
+    before = images.clone()
+    shared.detect(images, sizes_of((10, 10)))
+    assert torch.equal(images, before)
+
+
+# ------------------------------------------------------------------------------------------------ what forward returns
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_arguments_decide_what_forward_returns_not_the_mode(training: bool) -> None:
+    model = build().train(training)
+    images, sizes = noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64))
+    assert isinstance(model(images, sizes), FCOSOutputs)
+    losses = model(images, sizes, two_boxes())
+    assert list(losses) == LOSSES
+    assert all(loss.shape == () for loss in losses.values())
+    assert len(model.detect(images, sizes)) == 2
+    assert model.training == training
+
+
+def test_detecting_leaves_no_gradient_and_no_trace(shared: FCOS) -> None:
+    before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
+    (instances,) = shared.detect(noise(1, 3, 64, 64), sizes_of((64, 64)))
+    assert not instances.boxes.requires_grad
+    assert all(torch.equal(tensor, before[name]) for name, tensor in shared.state_dict().items())
+
+
+def test_an_untrained_head_gives_the_prior_probability_everywhere() -> None:
+    model = build(head={"num_convs": 1, "prior_probability": 0.02}).eval()
+    probability = model(noise(1, 3, 64, 64), sizes_of((64, 64))).logits[0].sigmoid()
+    assert probability.mean().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_relu_regression_predicts_strides_and_exp_regression_pixels() -> None:
+    features = [torch.randn(1, 64, 4, 4)] * 5
+    head = build(head={"num_convs": 0, "regression": "relu_stride"}).head
+    ltrb = head(features).ltrb
+    torch.testing.assert_close(ltrb[1], ltrb[0] * 2)
+    assert min(level.min().item() for level in ltrb) == 0
+    head.regression = "exp"
+    torch.testing.assert_close(head(features).ltrb[1], head(features).ltrb[0])
+
+
+def test_the_centerness_comes_from_the_chosen_tower() -> None:
+    features = [torch.randn(1, 64, 4, 4, requires_grad=True) for _ in range(5)]
+    for branch in ("cls", "box"):
+        head = build(head={"num_convs": 1, "centerness_on": branch}).head
+        head(features).centerness[0].sum().backward()
+        used = {name.split(".")[0] for name, p in head.named_parameters() if p.grad is not None}
+        assert used == {f"{branch}_tower", "centerness"}
+
+
+def test_boxes_that_no_location_learns_are_counted() -> None:
+    model = build()
+    assert model.unassigned_boxes == 0
+    tiny = torch.tensor([[8.0, 8.0, 9.0, 9.0], [4.0, 4.0, 60.0, 60.0]])
+    targets = Targets.pad([tiny, tiny[:1]], [torch.tensor([0, 1]), torch.tensor([2])])
+    model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), targets)
+    assert model.unassigned_boxes.shape == ()
+    assert model.unassigned_boxes.dtype == torch.int64
+    assert model.unassigned_boxes == 2
+    model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), two_boxes())
+    assert model.unassigned_boxes == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def step(model: FCOS, targets: Targets) -> dict[str, Tensor]:
+    images = noise(2, 3, 64, 64)
+    losses = model.train()(images, sizes_of((64, 64), (64, 64)), targets)
+    torch.stack(list(losses.values())).sum().backward()
+    return losses
+
+
+@pytest.mark.usefixtures("few_blocks")
+@pytest.mark.parametrize(
+    ("backbone", "norm", "regression"),
+    [
+        ("resnet50", "frozen_bn", "exp"),
+        ("resnet50", "gn", "relu_stride"),
+        ("resnet50", "bn", "exp"),
+        ("mobilenet_v2", "frozen_bn", "relu_stride"),
+        ("mobilenet_v2", "bn", "relu_stride"),
+        ("mobilenet_v2", "sync_bn", "exp"),
+    ],
+)
+def test_a_step_moves_everything_that_learns(backbone: str, norm: str, regression: str) -> None:
+    model = build(
+        backbone={"name": backbone, "weights": None, "norm": norm, "frozen_stages": 1},
+        head={"num_convs": 1, "regression": regression},
+    )
+    torch.nn.init.constant_(model.state_dict()["head.ltrb.bias"], 0.5)  # relu alive
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    losses = step(model, two_boxes())
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01).step()
+    for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all(), name
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        if parameter.grad is None:
+            assert torch.equal(parameter, before[name]), name
+        elif parameter.grad.abs().max() > 1e-4:  # a step that rounding does not swallow
+            assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("regression", ["exp", "relu_stride"])
+def test_a_batch_without_objects_trains_and_reaches_every_parameter(regression: str) -> None:
+    model = build(head={"num_convs": 1, "regression": regression})
+    losses = step(model, Targets.pad([torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2))
+    assert losses["loss_box"] == losses["loss_centerness"] == 0
+    assert losses["loss_cls"] > 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_a_batch_of_crowds_costs_nothing() -> None:
+    everything = torch.tensor([[-1.0, -1.0, 200.0, 200.0]])
+    targets = Targets.pad([everything] * 2, [torch.tensor([0])] * 2, [torch.tensor([True])] * 2)
+    assert all(loss == 0 for loss in step(build(), targets).values())
+
+
+def test_a_half_empty_batch_trains() -> None:
+    full = two_boxes(1)
+    targets = Targets.pad([full.boxes[0], torch.zeros(0, 4)], [full.labels[0], torch.zeros(0).long()])
+    assert all(loss.isfinite() and loss > 0 for loss in step(build(), targets).values())
+
+
+def test_losses_fall_when_learning_one_image() -> None:
+    model = build(
+        head={"num_convs": 1, "regression": "relu_stride"}, box_loss="giou", center_sampling_radius=1.5
+    ).train()
+    images, sizes = noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    totals = []
+    for _ in range(8):
+        total = torch.stack(list(model(images, sizes, two_boxes()).values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < 0.7 * totals[0]
+
+
+@pytest.mark.parametrize("regression", ["exp", "relu_stride"])
+def test_half_precision_ends_before_losses_and_boxes(regression: str) -> None:
+    model = tiny_model(tiny_config(head={"num_convs": 1, "regression": regression}))
+    images, sizes = noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64))
+    exact = model(images, sizes, two_boxes())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, losses = model(images, sizes), model(images, sizes, two_boxes())
+        found = model.detect(images, sizes)
+    assert {x.dtype for levels in outputs for x in levels} == {torch.float32}
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert {instances.boxes.dtype for instances in found} == {torch.float32}
+    for name, loss in losses.items():
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.1), name
+
+
+# ------------------------------------------------------------------------------------------------------------- building
+
+
+@pytest.mark.parametrize("fpn", [{"extra_level_source": "c5"}, {"norm": "gn", "relu": True}])
+@pytest.mark.parametrize("strides", [[8, 16, 32, 64, 128], [4, 8, 16, 32, 64], [8, 16, 32], [16, 32, 64], [32], [4, 8]])
+def test_levels_from_any_map_of_the_backbone(strides: list[int], fpn: dict) -> None:
+    ends = [-1, *(4 * s for s in strides[:-1]), None]
+    model = build(
+        backbone={"name": "mobilenet_v2", "weights": None},
+        strides=strides,
+        size_ranges=list(pairwise(ends)),
+        fpn={"channels": 32, **fpn},
+        score_threshold=0.001,
+    ).eval()
+    images, sizes = noise(1, 3, 64, 96), sizes_of((64, 96))
+    assert [x.shape[3] for x in model(images, sizes).logits] == [math.ceil(96 / s) for s in strides]
+    assert all(loss.isfinite() for loss in model(images, sizes, two_boxes(1)).values())
+    assert len(model.detect(images, sizes)[0]) > 0
+
+
+@pytest.mark.parametrize("strides", [[2, 4, 8], [64, 128], [3, 6]])
+def test_strides_that_the_backbone_does_not_have_are_refused(strides: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"the first level must be a map of mobilenet_v2, which has strides \[4, 8"):
+        build(strides=strides, size_ranges=[[0, None]] * len(strides))
+
+
+def test_the_config_reaches_the_detector() -> None:
+    options = {
+        "center_sampling_radius": 1.5,
+        "box_loss": "giou",
+        "focal_alpha": 0.3,
+        "focal_gamma": 1.5,
+        "score_threshold": 0.1,
+        "pre_nms_top_k": 77,
+        "nms_threshold": 0.4,
+        "max_detections": 9,
+        "box_convention": "inclusive",
+        "channel_order": "bgr",
+    }
+    model = build(**options, head={"num_convs": 3, "norm": "none", "centerness_on": "box", "regression": "relu_stride"})
+    assert {name: getattr(model, name) for name in options} == options
+    assert model.num_classes == 3
+    assert [type(m).__name__ for m in model.head.box_tower] == ["Conv2d", "ReLU"] * 3
+    assert model.head.centerness_on_box
+    assert model.head.regression == "relu_stride"
+
+
+def test_one_class() -> None:
+    model = build_model(tiny_config(score_threshold=0.001).model, num_classes=1, pretrained=False).eval()
+    (instances,) = model.detect(noise(1, 3, 64, 64), sizes_of((64, 64)))
+    assert len(instances) > 0
+    assert instances.labels.unique().tolist() == [0]
+
+
+def test_a_state_dict_carries_everything(shared: FCOS) -> None:
+    other = build(pixel_mean=[1, 2, 3]).eval()
+    images, sizes = noise(1, 3, 64, 64), sizes_of((64, 64))
+    other.load_state_dict(shared.state_dict())
+    for ours, theirs in zip(other.detect(images, sizes), shared.detect(images, sizes), strict=True):
+        assert torch.equal(ours.boxes, theirs.boxes)
+        assert torch.equal(ours.scores, theirs.scores)
+
+
+def test_double_precision_goes_through() -> None:
+    model = build().double().eval()
+    outputs = model(noise(1, 3, 64, 64), sizes_of((64, 64)))
+    assert {x.dtype for levels in outputs for x in levels} == {torch.float64}
+    losses = model(noise(1, 3, 64, 64), sizes_of((64, 64)), two_boxes(1))
+    assert losses["loss_cls"].dtype == torch.float64
