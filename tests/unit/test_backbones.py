@@ -87,6 +87,11 @@ def test_the_norm_is_the_one_asked_for(norm: str) -> None:
     assert found == {type(NORMS[norm](64))}
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (32, 16)])
+def test_group_norm_has_32_groups_of_at_least_two_channels(channels: int, groups: int) -> None:
+    assert NORMS["gn"](channels).num_groups == groups
+
+
 def test_the_epsilon_reaches_every_norm() -> None:
     backbone = build("resnet50", norm="frozen_bn", norm_eps=0.0)
     assert {m.eps for m in backbone.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}

@@ -1,0 +1,299 @@
+"""The original's configs and weight names."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fcos.config import Config
+from fcos.config_text import load_config, validate
+from fcos.errors import ConfigError
+from fcos.interop.fcos_core import config_from_yaml, convert_state_dict, rename
+
+GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
+DEFAULTS: dict[str, Any] = json.loads((GOLDENS / "facts" / "default_config.json").read_text())
+BODY = ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET"]
+MOBILE = ["MODEL.BACKBONE.CONV_BODY", "MNV2-FPN-RETINANET", "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "0"]
+
+
+def read(*pairs: str, body: list[str] = BODY) -> Config:
+    return validate(config_from_yaml({}, [*body, *pairs], where="x"), where="x")
+
+
+def refusal(*pairs: str, tree: dict[str, Any] | None = None, body: list[str] = BODY) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config_from_yaml(tree or {}, [*body, *pairs], where="old.yaml")
+    return str(caught.value)
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+# ----------------------------------------------------------------------------------------------------------- the keys
+
+
+def test_every_default_of_the_original_is_known() -> None:
+    config = validate(config_from_yaml(DEFAULTS, BODY), where="x")
+    assert config == read("MODEL.FCOS.NUM_CLASSES", "81")  # our table has the same defaults
+
+
+# These decide something only together with others: tested below.
+CONDITIONAL = {"MODEL.USE_SYNCBN"}
+
+
+@pytest.mark.parametrize("key", leaves(DEFAULTS))
+def test_another_value_of_any_key_changes_our_config_or_is_refused_or_has_no_effect_and_is_told(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    default = leaves(DEFAULTS)[key]
+    if isinstance(default, list):
+        other: Any = [7.0] * max(len(default), 1)
+    else:
+        other = {bool: not default, str: "other", int: 7, float: 0.123}[type(default)]
+    body = [] if key == BODY[0] else BODY
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        try:
+            outcome = "changed" if validate(config_from_yaml({key: other}, body), where="x") != read() else "same"
+        except ConfigError as error:
+            outcome = f"refused {error}"
+    if outcome == "same" and key not in CONDITIONAL:
+        assert caplog.messages == [f"config: {key} has no effect on an FCOS model here"]
+    else:
+        assert caplog.messages == []
+        assert "no such key" not in outcome
+
+
+def test_unknown_keys_get_a_suggestion() -> None:
+    assert "MODEL.FCOS.NMS: no such key in the original, did you mean 'MODEL.FCOS.NMS_TH'?" in refusal(
+        "MODEL.FCOS.NMS", "1"
+    )
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    tree = {"MODEL": {"FCOS": {"FOO": 1}, "RESNETS": {"NUM_GROUPS": 32}}, "SOLVER": {"BASE_LR": "high"}}
+    text = refusal("INPUT.PIXEL_MEAN", "(1, 2)", tree=tree, body=["MODEL.BACKBONE.CONV_BODY", "VGG"])
+    assert text.startswith("old.yaml:\n")
+    for key in ("MODEL.FCOS.FOO", "MODEL.RESNETS.NUM_GROUPS", "SOLVER.BASE_LR", "INPUT.PIXEL_MEAN"):
+        assert f"  {key}" in text
+    assert "MODEL.BACKBONE.CONV_BODY='VGG': expected one of R-50-FPN-RETINANET, R-101-FPN-RETINANET, MNV2" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("SOLVER.BASE_LR", "abc", "a number"),
+        ("SOLVER.BASE_LR", "True", "a number"),
+        ("INPUT.MAX_SIZE_TRAIN", "(3,)", "a number"),
+        ("MODEL.WEIGHT", "123", "text"),
+        ("MODEL.FCOS.NORM_REG_TARGETS", "1", "True or False"),
+        ("MODEL.FCOS.NORM_REG_TARGETS", "true", "True or False"),
+        ("INPUT.PIXEL_MEAN", "3", "3 numbers"),
+        ("INPUT.PIXEL_STD", "('a','b','c')", "3 numbers"),
+        ("INPUT.MIN_SIZE_RANGE_TRAIN", "(640,)", "2 numbers"),
+        ("INPUT.MIN_SIZE_TRAIN", "('a',)", "a list of numbers"),
+        ("MODEL.FCOS.FPN_STRIDES", "8", "5 numbers"),
+        ("SOLVER.STEPS", "8", "a list of numbers"),
+        ("SOLVER.STEPS", "(1, 'a')", "a list of numbers"),
+    ],
+)
+def test_values_of_another_kind_are_refused(key: str, value: str, expected: str) -> None:
+    text = refusal(key, value)
+    assert text.startswith(f"old.yaml: {key}=")
+    assert text.endswith(f"expected {expected}")
+
+
+@pytest.mark.parametrize("tree", [{"MODEL": 3}, {"MODEL": None}, {"MODEL": {1: 2}}, {"MODEL": {"FCOS": "x"}}])
+def test_a_value_in_place_of_a_section_is_refused(tree: dict[str, Any]) -> None:
+    assert "no such key in the original" in refusal(tree=tree)
+
+
+def test_pairs_must_be_pairs() -> None:
+    assert "expected KEY VALUE pairs" in refusal("SOLVER.BASE_LR")
+
+
+# -------------------------------------------------------------------------------------------------------- what differs
+
+
+@pytest.mark.parametrize(
+    ("options", "needs"),
+    [
+        ({"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 8}, "ResNeXt"),
+        ({"MODEL.RESNETS.STAGE_WITH_DCN": (False, True, True, True)}, "deformable convolutions"),
+        ({"MODEL.FCOS.USE_DCN_IN_TOWER": True}, "deformable convolutions"),
+        ({"MODEL.MASK_ON": True}, "masks"),
+        ({"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}, "RetinaNet"),
+        ({"TEST.BBOX_AUG.ENABLED": True}, "test-time augmentation"),
+    ],
+)
+def test_parts_that_are_not_here_are_refused_by_name_with_the_reason(options: dict[str, Any], needs: str) -> None:
+    text = refusal(*(str(item) for pair in options.items() for item in pair))
+    for key in options:
+        assert f"{key}=" in text
+    assert needs in text
+
+
+def test_the_blocks_of_the_backbone_must_fit_each_other() -> None:
+    assert "expected BottleneckWithFixedBatchNorm" in refusal("MODEL.RESNETS.TRANS_FUNC", "BottleneckWithGN")
+    norm = read("MODEL.RESNETS.TRANS_FUNC", "BottleneckWithGN", "MODEL.RESNETS.STEM_FUNC", "StemWithGN").model.backbone
+    assert (norm.norm, norm.norm_eps) == ("gn", 1e-5)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_frozen_stages_of_mobilenet_have_no_counterpart() -> None:
+    body = ["MODEL.BACKBONE.CONV_BODY", "MNV2-FPN-RETINANET"]
+    assert "MODEL.BACKBONE.FREEZE_CONV_BODY_AT=2: MobileNetV2 has a counterpart for 0 only" in refusal(body=body)
+
+
+# --------------------------------------------------------------------------------------------------------- conventions
+
+
+def test_the_originals_conventions_are_chosen() -> None:
+    model = read().model
+    assert (model.box_convention, model.channel_order, model.backbone.norm) == ("inclusive", "bgr", "frozen_bn")
+    assert model.backbone.norm_eps == 0  # pyright: ignore[reportAttributeAccessIssue]
+    assert model.backbone.stride_in_1x1  # pyright: ignore[reportAttributeAccessIssue]
+    assert model.pixel_mean == (102.9801, 115.9465, 122.7717)
+    assert model.pixel_std == (1, 1, 1)
+
+
+def test_pixels_from_0_to_1_are_ours_from_0_to_255() -> None:
+    model = read(
+        "INPUT.TO_BGR255", "False", "INPUT.PIXEL_MEAN", "[0.485, 0.456, 0.406]", "INPUT.PIXEL_STD", "[0.2, 0.4, 0.6]"
+    ).model
+    assert model.channel_order == "rgb"
+    assert model.pixel_mean == pytest.approx((0.485 * 255, 0.456 * 255, 0.406 * 255))
+    assert model.pixel_std == pytest.approx((51, 102, 153))
+
+
+@pytest.mark.parametrize(
+    ("body", "use_c5", "channels", "source"),
+    [
+        (BODY, "True", "256", "c5"),
+        (BODY, "False", "256", "p5"),
+        (BODY, "True", "2048", "p5"),
+        (MOBILE, "True", "128", "c5"),
+        (MOBILE, "True", "320", "p5"),
+    ],
+)
+def test_p6_comes_from_c5_only_when_the_channels_differ(
+    body: list[str], use_c5: str, channels: str, source: str
+) -> None:
+    pairs = ["MODEL.RETINANET.USE_C5", use_c5, "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", channels]
+    assert read(*pairs, body=body).model.fpn.extra_level_source == source
+
+
+@pytest.mark.parametrize(("flag", "norm"), [("True", "sync_bn"), ("False", "bn")])
+def test_mobilenet_learns_its_batch_norm(flag: str, norm: str) -> None:
+    assert read("MODEL.USE_SYNCBN", flag, body=MOBILE).model.backbone.norm == norm
+
+
+def test_classes_lose_the_background() -> None:
+    assert read("MODEL.FCOS.NUM_CLASSES", "21").model.num_classes == 20
+    assert read().model.num_classes is None  # not said: from the data
+
+
+def test_one_size_or_several_or_a_range() -> None:
+    assert read("INPUT.MIN_SIZE_TRAIN", "640").data.short_side == [640]
+    assert read("INPUT.MIN_SIZE_TRAIN", "(640, 800)").data.short_side == [640, 800]
+    assert read("INPUT.MIN_SIZE_RANGE_TRAIN", "(640, 800)").data.short_side_range == (640, 800)
+    assert read().data.short_side_range is None
+
+
+def test_weights_of_a_backbone_and_of_a_detector_are_two_things() -> None:
+    config = read("MODEL.WEIGHT", "catalog://ImageNetPretrained/MSRA/R-50")
+    assert (config.model.backbone.weights, config.train.weights) == ("catalog://ImageNetPretrained/MSRA/R-50", None)
+    config = read("MODEL.WEIGHT", "model.pth")
+    assert (config.model.backbone.weights, config.train.weights) == (None, "model.pth")
+    config = read()
+    assert (config.model.backbone.weights, config.train.weights) == (None, None)
+
+
+def test_a_file_of_the_original_with_pairs_and_our_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    tree = {"MODEL": {"BACKBONE": {"CONV_BODY": "R-101-FPN-RETINANET"}}, "SOLVER": {"STEPS": "(60000, 80000)"}}
+    path.write_text(yaml.safe_dump(tree))
+    pairs = ["SOLVER.BASE_LR", "1e-3", "MODEL.FCOS.CENTER_SAMPLING_RADIUS", "1.5", "INPUT.MIN_SIZE_TRAIN", "(640,)"]
+    config = load_config(path, [*pairs, "data=cells", "train.iterations=100"])
+    assert config.model.backbone.name == "resnet101"
+    assert (config.train.lr, config.train.iterations) == (1e-3, 100)
+    assert config.train.milestones == [60000, 80000]
+    assert config.model.center_sampling_radius == 1.5
+    assert config.data.short_side == [640]
+    assert config.data.root == Path("cells")
+
+
+def test_the_message_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-C4}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: MODEL.BACKBONE.CONV_BODY='R-50-C4': expected one of")
+
+
+# ---------------------------------------------------------------------------------------------------------- the weights
+
+
+def manifest_names() -> dict[str, list[str]]:
+    files = sorted((GOLDENS / "manifests" / "fcos").glob("*.json"))
+    return {file.stem: [row[0] for row in json.loads(file.read_text())["tensors"]] for file in files}
+
+
+@pytest.mark.parametrize("name", manifest_names())
+def test_no_two_tensors_get_the_same_name(name: str) -> None:
+    names = manifest_names()[name]
+    renamed = [rename(n) for n in names]
+    assert len(names) > 100
+    assert len(set(renamed)) == len(set(names)) == len(names)
+    assert not [n for n in renamed if n.startswith(("rpn.", "backbone.body", "backbone.fpn"))]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("backbone.body.stem.conv1.weight", "backbone.conv1.weight"),
+        ("backbone.body.layer3.5.bn2.running_var", "backbone.layer3.5.bn2.running_var"),
+        ("backbone.body.features.1.conv.3.weight", "backbone.features.1.conv.1.weight"),
+        ("backbone.body.features.7.conv.6.weight", "backbone.features.7.conv.2.weight"),
+        ("backbone.fpn.fpn_inner2.weight", "fpn.lateral.0.weight"),
+        ("backbone.fpn.fpn_layer4.bias", "fpn.output.2.bias"),
+        ("backbone.fpn.top_blocks.p7.weight", "fpn.extra.1.weight"),
+        ("rpn.head.cls_tower.4.bias", "head.cls_tower.4.bias"),
+        ("rpn.head.bbox_tower.0.weight", "head.box_tower.0.weight"),
+        ("rpn.head.bbox_pred.weight", "head.ltrb.weight"),
+        ("rpn.head.cls_logits.bias", "head.logits.bias"),
+        ("rpn.head.centerness.bias", "head.centerness.bias"),
+        ("rpn.head.scales.3.scale", "head.scales.3"),
+        ("something.else", "something.else"),
+    ],
+)
+def test_names_by_hand(theirs: str, ours: str) -> None:
+    assert rename(theirs) == ours
+
+
+def test_module_is_dropped_when_every_name_has_it() -> None:
+    tensor = torch.zeros(1)
+    assert list(convert_state_dict({"module.rpn.head.bbox_pred.bias": tensor})) == ["head.ltrb.bias"]
+
+
+def test_module_stays_when_one_name_does_not_have_it() -> None:
+    names = ["module.rpn.head.bbox_pred.bias", "rpn.head.cls_logits.bias"]
+    state = {name: torch.zeros(1) for name in names}
+    assert list(convert_state_dict(state)) == ["module.rpn.head.bbox_pred.bias", "head.logits.bias"]
+
+
+def test_an_empty_state_dict_stays_empty() -> None:
+    assert convert_state_dict({}) == {}
+
+
+def test_tensors_are_handed_on_as_they_are() -> None:
+    tensor = torch.rand(3)
+    assert convert_state_dict({"rpn.head.bbox_pred.bias": tensor})["head.ltrb.bias"] is tensor
