@@ -14,7 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def goldens(pytestconfig: pytest.Config) -> Path:
-    return pytestconfig.getoption("--goldens").resolve()
+    return Path(str(pytestconfig.getoption("--goldens"))).resolve()
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import evaluate, load, train
-    from .config import Config, load_config
+    from .config import Config
+    from .config_text import load_config
     from .errors import ConfigError, DataError, FCOSError, TrainingError, WeightsError
     from .evaluation.loop import Evaluation
     from .inference.draw import draw
@@ -34,8 +35,9 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("evaluate", "load", "train"), "api"),
-    **dict.fromkeys(("Config", "load_config"), "config"),
     **dict.fromkeys(("ConfigError", "DataError", "FCOSError", "TrainingError", "WeightsError"), "errors"),
+    "Config": "config",
+    "load_config": "config_text",
     "Evaluation": "evaluation.loop",
     "draw": "inference.draw",
     "Detector": "inference.predictor",

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, apply_overrides, load_config, recipe_names, validate
+from .config import Config
+from .config_text import apply_overrides, load_config, recipe_names, validate
 from .errors import ConfigError, DataError, WeightsError
 
 if TYPE_CHECKING:

@@ -144,7 +144,7 @@ def doctor(overrides: Overrides = None) -> None:
 
     For example: fcos doctor data=DIR
     """
-    from .config import load_config
+    from .config_text import load_config
     from .data.doctor import check
 
     report = check(load_config(None, overrides or ()).data)
@@ -181,7 +181,7 @@ def digits(  # noqa: PLR0917 (options of the command line)
 @config_app.command("list")
 def config_list() -> None:
     """List the shipped recipes."""
-    from .config import recipe_names
+    from .config_text import recipe_names
 
     for name in recipe_names():
         print(name)
@@ -193,8 +193,7 @@ def config_show(
     overrides: Overrides = None,
 ) -> None:
     """Print the whole resolved config as YAML, every option explained."""
-    from .config import load_config
-    from .config_text import annotated_yaml
+    from .config_text import annotated_yaml, load_config
 
     print(annotated_yaml(load_config(recipe, overrides or ())), end="")
 
@@ -205,8 +204,7 @@ def config_diff(
     second: Annotated[str, typer.Argument(metavar="RECIPE", help="Another one.")],
 ) -> None:
     """Print the options in which two configs differ."""
-    from .config import load_config
-    from .config_text import changes
+    from .config_text import changes, load_config
 
     for key, old, new in changes(load_config(first), load_config(second)):
         print(f"{key}: {old} -> {new}")

@@ -1,15 +1,10 @@
 """The config tree: the field is the schema, its docstring the documentation, its default the FCOS paper's recipe.
 
-`load_config("fcos_r50_fpn_1x", ["data=path", "train.lr=5e-3"])` reads a shipped recipe or a YAML file and applies
-`key=value` overrides. All errors are reported together, each with its place and a suggestion.
+`config_text.py` reads recipes and overrides into it.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Sequence
-from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,14 +16,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    ValidationError,
     field_validator,
     model_validator,
 )
-
-from .errors import ConfigError
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Section(BaseModel):
@@ -67,13 +57,12 @@ class MobileNetV2Config(_Section):
 
 
 BackboneConfig = Annotated[ResNetConfig | MobileNetV2Config, Field(discriminator="name")]
-_BACKBONES: dict[str, type[BaseModel]] = {
+BACKBONES: dict[str, type[BaseModel]] = {
     name: section
     for section in (ResNetConfig, MobileNetV2Config)
     for name in get_args(section.model_fields["name"].annotation)
 }
-_BACKBONE_NAME = "model.backbone.name"
-_DEFAULT_BACKBONE = "resnet50"
+DEFAULT_BACKBONE = "resnet50"
 _GROUPS = 32  # of `models.layers`' group norm
 
 
@@ -137,7 +126,7 @@ class FCOSConfig(_Section):
     @field_validator("backbone", mode="before")
     @classmethod
     def _default_backbone(cls, value: Any) -> Any:
-        return {"name": _DEFAULT_BACKBONE, **value} if isinstance(value, dict) else value
+        return {"name": DEFAULT_BACKBONE, **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> FCOSConfig:
@@ -311,171 +300,3 @@ class Config(_Section):
     def to_yaml(self) -> str:
         """The resolved config as YAML."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its trap: `1e-4` is a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str, *, where: str) -> Any:
-    """Parse YAML text safely; scientific notation is a float.
-
-    Raises:
-        ConfigError: the text is not YAML; `where` names its origin.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from None
-
-
-def recipe_names() -> list[str]:
-    """The shipped recipes."""
-    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
-
-
-def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe (by name) or a YAML file (by path; null: the defaults) and apply `key=value` overrides.
-
-    A YAML whose top keys are UPPER_CASE is one of the original's, read by `interop.fcos_core`; `KEY VALUE` pairs may
-    then follow among the overrides.
-
-    Raises:
-        ConfigError: unknown recipe, file, key or value; all mistakes in one message.
-    """
-    tree = read_config_tree(source)
-    name = str(source) if source is not None else "defaults"
-    if tree and all(key.isupper() for key in tree):
-        from .interop.fcos_core import config_from_yaml
-
-        pairs = [item for item in overrides if "=" not in item]
-        tree = config_from_yaml(tree, pairs, where=name)
-        overrides = [item for item in overrides if "=" in item]
-    apply_overrides(tree, overrides)
-    return validate(tree, where=name)
-
-
-def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set `key=value` texts in a plain tree; another backbone's name comes first, whatever the order, then its options.
-
-    Raises:
-        ConfigError: texts of another form, or a key below a value.
-    """
-    problems = []
-    for override in sorted(overrides, key=lambda text: not text.startswith(f"{_BACKBONE_NAME}=")):
-        key, separator, text = override.partition("=")
-        if not separator or not all(key.split(".")):
-            problems.append(f"override {override!r}: expected key=value, for example train.lr=0.005")
-            continue
-        try:
-            _assign(tree, key, parse_yaml(text, where=f"override {override!r}"))
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
-def read_config_tree(source: str | Path | None) -> dict[str, Any]:
-    """The plain tree of a recipe or YAML file, before overrides and defaults."""
-    if source is None:
-        return {}
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        path = RECIPES / f"{source}.yaml"
-        if not path.is_file():
-            name, known = str(source), recipe_names()
-            raise ConfigError(
-                f"no recipe {name!r}{suggest(name, known)}; recipes: {', '.join(known)}"
-                " (or give the path of a .yaml file)"
-            )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the config: {error}") from None
-    tree = parse_yaml(text, where=str(path)) or {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ConfigError(f"{path}: expected a mapping of options, found {type(tree).__name__}")
-    return tree
-
-
-def validate(tree: dict[str, Any], *, where: str) -> Config:
-    """Check a plain tree against the schema.
-
-    Raises:
-        ConfigError: one line for every mistake.
-    """
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
-        raise ConfigError(f"{where}:" + ("\n  " if len(lines) > 1 else " ") + "\n  ".join(lines)) from None
-
-
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    node: dict[str, Any] = tree
-    for depth, parent in enumerate(parents):
-        child = node.setdefault(parent, {})
-        if isinstance(child, str) and parents[: depth + 1] == ["data"]:
-            child = node[parent] = {"root": child}
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {key}: {'.'.join(parents[: depth + 1])} is a value, not a section")
-        node = child
-    if key == _BACKBONE_NAME and value != node.get("name", _DEFAULT_BACKBONE):
-        node.clear()  # the options were meant for the old one
-    if key == "data" and isinstance(node.get("data"), dict) and not isinstance(value, dict):
-        node["data"]["root"] = value
-    else:
-        node[last] = value
-    if key in ("train.iterations", "train.epochs", "train.max_minutes") and value is not None:
-        for other in ("iterations", "epochs", "max_minutes"):
-            if other != last:
-                node[other] = None
-
-
-def _fields(location: Sequence[Any]) -> list[str]:
-    """The option names that are allowed at a place in the tree."""
-    section: Any = Config
-    for part in location:
-        if part == "backbone":
-            section = ResNetConfig  # the default; a known name follows
-        elif part in _BACKBONES:
-            section = _BACKBONES[part]
-        else:
-            field = getattr(section, "model_fields", {}).get(part)
-            section = field.annotation if field is not None else None
-    return list(getattr(section, "model_fields", {}))
-
-
-def _explain(error: Any) -> str:
-    """One line on what pydantic found wrong."""
-    key = ".".join(str(part) for part in error["loc"] if part not in _BACKBONES) or "config"
-    kind, value = error["type"], error["input"]
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    if kind == "value_error":  # from our own validators, complete
-        return f"{key}: {message}"
-    if kind == "extra_forbidden":
-        *parents, last = error["loc"]
-        known = _fields(parents)
-        return f"{key}: no such option{suggest(str(last), known)}; known here: {', '.join(known)}"
-    if kind == "union_tag_invalid":
-        name = str(value["name"])
-        return f"{key}.name: no backbone {name!r}{suggest(name, list(_BACKBONES))}; known: {', '.join(_BACKBONES)}"
-    if kind in ("model_type", "model_attributes_type"):
-        return f"{key}: should be a section with options ({', '.join(_fields(error['loc']))}), found {value!r}"
-    if kind in ("string_type", "path_type") and isinstance(value, int | float | date):
-        return f"{key}: should be text, found a {type(value).__name__}; quote it twice to keep it text: '\"{value}\"'"
-    return f"{key}: {message}, found {value!r}"
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """A remark on the known word that is close to a wrong one; empty when none is."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

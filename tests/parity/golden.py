@@ -13,11 +13,15 @@ import torch
 from fill import fill_array
 from torch import Tensor
 
-from fcos.config import Config, validate
+from fcos.config import Config
+from fcos.config_text import validate
 from fcos.interop.fcos_core import config_from_yaml, convert_state_dict, rename
 from fcos.models import FCOS, build_model
 
-IMAGE_SIZES = "image_sizes_hw"
+
+def folder(config: pytest.Config) -> Path:
+    """The recordings that this run compares with."""
+    return Path(str(config.getoption("--goldens"))).resolve()
 
 
 def cases(file: Path, *, skip: tuple[str, ...] = ()) -> list[str]:
@@ -88,4 +92,4 @@ class Model:
 
 def model_entries(config: pytest.Config) -> list[dict[str, Any]]:
     """The models that the folder's index lists."""
-    return json.loads((config.getoption("--goldens") / "models" / "index.json").read_text())["models"]
+    return json.loads((folder(config) / "models" / "index.json").read_text())["models"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden import Model, model_entries, sample, tensor
+from golden import Model, folder, model_entries, sample, tensor
 from torch import Tensor
 
 from fcos.interop.fcos_core import rename
@@ -32,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest) -> Model:
-    return Model(request.config.getoption("--goldens").resolve(), request.param)
+    return Model(folder(request.config), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +117,8 @@ def test_outputs(model: Model, outputs: dict[str, Tensor], part: str) -> None:
         step = 1 if full else model.head_stride if part == "cls" else model.feature_stride
         flat = ours.reshape(-1)[::step].numpy()
         largest = float(np.abs(expected).max())
-        tolerance = {"rtol": 2e-5, "atol": 2e-4} if part == "reg" else {"rtol": 0, "atol": max(1e-4, 1e-5 * largest)}
-        np.testing.assert_allclose(flat, expected.reshape(-1), err_msg=key, **tolerance)
+        rtol, atol = (2e-5, 2e-4) if part == "reg" else (0.0, max(1e-4, 1e-5 * largest))
+        np.testing.assert_allclose(flat, expected.reshape(-1), rtol=rtol, atol=atol, err_msg=key)
         stats = [
             ours.double().mean(),
             ours.double().std(correction=0),

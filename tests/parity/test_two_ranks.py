@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import load
+from golden import folder, load
 
 WORKER = """
 import json, sys, torch
@@ -53,7 +53,7 @@ dist.destroy_process_group()
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "rank_case" in metafunc.fixturenames:
-        numbers = load(metafunc.config.getoption("--goldens").resolve() / "units" / "two_rank_loss.npz")
+        numbers = load(folder(metafunc.config) / "units" / "two_rank_loss.npz")
         metafunc.parametrize("rank_case", sorted({"/".join(k.split("/")[:2]) for k in numbers if k.count("/") == 3}))
 
 

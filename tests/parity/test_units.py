@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import cases, load, tensor
+from golden import cases, folder, load, tensor
 
 from fcos.models.boxes import area, class_wise_nms, clip, limit_detections, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
 from fcos.models.layers import NORMS
@@ -22,7 +22,7 @@ STRIDES = [8, 16, 32, 64, 128]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    units = metafunc.config.getoption("--goldens") / "units"
+    units = folder(metafunc.config) / "units"
     files = {"target_case": "targets.npz", "focal_case": "focal_loss.npz", "limit_case": "detections_limit.npz"}
     for name, file in files.items():
         if name in metafunc.fixturenames:
@@ -196,14 +196,14 @@ def test_inclusive_geometry(goldens: Path) -> None:
     recorded = load(goldens / "units" / "boxlist.npz")
     boxes = tensor(recorded["boxes"])
     width, height = recorded["size_wh"].tolist()
-    options = {"convention": "inclusive"}
+    convention = "inclusive"
 
     def close(ours: torch.Tensor, key: str) -> None:
         np.testing.assert_allclose(ours, recorded[key], rtol=RTOL, atol=1e-5, err_msg=key)
 
-    close(xyxy_to_xywh(boxes, **options), "xywh")
-    close(xywh_to_xyxy(tensor(recorded["xywh"]), **options), "xywh_back")
-    close(xywh_to_xyxy(tensor(recorded["raw_xywh"]), **options), "raw_xywh_to_xyxy")
-    close(area(boxes, **options), "area_xyxy")
-    close(pairwise_iou(boxes, boxes.flip(0), **options), "iou")
-    close(clip(boxes, (height, width), **options), "clip_keep")
+    close(xyxy_to_xywh(boxes, convention=convention), "xywh")
+    close(xywh_to_xyxy(tensor(recorded["xywh"]), convention=convention), "xywh_back")
+    close(xywh_to_xyxy(tensor(recorded["raw_xywh"]), convention=convention), "raw_xywh_to_xyxy")
+    close(area(boxes, convention=convention), "area_xyxy")
+    close(pairwise_iou(boxes, boxes.flip(0), convention=convention), "iou")
+    close(clip(boxes, (height, width), convention=convention), "clip_keep")

@@ -2,7 +2,8 @@
 
 import torch
 
-from fcos.config import Config, validate
+from fcos.config import Config
+from fcos.config_text import validate
 from fcos.models import FCOS, build_model
 
 NAMES = ("cat", "dog", "owl")

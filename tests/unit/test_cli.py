@@ -11,7 +11,7 @@ from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from PIL import Image
 
 from fcos import cli
-from fcos.config import load_config
+from fcos.config_text import load_config
 from fcos.training.checkpoint import save_checkpoint
 
 

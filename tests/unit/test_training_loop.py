@@ -13,7 +13,8 @@ import pytest
 import torch
 from tiny_data import CLASSES, coco_tree, write_coco
 
-from fcos.config import Config, load_config
+from fcos.config import Config
+from fcos.config_text import load_config
 from fcos.errors import ConfigError, DataError, FCOSError, TrainingError
 from fcos.evaluation.loop import Evaluation
 from fcos.models import fcos as fcos_module

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import suggest
+from ..config_text import suggest
 from ..errors import ConfigError
 
 log = logging.getLogger(__name__)

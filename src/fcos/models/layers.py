@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from torch import nn
@@ -10,12 +9,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
-    """32 groups where the channels allow it, fewer where they do not: a group has at least two channels.
-
-    A group of one channel would have nothing to normalise on a 1x1 map.
-    """
-    groups = math.gcd(32, channels)
-    return nn.GroupNorm(groups if groups < channels else max(groups // 2, 1), channels, eps=eps)
+    """32 groups; of 32 channels 16, for a group of one channel has nothing to normalise on a 1x1 map."""
+    return nn.GroupNorm(min(32, channels // 2), channels, eps=eps)
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {

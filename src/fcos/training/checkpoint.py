@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, validate
+from ..config import Config
+from ..config_text import validate
 from ..errors import WeightsError
 
 if TYPE_CHECKING:
