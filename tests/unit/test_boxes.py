@@ -121,6 +121,17 @@ def test_an_overlap_of_exactly_the_threshold_stays(tenths: int, label: int) -> N
     assert class_wise_nms(boxes[[0, 2]], scores[:2], labels[:2], tenths / 10).tolist() == [0]
 
 
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("far", [20000.1, 20000.3, 33333.337, 12345.678])
+def test_a_far_box_of_another_class_does_not_change_what_is_exact(far: float) -> None:
+    """Where classes are moved apart, that must not round small boxes."""
+    far_box, labels = [far, far, far + 0.7, far + 0.3], torch.tensor([79, 79, 0])
+    half = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], far_box])
+    more = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.001], far_box])
+    assert class_wise_nms(half, torch.tensor([0.9, 0.8, 0.7]), labels, 0.5).tolist() == [0, 1, 2]
+    assert class_wise_nms(more, torch.tensor([0.9, 0.8, 0.7]), labels, 0.5).tolist() == [0, 2]
+
+
 @pytest.mark.parametrize("threshold", [0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_both_ways_agree_on_whole_pixels(
