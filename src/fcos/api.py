@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from .training.loop import TrainResult
 
 
-def load(source: str | Path, *overrides: str, device: str = "auto", num_classes: int = 80) -> Detector:
+def load(source: str | Path, *overrides: str, device: str | None = None, num_classes: int = 80) -> Detector:
     """Load a detector that is ready to `predict`.
 
     Args:
         source: a weights file (runs/NAME/weights/best.pt); or a recipe or YAML file, for an untrained detector.
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`.
-        device: `auto` (CUDA, else MPS, else CPU) or a torch device.
+        device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: that of the config, an override `device=`
+            among them.
         num_classes: of an untrained detector whose config does not say it.
 
     Raises:
@@ -38,12 +39,13 @@ def load(source: str | Path, *overrides: str, device: str = "auto", num_classes:
     from .models import build_model
     from .training.distributed import resolve_device
 
-    place = resolve_device(device)
     if _is_recipe(source):
         config = load_config(source, overrides)
+        place = resolve_device(device or config.device)
         model = build_model(config.model, num_classes=config.model.num_classes or num_classes)
         return Detector(model.to(place), config)
     model, checkpoint, config = _restore(source, overrides)
+    place = resolve_device(device or config.device)
     return Detector(model.to(place), config, class_names=checkpoint.class_names, category_ids=checkpoint.category_ids)
 
 

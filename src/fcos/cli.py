@@ -44,7 +44,7 @@ def main() -> None:
     logging.getLogger("fcos").setLevel(logging.INFO)
     try:
         app(prog_name="fcos")
-    except FCOSError as error:
+    except (FCOSError, OSError) as error:  # a folder that cannot be written, a full disk
         print(f"fcos: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -43,3 +43,8 @@ def test_a_mistake_is_told_before_anything_is_trained(trained):
     with pytest.raises(ConfigError, match=r"train\.lrr"):
         fcos.train(Config(), "train.lrr=0.5")
     assert trained == []
+
+
+def test_a_device_among_the_overrides_counts():
+    with pytest.raises(ConfigError, match="abacus"):
+        fcos.load("fcos_mnv2_small", "model.backbone.weights=null", "device=abacus")

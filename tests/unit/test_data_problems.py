@@ -296,6 +296,20 @@ def test_the_doctor_finds_classes_of_val_that_train_lacks(tmp_path: Path) -> Non
     assert any("'dog'" in p.message for p in check(config(tmp_path)).problems["val"])
 
 
+def test_the_doctor_misses_a_train_split(tmp_path: Path) -> None:
+    write_coco(tmp_path, split="val")
+    report = check(config(tmp_path))
+    assert report.failed
+    assert "there is no train split" in _text(tmp_path)
+
+
+def test_the_doctor_shows_class_names_as_they_are(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["categories"][0]["name"] = "[red]"
+    write_coco(tmp_path, tree)
+    assert "[red]" in _text(tmp_path)
+
+
 def test_all_images_lost_stops_even_when_skipping(tmp_path: Path) -> None:
     write_coco(tmp_path)
     for name in SIZES:

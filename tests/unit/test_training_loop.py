@@ -194,6 +194,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert all(t.isfinite().all() for t in last.model.values())
 
 
+def test_random_weights_that_do_not_learn_are_warned_of(
+    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(iterations=1)
+    backbone = config.model.backbone.model_copy(update={"weights": None, "norm": "bn", "frozen_stages": 2})
+    train(config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})}))
+    assert "2 stages that do not learn" in capsys.readouterr().out
+
+
 def test_the_first_step_obeys_rate_and_clipping(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(iterations=1, lr=0.5, clip_norm=0.01, weight_decay=0.0, bias_lr_factor=1.0, ema=None)
     torch.manual_seed(0)

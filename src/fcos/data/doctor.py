@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -59,7 +60,7 @@ class Report:
         rows += [("  without boxes", [c.images_without_boxes for c in self.counts.values()])]
         rows += [("boxes", [c.boxes for c in self.counts.values()])]
         for name in dict.fromkeys(name for c in self.counts.values() for name in c.per_class):
-            rows.append((f"  {name}", [c.per_class.get(name, 0) for c in self.counts.values()]))
+            rows.append((escape(f"  {name}"), [c.per_class.get(name, 0) for c in self.counts.values()]))
         rows += [("  crowd, ignored", [c.crowd for c in self.counts.values()])]
         for name, values in rows:
             table.add_row(name, *(str(value) for value in values))
@@ -94,6 +95,9 @@ def check(config: DataConfig) -> Report:
             report.problems[split] = [Problem("unreadable split", split, "", str(error))]
             continue
         if loaded is None:
+            if split == "train":
+                message = "there is no train split; give data.train.annotations and data.train.images"
+                report.problems[split] = [Problem("missing split", split, "", message)]
             continue
         annotations, problems = loaded
         class_names = class_names or annotations.class_names

@@ -1,4 +1,4 @@
-"""The table of detectors and how to build one from a config."""
+"""How to build the detector that a config describes."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class FCOSHead(nn.Module):
         num_classes: K.
         strides: of the levels, in pixels.
         num_convs: convolutions in each tower.
-        norm: `gn` (32 groups) or `none` after each of them.
+        norm: `gn` (see `layers.group_norm`) or `none` after each of them.
         centerness_on: which tower the centerness is predicted from.
         regression: `exp`: distances are exp(scale_l x) pixels; `relu_stride`: relu(scale_l x) strides.
         prior_probability: the class probability that an untrained head gives everywhere.

@@ -5,7 +5,6 @@ Shape letters: N images, R locations over all levels, K classes, P positive loca
 
 from __future__ import annotations
 
-import sys
 from typing import Literal
 
 import torch
@@ -18,7 +17,6 @@ from .targets import IGNORED, Assignment, centerness_targets
 # The original clamps the probability under the logarithm at the smallest normal float32: a positive costs at most
 # alpha * 87.34.
 _LOG_MIN = float(torch.log(torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float64)))
-assert sys.float_info.min < torch.finfo(torch.float32).tiny
 BoxLoss = Literal["iou", "linear_iou", "giou"]
 
 

@@ -64,7 +64,11 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
                 f" and put it at {cache}, or train from random weights with model.backbone.weights=null"
             ) from None
     if "://" in source:
-        raise WeightsError(f"model.backbone.weights: {source!r} is not read here; give `imagenet`, a path, or null")
+        raise WeightsError(
+            f"model.backbone.weights: {source!r} is not read; give a path to a state dict in torchvision's names, null,"
+            " or `imagenet` (RGB images, torchvision's mean and deviation, blocks that downsample in the 3x3 convolution:"
+            " model.channel_order, pixel_mean, pixel_std and backbone.stride_in_1x1 must agree)"
+        )
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -156,6 +156,11 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
             "warning: the backbone has random weights and frozen batch norm, which then normalises nothing and learns"
             " badly; use model.backbone.weights=imagenet, train.weights=FILE, or another model.backbone.norm"
         )
+    if backbone.weights is None and backbone.frozen_stages:
+        return model, (
+            f"warning: the backbone has random weights and {backbone.frozen_stages} stages that do not learn;"
+            " use model.backbone.frozen_stages=0, or model.backbone.weights=imagenet"
+        )
     return model, f"weights: backbone {backbone.weights or 'random'}, the rest random"
 
 
