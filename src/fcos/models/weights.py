@@ -66,8 +66,8 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
     if "://" in source:
         raise WeightsError(
             f"model.backbone.weights: {source!r} is not read; give a path to a state dict in torchvision's names, null,"
-            " or `imagenet` (RGB images, torchvision's mean and deviation, blocks that downsample in the 3x3 convolution:"
-            " model.channel_order, pixel_mean, pixel_std and backbone.stride_in_1x1 must agree)"
+            " or `imagenet` (RGB images, torchvision's mean and deviation, blocks that downsample in the 3x3"
+            " convolution: model.channel_order, pixel_mean, pixel_std and backbone.stride_in_1x1 must agree)"
         )
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
