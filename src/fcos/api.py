@@ -25,7 +25,8 @@ def load(source: str | Path, *overrides: str, device: str | None = None, num_cla
     """Load a detector that is ready to `predict`.
 
     Args:
-        source: a weights file (runs/NAME/weights/best.pt); or a recipe or YAML file, for an untrained detector.
+        source: a weights file (runs/NAME/weights/best.pt); or a recipe or YAML file, for a detector whose head is
+            untrained (its backbone's weights are fetched unless `model.backbone.weights=null`).
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`.
         device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: that of the config, an override `device=`
             among them.
