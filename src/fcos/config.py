@@ -181,6 +181,11 @@ class DataConfig(_Section):
     """Detection: the limit of the longer side; null: `max_side`."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip in training."""
+    zoom: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    """Training: scale the image by a further factor from this range without making it larger: a random window of what
+    exceeds its size is kept. It makes a small data set last longer; [0.5, 2] is a lot."""
+    color_jitter: float = Field(default=0.0, ge=0, le=1)
+    """Training: multiply brightness, contrast and saturation by random factors of 1 +- this."""
     size_divisor: int = Field(default=32, ge=1)
     """Batches are padded at the right and the bottom to a multiple of this."""
     group_by_aspect: bool = True
@@ -204,6 +209,8 @@ class DataConfig(_Section):
             raise ValueError(f"short_side must hold positive pixel counts, found {self.short_side}")
         if self.short_side_range is not None and not 1 <= self.short_side_range[0] <= self.short_side_range[1]:
             raise ValueError(f"short_side_range must be (smallest, largest), found {self.short_side_range}")
+        if self.zoom[0] > self.zoom[1]:
+            raise ValueError(f"zoom must be (smallest, largest), found {self.zoom}")
         return self
 
     @property

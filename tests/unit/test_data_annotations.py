@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_data import BOXES, SIZES, coco_tree, config, write_coco
 
 from fcos.data import Annotations, DetectionDataset, Transform, load_annotations
+from fcos.data.dataset import MIN_VISIBLE
 from fcos.errors import DataError
 
 
@@ -111,3 +112,19 @@ def test_an_image_that_changed_its_size_is_told(train: Annotations) -> None:
 def test_every_image_is_used_also_without_boxes(train: Annotations) -> None:
     assert len(train) == len(SIZES)
     assert train.span(2) == slice(3, 3)
+
+
+def test_objects_cut_off_by_zooming_are_ignored_or_gone(train: Annotations) -> None:
+    """The same arithmetic on the boxes alone tells what each sample must hold."""
+    transform = Transform((30,), 100, zoom=(1.5, 4.0))
+    dataset = DetectionDataset(train, transform=transform)
+    boxes, labels = torch.from_numpy(train.boxes[train.span(1)]), torch.from_numpy(train.labels[train.span(1)])
+    seen = set()
+    for seed in range(100):
+        sample = dataset.load(1, seed)
+        _, cut, visible = transform(Image.open(train.path(1)).convert("RGB"), boxes, seed=seed)
+        assert torch.equal(sample.boxes, cut[visible > 0])
+        assert torch.equal(sample.labels, labels[visible > 0])
+        assert torch.equal(sample.crowd, visible[visible > 0] < MIN_VISIBLE)
+        seen |= {"gone" if v == 0 else "ignored" if v < MIN_VISIBLE else "kept" for v in visible.tolist()}
+    assert seen == {"gone", "ignored", "kept"}

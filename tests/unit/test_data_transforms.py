@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from PIL import Image
 from tiny_data import config
 
 from fcos.data.transforms import (
+    Draws,
     Transform,
+    crop_boxes,
     flip_boxes,
     resize_boxes,
     resize_size,
@@ -36,7 +40,7 @@ def test_flipping_twice_is_the_identity() -> None:
 
 def test_a_flipped_box_holds_the_same_pixels() -> None:
     image = _image()
-    pixels, boxes = Transform((30,), 100, flip=1.0)(image, BOXES[:1])
+    pixels, boxes, _ = Transform((30,), 100, flip=1.0)(image, BOXES[:1])
     x1, y1, x2, y2 = boxes[0].int().tolist()
     inside = np.asarray(image)[3:23, 2:12]
     assert np.array_equal(pixels[:, y1:y2, x1:x2].permute(1, 2, 0).numpy(), inside[:, ::-1])
@@ -47,7 +51,7 @@ def test_boxes_are_scaled_with_each_axis_own_ratio() -> None:
 
 
 def test_an_image_without_boxes_is_transformed() -> None:
-    pixels, boxes = Transform((60,), 100, flip=1.0)(_image())
+    pixels, boxes, _ = Transform((60,), 100, flip=1.0)(_image())
     assert pixels.shape == (3, 60, 80)
     assert boxes.shape == (0, 4)
 
@@ -56,13 +60,13 @@ def test_draws_depend_on_the_seed_only() -> None:
     transform = train_transform(config(short_side_range=(640, 800), max_side=1333))
     draws = [transform.draw(seed) for seed in range(4000)]
     assert draws == [transform.draw(seed) for seed in range(4000)]
-    assert {short_side for short_side, _ in draws} == set(range(640, 801))
+    assert {draw.short_side for draw in draws} == set(range(640, 801))
     assert 0.45 < sum(flip for _, flip in draws) / 4000 < 0.55
 
 
 def test_a_list_of_sizes_is_drawn_from() -> None:
     transform = train_transform(config(short_side=[32, 48]))
-    assert {transform.draw(seed)[0] for seed in range(50)} == {32, 48}
+    assert {transform.draw(seed).short_side for seed in range(50)} == {32, 48}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,63 @@ def test_a_list_of_sizes_is_drawn_from() -> None:
 )
 def test_detection_uses_one_size_and_no_flip(options: dict, short_side: int) -> None:
     transform = detection_transform(config(**options))
-    assert {transform.draw(seed) for seed in range(50)} == {(short_side, False)}
+    assert {transform.draw(seed)._replace(window=(0, 0)) for seed in range(50)} == {Draws(short_side, flip=False)}
+
+
+def test_a_zoomed_box_holds_the_same_content() -> None:
+    """A white square on black stays exactly under its box, whatever is cut off."""
+    image = Image.new("RGB", (120, 90))
+    image.paste("white", (40, 30, 80, 60))
+    transform = Transform((90,), 200, flip=0.5, zoom=(0.4, 3.0))
+    sizes = set()
+    for seed in range(60):
+        pixels, boxes, visible = transform(image, torch.tensor([[40.0, 30.0, 80.0, 60.0]]), seed=seed)
+        height, width = pixels.shape[1:]
+        assert height <= 90
+        assert width <= 120
+        sizes.add((height, width))
+        x1, y1, x2, y2 = boxes[0].tolist()
+        assert 0 <= x1 <= x2 <= width
+        assert 0 <= y1 <= y2 <= height
+        assert pixels[0].sum() / 255 == pytest.approx((x2 - x1) * (y2 - y1), rel=0.02, abs=3)
+        if visible[0] > 0:
+            inside = pixels[0, math.ceil(y1) + 2 : math.floor(y2) - 2, math.ceil(x1) + 2 : math.floor(x2) - 2]
+            assert (inside == 255).all()
+        if transform.draw(seed).zoom < 1:
+            assert visible.tolist() == [1.0]
+    assert len(sizes) > 10
+    assert (90, 120) in sizes
+
+
+def test_zoom_is_drawn_evenly_in_both_directions() -> None:
+    zooms = [Transform((90,), 200, zoom=(0.5, 2.0)).draw(seed).zoom for seed in range(2000)]
+    assert min(zooms) == pytest.approx(0.5, rel=0.01)
+    assert max(zooms) == pytest.approx(2.0, rel=0.01)
+    assert sum(zoom > 1 for zoom in zooms) / 2000 == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("convention", "boxes", "shares"),
+    [
+        ("continuous", [[10, 10, 30, 20], [20, 10, 40, 20], [40, 0, 50, 9], [0, 0, 5, 5]], [1, 0.5, 0, 0]),
+        ("inclusive", [[10, 10, 29, 19], [20, 10, 39, 19], [40, 0, 49, 9], [0, 0, 4, 4]], [1, 0.5, 0, 0]),
+    ],
+)
+def test_what_is_left_of_a_box(convention: BoxConvention, boxes: list[list[float]], shares: list[float]) -> None:
+    cut, visible = crop_boxes(torch.tensor(boxes, dtype=torch.float32), (10, 10), (15, 20), convention)
+    assert visible.tolist() == shares
+    last = 1 if convention == "inclusive" else 0
+    assert cut[:2].tolist() == [[0, 0, 20 - last, 10 - last], [10, 0, 20 - last, 10 - last]]
+
+
+def test_colours_change_within_the_strength_and_geometry_does_not() -> None:
+    image = Image.new("RGB", (40, 30), (100, 120, 140))
+    transform = Transform((30,), 100, color_jitter=0.3)
+    pixels = [transform(image, BOXES, seed=seed) for seed in range(50)]
+    means = torch.stack([p.image.float().mean() for p in pixels])
+    assert means.unique().numel() > 20
+    assert 0.65 * 120 < means.min() < 0.9 * 120 < 1.1 * 120 < means.max() < 1.35 * 120
+    assert all(torch.equal(p.boxes, BOXES) for p in pixels)
 
 
 def test_boxes_of_a_pixel_vanish_in_the_inclusive_convention() -> None:

@@ -19,6 +19,10 @@ from .images import open_rgb
 from .transforms import Transform, to_inclusive
 
 
+MIN_VISIBLE = 0.25
+"""Objects of which a smaller share is left in a zoomed image are ignored in training."""
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
     """The checked annotations of a split: a dozen arrays, whatever their number, so that loader workers share them.
@@ -129,7 +133,7 @@ class Sample(NamedTuple):
 class DetectionDataset:
     """Reads and transforms the images of a split.
 
-    `dataset[index]` is a Sample; `dataset.load(index, seed)` draws scale and flip from the seed.
+    `dataset[index]` is a Sample; `dataset.load(index, seed)` draws scale, flip, zoom and colours from the seed.
     """
 
     def __init__(
@@ -157,6 +161,8 @@ class DetectionDataset:
             raise DataError(f"{path}: is {image.width}x{image.height}, was {width}x{height} when the data was checked")
         span = self.annotations.span(index)
         boxes = torch.from_numpy(self.annotations.boxes[span])
-        pixels, boxes = self.transform(image, boxes, seed=seed)
+        pixels, boxes, visible = self.transform(image, boxes, seed=seed)
         labels, crowd = (torch.from_numpy(column[span]) for column in (self.annotations.labels, self.annotations.crowd))
-        return Sample(pixels, boxes, labels, crowd, index)
+        # A sliver of an object is neither an example of it nor of background.
+        crowd, kept = crowd | (visible < MIN_VISIBLE), visible > 0
+        return Sample(pixels, boxes[kept], labels[kept], crowd[kept], index)

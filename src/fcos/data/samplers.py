@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Draw(NamedTuple):
-    """An image of a training batch, and the seed of its scale and flip."""
+    """An image of a training batch, and the seed of its augmentation."""
 
     index: int
     seed: int

@@ -1,19 +1,23 @@
-"""Resizing and flipping, exactly as the original does.
+"""Resizing and flipping, exactly as the original does; beyond it, zooming and colours for small data sets.
 
 Sizes are (height, width) in pixels; boxes [M, 4] float32 XYXY in pixels of the image they come with.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from ..config import DataConfig
+from ..models.boxes import area, clip
 from ..structures import BoxConvention
 from .images import image_to_tensor
 
@@ -32,10 +36,28 @@ def resize_size(height: int, width: int, short_side: int, max_side: int | None) 
     return int(short_side * height / width), short_side
 
 
-def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize with Pillow's antialiasing bilinear filter to (height, width)."""
-    height, width = size
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+def resize_image(
+    image: Image.Image, size: tuple[int, int], *, whole: tuple[int, int] | None = None, origin: tuple[int, int] = (0, 0)
+) -> Image.Image:
+    """Resize with Pillow's antialiasing bilinear filter.
+
+    Args:
+        image: any mode that Pillow filters.
+        size: (height, width) of the result.
+        whole: size to resize to, where the result is a part of it; `size` by default.
+        origin: (x, y) of that part.
+    """
+    (height, width), (whole_height, whole_width), (left, top) = size, whole or size, origin
+    if image.size == (width, height) == (whole_width, whole_height):
+        return image
+    ratio_x, ratio_y = image.width / whole_width, image.height / whole_height
+    window = (
+        left * ratio_x,
+        top * ratio_y,
+        min((left + width) * ratio_x, image.width),
+        min((top + height) * ratio_y, image.height),
+    )
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=window)
 
 
 def resize_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
@@ -49,6 +71,28 @@ def flip_boxes(boxes: Tensor, width: int, convention: BoxConvention) -> Tensor:
     x1, y1, x2, y2 = boxes.unbind(-1)
     last = width if convention == "continuous" else width - 1
     return torch.stack([last - x2, y1, last - x1, y2], dim=-1)
+
+
+def crop_boxes(
+    boxes: Tensor, origin: tuple[int, int], size: tuple[int, int], convention: BoxConvention
+) -> tuple[Tensor, Tensor]:
+    """Move boxes into a window of their image and cut off what is outside.
+
+    Args:
+        boxes: [M, 4].
+        origin: (x, y) of the window.
+        size: (height, width) of the window.
+        convention: of the boxes.
+
+    Returns:
+        The boxes [M, 4], and the share [M] of each one's area that is left.
+    """
+    moved = boxes - boxes.new_tensor([*origin, *origin])
+    cut = clip(moved, size, convention=convention)
+    left = area(cut, convention=convention) / area(moved, convention=convention)
+    # An inclusive box outside the window still covers the pixels of its edge.
+    outside = (moved[:, 2:] < 0).any(dim=1) | (moved[:, :2] > moved.new_tensor([size[1], size[0]])).any(dim=1)
+    return cut, left.masked_fill(outside, 0.0)
 
 
 def to_inclusive(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,57 +113,112 @@ def to_inclusive(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([corner, far], dim=1), (far - corner > 1e-3).all(dim=1)
 
 
+class Draws(NamedTuple):
+    """What is drawn for one image.
+
+    Attributes:
+        short_side: pixels.
+        flip: whether to mirror the image.
+        zoom: further scale of the image, whose size is kept: what exceeds it is cut off.
+        window: (x, y) of what is kept, 0: the left or upper end, 1: the right or lower.
+        brightness, contrast, saturation: factors.
+    """
+
+    short_side: int
+    flip: bool
+    zoom: float = 1.0
+    window: tuple[float, float] = (0.0, 0.0)
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+
+
+class Transformed(NamedTuple):
+    """A transformed image.
+
+    Attributes:
+        image: uint8 [3, h, w] RGB.
+        boxes: [M, 4] in pixels of `image`, inside it.
+        visible: [M] in 0..1, the share of each box's area that is left after zooming.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    visible: Tensor
+
+
 @dataclass(frozen=True)
 class Transform:
-    """Resize, and perhaps flip, an image with its boxes.
+    """Resize, and perhaps flip, zoom and recolour, an image with its boxes.
 
     Attributes:
         short_sides: the shorter side is drawn from these.
         max_side: limit of the longer side.
         flip: probability of a horizontal flip.
+        zoom: (smallest, largest) further scale, drawn evenly in its logarithm. Above 1 a random window of the size
+            without zoom is kept, so that no batch becomes larger (large-scale jittering, arXiv:2012.07177).
+        color_jitter: brightness, contrast and saturation are multiplied by up to 1 +- this.
         box_convention: of the boxes that are passed.
     """
 
     short_sides: Sequence[int]
     max_side: int
     flip: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    color_jitter: float = 0.0
     box_convention: BoxConvention = "continuous"
 
-    def draw(self, seed: int) -> tuple[int, bool]:
-        """The short side and whether to flip; the same for the same seed on every machine."""
+    def draw(self, seed: int) -> Draws:
+        """What to do with an image; the same for the same seed on every machine."""
         generator = random.Random(seed)
-        return generator.choice(self.short_sides), generator.random() < self.flip
+        uniform = generator.uniform
+        return Draws(
+            short_side=generator.choice(self.short_sides),
+            flip=generator.random() < self.flip,
+            zoom=math.exp(uniform(*map(math.log, self.zoom))),
+            window=(generator.random(), generator.random()),
+            brightness=uniform(1 - self.color_jitter, 1 + self.color_jitter),
+            contrast=uniform(1 - self.color_jitter, 1 + self.color_jitter),
+            saturation=uniform(1 - self.color_jitter, 1 + self.color_jitter),
+        )
 
-    def __call__(self, image: Image.Image, boxes: Tensor | None = None, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Image.Image, boxes: Tensor | None = None, *, seed: int = 0) -> Transformed:
         """Transform one image.
 
         Args:
             image: RGB.
             boxes: [M, 4] in pixels of `image`; none by default.
             seed: of the draws.
-
-        Returns:
-            Pixels uint8 [3, h, w] RGB and boxes [M, 4] in pixels of these.
         """
         boxes = torch.zeros(0, 4) if boxes is None else boxes
-        short_side, flip = self.draw(seed)
+        draws = self.draw(seed)
         size = image.height, image.width
-        new_size = resize_size(*size, short_side, self.max_side)
-        image, boxes = resize_image(image, new_size), resize_boxes(boxes, size, new_size)
-        if flip:
+        new_size = resize_size(*size, draws.short_side, self.max_side)
+        zoomed = max(round(new_size[0] * draws.zoom), 1), max(round(new_size[1] * draws.zoom), 1)
+        kept = min(new_size[0], zoomed[0]), min(new_size[1], zoomed[1])
+        left, top = (round(draws.window[axis] * (zoomed[1 - axis] - kept[1 - axis])) for axis in (0, 1))
+        image = resize_image(image, kept, whole=zoomed, origin=(left, top))
+        boxes, visible = resize_boxes(boxes, size, zoomed), boxes.new_ones(len(boxes))
+        if kept != zoomed:
+            boxes, visible = crop_boxes(boxes, (left, top), kept, self.box_convention)
+        if draws.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             boxes = flip_boxes(boxes, image.width, self.box_convention)
-        return image_to_tensor(image), boxes
+        if self.color_jitter:
+            image = adjust_brightness(image, draws.brightness)
+            image = adjust_contrast(image, draws.contrast)
+            image = adjust_saturation(image, draws.saturation)
+        return Transformed(image_to_tensor(image), boxes, visible)
 
 
 def train_transform(config: DataConfig, box_convention: BoxConvention = "continuous") -> Transform:
-    """The transform of training images: multi-scale resize and flip."""
+    """The transform of training images: multi-scale resize, flip, zoom, colours."""
     if config.short_side_range is not None:
         smallest, largest = config.short_side_range
         short_sides: Sequence[int] = range(smallest, largest + 1)
     else:
         short_sides = tuple(config.short_side)
-    return Transform(short_sides, config.max_side, config.flip, box_convention)
+    return Transform(short_sides, config.max_side, config.flip, config.zoom, config.color_jitter, box_convention)
 
 
 def test_transform(config: DataConfig) -> Transform:

@@ -100,7 +100,7 @@ class Detector:
 
     def _detect(self, pictures: Sequence[Image.Image]) -> list[Instances]:
         """Detections in pixels of each picture; those of one padded shape pass the model together."""
-        pixels = [self._transform(picture)[0] for picture in pictures]
+        pixels = [self._transform(picture).image for picture in pictures]
         groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         divisor = self.config.data.size_divisor
         for i, image in enumerate(pixels):
