@@ -18,7 +18,6 @@ from ..structures import BoxConvention
 from .images import open_rgb
 from .transforms import Transform, to_inclusive
 
-
 MIN_VISIBLE = 0.25
 """Objects of which a smaller share is left in a zoomed image are ignored in training."""
 
