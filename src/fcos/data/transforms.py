@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
-from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from ..config import DataConfig
 from ..models.boxes import area, clip
@@ -205,9 +204,9 @@ class Transform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             boxes = flip_boxes(boxes, image.width, self.box_convention)
         if self.color_jitter:
-            image = adjust_brightness(image, draws.brightness)
-            image = adjust_contrast(image, draws.contrast)
-            image = adjust_saturation(image, draws.saturation)
+            image = ImageEnhance.Brightness(image).enhance(draws.brightness)
+            image = ImageEnhance.Contrast(image).enhance(draws.contrast)
+            image = ImageEnhance.Color(image).enhance(draws.saturation)
         return Transformed(image_to_tensor(image), boxes, visible)
 
 
