@@ -36,9 +36,9 @@ def load(source: str | Path, *overrides: str, device: str | None = None, num_cla
         WeightsError: no such file, or not weights of this project.
         ConfigError: a wrong override or device.
     """
+    from .distributed import resolve_device
     from .inference.predictor import Detector
     from .models import build_model
-    from .training.distributed import resolve_device
 
     if _is_recipe(source):
         config = load_config(source, overrides)
@@ -93,8 +93,8 @@ def evaluate(
         ConfigError: a wrong override.
     """
     from .data import load_annotations
+    from .distributed import resolve_device
     from .evaluation.loop import evaluate as run
-    from .training.distributed import resolve_device
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split: expected train, val or test, found {split!r}")

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ..config import Config
 from ..data import build_test_loader
-from ..training.distributed import rank, world_size
+from ..distributed import rank, world_size
 from .coco import coco_metrics, to_coco_results
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..training.distributed import mean_over_processes
+from ..distributed import mean_over_processes
 from .targets import IGNORED, Assignment, centerness_targets
 
 # The original clamps the probability under the logarithm at the smallest normal float32: a positive costs at most

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import Config
+from ..distributed import rank
 from ..evaluation.coco import METRICS
-from .distributed import rank
 
 LOSSES = ("loss_cls", "loss_box", "loss_centerness")
 COLUMNS = (

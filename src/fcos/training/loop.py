@@ -16,13 +16,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ..config import Config
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
+from ..distributed import mean_over_processes, process_group, rank, resolve_device, same_everywhere, world_size
 from ..errors import ConfigError, DataError, TrainingError
 from ..evaluation.loop import evaluate
 from ..models import FCOS, build_model
 from ..structures import Batch
 from .budget import IterationLength, Length, TimeLength
 from .checkpoint import Checkpoint, load_checkpoint, start_from
-from .distributed import mean_over_processes, process_group, rank, resolve_device, same_everywhere, world_size
 from .logs import Place, RunLog, Step
 from .optim import learning_rate_factor, set_learning_rate
 from .pictures import save_pictures

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..config import Config
+from ..distributed import rank
 from ..errors import ConfigError
 from .checkpoint import Checkpoint, fill, save_checkpoint
-from .distributed import rank
 from .logs import Place, RunLog, Step
 from .optim import WeightAverage, build_optimizer
 

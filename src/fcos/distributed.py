@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 T = TypeVar("T")
 

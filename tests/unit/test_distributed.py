@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fcos.distributed import mean_over_processes, rank, resolve_device, same_everywhere, world_size
 from fcos.errors import ConfigError
-from fcos.training.distributed import mean_over_processes, rank, resolve_device, same_everywhere, world_size
 
 
 def test_one_process_is_the_first_of_one() -> None:
