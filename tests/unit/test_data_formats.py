@@ -256,6 +256,17 @@ def test_labels_follow_given_class_names(tmp_path: Path) -> None:
     assert annotations.category_ids == (8, 6, 7)  # bird is not in the file: a free id
 
 
+@pytest.mark.parametrize(("wanted", "found"), [((40, 50, 60), (40, 6, 7)), ((7, 50, 60), (8, 6, 7))])
+def test_a_class_that_a_split_lacks_keeps_the_id_it_has_elsewhere(
+    wanted: tuple[int, ...], found: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Unless another class of the split has that id."""
+    data, names = config(write_coco(tmp_path)), ("bird", "dog", "cat")
+    annotations = load_annotations(data, "train", class_names=names, category_ids=wanted)
+    assert annotations is not None
+    assert annotations.category_ids == found
+
+
 def test_an_unrecognised_folder_lists_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "stuff.txt").touch()
     with pytest.raises(DataError, match=r"(?s)train\.json.*data\.yaml.*ImageSets.*found stuff\.txt"):

@@ -14,7 +14,9 @@ from .images import check_images
 from .source import Problem, Source
 
 
-def checked(source: Source, *, class_names: Sequence[str] | None, decode: bool) -> tuple[Annotations, list[Problem]]:
+def checked(
+    source: Source, *, class_names: Sequence[str] | None, category_ids: Sequence[int] | None, decode: bool
+) -> tuple[Annotations, list[Problem]]:
     """Check a split.
 
     A box that sticks out of its image is clipped, with a warning where it is more than half a pixel.
@@ -22,6 +24,7 @@ def checked(source: Source, *, class_names: Sequence[str] | None, decode: bool) 
     Args:
         source: the split as read.
         class_names: the classes in label order; None: those of the source.
+        category_ids: of `class_names`, for the classes that the source lacks; None: the first ids that are free.
         decode: decode every image instead of looking at its header and end only.
 
     Returns:
@@ -34,7 +37,7 @@ def checked(source: Source, *, class_names: Sequence[str] | None, decode: bool) 
     if not names:
         raise DataError(f"{source.annotation_file(0) if source.annotation_files else source.root}: found no classes")
     image_ok, sizes, problems = _check_images(source, decode)
-    labels, category_ids, unknown = _map_labels(source, names)
+    labels, unknown = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
     problems = [*source.problems, *problems, *unknown, *box_problems]
 
@@ -59,7 +62,7 @@ def checked(source: Source, *, class_names: Sequence[str] | None, decode: bool) 
         areas=np.where(areas > 0, areas, own_areas).astype(np.float32),
         annotation_ids=source.numbers[kept] if source.unit == "annotation" else np.arange(1, len(kept) + 1),
         class_names=names,
-        category_ids=category_ids,
+        category_ids=_category_ids(source, names, category_ids),
     )
     without = int((counts == 0).sum())
     if without:
@@ -102,8 +105,8 @@ def _check_images(source: Source, decode: bool) -> tuple[np.ndarray, np.ndarray,
     return usable, sizes, problems
 
 
-def _map_labels(source: Source, names: tuple[str, ...]) -> tuple[np.ndarray, tuple[int, ...], list[Problem]]:
-    """Labels [B] in terms of `names` (-1: not among them), the ids of `names`, and a problem for each unknown class."""
+def _map_labels(source: Source, names: Sequence[str]) -> tuple[np.ndarray, list[Problem]]:
+    """Labels [B] in terms of `names` (-1: not among them), and a problem for each unknown class."""
     position = {name: label for label, name in enumerate(names)}
     new_label = np.array([position.get(name, -1) for name in source.class_names], dtype=np.int64)
     problems = []
@@ -114,14 +117,18 @@ def _map_labels(source: Source, names: tuple[str, ...]) -> tuple[np.ndarray, tup
                 f"{len(boxes)} boxes of class {source.class_names[old]!r}, which is none of {', '.join(names):.200}"
             )
             problems.append(source.box_problem(int(boxes[0]), "unknown class", message))
-    ids = dict(zip(source.class_names, source.category_ids, strict=True))
-    free = max(source.category_ids, default=0)
-    for name in names:
-        if name not in ids:
-            free += 1
-            ids[name] = free
     labels = new_label[source.labels] if len(source.labels) else source.labels
-    return labels, tuple(ids[name] for name in names), problems
+    return labels, problems
+
+
+def _category_ids(source: Source, names: Sequence[str], wanted: Sequence[int] | None) -> tuple[int, ...]:
+    """The id of every name: the source's, else the wanted one, else (where another class has that) a free one."""
+    ids = dict(zip(source.class_names, source.category_ids, strict=True))
+    for label, name in enumerate(names):
+        if name not in ids:
+            taken = set(ids.values())
+            ids[name] = wanted[label] if wanted and wanted[label] not in taken else max(taken, default=0) + 1
+    return tuple(ids[name] for name in names)
 
 
 def _check_boxes(

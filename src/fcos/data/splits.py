@@ -29,7 +29,11 @@ _SHOWN = 20
 
 
 def load_annotations(
-    config: DataConfig, split: Split, *, class_names: Sequence[str] | None = None
+    config: DataConfig,
+    split: Split,
+    *,
+    class_names: Sequence[str] | None = None,
+    category_ids: Sequence[int] | None = None,
 ) -> Annotations | None:
     """Read and check one split.
 
@@ -38,6 +42,7 @@ def load_annotations(
         split: `train`, `val` or `test`.
         class_names: the classes in label order, as those of a checkpoint or of the training split; None:
             `config.classes`, or the data's own.
+        category_ids: of `class_names`, for the classes that this split does not name itself.
 
     Returns:
         The annotations; None when the data has no such split.
@@ -45,7 +50,7 @@ def load_annotations(
     Raises:
         DataError: there is no data, or problems in it (all in one message) while `config.on_error` is `stop`.
     """
-    loaded = read_split(config, split, class_names=class_names, decode=False)
+    loaded = read_split(config, split, class_names=class_names, category_ids=category_ids, decode=False)
     if loaded is None:
         return None
     annotations, problems = loaded
@@ -63,7 +68,12 @@ def load_annotations(
 
 
 def read_split(
-    config: DataConfig, split: Split, *, class_names: Sequence[str] | None, decode: bool
+    config: DataConfig,
+    split: Split,
+    *,
+    class_names: Sequence[str] | None,
+    category_ids: Sequence[int] | None = None,
+    decode: bool,
 ) -> tuple[Annotations, list[Problem]] | None:
     """Read one split, and all its problems; arguments as for `load_annotations`.
 
@@ -86,7 +96,7 @@ def read_split(
     if not source.file_names:
         where = files.lists[0] if files.lists else files.annotations or files.images[0]
         source.problems.append(Problem("empty split", str(where), "", f"holds no usable image for {split}"))
-    return checked(source, class_names=wanted, decode=decode)
+    return checked(source, class_names=wanted, category_ids=category_ids, decode=decode)
 
 
 def locate(config: DataConfig, split: Split) -> tuple[str, SplitFiles] | None:
