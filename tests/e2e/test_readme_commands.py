@@ -1,0 +1,61 @@
+"""The README's examples, word for word but for the length of the training and the weights that would be downloaded."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fcos.cli import app
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SHORT = [
+    "train.iterations=1",
+    "train.batch_size=2",
+    "model.backbone.weights=null",
+    "model.backbone.frozen_stages=0",
+    "data.short_side=96",
+    "data.workers=0",
+    "device=cpu",
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of somebody with a data set and a photograph."""
+    for name in ("DIR", "cells"):
+        (tmp_path / name).symlink_to(data)
+    for name in ("PHOTO.jpg", "photo.jpg"):
+        shutil.copy(data / "images/0.png", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_own_data_in_three_lines(folder: Path) -> None:
+    section = README.split("## Your own data in three lines")[1].split("```")[1]
+    lines = [line.partition("#")[0].strip() for line in section.splitlines() if line.startswith("fcos ")]
+    assert [line.split()[1] for line in lines] == ["train", "predict"]
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if words[0] == "train":
+            words = [word for word in words if not word.startswith("train.max_minutes")] + SHORT
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+    assert (folder / "pictures").is_dir()
+    assert len(list((folder / "pictures").iterdir())) == 1
+
+
+def test_from_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code
+    options = ", ".join(f'"{option}"' for option in SHORT)
+    short, replaced = re.subn(r'"train\.max_minutes=\d+"', options, code[1])
+    assert replaced == 1
+    exec(compile(short, "README.md", "exec"), {})
+    ap50 = float(capsys.readouterr().out.splitlines()[-1])  # one step teaches nothing: no detection is printed after it
+    assert 0 <= ap50 < 0.5
+    assert (folder / "detections.jpg").is_file()
