@@ -87,6 +87,8 @@ class HeadConfig(_Section):
     """Which tower the centerness is predicted from."""
     regression: Literal["exp", "relu_stride"] = "exp"
     """Distances are exp(x) pixels, or relu(x) strides (targets and loss are then in strides, too)."""
+    level_scales: bool = True
+    """Multiply the x of every level by a learned factor of its own."""
     prior_probability: float = Field(default=0.01, gt=0, lt=1)
 
 
@@ -101,6 +103,8 @@ class FCOSConfig(_Section):
     head: HeadConfig = Field(default_factory=HeadConfig)
     strides: list[int] = [8, 16, 32, 64, 128]
     """Strides of the pyramid levels; those the backbone has come from it, the others by further downsampling."""
+    location: Literal["center", "corner"] = "center"
+    """Which point of its cell a location is: the centre, or the upper left corner (torchvision)."""
     size_ranges: list[tuple[float, float | None]] = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, None)]
     """A level learns a box whose largest distance (pixels) is in its range, both ends included; null: no upper end."""
     center_sampling_radius: float = Field(default=0.0, ge=0)
@@ -109,7 +113,9 @@ class FCOSConfig(_Section):
     focal_alpha: float = Field(default=0.25, ge=0, le=1)
     focal_gamma: float = Field(default=2.0, ge=0)
     score_threshold: float = Field(default=0.05, ge=0, lt=1)
-    """On the class probability, before it is multiplied with the centerness."""
+    threshold_on: Literal["class", "score"] = "class"
+    """What `score_threshold` is compared with: the class probability, or the score, which is the square root of its
+    product with the centerness (torchvision)."""
     pre_nms_top_k: int = Field(default=1000, ge=1)
     """Candidates (location, class) kept per level and image."""
     nms_threshold: float = Field(default=0.6, le=1)
@@ -117,7 +123,12 @@ class FCOSConfig(_Section):
     max_detections: int = 100
     """Detections kept per image; 0 or less: all."""
     box_convention: Literal["continuous", "inclusive"] = "continuous"
-    """`inclusive`: the original's boxes with +1 pixels in targets, areas, NMS, clipping and results."""
+    """`inclusive`: the original's boxes with +1 pixels in targets, areas, NMS, clipping and results; the next two
+    options are then on."""
+    detect_in_padding: bool = False
+    """Locations in the padding of a batch detect too (all other projects); results then depend on the batch."""
+    keep_empty_boxes: bool = False
+    """Keep detections without area inside the image (torchvision)."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """Order in which the network sees the channels; `pixel_mean` and `pixel_std` are in the same order."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)

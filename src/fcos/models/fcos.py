@@ -52,6 +52,7 @@ class FCOSHead(nn.Module):
         norm: `gn` (see `layers.group_norm`) or `none` after each of them.
         centerness_on: which tower the centerness is predicted from.
         regression: `exp`: distances are exp(scale_l x) pixels; `relu_stride`: relu(scale_l x) strides.
+        level_scales: learn the scale_l of every level; else they are 1.
         prior_probability: the class probability that an untrained head gives everywhere.
     """
 
@@ -65,6 +66,7 @@ class FCOSHead(nn.Module):
         norm: str = "gn",
         centerness_on: Literal["cls", "box"] = "cls",
         regression: Literal["exp", "relu_stride"] = "exp",
+        level_scales: bool = True,
         prior_probability: float = 0.01,
     ):
         super().__init__()
@@ -76,7 +78,7 @@ class FCOSHead(nn.Module):
         self.logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.ltrb = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
-        self.scales = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in strides])
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in strides if level_scales])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -86,7 +88,8 @@ class FCOSHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> FCOSOutputs:
         """Pyramid levels [N, channels, H_l, W_l] to predictions."""
         outputs = FCOSOutputs([], [], [])
-        for feature, stride, scale in zip(features, self.strides, self.scales, strict=True):
+        scales = self.scales or [1.0] * len(self.strides)
+        for feature, stride, scale in zip(features, self.strides, scales, strict=True):
             cls_feature, box_feature = self.cls_tower(feature), self.box_tower(feature)
             distances = _at_least_float32(self.ltrb(box_feature)) * scale
             outputs.logits.append(_at_least_float32(self.logits(cls_feature)))
@@ -121,12 +124,15 @@ class FCOS(nn.Module):
         fpn: pyramid over the backbone's maps whose strides are among `strides`.
         head: see `FCOSHead`.
         strides: of the levels, in pixels.
+        location: which point of its cell it is: the `center`, or the upper left `corner` as in torchvision, where
+            cells are padded side // map side apart: less than the stride where that does not divide the side.
         size_ranges: see `assign_targets`.
         center_sampling_radius: see `assign_targets`.
         box_loss: see `iou_loss`.
         focal_alpha: see `focal_loss`.
         focal_gamma: see `focal_loss`.
-        score_threshold: see `detections`; likewise `pre_nms_top_k`, `nms_threshold`, `max_detections`.
+        score_threshold: see `detections`; likewise `threshold_on`, `pre_nms_top_k`, `nms_threshold`, `max_detections`,
+            `detect_in_padding`, `keep_empty_boxes`.
         box_convention: of targets and detections, see `structures`.
         channel_order: in which order the backbone wants the channels.
         pixel_mean: subtracted from the channels 0..255, in that order.
@@ -146,16 +152,20 @@ class FCOS(nn.Module):
         fpn: FPN,
         head: FCOSHead,
         strides: Sequence[int] = (8, 16, 32, 64, 128),
+        location: Literal["center", "corner"] = "center",
         size_ranges: Sequence[tuple[float, float | None]] = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, None)),
         center_sampling_radius: float = 0.0,
         box_loss: BoxLoss = "iou",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         score_threshold: float = 0.05,
+        threshold_on: Literal["class", "score"] = "class",
         pre_nms_top_k: int = 1000,
         nms_threshold: float = 0.6,
         max_detections: int = 100,
         box_convention: BoxConvention = "continuous",
+        detect_in_padding: bool = False,
+        keep_empty_boxes: bool = False,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
@@ -166,16 +176,20 @@ class FCOS(nn.Module):
         self.head = head
         self.num_classes = num_classes
         self.strides = list(strides)
+        self.location = location
         self.size_ranges = list(size_ranges)
         self.center_sampling_radius = center_sampling_radius
         self.box_loss: BoxLoss = box_loss
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.score_threshold = score_threshold
+        self.threshold_on: Literal["class", "score"] = threshold_on
         self.pre_nms_top_k = pre_nms_top_k
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         self.box_convention: BoxConvention = box_convention
+        self.detect_in_padding = detect_in_padding
+        self.keep_empty_boxes = keep_empty_boxes
         self.channel_order = channel_order
         # Which backbone maps the pyramid stands on.
         self.backbone_levels = [name for name, stride in backbone.strides.items() if stride in self.strides]
@@ -214,10 +228,11 @@ class FCOS(nn.Module):
 
     def locations(self, outputs: FCOSOutputs) -> list[Tensor]:
         """The (x, y) of every level's locations, L tensors [H * W, 2] in pixels."""
-        return [
-            locations((level.shape[-2], level.shape[-1]), stride, device=level.device)
-            for level, stride in zip(outputs.logits, self.strides, strict=True)
-        ]
+        maps, device = [(level.shape[-2], level.shape[-1]) for level in outputs.logits], outputs.logits[0].device
+        if self.location == "center":
+            return [locations(size, stride, device=device) for size, stride in zip(maps, self.strides, strict=True)]
+        height, width = (side * self.strides[0] for side in maps[0])  # the padded images hold whole cells of this level
+        return [locations((h, w), (height // h, width // w), offset=0.0, device=device) for h, w in maps]
 
     def losses(self, outputs: FCOSOutputs, targets: Targets) -> dict[str, Tensor]:
         """The losses of `fcos_loss` for the head's outputs."""
@@ -262,8 +277,11 @@ class FCOS(nn.Module):
             points=self.locations(outputs),
             sizes=[(int(height), int(width)) for height, width in sizes.tolist()],
             score_threshold=self.score_threshold,
+            threshold_on=self.threshold_on,
             pre_nms_top_k=self.pre_nms_top_k,
             nms_threshold=self.nms_threshold,
             max_detections=self.max_detections,
             box_convention=self.box_convention,
+            detect_in_padding=self.detect_in_padding,
+            keep_empty_boxes=self.keep_empty_boxes,
         )

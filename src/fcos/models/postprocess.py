@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,10 +29,13 @@ def detections(
     sizes: Sequence[tuple[int, int]],
     *,
     score_threshold: float = 0.05,
+    threshold_on: Literal["class", "score"] = "class",
     pre_nms_top_k: int = 1000,
     nms_threshold: float = 0.6,
     max_detections: int = 100,
     box_convention: BoxConvention = "continuous",
+    detect_in_padding: bool = False,
+    keep_empty_boxes: bool = False,
 ) -> list[Instances]:
     """Detect in every image of a batch.
 
@@ -41,19 +45,23 @@ def detections(
         centerness: L logits [N, 1, H, W].
         points: L locations [H * W, 2] in pixels.
         sizes: N (height, width) without padding.
-        score_threshold: lowest class probability of a candidate, before it is multiplied with the centerness.
+        score_threshold: a candidate is above it.
+        threshold_on: with what: its class probability, or its score.
         pre_nms_top_k: candidates kept per level and image.
         nms_threshold: see `class_wise_nms`.
         max_detections: see `limit_detections`.
-        box_convention: `inclusive` follows the original to the letter: locations in the padding detect too, boxes end
-            at width - 1 and height - 1, and ties with the last detection stay. In `continuous` the padding detects
-            nothing, so that results do not depend on the batch, and empty boxes are dropped.
+        box_convention: `inclusive` follows the original to the letter: boxes end at width - 1 and height - 1, ties with
+            the last detection stay, and both of the following options are on.
+        detect_in_padding: locations in the padding detect too, as in all other projects; the result then depends on
+            the batch.
+        keep_empty_boxes: boxes that have no area inside the image stay.
 
     Returns:
         N detections, best score first, in the frame and convention of the arguments.
 
     Source: FCOS, section 3.1; score = sqrt(class x centerness) as in the original code.
     """
+    inclusive = box_convention == "inclusive"
     results = []
     for image, size in enumerate(sizes):
         found = [
@@ -62,19 +70,20 @@ def detections(
                 ltrb[level][image],
                 centerness[level][image],
                 points[level],
-                within=size if box_convention == "continuous" else None,
+                within=None if detect_in_padding or inclusive else size,
                 score_threshold=score_threshold,
+                threshold_on=threshold_on,
                 top_k=pre_nms_top_k,
             )
             for level in range(len(points))
         ]
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
         boxes = clip(boxes, size, convention=box_convention)
-        if box_convention == "continuous":
+        if not (keep_empty_boxes or inclusive):
             solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
             boxes, scores, labels = boxes[solid], scores[solid], labels[solid]
         kept = class_wise_nms(boxes, scores, labels, nms_threshold, convention=box_convention)
-        kept = kept[limit_detections(scores[kept], max_detections, keep_ties=box_convention == "inclusive")]
+        kept = kept[limit_detections(scores[kept], max_detections, keep_ties=inclusive)]
         results.append(Instances(boxes[kept], labels[kept], scores[kept], size))
     return results
 
@@ -87,12 +96,15 @@ def _candidates(
     *,
     within: tuple[int, int] | None,
     score_threshold: float,
+    threshold_on: Literal["class", "score"],
     top_k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes [C, 4], scores [C] and labels [C] of one level of one image, at most `top_k`."""
     flat = logits.flatten()  # [K * H * W]
-    # Comparing logits spares the sigmoid of everything; the exact test on the probability follows on what is left.
-    index = torch.nonzero(flat > _logit(score_threshold) - 1e-3).squeeze(1)
+    # Comparing logits spares the sigmoid of everything; the exact test follows on what is left. The centerness being 1
+    # at most, a score above the threshold needs a probability above its square.
+    least = score_threshold**2 if threshold_on == "score" else score_threshold
+    index = torch.nonzero(flat > _logit(least) - 1e-3).squeeze(1)
     label, location = index // len(points), index % len(points)
     if within is not None:
         height, width = within
@@ -100,7 +112,8 @@ def _candidates(
         index, label, location = index[real], label[real], location[real]
     probability = flat[index].sigmoid()
     product = probability * centerness.flatten()[location].sigmoid()
-    product = torch.where(probability > score_threshold, product, -1.0)
+    compared = product.sqrt() if threshold_on == "score" else probability
+    product = torch.where(compared > score_threshold, product, -1.0)
     product, best = product.topk(min(top_k, len(product)))
     valid = product >= 0  # neither below the threshold nor NaN
     product, best = product[valid], best[valid]

@@ -32,20 +32,24 @@ class Assignment(NamedTuple):
     boxes: Tensor
 
 
-def locations(size: tuple[int, int], stride: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """Centres (x, y) of the cells of a map.
+def locations(
+    size: tuple[int, int], stride: int | tuple[int, int], *, offset: float = 0.5, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Which points (x, y) the cells of a map stand for.
 
     Args:
         size: (height, width) of the map.
-        stride: pixels between neighbours.
+        stride: pixels between neighbours; a pair: (down, across).
+        offset: of the point in its cell, in strides: 0.5 the centre, 0 the upper left corner.
         device: where to put them.
 
     Returns:
-        [height * width, 2] float32 pixels, row by row: ((column + 0.5) * stride, (row + 0.5) * stride).
+        [height * width, 2] float32 pixels, row by row: ((column + offset) * stride, (row + offset) * stride).
     """
     rows, columns = (torch.arange(side, dtype=torch.float32, device=device) for side in size)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5) * stride
+    down, across = (stride, stride) if isinstance(stride, int) else stride
+    y, x = torch.meshgrid((rows + offset) * down, (columns + offset) * across, indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2)
 
 
 def centerness_targets(ltrb: Tensor) -> Tensor:
