@@ -257,7 +257,7 @@ def test_a_damaged_imagenet_file_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth"
     path.write_bytes(b"cut short")
-    with pytest.raises(WeightsError, match=r"is damaged .*; delete it") as caught:
+    with pytest.raises(WeightsError, match=r"is damaged, .*; delete it") as caught:
         build("mobilenet_v2", weights="imagenet")
     assert str(path) in str(caught.value)
 

@@ -1,7 +1,10 @@
-"""Weights of backbones trained on ImageNet."""
+"""Weights of backbones trained on ImageNet; downloads."""
 
 from __future__ import annotations
 
+import socket
+import sys
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -17,6 +20,7 @@ IMAGENET = {
 }
 
 _CLASSIFIER = ("fc.", "classifier.")
+_PATIENCE = 10.0  # seconds without an answer
 
 
 def load_weights(net: nn.Module, backbone: str, source: str) -> None:
@@ -52,17 +56,12 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
         WeightsError: no such file, no network, or not a state dict.
     """
     if source == "imagenet":
-        weights = IMAGENET[backbone]
-        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        name = f"ImageNet weights of {backbone}"
+        path = hub_file(IMAGENET[backbone].url, name, otherwise="train from random ones: model.backbone.weights=null")
         try:
-            return dict(weights.get_state_dict(progress=True, check_hash=True))
-        except Exception as error:  # a damaged file makes the reader fail in any way
-            if cache.is_file():
-                raise WeightsError(f"ImageNet weights of {backbone}: {cache} is damaged ({error}); delete it") from None
-            raise WeightsError(
-                f"ImageNet weights of {backbone}: could not download {weights.url} ({error}); fetch the file elsewhere"
-                f" and put it at {cache}, or train from random weights with model.backbone.weights=null"
-            ) from None
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # a damaged file makes the reader fail in any way
+            raise WeightsError(f"{name}: {path} is damaged, it holds no tensors; delete it") from None
     if "://" in source:
         raise WeightsError(
             f"model.backbone.weights: {source!r} is not read; give a path to a state dict in torchvision's names, null,"
@@ -83,3 +82,32 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"model.backbone.weights: {source}: expected a state dict of tensors")
     return state
+
+
+def hub_file(url: str, name: str, *, otherwise: str) -> Path:
+    """The file of an address in the torch hub cache, where it is downloaded to when it is missing.
+
+    Args:
+        url: ends in NAME-HASH.EXTENSION; a download must have a SHA-256 that begins with HASH.
+        name: of the weights, for the message.
+        otherwise: what else a user without a network can do, for the message.
+
+    Raises:
+        WeightsError: it could not be downloaded, or is another file.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if path.is_file():
+        return path
+    print(f"downloading {url} to {path}", file=sys.stderr)
+    patience = socket.getdefaulttimeout()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        socket.setdefaulttimeout(_PATIENCE)  # torch's download would wait for ever
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
+    except (OSError, RuntimeError, HTTPException) as error:  # no connection, another hash, broken off
+        raise WeightsError(
+            f"{name}: could not download {url} ({error}); fetch the file elsewhere and put it at {path}, or {otherwise}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+    return path
