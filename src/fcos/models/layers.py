@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
 
 def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
@@ -38,6 +38,50 @@ def conv_norm_relu(
     if relu:
         layers.append(nn.ReLU(inplace=True))
     return conv if len(layers) == 1 else nn.Sequential(*layers)
+
+
+class DeformConv(nn.Module):
+    """A 3x3 "same" convolution that samples where another convolution, `offset`, says.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the result.
+        stride: of both convolutions.
+        groups: of the convolution, not of the offsets.
+        bias: of the convolution; the offsets have one in any case.
+        modulated: version 2, every sample is weighted with a factor in 0..1, too.
+
+    Source: Dai et al., ICCV 2017 (arXiv:1703.06211); Zhu et al., CVPR 2019 (arXiv:1811.11168). `offset` predicts
+    (dy, dx) of the nine samples in turn, then their nine weights as logits. Unlike in the papers it does not begin
+    with zeros, as in the original FCOS.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        modulated: bool = True,
+    ):
+        super().__init__()
+        self.stride = stride
+        self.modulated = modulated
+        self.offset = nn.Conv2d(in_channels, 27 if modulated else 18, 3, stride=stride, padding=1)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] to [N, out_channels, H / stride, W / stride] (rounded up); N may be 0."""
+        weight = self.conv.weight
+        # The kernel wants one type; under autocast the input or the offsets may be in half precision.
+        offset, mask = self.offset(x).to(weight.dtype), None
+        if self.modulated:
+            offset, mask = offset[:, :18], offset[:, 18:].sigmoid()
+        return deform_conv2d(
+            x.to(weight.dtype), offset, weight, self.conv.bias, (self.stride, self.stride), (1, 1), mask=mask
+        )
 
 
 def freeze(module: nn.Module) -> nn.Module:
