@@ -317,3 +317,19 @@ def test_coarser_levels_reach_the_finer_ones_and_not_the_other_way_round() -> No
     fpn(features)[1].sum().backward()
     assert features[0].grad is None
     assert coarse.shape[2:] == (4, 4)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_bfloat16_does_not_reach_the_extra_levels(rows: int) -> None:
+    """With stride 2 to a map of one column it gives garbage."""
+    fpn = FPN([256], 256, extra_levels=2, extra_level_source="c5")
+    features = [torch.randn(2, 256, rows, 2).bfloat16()]
+
+    def gradients(enabled: bool) -> list[Tensor]:
+        fpn.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            levels = fpn([f if enabled else f.float() for f in features])
+        torch.stack([level.float().square().sum() for level in levels[1:]]).sum().backward()
+        return [p.grad for p in fpn.extra.parameters() if p.grad is not None]
+
+    torch.testing.assert_close(gradients(True), gradients(False))

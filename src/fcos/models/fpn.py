@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,7 +56,11 @@ class FPN(nn.Module):
             top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
             levels.insert(0, self.output[i](top))
         extra = features[-1] if self.extra_from_c5 else levels[-1]
-        for i, conv in enumerate(self.extra):
-            extra = conv(F.relu(extra) if i > 0 else extra)
-            levels.append(extra)
+        # Not in bfloat16: with stride 2 to a map of one column, as only these levels have it, torch 2.15 on CPUs leaves
+        # uninitialised memory in outputs and gradients. The maps are small, so it costs nothing.
+        with torch.autocast(extra.device.type, enabled=False):
+            for i, conv in enumerate(self.extra):
+                extra = extra.to(next(conv.parameters()).dtype)
+                extra = conv(F.relu(extra) if i > 0 else extra)
+                levels.append(extra)
         return levels
