@@ -21,33 +21,46 @@ if TYPE_CHECKING:
     from .training.loop import TrainResult
 
 
-def load(source: str | Path, *overrides: str, device: str | None = None, num_classes: int = 80) -> Detector:
+def load(
+    source: str | Path,
+    *overrides: str,
+    config: str | Path | None = None,
+    device: str | None = None,
+    num_classes: int = 80,
+) -> Detector:
     """Load a detector that is ready to `predict`.
 
     Args:
-        source: a weights file (runs/NAME/weights/best.pt); or a recipe or YAML file, for a detector whose head is
-            untrained (its backbone's weights are fetched unless `model.backbone.weights=null`).
-        overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`.
+        source: a weights file: runs/NAME/weights/best.pt, or one of the original FCOS or torchvision; the name
+            `torchvision/fcos_resnet50_fpn` (COCO; downloaded once); or a recipe or YAML file, for the weights that its
+            `train.weights` names, else for a detector whose head is untrained (the backbone's weights are fetched
+            unless `model.backbone.weights=null`).
+        overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
+            names the classes of a file of another project.
+        config: recipe or YAML file that the weights were trained with, where they do not say it: the original's.
         device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: that of the config, an override `device=`
             among them.
         num_classes: of an untrained detector whose config does not say it.
 
     Raises:
-        WeightsError: no such file, or not weights of this project.
-        ConfigError: a wrong override or device.
+        WeightsError: no such file, or no weights of a known project.
+        ConfigError: a wrong override or device; a config is needed, or not needed.
     """
     from .distributed import resolve_device
     from .inference.predictor import Detector
     from .models import build_model
 
     if _is_recipe(source):
-        config = load_config(source, overrides)
-        place = resolve_device(device or config.device)
-        model = build_model(config.model, num_classes=config.model.num_classes or num_classes)
-        return Detector(model.to(place), config)
-    model, checkpoint, config = _restore(source, overrides)
-    place = resolve_device(device or config.device)
-    return Detector(model.to(place), config, class_names=checkpoint.class_names, category_ids=checkpoint.category_ids)
+        resolved = load_config(source, overrides)
+        if not resolved.train.weights:
+            place = resolve_device(device or resolved.device)
+            model = build_model(resolved.model, num_classes=resolved.model.num_classes or num_classes)
+            return Detector(model.to(place), resolved)
+        source, config = resolved.train.weights, source
+    model, checkpoint, resolved = _restore(source, overrides, config)
+    place = resolve_device(device or resolved.device)
+    names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
+    return Detector(model.to(place), resolved, class_names=names, category_ids=checkpoint.category_ids)
 
 
 def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
@@ -76,21 +89,23 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
 def evaluate(
     weights: str | Path,
     *overrides: str,
+    config: str | Path | None = None,
     split: str = "val",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Compute the COCO figures of a weights file on a split.
 
     Args:
-        weights: a weights file.
+        weights: a weights file or name, see `load`.
         overrides: `key=value`; `data=DIR` replaces the data that the weights were trained on; `device=cpu`.
+        config: see `load`.
         split: `train`, `val` or `test`.
         progress: called with the number of images done and the number of all.
 
     Raises:
-        WeightsError: no such file, or not weights of this project.
-        DataError: no such split, data that cannot be used, or class names that the weights do not know.
-        ConfigError: a wrong override.
+        WeightsError: no such file, or no weights of a known project.
+        DataError: no such split, data that cannot be used, or classes that the weights do not know.
+        ConfigError: a wrong override; a config is needed, or not needed.
     """
     from .data import load_annotations
     from .distributed import resolve_device
@@ -98,36 +113,70 @@ def evaluate(
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split: expected train, val or test, found {split!r}")
-    model, checkpoint, config = _restore(weights, overrides)
-    device = resolve_device(config.device)
-    annotations = load_annotations(config.data, split, class_names=checkpoint.class_names)
+    model, checkpoint, resolved = _restore(weights, overrides, config)
+    device = resolve_device(resolved.device)
+    names, ids = checkpoint.class_names or None, checkpoint.category_ids
+    annotations = load_annotations(resolved.data, split, class_names=names, category_ids=ids if names else None)
     if annotations is None:
-        raise DataError(f"data: {config.data.root} has no split {split!r}; give another one with --split")
-    return run(model.to(device), annotations, config, device=device, progress=progress)
+        raise DataError(f"data: {resolved.data.root} has no split {split!r}; give another one with --split")
+    if len(annotations.class_names) != len(ids):  # the classes of the weights have no names: they are the data's
+        raise DataError(
+            f"data: {len(annotations.class_names)} classes, but {weights} knows {len(ids)}, without their names; give"
+            " them with data.classes=[NAME, ...]"
+        )
+    return run(model.to(device), annotations, resolved, device=device, progress=progress)
 
 
 def _is_recipe(source: str | Path) -> bool:
     return Path(source).suffix in (".yaml", ".yml") or (str(source) in recipe_names() and not Path(source).exists())
 
 
-def _restore(weights: str | Path, overrides: Sequence[str]) -> tuple[FCOS, Checkpoint, Config]:
+def _restore(
+    weights: str | Path, overrides: Sequence[str], config: str | Path | None
+) -> tuple[FCOS, Checkpoint, Config]:
     """The detector of a weights file, on the CPU, with the config it was trained with as far as that still applies."""
+    from .interop.torchvision import WEIGHTS
     from .models import build_model
     from .training.checkpoint import fill, load_checkpoint
 
-    if not Path(weights).suffix and not Path(weights).exists():
+    if not Path(weights).suffix and not Path(weights).exists() and str(weights) not in WEIGHTS:
         raise WeightsError(
-            f"{weights}: no such weights file, and no recipe either; recipes: {', '.join(recipe_names())}"
+            f"{weights}: no such weights file, and no recipe either; recipes: {', '.join(recipe_names())}; weights with"
+            f" a name: {', '.join(WEIGHTS)}"
         )
-    checkpoint = load_checkpoint(weights)
-    tree: dict[str, Any] = {**checkpoint.config, "device": "auto", "output_dir": None}
-    keys = [override.partition("=")[0] for override in overrides]
-    if any(key.split(".")[:2] in (["data"], *(["data", place] for place in _DATA_PLACES)) for key in keys):
+    pairs = [text for text in overrides if "=" not in text] if config is not None else []  # KEY VALUE of its YAML
+    options = [text for text in overrides if text not in pairs]
+    given: dict[str, Any] = {}
+    apply_overrides(given, [text for text in options if text.startswith("data")])
+    data = given.get("data", {})
+    names = data.get("classes") if isinstance(data, dict) else None
+    checkpoint = load_checkpoint(weights, class_names=names if isinstance(names, list) else None)
+    tree = {**_config_of(checkpoint, config, pairs, where=str(weights)), "device": "auto", "output_dir": None}
+    if isinstance(data, str) or any(key in data for key in _DATA_PLACES):
         tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_PLACES}
-    config = _override(tree, overrides, where=f"{weights}, config")
-    model = build_model(config.model, num_classes=len(checkpoint.class_names), pretrained=False)
+    resolved = _override(tree, options, where=f"{weights}, config")
+    model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     fill(model, checkpoint.model, where=str(weights))
-    return model.eval(), checkpoint, config
+    return model.eval(), checkpoint, resolved
+
+
+def _config_of(
+    checkpoint: Checkpoint, config: str | Path | None, pairs: Sequence[str], *, where: str
+) -> dict[str, Any]:
+    """The config tree that belongs to weights: their own, or the given one where they have none."""
+    from .interop.checkpoints import with_fcos_core_conventions
+
+    if checkpoint.project != "fcos_core":
+        if config is not None:
+            raise ConfigError(f"config {config}: {where} has its own; change options of it with key=value")
+        return checkpoint.config
+    if config is None:
+        raise ConfigError(
+            f"{where}: a checkpoint of the original FCOS, which does not tell how its head is made; name the config it"
+            " was trained with: --config fcos_imprv_R_50_FPN_1x.yaml (the original's file, or a recipe)"
+        )
+    tree = load_config(config, pairs).to_dict()
+    return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
 
 
 _DATA_PLACES = ("root", "format", "train", "val", "test", "classes")

@@ -35,6 +35,13 @@ samples_app = typer.Typer(help="Make sample data.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(samples_app, name="samples")
 
+Weights = Annotated[
+    str, typer.Argument(metavar="WEIGHTS", help="A weights file, or a name: torchvision/fcos_resnet50_fpn.")
+]
+OriginalConfig = Annotated[
+    str | None,
+    typer.Option("--config", help="YAML file or recipe that weights of the original FCOS were trained with."),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.")]
 
 
@@ -78,8 +85,9 @@ def train(
 
 @app.command()
 def val(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A weights file, e.g. runs/NAME/weights/best.pt.")],
+    weights: Weights,
     overrides: Overrides = None,
+    config: OriginalConfig = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     out: Annotated[
         Path | None,
@@ -89,22 +97,24 @@ def val(
     """Compute the COCO figures of a detector on annotated images.
 
     For example: fcos val runs/cells/weights/best.pt data=DIR --split test
+                 fcos val FCOS_R_50_FPN_1x.pth --config fcos_R_50_FPN_1x.yaml data=DIR
     """
     from . import api
     from .evaluation.report import default_folder, print_evaluation, save_evaluation
 
     with _progress("evaluating") as progress:
-        result = api.evaluate(weights, *overrides or (), split=split, progress=progress)
+        result = api.evaluate(weights, *overrides or (), config=config, split=split, progress=progress)
     print_evaluation(result, _console())
-    folder = out or default_folder(weights, split)
+    folder = out or default_folder(Path(weights), split)
     save_evaluation(result, folder)
     print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
 
 
 @app.command()
-def predict(
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A weights file.")],
+def predict(  # noqa: PLR0917 (options of the command line)
+    weights: Weights,
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.")],
+    config: OriginalConfig = None,
     out: Annotated[Path, typer.Option(help="Folder for the annotated pictures.")] = Path("predictions"),
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out lower scores; default: 0.5.", show_default=False)
@@ -119,7 +129,7 @@ def predict(
     from .inference.sources import predict_files
 
     overrides = [s for s in sources if _OVERRIDE.match(s) and not Path(s).exists()]
-    detector = api.load(weights, *overrides)
+    detector = api.load(weights, *overrides, config=config)
     pictures = [s for s in sources if s not in overrides]
     done = predict_files(detector, pictures, out, threshold=threshold, write_json=write_json, report=_report)
     if not done:

@@ -6,13 +6,14 @@ A file is one dictionary: `format` ("fcos"), `version`, `model` (state dict), `c
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ FORMAT = "fcos"
 VERSION = 1
 CLASS_HEAD = "head.logits."
 """Prefix of the tensors with a row for every class."""
+_LEVEL_SCALES = "head.scales."
+_CONVENTIONS = ("location", "box_convention", "channel_order")
+_PIXELS = ("pixel_mean", "pixel_std")
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class Checkpoint:
 
     Attributes:
         model: the detector's state dict, on the CPU.
-        config: the resolved config of the run, plain data.
-        class_names: [K].
+        config: the resolved config of the run, plain data; of weights of other projects what is known of it. Those of
+            `fcos_core` do not tell how the head is made: they also need the config they were trained with.
+        class_names: [K]; empty when unknown.
         category_ids: [K], the data's own id of every class.
         metrics: of the last evaluation of these weights; empty when there was none.
         iteration: steps trained.
         training: optimiser and everything else a run needs to continue; None in files that are only for detection.
+        project: who wrote the file.
     """
 
     model: dict[str, Tensor]
@@ -51,6 +57,7 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     iteration: int = 0
     training: dict[str, Any] | None = None
+    project: Literal["fcos", "fcos_core", "torchvision"] = "fcos"
 
 
 def save_checkpoint(
@@ -102,35 +109,23 @@ def save_checkpoint(
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a weights file, onto the CPU.
+def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = None) -> Checkpoint:
+    """Read a detector's weights, onto the CPU.
+
+    Args:
+        source: a file of ours, of the original FCOS or of torchvision; or `torchvision/fcos_resnet50_fpn`, which is
+            downloaded once.
+        class_names: for a file that does not know them; None: see `interop.checkpoints.from_content`.
 
     Raises:
-        WeightsError: the file is missing, damaged, or not one of ours.
+        WeightsError: the file is missing, damaged, or of another kind; or a failed download.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "this is a folder" if path.is_dir() else "no such file"
-        raise WeightsError(f"{path}: {what}; expected a weights file, for example runs/NAME/weights/best.pt")
-    if not zipfile.is_zipfile(path):  # what torch.save writes; a file that was cut short is none any more
-        raise WeightsError(
-            f"{path}: no weights file, or one that was cut short ({path.stat().st_size} bytes);"
-            " copy it again or use an earlier one"
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path}: not a weights file of fcos: it holds Python objects, which are never loaded because they can run"
-            " code; expected tensors and plain data only"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise WeightsError(f"{path}: damaged: {reason}; copy it again or use an earlier one") from None
+    from ..interop.checkpoints import file_of, from_content  # they know Checkpoint
+
+    path = file_of(source)
+    content = _read(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise WeightsError(
-            f"{path}: not a weights file of fcos: expected a file that `fcos train` wrote, found {_describe(content)}"
-        )
+        return from_content(content, where=str(source), class_names=class_names)
     if content["version"] > VERSION:
         raise WeightsError(
             f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
@@ -145,6 +140,29 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         iteration=content["iteration"],
         training=content["training"],
     )
+
+
+def _read(path: Path) -> Any:
+    """What is in a file that `torch.save` wrote; no code from it is run."""
+    if not path.is_file():
+        what = "this is a folder" if path.is_dir() else "no such file"
+        raise WeightsError(f"{path}: {what}; expected a weights file, for example runs/NAME/weights/best.pt")
+    old_format = not zipfile.is_zipfile(path)  # of PyTorch before 1.6
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options of torchvision's training script
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no weights make the reader fail in any way
+        if old_format:
+            reason = f"no weights file, or one that was cut short ({path.stat().st_size} bytes)"
+        elif isinstance(error, pickle.UnpicklingError):
+            raise WeightsError(
+                f"{path}: not a weights file: it holds Python objects, which are never loaded because they can run"
+                " code; expected tensors and plain data only, as in torch.save(model.state_dict(), PATH)"
+            ) from None
+        else:
+            first_line = str(error).partition("\n")[0]
+            reason = f"damaged: {first_line}"
+        raise WeightsError(f"{path}: {reason}; copy it again or use an earlier one") from None
 
 
 def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> tuple[FCOS, Checkpoint, Config]:
@@ -164,12 +182,13 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> tuple
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Load a complete state dict.
+    """Load a complete state dict; only mean and deviation of the pixels may be missing, then the model's stay.
 
     Raises:
         WeightsError: tensors are missing, left over, or of another shape; at most five of each are named.
     """
     own = model.state_dict()
+    weights = {**{name: own[name] for name in _PIXELS if name in own}, **weights}
     problems = {
         "missing": [name for name in own if name not in weights],
         "not in the model": [name for name in weights if name not in own],
@@ -188,31 +207,36 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None
     model.load_state_dict(dict(weights))
 
 
-def start_from(model: nn.Module, checkpoint: Checkpoint, class_names: Sequence[str], *, where: str) -> str:
+def start_from(model: FCOS, checkpoint: Checkpoint, class_names: Sequence[str], *, where: str) -> str:
     """Start a new training from a detector's weights; the class head only if it knows the same classes.
 
+    Classes without names are taken to be the same when their number is. A head without level scales fits one that has
+    them: they begin with 1.
+
     Returns:
-        One line that says what was taken.
+        What was taken, and what is used otherwise than in the training of the weights.
 
     Raises:
         WeightsError: see `fill`.
     """
-    if tuple(class_names) == checkpoint.class_names:
-        fill(model, checkpoint.model, where=where)
-        return f"weights: all {len(checkpoint.model)} tensors from {where}"
-    head = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(CLASS_HEAD)}
-    fill(model, {**checkpoint.model, **head}, where=where)
-    return (
-        f"weights: {len(checkpoint.model) - len(head)} tensors from {where}; the class head ({', '.join(head)}) starts"
-        f" afresh, because the classes differ: {_list(checkpoint.class_names)} there, {_list(class_names)} here"
-    )
+    own, weights = model.state_dict(), checkpoint.model
+    fresh = {name: own[name] for name in own if name.startswith(_LEVEL_SCALES) and name not in weights}
+    same_number = len(class_names) == len(checkpoint.category_ids)
+    if tuple(class_names) == checkpoint.class_names or (same_number and not checkpoint.class_names):
+        fill(model, {**weights, **fresh}, where=where)
+        summary = f"weights: all {len(weights)} tensors from {where}"
+    else:
+        head = {name: tensor for name, tensor in own.items() if name.startswith(CLASS_HEAD)}
+        fill(model, {**weights, **fresh, **head}, where=where)
+        there = _list(checkpoint.class_names) or f"{len(checkpoint.category_ids)} without names"
+        summary = (
+            f"weights: {len(weights) - len(head)} tensors from {where}; the class head ({', '.join(head)}) starts"
+            f" afresh, because the classes differ: {there} there, {_list(class_names)} here"
+        )
+    told = {key: value for key, value in checkpoint.config.get("model", {}).items() if key in _CONVENTIONS}
+    other = ", ".join(f"model.{key}={value}" for key, value in told.items() if value != getattr(model, key))
+    return f"{summary}; they were trained with {other}, which fits them better" if other else summary
 
 
 def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" ... ({len(names)})" if len(names) > 5 else "")
-
-
-def _describe(content: Any) -> str:
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
-    return f"the keys {_list([str(key) for key in content])}" if content else "an empty dictionary"

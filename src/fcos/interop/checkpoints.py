@@ -1,0 +1,135 @@
+"""Which project a weights file is from, and what it says: the one place that recognises files of others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import WeightsError
+from ..models.weights import hub_file
+from ..training.checkpoint import CLASS_HEAD, Checkpoint
+from . import fcos_core, torchvision
+
+log = logging.getLogger(__name__)
+
+_FCOS_CORE_CONVENTIONS = {
+    "box_convention": "inclusive",
+    "channel_order": "bgr",
+    "pixel_mean": (102.9801, 115.9465, 122.7717),
+    "pixel_std": (1.0, 1.0, 1.0),
+}
+_FCOS_CORE_RESNET = {"norm_eps": 0.0, "stride_in_1x1": True}
+_WRAPPINGS = ("model", "state_dict", "model_state_dict")
+_BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
+_SHOWN = 4
+
+
+def file_of(source: str | Path) -> Path:
+    """The file that a source names: itself, or the downloaded one of weights that have a name.
+
+    Raises:
+        WeightsError: the download failed.
+    """
+    weights = torchvision.WEIGHTS.get(str(source))
+    if weights is None:
+        return Path(source)
+    return hub_file(weights.url, str(source), otherwise="use other weights")
+
+
+def from_content(content: Any, *, where: str, class_names: Sequence[str] | None = None) -> Checkpoint:
+    """A checkpoint from what `torch.load` found in a file of another project.
+
+    Args:
+        content: a state dict, or a dictionary that holds one; a `module.` in front of every name is dropped.
+        where: for messages.
+        class_names: see `from_fcos_core`, `from_torchvision`; None: those of COCO where their number says so, which is
+            logged, else unknown.
+
+    Raises:
+        WeightsError: weights of no project that is known here.
+    """
+    state = _state_dict(content)
+    if torchvision.recognizes(state):
+        checkpoint = torchvision.from_torchvision(state, class_names=class_names, where=where)
+    elif {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys():
+        checkpoint = from_fcos_core(state, class_names=class_names, where=where)
+    else:
+        raise WeightsError(f"{where}: {_unknown(content, state)}")
+    if checkpoint.class_names and class_names is None:
+        log.info(
+            "%s: %d classes, taken to be those of COCO; if they are not, name them with data.classes=[...]",
+            where,
+            len(checkpoint.class_names),
+        )
+    return checkpoint
+
+
+def from_fcos_core(
+    state: Mapping[str, Tensor], *, class_names: Sequence[str] | None = None, where: str = "weights"
+) -> Checkpoint:
+    """A checkpoint from the state dict of the original FCOS, which does not tell the whole detector: see `Checkpoint`.
+
+    Args:
+        state: without `module.` in front of the names.
+        class_names: in the order of the labels there, which is that of the category ids; None: those of COCO where
+            there are 80 classes, else unknown.
+        where: for messages.
+
+    Raises:
+        WeightsError: another number of names than of classes.
+    """
+    weights = fcos_core.convert_state_dict(state)
+    count = len(weights[f"{CLASS_HEAD}bias"])
+    if class_names is not None and len(class_names) != count:
+        raise WeightsError(f"{where}: has {count} classes, found {len(class_names)} names in data.classes")
+    classes = dict(enumerate(class_names or (), 1))
+    if class_names is None and count == len(torchvision.COCO_CLASSES):
+        classes = torchvision.COCO_CLASSES
+    return Checkpoint(
+        model=weights,
+        config={"model": _FCOS_CORE_CONVENTIONS},
+        class_names=tuple(classes.values()),
+        category_ids=tuple(classes) or tuple(range(1, count + 1)),
+        project="fcos_core",
+    )
+
+
+def with_fcos_core_conventions(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole config of ours as the original FCOS would compute it; its own YAML says all this itself."""
+    model = {**tree["model"], **_FCOS_CORE_CONVENTIONS}
+    if model["backbone"].get("norm") == "frozen_bn" and "norm_eps" in model["backbone"]:
+        model["backbone"] = {**model["backbone"], **_FCOS_CORE_RESNET}
+    return {**tree, "model": model}
+
+
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors of a file by name, unwrapped; empty when there are none."""
+    if not isinstance(content, Mapping):
+        return {}
+    inner = next((content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), content)
+    state = {str(name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def _unknown(content: Any, state: Mapping[str, Tensor]) -> str:
+    expected = (
+        "expected a file that `fcos train` wrote, a checkpoint of the original FCOS (fcos_core), or a state dict of"
+        " torchvision's fcos_resnet50_fpn"
+    )
+    if any(name in state for name in _BACKBONES):
+        return f"the weights of a backbone alone; use them with model.backbone.weights=PATH; here {expected}"
+    if state:
+        names = ", ".join(list(state)[:_SHOWN])
+        return f"weights of no project that is known here: {expected}, found {len(state)} tensors ({names} ...)"
+    if isinstance(content, Mapping):
+        keys = ", ".join([str(key) for key in content][:_SHOWN])
+        found = f"the keys {keys}" if content else "an empty dictionary"
+    else:
+        found = f"a {type(content).__name__}"
+    return f"no weights of a detector: {expected}, found {found}"

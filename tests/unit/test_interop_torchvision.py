@@ -1,0 +1,217 @@
+"""torchvision's FCOS beside ours, in one process: the same detections; names and classes there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection import fcos_resnet50_fpn
+from torchvision.models.detection.fcos import FCOS as TorchvisionFCOS
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from fcos.config_text import validate
+from fcos.errors import WeightsError
+from fcos.interop.torchvision import COCO_CLASSES, from_names, from_torchvision, to_names, to_torchvision
+from fcos.models import FCOS, build_model
+from fcos.structures import Instances
+from fcos.training.checkpoint import Checkpoint, fill
+
+CLASSES = 5
+
+
+def talkative(num_classes: int = CLASSES + 1) -> TorchvisionFCOS:
+    """torchvision's model with weights for which it detects much, of every class and size."""
+    torch.manual_seed(1)
+    model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes).eval()
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif name.endswith(("running_mean", "bias")):
+            tensor.normal_(std=0.1)
+    state["head.classification_head.cls_logits.weight"].normal_(std=0.05)
+    state["head.classification_head.cls_logits.bias"].fill_(-1.0)
+    state["head.regression_head.bbox_reg.weight"].normal_(std=0.02)
+    state["head.regression_head.bbox_reg.bias"].fill_(2.0)
+    state["head.regression_head.bbox_ctrness.weight"].normal_(std=0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def theirs() -> TorchvisionFCOS:
+    return talkative()
+
+
+def detector(checkpoint: Checkpoint) -> FCOS:
+    config = validate(checkpoint.config, where="torchvision")
+    model = build_model(config.model, num_classes=len(checkpoint.category_ids), pretrained=False)
+    fill(model, checkpoint.model, where="torchvision")
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def every_row(theirs: TorchvisionFCOS) -> FCOS:
+    """Our detector with background as a class, so that labels are theirs."""
+    state = from_names(theirs.state_dict())
+    config = validate(from_torchvision(theirs.state_dict()).config, where="torchvision")
+    model = build_model(config.model, num_classes=CLASSES + 1, pretrained=False)
+    fill(model, state, where="torchvision")
+    return model.eval()
+
+
+def resizing(min_size: int) -> GeneralizedRCNNTransform:
+    """torchvision's input for small images."""
+    return GeneralizedRCNNTransform(min_size, 192, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
+
+
+def network_input(transform: GeneralizedRCNNTransform, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What torchvision feeds its network, as our images (RGB 0..255) and sizes."""
+    batch, _ = transform(list(images))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (transform.image_mean, transform.image_std))
+    return (batch.tensors * std + mean) * 255, torch.tensor(batch.image_sizes)
+
+
+def assert_same(found: Instances, expected: dict[str, Tensor], labels: Tensor | None = None) -> None:
+    """The tolerances of the project: 0.01 pixels, 1e-4."""
+    assert len(found) == len(expected["scores"])
+    torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-4)
+    assert (found.labels if labels is None else labels).tolist() == expected["labels"].tolist()
+    torch.testing.assert_close(found.boxes, expected["boxes"], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "min_size"),
+    [
+        ([(96, 128)], 96),  # as it is
+        ([(75, 101)], 96),  # enlarged; sides are no multiple of 32
+        ([(160, 90), (96, 70)], 64),  # a batch of two sizes, with padding
+        ([(64, 64), (130, 64), (64, 200)], 64),  # much padding; P6 and P7 do not divide the sides
+    ],
+)
+@torch.inference_mode()
+def test_detections_are_torchvisions(
+    theirs: TorchvisionFCOS, every_row: FCOS, sizes: list[tuple[int, int]], min_size: int
+) -> None:
+    theirs.transform = resizing(min_size)
+    images = [torch.rand(3, *size) for size in sizes]
+    expected = theirs(images)
+    pixels, network_sizes = network_input(theirs.transform, images)
+    found = every_row.detect(pixels, network_sizes)
+    for size, ours, their in zip(sizes, found, expected, strict=True):
+        assert len(ours) > 20
+        assert ours.scores[0] > 0.5
+        assert len(ours.labels.unique()) > 2
+        assert_same(ours.resize_to(size), their)
+
+
+@torch.inference_mode()
+def test_the_labels_of_torchvision_are_our_category_ids(theirs: TorchvisionFCOS) -> None:
+    state = theirs.state_dict()
+    state["head.classification_head.cls_logits.bias"] = torch.tensor([-20.0, -1, -1, -1, -1, -1])  # no background
+    theirs = talkative()
+    theirs.load_state_dict(state)
+    theirs.transform = resizing(96)
+    checkpoint = from_torchvision(state)
+    images = [torch.rand(3, 96, 128)]
+    (found,) = detector(checkpoint).detect(*network_input(theirs.transform, images))
+    assert len(found) > 20
+    assert_same(found, theirs(images)[0], torch.tensor(checkpoint.category_ids)[found.labels])
+
+
+def test_names_come_back(theirs: TorchvisionFCOS) -> None:
+    state = theirs.state_dict()
+    assert_equal(to_names(from_names(state)), state)
+
+
+def test_names_of_before_torchvision_0_13_are_known(theirs: TorchvisionFCOS) -> None:
+    state = theirs.state_dict()
+    old = {name.replace("_blocks.0.0.", "_blocks.0."): tensor for name, tensor in state.items()}
+    assert "backbone.fpn.layer_blocks.0.weight" in old
+    assert_equal(from_names(old), from_names(state))
+
+
+def test_a_detector_comes_back(theirs: TorchvisionFCOS) -> None:
+    checkpoint = from_torchvision(theirs.state_dict())
+    back = to_torchvision(checkpoint)
+    assert {name: tensor.shape for name, tensor in back.items()} == {
+        name: tensor.shape for name, tensor in theirs.state_dict().items()
+    }
+    again = from_torchvision(back)
+    assert_equal(again.model, checkpoint.model)
+    assert replace(again, model={}) == replace(checkpoint, model={})
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def class_head(rows: int) -> dict[str, Tensor]:
+    """A state dict as far as the classes are concerned; every row holds its number."""
+    numbers = torch.arange(float(rows))
+    return {
+        "head.classification_head.cls_logits.weight": numbers[:, None, None, None].expand(rows, 2, 3, 3).clone(),
+        "head.classification_head.cls_logits.bias": numbers,
+    }
+
+
+def test_ninety_one_rows_are_the_classes_of_coco() -> None:
+    checkpoint = from_torchvision(class_head(91))
+    assert checkpoint.category_ids[:12] == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13)
+    assert checkpoint.class_names[11] == "stop sign"
+    assert len(checkpoint.class_names) == len(set(checkpoint.class_names)) == 80
+    assert checkpoint.class_names[-1] == COCO_CLASSES[90] == "toothbrush"
+    rows = [float(i) for i in checkpoint.category_ids]
+    assert checkpoint.model["head.logits.bias"].tolist() == rows
+    assert checkpoint.model["head.logits.weight"][:, 0, 0, 0].tolist() == rows
+
+
+def test_other_classes_have_no_names_unless_told() -> None:
+    checkpoint = from_torchvision(class_head(3))
+    assert (checkpoint.category_ids, checkpoint.class_names) == ((1, 2), ())
+    named = from_torchvision(class_head(3), class_names=["cat", "dog"])
+    assert (named.category_ids, named.class_names) == ((1, 2), ("cat", "dog"))
+    with pytest.raises(WeightsError, match=r"x\.pth: has 2 classes .* found 3 names"):
+        from_torchvision(class_head(3), class_names=["cat", "dog", "owl"], where="x.pth")
+
+
+@pytest.mark.parametrize(
+    ("ids", "labels"), [((2, 7, 90), [2, 7, 90]), ((0, 1, 2), [1, 2, 3]), ((1, 2, 1000), [1, 2, 3])]
+)
+def test_category_ids_become_labels_where_they_can(ids: tuple[int, ...], labels: list[int]) -> None:
+    checkpoint = replace(from_torchvision(class_head(4)), category_ids=ids)
+    bias = to_torchvision(checkpoint)["head.classification_head.cls_logits.bias"]
+    assert len(bias) == max(labels) + 1
+    assert bias[labels].tolist() == [1, 2, 3]
+    assert sorted(bias.tolist())[: -len(ids)] == [-10.0] * (len(bias) - len(ids))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"location": "center"}, "model.location=center (there: corner)"),
+        ({"head": {"level_scales": True}}, "model.head.level_scales=True"),
+        ({"pixel_mean": [0.0, 0.0, 0.0]}, "model.pixel_mean=(0.0, 0.0, 0.0)"),
+        ({"backbone": {"name": "mobilenet_v2"}}, "model.backbone.name=mobilenet_v2"),
+        ({"backbone": {"norm": "gn"}}, "model.backbone.norm=gn"),
+    ],
+)
+def test_what_torchvision_cannot_compute_is_refused(options: dict[str, Any], told: str) -> None:
+    checkpoint = from_torchvision(class_head(3))
+    model = checkpoint.config["model"]
+    head = {**model["head"], **options.get("head", {})}
+    checkpoint = replace(checkpoint, config={"model": {**model, **options, "head": head}})
+    with pytest.raises(WeightsError) as caught:
+        to_torchvision(checkpoint, where="run/weights/best.pt")
+    assert str(caught.value).startswith("run/weights/best.pt: ")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(("statistics", "norm"), [(True, "bn"), (False, "frozen_bn")])
+def test_the_norm_shows_in_the_names(statistics: bool, norm: str) -> None:
+    state = class_head(3) | ({"backbone.body.bn1.num_batches_tracked": torch.tensor(0)} if statistics else {})
+    assert from_torchvision(state).config["model"]["backbone"]["norm"] == norm
