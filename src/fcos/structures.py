@@ -83,6 +83,18 @@ class Batch(NamedTuple):
         return Batch(self.images.pin_memory(), self.sizes.pin_memory(), targets, self.indices)
 
 
+class Losses(NamedTuple):
+    """What a detector answers to a batch with ground truth.
+
+    Attributes:
+        terms: scalars by name; their sum is minimised.
+        unassigned: 0-dim int64, boxes of the batch (crowd left out) that nothing in the model learns.
+    """
+
+    terms: dict[str, Tensor]
+    unassigned: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Instances:
     """The detections of one image.

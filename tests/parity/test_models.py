@@ -61,7 +61,7 @@ def targets_of(model: Model, case: str) -> Targets:
 
 def losses(model: Model, net: FCOS, case: str) -> dict[str, Tensor]:
     images = tensor(model.inputs["tensor"]).to(net.pixel_mean.dtype)
-    return net(images, tensor(model.inputs["image_sizes_hw"]), targets_of(model, case))
+    return net(images, tensor(model.inputs["image_sizes_hw"]), targets_of(model, case)).terms
 
 
 def recorded_cases(model: Model, prefix: str) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fcos.errors import ConfigError
 from fcos.models import FCOS, FCOSOutputs, build_model
 from fcos.models.backbones import resnet
-from fcos.structures import Targets
+from fcos.structures import Losses, Targets
 
 LOSSES = ["loss_cls", "loss_box", "loss_centerness"]
 
@@ -135,8 +135,9 @@ def test_the_arguments_decide_what_forward_returns_not_the_mode(training: bool) 
     images, sizes = noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64))
     assert isinstance(model(images, sizes), FCOSOutputs)
     losses = model(images, sizes, two_boxes())
-    assert list(losses) == LOSSES
-    assert all(loss.shape == () for loss in losses.values())
+    assert isinstance(losses, Losses)
+    assert list(losses.terms) == LOSSES
+    assert all(loss.shape == () for loss in losses.terms.values())
     assert len(model.detect(images, sizes)) == 2
     assert model.training == training
 
@@ -175,15 +176,12 @@ def test_the_centerness_comes_from_the_chosen_tower() -> None:
 
 def test_boxes_that_no_location_learns_are_counted() -> None:
     model = build()
-    assert model.unassigned_boxes == 0
     tiny = torch.tensor([[8.0, 8.0, 9.0, 9.0], [4.0, 4.0, 60.0, 60.0]])
     targets = Targets.pad([tiny, tiny[:1]], [torch.tensor([0, 1]), torch.tensor([2])])
-    model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), targets)
-    assert model.unassigned_boxes.shape == ()
-    assert model.unassigned_boxes.dtype == torch.int64
-    assert model.unassigned_boxes == 2
-    model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), two_boxes())
-    assert model.unassigned_boxes == 0
+    unassigned = model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), targets).unassigned
+    assert (unassigned.shape, unassigned.dtype) == ((), torch.int64)
+    assert unassigned == 2
+    assert model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), two_boxes()).unassigned == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -191,7 +189,7 @@ def test_boxes_that_no_location_learns_are_counted() -> None:
 
 def step(model: FCOS, targets: Targets) -> dict[str, Tensor]:
     images = noise(2, 3, 64, 64)
-    losses = model.train()(images, sizes_of((64, 64), (64, 64)), targets)
+    losses = model.train()(images, sizes_of((64, 64), (64, 64)), targets).terms
     torch.stack(list(losses.values())).sum().backward()
     return losses
 
@@ -258,7 +256,7 @@ def test_losses_fall_when_learning_one_image() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     totals = []
     for _ in range(8):
-        total = torch.stack(list(model(images, sizes, two_boxes()).values())).sum()
+        total = torch.stack(list(model(images, sizes, two_boxes()).terms.values())).sum()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -270,9 +268,9 @@ def test_losses_fall_when_learning_one_image() -> None:
 def test_half_precision_ends_before_losses_and_boxes(regression: str) -> None:
     model = tiny_model(tiny_config(head={"num_convs": 1, "regression": regression}))
     images, sizes = noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64))
-    exact = model(images, sizes, two_boxes())
+    exact = model(images, sizes, two_boxes()).terms
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs, losses = model(images, sizes), model(images, sizes, two_boxes())
+        outputs, losses = model(images, sizes), model(images, sizes, two_boxes()).terms
         found = model.detect(images, sizes)
     assert {x.dtype for levels in outputs for x in levels} == {torch.float32}
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
@@ -297,7 +295,7 @@ def test_levels_from_any_map_of_the_backbone(strides: list[int], fpn: dict) -> N
     ).eval()
     images, sizes = noise(1, 3, 64, 96), sizes_of((64, 96))
     assert [x.shape[3] for x in model(images, sizes).logits] == [math.ceil(96 / s) for s in strides]
-    assert all(loss.isfinite() for loss in model(images, sizes, two_boxes(1)).values())
+    assert all(loss.isfinite() for loss in model(images, sizes, two_boxes(1)).terms.values())
     assert len(model.detect(images, sizes)[0]) > 0
 
 
@@ -348,5 +346,5 @@ def test_double_precision_goes_through() -> None:
     model = build().double().eval()
     outputs = model(noise(1, 3, 64, 64), sizes_of((64, 64)))
     assert {x.dtype for levels in outputs for x in levels} == {torch.float64}
-    losses = model(noise(1, 3, 64, 64), sizes_of((64, 64)), two_boxes(1))
+    losses = model(noise(1, 3, 64, 64), sizes_of((64, 64)), two_boxes(1)).terms
     assert losses["loss_cls"].dtype == torch.float64

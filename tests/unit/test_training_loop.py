@@ -194,6 +194,44 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert all(t.isfinite().all() for t in last.model.values())
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_gradients_that_are_not_finite_stop_the_run(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_norm: float | None
+) -> None:
+    calls = 0
+
+    def steep(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        losses = original(*args, **kwargs)
+        if calls == 3:
+            losses["loss_box"].register_hook(lambda gradient: gradient * float("inf"))
+        return losses
+
+    original = fcos_module.fcos_loss
+    monkeypatch.setattr(fcos_module, "fcos_loss", steep)
+    seen: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(loop, "_explain_non_finite", lambda *args: seen.append(args[-1].model.state_dict()) or "why")
+    with pytest.raises(TrainingError, match="why"):
+        train(configure(iterations=9, checkpoint_every=2, clip_norm=clip_norm))
+    last = load_checkpoint(tmp_path / "run/weights/last.pt")
+    assert last.iteration == 2
+    learned = {name for name, _ in loop.build_model(configure().model, num_classes=2).named_parameters()}
+    assert all(torch.equal(seen[0][name], last.model[name]) for name in learned)
+
+
+def test_what_is_said_of_gradients_that_are_not_finite(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "get_total_norm", lambda _: torch.tensor(float("inf")))
+    with pytest.raises(TrainingError) as caught:
+        train(configure())
+    message = str(caught.value)
+    assert "iteration 1: the gradients are not finite (loss_cls=" in message
+    assert "norm of the gradients=inf" in message
+    assert ".png; nothing had been saved yet" in message
+
+
 def test_random_weights_that_do_not_learn_are_warned_of(
     configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:

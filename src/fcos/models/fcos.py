@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..structures import BoxConvention, Instances, Targets
+from ..structures import BoxConvention, Instances, Losses, Targets
 from .backbones import Backbone
 from .fpn import FPN
 from .layers import NORMS
@@ -141,8 +141,6 @@ class FCOS(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    unassigned_boxes: Tensor
-    """After a forward with targets: boxes of the batch that no location learns (0-dim int64)."""
 
     def __init__(
         self,
@@ -195,14 +193,13 @@ class FCOS(nn.Module):
         self.backbone_levels = [name for name, stride in backbone.strides.items() if stride in self.strides]
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1))
-        self.unassigned_boxes = torch.zeros((), dtype=torch.int64)
 
     @overload
     def forward(self, images: Tensor, sizes: Tensor) -> FCOSOutputs: ...
     @overload
-    def forward(self, images: Tensor, sizes: Tensor, targets: Targets) -> dict[str, Tensor]: ...
+    def forward(self, images: Tensor, sizes: Tensor, targets: Targets) -> Losses: ...
 
-    def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> FCOSOutputs | dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> FCOSOutputs | Losses:
         """Losses when targets are given, else the head's outputs.
 
         Args:
@@ -211,7 +208,7 @@ class FCOS(nn.Module):
             targets: ground truth in pixels of `images`, in the model's box convention.
 
         Returns:
-            `FCOSOutputs`, or the losses of `fcos_loss` (their sum is minimised).
+            `FCOSOutputs`, or the losses.
         """
         features = self.backbone(self.normalize(images, sizes))
         outputs = self.head(self.fpn([features[name] for name in self.backbone_levels]))
@@ -234,8 +231,8 @@ class FCOS(nn.Module):
         height, width = (side * self.strides[0] for side in maps[0])  # the padded images hold whole cells of this level
         return [locations((h, w), (height // h, width // w), offset=0.0, device=device) for h, w in maps]
 
-    def losses(self, outputs: FCOSOutputs, targets: Targets) -> dict[str, Tensor]:
-        """The losses of `fcos_loss` for the head's outputs."""
+    def losses(self, outputs: FCOSOutputs, targets: Targets) -> Losses:
+        """The losses of `fcos_loss` for the head's outputs, and how many boxes no location learns."""
         points = self.locations(outputs)
         assignment = assign_targets(
             points,
@@ -245,14 +242,13 @@ class FCOS(nn.Module):
             center_sampling_radius=self.center_sampling_radius,
             box_convention=self.box_convention,
         )
-        self.unassigned_boxes = count_unassigned(assignment, targets)
         units = None
         if self.head.regression == "relu_stride":
             units = torch.cat([p.new_full((len(p),), s) for p, s in zip(points, self.strides, strict=True)])
         logits, ltrb, centerness = (
             torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2) for levels in outputs
         )  # [N, R, K], [N, R, 4], [N, R, 1]
-        return fcos_loss(
+        terms = fcos_loss(
             logits,
             ltrb,
             centerness.squeeze(2),
@@ -262,6 +258,7 @@ class FCOS(nn.Module):
             gamma=self.focal_gamma,
             units=units,
         )
+        return Losses(terms, count_unassigned(assignment, targets))
 
     @torch.inference_mode()
     def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -20,7 +20,7 @@ from ..distributed import mean_over_processes, process_group, rank, resolve_devi
 from ..errors import ConfigError, DataError, TrainingError
 from ..evaluation.loop import evaluate
 from ..models import FCOS, build_model
-from ..structures import Batch
+from ..structures import Batch, Losses
 from .budget import IterationLength, Length, TimeLength
 from .checkpoint import Checkpoint, load_checkpoint, start_from
 from .logs import Place, RunLog, Step
@@ -98,14 +98,14 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
                 waited = clock() - began
                 factor = learning_rate_factor(state.iteration, total, settings)
                 set_learning_rate(run.optimizer, factor)
-                losses, grad_norm = _step(learner, batch, run)
+                losses, unassigned, grad_norm = _step(learner, batch, run)
                 step = Step(
                     losses=losses,
                     lr=settings.lr * factor,
                     grad_norm=grad_norm,
                     images=settings.batch_size,
                     boxes=_count_boxes(batch),
-                    unassigned=int(model.unassigned_boxes),
+                    unassigned=unassigned,
                     seconds=clock() - began,
                     waited=waited,
                 )
@@ -180,44 +180,48 @@ def _length(run: Run) -> Length:
     return IterationLength(settings.iterations)
 
 
-def _step(learner: nn.Module, batch: Batch, run: Run) -> tuple[dict[str, float], float | None]:
+def _step(learner: nn.Module, batch: Batch, run: Run) -> tuple[dict[str, float], int, float | None]:
     """Learn from a batch.
 
     Returns:
-        The loss terms, averaged over processes; and the norm of the gradients when it is clipped or logged.
+        The loss terms, averaged over processes; the boxes of this process that no location learns; and the norm of the
+        gradients, before clipping.
 
     Raises:
-        TrainingError: a term is not finite; the weights are those of before.
+        TrainingError: a term or the norm is not finite; the weights are those of before.
     """
     settings = run.config.train
     images, sizes, targets, _ = batch.to(run.device)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        losses: dict[str, Tensor] = learner(images, sizes, targets)
-    terms = torch.stack(list(losses.values()))
+        losses: Losses = learner(images, sizes, targets)
+    terms = torch.stack(list(losses.terms.values()))
     run.optimizer.zero_grad(set_to_none=True)
     terms.sum().backward()
 
-    values = dict(zip(losses, mean_over_processes(terms).tolist(), strict=True))
-    if not all(map(math.isfinite, values.values())):
-        raise TrainingError(_explain_non_finite(values, batch, run))
-    norm = None
-    if settings.clip_norm or (run.state.iteration + 1) % settings.log_every == 0:
-        learned = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm([p.grad for p in learned])
-        if settings.clip_norm:
-            clip_grads_with_norm_(learned, settings.clip_norm, norm)
+    learned = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in learned])
+    # The same on every process, so that all of them stop; read from the device together, which waits for it once.
+    *values, unassigned, norm_value = torch.stack(
+        [*mean_over_processes(terms), losses.unassigned.to(terms), norm.to(terms)]
+    ).tolist()
+    named = dict(zip(losses.terms, values, strict=True))
+    if not all(map(math.isfinite, (*values, norm_value))):
+        raise TrainingError(_explain_non_finite(named, norm_value, batch, run))
+    if settings.clip_norm:
+        clip_grads_with_norm_(learned, settings.clip_norm, norm)
     run.optimizer.step()
     if run.average:
         run.average.update(run.model)
-    return values, None if norm is None else norm.item()
+    return named, int(unassigned), norm_value
 
 
-def _explain_non_finite(losses: dict[str, float], batch: Batch, run: Run) -> str:
-    terms = ", ".join(f"{name}={value:.6g}" for name, value in losses.items())
+def _explain_non_finite(losses: dict[str, float], norm: float, batch: Batch, run: Run) -> str:
+    what = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
+    numbers = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "norm of the gradients": norm}.items())
     names = ", ".join(run.train_data.file_name(i) for i in batch.indices.tolist())
     kept = run.folder / LAST
     return (
-        f"iteration {run.state.iteration + 1}: the loss is not finite ({terms}); images: {names};"
+        f"iteration {run.state.iteration + 1}: the {what} not finite ({numbers}); images: {names};"
         f" {f'{kept} is from before' if kept.is_file() else 'nothing had been saved yet'};"
         f" try a lower train.lr (now {run.config.train.lr:g}), a longer train.warmup_iterations, or train.clip_norm=10"
     )
