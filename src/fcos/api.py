@@ -119,10 +119,12 @@ def evaluate(
     annotations = load_annotations(resolved.data, split, class_names=names, category_ids=ids if names else None)
     if annotations is None:
         raise DataError(f"data: {resolved.data.root} has no split {split!r}; give another one with --split")
-    if len(annotations.class_names) != len(ids):  # the classes of the weights have no names: they are the data's
+    # Classes without names are the data's: in torchvision by their ids, in the original by their order.
+    found = annotations.category_ids
+    if not names and (found != ids if checkpoint.project == "torchvision" else len(found) != len(ids)):
         raise DataError(
-            f"data: {len(annotations.class_names)} classes, but {weights} knows {len(ids)}, without their names; give"
-            " them with data.classes=[NAME, ...]"
+            f"data: classes with the ids {', '.join(map(str, found)):.80}, but {weights} knows 1..{len(ids)}, without"
+            " their names; give them with data.classes=[NAME, ...]"
         )
     return run(model.to(device), annotations, resolved, device=device, progress=progress)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,29 @@ def test_start_from_keeps_the_class_head_only_for_the_same_classes(tmp_path: Pat
     else:
         assert torch.equal(new.head.logits.weight, fresh)
         assert "cat, dog, owl there, horse, cow here" in summary
+
+
+def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path) -> None:
+    config = tiny_config()
+    save(tmp_path / "a.pt", tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    nameless = replace(load_checkpoint(tmp_path / "a.pt"), class_names=())
+    new = build_model(config.model, num_classes=3, pretrained=False)
+    start_from(new, nameless, ["a", "b", "c"], where="a.pt")
+    assert same(new.state_dict(), nameless.model)
+    summary = start_from(build_model(config.model, num_classes=2, pretrained=False), nameless, ["a", "b"], where="a.pt")
+    assert "the classes differ: 3 without names there, a, b here" in summary
+
+
+def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: Path) -> None:
+    config = tiny_config(head={"num_convs": 1, "level_scales": False}, location="corner")
+    save(tmp_path / "a.pt", tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    new = build_model(tiny_config().model, num_classes=3, pretrained=False)
+    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), NAMES, where="a.pt")
+    assert [scale.item() for scale in new.head.scales] == [1.0] * 5
+    assert summary.endswith("; they were trained with model.location=corner, which fits them better")
+
+
+def test_pixel_statistics_that_the_weights_lack_stay() -> None:
+    model = tiny_model(tiny_config(pixel_mean=[1.0, 2.0, 3.0]))
+    fill(model, {k: v for k, v in model.state_dict().items() if not k.startswith("pixel_")}, where="x.pt")
+    assert model.pixel_mean.flatten().tolist() == [1, 2, 3]

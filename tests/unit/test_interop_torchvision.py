@@ -108,6 +108,20 @@ def test_detections_are_torchvisions(
         assert_same(ours.resize_to(size), their)
 
 
+@pytest.mark.parametrize("threshold", [0.6, 0.7])
+@torch.inference_mode()
+def test_the_threshold_is_on_the_score(
+    theirs: TorchvisionFCOS, every_row: FCOS, threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(theirs, "score_thresh", threshold)
+    monkeypatch.setattr(every_row, "score_threshold", threshold)
+    theirs.transform = resizing(96)
+    images = [torch.rand(3, 96, 128)]
+    (found,) = every_row.detect(*network_input(theirs.transform, images))
+    assert 3 < len(found) < every_row.max_detections
+    assert_same(found, theirs(images)[0])
+
+
 @torch.inference_mode()
 def test_the_labels_of_torchvision_are_our_category_ids(theirs: TorchvisionFCOS) -> None:
     state = theirs.state_dict()

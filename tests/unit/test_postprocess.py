@@ -149,6 +149,11 @@ def test_the_padding_detects_nothing_in_the_continuous_convention() -> None:
     assert len(original) == 4
 
 
+def test_the_padding_detects_when_asked_to() -> None:
+    (instances,) = flat_outputs([5.0, 5.0, 5.0, 5.0], ltrb=9.0).detect((8, 20), detect_in_padding=True, nms_threshold=0)
+    assert sorted(instances.boxes[:, 0].tolist()) == [0, 3, 11, 19]
+
+
 def test_more_padding_changes_no_detection() -> None:
     outputs = random_outputs(size=(64, 64))
     padded = Outputs(
@@ -179,6 +184,11 @@ def test_boxes_without_extent_are_dropped_in_the_continuous_convention() -> None
     assert original.boxes.tolist() == [[4, 4, 4, 4], [12, 4, 12, 4]]
 
 
+def test_boxes_without_extent_stay_when_asked_to() -> None:
+    (instances,) = flat_outputs([5.0, 5.0], ltrb=0.0).detect((8, 16), keep_empty_boxes=True)
+    assert instances.boxes.tolist() == [[4, 4, 4, 4], [12, 4, 12, 4]]
+
+
 # --------------------------------------------------------------------------------------------- threshold, top-k, limit
 
 
@@ -203,6 +213,14 @@ def test_the_threshold_is_on_the_class_before_the_centerness() -> None:
     outputs.centerness[0].fill_(-6.0)
     (instances,) = outputs.detect((8, 8), score_threshold=0.7)
     assert instances.scores.item() == pytest.approx(math.sqrt(0.731059 * 0.002473), rel=1e-3)
+
+
+def test_the_threshold_may_be_on_the_score() -> None:
+    outputs = flat_outputs([1.0, 1.0, -1.2])  # probabilities 0.73, 0.73, 0.23; centerness 1, 0.002, 1
+    outputs.centerness[0][..., 1] = -6.0
+    (instances,) = outputs.detect((8, 24), score_threshold=0.45, threshold_on="score")
+    assert instances.boxes[:, 0].tolist() == [0, 16]
+    assert instances.scores.tolist() == pytest.approx([math.sqrt(0.731059), math.sqrt(0.231475)], rel=1e-5)
 
 
 def test_candidates_are_chosen_by_the_product() -> None:

@@ -316,6 +316,10 @@ def test_locations_are_centres_row_by_row() -> None:
     assert locations((2, 3), 8).tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
 
 
+def test_locations_may_be_corners_and_lie_closer_in_one_direction() -> None:
+    assert locations((2, 2), (8, 6), offset=0.0).tolist() == [[0, 0], [6, 0], [0, 8], [6, 8]]
+
+
 def test_centerness_by_hand() -> None:
     ltrb = torch.tensor([[5.0, 5.0, 5.0, 5.0], [1.0, 2.0, 4.0, 8.0], [1.0, 3.0, 100.0, 3.0]])
     torch.testing.assert_close(centerness_targets(ltrb), torch.tensor([1.0, 0.25, 0.1]))

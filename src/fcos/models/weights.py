@@ -6,6 +6,7 @@ import socket
 import sys
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +106,8 @@ def hub_file(url: str, name: str, *, otherwise: str) -> Path:
         socket.setdefaulttimeout(_PATIENCE)  # torch's download would wait for ever
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
     except (OSError, RuntimeError, HTTPException) as error:  # no connection, another hash, broken off
+        if isinstance(error, HTTPError):
+            error.close()  # it is also the connection
         raise WeightsError(
             f"{name}: could not download {url} ({error}); fetch the file elsewhere and put it at {path}, or {otherwise}"
         ) from None

@@ -1,0 +1,284 @@
+"""Weights files of other projects: recognised by themselves, with their classes; by name; never running code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_fpn
+
+import fcos
+from fcos import ConfigError, DataError, WeightsError, cli
+from fcos.config_text import load_config, validate
+from fcos.interop.checkpoints import from_content, with_fcos_core_conventions
+from fcos.interop.fcos_core import config_from_yaml
+from fcos.interop.torchvision import COCO_CLASSES, WEIGHTS
+from fcos.training.checkpoint import load_checkpoint
+
+MANIFESTS = Path(__file__).parents[1] / "parity" / "goldens" / "manifests" / "fcos"
+MOBILE = json.loads((MANIFESTS / "fcos_syncbn_bs32_c128_MNV2_FPN_1x.json").read_text())
+
+
+def original_state(classes: int = 80) -> dict[str, Tensor]:
+    """A state dict with the names and shapes of the original's MobileNetV2 detector."""
+    torch.manual_seed(0)
+    state = {}
+    for name, shape, *_ in MOBILE["tensors"]:
+        rows = [classes, *shape[1:]] if ".cls_logits." in name else shape
+        state[name] = torch.rand(rows) if name.endswith("running_var") else torch.randn(rows) * 0.05
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.zeros((), dtype=torch.int64)
+    return state
+
+
+def original_file(path: Path, classes: int = 80, *, module: str = "", old_format: bool = False) -> Path:
+    """A checkpoint as the original's training writes it."""
+    content = {
+        "model": {module + name: tensor for name, tensor in original_state(classes).items()},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.01, "params": [0]}]},
+        "scheduler": {"milestones": (60000, 80000), "gamma": 0.1, "warmup_method": "constant", "last_epoch": 90000},
+        "iteration": 90000,
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    return path
+
+
+@pytest.fixture
+def original_yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "fcos_syncbn_bs32_c128_MNV2_FPN_1x.yaml"
+    path.write_text(yaml.safe_dump(MOBILE["merged_config"]))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------ the original's
+
+
+@pytest.mark.parametrize(("module", "old_format"), [("", False), ("module.", True)])
+def test_a_checkpoint_of_the_original_loads_with_its_config(
+    tmp_path: Path, original_yaml: Path, module: str, old_format: bool
+) -> None:
+    path = original_file(tmp_path / "model_final.pth", module=module, old_format=old_format)
+    detector = fcos.load(path, "device=cpu", config=original_yaml)
+    state = original_state()
+    assert torch.equal(detector.model.head.centerness.weight, state["rpn.head.centerness.weight"])
+    assert torch.equal(detector.model.state_dict()["fpn.extra.1.weight"], state["backbone.fpn.top_blocks.p7.weight"])
+    assert (detector.model.box_convention, detector.model.channel_order) == ("inclusive", "bgr")
+    assert detector.model.pixel_mean.flatten().tolist() == pytest.approx([102.9801, 115.9465, 122.7717])
+    assert (detector.class_names[11], detector.category_ids[11]) == ("stop sign", 13)
+
+
+def test_the_original_config_is_asked_for(tmp_path: Path) -> None:
+    path = original_file(tmp_path / "model_final.pth")
+    with pytest.raises(ConfigError, match=r"model_final\.pth: a checkpoint of the original FCOS.*--config"):
+        fcos.load(path)
+
+
+def test_pairs_of_the_original_may_follow(tmp_path: Path, original_yaml: Path) -> None:
+    path = original_file(tmp_path / "model_final.pth")
+    detector = fcos.load(path, "TEST.DETECTIONS_PER_IMG", "7", "model.nms_threshold=0.3", config=original_yaml)
+    assert (detector.model.max_detections, detector.model.nms_threshold) == (7, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "original"),
+    [
+        ("fcos_r50_fpn_1x", "fcos_R_50_FPN_1x"),
+        ("fcos_imprv_r50_fpn_1x", "fcos_imprv_R_50_FPN_1x"),
+        ("fcos_mnv2_fpn_1x", "fcos_syncbn_bs32_c128_MNV2_FPN_1x"),
+    ],
+)
+def test_a_recipe_stands_for_the_original_config(recipe: str, original: str) -> None:
+    merged = json.loads((MANIFESTS / f"{original}.json").read_text())["merged_config"]
+    theirs = validate(config_from_yaml(merged), where=original).model
+    ours = validate(with_fcos_core_conventions(load_config(recipe).to_dict()), where=recipe).model
+    theirs.num_classes = None
+    ours.backbone.weights = theirs.backbone.weights = None
+    assert ours == theirs
+
+
+def test_a_config_whose_weights_are_a_checkpoint_of_the_original(tmp_path: Path, original_yaml: Path) -> None:
+    path = original_file(tmp_path / "model_final.pth")
+    detector = fcos.load(original_yaml, "MODEL.WEIGHT", str(path))
+    assert torch.equal(detector.model.head.ltrb.weight, original_state()["rpn.head.bbox_pred.weight"])
+
+
+def test_a_config_of_another_model_does_not_fit(tmp_path: Path) -> None:
+    path = original_file(tmp_path / "model_final.pth")
+    with pytest.raises(WeightsError, match=r"model_final\.pth: the weights do not fit the model"):
+        fcos.load(path, config="fcos_r50_fpn_1x")
+
+
+# ------------------------------------------------------------------------------------------------------------- classes
+
+
+def test_unknown_classes_are_numbered_as_in_their_project(tmp_path: Path, original_yaml: Path) -> None:
+    path = original_file(tmp_path / "cells.pth", classes=3)
+    detector = fcos.load(path, config=original_yaml)
+    assert detector.class_names == ("class 1", "class 2", "class 3")
+    assert detector.category_ids == (1, 2, 3)
+
+
+def test_classes_can_be_named(tmp_path: Path, original_yaml: Path) -> None:
+    path = original_file(tmp_path / "cells.pth", classes=3)
+    assert fcos.load(path, "data.classes=[a, b, c]", config=original_yaml).class_names == ("a", "b", "c")
+    with pytest.raises(WeightsError, match=r"cells\.pth: has 3 classes, found 2 names in data\.classes"):
+        fcos.load(path, "data.classes=[a, b]", config=original_yaml)
+
+
+def test_classes_taken_for_those_of_coco_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert from_content(original_state(), where="x.pth").class_names == tuple(COCO_CLASSES.values())
+    assert "x.pth: 80 classes, taken to be those of COCO" in caplog.text
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """One annotated picture; the three classes are not in the order of their names."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.radial_gradient("L").convert("RGB").resize((96, 64)).save(folder / "a.png")
+    content = {
+        "images": [{"id": 5, "file_name": "a.png", "width": 96, "height": 64}],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": 3, "bbox": [30, 10, 40, 40]}],
+        "categories": [{"id": i, "name": name} for i, name in ((3, "rbc"), (4, "wbc"), (9, "platelet"))],
+    }
+    for split in ("train", "val"):
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_classes_without_names_are_those_of_the_data(tmp_path: Path, original_yaml: Path, data: Path) -> None:
+    path = original_file(tmp_path / "cells.pth", classes=3)
+    small = ["data.test_short_side=64", "data.workers=0", "device=cpu", f"data={data}"]
+    found = fcos.evaluate(path, *small, config=original_yaml)
+    assert list(found.per_class) == ["rbc", "wbc", "platelet"]
+    assert {detection["category_id"] for detection in found.detections} <= {3, 4, 9}
+    with pytest.raises(DataError, match=r"the ids 3, 4, 9, but .* knows 1\.\.2, without their names"):
+        fcos.evaluate(original_file(tmp_path / "two.pth", classes=2), *small, config=original_yaml)
+
+
+def test_the_command_line(
+    tmp_path: Path,
+    original_yaml: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = original_file(tmp_path / "cells.pth", classes=3)
+    small = ["--config", str(original_yaml), "data.test_short_side=64", "data.workers=0", "device=cpu"]
+    for verb in (
+        ["val", str(path), f"data={data}"],
+        ["predict", str(path), str(data / "a.png"), "--out", str(tmp_path)],
+    ):
+        monkeypatch.setattr(sys, "argv", ["fcos", *verb, *small])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code, capsys.readouterr().err
+    assert (tmp_path / "cells_val" / "metrics.json").is_file()
+    assert (tmp_path / "a.jpg").is_file() or (tmp_path / "a.png").is_file()
+
+
+# -------------------------------------------------------------------------------------------------------- torchvision's
+
+
+@pytest.fixture(scope="module")
+def coco_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A torch hub cache that holds torchvision's COCO weights, as far as names and shapes go."""
+    path = tmp_path_factory.mktemp("hub") / "checkpoints" / "fcos_resnet50_fpn_coco-99b0c9b7.pth"
+    path.parent.mkdir()
+    state = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    torch.save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, path)
+    return path
+
+
+def test_coco_weights_by_name(coco_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(coco_file.parents[1]))
+    detector = fcos.load("torchvision/fcos_resnet50_fpn", device="cpu")
+    assert dict(zip(detector.category_ids, detector.class_names, strict=True)) == COCO_CLASSES
+    assert detector.config.data.detection_short_side == 800
+    assert detector.model.head.logits.out_channels == 80
+    rows = load_checkpoint(coco_file).model["head.logits.weight"]
+    assert torch.equal(detector.model.head.logits.weight, rows)
+    with pytest.raises(ConfigError, match="has its own"):
+        fcos.load("torchvision/fcos_resnet50_fpn", config="fcos_r50_fpn_1x")
+
+
+def test_a_file_of_torchvisions_training_script(tmp_path: Path) -> None:
+    state = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict()
+    content = {"model": state, "optimizer": {}, "args": argparse.Namespace(lr=0.1), "epoch": 3}
+    torch.save(content, tmp_path / "model_3.pth")
+    loaded = load_checkpoint(tmp_path / "model_3.pth")
+    assert (loaded.project, loaded.class_names, loaded.category_ids) == ("torchvision", (), (1, 2))
+
+
+def test_without_a_network_the_message_says_where_the_file_belongs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(WeightsError) as caught:
+        fcos.load("torchvision/fcos_resnet50_fpn")
+    for part in (
+        WEIGHTS["torchvision/fcos_resnet50_fpn"].url,
+        "no route",
+        str(tmp_path / "checkpoints" / "fcos_resnet50_fpn_coco-99b0c9b7.pth"),
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_wrong_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(WeightsError, match=r"no such weights file.*torchvision/fcos_resnet50_fpn"):
+        fcos.load("torchvision/fcos")
+
+
+# ------------------------------------------------------------------------------------------------------- other files
+
+
+def refusal(content: Any) -> str:
+    with pytest.raises(WeightsError) as caught:
+        from_content(content, where="x.pth")
+    assert str(caught.value).startswith("x.pth: ")
+    return str(caught.value)
+
+
+def named(*names: str) -> Mapping[str, Tensor]:
+    return {name: torch.zeros(1) for name in names}
+
+
+def test_weights_of_an_unknown_project() -> None:
+    text = refusal({"model": named("bbox_head.conv_cls.weight", "bbox_head.conv_cls.bias")})
+    assert "found 2 tensors (bbox_head.conv_cls.weight, bbox_head.conv_cls.bias ...)" in text
+    for known in ("fcos train", "fcos_core", "fcos_resnet50_fpn"):
+        assert known in text
+
+
+def test_a_relative_of_fcos_is_not_taken_for_it() -> None:
+    torchvisions = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2).state_dict()
+    assert "no project that is known" in refusal(torchvisions)
+    assert "no project that is known" in refusal(named("rpn.head.cls_logits.bias", "rpn.head.bbox_pred.bias"))
+
+
+@pytest.mark.parametrize("name", ["layer1.0.conv1.weight", "features.0.0.weight"])
+def test_weights_of_a_backbone(name: str) -> None:
+    assert "model.backbone.weights=PATH" in refusal(named(name))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [({"epoch": 3}, "found the keys epoch"), ({}, "found an empty dictionary"), ([1], "found a list")],
+)
+def test_a_file_without_weights(content: Any, found: str) -> None:
+    assert found in refusal(content)
