@@ -1,4 +1,4 @@
-"""The little that several processes need: who am I, averages over all, and which device.
+"""The little that several processes need: who am I, what do the others have, and which device.
 
 Without torchrun everything here is a no-op for one process.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import ConfigError
 
@@ -51,6 +51,27 @@ def same_everywhere(value: T) -> T:
     if world_size() > 1:
         dist.broadcast_object_list(values)
     return values[0]
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes in their order, on all processes."""
+    values: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the first one's buffers: batch-norm statistics differ by the last batch."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle, islice
@@ -177,43 +180,77 @@ def test_a_process_without_images_detects_nothing(data: tuple[Path, Annotations]
     assert list(loader) == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_turns_bad_stops_with_its_name(workers: int, data: tuple[Path, Annotations]) -> None:
-    root, annotations = data
-    annotations.path(4).write_bytes(b"gone")
-    with pytest.raises(DataError) as caught:
-        _first(build_train_loader(_settings(root, workers=workers), annotations), 6)
-    assert str(caught.value) == f"{annotations.path(4)}: not an image, or damaged at the start"
+def _damage_the_middle(path: Path) -> None:
+    """Begins and ends as it must, so that the check at the start believes it."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
+    path.write_bytes(content)
 
 
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_turns_bad_is_replaced_when_skipping(
-    workers: int, data: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
+def test_an_image_that_turns_out_bad_is_replaced_in_training(
+    workers: int, on_error: str, data: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
 ) -> None:
-    root, annotations = data
-    annotations.path(4).unlink()
-    loader = build_train_loader(_settings(root, workers=workers, on_error="skip"), annotations)
+    root, _ = data
+    _damage_the_middle(root / "images/4.png")
+    annotations = load_annotations(config(root), "train")
+    assert annotations is not None
+    loader = build_train_loader(_settings(root, workers=workers, on_error=on_error), annotations)
     batches = _first(loader, 11)
     assert all(len(batch.images) == 4 for batch in batches)
     assert 4 not in {index for batch in batches for index in batch.indices.tolist()}
     assert loader.left_out == 4  # 44 images of 11, each once in a pass
-    assert caplog.text.count("4.png: no such file") == 1
+    assert len(caplog.messages) == 1
+    assert re.search(r"4\.png: cannot be read: .*; another image takes its place", caplog.text)
 
 
-def test_detection_goes_on_without_a_bad_image_when_skipping(data: tuple[Path, Annotations]) -> None:
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_detection_goes_on_without_a_bad_image(
+    on_error: str, data: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
+) -> None:
     root, annotations = data
     annotations.path(4).unlink()
-    loader = build_test_loader(_settings(root, on_error="skip"), annotations, batch_size=1)
+    loader = build_test_loader(_settings(root, on_error=on_error), annotations, batch_size=1)
     assert sorted(int(batch.indices) for batch in loader) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
     assert loader.left_out == 1
+    assert "4.png: no such file; left out" in caplog.text
 
 
-def test_losing_every_image_stops_training_even_when_skipping(data: tuple[Path, Annotations]) -> None:
+def test_losing_every_image_stops_training(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     for index in range(len(annotations)):
         annotations.path(index).unlink()
     with pytest.raises(DataError, match="no training image can be read any more"):
-        _first(build_train_loader(_settings(root, on_error="skip"), annotations), 1)
+        _first(build_train_loader(_settings(root), annotations), 1)
+
+
+def test_an_interruption_does_not_reach_the_workers(data: tuple[Path, Annotations]) -> None:
+    """What a terminal does on Ctrl-C, in a process of its own: all processes of the group get SIGINT."""
+    root, _ = data
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(root)],
+        capture_output=True, text=True, timeout=60, check=False, start_new_session=True,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout, run.stderr) == (0, "5 batches\n", "")
+
+
+INTERRUPTED = """
+import multiprocessing, os, signal, sys
+from itertools import islice
+from fcos.config import Config
+from fcos.data import build_train_loader, load_annotations
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    options = {"root": sys.argv[1], "workers": 1, "short_side": 32, "max_side": 64}
+    config = Config.model_validate({"data": options, "train": {"batch_size": 2}})
+    batches = iter(build_train_loader(config, load_annotations(config.data, "train")))
+    next(batches)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    os.killpg(0, signal.SIGINT)
+    print(len(list(islice(batches, 5))), "batches")
+"""
 
 
 def test_loading_leaves_the_global_random_state_alone(data: tuple[Path, Annotations]) -> None:

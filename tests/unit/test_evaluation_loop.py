@@ -81,7 +81,7 @@ class Oracle(torch.nn.Module):
 def test_the_annotated_boxes_themselves_score_one(annotations, config, convention, monkeypatch):
     from fcos.evaluation import loop
 
-    loader = list(loop.build_test_loader(config, annotations, batch_size=2))
+    loader = loop.build_test_loader(config, annotations, batch_size=2)
     order = [i for batch in loader for i in batch.indices.tolist()]
     model: Any = Oracle(annotations, order, convention)
     monkeypatch.setattr(loop, "build_test_loader", lambda *_, **__: loader)
@@ -107,6 +107,15 @@ def test_detections_are_coco_results_with_the_original_ids(annotations, config):
         assert x + w <= width + 1e-3
         assert y + h <= height + 1e-3
     json.dumps(result.detections)
+
+
+def test_images_that_turn_out_unreadable_are_counted(annotations, config, folder, caplog):
+    for i in (0, 2):
+        (folder / f"{i}.png").unlink()
+    result = evaluate(tiny_model(config), annotations, config, device="cpu")
+    assert {d["image_id"] for d in result.detections} == {99, 97, 96, 95, 94}
+    assert sum(result.boxes_per_class.values()) == 15
+    assert "2 of 7 images could not be read; their objects count as missed" in caplog.text
 
 
 def test_the_batch_size_changes_nothing(annotations, config):

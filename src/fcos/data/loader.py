@@ -1,8 +1,13 @@
-"""Batches from a data set: padding, worker processes, and images that turn bad during a run."""
+"""Batches from a data set: padding, worker processes, and images that turn out bad during a run.
+
+A file may be damaged where the check at the start does not look, or vanish: that never ends a run. In training the next
+readable image takes the place of a bad one, in detection it is left out; both are told.
+"""
 
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -40,21 +45,18 @@ class _Loaded(NamedTuple):
 class _Reader:
     """Maps the draws of a batch to the batch; runs in the workers."""
 
-    def __init__(self, dataset: DetectionDataset, *, training: bool, size_divisor: int, skip: bool) -> None:
-        self.dataset, self.training, self.size_divisor, self.skip = dataset, training, size_divisor, skip
+    def __init__(self, dataset: DetectionDataset, *, training: bool, size_divisor: int) -> None:
+        self.dataset, self.training, self.size_divisor = dataset, training, size_divisor
 
     def __getitem__(self, draws: Sequence[Draw]) -> _Loaded:
         samples, errors = [], []
         for draw in draws:
-            # In training the next readable image takes the place of a bad one.
             for step in range(len(self.dataset) if self.training else 1):
                 try:
                     samples.append(self.dataset.load((draw.index + step) % len(self.dataset), draw.seed))
                     break
                 except DataError as error:
                     errors.append(str(error))
-                    if not self.skip:
-                        return _Loaded(None, errors)
         if not samples:
             return _Loaded(None, errors)
         batch = collate(samples, size_divisor=self.size_divisor)
@@ -65,7 +67,7 @@ class Loader:
     """Yields batches.
 
     Attributes:
-        left_out: how many times an image could not be read and was replaced (training) or left out.
+        left_out: how many times an image could not be read and was replaced (training) or left out (detection).
     """
 
     def __init__(self, reader: _Reader, draws: Callable[[], Iterable[Sequence[Draw]]], *, workers: int) -> None:
@@ -81,19 +83,19 @@ class Loader:
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=self._workers,
+            worker_init_fn=_leave_interruptions_to_the_parent,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
+        what_now = "another image takes its place" if self._reader.training else "left out"
         told: set[str] = set()
         for loaded in batches:
-            if loaded.errors and not self._reader.skip:
-                raise DataError(loaded.errors[0])
             if loaded.batch is None and self._reader.training:
                 raise DataError(f"no training image can be read any more; {loaded.errors[0]}")
             self.left_out += len(loaded.errors)
             for error in loaded.errors:
                 if error not in told:
-                    logger.warning("image left out: %s", error)
+                    logger.warning("%s; %s", error, what_now)
             told.update(loaded.errors)
             if loaded.batch is not None:
                 yield loaded.batch
@@ -101,6 +103,11 @@ class Loader:
 
 def _unchanged(loaded: Any) -> Any:
     return loaded
+
+
+def _leave_interruptions_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches all processes; the parent still needs a batch to end its step, and ends the workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def build_train_loader(
@@ -120,7 +127,7 @@ def build_train_loader(
 
     Raises:
         ConfigError: there are more processes than images in a batch.
-        DataError: (while iterating) an image cannot be read any more and data.on_error is `stop`, or none can be.
+        DataError: (while iterating) no image can be read any more.
     """
     data, batch_size, convention = config.data, config.train.batch_size, config.model.box_convention
     if batch_size < world_size:
@@ -136,7 +143,7 @@ def build_train_loader(
         )
         return (rank_part(batch, rank, world_size) for batch in batches)
 
-    reader = _Reader(dataset, training=True, size_divisor=data.size_divisor, skip=data.on_error == "skip")
+    reader = _Reader(dataset, training=True, size_divisor=data.size_divisor)
     return Loader(reader, draws, workers=data.workers)
 
 
@@ -154,15 +161,12 @@ def build_test_loader(
         batch_size: images a batch, at most.
         rank: this process.
         world_size: number of processes; each gets its share of the batches.
-
-    Raises:
-        DataError: (while iterating) an image cannot be read any more and data.on_error is `stop`.
     """
     data, transform = config.data, test_transform(config.data)
     batches = same_size_batches(annotations.sizes.tolist(), transform, data.size_divisor, batch_size)
     draws = [[Draw(index, 0) for index in batch] for batch in rank_part(batches, rank, world_size)]
     dataset = DetectionDataset(annotations, transform=transform)
-    reader = _Reader(dataset, training=False, size_divisor=data.size_divisor, skip=data.on_error == "skip")
+    reader = _Reader(dataset, training=False, size_divisor=data.size_divisor)
     return Loader(reader, lambda: draws, workers=min(data.workers, len(draws)))
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
 from ..config import Config
 from ..data import build_test_loader
-from ..distributed import rank, world_size
+from ..distributed import gathered, rank, share_buffers, world_size
 from .coco import coco_metrics, to_coco_results
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
+    from ..data.loader import Loader
     from ..models.fcos import FCOS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def evaluate(
     """Detect on every image of a split and compare with its annotations.
 
     The result does not depend on the batch size: a batch holds images of one padded shape only. With several processes
-    every process detects on its share, and all of them return the figures of the whole split.
+    every process detects on its share with the first one's batch-norm statistics, and all of them return the figures of
+    the whole split. Images that cannot be read any more are told; their objects count as missed.
 
     Args:
         model: the detector, on `device`; whether its modules train or not is restored afterwards.
@@ -59,10 +63,34 @@ def evaluate(
         device: where the model is.
         batch_size: images a step; None: `config.eval.batch_size`.
         progress: called with the number of images done (estimated from those of this process) and of all.
+
+    Raises:
+        KeyboardInterrupt: from `progress`, or Ctrl-C; on every process, at the end of the others' shares.
     """
+    share_buffers(model)
     loader = build_test_loader(
         config, annotations, batch_size=batch_size or config.eval.batch_size, rank=rank(), world_size=world_size()
     )
+    share: tuple[list[dict[str, Any]], int] | None = None
+    try:
+        share = _detect(model, annotations, loader, device=device, progress=progress)
+    except KeyboardInterrupt:
+        if world_size() == 1:
+            raise
+    detections = _joined(gathered(share), annotations)
+    figures = coco_metrics(annotations.to_coco(), detections)
+    return Evaluation(figures.overall, figures.per_class, detections, _count(annotations))
+
+
+def _detect(
+    model: FCOS,
+    annotations: Annotations,
+    loader: Loader,
+    *,
+    device: torch.device | str,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[dict[str, Any]], int]:
+    """The detections on the images of a loader, and how many of these could not be read."""
     detections, done = [], 0
     with _detecting(model):
         for batch in loader:
@@ -75,9 +103,7 @@ def evaluate(
             done += len(batch.indices)
             if progress is not None:
                 progress(min(done * world_size(), len(annotations)), len(annotations))
-    detections = _gather(detections)
-    figures = coco_metrics(annotations.to_coco(), detections)
-    return Evaluation(figures.overall, figures.per_class, detections, _count(annotations))
+    return detections, loader.left_out
 
 
 @contextmanager
@@ -93,12 +119,18 @@ def _detecting(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _gather(detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _joined(
+    shares: Sequence[tuple[list[dict[str, Any]], int] | None], annotations: Annotations
+) -> list[dict[str, Any]]:
     """The detections of all processes, in the order of the images' ids."""
-    if world_size() > 1:
-        parts: list[Any] = [None] * world_size()
-        dist.all_gather_object(parts, detections)
-        detections = [detection for part in parts for detection in part]
+    detections, unread = [], 0
+    for share in shares:
+        if share is None:
+            raise KeyboardInterrupt
+        detections += share[0]
+        unread += share[1]
+    if unread and rank() == 0:
+        logger.warning("%d of %d images could not be read; their objects count as missed", unread, len(annotations))
     return sorted(detections, key=lambda d: (d["image_id"], -d["score"]))
 
 
