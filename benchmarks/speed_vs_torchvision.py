@@ -2,8 +2,8 @@
 
     python benchmarks/speed_vs_torchvision.py [--repeats 7] [--only mobilenet resnet loading]
 
-Same architecture (random weights), same input, one process. The two take turns, so that a busy machine slows both; the
-table shows medians.
+Same architecture (random weights), same input, same memory format, one process. The two take turns, so that a busy
+machine slows both; the table shows medians.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from common import machine, markdown, torchvision_mobilenet, without_resize, write
@@ -55,7 +55,7 @@ def mobilenet() -> Pair:
     theirs = torchvision_mobilenet(
         CLASSES, channels=config.fpn.channels, num_convs=config.head.num_convs, pretrained=False
     )
-    return Pair(ours, theirs, size=(320, 320), batch_size=4)
+    return Pair(_channels_last(ours), _channels_last(theirs), size=(320, 320), batch_size=4)
 
 
 def resnet() -> Pair:
@@ -64,7 +64,15 @@ def resnet() -> Pair:
     )
     theirs = without_resize(TorchvisionFCOS(backbone, CLASSES, score_thresh=0.05, nms_thresh=0.6))
     ours = build_model(fcos.Config().model, num_classes=CLASSES, pretrained=False)
-    return Pair(ours, theirs, size=(800, 1216), batch_size=2)
+    return Pair(_channels_last(ours), _channels_last(theirs), size=(800, 1216), batch_size=2)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _channels_last(model: M) -> M:
+    """Ours always is; it makes torchvision's a fifth faster, too."""
+    return model.to(memory_format=torch.channels_last)
 
 
 def inference(pair: Pair) -> tuple[Job, Job]:
@@ -126,7 +134,7 @@ def training_step(pair: Pair) -> tuple[Job, Job]:
         floats = list(images.float() / 255)
         return pair.theirs(floats, [{"boxes": b, "labels": k} for b, k in zip(boxes, labels, strict=True)])
 
-    return step(pair.ours, lambda: pair.ours(images, sizes, targets)), step(pair.theirs, theirs)
+    return step(pair.ours, lambda: pair.ours(images, sizes, targets).terms), step(pair.theirs, theirs)
 
 
 def loading(data: Path, workers: int) -> tuple[Job, Job]:
@@ -137,6 +145,8 @@ def loading(data: Path, workers: int) -> tuple[Job, Job]:
             f"data={data}",
             f"data.workers={workers}",
             "data.short_side=320",
+            "data.zoom=[1,1]",
+            "data.color_jitter=0",
             "train.batch_size=4",
             "train.iterations=99999",
         ],
