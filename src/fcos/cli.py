@@ -105,7 +105,8 @@ def val(
     with _progress("evaluating") as progress:
         result = api.evaluate(weights, *overrides or (), config=config, split=split, progress=progress)
     print_evaluation(result, _console())
-    folder = out or default_folder(Path(weights), split)
+    file = Path(weights) if Path(weights).exists() else Path(Path(weights).name)  # or a name with a slash
+    folder = out or default_folder(file, split)
     save_evaluation(result, folder)
     print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
 

@@ -37,7 +37,7 @@ def file_of(source: str | Path) -> Path:
     weights = torchvision.WEIGHTS.get(str(source))
     if weights is None:
         return Path(source)
-    return hub_file(weights.url, str(source), otherwise="use other weights")
+    return hub_file(weights.url, str(source), otherwise="give the path of other weights")
 
 
 def from_content(content: Any, *, where: str, class_names: Sequence[str] | None = None) -> Checkpoint:
