@@ -279,7 +279,7 @@ class TrainConfig(_Section):
     @model_validator(mode="before")
     @classmethod
     def _one_length(cls, value: Any) -> Any:
-        if isinstance(value, dict) and (value.get("epochs") or value.get("max_minutes")):
+        if isinstance(value, dict) and value.keys() & {"epochs", "max_minutes"}:  # null, too: then one must be given
             value = {"iterations": None, **value}
         return value
 

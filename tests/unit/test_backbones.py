@@ -70,6 +70,20 @@ def test_maps_have_the_stated_channels_and_strides_rounded_up(name: str, size: t
         assert feature.shape == (1, backbone.channels[level], -(-size[0] // stride), -(-size[1] // stride))
 
 
+@pytest.mark.parametrize("end", LEVELS)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_nothing_is_left_behind_the_last_map_in_use(name: str, end: str) -> None:
+    backbone = BACKBONES[name](norm="frozen_bn", frozen_stages=0)
+    assert isinstance(backbone, nn.Module)
+    expected = backbone(images := torch.randn(1, 3, 64, 64))
+    backbone.end_at(end)
+    features = backbone(images)
+    assert list(features) == list(backbone.channels) == list(backbone.strides) == LEVELS[: LEVELS.index(end) + 1]
+    assert all(torch.equal(feature, expected[level]) for level, feature in features.items())
+    features[end].sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("name", "norm"), [*(("resnet50", norm) for norm in NORMS), ("mobilenet_v2", "bn")])
 def test_a_batch_may_be_empty(name: str, norm: str, training: bool) -> None:

@@ -228,6 +228,12 @@ def test_a_given_length_replaces_the_recipes(recipe: str, key: str) -> None:
     assert list(lengths.values()) == [None, None]
 
 
+def test_a_length_that_is_taken_away_must_be_replaced() -> None:
+    assert "give exactly one of iterations, epochs and max_minutes, found none" in message(
+        "train.epochs=null", source="fcos_mnv2_small"
+    )
+
+
 def test_epochs_in_a_file_replace_the_default_iterations(tmp_path: Path) -> None:
     train = load_config(write(tmp_path, "train: {epochs: 3}\n")).train
     assert (train.iterations, train.epochs) == (None, 3)

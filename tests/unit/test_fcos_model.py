@@ -236,6 +236,28 @@ def test_a_batch_without_objects_trains_and_reaches_every_parameter(regression: 
         assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("source", ["p5", "c5"])
+@pytest.mark.parametrize("strides", [[8, 16], [4], [16, 32, 64]])
+def test_every_parameter_learns_whatever_the_levels(strides: list[int], source: str) -> None:
+    ranges = [(-1, None)] * len(strides)
+    model = build(
+        strides=strides,
+        size_ranges=ranges,
+        backbone={"name": "mobilenet_v2", "weights": None},
+        fpn={"channels": 64, "extra_level_source": source},
+    )
+    step(model, two_boxes())
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_batch_without_images_costs_nothing() -> None:
+    model = build(backbone={"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"})
+    losses = model(noise(0, 3, 64, 64), sizes_of(), Targets.pad([], []))
+    assert {loss.item() for loss in losses.terms.values()} == {0.0}
+    assert losses.unassigned == 0
+    torch.stack(list(losses.terms.values())).sum().backward()
+
+
 def test_a_batch_of_crowds_costs_nothing() -> None:
     everything = torch.tensor([[-1.0, -1.0, 200.0, 200.0]])
     targets = Targets.pad([everything] * 2, [torch.tensor([0])] * 2, [torch.tensor([True])] * 2)

@@ -92,6 +92,14 @@ def test_a_slow_first_step_does_not_end_the_run() -> None:
     assert clock.now <= 100 * (1 - UNMEASURED)
 
 
+def test_steps_that_take_no_time_on_a_coarse_clock() -> None:
+    clock = Clock()
+    length = TimeLength(100, elapsed=clock)
+    ran = list(steps(length, clock, lambda k: 0.5 if k % 10 == 9 else 0.0))
+    assert [progress for _, progress in ran[:10]] == [0.0] * 10
+    assert len(ran) == pytest.approx(20 * (100 - MARGIN), rel=0.02)
+
+
 def test_one_step_is_made_even_if_the_time_is_up() -> None:
     clock = Clock()
     clock.now = 1000.0

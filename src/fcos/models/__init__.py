@@ -33,6 +33,7 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
             f"model.strides={config.strides}: the first level must be a map of {config.backbone.name}, which has"
             f" strides {list(backbone.strides.values())}"
         )
+    backbone.end_at(levels[-1])
     fpn = FPN(
         [backbone.channels[name] for name in levels],
         config.fpn.channels,

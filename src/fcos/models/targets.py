@@ -101,6 +101,9 @@ def assign_targets(
     high = xy.new_tensor([torch.inf if r[1] is None else r[1] for r in size_ranges]).repeat_interleave(counts)[:, None]
     reach = xy.new_tensor([center_sampling_radius * s for s in strides]).repeat_interleave(counts)[:, None]
 
+    if not len(targets.boxes):
+        none = torch.empty(0, len(xy), dtype=torch.int64, device=device)
+        return Assignment(none, xy.new_empty(0, len(xy), 4), none)
     labels, ltrb, matched = [], [], []
     for boxes, box_labels, crowd in zip(*targets, strict=True):
         candidates = torch.nonzero((box_labels >= 0) & ~crowd).squeeze(1)

@@ -86,11 +86,13 @@ class TimeLength:
         """Iterations at the measured speed: infinite at first, `iteration` when no further step fits."""
         if iteration == 0:
             return math.inf  # one step is always made
-        left = (self.seconds - self.elapsed() - self.reserve) // self._mean * self._mean  # for whole steps
+        left = self.seconds - self.elapsed() - self.reserve
+        if self._mean > 0:  # a coarse clock may not have moved yet
+            left = left // self._mean * self._mean  # for whole steps
         if left <= 0:
             return iteration
         self._progress = max(self._progress, self.step_seconds / (self.step_seconds + left))
-        return iteration / self._progress
+        return iteration / self._progress if self._progress else math.inf
 
     def advance(self, step_seconds: float) -> None:
         """Take in the time of a finished step."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +17,15 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ..config import Config
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
-from ..distributed import mean_over_processes, process_group, rank, resolve_device, same_everywhere, world_size
+from ..distributed import (
+    gathered,
+    mean_over_processes,
+    process_group,
+    rank,
+    resolve_device,
+    same_everywhere,
+    world_size,
+)
 from ..errors import ConfigError, DataError, TrainingError
 from ..evaluation.loop import evaluate
 from ..models import FCOS, build_model
@@ -57,8 +66,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         ConfigError: options that contradict each other or the data; a folder that holds a run already.
         DataError: see `load_annotations`.
         WeightsError: weights to start from that cannot be read or do not fit.
-        TrainingError: the loss is not finite any more; weights/last.pt is of before.
-        KeyboardInterrupt: Ctrl-C; weights/last.pt is of the last step.
+        TrainingError: the loss or its gradients are not finite any more; weights/last.pt is of before.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, to any of the processes; weights/last.pt is of the last step.
     """
     started = clock()
     settings = config.train
@@ -92,20 +101,20 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             log.message(_introduction(run, origin))
             _warn_of_warmup(run, length.total(0), log)
             batches = iter(loader)
-            while state.iteration < (total := same_everywhere(length.total(state.iteration))):
+            while state.iteration < (total := _total(length, state.iteration)):
                 began = clock()
                 batch = next(batches)
                 waited = clock() - began
                 factor = learning_rate_factor(state.iteration, total, settings)
                 set_learning_rate(run.optimizer, factor)
-                losses, unassigned, grad_norm = _step(learner, batch, run)
+                learned = _step(learner, batch, run, interruption)
                 step = Step(
-                    losses=losses,
+                    losses=learned.losses,
                     lr=settings.lr * factor,
-                    grad_norm=grad_norm,
+                    grad_norm=learned.grad_norm,
                     images=settings.batch_size,
-                    boxes=_count_boxes(batch),
-                    unassigned=unassigned,
+                    boxes=learned.boxes,
+                    unassigned=learned.unassigned,
                     seconds=clock() - began,
                     waited=waited,
                 )
@@ -118,7 +127,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
                     _report_unassigned(run, log)
                 if state.iteration % settings.checkpoint_every == 0:
                     run.save_last()
-                interruption.check()
+                if learned.stop:
+                    interruption.stop()
                 if _evaluation_due(run, place):
                     _evaluate(run, log, interruption, place)
                 if isinstance(length, TimeLength) and length.measured_end is None and place.fraction >= MEASURE_AT:
@@ -180,15 +190,35 @@ def _length(run: Run) -> Length:
     return IterationLength(settings.iterations)
 
 
-def _step(learner: nn.Module, batch: Batch, run: Run) -> tuple[dict[str, float], int, float | None]:
+def _total(length: Length, iteration: int) -> float:
+    """The length of the run, the same on all processes; the clocks of several differ."""
+    total = length.total(iteration)
+    return same_everywhere(total) if isinstance(length, TimeLength) else total
+
+
+class _Learned(NamedTuple):
+    """What all processes know after a step: the mean of the loss terms, sums of the rest.
+
+    Attributes:
+        losses: the loss terms.
+        grad_norm: of the gradients, before clipping.
+        boxes: in the batch.
+        unassigned: boxes of them that no location learns.
+        stop: one of the processes was asked to stop.
+    """
+
+    losses: dict[str, float]
+    grad_norm: float
+    boxes: int
+    unassigned: int
+    stop: bool
+
+
+def _step(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption) -> _Learned:
     """Learn from a batch.
 
-    Returns:
-        The loss terms, averaged over processes; the boxes of this process that no location learns; and the norm of the
-        gradients, before clipping.
-
     Raises:
-        TrainingError: a term or the norm is not finite; the weights are those of before.
+        TrainingError: a loss term or the norm of the gradients is not finite; the weights are those of before.
     """
     settings = run.config.train
     images, sizes, targets, _ = batch.to(run.device)
@@ -198,27 +228,27 @@ def _step(learner: nn.Module, batch: Batch, run: Run) -> tuple[dict[str, float],
     run.optimizer.zero_grad(set_to_none=True)
     terms.sum().backward()
 
-    learned = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = get_total_norm([p.grad for p in learned])
-    # The same on every process, so that all of them stop; read from the device together, which waits for it once.
-    *values, unassigned, norm_value = torch.stack(
-        [*mean_over_processes(terms), losses.unassigned.to(terms), norm.to(terms)]
-    ).tolist()
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in parameters])
+    # All that the processes must agree on, in one collective, and from the device in one transfer.
+    own = terms.new_tensor([_count_boxes(batch), interruption.requested])
+    means = mean_over_processes(torch.cat([terms, norm.to(terms)[None], losses.unassigned.to(terms)[None], own]))
+    *values, grad_norm, unassigned, boxes, stops = means.tolist()
     named = dict(zip(losses.terms, values, strict=True))
-    if not all(map(math.isfinite, (*values, norm_value))):
-        raise TrainingError(_explain_non_finite(named, norm_value, batch, run))
+    if not all(map(math.isfinite, (*values, grad_norm))):
+        raise TrainingError(_explain_non_finite(named, grad_norm, batch, run))
     if settings.clip_norm:
-        clip_grads_with_norm_(learned, settings.clip_norm, norm)
+        clip_grads_with_norm_(parameters, settings.clip_norm, norm)
     run.optimizer.step()
     if run.average:
         run.average.update(run.model)
-    return named, int(unassigned), norm_value
+    return _Learned(named, grad_norm, round(boxes * world_size()), round(unassigned * world_size()), stops > 0)
 
 
 def _explain_non_finite(losses: dict[str, float], norm: float, batch: Batch, run: Run) -> str:
     what = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
     numbers = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "norm of the gradients": norm}.items())
-    names = ", ".join(run.train_data.file_name(i) for i in batch.indices.tolist())
+    names = ", ".join(run.train_data.file_name(i) for part in gathered(batch.indices.tolist()) for i in part)
     kept = run.folder / LAST
     return (
         f"iteration {run.state.iteration + 1}: the {what} not finite ({numbers}); images: {names};"
@@ -260,7 +290,8 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -
 
     def progress(done: int, total: int) -> None:
         log.evaluating(done, total)
-        interruption.check()
+        if interruption.requested:
+            raise KeyboardInterrupt  # all has just been saved
 
     assert run.val_data is not None
     run.save_last()

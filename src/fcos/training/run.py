@@ -9,12 +9,12 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 
 from ..config import Config
-from ..distributed import rank
+from ..distributed import barrier, rank
 from ..errors import ConfigError
 from .checkpoint import Checkpoint, fill, save_checkpoint
 from .logs import Place, RunLog, Step
@@ -175,7 +175,7 @@ class Run:
         return cast("FCOS", self.average.model) if self.average else self.model
 
     def save_last(self, metrics: Mapping[str, float] | None = None) -> None:
-        """Write weights/last.pt with all that is needed to continue."""
+        """Write weights/last.pt with all that is needed to continue; the first process does."""
         self.state.seconds = self.elapsed()
         training = {
             "state": asdict(self.state),
@@ -183,7 +183,7 @@ class Run:
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
         self._save(LAST, metrics, training)
 
@@ -245,36 +245,45 @@ class Run:
         self.state = State(**saved["state"])
         self._earlier = self.state.seconds
         torch.set_rng_state(saved["rng"])
-        if saved["cuda_rng"] and len(saved["cuda_rng"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        if saved["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
 
 
 class Interruption:
-    """Ctrl-C asks the run to save and stop after the step in hand; a second one stops at once."""
+    """Ctrl-C or SIGTERM asks the run to save and stop after the step in hand; a second one stops at once.
+
+    Attributes:
+        requested: this process was asked; what the others were is for the training step to tell.
+    """
 
     def __init__(self, run: Run, log: RunLog) -> None:
+        self.requested = False
         self._run, self._log = run, log
-        self._requested = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # no other thread may handle signals
-            self._previous = signal.signal(signal.SIGINT, self._request)
+            self._previous = {
+                number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        self._restore()
         if kind is KeyboardInterrupt and (self._run.folder / LAST).is_file():
             config = self._run.folder / "config.yaml"
             self._log.message(f"interrupted; continue with: fcos train {config} train.resume=true")
 
-    def check(self) -> None:
-        """Save and raise KeyboardInterrupt, if that was asked for."""
-        if self._requested:
-            self._run.save_last()
-            raise KeyboardInterrupt
+    def stop(self) -> NoReturn:
+        """Save and raise KeyboardInterrupt, on every process."""
+        self._run.save_last()
+        barrier()  # a launcher ends the others as soon as one is gone
+        raise KeyboardInterrupt
 
     def _request(self, *_: object) -> None:
-        self._requested = True
-        signal.signal(signal.SIGINT, self._previous)
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -27,6 +27,10 @@ class Backbone(Protocol):
         """Normalised images [N, 3, H, W] to maps [N, channels, H / stride, W / stride] (rounded up); N may be 0."""
         ...
 
+    def end_at(self, level: str) -> None:
+        """Remove what comes after a map: nothing uses it, it would cost time and never get a gradient."""
+        ...
+
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet50": partial(ResNet, name="resnet50"),

@@ -34,11 +34,17 @@ class MobileNetV2(nn.Module):
         for index in range([0, 2, *list(_ENDS.values())][frozen_stages]):
             self.features[index] = freeze(self.features[index])
 
+    def end_at(self, level: str) -> None:
+        """Remove the stages after a map."""
+        self.features = self.features[: _ENDS[level]]
+        self.channels = {name: self.channels[name] for name in _ENDS if _ENDS[name] <= _ENDS[level]}
+        self.strides = {name: self.strides[name] for name in self.channels}
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [N, 3, H, W] to the maps C2..C5."""
         features = {}
         x, start = images, 0
-        for level, end in _ENDS.items():
-            x = features[level] = self.features[start:end](x)
-            start = end
+        for level in self.channels:
+            x = features[level] = self.features[start : _ENDS[level]](x)
+            start = _ENDS[level]
         return features

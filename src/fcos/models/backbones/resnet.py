@@ -14,6 +14,7 @@ from ..layers import NORMS, freeze
 from ..weights import load_weights
 
 _BLOCKS = {"resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3]}
+_LAYERS = {"C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}
 
 
 class ResNet(nn.Module):
@@ -55,10 +56,16 @@ class ResNet(nn.Module):
             for part in stage:
                 setattr(self, part, freeze(getattr(self, part)))
 
+    def end_at(self, level: str) -> None:
+        """Remove the stages after a map."""
+        for name in [name for name in self.strides if self.strides[name] > self.strides[level]]:
+            delattr(self, _LAYERS[name])
+            del self.channels[name], self.strides[name]
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [N, 3, H, W] to the maps C2..C5."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         features = {}
-        for level, layer in zip(self.channels, (self.layer1, self.layer2, self.layer3, self.layer4), strict=True):
-            x = features[level] = layer(x)
+        for level in self.channels:
+            x = features[level] = getattr(self, _LAYERS[level])(x)
         return features
