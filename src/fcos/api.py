@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def load(
     source: str | Path,
     *overrides: str,
-    config: str | Path | None = None,
+    config: str | Path | Config | None = None,
     device: str | None = None,
     num_classes: int = 80,
 ) -> Detector:
@@ -37,7 +37,8 @@ def load(
             unless `model.backbone.weights=null`).
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
             names the classes of a file of another project.
-        config: recipe or YAML file that the weights were trained with, where they do not say it: the original's.
+        config: recipe, YAML file or config that the weights were trained with, where they do not say it (those of the
+            original FCOS).
         device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: that of the config, an override `device=`
             among them.
         num_classes: of an untrained detector whose config does not say it.
@@ -56,7 +57,7 @@ def load(
             place = resolve_device(device or resolved.device)
             model = build_model(resolved.model, num_classes=resolved.model.num_classes or num_classes)
             return Detector(model.to(place), resolved)
-        source, config = resolved.train.weights, source
+        source, config = resolved.train.weights, resolved
     model, checkpoint, resolved = _restore(source, overrides, config)
     place = resolve_device(device or resolved.device)
     names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
@@ -89,7 +90,7 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
 def evaluate(
     weights: str | Path,
     *overrides: str,
-    config: str | Path | None = None,
+    config: str | Path | Config | None = None,
     split: str = "val",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -134,7 +135,7 @@ def _is_recipe(source: str | Path) -> bool:
 
 
 def _restore(
-    weights: str | Path, overrides: Sequence[str], config: str | Path | None
+    weights: str | Path, overrides: Sequence[str], config: str | Path | Config | None
 ) -> tuple[FCOS, Checkpoint, Config]:
     """The detector of a weights file, on the CPU, with the config it was trained with as far as that still applies."""
     from .interop.torchvision import WEIGHTS
@@ -163,21 +164,21 @@ def _restore(
 
 
 def _config_of(
-    checkpoint: Checkpoint, config: str | Path | None, pairs: Sequence[str], *, where: str
+    checkpoint: Checkpoint, config: str | Path | Config | None, pairs: Sequence[str], *, where: str
 ) -> dict[str, Any]:
     """The config tree that belongs to weights: their own, or the given one where they have none."""
     from .interop.checkpoints import with_fcos_core_conventions
 
     if checkpoint.project != "fcos_core":
         if config is not None:
-            raise ConfigError(f"config {config}: {where} has its own; change options of it with key=value")
+            raise ConfigError(f"{where}: has its own config, none can be given; change its options with key=value")
         return checkpoint.config
     if config is None:
         raise ConfigError(
             f"{where}: a checkpoint of the original FCOS, which does not tell how its head is made; name the config it"
             " was trained with: --config fcos_imprv_R_50_FPN_1x.yaml (the original's file, or a recipe)"
         )
-    tree = load_config(config, pairs).to_dict()
+    tree = (config if isinstance(config, Config) else load_config(config, pairs)).to_dict()
     return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
 
 

@@ -185,6 +185,16 @@ def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: 
     assert summary.endswith("; they were trained with model.location=corner, which fits them better")
 
 
+def test_counters_of_batch_norm_do_not_matter() -> None:
+    learning, frozen = (
+        tiny_model(tiny_config(backbone={"name": "mobilenet_v2", "weights": None, "norm": norm}))
+        for norm in ("bn", "frozen_bn")
+    )
+    fill(frozen, learning.state_dict(), where="x.pt")
+    fill(learning, frozen.state_dict(), where="x.pt")
+    assert torch.equal(learning.head.ltrb.weight, frozen.head.ltrb.weight)
+
+
 def test_pixel_statistics_that_the_weights_lack_stay() -> None:
     model = tiny_model(tiny_config(pixel_mean=[1.0, 2.0, 3.0]))
     fill(model, {k: v for k, v in model.state_dict().items() if not k.startswith("pixel_")}, where="x.pt")

@@ -209,7 +209,7 @@ def test_coco_weights_by_name(coco_file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert detector.model.head.logits.out_channels == 80
     rows = load_checkpoint(coco_file).model["head.logits.weight"]
     assert torch.equal(detector.model.head.logits.weight, rows)
-    with pytest.raises(ConfigError, match="has its own"):
+    with pytest.raises(ConfigError, match="has its own config"):
         fcos.load("torchvision/fcos_resnet50_fpn", config="fcos_r50_fpn_1x")
 
 

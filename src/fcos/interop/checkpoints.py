@@ -59,7 +59,7 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
         checkpoint = from_fcos_core(state, class_names=class_names, where=where)
     else:
         raise WeightsError(f"{where}: {_unknown(content, state)}")
-    if checkpoint.class_names and class_names is None:
+    if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
         log.info(
             "%s: %d classes, taken to be those of COCO; if they are not, name them with data.classes=[...]",
             where,

@@ -206,14 +206,16 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         raise ConfigError(f"{where}: expected KEY VALUE pairs after the config, found {' '.join(pairs)!r}")
     given |= {key: _literal(value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
 
-    problems = []
+    problems, idle = [], []
     for key, value in given.items():
         if key in _DEFAULTS:
             problems += _refusal(key, value)
         elif not key.startswith(tuple(f"{section}." for section in _NO_EFFECT)) and key not in _NO_EFFECT:
             problems.append(f"{key}: no such key in the original{suggest(key, list(_DEFAULTS))}")
         else:
-            log.info("%s: %s has no effect on an FCOS model here", where, key)
+            idle.append(key)
+    if idle:
+        log.info("%s: without effect on an FCOS model here: %s", where, ", ".join(idle))
     get = {**_DEFAULTS, **given}.__getitem__
     problems += _backbone_refusal(get)
     if problems:

@@ -31,6 +31,7 @@ CLASS_HEAD = "head.logits."
 """Prefix of the tensors with a row for every class."""
 _LEVEL_SCALES = "head.scales."
 _CONVENTIONS = ("location", "box_convention", "channel_order")
+_COUNTER = ".num_batches_tracked"
 _PIXELS = ("pixel_mean", "pixel_std")
 
 
@@ -182,13 +183,17 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> tuple
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Load a complete state dict; only mean and deviation of the pixels may be missing, then the model's stay.
+    """Load a complete state dict.
+
+    Only what other projects or norms do not have may be missing, mean and deviation of the pixels and the counters of
+    batch norm; then the model's stay. Counters that the model has no use for are left out.
 
     Raises:
         WeightsError: tensors are missing, left over, or of another shape; at most five of each are named.
     """
     own = model.state_dict()
-    weights = {**{name: own[name] for name in _PIXELS if name in own}, **weights}
+    optional = {name: own[name] for name in own if name in _PIXELS or name.endswith(_COUNTER)}
+    weights = {**optional, **{name: w for name, w in weights.items() if name in own or not name.endswith(_COUNTER)}}
     problems = {
         "missing": [name for name in own if name not in weights],
         "not in the model": [name for name in weights if name not in own],
