@@ -94,7 +94,7 @@ def evaluate(
     split: str = "val",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Compute the COCO figures of a weights file on a split.
+    """Compute the COCO figures of a weights file on a split; the processes that torchrun started share the images.
 
     Args:
         weights: a weights file or name, see `load`.
@@ -109,7 +109,7 @@ def evaluate(
         ConfigError: a wrong override; a config is needed, or not needed.
     """
     from .data import load_annotations
-    from .distributed import resolve_device
+    from .distributed import process_group, resolve_device
     from .evaluation.loop import evaluate as run
 
     if split not in ("train", "val", "test"):
@@ -127,7 +127,8 @@ def evaluate(
             f"data: classes with the ids {', '.join(map(str, found)):.80}, but {weights} knows 1..{len(ids)}, without"
             " their names; give them with data.classes=[NAME, ...]"
         )
-    return run(model.to(device), annotations, resolved, device=device, progress=progress)
+    with process_group(device):
+        return run(model.to(device), annotations, resolved, device=device, progress=progress)
 
 
 def _is_recipe(source: str | Path) -> bool:

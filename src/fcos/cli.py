@@ -79,7 +79,7 @@ def train(
     from . import api
 
     result = api.train(recipe, *overrides or ())
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts several of us
+    if _first():
         print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} PICTURE...")
 
 
@@ -104,6 +104,8 @@ def val(
 
     with _progress("evaluating") as progress:
         result = api.evaluate(weights, *overrides or (), config=config, split=split, progress=progress)
+    if not _first():
+        return
     print_evaluation(result, _console())
     file = Path(weights) if Path(weights).exists() else Path(Path(weights).name)  # or a name with a slash
     folder = out or default_folder(file, split)
@@ -221,6 +223,11 @@ def config_diff(
         print(f"{key}: {old} -> {new}")
 
 
+def _first() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _console() -> Console:
     from rich.console import Console
 
@@ -233,6 +240,6 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(console=Console(stderr=True), transient=True, disable=not (sys.stderr.isatty() and _first())) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -102,7 +102,7 @@ def resolve_device(name: str) -> torch.device:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the processes that torchrun started (nccl on GPUs, gloo else) for the duration; alone: nothing happens."""
-    if "WORLD_SIZE" not in os.environ or _initialised():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _initialised():
         yield
         return
     if device.type == "cuda":

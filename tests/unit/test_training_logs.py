@@ -52,6 +52,26 @@ def test_a_row_holds_the_means_of_its_steps(tmp_path: Path) -> None:
     assert row["AP"] == ""
 
 
+def test_the_last_steps_make_a_row_however_few(tmp_path: Path) -> None:
+    with RunLog(tmp_path, config(2)) as log:
+        for i in range(1, 4):
+            log.step(place(i), step(loss=i))
+        log.sum_up()
+        log.evaluation(place(3), {"AP": 0.5})
+    assert [(row["iteration"], row["split"], row["loss_cls"]) for row in rows(tmp_path)] == [
+        ("2", "train", "1.5"),
+        ("3", "train", "3"),
+        ("3", "val", ""),
+    ]
+
+
+def test_a_run_that_ends_early_leaves_its_steps(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, config(20)) as log:
+        log.step(place(1), step())
+        raise KeyboardInterrupt
+    assert [row["iteration"] for row in rows(tmp_path)] == ["1"]
+
+
 def test_evaluations_have_the_same_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, config(1)) as log:
         log.step(place(1), step())

@@ -59,7 +59,7 @@ class Step(NamedTuple):
         waited: seconds of them, for data.
         boxes: in the batch.
         unassigned: boxes of them that no location learns.
-        grad_norm: total norm of the gradients before clipping; None: not computed.
+        grad_norm: total norm of the gradients before clipping.
     """
 
     losses: dict[str, float]
@@ -69,7 +69,7 @@ class Step(NamedTuple):
     waited: float
     boxes: int
     unassigned: int
-    grad_norm: float | None
+    grad_norm: float
 
 
 class RunLog:
@@ -87,7 +87,7 @@ class RunLog:
         self.enabled = rank() == 0
         self.log_every = config.train.log_every
         self._console = Console(highlight=False, soft_wrap=True)
-        self._steps: list[Step] = []  # since the last row
+        self._steps: list[tuple[Place, Step]] = []  # since the last row
         self._began: tuple[float, float] | None = None  # time and fraction at the first step
         self._printed = time.monotonic()
         self._bar = ProgressBar(total=1.0, width=40)
@@ -110,6 +110,7 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         if self.enabled:
+            self.sum_up()
             self._live.stop()
             self._board.close()
             self._file.close()
@@ -120,15 +121,23 @@ class RunLog:
             self._console.print(text, markup=False)
 
     def step(self, place: Place, step: Step) -> None:
-        """Take in a training step; every `log_every` of them make a row."""
+        """Take in a training step; every `log_every` of them make a row, and what remains at the end."""
         if not self.enabled:
             return
-        self._steps.append(step)
+        self._steps.append((place, step))
         self._began = self._began or (time.monotonic(), place.fraction)
         self._bar.update(place.fraction)
-        if place.iteration % self.log_every:
+        if place.iteration % self.log_every == 0:
+            self.sum_up()
+
+    def sum_up(self) -> None:
+        """Make a row of the steps since the last one, if there are any."""
+        if not self._steps:
             return
-        steps, self._steps = self._steps, []
+        places, steps = zip(*self._steps, strict=True)
+        self._steps = []
+        place: Place = places[-1]
+        step: Step = steps[-1]
         losses = {name: sum(s.losses[name] for s in steps) / len(steps) for name in step.losses}
         seconds = max(sum(s.seconds for s in steps), 1e-9)
         row = {
@@ -138,9 +147,8 @@ class RunLog:
             "images_per_second": sum(s.images for s in steps) / seconds,
             "data_share": sum(s.waited for s in steps) / seconds,
             "unassigned_share": sum(s.unassigned for s in steps) / max(sum(s.boxes for s in steps), 1),
+            "grad_norm": step.grad_norm,
         }
-        if step.grad_norm is not None:
-            row["grad_norm"] = step.grad_norm
         if torch.cuda.is_available():
             row["memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
         self._write("train", place, row)

@@ -74,6 +74,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     device = resolve_device(config.device)
     with process_group(device):
         # What to learn from, what learns, and where it is kept.
+        _refuse_sync_bn_on_cpu(config, device)
         folder = find_folder(config, name)
         train_data, val_data = _load_data(config)
         resumed = load_checkpoint(folder / LAST) if folder else None
@@ -137,6 +138,14 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
 
             _finish(run, log, interruption)
         return TrainResult(folder, state.best)
+
+
+def _refuse_sync_bn_on_cpu(config: Config, device: torch.device) -> None:
+    if config.model.backbone.norm == "sync_bn" and device.type != "cuda" and world_size() > 1:
+        raise ConfigError(
+            f"model.backbone.norm=sync_bn: torch synchronises batch norm between GPUs only, these {world_size()}"
+            f" processes are on {device}; use bn or frozen_bn, or a single process"
+        )
 
 
 def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
@@ -306,6 +315,7 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -
 
 def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     """What comes after the last step."""
+    log.sum_up()
     _report_unassigned(run, log)
     if run.val_data is not None:
         _evaluate(run, log, interruption, run.place(max(run.state.iteration, 1)))
