@@ -55,12 +55,8 @@ _OLD_PREFIXES = [
 ]
 """As torchvision wrote them before 0.13, its COCO weights among them."""
 
-_DECISIVE = (
-    *("backbone.name", "backbone.norm_eps", "backbone.stride_in_1x1", "fpn", "head.num_convs", "head.norm"),
-    *("head.centerness_on", "head.regression", "head.level_scales", "strides", "location", "box_convention"),
-    *("channel_order", "pixel_mean", "pixel_std"),
-)
-"""Options that torchvision's model has built in."""
+_CONVENTIONS = ("strides", "location", "box_convention", "channel_order", "pixel_mean", "pixel_std")
+_FREE = ("backbone.weights", "backbone.frozen_stages", "head.prior_probability")
 _PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}  # 255 times torchvision's
 
 
@@ -91,7 +87,7 @@ def model_config(*, frozen_norm: bool = True) -> dict[str, Any]:
     """The section `model` that computes what torchvision's `fcos_resnet50_fpn` does.
 
     Args:
-        frozen_norm: batch norm does not learn, nor the first two stages, as where torchvision starts from ImageNet.
+        frozen_norm: batch norm does not learn, nor do stem and C2, as where torchvision starts from ImageNet.
     """
     return {
         "backbone": {
@@ -161,16 +157,12 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
     Raises:
         WeightsError: a detector that torchvision's model cannot compute.
     """
-    own, wanted = (
-        FCOSConfig.model_validate(section).model_dump() for section in (checkpoint.config["model"], model_config())
-    )
+    own, wanted = _built_in(checkpoint.config["model"]), _built_in(model_config())
     other = [
-        f"model.{key}={_option(own, key)} (there: {_option(wanted, key)})"
-        for key in _DECISIVE
-        if _option(own, key) != _option(wanted, key)
+        f"model.{key}={own.get(key)} (there: {wanted.get(key)})"
+        for key in {**wanted, **own}
+        if own.get(key) != wanted.get(key)
     ]
-    if own["backbone"]["norm"] == "gn":
-        other.append("model.backbone.norm=gn (there: bn)")
     if other:
         raise WeightsError(f"{where}: torchvision's fcos_resnet50_fpn computes something else: {', '.join(other)}")
     ids = checkpoint.category_ids
@@ -183,7 +175,9 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
     return to_names(weights)
 
 
-def _option(section: Any, key: str) -> Any:
-    for part in key.split("."):
-        section = section.get(part)
-    return section
+def _built_in(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a section `model` that torchvision's model leaves no choice of."""
+    model = FCOSConfig.model_validate(section).model_dump()
+    options = {f"{part}.{key}": v for part in ("backbone", "fpn", "head") for key, v in model[part].items()}
+    options["backbone.norm"] = "gn" if model["backbone"]["norm"] == "gn" else "bn"  # frozen or not
+    return {key: v for key, v in options.items() if key not in _FREE} | {key: model[key] for key in _CONVENTIONS}

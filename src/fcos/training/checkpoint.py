@@ -177,7 +177,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> tuple
 
     checkpoint = load_checkpoint(path)
     config = validate(checkpoint.config, where=f"{path}, config")
-    model = build_model(config.model, num_classes=len(checkpoint.class_names), pretrained=False)
+    model = build_model(config.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     fill(model, checkpoint.model, where=str(path))
     return model.eval().to(device), checkpoint, config
 
