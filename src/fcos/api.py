@@ -109,7 +109,7 @@ def evaluate(
         ConfigError: a wrong override; a config is needed, or not needed.
     """
     from .data import load_annotations
-    from .distributed import process_group, resolve_device
+    from .distributed import join_processes, resolve_device
     from .evaluation.loop import evaluate as run
 
     if split not in ("train", "val", "test"):
@@ -127,8 +127,8 @@ def evaluate(
             f"data: classes with the ids {', '.join(map(str, found)):.80}, but {weights} knows 1..{len(ids)}, without"
             " their names; give them with data.classes=[NAME, ...]"
         )
-    with process_group(device):
-        return run(model.to(device), annotations, resolved, device=device, progress=progress)
+    join_processes(device)
+    return run(model.to(device), annotations, resolved, device=device, progress=progress)
 
 
 def _is_recipe(source: str | Path) -> bool:

@@ -5,9 +5,8 @@ Without torchrun everything here is a no-op for one process.
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -99,16 +98,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-@contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started (nccl on GPUs, gloo else) for the duration; alone: nothing happens."""
+def join_processes(device: torch.device) -> None:
+    """Join the processes that torchrun started (nccl on GPUs, gloo else); alone: nothing happens.
+
+    Nobody leaves before the program ends: who joined again would find the addresses of the first time in the
+    launcher's store.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _initialised():
-        yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    atexit.register(dist.destroy_process_group)

@@ -19,8 +19,8 @@ from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
 from ..distributed import (
     gathered,
+    join_processes,
     mean_over_processes,
-    process_group,
     rank,
     resolve_device,
     same_everywhere,
@@ -72,72 +72,72 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     started = clock()
     settings = config.train
     device = resolve_device(config.device)
-    with process_group(device):
-        # What to learn from, what learns, and where it is kept.
-        _refuse_sync_bn_on_cpu(config, device)
-        folder = find_folder(config, name)
-        train_data, val_data = _load_data(config)
-        resumed = load_checkpoint(folder / LAST) if folder else None
-        torch.manual_seed(settings.seed)
-        model, origin = _build(config, train_data, resumed)
-        # Channels last: a tenth faster on the CPU.
-        model = model.to(device).to(memory_format=torch.channels_last).train()
-        learner = DistributedDataParallel(model) if world_size() > 1 else model
-        folder = folder or same_everywhere(new_folder(config, name) if rank() == 0 else Path())
-        run = Run(
-            folder,
-            config,
-            model=model,
-            train_data=train_data,
-            val_data=val_data,
-            elapsed=lambda: clock() - started,
-        )
-        if resumed:
-            run.restore(resumed)
-        state, length = run.state, _length(run)
-        loader = build_train_loader(
-            config, train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
-        )
-        with RunLog(folder, run.config, iteration=state.iteration) as log, Interruption(run, log) as interruption:
-            log.message(_introduction(run, origin))
-            _warn_of_warmup(run, length.total(0), log)
-            batches = iter(loader)
-            while state.iteration < (total := _total(length, state.iteration)):
-                began = clock()
-                batch = next(batches)
-                waited = clock() - began
-                factor = learning_rate_factor(state.iteration, total, settings)
-                set_learning_rate(run.optimizer, factor)
-                learned = _step(learner, batch, run, interruption)
-                step = Step(
-                    losses=learned.losses,
-                    lr=settings.lr * factor,
-                    grad_norm=learned.grad_norm,
-                    images=settings.batch_size,
-                    boxes=learned.boxes,
-                    unassigned=learned.unassigned,
-                    seconds=clock() - began,
-                    waited=waited,
-                )
-                length.advance(step.seconds)
-                run.count(step)
-                place = run.place(total)
-                log.step(place, step)
+    join_processes(device)
+    # What to learn from, what learns, and where it is kept.
+    _refuse_sync_bn_on_cpu(config, device)
+    folder = find_folder(config, name)
+    train_data, val_data = _load_data(config)
+    resumed = load_checkpoint(folder / LAST) if folder else None
+    torch.manual_seed(settings.seed)
+    model, origin = _build(config, train_data, resumed)
+    # Channels last: a tenth faster on the CPU.
+    model = model.to(device).to(memory_format=torch.channels_last).train()
+    learner = DistributedDataParallel(model) if world_size() > 1 else model
+    folder = folder or same_everywhere(new_folder(config, name) if rank() == 0 else Path())
+    run = Run(
+        folder,
+        config,
+        model=model,
+        train_data=train_data,
+        val_data=val_data,
+        elapsed=lambda: clock() - started,
+    )
+    if resumed:
+        run.restore(resumed)
+    state, length = run.state, _length(run)
+    loader = build_train_loader(
+        config, train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
+    )
+    with RunLog(folder, run.config, iteration=state.iteration) as log, Interruption(run, log) as interruption:
+        log.message(_introduction(run, origin))
+        _warn_of_warmup(run, length.total(0), log)
+        batches = iter(loader)
+        while state.iteration < (total := _total(length, state.iteration)):
+            began = clock()
+            batch = next(batches)
+            waited = clock() - began
+            factor = learning_rate_factor(state.iteration, total, settings)
+            set_learning_rate(run.optimizer, factor)
+            learned = _step(learner, batch, run, interruption)
+            step = Step(
+                losses=learned.losses,
+                lr=settings.lr * factor,
+                grad_norm=learned.grad_norm,
+                images=settings.batch_size,
+                boxes=learned.boxes,
+                unassigned=learned.unassigned,
+                seconds=clock() - began,
+                waited=waited,
+            )
+            length.advance(step.seconds)
+            run.count(step)
+            place = run.place(total)
+            log.step(place, step)
 
-                if place.epoch >= 1:
-                    _report_unassigned(run, log)
-                if state.iteration % settings.checkpoint_every == 0:
-                    run.save_last()
-                if learned.stop:
-                    interruption.stop()
-                if _evaluation_due(run, place):
-                    _evaluate(run, log, interruption, place)
-                if isinstance(length, TimeLength) and length.measured_end is None and place.fraction >= MEASURE_AT:
-                    length.measured_end = _measure_end(run, 0.02 * length.seconds, clock)
-                    _warn_of_warmup(run, total, log)
+            if place.epoch >= 1:
+                _report_unassigned(run, log)
+            if state.iteration % settings.checkpoint_every == 0:
+                run.save_last()
+            if learned.stop:
+                interruption.stop()
+            if _evaluation_due(run, place):
+                _evaluate(run, log, interruption, place)
+            if isinstance(length, TimeLength) and length.measured_end is None and place.fraction >= MEASURE_AT:
+                length.measured_end = _measure_end(run, 0.02 * length.seconds, clock)
+                _warn_of_warmup(run, total, log)
 
-            _finish(run, log, interruption)
-        return TrainResult(folder, state.best)
+        _finish(run, log, interruption)
+    return TrainResult(folder, state.best)
 
 
 def _refuse_sync_bn_on_cpu(config: Config, device: torch.device) -> None:

@@ -276,6 +276,7 @@ class Interruption:
 
     def stop(self) -> NoReturn:
         """Save and raise KeyboardInterrupt, on every process."""
+        self._log.sum_up()
         self._run.save_last()
         barrier()  # a launcher ends the others as soon as one is gone
         raise KeyboardInterrupt

@@ -1,0 +1,181 @@
+"""Two processes, started by torch's launcher as users do, train, stop, continue and evaluate like one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import fcos
+from fcos.config import Config
+from fcos.errors import ConfigError
+from fcos.training import loop
+from fcos.training.checkpoint import load_checkpoint
+
+SIDE = 96
+STEPS, STOP_AT = 6, 3
+
+INTERRUPTED = """
+# Rank 1 is asked to stop in the third step; then the weights are evaluated, and an evaluation is stopped.
+import json, os, signal, sys
+import torch
+import fcos
+from fcos.distributed import gathered, share_buffers
+from fcos.training import loop
+
+weights, results = sys.argv[1:3]
+rank = int(os.environ["RANK"])
+
+def count_boxes(batch, original=loop._count_boxes, calls=[0]):
+    calls[0] += 1
+    if rank == 1 and calls[0] == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(batch)
+
+def outcome(function, *args, **options):
+    try:
+        return function(*args, **options)
+    except KeyboardInterrupt:
+        return "stopped"
+
+def interrupt(done, total):
+    if rank == 1:
+        raise KeyboardInterrupt
+
+loop._count_boxes = count_boxes
+found = {"training": outcome(fcos.train, *sys.argv[3:])}
+whole = fcos.evaluate(weights)
+found["detections"] = whole.detections
+found["evaluation"] = outcome(fcos.evaluate, weights, progress=interrupt)
+norm = torch.nn.BatchNorm2d(2)
+torch.nn.init.constant_(norm.running_mean, rank + 5)
+share_buffers(norm)
+found["mean"] = norm.running_mean.tolist()
+every = gathered(found)
+if rank == 0:
+    with open(results, "w") as file:
+        json.dump(every, file)
+"""
+
+
+def torchrun(*arguments: str | Path) -> str:
+    """Run a program in two processes; returns what they printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of the same config, `one` in one process and `two` in two, which were stopped in between."""
+    folder = tmp_path_factory.mktemp("processes")
+    config = Config.model_validate(
+        {
+            # Batch norm is frozen: its statistics would be those of a process' part of the batch.
+            "model": {
+                "backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"},
+                "fpn": {"channels": 64},
+                "head": {"num_convs": 1, "prior_probability": 0.2},
+                "strides": [8, 16],  # the backbone has further stages, which learn nothing
+                "size_ranges": [[-1, 32], [32, None]],
+            },
+            "data": {"root": data, "short_side": SIDE, "max_side": SIDE, "workers": 0},
+            "train": {
+                "iterations": STEPS,
+                "batch_size": 3,
+                "lr": 1e-3,
+                "warmup": "none",
+                "clip_norm": 10.0,
+                "ema": 0.9,
+                "log_every": 1,
+            },
+            "output_dir": folder / "two",
+            "device": "cpu",
+        }
+    )
+    file = folder / "config.yaml"
+    file.write_text(config.to_yaml())
+    (folder / "interrupted.py").write_text(INTERRUPTED)
+    last = folder / "two/weights/last.pt"
+    torchrun(folder / "interrupted.py", last, folder / "results.json", file)
+    (folder / "stopped.pt").write_bytes(last.read_bytes())
+    out = torchrun("-m", "fcos", "train", folder / "two/config.yaml", "train.resume=true")
+    (folder / "out.txt").write_text(out)
+    loop.train(config.model_copy(update={"output_dir": folder / "one"}))
+    return folder
+
+
+@pytest.fixture
+def results(folder: Path) -> list[dict]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def rows(run: Path) -> Iterator[dict[str, float]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield {
+                name: float(row[name] or "nan") for name in row if name.startswith(("loss", "unassigned", "grad", "AP"))
+            }
+
+
+def test_losses_gradients_and_figures_are_those_of_one_process(folder: Path) -> None:
+    one, two = list(rows(folder / "one")), list(rows(folder / "two"))
+    assert len(one) == len(two) == STEPS + 1
+    for expected, found in zip(one, two, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)  # float32 sums in another order
+
+
+def test_weights_are_those_of_one_process(folder: Path) -> None:
+    one, two = (load_checkpoint(folder / name / "weights/last.pt") for name in ("one", "two"))
+    assert two.iteration == STEPS
+    torch.testing.assert_close(two.model, one.model, rtol=1e-4, atol=1e-6)
+    assert one.training is not None
+    assert two.training is not None
+    states = one.training["state"], two.training["state"]
+    assert states[0]["boxes"] == states[1]["boxes"] == 2 * 3 * STEPS
+    assert states[0]["unassigned"] == states[1]["unassigned"]
+
+
+def test_a_signal_to_one_process_stops_all_in_the_same_step(folder: Path, results: list[dict]) -> None:
+    assert [found["training"] for found in results] == ["stopped", "stopped"]
+    assert load_checkpoint(folder / "stopped.pt").iteration == STOP_AT
+
+
+def test_an_evaluation_stops_on_all_processes(results: list[dict]) -> None:
+    assert [found["evaluation"] for found in results] == ["stopped", "stopped"]
+
+
+def test_both_evaluate_everything_with_the_same_statistics(folder: Path, results: list[dict]) -> None:
+    expected = fcos.evaluate(folder / "stopped.pt", "device=cpu").detections
+    assert len(expected) > 0
+    for found in results:
+        assert [(d["image_id"], d["category_id"]) for d in found["detections"]] == [
+            (d["image_id"], d["category_id"]) for d in expected
+        ]
+        assert found["mean"] == [5.0, 5.0]
+
+
+def test_the_first_process_speaks_for_all(folder: Path) -> None:
+    out = (folder / "out.txt").read_text()
+    assert out.count("val at iteration 6") == out.count("next: fcos predict") == 1
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["one", "two"]
+    assert sorted(p.name for p in (folder / "two/weights").iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_batch_norm_cannot_be_synchronised_on_the_cpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loop, "world_size", lambda: 2)
+    options = ["model.backbone.norm=sync_bn", f"output_dir={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"sync_bn: .* these 2 processes are on cpu; use bn or frozen_bn"):
+        fcos.train(folder / "config.yaml", *options)
