@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 import fcos
 from fcos.config import Config
-from fcos.training.checkpoint import load_model
+from fcos.training.checkpoint import load_checkpoint
 from fcos.training.loop import TrainResult, train
 
 CLASSES = ("red", "blue")
@@ -70,7 +70,7 @@ def test_the_detector_names_and_places_what_it_sees(trained: TrainResult, data: 
 
 
 def test_classes_and_ids_are_in_the_weights_file(trained: TrainResult) -> None:
-    _, checkpoint, _ = load_model(trained.run / "weights/best.pt")
+    checkpoint = load_checkpoint(trained.run / "weights/best.pt")
     assert checkpoint.class_names == CLASSES
     assert checkpoint.category_ids == (10, 20)
     assert all(isinstance(tensor, torch.Tensor) for tensor in checkpoint.model.values())

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config
-from ..config_text import validate
 from ..errors import WeightsError
 
 if TYPE_CHECKING:
@@ -164,22 +163,6 @@ def _read(path: Path) -> Any:
             first_line = str(error).partition("\n")[0]
             reason = f"damaged: {first_line}"
         raise WeightsError(f"{path}: {reason}; copy it again or use an earlier one") from None
-
-
-def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> tuple[FCOS, Checkpoint, Config]:
-    """Build the detector of a weights file, in evaluation mode.
-
-    Raises:
-        WeightsError: see `load_checkpoint`; or weights that do not fit the config beside them.
-        ConfigError: a config that this version does not know.
-    """
-    from ..models import build_model
-
-    checkpoint = load_checkpoint(path)
-    config = validate(checkpoint.config, where=f"{path}, config")
-    model = build_model(config.model, num_classes=len(checkpoint.category_ids), pretrained=False)
-    fill(model, checkpoint.model, where=str(path))
-    return model.eval().to(device), checkpoint, config
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:

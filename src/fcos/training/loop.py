@@ -157,7 +157,8 @@ def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
     wanted, found = config.model.num_classes, len(train_data.class_names)
     if wanted not in (None, found):
         raise ConfigError(f"model.num_classes: {wanted}, but the data has {found} classes; leave the option out")
-    return train_data, load_annotations(config.data, "val", class_names=train_data.class_names)
+    names, ids = train_data.class_names, train_data.category_ids
+    return train_data, load_annotations(config.data, "val", class_names=names, category_ids=ids)
 
 
 def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tuple[FCOS, str]:
