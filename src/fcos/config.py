@@ -33,7 +33,7 @@ Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
 class ResNetConfig(_Section):
     """Residual networks."""
 
-    name: Literal["resnet50", "resnet101"] = "resnet50"
+    name: Literal["resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d"] = "resnet50"
     weights: str | None = "imagenet"
     """`imagenet` (torchvision's), a path, or null for random weights."""
     norm: Norm = "frozen_bn"
@@ -43,6 +43,12 @@ class ResNetConfig(_Section):
     """Downsample in the first 1x1 convolution of a block (MSRA weights) instead of the 3x3 one (torchvision's)."""
     frozen_stages: int = Field(default=2, ge=0, le=5)
     """How many of (stem, C2, C3, C4, C5) do not learn."""
+    deformable_stages: list[Literal["C2", "C3", "C4", "C5"]] = []
+    """Stages whose 3x3 convolutions are deformable."""
+    modulated: bool = True
+    """Deformable convolutions weight their samples (version 2)."""
+    offset_groups: int = Field(default=1, ge=1)
+    """Parts of the channels that a deformable convolution samples at places of their own."""
 
 
 class MobileNetV2Config(_Section):
@@ -83,6 +89,8 @@ class HeadConfig(_Section):
 
     num_convs: int = Field(default=4, ge=0)
     norm: Literal["gn", "none"] = "gn"
+    deformable: bool = False
+    """The last convolution of each tower is deformable (version 2)."""
     centerness_on: Literal["cls", "box"] = "cls"
     """Which tower the centerness is predicted from."""
     regression: Literal["exp", "relu_stride"] = "exp"
@@ -251,6 +259,8 @@ class TrainConfig(_Section):
     weight_decay: float = Field(default=1e-4, ge=0)
     bias_lr_factor: float = Field(default=2.0, ge=0)
     """Learning rate of biases relative to `lr`."""
+    offset_lr_factor: float = Field(default=1.0, ge=0)
+    """Learning rate of the offsets of deformable convolutions relative to the others."""
     bias_weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["multistep", "cosine"] = "multistep"
     milestones: list[float] = [2 / 3, 8 / 9]

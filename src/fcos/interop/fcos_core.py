@@ -94,6 +94,8 @@ _DEFAULTS: dict[str, Any] = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
     "MODEL.RESNETS.STAGE_WITH_DCN": (False, False, False, False),
+    "MODEL.RESNETS.WITH_MODULATED_DCN": False,
+    "MODEL.RESNETS.DEFORMABLE_GROUPS": 1,
     "MODEL.FCOS.NUM_CLASSES": 81,
     "MODEL.FCOS.FPN_STRIDES": [8, 16, 32, 64, 128],
     "MODEL.FCOS.PRIOR_PROB": 0.01,
@@ -123,6 +125,7 @@ _DEFAULTS: dict[str, Any] = {
     "SOLVER.MAX_ITER": 40000,
     "SOLVER.BASE_LR": 0.001,
     "SOLVER.BIAS_LR_FACTOR": 2,
+    "SOLVER.DCONV_OFFSETS_LR_FACTOR": 1.0,
     "SOLVER.MOMENTUM": 0.9,
     "SOLVER.WEIGHT_DECAY": 0.0005,
     "SOLVER.WEIGHT_DECAY_BIAS": 0,
@@ -149,9 +152,6 @@ _NO_EFFECT = (
     "MODEL.ROI_KEYPOINT_HEAD",
     "MODEL.RETINANET",
     "MODEL.FBNET",
-    "MODEL.RESNETS.WITH_MODULATED_DCN",
-    "MODEL.RESNETS.DEFORMABLE_GROUPS",
-    "SOLVER.DCONV_OFFSETS_LR_FACTOR",
     "DATASETS",
     "TEST.EXPECTED_RESULTS",
     "TEST.EXPECTED_RESULTS_SIGMA_TOL",
@@ -169,21 +169,20 @@ _FIXED = {
     "MODEL.GROUP_NORM.DIM_PER_GP": "groups by size",
     "MODEL.GROUP_NORM.NUM_GROUPS": "another number of groups",
     "MODEL.GROUP_NORM.EPSILON": "another epsilon",
-    "MODEL.RESNETS.NUM_GROUPS": "ResNeXt",
-    "MODEL.RESNETS.WIDTH_PER_GROUP": "ResNeXt",
     "MODEL.RESNETS.RES5_DILATION": "dilated convolutions",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "another width",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": "another width",
-    "MODEL.RESNETS.STAGE_WITH_DCN": "deformable convolutions",
-    "MODEL.FCOS.USE_DCN_IN_TOWER": "deformable convolutions",
     "TEST.BBOX_AUG.ENABLED": "test-time augmentation",
 }
 _ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS")
-_BODIES = {
-    "R-50-FPN-RETINANET": "resnet50",
-    "R-101-FPN-RETINANET": "resnet101",
-    "MNV2-FPN-RETINANET": "mobilenet_v2",
+_MOBILENET = "MNV2-FPN-RETINANET"
+_RESNETS = {
+    ("R-50-FPN-RETINANET", 1, 64): "resnet50",
+    ("R-101-FPN-RETINANET", 1, 64): "resnet101",
+    ("R-101-FPN-RETINANET", 32, 8): "resnext101_32x8d",
+    ("R-101-FPN-RETINANET", 64, 4): "resnext101_64x4d",
 }
+"""Backbones by body, groups and width of a group."""
 _BLOCK_NORMS = {
     ("BottleneckWithFixedBatchNorm", "StemWithFixedBatchNorm"): "frozen_bn",
     ("BottleneckWithGN", "StemWithGN"): "gn",
@@ -265,26 +264,37 @@ def _expected_list(key: str, value: Any) -> str | None:
     """What was expected instead of a value that is no fitting list; None: it fits."""
     if key == "INPUT.MIN_SIZE_TRAIN" and _is_number(value):
         return None
-    numbers = isinstance(value, tuple | list) and all(_is_number(item) for item in value)
+    flags = isinstance(_DEFAULTS[key][0], bool)
+    fitting = isinstance(value, tuple | list) and all(
+        isinstance(item, bool) if flags else _is_number(item) for item in value
+    )
     if key in _ANY_LENGTH:
-        return None if numbers else "a list of numbers"
+        return None if fitting else "a list of numbers"
     length = len(_DEFAULTS[key])
-    return None if numbers and len(value) == length else f"{length} numbers"
+    return None if fitting and len(value) == length else f"{length} {'times True or False' if flags else 'numbers'}"
 
 
 def _backbone_refusal(get: Callable[[str], Any]) -> list[str]:
     """What is wrong with the keys of the backbone together."""
     body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
-    if body not in list(_BODIES):
-        return [f"MODEL.BACKBONE.CONV_BODY={body!r}: expected one of {', '.join(_BODIES)}"]
-    if _BODIES[body] == "mobilenet_v2":
+    bodies = [*dict.fromkeys(name for name, _, _ in _RESNETS), _MOBILENET]
+    if body not in bodies:
+        return [f"MODEL.BACKBONE.CONV_BODY={body!r}: expected one of {', '.join(bodies)}"]
+    if body == _MOBILENET:
         wrong = f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={frozen!r}: MobileNetV2 has a counterpart for 0 only"
         return [wrong] if frozen else []
+    problems = []
+    shape = body, get("MODEL.RESNETS.NUM_GROUPS"), get("MODEL.RESNETS.WIDTH_PER_GROUP")
+    if shape not in _RESNETS:
+        known = " or ".join(f"{groups}, {width}" for other, groups, width in _RESNETS if other == body)
+        problems.append(
+            f"MODEL.RESNETS.NUM_GROUPS, WIDTH_PER_GROUP={shape[1]}, {shape[2]}: expected {known} with {body}"
+        )
     functions = get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")
-    if functions in list(_BLOCK_NORMS):
-        return []
-    known = " or ".join(f"{block}, {stem}" for block, stem in _BLOCK_NORMS)
-    return [f"MODEL.RESNETS.TRANS_FUNC, STEM_FUNC={functions[0]!r}, {functions[1]!r}: expected {known}"]
+    if functions not in list(_BLOCK_NORMS):
+        known = " or ".join(f"{block}, {stem}" for block, stem in _BLOCK_NORMS)
+        problems.append(f"MODEL.RESNETS.TRANS_FUNC, STEM_FUNC={functions[0]!r}, {functions[1]!r}: expected {known}")
+    return problems
 
 
 def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[str, Any]:
@@ -308,6 +318,7 @@ def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
         },
         "head": {
             "num_convs": get("MODEL.FCOS.NUM_CONVS"),
+            "deformable": get("MODEL.FCOS.USE_DCN_IN_TOWER"),
             "centerness_on": "box" if get("MODEL.FCOS.CENTERNESS_ON_REG") else "cls",
             "regression": "relu_stride" if get("MODEL.FCOS.NORM_REG_TARGETS") else "exp",
             "prior_probability": get("MODEL.FCOS.PRIOR_PROB"),
@@ -344,6 +355,7 @@ def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
         "weight_decay": get("SOLVER.WEIGHT_DECAY"),
         "bias_lr_factor": get("SOLVER.BIAS_LR_FACTOR"),
         "bias_weight_decay": get("SOLVER.WEIGHT_DECAY_BIAS"),
+        "offset_lr_factor": get("SOLVER.DCONV_OFFSETS_LR_FACTOR"),
         "schedule": "multistep",
         "milestones": list(get("SOLVER.STEPS")),
         "gamma": get("SOLVER.GAMMA"),
@@ -365,27 +377,31 @@ def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
 
 
 def _backbone(get: Callable[[str], Any], weights: str | None) -> dict[str, Any]:
-    name, frozen = _BODIES[get("MODEL.BACKBONE.CONV_BODY")], get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
-    if name == "mobilenet_v2":
+    body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
+    if body == _MOBILENET:
         return {
-            "name": name,
+            "name": "mobilenet_v2",
             "weights": weights,
             "norm": "sync_bn" if get("MODEL.USE_SYNCBN") else "bn",
             "frozen_stages": 0,
         }
     norm = _BLOCK_NORMS[get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")]
+    deformable = zip(("C2", "C3", "C4", "C5"), get("MODEL.RESNETS.STAGE_WITH_DCN"), strict=True)
     return {
-        "name": name,
+        "name": _RESNETS[body, get("MODEL.RESNETS.NUM_GROUPS"), get("MODEL.RESNETS.WIDTH_PER_GROUP")],
         "weights": weights,
         "norm": norm,
         "norm_eps": 0.0 if norm == "frozen_bn" else 1e-5,
         "stride_in_1x1": get("MODEL.RESNETS.STRIDE_IN_1X1"),
         "frozen_stages": frozen,
+        "deformable_stages": [stage for stage, wanted in deformable if wanted],
+        "modulated": get("MODEL.RESNETS.WITH_MODULATED_DCN"),
+        "offset_groups": get("MODEL.RESNETS.DEFORMABLE_GROUPS"),
     }
 
 
 def _extra_level_source(get: Callable[[str], Any]) -> str:
     """P6 comes from C5 only when asked for and when C5 has other channels than the pyramid."""
-    c5_channels = 320 if get("MODEL.BACKBONE.CONV_BODY").startswith("MNV2") else 2048
+    c5_channels = 320 if get("MODEL.BACKBONE.CONV_BODY") == _MOBILENET else 2048
     use_c5 = get("MODEL.RETINANET.USE_C5") and c5_channels != get("MODEL.RESNETS.BACKBONE_OUT_CHANNELS")
     return "c5" if use_c5 else "p5"

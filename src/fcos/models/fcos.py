@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..structures import BoxConvention, Instances, Losses, Targets
 from .backbones import Backbone
 from .fpn import FPN
-from .layers import NORMS
+from .layers import NORMS, DeformConv
 from .losses import BoxLoss, fcos_loss
 from .postprocess import detections
 from .targets import assign_targets, count_unassigned, locations
@@ -50,6 +50,7 @@ class FCOSHead(nn.Module):
         strides: of the levels, in pixels.
         num_convs: convolutions in each tower.
         norm: `gn` (see `layers.group_norm`) or `none` after each of them.
+        deformable: the last of them is a `DeformConv`.
         centerness_on: which tower the centerness is predicted from.
         regression: `exp`: distances are exp(scale_l x) pixels; `relu_stride`: relu(scale_l x) strides.
         level_scales: learn the scale_l of every level; else they are 1.
@@ -64,6 +65,7 @@ class FCOSHead(nn.Module):
         strides: Sequence[int],
         num_convs: int = 4,
         norm: str = "gn",
+        deformable: bool = False,
         centerness_on: Literal["cls", "box"] = "cls",
         regression: Literal["exp", "relu_stride"] = "exp",
         level_scales: bool = True,
@@ -73,14 +75,15 @@ class FCOSHead(nn.Module):
         self.strides = list(strides)
         self.centerness_on_box = centerness_on == "box"
         self.regression = regression
-        self.cls_tower = _tower(channels, num_convs, norm)
-        self.box_tower = _tower(channels, num_convs, norm)
+        self.cls_tower = _tower(channels, num_convs, norm, deformable)
+        self.box_tower = _tower(channels, num_convs, norm, deformable)
         self.logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.ltrb = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in strides if level_scales])
+        deformed = [module.conv for module in self.modules() if isinstance(module, DeformConv)]
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module not in deformed:
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
         nn.init.constant_(self.logits.bias, -math.log((1 - prior_probability) / prior_probability))  # pyright: ignore[reportArgumentType]
@@ -100,10 +103,13 @@ class FCOSHead(nn.Module):
         return outputs
 
 
-def _tower(channels: int, num_convs: int, norm: str) -> nn.Sequential:
+def _tower(channels: int, num_convs: int, norm: str, deformable: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for _ in range(num_convs):
-        layers.append(nn.Conv2d(channels, channels, 3, padding=1))
+    for i in range(num_convs):
+        if deformable and i == num_convs - 1:
+            layers.append(DeformConv(channels, channels, bias=True))
+        else:
+            layers.append(nn.Conv2d(channels, channels, 3, padding=1))
         if norm != "none":
             layers.append(NORMS[norm](channels))
         layers.append(nn.ReLU(inplace=True))

@@ -50,10 +50,11 @@ class DeformConv(nn.Module):
         groups: of the convolution, not of the offsets.
         bias: of the convolution; the offsets have one in any case.
         modulated: version 2, every sample is weighted with a factor in 0..1, too.
+        offset_groups: so many equal parts of the input channels are sampled at places of their own.
 
     Source: Dai et al., ICCV 2017 (arXiv:1703.06211); Zhu et al., CVPR 2019 (arXiv:1811.11168). `offset` predicts
-    (dy, dx) of the nine samples in turn, then their nine weights as logits. Unlike in the papers it does not begin
-    with zeros, as in the original FCOS.
+    (dy, dx) of the nine samples in turn for every group, then the weights of all as logits. As in the original FCOS it
+    does not begin with zeros, unlike in the papers.
     """
 
     def __init__(
@@ -65,12 +66,19 @@ class DeformConv(nn.Module):
         groups: int = 1,
         bias: bool = False,
         modulated: bool = True,
+        offset_groups: int = 1,
     ):
         super().__init__()
         self.stride = stride
         self.modulated = modulated
-        self.offset = nn.Conv2d(in_channels, 27 if modulated else 18, 3, stride=stride, padding=1)
+        self.coordinates = 18 * offset_groups
+        numbers = self.coordinates + (9 * offset_groups if modulated else 0)
+        self.offset = nn.Conv2d(in_channels, numbers, 3, stride=stride, padding=1)
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=bias)
+        nn.init.kaiming_uniform_(self.offset.weight, a=1)
+        for part in (self.offset, self.conv):
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H / stride, W / stride] (rounded up); N may be 0."""
@@ -78,7 +86,7 @@ class DeformConv(nn.Module):
         # The kernel wants one type; under autocast the input or the offsets may be in half precision.
         offset, mask = self.offset(x).to(weight.dtype), None
         if self.modulated:
-            offset, mask = offset[:, :18], offset[:, 18:].sigmoid()
+            offset, mask = offset[:, : self.coordinates], offset[:, self.coordinates :].sigmoid()
         return deform_conv2d(
             x.to(weight.dtype), offset, weight, self.conv.bias, (self.stride, self.stride), (1, 1), mask=mask
         )

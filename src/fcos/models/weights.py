@@ -10,13 +10,21 @@ from urllib.error import HTTPError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights, ResNet101_Weights
+from torchvision.models import (
+    MobileNet_V2_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    ResNeXt101_32X8D_Weights,
+    ResNeXt101_64X4D_Weights,
+)
 
 from ..errors import WeightsError
 
 IMAGENET = {
     "resnet50": ResNet50_Weights.IMAGENET1K_V1,
     "resnet101": ResNet101_Weights.IMAGENET1K_V1,
+    "resnext101_32x8d": ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
+    "resnext101_64x4d": ResNeXt101_64X4D_Weights.IMAGENET1K_V1,
     "mobilenet_v2": MobileNet_V2_Weights.IMAGENET1K_V1,
 }
 

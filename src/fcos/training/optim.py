@@ -30,16 +30,20 @@ class ParameterSetting(NamedTuple):
 def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterSetting]:
     """Give every trainable parameter its learning rate and weight decay, in `named_parameters` order.
 
-    "bias" in the name multiplies the rate by `bias_lr_factor` and sets the decay to `bias_weight_decay`; the weights
-    of normalisation layers decay like all others.
+    "bias" in the name multiplies the rate by `bias_lr_factor` and sets the decay to `bias_weight_decay`; the offsets of
+    deformable convolutions have their rate multiplied by `offset_lr_factor`; the weights of normalisation layers decay
+    like all others.
     """
-    bias = config.lr * config.bias_lr_factor, config.bias_weight_decay
-    weight = config.lr, config.weight_decay
-    return [
-        ParameterSetting(name, parameter, *(bias if "bias" in name else weight))
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    ]
+    settings = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate, decay = config.lr, config.weight_decay
+            if "bias" in name:
+                rate, decay = rate * config.bias_lr_factor, config.bias_weight_decay
+            if ".offset." in name:
+                rate *= config.offset_lr_factor
+            settings.append(ParameterSetting(name, parameter, rate, decay))
+    return settings
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:

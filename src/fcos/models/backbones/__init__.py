@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from .mobilenet import MobileNetV2
-from .resnet import ResNet
+from .resnet import SHAPES, ResNet
 
 
 class Backbone(Protocol):
@@ -33,7 +33,6 @@ class Backbone(Protocol):
 
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
-    "resnet50": partial(ResNet, name="resnet50"),
-    "resnet101": partial(ResNet, name="resnet101"),
+    **{name: partial(ResNet, name=name) for name in SHAPES},
     "mobilenet_v2": MobileNetV2,
 }

@@ -1,19 +1,35 @@
-"""ResNet-50 and ResNet-101 as feature extractors, built from torchvision's.
+"""ResNet and ResNeXt as feature extractors, built from torchvision's.
 
-Source: He et al., CVPR 2016 (arXiv:1512.03385).
+Source: He et al., CVPR 2016 (arXiv:1512.03385); Xie et al., CVPR 2017 (arXiv:1611.05431).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
-from ..layers import NORMS, freeze
+from ..layers import NORMS, DeformConv, freeze
 from ..weights import load_weights
 
-_BLOCKS = {"resnet50": [3, 4, 6, 3], "resnet101": [3, 4, 23, 3]}
+
+class Shape(NamedTuple):
+    """Blocks of each stage, groups of the 3x3 convolutions, and channels of a group in C2."""
+
+    blocks: tuple[int, int, int, int]
+    groups: int = 1
+    width_per_group: int = 64
+
+
+SHAPES = {
+    "resnet50": Shape((3, 4, 6, 3)),
+    "resnet101": Shape((3, 4, 23, 3)),
+    "resnext101_32x8d": Shape((3, 4, 23, 3), 32, 8),
+    "resnext101_64x4d": Shape((3, 4, 23, 3), 64, 4),
+}
 _LAYERS = {"C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}
 
 
@@ -21,12 +37,14 @@ class ResNet(nn.Module):
     """Stages C2 to C5, named as in torchvision so that its weights load.
 
     Args:
-        name: `resnet50` or `resnet101`.
+        name: a key of `SHAPES`.
         weights: `imagenet` (torchvision's V1), a path to a state dict, or None (random).
         norm: a key of `layers.NORMS`.
         norm_eps: epsilon of the norm; the original's frozen batch norm has none.
         stride_in_1x1: downsample in the first 1x1 convolution of a block (MSRA weights), not in the 3x3 one.
         frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
+        deformable_stages: among C2 to C5, whose 3x3 convolutions are deformable.
+        modulated: see `DeformConv`; likewise `offset_groups`.
     """
 
     def __init__(
@@ -38,9 +56,14 @@ class ResNet(nn.Module):
         norm_eps: float = 1e-5,
         stride_in_1x1: bool = False,
         frozen_stages: int = 2,
+        deformable_stages: Sequence[str] = (),
+        modulated: bool = True,
+        offset_groups: int = 1,
     ):
         super().__init__()
-        net = tv.ResNet(tv.Bottleneck, _BLOCKS[name], norm_layer=partial(NORMS[norm], eps=norm_eps))
+        blocks, groups, width = SHAPES[name]
+        norm_layer = partial(NORMS[norm], eps=norm_eps)
+        net = tv.ResNet(tv.Bottleneck, list(blocks), groups=groups, width_per_group=width, norm_layer=norm_layer)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
@@ -48,6 +71,9 @@ class ResNet(nn.Module):
                 module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
         if weights is not None:
             load_weights(net, name, weights)
+        for level in deformable_stages:
+            for block in getattr(net, _LAYERS[level]):
+                block.conv2 = _deformable(block.conv2, modulated, offset_groups, copy=weights is not None)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.channels = {"C2": 256, "C3": 512, "C4": 1024, "C5": 2048}
@@ -69,3 +95,18 @@ class ResNet(nn.Module):
         for level in self.channels:
             x = features[level] = getattr(self, _LAYERS[level])(x)
         return features
+
+
+def _deformable(conv: nn.Conv2d, modulated: bool, offset_groups: int, *, copy: bool) -> DeformConv:
+    """What replaces a 3x3 convolution, with its weights if they are worth something."""
+    deformable = DeformConv(
+        conv.in_channels,
+        conv.out_channels,
+        stride=conv.stride[0],
+        groups=conv.groups,
+        modulated=modulated,
+        offset_groups=offset_groups,
+    )
+    if copy:
+        deformable.conv.load_state_dict(conv.state_dict())
+    return deformable
