@@ -26,7 +26,6 @@ def load(
     *overrides: str,
     config: str | Path | Config | None = None,
     device: str | None = None,
-    num_classes: int = 80,
 ) -> Detector:
     """Load a detector that is ready to `predict`.
 
@@ -34,14 +33,13 @@ def load(
         source: a weights file: runs/NAME/weights/best.pt, or one of the original FCOS or torchvision; the name
             `torchvision/fcos_resnet50_fpn` (COCO; downloaded once); or a recipe or YAML file, for the weights that its
             `train.weights` names, else for a detector whose head is untrained (the backbone's weights are fetched
-            unless `model.backbone.weights=null`).
+            unless `model.backbone.weights=null`; it has 80 classes unless `model.num_classes` says otherwise).
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
             names the classes of a file of another project.
         config: recipe, YAML file or config that the weights were trained with, where they do not say it (those of the
             original FCOS).
         device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: that of the config, an override `device=`
             among them.
-        num_classes: of an untrained detector whose config does not say it.
 
     Raises:
         WeightsError: no such file, or no weights of a known project.
@@ -55,7 +53,7 @@ def load(
         resolved = load_config(source, overrides)
         if not resolved.train.weights:
             place = resolve_device(device or resolved.device)
-            model = build_model(resolved.model, num_classes=resolved.model.num_classes or num_classes)
+            model = build_model(resolved.model, num_classes=resolved.model.num_classes or _CLASSES_OF_COCO)
             return Detector(model.to(place), resolved)
         source, config = resolved.train.weights, resolved
     model, checkpoint, resolved = _restore(source, overrides, config)
@@ -145,6 +143,8 @@ def _restore(
     from .models import build_model
     from .training.checkpoint import fill, load_checkpoint
 
+    if _is_recipe(weights):
+        raise WeightsError(f"{weights}: a recipe or config; expected the weights that were trained with it")
     if not Path(weights).suffix and not Path(weights).exists() and str(weights) not in WEIGHTS:
         raise WeightsError(
             f"{weights}: no such weights file, and no recipe either; recipes: {', '.join(recipe_names())}; weights with"
@@ -158,7 +158,7 @@ def _restore(
     names = data.get("classes") if isinstance(data, dict) else None
     checkpoint = load_checkpoint(weights, class_names=names if isinstance(names, list) else None)
     tree = {**_config_of(checkpoint, config, pairs, where=str(weights)), "device": "auto", "output_dir": None}
-    if isinstance(data, str) or any(key in data for key in _DATA_PLACES):
+    if not isinstance(data, dict) or any(key in data for key in _DATA_PLACES):
         tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_PLACES}
     resolved = _override(tree, options, where=f"{weights}, config")
     model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
@@ -186,6 +186,7 @@ def _config_of(
     return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
 
 
+_CLASSES_OF_COCO = 80
 _DATA_PLACES = ("root", "format", "train", "val", "test", "classes")
 """The options of `data` that say where the data is, rather than how it is read: new data replaces all of them."""
 

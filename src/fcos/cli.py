@@ -47,8 +47,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help
 
 def main() -> None:
     """Run the command; a user's mistake is a message on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be Unicode
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("fcos").setLevel(logging.INFO)
+    logging.getLogger("fcos").setLevel(logging.INFO if _first() else logging.WARNING)
     try:
         app(prog_name="fcos")
     except (FCOSError, OSError) as error:  # a folder that cannot be written, a full disk

@@ -86,7 +86,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device: expected auto, cpu, mps, cuda or cuda:N, found {name!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device: expected auto, cpu, mps, cuda or cuda:N, found {name!r}")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))

@@ -77,11 +77,6 @@ class Batch(NamedTuple):
         targets = None if self.targets is None else self.targets.to(device)
         return Batch(self.images.to(device, non_blocking=True), self.sizes.to(device), targets, self.indices)
 
-    def pin_memory(self) -> Batch:
-        """Pin for asynchronous copies to the GPU (called by the DataLoader)."""
-        targets = None if self.targets is None else Targets(*(t.pin_memory() for t in self.targets))
-        return Batch(self.images.pin_memory(), self.sizes.pin_memory(), targets, self.indices)
-
 
 class Losses(NamedTuple):
     """What a detector answers to a batch with ground truth.

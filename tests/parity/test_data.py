@@ -13,12 +13,14 @@ import torch
 from golden import load, tensor
 from PIL import Image
 
-from fcos.config import DataConfig
+from fcos.config import DataConfig, FCOSConfig
 from fcos.data import DetectionDataset, Transform, load_annotations, train_transform
 from fcos.data.dataset import Annotations, Sample
 from fcos.data.loader import collate
 from fcos.data.samplers import aspect_groups, endless_batches, grouped_batches, rank_part, shuffled
 from fcos.data.transforms import flip_boxes, resize_boxes, resize_image, resize_size
+from fcos.models import build_model
+from fcos.structures import Batch
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original
 
@@ -81,13 +83,38 @@ def test_boxes_follow_their_image(goldens: Path) -> None:
         )
 
 
+def test_network_inputs_are_the_recorded_ones(goldens: Path) -> None:
+    numbers = load(goldens / "units" / "image_transform.npz")
+    original = {"channel_order": "bgr", "pixel_mean": [102.9801, 115.9465, 122.7717], "pixel_std": [1.0, 1.0, 1.0]}
+    without_bgr = {"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.395, 57.12, 57.375]}
+
+    def normalized(options: dict[str, Any], pixels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        config = FCOSConfig.model_validate({"backbone": {"name": "mobilenet_v2", "weights": None}, **options})
+        return build_model(config, num_classes=1).normalize(pixels, sizes)
+
+    images = [tensor(numbers[f"resized{i}"]).permute(2, 0, 1) for i in _images(numbers)]
+    for i, image in zip(_images(numbers), images, strict=True):
+        found = normalized(original, image[None], torch.tensor([image.shape[1:]]))[0]
+        # The original divides by 255 and multiplies again: 3e-6 of values up to 153.
+        torch.testing.assert_close(found, tensor(numbers[f"tensor{i}"]), rtol=0, atol=5e-6, msg=str(i))
+    found = normalized(without_bgr, images[0][None], torch.tensor([images[0].shape[1:]]))[0]
+    torch.testing.assert_close(found, tensor(numbers["rgb_norm0"]), rtol=0, atol=RTOL)
+    batch = _batch(images, size_divisor=32)
+    padded = normalized(original, batch.images, batch.sizes).double()
+    assert [padded.sum().item(), padded.abs().sum().item()] == pytest.approx(numbers["batch32_stats"], rel=RTOL)
+
+
+def _batch(images: list[torch.Tensor], *, size_divisor: int) -> Batch:
+    nothing = torch.zeros(0)
+    samples = [Sample(p, nothing.reshape(0, 4), nothing.long(), nothing.bool(), i) for i, p in enumerate(images)]
+    return collate(samples, size_divisor=size_divisor)
+
+
 @pytest.mark.parametrize("size_divisor", [1, 32, 64])
 def test_batches_are_padded_to_the_recorded_shape(size_divisor: int, goldens: Path) -> None:
     numbers = load(goldens / "units" / "image_transform.npz")
     pixels = [tensor(numbers[f"resized{i}"]).permute(2, 0, 1) for i in _images(numbers)]
-    nothing = torch.zeros(0)
-    samples = [Sample(p, nothing.reshape(0, 4), nothing.long(), nothing.bool(), i) for i, p in enumerate(pixels)]
-    batch = collate(samples, size_divisor=size_divisor)
+    batch = _batch(pixels, size_divisor=size_divisor)
     key = f"batch{size_divisor if size_divisor > 1 else 0}"
     assert list(batch.images.shape) == numbers[f"{key}_shape"].tolist()
     assert batch.sizes.tolist() == numbers[f"{key}_sizes_hw"].tolist()

@@ -158,7 +158,7 @@ def test_start_from_keeps_the_class_head_only_for_the_same_classes(tmp_path: Pat
     save(tmp_path / "a.pt", old, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
     new = build_model(config.model, num_classes=len(names), pretrained=False)
     fresh = new.head.logits.weight.detach().clone()
-    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), names, where="a.pt")
+    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), config.model, names, where="a.pt")
     assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
     if names == NAMES:
         assert same(new.state_dict(), old.state_dict())
@@ -173,9 +173,11 @@ def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path
     save(tmp_path / "a.pt", tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
     nameless = replace(load_checkpoint(tmp_path / "a.pt"), class_names=())
     new = build_model(config.model, num_classes=3, pretrained=False)
-    start_from(new, nameless, ["a", "b", "c"], where="a.pt")
+    start_from(new, nameless, config.model, ["a", "b", "c"], where="a.pt")
     assert same(new.state_dict(), nameless.model)
-    summary = start_from(build_model(config.model, num_classes=2, pretrained=False), nameless, ["a", "b"], where="a.pt")
+    summary = start_from(
+        build_model(config.model, num_classes=2, pretrained=False), nameless, config.model, ["a", "b"], where="a.pt"
+    )
     assert "the classes differ: 3 without names there, a, b here" in summary
 
 
@@ -183,9 +185,24 @@ def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: 
     config = tiny_config(head={"num_convs": 1, "level_scales": False}, location="corner")
     save(tmp_path / "a.pt", tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
     new = build_model(tiny_config().model, num_classes=3, pretrained=False)
-    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), NAMES, where="a.pt")
+    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), tiny_config().model, NAMES, where="a.pt")
     assert [scale.item() for scale in new.head.scales] == [1.0] * 5
     assert summary.endswith("; they were trained with model.location=corner, which fits them better")
+
+
+def test_start_from_names_every_option_that_gives_the_tensors_another_meaning(tmp_path: Path) -> None:
+    config = tiny_config(head={"num_convs": 1, "regression": "relu_stride"}, pixel_mean=[1.5, 2.0, 3.0])
+    save(tmp_path / "a.pt", tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    here = tiny_config(head={"num_convs": 1, "centerness_on": "box"})
+    new = build_model(here.model, num_classes=3, pretrained=False)
+    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), here.model, NAMES, where="a.pt")
+    told = summary.partition("; they were trained with ")[2]
+    assert set(told.removesuffix(", which fits them better").split()) == {
+        "model.pixel_mean=[1.5,2.0,3.0]",
+        "model.head.centerness_on=cls",
+        "model.head.regression=relu_stride",
+    }
+    assert new.pixel_mean.flatten().tolist() == pytest.approx(here.model.pixel_mean)
 
 
 def test_counters_of_batch_norm_do_not_matter() -> None:

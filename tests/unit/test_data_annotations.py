@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_data import BOXES, SIZES, coco_tree, config, write_coco
+from tiny_data import BOXES, SIZES, coco_tree, config, write_coco, write_yolo
 
 from fcos.data import Annotations, DetectionDataset, Transform, load_annotations
 from fcos.data.dataset import MIN_VISIBLE
@@ -107,6 +108,18 @@ def test_an_image_that_changed_its_size_is_told(train: Annotations) -> None:
     Image.new("RGB", (12, 12)).save(train.path(0))
     with pytest.raises(DataError, match=r"a\.png: is 12x12, was 40x30 when the data was checked"):
         DetectionDataset(train, transform=Transform((30,), 100))[0]
+
+
+def test_file_names_need_not_be_unicode(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    odd = os.fsdecode(b"images/train/caf\xe9.png")
+    try:
+        (tmp_path / "images/train/a.png").rename(tmp_path / odd)
+    except OSError:
+        pytest.skip("this file system wants Unicode")
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    assert tmp_path / odd in [annotations.path(i) for i in range(len(annotations))]
 
 
 def test_every_image_is_used_also_without_boxes(train: Annotations) -> None:

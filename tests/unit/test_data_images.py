@@ -83,6 +83,18 @@ def test_to_rgb_leaves_its_argument_alone() -> None:
     assert image.size == (3, 2)
 
 
+def test_an_orientation_behind_the_pixels_of_a_png_is_seen(tmp_path: Path) -> None:
+    """The standard allows it; Pillow writes the chunk in front."""
+    Image.fromarray(PIXELS).save(tmp_path / "x.png", exif=_exif(6))
+    content = (tmp_path / "x.png").read_bytes()
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4])
+    chunk, rest = content[start:end], content[:start] + content[end:]
+    (tmp_path / "x.png").write_bytes(rest[:-12] + chunk + rest[-12:])
+    assert check_image(tmp_path / "x.png", decode=False) == ((3, 2), True, None)
+    assert read_image(tmp_path / "x.png").shape == (3, 3, 2)
+
+
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(DataError, match=r"x\.tif: .*no known range"):

@@ -225,11 +225,12 @@ def test_losing_every_image_stops_training(data: tuple[Path, Annotations]) -> No
         _first(build_train_loader(_settings(root), annotations), 1)
 
 
-def test_an_interruption_does_not_reach_the_workers(data: tuple[Path, Annotations]) -> None:
-    """What a terminal does on Ctrl-C, in a process of its own: all processes of the group get SIGINT."""
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_does_not_reach_the_workers(name: str, data: tuple[Path, Annotations]) -> None:
+    """What a terminal does on Ctrl-C, torchrun or a batch system to end a run: all processes of the group get it."""
     root, _ = data
     run = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(root)],
+        [sys.executable, "-c", INTERRUPTED, str(root), name],
         capture_output=True, text=True, timeout=60, check=False, start_new_session=True,
     )  # fmt: skip
     assert (run.returncode, run.stdout, run.stderr) == (0, "5 batches\n", "")
@@ -247,8 +248,9 @@ if __name__ == "__main__":
     config = Config.model_validate({"data": options, "train": {"batch_size": 2}})
     batches = iter(build_train_loader(config, load_annotations(config.data, "train")))
     next(batches)
-    signal.signal(signal.SIGINT, lambda *_: None)
-    os.killpg(0, signal.SIGINT)
+    number = signal.Signals[sys.argv[2]]
+    signal.signal(number, lambda *_: None)
+    os.killpg(0, number)
     print(len(list(islice(batches, 5))), "batches")
 """
 

@@ -165,6 +165,14 @@ class TestLoad:
         assert len(loaded.predict(picture(), threshold=0)) == 3
         assert loaded.config.data.detection_short_side == 64
 
+    def test_data_that_is_no_folder_is_told(self, weights):
+        with pytest.raises(DataError, match="no data"):
+            fcos.evaluate(weights, "data=", "device=cpu")
+
+    def test_a_recipe_instead_of_weights_is_told(self):
+        with pytest.raises(WeightsError, match="a recipe or config; expected the weights"):
+            fcos.evaluate("fcos_mnv2_small")
+
     def test_an_override_that_changes_the_network_is_refused(self, weights):
         with pytest.raises(WeightsError, match="do not fit the model"):
             fcos.load(weights, "model.head.num_convs=2", device="cpu")
@@ -174,7 +182,7 @@ class TestLoad:
             fcos.load(weights, "model.nms_treshold=0.5", device="cpu")
 
     def test_a_recipe_gives_an_untrained_detector(self):
-        loaded = fcos.load("fcos_mnv2_small", "model.backbone.weights=null", device="cpu", num_classes=5)
+        loaded = fcos.load("fcos_mnv2_small", "model.backbone.weights=null", "model.num_classes=5", device="cpu")
         assert loaded.model.num_classes == 5
         assert loaded.category_ids == (0, 1, 2, 3, 4)
 

@@ -84,6 +84,8 @@ def test_a_continued_run_replaces_the_rows_that_it_does_again(tmp_path: Path) ->
     with RunLog(tmp_path, config(1)) as log:
         for i in range(1, 5):
             log.step(place(i), step(loss=i))
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("train,")  # the disk was full
     with RunLog(tmp_path, config(1), iteration=2) as log:
         log.step(place(3), step(loss=30))
     assert [(row["iteration"], row["loss_cls"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "30")]

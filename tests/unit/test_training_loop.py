@@ -334,6 +334,32 @@ def test_pictures_leave_out_what_cannot_be_read_any_more(
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a.jpg", "c.jpg"]
 
 
+def test_pictures_of_images_with_absolute_names_stay_in_their_folder(
+    configure: Callable[..., Config], data: Path, tmp_path: Path
+) -> None:
+    tree = coco_tree()
+    for image in tree["images"]:
+        image["file_name"] = str(data / "images" / image["file_name"])
+    write_coco(data, tree, split="val")
+    annotations = loop.load_annotations(configure().data, "val")
+    assert annotations is not None
+    save_pictures(tmp_path / "pictures", annotations, [])
+    names = [p.name for p in (tmp_path / "pictures").iterdir()]
+    assert len(names) == 3
+    assert all(name.endswith(("_images_a.jpg", "_images_b.jpg", "_images_c.jpg")) for name in names)
+
+
+def test_a_picture_that_cannot_be_written_does_not_end_a_run(
+    configure: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotations = loop.load_annotations(configure().data, "val")
+    assert annotations is not None
+    (tmp_path / "pictures/a.jpg").mkdir(parents=True)
+    save_pictures(tmp_path / "pictures", annotations, [])
+    assert "no picture of" in caplog.text
+    assert (tmp_path / "pictures/b.jpg").is_file()
+
+
 def test_start_from_the_weights_of_another_run(
     configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -395,8 +421,10 @@ def test_nothing_to_continue(configure: Callable[..., Config]) -> None:
 
 
 def test_continuing_with_another_optimizer(configure: Callable[..., Config]) -> None:
-    train(configure(iterations=1))
+    run = train(configure(iterations=1)).run
+    written = (run / "config.yaml").read_text()
     assert "another optimiser" in refused(resume(configure(iterations=2, optimizer="adamw")))
+    assert (run / "config.yaml").read_text() == written
 
 
 def test_continuing_with_other_classes(configure: Callable[..., Config], data: Path) -> None:
@@ -415,6 +443,7 @@ def test_folders_are_numbered_and_the_newest_is_continued(
     config = configure(iterations=1).model_copy(update={"output_dir": None})
     folders = [train(config, name="cells").run for _ in range(2)]
     assert folders == [Path("runs/cells"), Path("runs/cells-2")]
+    train(config, name="cells2")  # the newest, but of another name
     os.utime("runs/cells/weights/last.pt", (0, 0))
     assert train(resume(config), name="cells").run == Path("runs/cells-2")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ def checked(
     areas = source.areas[kept]
     own_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     images = np.flatnonzero(image_ok)
-    encoded = [source.file_names[i].encode() for i in images]
+    encoded = [os.fsencode(source.file_names[i]) for i in images]
     annotations = Annotations(
         root=source.root,
         names=b"".join(encoded),

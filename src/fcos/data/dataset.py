@@ -5,6 +5,7 @@ Shape letters: I images, B boxes of all images, K classes, M boxes of one image,
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +25,13 @@ MIN_VISIBLE = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """The checked annotations of a split: a dozen arrays, whatever their number, so that loader workers share them.
+    """The checked annotations of a split: a dozen arrays, whatever their number.
+
+    Forked loader workers share their memory, and nothing they do copies it; spawned ones get a copy each.
 
     Attributes:
         root: the folder of the images.
-        names: the file names, one after the other, UTF-8.
+        names: the file names, one after the other, as the file system has them.
         name_offsets: int64 [I + 1], where each name begins.
         image_ids: int64 [I], the original ids (1, 2, ... for formats without).
         sizes: int32 [I, 2] (height, width), as displayed (after the EXIF rotation).
@@ -61,7 +64,7 @@ class Annotations:
 
     def file_name(self, index: int) -> str:
         """The name of an image's file as annotated, relative to `root`."""
-        return self.names[self.name_offsets[index] : self.name_offsets[index + 1]].decode()
+        return os.fsdecode(self.names[self.name_offsets[index] : self.name_offsets[index + 1]])
 
     def path(self, index: int) -> Path:
         """The file of an image."""

@@ -95,7 +95,7 @@ def check_image(path: str | Path, *, decode: bool) -> ImageCheck:
     """
     try:
         with Image.open(path) as image:
-            orientation = _orientation(image)
+            orientation = _orientation(image, path)
             if decode or not _ends_well(image, path):
                 image.load()
             width, height = image.size
@@ -116,16 +116,22 @@ def check_images(paths: Sequence[Path], *, decode: bool) -> Iterator[ImageCheck]
             yield from checks
 
 
-def _orientation(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the file in search of it
-        return 1
+def _orientation(image: Image.Image, path: str | Path) -> int:
+    # In a PNG it may stand behind the pixels: Pillow would decode every file in search of it.
+    if image.format == "PNG" and not any("exif" in key.lower() or "xmp" in key.lower() for key in image.info):
+        end = _end(path, 1 << 16)
+        if b"eXIf" not in end and b"XML:com.adobe.xmp" not in end:
+            return 1
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _ends_well(image: Image.Image, path: str | Path) -> bool:
-    end = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(image.format or "")
-    if end is None:
-        return False
+    marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(image.format or "")
+    return marker is not None and _end(path, len(marker)) == marker
+
+
+def _end(path: str | Path, length: int) -> bytes:
+    """The last bytes of a file."""
     with open(path, "rb") as file:
-        file.seek(-len(end), os.SEEK_END)
-        return file.read() == end
+        file.seek(-min(length, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return file.read()

@@ -106,8 +106,10 @@ def _unchanged(loaded: Any) -> Any:
 
 
 def _leave_interruptions_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches all processes; the parent still needs a batch to end its step, and ends the workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C, and often SIGTERM, reach all processes; the parent still needs a batch to end its step, and then tells
+    the workers to end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def build_train_loader(

@@ -20,6 +20,7 @@ _INK = (17, 17, 17)
 _PAPER = (255, 255, 255)
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _READABLE_SIDE = 480  # pictures whose shorter side is less are enlarged
+_LARGEST_SIDE = 8192  # but not beyond this
 
 
 class _Tag(NamedTuple):
@@ -60,7 +61,9 @@ def draw(
         An RGB picture, `scale` times as large as the image.
     """
     picture = to_picture(image).copy()
-    factor = scale or max(1, round(_READABLE_SIDE / max(1, min(picture.size))))
+    factor = scale or max(
+        1, min(round(_READABLE_SIDE / max(1, min(picture.size))), _LARGEST_SIDE // max(1, *picture.size))
+    )
     if factor > 1:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     found = instances.to("cpu").resize_to((picture.height, picture.width))

@@ -22,7 +22,6 @@ _FCOS_CORE_CONVENTIONS = {
     "pixel_mean": (102.9801, 115.9465, 122.7717),
     "pixel_std": (1.0, 1.0, 1.0),
 }
-_FCOS_CORE_RESNET = {"norm_eps": 0.0, "stride_in_1x1": True}
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")
 _BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
 _SHOWN = 4
@@ -101,8 +100,10 @@ def from_fcos_core(
 def with_fcos_core_conventions(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A whole config of ours as the original FCOS would compute it; its own YAML says all this itself."""
     model = {**tree["model"], **_FCOS_CORE_CONVENTIONS}
-    if model["backbone"].get("norm") == "frozen_bn" and "norm_eps" in model["backbone"]:
-        model["backbone"] = {**model["backbone"], **_FCOS_CORE_RESNET}
+    backbone = model["backbone"]
+    if backbone["norm"] == "frozen_bn" and "norm_eps" in backbone:  # its ImageNet weights differ in where they stride
+        resnet = {"norm_eps": 0.0, "stride_in_1x1": not backbone["name"].startswith("resnext")}
+        model["backbone"] = {**backbone, **resnet}
     return {**tree, "model": model}
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Config, FCOSConfig
 from ..errors import WeightsError
 
 if TYPE_CHECKING:
@@ -29,9 +29,21 @@ VERSION = 1
 CLASS_HEAD = "head.logits."
 """Prefix of the tensors with a row for every class."""
 _LEVEL_SCALES = "head.scales."
-_CONVENTIONS = ("location", "box_convention", "channel_order")
-_COUNTER = ".num_batches_tracked"
 _PIXELS = ("pixel_mean", "pixel_std")
+_MEANINGS = (
+    "strides",
+    "location",
+    "box_convention",
+    "channel_order",
+    *_PIXELS,
+    "backbone.norm_eps",
+    "backbone.stride_in_1x1",
+    "fpn.extra_level_source",
+    "head.centerness_on",
+    "head.regression",
+)
+"""Options of the model that change what its tensors mean, but not their shapes."""
+_COUNTER = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -195,11 +207,20 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None
     model.load_state_dict(dict(weights))
 
 
-def start_from(model: FCOS, checkpoint: Checkpoint, class_names: Sequence[str], *, where: str) -> str:
+def start_from(
+    model: FCOS, checkpoint: Checkpoint, config: FCOSConfig, class_names: Sequence[str], *, where: str
+) -> str:
     """Start a new training from a detector's weights; the class head only if it knows the same classes.
 
     Classes without names are taken to be the same when their number is. A head without level scales fits one that has
-    them: they begin with 1.
+    them: they begin with 1. Mean and deviation of the pixels stay those of the config.
+
+    Args:
+        model: built from `config`.
+        checkpoint: of another training, perhaps of another project.
+        config: the section `model` of the new training.
+        class_names: of the new training.
+        where: for messages.
 
     Returns:
         What was taken, and what is used otherwise than in the training of the weights.
@@ -207,7 +228,7 @@ def start_from(model: FCOS, checkpoint: Checkpoint, class_names: Sequence[str], 
     Raises:
         WeightsError: see `fill`.
     """
-    own, weights = model.state_dict(), checkpoint.model
+    own, weights = model.state_dict(), {k: w for k, w in checkpoint.model.items() if k not in _PIXELS}
     fresh = {name: own[name] for name in own if name.startswith(_LEVEL_SCALES) and name not in weights}
     same_number = len(class_names) == len(checkpoint.category_ids)
     if tuple(class_names) == checkpoint.class_names or (same_number and not checkpoint.class_names):
@@ -221,9 +242,21 @@ def start_from(model: FCOS, checkpoint: Checkpoint, class_names: Sequence[str], 
             f"weights: {len(weights) - len(head)} tensors from {where}; the class head ({', '.join(head)}) starts"
             f" afresh, because the classes differ: {there} there, {_list(class_names)} here"
         )
-    told = {key: value for key, value in checkpoint.config.get("model", {}).items() if key in _CONVENTIONS}
-    other = ", ".join(f"model.{key}={value}" for key, value in told.items() if value != getattr(model, key))
+    there, here = _flat(checkpoint.config.get("model", {})), _flat(config.model_dump(mode="json"))
+    other = " ".join(f"model.{key}={there[key]}" for key in _MEANINGS if key in there and there[key] != here.get(key))
     return f"{summary}; they were trained with {other}, which fits them better" if other else summary
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Options by their full names, as one would write them on a command line."""
+    options = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            options |= _flat(value, f"{prefix}{key}.")
+        else:
+            several = isinstance(value, list | tuple)
+            options[prefix + key] = f"[{','.join(map(str, value))}]" if several else str(value)
+    return options
 
 
 def _list(names: Sequence[str]) -> str:

@@ -197,13 +197,15 @@ def _open_rows(path: Path, iteration: int) -> Any:
     kept: list[dict[str, str]] = []
     if iteration and path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
-    file = path.open("w", newline="", encoding="utf-8")
-    writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(kept)
-    file.flush()
-    return file
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]  # the last one may be cut short
+        kept = [row for row in rows if row["iteration"].isdigit() and int(row["iteration"]) <= iteration]
+    new = path.with_suffix(".new")
+    with new.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+    new.replace(path)
+    return path.open("a", newline="", encoding="utf-8")
 
 
 def _duration(seconds: float) -> str:

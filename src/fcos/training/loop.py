@@ -73,32 +73,13 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     settings = config.train
     device = resolve_device(config.device)
     join_processes(device)
-    # What to learn from, what learns, and where it is kept.
-    _refuse_sync_bn_on_cpu(config, device)
-    folder = find_folder(config, name)
-    train_data, val_data = _load_data(config)
-    resumed = load_checkpoint(folder / LAST) if folder else None
-    torch.manual_seed(settings.seed)
-    model, origin = _build(config, train_data, resumed)
-    # Channels last: a tenth faster on the CPU.
-    model = model.to(device).to(memory_format=torch.channels_last).train()
-    learner = DistributedDataParallel(model) if world_size() > 1 else model
-    folder = folder or same_everywhere(new_folder(config, name) if rank() == 0 else Path())
-    run = Run(
-        folder,
-        config,
-        model=model,
-        train_data=train_data,
-        val_data=val_data,
-        elapsed=lambda: clock() - started,
-    )
-    if resumed:
-        run.restore(resumed)
+    run, origin = _set_up(config, name, device, lambda: clock() - started)
+    learner = DistributedDataParallel(run.model) if world_size() > 1 else run.model
     state, length = run.state, _length(run)
     loader = build_train_loader(
-        config, train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
+        config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
     )
-    with RunLog(folder, run.config, iteration=state.iteration) as log, Interruption(run, log) as interruption:
+    with RunLog(run.folder, run.config, iteration=state.iteration) as log, Interruption(run, log) as interruption:
         log.message(_introduction(run, origin))
         _warn_of_warmup(run, length.total(0), log)
         batches = iter(loader)
@@ -137,7 +118,25 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
                 _warn_of_warmup(run, total, log)
 
         _finish(run, log, interruption)
-    return TrainResult(folder, state.best)
+    return TrainResult(run.folder, state.best)
+
+
+def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, str]:
+    """What to learn from, what learns and where it is kept; and a line that says where its weights come from."""
+    _refuse_sync_bn_on_cpu(config, device)
+    folder = find_folder(config, name)
+    train_data, val_data = _load_data(config)
+    resumed = load_checkpoint(folder / LAST) if folder else None
+    torch.manual_seed(config.train.seed)
+    model, origin = _build(config, train_data, resumed)
+    # Channels last: a tenth faster on the CPU.
+    model = model.to(device).to(memory_format=torch.channels_last).train()
+    folder = folder or same_everywhere(new_folder(config, name) if rank() == 0 else Path())
+    run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed)
+    if resumed:
+        run.restore(resumed)
+    run.save_config()
+    return run, origin
 
 
 def _refuse_sync_bn_on_cpu(config: Config, device: torch.device) -> None:
@@ -170,7 +169,7 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
     if resumed:
         return model, f"weights: of iteration {resumed.iteration} of this run"
     if weights:
-        return model, start_from(model, load_checkpoint(weights), data.class_names, where=weights)
+        return model, start_from(model, load_checkpoint(weights), config.model, data.class_names, where=weights)
     if backbone.weights is None and backbone.norm == "frozen_bn":
         return model, (
             "warning: the backbone has random weights and frozen batch norm, which then normalises nothing and learns"

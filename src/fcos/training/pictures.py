@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,10 @@ from ..structures import Instances
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
 
+logger = logging.getLogger(__name__)
+
 COUNT = 8
+_LONGEST_NAME = 200
 LONGEST = 1024
 """Larger images are shrunk to this side before drawing, pixels."""
 
@@ -45,7 +49,11 @@ def save_pictures(folder: Path, annotations: Annotations, detections: list[dict[
         predictions = _predictions(by_image[int(annotations.image_ids[i])], annotations, i)
         picture = draw_pair(image, predictions, _ground_truth(annotations, i))
         name = Path(annotations.file_name(i)).with_suffix(".jpg")
-        picture.save(folder / "_".join(name.parts), quality=90)
+        parts = name.relative_to(name.anchor).parts
+        try:
+            picture.save(folder / "_".join(parts)[-_LONGEST_NAME:], quality=90)
+        except (OSError, ValueError) as error:  # a full disk, sides that JPEG does not have
+            logger.warning("no picture of %s: %s", annotations.path(i), error)
 
 
 def _predictions(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -81,8 +82,8 @@ def _numbered(name: str) -> Path:
 
 def _newest(name: str) -> Path | None:
     """The folder runs/NAME or runs/NAME-N that was saved last."""
-    found = [p for p in RUNS.glob(f"{name}*/{LAST}") if p.parents[1].name.removeprefix(name).strip("-").isdigit()]
-    found += RUNS.glob(f"{name}/{LAST}")
+    pattern = re.compile(re.escape(name) + r"(-\d+)?")
+    found = [path for path in RUNS.glob(f"*/{LAST}") if pattern.fullmatch(path.parents[1].name)]
     return max(found, key=lambda p: p.stat().st_mtime).parents[1] if found else None
 
 
@@ -142,10 +143,13 @@ class Run:
         self.optimizer = build_optimizer(model, config.train)
         self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
         self.state = State()
-        if rank() == 0:
-            (folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
         self._elapsed = elapsed
         self._earlier = 0.0
+
+    def save_config(self) -> None:
+        """Write config.yaml: not before it is known that the run can be continued with it."""
+        if rank() == 0:
+            (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
 
     @property
     def device(self) -> torch.device:
