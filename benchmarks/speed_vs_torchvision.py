@@ -13,7 +13,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,7 +30,7 @@ import fcos
 from fcos.data import build_train_loader, load_annotations
 from fcos.data.samples import make_digits
 from fcos.models import FCOS, FCOSOutputs, build_model
-from fcos.models.postprocess import detections
+from fcos.models.postprocess import candidates, suppress
 from fcos.structures import Targets
 
 CLASSES = 80
@@ -98,7 +97,9 @@ def postprocessing(pair: Pair) -> tuple[Job, Job]:
     centerness = [torch.randn(1, 1, *grid, generator=generator) for grid in grids]
     ltrb = [d * stride for d, stride in zip(distances, pair.ours.strides, strict=True)]
     points = pair.ours.locations(FCOSOutputs(logits, ltrb, centerness))
-    ours = partial(detections, logits, ltrb, centerness, points, [pair.size])
+
+    def ours() -> object:
+        return [suppress(found) for found in candidates(logits, ltrb, centerness, points, [pair.size])]
 
     def rows(levels: list[Tensor]) -> list[Tensor]:  # torchvision: [N, H * W, C]
         return [level.flatten(2).transpose(1, 2).contiguous() for level in levels]

@@ -13,7 +13,7 @@ from golden import cases, folder, load, tensor
 from fcos.models.boxes import area, class_wise_nms, clip, limit_detections, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
 from fcos.models.layers import NORMS, DeformConv
 from fcos.models.losses import focal_loss, iou_loss
-from fcos.models.postprocess import detections
+from fcos.models.postprocess import candidates, suppress
 from fcos.models.targets import assign_targets, centerness_targets, locations
 from fcos.structures import Targets
 
@@ -149,7 +149,7 @@ def test_detections(goldens: Path, post_case: str) -> None:
     levels = range(sum(key.startswith(f"{source}/cls") for key in recorded))
     logits, ltrb, centerness = ([tensor(recorded[f"{source}/{k}{i}"]) for i in levels] for k in ("cls", "reg", "ctr"))
     _, threshold, top_k, nms_threshold, limit = recorded[f"{post_case}/params"].tolist()
-    found = detections(
+    found = candidates(
         logits,
         ltrb,
         centerness,
@@ -157,11 +157,10 @@ def test_detections(goldens: Path, post_case: str) -> None:
         [tuple(size) for size in recorded["sizes_hw"].tolist()],
         score_threshold=threshold,
         pre_nms_top_k=int(top_k),
-        nms_threshold=nms_threshold,
-        max_detections=int(limit),
         box_convention="inclusive",
     )
-    for image, instances in enumerate(found):
+    for image, every in enumerate(found):
+        instances = suppress(every, nms_threshold=nms_threshold, max_detections=int(limit), box_convention="inclusive")
         key = f"{post_case}/out{image}"
         np.testing.assert_allclose(instances.scores, recorded[f"{key}/scores"], rtol=RTOL)
         assert instances.labels.tolist() == (recorded[f"{key}/labels"] - 1).tolist()

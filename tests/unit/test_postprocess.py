@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcos.models.postprocess import decode, detections
+from fcos.models.postprocess import candidates, decode, suppress
 from fcos.models.targets import locations
 from fcos.structures import BoxConvention, Instances
 
@@ -24,7 +24,9 @@ class Outputs(NamedTuple):
 
     def detect(self, *sizes: tuple[int, int], **options) -> list[Instances]:
         points = [locations((x.shape[2], x.shape[3]), stride) for x, stride in zip(self.logits, STRIDES, strict=False)]
-        return detections(*self, points=points, sizes=sizes, **options)
+        choice = {key: options.pop(key) for key in ("nms_threshold", "max_detections") if key in options}
+        choice["box_convention"] = options.get("box_convention", "continuous")
+        return [suppress(found, **choice) for found in candidates(*self, points=points, sizes=sizes, **options)]
 
     def image(self, index: int) -> Outputs:
         return Outputs(*([level[index : index + 1] for level in levels] for levels in self))

@@ -23,7 +23,7 @@ from .backbones import Backbone
 from .fpn import FPN
 from .layers import NORMS, DeformConv
 from .losses import BoxLoss, fcos_loss
-from .postprocess import detections
+from .postprocess import candidates, suppress
 from .targets import assign_targets, count_unassigned, locations
 
 
@@ -137,8 +137,9 @@ class FCOS(nn.Module):
         box_loss: see `iou_loss`.
         focal_alpha: see `focal_loss`.
         focal_gamma: see `focal_loss`.
-        score_threshold: see `detections`; likewise `threshold_on`, `pre_nms_top_k`, `nms_threshold`, `max_detections`,
-            `detect_in_padding`, `keep_empty_boxes`.
+        score_threshold: see `candidates`; likewise `threshold_on`, `pre_nms_top_k`, `detect_in_padding`,
+            `keep_empty_boxes`.
+        nms_threshold: see `suppress`; likewise `max_detections`.
         box_convention: of targets and detections, see `structures`.
         channel_order: in which order the backbone wants the channels.
         pixel_mean: subtracted from the channels 0..255, in that order.
@@ -274,17 +275,30 @@ class FCOS(nn.Module):
             images: see `forward`.
             sizes: see `forward`.
         """
+        return [self.suppress(found) for found in self.candidates(images, sizes)]
+
+    @torch.inference_mode()
+    def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
+        """What `detect` chooses from, image by image; see `postprocess.candidates`."""
         outputs = self(images, sizes)
-        return detections(
+        return candidates(
             *outputs,
             points=self.locations(outputs),
             sizes=[(int(height), int(width)) for height, width in sizes.tolist()],
             score_threshold=self.score_threshold,
             threshold_on=self.threshold_on,
             pre_nms_top_k=self.pre_nms_top_k,
-            nms_threshold=self.nms_threshold,
-            max_detections=self.max_detections,
             box_convention=self.box_convention,
             detect_in_padding=self.detect_in_padding,
             keep_empty_boxes=self.keep_empty_boxes,
+        )
+
+    @torch.inference_mode()
+    def suppress(self, candidates: Instances) -> Instances:
+        """The detections among the candidates of an image; see `postprocess.suppress`."""
+        return suppress(
+            candidates,
+            nms_threshold=self.nms_threshold,
+            max_detections=self.max_detections,
+            box_convention=self.box_convention,
         )

@@ -21,7 +21,7 @@ def decode(points: Tensor, ltrb: Tensor) -> Tensor:
     return torch.cat([points - ltrb[..., :2], points + ltrb[..., 2:]], dim=-1)
 
 
-def detections(
+def candidates(
     logits: Sequence[Tensor],
     ltrb: Sequence[Tensor],
     centerness: Sequence[Tensor],
@@ -31,13 +31,11 @@ def detections(
     score_threshold: float = 0.05,
     threshold_on: Literal["class", "score"] = "class",
     pre_nms_top_k: int = 1000,
-    nms_threshold: float = 0.6,
-    max_detections: int = 100,
     box_convention: BoxConvention = "continuous",
     detect_in_padding: bool = False,
     keep_empty_boxes: bool = False,
 ) -> list[Instances]:
-    """Detect in every image of a batch.
+    """The boxes of every image of a batch that may be detections; `suppress` chooses among them.
 
     Args:
         logits: L class logits [N, K, H, W].
@@ -48,16 +46,14 @@ def detections(
         score_threshold: a candidate is above it.
         threshold_on: with what: its class probability, or its score.
         pre_nms_top_k: candidates kept per level and image.
-        nms_threshold: see `class_wise_nms`.
-        max_detections: see `limit_detections`.
-        box_convention: `inclusive` follows the original to the letter: boxes end at width - 1 and height - 1, ties with
-            the last detection stay, and both of the following options are on.
+        box_convention: `inclusive` follows the original to the letter: boxes end at width - 1 and height - 1, and both
+            of the following options are on.
         detect_in_padding: locations in the padding detect too, as in all other projects; the result then depends on
             the batch.
         keep_empty_boxes: boxes that have no area inside the image stay.
 
     Returns:
-        N detections, best score first, in the frame and convention of the arguments.
+        N candidates, level by level, inside their images, in the frame and convention of the arguments.
 
     Source: FCOS, section 3.1; score = sqrt(class x centerness) as in the original code.
     """
@@ -82,10 +78,30 @@ def detections(
         if not (keep_empty_boxes or inclusive):
             solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
             boxes, scores, labels = boxes[solid], scores[solid], labels[solid]
-        kept = class_wise_nms(boxes, scores, labels, nms_threshold, convention=box_convention)
-        kept = kept[limit_detections(scores[kept], max_detections, keep_ties=inclusive)]
-        results.append(Instances(boxes[kept], labels[kept], scores[kept], size))
+        results.append(Instances(boxes, labels, scores, size))
     return results
+
+
+def suppress(
+    candidates: Instances,
+    *,
+    nms_threshold: float = 0.6,
+    max_detections: int = 100,
+    box_convention: BoxConvention = "continuous",
+) -> Instances:
+    """The detections among the candidates of an image, best score first.
+
+    Args:
+        candidates: see `candidates`; of one view of the image or of several, in one frame.
+        nms_threshold: see `class_wise_nms`.
+        max_detections: see `limit_detections`.
+        box_convention: of the boxes; `inclusive`: ties with the last detection stay, as in the original.
+    """
+    kept = class_wise_nms(
+        candidates.boxes, candidates.scores, candidates.labels, nms_threshold, convention=box_convention
+    )
+    kept = kept[limit_detections(candidates.scores[kept], max_detections, keep_ties=box_convention == "inclusive")]
+    return candidates[kept]
 
 
 def _candidates(
