@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy_vs_torchvision.py --data DIR [DIR ...] [--minutes 10]
 
-Both get the same MobileNetV2 weights (ImageNet), images, image size, flips and wall-clock time, one after the other,
+Both get the same MobileNetV2 weights (ImageNet), images, image size and wall-clock time, one after the other,
 and the same evaluator. torchvision's detector is trained as well as we know how: AdamW, cosine schedule, warm-up,
 batches of 4, decoded images held in memory, a width that suits small data. Its clock runs in training only; ours
 includes everything.
