@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
+    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -304,7 +305,8 @@ class TrainConfig(_Section):
 
 
 class EvalConfig(_Section):
-    """Evaluation."""
+    """Evaluation and prediction. `flip` and `scales` are test-time augmentation: every image is detected on in several
+    views, together; one view costs as much time as detection without."""
 
     batch_size: int = Field(default=8, ge=1)
     """Images a step; the result does not depend on it."""
@@ -319,6 +321,14 @@ class Config(_Section):
     eval: EvalConfig = Field(default_factory=EvalConfig)
     output_dir: UserPath | None = None
     """The run's folder; null: runs/NAME, numbered when taken."""
+    flip: bool = False
+    """Detect on the mirrored image, too."""
+    scales: list[PositiveInt] = []
+    """Detect at these lengths of the shorter side, too, in pixels."""
+    scales_max_side: int = Field(default=4000, ge=1)
+    """The longer side is at most this at `scales`."""
+    scales_flip: bool = False
+    """Detect on the mirrored image at `scales`, too."""
     device: str = "auto"
     """`auto` (CUDA, else MPS, else CPU), or a torch device."""
 

@@ -57,6 +57,24 @@ class Targets(NamedTuple):
         return Targets(*(t.to(device, non_blocking=True) for t in self))
 
 
+class View(NamedTuple):
+    """The images of a batch as the detector sees them.
+
+    Attributes:
+        images: [N, 3, H, W] uint8 RGB, zero-padded at the right and the bottom.
+        sizes: [N, 2] int64, (height, width) of every image without the padding.
+        flipped: whether the images are mirrored left to right.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    flipped: bool = False
+
+    def to(self, device: torch.device | str) -> View:
+        """Move to a device."""
+        return View(self.images.to(device, non_blocking=True), self.sizes.to(device), self.flipped)
+
+
 class Batch(NamedTuple):
     """What a loader yields.
 
@@ -65,17 +83,25 @@ class Batch(NamedTuple):
         sizes: [N, 2] int64, (height, width) of every image without the padding.
         targets: the ground truth in pixels of `images`; None when detecting.
         indices: [N] int64, positions in the data set's `Annotations` (its `path(i)`, `image_ids[i]`, `sizes[i]`).
+        more_views: the same images at other sizes or mirrored, for test-time augmentation.
     """
 
     images: Tensor
     sizes: Tensor
     targets: Targets | None
     indices: Tensor
+    more_views: Sequence[View] = ()
+
+    @property
+    def views(self) -> list[View]:
+        """The images as they are, and all other views of them."""
+        return [View(self.images, self.sizes), *self.more_views]
 
     def to(self, device: torch.device | str) -> Batch:
         """Move to a device."""
         targets = None if self.targets is None else self.targets.to(device)
-        return Batch(self.images.to(device, non_blocking=True), self.sizes.to(device), targets, self.indices)
+        (images, sizes, _), *more = (view.to(device) for view in self.views)
+        return Batch(images, sizes, targets, self.indices, more)
 
 
 class Losses(NamedTuple):

@@ -48,7 +48,8 @@ def test_every_default_of_the_original_is_known() -> None:
 
 
 # These decide something only together with others: tested below.
-CONDITIONAL = {"MODEL.USE_SYNCBN"}
+AUGMENTATION = ("ENABLED", "H_FLIP", "SCALES", "MAX_SIZE", "SCALE_H_FLIP")
+CONDITIONAL = {"MODEL.USE_SYNCBN", *(f"TEST.BBOX_AUG.{key}" for key in AUGMENTATION)}
 
 
 @pytest.mark.parametrize("key", leaves(DEFAULTS))
@@ -80,10 +81,10 @@ def test_unknown_keys_get_a_suggestion() -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    tree = {"MODEL": {"FCOS": {"FOO": 1}, "RESNETS": {"NUM_GROUPS": 32}}, "SOLVER": {"BASE_LR": "high"}}
+    tree = {"MODEL": {"FCOS": {"FOO": 1}, "RESNETS": {"RES5_DILATION": 2}}, "SOLVER": {"BASE_LR": "high"}}
     text = refusal("INPUT.PIXEL_MEAN", "(1, 2)", tree=tree, body=["MODEL.BACKBONE.CONV_BODY", "VGG"])
     assert text.startswith("old.yaml:\n")
-    for key in ("MODEL.FCOS.FOO", "MODEL.RESNETS.NUM_GROUPS", "SOLVER.BASE_LR", "INPUT.PIXEL_MEAN"):
+    for key in ("MODEL.FCOS.FOO", "MODEL.RESNETS.RES5_DILATION", "SOLVER.BASE_LR", "INPUT.PIXEL_MEAN"):
         assert f"  {key}" in text
     assert "MODEL.BACKBONE.CONV_BODY='VGG': expected one of R-50-FPN-RETINANET, R-101-FPN-RETINANET, MNV2" in text
 
@@ -104,6 +105,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("MODEL.FCOS.FPN_STRIDES", "8", "5 numbers"),
         ("SOLVER.STEPS", "8", "a list of numbers"),
         ("SOLVER.STEPS", "(1, 'a')", "a list of numbers"),
+        ("TEST.BBOX_AUG.SCALES", "640", "a list of numbers"),
     ],
 )
 def test_values_of_another_kind_are_refused(key: str, value: str, expected: str) -> None:
@@ -127,12 +129,9 @@ def test_pairs_must_be_pairs() -> None:
 @pytest.mark.parametrize(
     ("options", "needs"),
     [
-        ({"MODEL.RESNETS.NUM_GROUPS": 32, "MODEL.RESNETS.WIDTH_PER_GROUP": 8}, "ResNeXt"),
-        ({"MODEL.RESNETS.STAGE_WITH_DCN": (False, True, True, True)}, "deformable convolutions"),
-        ({"MODEL.FCOS.USE_DCN_IN_TOWER": True}, "deformable convolutions"),
+        ({"MODEL.RESNETS.RES5_DILATION": 2}, "dilated convolutions"),
         ({"MODEL.MASK_ON": True}, "masks"),
         ({"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}, "RetinaNet"),
-        ({"TEST.BBOX_AUG.ENABLED": True}, "test-time augmentation"),
     ],
 )
 def test_parts_that_are_not_here_are_refused_by_name_with_the_reason(options: dict[str, Any], needs: str) -> None:
@@ -146,6 +145,11 @@ def test_the_blocks_of_the_backbone_must_fit_each_other() -> None:
     assert "expected BottleneckWithFixedBatchNorm" in refusal("MODEL.RESNETS.TRANS_FUNC", "BottleneckWithGN")
     norm = read("MODEL.RESNETS.TRANS_FUNC", "BottleneckWithGN", "MODEL.RESNETS.STEM_FUNC", "StemWithGN").model.backbone
     assert (norm.norm, norm.norm_eps) == ("gn", 1e-5)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_only_known_residual_networks_have_groups() -> None:
+    text = refusal("MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8")
+    assert "MODEL.RESNETS.NUM_GROUPS, WIDTH_PER_GROUP=32, 8: expected 1, 64 with R-50-FPN-RETINANET" in text
 
 
 def test_frozen_stages_of_mobilenet_have_no_counterpart() -> None:
@@ -194,6 +198,14 @@ def test_p6_comes_from_c5_only_when_the_channels_differ(
 @pytest.mark.parametrize(("flag", "norm"), [("True", "sync_bn"), ("False", "bn")])
 def test_mobilenet_learns_its_batch_norm(flag: str, norm: str) -> None:
     assert read("MODEL.USE_SYNCBN", flag, body=MOBILE).model.backbone.norm == norm
+
+
+def test_test_time_augmentation_has_a_switch_of_its_own() -> None:
+    values = {"H_FLIP": "True", "SCALES": "(400, 1200)", "MAX_SIZE": "3000", "SCALE_H_FLIP": "True"}
+    pairs = [item for key, value in values.items() for item in (f"TEST.BBOX_AUG.{key}", value)]
+    assert read(*pairs).eval == read().eval
+    found = read(*pairs, "TEST.BBOX_AUG.ENABLED", "True").eval
+    assert (found.flip, found.scales, found.scales_max_side, found.scales_flip) == (True, [400, 1200], 3000, True)
 
 
 def test_classes_lose_the_background() -> None:

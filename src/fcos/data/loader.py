@@ -12,25 +12,41 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config import Config
 from ..errors import ConfigError, DataError
-from ..structures import Batch, Targets
+from ..structures import Batch, Targets, View
 from .dataset import Annotations, DetectionDataset, Sample
 from .samplers import Draw, aspect_groups, rank_part, training_draws
-from .transforms import Transform, resize_size, test_transform, train_transform
+from .transforms import Transform, detection_views, resize_size, train_transform
 
 logger = logging.getLogger(__name__)
 
 
+def padded_size(size: Sequence[int], size_divisor: int) -> tuple[int, int]:
+    """A (height, width) enlarged to the next multiples of `size_divisor`."""
+    height, width = size
+    return -(-height // size_divisor) * size_divisor, -(-width // size_divisor) * size_divisor
+
+
+def pad(images: Sequence[Tensor], *, size_divisor: int) -> tuple[Tensor, Tensor]:
+    """Pad images [3, h, w] at the right and the bottom with zeros to one size, a multiple of `size_divisor`.
+
+    Returns:
+        The images [N, 3, H, W] uint8 and their sizes without the padding [N, 2].
+    """
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    padded = torch.zeros(len(images), 3, *padded_size(sizes.amax(dim=0).tolist(), size_divisor), dtype=torch.uint8)
+    for row, image in zip(padded, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return padded, sizes
+
+
 def collate(samples: Sequence[Sample], *, size_divisor: int) -> Batch:
-    """Pad images at the right and the bottom with zeros to one size, a multiple of `size_divisor`."""
-    sizes = torch.tensor([sample.image.shape[1:] for sample in samples])
-    height, width = (-(-side // size_divisor) * size_divisor for side in sizes.amax(dim=0).tolist())
-    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
-    for padded, sample in zip(images, samples, strict=True):
-        padded[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+    """Put samples together, see `pad`."""
+    images, sizes = pad([sample.image for sample in samples], size_divisor=size_divisor)
     targets = Targets.pad([s.boxes for s in samples], [s.labels for s in samples], [s.crowd for s in samples])
     return Batch(images, sizes, targets, torch.tensor([sample.index for sample in samples]))
 
@@ -43,24 +59,33 @@ class _Loaded(NamedTuple):
 
 
 class _Reader:
-    """Maps the draws of a batch to the batch; runs in the workers."""
+    """Maps the draws of a batch to the batch; runs in the workers.
 
-    def __init__(self, dataset: DetectionDataset, *, training: bool, size_divisor: int) -> None:
-        self.dataset, self.training, self.size_divisor = dataset, training, size_divisor
+    Every data set has the same images, transformed in another way: training has one, detection one for each view.
+    """
+
+    def __init__(self, datasets: Sequence[DetectionDataset], *, training: bool, size_divisor: int) -> None:
+        self.datasets, self.training, self.size_divisor = datasets, training, size_divisor
 
     def __getitem__(self, draws: Sequence[Draw]) -> _Loaded:
-        samples, errors = [], []
+        samples: list[list[Sample]] = []
+        errors: list[str] = []
+        count = len(self.datasets[0])
         for draw in draws:
-            for step in range(len(self.dataset) if self.training else 1):
+            for step in range(count if self.training else 1):
                 try:
-                    samples.append(self.dataset.load((draw.index + step) % len(self.dataset), draw.seed))
+                    samples.append([data.load((draw.index + step) % count, draw.seed) for data in self.datasets])
                     break
                 except DataError as error:
                     errors.append(str(error))
         if not samples:
             return _Loaded(None, errors)
-        batch = collate(samples, size_divisor=self.size_divisor)
-        return _Loaded(batch if self.training else batch._replace(targets=None), errors)
+        batch, *others = (collate(view, size_divisor=self.size_divisor) for view in zip(*samples, strict=True))
+        if self.training:
+            return _Loaded(batch, errors)
+        flipped = [data.transform.flip > 0 for data in self.datasets[1:]]
+        more = [View(other.images, other.sizes, flip) for other, flip in zip(others, flipped, strict=True)]
+        return _Loaded(batch._replace(targets=None, more_views=more), errors)
 
 
 class Loader:
@@ -145,39 +170,39 @@ def build_train_loader(
         )
         return (rank_part(batch, rank, world_size) for batch in batches)
 
-    reader = _Reader(dataset, training=True, size_divisor=data.size_divisor)
+    reader = _Reader([dataset], training=True, size_divisor=data.size_divisor)
     return Loader(reader, draws, workers=data.workers)
 
 
 def build_test_loader(
     config: Config, annotations: Annotations, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Loader:
-    """Every image once, without targets, in batches of images that have the same padded size.
+    """Every image once, without targets, in batches of images that have the same padded size in every view.
 
     The order is not that of the data set: `Batch.indices` tells. So no image is padded further because of another, and
     what is detected does not depend on the batch size.
 
     Args:
-        config: reads `data`.
+        config: reads `data`, and the views of test-time augmentation from `eval`.
         annotations: of the split.
         batch_size: images a batch, at most.
         rank: this process.
         world_size: number of processes; each gets its share of the batches.
     """
-    data, transform = config.data, test_transform(config.data)
-    batches = same_size_batches(annotations.sizes.tolist(), transform, data.size_divisor, batch_size)
+    data, views = config.data, detection_views(config)
+    batches = same_size_batches(annotations.sizes.tolist(), views, data.size_divisor, batch_size)
     draws = [[Draw(index, 0) for index in batch] for batch in rank_part(batches, rank, world_size)]
-    dataset = DetectionDataset(annotations, transform=transform)
-    reader = _Reader(dataset, training=False, size_divisor=data.size_divisor)
+    datasets = [DetectionDataset(annotations, transform=view) for view in views]
+    reader = _Reader(datasets, training=False, size_divisor=data.size_divisor)
     return Loader(reader, lambda: draws, workers=min(data.workers, len(draws)))
 
 
 def same_size_batches(
-    sizes: Sequence[tuple[int, int]], transform: Transform, size_divisor: int, batch_size: int
+    sizes: Sequence[tuple[int, int]], views: Sequence[Transform], size_divisor: int, batch_size: int
 ) -> list[list[int]]:
-    """Group images, given by their (height, width), by their size after transform and padding."""
-    groups: dict[tuple[int, int], list[int]] = {}
+    """Group images, given by their (height, width), by their sizes after the transforms and padding."""
+    groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for index, (height, width) in enumerate(sizes):
-        new_height, new_width = resize_size(height, width, transform.short_sides[0], transform.max_side)
-        groups.setdefault((-(-new_height // size_divisor), -(-new_width // size_divisor)), []).append(index)
+        resized = (resize_size(height, width, view.short_sides[0], view.max_side) for view in views)
+        groups.setdefault(tuple(padded_size(size, size_divisor) for size in resized), []).append(index)
     return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]

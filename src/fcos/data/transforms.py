@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from ..config import DataConfig
+from ..config import Config, DataConfig
 from ..models.boxes import area, clip
 from ..structures import BoxConvention
 from .images import image_to_tensor
@@ -223,3 +223,14 @@ def train_transform(config: DataConfig, box_convention: BoxConvention = "continu
 def test_transform(config: DataConfig) -> Transform:
     """The transform of images for detection: one size, no flip."""
     return Transform((config.detection_short_side,), config.detection_max_side)
+
+
+def detection_views(config: Config) -> list[Transform]:
+    """The transforms whose images are detected on together: that of `test_transform`, then those of test-time
+    augmentation; the ones with `flip` mirror every image."""
+    base, options = test_transform(config.data), config.eval
+    scaled = [Transform((scale,), options.scales_max_side) for scale in options.scales]
+    views = [base, replace(base, flip=1.0)] if options.flip else [base]
+    for view in scaled:
+        views += [view, replace(view, flip=1.0)] if options.scales_flip else [view]
+    return views

@@ -13,6 +13,7 @@ import torch
 from ..config import Config
 from ..data import build_test_loader
 from ..distributed import gathered, rank, share_buffers, world_size
+from ..inference.augment import detect_in_views
 from .coco import coco_metrics, to_coco_results
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def evaluate(
     Args:
         model: the detector, on `device`; whether its modules train or not is restored afterwards.
         annotations: the split; its labels are those of the model.
-        config: for the sizes of the images and the number of loader workers.
+        config: for the sizes and views of the images and the number of loader workers.
         device: where the model is.
         batch_size: images a step; None: `config.eval.batch_size`.
         progress: called with the number of images done (estimated from those of this process) and of all.
@@ -94,7 +95,7 @@ def _detect(
     detections, done = [], 0
     with _detecting(model):
         for batch in loader:
-            results = model.detect(batch.images.to(device, non_blocking=True), batch.sizes.to(device))
+            results = detect_in_views(model, batch.to(device).views)
             for index, instances in zip(batch.indices.tolist(), results, strict=True):
                 height, width = annotations.sizes[index].tolist()
                 found = instances.to("cpu").resize_to((height, width)).to_continuous(model.box_convention)

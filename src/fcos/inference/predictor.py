@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Config
-from ..data.transforms import test_transform
-from ..structures import Instances
+from ..data.loader import pad, padded_size
+from ..data.transforms import detection_views
+from ..structures import Instances, View
+from .augment import detect_in_views
 from .pictures import Picture, to_picture
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Detector:
         self.config = config
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids) or tuple(range(model.num_classes))
-        self._transform = test_transform(config.data)
+        self._transforms = detection_views(config)
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +77,7 @@ class Detector:
             threshold: lower scores are left out, 0..1; None: 0.5. The model's own limits hold beside it
                 (`model.score_threshold`, `model.max_detections`).
             batch_size: pictures a step; None: `config.eval.batch_size`. The result does not depend on it: pictures are
-                batched with others of the same padded shape only.
+                batched with others of the same padded shape only. `eval.flip` and `eval.scales` augment.
 
         Returns:
             For every picture its detections, best first: continuous XYXY boxes inside the original picture, on the CPU.
@@ -100,19 +102,19 @@ class Detector:
 
     def _detect(self, pictures: Sequence[Image.Image]) -> list[Instances]:
         """Detections in pixels of each picture; those of one padded shape pass the model together."""
-        pixels = [self._transform(picture).image for picture in pictures]
-        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        seen = [[transform(picture).image for transform in self._transforms] for picture in pictures]
+        groups: defaultdict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
         divisor = self.config.data.size_divisor
-        for i, image in enumerate(pixels):
-            groups[-(-image.shape[1] // divisor) * divisor, -(-image.shape[2] // divisor) * divisor].append(i)
+        for i, images in enumerate(seen):
+            groups[tuple(padded_size(image.shape[1:], divisor) for image in images)].append(i)
         results: dict[int, Instances] = {}
-        for (height, width), members in groups.items():
-            batch = torch.zeros(len(members), 3, height, width, dtype=torch.uint8)
-            for row, i in zip(batch, members, strict=True):
-                row[:, : pixels[i].shape[1], : pixels[i].shape[2]] = pixels[i]
-            sizes = torch.tensor([pixels[i].shape[1:] for i in members], device=self.device)
-            for i, found in zip(members, self.model.detect(batch.to(self.device), sizes), strict=True):
-                results[i] = self._finish(found, pictures[i])
+        for members in groups.values():
+            views = [
+                View(*pad([seen[i][k] for i in members], size_divisor=divisor), flipped=transform.flip > 0)
+                for k, transform in enumerate(self._transforms)
+            ]
+            every = detect_in_views(self.model, [view.to(self.device) for view in views])
+            results |= {i: self._finish(found, pictures[i]) for i, found in zip(members, every, strict=True)}
         return [results[i] for i in range(len(pictures))]
 
     def _finish(self, found: Instances, picture: Image.Image) -> Instances:

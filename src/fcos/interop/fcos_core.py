@@ -155,7 +155,10 @@ _NO_EFFECT = (
     "DATASETS",
     "TEST.EXPECTED_RESULTS",
     "TEST.EXPECTED_RESULTS_SIGMA_TOL",
-    "TEST.BBOX_AUG",
+    "TEST.BBOX_AUG.H_FLIP": False,
+    "TEST.BBOX_AUG.SCALES": (),
+    "TEST.BBOX_AUG.MAX_SIZE": 4000,
+    "TEST.BBOX_AUG.SCALE_H_FLIP": False,
     "PATHS_CATALOG",
 )
 # Keys of which we have the default only, and what another value asks for.
@@ -172,9 +175,8 @@ _FIXED = {
     "MODEL.RESNETS.RES5_DILATION": "dilated convolutions",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "another width",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": "another width",
-    "TEST.BBOX_AUG.ENABLED": "test-time augmentation",
 }
-_ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS")
+_ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS", "TEST.BBOX_AUG.SCALES")
 _MOBILENET = "MNV2-FPN-RETINANET"
 _RESNETS = {
     ("R-50-FPN-RETINANET", 1, 64): "resnet50",
@@ -264,7 +266,7 @@ def _expected_list(key: str, value: Any) -> str | None:
     """What was expected instead of a value that is no fitting list; None: it fits."""
     if key == "INPUT.MIN_SIZE_TRAIN" and _is_number(value):
         return None
-    flags = isinstance(_DEFAULTS[key][0], bool)
+    flags = any(isinstance(item, bool) for item in _DEFAULTS[key])
     fitting = isinstance(value, tuple | list) and all(
         isinstance(item, bool) if flags else _is_number(item) for item in value
     )
@@ -370,7 +372,7 @@ def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
         "model": model,
         "data": data,
         "train": train,
-        "eval": {"batch_size": get("TEST.IMS_PER_BATCH")},
+        "eval": {"batch_size": get("TEST.IMS_PER_BATCH"), **_augmentation(get)},
         "output_dir": None if folder == "." else folder,
         "device": "auto" if device == "cuda" else device,  # the original had no other default to run anywhere
     }
@@ -394,6 +396,17 @@ def _backbone(get: Callable[[str], Any], weights: str | None) -> dict[str, Any]:
         "norm_eps": 0.0 if norm == "frozen_bn" else 1e-5,
         "stride_in_1x1": get("MODEL.RESNETS.STRIDE_IN_1X1"),
         "frozen_stages": frozen,
+def _augmentation(get: Callable[[str], Any]) -> dict[str, Any]:
+    if not get("TEST.BBOX_AUG.ENABLED"):
+        return {}
+    return {
+        "flip": get("TEST.BBOX_AUG.H_FLIP"),
+        "scales": list(get("TEST.BBOX_AUG.SCALES")),
+        "scales_max_side": get("TEST.BBOX_AUG.MAX_SIZE"),
+        "scales_flip": get("TEST.BBOX_AUG.SCALE_H_FLIP"),
+    }
+
+
         "deformable_stages": [stage for stage, wanted in deformable if wanted],
         "modulated": get("MODEL.RESNETS.WITH_MODULATED_DCN"),
         "offset_groups": get("MODEL.RESNETS.DEFORMABLE_GROUPS"),

@@ -1,0 +1,131 @@
+"""Test-time augmentation: the views, and that prediction and evaluation use them alike."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectors import NAMES, tiny_config, tiny_model
+from PIL import Image, ImageOps
+
+from fcos.config import Config
+from fcos.config_text import validate
+from fcos.data import build_test_loader, load_annotations
+from fcos.data.transforms import detection_views
+from fcos.evaluation.loop import evaluate
+from fcos.inference.predictor import Detector
+
+FLIP = {"flip": True}
+EVERYTHING = {"flip": True, "scales": [64, 128], "scales_max_side": 200, "scales_flip": True}
+
+
+def config(augmentation, **model) -> Config:
+    return validate({**tiny_config(**model).to_dict(), "eval": augmentation}, where="test")
+
+
+def detector(augmentation, **model) -> Detector:
+    torch.manual_seed(0)
+    settings = config(augmentation, **model)
+    return Detector(tiny_model(settings), settings, class_names=NAMES)
+
+
+def picture(width=120, height=96, seed=0) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def assert_same(found, expected) -> None:
+    assert len(found) > 5
+    assert found.labels.tolist() == expected.labels.tolist()
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-3)
+
+
+def test_one_view_is_the_default() -> None:
+    assert [view.flip for view in detection_views(tiny_config())] == [0.0]
+
+
+def test_the_views_in_their_order() -> None:
+    views = [(view.short_sides, view.max_side, view.flip) for view in detection_views(config(EVERYTHING))]
+    base, small, large = ((96,), 160), ((64,), 200), ((128,), 200)
+    assert views == [(*base, 0), (*base, 1), (*small, 0), (*small, 1), (*large, 0), (*large, 1)]
+    only_scales = detection_views(config({"scales": [64]}))
+    assert [(view.short_sides, view.max_side, view.flip) for view in only_scales] == [(*base, 0), ((64,), 4000, 0)]
+
+
+@pytest.mark.parametrize("convention", ["continuous", "inclusive"])
+def test_a_mirrored_picture_gives_the_mirrored_detections(convention) -> None:
+    augmented = detector(FLIP, box_convention=convention)
+    image = picture()
+    one, other = augmented.predict(image, threshold=0), augmented.predict(ImageOps.mirror(image), threshold=0)
+    x1, y1, x2, y2 = other.boxes.unbind(1)
+    other.boxes.copy_(torch.stack([image.width - x2, y1, image.width - x1, y2], dim=1))
+    assert_same(one, other)
+    assert not torch.equal(one.scores, detector({}, box_convention=convention).predict(image, threshold=0).scores)
+
+
+@pytest.mark.parametrize("convention", ["continuous", "inclusive"])
+def test_the_same_view_twice_changes_nothing(convention) -> None:
+    image = picture(133, 90)
+    twice = detector({"scales": [96], "scales_max_side": 160}, box_convention=convention).predict(image, threshold=0)
+    assert_same(twice, detector({}, box_convention=convention).predict(image, threshold=0))
+
+
+def test_another_scale_finds_the_same_place() -> None:
+    """What is found best in a picture of twice the size only, lies there in pixels of the original."""
+    image = picture()
+    alone = detector({"scales": [192], "scales_max_side": 400}, score_threshold=0).predict(image, threshold=0)
+    assert (alone.boxes >= 0).all()
+    assert (alone.boxes[:, [0, 2]] <= image.width).all()
+    assert (alone.boxes[:, [1, 3]] <= image.height).all()
+    large = detector({}, score_threshold=0)
+    large.model.max_detections = 1
+    large._transforms = detection_views(validate({"data": {"short_side": 192, "max_side": 400}}, where="test"))
+    best = large.predict(image, threshold=0)
+    assert (alone.boxes - best.boxes).abs().amax(dim=1).min() < 1e-3
+
+
+def test_results_do_not_depend_on_the_batch() -> None:
+    augmented = detector(EVERYTHING)
+    pictures = [picture(*size, seed=i) for i, size in enumerate([(120, 80), (80, 120), (120, 83), (118, 80), (64, 64)])]
+    for found, image in zip(augmented.predict(pictures, threshold=0), pictures, strict=True):
+        assert_same(found, augmented.predict(image, threshold=0))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three pictures, the middle one missing in the end, and their annotations."""
+    images = []
+    for i, (width, height) in enumerate([(120, 80), (80, 120), (122, 80)]):
+        picture(width, height, seed=i).save(tmp_path / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": width, "height": height})
+    boxes = [{"id": i, "image_id": i, "category_id": 1 + i, "bbox": [5, 5, 40, 40]} for i in range(3)]
+    categories = [{"id": 1 + i, "name": name} for i, name in enumerate(NAMES)]
+    (tmp_path / "val.json").write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    return tmp_path
+
+
+def test_evaluation_and_prediction_agree(data) -> None:
+    augmented = detector(EVERYTHING)
+    places = augmented.config.data.model_copy(update={"root": data})
+    annotations = load_annotations(places, "val")
+    assert annotations is not None
+    settings = augmented.config.model_copy(update={"data": places})
+    result = evaluate(augmented.model, annotations, settings, device="cpu")
+    for i in range(3):
+        expected = augmented.predict(data / f"{i}.png", threshold=0)
+        found = [d for d in result.detections if d["image_id"] == i]
+        assert [d["score"] for d in found] == pytest.approx(expected.scores.tolist(), abs=1e-5)
+
+
+def test_an_unreadable_image_is_left_out_of_every_view(data) -> None:
+    settings = config(EVERYTHING)
+    places = settings.data.model_copy(update={"root": data})
+    annotations = load_annotations(places, "val")
+    assert annotations is not None
+    (data / "0.png").unlink()
+    batches = list(build_test_loader(settings, annotations, batch_size=3))
+    assert sorted(int(i) for batch in batches for i in batch.indices) == [1, 2]
+    for batch in batches:
+        assert {len(view.images) for view in batch.views} == {len(batch.indices)}
+        assert [view.flipped for view in batch.views] == [False, True] * 3
