@@ -89,7 +89,10 @@ class HeadConfig(_Section):
     """The two towers, shared by all levels."""
 
     num_convs: int = Field(default=4, ge=0)
-    norm: Literal["gn", "none"] = "gn"
+    norm: Literal["gn", "bn", "none"] = "gn"
+    """`bn`: batch norm, for every level its own (AdelaiDet)."""
+    conv_bias: bool = True
+    """The convolutions of the towers have a bias (the first configs of mmdetection: none)."""
     deformable: bool = False
     """The last convolution of each tower is deformable (version 2)."""
     centerness_on: Literal["cls", "box"] = "cls"
@@ -121,12 +124,15 @@ class FCOSConfig(_Section):
     box_loss: Literal["iou", "linear_iou", "giou"] = "iou"
     focal_alpha: float = Field(default=0.25, ge=0, le=1)
     focal_gamma: float = Field(default=2.0, ge=0)
+    score: Literal["sqrt", "product"] = "sqrt"
+    """The score is the square root of class probability times centerness, or that product itself (mmdetection)."""
     score_threshold: float = Field(default=0.05, ge=0, lt=1)
     threshold_on: Literal["class", "score"] = "class"
-    """What `score_threshold` is compared with: the class probability, or the score, which is the square root of its
-    product with the centerness (torchvision)."""
+    """What `score_threshold` is compared with: the class probability, or the score (torchvision, detectron2)."""
     pre_nms_top_k: int = Field(default=1000, ge=1)
     """Candidates (location, class) kept per level and image."""
+    top_k_on: Literal["class", "score"] = "score"
+    """The best of them by class probability (mmdetection), or by score."""
     nms_threshold: float = Field(default=0.6, le=1)
     """Boxes of one class that overlap more are suppressed; 0 or less: no suppression."""
     max_detections: int = 100
@@ -138,6 +144,8 @@ class FCOSConfig(_Section):
     """Locations in the padding of a batch detect too (all other projects); results then depend on the batch."""
     keep_empty_boxes: bool = False
     """Keep detections without area inside the image (torchvision)."""
+    clip_after_nms: bool = False
+    """Boxes overlap as they are predicted, and are clipped to the image in the end (AdelaiDet, detectron2)."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """Order in which the network sees the channels; `pixel_mean` and `pixel_std` are in the same order."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)

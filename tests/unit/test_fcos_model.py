@@ -41,7 +41,7 @@ def shared() -> FCOS:
 
 @pytest.fixture
 def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resnet, "_BLOCKS", {"resnet50": [1, 1, 1, 1], "resnet101": [1, 1, 1, 1]})
+    monkeypatch.setitem(resnet.SHAPES, "resnet50", resnet.Shape((1, 1, 1, 1)))
 
 
 def build(**model: Any) -> FCOS:
@@ -172,6 +172,22 @@ def test_the_centerness_comes_from_the_chosen_tower() -> None:
         head(features).centerness[0].sum().backward()
         used = {name.split(".")[0] for name, p in head.named_parameters() if p.grad is not None}
         assert used == {f"{branch}_tower", "centerness"}
+
+
+def test_batch_norm_of_the_towers_is_every_levels_own() -> None:
+    head = build(head={"num_convs": 1, "norm": "bn"}).head.train()
+    head([torch.randn(2, 64, 4, 4) * factor for factor in (1, 2, 3, 4, 5)])
+    state = head.state_dict()
+    for tower in ("cls_tower", "box_tower"):
+        variances = [state[f"{tower}.1.{level}.running_var"].mean().item() for level in range(5)]
+        assert variances == sorted(variances)
+        assert [int(state[f"{tower}.1.{level}.num_batches_tracked"]) for level in range(5)] == [1] * 5
+
+
+def test_the_towers_may_be_without_bias() -> None:
+    names = {"0.weight", "1.weight", "1.bias"}
+    assert build(head={"num_convs": 1, "conv_bias": False}).head.cls_tower.state_dict().keys() == names
+    assert build(head={"num_convs": 1}).head.cls_tower.state_dict().keys() == names | {"0.bias"}
 
 
 def test_boxes_that_no_location_learns_are_counted() -> None:
@@ -333,10 +349,13 @@ def test_the_config_reaches_the_detector() -> None:
         "box_loss": "giou",
         "focal_alpha": 0.3,
         "focal_gamma": 1.5,
+        "score": "product",
         "score_threshold": 0.1,
         "pre_nms_top_k": 77,
+        "top_k_on": "class",
         "nms_threshold": 0.4,
         "max_detections": 9,
+        "clip_after_nms": True,
         "box_convention": "inclusive",
         "channel_order": "bgr",
     }

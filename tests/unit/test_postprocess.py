@@ -25,7 +25,8 @@ class Outputs(NamedTuple):
     def detect(self, *sizes: tuple[int, int], **options) -> list[Instances]:
         points = [locations((x.shape[2], x.shape[3]), stride) for x, stride in zip(self.logits, STRIDES, strict=False)]
         choice = {key: options.pop(key) for key in ("nms_threshold", "max_detections") if key in options}
-        choice["box_convention"] = options.get("box_convention", "continuous")
+        both = "box_convention", "keep_empty_boxes", "clip_after_nms"
+        choice |= {key: options[key] for key in both if key in options}
         return [suppress(found, **choice) for found in candidates(*self, points=points, sizes=sizes, **options)]
 
     def image(self, index: int) -> Outputs:
@@ -191,6 +192,25 @@ def test_boxes_without_extent_stay_when_asked_to() -> None:
     assert instances.boxes.tolist() == [[4, 4, 4, 4], [12, 4, 12, 4]]
 
 
+def test_boxes_may_overlap_as_predicted_and_be_clipped_after() -> None:
+    outputs = flat_outputs([2.0, 1.0])
+    outputs.ltrb[0][0, :, 0, 0] = torch.tensor([2.0, 4.0, 100.0, 4.0])
+    outputs.ltrb[0][0, :, 0, 1] = torch.tensor([9.0, 4.0, 4.0, 4.0])
+    (instances,) = outputs.detect((8, 16))
+    assert instances.boxes.tolist() == [[2, 0, 16, 8]]
+    (instances,) = outputs.detect((8, 16), clip_after_nms=True)
+    assert instances.boxes.tolist() == [[2, 0, 16, 8], [3, 0, 16, 8]]
+
+
+@pytest.mark.parametrize(("keep_empty_boxes", "count"), [(False, 1), (True, 2)])
+def test_boxes_clipped_after_the_choice_are_not_replaced(keep_empty_boxes: bool, count: int) -> None:
+    outputs = flat_outputs([3.0, 4.0, 2.0])  # the best one lies in the padding
+    (instances,) = outputs.detect(
+        (8, 8), max_detections=2, detect_in_padding=True, clip_after_nms=True, keep_empty_boxes=keep_empty_boxes
+    )
+    assert len(instances) == count
+
+
 # --------------------------------------------------------------------------------------------- threshold, top-k, limit
 
 
@@ -225,11 +245,21 @@ def test_the_threshold_may_be_on_the_score() -> None:
     assert instances.scores.tolist() == pytest.approx([math.sqrt(0.731059), math.sqrt(0.231475)], rel=1e-5)
 
 
-def test_candidates_are_chosen_by_the_product() -> None:
+@pytest.mark.parametrize(("top_k_on", "left"), [("score", 8), ("class", 0)])
+def test_candidates_are_chosen_by_the_score_or_the_class(top_k_on: str, left: int) -> None:
     outputs = flat_outputs([2.0, 1.0])
     outputs.centerness[0][..., 0] = -6.0
-    (instances,) = outputs.detect((8, 16), pre_nms_top_k=1)
-    assert instances.boxes.tolist() == [[8, 0, 16, 8]]
+    (instances,) = outputs.detect((8, 16), pre_nms_top_k=1, top_k_on=top_k_on)
+    assert instances.boxes.tolist() == [[left, 0, left + 8, 8]]
+
+
+def test_the_score_may_be_the_product() -> None:
+    outputs = flat_outputs([1.0, -1.2])  # probabilities 0.73, 0.23
+    outputs.centerness[0][..., 0] = 0.0
+    (instances,) = outputs.detect((8, 16), score="product")
+    assert instances.scores.tolist() == pytest.approx([0.731059 / 2, 0.231475], rel=1e-5)
+    (instances,) = outputs.detect((8, 16), score="product", threshold_on="score", score_threshold=0.3)
+    assert instances.boxes.tolist() == [[0, 0, 8, 8]]
 
 
 def test_the_candidates_of_every_level_are_limited() -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import WeightsError
 from ..models.weights import hub_file
-from ..training.checkpoint import CLASS_HEAD, Checkpoint
-from . import fcos_core, torchvision
+from ..training.checkpoint import CLASS_HEAD, Checkpoint, Project
+from . import adelaidet, detectron2, fcos_core, mmdetection, torchvision
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,11 @@ _FCOS_CORE_CONVENTIONS = {
     "pixel_mean": (102.9801, 115.9465, 122.7717),
     "pixel_std": (1.0, 1.0, 1.0),
 }
+_OTHERS: list[tuple[Project, ModuleType]] = [
+    ("adelaidet", adelaidet),
+    ("detectron2", detectron2),
+    ("mmdetection", mmdetection),
+]
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")
 _BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
 _SHOWN = 4
@@ -57,7 +63,11 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
     elif {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys():
         checkpoint = from_fcos_core(state, class_names=class_names, where=where)
     else:
-        raise WeightsError(f"{where}: {_unknown(content, state)}")
+        project, module = next((row for row in _OTHERS if row[1].recognizes(state)), (None, None))
+        if project is None or module is None:
+            raise WeightsError(f"{where}: {_unknown(content, state)}")
+        weights, config = module.convert(state, where=where)
+        checkpoint = _checkpoint(weights, config, project, class_names=class_names, where=where)
     if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
         log.info(
             "%s: %d classes, taken to be those of COCO; if they are not, name them with data.classes=[...]",
@@ -81,7 +91,19 @@ def from_fcos_core(
     Raises:
         WeightsError: another number of names than of classes.
     """
-    weights = fcos_core.convert_state_dict(state)
+    weights, config = fcos_core.convert_state_dict(state), {"model": _FCOS_CORE_CONVENTIONS}
+    return _checkpoint(weights, config, "fcos_core", class_names=class_names, where=where)
+
+
+def _checkpoint(
+    weights: dict[str, Tensor],
+    config: dict[str, Any],
+    project: Project,
+    *,
+    class_names: Sequence[str] | None,
+    where: str,
+) -> Checkpoint:
+    """Weights with the classes of their head, which has no row for background."""
     count = len(weights[f"{CLASS_HEAD}bias"])
     if class_names is not None and len(class_names) != count:
         raise WeightsError(f"{where}: has {count} classes, found {len(class_names)} names in data.classes")
@@ -90,10 +112,10 @@ def from_fcos_core(
         classes = torchvision.COCO_CLASSES
     return Checkpoint(
         model=weights,
-        config={"model": _FCOS_CORE_CONVENTIONS},
+        config=config,
         class_names=tuple(classes.values()),
         category_ids=tuple(classes) or tuple(range(1, count + 1)),
-        project="fcos_core",
+        project=project,
     )
 
 
@@ -120,8 +142,8 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 
 def _unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     expected = (
-        "expected a file that `fcos train` wrote, a checkpoint of the original FCOS (fcos_core), or a state dict of"
-        " torchvision's fcos_resnet50_fpn"
+        "expected a file that `fcos train` wrote, a checkpoint of the FCOS of AdelaiDet, detectron2, mmdetection or the"
+        " original (fcos_core), or a state dict of torchvision's fcos_resnet50_fpn"
     )
     if any(name in state for name in _BACKBONES):
         return f"the weights of a backbone alone; use them with model.backbone.weights=PATH; here {expected}"

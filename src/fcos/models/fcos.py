@@ -49,7 +49,9 @@ class FCOSHead(nn.Module):
         num_classes: K.
         strides: of the levels, in pixels.
         num_convs: convolutions in each tower.
-        norm: `gn` (see `layers.group_norm`) or `none` after each of them.
+        norm: after each of them `gn` (see `layers.group_norm`), `bn` (batch norm, for every level its own: their
+            statistics differ) or `none`.
+        conv_bias: they have a bias.
         deformable: the last of them is a `DeformConv`.
         centerness_on: which tower the centerness is predicted from.
         regression: `exp`: distances are exp(scale_l x) pixels; `relu_stride`: relu(scale_l x) strides.
@@ -64,7 +66,8 @@ class FCOSHead(nn.Module):
         *,
         strides: Sequence[int],
         num_convs: int = 4,
-        norm: str = "gn",
+        norm: Literal["gn", "bn", "none"] = "gn",
+        conv_bias: bool = True,
         deformable: bool = False,
         centerness_on: Literal["cls", "box"] = "cls",
         regression: Literal["exp", "relu_stride"] = "exp",
@@ -75,8 +78,10 @@ class FCOSHead(nn.Module):
         self.strides = list(strides)
         self.centerness_on_box = centerness_on == "box"
         self.regression = regression
-        self.cls_tower = _tower(channels, num_convs, norm, deformable)
-        self.box_tower = _tower(channels, num_convs, norm, deformable)
+        self.cls_tower, self.box_tower = (
+            _tower(channels, len(strides), num_convs=num_convs, norm=norm, bias=conv_bias, deformable=deformable)
+            for _ in range(2)
+        )
         self.logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.ltrb = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
@@ -85,15 +90,16 @@ class FCOSHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module not in deformed:
                 nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.constant_(self.logits.bias, -math.log((1 - prior_probability) / prior_probability))  # pyright: ignore[reportArgumentType]
 
     def forward(self, features: Sequence[Tensor]) -> FCOSOutputs:
         """Pyramid levels [N, channels, H_l, W_l] to predictions."""
         outputs = FCOSOutputs([], [], [])
         scales = self.scales or [1.0] * len(self.strides)
-        for feature, stride, scale in zip(features, self.strides, scales, strict=True):
-            cls_feature, box_feature = self.cls_tower(feature), self.box_tower(feature)
+        for level, (feature, stride, scale) in enumerate(zip(features, self.strides, scales, strict=True)):
+            cls_feature, box_feature = (_run(tower, feature, level) for tower in (self.cls_tower, self.box_tower))
             distances = _at_least_float32(self.ltrb(box_feature)) * scale
             outputs.logits.append(_at_least_float32(self.logits(cls_feature)))
             outputs.ltrb.append(F.relu(distances) * stride if self.regression == "relu_stride" else distances.exp())
@@ -103,17 +109,28 @@ class FCOSHead(nn.Module):
         return outputs
 
 
-def _tower(channels: int, num_convs: int, norm: str, deformable: bool) -> nn.Sequential:
+def _tower(
+    channels: int, levels: int, *, num_convs: int, norm: Literal["gn", "bn", "none"], bias: bool, deformable: bool
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for i in range(num_convs):
         if deformable and i == num_convs - 1:
-            layers.append(DeformConv(channels, channels, bias=True))
+            layers.append(DeformConv(channels, channels, bias=bias))
         else:
-            layers.append(nn.Conv2d(channels, channels, 3, padding=1))
-        if norm != "none":
+            layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=bias))
+        if norm == "bn":
+            layers.append(nn.ModuleList(NORMS[norm](channels) for _ in range(levels)))
+        elif norm != "none":
             layers.append(NORMS[norm](channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def _run(tower: nn.Sequential, x: Tensor, level: int) -> Tensor:
+    """A tower on one level; of a list of layers it is the level's own that counts."""
+    for layer in tower:
+        x = layer[level](x) if isinstance(layer, nn.ModuleList) else layer(x)
+    return x
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -137,8 +154,8 @@ class FCOS(nn.Module):
         box_loss: see `iou_loss`.
         focal_alpha: see `focal_loss`.
         focal_gamma: see `focal_loss`.
-        score_threshold: see `candidates`; likewise `threshold_on`, `pre_nms_top_k`, `detect_in_padding`,
-            `keep_empty_boxes`.
+        score: see `candidates`; likewise `score_threshold`, `threshold_on`, `pre_nms_top_k`, `top_k_on`,
+            `detect_in_padding`, `keep_empty_boxes`, `clip_after_nms`.
         nms_threshold: see `suppress`; likewise `max_detections`.
         box_convention: of targets and detections, see `structures`.
         channel_order: in which order the backbone wants the channels.
@@ -163,14 +180,17 @@ class FCOS(nn.Module):
         box_loss: BoxLoss = "iou",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        score: Literal["sqrt", "product"] = "sqrt",
         score_threshold: float = 0.05,
         threshold_on: Literal["class", "score"] = "class",
         pre_nms_top_k: int = 1000,
+        top_k_on: Literal["class", "score"] = "score",
         nms_threshold: float = 0.6,
         max_detections: int = 100,
         box_convention: BoxConvention = "continuous",
         detect_in_padding: bool = False,
         keep_empty_boxes: bool = False,
+        clip_after_nms: bool = False,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
@@ -187,14 +207,17 @@ class FCOS(nn.Module):
         self.box_loss: BoxLoss = box_loss
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.score: Literal["sqrt", "product"] = score
         self.score_threshold = score_threshold
         self.threshold_on: Literal["class", "score"] = threshold_on
         self.pre_nms_top_k = pre_nms_top_k
+        self.top_k_on: Literal["class", "score"] = top_k_on
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
         self.box_convention: BoxConvention = box_convention
         self.detect_in_padding = detect_in_padding
         self.keep_empty_boxes = keep_empty_boxes
+        self.clip_after_nms = clip_after_nms
         self.channel_order = channel_order
         # Which backbone maps the pyramid stands on.
         self.backbone_levels = [name for name, stride in backbone.strides.items() if stride in self.strides]
@@ -285,12 +308,15 @@ class FCOS(nn.Module):
             *outputs,
             points=self.locations(outputs),
             sizes=[(int(height), int(width)) for height, width in sizes.tolist()],
+            score=self.score,
             score_threshold=self.score_threshold,
             threshold_on=self.threshold_on,
             pre_nms_top_k=self.pre_nms_top_k,
+            top_k_on=self.top_k_on,
             box_convention=self.box_convention,
             detect_in_padding=self.detect_in_padding,
             keep_empty_boxes=self.keep_empty_boxes,
+            clip_after_nms=self.clip_after_nms,
         )
 
     @torch.inference_mode()
@@ -301,4 +327,6 @@ class FCOS(nn.Module):
             nms_threshold=self.nms_threshold,
             max_detections=self.max_detections,
             box_convention=self.box_convention,
+            keep_empty_boxes=self.keep_empty_boxes,
+            clip_after_nms=self.clip_after_nms,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -28,12 +29,15 @@ def candidates(
     points: Sequence[Tensor],
     sizes: Sequence[tuple[int, int]],
     *,
+    score: Literal["sqrt", "product"] = "sqrt",
     score_threshold: float = 0.05,
     threshold_on: Literal["class", "score"] = "class",
     pre_nms_top_k: int = 1000,
+    top_k_on: Literal["class", "score"] = "score",
     box_convention: BoxConvention = "continuous",
     detect_in_padding: bool = False,
     keep_empty_boxes: bool = False,
+    clip_after_nms: bool = False,
 ) -> list[Instances]:
     """The boxes of every image of a batch that may be detections; `suppress` chooses among them.
 
@@ -43,19 +47,22 @@ def candidates(
         centerness: L logits [N, 1, H, W].
         points: L locations [H * W, 2] in pixels.
         sizes: N (height, width) without padding.
+        score: the square root of class probability times centerness, or that product itself.
         score_threshold: a candidate is above it.
         threshold_on: with what: its class probability, or its score.
         pre_nms_top_k: candidates kept per level and image.
+        top_k_on: the best by what.
         box_convention: `inclusive` follows the original to the letter: boxes end at width - 1 and height - 1, and both
             of the following options are on.
         detect_in_padding: locations in the padding detect too, as in all other projects; the result then depends on
             the batch.
         keep_empty_boxes: boxes that have no area inside the image stay.
+        clip_after_nms: leave boxes as they are predicted, for `suppress` to clip.
 
     Returns:
         N candidates, level by level, inside their images, in the frame and convention of the arguments.
 
-    Source: FCOS, section 3.1; score = sqrt(class x centerness) as in the original code.
+    Source: FCOS, section 3.1, where the score is the product; its square root as in the original code.
     """
     inclusive = box_convention == "inclusive"
     results = []
@@ -67,18 +74,17 @@ def candidates(
                 centerness[level][image],
                 points[level],
                 within=None if detect_in_padding or inclusive else size,
+                score=score,
                 score_threshold=score_threshold,
                 threshold_on=threshold_on,
                 top_k=pre_nms_top_k,
+                top_k_on=top_k_on,
             )
             for level in range(len(points))
         ]
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        boxes = clip(boxes, size, convention=box_convention)
-        if not (keep_empty_boxes or inclusive):
-            solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-            boxes, scores, labels = boxes[solid], scores[solid], labels[solid]
-        results.append(Instances(boxes, labels, scores, size))
+        every = Instances(boxes, labels, scores, size)
+        results.append(every if clip_after_nms else _inside(every, box_convention, keep_empty_boxes))
     return results
 
 
@@ -88,6 +94,8 @@ def suppress(
     nms_threshold: float = 0.6,
     max_detections: int = 100,
     box_convention: BoxConvention = "continuous",
+    keep_empty_boxes: bool = False,
+    clip_after_nms: bool = False,
 ) -> Instances:
     """The detections among the candidates of an image, best score first.
 
@@ -96,12 +104,24 @@ def suppress(
         nms_threshold: see `class_wise_nms`.
         max_detections: see `limit_detections`.
         box_convention: of the boxes; `inclusive`: ties with the last detection stay, as in the original.
+        keep_empty_boxes: see `candidates`.
+        clip_after_nms: the candidates were not clipped, the detections are. As in other projects, boxes without area
+            are dropped from the `max_detections` then, not replaced.
     """
     kept = class_wise_nms(
         candidates.boxes, candidates.scores, candidates.labels, nms_threshold, convention=box_convention
     )
     kept = kept[limit_detections(candidates.scores[kept], max_detections, keep_ties=box_convention == "inclusive")]
-    return candidates[kept]
+    found = candidates[kept]
+    return _inside(found, box_convention, keep_empty_boxes) if clip_after_nms else found
+
+
+def _inside(found: Instances, convention: BoxConvention, keep_empty: bool) -> Instances:
+    """Clipped to the image, and without what has no area there."""
+    found = replace(found, boxes=clip(found.boxes, found.size, convention=convention))
+    if keep_empty or convention == "inclusive":
+        return found
+    return found[(found.boxes[:, 2:] > found.boxes[:, :2]).all(dim=1)]
 
 
 def _candidates(
@@ -111,15 +131,17 @@ def _candidates(
     points: Tensor,
     *,
     within: tuple[int, int] | None,
+    score: Literal["sqrt", "product"],
     score_threshold: float,
     threshold_on: Literal["class", "score"],
     top_k: int,
+    top_k_on: Literal["class", "score"],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes [C, 4], scores [C] and labels [C] of one level of one image, at most `top_k`."""
     flat = logits.flatten()  # [K * H * W]
     # Comparing logits spares the sigmoid of everything; the exact test follows on what is left. The centerness being 1
-    # at most, a score above the threshold needs a probability above its square.
-    least = score_threshold**2 if threshold_on == "score" else score_threshold
+    # at most, a root above the threshold needs a probability above its square.
+    least = score_threshold**2 if threshold_on == "score" and score == "sqrt" else score_threshold
     index = torch.nonzero(flat > _logit(least) - 1e-3).squeeze(1)
     label, location = index // len(points), index % len(points)
     if within is not None:
@@ -128,13 +150,13 @@ def _candidates(
         index, label, location = index[real], label[real], location[real]
     probability = flat[index].sigmoid()
     product = probability * centerness.flatten()[location].sigmoid()
-    compared = product.sqrt() if threshold_on == "score" else probability
-    product = torch.where(compared > score_threshold, product, -1.0)
-    product, best = product.topk(min(top_k, len(product)))
-    valid = product >= 0  # neither below the threshold nor NaN
-    product, best = product[valid], best[valid]
+    compared = probability if threshold_on == "class" else product.sqrt() if score == "sqrt" else product
+    valid = (compared > score_threshold) & (product >= 0)  # neither below the threshold nor NaN
+    rank = torch.where(valid, probability if top_k_on == "class" else product, -1.0)
+    rank, best = rank.topk(min(top_k, len(rank)))
+    best = best[rank >= 0]
     boxes = decode(points[location[best]], ltrb.flatten(1).T[location[best]])
-    return boxes, product.sqrt(), label[best]
+    return boxes, product[best].sqrt() if score == "sqrt" else product[best], label[best]
 
 
 def _logit(probability: float) -> float:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FORMAT = "fcos"
 VERSION = 1
+Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2", "mmdetection"]
+"""Who can have written a file."""
 CLASS_HEAD = "head.logits."
 """Prefix of the tensors with a row for every class."""
 _LEVEL_SCALES = "head.scales."
@@ -69,7 +71,7 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     iteration: int = 0
     training: dict[str, Any] | None = None
-    project: Literal["fcos", "fcos_core", "torchvision"] = "fcos"
+    project: Project = "fcos"
 
 
 def save_checkpoint(
@@ -125,8 +127,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     """Read a detector's weights, onto the CPU.
 
     Args:
-        source: a file of ours, of the original FCOS or of torchvision; or `torchvision/fcos_resnet50_fpn`, which is
-            downloaded once.
+        source: a file of ours or of the FCOS of another project (the original, AdelaiDet, detectron2, mmdetection,
+            torchvision); or `torchvision/fcos_resnet50_fpn`, which is downloaded once.
         class_names: for a file that does not know them; None: see `interop.checkpoints.from_content`.
 
     Raises:

@@ -1,0 +1,64 @@
+"""detectron2's own FCOS (`fcos_R_50_FPN_1x`): its weights into our detector with its exact conventions.
+
+On the same network input the detections are the same; a resized side may differ by a pixel, because detectron2 rounds
+where we, as the original FCOS, truncate. Names and settings are facts about that project; none of its code is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .structure import Rule, model_section, renamed, shifted
+
+BACKBONE_RULES: list[Rule] = [
+    (r"^backbone\.bottom_up\.(stem\.)?", "backbone."),
+    (r"^backbone\.res(\d)", shifted("backbone.layer", -1)),
+    (r"^backbone\.fpn_lateral(\d)", shifted("fpn.lateral.", -3)),
+    (r"^backbone\.fpn_output(\d)", shifted("fpn.output.", -3)),
+    (r"^backbone\.top_block\.p(\d)", shifted("fpn.extra.", -6)),
+    (r"^(backbone\..*)shortcut\.norm\.", r"\1downsample.1."),
+    (r"^(backbone\..*)shortcut\.", r"\1downsample.0."),
+    (r"^(backbone\..*)conv(\d)\.norm\.", r"\1bn\2."),
+    (r"^(backbone\..*)conv2_offset\.", r"\1conv2.offset."),
+]
+"""Names of a ResNet and its pyramid in detectron2, and in what is built upon it."""
+_HEAD_RULES: list[Rule] = [
+    (r"^head\.cls_subnet\.", "head.cls_tower."),
+    (r"^head\.bbox_subnet\.", "head.box_tower."),
+    (r"^head\.cls_score\.", "head.logits."),
+    (r"^head\.bbox_pred\.", "head.ltrb."),
+    (r"^head\.ctrness\.", "head.centerness."),
+]
+CONVENTIONS = {
+    "center_sampling_radius": 1.5,
+    "box_loss": "giou",
+    "detect_in_padding": True,
+    "clip_after_nms": True,
+    "channel_order": "bgr",
+    "pixel_mean": (103.53, 116.28, 123.675),
+    "pixel_std": (1.0, 1.0, 1.0),
+}
+"""Options of `model` that weights do not show, in detectron2 and in what is built upon it."""
+HEAD_CONVENTIONS = {"centerness_on": "box", "regression": "relu_stride"}
+
+
+def recognizes(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the names of detectron2's FCOS."""
+    return {"head.cls_score.bias", "head.ctrness.bias"} <= state.keys()
+
+
+def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights in our names, and the config that computes what detectron2 does.
+
+    Raises:
+        WeightsError: a backbone that is not known here.
+    """
+    weights = renamed(state, [*BACKBONE_RULES, *_HEAD_RULES])
+    section = model_section(weights, where=where)
+    section["backbone"]["stride_in_1x1"] = True
+    section["head"] |= HEAD_CONVENTIONS
+    section |= {**CONVENTIONS, "score_threshold": 0.2, "threshold_on": "score"}
+    return weights, {"model": section, "data": {"short_side": [800], "max_side": 1333}}

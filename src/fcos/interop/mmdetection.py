@@ -1,0 +1,74 @@
+"""mmdetection's FCOS: its weights into our detector with its exact conventions.
+
+On the same network input the detections are the same. The input itself differs a little: mmdetection resizes with
+OpenCV, which does not average when it shrinks. Names and settings are facts about that project; none of its code is
+used.
+
+Its two families of configs tell themselves apart by the bias in the towers: the first has none; the improved one has
+(center sampling, distances in strides, centerness on the box branch, GIoU).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .structure import Rule, model_section, renamed, shifted
+
+log = logging.getLogger(__name__)
+
+_TOWERS = {"cls_convs": "cls_tower", "reg_convs": "box_tower"}
+_RULES: list[Rule] = [
+    (r"\.conv_offset\.", ".offset."),
+    (r"^neck\.lateral_convs\.(\d)\.conv", shifted("fpn.lateral.", 0)),
+    (r"^neck\.fpn_convs\.([012])\.conv", shifted("fpn.output.", 0)),
+    (r"^neck\.fpn_convs\.(\d)\.conv", shifted("fpn.extra.", -3)),
+    (r"^bbox_head\.(cls_convs|reg_convs)\.(\d)\.conv", lambda m: f"head.{_TOWERS[m[1]]}.{3 * int(m[2])}"),
+    (r"^bbox_head\.(cls_convs|reg_convs)\.(\d)\.gn", lambda m: f"head.{_TOWERS[m[1]]}.{3 * int(m[2]) + 1}"),
+    (r"^bbox_head\.(?:conv|fcos)_cls\.", "head.logits."),
+    (r"^bbox_head\.(?:conv|fcos)_reg\.", "head.ltrb."),
+    (r"^bbox_head\.(?:conv|fcos)_centerness\.", "head.centerness."),
+    (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
+]
+_PIXELS = {
+    "caffe": {"channel_order": "bgr", "pixel_mean": (102.9801, 115.9465, 122.7717), "pixel_std": (1.0, 1.0, 1.0)},
+    "improved": {"channel_order": "bgr", "pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1.0, 1.0, 1.0)},
+    "pytorch": {},  # ours
+}
+_IMPROVED = {"center_sampling_radius": 1.5, "box_loss": "giou", "nms_threshold": 0.6}
+
+
+def recognizes(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the names of mmdetection's FCOS."""
+    names = [{f"bbox_head.{prefix}_{part}.bias" for part in ("cls", "centerness")} for prefix in ("conv", "fcos")]
+    return any(pair <= state.keys() for pair in names)
+
+
+def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights in our names, and the config that computes what mmdetection does.
+
+    Raises:
+        WeightsError: a backbone that is not known here.
+    """
+    weights = renamed(state, _RULES)
+    weights |= {name: tensor.reshape(1) for name, tensor in weights.items() if name.startswith("head.scales.")}
+    section = model_section(weights, where=where)
+    improved = section["head"]["conv_bias"]
+    pytorch = section["backbone"]["name"].startswith("resnext")
+    if not pytorch:
+        log.info(
+            "%s: taken to have a backbone of style 'caffe'; if its config says 'pytorch', give"
+            " model.backbone.stride_in_1x1=false and model.channel_order, pixel_mean and pixel_std from there",
+            where,
+        )
+    # Its batch norm does not learn.
+    section["backbone"] |= {"stride_in_1x1": not pytorch, "norm": "frozen_bn"}
+    if improved:
+        section["head"] |= {"centerness_on": "box", "regression": "relu_stride"}
+    section |= _IMPROVED if improved else {"nms_threshold": 0.5}
+    section |= _PIXELS["pytorch" if pytorch else "improved" if improved else "caffe"]
+    section |= {"score": "product", "top_k_on": "class", "detect_in_padding": True}
+    return weights, {"model": section, "data": {"short_side": [800], "max_side": 1333}}

@@ -1,0 +1,106 @@
+"""How a detector of another project is built, as its tensors tell: names by table, structure by names and shapes.
+
+What weights do not show (thresholds, pixels, where a block strides) is said in the module of each project.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import WeightsError
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+"""A regular expression and what replaces it in a name."""
+
+_RESNETS = {
+    (6, (64, 64)): "resnet50",
+    (23, (64, 64)): "resnet101",
+    (23, (256, 8)): "resnext101_32x8d",
+    (23, (256, 4)): "resnext101_64x4d",
+}
+"""Backbones by the blocks of C4 and the channels (out, in) of the first 3x3 convolution of C2."""
+_STAGES = {"C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}
+_SIZE_ENDS = (-1, 64, 128, 256, 512)
+_MODULATED = 27  # numbers a sample group of a modulated 3x3 convolution needs; 18 without the weights
+
+
+def shifted(prefix: str, by: int) -> Callable[[re.Match[str]], str]:
+    """A replacement: `prefix` and the number in the first group plus `by`."""
+    return lambda match: f"{prefix}{int(match[1]) + by}"
+
+
+def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """The tensors in our names.
+
+    Args:
+        state: tensors in the project's names.
+        rules: applied to every name, all of them, one after the other. A deformable convolution then has its offsets
+            under NAME.offset, its own tensors under NAME or NAME.conv.
+    """
+    names = {}
+    for old in state:
+        names[old] = old
+        for pattern, replacement in rules:
+            names[old] = re.sub(pattern, replacement, names[old])
+    deformable = {name.removesuffix(".offset.weight") for name in names.values() if name.endswith(".offset.weight")}
+    weights = {}
+    for old, name in names.items():
+        layer, _, part = name.rpartition(".")
+        weights[f"{layer}.conv.{part}" if layer in deformable else name] = state[old]
+    return weights
+
+
+def model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
+    """As much of a config's section `model` as the tensors show.
+
+    Args:
+        weights: in our names.
+        where: for messages.
+
+    Raises:
+        WeightsError: a backbone that is not known here.
+    """
+    levels = sum(bool(re.fullmatch(r"fpn\.(output|extra)\.\d+\.weight", name)) for name in weights)
+    return {
+        "backbone": _backbone(weights, where=where),
+        "fpn": {"channels": weights["fpn.lateral.0.weight"].shape[0]},
+        "head": _head(weights),
+        "strides": [8 * 2**level for level in range(levels)],
+        "size_ranges": list(pairwise([*_SIZE_ENDS[:levels], None])),
+    }
+
+
+def _backbone(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
+    blocks = sum(bool(re.fullmatch(r"backbone\.layer3\.\d+\.conv3\.weight", name)) for name in weights)
+    first = weights.get("backbone.layer1.0.conv2.weight")
+    name = None if first is None else _RESNETS.get((blocks, (first.shape[0], first.shape[1])))
+    if name is None:
+        known = ", ".join(_RESNETS.values())
+        raise WeightsError(f"{where}: expected a detector on one of {known}, found another backbone")
+    norm = "bn" if "backbone.layer2.0.bn1.num_batches_tracked" in weights else "frozen_bn"
+    section: dict[str, Any] = {"name": name, "weights": None, "norm": norm, "frozen_stages": 2}
+    offsets = {stage: weights.get(f"backbone.{layer}.0.conv2.offset.weight") for stage, layer in _STAGES.items()}
+    for stage, offset in offsets.items():
+        if offset is not None:
+            modulated = len(offset) % _MODULATED == 0
+            section.setdefault("deformable_stages", []).append(stage)
+            section |= {"modulated": modulated, "offset_groups": len(offset) // (_MODULATED if modulated else 18)}
+    return section
+
+
+def _head(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    tower = {name: tensor for name, tensor in weights.items() if name.startswith("head.cls_tower.")}
+    convs = [name for name, tensor in tower.items() if tensor.dim() == 4 and ".offset." not in name]
+    affine = any(name.endswith(".weight") and tensor.dim() == 1 for name, tensor in tower.items())
+    return {
+        "num_convs": len(convs),
+        "norm": "bn" if any(name.endswith(".running_mean") for name in tower) else "gn" if affine else "none",
+        "conv_bias": all(name.removesuffix("weight") + "bias" in tower for name in convs),
+        "deformable": any(".offset." in name for name in tower),
+        "level_scales": "head.scales.0" in weights,
+    }

@@ -1,0 +1,286 @@
+"""Weights of AdelaiDet, detectron2 and mmdetection against what these projects compute with them.
+
+The weights pass `from_content` as a file of the project would; everything else follows from what it answers.
+Formats and tolerances: goldens/README.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fill_dialects import fill_array, head_outputs
+from golden import folder, load, tensor
+from torch import Tensor
+
+from fcos.config import Config, FCOSConfig
+from fcos.config_text import validate
+from fcos.interop.checkpoints import from_content
+from fcos.interop.torchvision import COCO_CLASSES
+from fcos.models import FCOS, build_model
+from fcos.models.postprocess import candidates, suppress
+from fcos.models.targets import locations
+from fcos.structures import Instances
+from fcos.training.checkpoint import Checkpoint, fill
+
+DEFAULT_GOLDENS = Path(__file__).parent / "goldens"
+UNIT_MODELS = {
+    ("adelaidet", "post"): "adelaidet__R_50_1x",
+    ("detectron2", "post"): "detectron2__fcos_R_50_FPN_1x",
+    ("mmdetection", "post"): "mmdetection__fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco",
+    ("mmdetection", "post_exp"): "mmdetection__fcos_r50-caffe_fpn_gn-head_1x_coco",
+}
+"""Whose settings the synthetic head outputs were decoded with."""
+
+
+@dataclass
+class Dialect:
+    """A recorded model: its manifest and numbers, its weights through our conversion."""
+
+    name: str
+    manifest: dict[str, Any]
+    numbers: dict[str, np.ndarray]
+    checkpoint: Checkpoint
+    config: Config
+
+
+def dialect(goldens: Path, name: str, *, filled: bool = True) -> Dialect:
+    manifest = json.loads((goldens / "dialects" / f"{name}.json").read_text())
+    seed, extra = manifest["fill"]["seed"], manifest["fill"]["extra"]
+    state = {
+        row[0]: torch.from_numpy(fill_array(row[0], row[1], seed, extra)) if filled else torch.empty(row[1])
+        for row in manifest["tensors"]
+    }
+    key = "state_dict" if manifest["dialect"] == "mmdetection" else "model"
+    checkpoint = from_content({key: state}, where=name)
+    config = validate(checkpoint.config, where=name)
+    return Dialect(name, manifest, load(goldens / "dialects" / f"{name}.npz"), checkpoint, config)
+
+
+def names(config: pytest.Config) -> list[str]:
+    index = folder(config) / "dialects" / "index.json"
+    return [row[0] for row in json.loads(index.read_text())["models"]] if index.exists() else []
+
+
+def post_cases(config: pytest.Config) -> list[tuple[str, str]]:
+    """(project, key) of the recorded decodings."""
+    found = []
+    for file in sorted((folder(config) / "dialects").glob("*__units.npz")):
+        with np.load(file) as numbers:
+            keys = [key.removesuffix("/params") for key in numbers.files if key.endswith("/params")]
+        found += [(file.stem.removesuffix("__units"), key) for key in keys]
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "model" in metafunc.fixturenames:
+        metafunc.parametrize("model", names(metafunc.config), indirect=True, scope="module")
+    if "post_case" in metafunc.fixturenames:
+        metafunc.parametrize("post_case", post_cases(metafunc.config), ids="-".join)
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest) -> Dialect:
+    return dialect(folder(request.config), request.param)
+
+
+@pytest.fixture(scope="module")
+def net(model: Dialect) -> FCOS:
+    built = build_model(model.config.model, num_classes=len(model.checkpoint.category_ids), pretrained=False)
+    fill(built, model.checkpoint.model, where=model.name)
+    return built.eval()
+
+
+@pytest.fixture(scope="module")
+def images(request: pytest.FixtureRequest, model: Dialect) -> tuple[Tensor, Tensor]:
+    """The recorded network input as RGB pixels, and the sizes without padding."""
+    facts, sizes = model.manifest["facts"], tensor(model.numbers["image_sizes_hw"])
+    mean, std = (torch.tensor(facts[key])[:, None, None] for key in ("pixel_mean", "pixel_std"))
+    recorded = network_input(folder(request.config), model)
+    pixels = torch.zeros(recorded.shape, dtype=torch.uint8)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        values = recorded[i, :, :height, :width] * std + mean
+        torch.testing.assert_close(values, values.round(), rtol=0, atol=1e-3)
+        pixels[i, :, :height, :width] = values.round().to(torch.uint8)
+    return pixels.flip(1) if facts["channel_order"] == "BGR" else pixels, sizes
+
+
+def network_input(goldens: Path, model: Dialect) -> Tensor:
+    inputs = model.manifest["inputs"]
+    return tensor(load(goldens / "dialects" / inputs["file"])[inputs["tensor"]])
+
+
+# --------------------------------------------------------------------------------------------------- tensors, settings
+
+
+def test_every_tensor_finds_its_place(model: Dialect, net: FCOS) -> None:
+    ours = {name: tuple(t.shape) for name, t in net.state_dict().items() if not name.startswith("pixel_")}
+    taken = {name: tuple(t.shape) for name, t in model.checkpoint.model.items()}
+    assert len(taken) == len(model.manifest["tensors"])
+    counters = {name for name in taken if name.endswith(".num_batches_tracked")}
+    assert {name: shape for name, shape in taken.items() if name not in counters - ours.keys()} == ours
+
+
+def test_what_learns_there_learns_here(model: Dialect, net: FCOS) -> None:
+    learning = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    ours = dict(zip(model.checkpoint.model, model.manifest["tensors"], strict=True))
+    assert learning == {name for name, (*_, trained) in ours.items() if trained}
+
+
+def test_settings_are_the_projects(model: Dialect) -> None:
+    facts, ours, data = model.manifest["facts"], model.config.model, model.config.data
+    assert model.checkpoint.project == model.manifest["dialect"]
+    assert (ours.strides, ours.channel_order.upper()) == (facts["strides"], facts["channel_order"])
+    assert ours.pixel_mean == pytest.approx(facts["pixel_mean"])
+    assert ours.pixel_std == pytest.approx(facts["pixel_std"])
+    assert (ours.score_threshold, ours.nms_threshold) == (facts["score_threshold"], facts["nms_iou"])
+    assert (ours.pre_nms_top_k, ours.max_detections) == (facts["topk_per_level"], facts["max_detections"])
+    assert ours.center_sampling_radius == (facts["center_radius_in_strides"] if facts["center_sample"] else 0)
+    assert [low for low, _ in ours.size_ranges][1:] == [low for low, _ in facts["size_ranges"]][1:]
+    assert ours.box_loss == facts["loss"]["box"] or facts["loss"]["box"]["type"].lower() == f"{ours.box_loss}loss"
+    sides = [data.detection_short_side, data.detection_max_side]
+    assert sides == sorted(sides_of(facts["resize_config"]))
+
+
+def sides_of(config: dict[str, Any]) -> list[int]:
+    return [side for value in config.values() for side in (value if isinstance(value, list) else [value]) if side > 1]
+
+
+def test_classes_are_those_of_coco(model: Dialect) -> None:
+    assert dict(zip(model.checkpoint.category_ids, model.checkpoint.class_names, strict=True)) == COCO_CLASSES
+    assert model.manifest.get("classes", list(COCO_CLASSES.values())) == list(COCO_CLASSES.values())
+
+
+# ------------------------------------------------------------------------------------------------------------- outputs
+
+
+def test_normalised_input(
+    request: pytest.FixtureRequest, model: Dialect, net: FCOS, images: tuple[Tensor, Tensor]
+) -> None:
+    recorded = network_input(folder(request.config), model)
+    torch.testing.assert_close(net.normalize(*images), recorded, rtol=0, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def outputs(model: Dialect, net: FCOS, images: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Backbone, pyramid and head outputs by their recorded names, distances as the project's head returns them."""
+    with torch.inference_mode():
+        features = net.backbone(net.normalize(*images))
+        pyramid = net.fpn([features[name] for name in net.backbone_levels])
+        head = net.head(pyramid)
+    named = {f"body{i}": features[name] for i, name in enumerate(net.backbone_levels)}
+    named |= {f"fpn{i}": x for i, x in enumerate(pyramid)}
+    in_strides = model.manifest["dialect"] != "mmdetection"
+    for i, stride in enumerate(net.strides):
+        named |= {f"cls{i}": head.logits[i], f"ctr{i}": head.centerness[i]}
+        named[f"reg{i}"] = head.ltrb[i] / stride if in_strides else head.ltrb[i]
+    return named
+
+
+@pytest.mark.parametrize("part", ["body", "fpn", "cls", "reg", "ctr"])
+def test_outputs(model: Dialect, outputs: dict[str, Tensor], part: str) -> None:
+    strides = model.manifest["strides"]
+    levels = [key for key in model.numbers if key.startswith(f"eval/{part}") and "/" not in key[5:]]
+    assert levels
+    for key in levels:
+        ours, expected = outputs[key[5:]], model.numbers[key]
+        if model.manifest["dialect"] == "detectron2" and part == "reg":
+            expected = np.maximum(expected, 0)  # it decodes relu of what its head returns
+        if f"{key}/shape" not in model.numbers:
+            assert ours.shape == expected.shape
+            rtol = 2e-5 if part == "reg" else 0.0
+            np.testing.assert_allclose(ours.numpy(), expected, rtol=rtol, atol=1e-4, err_msg=key)
+            continue
+        assert list(ours.shape) == model.numbers[f"{key}/shape"].tolist()
+        flat = ours.reshape(-1)[:: strides["cls" if part == "cls" else "body_fpn"]].numpy()
+        np.testing.assert_allclose(flat, expected, rtol=0, atol=1e-4, err_msg=key)
+        exact = ours.double()
+        stats = [exact.mean(), exact.std(correction=0), exact.abs().sum(), exact.min(), exact.max()]
+        np.testing.assert_allclose([float(s) for s in stats], model.numbers[f"{key}/stats"], rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------- detections
+
+
+def options(of: FCOSConfig, function: Callable[..., object]) -> dict[str, Any]:
+    """What a config says about a step of the decoding."""
+    return {key: getattr(of, key) for key in inspect.signature(function).parameters if hasattr(of, key)}
+
+
+def check(
+    found: Instances, numbers: dict[str, np.ndarray], key: str, *, score: float = 1e-5, box: float = 2e-3
+) -> None:
+    """The same detections, in any order where scores are equal within the tolerance."""
+    case, _, prefix = key.rpartition("/")
+    expected = [numbers[f"{case}/{prefix}{part}"] for part in ("boxes", "scores", "labels")]
+    assert len(found) == len(expected[1])
+    np.testing.assert_allclose(found.scores, np.sort(expected[1])[::-1], rtol=0, atol=score)
+    remaining = list(range(len(found)))
+    for its_box, its_score, its_label in zip(*expected, strict=True):
+        match = next(
+            j
+            for j in remaining
+            if abs(float(found.scores[j]) - its_score) <= score
+            and int(found.labels[j]) == its_label
+            and np.abs(found.boxes[j].numpy() - its_box).max() <= box
+        )
+        remaining.remove(match)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["batch", "alone"])
+def test_detections(model: Dialect, net: FCOS, images: tuple[Tensor, Tensor], alone: bool) -> None:
+    original = [(height, width) for height, width in model.numbers["orig_sizes_hw"].tolist()]
+    batch = every_alone(model, *images) if alone else [images]
+    found = [instances for one in batch for instances in net.candidates(*one)]
+    for i, instances in enumerate(found):
+        case = f"{'single' if alone else 'det'}{i}"
+        raw = suppress(instances, **{**options(model.config.model, suppress), "clip_after_nms": False})
+        check(raw, model.numbers, f"{case}/net_")
+        check(net.suppress(instances).resize_to(original[i]), model.numbers, f"{case}/")
+
+
+def every_alone(model: Dialect, pixels: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The images one by one, padded as the project pads a single image."""
+    shapes = [model.numbers[f"single{i}/tensor_shape"].tolist() for i in range(len(sizes))]
+    return [(pixels[i : i + 1, :, : s[2], : s[3]], sizes[i : i + 1]) for i, s in enumerate(shapes)]
+
+
+# --------------------------------------------------------------------------------------------- synthetic head outputs
+
+
+def test_locations(goldens: Path, post_case: tuple[str, str]) -> None:
+    numbers = load(goldens / "dialects" / f"{post_case[0]}__units.npz")
+    for i, grid in enumerate(numbers["grids"].tolist()):
+        points = locations((grid[0], grid[1]), 8 * 2**i)
+        assert points[[0, 1, -1]].tolist() == numbers[f"locations/level{i}_first_last"].tolist()
+
+
+def test_decoding_of_other_outputs(goldens: Path, post_case: tuple[str, str]) -> None:
+    project, case = post_case
+    numbers = load(goldens / "dialects" / f"{project}__units.npz")
+    settings = dialect(DEFAULT_GOLDENS, UNIT_MODELS[project, case.split("/")[0]], filled=False).config.model
+    if case.endswith("_thresh_with_ctr"):  # on the product, which AdelaiDet can be told to; we say it of its root
+        settings = settings.model_copy(update={"threshold_on": "score", "score_threshold": 0.05**0.5})
+    if case.endswith("_no_nms"):
+        settings = settings.model_copy(update={"nms_threshold": 0.0})
+    grids, params = numbers["grids"].tolist(), numbers[f"{case}/params"].tolist()
+    levels = [[tensor(x) for x in level] for level in head_outputs(grids, int(numbers["seed"]), params[:7])]
+    logits, ltrb, centerness = (list(parts) for parts in zip(*levels, strict=True))
+    if settings.head.regression == "exp":
+        ltrb = [x.exp() for x in ltrb]
+    else:
+        ltrb = [F.relu(x) * stride for x, stride in zip(ltrb, settings.strides, strict=True)]
+    points = [locations((grid[0], grid[1]), s) for grid, s in zip(grids, settings.strides, strict=True)]
+    size, original = ((int(h), int(w)) for h, w in (numbers["net_hw"], numbers["orig_hw"]))
+    (found,) = candidates(logits, ltrb, centerness, points, [size], **options(settings, candidates))
+    raw = suppress(found, **{**options(settings, suppress), "clip_after_nms": False})
+    check(raw, numbers, f"{case}/net_", score=1e-6, box=1e-4)
+    check(suppress(found, **options(settings, suppress)).resize_to(original), numbers, f"{case}/", score=1e-6, box=1e-4)

@@ -1,0 +1,160 @@
+"""Weights of AdelaiDet, detectron2 and mmdetection: names, what the tensors tell, classes. Numbers: tests/parity."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import fcos
+from fcos.errors import WeightsError
+from fcos.interop.checkpoints import from_content
+from fcos.interop.structure import model_section, renamed, shifted
+from fcos.interop.torchvision import COCO_CLASSES
+
+DIALECTS = Path(__file__).parents[1] / "parity" / "goldens" / "dialects"
+MMDETECTION = "mmdetection__fcos_r50-caffe_fpn_gn-head_1x_coco"
+IMPROVED = "mmdetection__fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco"
+OTHERS = ["adelaidet__R_50_1x", "detectron2__fcos_R_50_FPN_1x", MMDETECTION]
+CLASS_HEAD = ("cls_logits", "cls_score", "conv_cls")
+
+
+def state_of(model: str, *, classes: int = 80, device: str = "meta") -> dict[str, Tensor]:
+    """A state dict with the names and shapes of a recorded model."""
+    state = {}
+    for name, shape, *_ in json.loads((DIALECTS / f"{model}.json").read_text())["tensors"]:
+        rows = [classes, *shape[1:]] if name.split(".")[-2] in CLASS_HEAD else shape
+        state[name] = torch.zeros(rows, device=device)
+    return state
+
+
+@pytest.mark.parametrize("model", OTHERS)
+@pytest.mark.parametrize("wrapping", ["model", "state_dict", None])
+def test_files_are_recognised_however_they_are_wrapped(model: str, wrapping: str | None) -> None:
+    state = {f"module.{name}": tensor for name, tensor in state_of(model).items()}
+    checkpoint = from_content({wrapping: state, "iteration": 5} if wrapping else state, where="x.pth")
+    assert checkpoint.project == model.partition("__")[0]
+    assert dict(zip(checkpoint.category_ids, checkpoint.class_names, strict=True)) == COCO_CLASSES
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_classes_that_are_not_those_of_coco(model: str) -> None:
+    state = state_of(model, classes=3)
+    unnamed = from_content(state, where="x.pth")
+    assert (unnamed.class_names, unnamed.category_ids) == ((), (1, 2, 3))
+    assert from_content(state, where="x.pth", class_names=["a", "b", "c"]).class_names == ("a", "b", "c")
+    with pytest.raises(WeightsError, match=r"x\.pth: has 3 classes, found 2 names in data\.classes"):
+        from_content(state, where="x.pth", class_names=["a", "b"])
+
+
+def test_names_of_before_mmdetection_2_are_known() -> None:
+    state = state_of(MMDETECTION)
+    old = {name.replace("bbox_head.conv_", "bbox_head.fcos_"): tensor for name, tensor in state.items()}
+    assert old.keys() != state.keys()
+    assert from_content(old, where="old").model.keys() == from_content(state, where="new").model.keys()
+
+
+def test_the_towers_tell_the_two_families_of_mmdetection_apart() -> None:
+    first, improved = (from_content(state_of(name), where="x.pth").config["model"] for name in (MMDETECTION, IMPROVED))
+    assert (first["nms_threshold"], improved["nms_threshold"]) == (0.5, 0.6)
+    assert improved["head"]["regression"] == "relu_stride"
+    assert "regression" not in first["head"]
+
+
+def test_what_is_taken_for_granted_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        from_content(state_of(MMDETECTION), where="x.pth")
+    assert "x.pth: 80 classes, taken to be those of COCO" in caplog.text
+    assert "x.pth: taken to have a backbone of style 'caffe'" in caplog.text
+
+
+def test_a_file_of_mmdetection_detects(tmp_path: Path) -> None:
+    torch.save({"meta": {"epoch": 12}, "state_dict": state_of(IMPROVED, classes=2, device="cpu")}, tmp_path / "x.pth")
+    detector = fcos.load(tmp_path / "x.pth", "data.classes=[cat, dog]", "model.nms_threshold=0.3", "device=cpu")
+    assert detector.class_names == ("cat", "dog")
+    assert (detector.config.data.detection_short_side, detector.config.data.detection_max_side) == (800, 1333)
+    assert (detector.model.score, detector.model.nms_threshold) == ("product", 0.3)
+
+
+# ----------------------------------------------------------------------------------------------------- names, structure
+
+
+def test_every_rule_is_applied_in_turn() -> None:
+    state = {"a.p3.x": torch.zeros(1), "other": torch.ones(1)}
+    rules = [(r"^a\.", "b."), (r"^b\.p(\d)", shifted("level.", -3))]
+    assert list(renamed(state, rules)) == ["level.0.x", "other"]
+
+
+def test_what_lies_beside_offsets_is_the_convolution_of_a_deformable_layer() -> None:
+    names = ["a.offset.weight", "a.offset.bias", "a.weight", "a.bias", "b.weight", "c.offset.weight", "c.conv.weight"]
+    state = {name: torch.full((1,), i) for i, name in enumerate(names)}
+    found = renamed(state, [])
+    assert found.keys() == {*names} - {"a.weight", "a.bias"} | {"a.conv.weight", "a.conv.bias"}
+    assert found["a.conv.bias"] == 3
+
+
+def tensors(
+    more: Mapping[str, Tensor] | None = None, *, levels: int = 5, blocks: int = 6, first: tuple[int, int] = (64, 64)
+) -> dict[str, Tensor]:
+    """As many tensors, in our names, as the structure is read from."""
+    shapes = {
+        **{f"backbone.layer3.{i}.conv3.weight": (1024, 256, 1, 1) for i in range(blocks)},
+        "backbone.layer1.0.conv2.weight": (*first, 3, 3),
+        "fpn.lateral.0.weight": (64, 512, 1, 1),
+        **{f"fpn.output.{i}.weight": (64, 64, 3, 3) for i in range(3)},
+        **{f"fpn.extra.{i}.weight": (64, 64, 3, 3) for i in range(levels - 3)},
+        "head.cls_tower.0.weight": (64, 64, 3, 3),
+    }
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()} | dict(more or {})
+
+
+@pytest.mark.parametrize(
+    ("blocks", "first", "name"),
+    [
+        (6, (64, 64), "resnet50"),
+        (23, (64, 64), "resnet101"),
+        (23, (256, 8), "resnext101_32x8d"),
+        (23, (256, 4), "resnext101_64x4d"),
+    ],
+)
+def test_the_backbone_shows_in_the_shapes(blocks: int, first: tuple[int, int], name: str) -> None:
+    assert model_section(tensors(blocks=blocks, first=first), where="x")["backbone"]["name"] == name
+
+
+def test_another_backbone_is_told() -> None:
+    with pytest.raises(WeightsError, match=r"x\.pth: expected a detector on .*resnet50, .* found another"):
+        model_section(tensors(blocks=36), where="x.pth")
+
+
+def test_levels_and_widths_show_in_the_shapes() -> None:
+    section = model_section(tensors(levels=3), where="x")
+    assert section["strides"] == [8, 16, 32]
+    assert section["size_ranges"] == [(-1, 64), (64, 128), (128, None)]
+    assert section["fpn"] == {"channels": 64}
+    assert model_section(tensors(levels=5), where="x")["strides"] == [8, 16, 32, 64, 128]
+
+
+@pytest.mark.parametrize(("rows", "modulated", "groups"), [(18, False, 1), (27, True, 1), (108, True, 4)])
+def test_deformable_stages_show_in_the_names(rows: int, modulated: bool, groups: int) -> None:
+    offsets = {f"backbone.layer{i}.0.conv2.offset.weight": torch.empty(rows, 64, 3, 3) for i in (3, 4)}
+    backbone = model_section(tensors(offsets), where="x")["backbone"]
+    assert backbone["deformable_stages"] == ["C4", "C5"]
+    assert (backbone["modulated"], backbone["offset_groups"]) == (modulated, groups)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], {"num_convs": 1, "norm": "none", "conv_bias": False, "deformable": False, "level_scales": False}),
+        (["0.bias", "1.weight", "1.bias"], {"norm": "gn", "conv_bias": True}),
+        (["1.0.weight", "1.0.running_mean"], {"norm": "bn", "conv_bias": False}),
+    ],
+)
+def test_the_towers_show_in_the_names(more: list[str], told: dict[str, object]) -> None:
+    head = model_section(tensors({f"head.cls_tower.{name}": torch.empty(64) for name in more}), where="x")["head"]
+    assert {key: head[key] for key in told} == told
