@@ -7,7 +7,7 @@ readable image takes the place of a bad one, in detection it is left out; both a
 from __future__ import annotations
 
 import logging
-import signal
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -108,7 +108,7 @@ class Loader:
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=self._workers,
-            worker_init_fn=_leave_interruptions_to_the_parent,
+            worker_init_fn=_leave_the_group,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
@@ -130,11 +130,11 @@ def _unchanged(loaded: Any) -> Any:
     return loaded
 
 
-def _leave_interruptions_to_the_parent(_worker: int) -> None:
-    """Ctrl-C, and often SIGTERM, reach all processes; the parent still needs a batch to end its step, and then tells
-    the workers to end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_the_group(_worker: int) -> None:
+    """Ctrl-C, and SIGTERM from torchrun or a batch system, go to all processes of a group; the parent still needs a
+    batch to end its step, and ends the workers itself."""
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
 
 
 def build_train_loader(
