@@ -13,6 +13,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -28,6 +29,10 @@ class _Section(BaseModel):
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 """Not every shell expands the ~ of `data=~/pictures`."""
+UserPaths = Annotated[
+    list[UserPath],
+    BeforeValidator(lambda value: [] if value is None else value if isinstance(value, list | tuple) else [value]),
+]
 Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
 
 
@@ -174,14 +179,33 @@ class FCOSConfig(_Section):
 
 
 class SplitConfig(_Section):
-    """One split given piece by piece."""
+    """One split given piece by piece; lists put several data sets of one format together."""
 
-    annotations: UserPath | None = None
+    annotations: UserPaths = []
     """COCO: the JSON file. VOC: the folder of XML files. YOLO: the folder of label files."""
-    images: UserPath | None = None
-    """The folder that file names are relative to."""
-    image_list: UserPath | None = None
+    images: UserPaths = []
+    """The folder that file names are relative to; of several data sets the folder of each, or one for all."""
+    image_list: UserPaths = []
     """VOC and YOLO: the text file that names the images of the split; absent: all."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> SplitConfig:
+        annotations, images, lists = (len(paths) for paths in (self.annotations, self.images, self.image_list))
+        count = max(annotations, images, lists)
+        if annotations not in (0, count) or images not in (0, 1, count) or lists not in (0, count):
+            raise ValueError(
+                "annotations, images and image_list must be lists of one length, found"
+                f" {annotations}, {images} and {lists} paths"
+            )
+        return self
+
+    @property
+    def parts(self) -> list[tuple[Path | None, Path | None, Path | None]]:
+        """(annotations, images, image_list) of every data set."""
+        count = max(len(self.annotations), len(self.images), len(self.image_list))
+        images = self.images * count if len(self.images) == 1 else self.images
+        columns = (self.annotations, images, self.image_list)
+        return list(zip(*(column or [None] * count for column in columns), strict=True))
 
 
 class DataConfig(_Section):
@@ -318,6 +342,14 @@ class EvalConfig(_Section):
 
     batch_size: int = Field(default=8, ge=1)
     """Images a step; the result does not depend on it."""
+    flip: bool = False
+    """Detect on the mirrored image, too."""
+    scales: list[PositiveInt] = []
+    """Detect at these lengths of the shorter side, too, in pixels."""
+    scales_max_side: int = Field(default=4000, ge=1)
+    """The longer side is at most this at `scales`."""
+    scales_flip: bool = False
+    """Detect on the mirrored image at `scales`, too."""
 
 
 class Config(_Section):
@@ -329,14 +361,6 @@ class Config(_Section):
     eval: EvalConfig = Field(default_factory=EvalConfig)
     output_dir: UserPath | None = None
     """The run's folder; null: runs/NAME, numbered when taken."""
-    flip: bool = False
-    """Detect on the mirrored image, too."""
-    scales: list[PositiveInt] = []
-    """Detect at these lengths of the shorter side, too, in pixels."""
-    scales_max_side: int = Field(default=4000, ge=1)
-    """The longer side is at most this at `scales`."""
-    scales_flip: bool = False
-    """Detect on the mirrored image at `scales`, too."""
     device: str = "auto"
     """`auto` (CUDA, else MPS, else CPU), or a torch device."""
 

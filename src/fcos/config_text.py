@@ -21,6 +21,8 @@ from .errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
 _BACKBONE_NAME = "model.backbone.name"
+_FIRST = (f"{_BACKBONE_NAME}=", "data=", "data.root=")
+"""Overrides after which the options of another backbone or data set are gone."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -73,13 +75,14 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set `key=value` texts in a plain tree; another backbone's name comes first, whatever the order, then its options.
+    """Set `key=value` texts in a plain tree; another backbone's name or data folder comes first, whatever the order,
+    then its options.
 
     Raises:
         ConfigError: texts of another form, or a key below a value.
     """
     problems = []
-    for override in sorted(overrides, key=lambda text: not text.startswith(f"{_BACKBONE_NAME}=")):
+    for override in sorted(overrides, key=lambda text: not text.startswith(_FIRST)):
         key, separator, text = override.partition("=")
         if not separator or not all(key.split(".")):
             problems.append(f"override {override!r}: expected key=value, for example train.lr=0.005")
@@ -141,9 +144,11 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     if key == _BACKBONE_NAME and value != node.get("name", DEFAULT_BACKBONE):
         node.clear()  # the options were meant for the old one
     if key == "data" and isinstance(node.get("data"), dict) and not isinstance(value, dict):
-        node["data"]["root"] = value
-    else:
-        node[last] = value
+        node, last, key = node["data"], "root", "data.root"
+    if key == "data.root":
+        for split in ("train", "val", "test"):
+            node.pop(split, None)  # the files were those of the old one
+    node[last] = value
     if key in ("train.iterations", "train.epochs", "train.max_minutes") and value is not None:
         for other in ("iterations", "epochs", "max_minutes"):
             if other != last:

@@ -149,7 +149,7 @@ def test_data_is_short_for_its_root() -> None:
 def test_a_folder_and_pieces_together_in_any_order(order: int) -> None:
     data = load_config(None, ["data=cells", "data.train.annotations=a.json"][::order]).data
     assert data.root == Path("cells")
-    assert data.train.annotations == Path("a.json")
+    assert data.train.annotations == [Path("a.json")]
 
 
 def test_a_folder_in_the_file_and_pieces_on_the_command_line(tmp_path: Path) -> None:

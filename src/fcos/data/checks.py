@@ -48,28 +48,43 @@ def checked(
     boxes = boxes[kept]
     areas = source.areas[kept]
     own_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    from_file = source.unit == "annotation"  # other formats have no ids of their own
     images = np.flatnonzero(image_ok)
+    image_ids = _distinct(source.image_ids[images])
     encoded = [os.fsencode(source.file_names[i]) for i in images]
     annotations = Annotations(
         root=source.root,
         names=b"".join(encoded),
         name_offsets=_offsets(np.array([len(name) for name in encoded], dtype=np.int64)),
-        image_ids=source.image_ids[images],
+        image_ids=image_ids,
         sizes=sizes[images],
         offsets=_offsets(counts),
         boxes=boxes,
         labels=labels[kept],
         crowd=source.crowd[kept],
         areas=np.where(areas > 0, areas, own_areas).astype(np.float32),
-        annotation_ids=source.numbers[kept] if source.unit == "annotation" else np.arange(1, len(kept) + 1),
+        annotation_ids=_distinct(source.numbers[kept]) if from_file else np.arange(1, len(kept) + 1),
         class_names=names,
         category_ids=_category_ids(source, names, category_ids),
     )
+    renamed = int((image_ids != source.image_ids[images]).sum())
+    if renamed and from_file:
+        message = f"{renamed} images have the id of another file's image; they get new ones"
+        problems.append(Problem("repeated image id", str(source.root), "", message, "warning"))
     without = int((counts == 0).sum())
     if without:
         message = f"{without} of {len(images)} images have no box; they train as background"
         problems.append(Problem("image without boxes", str(source.root), "", message, "warning"))
     return annotations, problems
+
+
+def _distinct(ids: np.ndarray) -> np.ndarray:
+    """Ids [I] of which those that repeat are replaced, from the second on: files that are put together share them."""
+    _, first = np.unique(ids, return_index=True)
+    again = np.setdiff1d(np.arange(len(ids)), first)
+    ids = ids.copy()
+    ids[again] = ids.max(initial=0) + 1 + np.arange(len(again))
+    return ids
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

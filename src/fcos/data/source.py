@@ -5,6 +5,7 @@ Shape letters: I images, B boxes.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,61 @@ class Source:
         """A problem of one box."""
         file = self.annotation_file(int(self.image_of[box]))
         return Problem(kind, file, f"{self.unit} {self.numbers[box]}", message, severity)
+
+
+def joined(sources: Sequence[Source]) -> Source:
+    """Put the data sets of one split together: their images one after the other, their classes by name.
+
+    Image ids and the numbers of boxes are those of their files; `checked` gives new ones where they repeat.
+    """
+    first = sources[0]
+    if len(sources) == 1:
+        return first
+    root = Path(os.path.commonpath([os.path.abspath(source.root) for source in sources]))
+    folders = [Path(os.path.relpath(source.root, root)) for source in sources]
+    ids = _joined_classes(sources)
+    labels = {name: label for label, name in enumerate(ids)}
+    starts = np.cumsum([0, *(len(source.file_names) for source in sources)])
+
+    def together(column: str) -> Any:
+        return np.concatenate([getattr(source, column) for source in sources])
+
+    return Source(
+        root=root,
+        file_names=[str(folder / name) for s, folder in zip(sources, folders, strict=True) for name in s.file_names],
+        image_ids=together("image_ids"),
+        sizes=together("sizes"),
+        annotation_files=[file for s in sources for file in _one_for_each(s.annotation_files, len(s.file_names))],
+        unit=first.unit,
+        image_of=np.concatenate([s.image_of + start for s, start in zip(sources, starts, strict=False)]),
+        boxes=together("boxes"),
+        labels=np.concatenate([_mapped(s.labels, [labels[name] for name in s.class_names]) for s in sources]),
+        crowd=together("crowd"),
+        areas=together("areas"),
+        numbers=together("numbers"),
+        class_names=list(ids),
+        category_ids=list(ids.values()),
+        relative=first.relative,
+        problems=[problem for source in sources for problem in source.problems],
+    )
+
+
+def _joined_classes(sources: Sequence[Source]) -> dict[str, int]:
+    """The ids of all class names; a later name whose id is taken gets a free one."""
+    ids: dict[str, int] = {}
+    for source in sources:
+        for name, category_id in zip(source.class_names, source.category_ids, strict=True):
+            if name not in ids:
+                ids[name] = category_id if category_id not in ids.values() else max(ids.values()) + 1
+    return ids
+
+
+def _one_for_each(files: list[Path], count: int) -> list[Path]:
+    return files if len(files) == count else files * count
+
+
+def _mapped(labels: np.ndarray, new_labels: Sequence[int]) -> np.ndarray:
+    return np.array(new_labels, dtype=np.int64)[labels]
 
 
 class Format(NamedTuple):

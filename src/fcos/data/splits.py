@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from ..config import DataConfig, SplitConfig
+from ..config import DataConfig
 from ..errors import DataError
 from . import coco, voc, yolo
 from .checks import checked
 from .dataset import Annotations
-from .source import Format, Problem, Split, SplitFiles, summary
+from .source import Format, Problem, Source, Split, SplitFiles, joined, summary
 
 logger = logging.getLogger(__name__)
 
@@ -92,34 +92,41 @@ def read_split(
     wanted = class_names if class_names is not None else config.classes
     if wanted is not None and len(set(wanted)) != len(wanted):
         raise DataError(f"class names must differ, found {', '.join(wanted):.200}")
-    source = FORMATS[name].read(files, wanted)
-    if not source.file_names:
-        where = files.lists[0] if files.lists else files.annotations or files.images[0]
-        source.problems.append(Problem("empty split", str(where), "", f"holds no usable image for {split}"))
+    source = joined([_read(FORMATS[name], part, wanted, split) for part in files])
     return checked(source, class_names=wanted, category_ids=category_ids, decode=decode)
 
 
-def locate(config: DataConfig, split: Split) -> tuple[str, SplitFiles] | None:
-    """The format and the files of a split, from the root folder, from the split's own options, or from both.
+def _read(form: Format, files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:
+    source = form.read(files, class_names)
+    if not source.file_names:
+        where = files.lists[0] if files.lists else files.annotations or files.images[0]
+        source.problems.append(Problem("empty split", str(where), "", f"holds no usable image for {split}"))
+    return source
+
+
+def locate(config: DataConfig, split: Split) -> tuple[str, list[SplitFiles]] | None:
+    """The format of a split and the files of each of its data sets, from the root folder, from the split's own options,
+    or from both.
 
     Raises:
         DataError: no data is configured or found.
     """
-    piece = getattr(config, split)
+    parts = getattr(config, split).parts
     if config.root is None:
-        if not any(_given(getattr(config, s)) for s in SPLITS):
+        if not any(getattr(config, s).parts for s in SPLITS):
             raise DataError("no data: give data=DIR, or data.train.annotations=... and data.train.images=...")
-        return _from_pieces(config.format, SplitFiles(None, ()), piece, split) if _given(piece) else None
-    root = config.root.expanduser()
-    name = _detect(root, config.format)
-    files = FORMATS[name].find(root, split)
-    if _given(piece):
-        return _from_pieces(name, files or SplitFiles(None, ()), piece, split)
-    return None if files is None else (name, files)
-
-
-def _given(piece: SplitConfig) -> bool:
-    return any((piece.annotations, piece.images, piece.image_list))
+        name, files = config.format, None
+    else:
+        root = config.root.expanduser()
+        name = _detect(root, config.format)
+        files = FORMATS[name].find(root, split)
+    if not parts:
+        return None if files is None else (name, [files])
+    located = [_from_pieces(name, files or SplitFiles(None, ()), part, split) for part in parts]
+    names = sorted({form for form, _ in located})
+    if len(names) > 1:
+        raise DataError(f"data.{split}: {' and '.join(names)} annotations cannot be put together; give one format")
+    return names[0], [part for _, part in located]
 
 
 def _detect(root: Path, wanted: str) -> str:
@@ -136,31 +143,28 @@ def _detect(root: Path, wanted: str) -> str:
     )
 
 
-def _from_pieces(name: str, files: SplitFiles, piece: SplitConfig, split: Split) -> tuple[str, SplitFiles]:
+def _from_pieces(
+    name: str, files: SplitFiles, part: tuple[Path | None, Path | None, Path | None], split: Split
+) -> tuple[str, SplitFiles]:
     """Put the options of a split in place of what was found."""
-    if piece.annotations is not None:
-        files = replace(files, annotations=piece.annotations)
+    annotations, images, image_list = part
+    if annotations is not None:
+        files = replace(files, annotations=annotations)
         if name == "auto":
-            name = (
-                "coco"
-                if piece.annotations.suffix == ".json"
-                else "voc"
-                if any(piece.annotations.glob("*.xml"))
-                else "yolo"
-            )
-        if name == "coco" and piece.images is None:
-            files = replace(files, images=coco.image_folders(piece.annotations, split))
+            name = "coco" if annotations.suffix == ".json" else "voc" if any(annotations.glob("*.xml")) else "yolo"
+        if name == "coco" and images is None:
+            files = replace(files, images=coco.image_folders(annotations, split))
     name = "yolo" if name == "auto" else name
-    if piece.images is not None:
-        files = replace(files, images=(piece.images,))
-    if piece.image_list is not None:
-        files = replace(files, lists=(piece.image_list,))
+    if images is not None:
+        files = replace(files, images=(images,))
+    if image_list is not None:
+        files = replace(files, lists=(image_list,))
     if name == "coco" and files.lists:
         raise DataError(f"data.{split}.image_list: a COCO file lists its images itself")
     if name != "yolo" and files.annotations is None:
         raise DataError(f"data.{split}.annotations is missing: the {name} annotations of the split")
-    if not files.images or (piece.images and not piece.images.is_dir()):
-        raise DataError(f"data.{split}.images={piece.images or ''}: expected the folder of the images")
+    if not files.images or (images and not images.is_dir()):
+        raise DataError(f"data.{split}.images={images or ''}: expected the folder of the images")
     return name, files
 
 

@@ -1,0 +1,143 @@
+"""One split from several data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_data import BOXES, CLASSES, SIZES, coco_tree, config, write_coco, write_voc
+
+from fcos.config import DataConfig
+from fcos.config_text import load_config
+from fcos.data import Annotations, load_annotations
+from fcos.data.splits import read_split
+from fcos.errors import ConfigError, DataError
+
+
+def other_tree() -> dict[str, Any]:
+    """The same pictures with the ids of `coco_tree`; the classes in another order, with other ids, and a new one."""
+    tree = coco_tree()
+    tree["categories"] = [{"id": 3, "name": "owl"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "cat"}]
+    new_id = {7: 9, 6: 7}
+    tree["annotations"] = [{**a, "category_id": new_id[a["category_id"]]} for a in tree["annotations"]]
+    return tree
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> DataConfig:
+    write_coco(tmp_path / "one")
+    write_coco(tmp_path / "two", other_tree())
+    return config(train=parts(tmp_path, "one", "two"))
+
+
+def parts(root: Path, *names: str) -> dict[str, list[Path]]:
+    return {"annotations": [root / n / "train.json" for n in names], "images": [root / n / "images" for n in names]}
+
+
+def load(data: DataConfig) -> Annotations:
+    annotations = load_annotations(data, "train")
+    assert annotations is not None
+    return annotations
+
+
+def contents(annotations: Annotations) -> list[tuple[str, str, tuple[float, ...]]]:
+    return [
+        (str(annotations.path(i).relative_to(annotations.root)), annotations.class_names[label], tuple(box))
+        for i in range(len(annotations))
+        for box, label in zip(
+            annotations.boxes[annotations.span(i)].tolist(), annotations.labels[annotations.span(i)], strict=True
+        )
+    ]
+
+
+def test_images_and_boxes_of_all_parts_in_their_order(two: DataConfig) -> None:
+    found = contents(load(two))
+    assert found == [(f"{part}/images/{image}", label, box) for part in ("one", "two") for image, label, box in BOXES]
+    assert all(load(two).path(i).is_file() for i in range(2 * len(SIZES)))
+
+
+def test_classes_are_joined_by_name(two: DataConfig) -> None:
+    annotations = load(two)
+    assert annotations.class_names == (*CLASSES, "owl")
+    assert annotations.category_ids == (7, 6, 3)
+
+
+def test_ids_that_repeat_are_replaced_and_told(two: DataConfig) -> None:
+    loaded = read_split(two, "train", class_names=None, decode=False)
+    assert loaded is not None
+    annotations, problems = loaded
+    assert annotations.image_ids.tolist() == [10, 20, 30, 31, 32, 33]
+    assert len(set(annotations.annotation_ids.tolist())) == 2 * len(BOXES)
+    told = [p for p in problems if p.kind == "repeated image id"]
+    assert [(p.severity, p.message.split(";")[0]) for p in told] == [
+        ("warning", "3 images have the id of another file's image")
+    ]
+
+
+def test_ids_that_differ_stay(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["images"] = [{**image, "id": image["id"] + 5} for image in tree["images"]]
+    tree["annotations"] = [{**a, "id": a["id"] + 500, "image_id": a["image_id"] + 5} for a in tree["annotations"]]
+    write_coco(tmp_path / "one")
+    write_coco(tmp_path / "two", tree)
+    annotations = load(config(train=parts(tmp_path, "one", "two")))
+    assert annotations.image_ids.tolist() == [10, 20, 30, 15, 25, 35]
+    assert {500 + i for i in range(98, 101)} < set(annotations.annotation_ids.tolist())
+
+
+def test_one_folder_of_images_for_all(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    (root / "more.json").write_text(json.dumps(other_tree()))
+    data = config(train={"annotations": [root / "train.json", root / "more.json"], "images": root / "images"})
+    assert [image for image, _, _ in contents(load(data))] == [image for image, _, _ in BOXES] * 2
+
+
+def test_a_problem_is_told_with_its_own_file_and_number(two: DataConfig, tmp_path: Path) -> None:
+    tree = other_tree()
+    tree["annotations"][0]["bbox"] = [5, 5, -3, 4]
+    path = tmp_path / "two/train.json"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=rf"{path}, annotation {tree['annotations'][0]['id']}: box .* ends before"):
+        load(two)
+
+
+def test_parts_in_voc_layout(tmp_path: Path) -> None:
+    roots = [write_voc(tmp_path / name) for name in ("VOC2007", "VOC2012")]
+    data = config(
+        train={
+            "annotations": [root / "Annotations" for root in roots],
+            "images": [root / "JPEGImages" for root in roots],
+            "image_list": [root / "ImageSets/Main/train.txt" for root in roots],
+        }
+    )
+    annotations = load(data)
+    assert len(contents(annotations)) == 2 * len(BOXES)
+    assert annotations.class_names == CLASSES
+    assert annotations.image_ids.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_formats_cannot_be_mixed(tmp_path: Path) -> None:
+    coco, voc = write_coco(tmp_path / "coco"), write_voc(tmp_path / "voc")
+    folders = {
+        "annotations": [coco / "train.json", voc / "Annotations"],
+        "images": [coco / "images", voc / "JPEGImages"],
+    }
+    with pytest.raises(DataError, match="coco and voc annotations cannot be put together"):
+        load(config(train=folders))
+
+
+def test_every_part_has_its_own_folder() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train: .* lists of one length, found 3, 2 and 0 paths"):
+        load_config(None, ["data.train.annotations=[a.json,b.json,c.json]", "data.train.images=[a,b]"])
+
+
+def test_another_folder_replaces_the_parts_of_the_old_one() -> None:
+    overrides = ["data.val.annotations=b.json", "data=cells"]
+    for order in (overrides, overrides[::-1]):
+        data = load_config(None, order).data
+        assert (data.root, data.val.annotations) == (Path("cells"), [Path("b.json")])
+    original = Path(__file__).parents[2] / "configs/fcos/fcos_R_50_FPN_1x.yaml"
+    assert load_config(original, ["data=cells"]).data.train.parts == []
+    assert len(load_config(original).data.train.parts) == 2
