@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config_text import suggest
 from ..errors import ConfigError
+from .fcos_core_data import split_of
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,8 @@ _DEFAULTS: dict[str, Any] = {
     "INPUT.PIXEL_MEAN": [102.9801, 115.9465, 122.7717],
     "INPUT.PIXEL_STD": [1.0, 1.0, 1.0],
     "INPUT.TO_BGR255": True,
+    "DATASETS.TRAIN": (),
+    "DATASETS.TEST": (),
     "DATALOADER.NUM_WORKERS": 4,
     "DATALOADER.SIZE_DIVISIBILITY": 0,
     "DATALOADER.ASPECT_RATIO_GROUPING": True,
@@ -139,6 +142,10 @@ _DEFAULTS: dict[str, Any] = {
     "TEST.IMS_PER_BATCH": 8,
     "TEST.DETECTIONS_PER_IMG": 100,
     "TEST.BBOX_AUG.ENABLED": False,
+    "TEST.BBOX_AUG.H_FLIP": False,
+    "TEST.BBOX_AUG.SCALES": (),
+    "TEST.BBOX_AUG.MAX_SIZE": 4000,
+    "TEST.BBOX_AUG.SCALE_H_FLIP": False,
     "OUTPUT_DIR": ".",
 }
 # Keys (or sections) of the original that decide nothing for an FCOS model.
@@ -152,13 +159,8 @@ _NO_EFFECT = (
     "MODEL.ROI_KEYPOINT_HEAD",
     "MODEL.RETINANET",
     "MODEL.FBNET",
-    "DATASETS",
     "TEST.EXPECTED_RESULTS",
     "TEST.EXPECTED_RESULTS_SIGMA_TOL",
-    "TEST.BBOX_AUG.H_FLIP": False,
-    "TEST.BBOX_AUG.SCALES": (),
-    "TEST.BBOX_AUG.MAX_SIZE": 4000,
-    "TEST.BBOX_AUG.SCALE_H_FLIP": False,
     "PATHS_CATALOG",
 )
 # Keys of which we have the default only, and what another value asks for.
@@ -266,6 +268,11 @@ def _expected_list(key: str, value: Any) -> str | None:
     """What was expected instead of a value that is no fitting list; None: it fits."""
     if key == "INPUT.MIN_SIZE_TRAIN" and _is_number(value):
         return None
+    if key.startswith("DATASETS."):
+        named = isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
+        if named and key == "DATASETS.TEST" and len(value) > 1:
+            return "one name: data sets are tested one at a time"
+        return None if named else "a list of names"
     flags = any(isinstance(item, bool) for item in _DEFAULTS[key])
     fitting = isinstance(value, tuple | list) and all(
         isinstance(item, bool) if flags else _is_number(item) for item in value
@@ -348,6 +355,9 @@ def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
         "size_divisor": max(get("DATALOADER.SIZE_DIVISIBILITY"), 1),
         "group_by_aspect": get("DATALOADER.ASPECT_RATIO_GROUPING"),
         "workers": get("DATALOADER.NUM_WORKERS"),
+        **{
+            split: split_of(get(key), key=key) for split, key in (("train", "DATASETS.TRAIN"), ("val", "DATASETS.TEST"))
+        },
     }
     train = {
         "batch_size": get("SOLVER.IMS_PER_BATCH"),
@@ -378,6 +388,17 @@ def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
     }
 
 
+def _augmentation(get: Callable[[str], Any]) -> dict[str, Any]:
+    if not get("TEST.BBOX_AUG.ENABLED"):
+        return {}
+    return {
+        "flip": get("TEST.BBOX_AUG.H_FLIP"),
+        "scales": list(get("TEST.BBOX_AUG.SCALES")),
+        "scales_max_side": get("TEST.BBOX_AUG.MAX_SIZE"),
+        "scales_flip": get("TEST.BBOX_AUG.SCALE_H_FLIP"),
+    }
+
+
 def _backbone(get: Callable[[str], Any], weights: str | None) -> dict[str, Any]:
     body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
     if body == _MOBILENET:
@@ -396,17 +417,6 @@ def _backbone(get: Callable[[str], Any], weights: str | None) -> dict[str, Any]:
         "norm_eps": 0.0 if norm == "frozen_bn" else 1e-5,
         "stride_in_1x1": get("MODEL.RESNETS.STRIDE_IN_1X1"),
         "frozen_stages": frozen,
-def _augmentation(get: Callable[[str], Any]) -> dict[str, Any]:
-    if not get("TEST.BBOX_AUG.ENABLED"):
-        return {}
-    return {
-        "flip": get("TEST.BBOX_AUG.H_FLIP"),
-        "scales": list(get("TEST.BBOX_AUG.SCALES")),
-        "scales_max_side": get("TEST.BBOX_AUG.MAX_SIZE"),
-        "scales_flip": get("TEST.BBOX_AUG.SCALE_H_FLIP"),
-    }
-
-
         "deformable_stages": [stage for stage, wanted in deformable if wanted],
         "modulated": get("MODEL.RESNETS.WITH_MODULATED_DCN"),
         "offset_groups": get("MODEL.RESNETS.DEFORMABLE_GROUPS"),

@@ -1,0 +1,91 @@
+"""The data sets that the original names in DATASETS.TRAIN and DATASETS.TEST, as files below one folder.
+
+The folder is `datasets`, or what the environment variable FCOS_DATASETS says. Names and places are facts about that
+project.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..config_text import suggest
+from ..errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+ROOT_VARIABLE = "FCOS_DATASETS"
+
+
+class _Place(NamedTuple):
+    """Where a data set is, relative to the root."""
+
+    annotations: str
+    images: str
+    image_list: str | None = None
+
+
+def _coco(images: str, annotations: str) -> _Place:
+    return _Place(f"coco/annotations/{annotations}.json", f"coco/{images}")
+
+
+def _voc(year: int, split: str) -> _Place:
+    folder = f"voc/VOC{year}"
+    return _Place(f"{folder}/Annotations", f"{folder}/JPEGImages", f"{folder}/ImageSets/Main/{split}.txt")
+
+
+def _voc_as_coco(year: int, split: str) -> _Place:
+    return _Place(f"voc/VOC{year}/Annotations/pascal_{split}{year}.json", f"voc/VOC{year}/JPEGImages")
+
+
+_COCO_2014 = {"train": "train2014", "val": "val2014", "minival": "val2014", "valminusminival": "val2014"}
+_VOC_SPLITS = [(2007, "train"), (2007, "val"), (2007, "test"), (2012, "train"), (2012, "val"), (2012, "test")]
+CATALOG: dict[str, _Place] = {
+    "coco_2017_train": _coco("train2017", "instances_train2017"),
+    "coco_2017_val": _coco("val2017", "instances_val2017"),
+    "coco_2017_test_dev": _coco("test2017", "image_info_test-dev2017"),
+    **{f"coco_2014_{s}": _coco(images, f"instances_{s}2014") for s, images in _COCO_2014.items()},
+    **{f"keypoints_coco_2014_{s}": _coco(images, f"person_keypoints_{s}2014") for s, images in _COCO_2014.items()},
+    **{f"voc_{year}_{split}": _voc(year, split) for year, split in _VOC_SPLITS},
+    **{f"voc_{year}_{s}_cocostyle": _voc_as_coco(year, s) for year, s in _VOC_SPLITS if (year, s) != (2012, "test")},
+    **{
+        f"cityscapes_fine_instanceonly_seg_{split}_cocostyle": _Place(
+            f"cityscapes/annotations/instancesonly_filtered_gtFine_{split}.json", "cityscapes/images"
+        )
+        for split in ("train", "val", "test")
+    },
+}
+
+
+def split_of(names: Sequence[str], *, key: str) -> dict[str, list[str]]:
+    """The section `data.train` or `data.val` for data sets by their names; empty without any.
+
+    A name that only somebody's own catalogue has leaves the section empty, too, and is told: the data is then given
+    with data=DIR.
+
+    Args:
+        names: of the catalogue.
+        key: for messages.
+
+    Raises:
+        ConfigError: data sets of different formats.
+    """
+    unknown = [name for name in names if name not in CATALOG]
+    if unknown:
+        hint = suggest(unknown[0], list(CATALOG))
+        log.warning("%s: %s is not a data set of the original%s; give data=DIR", key, ", ".join(unknown), hint)
+    if unknown or not names:
+        return {}
+    root = Path(os.environ.get(ROOT_VARIABLE, "datasets"))
+    places = [CATALOG[name] for name in names]
+    lists = [str(root / place.image_list) for place in places if place.image_list]
+    if len(lists) not in (0, len(places)):
+        raise ConfigError(f"{key}={', '.join(names)}: COCO and Pascal VOC annotations cannot be put together")
+    split = {
+        "annotations": [str(root / place.annotations) for place in places],
+        "images": [str(root / place.images) for place in places],
+    }
+    return {**split, "image_list": lists} if lists else split

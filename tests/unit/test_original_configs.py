@@ -1,0 +1,109 @@
+"""The original's files and data sets under their names."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_data import CLASSES, coco_tree, write_images, write_json
+
+from fcos.config_text import load_config, validate
+from fcos.data import load_annotations
+from fcos.errors import ConfigError
+from fcos.interop.fcos_core import config_from_yaml
+from fcos.interop.fcos_core_data import CATALOG, split_of
+
+ROOT = Path(__file__).parents[2]
+FACTS = ROOT / "tests/parity/goldens/facts"
+MANIFESTS = sorted((ROOT / "tests/parity/goldens/manifests/fcos").glob("*.json"))
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
+def test_each_file_gives_the_config_that_was_recorded(manifest: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorded: dict[str, Any] = json.loads(manifest.read_text())["merged_config"]
+    assert recorded["MODEL"]["FCOS"].pop("NUM_CLASSES") == 81  # the default; what no file says comes from the data
+    expected = validate(config_from_yaml(recorded), where=manifest.stem)
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        caplog.clear()
+        assert load_config(ROOT / "configs/fcos" / f"{manifest.stem}.yaml") == expected
+    assert caplog.messages == []  # nothing in it is without effect
+
+
+def test_there_is_a_file_for_each_recorded_config() -> None:
+    names = sorted(path.stem for path in (ROOT / "configs/fcos").iterdir())
+    assert names == [path.stem for path in MANIFESTS]
+    assert len(names) == 19
+
+
+def test_pairs_apply_on_the_files() -> None:
+    path = ROOT / "configs/fcos/fcos_imprv_R_50_FPN_1x.yaml"
+    config = load_config(path, ["DATALOADER.NUM_WORKERS", "2", "OUTPUT_DIR", "training_dir/fcos_imprv_R_50_FPN_1x"])
+    assert (config.data.workers, str(config.output_dir)) == (2, "training_dir/fcos_imprv_R_50_FPN_1x")
+    assert config.model.box_loss == "giou"
+
+
+def test_the_catalogue_is_the_recorded_one() -> None:
+    recorded = json.loads((FACTS / "catalog.json").read_text())["datasets"]
+    assert set(CATALOG) == set(recorded)
+    for name, place in recorded.items():
+        found = CATALOG[name]
+        if "ann_file" in place:
+            assert found == (place["ann_file"], place["img_dir"], None)
+        else:
+            folder, split = place["data_dir"], place["split"]
+            assert found == (f"{folder}/Annotations", f"{folder}/JPEGImages", f"{folder}/ImageSets/Main/{split}.txt")
+
+
+def test_names_are_places_below_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FCOS_DATASETS", raising=False)
+    places = {
+        "annotations": ["datasets/coco/annotations/instances_minival2014.json"],
+        "images": ["datasets/coco/val2014"],
+    }
+    assert split_of(["coco_2014_minival"], key="x") == places
+    monkeypatch.setenv("FCOS_DATASETS", "elsewhere")
+    assert split_of(["voc_2007_val"], key="x")["image_list"] == ["elsewhere/voc/VOC2007/ImageSets/Main/val.txt"]
+    assert split_of([], key="x") == {}
+
+
+def test_two_files_of_2014_are_one_training_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCOS_DATASETS", str(tmp_path))
+    for images, name in (("train2014", "train"), ("val2014", "valminusminival"), ("val2014", "minival")):
+        write_images(tmp_path / "coco" / images)
+        write_json(tmp_path / f"coco/annotations/instances_{name}2014.json", coco_tree())
+    config = load_config(ROOT / "configs/fcos/fcos_R_50_FPN_1x.yaml")
+    train, val = load_annotations(config.data, "train"), load_annotations(config.data, "val")
+    assert train is not None
+    assert val is not None
+    assert [train.file_name(i) for i in range(6)] == [f"{f}2014/{n}.png" for f in ("train", "val") for n in "abc"]
+    assert (len(val), val.class_names) == (3, CLASSES)
+
+
+def test_a_name_of_somebodys_own_catalogue_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    pairs = ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET", "DATASETS.TRAIN", "('coco_2014_trian', 'mine')"]
+    assert config_from_yaml({}, pairs)["data"]["train"] == {}
+    assert caplog.messages == [
+        "DATASETS.TRAIN: coco_2014_trian, mine is not a data set of the original, did you mean 'coco_2014_train'?;"
+        " give data=DIR"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("DATASETS.TRAIN", "coco_2014_train", "expected a list of names"),
+        ("DATASETS.TRAIN", "(3,)", "expected a list of names"),
+        ("DATASETS.TEST", "('coco_2014_minival', 'coco_2014_val')", "one name: data sets are tested one at a time"),
+        (
+            "DATASETS.TRAIN",
+            "('coco_2014_train', 'voc_2007_val')",
+            "COCO and Pascal VOC annotations cannot be put toget",
+        ),
+    ],
+)
+def test_data_sets_that_do_not_go_together_are_refused(key: str, value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_from_yaml({}, ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET", key, value])
