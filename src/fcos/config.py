@@ -68,10 +68,28 @@ class MobileNetV2Config(_Section):
     """How many of (stem, C2, C3, C4, C5) do not learn."""
 
 
-BackboneConfig = Annotated[ResNetConfig | MobileNetV2Config, Field(discriminator="name")]
+class DLAConfig(_Section):
+    """Deep layer aggregation."""
+
+    name: Literal["dla34"] = "dla34"
+    weights: str | None = None
+    """A path or an http(s) address of a state dict in its authors' names, or null for random weights."""
+    norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
+    frozen_stages: int = Field(default=0, ge=0, le=5)
+    """How many of (stem, C2, C3, C4, C5) do not learn."""
+
+    @field_validator("weights")
+    @classmethod
+    def _no_name(cls, value: str | None) -> str | None:
+        if value == "imagenet":
+            raise ValueError("torchvision has no dla34; give a path or an address of its authors' weights, or null")
+        return value
+
+
+BackboneConfig = Annotated[ResNetConfig | MobileNetV2Config | DLAConfig, Field(discriminator="name")]
 BACKBONES: dict[str, type[BaseModel]] = {
     name: section
-    for section in (ResNetConfig, MobileNetV2Config)
+    for section in (ResNetConfig, MobileNetV2Config, DLAConfig)
     for name in get_args(section.model_fields["name"].annotation)
 }
 DEFAULT_BACKBONE = "resnet50"
@@ -94,6 +112,8 @@ class HeadConfig(_Section):
     """The two towers, shared by all levels."""
 
     num_convs: int = Field(default=4, ge=0)
+    num_shared_convs: int = Field(default=0, ge=0)
+    """Convolutions before the towers, which both share (AdelaiDet)."""
     norm: Literal["gn", "bn", "none"] = "gn"
     """`bn`: batch norm, for every level its own (AdelaiDet)."""
     conv_bias: bool = True

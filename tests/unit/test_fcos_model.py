@@ -184,6 +184,15 @@ def test_batch_norm_of_the_towers_is_every_levels_own() -> None:
         assert [int(state[f"{tower}.1.{level}.num_batches_tracked"]) for level in range(5)] == [1] * 5
 
 
+def test_convolutions_may_be_shared_by_the_towers() -> None:
+    head = build(head={"num_convs": 0, "num_shared_convs": 2, "deformable": True}).head
+    features = [torch.randn(1, 64, 4, 4)] * 5
+    assert [type(layer).__name__ for layer in head.shared_tower] == ["Conv2d", "GroupNorm", "ReLU"] * 2
+    expected = head.shared_tower(features[0])
+    torch.testing.assert_close(head(features).logits[0], head.logits(expected))
+    torch.testing.assert_close(head(features).centerness[4], head.centerness(expected))
+
+
 def test_the_towers_may_be_without_bias() -> None:
     names = {"0.weight", "1.weight", "1.bias"}
     assert build(head={"num_convs": 1, "conv_bias": False}).head.cls_tower.state_dict().keys() == names

@@ -17,12 +17,15 @@ from .structure import Rule, model_section, renamed
 
 _HEAD_RULES: list[Rule] = [
     (r"^proposal_generator\.fcos_head\.", "head."),
+    (r"^head\.share_tower\.", "head.shared_tower."),
     (r"^head\.bbox_tower\.", "head.box_tower."),
     (r"^head\.cls_logits\.", "head.logits."),
     (r"^head\.bbox_pred\.", "head.ltrb."),
     (r"^head\.ctrness\.", "head.centerness."),
     (r"^head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
 ]
+_UNUSED = ("backbone.level3.project.", "backbone.level4.project.")
+"""Tensors of DLA-34 that influence nothing."""
 _REAL_TIME_LEVELS = 3
 
 
@@ -39,9 +42,11 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
         WeightsError: a backbone that is not known here.
     """
     weights = renamed(state, [*BACKBONE_RULES, *_HEAD_RULES])
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_UNUSED)}
     section = {**model_section(weights, where=where), **CONVENTIONS}
     name = section["backbone"]["name"]
-    section["backbone"]["stride_in_1x1"] = not name.startswith("resnext")
+    if name.startswith("res"):
+        section["backbone"]["stride_in_1x1"] = not name.startswith("resnext")
     section["head"] |= HEAD_CONVENTIONS
     if name == "resnext101_32x8d":
         section["pixel_std"] = (57.375, 57.12, 58.395)

@@ -76,11 +76,13 @@ def model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any
 
 
 def _backbone(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
+    if "backbone.level5.root.conv.weight" in weights:
+        return {"name": "dla34"}
     blocks = sum(bool(re.fullmatch(r"backbone\.layer3\.\d+\.conv3\.weight", name)) for name in weights)
     first = weights.get("backbone.layer1.0.conv2.weight")
     name = None if first is None else _RESNETS.get((blocks, (first.shape[0], first.shape[1])))
     if name is None:
-        known = ", ".join(_RESNETS.values())
+        known = ", ".join([*_RESNETS.values(), "dla34"])
         raise WeightsError(f"{where}: expected a detector on one of {known}, found another backbone")
     norm = "bn" if "backbone.layer2.0.bn1.num_batches_tracked" in weights else "frozen_bn"
     section: dict[str, Any] = {"name": name, "weights": None, "norm": norm, "frozen_stages": 2}
@@ -94,11 +96,13 @@ def _backbone(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
 
 
 def _head(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    tower = {name: tensor for name, tensor in weights.items() if name.startswith("head.cls_tower.")}
+    tower = {name: t for name, t in weights.items() if name.startswith(("head.cls_tower.", "head.shared_tower."))}
     convs = [name for name, tensor in tower.items() if tensor.dim() == 4 and ".offset." not in name]
+    shared = [name for name in convs if name.startswith("head.shared_tower.")]
     affine = any(name.endswith(".weight") and tensor.dim() == 1 for name, tensor in tower.items())
     return {
-        "num_convs": len(convs),
+        "num_convs": len(convs) - len(shared),
+        "num_shared_convs": len(shared),
         "norm": "bn" if any(name.endswith(".running_mean") for name in tower) else "gn" if affine else "none",
         "conv_bias": all(name.removesuffix("weight") + "bias" in tower for name in convs),
         "deformable": any(".offset." in name for name in tower),

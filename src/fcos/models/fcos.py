@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -49,6 +50,7 @@ class FCOSHead(nn.Module):
         num_classes: K.
         strides: of the levels, in pixels.
         num_convs: convolutions in each tower.
+        num_shared_convs: convolutions before the towers, which both share.
         norm: after each of them `gn` (see `layers.group_norm`), `bn` (batch norm, for every level its own: their
             statistics differ) or `none`.
         conv_bias: they have a bias.
@@ -66,6 +68,7 @@ class FCOSHead(nn.Module):
         *,
         strides: Sequence[int],
         num_convs: int = 4,
+        num_shared_convs: int = 0,
         norm: Literal["gn", "bn", "none"] = "gn",
         conv_bias: bool = True,
         deformable: bool = False,
@@ -78,10 +81,9 @@ class FCOSHead(nn.Module):
         self.strides = list(strides)
         self.centerness_on_box = centerness_on == "box"
         self.regression = regression
-        self.cls_tower, self.box_tower = (
-            _tower(channels, len(strides), num_convs=num_convs, norm=norm, bias=conv_bias, deformable=deformable)
-            for _ in range(2)
-        )
+        tower = partial(_tower, channels, len(strides), norm=norm, bias=conv_bias)
+        self.shared_tower = tower(num_convs=num_shared_convs, deformable=False)
+        self.cls_tower, self.box_tower = (tower(num_convs=num_convs, deformable=deformable) for _ in range(2))
         self.logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.ltrb = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
@@ -99,7 +101,8 @@ class FCOSHead(nn.Module):
         outputs = FCOSOutputs([], [], [])
         scales = self.scales or [1.0] * len(self.strides)
         for level, (feature, stride, scale) in enumerate(zip(features, self.strides, scales, strict=True)):
-            cls_feature, box_feature = (_run(tower, feature, level) for tower in (self.cls_tower, self.box_tower))
+            shared = _run(self.shared_tower, feature, level)
+            cls_feature, box_feature = (_run(tower, shared, level) for tower in (self.cls_tower, self.box_tower))
             distances = _at_least_float32(self.ltrb(box_feature)) * scale
             outputs.logits.append(_at_least_float32(self.logits(cls_feature)))
             outputs.ltrb.append(F.relu(distances) * stride if self.regression == "relu_stride" else distances.exp())

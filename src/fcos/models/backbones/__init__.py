@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .dla import DLA34
 from .mobilenet import MobileNetV2
 from .resnet import SHAPES, ResNet
 
@@ -35,4 +36,5 @@ class Backbone(Protocol):
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     **{name: partial(ResNet, name=name) for name in SHAPES},
     "mobilenet_v2": MobileNetV2,
+    "dla34": DLA34,
 }

@@ -1,0 +1,157 @@
+"""DLA-34 (deep layer aggregation) as a feature extractor.
+
+Source: Yu et al., CVPR 2018 (arXiv:1707.06484).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import NORMS, freeze
+from ..weights import load_weights
+
+_LEVELS = {"C2": "level2", "C3": "level3", "C4": "level4", "C5": "level5"}
+_CHANNELS = (16, 32, 64, 128, 256, 512)
+_WITHOUT_INFLUENCE = ("level3.project.", "level4.project.")
+Norm = Callable[[int], nn.Module]
+
+
+class DLA34(nn.Module):
+    """Stages C2 to C5 (64, 128, 256, 512 channels), named as in the authors' weights so that they load.
+
+    Those have two projections more, which influence nothing.
+
+    Args:
+        weights: see `weights.imagenet_weights`; None: random.
+        norm: `bn`, `sync_bn` or `frozen_bn`.
+        frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
+    """
+
+    def __init__(self, *, weights: str | None = None, norm: str = "bn", frozen_stages: int = 0):
+        super().__init__()
+        layer: Norm = NORMS[norm]
+        c0, c1, c2, c3, c4, c5 = _CHANNELS
+        self.base_layer = _conv_norm_relu(3, c0, 7, 1, layer)
+        self.level0 = _conv_norm_relu(c0, c0, 3, 1, layer)
+        self.level1 = _conv_norm_relu(c0, c1, 3, 2, layer)
+        self.level2 = Tree(c1, c2, stride=2, norm=layer)
+        self.level3 = DeepTree(c2, c3, norm=layer)
+        self.level4 = DeepTree(c3, c4, norm=layer)
+        self.level5 = Tree(c4, c5, stride=2, norm=layer, keeps_input=True)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.register_load_state_dict_pre_hook(_leave_out)
+        if weights is not None:
+            load_weights(self, "dla34", weights)
+        self.channels = {"C2": c2, "C3": c3, "C4": c4, "C5": c5}
+        self.strides = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
+        stages = [("base_layer", "level0", "level1"), *((name,) for name in _LEVELS.values())]
+        for name in [name for stage in stages[:frozen_stages] for name in stage]:
+            setattr(self, name, freeze(getattr(self, name)))
+
+    def end_at(self, level: str) -> None:
+        """Remove the stages after a map."""
+        for name in [name for name in self.strides if self.strides[name] > self.strides[level]]:
+            delattr(self, _LEVELS[name])
+            del self.channels[name], self.strides[name]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised images [N, 3, H, W] to the maps C2..C5."""
+        x = self.level1(self.level0(self.base_layer(images)))
+        features = {}
+        for level in self.channels:
+            x = features[level] = getattr(self, _LEVELS[level])(x)
+        return features
+
+
+class Tree(nn.Module):
+    """Two residual blocks and a root that joins what they and others found.
+
+    Args:
+        in_channels: of the input.
+        channels: of the blocks and the result.
+        stride: of the first block.
+        norm: called with the channels.
+        keeps_input: the root sees the (shrunk) input, too.
+        others: channels that the root gets from elsewhere.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, norm: Norm, keeps_input: bool = False, others: int = 0
+    ):
+        super().__init__()
+        self.keeps_input = keeps_input
+        self.tree1 = Block(in_channels, channels, stride, norm)
+        self.tree2 = Block(channels, channels, 1, norm)
+        self.root = Root(2 * channels + others + (in_channels if keeps_input else 0), channels, norm)
+        self.downsample = nn.MaxPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+        self.project = (
+            nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), norm(channels))
+            if in_channels != channels
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, others: Sequence[Tensor] = ()) -> Tensor:
+        """[N, in_channels, H, W] to [N, channels, H / stride, W / stride] (rounded up)."""
+        shrunk = self.downsample(x)
+        first = self.tree1(x, self.project(shrunk))
+        second = self.tree2(first, first)
+        return self.root([second, first, *([shrunk] if self.keeps_input else []), *others])
+
+
+class DeepTree(nn.Module):
+    """Two trees, one after the other, the first with stride 2; the root of the second joins everything."""
+
+    def __init__(self, in_channels: int, channels: int, *, norm: Norm):
+        super().__init__()
+        self.downsample = nn.MaxPool2d(2, ceil_mode=True)
+        self.tree1 = Tree(in_channels, channels, stride=2, norm=norm)
+        self.tree2 = Tree(channels, channels, stride=1, norm=norm, others=in_channels + channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] to [N, channels, H / 2, W / 2] (rounded up)."""
+        first = self.tree1(x)
+        return self.tree2(first, [self.downsample(x), first])
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a residual that is given."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm):
+        super().__init__()
+        conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
+        self.conv1, self.bn1 = conv(in_channels, channels, stride=stride), norm(channels)
+        self.conv2, self.bn2 = conv(channels, channels), norm(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """[N, in_channels, H, W] to the shape of the residual."""
+        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + residual)
+
+
+class Root(nn.Module):
+    """A 1x1 convolution of several maps of one size."""
+
+    def __init__(self, in_channels: int, channels: int, norm: Norm):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(in_channels, channels, 1, bias=False), norm(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps of `in_channels` together to [N, channels, H, W]."""
+        return self.relu(self.bn(self.conv(torch.cat(list(maps), dim=1))))
+
+
+def _leave_out(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
+    for name in [name for name in state if name.removeprefix(prefix).startswith(_WITHOUT_INFLUENCE)]:
+        del state[name]
+
+
+def _conv_norm_relu(in_channels: int, channels: int, kernel_size: int, stride: int, norm: Norm) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
+    return nn.Sequential(conv, norm(channels), nn.ReLU(inplace=True))
