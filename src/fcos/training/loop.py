@@ -230,7 +230,7 @@ def _step(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
         TrainingError: a loss term or the norm of the gradients is not finite; the weights are those of before.
     """
     settings = run.config.train
-    images, sizes, targets, _ = batch.to(run.device)
+    images, sizes, targets, *_ = batch.to(run.device)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         losses: Losses = learner(images, sizes, targets)
     terms = torch.stack(list(losses.terms.values()))
