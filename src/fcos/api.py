@@ -37,7 +37,7 @@ def load(
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
             names the classes of a file of another project.
         config: recipe, YAML file or config that the weights were trained with, where they do not say it (those of the
-            original FCOS).
+            original FCOS); for weights of ours it replaces where the data is and how to test.
         device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: that of the config, an override `device=`
             among them.
 
@@ -157,7 +157,7 @@ def _restore(
     data = given.get("data", {})
     names = data.get("classes") if isinstance(data, dict) else None
     checkpoint = load_checkpoint(weights, class_names=names if isinstance(names, list) else None)
-    tree = {**_config_of(checkpoint, config, pairs, where=str(weights)), "device": "auto", "output_dir": None}
+    tree = {**_config_of(checkpoint, config, pairs, where=str(weights)), "output_dir": None}
     if not isinstance(data, dict) or any(key in data for key in _DATA_PLACES):
         tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_PLACES}
     resolved = _override(tree, options, where=f"{weights}, config")
@@ -170,23 +170,31 @@ def _restore(
 def _config_of(
     checkpoint: Checkpoint, config: str | Path | Config | None, pairs: Sequence[str], *, where: str
 ) -> dict[str, Any]:
-    """The config tree that belongs to weights: their own, or the given one where they have none."""
+    """The config tree that belongs to weights: their own, or the given one where they have none.
+
+    A config that is given with weights of ours says how to test: where the data is and what `_TEST_OPTIONS` are.
+    """
     from .interop.checkpoints import with_fcos_core_conventions
 
-    if checkpoint.project != "fcos_core":
-        if config is not None:
-            raise ConfigError(f"{where}: has its own config, none can be given; change its options with key=value")
-        return checkpoint.config
+    if config is None and checkpoint.project != "fcos_core":
+        return {**checkpoint.config, "device": "auto"}
+    if checkpoint.project not in ("fcos", "fcos_core"):
+        raise ConfigError(f"{where}: has its own config, none can be given; change its options with key=value")
     if config is None:
         raise ConfigError(
             f"{where}: a checkpoint of the original FCOS, which does not tell how its head is made; name the config it"
             " was trained with: --config fcos_imprv_R_50_FPN_1x.yaml (the original's file, or a recipe)"
         )
     tree = (config if isinstance(config, Config) else load_config(config, pairs)).to_dict()
+    if checkpoint.project == "fcos":
+        options = {key: tree["model"][key] for key in _TEST_OPTIONS}
+        return {**tree, "model": {**checkpoint.config["model"], **options}}
     return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
 
 
 _CLASSES_OF_COCO = 80
+_TEST_OPTIONS = ("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections")
+"""The options of `model` that weights do not depend on."""
 _DATA_PLACES = ("root", "format", "train", "val", "test", "classes")
 """The options of `data` that say where the data is, rather than how it is read: new data replaces all of them."""
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,19 +40,25 @@ Weights = Annotated[
 ]
 OriginalConfig = Annotated[
     str | None,
-    typer.Option("--config", help="YAML file or recipe that weights of the original FCOS were trained with."),
+    typer.Option(
+        "--config", help="YAML file or recipe: needed for weights of the original FCOS; for others, how to test."
+    ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.")]
 
 
-def main() -> None:
-    """Run the command; a user's mistake is a message on stderr and exit code 2."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a user's mistake is a message on stderr and exit code 2.
+
+    Args:
+        arguments: its words; None: those of the command line.
+    """
     for stream in (sys.stdout, sys.stderr):  # names of files need not be Unicode
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fcos").setLevel(logging.INFO if _first() else logging.WARNING)
     try:
-        app(prog_name="fcos")
+        app(arguments, prog_name="fcos")
     except (FCOSError, OSError) as error:  # a folder that cannot be written, a full disk
         print(f"fcos: {error}", file=sys.stderr)
         sys.exit(2)

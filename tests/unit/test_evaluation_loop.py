@@ -229,3 +229,14 @@ class TestWeights:
     def test_a_split_that_cannot_be_is_told(self, weights):
         with pytest.raises(ConfigError, match="expected train, val or test, found 'tset'"):
             fcos.evaluate(weights, split="tset")
+
+    def test_a_config_says_how_to_test_and_the_weights_what_they_are(self, weights, folder, tmp_path):
+        path = tmp_path / "other.yaml"
+        pairs = {"MODEL": {"BACKBONE": {"CONV_BODY": "R-50-FPN-RETINANET"}, "FCOS": {"NMS_TH": 0.4}}}
+        path.write_text(json.dumps({**pairs, "INPUT": {"MIN_SIZE_TEST": 120, "MAX_SIZE_TEST": 200}}))
+        detector = fcos.load(weights, "TEST.DETECTIONS_PER_IMG", "7", "data.test_max_side=150", config=path)
+        model, data = detector.config.model, detector.config.data
+        assert (model.backbone.name, model.box_convention) == ("mobilenet_v2", "continuous")
+        assert (model.nms_threshold, detector.model.nms_threshold, model.max_detections) == (0.4, 0.4, 7)
+        assert (data.test_short_side, data.test_max_side) == (120, 150)
+        assert len(fcos.evaluate(weights, f"data={folder}", "data.workers=0", config=path).detections) > 0
