@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +20,7 @@ from fcos.errors import WeightsError
 from fcos.interop.checkpoints import from_content
 from fcos.interop.structure import model_section, renamed, shifted
 from fcos.interop.torchvision import COCO_CLASSES
+from fcos.training.checkpoint import load_checkpoint
 
 DIALECTS = Path(__file__).parents[1] / "parity" / "goldens" / "dialects"
 MMDETECTION = "mmdetection__fcos_r50-caffe_fpn_gn-head_1x_coco"
@@ -64,6 +69,56 @@ def test_the_towers_tell_the_two_families_of_mmdetection_apart() -> None:
     assert (first["nms_threshold"], improved["nms_threshold"]) == (0.5, 0.6)
     assert improved["head"]["regression"] == "relu_stride"
     assert "regression" not in first["head"]
+
+
+@pytest.mark.parametrize(
+    "meta", [{"CLASSES": ("cat", "dog")}, {"dataset_meta": {"classes": ["cat", "dog"]}}, {"dataset_meta": {}}]
+)
+def test_mmdetection_may_tell_the_classes(meta: dict[str, Any]) -> None:
+    state = state_of(MMDETECTION, classes=2)
+    expected = ("cat", "dog") if any(meta.values()) else ()
+    assert from_content({"meta": meta, "state_dict": state}, where="x.pth").class_names == expected
+    given = from_content({"meta": meta, "state_dict": state}, where="x.pth", class_names=["a", "b"])
+    assert given.class_names == ("a", "b")
+    three = from_content({"meta": meta, "state_dict": state_of(MMDETECTION, classes=3)}, where="x.pth")
+    assert three.class_names == ()
+
+
+def test_the_classes_of_coco_are_known_by_their_names(caplog: pytest.LogCaptureFixture) -> None:
+    content = {"meta": {"CLASSES": tuple(COCO_CLASSES.values())}, "state_dict": state_of(MMDETECTION)}
+    with caplog.at_level(logging.INFO):
+        checkpoint = from_content(content, where="x.pth")
+    assert checkpoint.category_ids == tuple(COCO_CLASSES)
+    assert "taken to be those of COCO" not in caplog.text
+
+
+class HistoryBuffer:
+    """Pickled like mmengine's, which keeps its own functions in its state."""
+
+    def __init__(self) -> None:
+        self.log, self.count = np.array([0.5, 0.25]), np.float64(2)
+
+    def mean(self) -> float:
+        return float(np.mean(self.log))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "statistics_methods": {"mean": HistoryBuffer.mean}}
+
+
+def test_the_log_that_mmengine_saves_beside_the_weights_is_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for pickled in (HistoryBuffer, HistoryBuffer.mean):
+        monkeypatch.setattr(pickled, "__module__", module.__name__)
+    state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in state_of(MMDETECTION).items()}
+    log = {"log_scalars": {"loss": HistoryBuffer()}}
+    torch.save({"meta": {}, "message_hub": log, "state_dict": state}, tmp_path / "epoch_12.pth")
+    assert load_checkpoint(tmp_path / "epoch_12.pth").project == "mmdetection"
 
 
 def test_what_is_taken_for_granted_is_told(caplog: pytest.LogCaptureFixture) -> None:

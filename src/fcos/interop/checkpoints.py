@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ _OTHERS: list[tuple[Project, ModuleType]] = [
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")
 _BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
 _SHOWN = 4
+SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED]
+"""For `torch.serialization.safe_globals`: the options of torchvision's training script, and what mmengine adds."""
 
 
 def file_of(source: str | Path) -> Path:
@@ -51,8 +54,8 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
     Args:
         content: a state dict, or a dictionary that holds one; a `module.` in front of every name is dropped.
         where: for messages.
-        class_names: see `from_fcos_core`, `from_torchvision`; None: those of COCO where their number says so, which is
-            logged, else unknown.
+        class_names: see `from_fcos_core`, `from_torchvision`; None: those that the file tells (mmdetection's), or those
+            of COCO where their number says so, which is logged, else unknown.
 
     Raises:
         WeightsError: weights of no project that is known here.
@@ -67,6 +70,8 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
         if project is None or module is None:
             raise WeightsError(f"{where}: {_unknown(content, state)}")
         weights, config = module.convert(state, where=where)
+        if class_names is None:
+            class_names = mmdetection.class_names(content, len(weights[f"{CLASS_HEAD}bias"]))
         checkpoint = _checkpoint(weights, config, project, class_names=class_names, where=where)
     if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
         log.info(
@@ -108,7 +113,8 @@ def _checkpoint(
     if class_names is not None and len(class_names) != count:
         raise WeightsError(f"{where}: has {count} classes, found {len(class_names)} names in data.classes")
     classes = dict(enumerate(class_names or (), 1))
-    if class_names is None and count == len(torchvision.COCO_CLASSES):
+    of_coco = tuple(torchvision.COCO_CLASSES.values())
+    if count == len(of_coco) and (class_names is None or tuple(class_names) == of_coco):
         classes = torchvision.COCO_CLASSES
     return Checkpoint(
         model=weights,

@@ -41,10 +41,44 @@ _PIXELS = {
 _IMPROVED = {"center_sampling_radius": 1.5, "box_loss": "giou", "nms_threshold": 0.6}
 
 
+class _Discarded:
+    """Takes the place of an object, whatever it is made from."""
+
+    def __init__(self, *_: object):
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_OF_A_LOG = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    *(f"{module}.getattr" for module in ("builtins", "__builtin__")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "numpy.ndarray",
+    "numpy.dtype",
+)
+DISCARDED = [(_Discarded, name) for name in _OF_A_LOG]
+"""For `torch.serialization.safe_globals`: the log of a run, which mmengine saves beside the weights, is not made."""
+
+
 def recognizes(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the names of mmdetection's FCOS."""
     names = [{f"bbox_head.{prefix}_{part}.bias" for part in ("cls", "centerness")} for prefix in ("conv", "fcos")]
     return any(pair <= state.keys() for pair in names)
+
+
+def class_names(content: Any, count: int) -> tuple[str, ...] | None:
+    """The names that a file tells; None: it tells none, or not as many as it has classes."""
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    meta = meta if isinstance(meta, Mapping) else {}
+    data = meta.get("dataset_meta")
+    for place in (meta, data if isinstance(data, Mapping) else {}):
+        for key in ("CLASSES", "classes"):
+            names = place.get(key)
+            if isinstance(names, list | tuple) and len(names) == count:
+                return tuple(map(str, names))
+    return None
 
 
 def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

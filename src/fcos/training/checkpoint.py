@@ -6,7 +6,6 @@ A file is one dictionary: `format` ("fcos"), `version`, `model` (state dict), `c
 
 from __future__ import annotations
 
-import argparse
 import os
 import pickle
 import zipfile
@@ -134,10 +133,10 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     Raises:
         WeightsError: the file is missing, damaged, or of another kind; or a failed download.
     """
-    from ..interop.checkpoints import file_of, from_content  # they know Checkpoint
+    from ..interop.checkpoints import SAFE_GLOBALS, file_of, from_content  # they know Checkpoint
 
     path = file_of(source)
-    content = _read(path)
+    content = _read(path, SAFE_GLOBALS)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return from_content(content, where=str(source), class_names=class_names)
     if content["version"] > VERSION:
@@ -156,14 +155,14 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     )
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, safe_globals: Sequence[Any]) -> Any:
     """What is in a file that `torch.save` wrote; no code from it is run."""
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "no such file"
         raise WeightsError(f"{path}: {what}; expected a weights file, for example runs/NAME/weights/best.pt")
     old_format = not zipfile.is_zipfile(path)  # of PyTorch before 1.6
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the options of torchvision's training script
+        with torch.serialization.safe_globals(list(safe_globals)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no weights make the reader fail in any way
         if old_format:
