@@ -41,7 +41,9 @@ class ResNetConfig(_Section):
 
     name: Literal["resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d"] = "resnet50"
     weights: str | None = "imagenet"
-    """`imagenet` (torchvision's), a path, or null for random weights."""
+    """`imagenet` (torchvision's); `catalog://ImageNetPretrained/MSRA/R-50` and the like, as in the original; a path or
+    an http(s) address of a state dict in torchvision's names, or of a Detectron .pkl file; or null for random weights.
+    Networks from Caffe2 (catalog, .pkl) see BGR pixels; those of MSRA need `stride_in_1x1`."""
     norm: Norm = "frozen_bn"
     norm_eps: float = Field(default=1e-5, ge=0)
     """Epsilon of the normalisation; the original's frozen batch norm has none (0)."""
@@ -62,7 +64,8 @@ class MobileNetV2Config(_Section):
 
     name: Literal["mobilenet_v2"] = "mobilenet_v2"
     weights: str | None = "imagenet"
-    """`imagenet` (torchvision's), a path, or null for random weights."""
+    """`imagenet` (torchvision's); a path or an http(s) address of a state dict in torchvision's names or those of the
+    original's file; or null for random weights."""
     norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
     frozen_stages: int = Field(default=0, ge=0, le=5)
     """How many of (stem, C2, C3, C4, C5) do not learn."""

@@ -3,38 +3,86 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 
+from fcos import downloads
+from fcos.downloads import WebFile, hub_file
 from fcos.errors import WeightsError
-from fcos.models.weights import hub_file
 
-DATA = b"weights of a small network"
+DATA = bytes(range(256)) * 40
 FILE = f"net-{hashlib.sha256(DATA).hexdigest()[:8]}.pth"
+OTHER = DATA[::-1]
 
 
-class _Handler(SimpleHTTPRequestHandler):
+class Server(ThreadingHTTPServer):
+    """Serves one file under every address; requests for /gone/... fail."""
+
+    daemon_threads = True
+    data = DATA
+    version = "1"
+    ranges = True
+    announce = True
+    """Say the number of bytes."""
+    limit: int | None = None
+    """Bytes after which every answer breaks off."""
+    release: threading.Event | None = None
+    """Answers wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[str] = []
+        """First bytes of the ranges that were asked for; empty: the whole file."""
+
+    def handle_error(self, *_: object) -> None:
+        """Clients may stop listening."""
+
+    def url(self, path: str = FILE) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_GET(self) -> None:
+        server = self.server
+        if server.release:
+            server.release.wait(10)
+        if self.path.startswith("/gone/"):
+            self.send_error(404)
+            return
+        asked = re.sub(r"\D", "", self.headers.get("Range", ""))
+        server.asked.append(asked)
+        start = int(asked or 0) if server.ranges else 0
+        self.send_response(206 if start else 200)
+        if server.announce:
+            self.send_header("Content-Length", str(len(server.data) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(server.data) - 1}/{len(server.data)}")
+        self.send_header("ETag", server.version)
+        self.end_headers()
+        self.wfile.write(server.data[start:][: server.limit])
+
     def log_message(self, *_: object) -> None:
         """Nothing on the terminal."""
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
-    """The folder of a server, and its address."""
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    folder = tmp_path / "server"
-    folder.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as http:
+    with Server() as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield folder, f"http://127.0.0.1:{http.server_port}"
+        yield http
         http.shutdown()
         thread.join()
 
@@ -45,24 +93,180 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
-def test_a_file_is_downloaded_once(server: tuple[Path, str], cache: Path) -> None:
-    folder, address = server
-    (folder / FILE).write_bytes(DATA)
-    assert hub_file(f"{address}/{FILE}", "weights", otherwise="do without") == cache / FILE
-    (folder / FILE).unlink()
-    assert hub_file(f"{address}/{FILE}", "weights", otherwise="do without").read_bytes() == DATA
-    assert [p.name for p in cache.iterdir()] == [FILE]
+def fetch(source: str | WebFile) -> Path:
+    return hub_file(source, "weights", otherwise="do without")
 
 
-@pytest.mark.parametrize(("data", "reason"), [(b"another file", "invalid hash value"), (None, "404")])
-def test_what_is_not_the_file_is_not_kept(
-    server: tuple[Path, str], cache: Path, data: bytes | None, reason: str
+def failure(source: str | WebFile) -> str:
+    with pytest.raises(WeightsError) as caught:
+        fetch(source)
+    return str(caught.value)
+
+
+def files(cache: Path) -> list[str]:
+    return [path.name for path in cache.iterdir() if not path.name.startswith(".")]
+
+
+# ------------------------------------------------------------------------------------------------------------ the cache
+
+
+def test_a_file_is_downloaded_once(server: Server, cache: Path) -> None:
+    assert fetch(server.url()) == cache / FILE
+    assert fetch(server.url()).read_bytes() == DATA
+    assert server.asked == [""]
+    assert files(cache) == [FILE]
+
+
+def test_of_several_processes_one_downloads(server: Server) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(fetch, [server.url()] * 4))
+    assert {path.read_bytes() for path in paths} == {DATA}
+    assert server.asked == [""]
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://a.org/models/net-0676ba61.pth", "net-0676ba61.pth"),
+        ("https://a.org/net-0676ba61.pth?download=true", "net-0676ba61.pth"),
+        ("https://a.org/s/xtix/download#net-ecbe2b5.pth", "net-ecbe2b5.pth"),
+        ("https://a.org/MSRA/R-50.pkl", "a.org_MSRA_R-50.pkl"),
+        ("https://b.org/R-50.pkl", "b.org_R-50.pkl"),
+        ("https://a.org/download?id=5", "a.org_download_id_5"),
+        ("https://a.org/x#../../.bashrc", "bashrc"),
+    ],
+)
+def test_names_in_the_cache_are_the_files_own_where_they_are_unique(url: str, name: str) -> None:
+    assert WebFile((url,)).name == name
+
+
+def test_a_cache_that_cannot_be_written_is_told(server: Server, cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("in the way")
+    assert f"weights: could not download to {cache} (" in failure(server.url())
+
+
+# --------------------------------------------------------------------------------------------- downloads that broke off
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(server: Server, cache: Path) -> None:
+    server.limit = 4000
+    assert fetch(server.url()).read_bytes() == DATA
+    assert server.asked == ["", "4000", "8000"]
+    assert files(cache) == [FILE]
+
+
+def test_the_next_try_goes_on_where_the_last_one_stopped(server: Server, cache: Path) -> None:
+    server.limit, server.ranges = 4000, False
+    assert "broken off after 4000 of 10240 bytes; the next try goes on from there" in failure(server.url())
+    server.limit, server.ranges, server.asked = None, True, []
+    assert fetch(server.url()).read_bytes() == DATA
+    assert server.asked == ["", "4000"]
+    assert files(cache) == [FILE]
+
+
+def test_a_server_that_cannot_go_on_sends_all_of_it_again(server: Server) -> None:
+    server.limit, server.ranges = 4000, False
+    failure(server.url())
+    server.limit = None
+    assert fetch(server.url()).read_bytes() == DATA
+
+
+def test_a_complete_part_is_not_downloaded_again(server: Server, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    (cache / f"{FILE}.{FILE[4:12]}.part").write_bytes(DATA)
+    assert fetch(server.url()).read_bytes() == DATA
+    assert server.asked == [""]
+
+
+@pytest.mark.parametrize("size", [len(DATA), len(DATA) + 1])
+def test_a_part_of_another_file_is_not_kept(server: Server, cache: Path, size: int) -> None:
+    cache.mkdir(parents=True)
+    (cache / f"{FILE}.{FILE[4:12]}.part").write_bytes(bytes(size))
+    if size == len(DATA):
+        assert "another file" in failure(server.url())
+    assert fetch(server.url()).read_bytes() == DATA
+
+
+def test_without_a_hash_a_part_belongs_to_one_version(server: Server, cache: Path) -> None:
+    url = server.url("net.pkl#net.pkl")
+    server.limit, server.ranges = 4000, False
+    failure(url)
+    server.limit, server.ranges, server.data, server.version = None, True, OTHER, "2"
+    assert fetch(url).read_bytes() == OTHER
+    assert files(cache) == ["net.pkl"]
+
+
+def test_without_a_hash_the_same_version_goes_on(server: Server) -> None:
+    url = server.url("net.pkl#net.pkl")
+    server.limit = 6000
+    assert fetch(url).read_bytes() == DATA
+    assert server.asked == ["", "6000"]
+
+
+def test_a_server_need_not_say_how_much_it_sends(server: Server) -> None:
+    server.announce = False
+    assert fetch(server.url()).read_bytes() == DATA
+
+
+# ------------------------------------------------------------------------------------------------- what is not the file
+
+
+def test_another_file_is_not_kept(server: Server, cache: Path) -> None:
+    server.data = OTHER
+    text = failure(server.url())
+    found = hashlib.sha256(OTHER).hexdigest()[:8]
+    assert f"another file: its SHA-256 begins with {found}, expected {FILE[4:12]}" in text
+    assert files(cache) == []
+
+
+def test_mirrors_are_tried_in_turn(server: Server, cache: Path) -> None:
+    nobody = "http://127.0.0.1:9/x#" + FILE
+    assert fetch(WebFile((nobody, server.url("gone/x"), server.url("download")))) == cache / FILE
+    assert (cache / FILE).read_bytes() == DATA
+
+
+def test_a_mirror_goes_on_with_what_another_one_began(server: Server) -> None:
+    with Server() as other:
+        other.limit, other.ranges = 4000, False
+        thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        assert fetch(WebFile((other.url(), server.url()))).read_bytes() == DATA
+        other.shutdown()
+        thread.join()
+    assert server.asked == ["", "4000"]
+
+
+def test_without_a_network_every_address_is_named_and_where_the_file_belongs(server: Server, cache: Path) -> None:
+    urls = (server.url("gone/" + FILE), "http://127.0.0.1:9/" + FILE)
+    text = failure(WebFile(urls))
+    assert text.startswith(f"weights: could not download {urls[0]} (HTTP Error 404: Not Found), {urls[1]} (")
+    assert "refused" in text
+    assert text.endswith(f"; fetch the file elsewhere and put it at {cache / FILE}, or do without")
+
+
+def test_a_server_that_does_not_answer_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_PATIENCE", 0.1)
+    server.release = threading.Event()
+    assert "(timed out)" in failure(server.url())
+    server.release.set()
+
+
+@pytest.mark.parametrize("url", ["http://[/x", "http://127.0.0.1:port/x", "http://a b/x"])
+def test_an_address_that_is_none_is_told(url: str) -> None:
+    assert f"could not download {url} (" in failure(url)
+
+
+# ------------------------------------------------------------------------------------------------------------- licences
+
+
+@pytest.mark.parametrize("restricted", [True, False])
+def test_a_licence_that_restricts_is_told_once(
+    server: Server, caplog: pytest.LogCaptureFixture, restricted: bool
 ) -> None:
-    folder, address = server
-    if data is not None:
-        (folder / FILE).write_bytes(data)
-    with pytest.raises(WeightsError, match=f"weights: could not download .*{reason}.*, or do without") as caught:
-        hub_file(f"{address}/{FILE}", "weights", otherwise="do without")
-    assert f"{address}/{FILE}" in str(caught.value)
-    assert str(cache / FILE) in str(caught.value)
-    assert list(cache.iterdir()) == []
+    file = WebFile((server.url(),), licence="CC BY-NC 4.0", restricted=restricted)
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        fetch(file)
+        fetch(file)
+    told = ["weights: mind the licence of these weights: CC BY-NC 4.0"]
+    assert caplog.messages == (told if restricted else [])

@@ -229,6 +229,21 @@ def test_weights_of_a_backbone_and_of_a_detector_are_two_things() -> None:
     assert (config.model.backbone.weights, config.train.weights) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("weight", "of_backbone"),
+    [
+        ("https://cloudstor.aarnet.edu.au/plus/s/k3ys35075jmU1RP/download#X-101-64x4d.pkl", True),
+        ("https://cloudstor.aarnet.edu.au/plus/s/xtixKaxLWmbcyf7/download#mobilenet_v2-ecbe2b5.pth", True),
+        ("old/R-50.pkl", True),
+        ("https://huggingface.co/tianzhi/FCOS/resolve/main/FCOS_R_50_FPN_1x.pth#fcos_R_50_FPN_1x.pth", False),
+        ("old/fcos.pth", False),
+    ],
+)
+def test_a_file_of_an_imagenet_network_is_told_by_its_name(weight: str, of_backbone: bool) -> None:
+    config = read("MODEL.WEIGHT", weight)
+    assert (config.model.backbone.weights == weight, config.train.weights == weight) == (of_backbone, not of_backbone)
+
+
 def test_a_file_of_the_original_with_pairs_and_our_overrides(tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
     tree = {"MODEL": {"BACKBONE": {"CONV_BODY": "R-101-FPN-RETINANET"}}, "SOLVER": {"STEPS": "(60000, 80000)"}}

@@ -50,7 +50,8 @@ def rename(name: str) -> str:
     block = re.match(r"^backbone\.features\.(\d+)\.conv\.(\d)\.", renamed)
     if block:
         layers = _FIRST_BLOCK if block[1] == "1" else _OTHER_BLOCKS
-        renamed = f"backbone.features.{block[1]}.conv.{layers[block[2]]}.{renamed[block.end() :]}"
+        layer = layers.get(block[2], block[2])
+        renamed = f"backbone.features.{block[1]}.conv.{layer}.{renamed[block.end() :]}"
     return renamed
 
 
@@ -60,9 +61,24 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         state: tensors by name; a `module.` in front of every name is dropped (data-parallel training).
     """
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return {rename(name): tensor for name, tensor in state.items()}
+    return {rename(name): tensor for name, tensor in _without_module(state).items()}
+
+
+def convert_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A backbone's state dict to torchvision's names: MobileNetV2 is renamed when it has those of its original file.
+
+    Args:
+        state: as in `convert_state_dict`.
+    """
+    state = _without_module(state)
+    if "features.1.conv.4.weight" not in state:  # torchvision's first block ends with 2
+        return state
+    return {rename(f"backbone.{name}").removeprefix("backbone."): tensor for name, tensor in state.items()}
+
+
+def _without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    shared = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(shared): tensor for name, tensor in state.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------- config
@@ -180,6 +196,8 @@ _FIXED = {
 }
 _ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS", "TEST.BBOX_AUG.SCALES")
 _MOBILENET = "MNV2-FPN-RETINANET"
+_BACKBONE_FILES = (".pkl", "mobilenet_v2-ecbe2b5.pth")
+"""How a MODEL.WEIGHT that is not from the catalogue ends when it is a backbone's; all others are a detector's."""
 _RESNETS = {
     ("R-50-FPN-RETINANET", 1, 64): "resnet50",
     ("R-101-FPN-RETINANET", 1, 64): "resnet101",
@@ -314,7 +332,7 @@ def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
     low, high = get("INPUT.MIN_SIZE_RANGE_TRAIN")
     sides = get("INPUT.MIN_SIZE_TRAIN")
     weight = get("MODEL.WEIGHT")
-    from_backbone = "://" in weight
+    from_backbone = weight.startswith("catalog://") or weight.endswith(_BACKBONE_FILES)
     model = {
         "name": "fcos",
         "num_classes": get("MODEL.FCOS.NUM_CLASSES") - 1 if num_classes_given else None,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from ..config import FCOSConfig
 from ..errors import ConfigError
 from .backbones import BACKBONES
 from .fcos import FCOS, FCOSHead, FCOSOutputs
 from .fpn import FPN
+from .weights import trained_with
 
 __all__ = ["FCOS", "FCOSOutputs", "build_model"]
+
+log = logging.getLogger(__name__)
 
 
 def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True) -> FCOS:
@@ -26,6 +31,10 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
     options = config.backbone.model_dump()
     if not pretrained:
         options["weights"] = None
+    there, here = trained_with(options["weights"] or ""), {**options, "channel_order": config.channel_order}
+    other = [f"{key}={value}" for key, value in there.items() if here.get(key, value) != value]
+    if other:
+        log.warning("%s: trained with %s, which fits them better", options["weights"], " and ".join(other))
     backbone = BACKBONES[options.pop("name")](**options)
     levels = [name for name, stride in backbone.strides.items() if stride in config.strides]
     if not levels or backbone.strides[levels[0]] != config.strides[0]:

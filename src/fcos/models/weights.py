@@ -1,12 +1,8 @@
-"""Weights of backbones trained on ImageNet; downloads."""
+"""Weights of backbones trained on ImageNet: which ones have a name, where they are, and how they get into a network."""
 
 from __future__ import annotations
 
-import socket
-import sys
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +12,77 @@ from torchvision.models import (
     ResNet101_Weights,
     ResNeXt101_32X8D_Weights,
     ResNeXt101_64X4D_Weights,
+    WeightsEnum,
 )
 
+from ..config_text import suggest
+from ..downloads import WebFile, hub_file
 from ..errors import WeightsError
+from ..interop.detectron import load_backbone
+from ..interop.fcos_core import convert_backbone
+
+_CATALOG = "catalog://"
+_DETECTRON = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained"
+_CLOUDSTOR = "https://cloudstor.aarnet.edu.au/plus/s"  # closed in 2023, but the original's configs name it
+_CLASSIFIER = ("fc.", "classifier.")
+_COUNTER = "num_batches_tracked"  # of batch norm; files of before PyTorch 0.4.1 have none
+_WRAPPINGS = ("state_dict", "model")
+
+
+def _torchvision(weights: WeightsEnum) -> WebFile:
+    return WebFile((weights.url,), licence="BSD-3-Clause (torchvision)")
+
+
+def _detectron(name: str, *paths: str, mirrors: tuple[str, ...] = ()) -> tuple[str, WebFile]:
+    first, *others = (f"{_DETECTRON}/{path}.pkl" for path in paths)
+    licence = "CC BY-SA 3.0 (Detectron's model zoo)"
+    return name, WebFile((f"{first}#{name.replace('/', '_')}.pkl", *others, *mirrors), licence=licence)
+
 
 IMAGENET = {
-    "resnet50": ResNet50_Weights.IMAGENET1K_V1,
-    "resnet101": ResNet101_Weights.IMAGENET1K_V1,
-    "resnext101_32x8d": ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
-    "resnext101_64x4d": ResNeXt101_64X4D_Weights.IMAGENET1K_V1,
-    "mobilenet_v2": MobileNet_V2_Weights.IMAGENET1K_V1,
+    "resnet50": _torchvision(ResNet50_Weights.IMAGENET1K_V1),
+    "resnet101": _torchvision(ResNet101_Weights.IMAGENET1K_V1),
+    "resnext101_32x8d": _torchvision(ResNeXt101_32X8D_Weights.IMAGENET1K_V1),
+    "resnext101_64x4d": _torchvision(ResNeXt101_64X4D_Weights.IMAGENET1K_V1),
+    "mobilenet_v2": _torchvision(MobileNet_V2_Weights.IMAGENET1K_V1),
 }
+"""What `imagenet` means, by backbone."""
+CATALOG = dict(
+    [
+        _detectron("ImageNetPretrained/MSRA/R-50", "MSRA/R-50"),
+        _detectron("ImageNetPretrained/MSRA/R-50-GN", "47261647/R-50-GN"),
+        _detectron("ImageNetPretrained/MSRA/R-101", "MSRA/R-101"),
+        _detectron("ImageNetPretrained/MSRA/R-101-GN", "47592356/R-101-GN"),
+        _detectron("ImageNetPretrained/FAIR/20171220/X-101-32x8d", "20171220/X-101-32x8d"),
+        _detectron(
+            "ImageNetPretrained/FAIR/20171220/X-101-64x4d",
+            "20171220/X-101-64x4d",
+            "FBResNeXt/X-101-64x4d",  # its place in Detectron's model zoo
+            mirrors=(f"{_CLOUDSTOR}/k3ys35075jmU1RP/download#X-101-64x4d.pkl",),
+        ),
+    ]
+)
+"""What the original calls `catalog://NAME`: Caffe2's networks, for BGR images."""
+_MOBILENET = WebFile(
+    (
+        "https://huggingface.co/tianzhi/FCOS/resolve/main/mobilenet_v2-ecbe2b5.pth?download=true#mobilenet_v2-ecbe2b5.pth",
+        f"{_CLOUDSTOR}/xtixKaxLWmbcyf7/download#mobilenet_v2-ecbe2b5.pth",
+    ),
+    licence="none is stated with the file, which the authors of the original FCOS host; their project is for"
+    " non-commercial use",
+    restricted=True,
+)
+_KNOWN = (*CATALOG.values(), _MOBILENET)
+_STRIDE_IN_1X1 = ("ImageNetPretrained/MSRA/R-50", "ImageNetPretrained/MSRA/R-101")
 
-_CLASSIFIER = ("fc.", "classifier.")
-_PATIENCE = 10.0  # seconds without an answer
+
+def trained_with(source: str) -> dict[str, str | bool]:
+    """What weights with a name were trained with: options of the model or the backbone that they fit."""
+    if source == "imagenet":
+        return {"channel_order": "rgb", "stride_in_1x1": False}
+    if source.startswith(_CATALOG):
+        return {"channel_order": "bgr", "stride_in_1x1": source.removeprefix(_CATALOG) in _STRIDE_IN_1X1}
+    return {}
 
 
 def load_weights(net: nn.Module, backbone: str, source: str) -> None:
@@ -44,7 +97,7 @@ def load_weights(net: nn.Module, backbone: str, source: str) -> None:
         missing, unexpected = net.load_state_dict(state, strict=False)
     except RuntimeError as error:  # shapes
         raise WeightsError(f"model.backbone.weights={source} does not fit {backbone}: {error}") from None
-    missing = [name for name in missing if not name.startswith(_CLASSIFIER)]
+    missing = [name for name in missing if not name.startswith(_CLASSIFIER) and not name.endswith(_COUNTER)]
     if missing or unexpected:
         raise WeightsError(
             f"model.backbone.weights={source} does not fit {backbone} with this norm: {len(missing)} tensors missing"
@@ -58,67 +111,57 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
 
     Args:
         backbone: a key of `IMAGENET`.
-        source: `imagenet` (torchvision's file, from the torch hub cache or downloaded with its hash checked), or a path
-            to a state dict.
+        source: `imagenet` (torchvision's), `catalog://` and a key of `CATALOG`, an http(s) address, which may end in
+            `#NAME` for the name in the cache, or a path. Files are state dicts, in torchvision's names or
+            those of the original's MobileNetV2, or Detectron's when they end in .pkl.
 
     Raises:
-        WeightsError: no such file, no network, or not a state dict.
+        WeightsError: no such name or file, a failed download, or a file of another kind.
     """
-    if source == "imagenet":
-        name = f"ImageNet weights of {backbone}"
-        path = hub_file(IMAGENET[backbone].url, name, otherwise="train from random ones: model.backbone.weights=null")
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # a damaged file makes the reader fail in any way
-            raise WeightsError(f"{name}: {path} is damaged, it holds no tensors; delete it") from None
-    if "://" in source:
-        raise WeightsError(
-            f"model.backbone.weights: {source!r} is not read; give a path to a state dict in torchvision's names, null,"
-            " or `imagenet` (RGB images, torchvision's mean and deviation, blocks that downsample in the 3x3"
-            " convolution: model.channel_order, pixel_mean, pixel_std and backbone.stride_in_1x1 must agree)"
-        )
+    file = _named(backbone, source)
+    if file is None:
+        path, mend = Path(source).expanduser(), ""
+    else:
+        path = hub_file(file, f"model.backbone.weights={source}", otherwise="train from random ones: weights=null")
+        mend = "; delete it to download it again"
     try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
+        if path.suffix == ".pkl":
+            return load_backbone(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(
-            f"model.backbone.weights: no file {source!r} (expected `imagenet`, a path, or null)"
+            f"model.backbone.weights: no file {source!r} (expected `imagenet`, {_CATALOG}NAME, an address, a path, or"
+            " null)"
         ) from None
-    except Exception as error:  # as above
+    except WeightsError as error:
+        raise WeightsError(f"model.backbone.weights: {error}{mend}") from None
+    except Exception as error:  # a damaged file makes the reader fail in any way
         reason = str(error).partition("\n")[0]
-        raise WeightsError(f"model.backbone.weights: {source}: not a readable state dict: {reason}") from None
-    if isinstance(state, dict):
-        state = state.get("state_dict", state.get("model", state))
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"model.backbone.weights: {source}: expected a state dict of tensors")
-    return state
+        raise WeightsError(f"model.backbone.weights: {path}: not a readable state dict: {reason}{mend}") from None
+    if isinstance(content, dict):
+        content = next((content[key] for key in _WRAPPINGS if key in content), content)
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"model.backbone.weights: {path}: expected a state dict of tensors{mend}")
+    return convert_backbone(content)
 
 
-def hub_file(url: str, name: str, *, otherwise: str) -> Path:
-    """The file of an address in the torch hub cache, where it is downloaded to when it is missing.
-
-    Args:
-        url: ends in NAME-HASH.EXTENSION; a download must have a SHA-256 that begins with HASH.
-        name: of the weights, for the message.
-        otherwise: what else a user without a network can do, for the message.
-
-    Raises:
-        WeightsError: it could not be downloaded, or is another file.
-    """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if path.is_file():
-        return path
-    print(f"downloading {url} to {path}", file=sys.stderr)
-    patience = socket.getdefaulttimeout()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        socket.setdefaulttimeout(_PATIENCE)  # torch's download would wait for ever
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
-    except (OSError, RuntimeError, HTTPException) as error:  # no connection, another hash, broken off
-        if isinstance(error, HTTPError):
-            error.close()  # it is also the connection
+def _named(backbone: str, source: str) -> WebFile | None:
+    """What is downloaded for a source; None: it is a path."""
+    if source == "imagenet":
+        return IMAGENET[backbone]
+    if source.startswith(("http://", "https://")):
+        return next((file for file in _KNOWN if source in file.urls), WebFile((source,)))
+    if source.startswith(_CATALOG):
+        name = source.removeprefix(_CATALOG)
+        if name not in CATALOG:
+            known = ", ".join(CATALOG)
+            raise WeightsError(
+                f"model.backbone.weights: no {source}{suggest(name, list(CATALOG))}; backbones with a name: {known}"
+            )
+        return CATALOG[name]
+    if "://" in source:
         raise WeightsError(
-            f"{name}: could not download {url} ({error}); fetch the file elsewhere and put it at {path}, or {otherwise}"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(patience)
-    return path
+            f"model.backbone.weights: {source!r} is not read; give `imagenet`, {_CATALOG}NAME, an http(s) address, a"
+            " path, or null"
+        )
+    return None

@@ -18,7 +18,7 @@ class MobileNetV2(nn.Module):
     """Stages C2 to C5 (24, 32, 96, 320 channels), named as in torchvision so that its weights load.
 
     Args:
-        weights: `imagenet` (torchvision's V1), a path to a state dict, or None (random).
+        weights: see `weights.imagenet_weights`; None: random.
         norm: `bn`, `sync_bn` or `frozen_bn`.
         frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
     """

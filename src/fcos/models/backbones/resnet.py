@@ -38,7 +38,7 @@ class ResNet(nn.Module):
 
     Args:
         name: a key of `SHAPES`.
-        weights: `imagenet` (torchvision's V1), a path to a state dict, or None (random).
+        weights: see `weights.imagenet_weights`; None: random.
         norm: a key of `layers.NORMS`.
         norm_eps: epsilon of the norm; the original's frozen batch norm has none.
         stride_in_1x1: downsample in the first 1x1 convolution of a block (MSRA weights), not in the 3x3 one.

@@ -1,0 +1,170 @@
+"""Files from the net: mirrors, cache, downloads that broke off, hashes, licences."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from ssl import SSLError
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import torch
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress
+
+from .errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 10.0  # seconds without an answer, or without a further byte
+_CHUNK = 1 << 20
+_LONGEST_NAME = 200
+_BROKEN_OFF = (TimeoutError, ConnectionError, SSLError, HTTPException)
+
+
+@dataclass(frozen=True)
+class WebFile:
+    """A file of weights on the net.
+
+    Attributes:
+        urls: where it is, in the order they are tried. `#NAME` at the end of the first is the file's name in the cache.
+        licence: of the weights; None: not known here (the address is the user's).
+        restricted: the licence allows no commercial use, or nobody says what it is: told when the file is downloaded.
+    """
+
+    urls: tuple[str, ...]
+    licence: str | None = None
+    restricted: bool = False
+
+    @property
+    def name(self) -> str:
+        """In the cache. Without `#NAME` or a hash it is the whole address: many files are called R-50.pkl."""
+        address, _, name = self.urls[0].partition("#")
+        if not name:
+            last = address.partition("?")[0].rpartition("/")[2]
+            name = last if _hash_in(last) else address.partition("://")[2]
+        return re.sub(r"[^\w.-]+", "_", name).strip("._")[-_LONGEST_NAME:]
+
+
+def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
+    """The file of an address in the torch hub cache, where it is downloaded to when it is missing.
+
+    What a download that broke off has left behind is used by the next one. Of several processes one downloads.
+
+    Args:
+        source: an address (http or https), or several with their licence. When the name in the cache is
+            NAME-HASH.EXTENSION (seven digits or more), the SHA-256 of a download must begin with HASH.
+        name: of the weights, for the message.
+        otherwise: what else a user without a network can do, for the message.
+
+    Raises:
+        WeightsError: no address has it; every one is named with the reason, and where the file belongs.
+    """
+    file = WebFile((source,)) if isinstance(source, str) else source
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
+    if path.is_file():
+        return path
+    failures = []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if path.is_file():  # by another process in the meantime
+                return path
+            for url in file.urls:
+                failure = _download(url, path)
+                if failure is None:
+                    if file.restricted:
+                        log.warning("%s: mind the licence of these weights: %s", name, file.licence)
+                    return path
+                failures.append(f"{url} ({failure})")
+    except OSError as error:  # no place for the cache
+        failures = [f"to {path.parent} ({error})"]
+    found = ", ".join(failures)
+    raise WeightsError(
+        f"{name}: could not download {found}; fetch the file elsewhere and put it at {path}, or {otherwise}"
+    )
+
+
+def _hash_in(name: str) -> str:
+    """What the SHA-256 of a file begins with, from its name; empty: it does not say."""
+    found = re.search(r"-([0-9a-f]{7,64})\.", name)
+    return found[1] if found else ""
+
+
+def _download(url: str, path: Path) -> str | None:
+    """Fetch a file; why it is not there afterwards, if it is not."""
+    print(f"downloading {url} to {path}", file=sys.stderr)
+    expected = _hash_in(path.name)
+    try:
+        part = _receive(url, path, expected)
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: no address
+        reason = error.reason if type(error) is URLError else error
+        return str(reason) or type(reason).__name__
+    if not found.startswith(expected):
+        part.unlink()
+        return f"another file: its SHA-256 begins with {found[: len(expected)]}, expected {expected}"
+    part.replace(path)
+    for left in path.parent.glob(f"{path.name}.*.part"):
+        left.unlink(missing_ok=True)
+    return None
+
+
+def _receive(url: str, path: Path, expected: str) -> Path:
+    """The complete file, under a name that keeps parts of different files (or of their versions) from being mixed."""
+    with closing(_open(url)) as answer:
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else int(length)
+        version = f"{answer.headers.get('ETag') or answer.headers.get('Last-Modified')} {total}"
+        part = path.with_name(f"{path.name}.{expected or hashlib.sha256(version.encode()).hexdigest()[:8]}.part")
+        if total is None or not 0 < _size(part) <= total:
+            _save(answer, part, total)
+    while total is not None and (before := _size(part)) < total:
+        with closing(_open(url, start=before)) as answer:
+            _save(answer, part, total, append=answer.status == 206)  # 200: the server sends the whole file once more
+        if _size(part) <= before:
+            raise ConnectionError(f"broken off after {before} of {total} bytes; the next try goes on from there")
+    return part
+
+
+def _open(url: str, *, start: int = 0) -> HTTPResponse:
+    headers = {"User-Agent": "fcos"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        return urlopen(Request(url, headers=headers), timeout=_PATIENCE)
+    except HTTPError as error:
+        error.close()  # it is also the connection
+        raise
+
+
+def _save(answer: HTTPResponse, part: Path, total: int | None, *, append: bool = False) -> None:
+    """Write what comes. That it breaks off is an error only where the number of bytes does not show it."""
+    with part.open("ab" if append else "wb") as file, _progress(part.name, file.tell(), total) as bar:
+        try:
+            while chunk := answer.read(_CHUNK):
+                file.write(chunk)
+                bar.advance(bar.task_ids[0], len(chunk))
+        except _BROKEN_OFF:
+            if total is None:
+                raise
+
+
+@contextmanager
+def _progress(name: str, done: int, total: int | None) -> Iterator[Progress]:
+    """A progress bar on the terminal (stderr), nothing elsewhere."""
+    columns = (*Progress.get_default_columns(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        bar.add_task(name.partition(".")[0], completed=done, total=total)
+        yield bar
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0

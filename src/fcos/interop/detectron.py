@@ -1,0 +1,149 @@
+"""Backbones in Detectron's files: pickles of Caffe2 blobs.
+
+A pickle names functions that are called when it is read, so it can do anything. Here it gets numbers, text, arrays and
+plain containers, and the arrays are made by ourselves: numpy's own functions believe whatever a pickle tells them about
+memory. Names of blobs are facts about Detectron; they agree with the recorded ones of the original FCOS.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+
+_BLOB = re.compile(r"(?:res_)?(?:conv1|res([2-5])_(\d+)_branch(1|2[abc]))_(w|(?:bn|gn)_[sb])")
+
+
+def rename(blob: str) -> str | None:
+    """The name in torchvision's ResNet of a blob; None: one that a backbone has no use for.
+
+    Those are the biases of convolutions (a norm follows), the classifier (`fc1000`, `pred`) and `_momentum`.
+    """
+    match = _BLOB.fullmatch(blob)
+    if match is None:
+        return None
+    stage, block, branch, kind = match.groups()
+    number = 1 if stage is None else "abc".find(branch[-1]) + 1
+    layer = ("conv" if kind == "w" else "bn") + str(number)
+    if branch == "1":
+        layer = f"downsample.{'0' if kind == 'w' else '1'}"
+    prefix = "" if stage is None else f"layer{int(stage) - 1}.{block}."
+    return f"{prefix}{layer}.{'bias' if kind.endswith('b') else 'weight'}"
+
+
+def load_backbone(path: Path) -> dict[str, Tensor]:
+    """The backbone in a Detectron file, in torchvision's names.
+
+    Detectron's batch norm is scale and offset only: the statistics are mean 0 and variance 1.
+
+    Raises:
+        WeightsError: no pickle, one that asks for more than arrays and plain containers, or one without a backbone.
+        OSError: no such file.
+    """
+    state: dict[str, Tensor] = {}
+    for blob, array in _blobs(path).items():
+        name = rename(blob)
+        if name is None:
+            continue
+        state[name] = torch.from_numpy(array)
+        if blob.endswith("_bn_s"):
+            norm = name.removesuffix("weight")
+            state |= {f"{norm}running_mean": torch.zeros(array.shape), f"{norm}running_var": torch.ones(array.shape)}
+    if not state:
+        raise WeightsError(f"{path}: holds no blobs of a ResNet (expected conv1_w, res2_0_branch2a_w, ...)")
+    return state
+
+
+def _blobs(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a pickle by name: those of its dictionary, or of the one under `blobs`."""
+    with path.open("rb") as file:
+        try:
+            content = _Unpickler(file, encoding="latin1").load()  # which keeps the bytes of Python 2's strings
+        except Exception as error:  # bytes that are no pickle make the reader fail in any way
+            raise WeightsError(f"{path}: not a readable pickle of arrays: {error}") from None
+    content = content.get("blobs", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a dictionary of arrays, as Detectron writes it")
+    return {str(name): blob.array for name, blob in content.items() if isinstance(blob, _Array)}
+
+
+class _Type:
+    """Stands for `numpy.dtype`: plain numbers only."""
+
+    def __init__(self, code: str, *_: Any):
+        if not re.fullmatch(r"[biuf][1248]", code):
+            raise pickle.UnpicklingError(f"an array of the type {code!r}; only plain numbers are read")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1].replace("|", "=")
+
+    def read(self, data: Any) -> np.ndarray:
+        """A flat array of bytes' numbers, in memory of its own."""
+        data = data.encode("latin1") if isinstance(data, str) else data
+        return np.frombuffer(data, np.dtype(self.order + self.code)).astype(self.code)
+
+
+class _Array:
+    """Stands for `numpy.ndarray` and for what makes an empty one; then the pickle sets its content."""
+
+    array: np.ndarray
+
+    def __init__(self, *_: Any):
+        self.array = np.empty(0, np.float32)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, data = state
+        self.array = kind.read(data).reshape(shape, order="F" if fortran else "C")
+
+
+def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str, *_: Any) -> _Array:
+    made = _Array()
+    made.__setstate__((1, shape, kind, order == "F", data))
+    return made
+
+
+def _scalar(kind: _Type, data: Any) -> int | float:
+    return kind.read(data).item()
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes for Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}; only latin1 is read")
+    return text.encode(encoding)
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _bytes,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+}
+_OF_NUMPY = {
+    ("multiarray", "_reconstruct"): _Array,
+    ("multiarray", "scalar"): _scalar,
+    ("numeric", "_frombuffer"): _from_buffer,
+}
+for _core in ("core", "_core"):  # before numpy 2, since then
+    _ADMITTED |= {(f"numpy.{_core}.{module}", name): found for (module, name), found in _OF_NUMPY.items()}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """What a pickle may call."""
+        try:
+            return _ADMITTED[module_name, global_name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"it asks for {module_name}.{global_name}, and only arrays and plain containers are read, because"
+                " everything else can run code"
+            ) from None

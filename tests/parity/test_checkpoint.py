@@ -1,0 +1,88 @@
+"""Which tensor of our backbones a tensor of an ImageNet file fills, against the recorded rows."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fcos.config_text import validate
+from fcos.interop import detectron
+from fcos.interop.fcos_core import config_from_yaml, rename
+from fcos.models.backbones import BACKBONES, resnet
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "detectron_file" in metafunc.fixturenames:
+        goldens: Any = metafunc.config.getoption("--goldens")
+        files = sorted((goldens / "checkpoint").glob("c2_*.json"))
+        metafunc.parametrize("detectron_file", files, ids=[file.stem for file in files])
+
+
+def ours(keys: list[str]) -> list[str]:
+    """Names in our backbone of keys of the original's model."""
+    return [rename(key).removeprefix("backbone.") for key in keys]
+
+
+def values(shape: list[int], name: str) -> np.ndarray:
+    """Numbers that another tensor does not have."""
+    return ((np.arange(np.prod(shape)) + sum(name.encode())) % 997).astype(np.float32).reshape(shape)
+
+
+def build(goldens: Path, recorded: dict[str, Any], weights: Path) -> dict[str, Tensor]:
+    """The state dict of the backbone that the recorded config describes, with weights from a file."""
+    manifest = goldens / "manifests" / "fcos" / f"{Path(recorded['config']).stem}.json"
+    config = validate(config_from_yaml(json.loads(manifest.read_text())["merged_config"]), where=manifest.name)
+    options = {**config.model.backbone.model_dump(), "weights": str(weights)}
+    backbone = BACKBONES[options.pop("name")](**options)
+    assert isinstance(backbone, nn.Module)
+    return backbone.state_dict()
+
+
+def test_every_blob_has_the_recorded_name(detectron_file: Path) -> None:
+    rows = json.loads(detectron_file.read_text())["blobs"]
+    assert len(rows) > 200
+    for blob, _, _, keys in rows:
+        before_deformable = [name.replace(".conv2.conv.", ".conv2.") for name in ours(keys)]
+        assert [detectron.rename(blob)] == (before_deformable or [None]), blob
+
+
+def test_exactly_the_recorded_tensors_are_filled(
+    detectron_file: Path, goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first block of every stage; the names of the others are tested above."""
+    for name, shape in resnet.SHAPES.items():
+        monkeypatch.setitem(resnet.SHAPES, name, shape._replace(blocks=(1, 1, 1, 1)))
+    recorded = json.loads(detectron_file.read_text())
+    rows = [row for row in recorded["blobs"] if not re.match(r"res\d_[1-9]", row[0])]
+    blobs = {blob: values(shape, blob) for blob, shape, _, _ in rows}
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(blobs))
+    state = build(goldens, recorded, tmp_path / "net.pkl")
+    filled = {name: blob for blob, _, _, keys in rows for name in ours(keys)}
+    for name, blob in filled.items():
+        assert np.array_equal(state[name].numpy(), blobs[blob]), name
+    assert state.keys() - filled.keys() == set(ours(recorded["model_keys_not_in_file"])) & state.keys()
+    for name in state.keys() - filled.keys():
+        if ".offset." not in name:
+            assert torch.equal(state[name], torch.full_like(state[name], name.endswith("running_var"))), name
+
+
+def test_a_mobilenet_in_the_names_of_its_original_file(goldens: Path, tmp_path: Path) -> None:
+    recorded = json.loads((goldens / "checkpoint" / "mobilenet_v2.json").read_text())
+    file = {key: torch.from_numpy(values(shape, key)) for key, shape, _, _ in recorded["blobs"]}
+    torch.save(file, tmp_path / "net.pth")
+    state = build(goldens, recorded, tmp_path / "net.pth")
+    filled = {name: key for key, _, _, keys in recorded["blobs"] for name in ours(keys)}
+    assert len(filled) > 200
+    for name, key in filled.items():
+        assert torch.equal(state[name], file[key]), name
+    left = state.keys() - filled.keys()
+    assert left == set(ours(recorded["model_keys_not_in_file"])) & state.keys()
+    assert all(name.endswith("num_batches_tracked") for name in left)

@@ -1,0 +1,181 @@
+"""Detectron's pickles: what is read, what is refused, and the names of its blobs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fcos.errors import WeightsError
+from fcos.interop.detectron import load_backbone, rename
+
+# {"conv1_w": np.array([1, 2], "<f4")} as Python 2 with numpy 1.x writes it.
+PYTHON_2 = (
+    b"\x80\x02}q\x00U\x07conv1_wq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85q\x04"
+    b"U\x01bq\x05\x87q\x06Rq\x07(K\x01K\x02\x85q\x08cnumpy\ndtype\nq\tU\x02f4q\nK\x00K\x01\x87q\x0bRq\x0c(K\x03U\x01<q\r"
+    b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x0eb\x89U\x08\x00\x00\x80?\x00\x00\x00@q\x0ftq\x10bs."
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "net.pkl"
+
+
+def read(file: Path, content: Any, protocol: int = 2) -> list[Any]:
+    """The first blob of a pickle, as it comes out."""
+    file.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
+    return load_backbone(file)["conv1.weight"].tolist()
+
+
+def refusal(file: Path, content: Any) -> str:
+    with pytest.raises(WeightsError) as caught:
+        read(file, content)
+    assert str(file) in str(caught.value)
+    return str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------------------- what is read
+
+
+def test_a_pickle_of_python_2(file: Path) -> None:
+    assert read(file, PYTHON_2) == [1, 2]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocol(file: Path, protocol: int) -> None:
+    assert read(file, {"conv1_w": np.array([[1.5, -2], [3, 200]], np.float32)}, protocol) == [[1.5, -2], [3, 200]]
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+        np.arange(6, dtype=">f8").reshape(3, 2),
+        np.arange(12, dtype=np.int64).reshape(3, 4)[:, ::2],
+        np.array([[True, False]]).astype(np.uint8),
+    ],
+)
+def test_arrays_come_out_as_they_went_in(file: Path, array: np.ndarray, protocol: int) -> None:
+    assert read(file, {"conv1_w": array}, protocol) == array.tolist()
+
+
+def test_arrays_under_blobs_beside_other_things(file: Path) -> None:
+    arrays = OrderedDict(conv1_w=np.ones(2, np.float32), epoch=np.float32(3), note="text", none=None)
+    assert read(file, {"blobs": arrays, "cfg": "MODEL: {}", "lr": np.float64(0.1)}) == [1, 1]
+
+
+def test_the_memory_is_the_tensors_own(file: Path) -> None:
+    read(file, {"conv1_w": np.ones(2, np.float32)})
+    tensor = load_backbone(file)["conv1.weight"]
+    tensor.add_(1)
+    assert tensor.tolist() == [2, 2]
+
+
+def test_a_norm_without_statistics_gets_those_that_change_nothing(file: Path) -> None:
+    file.write_bytes(pickle.dumps({"res2_0_branch2a_bn_s": np.full(2, 3.0, np.float32)}))
+    state = load_backbone(file)
+    assert {name: tensor.tolist() for name, tensor in state.items()} == {
+        "layer1.0.bn1.weight": [3, 3],
+        "layer1.0.bn1.running_mean": [0, 0],
+        "layer1.0.bn1.running_var": [1, 1],
+    }
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+class _Call:
+    """Pickled as the call of a function."""
+
+    def __init__(self, function: Any, *args: Any):
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "name"),
+    [
+        (os.mkdir, ("made",), f"{os.name}.mkdir"),
+        (eval, ("1",), "__builtin__.eval"),
+        (getattr, ("", "join"), "__builtin__.getattr"),
+        (np.load, ("x",), "numpy.load"),
+        (Path, ("x",), "pathlib"),
+    ],
+)
+def test_functions_are_not_called(
+    file: Path, monkeypatch: pytest.MonkeyPatch, function: Any, args: Any, name: str
+) -> None:
+    monkeypatch.chdir(file.parent)
+    text = refusal(file, {"conv1_w": _Call(function, *args)})
+    assert f"it asks for {name}" in text
+    assert "only arrays and plain containers are read" in text
+    assert not Path("made").exists()
+
+
+def test_arrays_of_python_objects_are_refused(file: Path) -> None:
+    assert "an array of the type 'O8'; only plain numbers are read" in refusal(file, {"conv1_w": np.array([None])})
+
+
+@pytest.mark.parametrize("array", [np.array(["text"]), np.zeros(2, "V8"), np.zeros(2, "i4,f4"), np.zeros(1, "M8[s]")])
+def test_arrays_of_anything_but_numbers_are_refused(file: Path, array: np.ndarray) -> None:
+    assert "only plain numbers are read" in refusal(file, {"conv1_w": array})
+
+
+def test_bytes_in_another_encoding_are_refused(file: Path) -> None:
+    import _codecs
+
+    assert "only latin1 is read" in refusal(file, {"conv1_w": _Call(_codecs.encode, "x", "rot13")})
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"version https://git-lfs", PYTHON_2[:-20], PYTHON_2.replace(b"K\x02\x85", b"K\x03\x85")]
+)
+def test_a_damaged_file_is_refused(file: Path, content: bytes) -> None:
+    assert "not a readable pickle of arrays" in refusal(file, content)
+
+
+@pytest.mark.parametrize("content", [[1], "text", None, {"blobs": 3}])
+def test_anything_but_a_dictionary_is_refused(file: Path, content: Any) -> None:
+    assert "expected a dictionary of arrays" in refusal(file, content)
+
+
+@pytest.mark.parametrize("content", [{}, {"conv1_w": 3}, {"cls_score_w": np.ones(2)}])
+def test_a_file_without_a_backbone_is_refused(file: Path, content: Any) -> None:
+    assert "holds no blobs of a ResNet" in refusal(file, content)
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("blob", "name"),
+    [
+        ("conv1_w", "conv1.weight"),
+        ("res_conv1_bn_b", "bn1.bias"),
+        ("res2_0_branch1_w", "layer1.0.downsample.0.weight"),
+        ("res2_0_branch1_bn_s", "layer1.0.downsample.1.weight"),
+        ("res4_22_branch2c_bn_b", "layer3.22.bn3.bias"),
+        ("res5_2_branch2b_w", "layer4.2.conv2.weight"),
+        ("conv1_gn_s", "bn1.weight"),
+        ("res3_1_branch2a_gn_b", "layer2.1.bn1.bias"),
+        ("conv1_b", None),
+        ("conv1_w_momentum", None),
+        ("fc1000_w", None),
+        ("pred_b", None),
+        ("res6_0_branch2a_w", None),
+        ("fpn_inner_res5_2_sum_w", None),
+    ],
+)
+def test_names_by_hand(blob: str, name: str | None) -> None:
+    assert rename(blob) == name
