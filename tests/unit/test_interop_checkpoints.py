@@ -231,7 +231,7 @@ def test_without_a_network_the_message_says_where_the_file_belongs(
         raise OSError("no route")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr("fcos.downloads.urlopen", unreachable)
     with pytest.raises(WeightsError) as caught:
         fcos.load("torchvision/fcos_resnet50_fpn")
     for part in (
