@@ -1,0 +1,78 @@
+"""docs/migrating.md tells the truth about every option of the original."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcos.config_text import changes, load_config, recipe_names, validate
+from fcos.errors import ConfigError
+from fcos.interop.fcos_core import config_from_yaml
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
+ROWS = dict(re.findall(r"^\| `([A-Z][\w.*]+)` \| (.+?) \| ", PAGE.split("## Every option")[1], re.MULTILINE))
+BODY = ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET"]
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+DEFAULTS = leaves(json.loads((ROOT / "tests/parity/goldens/facts/default_config.json").read_text()))
+OURS = leaves(load_config(None).to_dict())
+
+
+def place(key: str) -> str:
+    """What the table says of a key: its own row, else that of its section."""
+    section = key.rpartition(".")[0]
+    assert key in ROWS or f"{section}.*" in ROWS, f"{key} is not in the table"
+    return ROWS.get(key, ROWS.get(f"{section}.*", ""))
+
+
+def another_value(default: Any) -> Any:
+    if isinstance(default, list):
+        return [7.0] * max(len(default), 1)
+    return {bool: not default, str: "other", int: 7, float: 0.123}[type(default)]
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_every_key_is_where_the_table_says(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    text, body = place(key), [] if key == BODY[0] else BODY
+    base = validate(config_from_yaml({}, BODY), where="x")
+    moved, refusal = set(), ""
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        try:
+            other = validate(config_from_yaml({key: another_value(DEFAULTS[key])}, body), where="x")
+            moved = {option for option, _, _ in changes(base, other)}
+        except ConfigError as error:
+            refusal = str(error)
+    if "which is not here" in refusal:
+        assert text == f"only `{DEFAULTS[key]}`"
+    elif caplog.messages:
+        assert "without effect" in caplog.messages[0]
+        assert text == "no effect"
+    else:
+        named = set(re.findall(r"`([\w.]+)`", text))
+        assert named
+        assert named <= set(OURS)
+        assert moved <= named
+
+
+def test_the_table_has_no_other_keys() -> None:
+    sections = {f"{key.rpartition('.')[0]}.*" for key in DEFAULTS}
+    assert set(ROWS) <= {*DEFAULTS, *sections}
+
+
+def test_what_the_page_names_is_there() -> None:
+    assert set(re.findall(r"fcos train (fcos_\w+) ", PAGE)) <= set(recipe_names())
+    for path in re.findall(r"(?:configs/fcos|tools)/\w+\.\w+", PAGE):
+        assert (ROOT / path).is_file()
