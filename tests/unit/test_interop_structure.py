@@ -64,6 +64,21 @@ def test_names_of_before_mmdetection_2_are_known() -> None:
     assert from_content(old, where="old").model.keys() == from_content(state, where="new").model.keys()
 
 
+def test_deformable_layers_of_mmdetection() -> None:
+    state = state_of(IMPROVED)
+    for layer in ("backbone.layer3.0.conv2", "bbox_head.cls_convs.3.conv", "bbox_head.reg_convs.3.conv"):
+        state[f"{layer}.conv_offset.weight"] = torch.zeros(27, 256, 3, 3, device="meta")
+        state[f"{layer}.conv_offset.bias"] = torch.zeros(27, device="meta")
+    checkpoint = from_content(state, where="x.pth")
+    for layer in ("backbone.layer3.0.conv2", "head.cls_tower.9", "head.box_tower.9"):
+        own = {name.removeprefix(f"{layer}.") for name in checkpoint.model if name.startswith(f"{layer}.")}
+        bias = set() if layer.startswith("backbone") else {"conv.bias"}
+        assert own == {"offset.weight", "offset.bias", "conv.weight"} | bias
+    assert checkpoint.config["model"]["backbone"]["deformable_stages"] == ["C4"]
+    assert checkpoint.config["model"]["head"]["deformable"]
+    assert checkpoint.config["model"]["head"]["num_convs"] == 4
+
+
 def test_the_towers_tell_the_two_families_of_mmdetection_apart() -> None:
     first, improved = (from_content(state_of(name), where="x.pth").config["model"] for name in (MMDETECTION, IMPROVED))
     assert (first["nms_threshold"], improved["nms_threshold"]) == (0.5, 0.6)
