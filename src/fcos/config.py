@@ -337,8 +337,8 @@ class TrainConfig(_Section):
     """Save weights/last.pt every so many iterations."""
     log_every: int = Field(default=20, ge=1)
     weights: str | None = None
-    """Weights of a detector to start from: a path (ours, the original's or torchvision's), or
-    `torchvision/fcos_resnet50_fpn`."""
+    """Weights of a detector to start from: a path or an http(s) address (`#NAME` at its end: the name in the cache) of
+    a file of ours or of another project, or `torchvision/fcos_resnet50_fpn`."""
     resume: bool = False
     """Continue the run in `output_dir` from its weights/last.pt."""
     seed: int = 0

@@ -24,6 +24,8 @@ from .errors import WeightsError
 
 log = logging.getLogger(__name__)
 
+SCHEMES = ("http://", "https://")
+
 _PATIENCE = 10.0  # seconds without an answer, or without a further byte
 _CHUNK = 1 << 20
 _LONGEST_NAME = 200
@@ -78,7 +80,8 @@ def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
         with FileLock(path.with_name(f".{path.name}.lock")):
             if path.is_file():  # by another process in the meantime
                 return path
-            for url in file.urls:
+            for address in file.urls:
+                url = address.partition("#")[0]
                 failure = _download(url, path)
                 if failure is None:
                     if file.restricted:
@@ -87,9 +90,9 @@ def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
                 failures.append(f"{url} ({failure})")
     except OSError as error:  # no place for the cache
         failures = [f"to {path.parent} ({error})"]
-    found = ", ".join(failures)
+    reasons = ",\n  ".join(failures)
     raise WeightsError(
-        f"{name}: could not download {found}; fetch the file elsewhere and put it at {path}, or {otherwise}"
+        f"{name}: could not download {reasons}; fetch the file elsewhere and put it at {path}, or {otherwise}"
     )
 
 

@@ -240,7 +240,7 @@ def test_a_mirror_goes_on_with_what_another_one_began(server: Server) -> None:
 def test_without_a_network_every_address_is_named_and_where_the_file_belongs(server: Server, cache: Path) -> None:
     urls = (server.url("gone/" + FILE), "http://127.0.0.1:9/" + FILE)
     text = failure(WebFile(urls))
-    assert text.startswith(f"weights: could not download {urls[0]} (HTTP Error 404: Not Found), {urls[1]} (")
+    assert text.startswith(f"weights: could not download {urls[0]} (HTTP Error 404: Not Found),\n  {urls[1]} (")
     assert "refused" in text
     assert text.endswith(f"; fetch the file elsewhere and put it at {cache / FILE}, or do without")
 

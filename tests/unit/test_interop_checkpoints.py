@@ -22,7 +22,7 @@ from fcos import ConfigError, DataError, WeightsError, cli
 from fcos.config import ResNetConfig
 from fcos.config_text import load_config, validate
 from fcos.interop.checkpoints import from_content, with_fcos_core_conventions
-from fcos.interop.fcos_core import config_from_yaml
+from fcos.interop.fcos_core_config import config_from_yaml
 from fcos.interop.torchvision import COCO_CLASSES, WEIGHTS
 from fcos.training.checkpoint import load_checkpoint
 
@@ -222,6 +222,13 @@ def test_a_file_of_torchvisions_training_script(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "model_3.pth")
     loaded = load_checkpoint(tmp_path / "model_3.pth")
     assert (loaded.project, loaded.class_names, loaded.category_ids) == ("torchvision", (), (1, 2))
+
+
+def test_an_address_is_a_file_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    original_file(tmp_path / "checkpoints" / "old.pth")
+    assert load_checkpoint("https://127.0.0.1:9/download?x=1#old.pth").project == "fcos_core"
 
 
 def test_without_a_network_the_message_says_where_the_file_belongs(
