@@ -65,7 +65,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     tree = read_config_tree(source)
     name = str(source) if source is not None else "defaults"
     if tree and all(key.isupper() for key in tree):
-        from .interop.fcos_core import config_from_yaml
+        from .interop.fcos_core_config import config_from_yaml
 
         pairs = [item for item in overrides if "=" not in item]
         tree = config_from_yaml(tree, pairs, where=name)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fcos.config import Config
 from fcos.config_text import validate
-from fcos.interop.fcos_core import config_from_yaml, convert_state_dict, rename
+from fcos.interop.fcos_core import convert_state_dict, rename
+from fcos.interop.fcos_core_config import config_from_yaml
 from fcos.models import FCOS, build_model
 
 

@@ -18,7 +18,8 @@ from fcos.config_text import validate
 from fcos.data.loader import pad
 from fcos.data.transforms import detection_views
 from fcos.inference.augment import candidates_of, detect_in_views
-from fcos.interop.fcos_core import config_from_yaml, convert_state_dict
+from fcos.interop.fcos_core import convert_state_dict
+from fcos.interop.fcos_core_config import config_from_yaml
 from fcos.models import FCOS, build_model
 from fcos.structures import View
 

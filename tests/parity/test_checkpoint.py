@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fcos.config_text import validate
 from fcos.interop import detectron
-from fcos.interop.fcos_core import config_from_yaml, rename
+from fcos.interop.fcos_core import rename
+from fcos.interop.fcos_core_config import config_from_yaml
 from fcos.models.backbones import BACKBONES, resnet
 
 

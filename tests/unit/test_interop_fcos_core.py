@@ -14,7 +14,8 @@ import yaml
 from fcos.config import Config
 from fcos.config_text import load_config, validate
 from fcos.errors import ConfigError
-from fcos.interop.fcos_core import config_from_yaml, convert_state_dict, rename
+from fcos.interop.fcos_core import convert_state_dict, rename
+from fcos.interop.fcos_core_config import config_from_yaml
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 DEFAULTS: dict[str, Any] = json.loads((GOLDENS / "facts" / "default_config.json").read_text())

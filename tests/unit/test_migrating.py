@@ -12,7 +12,7 @@ import pytest
 
 from fcos.config_text import changes, load_config, recipe_names, validate
 from fcos.errors import ConfigError
-from fcos.interop.fcos_core import config_from_yaml
+from fcos.interop.fcos_core_config import config_from_yaml
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")

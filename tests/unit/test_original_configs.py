@@ -13,7 +13,7 @@ from tiny_data import CLASSES, coco_tree, write_images, write_json
 from fcos.config_text import load_config, validate
 from fcos.data import load_annotations
 from fcos.errors import ConfigError
-from fcos.interop.fcos_core import config_from_yaml
+from fcos.interop.fcos_core_config import config_from_yaml
 from fcos.interop.fcos_core_data import CATALOG, split_of
 
 ROOT = Path(__file__).parents[2]
