@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..downloads import SCHEMES, hub_file
 from ..errors import WeightsError
-from ..models.weights import hub_file
 from ..training.checkpoint import CLASS_HEAD, Checkpoint, Project
 from . import adelaidet, detectron2, fcos_core, mmdetection, torchvision
 
@@ -37,15 +37,16 @@ SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED]
 
 
 def file_of(source: str | Path) -> Path:
-    """The file that a source names: itself, or the downloaded one of weights that have a name.
+    """The file that a source names: itself, or the downloaded one of an address or of weights that have a name.
 
     Raises:
         WeightsError: the download failed.
     """
-    weights = torchvision.WEIGHTS.get(str(source))
-    if weights is None:
+    name = str(source)
+    url = torchvision.WEIGHTS[name].url if name in torchvision.WEIGHTS else name
+    if not url.startswith(SCHEMES):
         return Path(source)
-    return hub_file(weights.url, str(source), otherwise="give the path of other weights")
+    return hub_file(url, name, otherwise="give the path of other weights")
 
 
 def from_content(content: Any, *, where: str, class_names: Sequence[str] | None = None) -> Checkpoint:
