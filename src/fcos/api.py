@@ -145,7 +145,8 @@ def _restore(
 
     if _is_recipe(weights):
         raise WeightsError(f"{weights}: a recipe or config; expected the weights that were trained with it")
-    if not Path(weights).suffix and not Path(weights).exists() and str(weights) not in WEIGHTS:
+    known = str(weights) in WEIGHTS or "//" in str(weights) or Path(weights).suffix or Path(weights).exists()
+    if not known:
         raise WeightsError(
             f"{weights}: no such weights file, and no recipe either; recipes: {', '.join(recipe_names())}; weights with"
             f" a name: {', '.join(WEIGHTS)}"
