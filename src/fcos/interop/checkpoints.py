@@ -71,6 +71,7 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
         if project is None or module is None:
             raise WeightsError(f"{where}: {_unknown(content, state)}")
         weights, config = module.convert(state, where=where)
+        _tell_conventions(config["model"], project, where=where)
         if class_names is None:
             class_names = mmdetection.class_names(content, len(weights[f"{CLASS_HEAD}bias"]))
         checkpoint = _checkpoint(weights, config, project, class_names=class_names, where=where)
@@ -134,6 +135,14 @@ def with_fcos_core_conventions(tree: Mapping[str, Any]) -> dict[str, Any]:
         resnet = {"norm_eps": 0.0, "stride_in_1x1": not backbone["name"].startswith("resnext")}
         model["backbone"] = {**backbone, **resnet}
     return {**tree, "model": model}
+
+
+def _tell_conventions(model: Mapping[str, Any], project: Project, *, where: str) -> None:
+    """Log what everything depends on and no tensor shows."""
+    taken = {"backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1")}
+    taken |= {key: model[key] for key in ("channel_order", "pixel_mean", "pixel_std")}
+    options = " ".join(f"model.{key}={value}" for key, value in taken.items() if value is not None)
+    log.info("%s: as in the configs of %s itself, since weights do not show it: %s", where, project, options)
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:

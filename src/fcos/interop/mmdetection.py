@@ -4,21 +4,19 @@ On the same network input the detections are the same. The input itself differs 
 OpenCV, which does not average when it shrinks. Names and settings are facts about that project; none of its code is
 used.
 
-Its two families of configs tell themselves apart by the bias in the towers: the first has none; the improved one has
+Backbones are taken to be as in its published configs: ResNets of style caffe, ResNeXts of style pytorch. Its two
+families of configs tell themselves apart by the bias in the towers: the first has none; the improved one has
 (center sampling, distances in strides, centerness on the box branch, GIoU).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from .structure import Rule, model_section, renamed, shifted
-
-log = logging.getLogger(__name__)
 
 _TOWERS = {"cls_convs": "cls_tower", "reg_convs": "box_tower"}
 _RULES: list[Rule] = [
@@ -34,10 +32,11 @@ _RULES: list[Rule] = [
     (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
 ]
 _PIXELS = {
-    "caffe": {"channel_order": "bgr", "pixel_mean": (102.9801, 115.9465, 122.7717), "pixel_std": (1.0, 1.0, 1.0)},
-    "improved": {"channel_order": "bgr", "pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1.0, 1.0, 1.0)},
-    "pytorch": {},  # ours
+    "caffe": ("bgr", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),
+    "improved": ("bgr", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),
+    "pytorch": ("rgb", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
+"""Order of the channels, mean and deviation."""
 _IMPROVED = {"center_sampling_radius": 1.5, "box_loss": "giou", "nms_threshold": 0.6}
 
 
@@ -92,17 +91,12 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
     section = model_section(weights, where=where)
     improved = section["head"]["conv_bias"]
     pytorch = section["backbone"]["name"].startswith("resnext")
-    if not pytorch:
-        log.info(
-            "%s: taken to have a backbone of style 'caffe'; if its config says 'pytorch', give"
-            " model.backbone.stride_in_1x1=false and model.channel_order, pixel_mean and pixel_std from there",
-            where,
-        )
     # Its batch norm does not learn.
     section["backbone"] |= {"stride_in_1x1": not pytorch, "norm": "frozen_bn"}
     if improved:
         section["head"] |= {"centerness_on": "box", "regression": "relu_stride"}
     section |= _IMPROVED if improved else {"nms_threshold": 0.5}
-    section |= _PIXELS["pytorch" if pytorch else "improved" if improved else "caffe"]
+    pixels = _PIXELS["pytorch" if pytorch else "improved" if improved else "caffe"]
+    section |= zip(("channel_order", "pixel_mean", "pixel_std"), pixels, strict=True)
     section |= {"score": "product", "top_k_on": "class", "detect_in_padding": True}
     return weights, {"model": section, "data": {"short_side": [800], "max_side": 1333}}
