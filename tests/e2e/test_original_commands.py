@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shlex
 import socket
 import subprocess
@@ -54,18 +55,25 @@ def folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_training_without_and_testing_with_the_originals_commands(folder: Path) -> None:
-    train = f"tools/train_net.py --config-file {CONFIG} --skip-test DATALOADER.NUM_WORKERS 2 OUTPUT_DIR {RUN} {TINY}"
-    assert "AP" not in command(f"{LAUNCH} {train}")
+def test_training_and_testing_with_one_launcher_each(folder: Path) -> None:
+    train = f"tools/train_net.py --config-file {CONFIG} --skip-test DATALOADER.NUM_WORKERS 2 OUTPUT_DIR {RUN}"
+    assert "AP" not in command(f"{LAUNCH} {train} {TINY}")
     checkpoint = load_checkpoint(folder / RUN / "weights/best.pt")
     assert (checkpoint.iteration, checkpoint.class_names) == (2, ("red", "blue"))
     assert checkpoint.config["data"]["train"]["annotations"] == [
         "datasets/coco/annotations/instances_train2014.json",
         "datasets/coco/annotations/instances_valminusminival2014.json",
     ]
-    test = f"tools/test_net.py --config-file {CONFIG} MODEL.WEIGHT {RUN}/weights/best.pt TEST.IMS_PER_BATCH 4 {TINY}"
-    test = test.replace("MODEL.WEIGHT ''", "")
-    assert "AP50" in command(f"{TORCHRUN} {test}")
+    assert checkpoint.config["data"]["val"]["annotations"] == []
+    test = f"tools/test_net.py --config-file {CONFIG} MODEL.WEIGHT {RUN}/weights/best.pt TEST.IMS_PER_BATCH 4"
+    assert "AP50" in command(f"{TORCHRUN} {test} INPUT.MIN_SIZE_TEST 96")
     detections = json.loads((folder / RUN / "val/detections.json").read_text())
     assert {d["image_id"] for d in detections} <= set(range(12))
     assert len(detections) > 0
+
+
+def test_weights_must_be_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["test_net.py", "--config-file", str(ROOT / CONFIG), "TEST.IMS_PER_BATCH", "4"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "tools/test_net.py"), run_name="__main__")
+    assert "MODEL.WEIGHT FILE is missing" in capsys.readouterr().err
