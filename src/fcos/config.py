@@ -360,15 +360,14 @@ class TrainConfig(_Section):
 
 
 class EvalConfig(_Section):
-    """Evaluation and prediction. `flip` and `scales` are test-time augmentation: every image is detected on in several
-    views, together; one view costs as much time as detection without."""
+    """Evaluation and prediction."""
 
     batch_size: int = Field(default=8, ge=1)
     """Images a step; the result does not depend on it."""
     flip: bool = False
-    """Detect on the mirrored image, too."""
+    """Test-time augmentation: detect on the mirrored image, too. Every view costs the time and memory of an image."""
     scales: list[PositiveInt] = []
-    """Detect at these lengths of the shorter side, too, in pixels."""
+    """Test-time augmentation: detect at these lengths of the shorter side, too, in pixels."""
     scales_max_side: int = Field(default=4000, ge=1)
     """The longer side is at most this at `scales`."""
     scales_flip: bool = False
