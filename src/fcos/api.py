@@ -30,7 +30,8 @@ def load(
     """Load a detector that is ready to `predict`.
 
     Args:
-        source: a weights file: runs/NAME/weights/best.pt, or one of the original FCOS or torchvision; the name
+        source: a weights file: runs/NAME/weights/best.pt, or one of the original FCOS, AdelaiDet,
+            detectron2, mmdetection or torchvision, perhaps at an http(s) address; the name
             `torchvision/fcos_resnet50_fpn` (COCO; downloaded once); or a recipe or YAML file, for the weights that its
             `train.weights` names, else for a detector whose head is untrained (the backbone's weights are fetched
             unless `model.backbone.weights=null`; it has 80 classes unless `model.num_classes` says otherwise).

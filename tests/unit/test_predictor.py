@@ -136,6 +136,14 @@ def test_a_missing_file_is_named(detector, tmp_path):
         detector.predict(tmp_path / "none.jpg")
 
 
+@pytest.mark.parametrize(("score", "threshold"), [("sqrt", 0.5), ("product", 0.25)])
+def test_the_default_threshold_is_one_of_probability_and_centerness(detector, score, threshold, monkeypatch):
+    monkeypatch.setattr(detector.model, "score", score)
+    expected = detector.predict(picture(), threshold=threshold)
+    assert 0 < len(expected) < len(detector.predict(picture(), threshold=0))
+    assert_same(detector.predict(picture()), expected, pixels=0, score=0)
+
+
 def test_a_threshold_outside_0_to_1_is_refused(detector):
     with pytest.raises(ValueError, match=r"threshold: expected 0\.\.1, found 30"):
         detector.predict(picture(), threshold=30)

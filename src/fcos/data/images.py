@@ -118,7 +118,7 @@ def check_images(paths: Sequence[Path], *, decode: bool) -> Iterator[ImageCheck]
 
 def _orientation(image: Image.Image, path: str | Path) -> int:
     # In a PNG it may stand behind the pixels: Pillow would decode every file in search of it.
-    if image.format == "PNG" and not any("exif" in key.lower() or "xmp" in key.lower() for key in image.info):
+    if image.format == "PNG" and not any("exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info):
         end = _end(path, 1 << 16)
         if b"eXIf" not in end and b"XML:com.adobe.xmp" not in end:
             return 1

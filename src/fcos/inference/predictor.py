@@ -74,8 +74,8 @@ class Detector:
         Args:
             images: a path, http(s) URL, PIL image, array ([H, W, 3] RGB or [H, W] grey, uint8) or tensor ([3, H, W] RGB
                 or [1, H, W] grey, uint8 or float in 0..1); or a list of them.
-            threshold: lower scores are left out, 0..1; None: 0.5. The model's own limits hold beside it
-                (`model.score_threshold`, `model.max_detections`).
+            threshold: lower scores are left out, 0..1; None: 0.5, or 0.25 where scores have no root (`model.score`).
+                The model's own limits hold beside it (`model.score_threshold`, `model.max_detections`).
             batch_size: pictures a step; None: `config.eval.batch_size`. The result does not depend on it: pictures are
                 batched with others of the same padded shape only. `eval.flip` and `eval.scales` augment.
 
@@ -89,7 +89,8 @@ class Detector:
         """
         if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
             return self.predict([images], threshold=threshold, batch_size=batch_size)[0]
-        threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+        if threshold is None:
+            threshold = DEFAULT_THRESHOLD if self.model.score == "sqrt" else DEFAULT_THRESHOLD**2
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold: expected 0..1, found {threshold}")
         step = batch_size or self.config.eval.batch_size
