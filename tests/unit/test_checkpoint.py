@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from torch import nn
 import fcos
 from fcos.config import Config
 from fcos.errors import WeightsError
-from fcos.models import build_model
+from fcos.models import FCOS, build_model
 from fcos.training.checkpoint import fill, load_checkpoint, save_checkpoint, start_from
 
 
@@ -151,21 +152,54 @@ def test_fill_names_what_does_not_fit() -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("names", [NAMES, ("horse", "cow")])
-def test_start_from_keeps_the_class_head_only_for_the_same_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+def start(path: Path, names: tuple[str, ...]) -> tuple[FCOS, FCOS, FCOS, str]:
+    """A detector of `NAMES` that was saved; one of `names` before and after it starts from that; and what is told."""
     config = tiny_config()
     old = tiny_model(config)
-    save(tmp_path / "a.pt", old, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
-    new = build_model(config.model, num_classes=len(names), pretrained=False)
-    fresh = new.head.logits.weight.detach().clone()
-    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), config.model, names, where="a.pt")
+    save(path, old, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    fresh = build_model(config.model, num_classes=len(names), pretrained=False)
+    new = copy.deepcopy(fresh)
+    return old, fresh, new, start_from(new, load_checkpoint(path), config.model, names, where="a.pt")
+
+
+def test_start_from_the_same_classes_takes_all_and_says_so_in_a_line(tmp_path: Path) -> None:
+    old, _, new, summary = start(tmp_path / "a.pt", NAMES)
+    assert same(new.state_dict(), old.state_dict())
+    assert summary == f"weights: all {len(old.state_dict()) - 2} tensors from a.pt"  # pixels are the config's
+
+
+def test_start_from_carries_rows_of_the_class_head_over_by_name(tmp_path: Path) -> None:
+    old, fresh, new, summary = start(tmp_path / "a.pt", ("horse", "owl", "cat", "cow"))
+    for part in ("weight", "bias"):
+        before, own, after = (getattr(model.head.logits, part) for model in (old, fresh, new))
+        assert torch.equal(after[[1, 2]], before[[2, 0]])
+        assert torch.equal(after[[0, 3]], own[[0, 3]])
     assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
-    if names == NAMES:
-        assert same(new.state_dict(), old.state_dict())
-        assert "all " in summary
-    else:
-        assert torch.equal(new.head.logits.weight, fresh)
-        assert "cat, dog, owl there, horse, cow here" in summary
+    assert summary.splitlines() == [
+        f"weights: {len(old.state_dict()) - 4} tensors from a.pt",
+        "  head.logits.weight, head.logits.bias: partly, 2 of 4 rows by class name (owl, cat); fresh: horse, cow",
+    ]
+
+
+def test_start_from_the_same_classes_in_another_order(tmp_path: Path) -> None:
+    old, _, new, summary = start(tmp_path / "a.pt", NAMES[::-1])
+    assert torch.equal(new.head.logits.weight, old.head.logits.weight.flip(0))
+    assert summary.endswith("head.logits.bias: taken, 3 of 3 rows by class name (owl, dog, cat)")
+
+
+def test_start_from_other_classes_leaves_the_class_head_fresh(tmp_path: Path) -> None:
+    old, fresh, new, summary = start(tmp_path / "a.pt", ("horse", "cow"))
+    assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
+    assert torch.equal(new.head.logits.weight, fresh.head.logits.weight)
+    assert summary.endswith("fresh, because the classes differ: cat, dog, owl there, horse, cow here")
+
+
+def test_start_from_a_class_head_of_another_width_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", tiny_model(tiny_config()), class_names=NAMES, category_ids=CATEGORY_IDS)
+    config = tiny_config(fpn={"channels": 32})
+    new = build_model(config.model, num_classes=2, pretrained=False)
+    with pytest.raises(WeightsError, match=r"of another shape: .*fpn"):
+        start_from(new, load_checkpoint(tmp_path / "a.pt"), config.model, ("cat", "cow"), where="a.pt")
 
 
 def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path) -> None:
@@ -187,7 +221,10 @@ def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: 
     new = build_model(tiny_config().model, num_classes=3, pretrained=False)
     summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), tiny_config().model, NAMES, where="a.pt")
     assert [scale.item() for scale in new.head.scales] == [1.0] * 5
-    assert summary.endswith("; they were trained with model.location=corner, which fits them better")
+    first, scales = summary.splitlines()
+    assert first.endswith("; they were trained with model.location=corner, which fits them better")
+    assert scales.startswith("  head.scales.0, head.scales.1")
+    assert scales.endswith("head.scales.4: fresh, because the weights have none")
 
 
 def test_start_from_names_every_option_that_gives_the_tensors_another_meaning(tmp_path: Path) -> None:
