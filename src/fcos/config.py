@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -22,9 +21,11 @@ from pydantic import (
     model_validator,
 )
 
+from .config_backbones import DEFAULT_BACKBONE, RULES, BackboneConfig, ResNetConfig
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+    model_config = RULES
 
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -33,69 +34,6 @@ UserPaths = Annotated[
     list[UserPath],
     BeforeValidator(lambda value: [] if value is None else value if isinstance(value, list | tuple) else [value]),
 ]
-Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
-
-
-class ResNetConfig(_Section):
-    """Residual networks."""
-
-    name: Literal["resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d"] = "resnet50"
-    weights: str | None = "imagenet"
-    """`imagenet` (torchvision's); `catalog://ImageNetPretrained/MSRA/R-50` and the like, as in the original; a path or
-    an http(s) address of a state dict in torchvision's names, or of a Detectron .pkl file; or null for random weights.
-    Networks from Caffe2 (catalog, .pkl) see BGR pixels; those of MSRA need `stride_in_1x1`."""
-    norm: Norm = "frozen_bn"
-    norm_eps: float = Field(default=1e-5, ge=0)
-    """Epsilon of the normalisation; the original's frozen batch norm has none (0)."""
-    stride_in_1x1: bool = False
-    """Downsample in the first 1x1 convolution of a block (MSRA weights) instead of the 3x3 one (torchvision's)."""
-    frozen_stages: int = Field(default=2, ge=0, le=5)
-    """How many of (stem, C2, C3, C4, C5) do not learn."""
-    deformable_stages: list[Literal["C2", "C3", "C4", "C5"]] = []
-    """Stages whose 3x3 convolutions are deformable."""
-    modulated: bool = True
-    """Deformable convolutions weight their samples (version 2)."""
-    offset_groups: int = Field(default=1, ge=1)
-    """Parts of the channels that a deformable convolution samples at places of their own."""
-
-
-class MobileNetV2Config(_Section):
-    """MobileNetV2."""
-
-    name: Literal["mobilenet_v2"] = "mobilenet_v2"
-    weights: str | None = "imagenet"
-    """`imagenet` (torchvision's); a path or an http(s) address of a state dict in torchvision's names or those of the
-    original's file; or null for random weights."""
-    norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
-    frozen_stages: int = Field(default=0, ge=0, le=5)
-    """How many of (stem, C2, C3, C4, C5) do not learn."""
-
-
-class DLAConfig(_Section):
-    """Deep layer aggregation."""
-
-    name: Literal["dla34"] = "dla34"
-    weights: str | None = None
-    """A path or an http(s) address of a state dict in its authors' names, or null for random weights."""
-    norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
-    frozen_stages: int = Field(default=0, ge=0, le=5)
-    """How many of (stem, C2, C3, C4, C5) do not learn."""
-
-    @field_validator("weights")
-    @classmethod
-    def _no_name(cls, value: str | None) -> str | None:
-        if value == "imagenet":
-            raise ValueError("torchvision has no dla34; give a path or an address of its authors' weights, or null")
-        return value
-
-
-BackboneConfig = Annotated[ResNetConfig | MobileNetV2Config | DLAConfig, Field(discriminator="name")]
-BACKBONES: dict[str, type[BaseModel]] = {
-    name: section
-    for section in (ResNetConfig, MobileNetV2Config, DLAConfig)
-    for name in get_args(section.model_fields["name"].annotation)
-}
-DEFAULT_BACKBONE = "resnet50"
 _GROUPS = 32  # of `models.layers`' group norm
 
 

@@ -16,11 +16,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .config import BACKBONES, DEFAULT_BACKBONE, Config
+from .config import Config
+from .config_backbones import BACKBONES, DEFAULT_BACKBONE
 from .errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
 _BACKBONE_NAME = "model.backbone.name"
+_SECTIONS = {section.__name__: section for section in BACKBONES.values()}  # pydantic's places name them
 _FIRST = (f"{_BACKBONE_NAME}=", "data=", "data.root=")
 """Overrides after which the options of another backbone or data set are gone."""
 
@@ -161,8 +163,8 @@ def _fields(location: Sequence[Any]) -> list[str]:
     for part in location:
         if part == "backbone":
             section = BACKBONES[DEFAULT_BACKBONE]  # a known name may follow
-        elif part in BACKBONES:
-            section = BACKBONES[part]
+        elif part in _SECTIONS:
+            section = _SECTIONS[part]
         else:
             field = getattr(section, "model_fields", {}).get(part)
             section = field.annotation if field is not None else None
@@ -171,7 +173,7 @@ def _fields(location: Sequence[Any]) -> list[str]:
 
 def _explain(error: Any) -> str:
     """One line on what pydantic found wrong."""
-    key = ".".join(str(part) for part in error["loc"] if part not in BACKBONES) or "config"
+    key = ".".join(str(part) for part in error["loc"] if part not in _SECTIONS) or "config"
     kind, value = error["type"], error["input"]
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if kind == "value_error":  # from our own validators, complete

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcos.config import Config, MobileNetV2Config, ResNetConfig
+from fcos.config import Config
+from fcos.config_backbones import MobileNetV2Config, ResNetConfig
 from fcos.config_text import load_config, parse_yaml, recipe_names, validate
 from fcos.errors import ConfigError
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import FrozenBatchNorm2d
 
-from fcos.config import DLAConfig
+from fcos.config_backbones import DLAConfig
 from fcos.errors import WeightsError
 from fcos.models.backbones.dla import DLA34
 

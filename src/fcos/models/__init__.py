@@ -6,7 +6,7 @@ import logging
 
 from ..config import FCOSConfig
 from ..errors import ConfigError
-from .backbones import BACKBONES
+from .backbones import build_backbone
 from .fcos import FCOS, FCOSHead, FCOSOutputs
 from .fpn import FPN
 from .weights import trained_with
@@ -25,7 +25,7 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
         pretrained: fetch the backbone weights that the config names; False when a checkpoint will be loaded anyway.
 
     Raises:
-        ConfigError: strides that the backbone cannot serve.
+        ConfigError: no such backbone, or strides that it cannot serve.
         WeightsError: backbone weights that cannot be had.
     """
     options = config.backbone.model_dump()
@@ -35,7 +35,7 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
     other = [f"{key}={value}" for key, value in there.items() if here.get(key, value) != value]
     if other:
         log.warning("%s: trained with %s, which fits them better", options["weights"], " and ".join(other))
-    backbone = BACKBONES[options.pop("name")](**options)
+    backbone = build_backbone(options.pop("name"), options)
     levels = [name for name, stride in backbone.strides.items() if stride in config.strides]
     if not levels or backbone.strides[levels[0]] != config.strides[0]:
         raise ConfigError(

@@ -1,16 +1,19 @@
-"""The table of backbones and their contract."""
+"""The table of backbones, their contract, and how one is built by its name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from ...errors import ConfigError
 from .dla import DLA34
 from .mobilenet import MobileNetV2
 from .resnet import SHAPES, ResNet
+from .timm import PREFIX, Timm
 
 
 class Backbone(Protocol):
@@ -38,3 +41,45 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "mobilenet_v2": MobileNetV2,
     "dla34": DLA34,
 }
+
+
+def build_backbone(name: str, options: dict[str, Any]) -> Backbone:
+    """Build a backbone.
+
+    Args:
+        name: a key of `BACKBONES`, or `timm/NAME`.
+        options: keyword arguments of its constructor.
+
+    Raises:
+        ConfigError: there is none, or it breaks the contract.
+        WeightsError: weights that cannot be had.
+    """
+    if not name.startswith(PREFIX):
+        return BACKBONES[name](**options)
+    backbone = Timm(name=name, **options)
+    _check(backbone, name)
+    return backbone
+
+
+def _check(backbone: Backbone, name: str) -> None:
+    """Run a backbone that is not ours on an empty image: does it keep the contract?"""
+    height, width = 64, 96
+    assert isinstance(backbone, nn.Module)
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            found = {level: tuple(x.shape) for level, x in backbone(torch.zeros(1, 3, height, width)).items()}
+    except Exception as error:  # whatever a foreign network raises
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ConfigError(
+            f"model.backbone.name={name}: fails on an image of {height}x{width} pixels: {reason}"
+        ) from error
+    backbone.train(training)
+    channels, strides = backbone.channels, backbone.strides
+    expected = {c: (1, channels[c], -(-height // stride), -(-width // stride)) for c, stride in strides.items()}
+    if found != expected:
+        raise ConfigError(
+            f"model.backbone.name={name}: of an image of {height}x{width} pixels expected maps {expected}, as its"
+            f" channels and strides say, found {found}"
+        )
