@@ -1,4 +1,4 @@
-"""The Python counterpart of the command line: `load`, `train`, `evaluate`.
+"""The Python counterpart of the command line: `load`, `train`, `evaluate`, `convert`.
 
 Options are given as on the command line, as `key=value` texts: `fcos.train("fcos_mnv2_small", "data=cells")`.
 """
@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config
+from .config_backbones import is_own
 from .config_text import apply_overrides, load_config, recipe_names, validate
 from .errors import ConfigError, DataError, WeightsError
 
 if TYPE_CHECKING:
     from .evaluation.loop import Evaluation
     from .inference.predictor import Detector
+    from .interop import Form
     from .models import FCOS
     from .training.checkpoint import Checkpoint
     from .training.loop import TrainResult
@@ -130,6 +132,33 @@ def evaluate(
     return run(model.to(device), annotations, resolved, device=device, progress=progress)
 
 
+def convert(
+    weights: str | Path, out: str | Path, *overrides: str, to: Form = "fcos", config: str | Path | Config | None = None
+) -> str:
+    """Write a detector's weights to a new file in our own or another project's form.
+
+    Args:
+        weights: a weights file or name, see `load`.
+        out: the new file.
+        overrides: `key=value`; `data.classes=[cat, dog]` names the classes of a file of another project.
+        to: see `interop.convert.write_as`.
+        config: see `load`.
+
+    Returns:
+        What was matched, reshaped and left, in lines.
+
+    Raises:
+        WeightsError: no weights of a known project; a detector that the other project cannot compute; `out` is there.
+        ConfigError: a wrong override; a config is needed, or not needed.
+        OSError: the disk is full or not writable.
+    """
+    from .interop.convert import refuse_existing, write_as
+
+    refuse_existing(Path(out))  # before a download
+    model, checkpoint, resolved = _restore(weights, overrides, config)
+    return write_as(to, Path(out), model, checkpoint, resolved, where=str(weights))
+
+
 def _is_recipe(source: str | Path) -> bool:
     return Path(source).suffix in (".yaml", ".yml") or (str(source) in recipe_names() and not Path(source).exists())
 
@@ -163,6 +192,9 @@ def _restore(
     if not isinstance(data, dict) or any(key in data for key in _DATA_PLACES):
         tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_PLACES}
     resolved = _override(tree, options, where=f"{weights}, config")
+    own = f"model.backbone.name={resolved.model.backbone.name}"
+    if checkpoint.project == "fcos" and is_own(resolved.model.backbone.name) and own not in options:
+        raise ConfigError(f"{weights}: asks to run code of yours; if you trust it there, say so by adding {own}")
     model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     fill(model, checkpoint.model, where=str(weights))
     # Channels last: a fifth faster on the CPU.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import FCOSError
+from .interop import Form
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -157,6 +158,25 @@ def _report(result: PredictedFile) -> None:
         counts = Counter(result.instances.names)
         found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
         print(f"{result.source}: {found} -> {result.picture}")
+
+
+@app.command()
+def convert(
+    weights: Weights,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file.")],
+    overrides: Overrides = None,
+    to: Annotated[Form, typer.Option(help="Whose form to write: ours, the original's or torchvision's.")] = "fcos",
+    config: OriginalConfig = None,
+) -> None:
+    """Write weights of any known project in our form, with config and classes, or in another project's.
+
+    For example: fcos convert FCOS_R_50_FPN_1x.pth fcos.pt --config fcos_R_50_FPN_1x.yaml
+                 fcos convert runs/cells/weights/best.pt tv.pth --to torchvision
+    """
+    from . import api
+
+    print(api.convert(weights, out, *overrides or (), to=to, config=config))
+    print(f"written: {out}")
 
 
 @app.command()

@@ -61,7 +61,7 @@ def test_the_version_is_printed(fcos):
     assert out.startswith("fcos 0.")
 
 
-@pytest.mark.parametrize("verb", ["train", "val", "predict", "doctor", "config", "samples"])
+@pytest.mark.parametrize("verb", ["train", "val", "predict", "convert", "doctor", "config", "samples"])
 def test_every_verb_explains_itself(fcos, verb):
     code, out, _ = fcos(verb, "--help")
     assert code == 0
@@ -136,6 +136,27 @@ class TestPredict:
         code, _, err = fcos("predict", weights, data, "--threshold", "30")
         assert code == 2
         assert "Invalid value for '--threshold'" in err
+
+
+class TestConvert:
+    def test_writes_the_file_and_tells_what_became_of_the_tensors(self, fcos, weights, tmp_path):
+        code, out, _ = fcos(
+            "convert", weights, tmp_path / "out.pth", "--to", "fcos_core", "model.box_convention=inclusive"
+        )
+        assert code == 0
+        assert out.startswith("matched: ")
+        assert out.endswith(f"written: {tmp_path / 'out.pth'}\n")
+        assert "rpn.head.cls_logits.bias" in torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+
+    def test_a_file_that_is_there_is_a_mistake(self, fcos, weights):
+        code, out, err = fcos("convert", weights, weights)
+        assert (code, out) == (2, "")
+        assert "exists already" in err
+
+    def test_another_project_is_refused(self, fcos, weights, tmp_path):
+        code, _, err = fcos("convert", weights, tmp_path / "out.pth", "--to", "keras")
+        assert code == 2
+        assert "torchvision" in err
 
 
 class TestDoctor:

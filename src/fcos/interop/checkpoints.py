@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,7 +82,7 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
             where,
             len(checkpoint.class_names),
         )
-    return checkpoint
+    return replace(checkpoint, original=state)
 
 
 def from_fcos_core(

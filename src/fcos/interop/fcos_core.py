@@ -1,46 +1,93 @@
-"""The original FCOS (`fcos_core`): its weight names.
+"""The original FCOS (`fcos_core`): its weight names, from them and back.
 
 Names are facts about that project; none of its code or text is used. Its configs: `fcos_core_config.py`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-_NAMES = [
+from ..config import FCOSConfig
+from ..errors import WeightsError
+from ..training.checkpoint import CLASS_HEAD, Checkpoint
+from .structure import Rule, shifted
+
+log = logging.getLogger(__name__)
+
+_NAMES: list[Rule] = [
     (r"^backbone\.body\.stem\.", "backbone."),
     (r"^backbone\.body\.", "backbone."),
-    (r"^backbone\.fpn\.fpn_inner(\d)", lambda m: f"fpn.lateral.{int(m[1]) - 2}"),
-    (r"^backbone\.fpn\.fpn_layer(\d)", lambda m: f"fpn.output.{int(m[1]) - 2}"),
-    (r"^backbone\.fpn\.top_blocks\.p(\d)", lambda m: f"fpn.extra.{int(m[1]) - 6}"),
+    (r"^backbone\.fpn\.fpn_inner(\d)", shifted("fpn.lateral.", -2)),
+    (r"^backbone\.fpn\.fpn_layer(\d)", shifted("fpn.output.", -2)),
+    (r"^backbone\.fpn\.top_blocks\.p(\d)", shifted("fpn.extra.", -6)),
     (r"^rpn\.head\.bbox_tower\.", "head.box_tower."),
     (r"^rpn\.head\.bbox_pred\.", "head.ltrb."),
     (r"^rpn\.head\.cls_logits\.", "head.logits."),
     (r"^rpn\.head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
     (r"^rpn\.head\.", "head."),
 ]
+_NAMES_BACK: list[Rule] = [
+    (r"^backbone\.(conv1|bn1)\.", r"backbone.body.stem.\1."),
+    (r"^backbone\.", "backbone.body."),
+    (r"^fpn\.lateral\.(\d)", shifted("backbone.fpn.fpn_inner", 2)),
+    (r"^fpn\.output\.(\d)", shifted("backbone.fpn.fpn_layer", 2)),
+    (r"^fpn\.extra\.(\d)", shifted("backbone.fpn.top_blocks.p", 6)),
+    (r"^head\.box_tower\.", "rpn.head.bbox_tower."),
+    (r"^head\.ltrb\.", "rpn.head.bbox_pred."),
+    (r"^head\.logits\.", "rpn.head.cls_logits."),
+    (r"^head\.scales\.(\d+)$", r"rpn.head.scales.\1.scale"),
+    (r"^head\.", "rpn.head."),
+]
 # Layers of a MobileNetV2 block, original -> torchvision: the first block has no expansion.
 _FIRST_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 _OTHER_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
 
+_BACKBONES = ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2")
+_BUILT_IN = {
+    "strides": [8, 16, 32, 64, 128],
+    "location": "center",
+    "box_convention": "inclusive",
+    "score": "sqrt",
+    "head.num_shared_convs": 0,
+    "head.norm": "gn",
+    "head.conv_bias": True,
+    "head.level_scales": True,
+}
+"""Options of `model` that the original has no choice of."""
+_PIXELS = ("pixel_mean", "pixel_std")  # in its configs
+
 
 def rename(name: str) -> str:
     """The name in our model of a tensor of the original's model."""
-    for pattern, replacement in _NAMES:
-        renamed, found = re.subn(pattern, replacement, name)
-        if found:
-            break
-    else:
-        renamed = name
+    renamed = _first_rule(name, _NAMES)
     block = re.match(r"^backbone\.features\.(\d+)\.conv\.(\d)\.", renamed)
     if block:
         layers = _FIRST_BLOCK if block[1] == "1" else _OTHER_BLOCKS
         layer = layers.get(block[2], block[2])
         renamed = f"backbone.features.{block[1]}.conv.{layer}.{renamed[block.end() :]}"
     return renamed
+
+
+def rename_back(name: str) -> str:
+    """The inverse of `rename` for the original's backbones."""
+    block = re.match(r"^backbone\.features\.(\d+)\.conv\.(\d(?:\.\d)?)\.", name)
+    if block:
+        layers = {ours: theirs for theirs, ours in (_FIRST_BLOCK if block[1] == "1" else _OTHER_BLOCKS).items()}
+        name = f"backbone.features.{block[1]}.conv.{layers[block[2]]}.{name[block.end() :]}"
+    return _first_rule(name, _NAMES_BACK)
+
+
+def _first_rule(name: str, rules: Sequence[Rule]) -> str:
+    for pattern, replacement in rules:
+        renamed, found = re.subn(pattern, replacement, name)
+        if found:
+            return renamed
+    return name
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -50,6 +97,60 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: tensors by name; a `module.` in front of every name is dropped (data-parallel training).
     """
     return {rename(name): tensor for name, tensor in _without_module(state).items()}
+
+
+def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str, Tensor]:
+    """A state dict for the original's model.
+
+    Its YAML says the rest; what it must say about pixels and blocks is logged as `KEY VALUE` pairs.
+
+    Args:
+        checkpoint: of a detector with the original's conventions. Its classes come in the order of their category ids,
+            as there.
+        where: for messages.
+
+    Raises:
+        WeightsError: a detector that the original cannot compute.
+    """
+    model = FCOSConfig.model_validate(checkpoint.config["model"]).model_dump()
+    options = model | {f"{part}.{key}": value for part in ("backbone", "head") for key, value in model[part].items()}
+    there = {**_BUILT_IN, **_backbone_there(options)}
+    other = [f"model.{key}={options[key]} (there: {value})" for key, value in there.items() if options[key] != value]
+    if other:
+        raise WeightsError(
+            f"{where}: the original FCOS computes something else: {', '.join(other)}; to convert in spite of an option"
+            " that shapes no tensor, give the value it has there as KEY=VALUE"
+        )
+    log.info("%s: the config there needs %s", where, " ".join(f'{k} "{v}"' for k, v in _settings(options).items()))
+    weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in _PIXELS}
+    order = sorted(range(len(checkpoint.category_ids)), key=checkpoint.category_ids.__getitem__)
+    if order != list(range(len(order))):
+        weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(CLASS_HEAD)}
+    return {rename_back(name): tensor for name, tensor in weights.items()}
+
+
+def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the original's config that give tensors their meaning, and that a config of the same name may lack."""
+    bgr = options["channel_order"] == "bgr"
+    scale = 1 if bgr else 255  # without TO_BGR255 the original's pixels are 0..1
+    settings = {"INPUT.TO_BGR255": bgr}
+    settings |= {f"INPUT.{key.upper()}": [value / scale for value in options[key]] for key in _PIXELS}
+    if "backbone.stride_in_1x1" in options:
+        settings["MODEL.RESNETS.STRIDE_IN_1X1"] = options["backbone.stride_in_1x1"]
+    return settings
+
+
+def _backbone_there(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the original's backbone of this name has no choice of; of another name, which it has."""
+    if options["backbone.name"] not in _BACKBONES:
+        return {"backbone.name": " or ".join(_BACKBONES)}
+    if options["backbone.name"] == "mobilenet_v2":
+        return {}
+    group_norm = options["backbone.norm"] == "gn"
+    return {
+        "backbone.norm": "gn" if group_norm else "frozen_bn",
+        "backbone.norm_eps": 1e-5 if group_norm else 0.0,
+    }
 
 
 def convert_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

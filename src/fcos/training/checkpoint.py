@@ -61,6 +61,7 @@ class Checkpoint:
         iteration: steps trained.
         training: optimiser and everything else a run needs to continue; None in files that are only for detection.
         project: who wrote the file.
+        original: the file's tensors in that project's own names; empty for files of ours.
     """
 
     model: dict[str, Tensor]
@@ -71,6 +72,7 @@ class Checkpoint:
     iteration: int = 0
     training: dict[str, Any] | None = None
     project: Project = "fcos"
+    original: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -99,7 +101,6 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full or not writable.
     """
-    path = Path(path)
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -111,6 +112,15 @@ def save_checkpoint(
         "iteration": iteration,
         "training": training,
     }
+    write(Path(path), content)
+
+
+def write(path: Path, content: Any) -> None:
+    """`torch.save`, but until the file is complete on the disk, one that was there stays as it is.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -1,0 +1,115 @@
+"""Weights files from one project's form into another's, and what became of every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..config import Config
+from ..errors import WeightsError
+from ..models import FCOS
+from ..training.checkpoint import Checkpoint, save_checkpoint, write
+from . import Form
+from .fcos_core import to_fcos_core
+from .torchvision import to_torchvision
+
+_SHOWN = 4
+
+
+def refuse_existing(out: Path) -> None:
+    """No file is overwritten, and no folder is made.
+
+    Raises:
+        WeightsError: there is something at `out`, or its folder is missing.
+    """
+    if out.exists():
+        raise WeightsError(f"{out}: exists already and is not overwritten; give another name, or remove it first")
+    if not out.parent.is_dir():
+        raise WeightsError(f"{out}: no such folder {out.parent}; make it first")
+
+
+def write_as(to: Form, out: Path, model: FCOS, checkpoint: Checkpoint, config: Config, *, where: str) -> str:
+    """Write a detector's weights in a project's form.
+
+    Args:
+        to: `fcos`: ours, with the config and the classes; `fcos_core`: {"model": state dict}; `torchvision`: a state
+            dict.
+        out: a new file.
+        model: built from `config`.
+        checkpoint: whose tensors fit the model.
+        config: of the detector.
+        where: the weights came from, for messages.
+
+    Returns:
+        A line for what was matched, reshaped and left.
+
+    Raises:
+        WeightsError: see `to_fcos_core` and `to_torchvision`; `refuse_existing`.
+        OSError: the disk is full or not writable.
+    """
+    refuse_existing(out)
+    own: dict[str, Tensor] = model.state_dict()
+    weights = {name: checkpoint.model.get(name, tensor) for name, tensor in own.items()}
+    converted = replace(checkpoint, model=weights, config=config.to_dict())
+    if to == "fcos":
+        written = weights
+        model.load_state_dict(weights, assign=True)  # the file's own tensors, not copies in another memory format
+        save_checkpoint(
+            out,
+            model=model,
+            config=config,
+            class_names=checkpoint.class_names,
+            category_ids=checkpoint.category_ids,
+            metrics=checkpoint.metrics,
+            iteration=checkpoint.iteration,
+        )
+    elif to == "fcos_core":
+        written = to_fcos_core(converted, where=where)
+        write(out, {"model": written})
+    else:
+        written = to_torchvision(converted, where=where)
+        write(out, written)
+    return report(checkpoint.original or checkpoint.model, written)
+
+
+def report(source: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> str:
+    """What became of the tensors of a file, in a line for each of: matched, reshaped, left, new.
+
+    Args:
+        source: in the names of the file that was read.
+        written: in the names of the one that was written; they share their memory with those of `source`, except the
+            class head where its rows were chosen anew.
+    """
+    pairs = _pairs(source, written)
+    reshaped = [
+        f"{old} {list(source[old].shape)} -> {new} {list(written[new].shape)}"
+        for new, old in pairs.items()
+        if source[old].shape != written[new].shape
+    ]
+    renamed = sum(new != old for new, old in pairs.items())
+    left = [name for name in source if name not in pairs.values()]
+    added = [name for name in written if name not in pairs]
+    lines = [f"matched: {len(pairs)} of {len(source)} tensors, {renamed} under another name"]
+    lines += [f"{what}: {_some(names)}" for what, names in (("reshaped", reshaped), ("left", left)) if names]
+    return "\n".join([*lines, f"new: {_some(added)}"] if added else lines)
+
+
+def _pairs(source: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name written -> name read."""
+    read = {tensor.data_ptr(): name for name, tensor in source.items()}
+    pairs = {name: read[pointer] for name, tensor in written.items() if (pointer := tensor.data_ptr()) in read}
+    kinds = {_kind(name, source[name]): name for name in source.keys() - pairs.values()}
+    rest = {name: kinds.get(_kind(name, tensor)) for name, tensor in written.items() if name not in pairs}
+    return pairs | {new: old for new, old in rest.items() if old is not None}
+
+
+def _kind(name: str, tensor: Tensor) -> tuple[str, Sequence[int]]:
+    """What stays of a tensor whose rows are chosen anew."""
+    return name.rpartition(".")[2], tensor.shape[1:]
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)}: " + ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")

@@ -1,0 +1,135 @@
+"""Weights files from one project's form into another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from torch import Tensor
+
+from fcos.api import convert
+from fcos.config import Config
+from fcos.errors import ConfigError, WeightsError
+from fcos.interop.convert import report
+from fcos.interop.fcos_core import to_fcos_core
+from fcos.interop.torchvision import model_config
+from fcos.models import build_model
+from fcos.training.checkpoint import load_checkpoint, save_checkpoint
+
+ORIGINAL: dict[str, Any] = {
+    "box_convention": "inclusive",
+    "channel_order": "bgr",
+    "pixel_mean": [102.9801, 115.9465, 122.7717],
+    "pixel_std": [1, 1, 1],
+}
+
+
+def saved(path: Path, config: Config) -> Path:
+    model = tiny_model(config)
+    training = {"state": torch.zeros(2)}
+    save_checkpoint(
+        path, model=model, config=config, class_names=NAMES, category_ids=CATEGORY_IDS, iteration=7, training=training
+    )
+    return path
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    content = torch.load(path, weights_only=True)
+    return content.get("model", content)
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_to_the_original_and_back_is_the_identity(tmp_path: Path) -> None:
+    config = tiny_config(**ORIGINAL)
+    ours = saved(tmp_path / "ours.pt", config)
+    there, back, again = (tmp_path / name for name in ("there.pth", "back.pt", "again.pth"))
+    told = convert(ours, there, to="fcos_core")
+    count = len(load_checkpoint(ours).model)
+    assert told.splitlines()[0] == f"matched: {count - 2} of {count} tensors, {count - 2} under another name"
+    assert told.splitlines()[1] == "left: 2: pixel_mean, pixel_std"
+    told = convert(there, back, "data.classes=[dog, cat, owl]", config=config)  # in the order of the category ids
+    assert told.splitlines()[1] == "new: 2: pixel_mean, pixel_std"
+    made = load_checkpoint(back)
+    assert (made.project, made.class_names, made.category_ids) == ("fcos", ("dog", "cat", "owl"), (1, 2, 3))
+    assert made.config["model"] == config.to_dict()["model"]
+    convert(back, again, to="fcos_core")
+    assert_equal(read(again), read(there))
+    assert_equal(read(there), to_fcos_core(load_checkpoint(ours)))
+
+
+def test_a_file_of_the_original_needs_its_config_and_the_made_one_does_not(tmp_path: Path) -> None:
+    config = tiny_config(**ORIGINAL)
+    there, back = tmp_path / "there.pth", tmp_path / "back.pt"
+    convert(saved(tmp_path / "ours.pt", config), there, to="fcos_core")
+    with pytest.raises(ConfigError, match="name the config"):
+        convert(there, back)
+    assert not back.exists()
+    convert(there, back, config=config)
+    convert(back, tmp_path / "copy.pt")
+
+
+def test_to_torchvision_and_back_is_the_identity(tmp_path: Path) -> None:
+    ours, there, back = (tmp_path / name for name in ("ours.pt", "there.pth", "back.pt"))
+    config = tiny_config(**model_config(), fpn={"channels": 256})
+    model = build_model(config.model, num_classes=3, pretrained=False)
+    save_checkpoint(ours, model=model, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    told = convert(ours, there, to="torchvision")
+    assert (
+        "reshaped: 2: head.logits.weight [3, 256, 3, 3] -> head.classification_head.cls_logits.weight [91, 25" in told
+    )
+    told = convert(there, back)
+    assert (
+        "reshaped: 2: head.classification_head.cls_logits.weight [91, 256, 3, 3] -> head.logits.weight [80, 2" in told
+    )
+    made = load_checkpoint(back)
+    rows = [made.category_ids.index(i) for i in CATEGORY_IDS]  # 91 rows are those of COCO
+    weights = {name: t[rows] if name.startswith("head.logits.") else t for name, t in made.model.items()}
+    assert_equal(weights, model.state_dict())
+
+
+def test_ours_to_ours_leaves_the_state_of_the_training_out(tmp_path: Path) -> None:
+    ours = saved(tmp_path / "ours.pt", tiny_config())
+    convert(ours, tmp_path / "small.pt")
+    before, after = load_checkpoint(ours), load_checkpoint(tmp_path / "small.pt")
+    assert before.training is not None
+    assert after.training is None
+    assert (after.class_names, after.category_ids, after.iteration) == (NAMES, CATEGORY_IDS, 7)
+    assert_equal(after.model, before.model)
+
+
+def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    ours, out = saved(tmp_path / "ours.pt", tiny_config()), tmp_path / "out.pt"
+    out.write_text("precious")
+    with pytest.raises(WeightsError, match=r"out\.pt: exists already and is not overwritten"):
+        convert(ours, out)
+    assert out.read_text() == "precious"
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"out\.pt: no such folder"):
+        convert(tmp_path / "ours.pt", tmp_path / "none" / "out.pt")
+
+
+def test_nothing_is_written_when_the_other_project_cannot_compute_it(tmp_path: Path) -> None:
+    ours = saved(tmp_path / "ours.pt", tiny_config())
+    for to in ("fcos_core", "torchvision"):
+        with pytest.raises(WeightsError, match="computes something else"):
+            convert(ours, tmp_path / "out.pt", to=to)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours.pt"]
+
+
+def test_the_report_names_what_was_left_and_what_is_new() -> None:
+    a, b = torch.zeros(2, 3), torch.zeros(())
+    told = report({"x.weight": a, "y.counter": b}, {"z.weight": a, "w.bias": torch.ones(1)})
+    assert told.splitlines() == [
+        "matched: 1 of 2 tensors, 1 under another name",
+        "left: 1: y.counter",
+        "new: 1: w.bias",
+    ]
