@@ -82,6 +82,17 @@ class TimmConfig(_Section):
     """How many of (stem, C2, C3, C4, C5) do not learn."""
 
 
+class OwnConfig(_Section):
+    """One's own backbone: `package.module:function` returns it, an `nn.Module` that keeps the contract of
+    `fcos.models.backbones.Backbone`. The module is imported; a weights file that names one is only loaded when
+    `model.backbone.name` is given again."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] = "package.module:function"
+    """`package.module:function`; what Python finds, so PYTHONPATH may have to name its folder."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the function."""
+
+
 BACKBONES: dict[str, type[BaseModel]] = {
     **{
         name: section
@@ -89,8 +100,14 @@ BACKBONES: dict[str, type[BaseModel]] = {
         for name in get_args(section.model_fields["name"].annotation)
     },
     "timm/NAME": TimmConfig,
+    "package.module:function": OwnConfig,
 }
 """The section of every backbone by its name, or by the form of it."""
+
+
+def is_own(name: str) -> bool:
+    """Whether building the backbone of this name runs code of the user's."""
+    return ":" in name
 
 
 def _backbone_section(value: Any) -> str:
@@ -98,16 +115,20 @@ def _backbone_section(value: Any) -> str:
     if not isinstance(value, dict | BaseModel):
         return ResNetConfig.__name__  # which explains what a section is
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    form = "timm/NAME" if isinstance(name, str) and name.startswith("timm/") else name
-    section = BACKBONES.get(form) if isinstance(form, str) else None
-    return section.__name__ if section else str(name)
+    form = name if isinstance(name, str) else ""
+    if form.startswith("timm/"):
+        form = "timm/NAME"
+    elif is_own(form):
+        form = "package.module:function"
+    return BACKBONES[form].__name__ if form in BACKBONES else str(name)
 
 
 BackboneConfig = Annotated[
     Annotated[ResNetConfig, Tag("ResNetConfig")]
     | Annotated[MobileNetV2Config, Tag("MobileNetV2Config")]
     | Annotated[DLAConfig, Tag("DLAConfig")]
-    | Annotated[TimmConfig, Tag("TimmConfig")],
+    | Annotated[TimmConfig, Tag("TimmConfig")]
+    | Annotated[OwnConfig, Tag("OwnConfig")],
     Discriminator(_backbone_section),
 ]
 DEFAULT_BACKBONE = "resnet50"

@@ -29,12 +29,13 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
         WeightsError: backbone weights that cannot be had.
     """
     options = config.backbone.model_dump()
-    if not pretrained:
+    if not pretrained and "weights" in options:
         options["weights"] = None
-    there, here = trained_with(options["weights"] or ""), {**options, "channel_order": config.channel_order}
+    weights = options.get("weights") or ""
+    there, here = trained_with(weights), {**options, "channel_order": config.channel_order}
     other = [f"{key}={value}" for key, value in there.items() if here.get(key, value) != value]
     if other:
-        log.warning("%s: trained with %s, which fits them better", options["weights"], " and ".join(other))
+        log.warning("%s: trained with %s, which fits them better", weights, " and ".join(other))
     backbone = build_backbone(options.pop("name"), options)
     levels = [name for name, stride in backbone.strides.items() if stride in config.strides]
     if not levels or backbone.strides[levels[0]] != config.strides[0]:
@@ -42,7 +43,13 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
             f"model.strides={config.strides}: the first level must be a map of {config.backbone.name}, which has"
             f" strides {list(backbone.strides.values())}"
         )
-    backbone.end_at(levels[-1])
+    if levels[-1] != list(backbone.strides)[-1]:
+        if not hasattr(backbone, "end_at"):
+            raise ConfigError(
+                f"model.backbone.name={config.backbone.name}: has maps after {levels[-1]}, which model.strides="
+                f"{config.strides} do not use, and no method end_at(level) to remove them"
+            )
+        backbone.end_at(levels[-1])
     fpn = FPN(
         [backbone.channels[name] for name in levels],
         config.fpn.channels,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,10 @@ class Backbone(Protocol):
         ...
 
     def end_at(self, level: str) -> None:
-        """Remove what comes after a map: nothing uses it, it would cost time and never get a gradient."""
+        """Remove what comes after a map: nothing uses it, it would cost time and never get a gradient.
+
+        Only called when there is something; a user's own backbone that has no map too many needs no such method.
+        """
         ...
 
 
@@ -47,17 +52,50 @@ def build_backbone(name: str, options: dict[str, Any]) -> Backbone:
     """Build a backbone.
 
     Args:
-        name: a key of `BACKBONES`, or `timm/NAME`.
-        options: keyword arguments of its constructor.
+        name: a key of `BACKBONES`, `timm/NAME`, or `package.module:function`: the user's own, which is imported.
+        options: keyword arguments of its constructor; for `package.module:function` the section of the config, whose
+            `options` the function gets.
 
     Raises:
         ConfigError: there is none, or it breaks the contract.
         WeightsError: weights that cannot be had.
     """
-    if not name.startswith(PREFIX):
+    if name in BACKBONES:
         return BACKBONES[name](**options)
-    backbone = Timm(name=name, **options)
+    backbone = Timm(name=name, **options) if name.startswith(PREFIX) else _own(name, options["options"])
     _check(backbone, name)
+    return backbone
+
+
+def _own(name: str, options: dict[str, Any]) -> Backbone:
+    """What the user's function returns."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"model.backbone.name={name}: no module {error.name!r}; it must be installed, or its folder on PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"model.backbone.name={name}: the module {module!r} has no function {function!r}")
+    try:
+        inspect.signature(found).bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"model.backbone.options of {name}: {error}; found {options}") from None
+    backbone = found(**options)
+    lacking = [key for key in ("channels", "strides") if not isinstance(getattr(backbone, key, None), dict)]
+    if not isinstance(backbone, nn.Module) or lacking:
+        raise ConfigError(
+            f"model.backbone.name={name}: expected an nn.Module with the dictionaries channels and strides, found"
+            f" {type(backbone).__name__}" + (f" without {' and '.join(lacking)}" if lacking else "")
+        )
+    backbone = cast(Backbone, backbone)
+    strides = list(backbone.strides.values())
+    if not strides or strides != sorted(strides) or list(backbone.channels) != list(backbone.strides):
+        raise ConfigError(
+            f"model.backbone.name={name}: channels and strides must have the same maps, the finest first; found"
+            f" channels {backbone.channels} and strides {backbone.strides}"
+        )
     return backbone
 
 

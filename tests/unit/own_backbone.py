@@ -1,0 +1,27 @@
+"""Backbones as a user might write them, named by `model.backbone.name=own_backbone:FUNCTION`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Own(nn.Module):
+    """Maps of strides 8 to 32 (and 64 on request) from convolutions without overlap."""
+
+    def __init__(self, width: int = 4, *, levels: int = 3, wrong_stride: bool = False):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 8, stride=8)
+        self.down = nn.ModuleList(nn.Conv2d(width, width, 2, stride=2) for _ in range(levels - 1))
+        names = [f"C{3 + i}" for i in range(levels)]
+        self.channels = dict.fromkeys(names, width)
+        self.strides = {name: (4 if wrong_stride else 8) * 2**i for i, name in enumerate(names)}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = [self.stem(images)]
+        for layer in self.down:
+            maps.append(layer(maps[-1]))
+        return dict(zip(self.channels, maps, strict=True))
+
+
+def no_backbone() -> nn.Module:
+    return nn.Identity()

@@ -1,0 +1,69 @@
+"""A user's own backbone, `package.module:function`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from own_backbone import Own
+
+import fcos
+from fcos.config import Config
+from fcos.config_text import load_config
+from fcos.errors import ConfigError
+from fcos.models import FCOS, build_model
+from fcos.training.checkpoint import save_checkpoint
+
+NAME = "model.backbone.name=own_backbone:Own"
+SMALL = ["model.fpn.channels=32", "model.head.num_convs=1"]
+
+
+def config(*overrides: str) -> Config:
+    return load_config(None, [*SMALL, *overrides])
+
+
+def build(*overrides: str) -> FCOS:
+    return build_model(config(*overrides).model, num_classes=2)
+
+
+def test_the_function_gets_the_options() -> None:
+    model = build(NAME, "model.backbone.options.width=6")
+    assert isinstance(model.backbone, Own)
+    assert model.backbone.channels == {"C3": 6, "C4": 6, "C5": 6}
+    found = model.eval().detect(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]]))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model.backbone.name=no_such_module:f"],
+            "no module 'no_such_module'; it must be installed, or .* PYTHONPATH",
+        ),
+        (["model.backbone.name=own_backbone:f"], "the module 'own_backbone' has no function 'f'"),
+        (["model.backbone.name=own_backbone:no_backbone"], "found Identity without channels and strides"),
+        (["model.backbone.name=own backbone:f"], "model.backbone.name: "),
+        ([NAME, "model.backbone.options.wide=6"], "options of own_backbone:Own: got an unexpected .* 'wide'"),
+        ([NAME, "model.backbone.options.wrong_stride=true"], r"expected maps {'C3': \(1, 4, 16, 24\).* found {'C3'"),
+        (
+            [NAME, "model.strides=[8, 16]", "model.size_ranges=[[-1, 64], [64, null]]"],
+            "maps after C4, .* no method end_at",
+        ),
+        ([NAME, "model.backbone.width=6"], "no such option; known here: name, options"),
+    ],
+)
+def test_mistakes_are_told(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(*overrides)
+
+
+def test_a_weights_file_runs_code_only_when_it_is_named_again(tmp_path: Path) -> None:
+    model, path = build(NAME), tmp_path / "own.pt"
+    save_checkpoint(path, model=model, config=config(NAME), class_names=["cat", "dog"], category_ids=[1, 2])
+    with pytest.raises(ConfigError, match=r"own.pt: .* code .* adding model.backbone.name=own_backbone:Own"):
+        fcos.load(path)
+    with pytest.raises(ConfigError, match="asks to run code"):
+        fcos.load(path, "model.score_threshold=0.1")
+    assert fcos.load(path, NAME, device="cpu").model.state_dict().keys() == model.state_dict().keys()
