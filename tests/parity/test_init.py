@@ -1,0 +1,68 @@
+"""Fresh models against the recorded statistics of the original's: one draw each, so up to what chance explains.
+
+A standard deviation of n numbers scatters by its value times sqrt((kurtosis - 1) / 4n), at most sqrt(1 / 2n) (normal),
+a mean by std / sqrt(n); both draws scatter, which makes sqrt(2). Beyond five of these deviations chance gets once in
+two million comparisons; the seed is fixed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden import folder
+from torch import Tensor
+
+from fcos.config_text import validate
+from fcos.interop.fcos_core import rename
+from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.models import build_model
+
+SIGMAS = 5
+ROUNDING = 1e-5  # the recordings have six digits
+MODELS = ["fcos_imprv_dcnv2_R_50_FPN_1x", "fcos_bn_bs16_MNV2_FPN_1x"]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pairs(request: pytest.FixtureRequest) -> list[tuple[str, list[Any], Tensor]]:
+    """(the original's name, [shape, mean, std, min, max], our tensor) of every tensor."""
+    goldens: Path = folder(request.config)
+    recorded = json.loads((goldens / "init_stats" / f"{request.param}.json").read_text())
+    manifest = json.loads((goldens / "manifests" / "fcos" / f"{request.param}.json").read_text())
+    config = validate(config_from_yaml(manifest["merged_config"]), where=request.param).model
+    torch.manual_seed(0)
+    state = build_model(config, num_classes=config.num_classes or 0, pretrained=False).state_dict()
+    return [(name, row, state[rename(name)].double()) for name, *row in recorded["tensors"]]
+
+
+def test_constants_are_the_recorded_ones(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
+    constants = [(name, row[1], tensor) for name, row, tensor in pairs if row[3] == row[4]]
+    assert len(constants) > 200
+    for name, value, tensor in constants:
+        assert tensor.min().item() == tensor.max().item() == pytest.approx(value, rel=ROUNDING), name
+
+
+def test_random_tensors_have_the_recorded_mean_and_spread(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
+    for name, (shape, mean, std, low, high), tensor in pairs:
+        assert list(tensor.shape) == shape, name
+        if low < high:
+            n = tensor.numel()
+            assert tensor.std().item() == pytest.approx(std, rel=SIGMAS / n**0.5 + ROUNDING), name
+            assert tensor.mean().item() == pytest.approx(mean, abs=SIGMAS * std * (2 / n) ** 0.5), name
+
+
+def test_the_same_tensors_are_uniform_within_the_same_bounds(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
+    """Uniform numbers reach sqrt(3) deviations and no further, of thousands of normal ones some exceed twice that."""
+    uniform = 0
+    for name, (_, _, std, low, high), tensor in pairs:
+        if low < high and tensor.numel() > 1000:
+            is_uniform = max(-low, high) < 2 * std
+            uniform += is_uniform
+            ours = tensor.abs().max().item()
+            assert (ours < 2 * tensor.std().item()) == is_uniform, name
+            if is_uniform:  # the largest of n is short of the bound by a fraction of 1 / n on average
+                assert ours == pytest.approx(max(-low, high), rel=20 / tensor.numel() + ROUNDING), name
+    assert uniform >= 8
