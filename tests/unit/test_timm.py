@@ -160,3 +160,19 @@ def test_a_config_names_it() -> None:
 def test_a_wrong_option_is_answered_with_those_of_timm() -> None:
     with pytest.raises(ConfigError, match=r"backbone.stride_in_1x1: no such option; known here: name, weights"):
         load_config(None, ["model.backbone.name=timm/resnet18", "model.backbone.stride_in_1x1=true"])
+
+
+def test_the_lite0_recipe_sees_pixels_as_its_weights_do() -> None:
+    config = load_config("fcos_lite0_small").model
+    settings = timm.get_pretrained_cfg(config.backbone.name.removeprefix("timm/"))
+    assert settings is not None
+    assert config.pixel_mean == tuple(255 * x for x in settings.mean)
+    assert config.pixel_std == tuple(255 * x for x in settings.std)
+
+
+def test_the_lite0_recipe_builds_a_detector_that_detects() -> None:
+    config = load_config("fcos_lite0_small", ["model.backbone.weights=null"]).model
+    model = build_model(config, num_classes=2).eval()
+    assert model.backbone.channels == {"C2": 24, "C3": 40, "C4": 112, "C5": 320}
+    found = model.detect(torch.zeros(2, 3, 64, 96, dtype=torch.uint8), torch.tensor([[64, 96], [60, 90]]))
+    assert len(found) == 2
