@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
@@ -91,6 +91,11 @@ class OwnConfig(_Section):
     """`package.module:function`; what Python finds, so PYTHONPATH may have to name its folder."""
     options: dict[str, Any] = {}
     """Keyword arguments of the function."""
+
+    # What the other sections have an option for is the function's own affair.
+    weights: ClassVar[str | None] = None
+    norm: ClassVar[str] = "own"
+    frozen_stages: ClassVar[int] = 0
 
 
 BACKBONES: dict[str, type[BaseModel]] = {

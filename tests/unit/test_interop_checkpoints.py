@@ -19,7 +19,7 @@ from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_f
 
 import fcos
 from fcos import ConfigError, DataError, WeightsError, cli
-from fcos.config import ResNetConfig
+from fcos.config_backbones import OwnConfig, ResNetConfig
 from fcos.config_text import load_config, validate
 from fcos.interop.checkpoints import from_content, with_fcos_core_conventions
 from fcos.interop.fcos_core_config import config_from_yaml
@@ -98,6 +98,8 @@ def test_a_recipe_stands_for_each_of_the_original_configs(original: str) -> None
     theirs = validate(config_from_yaml(merged), where=original)
     ours = validate(with_fcos_core_conventions(load_config(recipe).to_dict()), where=recipe)
     theirs.model.num_classes = None
+    assert not isinstance(ours.model.backbone, OwnConfig)
+    assert not isinstance(theirs.model.backbone, OwnConfig)
     ours.model.backbone.weights = theirs.model.backbone.weights = theirs.train.weights = None
     if isinstance(theirs.model.backbone, ResNetConfig) and not theirs.model.backbone.deformable_stages:
         theirs.model.backbone.modulated = True

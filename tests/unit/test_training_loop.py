@@ -360,6 +360,13 @@ def test_a_picture_that_cannot_be_written_does_not_end_a_run(
     assert (tmp_path / "pictures/b.jpg").is_file()
 
 
+def test_a_backbone_of_ones_own_is_trained(
+    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configure(model={"backbone": {"name": "own_backbone:Own"}}))
+    assert "weights: backbone as its function made it, the rest random" in capsys.readouterr().out
+
+
 def test_start_from_the_weights_of_another_run(
     configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

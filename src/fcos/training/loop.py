@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..config import Config
+from ..config_backbones import is_own
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
 from ..distributed import (
@@ -180,7 +181,8 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
             f"warning: the backbone has random weights and {backbone.frozen_stages} stages that do not learn;"
             " use model.backbone.frozen_stages=0, or model.backbone.weights=imagenet"
         )
-    return model, f"weights: backbone {backbone.weights or 'random'}, the rest random"
+    own = "as its function made it" if is_own(backbone.name) else "random"
+    return model, f"weights: backbone {backbone.weights or own}, the rest random"
 
 
 def _length(run: Run) -> Length:
