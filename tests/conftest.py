@@ -1,5 +1,7 @@
 """Where the recorded numbers are: `pytest tests/parity --goldens DIR` runs the same tests on another folder."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def goldens(pytestconfig: pytest.Config) -> Path:
     return Path(str(pytestconfig.getoption("--goldens"))).resolve()
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """The command line sets it for its process; the next test shall not see that."""
+    logger = logging.getLogger("fcos")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
