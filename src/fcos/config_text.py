@@ -58,8 +58,8 @@ def recipe_names() -> list[str]:
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe (by name) or a YAML file (by path; null: the defaults) and apply `key=value` overrides.
 
-    A YAML whose top keys are UPPER_CASE is one of the original's, read by `interop.fcos_core`; `KEY VALUE` pairs may
-    then follow among the overrides.
+    A YAML whose top keys are UPPER_CASE is one of the original's, read by `interop.fcos_core_config`; `KEY VALUE` pairs
+    may then follow among the overrides.
 
     Raises:
         ConfigError: unknown recipe, file, key or value; all mistakes in one message.

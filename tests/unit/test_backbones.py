@@ -1,11 +1,10 @@
-"""Backbones: the contract, freezing, weights files, normalisation; and the pyramid above them."""
+"""Backbones: the contract, freezing, weights files, normalisation."""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -14,13 +13,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fcos import downloads
-from fcos.config import FCOSConfig, ResNetConfig
-from fcos.downloads import WebFile
 from fcos.errors import WeightsError
-from fcos.models import build_model, weights
 from fcos.models.backbones import BACKBONES, resnet
-from fcos.models.fpn import FPN
 from fcos.models.layers import NORMS, freeze
 from fcos.models.weights import imagenet_weights
 
@@ -297,184 +291,3 @@ def test_a_path_may_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "net.pth")
     assert list(imagenet_weights("resnet50", "~/net.pth")) == ["conv1.weight"]
-
-
-# ---------------------------------------------------------------------------------------------------- weights by name
-
-
-def asked_for(source: str, monkeypatch: pytest.MonkeyPatch, *, backbone: str = "resnet50") -> WebFile:
-    """The file that a source stands for."""
-    asked: list[Any] = []
-
-    def stop(file: Any, *_: Any, **__: Any) -> Path:
-        asked.append(file)
-        raise WeightsError("no network")
-
-    monkeypatch.setattr(weights, "hub_file", stop)
-    with pytest.raises(WeightsError, match="no network"):
-        imagenet_weights(backbone, source)
-    return asked[0]
-
-
-def test_names_of_the_catalogue_are_the_originals(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = asked_for("catalog://ImageNetPretrained/MSRA/R-50", monkeypatch)
-    url = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-50.pkl"
-    assert [url.partition("#")[0] for url in file.urls] == [url]
-    assert file.name == "ImageNetPretrained_MSRA_R-50.pkl"
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://cloudstor.aarnet.edu.au/plus/s/xtixKaxLWmbcyf7/download#mobilenet_v2-ecbe2b5.pth",
-        "https://huggingface.co/tianzhi/FCOS/resolve/main/mobilenet_v2-ecbe2b5.pth?download=true#mobilenet_v2-ecbe2b5.pth",
-    ],
-)
-def test_the_originals_mobilenet_has_mirrors(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = asked_for(url, monkeypatch, backbone="mobilenet_v2")
-    assert url in file.urls
-    assert len(file.urls) == 2
-    assert file.name == "mobilenet_v2-ecbe2b5.pth"
-    assert file.restricted
-
-
-def test_the_originals_resnext_has_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
-    url = "https://cloudstor.aarnet.edu.au/plus/s/k3ys35075jmU1RP/download#X-101-64x4d.pkl"
-    name = "catalog://ImageNetPretrained/FAIR/20171220/X-101-64x4d"
-    assert asked_for(url, monkeypatch) == asked_for(name, monkeypatch)
-    assert len(asked_for(url, monkeypatch).urls) > 1
-
-
-def test_any_address_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asked_for("http://a.org/b.pth#c.pth", monkeypatch) == WebFile(("http://a.org/b.pth#c.pth",))
-
-
-def test_every_name_has_a_licence_and_a_name_of_its_own() -> None:
-    files = [*weights.IMAGENET.values(), *weights.CATALOG.values()]
-    assert all(file.licence for file in files)
-    assert len({file.name for file in files}) == len(files)
-    assert {Path(file.name).suffix for file in weights.CATALOG.values()} == {".pkl"}
-    assert weights.IMAGENET.keys() == BACKBONES.keys() - {"dla34"}  # its authors' file is given by path or address
-
-
-@pytest.mark.parametrize(
-    ("source", "options", "other"),
-    [
-        ("imagenet", {}, None),
-        ("imagenet", {"channel_order": "bgr"}, "channel_order=rgb"),
-        ("catalog://ImageNetPretrained/MSRA/R-50", {}, "channel_order=bgr and stride_in_1x1=True"),
-        ("catalog://ImageNetPretrained/FAIR/20171220/X-101-32x8d", {"channel_order": "bgr"}, None),
-        ("net.pth", {"channel_order": "bgr"}, None),
-    ],
-)
-def test_weights_with_a_name_tell_what_they_were_trained_with(
-    source: str,
-    options: dict[str, Any],
-    other: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(resnet, "load_weights", lambda *_: None)
-    config = FCOSConfig(backbone=ResNetConfig(weights=source), **options)
-    build_model(config, num_classes=1)
-    assert caplog.messages == ([f"{source}: trained with {other}, which fits them better"] if other else [])
-    caplog.clear()
-    build_model(config, num_classes=1, pretrained=False)
-    assert caplog.messages == []
-
-
-def test_an_unknown_name_gets_a_suggestion_and_the_known_ones() -> None:
-    with pytest.raises(WeightsError) as caught:
-        build("resnet50", weights="catalog://ImageNetPretrained/MSRA/R-55")
-    assert "no catalog://ImageNetPretrained/MSRA/R-55, did you mean 'ImageNetPretrained/MSRA/R-50" in str(caught.value)
-    assert all(name in str(caught.value) for name in weights.CATALOG)
-
-
-def test_addresses_of_another_kind_are_not_read() -> None:
-    with pytest.raises(WeightsError, match=r"'s3://x' is not read; give `imagenet`"):
-        build("mobilenet_v2", weights="s3://x")
-
-
-def test_a_damaged_file_from_the_net_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    path = tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth"
-    path.write_bytes(b"cut short")
-    with pytest.raises(WeightsError, match=r"not a readable state dict.*; delete it to download it again") as caught:
-        build("mobilenet_v2", weights="imagenet")
-    assert str(path) in str(caught.value)
-
-
-def test_without_a_network_the_message_says_where_to_put_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*_: Any, **__: Any) -> None:
-        raise URLError("no route")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(downloads, "urlopen", unreachable)
-    with pytest.raises(
-        WeightsError, match=r"weights=imagenet: could not download .* \(no route\).*weights=null"
-    ) as caught:
-        build("mobilenet_v2", weights="imagenet")
-    assert str(tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth") in str(caught.value)
-
-
-# ---------------------------------------------------------------------------------------------------------- pyramid
-
-
-def maps(*sizes: tuple[int, int], images: int = 2) -> list[Tensor]:
-    return [torch.randn(images, 8 * (i + 1), *size) for i, size in enumerate(sizes)]
-
-
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("relu", [True, False])
-@pytest.mark.parametrize("norm", ["none", "gn"])
-def test_levels_have_the_sizes_of_their_maps_and_halve_above(norm: str, relu: bool, source: Any) -> None:
-    fpn = FPN([8, 16, 24], 32, extra_levels=3, extra_level_source=source, norm=norm, relu=relu)
-    levels = fpn(maps((13, 17), (7, 9), (4, 5)))
-    assert [tuple(x.shape) for x in levels] == [(2, 32, *s) for s in [(13, 17), (7, 9), (4, 5), (2, 3), (1, 2), (1, 1)]]
-    assert all((level >= 0).all() == relu for level in levels[:3])
-
-
-def test_a_pyramid_takes_empty_batches_and_single_maps() -> None:
-    assert [x.shape[0] for x in FPN([8, 16], 32, norm="gn")(maps((4, 6), (2, 3), images=0))] == [0] * 4
-    assert len(FPN([8], 32, extra_levels=0)(maps((4, 6)))) == 1
-
-
-def test_the_first_extra_level_is_computed_from_its_source() -> None:
-    features = maps((8, 8), (4, 4))
-    for source, channels in zip(SOURCES, (32, 16), strict=True):
-        fpn = FPN([8, 16], 32, extra_levels=2, extra_level_source=source)
-        levels = fpn(features)
-        assert fpn.extra[0].in_channels == channels
-        torch.testing.assert_close(levels[2], fpn.extra[0](levels[1] if source == "p5" else features[1]))
-        torch.testing.assert_close(levels[3], fpn.extra[1](levels[2].relu()))
-
-
-def test_coarser_levels_reach_the_finer_ones_and_not_the_other_way_round() -> None:
-    fpn, features = FPN([8, 16], 32, extra_levels=0), [x.requires_grad_() for x in maps((8, 8), (4, 4))]
-    fine, coarse = fpn(features)
-    fine.sum().backward()
-    assert all(x.grad is not None for x in features)
-    for x in features:
-        x.grad = None
-    fpn(features)[1].sum().backward()
-    assert features[0].grad is None
-    assert coarse.shape[2:] == (4, 4)
-
-
-@pytest.mark.parametrize("rows", [1, 4])
-def test_bfloat16_does_not_reach_the_extra_levels(rows: int) -> None:
-    """With stride 2 to a map of one column it gives garbage."""
-    fpn = FPN([256], 256, extra_levels=2, extra_level_source="c5")
-    features = [torch.randn(2, 256, rows, 2).bfloat16()]
-
-    def gradients(enabled: bool) -> list[Tensor]:
-        fpn.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            levels = fpn([f if enabled else f.float() for f in features])
-        torch.stack([level.float().square().sum() for level in levels[1:]]).sum().backward()
-        return [p.grad for p in fpn.extra.parameters() if p.grad is not None]
-
-    torch.testing.assert_close(gradients(True), gradients(False))

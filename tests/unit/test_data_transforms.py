@@ -132,6 +132,19 @@ def test_colours_change_within_the_strength_and_geometry_does_not() -> None:
     assert means.unique().numel() > 20
     assert 0.65 * 120 < means.min() < 0.9 * 120 < 1.1 * 120 < means.max() < 1.35 * 120
     assert all(torch.equal(p.boxes, BOXES) for p in pixels)
+    # Of one colour, only the saturation changes how far the channels are apart beside how bright they are.
+    spread = torch.stack([(p.image[2, 0, 0] - p.image[0, 0, 0]) / p.image[1, 0, 0].float() for p in pixels])
+    assert spread.min() < 0.9 / 3
+    assert spread.max() > 1.1 / 3
+
+
+def test_contrast_changes_the_distance_between_light_and_dark() -> None:
+    image = Image.new("RGB", (40, 30), (60, 60, 60))
+    image.paste((180, 180, 180), (0, 0, 20, 30))
+    results = [Transform((30,), 100, color_jitter=0.3)(image, seed=seed).image.float() for seed in range(50)]
+    ratios = torch.stack([result[0, 0, 0] / result[0, 0, -1] for result in results])
+    assert ratios.min() < 2.5
+    assert ratios.max() > 3.5
 
 
 def test_boxes_of_a_pixel_vanish_in_the_inclusive_convention() -> None:

@@ -15,45 +15,14 @@ from tiny_data import CLASSES, coco_tree, write_coco
 
 from fcos.config import Config
 from fcos.config_text import load_config
-from fcos.errors import ConfigError, DataError, FCOSError, TrainingError
+from fcos.errors import TrainingError
 from fcos.evaluation.loop import Evaluation
 from fcos.models import fcos as fcos_module
 from fcos.training import loop
 from fcos.training.checkpoint import load_checkpoint
 from fcos.training.loop import train
-from fcos.training.pictures import save_pictures
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    write_coco(tmp_path / "data", split="val")
-    return write_coco(tmp_path / "data")
-
-
-@pytest.fixture
-def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
-    """Config of a run of two steps in `tmp_path/run`; options of `train` as keywords."""
-
-    def build(*, model: dict[str, Any] | None = None, **settings: Any) -> Config:
-        length = {} if settings.keys() & {"epochs", "max_minutes"} else {"iterations": 2}
-        return Config.model_validate(
-            {
-                "model": {
-                    "backbone": {"name": "mobilenet_v2", "weights": None},
-                    "fpn": {"channels": 64},
-                    "head": {"num_convs": 1},
-                    **(model or {}),
-                },
-                "data": {"root": data, "short_side": [32], "max_side": 64, "workers": 0},
-                "train": {"batch_size": 2, "warmup": "none", "log_every": 1, "lr": 1e-4, **length, **settings},
-                "output_dir": tmp_path / "run",
-                "device": "cpu",
-            }
-        )
-
-    return build
 
 
 def resume(config: Config, **settings: Any) -> Config:
@@ -324,42 +293,6 @@ def test_the_end_of_a_run_is_measured_on_a_part_of_val(monkeypatch: pytest.Monke
     assert done < 100
 
 
-def test_pictures_leave_out_what_cannot_be_read_any_more(
-    configure: Callable[..., Config], data: Path, tmp_path: Path
-) -> None:
-    annotations = loop.load_annotations(configure().data, "val")
-    assert annotations is not None
-    (data / "images/b.png").unlink()
-    save_pictures(tmp_path / "pictures", annotations, [])
-    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a.jpg", "c.jpg"]
-
-
-def test_pictures_of_images_with_absolute_names_stay_in_their_folder(
-    configure: Callable[..., Config], data: Path, tmp_path: Path
-) -> None:
-    tree = coco_tree()
-    for image in tree["images"]:
-        image["file_name"] = str(data / "images" / image["file_name"])
-    write_coco(data, tree, split="val")
-    annotations = loop.load_annotations(configure().data, "val")
-    assert annotations is not None
-    save_pictures(tmp_path / "pictures", annotations, [])
-    names = [p.name for p in (tmp_path / "pictures").iterdir()]
-    assert len(names) == 3
-    assert all(name.endswith(("_images_a.jpg", "_images_b.jpg", "_images_c.jpg")) for name in names)
-
-
-def test_a_picture_that_cannot_be_written_does_not_end_a_run(
-    configure: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    annotations = loop.load_annotations(configure().data, "val")
-    assert annotations is not None
-    (tmp_path / "pictures/a.jpg").mkdir(parents=True)
-    save_pictures(tmp_path / "pictures", annotations, [])
-    assert "no picture of" in caplog.text
-    assert (tmp_path / "pictures/b.jpg").is_file()
-
-
 def test_a_backbone_of_ones_own_is_trained(
     configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,64 +333,3 @@ def test_boxes_that_no_location_learns_are_reported_once(
     out = capsys.readouterr().out
     assert out.count("learned by no location") == 1
     assert "data.short_side" in out
-
-
-def refused(config: Config) -> str:
-    with pytest.raises((ConfigError, DataError)) as caught:
-        train(config)
-    return str(caught.value)
-
-
-def test_another_number_of_classes(configure: Callable[..., Config]) -> None:
-    assert "model.num_classes: 80, but the data has 2 classes" in refused(configure(model={"num_classes": 80}))
-
-
-def test_no_training_images(configure: Callable[..., Config], data: Path, tmp_path: Path) -> None:
-    (data / "train.json").unlink()
-    assert "train" in refused(configure())
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_that_holds_a_run(configure: Callable[..., Config]) -> None:
-    config = configure(iterations=1)
-    train(config)
-    assert "holds a run already; continue it with train.resume=true" in refused(config)
-
-
-def test_nothing_to_continue(configure: Callable[..., Config]) -> None:
-    assert "train.resume: no weights/last.pt in" in refused(resume(configure()))
-
-
-def test_continuing_with_another_optimizer(configure: Callable[..., Config]) -> None:
-    run = train(configure(iterations=1)).run
-    written = (run / "config.yaml").read_text()
-    assert "another optimiser" in refused(resume(configure(iterations=2, optimizer="adamw")))
-    assert (run / "config.yaml").read_text() == written
-
-
-def test_continuing_with_other_classes(configure: Callable[..., Config], data: Path) -> None:
-    train(configure(iterations=1))
-    tree = coco_tree()
-    tree["categories"][0]["name"] = "owl"
-    for split in ("train", "val"):
-        write_coco(data, tree, split=split)
-    assert "has the classes cat, dog, the data owl, dog" in refused(resume(configure()))
-
-
-def test_folders_are_numbered_and_the_newest_is_continued(
-    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = configure(iterations=1).model_copy(update={"output_dir": None})
-    folders = [train(config, name="cells").run for _ in range(2)]
-    assert folders == [Path("runs/cells"), Path("runs/cells-2")]
-    train(config, name="cells2")  # the newest, but of another name
-    os.utime("runs/cells/weights/last.pt", (0, 0))
-    assert train(resume(config), name="cells").run == Path("runs/cells-2")
-
-
-def test_a_mistake_leaves_no_folder(configure: Callable[..., Config], tmp_path: Path, data: Path) -> None:
-    config = configure(weights="none.pt")
-    with pytest.raises(FCOSError):
-        train(config)
-    assert not (tmp_path / "run").exists()

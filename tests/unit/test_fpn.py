@@ -1,0 +1,70 @@
+"""The pyramid above the backbones."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from fcos.models.fpn import FPN
+
+SOURCES: list[Literal["p5", "c5"]] = ["p5", "c5"]
+
+
+def maps(*sizes: tuple[int, int], images: int = 2) -> list[Tensor]:
+    return [torch.randn(images, 8 * (i + 1), *size) for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("norm", ["none", "gn"])
+def test_levels_have_the_sizes_of_their_maps_and_halve_above(norm: str, relu: bool, source: Any) -> None:
+    fpn = FPN([8, 16, 24], 32, extra_levels=3, extra_level_source=source, norm=norm, relu=relu)
+    levels = fpn(maps((13, 17), (7, 9), (4, 5)))
+    assert [tuple(x.shape) for x in levels] == [(2, 32, *s) for s in [(13, 17), (7, 9), (4, 5), (2, 3), (1, 2), (1, 1)]]
+    assert all((level >= 0).all() == relu for level in levels[:3])
+
+
+def test_a_pyramid_takes_empty_batches_and_single_maps() -> None:
+    assert [x.shape[0] for x in FPN([8, 16], 32, norm="gn")(maps((4, 6), (2, 3), images=0))] == [0] * 4
+    assert len(FPN([8], 32, extra_levels=0)(maps((4, 6)))) == 1
+
+
+def test_the_first_extra_level_is_computed_from_its_source() -> None:
+    features = maps((8, 8), (4, 4))
+    for source, channels in zip(SOURCES, (32, 16), strict=True):
+        fpn = FPN([8, 16], 32, extra_levels=2, extra_level_source=source)
+        levels = fpn(features)
+        assert fpn.extra[0].in_channels == channels
+        torch.testing.assert_close(levels[2], fpn.extra[0](levels[1] if source == "p5" else features[1]))
+        torch.testing.assert_close(levels[3], fpn.extra[1](levels[2].relu()))
+
+
+def test_coarser_levels_reach_the_finer_ones_and_not_the_other_way_round() -> None:
+    fpn, features = FPN([8, 16], 32, extra_levels=0), [x.requires_grad_() for x in maps((8, 8), (4, 4))]
+    fine, coarse = fpn(features)
+    fine.sum().backward()
+    assert all(x.grad is not None for x in features)
+    for x in features:
+        x.grad = None
+    fpn(features)[1].sum().backward()
+    assert features[0].grad is None
+    assert coarse.shape[2:] == (4, 4)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_bfloat16_does_not_reach_the_extra_levels(rows: int) -> None:
+    """With stride 2 to a map of one column it gives garbage."""
+    fpn = FPN([256], 256, extra_levels=2, extra_level_source="c5")
+    features = [torch.randn(2, 256, rows, 2).bfloat16()]
+
+    def gradients(enabled: bool) -> list[Tensor]:
+        fpn.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            levels = fpn([f if enabled else f.float() for f in features])
+        torch.stack([level.float().square().sum() for level in levels[1:]]).sum().backward()
+        return [p.grad for p in fpn.extra.parameters() if p.grad is not None]
+
+    torch.testing.assert_close(gradients(True), gradients(False))

@@ -1,0 +1,80 @@
+"""What a training is refused for, and which run is continued."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_data import coco_tree, write_coco
+
+from fcos.config import Config
+from fcos.errors import ConfigError, DataError, FCOSError
+from fcos.training.loop import train
+
+
+def resume(config: Config, **settings: Any) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"resume": True, **settings})})
+
+
+def refused(config: Config) -> str:
+    with pytest.raises((ConfigError, DataError)) as caught:
+        train(config)
+    return str(caught.value)
+
+
+def test_another_number_of_classes(configure: Callable[..., Config]) -> None:
+    assert "model.num_classes: 80, but the data has 2 classes" in refused(configure(model={"num_classes": 80}))
+
+
+def test_no_training_images(configure: Callable[..., Config], data: Path, tmp_path: Path) -> None:
+    (data / "train.json").unlink()
+    assert "train" in refused(configure())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run(configure: Callable[..., Config]) -> None:
+    config = configure(iterations=1)
+    train(config)
+    assert "holds a run already; continue it with train.resume=true" in refused(config)
+
+
+def test_nothing_to_continue(configure: Callable[..., Config]) -> None:
+    assert "train.resume: no weights/last.pt in" in refused(resume(configure()))
+
+
+def test_continuing_with_another_optimizer(configure: Callable[..., Config]) -> None:
+    run = train(configure(iterations=1)).run
+    written = (run / "config.yaml").read_text()
+    assert "another optimiser" in refused(resume(configure(iterations=2, optimizer="adamw")))
+    assert (run / "config.yaml").read_text() == written
+
+
+def test_continuing_with_other_classes(configure: Callable[..., Config], data: Path) -> None:
+    train(configure(iterations=1))
+    tree = coco_tree()
+    tree["categories"][0]["name"] = "owl"
+    for split in ("train", "val"):
+        write_coco(data, tree, split=split)
+    assert "has the classes cat, dog, the data owl, dog" in refused(resume(configure()))
+
+
+def test_folders_are_numbered_and_the_newest_is_continued(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configure(iterations=1).model_copy(update={"output_dir": None})
+    folders = [train(config, name="cells").run for _ in range(2)]
+    assert folders == [Path("runs/cells"), Path("runs/cells-2")]
+    train(config, name="cells2")  # the newest, but of another name
+    os.utime("runs/cells/weights/last.pt", (0, 0))
+    assert train(resume(config), name="cells").run == Path("runs/cells-2")
+
+
+def test_a_mistake_leaves_no_folder(configure: Callable[..., Config], tmp_path: Path, data: Path) -> None:
+    config = configure(weights="none.pt")
+    with pytest.raises(FCOSError):
+        train(config)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,136 @@
+"""ImageNet weights that have a name or an address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+
+from fcos import downloads
+from fcos.config import FCOSConfig, ResNetConfig
+from fcos.downloads import WebFile
+from fcos.errors import WeightsError
+from fcos.models import build_model, weights
+from fcos.models.backbones import BACKBONES, resnet
+from fcos.models.weights import imagenet_weights
+
+
+def asked_for(source: str, monkeypatch: pytest.MonkeyPatch, *, backbone: str = "resnet50") -> WebFile:
+    """The file that a source stands for."""
+    asked: list[Any] = []
+
+    def stop(file: Any, *_: Any, **__: Any) -> Path:
+        asked.append(file)
+        raise WeightsError("no network")
+
+    monkeypatch.setattr(weights, "hub_file", stop)
+    with pytest.raises(WeightsError, match="no network"):
+        imagenet_weights(backbone, source)
+    return asked[0]
+
+
+def test_names_of_the_catalogue_are_the_originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = asked_for("catalog://ImageNetPretrained/MSRA/R-50", monkeypatch)
+    url = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-50.pkl"
+    assert [url.partition("#")[0] for url in file.urls] == [url]
+    assert file.name == "ImageNetPretrained_MSRA_R-50.pkl"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://cloudstor.aarnet.edu.au/plus/s/xtixKaxLWmbcyf7/download#mobilenet_v2-ecbe2b5.pth",
+        "https://huggingface.co/tianzhi/FCOS/resolve/main/mobilenet_v2-ecbe2b5.pth?download=true#mobilenet_v2-ecbe2b5.pth",
+    ],
+)
+def test_the_originals_mobilenet_has_mirrors(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = asked_for(url, monkeypatch, backbone="mobilenet_v2")
+    assert url in file.urls
+    assert len(file.urls) == 2
+    assert file.name == "mobilenet_v2-ecbe2b5.pth"
+    assert file.restricted
+
+
+def test_the_originals_resnext_has_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://cloudstor.aarnet.edu.au/plus/s/k3ys35075jmU1RP/download#X-101-64x4d.pkl"
+    name = "catalog://ImageNetPretrained/FAIR/20171220/X-101-64x4d"
+    assert asked_for(url, monkeypatch) == asked_for(name, monkeypatch)
+    assert len(asked_for(url, monkeypatch).urls) > 1
+
+
+def test_any_address_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_for("http://a.org/b.pth#c.pth", monkeypatch) == WebFile(("http://a.org/b.pth#c.pth",))
+
+
+def test_every_name_has_a_licence_and_a_name_of_its_own() -> None:
+    files = [*weights.IMAGENET.values(), *weights.CATALOG.values()]
+    assert all(file.licence for file in files)
+    assert len({file.name for file in files}) == len(files)
+    assert {Path(file.name).suffix for file in weights.CATALOG.values()} == {".pkl"}
+    assert weights.IMAGENET.keys() == BACKBONES.keys() - {"dla34"}  # its authors' file is given by path or address
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "other"),
+    [
+        ("imagenet", {}, None),
+        ("imagenet", {"channel_order": "bgr"}, "channel_order=rgb"),
+        ("catalog://ImageNetPretrained/MSRA/R-50", {}, "channel_order=bgr and stride_in_1x1=True"),
+        ("catalog://ImageNetPretrained/FAIR/20171220/X-101-32x8d", {"channel_order": "bgr"}, None),
+        ("net.pth", {"channel_order": "bgr"}, None),
+    ],
+)
+def test_weights_with_a_name_tell_what_they_were_trained_with(
+    source: str,
+    options: dict[str, Any],
+    other: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(resnet, "load_weights", lambda *_: None)
+    config = FCOSConfig(backbone=ResNetConfig(weights=source), **options)
+    build_model(config, num_classes=1)
+    assert caplog.messages == ([f"{source}: trained with {other}, which fits them better"] if other else [])
+    caplog.clear()
+    build_model(config, num_classes=1, pretrained=False)
+    assert caplog.messages == []
+
+
+def test_an_unknown_name_gets_a_suggestion_and_the_known_ones() -> None:
+    with pytest.raises(WeightsError) as caught:
+        BACKBONES["resnet50"](weights="catalog://ImageNetPretrained/MSRA/R-55")
+    assert "no catalog://ImageNetPretrained/MSRA/R-55, did you mean 'ImageNetPretrained/MSRA/R-50" in str(caught.value)
+    assert all(name in str(caught.value) for name in weights.CATALOG)
+
+
+def test_addresses_of_another_kind_are_not_read() -> None:
+    with pytest.raises(WeightsError, match=r"'s3://x' is not read; give `imagenet`"):
+        BACKBONES["mobilenet_v2"](weights="s3://x")
+
+
+def test_a_damaged_file_from_the_net_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth"
+    path.write_bytes(b"cut short")
+    with pytest.raises(WeightsError, match=r"not a readable state dict.*; delete it to download it again") as caught:
+        BACKBONES["mobilenet_v2"](weights="imagenet")
+    assert str(path) in str(caught.value)
+
+
+def test_without_a_network_the_message_says_where_to_put_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(downloads, "urlopen", unreachable)
+    with pytest.raises(
+        WeightsError, match=r"weights=imagenet: could not download .* \(no route\).*weights=null"
+    ) as caught:
+        BACKBONES["mobilenet_v2"](weights="imagenet")
+    assert str(tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth") in str(caught.value)
