@@ -1,0 +1,101 @@
+"""Every FCOS config of the original against its recorded manifest: tensors, what learns, at which rate and decay.
+
+The models are built on the meta device: nothing here depends on a value. Only the order of the tensors is not compared:
+within a ResNet block and within the pyramid it is torchvision's and ours, and no number depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from golden import folder
+
+from fcos.config import Config
+from fcos.config_text import validate
+from fcos.interop.fcos_core import rename
+from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.models import FCOS, build_model
+from fcos.training.optim import build_optimizer, learning_rate_factor, parameter_settings, set_learning_rate
+
+
+class Row(NamedTuple):
+    """A recorded tensor, its name translated to ours."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    requires_grad: bool | None
+    lr: float | None
+    weight_decay: float | None
+
+
+class Manifest(NamedTuple):
+    recorded: dict[str, Any]
+    rows: list[Row]
+    config: Config
+    net: FCOS
+
+
+def files(config: pytest.Config) -> list[Path]:
+    return sorted((folder(config) / "manifests" / "fcos").glob("*.json"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "manifest" in metafunc.fixturenames:
+        paths = files(metafunc.config)
+        metafunc.parametrize("manifest", paths, ids=[p.stem for p in paths], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def manifest(request: pytest.FixtureRequest) -> Manifest:
+    recorded = json.loads(request.param.read_text())
+    rows = [Row(rename(name), tuple(shape), *rest) for name, shape, *rest in recorded["tensors"]]
+    config = validate(config_from_yaml(recorded["merged_config"]), where=request.param.stem)
+    with torch.device("meta"):
+        net = build_model(config.model, num_classes=config.model.num_classes or 0, pretrained=False)
+    return Manifest(recorded, rows, config, net)
+
+
+def test_all_configs_are_recorded(pytestconfig: pytest.Config) -> None:
+    assert len(files(pytestconfig)) == 19
+
+
+def test_every_tensor_has_its_counterpart(manifest: Manifest) -> None:
+    parameters = dict(manifest.net.named_parameters())
+    ours = {
+        (name, tuple(tensor.shape), str(tensor.dtype), "parameter" if name in parameters else "buffer")
+        for name, tensor in manifest.net.state_dict().items()
+        if not name.startswith("pixel_")
+    }
+    assert ours == {(row.name, row.shape, f"torch.{row.dtype}", row.kind) for row in manifest.rows}
+    assert len(ours) == manifest.recorded["counts"]["tensors"]
+
+
+def test_parameters_learn_as_recorded(manifest: Manifest) -> None:
+    net, train = manifest.net, manifest.config.train
+    settings = {s.name: (s.lr, s.weight_decay) for s in parameter_settings(net, train)}
+    ours = {name: (p.requires_grad, *settings.get(name, (None, None))) for name, p in net.named_parameters()}
+    assert ours == {r.name: (r.requires_grad, r.lr, r.weight_decay) for r in manifest.rows if r.kind == "parameter"}
+    assert len(settings) == manifest.recorded["optimizer"]["groups"]
+
+
+def test_the_optimiser_is_the_recorded_one(manifest: Manifest) -> None:
+    recorded, optimizer = manifest.recorded["optimizer"], build_optimizer(manifest.net, manifest.config.train)
+    assert type(optimizer).__name__ == recorded["type"]
+    for key in ("momentum", "nesterov", "dampening"):
+        assert {group[key] for group in optimizer.param_groups} == {recorded[key]}
+
+
+def test_learning_rates_over_iterations(manifest: Manifest) -> None:
+    train = manifest.config.train
+    optimizer = build_optimizer(manifest.net, train)
+    assert train.iterations is not None
+    for iteration, expected in manifest.recorded["lr_values_at_iteration"].items():
+        set_learning_rate(optimizer, learning_rate_factor(int(iteration), train.iterations, train))
+        # the same double arithmetic in another order
+        assert sorted({g["lr"] for g in optimizer.param_groups}) == pytest.approx(expected, rel=1e-12)
