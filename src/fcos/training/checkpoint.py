@@ -1,7 +1,7 @@
 """Weights files: tensors and plain data only, so that loading one never runs code from it.
 
 A file is one dictionary: `format` ("fcos"), `version`, `model` (state dict), `config`, `class_names`, `category_ids`,
-`metrics`, `iteration`, and `training` (what a run needs to continue, or None).
+`metrics`, `thresholds`, `iteration`, and `training` (what a run needs to continue, or None).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _PIXELS = ("pixel_mean", "pixel_std")
 _MEANINGS = (
     "strides",
     "location",
+    "quality",
     "box_convention",
     "channel_order",
     *_PIXELS,
@@ -58,6 +59,8 @@ class Checkpoint:
         class_names: [K]; empty when unknown.
         category_ids: [K], the data's own id of every class.
         metrics: of the last evaluation of these weights; empty when there was none.
+        thresholds: score above which `predict` shows detections of a class, by its name, see `best_thresholds`; empty
+            when these weights were not evaluated.
         iteration: steps trained.
         training: optimiser and everything else a run needs to continue; None in files that are only for detection.
         project: who wrote the file.
@@ -69,6 +72,7 @@ class Checkpoint:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     metrics: dict[str, float] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
     iteration: int = 0
     training: dict[str, Any] | None = None
     project: Project = "fcos"
@@ -83,6 +87,7 @@ def save_checkpoint(
     class_names: Sequence[str],
     category_ids: Sequence[int],
     metrics: Mapping[str, float] | None = None,
+    thresholds: Mapping[str, float] | None = None,
     iteration: int = 0,
     training: dict[str, Any] | None = None,
 ) -> None:
@@ -95,6 +100,7 @@ def save_checkpoint(
         class_names: [K].
         category_ids: [K].
         metrics: figures of an evaluation of these weights.
+        thresholds: see `Checkpoint`.
         iteration: steps trained.
         training: tensors and plain data (str, int, float, bool, None, list, tuple, dict).
 
@@ -109,6 +115,7 @@ def save_checkpoint(
         "class_names": [str(name) for name in class_names],
         "category_ids": [int(i) for i in category_ids],
         "metrics": {name: float(value) for name, value in (metrics or {}).items()},
+        "thresholds": {name: float(value) for name, value in (thresholds or {}).items()},
         "iteration": iteration,
         "training": training,
     }
@@ -160,6 +167,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
         class_names=tuple(content["class_names"]),
         category_ids=tuple(content["category_ids"]),
         metrics=content["metrics"],
+        thresholds=content.get("thresholds", {}),  # older files have none
         iteration=content["iteration"],
         training=content["training"],
     )
