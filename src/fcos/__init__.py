@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import evaluate, load, train
+    from .api import convert, evaluate, load, train
     from .config import Config
     from .config_text import load_config
     from .errors import ConfigError, DataError, FCOSError, TrainingError, WeightsError
@@ -26,6 +26,7 @@ __all__ = [
     "Instances",
     "TrainingError",
     "WeightsError",
+    "convert",
     "draw",
     "evaluate",
     "load",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("evaluate", "load", "train"), "api"),
+    **dict.fromkeys(("convert", "evaluate", "load", "train"), "api"),
     **dict.fromkeys(("ConfigError", "DataError", "FCOSError", "TrainingError", "WeightsError"), "errors"),
     "Config": "config",
     "load_config": "config_text",

@@ -141,7 +141,8 @@ def convert(
         weights: a weights file or name, see `load`.
         out: the new file.
         overrides: `key=value`; `data.classes=[cat, dog]` names the classes of a file of another project.
-        to: see `interop.convert.write_as`.
+        to: `fcos`: ours, with the config and the classes; `fcos_core`: the original's, {"model": state dict};
+            `torchvision`: a state dict.
         config: see `load`.
 
     Returns:
@@ -149,11 +150,14 @@ def convert(
 
     Raises:
         WeightsError: no weights of a known project; a detector that the other project cannot compute; `out` is there.
-        ConfigError: a wrong override; a config is needed, or not needed.
+        ConfigError: a wrong form or override; a config is needed, or not needed.
         OSError: the disk is full or not writable.
     """
+    from .interop import FORMS
     from .interop.convert import refuse_existing, write_as
 
+    if to not in FORMS:
+        raise ConfigError(f"to: expected {', '.join(FORMS)}, found {to!r}")
     refuse_existing(Path(out))  # before a download
     model, checkpoint, resolved = _restore(weights, overrides, config)
     return write_as(to, Path(out), model, checkpoint, resolved, where=str(weights))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from golden import cases, folder, load, tensor
 
-from fcos.models.boxes import area, class_wise_nms, clip, limit_detections, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
+from fcos.boxes import area, class_wise_nms, clip, limit_detections, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
 from fcos.models.layers import NORMS, DeformConv
 from fcos.models.losses import focal_loss, iou_loss
 from fcos.models.postprocess import candidates, suppress

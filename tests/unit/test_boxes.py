@@ -9,8 +9,8 @@ import torch
 import torchvision.ops
 from torch import Tensor
 
-from fcos.models import boxes as module
-from fcos.models.boxes import area, class_wise_nms, clip, limit_detections, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
+from fcos import boxes as module
+from fcos.boxes import area, class_wise_nms, clip, limit_detections, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
 from fcos.structures import BoxConvention
 
 CONVENTIONS: list[BoxConvention] = ["continuous", "inclusive"]

@@ -117,6 +117,13 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
         convert(tmp_path / "ours.pt", tmp_path / "none" / "out.pt")
 
 
+def test_another_form_is_refused(tmp_path: Path) -> None:
+    to: Any = "onnx"
+    with pytest.raises(ConfigError, match="to: expected fcos, fcos_core, torchvision, found 'onnx'"):
+        convert(saved(tmp_path / "ours.pt", tiny_config()), tmp_path / "out.pt", to=to)
+    assert not (tmp_path / "out.pt").exists()
+
+
 def test_nothing_is_written_when_the_other_project_cannot_compute_it(tmp_path: Path) -> None:
     ours = saved(tmp_path / "ours.pt", tiny_config())
     for to in ("fcos_core", "torchvision"):

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from ..boxes import area, clip
 from ..config import Config, DataConfig
-from ..models.boxes import area, clip
 from ..structures import BoxConvention
 from .images import image_to_tensor
 

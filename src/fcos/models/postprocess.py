@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..boxes import class_wise_nms, clip, limit_detections
 from ..structures import BoxConvention, Instances
-from .boxes import class_wise_nms, clip, limit_detections
 
 
 def decode(points: Tensor, ltrb: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..boxes import area
 from ..structures import BoxConvention, Targets
-from .boxes import area
 
 BACKGROUND = -1
 IGNORED = -2

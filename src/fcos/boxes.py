@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from ..structures import BoxConvention
+from .structures import BoxConvention
 
 
 def _extra(convention: BoxConvention) -> float:
