@@ -88,6 +88,9 @@ class FCOSConfig(_Section):
     center_sampling_radius: float = Field(default=0.0, ge=0)
     """Only locations within this many strides of the box's centre are positive; 0: all inside the box."""
     box_loss: Literal["iou", "linear_iou", "giou"] = "iou"
+    quality: Literal["centerness", "iou"] = "centerness"
+    """What the third branch learns and scores are multiplied by: the centerness of a location, which then also weights
+    its box loss, or the IoU of the box predicted there, when all box losses weigh the same (TPAMI version)."""
     focal_alpha: float = Field(default=0.25, ge=0, le=1)
     focal_gamma: float = Field(default=2.0, ge=0)
     score: Literal["sqrt", "product"] = "sqrt"

@@ -1,8 +1,9 @@
 """FCOS: fully convolutional one-stage object detection. Read this file first.
 
 Every location of every pyramid level predicts K class logits, the distances (left, top, right, bottom) to the sides of
-its object's box, and how central it is in it. `forward(images, sizes, targets)` gives the losses,
-`forward(images, sizes)` the raw outputs, `detect(images, sizes)` the detections.
+its object's box, and how central it is in it or, with `quality="iou"`, how well the box fits.
+`forward(images, sizes, targets)` gives the losses, `forward(images, sizes)` the raw outputs, and
+`detect(images, sizes)` the detections.
 
 Source: Tian et al., ICCV 2019 (arXiv:1904.01355) and TPAMI 2020 (arXiv:2006.09214). Shape letters: N images, L levels,
 R locations over all levels, K classes, H W image or map size.
@@ -23,7 +24,7 @@ from ..structures import BoxConvention, Instances, Losses, Targets
 from .backbones import Backbone
 from .fpn import FPN
 from .layers import NORMS, DeformConv
-from .losses import BoxLoss, fcos_loss
+from .losses import BoxLoss, Quality, fcos_loss
 from .postprocess import candidates, suppress
 from .targets import assign_targets, count_unassigned, locations
 
@@ -34,7 +35,7 @@ class FCOSOutputs(NamedTuple):
     Attributes:
         logits: [N, K, H, W].
         ltrb: [N, 4, H, W] distances in pixels, at least 0.
-        centerness: [N, 1, H, W] logits.
+        centerness: [N, 1, H, W] logits, also where the branch has learned the IoU.
     """
 
     logits: list[Tensor]
@@ -155,6 +156,7 @@ class FCOS(nn.Module):
         size_ranges: see `assign_targets`.
         center_sampling_radius: see `assign_targets`.
         box_loss: see `iou_loss`.
+        quality: see `fcos_loss`.
         focal_alpha: see `focal_loss`.
         focal_gamma: see `focal_loss`.
         score: see `candidates`; likewise `score_threshold`, `threshold_on`, `pre_nms_top_k`, `top_k_on`,
@@ -181,6 +183,7 @@ class FCOS(nn.Module):
         size_ranges: Sequence[tuple[float, float | None]] = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, None)),
         center_sampling_radius: float = 0.0,
         box_loss: BoxLoss = "iou",
+        quality: Quality = "centerness",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         score: Literal["sqrt", "product"] = "sqrt",
@@ -208,6 +211,7 @@ class FCOS(nn.Module):
         self.size_ranges = list(size_ranges)
         self.center_sampling_radius = center_sampling_radius
         self.box_loss: BoxLoss = box_loss
+        self.quality: Quality = quality
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.score: Literal["sqrt", "product"] = score
@@ -287,6 +291,7 @@ class FCOS(nn.Module):
             centerness.squeeze(2),
             assignment,
             box_loss=self.box_loss,
+            quality=self.quality,
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,
             units=units,

@@ -18,6 +18,7 @@ from .targets import IGNORED, Assignment, centerness_targets
 # alpha * 87.34.
 _LOG_MIN = float(torch.log(torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float64)))
 BoxLoss = Literal["iou", "linear_iou", "giou"]
+Quality = Literal["centerness", "iou"]
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -57,27 +58,29 @@ def iou_loss(predicted: Tensor, target: Tensor, *, kind: BoxLoss, weight: Tensor
     Source: Yu et al. 2016 (arXiv:1608.01471); GIoU: Rezatofighi et al. 2019 (arXiv:1902.09630). As in the original,
     intersection and union are smoothed by 1, in the unit of the distances.
     """
-    left, top, right, bottom = predicted.unbind(-1)
-    target_left, target_top, target_right, target_bottom = target.unbind(-1)
-    predicted_area = (left + right) * (top + bottom)
-    target_area = (target_left + target_right) * (target_top + target_bottom)
-    intersection = (left.minimum(target_left) + right.minimum(target_right)) * (
-        bottom.minimum(target_bottom) + top.minimum(target_top)
-    )
-    union = predicted_area + target_area - intersection
-    iou = (intersection + 1.0) / (union + 1.0)
+    iou, union = _overlap(predicted, target)
     if kind == "iou":
         loss = -iou.log()
     elif kind == "linear_iou":
         loss = 1 - iou
     else:
-        enclosing = (left.maximum(target_left) + right.maximum(target_right)) * (
-            bottom.maximum(target_bottom) + top.maximum(target_top)
-        ) + 1e-7
+        left, top, right, bottom = predicted.maximum(target).unbind(-1)
+        enclosing = (left + right) * (bottom + top) + 1e-7
         loss = 1 - (iou - (enclosing - union) / enclosing)
     if weight is not None and weight.sum() > 0:
         loss = loss * weight
     return loss.sum()
+
+
+def _overlap(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU, smoothed as `iou_loss` says, and union, both [P]."""
+    left, top, right, bottom = predicted.unbind(-1)
+    target_left, target_top, target_right, target_bottom = target.unbind(-1)
+    shared_left, shared_top, shared_right, shared_bottom = predicted.minimum(target).unbind(-1)
+    intersection = (shared_left + shared_right) * (shared_bottom + shared_top)
+    target_area = (target_left + target_right) * (target_top + target_bottom)
+    union = (left + right) * (top + bottom) + target_area - intersection
+    return (intersection + 1.0) / (union + 1.0), union
 
 
 def fcos_loss(
@@ -87,6 +90,7 @@ def fcos_loss(
     assignment: Assignment,
     *,
     box_loss: BoxLoss = "iou",
+    quality: Quality = "centerness",
     alpha: float = 0.25,
     gamma: float = 2.0,
     units: Tensor | None = None,
@@ -96,42 +100,44 @@ def fcos_loss(
     Args:
         logits: [N, R, K] class logits.
         ltrb: [N, R, 4] predicted distances, pixels.
-        centerness: [N, R] logits.
+        centerness: [N, R] logits of the third branch, whatever it has to learn.
         assignment: what the locations have to learn.
         box_loss: see `iou_loss`.
+        quality: what the third branch learns at positive locations: their `centerness`, or the `iou` of the box that is
+            predicted there now with its ground truth, through which no gradient flows.
         alpha: see `focal_loss`.
         gamma: see `focal_loss`.
         units: [R] pixels a location's distances are divided by before the box loss (its stride); None: 1.
 
     Returns:
-        Scalars `loss_cls` and `loss_centerness`, divided by the positives of a process (at least 1), and `loss_box`,
-        weighted by the centerness targets and divided by their sum. Both divisors are means over the processes.
+        Scalars. `loss_cls` and `loss_centerness` (with `iou` called `loss_iou_quality`) are divided by the positives of
+        a process (at least 1). `loss_box` is weighted by the centerness targets and divided by their sum; with `iou` it
+        has no weights and is divided by the positives, too. All divisors are means over the processes.
 
-    Source: FCOS, equation 2 and section 3.2; the normalisation follows the original code.
+    Source: FCOS, equation 2 and section 3.2; the normalisation follows the original code. IoU quality: the
+    TPAMI version; as in AdelaiDet (measured) the target is smoothed like the IoU of the box loss, in the same unit.
     """
     positive = assignment.labels >= 0
-    target_ltrb = assignment.ltrb[positive]  # [P, 4]
-    target_centerness = centerness_targets(target_ltrb)  # [P]
+    predicted_ltrb, target_ltrb = ltrb[positive], assignment.ltrb[positive]  # [P, 4]
+    central = centerness_targets(target_ltrb)  # [P]
     # One collective for both divisors, also on a process without any positive: nobody waits for it in vain.
-    num_positives, centerness_sum = mean_over_processes(
-        torch.stack([positive.sum().to(target_centerness.dtype), target_centerness.sum()])
-    )
+    num_positives, centerness_sum = mean_over_processes(torch.stack([positive.sum().to(central.dtype), central.sum()]))
     num_positives = num_positives.clamp(min=1.0)
 
     loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()
-    predicted_ltrb = ltrb[positive]
     if units is not None:
         unit = units.expand_as(positive)[positive][:, None]
         predicted_ltrb, target_ltrb = predicted_ltrb / unit, target_ltrb / unit
+    if quality == "centerness":
+        name, target_quality, weight, divisor = "loss_centerness", central, central, centerness_sum
+    else:
+        overlap, _ = _overlap(predicted_ltrb.detach(), target_ltrb)
+        name, target_quality, weight, divisor = "loss_iou_quality", overlap, None, num_positives
     if len(target_ltrb):
-        loss_box = iou_loss(predicted_ltrb, target_ltrb, kind=box_loss, weight=target_centerness) / centerness_sum
+        loss_box = iou_loss(predicted_ltrb, target_ltrb, kind=box_loss, weight=weight) / divisor
     else:
         loss_box = predicted_ltrb.sum()  # 0, but connected: every process has the same gradients to reduce
-    loss_centerness = F.binary_cross_entropy_with_logits(
-        centerness[positive], target_centerness.to(centerness.dtype), reduction="sum"
+    loss_quality = F.binary_cross_entropy_with_logits(
+        centerness[positive], target_quality.to(centerness.dtype), reduction="sum"
     )
-    return {
-        "loss_cls": loss_cls / num_positives,
-        "loss_box": loss_box,
-        "loss_centerness": loss_centerness / num_positives,
-    }
+    return {"loss_cls": loss_cls / num_positives, "loss_box": loss_box, name: loss_quality / num_positives}

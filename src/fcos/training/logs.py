@@ -19,7 +19,7 @@ from ..config import Config
 from ..distributed import rank
 from ..evaluation.coco import METRICS
 
-LOSSES = ("loss_cls", "loss_box", "loss_centerness")
+LOSSES = ("loss_cls", "loss_box", "loss_centerness", "loss_iou_quality")
 COLUMNS = (
     "iteration",
     "epoch",
