@@ -14,8 +14,9 @@ import torch
 from tiny_data import config, write_coco, write_images
 
 from fcos.config import Config, TrainConfig
-from fcos.data import Annotations, build_test_loader, build_train_loader, load_annotations
+from fcos.data import Annotations, build_test_loader, build_train_loader, dataset, load_annotations
 from fcos.data.dataset import Sample
+from fcos.data.images import open_rgb
 from fcos.data.loader import collate
 from fcos.data.samplers import endless_batches, rank_part, training_draws
 from fcos.errors import ConfigError, DataError
@@ -215,6 +216,25 @@ def test_detection_goes_on_without_a_bad_image(
     assert sorted(int(batch.indices) for batch in loader) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
     assert loader.left_out == 1
     assert "4.png: no such file; left out" in caplog.text
+
+
+def test_an_image_is_decoded_once_for_all_its_views(
+    data: tuple[Path, Annotations], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, annotations = data
+    opened: list[Path] = []
+    monkeypatch.setattr(dataset, "open_rgb", lambda path: opened.append(path) or open_rgb(path))
+    settings = _settings(root)
+    settings.eval.flip, settings.eval.scales = True, [48]
+    batches = list(build_test_loader(settings, annotations, batch_size=2))
+    assert sorted(opened) == sorted(annotations.path(i) for i in range(len(annotations)))
+    for batch in batches:
+        mirrored, larger = batch.more_views
+        assert (mirrored.flipped, larger.flipped) == (True, False)
+        assert torch.equal(mirrored.sizes, batch.sizes)
+        assert larger.sizes.amin(dim=1).tolist() == [48] * len(batch.images)
+        for image, mirror, (height, width) in zip(batch.images, mirrored.images, batch.sizes.tolist(), strict=True):
+            assert torch.equal(image[:, :height, :width].flip(2), mirror[:, :height, :width])
 
 
 def test_losing_every_image_stops_training(data: tuple[Path, Annotations]) -> None:

@@ -6,6 +6,7 @@ Shape letters: I images, B boxes of all images, K classes, M boxes of one image,
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +124,7 @@ class Sample(NamedTuple):
         labels: int64 [M].
         crowd: bool [M].
         index: position in the data set.
+        more_views: the same image in further views, uint8 [3, h, w] each.
     """
 
     image: Tensor
@@ -130,19 +132,26 @@ class Sample(NamedTuple):
     labels: Tensor
     crowd: Tensor
     index: int
+    more_views: tuple[Tensor, ...] = ()
 
 
 class DetectionDataset:
     """Reads and transforms the images of a split.
 
     `dataset[index]` is a Sample; `dataset.load(index, seed)` draws scale, flip, zoom and colours from the seed.
+    An image is decoded once, also where `more_views` transform it in further ways.
     """
 
     def __init__(
-        self, annotations: Annotations, *, transform: Transform, box_convention: BoxConvention = "continuous"
+        self,
+        annotations: Annotations,
+        *,
+        transform: Transform,
+        more_views: Sequence[Transform] = (),
+        box_convention: BoxConvention = "continuous",
     ) -> None:
         self.annotations = annotations if box_convention == "continuous" else annotations.inclusive()
-        self.transform = transform
+        self.transform, self.more_views = transform, more_views
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -164,7 +173,8 @@ class DetectionDataset:
         span = self.annotations.span(index)
         boxes = torch.from_numpy(self.annotations.boxes[span])
         pixels, boxes, visible = self.transform(image, boxes, seed=seed)
+        others = tuple(view(image, seed=seed).image for view in self.more_views)
         labels, crowd = (torch.from_numpy(column[span]) for column in (self.annotations.labels, self.annotations.crowd))
         # A sliver of an object is neither an example of it nor of background.
         crowd, kept = crowd | (visible < MIN_VISIBLE), visible > 0
-        return Sample(pixels, boxes[kept], labels[kept], crowd[kept], index)
+        return Sample(pixels, boxes[kept], labels[kept], crowd[kept], index, others)

@@ -59,32 +59,29 @@ class _Loaded(NamedTuple):
 
 
 class _Reader:
-    """Maps the draws of a batch to the batch; runs in the workers.
+    """Maps the draws of a batch to the batch; runs in the workers."""
 
-    Every data set has the same images, transformed in another way: training has one, detection one for each view.
-    """
-
-    def __init__(self, datasets: Sequence[DetectionDataset], *, training: bool, size_divisor: int) -> None:
-        self.datasets, self.training, self.size_divisor = datasets, training, size_divisor
+    def __init__(self, dataset: DetectionDataset, *, training: bool, size_divisor: int) -> None:
+        self.dataset, self.training, self.size_divisor = dataset, training, size_divisor
 
     def __getitem__(self, draws: Sequence[Draw]) -> _Loaded:
-        samples: list[list[Sample]] = []
+        samples: list[Sample] = []
         errors: list[str] = []
-        count = len(self.datasets[0])
+        count = len(self.dataset)
         for draw in draws:
             for step in range(count if self.training else 1):
                 try:
-                    samples.append([data.load((draw.index + step) % count, draw.seed) for data in self.datasets])
+                    samples.append(self.dataset.load((draw.index + step) % count, draw.seed))
                     break
                 except DataError as error:
                     errors.append(str(error))
         if not samples:
             return _Loaded(None, errors)
-        batch, *others = (collate(view, size_divisor=self.size_divisor) for view in zip(*samples, strict=True))
+        batch = collate(samples, size_divisor=self.size_divisor)
         if self.training:
             return _Loaded(batch, errors)
-        flipped = [data.transform.flip > 0 for data in self.datasets[1:]]
-        more = [View(other.images, other.sizes, flip) for other, flip in zip(others, flipped, strict=True)]
+        views = zip(self.dataset.more_views, zip(*(sample.more_views for sample in samples), strict=True), strict=True)
+        more = [View(*pad(images, size_divisor=self.size_divisor), flipped=view.flip > 0) for view, images in views]
         return _Loaded(batch._replace(targets=None, more_views=more), errors)
 
 
@@ -170,7 +167,7 @@ def build_train_loader(
         )
         return (rank_part(batch, rank, world_size) for batch in batches)
 
-    reader = _Reader([dataset], training=True, size_divisor=data.size_divisor)
+    reader = _Reader(dataset, training=True, size_divisor=data.size_divisor)
     return Loader(reader, draws, workers=data.workers)
 
 
@@ -192,8 +189,8 @@ def build_test_loader(
     data, views = config.data, detection_views(config)
     batches = same_size_batches(annotations.sizes.tolist(), views, data.size_divisor, batch_size)
     draws = [[Draw(index, 0) for index in batch] for batch in rank_part(batches, rank, world_size)]
-    datasets = [DetectionDataset(annotations, transform=view) for view in views]
-    reader = _Reader(datasets, training=False, size_divisor=data.size_divisor)
+    dataset = DetectionDataset(annotations, transform=views[0], more_views=views[1:])
+    reader = _Reader(dataset, training=False, size_divisor=data.size_divisor)
     return Loader(reader, lambda: draws, workers=min(data.workers, len(draws)))
 
 
