@@ -12,7 +12,7 @@ from tiny_data import CLASSES, coco_tree, write_images, write_json
 
 from fcos.config_text import load_config, validate
 from fcos.data import load_annotations
-from fcos.errors import ConfigError
+from fcos.errors import ConfigError, DataError
 from fcos.interop.fcos_core_config import config_from_yaml
 from fcos.interop.fcos_core_data import CATALOG, split_of
 
@@ -67,6 +67,17 @@ def test_names_are_places_below_a_folder(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("FCOS_DATASETS", "elsewhere")
     assert split_of(["voc_2007_val"], key="x")["image_list"] == ["elsewhere/voc/VOC2007/ImageSets/Main/val.txt"]
     assert split_of([], key="x") == {}
+
+
+def test_a_missing_data_set_tells_where_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCOS_DATASETS", str(tmp_path))
+    config = load_config(ROOT / "configs/fcos/fcos_R_50_FPN_1x.yaml")
+    with pytest.raises(DataError) as caught:
+        load_annotations(config.data, "train")
+    assert str(caught.value) == (
+        f"data.train: {tmp_path}/coco/annotations/instances_train2014.json does not exist; put the data set there, or"
+        f" set the environment variable FCOS_DATASETS to another folder than {tmp_path}, or give data=DIR"
+    )
 
 
 def test_two_files_of_2014_are_one_training_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

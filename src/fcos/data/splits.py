@@ -10,6 +10,7 @@ from typing import get_args
 
 from ..config import DataConfig
 from ..errors import DataError
+from ..interop.fcos_core_data import place_hint
 from . import coco, voc, yolo
 from .checks import checked
 from .dataset import Annotations
@@ -148,6 +149,9 @@ def _from_pieces(
 ) -> tuple[str, SplitFiles]:
     """Put the options of a split in place of what was found."""
     annotations, images, image_list = part
+    for path in part:
+        if path is not None and not path.exists():
+            raise DataError(f"data.{split}: {path} does not exist{place_hint(path)}")
     if annotations is not None:
         files = replace(files, annotations=annotations)
         if name == "auto":

@@ -79,7 +79,7 @@ def split_of(names: Sequence[str], *, key: str) -> dict[str, list[str]]:
         log.warning("%s: %s is not a data set of the original%s; give data=DIR", key, ", ".join(unknown), hint)
     if unknown or not names:
         return {}
-    root = Path(os.environ.get(ROOT_VARIABLE, "datasets"))
+    root = _root()
     places = [CATALOG[name] for name in names]
     lists = [str(root / place.image_list) for place in places if place.image_list]
     if len(lists) not in (0, len(places)):
@@ -89,3 +89,18 @@ def split_of(names: Sequence[str], *, key: str) -> dict[str, list[str]]:
         "images": [str(root / place.images) for place in places],
     }
     return {**split, "image_list": lists} if lists else split
+
+
+def place_hint(path: Path) -> str:
+    """What to do about a missing file or folder, for messages; empty where it is none of the catalogue's."""
+    root = _root()
+    if not any(path == root / part for place in CATALOG.values() for part in place if part):
+        return ""
+    return (
+        f"; put the data set there, or set the environment variable {ROOT_VARIABLE} to another folder than {root}, or give"
+        " data=DIR"
+    )
+
+
+def _root() -> Path:
+    return Path(os.environ.get(ROOT_VARIABLE, "datasets"))
