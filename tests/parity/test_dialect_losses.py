@@ -1,0 +1,88 @@
+"""Losses and gradients of AdelaiDet's models: the branch learns centerness or IoU, real-time detectors among them.
+
+Models and formats as in `test_dialects`. The tolerances are those of the recordings: 1e-6 in float64, where their focal
+loss, boxes and locations are float32 nevertheless; 1e-5 in float32, 1e-4 with batch statistics.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden import folder, tensor
+from test_dialects import Dialect, dialect, names, network_input, used_tensors
+
+from fcos.models import FCOS, build_model
+from fcos.structures import Targets
+from fcos.training.checkpoint import fill
+
+MODELS = (
+    "adelaidet__R_50_1x",
+    "adelaidet__R_50_1x_iou",
+    "adelaidet__RT_MS_R_50_4x_syncbn",
+    "adelaidet__RT_MS_DLA_34_4x_syncbn_shared_towers",
+)
+TERMS = {
+    "loss_fcos_cls": "loss_cls",
+    "loss_fcos_loc": "loss_box",
+    "loss_fcos_ctr": "loss_centerness",
+    "loss_fcos_iou": "loss_iou_quality",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "model" in metafunc.fixturenames:
+        found = [name for name in names(metafunc.config) if name in MODELS]
+        metafunc.parametrize("model", found, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest) -> Dialect:
+    return dialect(folder(request.config), request.param)
+
+
+def build(model: Dialect, dtype: torch.dtype) -> FCOS:
+    """The filled model in training mode; it takes network inputs as they are."""
+    quality = "iou" if model.manifest["facts"]["quality"] == "iou" else "centerness"  # weights do not show it
+    config = model.config.model.model_copy(update={"quality": quality, "channel_order": "rgb"})
+    net = build_model(config, num_classes=len(model.checkpoint.category_ids), pretrained=False)
+    fill(net, model.checkpoint.model, where=model.name)
+    net.pixel_mean.zero_()
+    net.pixel_std.fill_(1.0)
+    return net.to(dtype).train()
+
+
+def losses(goldens: Path, model: Dialect, net: FCOS, case: str) -> dict[str, torch.Tensor]:
+    """The loss terms of a recorded case by their recorded names."""
+    boxes, labels = (
+        [tensor(model.numbers[f"train{case}/{part}{i}"]) for i in range(2)] for part in ("boxes", "labels")
+    )
+    images = network_input(goldens, model).to(net.pixel_mean.dtype)
+    terms = net(images, tensor(model.numbers["image_sizes_hw"]), Targets.pad(boxes, labels)).terms
+    recorded = model.numbers[f"train{case}/loss_names"].tolist()
+    assert list(terms) == [TERMS[name] for name in recorded]
+    return dict(zip(recorded, terms.values(), strict=True))
+
+
+@pytest.mark.parametrize("case", ["A", "B"])
+def test_losses_and_gradients(goldens: Path, model: Dialect, case: str) -> None:
+    net = build(model, torch.float64)
+    terms = torch.stack([term.double() for term in losses(goldens, model, net, case).values()])
+    key = f"f64/train{case}"
+    np.testing.assert_allclose(terms.detach().numpy(), model.numbers[f"{key}/losses"], rtol=1e-6)
+    terms.sum().backward()
+    parameters = dict(net.named_parameters())
+    ours = dict(zip([row[0] for row in used_tensors(model)], model.checkpoint.model, strict=True))
+    norms = dict(zip(model.numbers["param_names"].tolist(), model.numbers[f"{key}/grad_norm"], strict=True))
+    learning = {name: norm for name, norm in norms.items() if name in ours and not np.isnan(norm)}
+    assert len(learning) == sum(parameter.requires_grad for parameter in parameters.values())
+    found = [grad.norm().item() for name in learning if (grad := parameters[ours[name]].grad) is not None]
+    np.testing.assert_allclose(found, list(learning.values()), rtol=1e-6, atol=1e-8 * max(learning.values()))
+
+
+def test_losses_without_objects(goldens: Path, model: Dialect) -> None:
+    found = losses(goldens, model, build(model, torch.float32), "C")
+    rtol = 1e-5 if model.config.model.backbone.norm == "frozen_bn" else 1e-4
+    np.testing.assert_allclose([term.item() for term in found.values()], model.numbers["trainC/losses"], rtol=rtol)

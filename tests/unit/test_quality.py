@@ -1,0 +1,172 @@
+"""The branch that learns the IoU of the predicted box; AdelaiDet's numbers: tests/parity/test_dialect_losses.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from torch import Tensor
+
+from fcos.models import FCOS, build_model
+from fcos.models.losses import BoxLoss, fcos_loss
+from fcos.models.targets import BACKGROUND, Assignment, assign_targets
+from fcos.structures import Targets
+from fcos.training.checkpoint import load_checkpoint, save_checkpoint, start_from
+
+SIDES = [[2.0, 4.0, 6.0, 8.0], [4.0, 4.0, 4.0, 4.0]]  # ground truth of two locations: areas 96 and 64
+FOUND = [[2.0, 2.0, 6.0, 8.0], [8.0, 4.0, 4.0, 4.0]]  # areas 80 and 96
+UNITS = [2.0, 4.0]
+IOUS = [(20 + 1) / (24 + 1), (4 + 1) / (6 + 1)]  # areas in units, smoothed by 1
+
+
+def made_up(labels: list[int]) -> Assignment:
+    rows = torch.tensor([labels])
+    sides = torch.tensor(SIDES, dtype=torch.float64)[torch.arange(len(labels)) % 2]
+    return Assignment(rows, sides[None], (rows >= 0).long() - 1)
+
+
+def predictions() -> tuple[Tensor, Tensor, Tensor]:
+    """Class logits, the boxes `FOUND` and logits of the branch at two locations."""
+    logits, quality = torch.randn(1, 2, 3, dtype=torch.float64), torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+    ltrb = torch.tensor([FOUND], dtype=torch.float64)
+    return logits.requires_grad_(), ltrb.requires_grad_(), quality.requires_grad_()
+
+
+def test_values_by_hand() -> None:
+    terms = fcos_loss(*predictions(), made_up([0, 2]), quality="iou", units=torch.tensor(UNITS))
+    assert list(terms) == ["loss_cls", "loss_box", "loss_iou_quality"]
+    assert terms["loss_box"].item() == pytest.approx(sum(-math.log(iou) for iou in IOUS) / 2, rel=1e-14)
+    entropy = [math.log1p(math.exp(x)) - x * iou for x, iou in zip([0.5, -1.0], IOUS, strict=True)]
+    assert terms["loss_iou_quality"].item() == pytest.approx(sum(entropy) / 2, rel=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["iou", "linear_iou", "giou"])
+def test_the_target_is_the_same_whatever_the_box_loss(kind: BoxLoss) -> None:
+    torch.manual_seed(0)
+    plain = fcos_loss(*predictions(), made_up([0, 2]), quality="iou")
+    other = fcos_loss(*predictions(), made_up([0, 2]), quality="iou", box_loss=kind)
+    assert other["loss_iou_quality"] == plain["loss_iou_quality"]
+    assert (other["loss_box"] == plain["loss_box"]) == (kind == "iou")
+
+
+def test_the_gradient_flows_through_the_logits_only() -> None:
+    logits, ltrb, quality = predictions()
+    terms = fcos_loss(logits, ltrb, quality, made_up([0, 2]), quality="iou", units=torch.tensor(UNITS))
+    found = torch.autograd.grad(terms["loss_iou_quality"], [logits, ltrb, quality], allow_unused=True)
+    assert found[:2] == (None, None)
+    expected = (quality.sigmoid() - torch.tensor([IOUS], dtype=torch.float64)) / 2
+    torch.testing.assert_close(found[2], expected.detach())
+
+
+def test_background_does_not_teach_the_branch() -> None:
+    logits, ltrb, quality = predictions()
+    terms = fcos_loss(logits, ltrb, quality, made_up([BACKGROUND, 1]), quality="iou", units=torch.tensor(UNITS))
+    only = F.binary_cross_entropy_with_logits(quality[0, 1], torch.tensor(IOUS[1], dtype=torch.float64))
+    torch.testing.assert_close(terms["loss_iou_quality"], only)
+    assert terms["loss_box"].item() == pytest.approx(-math.log(IOUS[1]), rel=1e-14)
+
+
+def test_without_positives_every_prediction_gets_a_gradient() -> None:
+    tensors = predictions()
+    terms = fcos_loss(*tensors, made_up([BACKGROUND, BACKGROUND]), quality="iou")
+    assert terms["loss_box"] == terms["loss_iou_quality"] == 0
+    for grad in torch.autograd.grad(torch.stack(list(terms.values())).sum(), tensors):
+        assert grad.isfinite().all()
+
+
+WORKER = """
+import json, sys, torch
+import torch.distributed as dist
+from test_quality import UNITS, made_up, predictions
+from fcos.models.losses import fcos_loss
+
+rank, rendezvous = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=2)
+tensors = predictions()
+assignment = made_up([0, 2] if rank == "0" else [-1, -1])
+terms = fcos_loss(*tensors, assignment, quality="iou", units=torch.tensor(UNITS))
+sum(terms.values()).backward()
+assert all(tensor.grad.isfinite().all() for tensor in tensors)
+print(json.dumps([terms["loss_box"].item(), terms["loss_iou_quality"].item()]))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_of_which_one_has_no_positives(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "rendezvous")],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
+        for rank in range(2)
+    ]
+    found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+    alone = fcos_loss(*predictions(), made_up([0, 2]), quality="iou", units=torch.tensor(UNITS))
+    # one positive a process on average; alone the two are divided by two
+    assert found[0] == pytest.approx([2 * alone["loss_box"].item(), 2 * alone["loss_iou_quality"].item()], rel=1e-12)
+    assert found[1] == [0, 0]
+
+
+def build() -> FCOS:
+    config = tiny_config(
+        quality="iou",
+        backbone={"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"},
+        fpn={"channels": 32},
+        head={"num_convs": 1, "regression": "relu_stride"},
+        box_loss="giou",
+        strides=[8, 16],
+        size_ranges=[(-1, None), (-1, None)],
+    )
+    model = build_model(config.model, num_classes=3, pretrained=False)
+    torch.nn.init.constant_(model.state_dict()["head.ltrb.bias"], 1.0)  # relu alive
+    return model
+
+
+def ious_and_scores(model: FCOS, images: Tensor, sizes: Tensor, targets: Targets) -> Tensor:
+    """[2, P] at the positive locations: the IoU of the predicted box with its ground truth, and what is said of it."""
+    with torch.no_grad():
+        outputs = model(images, sizes)
+    assigned = assign_targets(model.locations(outputs), targets, strides=model.strides, size_ranges=model.size_ranges)
+    positive = assigned.labels[0] >= 0
+    found, scores = (torch.cat([x.flatten(2) for x in levels], dim=2)[0].T[positive] for levels in outputs[1:])
+    wanted = assigned.ltrb[0][positive]
+    area, target_area, common = (
+        (x[:, 0] + x[:, 2]) * (x[:, 1] + x[:, 3]) for x in (found, wanted, found.minimum(wanted))
+    )
+    return torch.stack([common / (area + target_area - common), scores[:, 0].sigmoid()])
+
+
+def test_scores_follow_the_ious_of_a_learned_image() -> None:
+    model, sizes = build(), torch.tensor([[64, 96]])
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    boxes = torch.tensor([[4.0, 4.0, 60.0, 50.0], [66.0, 10.0, 92.0, 60.0]])
+    targets = Targets.pad([boxes], [torch.tensor([0, 2])])
+    first = sum(model(images, sizes, targets).terms.values())
+    branch = [p for name, p in model.named_parameters() if name.startswith(("head.cls_tower", "head.centerness"))]
+    # First everything; then the boxes stay as they are, some better than others, and the branch learns to tell which.
+    for parameters, lr, steps in ((list(model.parameters()), 2e-3, 20), (branch, 1e-2, 60)):
+        optimizer = torch.optim.AdamW(parameters, lr=lr)
+        for _ in range(steps):
+            terms = model(images, sizes, targets).terms
+            optimizer.zero_grad()
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+    assert sum(model(images, sizes, targets).terms.values()) < 0.6 * first
+    assert torch.corrcoef(ious_and_scores(model, images, sizes, targets))[0, 1] > 0.8
+
+
+def test_start_from_names_the_other_quality(tmp_path: Path) -> None:
+    there, here = tiny_config(quality="iou"), tiny_config()
+    model = tiny_model(there)
+    save_checkpoint(tmp_path / "a.pt", model=model, config=there, class_names=NAMES, category_ids=CATEGORY_IDS)
+    summary = start_from(model, load_checkpoint(tmp_path / "a.pt"), here.model, NAMES, where="a.pt")
+    assert summary.endswith("; they were trained with model.quality=iou, which fits them better")
