@@ -6,7 +6,7 @@ Shape letters: N images, L levels, R locations over all levels, M boxes of an im
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,31 @@ def locations(
     down, across = (stride, stride) if isinstance(stride, int) else stride
     y, x = torch.meshgrid((rows + offset) * down, (columns + offset) * across, indexing="ij")
     return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def pyramid_locations(
+    maps: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    *,
+    location: Literal["center", "corner"] = "center",
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """The locations of every level.
+
+    Args:
+        maps: L sizes (height, width) of the levels' maps.
+        strides: L strides in pixels.
+        location: which point of its cell it is: the `center`, or the upper left `corner` as in torchvision, where
+            cells are padded side // map side apart: less than the stride where that does not divide the side.
+        device: where to put them.
+
+    Returns:
+        L tensors [height * width, 2], see `locations`.
+    """
+    if location == "center":
+        return [locations(size, stride, device=device) for size, stride in zip(maps, strides, strict=True)]
+    height, width = (side * strides[0] for side in maps[0])  # the padded images hold whole cells of this level
+    return [locations((h, w), (height // h, width // w), offset=0.0, device=device) for h, w in maps]
 
 
 def centerness_targets(ltrb: Tensor) -> Tensor:
