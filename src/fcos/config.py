@@ -230,10 +230,14 @@ class DataConfig(_Section):
         return self
 
     @property
+    def largest_short_side(self) -> int:
+        """The largest shorter side in training, pixels."""
+        return self.short_side_range[1] if self.short_side_range else max(self.short_side)
+
+    @property
     def detection_short_side(self) -> int:
         """The shorter side in detection, pixels."""
-        largest = self.short_side_range[1] if self.short_side_range else max(self.short_side)
-        return self.test_short_side or largest
+        return self.test_short_side or self.largest_short_side
 
     @property
     def detection_max_side(self) -> int:
@@ -246,6 +250,10 @@ class TrainConfig(_Section):
 
     batch_size: int = Field(default=16, ge=1)
     """Images a step, over all processes."""
+    micro_batch: PositiveInt | Literal["auto"] | None = None
+    """Images that a process has in its network at a time: it adds up the gradients of as many parts as `batch_size`
+    takes. `auto`: as many as fit into the memory of the GPU; null: all. Losses and weights are the same, only plain
+    batch norm sees fewer images."""
     iterations: int | None = Field(default=90000, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     max_minutes: float | None = Field(default=None, gt=0)
@@ -259,6 +267,12 @@ class TrainConfig(_Section):
     offset_lr_factor: float = Field(default=1.0, ge=0)
     """Learning rate of the offsets of deformable convolutions relative to the others."""
     bias_weight_decay: float = Field(default=0.0, ge=0)
+    lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Learning rate of parts of the model relative to the others: {pattern: factor}, the pattern being one of names of
+    tensors: `{backbone.*: 0.1}`. Where several fit, the last one counts."""
+    freeze: list[str] = []
+    """Parts of the model that do not learn, as patterns of names of tensors: `[backbone.*, fpn.*]`; their batch norm
+    keeps its statistics."""
     schedule: Literal["multistep", "cosine"] = "multistep"
     milestones: list[float] = [2 / 3, 8 / 9]
     """`multistep`: where the rate falls by `gamma`: iterations, or fractions of the run where below 1."""
@@ -270,10 +284,18 @@ class TrainConfig(_Section):
     """Clip the total gradient norm to this."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Evaluate and save an exponential moving average of the weights with this decay a step; null: none."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of backbone and head; losses and boxes stay in float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of backbone and head; losses and boxes stay in float32. `float16` scales the loss as it needs."""
+    compile: bool = False
+    """Compile backbone, pyramid and head with torch.compile: the first steps take minutes, the others less. Needs a C++
+    compiler on the CPU."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When the loss or its gradients are not finite: stop the run, or leave the weights as they are and go on (ten
+    times in a row stop it all the same). Either way the batch is kept in RUN/nonfinite."""
     eval_every: float | None = Field(default=None, gt=0)
     """Evaluate on val every so many iterations, or fractions of the run where below 1; null: at the end only."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop early after so many evaluations in a row without a better AP; null: never."""
     checkpoint_every: int = Field(default=2500, ge=1)
     """Save weights/last.pt every so many iterations."""
     log_every: int = Field(default=20, ge=1)

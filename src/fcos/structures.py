@@ -52,6 +52,10 @@ class Targets(NamedTuple):
                 padded.crowd[i, : len(crowd[i])] = crowd[i]
         return padded
 
+    def of(self, images: slice) -> Targets:
+        """The ground truth of some images of the batch."""
+        return Targets(*(t[images] for t in self))
+
     def to(self, device: torch.device | str) -> Targets:
         """Move to a device."""
         return Targets(*(t.to(device, non_blocking=True) for t in self))
@@ -109,11 +113,13 @@ class Losses(NamedTuple):
 
     Attributes:
         terms: scalars by name; their sum is minimised.
-        unassigned: 0-dim int64, boxes of the batch (crowd left out) that nothing in the model learns.
+        unassigned: 0-dim int64, boxes of the images (crowd left out) that nothing in the model learns.
+        normalizers: what the terms were divided by; other parts of the same batch want the same.
     """
 
     terms: dict[str, Tensor]
     unassigned: Tensor
+    normalizers: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ import torch
 
 import fcos
 from fcos.config import Config
-from fcos.errors import ConfigError
 from fcos.training import loop
 from fcos.training.checkpoint import load_checkpoint
 
@@ -28,12 +27,12 @@ import json, os, signal, sys
 import torch
 import fcos
 from fcos.distributed import gathered, share_buffers
-from fcos.training import loop
+from fcos.training import step
 
 weights, results = sys.argv[1:3]
 rank = int(os.environ["RANK"])
 
-def count_boxes(batch, original=loop._count_boxes, calls=[0]):
+def count_boxes(batch, original=step._count_boxes, calls=[0]):
     calls[0] += 1
     if rank == 1 and calls[0] == 3:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -49,7 +48,7 @@ def interrupt(done, total):
     if rank == 1:
         raise KeyboardInterrupt
 
-loop._count_boxes = count_boxes
+step._count_boxes = count_boxes
 found = {"training": outcome(fcos.train, *sys.argv[3:])}
 whole = fcos.evaluate(weights)
 found["detections"] = whole.detections
@@ -170,12 +169,3 @@ def test_the_first_process_speaks_for_all(folder: Path) -> None:
     assert out.count("val at iteration 6") == out.count("next: fcos predict") == 1
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["one", "two"]
     assert sorted(p.name for p in (folder / "two/weights").iterdir()) == ["best.pt", "last.pt"]
-
-
-def test_batch_norm_cannot_be_synchronised_on_the_cpu(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(loop, "world_size", lambda: 2)
-    options = ["model.backbone.norm=sync_bn", f"output_dir={tmp_path}"]
-    with pytest.raises(ConfigError, match=r"sync_bn: .* these 2 processes are on cpu; use bn or frozen_bn"):
-        fcos.train(folder / "config.yaml", *options)

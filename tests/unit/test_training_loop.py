@@ -18,7 +18,7 @@ from fcos.config_text import load_config
 from fcos.errors import TrainingError
 from fcos.evaluation.loop import Evaluation
 from fcos.models import fcos as fcos_module
-from fcos.training import loop
+from fcos.training import loop, step
 from fcos.training.checkpoint import load_checkpoint
 from fcos.training.loop import train
 
@@ -180,7 +180,7 @@ def test_gradients_that_are_not_finite_stop_the_run(
     original = fcos_module.fcos_loss
     monkeypatch.setattr(fcos_module, "fcos_loss", steep)
     seen: list[dict[str, torch.Tensor]] = []
-    monkeypatch.setattr(loop, "_explain_non_finite", lambda *args: seen.append(args[-1].model.state_dict()) or "why")
+    monkeypatch.setattr(step, "explain_non_finite", lambda run, *_: seen.append(run.model.state_dict()) or "why")
     with pytest.raises(TrainingError, match="why"):
         train(configure(iterations=9, checkpoint_every=2, clip_norm=clip_norm))
     last = load_checkpoint(tmp_path / "run/weights/last.pt")
@@ -192,13 +192,14 @@ def test_gradients_that_are_not_finite_stop_the_run(
 def test_what_is_said_of_gradients_that_are_not_finite(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "get_total_norm", lambda _: torch.tensor(float("inf")))
+    monkeypatch.setattr(step, "get_total_norm", lambda _: torch.tensor(float("inf")))
     with pytest.raises(TrainingError) as caught:
         train(configure())
     message = str(caught.value)
     assert "iteration 1: the gradients are not finite (loss_cls=" in message
     assert "norm of the gradients=inf" in message
-    assert ".png; nothing had been saved yet" in message
+    assert ".png; no image gives that alone; the batch is kept in" in message
+    assert "nothing had been saved yet" in message
 
 
 def test_random_weights_that_do_not_learn_are_warned_of(

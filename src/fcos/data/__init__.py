@@ -7,7 +7,7 @@ from .dataset import Annotations, DetectionDataset, Sample
 from .images import open_rgb, read_image, to_rgb
 from .loader import Loader, build_test_loader, build_train_loader
 from .splits import FORMATS, load_annotations
-from .transforms import Transform, test_transform, train_transform
+from .transforms import Transform, resize_size, test_transform, train_transform
 
 __all__ = [
     "FORMATS",
@@ -21,6 +21,7 @@ __all__ = [
     "load_annotations",
     "open_rgb",
     "read_image",
+    "resize_size",
     "test_transform",
     "to_rgb",
     "train_transform",

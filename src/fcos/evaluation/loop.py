@@ -93,7 +93,7 @@ def _detect(
 ) -> tuple[list[dict[str, Any]], int]:
     """The detections on the images of a loader, and how many of these could not be read."""
     detections, done = [], 0
-    with _detecting(model):
+    with detecting(model):
         for batch in loader:
             results = detect_in_views(model, batch.to(device).views)
             for index, instances in zip(batch.indices.tolist(), results, strict=True):
@@ -108,7 +108,7 @@ def _detect(
 
 
 @contextmanager
-def _detecting(model: torch.nn.Module) -> Iterator[None]:
+def detecting(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()

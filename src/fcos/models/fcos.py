@@ -24,9 +24,9 @@ from ..structures import BoxConvention, Instances, Losses, Targets
 from .backbones import Backbone
 from .fpn import FPN
 from .layers import NORMS, DeformConv
-from .losses import BoxLoss, Quality, fcos_loss
+from .losses import BoxLoss, Quality, fcos_loss, loss_normalizers
 from .postprocess import candidates, suppress
-from .targets import assign_targets, count_unassigned, locations
+from .targets import Assignment, assign_targets, count_unassigned, pyramid_locations
 
 
 class FCOSOutputs(NamedTuple):
@@ -151,8 +151,7 @@ class FCOS(nn.Module):
         fpn: pyramid over the backbone's maps whose strides are among `strides`.
         head: see `FCOSHead`.
         strides: of the levels, in pixels.
-        location: which point of its cell it is: the `center`, or the upper left `corner` as in torchvision, where
-            cells are padded side // map side apart: less than the stride where that does not divide the side.
+        location: see `pyramid_locations`.
         size_ranges: see `assign_targets`.
         center_sampling_radius: see `assign_targets`.
         box_loss: see `iou_loss`.
@@ -207,7 +206,7 @@ class FCOS(nn.Module):
         self.head = head
         self.num_classes = num_classes
         self.strides = list(strides)
-        self.location = location
+        self.location: Literal["center", "corner"] = location
         self.size_ranges = list(size_ranges)
         self.center_sampling_radius = center_sampling_radius
         self.box_loss: BoxLoss = box_loss
@@ -234,22 +233,31 @@ class FCOS(nn.Module):
     @overload
     def forward(self, images: Tensor, sizes: Tensor) -> FCOSOutputs: ...
     @overload
-    def forward(self, images: Tensor, sizes: Tensor, targets: Targets) -> Losses: ...
+    def forward(self, images: Tensor, sizes: Tensor, targets: Targets, normalizers: Tensor | None = None) -> Losses: ...
 
-    def forward(self, images: Tensor, sizes: Tensor, targets: Targets | None = None) -> FCOSOutputs | Losses:
+    def forward(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        targets: Targets | None = None,
+        normalizers: Tensor | None = None,
+    ) -> FCOSOutputs | Losses:
         """Losses when targets are given, else the head's outputs.
 
         Args:
             images: [N, 3, H, W] RGB 0..255 (uint8 or float), padded at the right and the bottom.
             sizes: [N, 2] (height, width) without the padding.
-            targets: ground truth in pixels of `images`, in the model's box convention.
+            targets: ground truth in pixels of `images`, in the model's box convention. Of a batch that is learned in
+                parts the first part gets the targets of all, its own first, and the others its `normalizers`: then the
+                losses of the parts add up to those of the batch.
+            normalizers: see `Losses`; None: those of `targets`.
 
         Returns:
             `FCOSOutputs`, or the losses.
         """
         features = self.backbone(self.normalize(images, sizes))
         outputs = self.head(self.fpn([features[name] for name in self.backbone_levels]))
-        return outputs if targets is None else self.losses(outputs, targets)
+        return outputs if targets is None else self.losses(outputs, targets, normalizers)
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Network input [N, 3, H, W]: channel order, mean and deviation; zeros in the padding, whatever was there."""
@@ -263,13 +271,10 @@ class FCOS(nn.Module):
     def locations(self, outputs: FCOSOutputs) -> list[Tensor]:
         """The (x, y) of every level's locations, L tensors [H * W, 2] in pixels."""
         maps, device = [(level.shape[-2], level.shape[-1]) for level in outputs.logits], outputs.logits[0].device
-        if self.location == "center":
-            return [locations(size, stride, device=device) for size, stride in zip(maps, self.strides, strict=True)]
-        height, width = (side * self.strides[0] for side in maps[0])  # the padded images hold whole cells of this level
-        return [locations((h, w), (height // h, width // w), offset=0.0, device=device) for h, w in maps]
+        return pyramid_locations(maps, self.strides, location=self.location, device=device)
 
-    def losses(self, outputs: FCOSOutputs, targets: Targets) -> Losses:
-        """The losses of `fcos_loss` for the head's outputs, and how many boxes no location learns."""
+    def losses(self, outputs: FCOSOutputs, targets: Targets, normalizers: Tensor | None = None) -> Losses:
+        """The losses of `fcos_loss` for the head's outputs, and how many boxes no location learns; see `forward`."""
         points = self.locations(outputs)
         assignment = assign_targets(
             points,
@@ -279,6 +284,10 @@ class FCOS(nn.Module):
             center_sampling_radius=self.center_sampling_radius,
             box_convention=self.box_convention,
         )
+        if normalizers is None:
+            normalizers = loss_normalizers(assignment)
+        here = slice(len(outputs.logits[0]))
+        assignment, targets = Assignment(*(column[here] for column in assignment)), targets.of(here)
         units = None
         if self.head.regression == "relu_stride":
             units = torch.cat([p.new_full((len(p),), s) for p, s in zip(points, self.strides, strict=True)])
@@ -295,8 +304,9 @@ class FCOS(nn.Module):
             alpha=self.focal_alpha,
             gamma=self.focal_gamma,
             units=units,
+            normalizers=normalizers,
         )
-        return Losses(terms, count_unassigned(assignment, targets))
+        return Losses(terms, count_unassigned(assignment, targets), normalizers)
 
     @torch.inference_mode()
     def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:

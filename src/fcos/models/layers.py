@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
+
+from ..distributed import world_size
 
 
 def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
@@ -13,10 +17,35 @@ def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 2), channels, eps=eps)
 
 
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """Batch norm with the statistics of all processes: torch's, which knows GPUs only, on all devices."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, channels, H, W] to the same; every process must call it as often as the others."""
+        if input.is_cuda or not self.training or world_size() == 1:
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        x = input.to(self.weight.dtype)
+        # Two passes: the mean of the squares minus the square of the mean would cancel.
+        counted = all_reduce(torch.cat([x.sum(dim=(0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
+        mean, count = counted[:-1] / counted[-1], counted[-1].detach()
+        centred = x - mean[:, None, None]
+        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "frozen_bn": FrozenBatchNorm2d,
     "bn": nn.BatchNorm2d,
-    "sync_bn": nn.SyncBatchNorm,
+    "sync_bn": SyncBatchNorm,
     "gn": group_norm,
 }
 """Normalisation layers by config name; called with (channels, eps=...)."""

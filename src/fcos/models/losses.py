@@ -83,6 +83,17 @@ def _overlap(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return (intersection + 1.0) / (union + 1.0), union
 
 
+def loss_normalizers(assignment: Assignment) -> Tensor:
+    """What the losses of a batch are divided by: [2], its positives (at least 1), and the sum of their centerness.
+
+    Both are means over the processes, by one collective that every process must call, whatever its data looks like.
+    """
+    positive = assignment.labels >= 0
+    central = centerness_targets(assignment.ltrb[positive])  # [P]
+    num_positives, centerness_sum = mean_over_processes(torch.stack([positive.sum().to(central.dtype), central.sum()]))
+    return torch.stack([num_positives.clamp(min=1.0), centerness_sum])
+
+
 def fcos_loss(
     logits: Tensor,
     ltrb: Tensor,
@@ -94,6 +105,7 @@ def fcos_loss(
     alpha: float = 0.25,
     gamma: float = 2.0,
     units: Tensor | None = None,
+    normalizers: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The losses of a batch. Their sum is minimised.
 
@@ -108,6 +120,7 @@ def fcos_loss(
         alpha: see `focal_loss`.
         gamma: see `focal_loss`.
         units: [R] pixels a location's distances are divided by before the box loss (its stride); None: 1.
+        normalizers: those of a larger batch that this one is a part of; None: `loss_normalizers(assignment)`.
 
     Returns:
         Scalars. `loss_cls` and `loss_centerness` (with `iou` called `loss_iou_quality`) are divided by the positives of
@@ -120,9 +133,7 @@ def fcos_loss(
     positive = assignment.labels >= 0
     predicted_ltrb, target_ltrb = ltrb[positive], assignment.ltrb[positive]  # [P, 4]
     central = centerness_targets(target_ltrb)  # [P]
-    # One collective for both divisors, also on a process without any positive: nobody waits for it in vain.
-    num_positives, centerness_sum = mean_over_processes(torch.stack([positive.sum().to(central.dtype), central.sum()]))
-    num_positives = num_positives.clamp(min=1.0)
+    num_positives, centerness_sum = loss_normalizers(assignment) if normalizers is None else normalizers
 
     loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()
     if units is not None:

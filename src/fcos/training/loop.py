@@ -7,36 +7,32 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..config import Config
 from ..config_backbones import is_own
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
 from ..distributed import (
-    gathered,
     join_processes,
-    mean_over_processes,
     rank,
     resolve_device,
     same_everywhere,
     world_size,
 )
-from ..errors import ConfigError, DataError, TrainingError
+from ..errors import ConfigError, DataError
 from ..evaluation.loop import evaluate
 from ..models import FCOS, build_model
-from ..structures import Batch, Losses
 from .budget import IterationLength, Length, TimeLength
 from .checkpoint import Checkpoint, load_checkpoint, start_from
+from .diagnosis import RULES, linear_rule, start_warnings
 from .logs import Place, RunLog, Step
-from .optim import learning_rate_factor, set_learning_rate
+from .optim import freeze_parts, learning_rate_factor, set_learning_rate
 from .pictures import save_pictures
 from .run import BEST, LAST, Interruption, Run, find_folder, new_folder
+from .step import compile_parts, learn, micro_batch_size
 
 MEASURE_AT = 0.25
 """Share of a wall-clock budget after which its end is measured: the model detects enough by then to be typical."""
@@ -75,22 +71,25 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     device = resolve_device(config.device)
     join_processes(device)
     run, origin = _set_up(config, name, device, lambda: clock() - started)
+    if settings.compile:
+        compile_parts(run.model)
+    micro_batch = micro_batch_size(run)
     learner = DistributedDataParallel(run.model) if world_size() > 1 else run.model
     state, length = run.state, _length(run)
     loader = build_train_loader(
         config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
     )
     with RunLog(run.folder, run.config, iteration=state.iteration) as log, Interruption(run, log) as interruption:
-        log.message(_introduction(run, origin))
+        log.message(_introduction(run, origin, micro_batch))
         _warn_of_warmup(run, length.total(0), log)
         batches = iter(loader)
-        while state.iteration < (total := _total(length, state.iteration)):
+        while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
             began = clock()
             batch = next(batches)
             waited = clock() - began
             factor = learning_rate_factor(state.iteration, total, settings)
             set_learning_rate(run.optimizer, factor)
-            learned = _step(learner, batch, run, interruption)
+            learned = learn(learner, batch, run, interruption, micro_batch=micro_batch)
             step = Step(
                 losses=learned.losses,
                 lr=settings.lr * factor,
@@ -105,6 +104,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             run.count(step)
             place = run.place(total)
             log.step(place, step)
+            if learned.skipped:
+                log.message(f"warning: step skipped: {learned.skipped}")
 
             if place.epoch >= 1:
                 _report_unassigned(run, log)
@@ -124,12 +125,12 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
 
 def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, str]:
     """What to learn from, what learns and where it is kept; and a line that says where its weights come from."""
-    _refuse_sync_bn_on_cpu(config, device)
     folder = find_folder(config, name)
     train_data, val_data = _load_data(config)
     resumed = load_checkpoint(folder / LAST) if folder else None
     torch.manual_seed(config.train.seed)
     model, origin = _build(config, train_data, resumed)
+    freeze_parts(model, config.train.freeze)
     # Channels last: a tenth faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
     folder = folder or same_everywhere(new_folder(config, name) if rank() == 0 else Path())
@@ -138,14 +139,6 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
         run.restore(resumed)
     run.save_config()
     return run, origin
-
-
-def _refuse_sync_bn_on_cpu(config: Config, device: torch.device) -> None:
-    if config.model.backbone.norm == "sync_bn" and device.type != "cuda" and world_size() > 1:
-        raise ConfigError(
-            f"model.backbone.norm=sync_bn: torch synchronises batch norm between GPUs only, these {world_size()}"
-            f" processes are on {device}; use bn or frozen_bn, or a single process"
-        )
 
 
 def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
@@ -166,21 +159,11 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
     weights = None if resumed else config.train.weights
     fresh = resumed is None and weights is None
     model = build_model(config.model, num_classes=len(data.class_names), pretrained=fresh)
-    backbone = config.model.backbone
     if resumed:
         return model, f"weights: of iteration {resumed.iteration} of this run"
     if weights:
         return model, start_from(model, load_checkpoint(weights), config.model, data.class_names, where=weights)
-    if backbone.weights is None and backbone.norm == "frozen_bn":
-        return model, (
-            "warning: the backbone has random weights and frozen batch norm, which then normalises nothing and learns"
-            " badly; use model.backbone.weights=imagenet, train.weights=FILE, or another model.backbone.norm"
-        )
-    if backbone.weights is None and backbone.frozen_stages:
-        return model, (
-            f"warning: the backbone has random weights and {backbone.frozen_stages} stages that do not learn;"
-            " use model.backbone.frozen_stages=0, or model.backbone.weights=imagenet"
-        )
+    backbone = config.model.backbone
     own = "as its function made it" if is_own(backbone.name) else "random"
     return model, f"weights: backbone {backbone.weights or own}, the rest random"
 
@@ -207,72 +190,6 @@ def _total(length: Length, iteration: int) -> float:
     return same_everywhere(total) if isinstance(length, TimeLength) else total
 
 
-class _Learned(NamedTuple):
-    """What all processes know after a step: the mean of the loss terms, sums of the rest.
-
-    Attributes:
-        losses: the loss terms.
-        grad_norm: of the gradients, before clipping.
-        boxes: in the batch.
-        unassigned: boxes of them that no location learns.
-        stop: one of the processes was asked to stop.
-    """
-
-    losses: dict[str, float]
-    grad_norm: float
-    boxes: int
-    unassigned: int
-    stop: bool
-
-
-def _step(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption) -> _Learned:
-    """Learn from a batch.
-
-    Raises:
-        TrainingError: a loss term or the norm of the gradients is not finite; the weights are those of before.
-    """
-    settings = run.config.train
-    images, sizes, targets, *_ = batch.to(run.device)
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        losses: Losses = learner(images, sizes, targets)
-    terms = torch.stack(list(losses.terms.values()))
-    run.optimizer.zero_grad(set_to_none=True)
-    terms.sum().backward()
-
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = get_total_norm([p.grad for p in parameters])
-    # All that the processes must agree on, in one collective, and from the device in one transfer.
-    own = terms.new_tensor([_count_boxes(batch), interruption.requested])
-    means = mean_over_processes(torch.cat([terms, norm.to(terms)[None], losses.unassigned.to(terms)[None], own]))
-    *values, grad_norm, unassigned, boxes, stops = means.tolist()
-    named = dict(zip(losses.terms, values, strict=True))
-    if not all(map(math.isfinite, (*values, grad_norm))):
-        raise TrainingError(_explain_non_finite(named, grad_norm, batch, run))
-    if settings.clip_norm:
-        clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-    run.optimizer.step()
-    if run.average:
-        run.average.update(run.model)
-    return _Learned(named, grad_norm, round(boxes * world_size()), round(unassigned * world_size()), stops > 0)
-
-
-def _explain_non_finite(losses: dict[str, float], norm: float, batch: Batch, run: Run) -> str:
-    what = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
-    numbers = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "norm of the gradients": norm}.items())
-    names = ", ".join(run.train_data.file_name(i) for part in gathered(batch.indices.tolist()) for i in part)
-    kept = run.folder / LAST
-    return (
-        f"iteration {run.state.iteration + 1}: the {what} not finite ({numbers}); images: {names};"
-        f" {f'{kept} is from before' if kept.is_file() else 'nothing had been saved yet'};"
-        f" try a lower train.lr (now {run.config.train.lr:g}), a longer train.warmup_iterations, or train.clip_norm=10"
-    )
-
-
-def _count_boxes(batch: Batch) -> int:
-    assert batch.targets is not None
-    return int(((batch.targets.labels >= 0) & ~batch.targets.crowd).sum())
-
-
 def _report_unassigned(run: Run, log: RunLog) -> None:
     """Say once how many boxes could not be learned, and what helps."""
     state = run.state
@@ -294,6 +211,12 @@ def _evaluation_due(run: Run, place: Place) -> bool:
         return False
     position = place.iteration if every >= 1 else place.fraction
     return math.floor(position / every + 1e-9) > run.state.evaluations
+
+
+def _out_of_patience(run: Run) -> bool:
+    """Whether so many evaluations were no better than the best that the run ends early."""
+    patience = run.config.train.patience
+    return patience is not None and run.state.stale >= patience
 
 
 def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -> None:
@@ -319,7 +242,9 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     """What comes after the last step."""
     log.sum_up()
     _report_unassigned(run, log)
-    if run.val_data is not None:
+    if _out_of_patience(run):
+        log.message(f"stopped early: no better AP in the last {run.state.stale} evaluations")
+    elif run.val_data is not None:
         _evaluate(run, log, interruption, run.place(max(run.state.iteration, 1)))
     else:
         run.save_last()
@@ -356,15 +281,21 @@ def _measure_end(run: Run, seconds: float, clock: Callable[[], float]) -> float:
     return saving + clock() - began
 
 
-def _introduction(run: Run, origin: str) -> str:
-    train_data, val_data = run.train_data, run.val_data
+def _introduction(run: Run, origin: str, micro_batch: int) -> str:
+    """What is trained, on what, from what, and how; then what had better be mended first."""
+    train_data, val_data, settings = run.train_data, run.val_data, run.config.train
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
     val = f"{len(val_data)} val images" if val_data is not None else "no val split, the last weights become best.pt"
+    rule, images = RULES[settings.optimizer]
     lines = [
         f"run: {run.folder}, on {run.device}, {parameters:.1f} M parameters",
         f"data: {len(train_data)} images, {len(train_data.boxes)} boxes, {len(train_data.class_names)} classes; {val}",
         origin,
+        f"step: {settings.batch_size} images over {world_size()} processes, at most {micro_batch} at a time; learning"
+        f" rate {settings.lr:g}, by the linear rule {linear_rule(run.config):g} ({rule:g} for {images} images)",
     ]
+    fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None
+    lines += [f"warning: {text}" for text in start_warnings(run.config, train_data, fresh_backbone=fresh)]
     return "\n".join(lines)
 
 

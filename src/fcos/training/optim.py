@@ -7,7 +7,9 @@ parameter, decided by its name alone; `optimizer.step()` before the schedule adv
 from __future__ import annotations
 
 import copy
+import fnmatch
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..config import TrainConfig
+from ..errors import ConfigError
+from ..models.layers import freeze
 
 
 class ParameterSetting(NamedTuple):
@@ -27,17 +31,52 @@ class ParameterSetting(NamedTuple):
     weight_decay: float
 
 
+def freeze_parts(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Stop parameters from learning, and the batch norms of which they are all parameters from taking statistics.
+
+    Args:
+        model: batch norms in it are replaced.
+        patterns: of names of parameters, as file names have them: `backbone.*`.
+
+    Raises:
+        ConfigError: a pattern that fits no parameter.
+    """
+    frozen = {name for pattern in patterns for name in _named_like(pattern, model, option="train.freeze")}
+    for path, module in list(model.named_modules()):
+        names = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and frozen.issuperset(names):
+            model.set_submodule(path, freeze(module))
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+
+
+def _named_like(pattern: str, model: nn.Module, *, option: str) -> list[str]:
+    names = [name for name, _ in model.named_parameters()]
+    found = fnmatch.filter(names, pattern)
+    if not found:
+        examples = ", ".join(names[:: max(len(names) // 4, 1)])
+        raise ConfigError(f"{option}: no parameter has a name like {pattern!r}; there are for example {examples}")
+    return found
+
+
 def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterSetting]:
     """Give every trainable parameter its learning rate and weight decay, in `named_parameters` order.
 
     "bias" in the name multiplies the rate by `bias_lr_factor` and sets the decay to `bias_weight_decay`; the offsets of
     deformable convolutions have their rate multiplied by `offset_lr_factor`; the weights of normalisation layers decay
-    like all others.
+    like all others. `lr_factors` multiply the rates of what their patterns name.
+
+    Raises:
+        ConfigError: a pattern that fits no parameter.
     """
+    factors: dict[str, float] = {}
+    for pattern, factor in config.lr_factors.items():
+        factors |= dict.fromkeys(_named_like(pattern, model, option="train.lr_factors"), factor)
     settings = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate, decay = config.lr, config.weight_decay
+            rate, decay = config.lr * factors.get(name, 1.0), config.weight_decay
             if "bias" in name:
                 rate, decay = rate * config.bias_lr_factor, config.bias_weight_decay
             if ".offset." in name:

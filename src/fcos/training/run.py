@@ -100,6 +100,8 @@ class State:
         boxes: seen in training.
         unassigned: boxes of them that no location learned.
         reported: whether that has been said.
+        skips: steps in a row, up to now, that were skipped because their numbers were not finite.
+        stale: evaluations since the best one.
     """
 
     iteration: int = 0
@@ -110,6 +112,8 @@ class State:
     boxes: int = 0
     unassigned: int = 0
     reported: bool = False
+    skips: int = 0
+    stale: int = 0
 
 
 class Run:
@@ -141,6 +145,7 @@ class Run:
         self.train_data = train_data
         self.val_data = val_data
         self.optimizer = build_optimizer(model, config.train)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "float16")
         self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
         self.state = State()
         self._elapsed = elapsed
@@ -184,6 +189,7 @@ class Run:
         training = {
             "state": asdict(self.state),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
             "rng": torch.get_rng_state(),
@@ -194,8 +200,10 @@ class Run:
     def save_if_best(self, metrics: Mapping[str, float]) -> None:
         """Write weights/best.pt if the AP is the highest so far."""
         ap = metrics["AP"]
+        self.state.stale += 1
         if not math.isnan(ap) and ap > self.state.best.get("AP", -1.0):
             self.state.best = dict(metrics)
+            self.state.stale = 0
             self._save(BEST, metrics, None)
 
     def save_best_without_figures(self) -> None:
@@ -246,6 +254,8 @@ class Run:
             fill(self.average.model, checkpoint.model, where=where)
             self.average.updates = saved["updates"]
         self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        if saved.get("scaler"):
+            self.scaler.load_state_dict(saved["scaler"])
         self.state = State(**saved["state"])
         self._earlier = self.state.seconds
         torch.set_rng_state(saved["rng"])

@@ -1,0 +1,173 @@
+"""What is wrong with a training, and what helps: before it starts, and when its numbers are not finite any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..data import resize_size
+from ..distributed import gathered, rank
+from ..evaluation.loop import detecting
+from ..structures import Batch, Targets
+from .checkpoint import write
+from .run import LAST, Run
+
+if TYPE_CHECKING:
+    from ..data.dataset import Annotations
+    from ..models import FCOSOutputs
+
+RULES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
+"""Learning rate and images a step of the paper, and of the small recipe: where the linear rule starts from."""
+_FAR = 4.0
+_NAMED = 5
+
+
+def linear_rule(config: Config) -> float:
+    """The learning rate by the linear rule: in proportion to the images of a step.
+
+    Source: Goyal et al. 2017 (arXiv:1706.02677).
+    """
+    rate, images = RULES[config.train.optimizer]
+    return rate * config.train.batch_size / images
+
+
+def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -> Iterator[str]:
+    """What a careful person would mend before the first step, each with the remedy.
+
+    Args:
+        config: of the run.
+        data: what it learns from.
+        fresh_backbone: the backbone has random weights.
+    """
+    backbone, settings = config.model.backbone, config.train
+    if fresh_backbone and backbone.norm == "frozen_bn":
+        yield (
+            "the backbone has random weights and frozen batch norm, which then normalises nothing and learns"
+            " badly; use model.backbone.weights=imagenet, train.weights=FILE, or another model.backbone.norm"
+        )
+    elif fresh_backbone and backbone.frozen_stages:
+        yield (
+            f"the backbone has random weights and {backbone.frozen_stages} stages that do not learn;"
+            " use model.backbone.frozen_stages=0, or model.backbone.weights=imagenet"
+        )
+    rule = linear_rule(config)
+    if not 1 / _FAR <= settings.lr / rule <= _FAR:
+        yield (
+            f"train.lr={settings.lr:g} is {settings.lr / rule:.2g} times what is usual for {settings.optimizer} with"
+            f" {settings.batch_size} images a step; try train.lr={rule:.2g}"
+        )
+    counts = np.bincount(data.labels[~data.crowd], minlength=len(data.class_names))
+    without = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
+    if without:
+        yield (
+            f"{len(without)} of {len(counts)} classes have no box to learn from: {_some(without)};"
+            " add images of them, or leave them out of the annotations"
+        )
+    uncovered = _uncovered(config, data)
+    if uncovered:
+        yield (
+            f"{uncovered} of {len(data.boxes)} boxes are of a size that no level covers; give model.size_ranges without"
+            f" gaps that ends with null, now {[list(ends) for ends in config.model.size_ranges]}"
+        )
+
+
+def _uncovered(config: Config, data: Annotations) -> int:
+    """How many boxes, after scaling to the largest training size, have their size in no level's range."""
+    largest = config.data.largest_short_side
+    sizes, which = np.unique(data.sizes, axis=0, return_inverse=True)
+    resized = np.array([resize_size(height, width, largest, config.data.max_side) for height, width in sizes.tolist()])
+    scale = (resized[which] / data.sizes)[np.repeat(np.arange(len(data)), np.diff(data.offsets))]  # [B, 2]
+    longest = ((data.boxes[:, 2:] - data.boxes[:, :2]) * scale[:, ::-1]).max(axis=1, initial=0)
+    # The largest distance to a side is half the longer side in the centre, and all of it at an edge.
+    covered = [
+        (longest >= low) & (longest / 2 <= (math.inf if high is None else high))
+        for low, high in config.model.size_ranges
+    ]
+    return int((~np.any(covered, axis=0) & ~data.crowd).sum())
+
+
+def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: float) -> str:
+    """Say which number is not finite, where it comes from and what helps; the batch is saved for a closer look.
+
+    Every process must call it.
+
+    Args:
+        run: before the step.
+        batch: the part of this process, on the device of the run.
+        losses: the loss terms of all processes.
+        norm: of the gradients.
+    """
+    iteration = run.state.iteration + 1
+    what = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
+    numbers = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "norm of the gradients": norm}.items())
+    folder = run.folder / "nonfinite"
+    _save_batch(run, batch, iteration)
+    origins = [origin for part in gathered(_origins(run, batch)) for origin in part]
+    names = [name for part in gathered(_files(run, batch)) for name in part]
+    settings, kept = run.config.train, run.folder / LAST
+    return (
+        f"iteration {iteration}: the {what} not finite ({numbers}); images: {_some(names)};"
+        f" {_some(origins, '; ') or 'no image gives that alone'}; the batch is kept in {folder};"
+        f" {f'{kept} is from before' if kept.is_file() else 'nothing had been saved yet'};"
+        f" try a lower train.lr (now {settings.lr:g}), a longer train.warmup_iterations, or train.clip_norm=10"
+    )
+
+
+def _save_batch(run: Run, batch: Batch, iteration: int) -> None:
+    """Write what a process was to learn from, as tensors and plain data (`torch.load` reads it)."""
+    assert batch.targets is not None
+    folder = run.folder / "nonfinite"
+    folder.mkdir(exist_ok=True)
+    content = {
+        "iteration": iteration,
+        "files": _files(run, batch),
+        "images": batch.images.cpu(),
+        "sizes": batch.sizes.cpu(),
+        **{name: tensor.cpu() for name, tensor in batch.targets._asdict().items()},
+        "class_names": list(run.train_data.class_names),
+    }
+    write(folder / f"iteration_{iteration}_process_{rank()}.pt", content)
+
+
+def _files(run: Run, batch: Batch) -> list[str]:
+    return [run.train_data.file_name(i) for i in batch.indices.tolist()]
+
+
+def _origins(run: Run, batch: Batch) -> list[str]:
+    """Which images, and which of their boxes, give numbers that are not finite; else which gradients are not."""
+    assert batch.targets is not None
+    found: list[str] = []
+    for i, file in enumerate(_files(run, batch)):
+        image = slice(i, i + 1)
+        with detecting(run.model):
+            outputs = run.model(batch.images[image], batch.sizes[image])
+            if all(level.isfinite().all() for levels in outputs for level in levels):
+                found += [f"{file}: {text}" for text in _bad_boxes(run, outputs, batch.targets.of(image))]
+            else:
+                found.append(f"{file}: the network's outputs are not finite")
+    if not found:
+        bad = [name for name, p in run.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        found = [f"gradients of {_some(bad)}"] if bad else []
+    return found
+
+
+def _bad_boxes(run: Run, outputs: FCOSOutputs, targets: Targets) -> Iterator[str]:
+    """The boxes of an image with a loss that is not finite when it holds no other box."""
+    one = torch.ones(2, device=run.device)  # also spares a collective that the other processes do not call
+    for number in torch.nonzero(targets.labels[0] >= 0).flatten().tolist():
+        alone = Targets(*(column[:, number : number + 1] for column in targets))
+        bad = [name for name, term in run.model.losses(outputs, alone, one).terms.items() if not term.isfinite()]
+        if bad:
+            corners = ", ".join(f"{value:.6g}" for value in alone.boxes.flatten().tolist())
+            yield f"{' and '.join(bad)} of {run.train_data.class_names[int(alone.labels)]} [{corners}]"
+
+
+def _some(texts: list[str], separator: str = ", ") -> str:
+    """The first few."""
+    more = f"{separator}... ({len(texts)})" if len(texts) > _NAMED else ""
+    return separator.join(texts[:_NAMED]) + more

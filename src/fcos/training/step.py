@@ -1,0 +1,186 @@
+"""A training step: from a batch to changed weights."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ..data.loader import padded_size
+from ..distributed import gathered, mean_over_processes, world_size
+from ..errors import ConfigError, TrainingError
+from ..models import FCOS
+from ..structures import Batch, Losses, Targets
+from .diagnosis import explain_non_finite
+from .run import Interruption, Run
+
+SKIPS = 10
+"""So many steps in a row that are skipped for numbers that are not finite end a run all the same."""
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Learned(NamedTuple):
+    """What all processes know after a step: the mean of the loss terms, sums of the rest.
+
+    Attributes:
+        losses: the loss terms.
+        grad_norm: of the gradients, before clipping.
+        boxes: in the batch.
+        unassigned: boxes of them that no location learns.
+        stop: one of the processes was asked to stop.
+        skipped: why the weights were left as they are; empty when they have learned.
+    """
+
+    losses: dict[str, float]
+    grad_norm: float
+    boxes: int
+    unassigned: int
+    stop: bool
+    skipped: str = ""
+
+
+def compile_parts(model: FCOS) -> None:
+    """Compile backbone, pyramid and head with torch.compile, when they first run; losses stay as they are.
+
+    Raises:
+        ConfigError: there is no C++ compiler for the CPU.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if model.pixel_mean.device.type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"train.compile: torch.compile needs a C++ compiler on the CPU, and {compiler} is not there; install one"
+            " (apt-get install g++), name it in CXX, or leave the option out"
+        )
+    for part in (model.get_submodule("backbone"), model.fpn, model.head):
+        part.compile()
+
+
+def micro_batch_size(run: Run) -> int:
+    """How many images go through the network at a time, the same number on all processes; see `train.micro_batch`."""
+    settings = run.config.train
+    share = -(-settings.batch_size // world_size())
+    if settings.micro_batch != "auto":
+        return min(settings.micro_batch or share, share)
+    size = share
+    while size > 1 and not _fits(run, size):
+        size = -(-size // 2)
+    return min(gathered(size))
+
+
+def _fits(run: Run, size: int) -> bool:
+    """Whether the memory of the GPU takes so many of the largest images; on a CPU nobody can tell, so it does."""
+    if run.device.type != "cuda":
+        return True
+    data = run.config.data
+    # Batches are of one orientation: this is the largest that there is, up to the rounding of the padding.
+    height, width = padded_size((data.largest_short_side, data.max_side), data.size_divisor)
+    images = torch.zeros(size, 3, height, width, dtype=torch.uint8, device=run.device)
+    sizes = torch.tensor([[height, width]] * size, device=run.device)
+    box, label = torch.tensor([[0.0, 0.0, width, height]]), torch.tensor([0])
+    targets = Targets.pad([box.expand(100, 4)] * size, [label.expand(100)] * size).to(run.device)
+    try:
+        with _autocast(run):
+            losses = run.model(images, sizes, targets, torch.ones(2, device=run.device))
+        torch.stack(list(losses.terms.values())).sum().backward()
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        run.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+
+
+def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption, *, micro_batch: int) -> Learned:
+    """Learn from a batch.
+
+    Args:
+        learner: the model, wrapped where several processes learn together.
+        batch: the part of this process.
+        run: whose optimiser, loss scale and weight average are used.
+        interruption: tells whether this process was asked to stop.
+        micro_batch: images that go through the network at a time; the gradients of all are added up.
+
+    Raises:
+        TrainingError: a loss term or the norm of the gradients is not finite, and `train.on_nonfinite` says stop; or
+            the tenth time in a row. The weights are those of before.
+    """
+    settings, state = run.config.train, run.state
+    batch = batch.to(run.device)
+    statistics = [(buffer, buffer.clone()) for buffer in _batch_statistics(run.model)]
+    run.optimizer.zero_grad(set_to_none=True)
+    losses = _accumulate(learner, batch, run, micro_batch)
+    run.scaler.unscale_(run.optimizer)
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in parameters])
+    # All that the processes must agree on, in one collective, and from the device in one transfer.
+    terms = torch.stack(list(losses.terms.values()))
+    own = terms.new_tensor([_count_boxes(batch), interruption.requested])
+    means = mean_over_processes(torch.cat([terms, norm.to(terms)[None], losses.unassigned.to(terms)[None], own]))
+    *values, grad_norm, unassigned, boxes, stops = means.tolist()
+    named = dict(zip(losses.terms, values, strict=True))
+
+    skipped = ""
+    if all(map(math.isfinite, (*values, grad_norm))):
+        if settings.clip_norm:
+            clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+        run.scaler.step(run.optimizer)
+        if run.average:
+            run.average.update(run.model)
+        state.skips = 0
+    elif all(map(math.isfinite, values)) and run.scaler.get_scale() > 1:
+        pass  # the scaled gradients exceed float16, as they do until `update` has found a scale that fits them
+    else:
+        for buffer, before in statistics:
+            buffer.copy_(before)  # batch norm has seen numbers that it would never forget
+        skipped = explain_non_finite(run, batch, named, grad_norm)
+        state.skips += 1
+        if settings.on_nonfinite == "stop" or state.skips == SKIPS:
+            raise TrainingError(skipped)
+    run.scaler.update()
+    count = world_size()
+    return Learned(named, grad_norm, round(boxes * count), round(unassigned * count), stops > 0, skipped)
+
+
+def _accumulate(learner: nn.Module, batch: Batch, run: Run, micro_batch: int) -> Losses:
+    """Add up losses and gradients over parts of a batch; they are those of the whole."""
+    images, sizes, targets, *_ = batch
+    assert targets is not None
+    terms: dict[str, Tensor] = {}
+    unassigned = torch.zeros((), dtype=torch.int64, device=run.device)
+    normalizers: Tensor | None = None
+    for start in range(0, len(images), micro_batch):
+        part = slice(start, start + micro_batch)
+        more = start + micro_batch < len(images)
+        with learner.no_sync() if more and isinstance(learner, DistributedDataParallel) else nullcontext():
+            # The first part gets the targets of all: by their number the losses of all are divided.
+            own = targets if normalizers is None else targets.of(part)
+            with _autocast(run):
+                losses: Losses = learner(images[part], sizes[part], own, normalizers)
+            run.scaler.scale(torch.stack(list(losses.terms.values())).sum()).backward()
+        terms = {name: terms.get(name, 0) + term.detach() for name, term in losses.terms.items()}
+        unassigned += losses.unassigned
+        normalizers = losses.normalizers
+    assert normalizers is not None
+    return Losses(terms, unassigned, normalizers)
+
+
+def _autocast(run: Run) -> torch.autocast:
+    dtype = PRECISIONS[run.config.train.precision]
+    return torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32)
+
+
+def _batch_statistics(model: nn.Module) -> list[Tensor]:
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers()]
+
+
+def _count_boxes(batch: Batch) -> int:
+    assert batch.targets is not None
+    return int(((batch.targets.labels >= 0) & ~batch.targets.crowd).sum())
