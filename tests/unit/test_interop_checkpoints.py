@@ -233,6 +233,23 @@ def test_an_address_is_a_file_of_the_cache(tmp_path: Path, monkeypatch: pytest.M
     assert load_checkpoint("https://127.0.0.1:9/download?x=1#old.pth").project == "fcos_core"
 
 
+def test_the_originals_licence_is_told_when_its_weights_are_first_used(
+    tmp_path: Path, original_yaml: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    original_file(tmp_path / "checkpoints" / "first.pth")
+    address = "https://127.0.0.1:9/download#first.pth"
+    fcos.load(address, config=original_yaml)
+    fcos.convert(address, tmp_path / "ours.pt", config=original_yaml)
+    told = "a checkpoint of the original FCOS, which is licensed for non-commercial use only; so are these weights if"
+    assert caplog.messages == [f"{address}: {told} its authors published them"]
+
+
+def test_every_name_has_a_licence() -> None:
+    assert all(file.licence and not file.restricted for file in WEIGHTS.values())
+
+
 def test_without_a_network_the_message_says_where_the_file_belongs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +261,7 @@ def test_without_a_network_the_message_says_where_the_file_belongs(
     with pytest.raises(WeightsError) as caught:
         fcos.load("torchvision/fcos_resnet50_fpn")
     for part in (
-        WEIGHTS["torchvision/fcos_resnet50_fpn"].url,
+        WEIGHTS["torchvision/fcos_resnet50_fpn"].urls[0],
         "no route",
         str(tmp_path / "checkpoints" / "fcos_resnet50_fpn_coco-99b0c9b7.pth"),
     ):

@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,8 @@ _OTHERS: list[tuple[Project, ModuleType]] = [
     ("detectron2", detectron2),
     ("mmdetection", mmdetection),
 ]
+_RESTRICTED = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
+"""Projects whose licence allows no commercial use."""
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")
 _BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
 _SHOWN = 4
@@ -44,10 +47,9 @@ def file_of(source: str | Path) -> Path:
         WeightsError: the download failed.
     """
     name = str(source)
-    url = torchvision.WEIGHTS[name].url if name in torchvision.WEIGHTS else name
-    if not url.startswith(SCHEMES):
+    if name not in torchvision.WEIGHTS and not name.startswith(SCHEMES):
         return Path(source)
-    return hub_file(url, name, otherwise="give the path of other weights")
+    return hub_file(torchvision.WEIGHTS.get(name, name), name, otherwise="give the path of other weights")
 
 
 def from_content(content: Any, *, where: str, class_names: Sequence[str] | None = None) -> Checkpoint:
@@ -82,6 +84,7 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
             where,
             len(checkpoint.class_names),
         )
+    _tell_licence(checkpoint.project, where)
     return replace(checkpoint, original=state)
 
 
@@ -144,6 +147,18 @@ def _tell_conventions(model: Mapping[str, Any], project: Project, *, where: str)
     taken |= {key: model[key] for key in ("channel_order", "pixel_mean", "pixel_std")}
     options = " ".join(f"model.{key}={value}" for key, value in taken.items() if value is not None)
     log.info("%s: as in the configs of %s itself, since weights do not show it: %s", where, project, options)
+
+
+@cache  # told when a file is first used, and not again
+def _tell_licence(project: Project, where: str) -> None:
+    """Warn of weights that may not be free to use; who trained them no file tells."""
+    if project in _RESTRICTED:
+        log.warning(
+            "%s: a checkpoint of %s, which is licensed for non-commercial use only; so are these weights if its authors"
+            " published them",
+            where,
+            _RESTRICTED[project],
+        )
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:

@@ -97,8 +97,8 @@ def place_hint(path: Path) -> str:
     if not any(path == root / part for place in CATALOG.values() for part in place if part):
         return ""
     return (
-        f"; put the data set there, or set the environment variable {ROOT_VARIABLE} to another folder than {root}, or give"
-        " data=DIR"
+        f"; put the data set there, or set the environment variable {ROOT_VARIABLE} to another folder than {root}, or"
+        " give data=DIR"
     )
 
 

@@ -19,10 +19,15 @@ from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from ..config import FCOSConfig
+from ..downloads import WebFile
 from ..errors import WeightsError
 from ..training.checkpoint import CLASS_HEAD, Checkpoint
 
-WEIGHTS = {"torchvision/fcos_resnet50_fpn": FCOS_ResNet50_FPN_Weights.COCO_V1}
+WEIGHTS = {
+    "torchvision/fcos_resnet50_fpn": WebFile(
+        (FCOS_ResNet50_FPN_Weights.COCO_V1.url,), licence="BSD-3-Clause (torchvision)"
+    )
+}
 """What can be loaded by name."""
 COCO_CLASSES = {
     i: name
