@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 """What holds for all sections of a config."""
@@ -54,18 +54,12 @@ class DLAConfig(_Section):
     """Deep layer aggregation."""
 
     name: Literal["dla34"] = "dla34"
-    weights: str | None = None
-    """A path or an http(s) address of a state dict in its authors' names, or null for random weights."""
+    weights: str | None = "imagenet"
+    """`imagenet` (its authors'); a path or an http(s) address of a state dict in their names; or null for random
+    weights."""
     norm: Literal["bn", "sync_bn", "frozen_bn"] = "bn"
     frozen_stages: int = Field(default=0, ge=0, le=5)
     """How many of (stem, C2, C3, C4, C5) do not learn."""
-
-    @field_validator("weights")
-    @classmethod
-    def _no_name(cls, value: str | None) -> str | None:
-        if value == "imagenet":
-            raise ValueError("torchvision has no dla34; give a path or an address of its authors' weights, or null")
-        return value
 
 
 class TimmConfig(_Section):

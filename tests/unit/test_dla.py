@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -9,9 +14,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import FrozenBatchNorm2d
 
+from fcos.config import FCOSConfig
 from fcos.config_backbones import DLAConfig
 from fcos.errors import WeightsError
+from fcos.models import build_model
 from fcos.models.backbones.dla import DLA34
+from fcos.models.weights import IMAGENET
 
 STAGES = [("base_layer", "level0", "level1"), ("level2",), ("level3",), ("level4",), ("level5",)]
 
@@ -42,10 +50,29 @@ def test_other_weights_do_not_fit(tmp_path: Path) -> None:
         DLA34(weights=str(tmp_path / "other.pth"))
 
 
-def test_no_weights_have_a_name() -> None:
-    assert DLAConfig().weights is None
-    with pytest.raises(ValueError, match="torchvision has no dla34"):
-        DLAConfig(weights="imagenet")
+def test_imagenet_is_the_file_of_its_authors_or_of_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = authors_state()
+    torch.save(state, tmp_path / "net.pth")
+    digest = hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()
+    (tmp_path / "net.pth").rename(tmp_path / f"dla34-{digest[:8]}.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        site = f"http://127.0.0.1:{server.server_port}"
+        file = replace(IMAGENET["dla34"], urls=tuple(f"{site}/{d}dla34-{digest[:8]}.pth" for d in ("gone/", "")))
+        monkeypatch.setitem(IMAGENET, "dla34", file)
+        net = build_model(FCOSConfig(backbone=DLAConfig()), num_classes=1).backbone
+        server.shutdown()
+        thread.join()
+    assert isinstance(net, DLA34)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+def test_the_file_of_its_authors_has_its_hash_in_its_name_at_every_address() -> None:
+    assert {Path(url).name for url in IMAGENET["dla34"].urls} == {"dla34-ba72cf86.pth"}
 
 
 @pytest.mark.parametrize("count", range(6))

@@ -70,7 +70,7 @@ def test_every_name_has_a_licence_and_a_name_of_its_own() -> None:
     assert all(file.licence for file in files)
     assert len({file.name for file in files}) == len(files)
     assert {Path(file.name).suffix for file in weights.CATALOG.values()} == {".pkl"}
-    assert weights.IMAGENET.keys() == BACKBONES.keys() - {"dla34"}  # its authors' file is given by path or address
+    assert weights.IMAGENET.keys() == BACKBONES.keys()
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any
 
 def _backbone(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
     if "backbone.level5.root.conv.weight" in weights:
-        return {"name": "dla34"}
+        return {"name": "dla34", "weights": None}
     blocks = sum(bool(re.fullmatch(r"backbone\.layer3\.\d+\.conv3\.weight", name)) for name in weights)
     first = weights.get("backbone.layer1.0.conv2.weight")
     name = None if first is None else _RESNETS.get((blocks, (first.shape[0], first.shape[1])))

@@ -24,6 +24,7 @@ from ..interop.fcos_core import convert_backbone
 _CATALOG = "catalog://"
 _DETECTRON = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained"
 _CLOUDSTOR = "https://cloudstor.aarnet.edu.au/plus/s"  # closed in 2023, but the original's configs name it
+_OPENVINO = "https://storage.openvinotoolkit.org/repositories/open_model_zoo/public"
 _CLASSIFIER = ("fc.", "classifier.")
 _COUNTER = "num_batches_tracked"  # of batch norm; files of before PyTorch 0.4.1 have none
 _WRAPPINGS = ("state_dict", "model")
@@ -45,6 +46,13 @@ IMAGENET = {
     "resnext101_32x8d": _torchvision(ResNeXt101_32X8D_Weights.IMAGENET1K_V1),
     "resnext101_64x4d": _torchvision(ResNeXt101_64X4D_Weights.IMAGENET1K_V1),
     "mobilenet_v2": _torchvision(MobileNet_V2_Weights.IMAGENET1K_V1),
+    "dla34": WebFile(
+        (
+            "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth",  # often out of reach
+            f"{_OPENVINO}/2022.1/dla-34/dla34-ba72cf86.pth",
+        ),
+        licence="BSD-3-Clause (Deep Layer Aggregation)",
+    ),
 }
 """What `imagenet` means, by backbone."""
 CATALOG = dict(
@@ -111,9 +119,9 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
 
     Args:
         backbone: a key of `IMAGENET`.
-        source: `imagenet` (torchvision's), `catalog://` and a key of `CATALOG`, an http(s) address, which may end in
-            `#NAME` for the name in the cache, or a path. Files are state dicts, in torchvision's names or
-            those of the original's MobileNetV2, or Detectron's when they end in .pkl.
+        source: `imagenet` (see `IMAGENET`), `catalog://` and a key of `CATALOG`, an http(s) address, which may end in
+            `#NAME` for the name in the cache, or a path. Files are state dicts, in torchvision's names (DLA-34:
+            its authors') or those of the original's MobileNetV2, or Detectron's when they end in .pkl.
 
     Raises:
         WeightsError: no such name or file, a failed download, or a file of another kind.
