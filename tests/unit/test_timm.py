@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
 from fcos.config_text import load_config
 from fcos.errors import ConfigError, WeightsError
-from fcos.models import build_model
+from fcos.models import backbones, build_model
 from fcos.models.backbones import build_backbone
 from fcos.models.backbones.timm import Timm
 
@@ -49,16 +51,17 @@ def test_the_maps_are_those_of_timm(name: str) -> None:
         assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize("end", LEVELS)
 @pytest.mark.parametrize("name", NETS)
-def test_after_end_at_the_other_maps_stay_and_every_parameter_gets_a_gradient(name: str) -> None:
+def test_after_end_at_the_other_maps_stay_and_every_parameter_gets_a_gradient(name: str, end: str) -> None:
     backbone = build(name).eval()
     images = torch.randn(1, 3, 64, 64)
     before = backbone(images)
-    backbone.end_at("C4")
+    backbone.end_at(end)
     after = backbone(images)
-    assert list(after) == list(backbone.channels) == LEVELS[:3]
+    assert list(after) == list(backbone.channels) == list(backbone.strides) == LEVELS[: LEVELS.index(end) + 1]
     assert all(torch.equal(after[level], before[level]) for level in after)
-    after["C4"].sum().backward()
+    after[end].sum().backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
@@ -81,14 +84,22 @@ def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation() -> 
 def test_frozen_stages_do_not_learn_and_the_next_one_does(name: str) -> None:
     backbone = build(name, frozen_stages=2).train()
     torch.cat([map.flatten() for map in backbone(torch.randn(2, 3, 64, 64)).values()]).sum().backward()
-    parts = backbone._parts()
-    end = backbone._ends(parts)["C2"]
-    for parent, key in parts[:end]:
-        part = parent.get_submodule(key)
+    stages = backbone._stages()
+    assert list(stages) == ["stem", *LEVELS]
+    for path in stages["stem"] + stages["C2"]:
+        part = backbone.get_submodule(path)
         assert not any(parameter.requires_grad for parameter in part.parameters())
         assert not any(isinstance(module, nn.BatchNorm2d) for module in part.modules())
-    parent, key = parts[end]
-    assert all(parameter.grad is not None for parameter in parent.get_submodule(key).parameters())
+    learning = [parameter for path in stages["C3"] for parameter in backbone.get_submodule(path).parameters()]
+    assert learning
+    assert all(parameter.grad is not None for parameter in learning)
+
+
+def test_frozen_batch_norm_is_refused_where_there_is_none() -> None:
+    with pytest.raises(
+        ConfigError, match=r"norm=frozen_bn: timm/convnext_atto has no batch norm; use bn, which leaves"
+    ):
+        build("convnext_atto", norm="frozen_bn")
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -108,17 +119,75 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         build("test_efficientnet", weights=str(tmp_path / "net.pth"))
 
 
-def test_pretrained_weights_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    create = timm.create_model
+class NotFound(HfHubHTTPError):
+    def __init__(self, message: str):
+        Exception.__init__(self, message)  # its parent's wants an answer of the library that the hub's client is on
 
-    def offline(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
-        if pretrained:
-            raise OSError("no connection")
-        return create(name, **options)
 
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(WeightsError, match=r"imagenet: timm could not get .* timm/test_resnet: no connection; .*=null"):
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub that answers, though without the file, and networks whose weights break off; the names that were tried."""
+    create, tried = timm.create_model, []
+
+    def broken_off(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+        if not pretrained:
+            return create(name, **options)
+        tried.append(name)
+        raise OSError("broken off.\nand more")
+
+    def not_found(*_: Any, **__: Any) -> None:
+        raise NotFound("404")
+
+    monkeypatch.setattr(timm, "create_model", broken_off)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", not_found)
+    return tried
+
+
+def test_pretrained_weights_that_cannot_be_had_are_told(downloads: list[str]) -> None:
+    with pytest.raises(WeightsError, match=r"imagenet: timm could not get .* timm/test_resnet: broken off; .*=null"):
         build("test_resnet", weights="imagenet")
+    assert downloads == ["test_resnet"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_hub_that_cannot_be_reached_is_not_tried_for_long(
+    cached: bool, downloads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "model.safetensors" if cached else None)
+    with pytest.raises(WeightsError, match="broken off" if cached else "timm/test_resnet: no route; fetch its state"):
+        build("test_resnet", weights="imagenet")
+    assert downloads == (["test_resnet"] if cached else [])
+
+
+@pytest.mark.parametrize(
+    ("mean", "told"),
+    [
+        ([127.5, 127.5, 127.5], []),
+        ([127, 127, 128], []),  # less than a grey level
+        (
+            [123.675, 116.28, 103.53],
+            [
+                "model.backbone.weights=imagenet of timm/test_resnet: trained with"
+                " model.pixel_mean=[127.5,127.5,127.5], which fits them better"
+            ],
+        ),
+    ],
+)
+def test_pixel_statistics_of_the_weights_are_told_when_the_config_has_others(
+    mean: list[float], told: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backbones.timm, "_pretrained", backbones.timm._create)
+    overrides = [f"model.pixel_mean={mean}", "model.pixel_std=[127.5, 127.5, 127.5]", "model.fpn.channels=32"]
+    config = load_config(None, ["model.backbone.name=timm/test_resnet", *overrides]).model
+    build_model(config, num_classes=1)
+    assert caplog.messages == told
+    caplog.clear()
+    build_model(config, num_classes=1, pretrained=False)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
@@ -160,19 +229,3 @@ def test_a_config_names_it() -> None:
 def test_a_wrong_option_is_answered_with_those_of_timm() -> None:
     with pytest.raises(ConfigError, match=r"backbone.stride_in_1x1: no such option; known here: name, weights"):
         load_config(None, ["model.backbone.name=timm/resnet18", "model.backbone.stride_in_1x1=true"])
-
-
-def test_the_lite0_recipe_sees_pixels_as_its_weights_do() -> None:
-    config = load_config("fcos_lite0_small").model
-    settings = timm.get_pretrained_cfg(config.backbone.name.removeprefix("timm/"))
-    assert settings is not None
-    assert config.pixel_mean == tuple(255 * x for x in settings.mean)
-    assert config.pixel_std == tuple(255 * x for x in settings.std)
-
-
-def test_the_lite0_recipe_builds_a_detector_that_detects() -> None:
-    config = load_config("fcos_lite0_small", ["model.backbone.weights=null"]).model
-    model = build_model(config, num_classes=2).eval()
-    assert model.backbone.channels == {"C2": 24, "C3": 40, "C4": 112, "C5": 320}
-    found = model.detect(torch.zeros(2, 3, 64, 96, dtype=torch.uint8), torch.tensor([[64, 96], [60, 90]]))
-    assert len(found) == 2

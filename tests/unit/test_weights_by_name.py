@@ -77,8 +77,12 @@ def test_every_name_has_a_licence_and_a_name_of_its_own() -> None:
     ("source", "options", "other"),
     [
         ("imagenet", {}, None),
-        ("imagenet", {"channel_order": "bgr"}, "channel_order=rgb"),
-        ("catalog://ImageNetPretrained/MSRA/R-50", {}, "channel_order=bgr and stride_in_1x1=True"),
+        ("imagenet", {"channel_order": "bgr"}, "model.channel_order=rgb"),
+        (
+            "catalog://ImageNetPretrained/MSRA/R-50",
+            {},
+            "model.channel_order=bgr model.backbone.stride_in_1x1=True",
+        ),
         ("catalog://ImageNetPretrained/FAIR/20171220/X-101-32x8d", {"channel_order": "bgr"}, None),
         ("net.pth", {"channel_order": "bgr"}, None),
     ],
@@ -93,7 +97,8 @@ def test_weights_with_a_name_tell_what_they_were_trained_with(
     monkeypatch.setattr(resnet, "load_weights", lambda *_: None)
     config = FCOSConfig(backbone=ResNetConfig(weights=source), **options)
     build_model(config, num_classes=1)
-    assert caplog.messages == ([f"{source}: trained with {other}, which fits them better"] if other else [])
+    told = f"model.backbone.weights={source} of resnet50: trained with {other}, which fits them better"
+    assert caplog.messages == ([told] if other else [])
     caplog.clear()
     build_model(config, num_classes=1, pretrained=False)
     assert caplog.messages == []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from ..config import FCOSConfig
 from ..errors import ConfigError
 from .backbones import build_backbone
+from .backbones.timm import PREFIX, pixel_statistics
 from .fcos import FCOS, FCOSHead, FCOSOutputs
 from .fpn import FPN
 from .weights import trained_with
@@ -31,12 +33,9 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
     options = config.backbone.model_dump()
     if not pretrained and "weights" in options:
         options["weights"] = None
-    weights = options.get("weights") or ""
-    there, here = trained_with(weights), {**options, "channel_order": config.channel_order}
-    other = [f"{key}={value}" for key, value in there.items() if here.get(key, value) != value]
-    if other:
-        log.warning("%s: trained with %s, which fits them better", weights, " and ".join(other))
     backbone = build_backbone(options.pop("name"), options)
+    if options.get("weights"):
+        _compare_with_training(config)
     levels = [name for name, stride in backbone.strides.items() if stride in config.strides]
     if not levels or backbone.strides[levels[0]] != config.strides[0]:
         raise ConfigError(
@@ -66,3 +65,24 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
         head=head,
         **config.model_dump(exclude={"name", "num_classes", "backbone", "fpn", "head"}),
     )
+
+
+def _compare_with_training(config: FCOSConfig) -> None:
+    """Say which options fit the weights of the backbone better than those of the config."""
+    name, weights = config.backbone.name, config.backbone.weights or ""
+    there: dict[str, Any] = dict(trained_with(weights))
+    if weights == "imagenet" and name.startswith(PREFIX):
+        there |= pixel_statistics(name)
+    section = config.model_dump()
+    here = section | {f"backbone.{key}": value for key, value in section["backbone"].items()}
+    other = [f"model.{key}={value}" for key, value in there.items() if not _alike(here.get(key, value), value)]
+    if other:
+        options = " ".join(option.replace(", ", ",") for option in other)
+        log.warning("model.backbone.weights=%s of %s: trained with %s, which fits them better", weights, name, options)
+
+
+def _alike(here: Any, there: Any) -> bool:
+    """Whether two values of an option are the same; statistics of pixels: to less than one grey level."""
+    if isinstance(there, list):
+        return all(abs(a - b) < 1 for a, b in zip(here, there, strict=True))
+    return here == there

@@ -85,11 +85,11 @@ _STRIDE_IN_1X1 = ("ImageNetPretrained/MSRA/R-50", "ImageNetPretrained/MSRA/R-101
 
 
 def trained_with(source: str) -> dict[str, str | bool]:
-    """What weights with a name were trained with: options of the model or the backbone that they fit."""
+    """What weights with a name were trained with: options of `model` that they fit."""
     if source == "imagenet":
-        return {"channel_order": "rgb", "stride_in_1x1": False}
+        return {"channel_order": "rgb", "backbone.stride_in_1x1": False}
     if source.startswith(_CATALOG):
-        return {"channel_order": "bgr", "stride_in_1x1": source.removeprefix(_CATALOG) in _STRIDE_IN_1X1}
+        return {"channel_order": "bgr", "backbone.stride_in_1x1": source.removeprefix(_CATALOG) in _STRIDE_IN_1X1}
     return {}
 
 

@@ -11,16 +11,23 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..layers import NORMS, freeze
+from ..layers import NORMS
 from ..weights import load_weights
+from .stages import STRIDES, Stages
 
-_LEVELS = {"C2": "level2", "C3": "level3", "C4": "level4", "C5": "level5"}
+_STAGES = {
+    "stem": ["base_layer", "level0", "level1"],
+    "C2": ["level2"],
+    "C3": ["level3"],
+    "C4": ["level4"],
+    "C5": ["level5"],
+}
 _CHANNELS = (16, 32, 64, 128, 256, 512)
 _WITHOUT_INFLUENCE = ("level3.project.", "level4.project.")
 Norm = Callable[[int], nn.Module]
 
 
-class DLA34(nn.Module):
+class DLA34(Stages):
     """Stages C2 to C5 (64, 128, 256, 512 channels), named as in the authors' weights so that they load.
 
     Those have two projections more, which influence nothing.
@@ -49,24 +56,15 @@ class DLA34(nn.Module):
         if weights is not None:
             load_weights(self, "dla34", weights)
         self.channels = {"C2": c2, "C3": c3, "C4": c4, "C5": c5}
-        self.strides = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
-        stages = [("base_layer", "level0", "level1"), *((name,) for name in _LEVELS.values())]
-        for name in [name for stage in stages[:frozen_stages] for name in stage]:
-            setattr(self, name, freeze(getattr(self, name)))
-
-    def end_at(self, level: str) -> None:
-        """Remove the stages after a map."""
-        for name in [name for name in self.strides if self.strides[name] > self.strides[level]]:
-            delattr(self, _LEVELS[name])
-            del self.channels[name], self.strides[name]
+        self.strides = dict(STRIDES)
+        self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [N, 3, H, W] to the maps C2..C5."""
-        x = self.level1(self.level0(self.base_layer(images)))
-        features = {}
-        for level in self.channels:
-            x = features[level] = getattr(self, _LEVELS[level])(x)
-        return features
+        return self._maps(images)
+
+    def _stages(self) -> dict[str, list[str]]:
+        return _STAGES
 
 
 class Tree(nn.Module):

@@ -5,16 +5,17 @@ Source: Sandler et al., CVPR 2018 (arXiv:1801.04381).
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.mobilenetv2 import MobileNetV2 as TorchvisionMobileNetV2
 
-from ..layers import NORMS, freeze
+from ..layers import NORMS
 from ..weights import load_weights
+from .stages import STRIDES, Stages
 
-_ENDS = {"C2": 4, "C3": 7, "C4": 14, "C5": 18}  # one past the last block of a stage
+_BLOCKS = {"stem": range(2), "C2": range(2, 4), "C3": range(4, 7), "C4": range(7, 14), "C5": range(14, 18)}
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Stages):
     """Stages C2 to C5 (24, 32, 96, 320 channels), named as in torchvision so that its weights load.
 
     Args:
@@ -30,21 +31,12 @@ class MobileNetV2(nn.Module):
             load_weights(net, "mobilenet_v2", weights)
         self.features = net.features[:18]  # without the classifier's 1x1 convolution
         self.channels = {"C2": 24, "C3": 32, "C4": 96, "C5": 320}
-        self.strides = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
-        for index in range([0, 2, *list(_ENDS.values())][frozen_stages]):
-            self.features[index] = freeze(self.features[index])
-
-    def end_at(self, level: str) -> None:
-        """Remove the stages after a map."""
-        self.features = self.features[: _ENDS[level]]
-        self.channels = {name: self.channels[name] for name in _ENDS if _ENDS[name] <= _ENDS[level]}
-        self.strides = {name: self.strides[name] for name in self.channels}
+        self.strides = dict(STRIDES)
+        self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [N, 3, H, W] to the maps C2..C5."""
-        features = {}
-        x, start = images, 0
-        for level in self.channels:
-            x = features[level] = self.features[start : _ENDS[level]](x)
-            start = _ENDS[level]
-        return features
+        return self._maps(images)
+
+    def _stages(self) -> dict[str, list[str]]:
+        return {name: [f"features.{index}" for index in blocks] for name, blocks in _BLOCKS.items()}

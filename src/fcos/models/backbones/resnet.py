@@ -12,8 +12,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
-from ..layers import NORMS, DeformConv, freeze
+from ..layers import NORMS, DeformConv
 from ..weights import load_weights
+from .stages import STRIDES, Stages
 
 
 class Shape(NamedTuple):
@@ -30,10 +31,16 @@ SHAPES = {
     "resnext101_32x8d": Shape((3, 4, 23, 3), 32, 8),
     "resnext101_64x4d": Shape((3, 4, 23, 3), 64, 4),
 }
-_LAYERS = {"C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}
+_STAGES = {
+    "stem": ["conv1", "bn1", "relu", "maxpool"],
+    "C2": ["layer1"],
+    "C3": ["layer2"],
+    "C4": ["layer3"],
+    "C5": ["layer4"],
+}
 
 
-class ResNet(nn.Module):
+class ResNet(Stages):
     """Stages C2 to C5, named as in torchvision so that its weights load.
 
     Args:
@@ -72,29 +79,20 @@ class ResNet(nn.Module):
         if weights is not None:
             load_weights(net, name, weights)
         for level in deformable_stages:
-            for block in getattr(net, _LAYERS[level]):
+            for block in getattr(net, _STAGES[level][0]):
                 block.conv2 = _deformable(block.conv2, modulated, offset_groups, copy=weights is not None)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.channels = {"C2": 256, "C3": 512, "C4": 1024, "C5": 2048}
-        self.strides = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
-        for stage in (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))[:frozen_stages]:
-            for part in stage:
-                setattr(self, part, freeze(getattr(self, part)))
-
-    def end_at(self, level: str) -> None:
-        """Remove the stages after a map."""
-        for name in [name for name in self.strides if self.strides[name] > self.strides[level]]:
-            delattr(self, _LAYERS[name])
-            del self.channels[name], self.strides[name]
+        self.strides = dict(STRIDES)
+        self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [N, 3, H, W] to the maps C2..C5."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        features = {}
-        for level in self.channels:
-            x = features[level] = getattr(self, _LAYERS[level])(x)
-        return features
+        return self._maps(images)
+
+    def _stages(self) -> dict[str, list[str]]:
+        return _STAGES
 
 
 def _deformable(conv: nn.Conv2d, modulated: bool, offset_groups: int, *, copy: bool) -> DeformConv:

