@@ -2,7 +2,8 @@
 
 On the same network input the detections are the same, except that AdelaiDet keeps all that score the same as the last
 of 100; a resized side may differ by a pixel, see `detectron2`. The IoU models detect like the others: only what the
-branch has learned differs. Names and settings are facts about that project; none of its code is used.
+branch has learned differs. Their files do not show it: whoever goes on training from one gives `model.quality=iou`.
+Names and settings are facts about that project; none of its code is used.
 """
 
 from __future__ import annotations

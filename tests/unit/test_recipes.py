@@ -1,0 +1,138 @@
+"""Recipes beyond the original's: the real-time detectors, and levels for small objects. Others: test_config."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_interop_structure import state_of
+
+from fcos.config_text import load_config
+from fcos.errors import ConfigError
+from fcos.interop.checkpoints import from_content
+from fcos.models import FCOS, build_model
+from fcos.models.backbones import BACKBONES, resnet
+from fcos.structures import Targets
+from fcos.training.checkpoint import fill
+from fcos.training.loop import train
+
+REAL_TIME = {
+    "fcos_rt_r50_fpn_4x": "adelaidet__RT_MS_R_50_4x_syncbn",
+    "fcos_rt_dla34_fpn_4x": "adelaidet__RT_MS_DLA_34_4x_syncbn_shared_towers",
+}
+"""Recipes and recorded models of the same structure."""
+SMALL = "fcos_imprv_r50_fpn_p2_1x"
+FINE = ["model.strides=[4,8,16,32,64]", "model.size_ranges=[[-1,32],[32,64],[64,128],[128,256],[256,null]]"]
+NETS = [*BACKBONES, "timm/test_resnet", "timm/test_efficientnet"]
+
+
+@pytest.fixture(autouse=True)
+def _few_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ResNets with one block a stage, except where all tensors are looked at."""
+    if "recorded" not in request.fixturenames:
+        for name, shape in resnet.SHAPES.items():
+            monkeypatch.setitem(resnet.SHAPES, name, shape._replace(blocks=(1, 1, 1, 1)))
+
+
+def build(*options: str, recipe: str | None = SMALL) -> FCOS:
+    """An untrained narrow detector of 3 classes."""
+    config = load_config(recipe, [*options, "model.fpn.channels=32", "model.head.num_convs=1"])
+    return build_model(config.model, num_classes=3, pretrained=False)
+
+
+@pytest.mark.parametrize("recipe", [*REAL_TIME, SMALL])
+def test_two_steps_on_three_images(recipe: str, data: Path, tmp_path: Path) -> None:
+    config = load_config(
+        recipe,
+        [
+            f"data.root={data}",
+            "data.workers=0",
+            "data.short_side=[48,64]",
+            "data.max_side=96",
+            "data.test_short_side=64",
+            "data.test_max_side=96",
+            "model.backbone.weights=null",
+            "train.batch_size=2",
+            "train.iterations=2",
+            f"output_dir={tmp_path / 'run'}",
+            "device=cpu",
+        ],
+    )
+    result = train(config)
+    assert (result.run / "weights/best.pt").is_file()
+    assert "AP" in result.metrics
+
+
+@pytest.mark.parametrize(("recipe", "recorded"), REAL_TIME.items())
+def test_the_real_time_recipes_have_the_tensors_of_the_recorded_models(recipe: str, recorded: str) -> None:
+    theirs = from_content({"model": state_of(recorded, device="cpu")}, where=recipe)
+    fill(build_model(load_config(recipe).model, num_classes=80, pretrained=False), theirs.model, where=recipe)
+
+
+@pytest.mark.parametrize(("recipe", "recorded"), REAL_TIME.items())
+def test_the_real_time_recipes_detect_and_learn_as_the_recorded_models(recipe: str, recorded: str) -> None:
+    theirs = from_content({"model": state_of(recorded)}, where=recipe).config
+    ours = load_config(recipe).to_dict()
+    # Backbone, pixels, clipping and padding belong to the ImageNet weights and conventions of that project.
+    keys = ("strides", "size_ranges", "center_sampling_radius", "box_loss")
+    assert {key: ours["model"][key] for key in keys} == {key: as_data(theirs["model"][key]) for key in keys}
+    assert ours["model"]["head"] == {**ours["model"]["head"], **theirs["model"]["head"]}
+    sides = load_config(recipe).data
+    assert [sides.detection_short_side] == theirs["data"]["short_side"]
+    assert sides.detection_max_side == theirs["data"]["max_side"]
+
+
+def as_data(value: Any) -> Any:
+    return [as_data(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def test_levels_for_small_objects_are_as_fine_as_they_say() -> None:
+    model = build()
+    assert model.backbone_levels == ["C2", "C3", "C4", "C5"]
+    assert len(model.fpn.extra) == 1
+    images = torch.randint(0, 256, (1, 3, 97, 129), dtype=torch.uint8)
+    outputs = model(images, torch.tensor([[97, 129]]))
+    expected = [(math.ceil(97 / stride), math.ceil(129 / stride)) for stride in (4, 8, 16, 32, 64)]
+    assert [tuple(level.shape[-2:]) for level in outputs.logits] == expected
+
+
+def test_levels_for_small_objects_reach_a_box_between_coarser_locations() -> None:
+    targets = Targets.pad([torch.tensor([[45.0, 45.0, 51.0, 51.0]])], [torch.tensor([0])])
+    images, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
+    assert build()(images, sizes, targets).unassigned == 0
+    assert build(recipe="fcos_imprv_r50_fpn_1x")(images, sizes, targets).unassigned == 1
+
+
+@pytest.mark.parametrize("backbone", NETS)
+def test_every_backbone_has_levels_for_small_objects(backbone: str) -> None:
+    model = build(f"model.backbone={{name: {backbone}, weights: null}}", *FINE, recipe=None)
+    assert model.backbone_levels == ["C2", "C3", "C4", "C5"]
+    images, sizes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]] * 2)
+    targets = Targets.pad([torch.tensor([[4.0, 4.0, 20.0, 30.0]])] * 2, [torch.tensor([1])] * 2)
+    terms = model(images, sizes, targets).terms
+    assert all(term.isfinite() and term > 0 for term in terms.values())
+    torch.stack(list(terms.values())).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("backbone", NETS)
+def test_a_level_finer_than_the_backbone_is_refused(backbone: str) -> None:
+    options = [f"model.backbone={{name: {backbone}, weights: null}}", "model.strides=[2,4,8,16,32]", FINE[1]]
+    with pytest.raises(ConfigError) as caught:
+        build(*options, recipe=None)
+    assert str(caught.value) == (
+        f"model.strides=[2, 4, 8, 16, 32]: the first level must be a map of {backbone}, which has strides"
+        " [4, 8, 16, 32]"
+    )
+
+
+def test_every_level_needs_a_range() -> None:
+    with pytest.raises(ConfigError, match=r"strides has 4 levels but size_ranges 5; give one range a level"):
+        load_config(SMALL, ["model.strides=[4,8,16,32]"])
+
+
+def test_the_recipe_for_small_objects_is_the_improved_one_but_for_its_levels() -> None:
+    assert load_config("fcos_imprv_r50_fpn_1x", FINE) == load_config(SMALL)
