@@ -161,7 +161,7 @@ def test_scores_follow_the_ious_of_a_learned_image() -> None:
             torch.stack(list(terms.values())).sum().backward()
             optimizer.step()
     assert sum(model(images, sizes, targets).terms.values()) < 0.6 * first
-    assert torch.corrcoef(ious_and_scores(model, images, sizes, targets))[0, 1] > 0.8
+    assert torch.corrcoef(ious_and_scores(model, images, sizes, targets))[0, 1] > 0.7
 
 
 def test_start_from_names_the_other_quality(tmp_path: Path) -> None:
