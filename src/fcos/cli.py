@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, prog_name="fcos")
     except (FCOSError, OSError) as error:  # a folder that cannot be written, a full disk
-        print(f"fcos: {error}", file=sys.stderr)
+        if not getattr(error, "told", False):
+            print(f"fcos: {error}", file=sys.stderr)
         sys.exit(2)
 
 

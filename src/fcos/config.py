@@ -298,12 +298,15 @@ class TrainConfig(_Section):
     """Stop early after so many evaluations in a row without a better AP; null: never."""
     checkpoint_every: int = Field(default=2500, ge=1)
     """Save weights/last.pt every so many iterations."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the last checkpoints stay: last.pt, last-1.pt and so on. A run continues from an earlier one where
+    the last one is damaged."""
     log_every: int = Field(default=20, ge=1)
     weights: str | None = None
     """Weights of a detector to start from: a path or an http(s) address (`#NAME` at its end: the name in the cache) of
     a file of ours or of another project, or `torchvision/fcos_resnet50_fpn`."""
     resume: bool = False
-    """Continue the run in `output_dir` from its weights/last.pt."""
+    """Continue the run in `output_dir` from its weights/last.pt, or from the start if nothing had been saved yet."""
     seed: int = 0
 
     @model_validator(mode="before")

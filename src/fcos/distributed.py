@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import ConfigError
+from .errors import ConfigError, FCOSError, TrainingError
 
 T = TypeVar("T")
 
@@ -58,6 +60,80 @@ def gathered(value: T) -> list[T]:
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+def together(function: Callable[[], T]) -> T:
+    """Run a function on every process: where it fails on one of them for a user's reason, it fails on all.
+
+    Raises:
+        FCOSError, OSError: the one of the first process that failed; on the others its `told` is true, so that it is
+            told once.
+    """
+    value: Any = None
+    problem: Exception | None = None
+    try:
+        value = function()
+    except (FCOSError, OSError) as error:
+        problem = error
+    failed = [(number, error) for number, error in enumerate(gathered(problem)) if error is not None]
+    if failed:
+        number, error = failed[0]
+        if number != rank():
+            error.told = True  # pyright: ignore[reportAttributeAccessIssue]
+        raise error
+    return value
+
+
+def by_the_first(function: Callable[[], T]) -> T:
+    """What a function gives on the first process, on all processes; it is not run on the others.
+
+    Raises:
+        FCOSError, OSError: see `together`.
+    """
+    value: Any = together(lambda: function() if rank() == 0 else None)
+    return same_everywhere(value)
+
+
+@contextmanager
+def lost_processes_are_told() -> Iterator[None]:
+    """Say in a line what torch's backends say in a traceback when another process is gone.
+
+    Raises:
+        TrainingError: a process is gone; the launcher's message names it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or any(word in text for word in _LOST)):
+            raise
+        raise TrainingError(
+            f"process {rank()}: another process is gone, see its message or the launcher's ({text.splitlines()[0]})"
+        ) from None
+
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo")
+
+
+def remember(key: str, value: str) -> None:
+    """Keep something for the processes that the elastic launcher starts instead of these, should they fail."""
+    store = _launcher_store()
+    if store is not None:
+        store.set(key, value)
+
+
+def recalled(key: str) -> str | None:
+    """What earlier processes of this launch remembered; None: nothing, or there is no launcher."""
+    store = _launcher_store()
+    return store.get(key).decode() if store is not None and store.check([key]) else None
+
+
+def _launcher_store() -> dist.TCPStore | None:  # pyright: ignore[reportPrivateImportUsage]
+    """The store in torchrun's own process, which outlives those that it starts."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def barrier() -> None:

@@ -2,7 +2,13 @@
 
 
 class FCOSError(ValueError):
-    """A mistake the user can mend; the message says where, what was expected, what was found and what to do."""
+    """A mistake the user can mend; the message says where, what was expected, what was found and what to do.
+
+    Attributes:
+        told: another process has the same error, and tells it.
+    """
+
+    told = False
 
 
 class ConfigError(FCOSError):

@@ -90,6 +90,7 @@ def save_checkpoint(
     thresholds: Mapping[str, float] | None = None,
     iteration: int = 0,
     training: dict[str, Any] | None = None,
+    keep: int = 1,
 ) -> None:
     """Write a weights file; until it is complete on the disk, a file that was there stays as it is.
 
@@ -103,6 +104,7 @@ def save_checkpoint(
         thresholds: see `Checkpoint`.
         iteration: steps trained.
         training: tensors and plain data (str, int, float, bool, None, list, tuple, dict).
+        keep: see `write`.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -119,11 +121,16 @@ def save_checkpoint(
         "iteration": iteration,
         "training": training,
     }
-    write(Path(path), content)
+    write(Path(path), content, keep=keep)
 
 
-def write(path: Path, content: Any) -> None:
+def write(path: Path, content: Any, *, keep: int = 1) -> None:
     """`torch.save`, but until the file is complete on the disk, one that was there stays as it is.
+
+    Args:
+        path: where to; the folder exists.
+        content: tensors and plain data.
+        keep: how many generations stay, see `generations`. At every moment the newest of them is whole.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -134,9 +141,26 @@ def write(path: Path, content: Any) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep > 1:
+            for number, earlier in reversed(list(enumerate(generations(path), start=1))):
+                earlier.replace(path.with_name(f"{path.stem}-{number}{path.suffix}"))
         temporary.replace(path)
+    except RuntimeError as error:  # torch's writer hides what the system said
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     finally:
         temporary.unlink(missing_ok=True)
+    for old in generations(path)[keep:]:
+        old.unlink()
+
+
+def generations(path: Path) -> list[Path]:
+    """A file and the earlier ones of its name that are there, newest first: last.pt, last-1.pt, last-2.pt."""
+    earlier = {}
+    for file in path.parent.glob(f"{path.stem}-*{path.suffix}"):
+        number = file.stem.removeprefix(f"{path.stem}-")
+        if number.isdecimal():
+            earlier[int(number)] = file
+    return [file for file in (path,) if file.is_file()] + [earlier[number] for number in sorted(earlier)]
 
 
 def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = None) -> Checkpoint:
@@ -156,6 +180,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     content = _read(path, SAFE_GLOBALS)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return from_content(content, where=str(source), class_names=class_names)
+    _verify(path)
     if content["version"] > VERSION:
         raise WeightsError(
             f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
@@ -194,6 +219,17 @@ def _read(path: Path, safe_globals: Sequence[Any]) -> Any:
             first_line = str(error).partition("\n")[0]
             reason = f"damaged: {first_line}"
         raise WeightsError(f"{path}: {reason}; copy it again or use an earlier one") from None
+
+
+def _verify(path: Path) -> None:
+    """Compare the check sums of a file of ours: torch writes them, but does not look at them when it reads."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            bad = parts.testzip()
+    except Exception as error:  # as above
+        bad = str(error)
+    if bad is not None:
+        raise WeightsError(f"{path}: damaged: wrong check sum of {bad}; copy it again or use an earlier one")
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:

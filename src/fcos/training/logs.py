@@ -81,13 +81,23 @@ class RunLog:
         folder: of the run.
         config: reads `train.log_every`, the steps that a row sums up.
         iteration: where a continued run stands; rows beyond it belong to steps that will be done again.
+        evaluations: done so far, each with a row.
+        steps: where the steps are kept that no row sums up yet; those of a continued run are in it.
     """
 
-    def __init__(self, folder: Path, config: Config, *, iteration: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        iteration: int = 0,
+        evaluations: int = 0,
+        steps: list[tuple[Place, Step]] | None = None,
+    ) -> None:
         self.enabled = rank() == 0
         self.log_every = config.train.log_every
         self._console = Console(highlight=False, soft_wrap=True)
-        self._steps: list[tuple[Place, Step]] = []  # since the last row
+        self._steps = [] if steps is None else steps
         self._began: tuple[float, float] | None = None  # time and fraction at the first step
         self._printed = time.monotonic()
         self._bar = ProgressBar(total=1.0, width=40)
@@ -99,7 +109,8 @@ class RunLog:
         if self.enabled:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._file = _open_rows(folder / "metrics.csv", iteration)
+            summed_up = iteration - len(self._steps)
+            self._file = _open_rows(folder / "metrics.csv", {"train": summed_up, "val": iteration}, evaluations)
             self._rows = csv.DictWriter(self._file, COLUMNS, restval="")
             self._board = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else None)
 
@@ -135,7 +146,7 @@ class RunLog:
         if not self._steps:
             return
         places, steps = zip(*self._steps, strict=True)
-        self._steps = []
+        self._steps.clear()
         place: Place = places[-1]
         step: Step = steps[-1]
         losses = {name: sum(s.losses[name] for s in steps) / len(steps) for name in step.losses}
@@ -192,13 +203,15 @@ class RunLog:
             self.message(line)
 
 
-def _open_rows(path: Path, iteration: int) -> Any:
-    """Open metrics.csv behind the rows up to an iteration."""
+def _open_rows(path: Path, limits: Mapping[str, int], evaluations: int) -> Any:
+    """Open metrics.csv behind the rows of each split up to its iteration, and so many of val."""
     kept: list[dict[str, str]] = []
-    if iteration and path.is_file():
+    if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]  # the last one may be cut short
-        kept = [row for row in rows if row["iteration"].isdigit() and int(row["iteration"]) <= iteration]
+        kept = [row for row in rows if row["iteration"].isdigit() and int(row["iteration"]) <= limits[row["split"]]]
+        again = [row for row in kept if row["split"] == "val"][evaluations:]  # killed between the row and the saving
+        kept = [row for row in kept if row not in again]
     new = path.with_suffix(".new")
     with new.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,10 +18,13 @@ from ..config_backbones import is_own
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
 from ..distributed import (
+    by_the_first,
     join_processes,
     rank,
+    remember,
     resolve_device,
     same_everywhere,
+    together,
     world_size,
 )
 from ..errors import ConfigError, DataError
@@ -28,10 +33,11 @@ from ..models import FCOS, build_model
 from .budget import IterationLength, Length, TimeLength
 from .checkpoint import Checkpoint, load_checkpoint, start_from
 from .diagnosis import RULES, linear_rule, start_warnings
+from .folder import BEST, find_folder, load_last, new_folder
 from .logs import Place, RunLog, Step
 from .optim import freeze_parts, learning_rate_factor, set_learning_rate
 from .pictures import save_pictures
-from .run import BEST, LAST, Interruption, Run, find_folder, new_folder
+from .run import Interruption, Run
 from .step import compile_parts, learn, micro_batch_size
 
 MEASURE_AT = 0.25
@@ -79,7 +85,12 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     loader = build_train_loader(
         config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
     )
-    with RunLog(run.folder, run.config, iteration=state.iteration) as log, Interruption(run, log) as interruption:
+    with (
+        RunLog(
+            run.folder, run.config, iteration=state.iteration, evaluations=state.evaluations, steps=run.unlogged
+        ) as log,
+        Interruption(run, log) as interruption,
+    ):
         log.message(_introduction(run, origin, micro_batch))
         _warn_of_warmup(run, length.total(0), log)
         batches = iter(loader)
@@ -125,20 +136,26 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
 
 def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, str]:
     """What to learn from, what learns and where it is kept; and a line that says where its weights come from."""
-    folder = find_folder(config, name)
-    train_data, val_data = _load_data(config)
-    resumed = load_checkpoint(folder / LAST) if folder else None
+    launch_key = f"fcos/{next(_trainings)}"
+    folder = by_the_first(lambda: find_folder(config, name, launch_key=launch_key))
+    train_data, val_data = together(lambda: _load_data(config))
+    resumed, note = by_the_first(partial(load_last, folder)) if folder else (None, "")
     torch.manual_seed(config.train.seed)
-    model, origin = _build(config, train_data, resumed)
-    freeze_parts(model, config.train.freeze)
+    model, origin = together(lambda: _build(config, train_data, resumed))
     # Channels last: a tenth faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    folder = folder or same_everywhere(new_folder(config, name) if rank() == 0 else Path())
+    folder = folder or by_the_first(lambda: new_folder(config, name))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed)
     if resumed:
-        run.restore(resumed)
-    run.save_config()
-    return run, origin
+        together(partial(run.restore, resumed))
+    by_the_first(run.save_config)
+    if rank() == 0:
+        remember(launch_key, str(folder))
+    return run, f"{note}\n{origin}" if note else origin
+
+
+_trainings = itertools.count()
+"""Numbers the trainings of this process, which are the same ones when the elastic launcher starts it again."""
 
 
 def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
@@ -159,6 +176,7 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
     weights = None if resumed else config.train.weights
     fresh = resumed is None and weights is None
     model = build_model(config.model, num_classes=len(data.class_names), pretrained=fresh)
+    freeze_parts(model, config.train.freeze)
     if resumed:
         return model, f"weights: of iteration {resumed.iteration} of this run"
     if weights:
@@ -231,9 +249,10 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -
     run.save_last()
     evaluation = evaluate(run.detector, run.val_data, run.config, device=run.device, progress=progress)
     run.state.evaluations += 1
+    run.state.evaluated_at = run.state.iteration
     run.save_if_best(evaluation.metrics)
-    run.save_last(evaluation.metrics)
     log.evaluation(place, evaluation.metrics)
+    run.save_last(evaluation.metrics)
     if rank() == 0:
         save_pictures(run.folder / "pictures", run.val_data, evaluation.detections)
 
@@ -244,12 +263,13 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     _report_unassigned(run, log)
     if _out_of_patience(run):
         log.message(f"stopped early: no better AP in the last {run.state.stale} evaluations")
-    elif run.val_data is not None:
-        _evaluate(run, log, interruption, run.place(max(run.state.iteration, 1)))
-    else:
+    elif run.val_data is None:
         run.save_last()
+    elif run.state.evaluated_at != run.state.iteration:  # a run may be killed after that
+        _evaluate(run, log, interruption, run.place(max(run.state.iteration, 1)))
     if not run.state.best:
         run.save_best_without_figures()
+    run.require_saved()
     best = f"AP {run.state.best['AP']:.3f} on val" if run.state.best else "the last weights, nothing was measured"
     log.message(f"{run.state.iteration} iterations, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {best}")
 

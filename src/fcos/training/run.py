@@ -1,10 +1,9 @@
-"""A run: its folder, what it carries from step to step, and what is saved of it."""
+"""A run: what it carries from step to step, and what is saved of it."""
 
 from __future__ import annotations
 
-import itertools
+import logging
 import math
-import re
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import torch
 
 from ..config import Config
-from ..distributed import barrier, rank
-from ..errors import ConfigError
+from ..distributed import barrier, rank, same_everywhere
+from ..errors import ConfigError, TrainingError
 from .checkpoint import Checkpoint, fill, save_checkpoint
+from .folder import BEST, CONFIG, LAST, write_config
 from .logs import Place, RunLog, Step
 from .optim import WeightAverage, build_optimizer
 
@@ -25,66 +25,7 @@ if TYPE_CHECKING:
     from ..data.dataset import Annotations
     from ..models import FCOS
 
-LAST = Path("weights/last.pt")
-BEST = Path("weights/best.pt")
-RUNS = Path("runs")
-
-
-def find_folder(config: Config, name: str) -> Path | None:
-    """Find the folder of the run to continue; None: a new run, and nothing is in its way.
-
-    Args:
-        config: `output_dir` names the folder; null: runs/NAME, runs/NAME-2 and so on. To continue, null means the one
-            that was saved last.
-        name: NAME.
-
-    Raises:
-        ConfigError: nothing to continue; or a run is there already and should not be continued.
-    """
-    folder = config.output_dir
-    if config.train.resume:
-        folder = folder or _newest(name)
-        if folder is None or not (folder / LAST).is_file():
-            raise ConfigError(
-                f"train.resume: no {LAST} in {folder or RUNS / name}; expected the folder of a run as output_dir,"
-                " or leave train.resume out to start one"
-            )
-        return folder
-    if folder is not None and any((folder / file).exists() for file in ("config.yaml", LAST)):
-        raise ConfigError(
-            f"output_dir: {folder} holds a run already; continue it with train.resume=true, or name another folder"
-        )
-    return None
-
-
-def new_folder(config: Config, name: str) -> Path:
-    """Make the folder of a new run, see `find_folder`."""
-    folder = config.output_dir
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    else:
-        folder = _numbered(name)
-    (folder / LAST).parent.mkdir(exist_ok=True)
-    return folder
-
-
-def _numbered(name: str) -> Path:
-    RUNS.mkdir(exist_ok=True)
-    for number in itertools.count(1):
-        folder = RUNS / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()  # fails where another run, perhaps one that starts just now, was first
-            return folder
-        except FileExistsError:
-            continue
-    raise AssertionError
-
-
-def _newest(name: str) -> Path | None:
-    """The folder runs/NAME or runs/NAME-N that was saved last."""
-    pattern = re.compile(re.escape(name) + r"(-\d+)?")
-    found = [path for path in RUNS.glob(f"*/{LAST}") if pattern.fullmatch(path.parents[1].name)]
-    return max(found, key=lambda p: p.stat().st_mtime).parents[1] if found else None
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -97,6 +38,7 @@ class State:
         step_seconds: seconds of them spent in training steps.
         evaluations: done during training.
         best: figures of the best evaluation; empty before the first with an AP.
+        evaluated_at: iteration of the last of them; -1: there was none.
         boxes: seen in training.
         unassigned: boxes of them that no location learned.
         reported: whether that has been said.
@@ -108,6 +50,7 @@ class State:
     seconds: float = 0.0
     step_seconds: float = 0.0
     evaluations: int = 0
+    evaluated_at: int = -1
     best: dict[str, float] = field(default_factory=dict)
     boxes: int = 0
     unassigned: int = 0
@@ -120,12 +63,15 @@ class Run:
     """What a run works with and carries from step to step.
 
     Args:
-        folder: see `find_folder`.
+        folder: see `folder.find_folder`.
         config: resolved.
         model: the detector that learns, on its device.
         train_data: what it learns from.
         val_data: what it is measured on.
         elapsed: tells the seconds since `train` was entered.
+
+    Attributes:
+        unlogged: steps that no row of metrics.csv sums up yet; `RunLog` fills and empties it.
     """
 
     def __init__(
@@ -148,13 +94,15 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "float16")
         self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
         self.state = State()
+        self.unlogged: list[tuple[Place, Step]] = []
+        self._unsaved: dict[Path, str] = {}
         self._elapsed = elapsed
         self._earlier = 0.0
 
     def save_config(self) -> None:
         """Write config.yaml: not before it is known that the run can be continued with it."""
         if rank() == 0:
-            (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            write_config(self.folder, self.config)
 
     @property
     def device(self) -> torch.device:
@@ -184,7 +132,11 @@ class Run:
         return cast("FCOS", self.average.model) if self.average else self.model
 
     def save_last(self, metrics: Mapping[str, float] | None = None) -> None:
-        """Write weights/last.pt with all that is needed to continue; the first process does."""
+        """Write weights/last.pt with all that is needed to continue; the first process does.
+
+        That the disk is full does not end a training: it is told, and the file that was there stays, see
+        `require_saved`.
+        """
         self.state.seconds = self.elapsed()
         training = {
             "state": asdict(self.state),
@@ -192,6 +144,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
+            "unlogged": [(tuple(place), step._asdict()) for place, step in self.unlogged],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -202,26 +155,58 @@ class Run:
         ap = metrics["AP"]
         self.state.stale += 1
         if not math.isnan(ap) and ap > self.state.best.get("AP", -1.0):
-            self.state.best = dict(metrics)
             self.state.stale = 0
-            self._save(BEST, metrics, None)
+            if self._save(BEST, metrics, None):
+                self.state.best = dict(metrics)
 
     def save_best_without_figures(self) -> None:
         """Write the weights of now to weights/best.pt, when there is nothing to tell which were best."""
         self._save(BEST, None, None)
 
-    def _save(self, file: Path, metrics: Mapping[str, float] | None, training: dict[str, Any] | None) -> None:
+    def require_saved(self) -> None:
+        """Be sure that all has been saved, before the run ends.
+
+        Raises:
+            TrainingError: the last attempt to write a file failed.
+        """
+        if self._unsaved:
+            problems = "; ".join(f"{self.folder / file}: not saved: {why}" for file, why in self._unsaved.items())
+            raise TrainingError(f"{problems}; what was saved before is still there; make room, then {self.command}")
+
+    @property
+    def command(self) -> str:
+        """How to go on after a stop."""
+        return f"continue with: fcos train {self.folder / CONFIG} train.resume=true"
+
+    def _save(self, file: Path, metrics: Mapping[str, float] | None, training: dict[str, Any] | None) -> bool:
+        """Whether the file was written, the same on all processes."""
+        problem = None
         if rank() == 0:
-            save_checkpoint(
-                self.folder / file,
-                model=self.detector,
-                config=self.config,
-                class_names=self.train_data.class_names,
-                category_ids=self.train_data.category_ids,
-                metrics=metrics,
-                iteration=self.state.iteration,
-                training=training,
-            )
+            try:
+                save_checkpoint(
+                    self.folder / file,
+                    model=self.detector,
+                    config=self.config,
+                    class_names=self.train_data.class_names,
+                    category_ids=self.train_data.category_ids,
+                    metrics=metrics,
+                    iteration=self.state.iteration,
+                    training=training,
+                    keep=self.config.train.keep if file == LAST else 1,
+                )
+            except OSError as error:
+                problem = str(error)
+                logger.warning(
+                    "warning: %s: not saved: %s; what was saved before is still there, and saving is tried again; make"
+                    " room",
+                    self.folder / file,
+                    problem,
+                )
+        problem = same_everywhere(problem)
+        self._unsaved.pop(file, None)
+        if problem is not None:
+            self._unsaved[file] = problem
+        return problem is None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from weights/last.pt; rates and decays are those of the config of today.
@@ -257,6 +242,7 @@ class Run:
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
         self.state = State(**saved["state"])
+        self.unlogged[:] = [(Place(*place), Step(**step)) for place, step in saved.get("unlogged", [])]
         self._earlier = self.state.seconds
         torch.set_rng_state(saved["rng"])
         if saved["cuda_rng"] is not None and self.device.type == "cuda":
@@ -285,13 +271,12 @@ class Interruption:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._restore()
         if kind is KeyboardInterrupt and (self._run.folder / LAST).is_file():
-            config = self._run.folder / "config.yaml"
-            self._log.message(f"interrupted; continue with: fcos train {config} train.resume=true")
+            self._log.message(f"interrupted; {self._run.command}")
 
     def stop(self) -> NoReturn:
         """Save and raise KeyboardInterrupt, on every process."""
-        self._log.sum_up()
         self._run.save_last()
+        self._run.require_saved()
         barrier()  # a launcher ends the others as soon as one is gone
         raise KeyboardInterrupt
 
