@@ -29,7 +29,7 @@ def load(
     config: str | Path | Config | None = None,
     device: str | None = None,
 ) -> Detector:
-    """Load a detector that is ready to `predict`.
+    """Load a detector that is ready to `predict`, with the score thresholds that its training measured, if any.
 
     Args:
         source: a weights file: runs/NAME/weights/best.pt, or one of the original FCOS, AdelaiDet,
@@ -62,7 +62,13 @@ def load(
     model, checkpoint, resolved = _restore(source, overrides, config)
     place = resolve_device(device or resolved.device)
     names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
-    return Detector(model.to(place), resolved, class_names=names, category_ids=checkpoint.category_ids)
+    return Detector(
+        model.to(place),
+        resolved,
+        class_names=names,
+        category_ids=checkpoint.category_ids,
+        thresholds=checkpoint.thresholds,
+    )
 
 
 def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:

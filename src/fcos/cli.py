@@ -130,7 +130,13 @@ def predict(  # noqa: PLR0917 (options of the command line)
     config: OriginalConfig = None,
     out: Annotated[Path, typer.Option(help="Folder for the annotated pictures.")] = Path("predictions"),
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Leave out lower scores; default: 0.5.", show_default=False)
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Leave out lower scores; default: each class's best F1 on val, else 0.5.",
+            show_default=False,
+        ),
     ] = None,
     write_json: Annotated[bool, typer.Option("--json", help="Also write OUT/predictions.json.")] = False,
 ) -> None:
@@ -181,16 +187,35 @@ def convert(
 
 
 @app.command()
-def doctor(overrides: Overrides = None) -> None:
-    """Check a data set: broken files and annotations, counts. Exit code 1: something must be mended.
+def doctor(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE] KEY=VALUE", help="data=DIR, and what it is to be trained with."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for doctor.html, with pictures, and doctor.json.")] = None,
+) -> None:
+    """Check a data set: broken files, doubtful labels, twins, boxes that cannot be learned. Exit code 1: something must
+    be mended.
 
-    For example: fcos doctor data=DIR
+    Which boxes can be learned depends on the detector; without RECIPE it is fcos_mnv2_small.
+    For example: fcos doctor data=DIR --out checkup
+                 fcos doctor fcos_r50_fpn_1x data=DIR data.short_side=600
     """
     from .config_text import load_config
-    from .data.doctor import check
+    from .doctor.check import check
+    from .doctor.page import save
+    from .doctor.terminal import render
 
-    report = check(load_config(None, overrides or ()).data)
-    _console().print(report.render())
+    overrides = list(words or [])
+    recipe = next((word for word in overrides if "=" not in word), None)
+    if recipe is not None:
+        overrides.remove(recipe)
+    recipe = recipe or "fcos_mnv2_small"
+    report = check(load_config(recipe, overrides), recipe=recipe, progress=_progress)
+    _console().print(render(report))
+    if out is not None:
+        save(report, out)
+        print(f"written: {out / 'doctor.html'}, {out / 'doctor.json'}")
     if report.failed:
         raise typer.Exit(1)
 

@@ -91,7 +91,12 @@ class TestVal:
         assert "AP50" in out.split()
         assert "owl" in out.split()
         folder = weights.parents[1] / "val"
-        assert set(json.loads((folder / "metrics.json").read_text())) == {"metrics", "per_class", "boxes_per_class"}
+        assert set(json.loads((folder / "metrics.json").read_text())) == {
+            "metrics",
+            "per_class",
+            "boxes_per_class",
+            "thresholds",
+        }
         assert {d["image_id"] for d in json.loads((folder / "detections.json").read_text())} == {5}
 
     def test_another_folder_and_split_can_be_given(self, fcos, weights, data, tmp_path):

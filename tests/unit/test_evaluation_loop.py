@@ -156,6 +156,7 @@ EVALUATION = Evaluation(
     },
     detections=[{"image_id": 1, "category_id": 2, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}],
     boxes_per_class={"cat": 12, "[dog]": 0},
+    thresholds={"cat": 0.41},
 )
 
 
@@ -165,6 +166,7 @@ def test_files_are_valid_json_with_null_for_what_is_not_defined(tmp_path):
     assert metrics["metrics"]["AP"] == 0.5
     assert metrics["metrics"]["APl"] is None
     assert metrics["per_class"]["[dog]"]["AP"] is None
+    assert metrics["thresholds"] == {"cat": 0.41}
     assert json.loads((tmp_path / "new/val/detections.json").read_text()) == EVALUATION.detections
 
 
@@ -176,8 +178,8 @@ def test_the_tables_hold_all_figures_and_classes(terminal, capsys):
     text = capsys.readouterr().out
     words = text.split()
     assert all(name in words for name in METRICS)
-    assert any(line.split() == ["cat", "12", *["0.250"] * 7] for line in text.splitlines())
-    assert any(line.split() == ["[dog]", "0", *["-"] * 7] for line in text.splitlines())
+    assert any(line.split() == ["cat", "12", *["0.250"] * 7, "0.410"] for line in text.splitlines())
+    assert any(line.split() == ["[dog]", "0", *["-"] * 8] for line in text.splitlines())
 
 
 def test_where_an_evaluation_is_written(tmp_path):

@@ -19,7 +19,7 @@ def test_pictures_leave_out_what_cannot_be_read_any_more(
     annotations = load_annotations(configure().data, "val")
     assert annotations is not None
     (data / "images/b.png").unlink()
-    save_pictures(tmp_path / "pictures", annotations, [])
+    save_pictures(tmp_path / "pictures", annotations, [], {})
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a.jpg", "c.jpg"]
 
 
@@ -32,7 +32,7 @@ def test_pictures_of_images_with_absolute_names_stay_in_their_folder(
     write_coco(data, tree, split="val")
     annotations = load_annotations(configure().data, "val")
     assert annotations is not None
-    save_pictures(tmp_path / "pictures", annotations, [])
+    save_pictures(tmp_path / "pictures", annotations, [], {})
     names = [p.name for p in (tmp_path / "pictures").iterdir()]
     assert len(names) == 3
     assert all(name.endswith(("_images_a.jpg", "_images_b.jpg", "_images_c.jpg")) for name in names)
@@ -44,6 +44,6 @@ def test_a_picture_that_cannot_be_written_does_not_end_a_run(
     annotations = load_annotations(configure().data, "val")
     assert annotations is not None
     (tmp_path / "pictures/a.jpg").mkdir(parents=True)
-    save_pictures(tmp_path / "pictures", annotations, [])
+    save_pictures(tmp_path / "pictures", annotations, [], {})
     assert "no picture of" in caplog.text
     assert (tmp_path / "pictures/b.jpg").is_file()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..structures import Instances
+from .thresholds import best_thresholds
+
+if TYPE_CHECKING:
+    from hotcoco import COCOeval
 
 # The 12 figures: what is averaged, IoU (None: 0.50 to 0.95), object size, detections per image.
 _FIGURES = {
@@ -33,10 +38,13 @@ class CocoMetrics(NamedTuple):
     Attributes:
         overall: the 12 figures by name (`METRICS`), in 0..1; NaN where the ground truth has no such object.
         per_class: the same 12 figures for every class name.
+        thresholds: the score threshold of best F1 at IoU 0.5, by class name; without the classes of which no object was
+            found.
     """
 
     overall: dict[str, float]
     per_class: dict[str, dict[str, float]]
+    thresholds: dict[str, float]
 
 
 def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> CocoMetrics:
@@ -46,12 +54,7 @@ def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
         ground_truth: a COCO annotation tree with `images`, `annotations` and `categories`; crowds are ignored regions.
         detections: COCO results, see `to_coco_results`.
     """
-    from hotcoco import COCO, COCOeval
-
-    truth = COCO(ground_truth)
-    run = COCOeval(truth, truth.load_res(detections), "bbox")
-    run.evaluate()
-    run.accumulate()
+    run = compare(ground_truth, detections)
     assert run.eval is not None
     tables = {kind: np.asarray(run.eval[kind]) for kind in ("precision", "recall")}
 
@@ -64,13 +67,44 @@ def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
         return float(defined.mean()) if defined.size else float("nan")
 
     names = {c["id"]: c["name"] for c in ground_truth["categories"]}
+    boxes = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd"))
+    thresholds = best_thresholds(detections, match_states(run, len(detections)), boxes)
     return CocoMetrics(
         overall={name: figure(name, slice(None)) for name in METRICS},
         per_class={
             names[category_id]: {name: figure(name, slice(k, k + 1)) for name in METRICS}
             for k, category_id in enumerate(run.params.cat_ids)
         },
+        thresholds={name: thresholds[i] for i, name in names.items() if i in thresholds},
     )
+
+
+def compare(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> COCOeval:
+    """Match detections with the ground truth, both as in `coco_metrics`, and accumulate the matches."""
+    from hotcoco import COCO, COCOeval
+
+    truth = COCO(ground_truth)
+    run = COCOeval(truth, truth.load_res(detections), "bbox")
+    run.evaluate()
+    run.accumulate()
+    return run
+
+
+def match_states(run: COCOeval, count: int) -> np.ndarray:
+    """What became of every detection at IoU 0.5.
+
+    Args:
+        run: see `compare`.
+        count: of the detections.
+
+    Returns:
+        int8 [count]: 1 matched to an object of its class, 0 not, -1 ignored: in a crowd, or after the first 100 of an
+        image and class.
+    """
+    states = np.full(count, -1, dtype=np.int8)
+    for number, state in run.image_diagnostics(iou_thr=0.5)["dt_status"].items():  # numbered from 1 in their order
+        states[number - 1] = state == "tp"
+    return states
 
 
 def to_coco_results(instances: Instances, *, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:

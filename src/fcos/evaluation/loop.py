@@ -34,12 +34,14 @@ class Evaluation:
         per_class: the same figures for every class name.
         detections: every detection in COCO's result format, with the original category ids.
         boxes_per_class: ground-truth boxes of every class name, crowds left out.
+        thresholds: the score threshold of best F1 (IoU 0.5) of every class name of which an object was found.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
     detections: list[dict[str, Any]] = field(repr=False)
     boxes_per_class: dict[str, int]
+    thresholds: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -80,7 +82,7 @@ def evaluate(
             raise
     detections = _joined(gathered(share), annotations)
     figures = coco_metrics(annotations.to_coco(), detections)
-    return Evaluation(figures.overall, figures.per_class, detections, _count(annotations))
+    return Evaluation(figures.overall, figures.per_class, detections, _count(annotations), figures.thresholds)
 
 
 def _detect(

@@ -22,14 +22,19 @@ _CLASS_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print the 12 figures and those of every class: ruled on a terminal, aligned plain text elsewhere."""
+    """Print the 12 figures, and those of every class with its score threshold: ruled on a terminal, else plain text."""
     for names in (METRICS[:6], METRICS[6:]):
         _print_table(console, names, [[_figure(evaluation.metrics[name]) for name in names]])
     rows = [
-        [escape(name), str(evaluation.boxes_per_class[name]), *(_figure(figures[key]) for key in _CLASS_FIGURES)]
+        [
+            escape(name),
+            str(evaluation.boxes_per_class[name]),
+            *(_figure(figures[key]) for key in _CLASS_FIGURES),
+            _figure(evaluation.thresholds.get(name, math.nan)),
+        ]
         for name, figures in evaluation.per_class.items()
     ]
-    _print_table(console, ("class", "boxes", *_CLASS_FIGURES), rows)
+    _print_table(console, ("class", "boxes", *_CLASS_FIGURES, "threshold"), rows)
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
@@ -39,6 +44,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "metrics": _defined(evaluation.metrics),
         "per_class": {name: _defined(figures) for name, figures in evaluation.per_class.items()},
         "boxes_per_class": evaluation.boxes_per_class,
+        "thresholds": evaluation.thresholds,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "detections.json").write_text(json.dumps(evaluation.detections, allow_nan=False), encoding="utf-8")

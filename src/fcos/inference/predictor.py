@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ..models import FCOS
 
 DEFAULT_THRESHOLD = 0.5
-"""Scores are sqrt(class probability x centerness). The original's thresholds of best F-measure, one for every class of
-COCO, lie at 0.41 to 0.67, half of them below 0.5."""
+"""Of classes without one of their own. Scores are sqrt(class probability x centerness). The original's thresholds of
+best F-measure, one for every class of COCO, lie at 0.41 to 0.67, half of them below 0.5."""
 
 
 class Detector:
@@ -45,17 +45,30 @@ class Detector:
         *,
         class_names: Sequence[str] = (),
         category_ids: Sequence[int] = (),
+        thresholds: Mapping[str, float] | None = None,
     ):
         self.model = model.eval()
         self.config = config
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids) or tuple(range(model.num_classes))
+        self._own_thresholds = dict(thresholds or {})
         self._transforms = detection_views(config)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.pixel_mean.device
+
+    @property
+    def thresholds(self) -> Tensor:
+        """[K] float64, the scores below which `predict` shows nothing of a class.
+
+        Those of best F1 on val, which `fcos train` leaves in best.pt; of other classes 0.5, or 0.25 where scores have
+        no root (`model.score`).
+        """
+        default = DEFAULT_THRESHOLD if self.model.score == "sqrt" else DEFAULT_THRESHOLD**2
+        names = self.class_names or [""] * self.model.num_classes
+        return torch.tensor([self._own_thresholds.get(name, default) for name in names], dtype=torch.float64)
 
     @overload
     def predict(
@@ -74,8 +87,8 @@ class Detector:
         Args:
             images: a path, http(s) URL, PIL image, array ([H, W, 3] RGB or [H, W] grey, uint8) or tensor ([3, H, W] RGB
                 or [1, H, W] grey, uint8 or float in 0..1); or a list of them.
-            threshold: lower scores are left out, 0..1; None: 0.5, or 0.25 where scores have no root (`model.score`).
-                The model's own limits hold beside it (`model.score_threshold`, `model.max_detections`).
+            threshold: lower scores are left out, 0..1; None: those of the classes, `thresholds`. The model's own limits
+                hold beside it (`model.score_threshold`, `model.max_detections`).
             batch_size: pictures a step; None: `config.eval.batch_size`. The result does not depend on it: pictures are
                 batched with others of the same padded shape only. `eval.flip` and `eval.scales` augment.
 
@@ -89,16 +102,15 @@ class Detector:
         """
         if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
             return self.predict([images], threshold=threshold, batch_size=batch_size)[0]
-        if threshold is None:
-            threshold = DEFAULT_THRESHOLD if self.model.score == "sqrt" else DEFAULT_THRESHOLD**2
-        if not 0 <= threshold <= 1:
+        if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold: expected 0..1, found {threshold}")
+        thresholds = self.thresholds if threshold is None else torch.full_like(self.thresholds, threshold)
         step = batch_size or self.config.eval.batch_size
         results: list[Instances] = []
         for start in range(0, len(images), step):
             numbered = zip(range(start, start + step), images[start:], strict=False)
             chunk = [to_picture(image, where=f"images[{i}]") for i, image in numbered]
-            results += [found.above(threshold) for found in self._detect(chunk)]
+            results += [found[found.scores >= thresholds[found.labels]] for found in self._detect(chunk)]
         return results
 
     def _detect(self, pictures: Sequence[Image.Image]) -> list[Instances]:

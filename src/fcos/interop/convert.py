@@ -64,6 +64,7 @@ def write_as(to: Form, out: Path, model: FCOS, checkpoint: Checkpoint, config: C
             class_names=checkpoint.class_names,
             category_ids=checkpoint.category_ids,
             metrics=checkpoint.metrics,
+            thresholds=checkpoint.thresholds,
             iteration=checkpoint.iteration,
         )
     elif to == "fcos_core":

@@ -250,11 +250,11 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -
     evaluation = evaluate(run.detector, run.val_data, run.config, device=run.device, progress=progress)
     run.state.evaluations += 1
     run.state.evaluated_at = run.state.iteration
-    run.save_if_best(evaluation.metrics)
+    run.save_if_best(evaluation)
     log.evaluation(place, evaluation.metrics)
-    run.save_last(evaluation.metrics)
+    run.save_last(evaluation)
     if rank() == 0:
-        save_pictures(run.folder / "pictures", run.val_data, evaluation.detections)
+        save_pictures(run.folder / "pictures", run.val_data, evaluation.detections, evaluation.thresholds)
 
 
 def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +28,22 @@ LONGEST = 1024
 """Larger images are shrunk to this side before drawing, pixels."""
 
 
-def save_pictures(folder: Path, annotations: Annotations, detections: list[dict[str, Any]]) -> None:
+def save_pictures(
+    folder: Path, annotations: Annotations, detections: list[dict[str, Any]], thresholds: Mapping[str, float]
+) -> None:
     """Write up to eight pictures, of images spread evenly over a split, with the boxes that `fcos predict` would show.
 
     Args:
         folder: is made; earlier pictures of the same images are replaced.
         annotations: the split.
         detections: COCO results, as `evaluate` gives them.
+        thresholds: by class name, as `evaluate` gives them.
     """
     folder.mkdir(exist_ok=True)
+    names = dict(zip(annotations.category_ids, annotations.class_names, strict=True))
     by_image = defaultdict(list)
     for detection in detections:
-        if detection["score"] >= DEFAULT_THRESHOLD:
+        if detection["score"] >= thresholds.get(names[detection["category_id"]], DEFAULT_THRESHOLD):
             by_image[detection["image_id"]].append(detection)
     for i in np.unique(np.linspace(0, len(annotations) - 1, COUNT).round().astype(int)).tolist():
         try:

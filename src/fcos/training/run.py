@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -16,6 +16,7 @@ import torch
 from ..config import Config
 from ..distributed import barrier, rank, same_everywhere
 from ..errors import ConfigError, TrainingError
+from ..evaluation.report import save_evaluation
 from .checkpoint import Checkpoint, fill, save_checkpoint
 from .folder import BEST, CONFIG, LAST, write_config
 from .logs import Place, RunLog, Step
@@ -23,6 +24,7 @@ from .optim import WeightAverage, build_optimizer
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
+    from ..evaluation.loop import Evaluation
     from ..models import FCOS
 
 logger = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ class Run:
         """The model that is evaluated and saved: the average if there is one."""
         return cast("FCOS", self.average.model) if self.average else self.model
 
-    def save_last(self, metrics: Mapping[str, float] | None = None) -> None:
+    def save_last(self, evaluation: Evaluation | None = None) -> None:
         """Write weights/last.pt with all that is needed to continue; the first process does.
 
         That the disk is full does not end a training: it is told, and the file that was there stays, see
@@ -148,16 +150,17 @@ class Run:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        self._save(LAST, metrics, training)
+        self._save(LAST, evaluation, training)
 
-    def save_if_best(self, metrics: Mapping[str, float]) -> None:
-        """Write weights/best.pt if the AP is the highest so far."""
-        ap = metrics["AP"]
+    def save_if_best(self, evaluation: Evaluation) -> None:
+        """Write weights/best.pt, val/metrics.json and val/detections.json if the AP is the highest so far."""
+        ap = evaluation.metrics["AP"]
         self.state.stale += 1
         if not math.isnan(ap) and ap > self.state.best.get("AP", -1.0):
             self.state.stale = 0
-            if self._save(BEST, metrics, None):
-                self.state.best = dict(metrics)
+            if self._save(BEST, evaluation, None):
+                self.state.best = dict(evaluation.metrics)
+                self._save_evaluation(evaluation)
 
     def save_best_without_figures(self) -> None:
         """Write the weights of now to weights/best.pt, when there is nothing to tell which were best."""
@@ -178,7 +181,7 @@ class Run:
         """How to go on after a stop."""
         return f"continue with: fcos train {self.folder / CONFIG} train.resume=true"
 
-    def _save(self, file: Path, metrics: Mapping[str, float] | None, training: dict[str, Any] | None) -> bool:
+    def _save(self, file: Path, evaluation: Evaluation | None, training: dict[str, Any] | None) -> bool:
         """Whether the file was written, the same on all processes."""
         problem = None
         if rank() == 0:
@@ -189,7 +192,8 @@ class Run:
                     config=self.config,
                     class_names=self.train_data.class_names,
                     category_ids=self.train_data.category_ids,
-                    metrics=metrics,
+                    metrics=evaluation.metrics if evaluation else None,
+                    thresholds=evaluation.thresholds if evaluation else None,
                     iteration=self.state.iteration,
                     training=training,
                     keep=self.config.train.keep if file == LAST else 1,
@@ -207,6 +211,13 @@ class Run:
         if problem is not None:
             self._unsaved[file] = problem
         return problem is None
+
+    def _save_evaluation(self, evaluation: Evaluation) -> None:
+        if rank() == 0:
+            try:
+                save_evaluation(evaluation, self.folder / "val")
+            except OSError as error:  # `fcos val` and `fcos report` can do it again
+                logger.warning("warning: %s: not saved: %s", self.folder / "val", error)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from weights/last.pt; rates and decays are those of the config of today.

@@ -1,0 +1,145 @@
+"""Score thresholds of best F1, against trying every threshold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from test_evaluation_coco import random_task
+
+import fcos
+from fcos.config import Config
+from fcos.evaluation.coco import coco_metrics
+from fcos.evaluation.thresholds import best_threshold
+from fcos.models import build_model
+from fcos.training.checkpoint import load_checkpoint, save_checkpoint
+from fcos.training.loop import train
+
+Task = tuple[dict[str, Any], list[dict[str, Any]]]
+
+
+def f1_of_classes(task: Task, threshold: float, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    """F1 of what scores at least a threshold, counted from pycocotools' matches at IoU 0.5."""
+    ground_truth, detections = task
+    truth: Any = COCO()
+    truth.dataset = ground_truth
+    truth.createIndex()
+    kept = [dict(d) for d in detections if d["score"] >= threshold]
+    run = COCOeval(truth, truth.loadRes(kept) if kept else COCO(), "bbox")
+    run.params.iouThrs, run.params.areaRng, run.params.maxDets = np.array([0.5]), [[0, 1e10]], [100]
+    run.evaluate()
+    capsys.readouterr()
+    scores = {}
+    for category in ground_truth["categories"]:
+        images = [e for e in run.evalImgs if e is not None and e["category_id"] == category["id"]]
+        counted = sum(int((~e["dtIgnore"][0].astype(bool)).sum()) for e in images)
+        found = sum(int(((e["dtMatches"][0] > 0) & ~e["dtIgnore"][0].astype(bool)).sum()) for e in images)
+        objects = sum(int((1 - np.array(e["gtIgnore"])).sum()) for e in images)
+        scores[category["name"]] = 2 * found / (counted + objects) if counted + objects else 0.0
+    return scores
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_threshold_is_better(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    task = random_task(seed)
+    thresholds = coco_metrics(*task).thresholds
+    everything = [f1_of_classes(task, t, capsys) for t in sorted({d["score"] for d in task[1]})]
+    best = {name: max(f1[name] for f1 in everything) for name in everything[0]}
+    assert set(thresholds) == {name for name, f1 in best.items() if f1 > 0}
+    assert len(thresholds) > 1
+    for name, threshold in thresholds.items():
+        assert f1_of_classes(task, threshold, capsys)[name] == pytest.approx(best[name], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_highest_of_equally_good_thresholds_in_the_middle_of_its_gap(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(1, 9, 12) / 10  # many are equal
+    correct, boxes = generator.random(12) < 0.5, 9
+    found = best_threshold(scores, correct, boxes)
+
+    def f1(threshold: float) -> float:
+        shown = scores >= threshold
+        return 2 * int(correct[shown].sum()) / (int(shown.sum()) + boxes)
+
+    best = max(map(f1, scores))
+    highest = max(s for s in scores if f1(s) == best)
+    below = max((s for s in scores if s < highest), default=0.0)
+    assert found == pytest.approx((highest + below) / 2, abs=1e-15)
+
+
+def test_the_order_of_the_detections_does_not_matter() -> None:
+    scores, correct = np.array([0.9, 0.5, 0.5, 0.5, 0.2]), np.array([True, True, False, True, False])
+    expected = best_threshold(scores, correct, 4)
+    assert expected == 0.35
+    for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        assert best_threshold(scores[order], correct[order], 4) == expected
+
+
+@pytest.mark.parametrize("correct", [[], [False, False]])
+def test_a_class_without_a_correct_detection_has_none(correct: list[bool]) -> None:
+    assert best_threshold(np.full(len(correct), 0.7), np.array(correct, dtype=bool), 3) is None
+
+
+def test_training_leaves_them_in_best_and_in_metrics(configure: Callable[..., Config], tmp_path: Path) -> None:
+    run = train(configure()).run
+    checkpoint = load_checkpoint(run / "weights/best.pt")
+    metrics = json.loads((run / "val/metrics.json").read_text())
+    assert metrics["thresholds"] == checkpoint.thresholds
+    assert metrics["metrics"]["AP"] == checkpoint.metrics["AP"]
+    evaluation = fcos.evaluate(run / "weights/best.pt")
+    assert json.loads((run / "val/detections.json").read_text()) == evaluation.detections
+    assert evaluation.thresholds == checkpoint.thresholds
+
+
+class TestPredict:
+    """What a detector shows when no threshold is given."""
+
+    @pytest.fixture
+    def picture(self) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+    def weights(self, configure: Callable[..., Config], tmp_path: Path, thresholds: dict[str, float]) -> Path:
+        path = tmp_path / "w.pt"
+        config = configure(model={"score_threshold": 0.0})
+        torch.manual_seed(0)
+        model = build_model(config.model, num_classes=2, pretrained=False)
+        save_checkpoint(
+            path, model=model, config=config, class_names=["cat", "dog"], category_ids=[1, 2], thresholds=thresholds
+        )
+        return path
+
+    def test_every_class_has_its_own(
+        self, configure: Callable[..., Config], tmp_path: Path, picture: Image.Image
+    ) -> None:
+        everything = fcos.load(self.weights(configure, tmp_path, {})).predict(picture, threshold=0)
+        middle = {
+            name: everything.scores[everything.labels == label].double().median().item()
+            for label, name in enumerate(("cat", "dog"))
+        }
+        found = fcos.load(self.weights(configure, tmp_path, middle)).predict(picture)
+        expected = [
+            (name, score)
+            for name, score in zip(everything.names, everything.scores.tolist(), strict=True)
+            if score >= middle[name]
+        ]
+        assert 0 < len(found) < len(everything)
+        assert len(expected) == len(found)
+
+    def test_one_number_replaces_them(
+        self, configure: Callable[..., Config], tmp_path: Path, picture: Image.Image
+    ) -> None:
+        detector = fcos.load(self.weights(configure, tmp_path, {"cat": 1.0, "dog": 1.0}))
+        assert len(detector.predict(picture)) == 0
+        assert len(detector.predict(picture, threshold=0)) > 0
+
+    def test_a_class_without_one_has_the_default(self, configure: Callable[..., Config], tmp_path: Path) -> None:
+        assert fcos.load(self.weights(configure, tmp_path, {"dog": 0.3})).thresholds.tolist() == [0.5, 0.3]
