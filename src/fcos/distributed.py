@@ -46,6 +46,26 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return total / world_size()
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Sum.forward(None, gradient)
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Add up a tensor over all processes, with gradient: of the sum of all processes' losses.
+
+    Every process must call it, with the same shape, and take the gradient as often as the others.
+    """
+    return tensor if world_size() == 1 else _Sum.apply(tensor)  # pyright: ignore[reportReturnType]
+
+
 def same_everywhere(value: T) -> T:
     """The first process' value, on all processes."""
     values = [value]

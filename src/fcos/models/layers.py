@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
-from ..distributed import world_size
+from ..distributed import sum_over_processes, world_size
 
 
 def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
@@ -30,10 +29,10 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         assert self.momentum is not None
         x = input.to(self.weight.dtype)
         # Two passes: the mean of the squares minus the square of the mean would cancel.
-        counted = all_reduce(torch.cat([x.sum(dim=(0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
+        counted = sum_over_processes(torch.cat([x.sum(dim=(0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
         mean, count = counted[:-1] / counted[-1], counted[-1].detach()
         centred = x - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        variance = sum_over_processes(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -1,0 +1,105 @@
+"""Layers and steps whose numbers several processes share, in forked processes: torch need not be imported again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
+from torch.nn.parallel import DistributedDataParallel
+
+from fcos.config import Config
+from fcos.data import load_annotations
+from fcos.data.samplers import rank_part
+from fcos.distributed import mean_over_processes
+from fcos.models import build_model
+from fcos.models.layers import SyncBatchNorm
+from fcos.structures import Batch, Targets
+from fcos.training import step
+from fcos.training.run import Run
+
+
+def in_processes(count: int, work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+    """What `work(rank, *args)` returns in every process of a group."""
+    folder.mkdir()
+    start_processes(_process, (count, work, folder, args), nprocs=count, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _process(rank: int, count: int, work: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=count)
+    torch.save(work(rank, count, *args), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def normalise(rank: int, count: int, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
+    """A training step of batch norm on a share of `x`; the loss is a weighted sum of squares over all processes."""
+    norm = SyncBatchNorm(x.shape[1]).to(x.dtype)
+    share = x[rank_part(range(len(x)), rank, count)].clone().requires_grad_()
+    y = norm(share)
+    (y.square() * weight[rank_part(range(len(x)), rank, count)]).sum().backward()
+    for parameter in norm.parameters():
+        assert parameter.grad is not None
+        dist.all_reduce(parameter.grad)
+    found = {name: p.grad for name, p in norm.named_parameters()}
+    return {"y": y.detach(), "x": share.grad, **found, **{f"{n}_": b for n, b in norm.named_buffers()}}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_batch_norm_over_processes_is_that_of_the_whole_batch(tmp_path: Path, count: int) -> None:
+    x = torch.randn(7, 5, 3, 4, dtype=torch.float64) * 3 + torch.arange(5, dtype=torch.float64)[:, None, None] * 100
+    weight = torch.rand(7, 5, 3, 4, dtype=torch.float64)
+    found = in_processes(count, normalise, tmp_path / "group", x, weight)
+
+    norm, whole = nn.BatchNorm2d(5).double(), x.clone().requires_grad_()
+    y = norm(whole)
+    (y.square() * weight).sum().backward()
+    torch.testing.assert_close(torch.cat([part["y"] for part in found]), y.detach())
+    torch.testing.assert_close(torch.cat([part["x"] for part in found]), whole.grad)
+    for part in found:
+        for name, parameter in norm.named_parameters():
+            torch.testing.assert_close(part[name], parameter.grad)
+        for name, buffer in norm.named_buffers():
+            torch.testing.assert_close(part[f"{name}_"], buffer)
+
+
+def five_images() -> tuple[torch.Tensor, torch.Tensor, Targets]:
+    """Five images; only the last two have objects, so the first process has no positives."""
+    images = torch.randint(0, 256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    boxes = [torch.empty(0, 4)] * 3 + [
+        torch.tensor([[4.0, 6, 40, 50], [30, 10, 60, 24]]),
+        torch.tensor([[2.0, 2, 60, 60]]),
+    ]
+    return images, torch.tensor([[64, 64]] * 5), Targets.pad(boxes, [torch.arange(len(b)) for b in boxes])
+
+
+def accumulate(rank: int, count: int, config: Config, micro_batch: int) -> dict[str, Any]:
+    """Loss terms and gradients of the five images, of which this process has a share, in parts."""
+    torch.manual_seed(0)
+    model = build_model(config.model, num_classes=2).double()
+    images, sizes, targets = five_images()
+    share = rank_part(range(5), rank, count)
+    rows = slice(share[0], share[-1] + 1)
+    part = Batch(images[rows], sizes[rows], targets.of(rows), torch.tensor(share))
+    data = load_annotations(config.data, "train")
+    assert data is not None
+    run = Run(Path(), config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
+    losses = step._accumulate(DistributedDataParallel(model) if count > 1 else model, part, run, micro_batch)
+    terms = mean_over_processes(torch.stack(list(losses.terms.values())))
+    return {"terms": terms, "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
+
+
+def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Parts of two images: the first process takes one, the second two; the first one has no object at all."""
+    config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
+    expected = accumulate(0, 1, config, 5)
+    for found in in_processes(2, accumulate, tmp_path / "group", config, 2):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order

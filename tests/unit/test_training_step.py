@@ -1,0 +1,268 @@
+"""A step with everything that can be switched on: parts, precision, compilation, freezing, rates of their own."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fcos.config import Config, TrainConfig
+from fcos.errors import ConfigError, TrainingError
+from fcos.models import build_model
+from fcos.models import fcos as fcos_module
+from fcos.structures import Losses, Targets
+from fcos.training import step
+from fcos.training.checkpoint import load_checkpoint
+from fcos.training.loop import train
+from fcos.training.optim import build_optimizer, freeze_parts, parameter_settings
+
+FROZEN_BN = {"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}}
+
+
+def losses_of(run: Path) -> list[float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["split"] == "train"]
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"micro_batch": 1}, 1e-5),  # sums in another order
+        ({"ema": 0.9}, 0),
+        ({"clip_norm": 1e9}, 0),
+        ({"on_nonfinite": "skip"}, 0),
+        ({"lr_factors": {"backbone.*": 1.0}}, 0),
+        ({"patience": 3, "eval_every": 1}, 0),
+        ({"precision": "bfloat16"}, 2e-2),  # 8 bits of mantissa
+        ({"precision": "float16"}, 3e-3),  # 11 bits
+    ],
+)
+def test_a_switch_does_not_change_the_losses(
+    configure: Callable[..., Config], tmp_path: Path, options: dict[str, Any], tolerance: float
+) -> None:
+    plain = configure(model=FROZEN_BN)
+    expected = losses_of(train(plain.model_copy(update={"output_dir": tmp_path / "plain"})).run)
+    found = losses_of(train(configure(model=FROZEN_BN, **options)).run)
+    if options.get("precision") == "float16":  # which does not learn before it has found its scale
+        expected, found = expected[:1], found[:1]
+    assert found == pytest.approx(expected, rel=tolerance, abs=0)
+
+
+def images_and_targets(count: int) -> tuple[torch.Tensor, torch.Tensor, Targets]:
+    images = torch.randint(0, 256, (count, 3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    boxes = [torch.tensor([[4.0, 6, 40 + 3 * i, 50], [30, 10, 90, 20 + 4 * i]])[: i % 3] for i in range(count)]
+    return images, torch.tensor([[64, 96]] * count), Targets.pad(boxes, [torch.arange(len(b)) for b in boxes])
+
+
+def total(losses: Losses) -> torch.Tensor:
+    return torch.stack(list(losses.terms.values())).sum()
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("sizes", [(5,), (2, 2, 1), (1, 1, 1, 1, 1)])
+def test_losses_and_gradients_of_parts_add_up_to_those_of_the_batch(
+    configure: Callable[..., Config], sizes: tuple[int, ...]
+) -> None:
+    model = build_model(configure(model=FROZEN_BN).model, num_classes=2).double()
+    images, shapes, targets = images_and_targets(5)
+    whole = model(images, shapes, targets)
+    total(whole).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    terms, unassigned, start, normalizers = dict.fromkeys(whole.terms, 0.0), 0, 0, None
+    for size in sizes:
+        part = slice(start, start + size)
+        losses = model(images[part], shapes[part], targets if start == 0 else targets.of(part), normalizers)
+        total(losses).backward()
+        terms = {name: terms[name] + term.item() for name, term in losses.terms.items()}
+        unassigned += int(losses.unassigned)
+        start, normalizers = start + size, losses.normalizers
+    assert terms == pytest.approx({name: term.item() for name, term in whole.terms.items()}, rel=1e-10)
+    assert unassigned == whole.unassigned
+    torch.testing.assert_close(gradients(model), expected, rtol=1e-8, atol=1e-12)
+
+
+def test_the_order_of_the_memory_does_not_change_the_losses(configure: Callable[..., Config]) -> None:
+    model = build_model(configure(model=FROZEN_BN).model, num_classes=2)
+    images, shapes, targets = images_and_targets(2)
+    expected = model(images, shapes, targets).terms
+    found = model.to(memory_format=torch.channels_last)(images, shapes, targets).terms
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # other kernels
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at it
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_model_has_the_same_losses_and_gradients(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    model = build_model(configure(model={"backbone": {"name": "own_backbone:Own"}}).model, num_classes=2)
+    images, shapes, targets = images_and_targets(2)
+    expected = model(images, shapes, targets)
+    total(expected).backward()
+    before, names = gradients(model), list(model.state_dict())
+    model.zero_grad()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    step.compile_parts(model)
+    found = model(images, shapes, targets)
+    total(found).backward()
+    torch.testing.assert_close(found.terms, expected.terms, rtol=1e-5, atol=1e-6)  # fused kernels
+    torch.testing.assert_close(gradients(model), before, rtol=1e-3, atol=1e-5)
+    assert list(model.state_dict()) == names
+
+
+def test_compiling_without_a_compiler(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler on the CPU, and no-such-compiler is not there"):
+        train(configure(compile=True))
+
+
+def test_frozen_parts_keep_weights_and_statistics(configure: Callable[..., Config], tmp_path: Path) -> None:
+    config = configure(freeze=["backbone.*", "fpn.*"], lr=0.1, ema=None)
+    torch.manual_seed(0)
+    start = build_model(config.model, num_classes=2).state_dict()
+    end = load_checkpoint(train(config).run / "weights/last.pt").model
+    kept = {name for name in end if torch.equal(end[name], start[name])}
+    assert {name for name in end if name.startswith(("backbone.", "fpn."))} <= kept
+    assert not kept & {name for name in end if name.startswith("head.") and name.endswith("weight")}
+
+
+def test_a_pattern_freezes_only_the_batch_norms_that_it_covers() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    freeze_parts(model, ["1.*", "3.weight"])
+    assert [type(layer).__name__ for layer in model] == ["Conv2d", "FrozenBatchNorm2d", "Conv2d", "BatchNorm2d"]
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["3.weight"]
+
+
+@pytest.mark.parametrize("option", ["freeze", "lr_factors"])
+def test_a_pattern_that_fits_nothing(configure: Callable[..., Config], tmp_path: Path, option: str) -> None:
+    value = {"freeze": ["bakbone.*"], "lr_factors": {"bakbone.*": 0.1}}[option]
+    message = rf"train.{option}: no parameter has a name like 'bakbone.\*'; there are for example backbone\."
+    with pytest.raises(ConfigError, match=message):
+        train(configure(**{option: value}))
+
+
+def test_the_last_pattern_that_fits_gives_the_rate() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    config = TrainConfig.model_validate({"lr": 1.0, "lr_factors": {"*": 0.5, "1.*": 0.1, "0.weight": 0.0}})
+    rates = {s.name: s.lr for s in parameter_settings(model, config)}
+    assert rates == pytest.approx({"0.weight": 0.0, "0.bias": 1.0, "1.weight": 0.1, "1.bias": 0.2})
+    assert len(build_optimizer(model, config).param_groups) == 4
+
+
+def test_float16_looks_for_a_scale_that_fits_and_remembers_it(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(precision="float16", model=FROZEN_BN)
+    original = fcos_module.fcos_loss
+
+    def large(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        losses = original(*args, **kwargs)
+        losses["loss_box"].register_hook(lambda gradient: gradient.where(gradient < 2**15, math.inf))
+        return losses
+
+    monkeypatch.setattr(fcos_module, "fcos_loss", large)
+    run = train(config).run  # two steps: 65536 is too much, 32768, too; nothing is learned yet
+    last = load_checkpoint(run / "weights/last.pt")
+    assert last.training is not None
+    assert last.training["scaler"]["scale"] == 2**14
+    torch.manual_seed(0)
+    start = build_model(config.model, num_classes=2).state_dict()
+    assert all(torch.equal(last.model[name], start[name]) for name in start)
+
+    train(config.model_copy(update={"train": config.train.model_copy(update={"resume": True, "iterations": 6})}))
+    assert not torch.equal(
+        load_checkpoint(run / "weights/last.pt").model["head.logits.bias"], start["head.logits.bias"]
+    )
+
+
+def test_a_run_without_progress_stops_early(
+    configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(iterations=9, eval_every=1, patience=2, lr=1e-9, model={"score_threshold": 0.9})
+    train(config)  # the AP stays 0, so the first evaluation is the best one
+    last = load_checkpoint(tmp_path / "run/weights/last.pt")
+    assert last.iteration == 3
+    assert "stopped early: no better AP in the last 2 evaluations" in capsys.readouterr().out
+    train(config.model_copy(update={"train": config.train.model_copy(update={"resume": True})}))
+    assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 3
+
+
+def test_patience_needs_evaluations(configure: Callable[..., Config]) -> None:
+    with pytest.raises(ValueError, match="patience counts evaluations; give eval_every, too"):
+        configure(patience=2)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], bool], value: float = math.nan) -> None:
+    """Make `loss_box` of some calls (from 1) not finite; only calls of training count."""
+    original, calls = fcos_module.fcos_loss, 0
+
+    def poisoned(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        losses = original(*args, **kwargs)
+        if torch.is_grad_enabled():
+            calls += 1
+            if bad(calls):
+                losses["loss_box"] = losses["loss_box"] * value
+        return losses
+
+    monkeypatch.setattr(fcos_module, "fcos_loss", poisoned)
+
+
+def test_a_bad_step_can_be_skipped(
+    configure: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    poison(monkeypatch, lambda call: call == 2)
+    train(configure(iterations=3, on_nonfinite="skip"))
+    out = capsys.readouterr().out
+    assert "warning: step skipped: iteration 2: the loss is not finite" in out
+    last = load_checkpoint(tmp_path / "run/weights/last.pt")
+    assert last.iteration == 3
+    assert all(tensor.isfinite().all() for tensor in last.model.values())
+    kept = torch.load(tmp_path / "run/nonfinite/iteration_2_process_0.pt", weights_only=True)
+    assert kept["images"].shape[0] == len(kept["files"]) == len(kept["boxes"]) == 2
+    assert kept["class_names"] == ["cat", "dog"]
+
+
+def test_ten_bad_steps_in_a_row_stop_all_the_same(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, lambda call: call > 2)
+    with pytest.raises(TrainingError, match="iteration 12: the loss is not finite"):
+        train(configure(iterations=20, on_nonfinite="skip"))
+
+
+def test_batch_norm_forgets_a_skipped_step(configure: Callable[..., Config], tmp_path: Path) -> None:
+    """Pixels that the backbone turns into infinities reach the running statistics before the loss."""
+    config = configure(iterations=1, on_nonfinite="skip", model={"pixel_std": [1e-38, 1.0, 1.0]})
+    run = train(config).run
+    torch.manual_seed(0)
+    start = build_model(config.model, num_classes=2).state_dict()
+    end = load_checkpoint(run / "weights/last.pt").model
+    assert all(torch.equal(end[name], start[name]) for name in end)
+
+
+def test_memory_that_takes_half_a_batch(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_fits", lambda _run, size: size <= 3)
+    seen: list[int] = []
+    original = step.learn
+
+    def learn(*args: Any, micro_batch: int) -> step.Learned:
+        seen.append(micro_batch)
+        return original(*args, micro_batch=micro_batch)
+
+    monkeypatch.setattr("fcos.training.loop.learn", learn)
+    train(configure(micro_batch="auto", batch_size=11))
+    assert seen == [3, 3]  # 11, 6, 3
