@@ -322,6 +322,8 @@ class TrainConfig(_Section):
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of iterations, epochs and max_minutes, found {found}")
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError("patience counts evaluations; give eval_every, too")
         return self
 
 
