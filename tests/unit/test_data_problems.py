@@ -14,8 +14,11 @@ from PIL import Image
 from rich.console import Console
 from tiny_data import SIZES, WRITERS, coco_tree, config, voc_xml, write_coco, write_voc, write_yolo
 
+from fcos.config import Config, DataConfig
 from fcos.data import load_annotations
-from fcos.data.doctor import check
+from fcos.doctor.check import check as check_up
+from fcos.doctor.report import Report
+from fcos.doctor.terminal import render
 from fcos.errors import DataError
 
 Tree = dict[str, Any]
@@ -217,7 +220,7 @@ def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
     tree = coco_tree()
     bad = {"image_id": 10, "category_id": 7, "bbox": [1, 1, 0, 0]}
     tree["annotations"] += [{**bad, "id": 1000 + i} for i in range(50)]
-    with pytest.raises(DataError, match=r"50 empty box(?s:.*)and 30 more; `fcos doctor` lists all"):
+    with pytest.raises(DataError, match=r"50 empty box(?s:.*)and 30 more; `fcos doctor --out DIR` lists all"):
         load_annotations(config(write_coco(tmp_path, tree)), "train")
 
 
@@ -249,9 +252,13 @@ def test_sizes_before_and_after_the_exif_rotation_are_both_accepted(declared: tu
     assert annotations.boxes.tolist() == [[0, 0, 20, 40]]
 
 
+def check(data: DataConfig) -> Report:
+    return check_up(Config(data=data))
+
+
 def _text(root: Path) -> str:
     console = Console(width=300, file=io.StringIO(), record=True)
-    console.print(check(config(root)).render())
+    console.print(render(check(config(root))))
     return console.export_text()
 
 

@@ -11,12 +11,17 @@ from rich.progress import track
 
 from ..errors import DataError
 from .dataset import Annotations
-from .images import check_images
+from .images import Look, check_images
 from .source import Problem, Source
 
 
 def checked(
-    source: Source, *, class_names: Sequence[str] | None, category_ids: Sequence[int] | None, decode: bool
+    source: Source,
+    *,
+    class_names: Sequence[str] | None,
+    category_ids: Sequence[int] | None,
+    decode: bool,
+    look: Look | None = None,
 ) -> tuple[Annotations, list[Problem]]:
     """Check a split.
 
@@ -27,6 +32,7 @@ def checked(
         class_names: the classes in label order; None: those of the source.
         category_ids: of `class_names`, for the classes that the source lacks; None: the first ids that are free.
         decode: decode every image instead of looking at its header and end only.
+        look: is shown every decoded image.
 
     Returns:
         What is usable, and all problems.
@@ -37,7 +43,7 @@ def checked(
     names = tuple(source.class_names if class_names is None else class_names)
     if not names:
         raise DataError(f"{source.annotation_file(0) if source.annotation_files else source.root}: found no classes")
-    image_ok, sizes, problems = _check_images(source, decode)
+    image_ok, sizes, problems = _check_images(source, decode, look)
     labels, unknown = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
     problems = [*source.problems, *problems, *unknown, *box_problems]
@@ -91,13 +97,15 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _check_images(source: Source, decode: bool) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+def _check_images(
+    source: Source, decode: bool, look: Look | None
+) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
     """Which images are usable [I], their sizes [I, 2] as displayed, and the problems of the others."""
     paths = [source.path(i) for i in range(len(source.file_names))]
     usable, sizes, problems = np.ones(len(paths), dtype=bool), np.zeros((len(paths), 2), dtype=np.int32), []
     console = Console(stderr=True)
     checks = track(
-        check_images(paths, decode=decode),
+        check_images(paths, decode=decode, look=look),
         description="Checking images",
         total=len(paths),
         console=console,

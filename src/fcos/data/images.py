@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..errors import DataError
 
+Look = Callable[[Path, Image.Image], None]
+"""Is shown the path and the decoded pixels of an image, in any thread."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 
 
@@ -84,7 +86,7 @@ class ImageCheck(NamedTuple):
     problem: str | None = None
 
 
-def check_image(path: str | Path, *, decode: bool) -> ImageCheck:
+def check_image(path: str | Path, *, decode: bool, look: Look | None = None) -> ImageCheck:
     """Read an image's size and see whether the file is whole.
 
     Args:
@@ -92,6 +94,7 @@ def check_image(path: str | Path, *, decode: bool) -> ImageCheck:
         decode: decode every pixel. Otherwise JPEG and PNG files that begin and end as they must are believed, which
             is many times faster and finds every truncated file; what does not end so, and other formats, are
             decoded, too.
+        look: is shown the image as RGB; only with `decode`.
     """
     try:
         with Image.open(path) as image:
@@ -99,17 +102,19 @@ def check_image(path: str | Path, *, decode: bool) -> ImageCheck:
             if decode or not _ends_well(image, path):
                 image.load()
             width, height = image.size
+            if look is not None:
+                look(Path(path), to_rgb(image))
     except Exception as error:  # as in open_rgb
         return ImageCheck((0, 0), problem=describe_failure(error))
     turned = orientation in (5, 6, 7, 8)
     return ImageCheck((width, height) if turned else (height, width), turned)
 
 
-def check_images(paths: Sequence[Path], *, decode: bool) -> Iterator[ImageCheck]:
-    """Check many files in threads, in order."""
+def check_images(paths: Sequence[Path], *, decode: bool, look: Look | None = None) -> Iterator[ImageCheck]:
+    """Check many files in threads, in order; arguments as for `check_image`."""
 
     def check_some(some: Sequence[Path]) -> list[ImageCheck]:
-        return [check_image(path, decode=decode) for path in some]
+        return [check_image(path, decode=decode, look=look) for path in some]
 
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
         for checks in pool.map(check_some, [paths[i : i + 64] for i in range(0, len(paths), 64)]):

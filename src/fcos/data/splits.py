@@ -14,6 +14,7 @@ from ..interop.fcos_core_data import place_hint
 from . import coco, voc, yolo
 from .checks import checked
 from .dataset import Annotations
+from .images import Look
 from .source import Format, Problem, Source, Split, SplitFiles, joined, summary
 
 logger = logging.getLogger(__name__)
@@ -75,11 +76,13 @@ def read_split(
     class_names: Sequence[str] | None,
     category_ids: Sequence[int] | None = None,
     decode: bool,
+    look: Look | None = None,
 ) -> tuple[Annotations, list[Problem]] | None:
     """Read one split, and all its problems; arguments as for `load_annotations`.
 
     Args:
         decode: decode every image, which finds damage that does not truncate the file, too.
+        look: is shown every decoded image.
 
     Raises:
         DataError: there is no data, or the split as a whole cannot be read.
@@ -94,7 +97,7 @@ def read_split(
     if wanted is not None and len(set(wanted)) != len(wanted):
         raise DataError(f"class names must differ, found {', '.join(wanted):.200}")
     source = joined([_read(FORMATS[name], part, wanted, split) for part in files])
-    return checked(source, class_names=wanted, category_ids=category_ids, decode=decode)
+    return checked(source, class_names=wanted, category_ids=category_ids, decode=decode, look=look)
 
 
 def _read(form: Format, files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:
@@ -175,5 +178,5 @@ def _from_pieces(
 def _listed(what: str, problems: Sequence[Problem]) -> str:
     lines = [f"{what}: {summary(problems)}", *(str(p) for p in problems[:_SHOWN])]
     if len(problems) > _SHOWN:
-        lines.append(f"... and {len(problems) - _SHOWN} more; `fcos doctor` lists all")
+        lines.append(f"... and {len(problems) - _SHOWN} more; `fcos doctor --out DIR` lists all")
     return "\n  ".join(lines)

@@ -1,0 +1,235 @@
+"""`fcos doctor`: what a careful person checks before a long training.
+
+Read every split and decode every image; then compare the images, look at the boxes, and ask the pyramid of the config
+which boxes it can learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..config import Config, DataConfig
+from ..data.dataset import Annotations
+from ..data.images import Look
+from ..data.source import Problem
+from ..data.splits import SPLITS, locate, read_split
+from ..errors import DataError
+from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
+from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
+from .duplicates import find_twins, fingerprint
+from .labels import label_findings
+from .report import Case, Finding, Place, Report, plural
+from .setting import Setting
+from .statistics import class_shifts, describe
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
+"""What is being done -> a context that gives a function for the number of steps done and of all."""
+MOST_COVERED = 5000
+"""Images, spread evenly over the split, whose coverage is counted."""
+
+
+def check(config: Config, *, recipe: str = "defaults", progress: Progress | None = None) -> Report:
+    """Look for everything that is wrong or strange in a data set.
+
+    The classes of val and test must be among those of train (as `fcos train` demands).
+
+    Args:
+        config: where the data is, and the pyramid and input size that it is meant for.
+        recipe: what to call the config.
+        progress: shows how far the longer parts are.
+
+    Raises:
+        DataError: there is no data, or its layout is not understood.
+    """
+    progress = progress or (lambda _: nullcontext(None))
+    locate(config.data, "train")  # no data at all is not a problem of a split
+    report, setting = Report(recipe), Setting.of(config)
+    prints: dict[Path, np.ndarray] = {}
+
+    def look(path: Path, image: Image.Image) -> None:
+        prints[path] = fingerprint(image)
+
+    _read(config.data, report, look)
+    report.counts, report.histograms = describe(report.splits, setting)
+    findings = [*_twin_findings(report.splits, prints), *_class_findings(report), *label_findings(report.splits)]
+    report.covered = next((split for split, annotations in report.splits.items() if len(annotations.boxes)), "")
+    if report.covered:
+        annotations = report.splits[report.covered]
+        with progress("asking the pyramid") as update:
+            report.coverage = cover(annotations, setting, images=_covered_images(annotations), progress=update)
+        findings += _coverage_findings(report.coverage, report.covered, annotations)
+        with progress("trying other settings") as update:
+            report.advice = advise(annotations, report.coverage, progress=update)
+    report.findings = sorted(findings, key=lambda finding: finding.severity == "note")
+    return report
+
+
+def _read(config: DataConfig, report: Report, look: Look) -> None:
+    """Fill in the problems and the usable annotations of every split."""
+    class_names = None
+    for split in SPLITS:
+        try:
+            loaded = read_split(config, split, class_names=class_names, decode=True, look=look)
+        except DataError as error:
+            report.problems[split] = [Problem("unreadable split", split, "", str(error))]
+            continue
+        if loaded is None:
+            if split == "train":
+                message = "there is no train split; give data.train.annotations and data.train.images"
+                report.problems[split] = [Problem("missing split", split, "", message)]
+            continue
+        report.splits[split], report.problems[split] = loaded
+        class_names = class_names or report.splits[split].class_names
+
+
+def _covered_images(annotations: Annotations) -> np.ndarray:
+    count = len(annotations)
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_COVERED)).round().astype(int))
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def _twin_findings(splits: Mapping[str, Annotations], prints: Mapping[Path, np.ndarray]) -> Iterator[Finding]:
+    places = [Place(split, i) for split, annotations in splits.items() for i in range(len(annotations))]
+    if not places:
+        return
+    twins = find_twins(np.stack([prints[splits[place.split].path(place.image)] for place in places]))
+    exact, near = ([tuple(places[i] for i in group) for group in groups] for groups in twins)
+    leaks = [case for case in (*exact, *near) if _is_leak(case)]
+    if leaks:
+        first = next(iter(splits))
+        count = len({place for case in leaks for place in case if place.split != first})
+        yield Finding(
+            "same picture in two splits",
+            "warning",
+            f"{plural(count, 'image')} with a picture of another split (the same pixels, nearly the same, or mirrored)",
+            f"Keep each in one split: figures on val and test are too good when {first} has the picture, too.",
+            leaks,
+        )
+    for kind, groups, text in (
+        ("image twice", exact, "with the same pixels as another one of their split"),
+        ("image nearly twice", near, "nearly the same as another one of their split, perhaps mirrored"),
+    ):
+        cases = [case for case in groups if not _is_leak(case)]
+        if cases:
+            count = sum(map(len, cases)) - len(cases)
+            remedy = "Keep one of each, unless it shall weigh more. Where their boxes differ, one of them is wrong."
+            yield Finding(kind, "note", f"{plural(count, 'image')} {text}", remedy, cases)
+
+
+def _is_leak(case: Case) -> bool:
+    return len({place.split for place in case}) > 1
+
+
+# -------------------------------------------------------------------------------------------------------------- classes
+
+
+def _class_findings(report: Report) -> Iterator[Finding]:
+    for split, counts in report.counts.items():
+        absent = [name for name, count in counts.per_class.items() if not count]
+        if absent and counts.boxes:
+            consequence = (
+                "cannot be learned" if split == "train" else "is not measured there: AP is the mean of the others"
+            )
+            yield Finding(
+                "class without boxes",
+                "warning" if split == "train" else "note",
+                f"{split} has no box of {_listed(absent)}",
+                f"A class without boxes {consequence}. Add some, or leave the class out.",
+            )
+    shifts = class_shifts(report.counts)
+    if shifts:
+        texts = [
+            f"{name}: {before:.1%} of the boxes of train, {now:.1%} of {split}" for name, split, before, now in shifts
+        ]
+        yield Finding(
+            "classes distributed otherwise",
+            "warning",
+            _listed(texts, separator="; "),
+            "Draw the splits anew, so that figures on val tell what training is for.",
+        )
+
+
+def _listed(names: list[str], separator: str = ", ", most: int = 8) -> str:
+    rest = f"{separator}and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + rest
+
+
+# ------------------------------------------------------------------------------------------------------------- coverage
+
+_KINDS = {
+    TAKEN: "box behind smaller ones",
+    NO_LEVEL: "box that no level covers",
+    OFF_CENTER: "box without a location near its centre",
+    BETWEEN: "box between the locations",
+    DROPPED: "box of a pixel",
+}
+_REMEDIES = {
+    TAKEN: "Look whether they are marked twice. Else a finer first level, a larger input or center sampling helps.",
+    NO_LEVEL: "Let model.size_ranges cover all sizes: -1 at the low end, null at the high one, and no gaps.",
+    OFF_CENTER: "Raise model.center_sampling_radius, or enlarge the input (data.short_side, data.max_side).",
+    BETWEEN: "Enlarge the input (data.short_side, data.max_side), or begin with a finer level (model.strides).",
+    DROPPED: "Such boxes are hardly ever right. Else set model.box_convention=continuous.",
+}
+
+
+def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations) -> Iterator[Finding]:
+    total = len(coverage.boxes)
+    severity = "warning" if coverage.recall < ENOUGH_RECALL else "note"
+    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    for fate, remedy in _REMEDIES.items():
+        chosen = np.flatnonzero(coverage.fates == fate)
+        cases = [
+            (Place(split, int(image_of[coverage.boxes[i]]), (int(coverage.boxes[i]),), _extent(coverage, i)),)
+            for i in chosen[np.argsort(coverage.areas[chosen], kind="stable")].tolist()
+        ]
+        if cases:
+            message = (
+                f"{len(cases)} of {total} boxes ({len(cases) / total:.2%}) of {split} teach nothing: {FATES[fate]}"
+            )
+            yield Finding(_KINDS[fate], severity, message, remedy, cases)
+    poor = [
+        f"{name} {learned / boxes:.0%}"
+        for name, boxes, learned in (
+            (name, *coverage.of(coverage.labels == label)) for label, name in enumerate(annotations.class_names)
+        )
+        if boxes and learned / boxes < ENOUGH_RECALL - (1 - ENOUGH_RECALL)
+    ]
+    if poor:
+        message = f"at best these shares of a class can be found: {_listed(poor)}"
+        yield Finding("class that is hardly learned", severity, message, "See the boxes that no location learns.")
+    positives = max(int(coverage.positives.sum()), 1)
+    several, classes = (int(counts.sum()) / positives for counts in (coverage.ambiguous, coverage.ambiguous_classes))
+    if classes > MUCH_AMBIGUITY:
+        yield Finding(
+            "ambiguous locations",
+            "warning",
+            f"{several:.1%} of the locations that learn an object could learn another one as well, {classes:.1%} one of"
+            " another class; the smallest box takes them",
+            "Center sampling, a finer first level or a larger input reduces it.",
+        )
+    idle = [
+        str(stride)
+        for stride, (meant, _), count in zip(
+            coverage.setting.strides, coverage.by_level(), coverage.positives.tolist(), strict=True
+        )
+        if not meant and not count
+    ]
+    if idle and (coverage.fates == LEARNED).any():
+        yield Finding(
+            "level without boxes",
+            "note",
+            f"no box is learned on the levels of stride {_listed(idle)} at this input size",
+            "Harmless. A larger input would use them; other size ranges would share the boxes out.",
+        )
+
+
+def _extent(coverage: Coverage, i: int) -> str:
+    width, height = coverage.extents[i].tolist()
+    return f"{width:.1f} x {height:.1f} pixels when resized" if width else "a pixel or less"

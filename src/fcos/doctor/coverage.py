@@ -1,0 +1,237 @@
+"""Which boxes of a data set a pyramid can learn: best possible recall and ambiguous samples.
+
+The figures of tables 1 and 2 of the FCOS paper (ICCV 2019), for one's own data. What a location learns is asked from
+`assign_targets`, the function that training uses.
+
+Shape letters: B boxes of all images, M boxes of an image, L levels, R locations over all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.dataset import Annotations
+from ..data.loader import padded_size
+from ..data.transforms import resize_boxes, to_inclusive
+from ..models.targets import Assignment, assign_targets
+from ..structures import Targets
+from .setting import Setting
+
+LEARNED, TAKEN, NO_LEVEL, OFF_CENTER, BETWEEN, DROPPED = range(6)
+FATES = {
+    LEARNED: "learned",
+    TAKEN: "smaller boxes take all its locations",
+    NO_LEVEL: "no level's size range covers it",
+    OFF_CENTER: "no location is within the center sampling radius",
+    BETWEEN: "it lies between the locations of the levels for its size",
+    DROPPED: "a pixel or less, which the inclusive convention drops",
+}
+"""What becomes of a box; all but the first: no location learns it."""
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
+"""COCO's sizes: the area in square pixels from, and below."""
+_MOST_AT_ONCE = 4_000_000  # pairs of box and location, to bound the memory
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """What becomes of the boxes, crowd left out, of the images looked at.
+
+    Attributes:
+        setting: the pyramid and the size of the images.
+        images: how many were looked at.
+        boxes: int64 [B], positions in the annotations.
+        labels: int64 [B].
+        fates: int64 [B], one of `FATES`.
+        extents: float32 [B, 2], width and height in pixels of the resized image, in the setting's convention.
+        meant: int64 [B], the first level whose size range holds half of the longer side; -1: none.
+        learned_on: bool [B, L], the levels with a location that learns the box.
+        positives: int64 [L], locations that learn a box.
+        ambiguous: int64 [L], those that several boxes want.
+        ambiguous_classes: int64 [L], those that boxes of different classes want.
+    """
+
+    setting: Setting
+    images: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    fates: np.ndarray
+    extents: np.ndarray
+    learned_on: np.ndarray
+    positives: np.ndarray
+    ambiguous: np.ndarray
+    ambiguous_classes: np.ndarray
+    meant: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        longest = self.extents.max(axis=1) - (self.setting.box_convention == "inclusive")
+        holds = _within(longest / 2, longest / 2, self.setting)
+        object.__setattr__(self, "meant", np.where(holds.any(axis=1), holds.argmax(axis=1), -1))
+
+    @property
+    def recall(self) -> float:
+        """Best possible recall: the share of boxes that some location learns; NaN without boxes."""
+        return _share((self.fates == LEARNED).sum(), len(self.fates))
+
+    @property
+    def areas(self) -> np.ndarray:
+        """[B] square pixels of the resized image."""
+        return self.extents.prod(axis=1)
+
+    def of(self, chosen: np.ndarray) -> tuple[int, int]:
+        """How many boxes are among the chosen [B], and how many of them are learned."""
+        return int(chosen.sum()), int((self.fates[chosen] == LEARNED).sum())
+
+    def by_size(self) -> dict[str, tuple[int, int]]:
+        """COCO size -> boxes, learned ones."""
+        return {name: self.of((self.areas >= low) & (self.areas < high)) for name, (low, high) in SIZES.items()}
+
+    def by_level(self) -> list[tuple[int, int]]:
+        """For every level the boxes meant for it, and how many of them are learned (on any level)."""
+        return [self.of(self.meant == level) for level in range(len(self.setting.strides))]
+
+
+def _within(least: np.ndarray, most: np.ndarray, setting: Setting) -> np.ndarray:
+    """Which levels' size ranges hold a distance between `least` and `most`, both [M], ends included: [M, L]."""
+    ranges = [(low, np.inf if high is None else high) for low, high in setting.size_ranges]
+    return np.stack([(most >= low) & (least <= high) for low, high in ranges], axis=1)
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+class _Tally:
+    """What `cover` counts, image by image."""
+
+    def __init__(self, setting: Setting, count: int) -> None:
+        levels = len(setting.strides)
+        self.fates = np.full(count, DROPPED, dtype=np.int64)
+        self.extents = np.zeros((count, 2), dtype=np.float32)
+        self.learned_on = np.zeros((count, levels), dtype=bool)
+        self.positives, self.ambiguous, self.ambiguous_classes = (np.zeros(levels, dtype=np.int64) for _ in range(3))
+
+
+def cover(
+    annotations: Annotations,
+    setting: Setting,
+    *,
+    images: np.ndarray | None = None,
+    recall_only: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Coverage:
+    """Find out what becomes of every box.
+
+    Args:
+        annotations: of a split.
+        setting: the pyramid and the size of the images.
+        images: positions of the images to look at; None: all.
+        recall_only: leave out what `Coverage.recall` does not need: why a box is not learned (all are `BETWEEN`), and
+            the ambiguous samples.
+        progress: called with the number of images done and the number of all.
+    """
+    images = np.arange(len(annotations)) if images is None else images
+    boxes, kept = torch.from_numpy(annotations.boxes), torch.ones(len(annotations.boxes), dtype=torch.bool)
+    if setting.box_convention == "inclusive":
+        image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+        boxes, kept = to_inclusive(boxes, torch.from_numpy(annotations.sizes[image_of]))
+    sizes = {i: setting.resized(*annotations.sizes[i].tolist()) for i in images.tolist()}
+    padded = {i: padded_size(size, setting.size_divisor) for i, size in sizes.items()}
+    tally, looked, points, points_of = _Tally(setting, len(boxes)), np.zeros(len(boxes), dtype=bool), [], None
+    for done, i in enumerate(sorted(sizes, key=padded.__getitem__), start=1):
+        span = annotations.span(i)
+        looked[span] = True
+        rows = torch.arange(span.start, span.stop)
+        rows = rows[kept[span]]
+        if len(rows):
+            if padded[i] != points_of:
+                points, points_of = setting.locations(padded[i]), padded[i]
+            height, width = annotations.sizes[i].tolist()
+            targets = Targets(
+                resize_boxes(boxes[rows], (height, width), sizes[i])[None],
+                torch.from_numpy(annotations.labels)[rows][None],
+                torch.from_numpy(annotations.crowd)[rows][None],
+            )
+            _count_image(tally, rows.numpy(), points, targets, setting, recall_only=recall_only)
+        if progress is not None:
+            progress(done, len(images))
+    chosen = np.flatnonzero(looked & ~annotations.crowd)
+    return Coverage(
+        setting,
+        len(images),
+        chosen,
+        annotations.labels[chosen],
+        tally.fates[chosen],
+        tally.extents[chosen],
+        tally.learned_on[chosen],
+        tally.positives,
+        tally.ambiguous,
+        tally.ambiguous_classes,
+    )
+
+
+def _count_image(
+    tally: _Tally, rows: np.ndarray, points: list[Tensor], targets: Targets, setting: Setting, *, recall_only: bool
+) -> None:
+    """Add an image with at least one box; `rows` are the positions of its boxes [1, M] in the tally."""
+    levels = len(points)
+    level = torch.repeat_interleave(torch.arange(levels), torch.tensor([len(p) for p in points]))  # [R]
+    assign = partial(
+        assign_targets,
+        points,
+        strides=setting.strides,
+        size_ranges=setting.size_ranges,
+        center_sampling_radius=setting.center_sampling_radius,
+        box_convention=setting.box_convention,
+    )
+    matched = assign(targets).boxes[0]  # [R]
+    positive = matched >= 0
+    learned_on = torch.zeros(len(rows), levels, dtype=torch.bool)
+    learned_on[matched[positive], level[positive]] = True
+    learned = learned_on.any(dim=1)
+    boxes = targets.boxes[0]
+    extra = 1.0 if setting.box_convention == "inclusive" else 0.0
+    tally.extents[rows] = (boxes[:, 2:] - boxes[:, :2] + extra).numpy()
+    tally.learned_on[rows] = learned_on.numpy()
+    tally.positives += np.bincount(level[positive].numpy(), minlength=levels)
+    fates = torch.where(learned, LEARNED, BETWEEN)
+    if not recall_only:
+        wanted, several, classes = _wishes(assign, targets, len(level))
+        tally.ambiguous += np.bincount(level[positive & several].numpy(), minlength=levels)
+        tally.ambiguous_classes += np.bincount(level[positive & classes].numpy(), minlength=levels)
+        lost = torch.nonzero(~learned & ~wanted).squeeze(1)
+        if len(lost):
+            alone = Targets(*(column[:, lost] for column in targets))
+            near, _, _ = _wishes(partial(assign, center_sampling_radius=0.0), alone, len(level))
+            fates[lost[near]] = OFF_CENTER
+            # The farthest side of a location inside is between half of the longer side and the whole of it away.
+            longest = (boxes[lost, 2:] - boxes[lost, :2]).amax(dim=1).numpy()
+            covered = _within(longest / 2, np.nextafter(longest, 0), setting).any(axis=1)
+            fates[lost[torch.from_numpy(~covered)]] = NO_LEVEL
+        fates[~learned & wanted] = TAKEN
+    tally.fates[rows] = fates.numpy()
+
+
+def _wishes(assign: Callable[[Targets], Assignment], targets: Targets, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the boxes of an image would learn if each were alone in it.
+
+    Returns:
+        Which boxes [M] want a location at all; which locations [R] several boxes want; and boxes of several classes.
+    """
+    wanted, times = [], torch.zeros(count, dtype=torch.int64)
+    lowest, highest = torch.full((count,), torch.iinfo(torch.int64).max), torch.full((count,), -1)
+    step = max(_MOST_AT_ONCE // count, 1)
+    for start in range(0, targets.boxes.shape[1], step):
+        alone = Targets(*(column[0, start : start + step, None] for column in targets))
+        wants = assign(alone).boxes >= 0  # [m, R]
+        labels = alone.labels  # [m, 1]
+        wanted.append(wants.any(dim=1))
+        times += wants.sum(dim=0)
+        lowest = lowest.minimum(torch.where(wants, labels, lowest).amin(dim=0))
+        highest = highest.maximum(torch.where(wants, labels, -1).amax(dim=0))
+    return torch.cat(wanted), times > 1, (times > 1) & (lowest < highest)

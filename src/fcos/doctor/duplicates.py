@@ -1,0 +1,163 @@
+"""Images that are there twice: the same pixels, or nearly the same picture, also mirrored.
+
+A 64-bit difference hash (is a cell of the image brighter than its left neighbour?) finds candidates; a finer one of 256
+bits decides, and counts only neighbours that differ visibly: in an image of one colour nothing does, and it is like no
+other. Source: N. Krawetz, "Kind of like that", 2013 (difference hash); M. Norouzi et al., "Fast search in Hamming space
+with multi-index hashing", CVPR 2012. The package ImageHash has such hashes, but needs scipy and PyWavelets, and has no
+search.
+
+Shape letters: I images, U images of different pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+NEAR_BITS = 7
+"""Candidates differ in at most so many of the 64 bits."""
+NEAR_SHARE = 0.2
+"""Of the fine hash's visible differences at most this share may disagree."""
+_LEAST_VISIBLE = 32  # of the 256, for a comparison to mean anything
+_VISIBLE = 3  # grey levels between neighbouring cells
+_COARSE, _FINE = 8, 16
+_BANDS = 4  # of 16 bits: where at most 7 of 64 bits differ, at most one does in one of the bands
+_PROBES = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint64)
+_MOST_AT_ONCE = 4_000_000  # candidates, to bound the memory
+WORDS = 19
+
+
+class Twins(NamedTuple):
+    """Groups of images, each ascending, the largest group first.
+
+    Attributes:
+        exact: with the same pixels.
+        near: that look the same, directly or through others; groups that are in `exact` as a whole are left out.
+    """
+
+    exact: list[list[int]]
+    near: list[list[int]]
+
+
+def fingerprint(image: Image.Image) -> np.ndarray:
+    """What is kept of an RGB image to compare it: uint64 [WORDS].
+
+    A digest of the pixels; then for the image and for its mirror image the hash, and the fine hash as four words of
+    signs and four words saying which of them are visible.
+    """
+    pixels = hashlib.blake2b(image.tobytes(), digest_size=8, key=f"{image.width}x{image.height}".encode())
+    words = [np.frombuffer(pixels.digest(), dtype=np.uint64)]
+    grey = image.convert("L")
+    coarse, fine = (
+        np.asarray(grey.resize((side + 1, side), Image.Resampling.BOX), dtype=np.int16) for side in (_COARSE, _FINE)
+    )
+    for mirror in (slice(None), slice(None, None, -1)):
+        rough, differences = np.diff(coarse[:, mirror]), np.diff(fine[:, mirror])
+        # Every band gets bits from all over the image: rows of a clear sky alone would be alike in many images.
+        words.append(_packed((rough > 0).reshape(-1, _BANDS).T))
+        words.append(_packed(differences > 0))
+        words.append(_packed(np.abs(differences) >= _VISIBLE))
+    return np.concatenate(words)
+
+
+def _packed(bits: np.ndarray) -> np.ndarray:
+    return np.packbits(bits.ravel()).view(np.uint64)
+
+
+def find_twins(fingerprints: np.ndarray) -> Twins:
+    """Find the images that are there twice.
+
+    Args:
+        fingerprints: uint64 [I, WORDS], see `fingerprint`.
+    """
+    if not len(fingerprints):
+        return Twins([], [])
+    _, first, member = np.unique(fingerprints[:, 0], return_index=True, return_inverse=True)
+    digest_groups = _groups(member)
+    unique = fingerprints[first]  # [U, WORDS]
+    near = _connected(len(unique), list(_near_pairs(unique)))
+    exact = [group for group in digest_groups if len(group) > 1]
+    alike = [group for group in _groups(near[member]) if len(group) > 1 and group not in exact]
+    return Twins(*(sorted(groups, key=lambda g: (-len(g), g)) for groups in (exact, alike)))
+
+
+def _groups(keys: np.ndarray) -> list[list[int]]:
+    """Positions with the same key."""
+    order = np.argsort(keys, kind="stable")
+    cuts = np.flatnonzero(np.diff(keys[order])) + 1
+    return [part.tolist() for part in np.split(order, cuts)]
+
+
+def _near_pairs(prints: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of images [U, WORDS] that are nearly the same, the second perhaps mirrored, in arrays of any length.
+
+    Of images with one hash the first is compared with the others, and searches for all of them: their number must not
+    count in the square.
+    """
+    plain, mirrored = prints[:, 1:10], prints[:, 10:19]
+    visible = np.bitwise_count(plain[:, 5:]).sum(axis=1) >= _LEAST_VISIBLE
+    known = np.flatnonzero(visible)
+    hashes, first, member = np.unique(plain[known, 0], return_index=True, return_inverse=True)
+    a, b = known[first][member], known
+    yield _agreeing(plain, plain, a[a != b], b[a != b])
+    known = known[first]
+    for queries, details in ((hashes, plain), (mirrored[known, 0], mirrored)):
+        for query, found in _candidates(queries, hashes):
+            a, b = known[query], known[found]
+            yield _agreeing(details, plain, a[a != b], b[a != b])
+
+
+def _candidates(queries: np.ndarray, hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Positions (in `queries`, in `hashes`) of hashes that differ in at most `NEAR_BITS` bits."""
+    for band in range(_BANDS):
+        shift = np.uint64(16 * band)
+        keys, wanted = ((words >> shift) & np.uint64(0xFFFF) for words in (hashes, queries))
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        for probe in _PROBES:
+            start, end = (np.searchsorted(keys, wanted ^ probe, side) for side in ("left", "right"))
+            counts = end - start
+            for part in _parts(counts):
+                rows = np.repeat(np.arange(part.start, part.stop), counts[part])
+                steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
+                found = order[start[rows] + steps]
+                near = np.bitwise_count(queries[rows] ^ hashes[found]) <= NEAR_BITS
+                yield rows[near], found[near]
+
+
+def _parts(counts: np.ndarray) -> Iterator[slice]:
+    """Consecutive pieces of `counts` whose sum is about `_MOST_AT_ONCE`."""
+    ends = np.cumsum(counts)
+    cuts = np.searchsorted(ends, np.arange(_MOST_AT_ONCE, ends[-1] if len(ends) else 0, _MOST_AT_ONCE)) + 1
+    edges = np.unique([0, *cuts.tolist(), len(counts)]).tolist()
+    yield from (slice(a, b) for a, b in pairwise(edges))
+
+
+def _agreeing(details: np.ndarray, others: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the pairs whose fine hashes agree where one of the two images has a visible difference."""
+    visible = details[a, 5:] | others[b, 5:]
+    differ = np.bitwise_count((details[a, 1:5] ^ others[b, 1:5]) & visible).sum(axis=1)
+    agree = differ <= NEAR_SHARE * np.bitwise_count(visible).sum(axis=1)
+    return a[agree], b[agree]
+
+
+def _connected(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """For every item the smallest one that it is connected with: [count]."""
+    parent = list(range(count))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for first, second in pairs:
+        for a, b in zip(first.tolist(), second.tolist(), strict=True):
+            low, high = sorted((root(a), root(b)))
+            parent[high] = low
+    return np.array([root(i) for i in range(count)], dtype=np.int64)

@@ -1,0 +1,211 @@
+"""Labels that geometry alone makes suspicious.
+
+"Unlike the others" always means: more robust standard deviations (median absolute deviation times 1.4826) from the
+median than stated, so that a few wrong labels do not hide themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torchvision.ops import box_iou
+
+from ..data.dataset import Annotations
+from .report import Case, Finding, Place, plural
+
+SAME_BOX = 0.9
+"""Boxes with a larger IoU are thought to be of one object."""
+ODD_SIZE = 6.0
+"""Robust deviations of log(sqrt(area)) from that of the class."""
+ODD_COUNT = 4.0
+"""Robust deviations of sqrt(number of boxes of an image); the root makes counts spread evenly."""
+WHOLE_IMAGE = 0.95
+"""Share of the image's area."""
+LONG = 10.0
+"""Longer over shorter side, where the class does not have it usually."""
+_ENOUGH = 20  # boxes or images, for a median to mean something
+_LEAST_SPREAD = 0.1  # of logarithms: a tenth more or less is never odd
+_MOST_ROWS = 1024  # of a table of overlaps, to bound the memory
+_MANY_BOXES = 4  # in the usual image, where few boxes are a reason to look
+
+
+def label_findings(splits: Mapping[str, Annotations]) -> list[Finding]:
+    """Look at all boxes, crowd left out.
+
+    Args:
+        splits: split -> its annotations, of the same classes.
+    """
+    return [finding for finding in (*_doubles(splits), *_odd_boxes(splits), *_odd_counts(splits)) if finding.cases]
+
+
+# --------------------------------------------------------------------------------------------------- boxes in one place
+
+
+def _doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
+    same: list[tuple[float, Case]] = []
+    other: list[tuple[float, Case]] = []
+    for split, part in splits.items():
+        for image, a, b, iou in _pairs(part):
+            one_class = part.labels[a] == part.labels[b]
+            case = (Place(split, image, (a, b), f"IoU {iou:.2f}"),)
+            (same if one_class else other).append((iou, case))
+    yield Finding(
+        "double box",
+        "warning",
+        f"{plural(len(same), 'pair')} of boxes of one class with an IoU above {SAME_BOX}: one object marked twice?",
+        "Remove one of each: the object counts twice, and one of the two is missed or taken for a false detection.",
+        _worst(same),
+    )
+    yield Finding(
+        "box of two classes",
+        "warning",
+        f"{plural(len(other), 'pair')} of boxes of different classes with an IoU above {SAME_BOX}",
+        "Decide on one class: FCOS gives a location one object, and the smaller box takes it.",
+        _worst(other),
+    )
+
+
+def _pairs(annotations: Annotations) -> Iterator[tuple[int, int, int, float]]:
+    """(image, box, later box, IoU) of the pairs with a large IoU."""
+    boxes, crowd = torch.from_numpy(annotations.boxes), torch.from_numpy(annotations.crowd)
+    for image in np.flatnonzero(np.diff(annotations.offsets) > 1).tolist():
+        span = annotations.span(image)
+        rows = torch.nonzero(~crowd[span]).squeeze(1) + span.start
+        for start in range(0, len(rows), _MOST_ROWS):
+            iou = box_iou(boxes[rows[start : start + _MOST_ROWS]], boxes[rows])
+            for a, b in torch.nonzero(iou > SAME_BOX).tolist():
+                if a + start < b:
+                    yield image, int(rows[a + start]), int(rows[b]), float(iou[a, b])
+
+
+def _worst(scored: list[tuple[float, Case]]) -> list[Case]:
+    return [case for _, case in sorted(scored, key=lambda item: -item[0])]
+
+
+# ---------------------------------------------------------------------------------------------- boxes unlike the others
+
+
+def _odd_boxes(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
+    odd: list[tuple[float, Case]] = []
+    long: list[tuple[float, Case]] = []
+    whole: list[tuple[float, Case]] = []
+    usual = _usual(splits)
+    for split, part in splits.items():
+        size, ratio = _log_size_and_ratio(part.boxes)
+        image_of = np.repeat(np.arange(len(part)), np.diff(part.offsets))
+        sizes = part.sizes[image_of].astype(np.float64)
+        share = np.exp(2 * size) / sizes.prod(axis=1)
+        deviation, elongation = (np.zeros(len(size)) for _ in range(2))
+        for label, (size_of, ratio_of) in usual.items():
+            own = part.labels == label
+            deviation[own] = (size[own] - size_of[0]) / size_of[1]
+            elongation[own] = np.abs(ratio[own] - ratio_of[0]) / ratio_of[1]
+        object_ = ~part.crowd
+
+        def case(i: int, note: str, split: str = split, image_of: np.ndarray = image_of) -> Case:
+            return (Place(split, int(image_of[i]), (i,), note),)
+
+        for i in np.flatnonzero(object_ & (np.abs(deviation) > ODD_SIZE)).tolist():
+            odd.append((abs(deviation[i]), case(i, _size_note(part, i, float(size[i]), usual))))
+        for i in np.flatnonzero(object_ & (np.abs(ratio) >= np.log(LONG)) & (elongation > ODD_SIZE)).tolist():
+            width, height = (part.boxes[i, 2:] - part.boxes[i, :2]).tolist()
+            long.append((abs(ratio[i]), case(i, f"{width:.0f}x{height:.0f}")))
+        for i in np.flatnonzero(object_ & (share >= WHOLE_IMAGE)).tolist():
+            whole.append((float(share[i]), case(i, f"{share[i]:.0%} of the image")))
+    yield Finding(
+        "size unlike its class",
+        "warning",
+        f"{plural(len(odd), 'box')} far smaller or larger than the others of the class: wrong class, or a slip?",
+        "Look at them, and correct the class or the box.",
+        _worst(odd),
+    )
+    yield Finding(
+        "very long box",
+        "warning",
+        f"{plural(len(long), 'box')} at least {LONG:.0f} times as long as wide, unlike the others of the class",
+        "Look at them; such a box is often a slip of the hand.",
+        _worst(long),
+    )
+    yield Finding(
+        "box around the whole image",
+        "note",
+        f"{plural(len(whole), 'box')} covering {WHOLE_IMAGE:.0%} of the image or more",
+        "Look whether they mark an object, or the image as a whole; the latter do not belong here.",
+        _worst(whole),
+    )
+
+
+def _log_size_and_ratio(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logarithms of sqrt(area) and of width over height of boxes [B, 4]."""
+    width, height = np.log((boxes[:, 2:] - boxes[:, :2]).astype(np.float64)).T
+    return (width + height) / 2, width - height
+
+
+def _usual(splits: Mapping[str, Annotations]) -> dict[int, tuple[tuple[float, float], tuple[float, float]]]:
+    """Label -> median and robust deviation of the log sizes and of the log ratios, for classes with enough boxes."""
+    if not splits:
+        return {}
+    kept = [~annotations.crowd for annotations in splits.values()]
+    labels = np.concatenate([a.labels[keep] for a, keep in zip(splits.values(), kept, strict=True)])
+    boxes = np.concatenate([a.boxes[keep] for a, keep in zip(splits.values(), kept, strict=True)])
+    size, ratio = _log_size_and_ratio(boxes)
+    frequent = np.flatnonzero(np.bincount(labels) >= _ENOUGH).tolist()
+    return {label: (_spread(size[labels == label]), _spread(ratio[labels == label])) for label in frequent}
+
+
+def _spread(values: np.ndarray, least: float = _LEAST_SPREAD) -> tuple[float, float]:
+    """Median and robust standard deviation, the latter at least `least`."""
+    middle = float(np.median(values))
+    return middle, max(1.4826 * float(np.median(np.abs(values - middle))), least)
+
+
+def _size_note(
+    annotations: Annotations,
+    box: int,
+    size: float,
+    usual: Mapping[int, tuple[tuple[float, float], tuple[float, float]]],
+) -> str:
+    """How large the box is, how large the class is, and which class it would fit."""
+    own = int(annotations.labels[box])
+    names = annotations.class_names
+    fitting = {label: abs(size - middle) / spread for label, ((middle, spread), _) in usual.items() if label != own}
+    near = min(fitting, key=fitting.__getitem__, default=None)
+    text = f"{np.exp(size):.0f} pixels, {names[own]} usually {np.exp(usual[own][0][0]):.0f}"
+    return f"{text}; {names[near]} fits" if near is not None and fitting[near] < ODD_SIZE / 2 else text
+
+
+# --------------------------------------------------------------------------------------------- images unlike the others
+
+
+def _odd_counts(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
+    counts = {split: np.diff(annotations.offsets) for split, annotations in splits.items()}
+    everywhere = np.concatenate(list(counts.values())) if counts else np.zeros(0)
+    few: list[tuple[float, Case]] = []
+    many: list[tuple[float, Case]] = []
+    usual = 0
+    if len(everywhere) >= _ENOUGH:
+        usual = int(np.median(everywhere))
+        middle, spread = _spread(np.sqrt(everywhere), least=0.5)  # that of numbers drawn by chance (Poisson)
+        for split, numbers in counts.items():
+            deviation = (np.sqrt(numbers) - middle) / spread
+            for image in np.flatnonzero(np.abs(deviation) > ODD_COUNT).tolist():
+                chosen = many if deviation[image] > 0 else few
+                case = (Place(split, image, (), plural(int(numbers[image]), "box")),)
+                chosen.append((abs(float(deviation[image])), case))
+    yield Finding(
+        "image with few boxes",
+        "note",
+        f"{plural(len(few), 'image')} with far fewer boxes than usual ({usual}): objects left unmarked?",
+        "Look at them: an object without a box teaches the detector not to find it.",
+        _worst(few) if usual >= _MANY_BOXES else [],
+    )
+    yield Finding(
+        "image with many boxes",
+        "note",
+        f"{plural(len(many), 'image')} with far more boxes than usual ({usual})",
+        "Look whether the boxes are right. Where they are, a detector that returns more than model.max_detections"
+        " objects of an image leaves the others out.",
+        _worst(many),
+    )

@@ -1,0 +1,288 @@
+"""The report of `fcos doctor` in files: one HTML page with pictures, and JSON with everything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from ..data.dataset import Annotations
+from ..data.images import open_rgb
+from ..errors import DataError
+from ..inference.draw import draw
+from ..page import Cell, Chart, Page, Picture, Section, Tile
+from ..structures import Instances
+from .advice import ENOUGH_RECALL
+from .report import Case, Finding, Place, Report, plural
+from .statistics import Histogram
+from .terminal import describe_case, share
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_PICTURES = 6
+"""Of a finding."""
+MOST_ROWS = 100
+"""Of a list; the JSON file has all."""
+MOST_BARS = 20
+_SIDE = 400  # of a picture, pixels
+_MOST_ALIKE = 3  # pictures side by side
+_CONTEXT = 3.0  # what is shown around a box, in its longer sides
+_LEAST_SHOWN = 0.25  # of the image's shorter side
+
+
+def save(report: Report, folder: Path) -> None:
+    """Write `doctor.html` and `doctor.json`.
+
+    Args:
+        report: what was found.
+        folder: is made where it is missing.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report.to_dict(), indent=1, allow_nan=False)
+    (folder / "doctor.json").write_text(text, encoding="utf-8")
+    make_page(report).save(folder / "doctor.html")
+
+
+def make_page(report: Report) -> Page:
+    """The page; pictures are read anew, those that cannot be are left out."""
+    roots = dict.fromkeys(str(annotations.root) for annotations in report.splits.values())
+    page = Page("Data check", ", ".join(roots), "Written by fcos doctor; all figures and cases are in doctor.json.")
+    _overview(page.section("Overview"), report)
+    if any(report.problems.values()):
+        _problems(page.section("What is broken"), report)
+    for finding in report.findings:
+        _finding(page.section(finding.kind.capitalize()), finding, report.splits)
+    if report.coverage is not None and len(report.coverage.boxes):
+        _coverage(page.section("What the pyramid can learn"), report)
+    _data(page.section("The data"), report)
+    return page
+
+
+def _overview(section: Section, report: Report) -> None:
+    problems = [p for found in report.problems.values() for p in found]
+    errors = sum(p.severity == "error" for p in problems)
+    warnings = sum(finding.severity == "warning" for finding in report.findings)
+    tiles = [
+        Tile("Errors", str(errors), "stop a training" if errors else ""),
+        Tile("Warnings", str(warnings), "worth mending"),
+        Tile("Notes", str(len(report.findings) - warnings), "worth a look"),
+    ]
+    tiles += [
+        Tile(f"Images of {split}", str(counts.images), plural(counts.boxes, "box"))
+        for split, counts in report.counts.items()
+    ]
+    if report.coverage is not None and len(report.coverage.boxes):
+        recall = f"{report.coverage.recall:.2%}"
+        tiles.append(Tile("Best possible recall", recall, f"should be {ENOUGH_RECALL:.0%}; {report.recipe}"))
+    section.tiles(tiles)
+    rows = [[finding.severity, finding.message] for finding in report.findings]
+    if rows:
+        section.table(["", "found"], rows)
+    else:
+        section.text("Nothing strange was found in what can be read.")
+    _advice(section, report)
+
+
+def _advice(section: Section, report: Report) -> None:
+    if report.advice:
+        section.heading("What would help")
+        for advice in report.advice:
+            section.text(" ".join(advice.options))
+            section.text(advice.effect, style="note")
+
+
+def _problems(section: Section, report: Report) -> None:
+    rows = [
+        [p.severity, split, p.kind, f"{p.file}{', ' if p.id else ''}{p.id}", p.message]
+        for severity in ("error", "warning")
+        for split, problems in report.problems.items()
+        for p in problems
+        if p.severity == severity
+    ]
+    section.text("Errors stop a training; with data.on_error=skip these images and boxes are left out instead.")
+    section.table(["", "split", "kind", "where", "found"], rows[:MOST_ROWS])
+    _cut(section, len(rows))
+
+
+def _cut(section: Section, count: int) -> None:
+    if count > MOST_ROWS:
+        section.text(f"{count - MOST_ROWS} more are in doctor.json.", style="note")
+
+
+def _finding(section: Section, finding: Finding, splits: Mapping[str, Annotations]) -> None:
+    section.text(finding.message, style="warning" if finding.severity == "warning" else "")
+    section.text(finding.remedy)
+    pictures = [_picture(case, splits) for case in finding.cases[:MOST_PICTURES]]
+    shown = [picture for picture in pictures if picture is not None]
+    if shown:
+        section.pictures(shown)
+    if len(finding.cases) > len(shown):
+        rows = [
+            [str(number), *_row(place, splits[place.split])]
+            for number, case in enumerate(finding.cases[:MOST_ROWS], start=1)
+            for place in case[:MOST_ROWS]
+        ]
+        section.table(["case", "split", "file", "class", "annotation", "note"], rows)
+        _cut(section, len(finding.cases))
+
+
+def _row(place: Place, annotations: Annotations) -> list[str]:
+    names = dict.fromkeys(annotations.class_names[annotations.labels[i]] for i in place.boxes)
+    ids = [str(annotations.annotation_ids[i]) for i in place.boxes]
+    return [place.split, annotations.file_name(place.image), ", ".join(names), ", ".join(ids), place.note]
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def _picture(case: Case, splits: Mapping[str, Annotations]) -> Picture | None:
+    """The images of a case side by side, or the surroundings of its boxes; None: an image cannot be read any more."""
+    try:
+        shown = case[:_MOST_ALIKE]
+        parts = [_drawn(place, splits[place.split], alone=len(case) == 1) for place in shown]
+    except DataError:
+        return None
+    height = min(part.height for part in parts)
+    scaled = [part.resize((max(round(part.width * height / part.height), 1), height)) for part in parts]
+    sheet = Image.new("RGB", (sum(part.width for part in scaled) + 4 * (len(scaled) - 1), height), (127, 127, 127))
+    left = 0
+    for part in scaled:
+        sheet.paste(part, (left, 0))
+        left += part.width + 4
+    sheet.thumbnail((_SIDE, _SIDE))
+    return Picture(sheet, describe_case(case, splits))
+
+
+def _drawn(place: Place, annotations: Annotations, *, alone: bool) -> Image.Image:
+    """What is around the boxes of a place; the whole image where none are named, with its boxes if it stands alone."""
+    span = annotations.span(place.image)
+    every = range(span.start, span.stop) if alone else ()
+    own = torch.tensor(place.boxes or every, dtype=torch.int64)
+    boxes = torch.from_numpy(annotations.boxes)[own]
+    labels = torch.from_numpy(annotations.labels)[own]
+    image = open_rgb(annotations.path(place.image))
+    left, top, right, bottom = _window(boxes, image) if place.boxes else (0, 0, image.width, image.height)
+    size = bottom - top, right - left
+    part = image.crop((left, top, right, bottom))
+    factor = _SIDE / max(part.size)
+    part = part.resize((max(round(part.width * factor), 1), max(round(part.height * factor), 1)))
+    found = Instances(
+        boxes - boxes.new_tensor([left, top, left, top]),
+        labels,
+        torch.ones(len(own)),
+        size,
+        annotations.class_names,
+    )
+    return draw(part, found, scores=False, scale=1)
+
+
+def _window(boxes: torch.Tensor, image: Image.Image) -> tuple[int, int, int, int]:
+    """The part of an image around boxes that shows where they are: x1, y1, x2, y2."""
+    near, far = boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)
+    side = max(float((far - near).max()) * _CONTEXT, _LEAST_SHOWN * min(image.size))
+    middle = ((near + far) / 2).tolist()
+    low, high = [], []
+    for center, whole in zip(middle, image.size, strict=True):
+        start = min(max(center - side / 2, 0), max(whole - side, 0))
+        low.append(int(start))
+        high.append(min(int(start + side) + 1, whole))
+    return low[0], low[1], high[0], high[1]
+
+
+# --------------------------------------------------------------------------------------------------- figures and tables
+
+
+def _coverage(section: Section, report: Report) -> None:
+    coverage = report.coverage
+    assert coverage is not None
+    setting = coverage.setting
+    section.text(
+        f"A box is learned when at least one location is assigned to it. Counted on {plural(coverage.images, 'image')}"
+        f" of {report.covered} with {report.recipe}: {', '.join(setting.options)}."
+    )
+
+    def row(name: str, boxes: int, learned: int) -> list[str | float | Cell | None]:
+        return [name, boxes, learned, Cell(share(learned, boxes), heat=1 - learned / boxes if boxes else 0)]
+
+    columns = ["boxes", "learned", "best possible recall"]
+    rows = [row(name, *numbers) for name, numbers in coverage.by_size().items()]
+    section.table(["size when resized", *columns], [*rows, row("all", *coverage.of(coverage.fates >= 0))])
+    names = report.splits[report.covered].class_names
+    by_class = [row(name, *coverage.of(coverage.labels == label)) for label, name in enumerate(names)]
+    section.table(["class", *columns], by_class[:MOST_ROWS])
+    _cut(section, len(by_class))
+    levels = [
+        [
+            *row(f"stride {stride}", boxes, learned),
+            positive,
+            Cell(share(several, positive), heat=several / positive if positive else 0),
+            Cell(share(classes, positive), heat=classes / positive if positive else 0),
+        ]
+        for stride, (boxes, learned), positive, several, classes in zip(
+            setting.strides,
+            coverage.by_level(),
+            coverage.positives.tolist(),
+            coverage.ambiguous.tolist(),
+            coverage.ambiguous_classes.tolist(),
+            strict=True,
+        )
+    ]
+    section.table(["level", *columns, "locations", "ambiguous", "of several classes"], levels)
+    section.text(
+        "A box is listed at the level whose size range holds half of its longer side, and is learned if any level"
+        " learns it. Ambiguous: the share of the locations that several boxes want; the smallest gets them.",
+        style="note",
+    )
+
+
+def _data(section: Section, report: Report) -> None:
+    rows = [
+        [split, c.images, c.images_without_boxes, c.boxes, *c.per_size.values(), c.crowd]
+        for split, c in report.counts.items()
+    ]
+    sizes = next(iter(report.counts.values())).per_size if report.counts else {}
+    section.table(["split", "images", "without boxes", "boxes", *sizes, "crowd"], rows)
+    section.charts(list(_charts(report)))
+    names = list(dict.fromkeys(name for c in report.counts.values() for name in c.per_class))
+    most = {split: max(c.per_class.values(), default=0) or 1 for split, c in report.counts.items()}
+    by_class: list[list[str | float | Cell | None]] = [
+        [name, *(_bar(c.per_class.get(name, 0), most[split]) for split, c in report.counts.items())] for name in names
+    ]
+    section.table(["class", *report.counts], by_class[:MOST_ROWS])
+    _cut(section, len(by_class))
+
+
+def _bar(count: int, most: int) -> Cell:
+    return Cell(str(count), bar=count / most)
+
+
+def _charts(report: Report) -> Iterator[Chart]:
+    """Every histogram with a line for each split, as shares: splits differ in their number of boxes."""
+    for rows in zip(*report.histograms.values(), strict=True):
+        histograms = dict(zip(report.histograms, rows, strict=True))
+        if any(sum(histogram.counts) for histogram in rows):
+            yield Chart(rows[0].name, partial(_draw_histograms, histograms))
+
+
+def _draw_histograms(histograms: dict[str, Histogram], axes: Axes) -> None:
+    for split, histogram in histograms.items():
+        total = sum(histogram.counts)
+        if total:
+            axes.stairs(
+                [100 * count / total for count in histogram.counts], histogram.edges, label=split, linewidth=1.6
+            )
+    edges = next(iter(histograms.values())).edges
+    if edges[0] > 0 and edges[-1] / edges[0] > 50:  # powers of two
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}")
+    axes.set_ylabel("%")
+    axes.legend()

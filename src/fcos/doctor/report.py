@@ -1,0 +1,170 @@
+"""What `fcos doctor` found: the findings, the figures behind them, and both as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from ..data.dataset import Annotations
+from ..data.source import Problem
+from .coverage import FATES, Coverage
+from .statistics import Histogram, SplitCounts
+
+
+class Place(NamedTuple):
+    """Where something was found.
+
+    Attributes:
+        split: train, val or test.
+        image: position in the annotations of the split.
+        boxes: positions in them of the boxes concerned.
+        note: what is special here, in a few words.
+    """
+
+    split: str
+    image: int
+    boxes: tuple[int, ...] = ()
+    note: str = ""
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 box`, `2 boxes`, `3 images`."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('x') else 's'}"
+
+
+Case = tuple[Place, ...]
+"""The places that belong together: one for a box, several for images that are alike."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a careful person looks at before a long training.
+
+    Attributes:
+        kind: a few words, the same in every data set.
+        severity: a `warning` costs accuracy or makes figures wrong; a `note` is worth a look.
+        message: what was found, with its figures.
+        remedy: what to do.
+        cases: all of them, the worst first; empty where it is about the data set as a whole.
+    """
+
+    kind: str
+    severity: Literal["warning", "note"]
+    message: str
+    remedy: str
+    cases: Sequence[Case] = ()
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Options that mend a finding.
+
+    Attributes:
+        options: `key=value`, to paste behind `fcos train RECIPE`.
+        effect: what they change, measured.
+    """
+
+    options: tuple[str, ...]
+    effect: str
+
+
+@dataclass
+class Report:
+    """The outcome of `check`.
+
+    Attributes:
+        recipe: whose pyramid and input size the coverage is for.
+        problems: split -> what is broken, errors and warnings of the readers.
+        splits: split -> its usable annotations.
+        counts: split -> counts.
+        histograms: split -> figures over its boxes and images.
+        findings: what else was found, the most important first.
+        covered: which split `coverage` is about, "" where there is none.
+        coverage: what becomes of its boxes.
+        advice: options that mend the findings about coverage.
+    """
+
+    recipe: str
+    problems: dict[str, list[Problem]] = field(default_factory=dict)
+    splits: dict[str, Annotations] = field(default_factory=dict)
+    counts: dict[str, SplitCounts] = field(default_factory=dict)
+    histograms: dict[str, list[Histogram]] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    covered: str = ""
+    coverage: Coverage | None = None
+    advice: list[Advice] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error: something that stops a run."""
+        return any(p.severity == "error" for problems in self.problems.values() for p in problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for JSON; NaN is None."""
+        return {
+            "recipe": self.recipe,
+            "failed": self.failed,
+            "problems": {split: [problem.__dict__ for problem in found] for split, found in self.problems.items()},
+            "counts": {split: counts.__dict__ for split, counts in self.counts.items()},
+            "histograms": {s: [h._asdict() for h in histograms] for s, histograms in self.histograms.items()},
+            "findings": [_finding(finding, self.splits) for finding in self.findings],
+            "coverage": None if self.coverage is None else {"split": self.covered, **_coverage(self)},
+            "advice": [{"options": list(advice.options), "effect": advice.effect} for advice in self.advice],
+        }
+
+
+def _finding(finding: Finding, splits: Mapping[str, Annotations]) -> dict[str, Any]:
+    cases = [[_place(place, splits[place.split]) for place in case] for case in finding.cases]
+    return {**finding.__dict__, "cases": cases}
+
+
+def _place(place: Place, annotations: Annotations) -> dict[str, Any]:
+    boxes = [
+        {
+            "annotation": int(annotations.annotation_ids[i]),
+            "class": annotations.class_names[annotations.labels[i]],
+            "xyxy": annotations.boxes[i].tolist(),
+        }
+        for i in place.boxes
+    ]
+    image = {"image": int(annotations.image_ids[place.image]), "file": annotations.file_name(place.image)}
+    return {"split": place.split, **image, "boxes": boxes, "note": place.note}
+
+
+def _coverage(report: Report) -> dict[str, Any]:
+    coverage = report.coverage
+    assert coverage is not None
+    names = report.splits[report.covered].class_names
+    fates = {text: int((coverage.fates == fate).sum()) for fate, text in FATES.items()}
+    levels = zip(
+        coverage.setting.strides,
+        coverage.by_level(),
+        coverage.positives.tolist(),
+        coverage.ambiguous.tolist(),
+        coverage.ambiguous_classes.tolist(),
+        strict=True,
+    )
+    return {
+        "setting": coverage.setting.__dict__,
+        "images": coverage.images,
+        "boxes": len(coverage.boxes),
+        "best_possible_recall": coverage.recall if len(coverage.boxes) else None,
+        "fates": fates,
+        "sizes": {size: dict(zip(("boxes", "learned"), c, strict=True)) for size, c in coverage.by_size().items()},
+        "classes": {
+            name: dict(zip(("boxes", "learned"), coverage.of(coverage.labels == label), strict=True))
+            for label, name in enumerate(names)
+        },
+        "levels": [
+            {
+                "stride": stride,
+                "boxes": meant,
+                "learned": learned,
+                "locations": positive,
+                "ambiguous": several,
+                "ambiguous_classes": classes,
+            }
+            for stride, (meant, learned), positive, several, classes in levels
+        ],
+    }

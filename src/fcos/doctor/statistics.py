@@ -1,0 +1,132 @@
+"""Counts and histograms of a split, and how the splits differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ..data.dataset import Annotations
+from .coverage import SIZES
+from .setting import Setting
+
+SHIFT = 5.0
+"""Standard errors by which the shares of a class differ between splits before it is told; boxes of one image are alike,
+so that two or three mean nothing."""
+SHIFT_FACTOR = 1.5
+"""... and the factor."""
+_SIZE_EDGES = 2.0 ** np.arange(1, 11.01, 0.5)
+_SIDE_EDGES = 2.0 ** np.arange(4, 14.01, 0.5)
+_RATIO_EDGES = 2.0 ** np.arange(-4, 4.01, 0.5)
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """What is usable of one split.
+
+    Attributes:
+        images: number of images.
+        images_without_boxes: how many of them have none.
+        boxes: number of boxes, crowd included.
+        crowd: how many of them are crowd.
+        per_class: class name -> boxes that are not crowd.
+        per_size: COCO's size, after the resize of training -> boxes that are not crowd.
+    """
+
+    images: int
+    images_without_boxes: int
+    boxes: int
+    crowd: int
+    per_class: dict[str, int]
+    per_size: dict[str, int]
+
+
+class Histogram(NamedTuple):
+    """How often a value lies between an edge and the next (the last edge belongs to the last bin).
+
+    Attributes:
+        name: what is counted, with its unit.
+        edges: [bins + 1]; the first and the last bin also hold what is beyond.
+        counts: [bins].
+        median: NaN where there is nothing.
+    """
+
+    name: str
+    edges: list[float]
+    counts: list[int]
+    median: float | None
+
+
+def describe(
+    splits: Mapping[str, Annotations], setting: Setting
+) -> tuple[dict[str, SplitCounts], dict[str, list[Histogram]]]:
+    """Count every split; the histograms of all splits have the same edges.
+
+    Args:
+        splits: split -> its annotations.
+        setting: says how images are resized in training.
+    """
+    most = max((int(np.diff(annotations.offsets).max(initial=1)) for annotations in splits.values()), default=1)
+    edges = np.unique(np.linspace(0, most + 1, min(most + 2, 21)).astype(int)).astype(float)
+    described = {split: _describe(annotations, setting, edges) for split, annotations in splits.items()}
+    return {s: counts for s, (counts, _) in described.items()}, {s: rows for s, (_, rows) in described.items()}
+
+
+def _describe(
+    annotations: Annotations, setting: Setting, number_edges: np.ndarray
+) -> tuple[SplitCounts, list[Histogram]]:
+    per_image = np.diff(annotations.offsets)
+    objects = ~annotations.crowd
+    scales = [np.divide(setting.resized(*size), size) for size in annotations.sizes.tolist()]
+    scale = np.repeat(np.array(scales).reshape(-1, 2), per_image, axis=0)[objects]  # down, across
+    extents = (annotations.boxes[:, 2:] - annotations.boxes[:, :2])[objects] * scale[:, ::-1]
+    areas = extents.prod(axis=1)
+    counts = SplitCounts(
+        images=len(annotations),
+        images_without_boxes=int((per_image == 0).sum()),
+        boxes=len(annotations.boxes),
+        crowd=int(annotations.crowd.sum()),
+        per_class=dict(
+            zip(
+                annotations.class_names,
+                np.bincount(annotations.labels[objects], minlength=len(annotations.class_names)).tolist(),
+                strict=True,
+            )
+        ),
+        per_size={name: int(((areas >= low) & (areas < high)).sum()) for name, (low, high) in SIZES.items()},
+    )
+    return counts, [
+        _histogram("Box size: sqrt of area, pixels after the resize of training", np.sqrt(areas), _SIZE_EDGES),
+        _histogram("Box shape: width over height", extents[:, 0] / extents[:, 1], _RATIO_EDGES),
+        _histogram("Boxes of an image", per_image, number_edges),
+        _histogram("Image size: shorter side of the file, pixels", annotations.sizes.min(axis=1), _SIDE_EDGES),
+        _histogram("Image shape: width over height", annotations.sizes[:, 1] / annotations.sizes[:, 0], _RATIO_EDGES),
+    ]
+
+
+def _histogram(name: str, values: np.ndarray, edges: np.ndarray) -> Histogram:
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    return Histogram(name, edges.tolist(), counts.tolist(), float(np.median(values)) if len(values) else None)
+
+
+def class_shifts(counts: Mapping[str, SplitCounts]) -> list[tuple[str, str, float, float]]:
+    """(class, split, share in train, share there) of classes that are much rarer or more frequent than in train."""
+    if "train" not in counts:
+        return []
+    shifts = []
+    train = counts["train"].per_class
+    for split, other in counts.items():
+        totals = sum(train.values()), sum(other.per_class.values())
+        if split == "train" or not all(totals):
+            continue
+        for name, number in other.per_class.items():
+            numbers = train.get(name, 0), number
+            shares = numbers[0] / totals[0], numbers[1] / totals[1]
+            pooled = sum(numbers) / sum(totals)
+            error = np.sqrt(pooled * (1 - pooled) * (1 / totals[0] + 1 / totals[1]))
+            far = max(shares) > SHIFT_FACTOR * min(shares)
+            if far and abs(shares[0] - shares[1]) > SHIFT * error:
+                shifts.append((name, split, *shares))
+    return shifts

@@ -1,0 +1,148 @@
+"""The report of `fcos doctor` on a terminal: what matters first, a screen or two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..data.dataset import Annotations
+from ..data.source import summary
+from .report import Case, Finding, Report, plural
+
+MOST_CASES = 3
+MOST_PROBLEMS = 10
+MOST_CLASSES = 12
+_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def render(report: Report) -> RenderableType:
+    """Problems, findings, advice, tables, for a rich console; long lists are cut, the report itself has all."""
+    parts = [*_problems(report), *(_finding(finding, report.splits) for finding in report.findings)]
+    if report.advice:
+        parts += [Text("\nWhat would help", style="bold"), *_advice(report)]
+    if report.counts:
+        parts += [Text(), _counts_table(report)]
+    if report.coverage is not None and len(report.coverage.boxes):
+        parts += [Text(), _coverage_table(report), Text(_setting_line(report), style="dim")]
+    return Group(*parts, Text(), _verdict(report))
+
+
+def _problems(report: Report) -> Iterator[RenderableType]:
+    """What is broken: errors of all splits, then warnings."""
+    for severity in ("error", "warning"):
+        for split, problems in report.problems.items():
+            chosen = [p for p in problems if p.severity == severity]
+            if chosen:
+                yield Text(f"{split}, {severity}s: {summary(chosen)}", style=f"bold {_STYLES[severity]}")
+                yield from (
+                    Padding(Text(str(problem)), (0, 0, 0, 2), expand=False) for problem in chosen[:MOST_PROBLEMS]
+                )
+                yield from _more(len(chosen) - MOST_PROBLEMS)
+
+
+def _more(count: int) -> Iterator[RenderableType]:
+    if count > 0:
+        yield Text(f"  ... and {count} more", style="dim")
+
+
+def _finding(finding: Finding, splits: Mapping[str, Annotations]) -> RenderableType:
+    style = _STYLES[finding.severity]
+    lines: list[RenderableType] = [Text.assemble((f"{finding.severity}: ", f"bold {style}"), finding.message)]
+    lines += [
+        Padding(Text(describe_case(case, splits)), (0, 0, 0, 4), expand=False) for case in finding.cases[:MOST_CASES]
+    ]
+    lines += [Padding(line, (0, 0, 0, 2), expand=False) for line in _more(len(finding.cases) - MOST_CASES)]
+    lines.append(Padding(Text(finding.remedy, style="dim"), (0, 0, 0, 2), expand=False))
+    return Group(*lines)
+
+
+def describe_case(case: Case, splits: Mapping[str, Annotations]) -> str:
+    """Splits, files, ids of the annotations and notes of a case, in a line."""
+    texts = []
+    for place in case:
+        annotations = splits[place.split]
+        ids = ", ".join(str(annotations.annotation_ids[i]) for i in place.boxes)
+        names = " and ".join(dict.fromkeys(annotations.class_names[annotations.labels[i]] for i in place.boxes))
+        boxes = f", {names}, annotation{'s' if len(place.boxes) > 1 else ''} {ids}" if place.boxes else ""
+        note = f" ({place.note})" if place.note else ""
+        texts.append(f"{place.split} {annotations.file_name(place.image)}{boxes}{note}")
+    return "  =  ".join(texts)
+
+
+def _advice(report: Report) -> Iterator[RenderableType]:
+    for advice in report.advice:
+        yield Padding(Text(" ".join(advice.options), style="bold green"), (0, 0, 0, 2), expand=False)
+        yield Padding(Text(advice.effect, style="dim"), (0, 0, 0, 4), expand=False)
+
+
+def _counts_table(report: Report) -> Table:
+    counts = list(report.counts.values())
+    table = Table("", *report.counts, title="What can be used", title_justify="left")
+    rows = [("images", [c.images for c in counts]), ("  without boxes", [c.images_without_boxes for c in counts])]
+    rows += [("boxes", [c.boxes for c in counts])]
+    names = list(dict.fromkeys(name for c in counts for name in c.per_class))
+    rows += [(escape(f"  {name}"), [c.per_class.get(name, 0) for c in counts]) for name in names[:MOST_CLASSES]]
+    rest = names[MOST_CLASSES:]
+    if rest:
+        rows += [(f"  {len(rest)} more classes", [sum(c.per_class.get(n, 0) for n in rest) for c in counts])]
+    rows += [(f"  {size} when resized", [c.per_size[size] for c in counts]) for size in counts[0].per_size]
+    rows += [("  crowd, ignored", [c.crowd for c in counts])]
+    for name, values in rows:
+        table.add_row(name, *(str(value) for value in values))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _coverage_table(report: Report) -> Table:
+    coverage = report.coverage
+    assert coverage is not None
+    title = f"What the pyramid can learn of {report.covered}: best possible recall {coverage.recall:.2%}"
+    table = Table(
+        "", "boxes", "learned", "locations", "ambiguous", "of several classes", title=title, title_justify="left"
+    )
+    for name, (boxes, learned) in coverage.by_size().items():
+        table.add_row(name, str(boxes), share(learned, boxes), "", "", "")
+    table.add_section()
+    for stride, (boxes, learned), positive, several, classes in zip(
+        coverage.setting.strides,
+        coverage.by_level(),
+        coverage.positives.tolist(),
+        coverage.ambiguous.tolist(),
+        coverage.ambiguous_classes.tolist(),
+        strict=True,
+    ):
+        cells = (boxes, share(learned, boxes), positive, share(several, positive), share(classes, positive))
+        table.add_row(f"stride {stride}", *map(str, cells))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def share(part: int, whole: int) -> str:
+    """In per cent; nothing of nothing is nothing."""
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _setting_line(report: Report) -> str:
+    assert report.coverage is not None
+    setting = report.coverage.setting
+    looked = plural(report.coverage.images, "image")
+    return (
+        f"{looked} at data.short_side={setting.short_side} data.max_side={setting.max_side} of {report.recipe};"
+        " for another: fcos doctor RECIPE data=DIR KEY=VALUE"
+    )
+
+
+def _verdict(report: Report) -> Text:
+    errors = sum(p.severity == "error" for problems in report.problems.values() for p in problems)
+    warnings = sum(finding.severity == "warning" for finding in report.findings)
+    if errors:
+        return Text(f"{plural(errors, 'error')}: they stop a training (or set data.on_error=skip).", style="bold red")
+    text = f"No errors; {plural(warnings, 'finding')} to look at." if warnings else "No errors."
+    return Text(text, style="green")
