@@ -34,7 +34,9 @@ def test_every_recipe_is_valid(name: str) -> None:
 
 
 def test_the_promised_recipes_are_shipped() -> None:
-    assert {"fcos_r50_fpn_1x", "fcos_imprv_r50_fpn_1x", "fcos_mnv2_fpn_1x", "fcos_mnv2_small"} <= set(recipe_names())
+    assert {"fcos_r50_fpn_1x", "fcos_imprv_r50_fpn_1x", "fcos_bn_bs16_mnv2_fpn_1x", "fcos_mnv2_small"} <= set(
+        recipe_names()
+    )
 
 
 def test_defaults_are_those_of_the_papers_recipe() -> None:

@@ -92,8 +92,7 @@ def test_pairs_of_the_original_may_follow(tmp_path: Path, original_yaml: Path) -
 
 @pytest.mark.parametrize("original", sorted(path.stem for path in MANIFESTS.glob("*.json")))
 def test_a_recipe_stands_for_each_of_the_original_configs(original: str) -> None:
-    short = {"fcos_syncbn_bs32_c128_MNV2_FPN_1x": "fcos_mnv2_fpn_1x"}
-    recipe = short.get(original, original.lower().replace("_r_", "_r").replace("_x_", "_x"))
+    recipe = original.lower().replace("_r_", "_r").replace("_x_", "_x")
     merged = json.loads((MANIFESTS / f"{original}.json").read_text())["merged_config"]
     theirs = validate(config_from_yaml(merged), where=original)
     ours = validate(with_fcos_core_conventions(load_config(recipe).to_dict()), where=recipe)
