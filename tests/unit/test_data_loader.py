@@ -4,11 +4,12 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_data import config, write_coco, write_images
@@ -18,7 +19,7 @@ from fcos.data import Annotations, build_test_loader, build_train_loader, datase
 from fcos.data.dataset import Sample
 from fcos.data.images import open_rgb
 from fcos.data.loader import collate
-from fcos.data.samplers import endless_batches, rank_part, training_draws
+from fcos.data.samplers import endless_batches, rank_part, shuffled, training_draws
 from fcos.errors import ConfigError, DataError
 from fcos.structures import Batch
 
@@ -115,27 +116,53 @@ def test_more_processes_than_images_in_a_batch_are_refused(data: tuple[Path, Ann
 
 
 def test_seeds_differ_in_images_and_draws() -> None:
-    seeds = [list(islice(training_draws(20, [0] * 20, 4, seed=seed), 20)) for seed in (0, 1)]
+    seeds = [list(islice(training_draws(20, np.zeros(20, int), 4, seed=seed), 20)) for seed in (0, 1)]
     assert [d.index for batch in seeds[0] for d in batch] != [d.index for batch in seeds[1] for d in batch]
     assert len({d.seed for batches in seeds for batch in batches for d in batch}) == 160
 
 
 def test_every_image_is_used_equally_often() -> None:
-    batches = islice(training_draws(11, [i % 2 for i in range(11)], 4, seed=0), 110)
+    batches = islice(training_draws(11, np.arange(11) % 2, 4, seed=0), 110)
     counts = Counter(draw.index for batch in batches for draw in batch)
     assert len(counts) == 11
     assert max(counts.values()) - min(counts.values()) <= 2
 
 
 def test_batches_are_full_and_of_one_group() -> None:
-    groups = [int(i < 3) for i in range(20)]
-    for batch in islice(endless_batches(cycle([range(20)]), groups, 6), 40):
+    groups = (np.arange(20) < 3).astype(int)
+    for batch in islice(endless_batches(cycle([np.arange(20)]), groups, 6), 40):
         assert len(batch) == 6
         assert len({groups[index] for index in batch}) == 1
 
 
+def _batches_one_by_one(orders: Iterable[np.ndarray], groups: np.ndarray, batch_size: int) -> Iterator[list[int]]:
+    """The same as endless_batches, image by image."""
+    left: list[int] = []
+    for order in orders:
+        growing: dict[int, list[tuple[int, int]]] = {}  # by group: places in the pass, and images
+        full = []
+        for entry in enumerate([*left, *order.tolist()]):
+            batch = growing.setdefault(int(groups[entry[1]]), [])
+            batch.append(entry)
+            if len(batch) == batch_size:
+                full.append(growing.pop(int(groups[entry[1]])))
+        for batch in sorted(full):
+            yield [image for _, image in batch]
+        left = [image for batch in sorted(growing.values()) for _, image in batch]
+
+
+@pytest.mark.parametrize(("images", "number_of_groups", "batch_size"), [(50, 5, 7), (3, 2, 8), (1, 1, 1), (64, 1, 16)])
+def test_batches_are_those_of_a_plain_count(images: int, number_of_groups: int, batch_size: int) -> None:
+    groups = np.arange(images) * 7919 % number_of_groups
+    orders = [shuffled(images, epoch) for epoch in range(60)]
+    expected = list(_batches_one_by_one(orders, groups, batch_size))
+    assert list(endless_batches(orders, groups, batch_size)) == expected
+    for start in (1, len(expected) // 2, len(expected) - 1, len(expected)):
+        assert list(endless_batches(orders, groups, batch_size, start=start)) == expected[start:]
+
+
 def test_a_data_set_smaller_than_a_batch_fills_it_with_repetitions() -> None:
-    (batch,) = islice(training_draws(3, [0, 0, 0], 8, seed=0), 1)
+    (batch,) = islice(training_draws(3, np.zeros(3, int), 8, seed=0), 1)
     assert Counter(draw.index for draw in batch).most_common()[0][1] == 3
     assert len({draw.seed for draw in batch}) == 8
 

@@ -122,7 +122,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 
 def _load(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(path.read_bytes(), object_hook=_without_polygons)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -134,6 +134,12 @@ def _load(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
             f"{path}: expected a COCO file, an object with the lists {', '.join(keys)}; found {found or 'none'}"
         )
     return tree["images"], tree["annotations"], tree["categories"]
+
+
+def _without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
+    """They are most of a large file, and nothing here reads them: dropped at once, they never fill the memory."""
+    entry.pop("segmentation", None)
+    return entry
 
 
 def _usable(entries: list[Any], what: str, schema: dict[str, type], report: _Reporter) -> list[dict[str, Any]]:

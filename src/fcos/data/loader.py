@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -159,7 +160,7 @@ def build_train_loader(
             f"train.batch_size={batch_size}: at least one image for each of the {world_size} processes is needed"
         )
     dataset = DetectionDataset(annotations, transform=train_transform(data, convention), box_convention=convention)
-    groups = aspect_groups(annotations.sizes) if data.group_by_aspect else [0] * len(annotations)
+    groups = aspect_groups(annotations.sizes) if data.group_by_aspect else np.zeros(len(annotations), dtype=np.int64)
 
     def draws() -> Iterator[Sequence[Draw]]:
         batches = training_draws(

@@ -20,56 +20,60 @@ class Draw(NamedTuple):
     seed: int
 
 
-def shuffled(length: int, seed: int) -> list[int]:
-    """A permutation of 0..length-1, torch.randperm's for the seed."""
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+def shuffled(length: int, seed: int) -> np.ndarray:
+    """A permutation of 0..length-1, torch.randperm's for the seed: int64 [length]."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
-def aspect_groups(sizes: np.ndarray) -> list[int]:
-    """0 for landscape, 1 for square and portrait images; sizes [I, 2] (height, width)."""
-    return (sizes[:, 0] >= sizes[:, 1]).astype(int).tolist()
+def aspect_groups(sizes: np.ndarray) -> np.ndarray:
+    """0 for landscape, 1 for square and portrait images: int64 [I]; sizes [I, 2] (height, width)."""
+    return (sizes[:, 0] >= sizes[:, 1]).astype(np.int64)
 
 
-def grouped_batches(
-    order: Sequence[int], group_ids: Sequence[int], batch_size: int
-) -> tuple[list[list[int]], list[list[int]]]:
+def grouped_batches(order: np.ndarray, group_ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Cut a sequence of images into batches whose images are all of one group.
 
     Args:
-        order: image indices.
+        order: image indices, int64, at least one.
         group_ids: the group of every image.
         batch_size: images a batch.
 
     Returns:
-        The full batches, and the smaller ones that remain (one a group at most); both in the order of their first
-        images.
+        The full batches, int64 [F, batch_size], and the smaller ones that remain (one a group at most); both in the
+        order of their first images.
     """
-    growing: dict[int, tuple[int, list[int]]] = {}
-    full: list[tuple[int, list[int]]] = []
-    for position, index in enumerate(order):
-        start, batch = growing.setdefault(group_ids[index], (position, []))
-        batch.append(index)
-        if len(batch) == batch_size:
-            full.append((start, batch))
-            del growing[group_ids[index]]
-    return [batch for _, batch in sorted(full)], [batch for _, batch in growing.values()]
+    groups = group_ids[order]
+    full, partial = [], []  # positions in `order`
+    for group in np.unique(groups):
+        places = np.flatnonzero(groups == group)
+        end = len(places) // batch_size * batch_size
+        full.append(places[:end].reshape(-1, batch_size))
+        if end < len(places):
+            partial.append(places[end:])
+    batches = np.concatenate(full)
+    batches = batches[np.argsort(batches[:, 0])]
+    return order[batches], [order[places] for places in sorted(partial, key=lambda places: places[0])]
 
 
-def endless_batches(orders: Iterable[Sequence[int]], group_ids: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Batches over many passes; `orders` gives the images of each.
+def endless_batches(
+    orders: Iterable[np.ndarray], group_ids: np.ndarray, batch_size: int, *, start: int = 0
+) -> Iterator[list[int]]:
+    """Batches over many passes, from number `start` on; `orders` gives the images of each pass.
 
     Every batch is full: what is left over in one pass begins the next (in the original it makes smaller batches, and
     few images of a rare group would change the statistics of a step).
     """
-    left: list[int] = []
+    left = np.empty(0, dtype=np.int64)
     for order in orders:
-        batches, partial = grouped_batches([*left, *order], group_ids, batch_size)
-        left = [index for batch in partial for index in batch]
-        yield from batches
+        batches, partial = grouped_batches(np.concatenate([left, order]), group_ids, batch_size)
+        left = np.concatenate([left[:0], *partial])
+        for batch in batches[start:]:
+            yield batch.tolist()
+        start = max(0, start - len(batches))
 
 
 def training_draws(
-    length: int, group_ids: Sequence[int], batch_size: int, *, seed: int, start_iteration: int = 0
+    length: int, group_ids: np.ndarray, batch_size: int, *, seed: int, start_iteration: int = 0
 ) -> Iterator[list[Draw]]:
     """The batches from `start_iteration` on, without end, with the seed of every image's augmentation.
 
@@ -78,9 +82,9 @@ def training_draws(
     """
     assert length > 0
     orders = (shuffled(length, _mixed(seed, epoch)) for epoch in count())
-    for iteration, batch in enumerate(endless_batches(orders, group_ids, batch_size)):
-        if iteration >= start_iteration:
-            yield [Draw(index, _mixed(seed, iteration, position)) for position, index in enumerate(batch)]
+    batches = endless_batches(orders, group_ids, batch_size, start=start_iteration)
+    for iteration, batch in enumerate(batches, start=start_iteration):
+        yield [Draw(index, _mixed(seed, iteration, position)) for position, index in enumerate(batch)]
 
 
 def rank_part(items: Sequence[T], rank: int, world_size: int) -> Sequence[T]:
