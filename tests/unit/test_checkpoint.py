@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import pickle
-from collections.abc import Mapping
+import resource
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import fcos
 from fcos.config import Config
 from fcos.errors import WeightsError
 from fcos.models import FCOS, build_model
-from fcos.training.checkpoint import fill, load_checkpoint, save_checkpoint, start_from
+from fcos.training.checkpoint import fill, generations, load_checkpoint, save_checkpoint, start_from
 
 
 def save(path: Path, model: nn.Module | None = None, **options: Any) -> Path:
@@ -91,6 +93,70 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
+def test_earlier_files_stay(tmp_path: Path) -> None:
+    for i in range(5):
+        save(tmp_path / "last.pt", iteration=i, keep=3)
+    files = generations(tmp_path / "last.pt")
+    assert [(file.name, load_checkpoint(file).iteration) for file in files] == [
+        ("last.pt", 4),
+        ("last-1.pt", 3),
+        ("last-2.pt", 2),
+    ]
+    save(tmp_path / "last.pt", iteration=5, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last-1.pt", "last.pt"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_there_is_a_good_file_whenever_the_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """Killed before the first, the second, ... change in the folder; from then on nothing is changed any more."""
+    path = tmp_path / "last.pt"
+    changes = 0
+
+    def only_so_many(original: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*args: Any, **options: Any) -> Any:
+            nonlocal changes
+            changes -= 1
+            if changes < 0:
+                raise Killed
+            return original(*args, **options)
+
+        return change
+
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, only_so_many(getattr(Path, name)))
+    found = []
+    for survived in range(6):
+        changes = 100
+        for iteration in range(3):
+            save(path, iteration=iteration, keep=keep)
+        changes = survived
+        with contextlib.suppress(Killed):
+            save(path, iteration=3, keep=keep)
+        found.append(load_checkpoint(generations(path)[0]).iteration)
+    assert set(found) == {2, 3}
+    assert found[-1] == 3
+
+
+@pytest.mark.parametrize("room", [0, 700, 5000])
+def test_a_full_disk_is_an_oserror_and_keeps_the_old_file(tmp_path: Path, room: int) -> None:
+    path = save(tmp_path / "a.pt", nn.Linear(1, 1), iteration=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):  # what the system says of this limit
+            save(path, nn.Linear(100, 100), iteration=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_checkpoint(path).iteration == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
 def test_missing_file(tmp_path: Path) -> None:
     assert "no such file" in message(tmp_path / "none.pt")
 
@@ -113,6 +179,36 @@ def test_damaged_file(tmp_path: Path) -> None:
     content[600] ^= 0xFF
     path.write_bytes(content)
     assert "damaged" in message(path)
+
+
+def test_no_wrong_byte_goes_unseen(tmp_path: Path) -> None:
+    """torch itself does not look at the check sums: of a third of the bytes it would give wrong numbers."""
+    model = nn.Linear(8, 8)
+    training = {"state": {"iteration": 3}, "optimizer": {"momentum": torch.randn(40)}}
+    path = save(tmp_path / "a.pt", model, training=training)
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :])
+        try:
+            loaded = load_checkpoint(path)
+        except WeightsError:
+            refused += 1
+            continue
+        assert same(loaded.model, model.state_dict()), position
+        assert loaded.config == Config().to_dict(), position
+        assert loaded.training is not None
+        assert loaded.training["state"] == {"iteration": 3}
+        assert torch.equal(loaded.training["optimizer"]["momentum"], training["optimizer"]["momentum"]), position
+    assert refused > 100
+
+
+def test_no_file_that_was_cut_short_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt")
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 31):
+        path.write_bytes(whole[:length])
+        message(path)
 
 
 def test_weights_of_another_project(tmp_path: Path) -> None:

@@ -203,12 +203,11 @@ def _read(path: Path, safe_globals: Sequence[Any]) -> Any:
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "no such file"
         raise WeightsError(f"{path}: {what}; expected a weights file, for example runs/NAME/weights/best.pt")
-    old_format = not zipfile.is_zipfile(path)  # of PyTorch before 1.6
     try:
         with torch.serialization.safe_globals(list(safe_globals)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no weights make the reader fail in any way
-        if old_format:
+        if not _is_zip(path):  # of PyTorch before 1.6
             reason = f"no weights file, or one that was cut short ({path.stat().st_size} bytes)"
         elif isinstance(error, pickle.UnpicklingError):
             raise WeightsError(
@@ -219,6 +218,13 @@ def _read(path: Path, safe_globals: Sequence[Any]) -> Any:
             first_line = str(error).partition("\n")[0]
             reason = f"damaged: {first_line}"
         raise WeightsError(f"{path}: {reason}; copy it again or use an earlier one") from None
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # it is one, and damaged
+        return True
 
 
 def _verify(path: Path) -> None:

@@ -93,6 +93,9 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     ):
         log.message(_introduction(run, origin, micro_batch))
         _warn_of_warmup(run, length.total(0), log)
+        place = run.place(_total(length, state.iteration))
+        if _evaluation_due(run, place):  # the run was stopped before it was done
+            _evaluate(run, log, interruption, place)
         batches = iter(loader)
         while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
             began = clock()
@@ -265,7 +268,7 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
         log.message(f"stopped early: no better AP in the last {run.state.stale} evaluations")
     elif run.val_data is None:
         run.save_last()
-    elif run.state.evaluated_at != run.state.iteration:  # a run may be killed after that
+    elif run.state.evaluated_at != run.state.iteration or not run.state.best:  # else: it was killed after that
         _evaluate(run, log, interruption, run.place(max(run.state.iteration, 1)))
     if not run.state.best:
         run.save_best_without_figures()

@@ -249,6 +249,7 @@ class Run:
         if self.average:
             fill(self.average.model, checkpoint.model, where=where)
             self.average.updates = saved["updates"]
+        groups = [{**group, "lr": before["lr"]} for group, before in zip(groups, saved_groups, strict=True)]
         self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])

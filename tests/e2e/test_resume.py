@@ -1,0 +1,219 @@
+"""A run that is killed or stopped at any moment and continued ends with exactly what an uninterrupted one ends with."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import random
+import shlex
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fcos.config import Config
+from fcos.training.checkpoint import load_checkpoint
+
+KILLS, STOPS = 20, 4
+STEPS = 12
+TIMINGS = ("minutes", "images_per_second", "data_share")
+
+
+def run_command(words: list[str], log: Path) -> None:
+    """`fcos WORDS`, in a process of its own; what it prints goes to a file."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers; a forkserver's child would use that
+    from fcos.cli import main
+
+    main(words)
+
+
+class Commands:
+    """Starts commands in processes that find torch imported: a start takes milliseconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log.txt"
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(
+            ["tiny_backbone", "fcos.api", "fcos.training.loop", "torch.utils.tensorboard.writer", "torch._dynamo"]
+        )
+
+    def start(self, *words: object) -> BaseProcess:
+        self.log.write_text("")
+        process = self._context.Process(target=run_command, args=([str(word) for word in words], self.log))
+        process.start()
+        return process
+
+    def run(self, *words: object) -> str:
+        process = self.start(*words)
+        process.join()
+        assert process.exitcode == 0, self.log.read_text()
+        return self.log.read_text()
+
+    def wait_for(self, process: BaseProcess, text: str) -> None:
+        while text not in self.log.read_text():
+            assert process.is_alive(), self.log.read_text()
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of several runs of the same config; `whole` was not interrupted."""
+    folder = tmp_path_factory.mktemp("resume")
+    config = Config.model_validate(
+        {
+            "model": {
+                "backbone": {"name": "tiny_backbone:Tiny"},
+                "fpn": {"channels": 32},
+                "head": {"num_convs": 1, "prior_probability": 0.2},
+                "strides": [8, 16],
+                "size_ranges": [[-1, 32], [32, None]],
+            },
+            "data": {
+                "root": data,
+                "short_side": [48, 64],
+                "max_side": 64,
+                "zoom": [0.5, 2],
+                "color_jitter": 0.3,
+                "workers": 0,
+            },
+            "train": {
+                "iterations": STEPS,
+                "batch_size": 2,
+                "lr": 1e-2,
+                "warmup": "none",
+                "schedule": "cosine",
+                "clip_norm": 10.0,
+                "ema": 0.9,
+                "eval_every": 5,
+                "checkpoint_every": 1,
+                "log_every": 4,
+            },
+            "device": "cpu",
+        }
+    )
+    (folder / "config.yaml").write_text(config.to_yaml())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def commands(folder: Path) -> Commands:
+    return Commands(folder)
+
+
+@pytest.fixture(scope="module")
+def duration(folder: Path, commands: Commands) -> float:
+    """Seconds that the uninterrupted run took."""
+    commands.run("--version")  # starts the server
+    began = time.monotonic()
+    commands.run("train", folder / "config.yaml", f"output_dir={folder / 'whole'}")
+    return time.monotonic() - began
+
+
+def train_words(folder: Path, run: str, *, workers: int) -> list[object]:
+    """The command that starts a run or continues it."""
+    again = folder / run / "config.yaml"
+    words = [again, "train.resume=true"] if again.is_file() else [folder / "config.yaml", f"output_dir={folder / run}"]
+    return ["train", *words, f"data.workers={workers}"]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{key: row[key] for key in row if key not in TIMINGS} for row in csv.DictReader(file)]
+
+
+def compare(expected: Any, found: Any, where: str = "") -> None:
+    """Bit by bit, but for what a clock said."""
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(expected, found), where
+    elif isinstance(expected, dict):
+        assert expected.keys() == found.keys(), where
+        for key in expected:
+            if key not in ("seconds", "step_seconds"):
+                compare(expected[key], found[key], f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(expected) == len(found), where
+        for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+            compare(a, b, f"{where}[{i}]")
+    else:
+        assert repr(expected) == repr(found), where  # NaN is not equal to itself
+
+
+def assert_as_uninterrupted(folder: Path, run: str) -> None:
+    for name in ("last.pt", "best.pt"):
+        expected, found = (load_checkpoint(folder / r / "weights" / name) for r in ("whole", run))
+        compare(expected.model, found.model, f"{name}: weights")
+        compare(expected.training, found.training, f"{name}: training")
+        compare(expected.metrics, found.metrics, f"{name}: metrics")
+        assert found.iteration == expected.iteration
+    assert rows(folder / run) == rows(folder / "whole")
+    assert not list((folder / run / "weights").glob(".*"))
+
+
+def test_killed_at_twenty_random_moments(folder: Path, commands: Commands, duration: float) -> None:
+    seed = random.randrange(1000)
+    print(f"seed {seed}")  # shown when the test fails
+    moments = random.Random(seed)
+    kills = runs = 0
+    while True:
+        process = commands.start(*train_words(folder, f"killed{runs}", workers=moments.randrange(4)))
+        process.join(moments.uniform(0, duration) if kills < KILLS else None)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+            continue
+        assert process.exitcode == 0, commands.log.read_text()
+        assert_as_uninterrupted(folder, f"killed{runs}")
+        if kills == KILLS:
+            return
+        runs += 1
+
+
+def test_stopped_by_signals_and_continued_as_told(folder: Path, commands: Commands, duration: float) -> None:
+    seed = random.randrange(1000)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    words = train_words(folder, "stopped", workers=2)
+    for number in (signal.SIGINT, signal.SIGTERM) * (STOPS // 2):
+        process = commands.start(*words)
+        commands.wait_for(process, "step: ")
+        time.sleep(moments.uniform(0, duration / STOPS))
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        process.join()
+        log = commands.log.read_text()
+        if process.exitcode == 0:  # the last evaluation was over
+            break
+        assert process.exitcode == 130, log
+        line = next(line for line in log.splitlines() if line.startswith("interrupted; "))
+        words = shlex.split(line.partition("continue with: fcos ")[2])
+    commands.run(*words)
+    assert_as_uninterrupted(folder, "stopped")
+
+
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(folder: Path, commands: Commands, duration: float) -> None:
+    last = folder / "damaged/weights/last.pt"
+    words = train_words(folder, "damaged", workers=0)
+    for damage in ("cut short", "wrong byte"):
+        process = commands.start(*words)
+        commands.wait_for(process, "step: ")
+        while not last.with_stem("last-1").is_file():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        words = train_words(folder, "damaged", workers=0)
+        content = bytearray(last.read_bytes()) if last.is_file() else bytearray(1000)
+        content[len(content) // 2] ^= 0xFF
+        last.write_bytes(content[: len(content) // 3] if damage == "cut short" else content)
+    log = commands.run(*words)
+    assert f"warning: {last}: damaged" in log
+    assert f"continuing from the one before (kept as {last.with_stem('damaged')}), {last.with_stem('last-1')}" in log
+    assert_as_uninterrupted(folder, "damaged")

@@ -1,0 +1,106 @@
+"""What a run does when it cannot save, and from what it continues."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcos import cli
+from fcos.config import Config
+from fcos.errors import TrainingError, WeightsError
+from fcos.training import run as run_module
+from fcos.training.checkpoint import load_checkpoint
+from fcos.training.folder import load_last
+from fcos.training.loop import train
+
+
+def resume(config: Config) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"resume": True})})
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, *, files: str, when: Callable[[int], bool]) -> None:
+    """Savings of these files fail where `when(iteration)`."""
+    original = run_module.save_checkpoint
+
+    def save(path: Path, *, iteration: int, **options: Any) -> None:
+        if path.stem in files and when(iteration):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path, iteration=iteration, **options)
+
+    monkeypatch.setattr(run_module, "save_checkpoint", save)
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(
+    configure: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fill_disk(monkeypatch, files="last", when=lambda iteration: iteration == 2)
+    train(configure(iterations=3, checkpoint_every=1))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"warning: {tmp_path / 'run/weights/last.pt'}: not saved: [Errno 28] No space left")
+    assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 3
+    assert load_checkpoint(tmp_path / "run/weights/best.pt").iteration == 3
+
+
+@pytest.mark.parametrize("files", ["last", "best"])
+def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_can_be_continued(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: str
+) -> None:
+    config = configure(iterations=3, checkpoint_every=1)
+    with monkeypatch.context() as patches:
+        fill_disk(patches, files=files, when=lambda iteration: iteration == 3)
+        with pytest.raises(TrainingError) as caught:
+            train(config)
+    command = f"continue with: fcos train {tmp_path / 'run/config.yaml'} train.resume=true"
+    assert f"{files}.pt: not saved: [Errno 28] No space left on device" in str(caught.value)
+    assert str(caught.value).endswith(f"make room, then {command}")
+    cli_words = command.partition("fcos ")[2].split()
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(cli_words)
+    for name in ("last", "best"):
+        saved = load_checkpoint(tmp_path / f"run/weights/{name}.pt")
+        assert saved.iteration == 3
+        assert "AP" in saved.metrics
+
+
+def test_a_run_that_had_saved_nothing_starts_from_the_beginning(
+    configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(configure().to_yaml())
+    train(resume(configure()))
+    assert f"nothing was saved in {folder} yet: starting from the beginning" in capsys.readouterr().out
+    assert load_checkpoint(folder / "weights/last.pt").iteration == 2
+
+
+def test_leftovers_of_a_killed_process_are_removed(configure: Callable[..., Config], tmp_path: Path) -> None:
+    weights = train(configure(iterations=1)).run / "weights"
+    (weights / ".last.pt.123.tmp").write_bytes(b"half a file")
+    (weights / ".best.pt.123.tmp").write_bytes(b"half a file")
+    train(resume(configure(iterations=2)))
+    assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last-1.pt", "last.pt"]
+
+
+def test_a_missing_last_checkpoint_is_told(configure: Callable[..., Config], tmp_path: Path) -> None:
+    run = train(configure(iterations=2, checkpoint_every=1)).run
+    (run / "weights/last.pt").unlink()
+    checkpoint, note = load_last(run)
+    assert checkpoint is not None
+    assert f"{run / 'weights/last.pt'} is missing" in note
+    assert load_checkpoint(run / "weights/last.pt").iteration == checkpoint.iteration
+
+
+def test_no_checkpoint_that_can_be_read(configure: Callable[..., Config]) -> None:
+    run = train(configure(iterations=2, checkpoint_every=1)).run
+    for name in ("last", "last-1"):
+        (run / f"weights/{name}.pt").write_bytes(b"PK")
+    with pytest.raises(WeightsError, match=r"no checkpoint can be read: .*last\.pt: .*last-1\.pt: "):
+        load_last(run)
