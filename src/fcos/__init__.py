@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import convert, evaluate, load, train
+    from .api import convert, evaluate, load, report, train
     from .config import Config
     from .config_text import load_config
     from .errors import ConfigError, DataError, FCOSError, TrainingError, WeightsError
@@ -31,11 +31,12 @@ __all__ = [
     "evaluate",
     "load",
     "load_config",
+    "report",
     "train",
 ]
 
 _HOME = {
-    **dict.fromkeys(("convert", "evaluate", "load", "train"), "api"),
+    **dict.fromkeys(("convert", "evaluate", "load", "report", "train"), "api"),
     **dict.fromkeys(("ConfigError", "DataError", "FCOSError", "TrainingError", "WeightsError"), "errors"),
     "Config": "config",
     "load_config": "config_text",

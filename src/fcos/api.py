@@ -1,4 +1,4 @@
-"""The Python counterpart of the command line: `load`, `train`, `evaluate`, `convert`.
+"""The Python counterpart of the command line: `load`, `train`, `evaluate`, `report`, `convert`.
 
 Options are given as on the command line, as `key=value` texts: `fcos.train("fcos_mnv2_small", "data=cells")`.
 """
@@ -136,6 +136,28 @@ def evaluate(
         )
     join_processes(device)
     return run(model.to(device), annotations, resolved, device=device, progress=progress)
+
+
+def report(run: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Write `report.html` into the folder of a run: curves, figures, errors, pictures, config on one page.
+
+    A finished training has made it already. Detections on val are those of the best evaluation; where they are missing,
+    weights/best.pt is evaluated again.
+
+    Args:
+        run: the folder of a training, finished or not.
+        progress: of that evaluation, see `evaluate`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: the folder holds no run.
+        OSError: the disk is full or not writable.
+    """
+    from .reporting.report import write_report
+
+    return write_report(Path(run), evaluate=lambda weights: evaluate(weights, progress=progress))
 
 
 def convert(

@@ -124,6 +124,21 @@ def val(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training, finished or not.")],
+) -> None:
+    """Write RUN/report.html: curves, figures per class, errors, pictures, config, all on one page.
+
+    For example: fcos report runs/cells
+    """
+    from . import api
+
+    with _progress("evaluating") as progress:
+        file = api.report(run, progress=progress)
+    print(f"written: {file}")
+
+
+@app.command()
 def predict(  # noqa: PLR0917 (options of the command line)
     weights: Weights,
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.")],

@@ -212,7 +212,8 @@ def _cell(value: str | float | Cell | None) -> dict[str, Any]:
     plain = {"bar": None, "heat": None, "number": not isinstance(value, str)}
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return {"text": DASH, **plain}
-    return {"text": f"{value:.3f}" if isinstance(value, float) else str(value), **plain}
+    text = value if isinstance(value, str) else f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
+    return {"text": text, **plain}
 
 
 def _percent(share: float | None) -> float | None:
@@ -230,7 +231,14 @@ def _svg(chart: Chart) -> Any:
     with mpl.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser has it
         figure = Figure(figsize=(WIDTH / 72, chart.height / 72), layout="constrained")
-        chart.draw(figure.subplots())
+        axes = figure.subplots()
+        chart.draw(axes)
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":  # matplotlib's labels are formulas, which are not parsed
+                low, high = axis.get_view_interval()
+                axis.set_major_formatter("{x:g}")
+                digits = "25" if high < 100 * low else ""  # there is room for few
+                axis.set_minor_formatter(lambda x, _, digits=digits: f"{x:g}" if f"{x:e}"[0] in digits else "")
         file = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,9 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .coco import METRICS
-
-if TYPE_CHECKING:
-    from .loop import Evaluation
+from .loop import Evaluation
 
 _CLASS_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
@@ -50,6 +47,21 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     (folder / "detections.json").write_text(json.dumps(evaluation.detections, allow_nan=False), encoding="utf-8")
 
 
+def load_evaluation(folder: Path) -> Evaluation | None:
+    """Read what `save_evaluation` wrote; None: it is not there, not complete, or of an earlier version."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return Evaluation(
+            metrics=_with_nan(metrics["metrics"]),
+            per_class={name: _with_nan(figures) for name, figures in metrics["per_class"].items()},
+            detections=json.loads((folder / "detections.json").read_text(encoding="utf-8")),
+            boxes_per_class=metrics["boxes_per_class"],
+            thresholds=metrics["thresholds"],
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def default_folder(weights: Path, split: str) -> Path:
     """Where an evaluation is written: RUN/SPLIT for RUN/weights/NAME.pt, else a folder beside the file."""
     if weights.parent.name == "weights":
@@ -75,3 +87,7 @@ def _figure(value: float) -> str:
 
 def _defined(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def _with_nan(figures: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in figures.items()}

@@ -7,8 +7,10 @@ box when there is room, always inside the picture, away from the tags that stand
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..structures import Instances
@@ -21,6 +23,22 @@ _PAPER = (255, 255, 255)
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _READABLE_SIDE = 480  # pictures whose shorter side is less are enlarged
 _LARGEST_SIDE = 8192  # but not beyond this
+
+
+class Mark(NamedTuple):
+    """A box to be drawn.
+
+    Attributes:
+        box: XYXY, pixels of the picture.
+        color: RGB, 0..255.
+        text: of its tag; empty: no tag.
+        dashed: the line is.
+    """
+
+    box: Sequence[float]
+    color: tuple[int, int, int]
+    text: str = ""
+    dashed: bool = False
 
 
 class _Tag(NamedTuple):
@@ -60,30 +78,47 @@ def draw(
     Returns:
         An RGB picture, `scale` times as large as the image.
     """
-    picture = to_picture(image).copy()
-    factor = scale or max(
-        1, min(round(_READABLE_SIDE / max(1, min(picture.size))), _LARGEST_SIDE // max(1, *picture.size))
-    )
-    if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    picture = enlarged(to_picture(image), scale)
     found = instances.to("cpu").resize_to((picture.height, picture.width))
     order = found.scores.argsort(descending=True, stable=True).tolist()
     boxes, labels, names = found.boxes.tolist(), found.labels.tolist(), found.names
     texts = [f"{n}  {s:.2f}" if scores else n for n, s in zip(names, found.scores.tolist(), strict=True)]
+    draw_marks(picture, [Mark(boxes[i], class_color(labels[i]), texts[i]) for i in order])
+    return picture
 
+
+def enlarged(picture: Image.Image, scale: int | None = None) -> Image.Image:
+    """A copy, `scale` times as large; None: see `draw`."""
+    factor = scale or max(
+        1, min(round(_READABLE_SIDE / max(1, min(picture.size))), _LARGEST_SIDE // max(1, *picture.size))
+    )
+    if factor == 1:
+        return picture.copy()
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+
+
+def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | None = None) -> None:
+    """Draw boxes and their tags onto a picture; the first marks are on top and choose their tags' places first.
+
+    Args:
+        picture: is changed.
+        marks: what to draw.
+        text_size: height of the letters, pixels; None: for the picture at its full size.
+    """
     line = max(2, round(0.0028 * (picture.width * picture.height) ** 0.5))
-    font = ImageFont.load_default(max(11, round(0.021 * (picture.width * picture.height) ** 0.5)))
+    size = text_size or max(11, round(0.021 * (picture.width * picture.height) ** 0.5))
+    font = ImageFont.load_default(size)
     height = font.getbbox("Ag")[3] + 2 * line
     canvas = ImageDraw.Draw(picture, "RGBA")
-    for i in reversed(order):  # the most confident ones on top
-        _draw_box(canvas, boxes[i], class_color(labels[i]), line)
+    for mark in reversed(marks):
+        _draw_box(canvas, mark, line)
     tags: list[_Tag] = []
-    for i in order:
-        width = font.getlength(texts[i]) + 4 * line
-        tags.append(_place_tag(texts[i], boxes[i], tags, size=(width, height), picture_size=picture.size))
-    for i, tag in reversed(list(zip(order, tags, strict=True))):
-        _draw_tag(canvas, tag, class_color(labels[i]), font)
-    return picture
+    with_tags = [mark for mark in marks if mark.text]
+    for mark in with_tags:
+        width = font.getlength(mark.text) + 4 * line
+        tags.append(_place_tag(mark.text, mark.box, tags, size=(width, height), picture_size=picture.size))
+    for mark, tag in reversed(list(zip(with_tags, tags, strict=True))):
+        _draw_tag(canvas, tag, mark.color, font)
 
 
 def draw_pair(
@@ -111,16 +146,25 @@ def draw_pair(
     return sheet
 
 
-def _draw_box(canvas: ImageDraw.ImageDraw, box: list[float], color: tuple[int, int, int], line: int) -> None:
-    x1, y1, x2, y2 = box
+def _draw_box(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
+    x1, y1, x2, y2 = mark.box
     x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)  # the last covered pixel
     halo = max(1, line // 2)  # a dark rim keeps light colours visible on light ground
     canvas.rectangle((x1 - halo, y1 - halo, x2 + halo, y2 + halo), outline=(0, 0, 0, 90), width=line + 2 * halo)
-    canvas.rectangle((x1, y1, x2, y2), outline=color, width=line)
+    if not mark.dashed:
+        canvas.rectangle((x1, y1, x2, y2), outline=mark.color, width=line)
+        return
+    dash = 4 * line
+    for start in np.arange(x1, x2, 2 * dash).tolist():
+        for top in (y1, y2 - line + 1):
+            canvas.rectangle((start, top, min(start + dash, x2), top + line - 1), fill=mark.color)
+    for start in np.arange(y1, y2, 2 * dash).tolist():
+        for left in (x1, x2 - line + 1):
+            canvas.rectangle((left, start, left + line - 1, min(start + dash, y2)), fill=mark.color)
 
 
 def _place_tag(
-    text: str, box: list[float], placed: list[_Tag], *, size: tuple[float, float], picture_size: tuple[int, int]
+    text: str, box: Sequence[float], placed: list[_Tag], *, size: tuple[float, float], picture_size: tuple[int, int]
 ) -> _Tag:
     """The first place around the box where the tag covers no other one, else the one where it covers least."""
     width, height = size

@@ -30,6 +30,8 @@ from ..distributed import (
 from ..errors import ConfigError, DataError
 from ..evaluation.loop import evaluate
 from ..models import FCOS, build_model
+from ..reporting.record import Data
+from ..reporting.report import write_report
 from .budget import IterationLength, Length, TimeLength
 from .checkpoint import Checkpoint, load_checkpoint, start_from
 from .diagnosis import RULES, linear_rule, start_warnings
@@ -275,6 +277,16 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     run.require_saved()
     best = f"AP {run.state.best['AP']:.3f} on val" if run.state.best else "the last weights, nothing was measured"
     log.message(f"{run.state.iteration} iterations, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {best}")
+    _report(run, log)
+
+
+def _report(run: Run, log: RunLog) -> None:
+    """Write the page of the run, which ends no training by failing."""
+    if rank() == 0:
+        try:
+            log.message(f"report: {write_report(run.folder, data=Data(run.train_data, run.val_data))}")
+        except Exception as error:  # all that matters has been saved
+            log.message(f"warning: no report of the run: {type(error).__name__}: {error}")
 
 
 class _Enough(Exception):

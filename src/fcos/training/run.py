@@ -18,6 +18,7 @@ from ..distributed import barrier, rank, same_everywhere
 from ..errors import ConfigError, TrainingError
 from ..evaluation.report import save_evaluation
 from .checkpoint import Checkpoint, fill, save_checkpoint
+from .environment import save_environment
 from .folder import BEST, CONFIG, LAST, write_config
 from .logs import Place, RunLog, Step
 from .optim import WeightAverage, build_optimizer
@@ -102,9 +103,10 @@ class Run:
         self._earlier = 0.0
 
     def save_config(self) -> None:
-        """Write config.yaml: not before it is known that the run can be continued with it."""
+        """Write config.yaml, not before it is known that the run can be continued with it, and environment.json."""
         if rank() == 0:
             write_config(self.folder, self.config)
+            save_environment(self.folder, self.device)
 
     @property
     def device(self) -> torch.device:

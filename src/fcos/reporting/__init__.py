@@ -1,0 +1,1 @@
+"""What became of a run, on one page: `fcos report`."""

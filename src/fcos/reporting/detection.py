@@ -1,0 +1,229 @@
+"""The sections of a report about the detections on val: figures, curves, thresholds, confusions, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..evaluation.coco import METRICS
+from ..evaluation.loop import Evaluation
+from ..page import Cell, Chart, Page, printable
+from .analysis import Analysis
+from .record import Record
+from .training import figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ERRORS = {
+    "Cls": ("class", "the box is right, the class is not"),
+    "Loc": ("place", "the class is right, the box overlaps too little (IoU 0.1 to 0.5)"),
+    "Both": ("class and place", "both are wrong"),
+    "Dupe": ("duplicate", "a second detection of an object"),
+    "Bkg": ("background", "there is no object"),
+    "Miss": ("missed", "an object without any detection"),
+}
+ALL = "all classes"
+_MOST_CURVES = 7
+_MOST_BARS = 12
+_MOST_CLASSES = 20
+
+
+def add_figures(page: Page, evaluation: Evaluation) -> None:
+    """The 12 COCO figures, of all classes and of each."""
+    section = page.section("Average precision on val")
+    everything = (ALL, sum(evaluation.boxes_per_class.values()), evaluation.metrics)
+    classes = [(name, evaluation.boxes_per_class[name], figures) for name, figures in evaluation.per_class.items()]
+    rows = [
+        [name, boxes, Cell(figure(figures["AP"]), bar=np.nan_to_num(figures["AP"])), *(figures[m] for m in METRICS[1:])]
+        for name, boxes, figures in (everything, *classes)
+    ]
+    section.table(["class", "boxes", *METRICS], rows)
+    section.text(
+        "AP and AR are means over IoU 0.5 to 0.95, AP50 and AP75 at one IoU. s, m and l are objects below 32 x 32"
+        " pixels, up to 96 x 96, and larger ones. AR1, AR10 and AR100 allow so many detections an image.",
+        style="note",
+    )
+    charts = [Chart("Size of the objects", lambda axes: _bars_of_sizes(axes, evaluation.metrics))]
+    if 1 < len(classes) <= _MOST_BARS:
+        charts.append(
+            Chart("Classes and sizes", lambda axes: _bars_of_classes(axes, evaluation), 60 + 34 * len(classes))
+        )
+    section.charts(charts)
+
+
+def _bars_of_sizes(axes: Axes, metrics: dict[str, float]) -> None:
+    places = np.arange(3)
+    for shift, kind in ((-0.2, "AP"), (0.2, "AR")):
+        values = [np.nan_to_num(metrics[kind + size]) for size in "sml"]
+        axes.bar(places + shift, values, width=0.38, label=kind)
+    axes.set_xticks(places, ["small", "medium", "large"])
+    axes.grid(axis="x", visible=False)
+    axes.set_ylim(0, 1)
+    axes.legend(ncols=2)
+
+
+def _bars_of_classes(axes: Axes, evaluation: Evaluation) -> None:
+    places = np.arange(len(evaluation.per_class))
+    for k, (size, meaning) in enumerate((("s", "small"), ("m", "medium"), ("l", "large"))):
+        values = [np.nan_to_num(figures["AP" + size]) for figures in evaluation.per_class.values()]
+        axes.barh(places + 0.27 * (k - 1), values, height=0.25, label=f"AP {meaning}")
+    axes.set_yticks(places, [_short(name) for name in evaluation.per_class])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 1)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=3, columnspacing=1)
+
+
+def add_curves(page: Page, analysis: Analysis) -> None:
+    """Precision over recall, of all classes and of each."""
+    assert analysis.run.eval is not None
+    table = np.asarray(analysis.run.eval["precision"])[..., 0, -1]  # [IoU, recall, K], all sizes, 100 detections
+    table = np.where(table < 0, np.nan, table)[..., _order(analysis)]
+    has_objects = ~np.isnan(table[0, 0])
+    mean = table[:, :, has_objects].mean(axis=2)
+    at = {iou: int(np.flatnonzero(np.isclose(analysis.run.params.iou_thrs, iou))[0]) for iou in (0.5, 0.75)}
+    overall = {"IoU 0.5": mean[at[0.5]], "IoU 0.75": mean[at[0.75]], "IoU 0.5 to 0.95": mean.mean(axis=0)}
+    section = page.section("Precision and recall")
+    section.charts(
+        [
+            Chart("Mean of the classes", lambda axes: _precision_curves(axes, overall, [])),
+            Chart("Classes, IoU 0.5", lambda axes: _precision_of_classes(axes, table[at[0.5]], analysis)),
+            Chart("Classes, IoU 0.75", lambda axes: _precision_of_classes(axes, table[at[0.75]], analysis)),
+        ]
+    )
+
+
+def _precision_of_classes(axes: Axes, table: np.ndarray, analysis: Analysis) -> None:
+    """The curves of all classes; of many the best and the worst have colours and names."""
+    names, area = analysis.annotations.class_names, table.mean(axis=0)
+    ranked = [int(label) for label in np.argsort(-area) if not np.isnan(area[label])]
+    chosen = ranked if len(ranked) <= _MOST_CURVES else [*ranked[:3], *ranked[3 - _MOST_CURVES :]]
+    others = [table[:, label] for label in ranked if label not in chosen]
+    _precision_curves(axes, {f"{_short(names[label])} {area[label]:.2f}": table[:, label] for label in chosen}, others)
+
+
+def _precision_curves(axes: Axes, curves: dict[str, np.ndarray], others: Sequence[np.ndarray]) -> None:
+    recall = np.linspace(0, 1, 101)
+    for precision in others:
+        axes.plot(recall, precision, color="#8a93a0", linewidth=0.6, alpha=0.5)
+    for name, precision in curves.items():
+        axes.plot(recall, precision, label=name)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend()
+
+
+def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
+    """The score thresholds that predict uses, and what they give."""
+    section = page.section("Score thresholds")
+    section.text(
+        "fcos predict shows what scores at least its class's threshold: the one of highest F1 on val at IoU 0.5, which"
+        " best.pt holds. It takes another one with --threshold."
+    )
+    assert record.evaluation is not None
+    if record.best is not None and record.best.thresholds != record.evaluation.thresholds:
+        section.text("best.pt holds other thresholds or none; these are of this report's evaluation.", style="warning")
+    found, wrong, missed = (values.astype(float) for values in analysis.counts_of_classes())
+    with np.errstate(invalid="ignore"):
+        precision, recall = found / (found + wrong), found / (found + missed)
+        f1 = 2 * found / (2 * found + wrong + missed)
+    names = analysis.annotations.class_names
+    rows = [
+        [
+            name,
+            Cell(f"{analysis.thresholds[k]:.3f}{'' if name in record.evaluation.thresholds else ' (default)'}"),
+            Cell(figure(f1[k]), bar=np.nan_to_num(f1[k])),
+            precision[k],
+            recall[k],
+            int(found[k]),
+            int(wrong[k]),
+            int(missed[k]),
+        ]
+        for k, name in enumerate(names)
+    ]
+    section.table(["class", "threshold", "F1", "precision", "recall", "found", "wrong", "missed"], rows)
+    section.charts([Chart("F1 over the score threshold, IoU 0.5", lambda axes: _f1_curves(axes, analysis, f1))])
+
+
+def _f1_curves(axes: Axes, analysis: Analysis, f1: np.ndarray) -> None:
+    names = analysis.annotations.class_names
+    objects = np.bincount(analysis.annotations.labels[~analysis.annotations.crowd], minlength=len(names))
+    ranked = [int(label) for label in np.argsort(-f1) if objects[label]]
+    chosen = ranked if len(ranked) <= _MOST_CURVES else [*ranked[:3], *ranked[3 - _MOST_CURVES :]]
+    grid = np.linspace(0, 1, 101)
+    for label in sorted(ranked, key=lambda k: k in chosen):
+        own = (analysis.labels == label) & (analysis.states >= 0)
+        shown, right = (
+            (analysis.scores[mask][:, None] >= grid).sum(axis=0) for mask in (own, own & (analysis.states == 1))
+        )
+        curve = 2 * right / (shown + objects[label])
+        if label in chosen:
+            (line,) = axes.plot(grid, curve, label=_short(names[label]))
+            axes.plot(analysis.thresholds[label], f1[label], "o", markersize=4, color=line.get_color())
+        else:
+            axes.plot(grid, curve, color="#8a93a0", linewidth=0.6, alpha=0.5)
+    axes.set(xlabel="score threshold", ylabel="F1", xlim=(0, 1), ylim=(0, 1.02))
+    axes.legend(loc="upper right")
+
+
+def add_confusion(page: Page, analysis: Analysis) -> None:
+    """Which class is taken for which."""
+    section = page.section("Confusions")
+    matrix, names = analysis.confusion, analysis.annotations.class_names
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    classes = np.arange(len(names))
+    text = (
+        "Rows are what it is, columns what was shown, above the thresholds and at IoU 0.5. Colours are shares of a row."
+    )
+    if len(names) > _MOST_CLASSES:
+        trouble = wrong[:-1].sum(axis=1) + wrong[:, :-1].sum(axis=0)
+        classes = np.sort(np.argsort(-trouble, kind="stable")[:_MOST_CLASSES])
+        text += f" Of {len(names)} classes, the {_MOST_CLASSES} with the most mistakes; the others are left out."
+    section.text(text, style="note")
+    picked = [*classes.tolist(), len(names)]
+    labels = [*(names[k] for k in classes), "nothing"]
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    rows = [
+        [
+            label,
+            *(Cell(f"{matrix[i, j]:,}" if i < len(names) or j < len(names) else "", heat=share[i, j]) for j in picked),
+        ]
+        for label, i in zip(labels, picked, strict=True)
+    ]
+    section.table(["is \\ shown as", *labels], rows)
+    pairs = [(int(wrong[i, j]), i, j) for i, j in zip(*np.nonzero(wrong[:-1, :-1]), strict=True)]
+    if pairs:
+        worst = sorted(pairs, key=lambda pair: -pair[0])[:8]
+        section.text("Most frequent: " + ", ".join(f"{names[i]} shown as {names[j]} ({n})" for n, i, j in worst) + ".")
+
+
+def add_errors(page: Page, analysis: Analysis) -> None:
+    """What kinds of errors there are, and what each costs."""
+    found = analysis.run.tide_errors(pos_thr=0.5, bg_thr=0.1)
+    section = page.section("Kinds of errors")
+    section.text(
+        f"What AP50, now {found['ap_base']:.3f}, would gain if all errors of one kind were mended (TIDE, Bolya et al."
+        " 2020). All detections count, whatever they score.",
+        style="note",
+    )
+    gains = found["delta_ap"]
+    most = max((*(gains[kind] for kind in _ERRORS), 1e-9))
+    rows = [
+        [title, Cell(f"+{gains[kind]:.3f}", bar=gains[kind] / most), int(found["counts"][kind]), meaning]
+        for kind, (title, meaning) in _ERRORS.items()
+    ]
+    section.table(["error", "AP50 gained", "how many", "what it is"], rows)
+
+
+def _order(analysis: Analysis) -> list[int]:
+    """Positions in hotcoco's tables, which are ordered by category id, of the labels."""
+    position = {category: i for i, category in enumerate(analysis.run.params.cat_ids)}
+    return [position[category] for category in analysis.annotations.category_ids]
+
+
+def _short(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= 18 else name[:17] + "..."

@@ -1,0 +1,88 @@
+"""The images on which a detector does best and worst."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from ..data.images import open_rgb
+from ..errors import DataError
+from ..inference.draw import Mark, draw_marks, enlarged
+from ..page import Legend, Page, Picture, Section
+from .analysis import Analysis
+
+COUNT = 6
+_LONGEST = 640
+_TEXT = 0.027  # letters, of the longer side: to be read where the picture is as wide as a phone
+_MOST_TAGS = 12
+# Of Okabe and Ito's colours, told apart with every kind of colour vision.
+_RIGHT, _WRONG, _MISSED = (0, 158, 115), (213, 94, 0), (240, 228, 66)
+
+
+def add_pictures(page: Page, analysis: Analysis) -> None:
+    """Up to six pictures of each, by the F1 of what is shown."""
+    found, wrong, missed = analysis.counts_of_images()
+    errors = wrong + missed
+    f1 = 2 * found / np.maximum(2 * found + errors, 1)
+    images = np.flatnonzero(found + errors)  # nothing to be found and nothing shown tells nothing
+    worst = images[np.lexsort((-errors[images], f1[images]))]
+    best = images[np.lexsort((-found[images], -f1[images]))]
+    each = min(COUNT, len(images) // 2)
+    section = page.section("Best and worst images")
+    section.legend(
+        [
+            Legend(_RIGHT, "found"),
+            Legend(_WRONG, "wrong: no such object there, or found already"),
+            Legend(_MISSED, "missed", dashed=True),
+        ]
+    )
+
+    def caption(i: int) -> str:
+        return f"{analysis.annotations.file_name(i)}: {found[i]} found, {wrong[i]} wrong, {missed[i]} missed"
+
+    for title, chosen in (("Worst", worst[: max(each, 1)]), ("Best", best[:each])):
+        if len(chosen):
+            section.heading(title)
+            _add(section, analysis, {int(i): caption(i) for i in chosen})
+
+
+def _add(section: Section, analysis: Analysis, captions: dict[int, str]) -> None:
+    pictures = []
+    for i, caption in captions.items():
+        try:
+            pictures.append(Picture(_draw(analysis, i), caption))
+        except DataError as error:
+            section.text(f"No picture of {caption} ({error})", style="warning")
+    section.pictures(pictures)
+
+
+def _draw(analysis: Analysis, i: int) -> Image.Image:
+    """The image with what was found, wrong and missed, errors on top.
+
+    Raises:
+        DataError: it cannot be read any more.
+    """
+    annotations = analysis.annotations
+    picture = open_rgb(annotations.path(i))
+    picture.thumbnail((_LONGEST, _LONGEST))
+    picture = enlarged(picture)
+    height, width = annotations.sizes[i].tolist()
+    scale = np.array([picture.width / width, picture.height / height] * 2)
+    names, span = annotations.class_names, annotations.span(i)
+    shown = np.flatnonzero(analysis.shown & (analysis.images == i))
+    shown = shown[np.argsort(-analysis.scores[shown], kind="stable")].tolist()
+
+    def marks(state: int, color: tuple[int, int, int], tags: bool) -> list[Mark]:
+        chosen = [d for d in shown if analysis.states[d] == state]
+        texts = [f"{names[analysis.labels[d]]}  {analysis.scores[d]:.2f}" if tags else "" for d in chosen]
+        return [Mark((analysis.boxes[d] * scale).tolist(), color, t) for d, t in zip(chosen, texts, strict=True)]
+
+    missed = [
+        Mark((annotations.boxes[b] * scale).tolist(), _MISSED, names[annotations.labels[b]], dashed=True)
+        for b in range(span.start, span.stop)
+        if analysis.missed[b]
+    ]
+    found = marks(1, _RIGHT, tags=len(shown) <= _MOST_TAGS)
+    text_size = round(_TEXT * max(picture.size))
+    draw_marks(picture, [*missed, *marks(0, _WRONG, tags=True), *found], text_size=text_size)
+    return picture

@@ -1,0 +1,57 @@
+"""The page of a run, from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..evaluation.loop import Evaluation
+from ..inference.predictor import DEFAULT_THRESHOLD
+from ..page import Page
+from .analysis import analyse
+from .detection import add_confusion, add_curves, add_errors, add_figures, add_thresholds
+from .pictures import add_pictures
+from .record import Data, read_record
+from .training import add_classes, add_environment, add_history, add_speed, add_summary
+
+FILE = "report.html"
+
+
+def write_report(
+    folder: Path, *, data: Data | None = None, evaluate: Callable[[Path], Evaluation] | None = None
+) -> Path:
+    """Write `report.html` into the folder of a run, finished or not; an earlier one is replaced.
+
+    Args:
+        folder: of the run.
+        data: see `read_record`.
+        evaluate: see `read_record`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: the folder holds no run.
+        OSError: the disk is full or not writable.
+    """
+    record = read_record(folder, data=data, evaluate=evaluate)
+    page = Page(f"Run {folder.resolve().name}", footer="Made by fcos report. This file asks the net for nothing.")
+    add_summary(page, record)
+    add_history(page, record)
+    if record.evaluation is not None and record.data.val is not None:
+        add_figures(page, record.evaluation)
+        if sum(record.evaluation.boxes_per_class.values()):
+            score = record.config.model.score
+            default = DEFAULT_THRESHOLD if score == "sqrt" else DEFAULT_THRESHOLD**2
+            analysis = analyse(record.data.val, record.evaluation, default_threshold=default)
+            add_curves(page, analysis)
+            add_thresholds(page, analysis, record)
+            add_confusion(page, analysis)
+            add_errors(page, analysis)
+            add_pictures(page, analysis)
+    add_speed(page, record)
+    add_classes(page, record)
+    add_environment(page, record)
+    path = folder / FILE
+    page.save(path)
+    return path

@@ -1,0 +1,177 @@
+"""The sections of a report that need no detections: summary, curves, speed, classes, environment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.dataset import Annotations
+from ..page import DASH, Cell, Chart, Page, Tile
+from ..training.logs import LOSSES
+from .record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_POINTS = 300
+Series = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def add_summary(page: Page, record: Record) -> None:
+    """What the run is, and what it has come to."""
+    config, best = record.config, record.best
+    page.subtitle = f"FCOS with {config.model.backbone.name}, {record.folder}"
+    section = page.section("Summary")
+    metrics = record.evaluation.metrics if record.evaluation else best.metrics if best else {}
+    iterations, duration = _length(record)
+    images = "train" if record.data.val is None else f"train, {len(record.data.val):,} val"
+    train = record.data.train
+    section.tiles(
+        [
+            Tile(
+                "AP", figure(metrics.get("AP")), f"on val, of iteration {best.iteration:,}" if best and metrics else ""
+            ),
+            Tile("AP50", figure(metrics.get("AP50")), "IoU 0.5"),
+            Tile("AP75", figure(metrics.get("AP75")), "IoU 0.75"),
+            Tile("Iterations", f"{iterations:,}", f"of {config.train.batch_size} images"),
+            Tile("Duration", duration, "evaluations included"),
+            Tile("Images", DASH if train is None else f"{len(train):,}", images if train else ""),
+            Tile("Classes", DASH if not (names := _class_names(record)) else f"{len(names):,}"),
+        ]
+    )
+    if record.data.val is None and not record.remarks:
+        section.text(
+            "The data has no val split: nothing was measured, and best.pt holds the last weights.", style="note"
+        )
+    for remark in record.remarks:
+        section.text(remark, style="warning")
+
+
+def add_history(page: Page, record: Record) -> None:
+    """The curves over the iterations."""
+    section = page.section("Training")
+    losses = {name.removeprefix("loss_"): record.column("train", name) for name in ("loss", *LOSSES)}
+    losses = {"total" if name == "loss" else name: series for name, series in losses.items() if len(series[0])}
+    if not losses:
+        section.text("metrics.csv has no row of training yet.", style="note")
+        return
+    norm, rate = record.column("train", "grad_norm"), record.column("train", "lr")
+    charts = [
+        Chart("Loss", lambda axes: _curves(axes, losses)),
+        Chart("Learning rate", lambda axes: _curves(axes, {"": rate})),
+        Chart("Gradient norm, before clipping", lambda axes: _curves(axes, {"": norm}, log=True)),
+    ]
+    measured = {name: record.column("val", name) for name in ("AP", "AP50", "AP75")}
+    if len(measured["AP"][0]):
+        charts.insert(1, Chart("AP on val", lambda axes: _curves(axes, measured, marker="o", top=1.0)))
+    section.charts(charts)
+
+
+def add_speed(page: Page, record: Record) -> None:
+    """How fast it went, what it waited for, and what it took."""
+    speed, waited = record.column("train", "images_per_second"), record.column("train", "data_share")
+    if not len(speed[0]):
+        return
+    section = page.section("Speed and memory")
+    memory = record.column("train", "memory_mb")[1]
+    unassigned = record.column("train", "unassigned_share")[1]
+    share = float(waited[1].mean()) if len(waited[1]) else math.nan
+    section.tiles(
+        [
+            Tile("Training speed", f"{np.median(speed[1]):.1f}", "images a second, median"),
+            Tile("Waiting for data", percent(share), "of the time, mean"),
+            Tile("GPU memory", f"{memory.max():,.0f} MB" if len(memory) else DASH, "most, as torch counts it"),
+            Tile(
+                "Boxes not learned",
+                percent(float(unassigned.mean()) if len(unassigned) else math.nan),
+                "by no location",
+            ),
+        ]
+    )
+    if share > 0.2:
+        section.text(
+            "The loader does not keep up: more data.workers, or smaller image files, make it faster.", style="warning"
+        )
+    charts = [Chart("Images a second", lambda axes: _curves(axes, {"": speed}))]
+    charts += [Chart("Share of the time spent waiting for data", lambda axes: _curves(axes, {"": waited}, top=1.0))]
+    section.charts(charts)
+
+
+def add_classes(page: Page, record: Record) -> None:
+    """How many objects of every class there are."""
+    splits = {name: data for name, data in (("train", record.data.train), ("val", record.data.val)) if data is not None}
+    if not splits:
+        return
+    section = page.section("Classes in the data")
+    counts = {name: _boxes_per_class(data) for name, data in splits.items()}
+    rows = []
+    for label, name in enumerate(_class_names(record)):
+        cells: list[str | Cell] = [name]
+        for split_counts in counts.values():
+            total = max(int(split_counts.sum()), 1)
+            cells.append(Cell(f"{split_counts[label]:,}", bar=split_counts[label] / max(int(split_counts.max()), 1)))
+            cells.append(Cell(percent(split_counts[label] / total)))
+        rows.append(cells)
+    section.table(["class", *(heading for name in counts for heading in (f"{name} boxes", "share"))], rows)
+
+
+def add_environment(page: Page, record: Record) -> None:
+    """Where it was trained, and with which options."""
+    section = page.section("Environment and config")
+    if record.environment:
+        section.table(["", "as the run was started"], [[name, value] for name, value in record.environment.items()])
+    else:
+        section.text("The run has no environment.json: versions and hardware are not known.", style="note")
+    section.details("The resolved config", record.config.to_yaml())
+
+
+def figure(value: float | None) -> str:
+    """With three decimals; a dash where it is not defined."""
+    return DASH if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def percent(share: float) -> str:
+    """Of a share in 0..1."""
+    return DASH if math.isnan(share) else f"{share:.1%}"
+
+
+def _curves(axes: Axes, series: Series, *, log: bool = False, marker: str = "", top: float | None = None) -> None:
+    for name, (x, y) in series.items():
+        axes.plot(*_thinned(x, y), label=name, marker=marker, markersize=3.5)
+    axes.set_xlabel("iteration")
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0, top=top)
+    if len(series) > 1:
+        axes.legend(ncols=2)
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[Sequence[float], Sequence[float]]:
+    """Means of neighbours, where there are more points than a chart can show."""
+    parts = min(len(x), _MOST_POINTS)
+    x_means, y_means = ([part.mean() for part in np.array_split(values, parts)] if parts else [] for values in (x, y))
+    return x_means, y_means
+
+
+def _length(record: Record) -> tuple[int, str]:
+    """Iterations done and the time that they took."""
+    if not record.rows:
+        return 0, DASH
+    minutes = max(float(row["minutes"] or 0) for row in record.rows)
+    text = (
+        f"{minutes * 60:.0f} s" if minutes < 2 else f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    )
+    return max(int(row["iteration"]) for row in record.rows), text
+
+
+def _class_names(record: Record) -> Sequence[str]:
+    data = record.data.train or record.data.val
+    return data.class_names if data is not None else record.best.class_names if record.best else ()
+
+
+def _boxes_per_class(data: Annotations) -> np.ndarray:
+    return np.bincount(data.labels[~data.crowd], minlength=len(data.class_names))

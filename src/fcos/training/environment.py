@@ -1,0 +1,46 @@
+"""Where a run was trained: versions and hardware."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ..distributed import world_size
+
+FILE = "environment.json"
+
+
+def save_environment(folder: Path, device: torch.device) -> None:
+    """Write `environment.json` into the folder of a run, of what runs it from now on."""
+    text = json.dumps(environment(device), indent=1, ensure_ascii=False)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions of what computes, and on what."""
+    packages = ("fcos-vision", "torch", "torchvision", "numpy", "pillow", "hotcoco")
+    found = {
+        **{name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "device": str(device),
+        "processes": str(world_size()),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found["gpu"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    return found
+
+
+def _processor() -> str:
+    try:  # Linux leaves platform.processor() empty
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
