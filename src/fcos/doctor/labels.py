@@ -6,7 +6,8 @@ median than stated, so that a few wrong labels do not hide themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,54 +88,87 @@ def _worst(scored: list[tuple[float, Case]]) -> list[Case]:
 # ---------------------------------------------------------------------------------------------- boxes unlike the others
 
 
+Usual = Mapping[int, tuple[tuple[float, float], tuple[float, float]]]
+"""Label -> median and robust deviation of log(sqrt(area)), and of log(width / height)."""
+Judge = Callable[[Annotations], tuple[np.ndarray, Callable[[int], str]]]
+"""Annotations -> how doubtful every box is, [B], 0 where it is not; and what to say of one."""
+
+
 def _odd_boxes(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
-    odd: list[tuple[float, Case]] = []
-    long: list[tuple[float, Case]] = []
-    whole: list[tuple[float, Case]] = []
     usual = _usual(splits)
-    for split, part in splits.items():
-        size, ratio = _log_size_and_ratio(part.boxes)
-        image_of = np.repeat(np.arange(len(part)), np.diff(part.offsets))
-        sizes = part.sizes[image_of].astype(np.float64)
-        share = np.exp(2 * size) / sizes.prod(axis=1)
-        deviation, elongation = (np.zeros(len(size)) for _ in range(2))
-        for label, (size_of, ratio_of) in usual.items():
-            own = part.labels == label
-            deviation[own] = (size[own] - size_of[0]) / size_of[1]
-            elongation[own] = np.abs(ratio[own] - ratio_of[0]) / ratio_of[1]
-        object_ = ~part.crowd
-
-        def case(i: int, note: str, split: str = split, image_of: np.ndarray = image_of) -> Case:
-            return (Place(split, int(image_of[i]), (i,), note),)
-
-        for i in np.flatnonzero(object_ & (np.abs(deviation) > ODD_SIZE)).tolist():
-            odd.append((abs(deviation[i]), case(i, _size_note(part, i, float(size[i]), usual))))
-        for i in np.flatnonzero(object_ & (np.abs(ratio) >= np.log(LONG)) & (elongation > ODD_SIZE)).tolist():
-            width, height = (part.boxes[i, 2:] - part.boxes[i, :2]).tolist()
-            long.append((abs(ratio[i]), case(i, f"{width:.0f}x{height:.0f}")))
-        for i in np.flatnonzero(object_ & (share >= WHOLE_IMAGE)).tolist():
-            whole.append((float(share[i]), case(i, f"{share[i]:.0%} of the image")))
+    odd = _cases(splits, partial(_judge_size, usual=usual))
     yield Finding(
         "size unlike its class",
         "warning",
         f"{plural(len(odd), 'box')} far smaller or larger than the others of the class: wrong class, or a slip?",
         "Look at them, and correct the class or the box.",
-        _worst(odd),
+        odd,
     )
+    long = _cases(splits, partial(_judge_shape, usual=usual))
     yield Finding(
         "very long box",
         "warning",
         f"{plural(len(long), 'box')} at least {LONG:.0f} times as long as wide, unlike the others of the class",
         "Look at them; such a box is often a slip of the hand.",
-        _worst(long),
+        long,
     )
+    whole = _cases(splits, _judge_share)
     yield Finding(
         "box around the whole image",
         "note",
         f"{plural(len(whole), 'box')} covering {WHOLE_IMAGE:.0%} of the image or more",
         "Look whether they mark an object, or the image as a whole; the latter do not belong here.",
-        _worst(whole),
+        whole,
     )
+
+
+def _cases(splits: Mapping[str, Annotations], judge: Judge) -> list[Case]:
+    found: list[tuple[float, Case]] = []
+    for split, part in splits.items():
+        doubts, note = judge(part)
+        image_of = np.repeat(np.arange(len(part)), np.diff(part.offsets))
+        for i in np.flatnonzero((doubts > 0) & ~part.crowd).tolist():
+            found.append((float(doubts[i]), (Place(split, int(image_of[i]), (i,), note(i)),)))
+    return _worst(found)
+
+
+def _judge_size(annotations: Annotations, *, usual: Usual) -> tuple[np.ndarray, Callable[[int], str]]:
+    size, _ = _log_size_and_ratio(annotations.boxes)
+    doubts = np.abs(_deviations(size, annotations.labels, {label: of for label, (of, _) in usual.items()}))
+
+    def note(i: int) -> str:
+        """How large the box is, how large the class is, and which class it would fit."""
+        own, names = int(annotations.labels[i]), annotations.class_names
+        others = {label: abs(size[i] - middle) / spread for label, ((middle, spread), _) in usual.items()}
+        nearest = min(others, key=others.__getitem__)
+        text = f"{np.exp(size[i]):.0f} pixels, {names[own]} usually {np.exp(usual[own][0][0]):.0f}"
+        return f"{text}; {names[nearest]} fits" if others[nearest] < ODD_SIZE / 2 else text
+
+    return np.where(doubts > ODD_SIZE, doubts, 0), note
+
+
+def _judge_shape(annotations: Annotations, *, usual: Usual) -> tuple[np.ndarray, Callable[[int], str]]:
+    _, ratio = _log_size_and_ratio(annotations.boxes)
+    far = np.abs(_deviations(ratio, annotations.labels, {label: of for label, (_, of) in usual.items()})) > ODD_SIZE
+    extents = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
+    doubts = np.where(far & (np.abs(ratio) >= np.log(LONG)), np.abs(ratio), 0)
+    return doubts, lambda i: f"{extents[i, 0]:.0f} x {extents[i, 1]:.0f}"
+
+
+def _judge_share(annotations: Annotations) -> tuple[np.ndarray, Callable[[int], str]]:
+    size, _ = _log_size_and_ratio(annotations.boxes)
+    sizes = np.repeat(annotations.sizes.astype(np.float64), np.diff(annotations.offsets), axis=0)
+    share = np.exp(2 * size) / sizes.prod(axis=1)
+    return np.where(share >= WHOLE_IMAGE, share, 0), lambda i: f"{share[i]:.0%} of the image"
+
+
+def _deviations(values: np.ndarray, labels: np.ndarray, usual: Mapping[int, tuple[float, float]]) -> np.ndarray:
+    """How many robust deviations [B] from the median of its class each value is; 0 in rare classes."""
+    deviations = np.zeros(len(values))
+    for label, (middle, spread) in usual.items():
+        own = labels == label
+        deviations[own] = (values[own] - middle) / spread
+    return deviations
 
 
 def _log_size_and_ratio(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,8 +177,8 @@ def _log_size_and_ratio(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (width + height) / 2, width - height
 
 
-def _usual(splits: Mapping[str, Annotations]) -> dict[int, tuple[tuple[float, float], tuple[float, float]]]:
-    """Label -> median and robust deviation of the log sizes and of the log ratios, for classes with enough boxes."""
+def _usual(splits: Mapping[str, Annotations]) -> Usual:
+    """What is usual in the classes with enough boxes."""
     if not splits:
         return {}
     kept = [~annotations.crowd for annotations in splits.values()]
@@ -159,21 +193,6 @@ def _spread(values: np.ndarray, least: float = _LEAST_SPREAD) -> tuple[float, fl
     """Median and robust standard deviation, the latter at least `least`."""
     middle = float(np.median(values))
     return middle, max(1.4826 * float(np.median(np.abs(values - middle))), least)
-
-
-def _size_note(
-    annotations: Annotations,
-    box: int,
-    size: float,
-    usual: Mapping[int, tuple[tuple[float, float], tuple[float, float]]],
-) -> str:
-    """How large the box is, how large the class is, and which class it would fit."""
-    own = int(annotations.labels[box])
-    names = annotations.class_names
-    fitting = {label: abs(size - middle) / spread for label, ((middle, spread), _) in usual.items() if label != own}
-    near = min(fitting, key=fitting.__getitem__, default=None)
-    text = f"{np.exp(size):.0f} pixels, {names[own]} usually {np.exp(usual[own][0][0]):.0f}"
-    return f"{text}; {names[near]} fits" if near is not None and fitting[near] < ODD_SIZE / 2 else text
 
 
 # --------------------------------------------------------------------------------------------- images unlike the others

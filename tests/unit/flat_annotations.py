@@ -1,0 +1,49 @@
+"""Annotations without files, and a small pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcos.data.dataset import Annotations
+from fcos.doctor.setting import Setting
+
+
+def annotations_of(boxes: Sequence[Sequence[Sequence[float]]], sizes: Sequence[tuple[int, int]]) -> Annotations:
+    """Boxes of every image: x1, y1, x2, y2, label in 0..2, and perhaps 1 for crowd; sizes: (height, width)."""
+    flat = [box for image in boxes for box in image]
+    return Annotations(
+        root=Path("."),
+        names=b"",
+        name_offsets=np.zeros(len(sizes) + 1, dtype=np.int64),
+        image_ids=np.arange(len(sizes)),
+        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        offsets=np.cumsum([0, *map(len, boxes)]),
+        boxes=np.array([box[:4] for box in flat], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([int(box[4]) for box in flat], dtype=np.int64),
+        crowd=np.array([len(box) > 5 and bool(box[5]) for box in flat], dtype=bool),
+        areas=np.zeros(len(flat), dtype=np.float32),
+        annotation_ids=np.arange(len(flat)),
+        class_names=("a", "b", "c"),
+        category_ids=(1, 2, 3),
+    )
+
+
+def setting_of(**options: Any) -> Setting:
+    """Three levels over images of 48 x 60 pixels, changed by options."""
+    return Setting(
+        **{
+            "strides": (4, 8, 16),
+            "size_ranges": ((-1, 8), (8, 16), (16, None)),
+            "center_sampling_radius": 0.0,
+            "location": "center",
+            "box_convention": "continuous",
+            "short_side": 48,
+            "max_side": 60,
+            "size_divisor": 16,
+            **options,
+        }
+    )

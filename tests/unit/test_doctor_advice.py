@@ -1,0 +1,129 @@
+"""What the doctor advises does what it says, and is the cheapest of what it tries."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from flat_annotations import annotations_of, setting_of
+
+from fcos.config_text import load_config
+from fcos.data.dataset import Annotations
+from fcos.doctor.advice import ENOUGH_RECALL, advise
+from fcos.doctor.coverage import cover
+from fcos.doctor.report import Advice
+from fcos.doctor.setting import Setting
+
+USUAL = ((-1, 64), (64, 128), (128, None))
+
+
+def squares(side: float, count: int = 60) -> Annotations:
+    """One box in each image, at any place."""
+    places = np.random.default_rng(0).uniform(0, 64 - side, (count, 2)).tolist()
+    return annotations_of([[(x, y, x + side, y + side, 0)] for x, y in places], [(64, 64)] * count)
+
+
+def advice_for(annotations: Annotations, setting: Setting) -> list[Advice]:
+    return advise(annotations, cover(annotations, setting))
+
+
+def with_options(setting: Setting, options: tuple[str, ...]) -> Setting:
+    """The setting as a training with the options pasted would have it."""
+    base = [
+        option for option in setting.options if option.partition("=")[0] not in {o.partition("=")[0] for o in options}
+    ]
+    config = load_config(None, [*base, *options, f"data.size_divisor={setting.size_divisor}"])
+    return Setting.of(config)
+
+
+def test_nothing_is_advised_where_all_boxes_are_learned() -> None:
+    assert advice_for(squares(20), setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)) == []
+
+
+def test_nothing_is_advised_without_boxes() -> None:
+    assert advice_for(annotations_of([[]], [(64, 64)]), setting_of()) == []
+
+
+@pytest.mark.parametrize("side", [3.0, 5.0, 7.0])
+def test_the_options_can_be_pasted_and_do_what_they_say(side: float) -> None:
+    setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000)
+    annotations = squares(side)
+    before = cover(annotations, setting).recall
+    assert before < ENOUGH_RECALL
+    (advice,) = advice_for(annotations, setting)
+    after = cover(annotations, with_options(setting, advice.options)).recall
+    assert after >= ENOUGH_RECALL
+    assert f"{before:.1%} -> {after:.1%} on 60 images" in advice.effect
+
+
+def test_boxes_a_little_too_small_need_a_little_larger_input() -> None:
+    setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000)
+    (advice,) = advice_for(squares(6.5), setting)
+    assert advice.options == ("data.short_side=96",)
+    assert "2.2 times the locations, 2.2 times the pixels" in advice.effect
+
+
+def test_the_limit_of_the_longer_side_is_raised_where_it_is_met() -> None:
+    setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=64)
+    (advice,) = advice_for(squares(6.5), setting)
+    assert advice.options == ("data.short_side=96", "data.max_side=96")
+
+
+def test_far_too_small_boxes_get_a_finer_level() -> None:
+    setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000)
+    (advice,) = advice_for(squares(4.1), setting)
+    assert advice.options[0] == "model.strides=[4,8,16]"
+    assert "1.0 times the pixels" in advice.effect
+
+
+def test_a_gap_in_the_size_ranges_is_closed_for_nothing() -> None:
+    setting = setting_of(strides=(8, 16, 32), size_ranges=((-1, 16), (32, 64), (64, 128)), short_side=64)
+    (advice,) = advice_for(squares(40), setting)
+    assert len(advice.options) == 1
+    assert advice.options[0].startswith("model.size_ranges=[[-1,")
+    assert advice.options[0].endswith(",null]]")
+    assert "1.0 times the locations" in advice.effect
+
+
+def test_quantiles_part_boxes_that_hide_each_other() -> None:
+    """Two boxes around one another, both of the first level: its locations go to the smaller one."""
+    pairs = [[(20, 20, 40, 40, 0), (19, 19, 45, 45, 0)]] * 30
+    setting = setting_of(strides=(8, 16), size_ranges=((-1, 64), (64, None)), short_side=64, center_sampling_radius=0.6)
+    annotations = annotations_of(pairs, [(64, 64)] * 30)
+    assert cover(annotations, setting).recall < ENOUGH_RECALL
+    (advice,) = advice_for(annotations, setting)
+    assert cover(annotations, with_options(setting, advice.options)).recall >= ENOUGH_RECALL
+
+
+def test_what_cannot_be_mended_is_said_or_left() -> None:
+    """Every object is marked twice: one of the two boxes always loses."""
+    pairs = [[(10, 10, 40, 40, 0), (10, 10, 40, 40, 0)]] * 5 + [[(8.5, 8.5, 11, 11, 0)]]
+    annotations = annotations_of(pairs, [(64, 64)] * 6)
+    setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)
+    (advice,) = advice_for(annotations, setting)
+    assert "nothing that was tried reaches 98%" in advice.effect
+    assert advice_for(annotations_of(pairs[:5], [(64, 64)] * 5), setting) == []
+
+
+def test_center_sampling_is_tried_against_ambiguity_between_classes() -> None:
+    pairs = [[(0, 0, 60, 60, 0), (24, 24, 64, 64, 1)]] * 10
+    annotations = annotations_of(pairs, [(64, 64)] * 10)
+    setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)
+    (advice,) = advice_for(annotations, setting)
+    assert advice.options == ("model.center_sampling_radius=1.5",)
+    before, after = (float(text) for text in re.findall(r"([\d.]+)%", advice.effect)[:2])
+    now, then = (cover(annotations, s) for s in (setting, with_options(setting, advice.options)))
+    assert math.isclose(before, 100 * now.ambiguous_classes.sum() / now.positives.sum(), abs_tol=0.05)
+    assert math.isclose(after, 100 * then.ambiguous_classes.sum() / then.positives.sum(), abs_tol=0.05)
+    assert advice_for(annotations, setting_of(strides=(8, 16, 32), size_ranges=USUAL, center_sampling_radius=2.0)) == []
+
+
+def test_progress_is_told_for_every_setting_tried() -> None:
+    told: list[tuple[int, int]] = []
+    annotations = squares(3.0)
+    coverage = cover(annotations, setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64))
+    advise(annotations, coverage, progress=lambda done, total: told.append((done, total)))
+    assert [done for done, _ in told] == list(range(len(told)))
+    assert len({total for _, total in told}) == 1

@@ -1,0 +1,245 @@
+"""Which boxes a pyramid can learn, against plain loops over boxes and locations."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from flat_annotations import annotations_of, setting_of
+
+from fcos.config import Config
+from fcos.data.dataset import Annotations
+from fcos.doctor.coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
+from fcos.doctor.setting import Setting
+
+SIZES = [(64, 80), (70, 50), (40, 40), (64, 80)]  # height, width; the third has no boxes
+RANGES = {"all": setting_of().size_ranges, "gap": ((-1, 6), (8, 16), (16, 20))}
+
+
+def random_annotations(seed: int) -> Annotations:
+    generator = np.random.default_rng(seed)
+    boxes: list[list[tuple[float, ...]]] = []
+    for i, (height, width) in enumerate(SIZES):
+        image = []
+        for _ in range(0 if i == 2 else 12):
+            scale = generator.choice([3, 12, 80])
+            x, y = generator.uniform(0, width - 2), generator.uniform(0, height - 2)
+            w, h = generator.uniform(0.5, scale, 2)
+            crowd = float(generator.random() < 0.15)
+            image.append((x, y, min(x + w, width), min(y + h, height), float(generator.integers(3)), crowd))
+        if image:
+            image.append((*image[0][:4], 2.0, 0.0))  # twice
+        boxes.append(image)
+    return annotations_of(boxes, SIZES)
+
+
+# ------------------------------------------------------------------------------------------------------ the plain count
+
+
+class Slow(NamedTuple):
+    fates: list[int]
+    positives: list[int]
+    ambiguous: list[int]
+    ambiguous_classes: list[int]
+
+
+def slow_cover(annotations: Annotations, setting: Setting) -> Slow:
+    """One location and one box at a time."""
+    inclusive = setting.box_convention == "inclusive"
+    levels = len(setting.strides)
+    fates, positives, ambiguous, classes = [], [0] * levels, [0] * levels, [0] * levels
+    for i, size in enumerate(annotations.sizes.tolist()):
+        new = setting.resized(*size)
+        boxes = {}
+        span = annotations.span(i)
+        for k in range(span.start, span.stop):
+            x1, y1, x2, y2 = annotations.boxes[k].tolist()
+            if inclusive:  # the last pixel belongs to the box; what has no width then is left out
+                x2, y2 = max(x2 - 1, x1), max(y2 - 1, y1)
+                x1, x2, y1, y2 = min(x1, size[1] - 1), min(x2, size[1] - 1), min(y1, size[0] - 1), min(y2, size[0] - 1)
+                if x2 - x1 <= 1e-3 or y2 - y1 <= 1e-3:
+                    continue
+            down, across = new[0] / size[0], new[1] / size[1]
+            boxes[k] = tuple(float(np.float32(v)) for v in (x1 * across, y1 * down, x2 * across, y2 * down))
+        objects = [k for k in boxes if not annotations.crowd[k]]
+        learned, wanted = set(), Counter()
+        side = setting.size_divisor
+        height, width = (math.ceil(v / side) * side for v in new)
+        for level, stride in enumerate(setting.strides):
+            for row in range(math.ceil(height / stride)):
+                for column in range(math.ceil(width / stride)):
+                    x, y = (column + 0.5) * stride, (row + 0.5) * stride
+                    wanting = [k for k in objects if _wants(boxes[k], x, y, level, setting)]
+                    wanted.update(wanting)
+                    if wanting:
+                        extra = 1 if inclusive else 0
+                        areas = [(b[2] - b[0] + extra) * (b[3] - b[1] + extra) for b in map(boxes.get, wanting) if b]
+                        learned.add(wanting[int(np.argmin(np.float32(areas)))])
+                        positives[level] += 1
+                        ambiguous[level] += len(wanting) > 1
+                        classes[level] += len({int(annotations.labels[k]) for k in wanting}) > 1
+        for k in range(span.start, span.stop):
+            if not annotations.crowd[k]:
+                fates.append(_fate(boxes.get(k), k in learned, wanted[k] > 0, (height, width), setting))
+    return Slow(fates, positives, ambiguous, classes)
+
+
+def _wants(box: tuple[float, ...], x: float, y: float, level: int, setting: Setting) -> bool:
+    x1, y1, x2, y2 = box
+    distances = (x - x1, y - y1, x2 - x, y2 - y)
+    low, high = setting.size_ranges[level]
+    reach = setting.center_sampling_radius * setting.strides[level]
+    near = not reach or max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) < reach
+    return min(distances) > 0 and near and max(distances) >= low and (high is None or max(distances) <= high)
+
+
+def _fate(box: tuple[float, ...] | None, learned: bool, wanted: bool, padded: tuple[int, int], setting: Setting) -> int:
+    if box is None:
+        return DROPPED
+    if wanted:
+        return LEARNED if learned else TAKEN
+    longest = max(box[2] - box[0], box[3] - box[1])
+    some = np.linspace(longest / 2, longest, 10_001)[:-1]  # how far the farthest side of a point inside can be
+    if not any(
+        ((some >= low) & (some <= (np.inf if high is None else high))).any() for low, high in setting.size_ranges
+    ):
+        return NO_LEVEL
+    everywhere = Setting(**{**setting.__dict__, "center_sampling_radius": 0.0})
+    for level, stride in enumerate(setting.strides):
+        for row in range(math.ceil(padded[0] / stride)):
+            for column in range(math.ceil(padded[1] / stride)):
+                if _wants(box, (column + 0.5) * stride, (row + 0.5) * stride, level, everywhere):
+                    return OFF_CENTER
+    return BETWEEN
+
+
+@pytest.mark.parametrize("ranges", RANGES)
+@pytest.mark.parametrize("convention", ["continuous", "inclusive"])
+@pytest.mark.parametrize("radius", [0.0, 0.4, 1.5])
+def test_every_number_is_that_of_the_plain_count(radius: float, convention: str, ranges: str) -> None:
+    setting = setting_of(center_sampling_radius=radius, box_convention=convention, size_ranges=RANGES[ranges])
+    annotations = random_annotations(seed=3)
+    found, expected = cover(annotations, setting), slow_cover(annotations, setting)
+    assert found.fates.tolist() == expected.fates
+    assert found.positives.tolist() == expected.positives
+    assert found.ambiguous.tolist() == expected.ambiguous
+    assert found.ambiguous_classes.tolist() == expected.ambiguous_classes
+    assert radius == 0.4 or ranges == "gap" or sum(expected.ambiguous_classes) > 0
+
+
+def test_the_plain_count_meets_every_fate() -> None:
+    settings = [
+        setting_of(center_sampling_radius=0.4, box_convention="inclusive", size_ranges=RANGES["gap"]),
+        setting_of(size_ranges=RANGES["gap"]),
+    ]
+    met = {fate for setting in settings for seed in (3, 4) for fate in cover(random_annotations(seed), setting).fates}
+    assert met == set(FATES)
+
+
+# ----------------------------------------------------------------------------------------------------------- properties
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("convention", ["continuous", "inclusive"])
+def test_boxes_learned_and_not_learned_are_all_boxes(seed: int, convention: str) -> None:
+    annotations = random_annotations(seed)
+    found = cover(annotations, setting_of(box_convention=convention))
+    total = int((~annotations.crowd).sum())
+    assert len(found.boxes) == total
+    assert sum(int((found.fates == fate).sum()) for fate in FATES) == total
+    assert sum(boxes for boxes, _ in found.by_size().values()) == total
+    learned = int((found.fates == LEARNED).sum())
+    assert sum(learned for _, learned in found.by_size().values()) == learned
+    assert found.recall == learned / total
+    assert (found.learned_on.any(axis=1) == (found.fates == LEARNED)).all()
+    assert (found.ambiguous <= found.positives).all()
+    assert (found.ambiguous_classes <= found.ambiguous).all()
+
+
+def test_recall_alone_is_the_same_recall() -> None:
+    annotations = random_annotations(seed=1)
+    setting = setting_of(center_sampling_radius=1.5)
+    assert cover(annotations, setting, recall_only=True).recall == cover(annotations, setting).recall
+
+
+def test_some_images_count_as_they_do_among_all() -> None:
+    annotations = random_annotations(seed=2)
+    whole, part = cover(annotations, setting_of()), cover(annotations, setting_of(), images=np.array([1, 3]))
+    assert part.images == 2
+    chosen = np.isin(whole.boxes, part.boxes)
+    assert (whole.fates[chosen] == part.fates).all()
+    first, last = annotations.span(1), annotations.span(3)
+    expected = [*range(first.start, first.stop), *range(last.start, last.stop)]
+    assert part.boxes.tolist() == [i for i in expected if not annotations.crowd[i]]
+
+
+def test_crowded_boxes_in_small_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    annotations = random_annotations(seed=3)
+    whole = cover(annotations, setting_of())
+    monkeypatch.setattr("fcos.doctor.coverage._MOST_AT_ONCE", 1)  # a box at a time
+    part = cover(annotations, setting_of())
+    assert (part.fates == whole.fates).all()
+    assert part.ambiguous_classes.tolist() == whole.ambiguous_classes.tolist()
+
+
+def test_progress_is_told_for_every_image() -> None:
+    told: list[tuple[int, int]] = []
+    cover(random_annotations(seed=0), setting_of(), progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+# --------------------------------------------------------------------------------------------------------- edge of data
+
+
+def one_box(*box: float, **options: object) -> Coverage:
+    setting = setting_of(short_side=64, max_side=64, **options)
+    return cover(annotations_of([[(*box, 0)]], [(64, 64)]), setting)
+
+
+def test_a_box_of_a_pixel_between_the_locations() -> None:
+    assert FATES[int(one_box(3, 3, 4, 4).fates[0])].startswith("it lies between")
+    assert one_box(5.5, 5.5, 6.5, 6.5).recall == 1
+
+
+def test_a_box_above_all_size_ranges() -> None:
+    assert one_box(0, 0, 64, 64, size_ranges=((-1, 8), (8, 16), (16, 30))).fates.tolist() == [NO_LEVEL]
+    assert one_box(0, 0, 64, 64).fates.tolist() == [LEARNED]
+
+
+def test_the_level_of_a_box_is_that_of_its_half_side() -> None:
+    assert one_box(0, 0, 30, 10).meant.tolist() == [1]
+    assert one_box(0, 0, 33, 10).meant.tolist() == [2]
+    assert one_box(0, 0, 31, 10, box_convention="inclusive").meant.tolist() == [1]
+    assert one_box(0, 0, 12, 12, size_ranges=((-1, 5), (8, 16), (16, None))).meant.tolist() == [-1]
+
+
+def test_data_without_boxes_has_no_recall() -> None:
+    found = cover(annotations_of([[], []], [(64, 64), (32, 40)]), setting_of())
+    assert math.isnan(found.recall)
+    assert found.by_level() == [(0, 0)] * 3
+    assert found.by_size() == {"small": (0, 0), "medium": (0, 0), "large": (0, 0)}
+
+
+def test_locations_at_the_corners_are_asked_too() -> None:
+    box = (7.5, 7.5, 8.5, 8.5)
+    assert one_box(*box, location="corner").recall == 1
+    assert one_box(*box).recall == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- setting
+
+
+def test_the_setting_of_a_config_is_the_middle_training_size() -> None:
+    config = Config.model_validate({"data": {"short_side": [640, 672, 704, 736], "max_side": 1000}})
+    setting = Setting.of(config)
+    assert (setting.short_side, setting.max_side) == (672, 1000)
+    assert setting.options == [
+        "data.short_side=672",
+        "data.max_side=1000",
+        "model.strides=[8,16,32,64,128]",
+        "model.size_ranges=[[-1,64],[64,128],[128,256],[256,512],[512,null]]",
+        "model.center_sampling_radius=0",
+    ]

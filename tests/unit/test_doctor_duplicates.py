@@ -1,0 +1,127 @@
+"""Twins among images: found however they were saved, and nothing else."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from fcos.doctor import duplicates
+from fcos.doctor.duplicates import NEAR_BITS, WORDS, Twins, find_twins, fingerprint
+
+
+def scene(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
+    """Smooth blobs, as in a photograph."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def twins_of(*images: Image.Image) -> Twins:
+    return find_twins(np.stack([fingerprint(image) for image in images]))
+
+
+def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def test_different_pictures_are_no_twins() -> None:
+    assert twins_of(*(scene(seed) for seed in range(40))) == Twins([], [])
+
+
+def test_the_same_pixels_are_exact_twins_and_not_near_ones() -> None:
+    assert twins_of(scene(0), scene(1), scene(0), scene(2), scene(1), scene(0)) == Twins([[0, 2, 5], [1, 4]], [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: as_jpeg(image, 40),
+        lambda image: image.resize((240, 180)),
+        lambda image: image.resize((60, 45)),
+        lambda image: ImageEnhance.Brightness(image).enhance(0.8),
+        lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        lambda image: as_jpeg(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((100, 75)), 70),
+    ],
+    ids=["compressed", "enlarged", "shrunk", "darker", "mirrored", "mirrored, shrunk, compressed"],
+)
+def test_a_changed_picture_is_a_near_twin(change) -> None:
+    assert twins_of(scene(0), scene(1), change(scene(1)), scene(2)) == Twins([], [[1, 2]])
+
+
+def test_a_part_of_a_picture_is_no_twin() -> None:
+    assert twins_of(scene(0), scene(0).crop((30, 20, 120, 90))) == Twins([], [])
+
+
+def test_an_upside_down_picture_is_no_twin() -> None:
+    assert twins_of(scene(0), scene(0).transpose(Image.Transpose.FLIP_TOP_BOTTOM)) == Twins([], [])
+
+
+def test_a_near_twin_of_exact_twins_joins_their_group() -> None:
+    assert twins_of(scene(3), scene(4), scene(3), as_jpeg(scene(3), 60)) == Twins([[0, 2]], [[0, 2, 3]])
+
+
+def test_flat_images_are_only_like_their_own_copies() -> None:
+    noise = np.random.default_rng(0).integers(0, 2, (4, 90, 120, 3), dtype=np.uint8)
+    flat = [Image.new("RGB", (120, 90), color) for color in ("white", "black", "grey", "white")]
+    grainy = [Image.fromarray(200 + pixels) for pixels in noise]
+    assert twins_of(*flat, *grainy) == Twins([[0, 3]], [])
+
+
+def test_small_marks_on_white_paper_are_told_apart() -> None:
+    pages = []
+    for x in (10, 40, 70):
+        page = Image.new("RGB", (120, 90), "white")
+        page.paste(scene(7).resize((15, 40)), (x, 30))
+        pages.append(page)
+    assert twins_of(*pages).near == []
+
+
+def test_one_pixel_and_one_row_have_fingerprints() -> None:
+    prints = [fingerprint(Image.new("RGB", size, "red")) for size in ((1, 1), (50, 1), (1, 50))]
+    assert [(p.shape, p.dtype) for p in prints] == [((WORDS,), np.uint64)] * 3
+    assert find_twins(np.stack(prints)) == Twins([], [])
+
+
+def test_no_images_have_no_twins() -> None:
+    assert find_twins(np.zeros((0, WORDS), dtype=np.uint64)) == Twins([], [])
+
+
+def _random_hashes(count: int) -> np.ndarray:
+    """Clusters of hashes that differ in a few bits."""
+    generator = np.random.default_rng(0)
+    centers = generator.integers(0, 2**63, count // 8, dtype=np.uint64)
+    hashes = np.repeat(centers, 8)
+    for _ in range(4):
+        hashes ^= np.uint64(1) << generator.integers(0, 64, count).astype(np.uint64)
+    return np.unique(hashes)
+
+
+@pytest.mark.parametrize("at_once", [4_000_000, 50])
+def test_the_search_finds_exactly_the_hashes_within_the_bound(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_MOST_AT_ONCE", at_once)
+    hashes = _random_hashes(400)
+    queries = hashes[::3]
+    found: set[tuple[int, int]] = set()
+    for query, position in duplicates._candidates(queries, hashes):
+        found |= set(zip(query.tolist(), position.tolist(), strict=True))
+    distances = np.bitwise_count(queries[:, None] ^ hashes[None])
+    expected = set(map(tuple, np.argwhere(distances <= NEAR_BITS).tolist()))
+    assert found == expected
+    assert len(expected) > 2 * len(queries)  # not only themselves
+
+
+def test_many_copies_are_one_group_without_comparing_all_pairs() -> None:
+    prints = np.tile(fingerprint(scene(1)), (5000, 1))
+    prints[:, 0] = np.arange(5000)  # each with other pixels
+    twins = find_twins(prints)
+    assert twins == Twins([], [list(range(5000))])
+
+
+def test_groups_are_ordered_by_size() -> None:
+    pictures: Sequence[int] = (5, 6, 5, 6, 6)
+    assert twins_of(*(scene(seed) for seed in pictures)).exact == [[1, 3, 4], [0, 2]]

@@ -1,0 +1,149 @@
+"""Labels that geometry makes suspicious: found where they are, and not elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from flat_annotations import annotations_of
+
+from fcos.data.dataset import Annotations
+from fcos.doctor.labels import label_findings
+from fcos.doctor.report import Finding
+
+Box = Sequence[float]
+SIDE = 200
+LARGE, SMALL, LONG = 0, 1, 2  # classes
+
+
+def usual_boxes() -> list[list[Box]]:
+    """Thirty images with two large, a small and a long box each, none of them odd."""
+    generator = np.random.default_rng(0)
+    images: list[list[Box]] = []
+    for _ in range(30):
+        image: list[Box] = []
+        for left, top, label, width, height in (
+            (0, 0, LARGE, 60, 60),
+            (100, 0, LARGE, 60, 60),
+            (0, 100, SMALL, 15, 15),
+            (60, 120, LONG, 120, 8),
+        ):
+            x, y = left + generator.uniform(1, 20), top + generator.uniform(1, 20)
+            w, h = np.array([width, height]) * generator.uniform(0.8, 1.25, 2)
+            image.append((x, y, x + w, y + h, label))
+        images.append(image)
+    return images
+
+
+def of(*images: list[Box]) -> Annotations:
+    return annotations_of(images, [(SIDE, SIDE)] * len(images))
+
+
+def found(train: Annotations, **others: Annotations) -> dict[str, Finding]:
+    return {finding.kind: finding for finding in label_findings({"train": train, **others})}
+
+
+def boxes_of(finding: Finding) -> list[tuple[str, int, tuple[int, ...]]]:
+    return [(place.split, place.image, place.boxes) for case in finding.cases for place in case]
+
+
+def test_sound_labels_are_not_suspicious() -> None:
+    assert found(of(*usual_boxes())) == {}
+
+
+def test_no_labels_are_not_suspicious() -> None:
+    assert label_findings({}) == []
+    assert found(of()) == {}
+    assert found(of([], [])) == {}
+
+
+def test_an_object_marked_twice() -> None:
+    images = usual_boxes()
+    x1, y1, x2, y2, label = images[4][1]
+    images[4].append((x1 + 1, y1, x2 + 1, y2, label))
+    (finding,) = found(of(*images)).values()
+    assert finding.kind == "double box"
+    assert boxes_of(finding) == [("train", 4, (17, 20))]
+    assert "1 pair of boxes of one class" in finding.message
+
+
+def test_the_worst_double_comes_first_and_three_of_a_kind_are_three_pairs() -> None:
+    box = [10.0, 10.0, 110.0, 110.0, LARGE]
+    images: list[list[Box]] = [[box, [12, 10, 110, 110, LARGE]], [box, box, box]]
+    cases = found(of(*images))["double box"].cases
+    assert [case[0].image for case in cases] == [1, 1, 1, 0]
+    assert cases[0][0].note == "IoU 1.00"
+
+
+def test_an_object_of_two_classes() -> None:
+    images = usual_boxes()
+    images[2].append((*images[2][0][:4], LONG))
+    assert boxes_of(found(of(*images))["box of two classes"]) == [("train", 2, (8, 12))]
+
+
+def test_boxes_that_overlap_a_lot_but_not_nearly_all_are_fine() -> None:
+    images: list[list[Box]] = [[(0, 0, 100, 100, LARGE), (0, 0, 100, 89, LARGE)]]
+    assert found(of(*images)) == {}
+
+
+def test_a_crowd_is_no_double() -> None:
+    images: list[list[Box]] = [[(0, 0, 100, 100, LARGE), (0, 0, 100, 100, LARGE, 1)]]
+    assert found(of(*images)) == {}
+
+
+def test_doubles_among_very_many_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcos.doctor.labels._MOST_ROWS", 2)
+    boxes: list[Box] = [(10.0 * i, 0, 10.0 * i + 8, 8, LARGE) for i in range(7)]
+    boxes[5] = boxes[1]
+    assert boxes_of(found(of(boxes))["double box"]) == [("train", 0, (1, 5))]
+
+
+def test_a_small_box_of_a_large_class_and_the_class_it_fits() -> None:
+    """As BCCD's platelet that is marked as a white cell."""
+    images = usual_boxes()
+    images[7][0] = (5, 5, 20, 20, LARGE)
+    finding = found(of(*images))["size unlike its class"]
+    assert boxes_of(finding) == [("train", 7, (28,))]
+    assert finding.cases[0][0].note.endswith("; b fits")
+
+
+def test_a_large_box_of_a_small_class_in_another_split() -> None:
+    finding = found(of(*usual_boxes()), test=of([(5, 5, 65, 66, SMALL)]))["size unlike its class"]
+    assert boxes_of(finding) == [("test", 0, (0,))]
+    assert finding.cases[0][0].note.startswith("60 pixels, b usually 1")
+
+
+def test_a_class_with_few_boxes_has_no_usual_size() -> None:
+    assert found(of(*([(0, 0, 5.0 * i, 5.0 * i, LARGE)] for i in range(1, 19)))) == {}
+
+
+def test_a_very_long_box_of_a_class_that_is_not_long() -> None:
+    images = usual_boxes()
+    images[9][1] = (100, 10, 199, 19, LARGE)
+    finding = found(of(*images))["very long box"]
+    assert boxes_of(finding) == [("train", 9, (37,))]
+    assert finding.cases[0][0].note == "99 x 9"
+
+
+def test_a_box_around_the_whole_image() -> None:
+    images = usual_boxes()
+    images[3] = [(2, 1, 199, 199, LONG)]
+    finding = found(of(*images))["box around the whole image"]
+    assert boxes_of(finding) == [("train", 3, (12,))]
+    assert finding.cases[0][0].note == "98% of the image"
+    assert finding.severity == "note"
+
+
+def test_images_with_far_fewer_and_far_more_boxes_than_usual() -> None:
+    many: list[Box] = [(4.0 * i, 0, 4.0 * i + 3, 3, LARGE) for i in range(40)]
+    some: list[list[Box]] = [many[: 9 + i % 3] for i in range(30)]
+    kinds = found(of(*some, many[:1], many), val=of([]))
+    assert boxes_of(kinds["image with few boxes"]) == [("val", 0, ()), ("train", 30, ())]
+    assert boxes_of(kinds["image with many boxes"]) == [("train", 31, ())]
+    assert kinds["image with few boxes"].cases[1][0].note == "1 box"
+    assert "than usual (10)" in kinds["image with many boxes"].message
+
+
+def test_images_without_boxes_are_usual_where_there_are_few() -> None:
+    assert found(of(*([(0, 0, 9, 9, LARGE)] if i % 2 else [] for i in range(40)))) == {}
