@@ -240,6 +240,24 @@ def test_file_of_a_newer_version(tmp_path: Path) -> None:
     assert "written by a newer fcos" in message(path)
 
 
+@pytest.mark.parametrize("name", ["training", "metrics", "thresholds", "iteration", "licence"])
+def test_a_file_that_somebody_made_smaller_loads(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path / "a.pt")
+    content = torch.load(path, weights_only=True)
+    del content[name]
+    torch.save(content, path)
+    assert load_checkpoint(path).class_names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"version": "1"}, {"config": None}, {"model": []}, {"class_names": None}, {"category_ids": 3}]
+)
+def test_a_file_with_odd_parts_is_told(tmp_path: Path, odd: dict[str, Any]) -> None:
+    path = save(tmp_path / "a.pt")
+    torch.save(torch.load(path, weights_only=True) | odd, path)
+    assert f"damaged: lacks {next(iter(odd))}; copy it again" in message(path)
+
+
 def test_fill_names_what_does_not_fit() -> None:
     weights = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
     with pytest.raises(WeightsError) as caught:

@@ -232,17 +232,20 @@ def test_an_address_is_a_file_of_the_cache(tmp_path: Path, monkeypatch: pytest.M
     assert load_checkpoint("https://127.0.0.1:9/download?x=1#old.pth").project == "fcos_core"
 
 
-def test_the_originals_licence_is_told_when_its_weights_are_first_used(
+def test_the_originals_licence_is_told_once_for_each_file_also_converted_ones(
     tmp_path: Path, original_yaml: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     original_file(tmp_path / "checkpoints" / "first.pth")
     address = "https://127.0.0.1:9/download#first.pth"
+    ours = tmp_path / "ours.pt"
     fcos.load(address, config=original_yaml)
-    fcos.convert(address, tmp_path / "ours.pt", config=original_yaml)
-    told = "a checkpoint of the original FCOS, which is licensed for non-commercial use only; so are these weights if"
-    assert caplog.messages == [f"{address}: {told} its authors published them"]
+    fcos.convert(address, ours, config=original_yaml)
+    fcos.convert(ours, tmp_path / "copy.pt")
+    licence = "that of the original FCOS, for non-commercial use only, if its authors published them"
+    assert caplog.messages == [f"{path}: mind the licence of these weights: {licence}" for path in (address, ours)]
+    assert load_checkpoint(tmp_path / "copy.pt").licence == licence
 
 
 def test_every_name_has_a_licence() -> None:

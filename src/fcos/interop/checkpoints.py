@@ -32,7 +32,7 @@ _OTHERS: list[tuple[Project, ModuleType]] = [
     ("mmdetection", mmdetection),
 ]
 _RESTRICTED = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
-"""Projects whose licence allows no commercial use."""
+_LICENCE = "that of {}, for non-commercial use only, if its authors published them"  # who trained them no file tells
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")
 _BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
 _SHOWN = 4
@@ -84,8 +84,8 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
             where,
             len(checkpoint.class_names),
         )
-    _tell_licence(checkpoint.project, where)
-    return replace(checkpoint, original=state)
+    owner = _RESTRICTED.get(checkpoint.project)
+    return replace(checkpoint, original=state, licence=_LICENCE.format(owner) if owner else "")
 
 
 def from_fcos_core(
@@ -150,15 +150,10 @@ def _tell_conventions(model: Mapping[str, Any], project: Project, *, where: str)
 
 
 @cache  # told when a file is first used, and not again
-def _tell_licence(project: Project, where: str) -> None:
-    """Warn of weights that may not be free to use; who trained them no file tells."""
-    if project in _RESTRICTED:
-        log.warning(
-            "%s: a checkpoint of %s, which is licensed for non-commercial use only; so are these weights if its authors"
-            " published them",
-            where,
-            _RESTRICTED[project],
-        )
+def tell_licence(licence: str, where: str) -> None:
+    """Warn of weights that may not be free to use, see `Checkpoint`."""
+    if licence:
+        log.warning("%s: mind the licence of these weights: %s", where, licence)
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:

@@ -66,6 +66,7 @@ def write_as(to: Form, out: Path, model: FCOS, checkpoint: Checkpoint, config: C
             metrics=checkpoint.metrics,
             thresholds=checkpoint.thresholds,
             iteration=checkpoint.iteration,
+            licence=checkpoint.licence,
         )
     elif to == "fcos_core":
         written = to_fcos_core(converted, where=where)

@@ -1,7 +1,7 @@
 """Weights files: tensors and plain data only, so that loading one never runs code from it.
 
 A file is one dictionary: `format` ("fcos"), `version`, `model` (state dict), `config`, `class_names`, `category_ids`,
-`metrics`, `thresholds`, `iteration`, and `training` (what a run needs to continue, or None).
+`metrics`, `thresholds`, `iteration`, `licence`, and `training` (what a run needs to continue, or None).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ _MEANINGS = (
 )
 """Options of the model that change what its tensors mean, but not their shapes."""
 _COUNTER = ".num_batches_tracked"
+_NEEDED = {"version": int, "model": dict, "config": dict, "class_names": list, "category_ids": list}
+"""What no file of ours is without."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Checkpoint:
         thresholds: score above which `predict` shows detections of a class, by its name, see `best_thresholds`; empty
             when these weights were not evaluated.
         iteration: steps trained.
+        licence: of the weights, where one must mind it; empty: nothing is known against any use.
         training: optimiser and everything else a run needs to continue; None in files that are only for detection.
         project: who wrote the file.
         original: the file's tensors in that project's own names; empty for files of ours.
@@ -74,6 +77,7 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
     iteration: int = 0
+    licence: str = ""
     training: dict[str, Any] | None = None
     project: Project = "fcos"
     original: dict[str, Tensor] = field(default_factory=dict)
@@ -89,6 +93,7 @@ def save_checkpoint(
     metrics: Mapping[str, float] | None = None,
     thresholds: Mapping[str, float] | None = None,
     iteration: int = 0,
+    licence: str = "",
     training: dict[str, Any] | None = None,
     keep: int = 1,
 ) -> None:
@@ -103,6 +108,7 @@ def save_checkpoint(
         metrics: figures of an evaluation of these weights.
         thresholds: see `Checkpoint`.
         iteration: steps trained.
+        licence: see `Checkpoint`.
         training: tensors and plain data (str, int, float, bool, None, list, tuple, dict).
         keep: see `write`.
 
@@ -119,6 +125,7 @@ def save_checkpoint(
         "metrics": {name: float(value) for name, value in (metrics or {}).items()},
         "thresholds": {name: float(value) for name, value in (thresholds or {}).items()},
         "iteration": iteration,
+        "licence": licence,
         "training": training,
     }
     write(Path(path), content, keep=keep)
@@ -174,13 +181,22 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     Raises:
         WeightsError: the file is missing, damaged, or of another kind; or a failed download.
     """
-    from ..interop.checkpoints import SAFE_GLOBALS, file_of, from_content  # they know Checkpoint
+    from ..interop.checkpoints import SAFE_GLOBALS, file_of, from_content, tell_licence  # they know Checkpoint
 
     path = file_of(source)
     content = _read(path, SAFE_GLOBALS)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        return from_content(content, where=str(source), class_names=class_names)
+    ours = isinstance(content, dict) and content.get("format") == FORMAT
+    checkpoint = _own(content, path) if ours else from_content(content, where=str(source), class_names=class_names)
+    tell_licence(checkpoint.licence, str(source))
+    return checkpoint
+
+
+def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """A checkpoint from what is in a file of ours."""
     _verify(path)
+    lacks = [name for name, kind in _NEEDED.items() if not isinstance(content.get(name), kind)]
+    if lacks:
+        raise WeightsError(f"{path}: damaged: lacks {', '.join(lacks)}; copy it again or use an earlier one")
     if content["version"] > VERSION:
         raise WeightsError(
             f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
@@ -191,10 +207,11 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
         config=content["config"],
         class_names=tuple(content["class_names"]),
         category_ids=tuple(content["category_ids"]),
-        metrics=content["metrics"],
-        thresholds=content.get("thresholds", {}),  # older files have none
-        iteration=content["iteration"],
-        training=content["training"],
+        metrics=content.get("metrics", {}),
+        thresholds=content.get("thresholds", {}),
+        iteration=content.get("iteration", 0),
+        licence=content.get("licence", ""),
+        training=content.get("training"),
     )
 
 
