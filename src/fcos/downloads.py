@@ -125,18 +125,31 @@ def _download(url: str, path: Path) -> str | None:
 def _receive(url: str, path: Path, expected: str) -> Path:
     """The complete file, under a name that keeps parts of different files (or of their versions) from being mixed."""
     with closing(_open(url)) as answer:
-        length = answer.headers.get("Content-Length")
+        length, version = answer.headers.get("Content-Length"), _version(answer)
         total = None if length is None else int(length)
-        version = f"{answer.headers.get('ETag') or answer.headers.get('Last-Modified')} {total}"
         part = path.with_name(f"{path.name}.{expected or hashlib.sha256(version.encode()).hexdigest()[:8]}.part")
         if total is None or not 0 < _size(part) <= total:
             _save(answer, part, total)
     while total is not None and (before := _size(part)) < total:
         with closing(_open(url, start=before)) as answer:
-            _save(answer, part, total, append=answer.status == 206)  # 200: the server sends the whole file once more
+            rest = answer.status == 206  # 200: the server sends the whole file once more
+            first = f"bytes {before}-" if rest else ""
+            same = _version(answer) == version and answer.headers.get("Content-Range", "").startswith(first)
+            if same:
+                _save(answer, part, total, append=rest)
+        if not same or _size(part) > total:
+            part.unlink()
+            what = "then the server sent another file or another part; the next try begins anew"
+            raise ConnectionError(f"broken off after {before} of {total} bytes, {what}")
         if _size(part) <= before:
             raise ConnectionError(f"broken off after {before} of {total} bytes; the next try goes on from there")
     return part
+
+
+def _version(answer: HTTPResponse) -> str:
+    """What differs between a file and another one, or a later one, under the same address."""
+    of_all = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get("Content-Length")
+    return f"{answer.headers.get('ETag') or answer.headers.get('Last-Modified')} {of_all}"
 
 
 def _open(url: str, *, start: int = 0) -> HTTPResponse:

@@ -34,6 +34,10 @@ class Server(ThreadingHTTPServer):
     """Say the number of bytes."""
     limit: int | None = None
     """Bytes after which every answer breaks off."""
+    rest: tuple[str, bytes] | None = None
+    """Content-Range and content of the answers to a Range, instead of the right ones."""
+    then: tuple[bytes, str] | None = None
+    """Data and version after the first answer."""
     release: threading.Event | None = None
     """Answers wait for it."""
 
@@ -62,14 +66,20 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.sub(r"\D", "", self.headers.get("Range", ""))
         server.asked.append(asked)
         start = int(asked or 0) if server.ranges else 0
+        range_sent, content = f"bytes {start}-{len(server.data) - 1}/{len(server.data)}", server.data[start:]
+        if start and server.rest:
+            range_sent, content = server.rest
+            server.limit = None
         self.send_response(206 if start else 200)
         if server.announce:
-            self.send_header("Content-Length", str(len(server.data) - start))
+            self.send_header("Content-Length", str(len(content)))
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.data) - 1}/{len(server.data)}")
+            self.send_header("Content-Range", range_sent)
         self.send_header("ETag", server.version)
         self.end_headers()
-        self.wfile.write(server.data[start:][: server.limit])
+        if server.then:
+            server.data, server.version = server.then
+        self.wfile.write(content[: server.limit])
 
     def log_message(self, *_: object) -> None:
         """Nothing on the terminal."""
@@ -202,6 +212,35 @@ def test_without_a_hash_the_same_version_goes_on(server: Server) -> None:
     server.limit = 6000
     assert fetch(url).read_bytes() == DATA
     assert server.asked == ["", "6000"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("then", [(OTHER, "2"), (DATA + OTHER, "1")])
+def test_a_file_that_changes_between_two_answers_is_not_mixed(
+    server: Server, cache: Path, ranges: bool, then: tuple[bytes, str]
+) -> None:
+    url = server.url("net.pkl#net.pkl")
+    server.limit, server.ranges, server.then = 4000, ranges, then
+    assert "broken off after 4000 of 10240 bytes, then the server sent another file" in failure(url)
+    assert files(cache) == []
+    server.limit = None
+    assert fetch(url).read_bytes() == then[0]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        ("bytes 0-6239/10240", DATA[:6240]),
+        ("bytes 4000-10239/10240", DATA),  # too many
+        ("bytes 4000-20479/20480", DATA[4000:]),
+    ],
+)
+def test_a_wrong_rest_is_not_kept(server: Server, cache: Path, rest: tuple[str, bytes]) -> None:
+    url = server.url("net.pkl#net.pkl")
+    server.limit, server.rest = 4000, rest
+    assert "then the server sent another file or another part" in failure(url)
+    assert server.asked == ["", "4000"]
+    assert files(cache) == []
 
 
 def test_a_server_need_not_say_how_much_it_sends(server: Server) -> None:
