@@ -61,7 +61,7 @@ def test_the_version_is_printed(fcos):
     assert out.startswith("fcos 0.")
 
 
-@pytest.mark.parametrize("verb", ["train", "val", "predict", "convert", "doctor", "config", "samples"])
+@pytest.mark.parametrize("verb", ["train", "val", "report", "predict", "convert", "doctor", "config", "samples"])
 def test_every_verb_explains_itself(fcos, verb):
     code, out, _ = fcos(verb, "--help")
     assert code == 0

@@ -1,0 +1,350 @@
+"""`fcos report`: the numbers on the page, and runs of every kind."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hotcoco import COCO, COCOeval
+from PIL import Image
+from test_evaluation_coco import random_task
+from test_thresholds import f1_of_classes
+from torch import nn
+
+import fcos
+from fcos.cli import main
+from fcos.config import Config
+from fcos.data import load_annotations
+from fcos.errors import ConfigError
+from fcos.evaluation.coco import coco_metrics
+from fcos.evaluation.loop import Evaluation
+from fcos.evaluation.report import save_evaluation
+from fcos.reporting import report as report_module
+from fcos.reporting.analysis import analyse
+from fcos.reporting.report import write_report
+from fcos.training import loop
+from fcos.training.checkpoint import save_checkpoint
+
+ROWS = [
+    "iteration,minutes,split,loss,loss_cls,loss_box,lr,images_per_second,data_share,grad_norm,AP,AP50,AP75",
+    "10,0.5,train,3.0,2.0,1.0,0.001,20,0.25,5.0,,,",
+    "20,1.0,train,2.0,1.5,0.5,0.002,30,0.35,2.0,,,",
+    "20,1.5,val,,,,,,,,0.1,0.2,0.3",
+]
+
+
+@dataclass
+class Made:
+    """A run that was not trained."""
+
+    folder: Path
+    data: Path
+    task: tuple[dict[str, Any], list[dict[str, Any]]]
+    evaluation: Evaluation
+    config: Config
+
+    def page(self, **options: Any) -> str:
+        return write_report(self.folder, **options).read_text(encoding="utf-8")
+
+    def save_best(self, **other: Any) -> None:
+        own = {"metrics": self.evaluation.metrics, "thresholds": self.evaluation.thresholds, "iteration": 20, **other}
+        categories = self.task[0]["categories"]
+        save_checkpoint(
+            self.folder / "weights/best.pt",
+            model=nn.Linear(1, 1),
+            config=self.config,
+            class_names=[c["name"] for c in categories],
+            category_ids=[c["id"] for c in categories],
+            **own,
+        )
+
+
+def build(
+    root: Path, *, classes: int = 4, rename: str | None = None, detections: bool = True, objects: bool = True
+) -> Made:
+    truth, found = random_task(1, classes=classes)
+    found = found if detections else []
+    for row in (*truth["categories"], *truth["annotations"], *found):  # ids are not negative
+        row["id" if "name" in row else "category_id"] += 13 * classes
+    if rename is not None:
+        truth["categories"][0]["name"] = rename
+    if not objects:
+        truth["annotations"] = [{**a, "iscrowd": 1} for a in truth["annotations"]]
+    data, folder = root / "data", root / "runs/mine"
+    (folder / "weights").mkdir(parents=True)
+    data.mkdir()
+    for image in truth["images"]:
+        Image.new("RGB", (640, 480), "grey").save(data / image["file_name"])
+    for split in ("train", "val"):
+        (data / f"{split}.json").write_text(json.dumps(truth))
+    config = Config.model_validate({"data": {"root": data}, "output_dir": folder})
+    (folder / "config.yaml").write_text(config.to_yaml())
+    (folder / "metrics.csv").write_text("\n".join(ROWS) + "\n")
+    val = load_annotations(config.data, "val")
+    assert val is not None
+    truth = val.to_coco()  # boxes inside the images, as everything sees them
+    figures = coco_metrics(truth, found)
+    boxes = {
+        c["name"]: sum(a["category_id"] == c["id"] and not a["iscrowd"] for a in truth["annotations"])
+        for c in truth["categories"]
+    }
+    evaluation = Evaluation(figures.overall, figures.per_class, found, boxes, figures.thresholds)
+    made = Made(folder, data, (truth, found), evaluation, config)
+    made.save_best()
+    save_evaluation(evaluation, folder / "val")
+    return made
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Made]:
+    return partial(build, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, str]:
+    """A complete run and its page; not to be changed."""
+    made = build(tmp_path_factory.mktemp("usual"))
+    return made, made.page()
+
+
+def section(page: str, title: str) -> str:
+    return page.partition(f"<h2>{title}</h2>")[2].partition("</section>")[0]
+
+
+def table(page: str) -> dict[str, list[str]]:
+    """The cells of a section's first table by the name of their row."""
+    body = page.partition("<tbody>")[2].partition("</tbody>")[0]
+    rows = {}
+    for row in body.split("<tr>")[1:]:
+        name, *cells = (re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row))
+        rows[html.unescape(name)] = cells
+    return rows
+
+
+def written(value: float) -> str:
+    return "\N{EN DASH}" if np.isnan(value) else f"{value:.3f}"
+
+
+def test_figures_are_those_of_metrics_json(usual: tuple[Made, str]) -> None:
+    made, page = usual
+    saved = json.loads((made.folder / "val/metrics.json").read_text())
+    rows = table(section(page, "Average precision on val"))
+    expected = {"all classes": saved["metrics"], **saved["per_class"]}
+    assert rows.keys() == expected.keys()
+    for name, figures in expected.items():
+        assert rows[name][1:] == [written(np.nan if v is None else v) for v in figures.values()]
+
+
+def test_counts_at_the_thresholds_are_those_of_pycocotools(
+    usual: tuple[Made, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, page = usual
+    rows = table(section(page, "Score thresholds"))
+    for name, threshold in made.evaluation.thresholds.items():
+        shown, f1, _, _, found, _, missed = rows[name]
+        assert shown == f"{threshold:.3f}"
+        assert f1 == f"{f1_of_classes(made.task, threshold, capsys)[name]:.3f}"
+        assert int(found) + int(missed) == made.evaluation.boxes_per_class[name]
+
+
+def test_errors_are_those_of_hotcoco(usual: tuple[Made, str]) -> None:
+    made, page = usual
+    truth = COCO(made.task[0])
+    run = COCOeval(truth, truth.load_res(made.task[1]), "bbox")
+    run.evaluate()
+    expected = run.tide_errors()
+    rows = table(section(page, "Kinds of errors"))
+    assert [row[:2] for row in rows.values()] == [
+        [f"+{expected['delta_ap'][kind]:.3f}", str(expected["counts"][kind])]
+        for kind in ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
+    ]
+
+
+def test_confusions_agree_with_the_objects_and_what_is_shown(usual: tuple[Made, str]) -> None:
+    """Its ids are in descending order, so a matrix in the order of the ids would be upside down."""
+    made, page = usual
+    names = list(made.evaluation.boxes_per_class)
+    rows = table(section(page, "Confusions"))
+    assert list(rows) == [*names, "nothing"]
+    matrix = np.array([[int(cell or 0) for cell in row] for row in rows.values()])
+    assert matrix[:-1].sum(axis=1).tolist() == [
+        sum(a["category_id"] == c["id"] and not a["iscrowd"] for a in made.task[0]["annotations"])
+        for c in made.task[0]["categories"]
+    ]
+    val = load_annotations(made.config.data, "val")
+    assert val is not None
+    analysis = analyse(val, made.evaluation, default_threshold=0.5)
+    shown = np.bincount(analysis.labels[analysis.shown], minlength=len(names))
+    assert matrix[:, :-1].sum(axis=0).tolist() == shown.tolist()
+    assert np.trace(matrix) > 0
+
+
+def test_pictures_count_what_they_show(usual: tuple[Made, str]) -> None:
+    made, page = usual
+    part = section(page, "Best and worst images")
+    captions = re.findall(r"<figcaption>(\S+): (\d+) found, (\d+) wrong, (\d+) missed", part)
+    assert len(captions) == len({name for name, *_ in captions}) == part.count("<img")
+    ids = {image["file_name"]: image["id"] for image in made.task[0]["images"]}
+    for name, found, _, missed in captions:
+        objects = [a for a in made.task[0]["annotations"] if a["image_id"] == ids[name] and not a["iscrowd"]]
+        assert int(found) + int(missed) == len(objects)
+    f1 = [2 * int(t) / (2 * int(t) + int(w) + int(m)) for _, t, w, m in captions]
+    half = len(f1) // 2
+    assert f1[:half] == sorted(f1[:half])
+    assert f1[half:] == sorted(f1[half:], reverse=True)
+    assert max(f1[:half]) <= min(f1[half:])
+
+
+def test_the_summary_tells_what_metrics_csv_does(usual: tuple[Made, str]) -> None:
+    made, page = usual
+    tiles = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert tiles["AP"] == f"{made.evaluation.metrics['AP']:.3f}"
+    assert (tiles["Iterations"], tiles["Duration"], tiles["Images"], tiles["Classes"]) == ("20", "90 s", "12", "4")
+    assert (tiles["Training speed"], tiles["Waiting for data"]) == ("25.0", "30.0%")
+    assert "more data.workers" in page
+
+
+def test_the_same_run_gives_the_same_page(usual: tuple[Made, str]) -> None:
+    made, page = usual
+    assert made.page() == page
+
+
+def test_a_class_cannot_bring_a_script(make: Callable[..., Made]) -> None:
+    page = make(rename="<script>alert(1)</script> $x$").page()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") > 5
+    assert not re.search(r"https?://", re.sub("<pre>.*?</pre>", "", page, flags=re.DOTALL))
+
+
+class TestRunsOfEveryKind:
+    """Whatever is missing is told, and the rest is there."""
+
+    def test_without_a_val_split(self, make: Callable[..., Made]) -> None:
+        made = make()
+        (made.data / "val.json").unlink()
+        made.save_best(metrics={}, thresholds={})
+        page = made.page()
+        assert "no val split" in page
+        assert "Score thresholds" not in page
+        assert "Learning rate" in page
+
+    def test_interrupted_before_the_first_evaluation(self, make: Callable[..., Made]) -> None:
+        made = make()
+        (made.folder / "weights/best.pt").unlink()
+        (made.folder / "metrics.csv").write_text("\n".join(ROWS[:2]) + "\n20,1.0,tra")
+        page = made.page()
+        assert "has not been evaluated so far" in page
+        assert "<dt>Iterations</dt><dd>10</dd>" in page
+        assert "AP on val" not in page
+
+    def test_without_a_row(self, make: Callable[..., Made]) -> None:
+        made = make()
+        (made.folder / "metrics.csv").unlink()
+        page = made.page()
+        assert "no row of training yet" in page
+        assert "Average precision on val" in page
+
+    def test_with_80_classes(self, make: Callable[..., Made]) -> None:
+        page = make(classes=80).page()
+        assert len(table(section(page, "Average precision on val"))) == 81
+        assert "Of 80 classes, the 20 with the most mistakes" in page
+        assert len(table(section(page, "Confusions"))) == 21
+
+    def test_without_a_detection(self, make: Callable[..., Made]) -> None:
+        page = make(detections=False).page()
+        assert all(row[0] == "0.500 (default)" for row in table(section(page, "Score thresholds")).values())
+
+    def test_without_an_object(self, make: Callable[..., Made]) -> None:
+        page = make(objects=False).page()
+        assert table(section(page, "Average precision on val"))["all classes"][1] == "\N{EN DASH}"
+        assert "Score thresholds" not in page
+
+    def test_an_image_that_is_gone_has_no_picture(self, make: Callable[..., Made]) -> None:
+        made = make()
+        before = made.page()
+        name = re.findall(r"<figcaption>(\S+): \d+ found", before)[0]
+        val = load_annotations(made.config.data, "val")
+        (made.data / name).unlink()
+        page = made.page(data=report_module.Data(val, val))
+        assert page.count("<img") == before.count("<img") - 1
+        assert f"No picture of {name}" in page
+
+    def test_data_that_is_gone(self, make: Callable[..., Made]) -> None:
+        made = make()
+        (made.data / "val.json").unlink()
+        (made.data / "train.json").unlink()
+        page = made.page()
+        assert "The data of the run cannot be read any more" in page
+        assert f"<dt>AP</dt><dd>{made.evaluation.metrics['AP']:.3f}" in page
+
+    def test_weights_without_thresholds(self, make: Callable[..., Made]) -> None:
+        made = make()
+        made.save_best(thresholds={})
+        page = made.page()
+        assert "best.pt holds other thresholds or none" in page
+        assert table(section(page, "Score thresholds")).keys() == made.evaluation.boxes_per_class.keys()
+
+    @pytest.mark.parametrize("missing", [True, False], ids=["missing", "of other weights"])
+    def test_detections_that_are_missing_are_made_again(self, make: Callable[..., Made], missing: bool) -> None:
+        made = make()
+        if missing:
+            (made.folder / "val/detections.json").unlink()
+        else:
+            save_evaluation(
+                Evaluation({**made.evaluation.metrics, "AP": 0.9}, made.evaluation.per_class, [], {}, {}),
+                made.folder / "val",
+            )
+        assert "Score thresholds" not in made.page()
+        asked = []
+
+        def evaluate(weights: Path) -> Evaluation:
+            asked.append(weights)
+            return made.evaluation
+
+        assert "it was evaluated for this report" in made.page(evaluate=evaluate)
+        assert "it was evaluated for this report" not in made.page(evaluate=evaluate)
+        assert asked == [made.folder / "weights/best.pt"]
+
+
+def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "no run, there is no config.yaml in it" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no run"):
+        fcos.report(tmp_path / "nowhere")
+
+
+def test_training_makes_it_and_the_command_makes_it_again(
+    configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = loop.train(configure(eval_every=1)).run
+    first = (run / "report.html").read_bytes()
+    assert b"Average precision on val" in first
+    assert json.loads((run / "environment.json").read_text())["device"] == "cpu"
+    (run / "report.html").unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(run)])
+    assert not stop.value.code
+    assert f"written: {run / 'report.html'}" in capsys.readouterr().out
+    assert (run / "report.html").read_bytes() == first
+
+
+def test_a_report_that_fails_ends_no_training(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> Path:
+        raise RuntimeError("no chart today")
+
+    monkeypatch.setattr(loop, "write_report", fail)
+    result = loop.train(configure())
+    assert (result.run / "weights/best.pt").is_file()
+    assert "warning: no report of the run: RuntimeError: no chart today" in capsys.readouterr().out
