@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fcos.errors import WeightsError
+from fcos.interop import detectron
 from fcos.interop.detectron import load_backbone, rename
 
 # {"conv1_w": np.array([1, 2], "<f4")} as Python 2 with numpy 1.x writes it.
@@ -136,6 +137,38 @@ def test_bytes_in_another_encoding_are_refused(file: Path) -> None:
     import _codecs
 
     assert "only latin1 is read" in refusal(file, {"conv1_w": _Call(_codecs.encode, "x", "rot13")})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02ccollections\nOrderedDict\n)R}X\x03\0\0\0getc_codecs\nencode\nsb.",  # OrderedDict().get = encode
+        b"\x80\x02ccollections\nOrderedDict\nN}X\x03\0\0\0getc_codecs\nencode\ns\x86b.",  # OrderedDict.get = encode
+        b"\x80\x02cnumpy\nndarray\nN}X\x05\0\0\0arrayK\x01s\x86b.",  # ndarray.array = 1
+        b"\x80\x02c_codecs\nencode\nN}X\x08\0\0\0functioncnumpy\ndtype\ns\x86b.",
+        b"\x80\x02c_codecs\nencode\nN}X\x0c\0\0\0__defaults__X\x06\0\0\0latin1\x85s\x86b.",
+    ],
+)
+def test_nothing_of_ours_can_be_changed(file: Path, content: bytes) -> None:
+    assert "not a readable pickle of arrays" in refusal(file, content)
+    assert read(file, PYTHON_2) == [1, 2]
+
+
+def test_an_object_made_without_its_content_is_an_empty_array(file: Path) -> None:
+    assert read(file, b"\x80\x02}X\x07\0\0\0conv1_wcnumpy\nndarray\n)\x81s.") == []
+
+
+def test_a_file_of_a_few_bytes_gets_no_large_memory(file: Path) -> None:
+    table = b"\x80\x02}r" + (200_000_000).to_bytes(4, "little") + b"."
+    assert "not a readable pickle of arrays: it numbers an object 200000000 after 2 operations" in refusal(file, table)
+
+
+def test_an_error_without_a_text_has_its_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(detectron.pickletools, "genops", full)
+    assert refusal(file, PYTHON_2).endswith("a readable pickle of arrays: MemoryError")
 
 
 @pytest.mark.parametrize(

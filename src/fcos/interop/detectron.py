@@ -2,14 +2,16 @@
 
 A pickle names functions that are called when it is read, so it can do anything. Here it gets numbers, text, arrays and
 plain containers, and the arrays are made by ourselves: numpy's own functions believe whatever a pickle tells them about
-memory. Names of blobs are facts about Detectron; they agree with the recorded ones of the original FCOS.
+memory. It also sets attributes: nothing that it gets has any that it could. Names of blobs are facts about Detectron;
+they agree with the recorded ones of the original FCOS.
 """
 
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
-from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +68,18 @@ def _blobs(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a pickle by name: those of its dictionary, or of the one under `blobs`."""
     with path.open("rb") as file:
         try:
+            for count, (operation, number, _) in enumerate(pickletools.genops(file)):
+                if operation.name.endswith("PUT") and (number or 0) > count:  # the reader makes a table of this length
+                    raise pickle.UnpicklingError(f"it numbers an object {number} after {count} operations")
+            file.seek(0)
             content = _Unpickler(file, encoding="latin1").load()  # which keeps the bytes of Python 2's strings
         except Exception as error:  # bytes that are no pickle make the reader fail in any way
-            raise WeightsError(f"{path}: not a readable pickle of arrays: {error}") from None
+            reason = str(error) or type(error).__name__
+            raise WeightsError(f"{path}: not a readable pickle of arrays: {reason}") from None
     content = content.get("blobs", content) if isinstance(content, dict) else None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a dictionary of arrays, as Detectron writes it")
-    return {str(name): blob.array for name, blob in content.items() if isinstance(blob, _Array)}
+    return {n: blob.array for n, blob in content.items() if isinstance(n, str) and isinstance(blob, _Array)}
 
 
 class _Type:
@@ -95,26 +102,42 @@ class _Type:
 class _Array:
     """Stands for `numpy.ndarray` and for what makes an empty one; then the pickle sets its content."""
 
-    array: np.ndarray
+    array = np.empty(0, np.float32)
 
     def __init__(self, *_: Any):
-        self.array = np.empty(0, np.float32)
+        pass
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, data = state
         self.array = kind.read(data).reshape(shape, order="F" if fortran else "C")
 
 
+class _Function:
+    """A function without attributes that a pickle can set."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __setstate__(self, _: Any) -> None:
+        raise pickle.UnpicklingError("it sets attributes of a function")
+
+
+@_Function
 def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str, *_: Any) -> _Array:
     made = _Array()
     made.__setstate__((1, shape, kind, order == "F", data))
     return made
 
 
+@_Function
 def _scalar(kind: _Type, data: Any) -> int | float:
     return kind.read(data).item()
 
 
+@_Function
 def _bytes(text: str, encoding: str) -> bytes:
     """How Python 3 writes bytes for Python 2."""
     if encoding != "latin1":
@@ -123,7 +146,7 @@ def _bytes(text: str, encoding: str) -> bytes:
 
 
 _ADMITTED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): dict,  # has no attributes
     ("_codecs", "encode"): _bytes,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
