@@ -12,11 +12,19 @@ DEFAULT_GOLDENS = Path(__file__).parent / "parity" / "goldens"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--goldens", type=Path, default=DEFAULT_GOLDENS, help="folder of recorded numbers")
+    parser.addoption("--data", type=Path, help="folder that holds the data sets bccd and raccoon, for -m data")
 
 
 @pytest.fixture(scope="session")
 def goldens(pytestconfig: pytest.Config) -> Path:
     return Path(str(pytestconfig.getoption("--goldens"))).resolve()
+
+
+@pytest.fixture
+def data_sets(pytestconfig: pytest.Config) -> Path:
+    folder = pytestconfig.getoption("--data")
+    assert folder is not None, "give the folder of the data sets: --data DIR"
+    return Path(str(folder)).resolve()
 
 
 @pytest.fixture(autouse=True)

@@ -59,3 +59,14 @@ def test_from_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ap50 = float(capsys.readouterr().out.splitlines()[-1])  # one step teaches nothing: no detection is printed after it
     assert 0 <= ap50 < 0.5
     assert (folder / "detections.jpg").is_file()
+
+
+def test_the_doctor_page(folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/doctor.md").read_text(encoding="utf-8")
+    lines = [line for block in page.split("```")[1::2] for line in block.splitlines() if line.startswith("fcos ")]
+    assert [line.split()[1] for line in lines] == ["doctor", "doctor", "doctor", "train"]
+    for line in lines:
+        words = shlex.split(line)[1:]
+        result = CliRunner().invoke(app, words + SHORT if words[0] == "train" else words)
+        assert result.exit_code == 0, result.output
+    assert (folder / "checkup/doctor.html").is_file()

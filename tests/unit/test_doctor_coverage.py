@@ -76,8 +76,11 @@ def slow_cover(annotations: Annotations, setting: Setting) -> Slow:
                     wanted.update(wanting)
                     if wanting:
                         extra = 1 if inclusive else 0
-                        areas = [(b[2] - b[0] + extra) * (b[3] - b[1] + extra) for b in map(boxes.get, wanting) if b]
-                        learned.add(wanting[int(np.argmin(np.float32(areas)))])
+                        sides = [
+                            (boxes[k][2] - boxes[k][0] + extra, boxes[k][3] - boxes[k][1] + extra) for k in wanting
+                        ]
+                        areas = np.array(sides, dtype=np.float32).prod(axis=1)
+                        learned.add(wanting[int(areas.argmin())])
                         positives[level] += 1
                         ambiguous[level] += len(wanting) > 1
                         classes[level] += len({int(annotations.labels[k]) for k in wanting}) > 1

@@ -36,7 +36,7 @@ def usual_boxes() -> list[list[Box]]:
     return images
 
 
-def of(*images: list[Box]) -> Annotations:
+def of(*images: Sequence[Box]) -> Annotations:
     return annotations_of(images, [(SIDE, SIDE)] * len(images))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data.dataset import Annotations
 from .coverage import Coverage, cover
+from .labels import double_boxes
 from .report import Advice
 from .setting import Setting, as_option
 
@@ -46,13 +47,17 @@ def advise(
 ) -> list[Advice]:
     """Find the cheapest change after which the best possible recall is `ENOUGH_RECALL`, and one against ambiguity.
 
+    Boxes that are marked twice count once: no setting can mend them.
+
     Args:
         annotations: of the split that was covered.
         coverage: its coverage with the present setting.
         progress: called with the number of settings tried and the number of all.
     """
     advice: list[Advice] = []
-    images = _sample(annotations)
+    twice = annotations.crowd.copy()
+    twice[[later for _, _, later, _ in double_boxes(annotations)]] = True
+    annotations, images = replace(annotations, crowd=twice), _sample(annotations)
     if coverage.recall < ENOUGH_RECALL:
         advice += _more_recall(annotations, coverage, images, progress)
     locations = max(int(coverage.positives.sum()), 1)
@@ -80,6 +85,8 @@ def _more_recall(
     annotations: Annotations, coverage: Coverage, images: np.ndarray, progress: Callable[[int, int], None] | None
 ) -> list[Advice]:
     now = cover(annotations, coverage.setting, images=images, recall_only=True)
+    if now.recall >= ENOUGH_RECALL:
+        return []
     sides = annotations.sizes[images]
     longest = float((sides.max(axis=1) / sides.min(axis=1)).max(initial=1.0))
     trials = sorted(_trials(coverage, longest), key=lambda trial: (trial.locations, trial.pixels, len(trial.options)))

@@ -48,7 +48,7 @@ def _doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     same: list[tuple[float, Case]] = []
     other: list[tuple[float, Case]] = []
     for split, part in splits.items():
-        for image, a, b, iou in _pairs(part):
+        for image, a, b, iou in double_boxes(part):
             one_class = part.labels[a] == part.labels[b]
             case = (Place(split, image, (a, b), f"IoU {iou:.2f}"),)
             (same if one_class else other).append((iou, case))
@@ -68,8 +68,8 @@ def _doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     )
 
 
-def _pairs(annotations: Annotations) -> Iterator[tuple[int, int, int, float]]:
-    """(image, box, later box, IoU) of the pairs with a large IoU."""
+def double_boxes(annotations: Annotations) -> Iterator[tuple[int, int, int, float]]:
+    """(image, box, later box, IoU) of the pairs whose IoU is above `SAME_BOX`, crowd left out."""
     boxes, crowd = torch.from_numpy(annotations.boxes), torch.from_numpy(annotations.crowd)
     for image in np.flatnonzero(np.diff(annotations.offsets) > 1).tolist():
         span = annotations.span(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,7 @@ def _advice(section: Section, report: Report) -> None:
     if report.advice:
         section.heading("What would help")
         for advice in report.advice:
-            section.text(" ".join(advice.options))
+            section.text(shlex.join(advice.options))
             section.text(advice.effect, style="note")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
@@ -76,7 +77,7 @@ def describe_case(case: Case, splits: Mapping[str, Annotations]) -> str:
 
 def _advice(report: Report) -> Iterator[RenderableType]:
     for advice in report.advice:
-        yield Padding(Text(" ".join(advice.options), style="bold green"), (0, 0, 0, 2), expand=False)
+        yield Padding(Text(shlex.join(advice.options), style="bold green"), (0, 0, 0, 2), expand=False)
         yield Padding(Text(advice.effect, style="dim"), (0, 0, 0, 4), expand=False)
 
 

@@ -1,0 +1,232 @@
+"""`fcos doctor` on a small data set with the peculiarities of real ones (BCCD, raccoon): what is there is found, from
+the files to the terminal, the page and the JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from fcos.cli import app
+
+SIZE = (128, 96)  # width, height
+CLASSES = ("red", "white", "plate")
+SIDES = (20, 40, 8)  # usual, pixels
+TRAIN, VAL = 24, 6
+
+
+def scene(seed: int) -> Image.Image:
+    """Smooth blobs, as in a photograph."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
+
+
+def boxes_of(seed: int) -> list[list[float]]:
+    """x, y, width, height, label: two red, a white and a plate, of about the usual sizes."""
+    generator = np.random.default_rng(1000 + seed)
+    boxes = []
+    for label, corner in ((0, (2, 2)), (0, (60, 2)), (1, (2, 45)), (2, (100, 70))):
+        x, y = np.add(corner, generator.uniform(0, 6, 2)).tolist()
+        boxes.append([x, y, *(SIDES[label] * generator.uniform(0.85, 1.15, 2)).tolist(), label])
+    return boxes
+
+
+class Folder:
+    """A COCO folder in the making."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.boxes = {split: [boxes_of(k) for k in range(start, start + count)] for split, start, count in (
+            ("train", 0, TRAIN), ("val", 100, VAL))}  # fmt: skip
+        self.pictures = {"train": [scene(k) for k in range(TRAIN)], "val": [scene(100 + k) for k in range(VAL)]}
+
+    def write(self) -> Path:
+        (self.root / "images").mkdir(parents=True)
+        for split, pictures in self.pictures.items():
+            for k, picture in enumerate(pictures):
+                picture.save(self.root / f"images/{split}{k}.png")
+            rows = [(k, box) for k, image in enumerate(self.boxes[split]) for box in image]
+            tree = {
+                "images": [
+                    {"id": k, "file_name": f"{split}{k}.png", "width": p.width, "height": p.height}
+                    for k, p in enumerate(pictures)
+                ],
+                "annotations": [
+                    {"id": i, "image_id": k, "category_id": int(box[4]) + 1, "bbox": box[:4]}
+                    for i, (k, box) in enumerate(rows)
+                ],
+                "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)],
+            }
+            (self.root / f"{split}.json").write_text(json.dumps(tree))
+        return self.root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "data")
+
+
+def doctor(root: Path, *words: str, out: Path | None = None) -> Result:
+    options = () if out is None else ("--out", str(out))
+    return CliRunner().invoke(app, ["doctor", *words, f"data={root}", *options])
+
+
+def findings(root: Path, *words: str) -> dict[str, dict[str, Any]]:
+    result = doctor(root, *words, out=root / "out")
+    assert result.exit_code == 0, result.output
+    report = json.loads((root / "out/doctor.json").read_text())
+    return {finding["kind"]: finding for finding in report["findings"] if finding["kind"] != "level without boxes"}
+
+
+def cases(finding: dict[str, Any]) -> list[list[tuple[str, list[int]]]]:
+    """File and annotations of every place of every case."""
+    return [
+        [(Path(p["file"]).stem, [box["annotation"] for box in p["boxes"]]) for p in case] for case in finding["cases"]
+    ]
+
+
+def test_sound_data_has_no_findings(folder: Folder) -> None:
+    assert findings(folder.write()) == {}
+
+
+def test_a_near_twin_across_the_splits(folder: Folder) -> None:
+    """As BloodImage_00037 (val) and 00038 (train)."""
+    folder.pictures["val"][2] = folder.pictures["train"][5].resize((160, 120))
+    found = findings(folder.write())
+    assert list(found) == ["same picture in two splits"]
+    assert cases(found["same picture in two splits"]) == [[("train5", []), ("val2", [])]]
+
+
+def test_identical_files_and_near_doubles_within_a_split(folder: Folder) -> None:
+    """As raccoon-52 and 74, to which 50 is nearly the same; one is mirrored, and grey images are nothing special."""
+    train = folder.pictures["train"]
+    train[7], train[9] = train[3], train[3].resize((64, 48)).resize(SIZE)
+    train[11] = train[10].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    train[0], train[1] = train[0].convert("L"), train[1].convert("L")
+    found = findings(folder.write())
+    assert list(found) == ["image twice", "image nearly twice"]
+    assert cases(found["image twice"]) == [[("train3", []), ("train7", [])]]
+    names = [[name for name, _ in case] for case in cases(found["image nearly twice"])]
+    assert names == [["train3", "train7", "train9"], ["train10", "train11"]]
+
+
+def test_a_plate_marked_white_a_white_marked_plate_and_doubles(folder: Folder) -> None:
+    """As BloodImage_00113, 00133 and 00135, and the seven near-double red cells."""
+    folder.boxes["train"][4][3][4] = 1
+    folder.boxes["val"][0][2][4] = 2
+    double = folder.boxes["train"][6][0]
+    folder.boxes["train"][6].append([double[0] + 0.4, *double[1:]])
+    found = findings(folder.write())
+    assert cases(found["size unlike its class"]) == [[("val0", [2])], [("train4", [19])]]
+    notes = [case[0]["note"] for case in found["size unlike its class"]["cases"]]
+    assert [note.split("; ")[1] for note in notes] == ["white fits", "plate fits"]
+    assert cases(found["double box"]) == [[("train6", [24, 28])]]
+
+
+def test_images_left_unmarked(folder: Folder) -> None:
+    """As the images of BCCD in which only the white cell has a box."""
+    for image in folder.boxes["train"] + folder.boxes["val"]:
+        x, y = image[1][0] - 8, image[1][1] + 22
+        image += [[x + 6 * i, y, *(np.array([20, 20]) + i / 10), 0] for i in range(6)]
+    folder.boxes["train"][8] = folder.boxes["train"][8][2:3]
+    assert cases(findings(folder.write())["image with few boxes"]) == [[("train8", [])]]
+
+
+def test_other_classes_in_val_and_a_class_that_train_lacks(folder: Folder) -> None:
+    for split, gone in (("train", 2), ("val", 0)):
+        folder.boxes[split] = [[box for box in image if box[4] != gone] for image in folder.boxes[split]]
+    found = findings(folder.write())
+    assert found["classes distributed otherwise"]["severity"] == "warning"
+    assert "plate: 0.0% of the boxes of train, 50.0% of val" in found["classes distributed otherwise"]["message"]
+    assert found["class without boxes"]["message"] in ("train has no box of plate", "val has no box of red")
+
+
+def test_broken_files_give_exit_code_1_and_do_not_hide_the_rest(folder: Folder) -> None:
+    folder.boxes["train"][4][3][4] = 1
+    folder.boxes["train"][2][1][2] = 0  # an empty box, as BloodImage_00343 has one
+    root = folder.write()
+    image = root / "images/train20.png"
+    image.write_bytes(image.read_bytes()[:-300])
+    (root / "images/val3.png").write_bytes(b"no image")
+    result = doctor(root, out=root / "out")
+    assert result.exit_code == 1
+    assert "train, errors: 1 unreadable image, 1 empty box" in result.output
+    assert "1 box far smaller or larger" in result.output
+    assert "3 errors: they stop a training" in result.output
+    report = json.loads((root / "out/doctor.json").read_text())
+    assert [len(report["problems"][split]) for split in ("train", "val")] == [2, 1]
+
+
+def test_a_data_set_of_broken_images_alone_is_reported(folder: Folder) -> None:
+    root = folder.write()
+    for image in (root / "images").iterdir():
+        image.write_bytes(b"")
+    result = doctor(root, out=root / "out")
+    assert result.exit_code == 1, result.output
+    assert json.loads((root / "out/doctor.json").read_text())["coverage"] is None
+    assert "What is broken" in (root / "out/doctor.html").read_text()
+
+
+def test_small_objects_get_options_that_can_be_pasted(folder: Folder) -> None:
+    root = folder.write()
+    result = doctor(root, "fcos_r50_fpn_1x", "data.short_side=32")
+    assert result.exit_code == 0
+    assert "of train teach nothing: it lies between the locations" in result.output
+    advice = re.search(r"What would help\n +(.*)\n +best possible recall ([\d.]+)% -> ([\d.]+)%", result.output)
+    assert advice
+    again = doctor(root, "fcos_r50_fpn_1x", "data.short_side=32", *shlex.split(advice[1]))
+    assert again.exit_code == 0
+    recall = re.search(r"best possible recall ([\d.]+)%", again.output)
+    assert recall
+    assert float(recall[1]) == pytest.approx(float(advice[3]), abs=0.06)  # both are rounded
+    assert "What would help" not in again.output
+
+
+def test_the_page_shows_pictures_histograms_and_tables_and_needs_no_other_file(folder: Folder) -> None:
+    folder.boxes["train"][4][3][4] = 1
+    folder.pictures["val"][2] = folder.pictures["train"][5]
+    root = folder.write()
+    doctor(root, out=root / "out")
+    assert sorted(path.name for path in (root / "out").iterdir()) == ["doctor.html", "doctor.json"]
+    page = (root / "out/doctor.html").read_text()
+    assert page.count("data:image/jpeg") == 2
+    assert page.count("<svg") == 5
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    for words in ("Same picture in two splits", "Size unlike its class", "best possible recall", "stride 64", "plate"):
+        assert words in page
+
+
+def test_names_are_text_on_the_page(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: Sequence[str] = ("<b>red</b>", "[bold]white", "plate")
+    monkeypatch.setattr(f"{__name__}.CLASSES", names)
+    folder.boxes["train"][4][3][4] = 1
+    root = folder.write()
+    result = doctor(root, out=root / "out")
+    assert "[bold]white" in result.output
+    assert "<b>" not in (root / "out/doctor.html").read_text()
+
+
+def test_long_lists_are_cut_on_the_terminal_only(folder: Folder) -> None:
+    for image in folder.boxes["train"]:
+        image.append(image[0])
+    root = folder.write()
+    result = doctor(root, out=root / "out")
+    assert "... and 21 more" in result.output
+    assert len(result.output.splitlines()) < 80
+    (finding,) = [
+        f for f in json.loads((root / "out/doctor.json").read_text())["findings"] if f["kind"] == "double box"
+    ]
+    assert len(finding["cases"]) == TRAIN
+
+
+def test_an_unknown_recipe_is_a_mistake(folder: Folder) -> None:
+    result = doctor(folder.write(), "fcos_mnv2_smal")
+    assert "did you mean 'fcos_mnv2_small'" in str(result.exception)
