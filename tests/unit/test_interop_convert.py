@@ -133,10 +133,14 @@ def test_nothing_is_written_when_the_other_project_cannot_compute_it(tmp_path: P
 
 
 def test_the_report_names_what_was_left_and_what_is_new() -> None:
-    a, b = torch.zeros(2, 3), torch.zeros(())
-    told = report({"x.weight": a, "y.counter": b}, {"z.weight": a, "w.bias": torch.ones(1)})
+    a, b = torch.zeros(2, 3), torch.zeros(5)
+    told = report(
+        {"x.weight": a, "y.bias": b, "rpn.head.cls_logits.bias": b[:3]},
+        {"z.weight": a, "w.bias": torch.ones(1), "head.logits.bias": torch.zeros(2)},
+    )
     assert told.splitlines() == [
-        "matched: 1 of 2 tensors, 1 under another name",
-        "left: 1: y.counter",
+        "matched: 2 of 3 tensors, 2 under another name",
+        "reshaped: 1: rpn.head.cls_logits.bias [3] -> head.logits.bias [2]",
+        "left: 1: y.bias",
         "new: 1: w.bias",
     ]

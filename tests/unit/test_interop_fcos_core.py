@@ -323,6 +323,7 @@ def test_the_settings_that_the_original_needs_are_told(
     where, _, pairs = caplog.messages[0].partition(": the config there needs ")
     model, expected = read(*shlex.split(pairs)).model, checkpoint.config["model"]
     assert where == "best.pt"
+    assert model.num_classes == 3
     assert not model.backbone.stride_in_1x1  # pyright: ignore[reportAttributeAccessIssue]
     assert model.channel_order == expected["channel_order"]
     assert (model.pixel_mean, model.pixel_std) == (

@@ -208,6 +208,13 @@ def test_another_backbone_is_told() -> None:
         model_section(tensors(blocks=36), where="x.pth")
 
 
+@pytest.mark.parametrize("model", OTHERS)
+def test_another_neck_is_told(model: str) -> None:
+    state = {name: tensor for name, tensor in state_of(model).items() if "lateral" not in name}
+    with pytest.raises(WeightsError, match=r"x\.pth: expected a detector with a feature pyramid .* another neck"):
+        from_content(state, where="x.pth")
+
+
 def test_levels_and_widths_show_in_the_shapes() -> None:
     section = model_section(tensors(levels=3), where="x")
     assert section["strides"] == [8, 16, 32]

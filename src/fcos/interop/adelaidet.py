@@ -40,7 +40,7 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
     """The weights in our names, and the config that computes what AdelaiDet does.
 
     Raises:
-        WeightsError: a backbone that is not known here.
+        WeightsError: a backbone or neck that is not known here.
     """
     weights = renamed(state, [*BACKBONE_RULES, *_HEAD_RULES])
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_UNUSED)}

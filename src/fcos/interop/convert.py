@@ -16,6 +16,8 @@ from . import Form
 from .fcos_core import to_fcos_core
 from .torchvision import to_torchvision
 
+_CLASS_HEAD = ("logits.weight", "logits.bias")
+"""How the names of tensors end whose rows are chosen anew, in every form that is written."""
 _SHOWN = 4
 
 
@@ -103,14 +105,11 @@ def _pairs(source: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> dict[
     """Name written -> name read."""
     read = {tensor.data_ptr(): name for name, tensor in source.items()}
     pairs = {name: read[pointer] for name, tensor in written.items() if (pointer := tensor.data_ptr()) in read}
-    kinds = {_kind(name, source[name]): name for name in source.keys() - pairs.values()}
-    rest = {name: kinds.get(_kind(name, tensor)) for name, tensor in written.items() if name not in pairs}
-    return pairs | {new: old for new, old in rest.items() if old is not None}
-
-
-def _kind(name: str, tensor: Tensor) -> tuple[str, Sequence[int]]:
-    """What stays of a tensor whose rows are chosen anew."""
-    return name.rpartition(".")[2], tensor.shape[1:]
+    for end in _CLASS_HEAD:
+        new, old = (next((name for name in names if name.endswith(end)), None) for names in (written, source))
+        if new and old:
+            pairs[new] = old
+    return pairs
 
 
 def _some(names: Sequence[str]) -> str:

@@ -54,7 +54,7 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
     """The weights in our names, and the config that computes what detectron2 does.
 
     Raises:
-        WeightsError: a backbone that is not known here.
+        WeightsError: a backbone or neck that is not known here.
     """
     weights = renamed(state, [*BACKBONE_RULES, *_HEAD_RULES])
     section = model_section(weights, where=where)

@@ -102,7 +102,7 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str, Tensor]:
     """A state dict for the original's model.
 
-    Its YAML says the rest; what it must say about pixels and blocks is logged as `KEY VALUE` pairs.
+    Its YAML says the rest; what it must say about classes, pixels and blocks is logged as `KEY VALUE` pairs.
 
     Args:
         checkpoint: of a detector with the original's conventions. Its classes come in the order of their category ids,
@@ -121,7 +121,8 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
             f"{where}: the original FCOS computes something else: {', '.join(other)}; to convert in spite of an option"
             " that shapes no tensor, give the value it has there as KEY=VALUE"
         )
-    log.info("%s: the config there needs %s", where, " ".join(f'{k} "{v}"' for k, v in _settings(options).items()))
+    settings = {"MODEL.FCOS.NUM_CLASSES": len(checkpoint.category_ids) + 1, **_settings(options)}
+    log.info("%s: the config there needs %s", where, " ".join(f'{k} "{v}"' for k, v in settings.items()))
     weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in _PIXELS}
     order = sorted(range(len(checkpoint.category_ids)), key=checkpoint.category_ids.__getitem__)
     if order != list(range(len(order))):

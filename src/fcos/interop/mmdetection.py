@@ -84,7 +84,7 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
     """The weights in our names, and the config that computes what mmdetection does.
 
     Raises:
-        WeightsError: a backbone that is not known here.
+        WeightsError: a backbone or neck that is not known here.
     """
     weights = renamed(state, _RULES)
     weights |= {name: tensor.reshape(1) for name, tensor in weights.items() if name.startswith("head.scales.")}

@@ -63,12 +63,15 @@ def model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any
         where: for messages.
 
     Raises:
-        WeightsError: a backbone that is not known here.
+        WeightsError: a backbone or neck that is not known here.
     """
+    lateral = weights.get("fpn.lateral.0.weight")
+    if lateral is None:
+        raise WeightsError(f"{where}: expected a detector with a feature pyramid (FPN), found another neck")
     levels = sum(bool(re.fullmatch(r"fpn\.(output|extra)\.\d+\.weight", name)) for name in weights)
     return {
         "backbone": _backbone(weights, where=where),
-        "fpn": {"channels": weights["fpn.lateral.0.weight"].shape[0]},
+        "fpn": {"channels": lateral.shape[0]},
         "head": _head(weights),
         "strides": [8 * 2**level for level in range(levels)],
         "size_ranges": list(pairwise([*_SIZE_ENDS[:levels], None])),
