@@ -27,8 +27,8 @@ from fcos.errors import ConfigError
 from fcos.evaluation.coco import coco_metrics
 from fcos.evaluation.loop import Evaluation
 from fcos.evaluation.report import save_evaluation
-from fcos.reporting import report as report_module
 from fcos.reporting.analysis import analyse
+from fcos.reporting.record import Splits
 from fcos.reporting.report import write_report
 from fcos.training import loop
 from fcos.training.checkpoint import save_checkpoint
@@ -273,7 +273,7 @@ class TestRunsOfEveryKind:
         name = re.findall(r"<figcaption>(\S+): \d+ found", before)[0]
         val = load_annotations(made.config.data, "val")
         (made.data / name).unlink()
-        page = made.page(data=report_module.Data(val, val))
+        page = made.page(data=Splits(val, val))
         assert page.count("<img") == before.count("<img") - 1
         assert f"No picture of {name}" in page
 

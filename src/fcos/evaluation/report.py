@@ -43,8 +43,9 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "boxes_per_class": evaluation.boxes_per_class,
         "thresholds": evaluation.thresholds,
     }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "detections.json").write_text(json.dumps(evaluation.detections, allow_nan=False), encoding="utf-8")
+    # Last: where these figures are, the detections are complete, see `reporting/record.py`.
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:

@@ -35,7 +35,7 @@ def add_figures(page: Page, evaluation: Evaluation) -> None:
     """The 12 COCO figures, of all classes and of each."""
     section = page.section("Average precision on val")
     everything = (ALL, sum(evaluation.boxes_per_class.values()), evaluation.metrics)
-    classes = [(name, evaluation.boxes_per_class[name], figures) for name, figures in evaluation.per_class.items()]
+    classes = [(name, boxes, evaluation.per_class[name]) for name, boxes in evaluation.boxes_per_class.items()]
     rows = [
         [name, boxes, Cell(figure(figures["AP"]), bar=np.nan_to_num(figures["AP"])), *(figures[m] for m in METRICS[1:])]
         for name, boxes, figures in (everything, *classes)
@@ -66,11 +66,12 @@ def _bars_of_sizes(axes: Axes, metrics: dict[str, float]) -> None:
 
 
 def _bars_of_classes(axes: Axes, evaluation: Evaluation) -> None:
-    places = np.arange(len(evaluation.per_class))
+    places = np.arange(len(evaluation.boxes_per_class))
+    names = list(evaluation.boxes_per_class)
     for k, (size, meaning) in enumerate((("s", "small"), ("m", "medium"), ("l", "large"))):
-        values = [np.nan_to_num(figures["AP" + size]) for figures in evaluation.per_class.values()]
+        values = [np.nan_to_num(evaluation.per_class[name]["AP" + size]) for name in names]
         axes.barh(places + 0.27 * (k - 1), values, height=0.25, label=f"AP {meaning}")
-    axes.set_yticks(places, [_short(name) for name in evaluation.per_class])
+    axes.set_yticks(places, [_short(name) for name in names])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1)
@@ -176,7 +177,8 @@ def add_confusion(page: Page, analysis: Analysis) -> None:
     np.fill_diagonal(wrong, 0)
     classes = np.arange(len(names))
     text = (
-        "Rows are what it is, columns what was shown, above the thresholds and at IoU 0.5. Colours are shares of a row."
+        "Rows are what it is, columns what was shown, above the thresholds and at IoU 0.5. Colours are shares of a row,"
+        " in the last row of a column."
     )
     if len(names) > _MOST_CLASSES:
         trouble = wrong[:-1].sum(axis=1) + wrong[:, :-1].sum(axis=0)
@@ -186,14 +188,12 @@ def add_confusion(page: Page, analysis: Analysis) -> None:
     picked = [*classes.tolist(), len(names)]
     labels = [*(names[k] for k in classes), "nothing"]
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    share[-1] = matrix[-1] / np.maximum(matrix.sum(axis=0), 1)
     rows = [
-        [
-            label,
-            *(Cell(f"{matrix[i, j]:,}" if i < len(names) or j < len(names) else "", heat=share[i, j]) for j in picked),
-        ]
+        [label, *(Cell(f"{matrix[i, j]:,}" if matrix[i, j] else "", heat=share[i, j]) for j in picked)]
         for label, i in zip(labels, picked, strict=True)
     ]
-    section.table(["is \\ shown as", *labels], rows)
+    section.table(["is \\ shown as", *map(_short, labels)], rows)
     pairs = [(int(wrong[i, j]), i, j) for i, j in zip(*np.nonzero(wrong[:-1, :-1]), strict=True)]
     if pairs:
         worst = sorted(pairs, key=lambda pair: -pair[0])[:8]

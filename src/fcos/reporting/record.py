@@ -26,7 +26,7 @@ SAME = 1e-3
 
 
 @dataclass(frozen=True)
-class Data:
+class Splits:
     """The splits of a run; None: there is none, or it cannot be read any more."""
 
     train: Annotations | None
@@ -52,7 +52,7 @@ class Record:
     config: Config
     rows: list[dict[str, str]]
     best: Checkpoint | None
-    data: Data
+    data: Splits
     evaluation: Evaluation | None
     environment: dict[str, str]
     remarks: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Record:
 
 
 def read_record(
-    folder: Path, *, data: Data | None = None, evaluate: Callable[[Path], Evaluation] | None = None
+    folder: Path, *, data: Splits | None = None, evaluate: Callable[[Path], Evaluation] | None = None
 ) -> Record:
     """Read the folder of a run.
 
@@ -101,14 +101,14 @@ def _best(folder: Path, remarks: list[str]) -> Checkpoint | None:
         return None
 
 
-def _read_data(config: Config, remarks: list[str]) -> Data:
+def _read_data(config: Config, remarks: list[str]) -> Splits:
     try:
         train = load_annotations(config.data, "train")
         classes = {} if train is None else {"class_names": train.class_names, "category_ids": train.category_ids}
-        return Data(train, load_annotations(config.data, "val", **classes))
+        return Splits(train, load_annotations(config.data, "val", **classes))
     except (DataError, ConfigError) as error:
         remarks.append(f"The data of the run cannot be read any more: {error}")
-        return Data(None, None)
+        return Splits(None, None)
 
 
 def _evaluation(
@@ -128,7 +128,7 @@ def _evaluation(
         and saved.per_class.keys() == set(val.class_names)
     ):
         return saved
-    what = "There are no detections of best.pt on val" if saved is None else "val/detections.json is not of best.pt"
+    what = "val/ holds no complete evaluation" if saved is None else "The evaluation in val/ is not of best.pt"
     if evaluate is None:
         remarks.append(f"{what}.")
         return None

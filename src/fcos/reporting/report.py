@@ -11,14 +11,14 @@ from ..page import Page
 from .analysis import analyse
 from .detection import add_confusion, add_curves, add_errors, add_figures, add_thresholds
 from .pictures import add_pictures
-from .record import Data, read_record
+from .record import Splits, read_record
 from .training import add_classes, add_environment, add_history, add_speed, add_summary
 
 FILE = "report.html"
 
 
 def write_report(
-    folder: Path, *, data: Data | None = None, evaluate: Callable[[Path], Evaluation] | None = None
+    folder: Path, *, data: Splits | None = None, evaluate: Callable[[Path], Evaluation] | None = None
 ) -> Path:
     """Write `report.html` into the folder of a run, finished or not; an earlier one is replaced.
 

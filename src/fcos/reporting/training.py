@@ -142,6 +142,7 @@ def _curves(axes: Axes, series: Series, *, log: bool = False, marker: str = "", 
     for name, (x, y) in series.items():
         axes.plot(*_thinned(x, y), label=name, marker=marker, markersize=3.5)
     axes.set_xlabel("iteration")
+    axes.locator_params(axis="x", integer=True, nbins=8)
     if log:
         axes.set_yscale("log")
     else:

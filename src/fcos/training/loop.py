@@ -30,7 +30,7 @@ from ..distributed import (
 from ..errors import ConfigError, DataError
 from ..evaluation.loop import evaluate
 from ..models import FCOS, build_model
-from ..reporting.record import Data
+from ..reporting.record import Splits
 from ..reporting.report import write_report
 from .budget import IterationLength, Length, TimeLength
 from .checkpoint import Checkpoint, load_checkpoint, start_from
@@ -284,7 +284,7 @@ def _report(run: Run, log: RunLog) -> None:
     """Write the page of the run, which ends no training by failing."""
     if rank() == 0:
         try:
-            log.message(f"report: {write_report(run.folder, data=Data(run.train_data, run.val_data))}")
+            log.message(f"report: {write_report(run.folder, data=Splits(run.train_data, run.val_data))}")
         except Exception as error:  # all that matters has been saved
             log.message(f"warning: no report of the run: {type(error).__name__}: {error}")
 
