@@ -265,6 +265,17 @@ def test_category_ids_become_labels_where_they_can(ids: tuple[int, ...], labels:
     assert sorted(bias.tolist())[: -len(ids)] == [-10.0] * (len(bias) - len(ids))
 
 
+@pytest.mark.parametrize("ids", [(5, 17), (5, 90), tuple(COCO_CLASSES)])
+def test_category_ids_come_back(ids: tuple[int, ...]) -> None:
+    before = replace(from_torchvision(class_head(len(ids) + 1)), category_ids=ids, class_names=())
+    state = to_torchvision(before)
+    after = from_torchvision(state)
+    assert after.category_ids == ids
+    assert after.class_names == (tuple(COCO_CLASSES.values()) if len(ids) == 80 else ())
+    assert_equal(after.model, before.model)
+    assert from_torchvision(state, class_names=["x"] * len(ids)).category_ids == ids
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -59,11 +59,15 @@ def test_mistakes_are_told(overrides: list[str], message: str) -> None:
         build(*overrides)
 
 
-def test_a_weights_file_runs_code_only_when_it_is_named_again(tmp_path: Path) -> None:
-    model, path = build(NAME), tmp_path / "own.pt"
-    save_checkpoint(path, model=model, config=config(NAME), class_names=["cat", "dog"], category_ids=[1, 2])
-    with pytest.raises(ConfigError, match=r"own.pt: .* code .* adding model.backbone.name=own_backbone:Own"):
+def test_a_weights_file_runs_code_only_when_it_is_named_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, model, path, ran = "model.backbone.name=fresh:Own", build(NAME), tmp_path / "own.pt", tmp_path / "ran"
+    (tmp_path / "fresh.py").write_text(f"from own_backbone import Own\nopen({str(ran)!r}, 'x').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    save_checkpoint(path, model=model, config=config(name), class_names=["cat", "dog"], category_ids=[1, 2])
+    with pytest.raises(ConfigError, match=r"own.pt: .* code .* adding model.backbone.name=fresh:Own"):
         fcos.load(path)
     with pytest.raises(ConfigError, match="asks to run code"):
         fcos.load(path, "model.score_threshold=0.1")
-    assert fcos.load(path, NAME, device="cpu").model.state_dict().keys() == model.state_dict().keys()
+    assert not ran.exists()
+    assert fcos.load(path, name, device="cpu").model.state_dict().keys() == model.state_dict().keys()
+    assert ran.exists()

@@ -6,7 +6,7 @@ over all pixels.
 
 torchvision's labels begin with 1: row 0 of its class head is "background" and only ever learns to say no. Its COCO
 weights have a row for each of the category ids 0..90, eleven of which are no class of COCO. Such rows are left out
-here; what remains has torchvision's label as its category id.
+here, and so are those that `to_torchvision` fills in; what remains has torchvision's label as its category id.
 """
 
 from __future__ import annotations
@@ -128,16 +128,19 @@ def from_torchvision(
         WeightsError: another number of names than of classes.
     """
     weights = from_names(state)
-    rows = len(weights[f"{CLASS_HEAD}bias"])
-    if class_names is not None and len(class_names) != rows - 1:
+    bias = weights[f"{CLASS_HEAD}bias"]
+    rows = len(bias)
+    used = (bias != _NEVER) | weights[f"{CLASS_HEAD}weight"].flatten(1).any(dim=1)
+    ids = tuple(i for i in range(1, rows) if used[i])
+    if class_names is not None and len(class_names) != len(ids):
         raise WeightsError(
-            f"{where}: has {rows - 1} classes (of {rows} rows in the class head, the first is background), found"
+            f"{where}: has {len(ids)} classes (of {rows} rows in the class head, the first is background), found"
             f" {len(class_names)} names in data.classes"
         )
-    classes: dict[int, str] = dict(enumerate(class_names, 1)) if class_names is not None else {}
-    if class_names is None and rows == _ROWS_OF_COCO:
+    classes = dict(zip(ids, class_names or (), strict=False))
+    if class_names is None and rows == _ROWS_OF_COCO and COCO_CLASSES.keys() <= set(ids):
         classes = COCO_CLASSES
-    ids = tuple(classes) or tuple(range(1, rows))
+    ids = tuple(classes) or ids
     for name in (f"{CLASS_HEAD}weight", f"{CLASS_HEAD}bias"):
         weights[name] = weights[name][list(ids)]
     weights |= {name: torch.tensor(values).view(3, 1, 1) for name, values in _PIXELS.items()}
