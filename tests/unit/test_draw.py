@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fcos.inference.draw import class_color, draw, draw_pair
+from fcos.inference.draw import Mark, class_color, draw, draw_marks, draw_pair
 from fcos.structures import Instances
 
 
@@ -104,3 +104,30 @@ def test_a_pair_shows_predictions_left_and_truth_right():
 def test_a_pair_without_any_box_is_drawn():
     nothing = instances([], size=(480, 640))
     assert draw_pair(GREY, nothing, nothing).width > 2 * 640
+
+
+def test_a_dashed_line_has_gaps_and_stays_on_the_border():
+    picture = GREY.copy()
+    draw_marks(picture, [Mark((100, 200, 300, 400), (240, 228, 66), dashed=True)])
+    own = (np.asarray(picture) == (240, 228, 66)).all(axis=2)
+    for line in (own[200, 100:300], own[399, 100:300], own[200:400, 100], own[200:400, 299]):
+        assert 0.3 < line.mean() < 0.7
+    assert not own[204:396, 104:296].any()
+    assert not own[:200].any()
+
+
+def test_a_mark_without_text_has_no_tag():
+    picture, box = GREY.copy(), (100, 200, 300, 400)
+    draw_marks(picture, [Mark(box, (0, 158, 115))])
+    assert not changed(picture, GREY)[:190].any()
+    draw_marks(picture, [Mark(box, (0, 158, 115), "cell")])
+    assert changed(picture, GREY)[:190].any()
+
+
+def test_tags_grow_with_their_letters():
+    heights = []
+    for size in (12, 36):
+        picture = GREY.copy()
+        draw_marks(picture, [Mark((100, 200, 300, 400), (0, 158, 115), "cell")], text_size=size)
+        heights.append(int(changed(picture, GREY)[:198].any(axis=1).sum()))
+    assert heights[1] > 2 * heights[0]

@@ -15,7 +15,7 @@ from fcos import ConfigError, DataError
 from fcos.data import load_annotations
 from fcos.evaluation.coco import METRICS
 from fcos.evaluation.loop import Evaluation, evaluate
-from fcos.evaluation.report import default_folder, print_evaluation, save_evaluation
+from fcos.evaluation.report import default_folder, load_evaluation, print_evaluation, save_evaluation
 from fcos.structures import Instances
 from fcos.training.checkpoint import save_checkpoint
 
@@ -168,6 +168,32 @@ def test_files_are_valid_json_with_null_for_what_is_not_defined(tmp_path):
     assert metrics["per_class"]["[dog]"]["AP"] is None
     assert metrics["thresholds"] == {"cat": 0.41}
     assert json.loads((tmp_path / "new/val/detections.json").read_text()) == EVALUATION.detections
+
+
+def test_what_was_saved_can_be_read_again(tmp_path):
+    save_evaluation(EVALUATION, tmp_path)
+    found = load_evaluation(tmp_path)
+    assert found.metrics == pytest.approx(EVALUATION.metrics, nan_ok=True)
+    assert found.per_class["[dog]"] == pytest.approx(EVALUATION.per_class["[dog]"], nan_ok=True)
+    assert (found.detections, found.boxes_per_class, found.thresholds) == (
+        EVALUATION.detections,
+        EVALUATION.boxes_per_class,
+        EVALUATION.thresholds,
+    )
+
+
+@pytest.mark.parametrize("damage", ["metrics.json", "detections.json", "cut short", "of an earlier version"])
+def test_an_incomplete_evaluation_is_none(tmp_path, damage):
+    save_evaluation(EVALUATION, tmp_path)
+    if damage == "cut short":
+        (tmp_path / "detections.json").write_text('[{"image_id": 1')
+    elif damage == "of an earlier version":
+        content = json.loads((tmp_path / "metrics.json").read_text())
+        del content["thresholds"]
+        (tmp_path / "metrics.json").write_text(json.dumps(content))
+    else:
+        (tmp_path / damage).unlink()
+    assert load_evaluation(tmp_path) is None
 
 
 @pytest.mark.parametrize("terminal", [False, True])
