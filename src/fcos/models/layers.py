@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as sync_batch_norm
 from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
 from ..distributed import sum_over_processes, world_size
@@ -16,17 +18,26 @@ def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
     return nn.GroupNorm(min(32, channels // 2), channels, eps=eps)
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """Batch norm with the statistics of all processes: torch's, which knows GPUs only, on all devices."""
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm with the statistics of all processes, on all devices.
+
+    No `nn.SyncBatchNorm`, which DistributedDataParallel refuses on the CPU; on GPUs it computes the same.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, channels, H, W] to the same; every process must call it as often as the others."""
-        if input.is_cuda or not self.training or world_size() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(input)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
+        if input.is_cuda:
+            self.num_batches_tracked += 1
+            buffers = self.running_mean, self.running_var
+            return sync_batch_norm.apply(
+                input, self.weight, self.bias, *buffers, self.eps, self.momentum, dist.group.WORLD, world_size()
+            )
         x = input.to(self.weight.dtype)
         # Two passes: the mean of the squares minus the square of the mean would cancel.
         counted = sum_over_processes(torch.cat([x.sum(dim=(0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
