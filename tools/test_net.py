@@ -7,17 +7,24 @@ python tools/test_net.py --config-file configs/fcos/fcos_imprv_R_50_FPN_1x.yaml 
 from __future__ import annotations
 
 import argparse
+import logging
 
-from fcos.cli import main
+from fcos.cli import main, mistakes_told
+from fcos.config_text import load_config
+from fcos.errors import WeightsError
 
 parser = argparse.ArgumentParser(description="Evaluate weights with a config of the original FCOS.")
-parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys, or a recipe")
+parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys")
 parser.add_argument("--local_rank", "--local-rank", type=int, help="given by the launcher; its variables say the same")
 parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="options that replace the file's")
 
 if __name__ == "__main__":
     given = parser.parse_args()
-    weights = dict(zip(given.opts, given.opts[1:], strict=False)).get("MODEL.WEIGHT")
-    if weights is None:
-        parser.error("MODEL.WEIGHT FILE is missing: the weights to evaluate")
-    main(["val", weights, "--config", given.config_file, "--", *given.opts])
+    logging.getLogger("fcos").setLevel(logging.ERROR)  # `main` says the rest
+    with mistakes_told():
+        config = load_config(given.config_file, given.opts)
+        weights, folder = config.train.weights, config.output_dir
+        if weights is None:
+            raise WeightsError(f"{given.config_file}: names no weights of a detector; give MODEL.WEIGHT FILE")
+    out = ["--out", str(folder / "val")] if folder else []
+    main(["val", weights, "--config", given.config_file, *out, "--", *given.opts])

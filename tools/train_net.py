@@ -11,7 +11,7 @@ import argparse
 from fcos.cli import main
 
 parser = argparse.ArgumentParser(description="Train a detector from a config of the original FCOS.")
-parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys, or a recipe")
+parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys")
 parser.add_argument("--skip-test", action="store_true", help="do not evaluate")
 parser.add_argument("--local_rank", "--local-rank", type=int, help="given by the launcher; its variables say the same")
 parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="options that replace the file's")

@@ -40,13 +40,13 @@ def load(
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
             names the classes of a file of another project.
         config: recipe, YAML file or config that the weights were trained with, where they do not say it (those of the
-            original FCOS); for weights of ours it replaces where the data is and how to test.
+            original FCOS); for others it replaces where the data is and how to test.
         device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: that of the config, an override `device=`
             among them.
 
     Raises:
         WeightsError: no such file, or no weights of a known project.
-        ConfigError: a wrong override or device; a config is needed, or not needed.
+        ConfigError: a wrong override or device; a config is needed.
     """
     from .distributed import resolve_device
     from .inference.predictor import Detector
@@ -113,7 +113,7 @@ def evaluate(
     Raises:
         WeightsError: no such file, or no weights of a known project.
         DataError: no such split, data that cannot be used, or classes that the weights do not know.
-        ConfigError: a wrong override; a config is needed, or not needed.
+        ConfigError: a wrong override; a config is needed.
     """
     from .data import load_annotations
     from .distributed import join_processes, resolve_device
@@ -178,7 +178,7 @@ def convert(
 
     Raises:
         WeightsError: no weights of a known project; a detector that the other project cannot compute; `out` is there.
-        ConfigError: a wrong form or override; a config is needed, or not needed.
+        ConfigError: a wrong form or override; a config is needed.
         OSError: the disk is full or not writable.
     """
     from .interop import FORMS
@@ -201,6 +201,7 @@ def _restore(
     """The detector of a weights file, on the CPU, with the config it was trained with as far as that still applies."""
     import torch
 
+    from .interop.fcos_core_config import split_pairs
     from .interop.torchvision import WEIGHTS
     from .models import build_model
     from .training.checkpoint import fill, load_checkpoint
@@ -213,8 +214,7 @@ def _restore(
             f"{weights}: no such weights file, and no recipe either; recipes: {', '.join(recipe_names())}; weights with"
             f" a name: {', '.join(WEIGHTS)}"
         )
-    pairs = [text for text in overrides if "=" not in text] if config is not None else []  # KEY VALUE of its YAML
-    options = [text for text in overrides if text not in pairs]
+    pairs, options = split_pairs(overrides) if config is not None else ([], overrides)
     given: dict[str, Any] = {}
     apply_overrides(given, [text for text in options if text.startswith("data")])
     data = given.get("data", {})
@@ -238,21 +238,20 @@ def _config_of(
 ) -> dict[str, Any]:
     """The config tree that belongs to weights: their own, or the given one where they have none.
 
-    A config that is given with weights of ours says how to test: where the data is and what `_TEST_OPTIONS` are.
+    A config that is given with weights that have their own says how to test: where the data is and what `_TEST_OPTIONS`
+    are.
     """
     from .interop.checkpoints import with_fcos_core_conventions
 
     if config is None and checkpoint.project != "fcos_core":
         return {**checkpoint.config, "device": "auto"}
-    if checkpoint.project not in ("fcos", "fcos_core"):
-        raise ConfigError(f"{where}: has its own config, none can be given; change its options with key=value")
     if config is None:
         raise ConfigError(
             f"{where}: a checkpoint of the original FCOS, which does not tell how its head is made; name the config it"
-            " was trained with: --config fcos_imprv_R_50_FPN_1x.yaml (the original's file, or a recipe)"
+            " was trained with: --config fcos_imprv_r50_fpn_1x (a recipe, or the original's YAML file)"
         )
     tree = (config if isinstance(config, Config) else load_config(config, pairs)).to_dict()
-    if checkpoint.project == "fcos":
+    if checkpoint.project != "fcos_core":
         options = {key: tree["model"][key] for key in _TEST_OPTIONS}
         return {**tree, "model": {**checkpoint.config["model"], **options}}
     return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)

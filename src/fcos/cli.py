@@ -46,6 +46,8 @@ OriginalConfig = Annotated[
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.")]
+_NO_OPTIONS = {"ignore_unknown_options": True}
+"""For verbs without options of their own: -1 is a value, as in the original's TEST.DETECTIONS_PER_IMG -1."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,12 +60,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fcos").setLevel(logging.INFO if _first() else logging.WARNING)
-    try:
+    with mistakes_told():
         app(arguments, prog_name="fcos")
+
+
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """A user's mistake becomes a message on stderr, of one of the processes that torchrun started, and exit code 2."""
+    try:
+        yield
     except (FCOSError, OSError) as error:  # a folder that cannot be written, a full disk
-        if not getattr(error, "told", False):
+        if not getattr(error, "told", False) and _first_to_tell(str(error)):
             print(f"fcos: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _first_to_tell(message: str) -> bool:
+    if "RANK" not in os.environ:
+        return True
+    from .distributed import first_to_tell
+
+    return first_to_tell(message)
 
 
 @app.callback(invoke_without_command=True)
@@ -77,7 +94,7 @@ def _options(
         raise typer.Exit
 
 
-@app.command()
+@app.command(context_settings=_NO_OPTIONS)
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (see: fcos config list) or a YAML file.")],
     overrides: Overrides = None,
@@ -161,10 +178,12 @@ def predict(  # noqa: PLR0917 (options of the command line)
     """
     from . import api
     from .inference.sources import predict_files
+    from .interop.fcos_core_config import split_pairs
 
-    overrides = [s for s in sources if _OVERRIDE.match(s) and not Path(s).exists()]
-    detector = api.load(weights, *overrides, config=config)
-    pictures = [s for s in sources if s not in overrides]
+    pairs, others = split_pairs(sources)
+    options = [s for s in others if _OVERRIDE.match(s) and not Path(s).exists()]
+    detector = api.load(weights, *pairs, *options, config=config)
+    pictures = [s for s in others if s not in options]
     done = predict_files(detector, pictures, out, threshold=threshold, write_json=write_json, report=_report)
     if not done:
         raise typer.Exit(2)
@@ -269,7 +288,7 @@ def config_list() -> None:
         print(name)
 
 
-@config_app.command("show")
+@config_app.command("show", context_settings=_NO_OPTIONS)
 def config_show(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe or a YAML file.")],
     overrides: Overrides = None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,15 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     """
     tree = read_config_tree(source)
     name = str(source) if source is not None else "defaults"
+    names: dict[str, str] = {}
     if tree and all(key.isupper() for key in tree):
-        from .interop.fcos_core_config import config_from_yaml
+        from .interop.fcos_core_config import config_from_yaml, split_pairs
+        from .interop.fcos_core_keys import KEYS as names
 
-        pairs = [item for item in overrides if "=" not in item]
+        pairs, overrides = split_pairs(overrides)
         tree = config_from_yaml(tree, pairs, where=name)
-        overrides = [item for item in overrides if "=" in item]
     apply_overrides(tree, overrides)
-    return validate(tree, where=name)
+    return validate(tree, where=name, names=names)
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -112,6 +113,8 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
             )
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file{suggest(path.stem.lower(), recipe_names())}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the config: {error}") from None
     tree = parse_yaml(text, where=str(path)) or {}
@@ -120,8 +123,13 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
     return tree
 
 
-def validate(tree: dict[str, Any], *, where: str) -> Config:
+def validate(tree: dict[str, Any], *, where: str, names: Mapping[str, str] | None = None) -> Config:
     """Check a plain tree against the schema.
+
+    Args:
+        tree: sections and options.
+        where: for messages.
+        names: what another project calls options, for messages.
 
     Raises:
         ConfigError: one line for every mistake.
@@ -129,7 +137,7 @@ def validate(tree: dict[str, Any], *, where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
+        lines = [_explain(e, names or {}) for e in error.errors()]
         raise ConfigError(f"{where}:" + ("\n  " if len(lines) > 1 else " ") + "\n  ".join(lines)) from None
 
 
@@ -171,9 +179,13 @@ def _fields(location: Sequence[Any]) -> list[str]:
     return list(getattr(section, "model_fields", {}))
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, names: Mapping[str, str]) -> str:
     """One line on what pydantic found wrong."""
-    key = ".".join(str(part) for part in error["loc"] if part not in _SECTIONS) or "config"
+    place = [part for part in error["loc"] if part not in _SECTIONS]
+    key = ".".join(map(str, place)) or "config"
+    option = ".".join(part for part in place if isinstance(part, str))  # without the number of an item
+    if option in names:
+        key = f"{names[option]} ({key})"
     kind, value = error["type"], error["input"]
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if kind == "value_error":  # from our own validators, complete
@@ -183,8 +195,10 @@ def _explain(error: Any) -> str:
         known = _fields(parents)
         return f"{key}: no such option{suggest(str(last), known)}; known here: {', '.join(known)}"
     if kind == "union_tag_invalid":
-        name = str(value["name"])
-        return f"{key}.name: no backbone {name!r}{suggest(name, list(BACKBONES))}; known: {', '.join(BACKBONES)}"
+        name, known = value["name"], list(BACKBONES)
+        text = isinstance(name, str)
+        hint = suggest(name, known) if text else ", as YAML reads it; expected text"
+        return f"{key}.name: no backbone {name!r}{hint}; known: {', '.join(known)}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{key}: should be a section with options ({', '.join(_fields(error['loc']))}), found {value!r}"
     if kind in ("string_type", "path_type") and isinstance(value, int | float | date):

@@ -148,6 +148,12 @@ def recalled(key: str) -> str | None:
     return store.get(key).decode() if store is not None and store.check([key]) else None
 
 
+def first_to_tell(message: str) -> bool:
+    """Whether no other process of this launch has asked for this message; always, where there is no launcher."""
+    store = _launcher_store()
+    return store is None or store.add(f"fcos/told/{message}", 1) == 1
+
+
 def _launcher_store() -> dist.TCPStore | None:  # pyright: ignore[reportPrivateImportUsage]
     """The store in torchrun's own process, which outlives those that it starts."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):

@@ -9,10 +9,12 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fcos import cli
 from fcos.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +22,7 @@ CONFIG = "configs/fcos/fcos_imprv_R_50_FPN_1x.yaml"
 RUN = "training_dir/fcos_imprv_R_50_FPN_1x"
 TINY = """
     MODEL.DEVICE cpu MODEL.WEIGHT '' MODEL.BACKBONE.CONV_BODY MNV2-FPN-RETINANET MODEL.BACKBONE.FREEZE_CONV_BODY_AT 0
-    MODEL.RESNETS.BACKBONE_OUT_CHANNELS 32 MODEL.FCOS.NUM_CONVS 1 MODEL.FCOS.PRIOR_PROB 0.2
+    MODEL.USE_SYNCBN True MODEL.RESNETS.BACKBONE_OUT_CHANNELS 32 MODEL.FCOS.NUM_CONVS 1 MODEL.FCOS.PRIOR_PROB 0.2
     INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96 SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 4
 """
 LAUNCH = "torch.distributed.launch --nproc_per_node=2 --master_port={port}"
@@ -29,14 +31,18 @@ TORCHRUN = "torch.distributed.run --nproc_per_node=2 --master_port={port}"
 
 def command(line: str) -> str:
     """Run `python -m LINE`; returns its output."""
+    done = run(line)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run(line: str) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-m", *shlex.split(line.format(port=port))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 @pytest.fixture
@@ -64,16 +70,56 @@ def test_training_and_testing_with_one_launcher_each(folder: Path) -> None:
         "datasets/coco/annotations/instances_train2014.json",
         "datasets/coco/annotations/instances_valminusminival2014.json",
     ]
+    assert checkpoint.config["model"]["backbone"]["norm"] == "sync_bn"
     assert checkpoint.config["data"]["val"]["annotations"] == []
     test = f"tools/test_net.py --config-file {CONFIG} MODEL.WEIGHT {RUN}/weights/best.pt TEST.IMS_PER_BATCH 4"
-    assert "AP50" in command(f"{TORCHRUN} {test} INPUT.MIN_SIZE_TEST 96")
-    detections = json.loads((folder / RUN / "val/detections.json").read_text())
+    assert "AP50" in command(f"{TORCHRUN} {test} INPUT.MIN_SIZE_TEST 96 OUTPUT_DIR tested")
+    detections = json.loads((folder / "tested/val/detections.json").read_text())
     assert {d["image_id"] for d in detections} <= set(range(12))
     assert len(detections) > 0
 
 
-def test_weights_must_be_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["test_net.py", "--config-file", str(ROOT / CONFIG), "TEST.IMS_PER_BATCH", "4"])
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(ROOT / "tools/test_net.py"), run_name="__main__")
-    assert "MODEL.WEIGHT FILE is missing" in capsys.readouterr().err
+def test_a_mistake_is_told_once(folder: Path) -> None:
+    done = run(f"{TORCHRUN} tools/test_net.py --config-file {CONFIG} SOLVER.BASE_RL 1")
+    assert done.returncode == 1
+    assert done.stderr.count("SOLVER.BASE_RL: no such key in the original, did you mean 'SOLVER.BASE_LR'?") == 1
+
+
+@pytest.fixture
+def evaluation_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the evaluation command in this process, which ends with exit code 2; returns its words to the user."""
+
+    def run(*words: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["test_net.py", "--config-file", *map(str, words)])
+        with pytest.raises(SystemExit, match="2"):
+            runpy.run_path(str(ROOT / "tools/test_net.py"), run_name="__main__")
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_weights_must_be_named(evaluation_command: Callable[..., str]) -> None:
+    told = evaluation_command(ROOT / CONFIG, "TEST.IMS_PER_BATCH", "4")
+    assert told == f"fcos: {ROOT / CONFIG}: names no weights of a detector; give MODEL.WEIGHT FILE\n"
+
+
+def test_a_wrong_key_of_the_evaluation_command_is_told(evaluation_command: Callable[..., str]) -> None:
+    assert "did you mean 'MODEL.WEIGHT'?" in evaluation_command(ROOT / CONFIG, "MODEL.WIEGHT", "MODEL.WEIGHT")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "passed"),
+    [((), ("old.pth",)), (("MODEL.WEIGHT", "new.pth", "OUTPUT_DIR", "run"), ("new.pth", "run/val"))],
+)
+def test_weights_and_folder_are_those_of_the_file_or_of_the_pairs(
+    pairs: tuple[str, ...], passed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "own.yaml"
+    config.write_text("MODEL: {WEIGHT: old.pth, BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}\n")
+    calls: list[list[str]] = []
+    monkeypatch.setattr(cli, "main", calls.append)
+    monkeypatch.setattr(sys, "argv", ["test_net.py", "--config-file", str(config), *pairs])
+    runpy.run_path(str(ROOT / "tools/test_net.py"), run_name="__main__")
+    weights, *out = passed
+    folder = ["--out", *out] if out else []
+    assert calls == [["val", weights, "--config", str(config), *folder, "--", *pairs]]

@@ -78,6 +78,21 @@ def test_python_m_fcos_is_the_same_command_and_mistakes_show_no_traceback():
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_one_of_several_processes_tells_a_mistake(fcos, monkeypatch, first):
+    asked = []
+
+    def first_to_tell(message):
+        asked.append(message)
+        return first
+
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr("fcos.distributed.first_to_tell", first_to_tell)
+    code, _, err = fcos("train", "fcos_mnv2_smal")
+    assert code == 2
+    assert err == (f"fcos: {asked[0]}\n" if first else "")
+
+
 def test_a_wrong_verb_is_refused_with_a_suggestion(fcos):
     code, _, err = fcos("prdict")
     assert code == 2
@@ -134,6 +149,16 @@ class TestPredict:
 
     def test_options_may_stand_among_the_sources(self, fcos, weights, data, tmp_path):
         fcos("predict", weights, "model.max_detections=2", data, "--out", tmp_path, "--threshold", "0", "--json")
+        (row,) = json.loads((tmp_path / "predictions.json").read_text())
+        assert len(row["detections"]) == 2
+
+    def test_pairs_of_the_original_may_stand_among_the_sources(self, fcos, weights, data, tmp_path):
+        config = tmp_path / "old.yaml"
+        config.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}")
+        pairs = ["TEST.DETECTIONS_PER_IMG", "2", "OUTPUT_DIR", "a=b"]
+        more = ["data.test_short_side=96", "--out", tmp_path, "--threshold", "0", "--json"]
+        code, _, err = fcos("predict", weights, *pairs, data, "--config", config, *more)
+        assert (code, err) == (0, "")
         (row,) = json.loads((tmp_path / "predictions.json").read_text())
         assert len(row["detections"]) == 2
 
@@ -205,6 +230,13 @@ class TestConfig:
         _, out, _ = fcos("config", "show", "fcos_mnv2_small")
         assert "  # Probability of a horizontal flip in training.\n  flip: " in out
 
+    def test_values_may_begin_with_a_dash(self, fcos, tmp_path):
+        config = tmp_path / "old.yaml"
+        config.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}")
+        code, out, _ = fcos("config", "show", config, "TEST.DETECTIONS_PER_IMG", "-1")
+        assert code == 0
+        assert yaml.safe_load(out)["model"]["max_detections"] == -1
+
     def test_diff_prints_the_options_that_differ(self, fcos, tmp_path):
         for name, lr, backbone in (("a", 0.01, "resnet50"), ("b", 0.02, "mobilenet_v2")):
             tree = {"train": {"lr": lr}, "model": {"backbone": {"name": backbone}}}
@@ -244,7 +276,7 @@ def test_train_passes_recipe_and_options_on(fcos, monkeypatch, tmp_path):
         return TrainResult(tmp_path, {})
 
     monkeypatch.setattr(api, "train", train)
-    code, out, _ = fcos("train", "fcos_mnv2_small", "data=x", "SOLVER.BASE_LR", "0.1")
+    code, out, _ = fcos("train", "fcos_mnv2_small", "data=x", "TEST.DETECTIONS_PER_IMG", "-1")
     assert code == 0
-    assert calls == [("fcos_mnv2_small", "data=x", "SOLVER.BASE_LR", "0.1")]
+    assert calls == [("fcos_mnv2_small", "data=x", "TEST.DETECTIONS_PER_IMG", "-1")]
     assert str(tmp_path / "weights" / "best.pt") in out

@@ -68,7 +68,13 @@ def test_a_recipe_that_is_not_there_gets_a_suggestion_and_the_list() -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert str(tmp_path / "none.yaml") in message(source=tmp_path / "none.yaml")
+    assert message(source=tmp_path / "none.yaml") == f"{tmp_path / 'none.yaml'}: no such file"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs/fcos").glob("*.yaml")))
+def test_a_file_of_the_original_that_is_not_there_is_answered_with_its_recipe(path: Path, tmp_path: Path) -> None:
+    recipe = path.stem.lower().replace("_r_", "_r").replace("_x_", "_x")
+    assert message(source=tmp_path / path.name).endswith(f"no such file, did you mean {recipe!r}?")
 
 
 @pytest.mark.parametrize(
@@ -212,6 +218,11 @@ def test_an_unknown_backbone_is_answered_with_the_known_ones() -> None:
 @pytest.mark.parametrize("value", ["3", "[1]", "null", "{a: b}"])
 def test_a_backbone_name_that_is_no_text_is_refused(value: str) -> None:
     assert "known: resnet50, resnet101, " in message(f"model.backbone.name={value}")
+
+
+def test_a_backbone_name_that_yaml_reads_as_something_else_is_shown_as_such() -> None:
+    text = message("model.backbone.name=mybb:")
+    assert "model.backbone.name: no backbone {'mybb': None}, as YAML reads it; expected text; known: resnet50" in text
 
 
 def test_options_of_another_backbone_are_unknown() -> None:

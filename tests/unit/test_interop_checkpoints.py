@@ -86,8 +86,10 @@ def test_the_original_config_is_asked_for(tmp_path: Path) -> None:
 
 def test_pairs_of_the_original_may_follow(tmp_path: Path, original_yaml: Path) -> None:
     path = original_file(tmp_path / "model_final.pth")
-    detector = fcos.load(path, "TEST.DETECTIONS_PER_IMG", "7", "model.nms_threshold=0.3", config=original_yaml)
+    pairs = ["TEST.DETECTIONS_PER_IMG", "7", "MODEL.WEIGHT", "https://a.b/c.pth?download=true"]
+    detector = fcos.load(path, *pairs, "model.nms_threshold=0.3", config=original_yaml)
     assert (detector.model.max_detections, detector.model.nms_threshold) == (7, 0.3)
+    assert detector.config.train.weights == pairs[-1]
 
 
 @pytest.mark.parametrize("original", sorted(path.stem for path in MANIFESTS.glob("*.json")))
@@ -213,8 +215,15 @@ def test_coco_weights_by_name(coco_file: Path, monkeypatch: pytest.MonkeyPatch) 
     assert detector.model.head.logits.out_channels == 80
     rows = load_checkpoint(coco_file).model["head.logits.weight"]
     assert torch.equal(detector.model.head.logits.weight, rows)
-    with pytest.raises(ConfigError, match="has its own config"):
-        fcos.load("torchvision/fcos_resnet50_fpn", config="fcos_r50_fpn_1x")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_config_says_how_weights_that_have_their_own_are_tested(coco_file: Path, tmp_path: Path, given: bool) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{max_detections: 7}}\ndata: {{short_side: 96}}\ntrain: {{weights: {coco_file}}}\n")
+    detector = fcos.load(coco_file, config=recipe) if given else fcos.load(recipe)
+    assert (detector.model.max_detections, detector.config.data.detection_short_side) == (7, 96)
+    assert (detector.model.location, detector.model.threshold_on) == ("corner", "score")
 
 
 def test_a_file_of_torchvisions_training_script(tmp_path: Path) -> None:

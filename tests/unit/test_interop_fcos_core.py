@@ -15,8 +15,9 @@ import yaml
 from fcos.config import Config
 from fcos.config_text import load_config, validate
 from fcos.errors import ConfigError, WeightsError
+from fcos.interop import fcos_core_keys
 from fcos.interop.fcos_core import convert_state_dict, rename, rename_back, to_fcos_core
-from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.interop.fcos_core_config import config_from_yaml, split_pairs
 from fcos.training.checkpoint import Checkpoint
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
@@ -117,9 +118,74 @@ def test_values_of_another_kind_are_refused(key: str, value: str, expected: str)
     assert text.endswith(f"expected {expected}")
 
 
-@pytest.mark.parametrize("tree", [{"MODEL": 3}, {"MODEL": None}, {"MODEL": {1: 2}}, {"MODEL": {"FCOS": "x"}}])
-def test_a_value_in_place_of_a_section_is_refused(tree: dict[str, Any]) -> None:
-    assert "no such key in the original" in refusal(tree=tree)
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"MODEL": 3}, "MODEL=3"),
+        ({"MODEL": {"RESNETS": None}}, "MODEL.RESNETS=None"),
+        ({"MODEL": {"FCOS": "x"}}, "MODEL.FCOS='x'"),
+        ({"MODEL": {"RPN": 3}}, "MODEL.RPN=3"),
+    ],
+)
+def test_a_value_in_place_of_a_section_is_refused(tree: dict[str, Any], told: str) -> None:
+    assert refusal(tree=tree) == f"old.yaml: {told}: expected a section with keys"
+
+
+def test_a_number_for_a_key_is_refused() -> None:
+    assert "MODEL.1: no such key in the original" in refusal(tree={"MODEL": {1: 2}})
+
+
+def test_all_keys_are_known_and_no_others() -> None:
+    assert sorted([*fcos_core_keys.DEFAULTS, *fcos_core_keys.IDLE]) == sorted(leaves(DEFAULTS))
+
+
+@pytest.mark.parametrize("key", ["MODEL.RETINANET.USE_C", "MODEL.RPN.NOPE", "TEST.EXPECTED_RESULT"])
+def test_unknown_keys_are_refused_among_those_without_effect_too(key: str) -> None:
+    assert f"{key}: no such key in the original" in refusal(key, "False")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("SOLVER.MAX_ITER", "100.5", "SOLVER.MAX_ITER (train.iterations): should be a valid integer"),
+        ("SOLVER.BASE_LR", "-1", "SOLVER.BASE_LR (train.lr): should be greater than 0, found -1"),
+        ("MODEL.FCOS.IOU_LOSS_TYPE", "diou", "MODEL.FCOS.IOU_LOSS_TYPE (model.box_loss): should be 'iou', "),
+        ("MODEL.FCOS.NUM_CLASSES", "1", "MODEL.FCOS.NUM_CLASSES (model.num_classes): should be greater than or equal"),
+        (
+            "MODEL.BACKBONE.FREEZE_CONV_BODY_AT",
+            "7",
+            "MODEL.BACKBONE.FREEZE_CONV_BODY_AT (model.backbone.frozen_stages)",
+        ),
+        ("MODEL.FCOS.FPN_STRIDES", "(8.5, 16, 32, 64, 128)", "MODEL.FCOS.FPN_STRIDES (model.strides.0): should be a"),
+        ("INPUT.MIN_SIZE_TRAIN", "640.5", "INPUT.MIN_SIZE_TRAIN (data.short_side.0): should be a valid integer"),
+    ],
+)
+def test_values_that_our_options_refuse_are_told_by_their_keys(key: str, value: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [key, value])
+    assert str(caught.value).startswith(f"{path}: {told}")
+
+
+def test_the_names_in_messages_are_those_of_options() -> None:
+    assert set(fcos_core_keys.KEYS) <= set(leaves(read().to_dict()))
+
+
+@pytest.mark.parametrize("text", ["{[]: 1}", "(" * 1000 + ")" * 1000, "(" * 100_000])
+def test_text_that_is_no_literal_stays_text(text: str) -> None:
+    assert str(read("OUTPUT_DIR", text).output_dir) == text
+
+
+def test_groups_that_are_no_number_are_refused() -> None:
+    assert "MODEL.RESNETS.NUM_GROUPS=[1]: expected a number" in refusal("MODEL.RESNETS.NUM_GROUPS", "[1]")
+
+
+def test_pairs_are_told_from_other_words_and_their_values_may_look_like_anything() -> None:
+    address = "https://huggingface.co/tianzhi/FCOS/resolve/main/FCOS_R_50_FPN_1x.pth?download=true#fcos_R_50_FPN_1x.pth"
+    pairs = ["MODEL.WEIGHT", address, "OUTPUT_DIR", "a=b", "MODEL.FOO", "OUTPUT_DIR"]
+    words = ["IMG_1.JPG", *pairs[:2], "data=a", *pairs[2:], "TEST", "SOLVER.STEPS"]
+    assert split_pairs(words) == ([*pairs, "SOLVER.STEPS"], ["IMG_1.JPG", "data=a", "TEST"])
 
 
 def test_pairs_must_be_pairs() -> None:
@@ -252,7 +318,9 @@ def test_a_file_of_the_original_with_pairs_and_our_overrides(tmp_path: Path) -> 
     tree = {"MODEL": {"BACKBONE": {"CONV_BODY": "R-101-FPN-RETINANET"}}, "SOLVER": {"STEPS": "(60000, 80000)"}}
     path.write_text(yaml.safe_dump(tree))
     pairs = ["SOLVER.BASE_LR", "1e-3", "MODEL.FCOS.CENTER_SAMPLING_RADIUS", "1.5", "INPUT.MIN_SIZE_TRAIN", "(640,)"]
+    pairs += ["MODEL.WEIGHT", "https://a.b/c.pth?download=true#d.pth"]
     config = load_config(path, [*pairs, "data=cells", "train.iterations=100"])
+    assert config.train.weights == pairs[-1]
     assert config.model.backbone.name == "resnet101"
     assert (config.train.lr, config.train.iterations) == (1e-3, 100)
     assert config.train.milestones == [60000, 80000]

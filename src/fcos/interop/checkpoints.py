@@ -80,9 +80,11 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
         checkpoint = _checkpoint(weights, config, project, class_names=class_names, where=where)
     if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
         log.info(
-            "%s: %d classes, taken to be those of COCO; if they are not, name them with data.classes=[...]",
+            "%s: %d classes, taken to be those of COCO; if they are not, name them once and for all in a new file: fcos"
+            " convert %s OUT data.classes=[NAME, ...]",
             where,
             len(checkpoint.class_names),
+            where,
         )
     owner = _RESTRICTED.get(checkpoint.project)
     return replace(checkpoint, original=state, licence=_LICENCE.format(owner) if owner else "")

@@ -1,7 +1,7 @@
 """The original FCOS (`fcos_core`): its UPPER_CASE YAML and its `KEY VALUE` overrides.
 
 A config from here selects the original's exact conventions: inclusive boxes, BGR 0..255, frozen batch norm without
-epsilon. Keys are facts about that project; none of its code or text is used.
+epsilon. `fcos_core_keys.py` lists the keys.
 """
 
 from __future__ import annotations
@@ -9,125 +9,19 @@ from __future__ import annotations
 import ast
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from ..config_text import suggest
 from ..errors import ConfigError
 from .fcos_core_data import split_of
+from .fcos_core_keys import COPIED, DEFAULTS, FIXED, IDLE
 
 log = logging.getLogger(__name__)
 
-# Keys that decide something for FCOS, with the original's defaults.
-_DEFAULTS: dict[str, Any] = {
-    "MODEL.FCOS_ON": True,
-    "MODEL.RETINANET_ON": False,
-    "MODEL.MASK_ON": False,
-    "MODEL.KEYPOINT_ON": False,
-    "MODEL.DEVICE": "cuda",
-    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
-    "MODEL.WEIGHT": "",
-    "MODEL.USE_SYNCBN": False,
-    "MODEL.BACKBONE.CONV_BODY": "R-50-C4",
-    "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": 2,
-    "MODEL.BACKBONE.USE_GN": False,
-    "MODEL.FPN.USE_GN": False,
-    "MODEL.FPN.USE_RELU": False,
-    "MODEL.GROUP_NORM.DIM_PER_GP": -1,
-    "MODEL.GROUP_NORM.NUM_GROUPS": 32,
-    "MODEL.GROUP_NORM.EPSILON": 1e-5,
-    "MODEL.RESNETS.NUM_GROUPS": 1,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 64,
-    "MODEL.RESNETS.STRIDE_IN_1X1": True,
-    "MODEL.RESNETS.TRANS_FUNC": "BottleneckWithFixedBatchNorm",
-    "MODEL.RESNETS.STEM_FUNC": "StemWithFixedBatchNorm",
-    "MODEL.RESNETS.RES5_DILATION": 1,
-    "MODEL.RESNETS.BACKBONE_OUT_CHANNELS": 1024,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
-    "MODEL.RESNETS.STAGE_WITH_DCN": (False, False, False, False),
-    "MODEL.RESNETS.WITH_MODULATED_DCN": False,
-    "MODEL.RESNETS.DEFORMABLE_GROUPS": 1,
-    "MODEL.FCOS.NUM_CLASSES": 81,
-    "MODEL.FCOS.FPN_STRIDES": [8, 16, 32, 64, 128],
-    "MODEL.FCOS.PRIOR_PROB": 0.01,
-    "MODEL.FCOS.INFERENCE_TH": 0.05,
-    "MODEL.FCOS.NMS_TH": 0.6,
-    "MODEL.FCOS.PRE_NMS_TOP_N": 1000,
-    "MODEL.FCOS.LOSS_ALPHA": 0.25,
-    "MODEL.FCOS.LOSS_GAMMA": 2.0,
-    "MODEL.FCOS.NUM_CONVS": 4,
-    "MODEL.FCOS.CENTER_SAMPLING_RADIUS": 0.0,
-    "MODEL.FCOS.IOU_LOSS_TYPE": "iou",
-    "MODEL.FCOS.NORM_REG_TARGETS": False,
-    "MODEL.FCOS.CENTERNESS_ON_REG": False,
-    "MODEL.FCOS.USE_DCN_IN_TOWER": False,
-    "MODEL.RETINANET.USE_C5": True,
-    "INPUT.MIN_SIZE_TRAIN": (800,),
-    "INPUT.MIN_SIZE_RANGE_TRAIN": (-1, -1),
-    "INPUT.MAX_SIZE_TRAIN": 1333,
-    "INPUT.MIN_SIZE_TEST": 800,
-    "INPUT.MAX_SIZE_TEST": 1333,
-    "INPUT.PIXEL_MEAN": [102.9801, 115.9465, 122.7717],
-    "INPUT.PIXEL_STD": [1.0, 1.0, 1.0],
-    "INPUT.TO_BGR255": True,
-    "DATASETS.TRAIN": (),
-    "DATASETS.TEST": (),
-    "DATALOADER.NUM_WORKERS": 4,
-    "DATALOADER.SIZE_DIVISIBILITY": 0,
-    "DATALOADER.ASPECT_RATIO_GROUPING": True,
-    "SOLVER.MAX_ITER": 40000,
-    "SOLVER.BASE_LR": 0.001,
-    "SOLVER.BIAS_LR_FACTOR": 2,
-    "SOLVER.DCONV_OFFSETS_LR_FACTOR": 1.0,
-    "SOLVER.MOMENTUM": 0.9,
-    "SOLVER.WEIGHT_DECAY": 0.0005,
-    "SOLVER.WEIGHT_DECAY_BIAS": 0,
-    "SOLVER.GAMMA": 0.1,
-    "SOLVER.STEPS": (30000,),
-    "SOLVER.WARMUP_FACTOR": 1 / 3,
-    "SOLVER.WARMUP_ITERS": 500,
-    "SOLVER.WARMUP_METHOD": "linear",
-    "SOLVER.CHECKPOINT_PERIOD": 2500,
-    "SOLVER.IMS_PER_BATCH": 16,
-    "TEST.IMS_PER_BATCH": 8,
-    "TEST.DETECTIONS_PER_IMG": 100,
-    "TEST.BBOX_AUG.ENABLED": False,
-    "TEST.BBOX_AUG.H_FLIP": False,
-    "TEST.BBOX_AUG.SCALES": (),
-    "TEST.BBOX_AUG.MAX_SIZE": 4000,
-    "TEST.BBOX_AUG.SCALE_H_FLIP": False,
-    "OUTPUT_DIR": ".",
-}
-# Keys (or sections) of the original that decide nothing for an FCOS model.
-_NO_EFFECT = (
-    "MODEL.RPN_ONLY",
-    "MODEL.CLS_AGNOSTIC_BBOX_REG",
-    "MODEL.RPN",
-    "MODEL.ROI_HEADS",
-    "MODEL.ROI_BOX_HEAD",
-    "MODEL.ROI_MASK_HEAD",
-    "MODEL.ROI_KEYPOINT_HEAD",
-    "MODEL.RETINANET",
-    "MODEL.FBNET",
-    "TEST.EXPECTED_RESULTS",
-    "TEST.EXPECTED_RESULTS_SIGMA_TOL",
-    "PATHS_CATALOG",
-)
-# Keys of which we have the default only, and what another value asks for.
-_FIXED = {
-    "MODEL.FCOS_ON": "another detector than FCOS",
-    "MODEL.RETINANET_ON": "RetinaNet",
-    "MODEL.MASK_ON": "masks",
-    "MODEL.KEYPOINT_ON": "key points",
-    "MODEL.META_ARCHITECTURE": "another architecture",
-    "MODEL.BACKBONE.USE_GN": "another backbone",
-    "MODEL.GROUP_NORM.DIM_PER_GP": "groups by size",
-    "MODEL.GROUP_NORM.NUM_GROUPS": "another number of groups",
-    "MODEL.GROUP_NORM.EPSILON": "another epsilon",
-    "MODEL.RESNETS.RES5_DILATION": "dilated convolutions",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": "another width",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": "another width",
-}
+_KNOWN = [*DEFAULTS, *IDLE]
+_SECTIONS = tuple({f"{key.partition('.')[0]}." for key in _KNOWN if "." in key})
+
 _ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS", "TEST.BBOX_AUG.SCALES")
 _MOBILENET = "MNV2-FPN-RETINANET"
 _BACKBONE_FILES = (".pkl", "mobilenet_v2-ecbe2b5.pth")
@@ -163,19 +57,34 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
 
     problems, idle = [], []
     for key, value in given.items():
-        if key in _DEFAULTS:
+        if key in DEFAULTS:
             problems += _refusal(key, value)
-        elif not key.startswith(tuple(f"{section}." for section in _NO_EFFECT)) and key not in _NO_EFFECT:
-            problems.append(f"{key}: no such key in the original{suggest(key, list(_DEFAULTS))}")
-        else:
+        elif key in IDLE:
             idle.append(key)
+        elif any(known.startswith(f"{key}.") for known in _KNOWN):
+            problems.append(f"{key}={value!r}: expected a section with keys")
+        else:
+            problems.append(f"{key}: no such key in the original{suggest(key, _KNOWN)}")
     if idle:
         log.info("%s: without effect on an FCOS model here: %s", where, ", ".join(idle))
-    get = {**_DEFAULTS, **given}.__getitem__
+    get = {**DEFAULTS, **given}.__getitem__
     problems += _backbone_refusal(get)
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
     return _translate(get, num_classes_given="MODEL.FCOS.NUM_CLASSES" in given)
+
+
+def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The `KEY VALUE` pairs among words of a command line, where a value may be any text, and the other words."""
+    pairs: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in _KNOWN or word.startswith(_SECTIONS):
+            pairs += [word, *islice(rest, 1)]
+        else:
+            others.append(word)
+    return pairs, others
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -191,16 +100,16 @@ def _literal(value: Any) -> Any:
         return value
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it documents
         return value
 
 
 def _refusal(key: str, value: Any) -> list[str]:
     """What is wrong with a value, looked at alone."""
-    default = _DEFAULTS[key]
-    if key in _FIXED:
+    default = DEFAULTS[key]
+    if key in FIXED:
         plain = tuple(value) if isinstance(value, list) else value
-        needs = f"{key}={value!r}: needs {_FIXED[key]}, which is not here; only {default!r} is"
+        needs = f"{key}={value!r}: needs {FIXED[key]}, which is not here; only {default!r} is"
         return [] if plain == default else [needs]
     expected = None
     if isinstance(default, tuple | list):
@@ -225,13 +134,13 @@ def _expected_list(key: str, value: Any) -> str | None:
         if named and key == "DATASETS.TEST" and len(value) > 1:
             return "one name: data sets are tested one at a time"
         return None if named else "a list of names"
-    flags = any(isinstance(item, bool) for item in _DEFAULTS[key])
+    flags = any(isinstance(item, bool) for item in DEFAULTS[key])
     fitting = isinstance(value, tuple | list) and all(
         isinstance(item, bool) if flags else _is_number(item) for item in value
     )
     if key in _ANY_LENGTH:
         return None if fitting else "a list of numbers"
-    length = len(_DEFAULTS[key])
+    length = len(DEFAULTS[key])
     return None if fitting and len(value) == length else f"{length} {'times True or False' if flags else 'numbers'}"
 
 
@@ -246,7 +155,7 @@ def _backbone_refusal(get: Callable[[str], Any]) -> list[str]:
         return [wrong] if frozen else []
     problems = []
     shape = body, get("MODEL.RESNETS.NUM_GROUPS"), get("MODEL.RESNETS.WIDTH_PER_GROUP")
-    if shape not in _RESNETS:
+    if shape not in list(_RESNETS):
         known = " or ".join(f"{groups}, {width}" for other, groups, width in _RESNETS if other == body)
         problems.append(
             f"MODEL.RESNETS.NUM_GROUPS, WIDTH_PER_GROUP={shape[1]}, {shape[2]}: expected {known} with {body}"
@@ -259,96 +168,54 @@ def _backbone_refusal(get: Callable[[str], Any]) -> list[str]:
 
 
 def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[str, Any]:
-    """The one table of counterparts."""
-    strides = list(get("MODEL.FCOS.FPN_STRIDES"))
+    """Our options with the values that belong to the original's."""
     to_bgr = get("INPUT.TO_BGR255")
     scale = 1.0 if to_bgr else 255.0  # without TO_BGR255 the original's pixels are 0..1
     low, high = get("INPUT.MIN_SIZE_RANGE_TRAIN")
     sides = get("INPUT.MIN_SIZE_TRAIN")
     weight = get("MODEL.WEIGHT")
     from_backbone = weight.startswith("catalog://") or weight.endswith(_BACKBONE_FILES)
-    model = {
-        "name": "fcos",
-        "num_classes": get("MODEL.FCOS.NUM_CLASSES") - 1 if num_classes_given else None,
-        "backbone": _backbone(get, weight if from_backbone else None),
-        "fpn": {
-            "channels": get("MODEL.RESNETS.BACKBONE_OUT_CHANNELS"),
-            "extra_level_source": _extra_level_source(get),
-            "norm": "gn" if get("MODEL.FPN.USE_GN") else "none",
-            "relu": get("MODEL.FPN.USE_RELU"),
-        },
-        "head": {
-            "num_convs": get("MODEL.FCOS.NUM_CONVS"),
-            "deformable": get("MODEL.FCOS.USE_DCN_IN_TOWER"),
-            "centerness_on": "box" if get("MODEL.FCOS.CENTERNESS_ON_REG") else "cls",
-            "regression": "relu_stride" if get("MODEL.FCOS.NORM_REG_TARGETS") else "exp",
-            "prior_probability": get("MODEL.FCOS.PRIOR_PROB"),
-        },
-        "strides": strides,
-        "center_sampling_radius": get("MODEL.FCOS.CENTER_SAMPLING_RADIUS"),
-        "box_loss": get("MODEL.FCOS.IOU_LOSS_TYPE"),
-        "focal_alpha": get("MODEL.FCOS.LOSS_ALPHA"),
-        "focal_gamma": get("MODEL.FCOS.LOSS_GAMMA"),
-        "score_threshold": get("MODEL.FCOS.INFERENCE_TH"),
-        "pre_nms_top_k": get("MODEL.FCOS.PRE_NMS_TOP_N"),
-        "nms_threshold": get("MODEL.FCOS.NMS_TH"),
-        "max_detections": get("TEST.DETECTIONS_PER_IMG"),
-        "box_convention": "inclusive",
-        "channel_order": "bgr" if to_bgr else "rgb",
-        "pixel_mean": [value * scale for value in get("INPUT.PIXEL_MEAN")],
-        "pixel_std": [value * scale for value in get("INPUT.PIXEL_STD")],
-    }
-    data = {
-        "short_side": [sides] if isinstance(sides, int) else list(sides),
-        "short_side_range": None if low == -1 else [low, high],
-        "max_side": get("INPUT.MAX_SIZE_TRAIN"),
-        "test_short_side": get("INPUT.MIN_SIZE_TEST"),
-        "test_max_side": get("INPUT.MAX_SIZE_TEST"),
-        "size_divisor": max(get("DATALOADER.SIZE_DIVISIBILITY"), 1),
-        "group_by_aspect": get("DATALOADER.ASPECT_RATIO_GROUPING"),
-        "workers": get("DATALOADER.NUM_WORKERS"),
-        **{
-            split: split_of(get(key), key=key) for split, key in (("train", "DATASETS.TRAIN"), ("val", "DATASETS.TEST"))
-        },
-    }
-    train = {
-        "batch_size": get("SOLVER.IMS_PER_BATCH"),
-        "iterations": get("SOLVER.MAX_ITER"),
-        "lr": get("SOLVER.BASE_LR"),
-        "momentum": get("SOLVER.MOMENTUM"),
-        "weight_decay": get("SOLVER.WEIGHT_DECAY"),
-        "bias_lr_factor": get("SOLVER.BIAS_LR_FACTOR"),
-        "bias_weight_decay": get("SOLVER.WEIGHT_DECAY_BIAS"),
-        "offset_lr_factor": get("SOLVER.DCONV_OFFSETS_LR_FACTOR"),
-        "schedule": "multistep",
-        "milestones": list(get("SOLVER.STEPS")),
-        "gamma": get("SOLVER.GAMMA"),
-        "warmup": get("SOLVER.WARMUP_METHOD"),
-        "warmup_iterations": get("SOLVER.WARMUP_ITERS"),
-        "warmup_factor": get("SOLVER.WARMUP_FACTOR"),
-        "checkpoint_every": get("SOLVER.CHECKPOINT_PERIOD"),
-        "weights": None if from_backbone or not weight else weight,
-    }
     device, folder = get("MODEL.DEVICE"), get("OUTPUT_DIR")
-    return {
-        "model": model,
-        "data": data,
-        "train": train,
-        "eval": {"batch_size": get("TEST.IMS_PER_BATCH"), **_augmentation(get)},
+    options = {option: get(key) for key, option in COPIED.items()} | {
+        "model.num_classes": get("MODEL.FCOS.NUM_CLASSES") - 1 if num_classes_given else None,
+        "model.backbone": _backbone(get, weight if from_backbone else None),
+        "model.fpn.extra_level_source": _extra_level_source(get),
+        "model.fpn.norm": "gn" if get("MODEL.FPN.USE_GN") else "none",
+        "model.head.centerness_on": "box" if get("MODEL.FCOS.CENTERNESS_ON_REG") else "cls",
+        "model.head.regression": "relu_stride" if get("MODEL.FCOS.NORM_REG_TARGETS") else "exp",
+        "model.box_convention": "inclusive",
+        "model.channel_order": "bgr" if to_bgr else "rgb",
+        "model.pixel_mean": [value * scale for value in get("INPUT.PIXEL_MEAN")],
+        "model.pixel_std": [value * scale for value in get("INPUT.PIXEL_STD")],
+        "data.short_side": [sides] if _is_number(sides) else sides,
+        "data.short_side_range": None if low == -1 else [low, high],
+        "data.size_divisor": max(get("DATALOADER.SIZE_DIVISIBILITY"), 1),
+        "data.train": split_of(get("DATASETS.TRAIN"), key="DATASETS.TRAIN"),
+        "data.val": split_of(get("DATASETS.TEST"), key="DATASETS.TEST"),
+        "train.schedule": "multistep",
+        "train.weights": None if from_backbone or not weight else weight,
         "output_dir": None if folder == "." else folder,
         "device": "auto" if device == "cuda" else device,  # the original had no other default to run anywhere
     }
+    if get("TEST.BBOX_AUG.ENABLED"):
+        options |= {
+            "eval.flip": get("TEST.BBOX_AUG.H_FLIP"),
+            "eval.scales": get("TEST.BBOX_AUG.SCALES"),
+            "eval.scales_max_side": get("TEST.BBOX_AUG.MAX_SIZE"),
+            "eval.scales_flip": get("TEST.BBOX_AUG.SCALE_H_FLIP"),
+        }
+    return _nested(options)
 
 
-def _augmentation(get: Callable[[str], Any]) -> dict[str, Any]:
-    if not get("TEST.BBOX_AUG.ENABLED"):
-        return {}
-    return {
-        "flip": get("TEST.BBOX_AUG.H_FLIP"),
-        "scales": list(get("TEST.BBOX_AUG.SCALES")),
-        "scales_max_side": get("TEST.BBOX_AUG.MAX_SIZE"),
-        "scales_flip": get("TEST.BBOX_AUG.SCALE_H_FLIP"),
-    }
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for option, value in options.items():
+        *sections, last = option.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    return tree
 
 
 def _backbone(get: Callable[[str], Any], weights: str | None) -> dict[str, Any]:
