@@ -120,8 +120,8 @@ def from_torchvision(
 
     Args:
         state: with any number of classes.
-        class_names: of the labels 1, 2, ...; None: those of COCO where the class head has 91 rows, which is
-            torchvision's own number, else unknown.
+        class_names: of the labels, in their order; None: those of COCO where the class head has 91 rows, which is
+            torchvision's own number, and all of COCO's are used, else unknown.
         where: for messages.
 
     Raises:
