@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from ..data.dataset import Annotations
 from ..data.loader import padded_size
@@ -201,13 +202,16 @@ def _count_image(
     tally.positives += np.bincount(level[positive].numpy(), minlength=levels)
     fates = torch.where(learned, LEARNED, BETWEEN)
     if not recall_only:
-        wanted, several, classes = _wishes(assign, targets, len(level))
+        # Only boxes that overlap others can want the same location; nobody else need be asked.
+        asked = torch.nonzero(((box_iou(boxes, boxes) > 0).sum(dim=1) > 1) | ~learned).squeeze(1)
+        wishes, several, classes = _wishes(assign, _only(targets, asked), len(level))
+        wanted = learned.clone()
+        wanted[asked] = wishes
         tally.ambiguous += np.bincount(level[positive & several].numpy(), minlength=levels)
         tally.ambiguous_classes += np.bincount(level[positive & classes].numpy(), minlength=levels)
         lost = torch.nonzero(~learned & ~wanted).squeeze(1)
         if len(lost):
-            alone = Targets(*(column[:, lost] for column in targets))
-            near, _, _ = _wishes(partial(assign, center_sampling_radius=0.0), alone, len(level))
+            near, _, _ = _wishes(partial(assign, center_sampling_radius=0.0), _only(targets, lost), len(level))
             fates[lost[near]] = OFF_CENTER
             # The farthest side of a location inside is between half of the longer side and the whole of it away.
             longest = (boxes[lost, 2:] - boxes[lost, :2]).amax(dim=1).numpy()
@@ -215,6 +219,11 @@ def _count_image(
             fates[lost[torch.from_numpy(~covered)]] = NO_LEVEL
         fates[~learned & wanted] = TAKEN
     tally.fates[rows] = fates.numpy()
+
+
+def _only(targets: Targets, boxes: Tensor) -> Targets:
+    """The targets of an image with some of its boxes."""
+    return Targets(*(column[:, boxes] for column in targets))
 
 
 def _wishes(assign: Callable[[Targets], Assignment], targets: Targets, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,4 +243,8 @@ def _wishes(assign: Callable[[Targets], Assignment], targets: Targets, count: in
         times += wants.sum(dim=0)
         lowest = lowest.minimum(torch.where(wants, labels, lowest).amin(dim=0))
         highest = highest.maximum(torch.where(wants, labels, -1).amax(dim=0))
-    return torch.cat(wanted), times > 1, (times > 1) & (lowest < highest)
+    return (
+        torch.cat(wanted) if wanted else torch.zeros(0, dtype=torch.bool),
+        times > 1,
+        (times > 1) & (lowest < highest),
+    )
