@@ -145,6 +145,7 @@ def test_classes_taken_for_those_of_coco_are_told(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.INFO):
         assert from_content(original_state(), where="x.pth").class_names == tuple(COCO_CLASSES.values())
     assert "x.pth: 80 classes, taken to be those of COCO" in caplog.text
+    assert "fcos convert x.pth OUT data.classes=[NAME, ...]" in caplog.text
 
 
 @pytest.fixture
