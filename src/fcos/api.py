@@ -84,14 +84,17 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     Raises:
         ConfigError: a wrong option.
         DataError: data that cannot be used.
+        TrainingError: with `train.devices`, also what else its processes told on their stderr, or that one was killed.
     """
     if isinstance(recipe, Config):
         config, name = _override(recipe.to_dict(), overrides, where="config"), "fcos"
     else:
         config, name = load_config(recipe, overrides), Path(recipe).stem
-    from .training.loop import train as run  # after the config: a mistake in it is told at once
+    from .training.launch import launch, processes_to_start  # after the config: a mistake in it is told at once
+    from .training.loop import train as run
 
-    return run(config, name=name)
+    processes = processes_to_start(config)
+    return run(config, name=name) if processes == 1 else launch(config, name, processes)
 
 
 def evaluate(

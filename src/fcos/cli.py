@@ -106,7 +106,7 @@ def train(
     from . import api
 
     result = api.train(recipe, *overrides or ())
-    if _first():
+    if "WORLD_SIZE" not in os.environ:  # else it is one process of several
         print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} PICTURE...")
 
 

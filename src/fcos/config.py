@@ -250,6 +250,9 @@ class TrainConfig(_Section):
 
     batch_size: int = Field(default=16, ge=1)
     """Images a step, over all processes."""
+    devices: int | None = Field(default=None, ge=1)
+    """Start so many processes on this machine, each with its GPU or, with `device=cpu`, its share of the cores; null:
+    one, or those that torchrun started."""
     micro_batch: PositiveInt | Literal["auto"] | None = None
     """Images that a process has in its network at a time: it adds up the gradients of as many parts as `batch_size`
     takes. `auto`: as many as fit into the memory of the GPU; null: all. Losses and weights are the same, only plain

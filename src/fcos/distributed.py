@@ -9,6 +9,7 @@ import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -127,8 +128,9 @@ def lost_processes_are_told() -> Iterator[None]:
         text = str(error)
         if world_size() == 1 or not (isinstance(error, dist.DistError) or any(word in text for word in _LOST)):
             raise
+        reason = text.splitlines()[0].partition(". ")[0]
         raise TrainingError(
-            f"process {rank()}: another process is gone, see its message or the launcher's ({text.splitlines()[0]})"
+            f"process {rank()}: another process is gone, see its message or the launcher's ({reason})"
         ) from None
 
 
@@ -154,12 +156,42 @@ def first_to_tell(message: str) -> bool:
     return store is None or store.add(f"fcos/told/{message}", 1) == 1
 
 
-def _launcher_store() -> dist.TCPStore | None:  # pyright: ignore[reportPrivateImportUsage]
-    """The store in torchrun's own process, which outlives those that it starts."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+def _own_store(first: bool) -> Any:
+    """A store of these processes alone, in the first of them; None: they were not started by torchrun.
+
+    Torchrun's own outlives processes that it restarts: the new ones would find the addresses of the old ones in it, and
+    wait for them for ever. Of the old first process only a port is found there, which nobody listens to any more.
+    """
+    launcher = _launcher_store()
+    if launcher is None:
         return None
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False)  # pyright: ignore[reportPrivateImportUsage]
+    if first:
+        store = _store(0, first=True)
+        launcher.set(_PORT, str(store.port))
+        return store
+    while True:
+        port = int(launcher.get(_PORT))  # waits until it is there
+        try:
+            store = _store(port, timeout=timedelta(seconds=2))
+        except dist.DistError:
+            continue
+        store.set_timeout(launcher.timeout)
+        return store
+
+
+_PORT = "fcos/port"
+
+
+def _launcher_store() -> Any:
+    """The store in torchrun's process, which outlives those that it starts; None: it did not start this one."""
+    from_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    return _store(int(os.environ["MASTER_PORT"])) if from_torchrun else None
+
+
+def _store(port: int, *, first: bool = False, **options: Any) -> Any:
+    """Serve a store on the machine of the first process, or use that of another one."""
+    address = os.environ["MASTER_ADDR"]
+    return dist.TCPStore(address, port, is_master=first, **options)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def barrier() -> None:
@@ -205,12 +237,13 @@ def resolve_device(name: str) -> torch.device:
 def join_processes(device: torch.device) -> None:
     """Join the processes that torchrun started (nccl on GPUs, gloo else); alone: nothing happens.
 
-    Nobody leaves before the program ends: who joined again would find the addresses of the first time in the
-    launcher's store.
+    Nobody leaves before the program ends, as nothing is gained by it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _initialised():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_own_store(number == 0), rank=number, world_size=count)
     atexit.register(dist.destroy_process_group)

@@ -97,7 +97,7 @@ class RunLog:
         self.enabled = rank() == 0
         self.log_every = config.train.log_every
         self._console = Console(highlight=False, soft_wrap=True)
-        self._steps = [] if steps is None else steps
+        self._steps = steps if steps is not None and self.enabled else []
         self._began: tuple[float, float] | None = None  # time and fraction at the first step
         self._printed = time.monotonic()
         self._bar = ProgressBar(total=1.0, width=40)

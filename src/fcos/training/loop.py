@@ -20,6 +20,7 @@ from ..data.dataset import Annotations
 from ..distributed import (
     by_the_first,
     join_processes,
+    lost_processes_are_told,
     rank,
     remember,
     resolve_device,
@@ -59,6 +60,7 @@ class TrainResult:
     metrics: dict[str, float]
 
 
+@lost_processes_are_told()
 def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = time.monotonic) -> TrainResult:
     """Train a detector, evaluate it, and leave everything in a folder.
 
@@ -71,7 +73,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         ConfigError: options that contradict each other or the data; a folder that holds a run already.
         DataError: see `load_annotations`.
         WeightsError: weights to start from that cannot be read or do not fit.
-        TrainingError: the loss or its gradients are not finite any more; weights/last.pt is of before.
+        TrainingError: the loss or its gradients are not finite any more, or another process is gone; weights/last.pt is
+            of before. Or the end of the run could not be saved.
         KeyboardInterrupt: Ctrl-C or SIGTERM, to any of the processes; weights/last.pt is of the last step.
     """
     started = clock()
@@ -84,8 +87,10 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     micro_batch = micro_batch_size(run)
     learner = DistributedDataParallel(run.model) if world_size() > 1 else run.model
     state, length = run.state, _length(run)
-    loader = build_train_loader(
-        config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
+    loader = together(
+        lambda: build_train_loader(
+            config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
+        )
     )
     with (
         RunLog(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import torch
 
 from ..config import Config
-from ..distributed import barrier, rank, same_everywhere
+from ..distributed import barrier, rank, same_everywhere, world_size
 from ..errors import ConfigError, TrainingError
 from ..evaluation.report import save_evaluation
 from .checkpoint import Checkpoint, fill, save_checkpoint
@@ -283,7 +283,8 @@ class Interruption:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._restore()
+        if world_size() == 1 or kind in (None, KeyboardInterrupt):
+            self._restore()  # else a launcher, as it misses another process, sends SIGTERM before it is told why we end
         if kind is KeyboardInterrupt and (self._run.folder / LAST).is_file():
             self._log.message(f"interrupted; {self._run.command}")
 

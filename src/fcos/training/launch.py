@@ -1,0 +1,137 @@
+"""`train.devices`: several processes on this machine, started and watched by torch's elastic launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from ..config import Config
+from ..distributed import resolve_device
+from ..errors import ConfigError, TrainingError
+from .checkpoint import load_checkpoint
+from .folder import BEST, CONFIG, LAST, find_folder, new_folder
+from .loop import TrainResult
+
+TOLD = 2
+"""Exit code of a process that has told what was wrong."""
+SECONDS_TO_END = 30
+"""So long after one process is gone, or after a signal, the others are killed if they have not ended."""
+
+
+def processes_to_start(config: Config) -> int:
+    """How many processes `train.devices` wants to be started; 1: none, this one trains.
+
+    Raises:
+        ConfigError: the machine does not have so many GPUs, the batch not so many images, or torchrun has already
+            started another number of processes.
+    """
+    count, started = config.train.devices, os.environ.get("WORLD_SIZE")
+    if count is None or started is not None:
+        if count is not None and started != str(count):
+            raise ConfigError(
+                f"train.devices={count}: but {started} processes were started by torchrun; leave the option out, it is"
+                " for starts without torchrun"
+            )
+        return 1
+    if count == 1:
+        return 1
+    if count > config.train.batch_size:
+        raise ConfigError(
+            f"train.devices={count}: at least one image for each process is needed, train.batch_size is"
+            f" {config.train.batch_size}"
+        )
+    device = resolve_device(config.device)
+    present = torch.cuda.device_count() if device.type == "cuda" and config.device in ("auto", "cuda") else 1
+    if device.type != "cpu" and count > present:
+        raise ConfigError(
+            f"train.devices={count}: with device={config.device} there is {present} on this machine; use"
+            f" train.devices={present}, or device=cpu"
+        )
+    return count
+
+
+def launch(config: Config, name: str, processes: int) -> TrainResult:
+    """Train in several processes, see `loop.train`; each is `fcos train` on a file with the config.
+
+    Raises:
+        ConfigError: see `loop.find_folder`.
+        TrainingError: a process failed or was killed; the others have ended, too. What it told itself is not repeated.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; weights/last.pt is of the last step.
+    """
+    folder = find_folder(config, name) or new_folder(config, name)
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        shutdown_timeout=SECONDS_TO_END,
+    )
+    try:
+        with tempfile.TemporaryDirectory() as place, _surroundings(processes):
+            file = Path(place) / f"{name}.yaml"
+            file.write_text(config.model_copy(update={"output_dir": folder}).to_yaml(), encoding="utf-8")
+            elastic_launch(settings, sys.executable)("-m", "fcos", "train", str(file))
+    except ChildFailedError as error:
+        raise _explained(error.failures, folder) from None
+    except SignalException:
+        raise KeyboardInterrupt from None
+    finally:
+        with suppress(OSError):  # a mistake leaves no folder
+            (folder / LAST).parent.rmdir()
+            folder.rmdir()
+    return TrainResult(folder, load_checkpoint(folder / BEST).metrics)
+
+
+def _explained(failures: dict[int, ProcessFailure], folder: Path) -> TrainingError:
+    """Which process failed first, and how; `told` where it has said so itself."""
+    # A process that was killed is the cause, those that miss it end with an exit code.
+    number, failure = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+    if failure.exitcode < 0:
+        how = f"was ended by {failure.signal_name()}"
+        if failure.signal_name() == "SIGKILL":
+            how += ", as when memory is short"
+    else:
+        how = f"ended with exit code {failure.exitcode}"
+    command = f"fcos train {folder / CONFIG} train.resume=true"
+    error = TrainingError(f"process {number} {how}; the others were stopped; continue with: {command}")
+    error.told = failure.exitcode == TOLD
+    return error
+
+
+@contextmanager
+def _surroundings(processes: int) -> Iterator[None]:
+    """Processes find the modules of this one and share its threads; logs and handlers of the launcher end here."""
+    threads = str(max(1, torch.get_num_threads() // processes))
+    wanted = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    before = {key: os.environ.get(key) for key in wanted}
+    main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+    handlers = {number: signal.getsignal(number) for number in _HANDLED} if main else {}
+    os.environ.update(wanted)
+    logging.disable(logging.ERROR)  # what it says of failures is said by `_explained`
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+_HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]

@@ -1,0 +1,138 @@
+"""A process of several is killed: the others end and say why, and torchrun's restart continues the run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fcos.config import Config
+from fcos.training.checkpoint import load_checkpoint
+
+STEPS = 8
+KILLED = "1:5"  # rank and call; building the model is the first call, so three steps have been done
+
+
+def start(folder: Path, *words: object, kill_at: str = "") -> subprocess.Popen[str]:
+    """`python -m WORDS` in a folder."""
+    paths = os.pathsep.join(path for path in (str(Path(__file__).parent), os.environ.get("PYTHONPATH")) if path)
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, words)],
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "KILL_AT": kill_at},
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code and what it printed; that a process hangs is a failure."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the config of a run, and a finished run of the same name."""
+    folder = tmp_path_factory.mktemp("lost")
+    config = Config.model_validate(
+        {
+            "model": {
+                "backbone": {"name": "tiny_backbone:Tiny"},
+                "fpn": {"channels": 32},
+                "head": {"num_convs": 1, "prior_probability": 0.2},
+                "strides": [8, 16],
+                "size_ranges": [[-1, 32], [32, None]],
+            },
+            "data": {"root": data, "short_side": [48, 64], "max_side": 64, "workers": 0},
+            "train": {
+                "iterations": STEPS,
+                "batch_size": 3,
+                "warmup": "none",
+                "ema": 0.9,
+                "checkpoint_every": 1,
+                "log_every": 4,
+            },
+            "device": "cpu",
+        }
+    )
+    (folder / "tiny.yaml").write_text(config.to_yaml())
+    code, _, err = finish(start(folder, "fcos", "train", "tiny.yaml", "train.iterations=1"))
+    assert code == 0, err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def restarted(folder: Path) -> str:
+    """What was told of a run whose second process was killed, and which torchrun started again."""
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "fcos")
+    code, out, err = finish(start(folder, *launch, "train", "tiny.yaml", kill_at=KILLED))
+    assert code == 0, err
+    return out + err
+
+
+def compare(expected: Any, found: Any) -> None:
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(expected, found)
+    elif isinstance(expected, dict):
+        assert expected.keys() == found.keys()
+        for key in expected:
+            compare(expected[key], found[key])
+
+
+def test_the_launcher_s_restart_continues_in_the_folder_of_the_launch(folder: Path, restarted: str) -> None:
+    assert "weights: of iteration 3 of this run" in restarted
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["tiny", "tiny-2"]
+    assert load_checkpoint(folder / "runs/tiny/weights/last.pt").iteration == 1
+    assert load_checkpoint(folder / "runs/tiny-2/weights/last.pt").iteration == STEPS
+
+
+def test_it_ends_with_the_same_bits_as_a_run_on_two_nodes_that_nobody_disturbed(folder: Path, restarted: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    rendezvous = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}")
+    words = ("torch.distributed.run", *rendezvous, "-m", "fcos", "train", "tiny.yaml", "output_dir=nodes")
+    for code, _, err in [finish(node) for node in [start(folder, *words), start(folder, *words)]]:
+        assert code == 0, err
+    found, expected = (load_checkpoint(folder / run / "weights/last.pt") for run in ("runs/tiny-2", "nodes"))
+    compare(expected.model, found.model)
+    assert expected.training is not None
+    assert found.training is not None
+    compare(expected.training["optimizer"], found.training["optimizer"])
+    compare(expected.training["weights"], found.training["weights"])
+
+
+def test_the_others_end_and_say_why(restarted: str) -> None:
+    assert "fcos: process 0: another process is gone, see its message or the launcher's (" in restarted
+    assert "exitcode: -9) local_rank: 1" in restarted
+    assert "Traceback" not in restarted
+
+
+def test_without_restarts_the_command_names_the_process_that_was_killed(folder: Path) -> None:
+    command = ("fcos", "train", "tiny.yaml", "train.devices=2", "output_dir=killed")
+    code, _, err = finish(start(folder, *command, kill_at=KILLED))
+    assert code == 2
+    first, last = err.strip().splitlines()
+    assert first.startswith("fcos: process 0: another process is gone")
+    assert last == (
+        "fcos: process 1 was ended by SIGKILL, as when memory is short; the others were stopped; continue with:"
+        " fcos train killed/config.yaml train.resume=true"
+    )
+    assert load_checkpoint(folder / "killed/weights/last.pt").iteration == 3
+
+
+def test_a_mistake_in_the_data_is_told_once_and_leaves_no_folder(folder: Path, data: Path) -> None:
+    shutil.copytree(data, folder / "broken")
+    (folder / "broken/train.json").unlink()
+    command = ("fcos", "train", "tiny.yaml", "train.devices=2", "data=broken", "output_dir=none")
+    code, out, err = finish(start(folder, *command))
+    assert (code, out) == (2, "")
+    assert err.count("fcos: ") == 1
+    assert "no train split in broken" in err
+    assert not (folder / "none").exists()
