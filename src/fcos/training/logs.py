@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,10 +181,10 @@ class RunLog:
 
     def _write(self, split: str, place: Place, row: Mapping[str, float]) -> None:
         values = {"epoch": place.epoch, "minutes": place.minutes, **row}
-        self._rows.writerow(
-            {"iteration": place.iteration, "split": split, **{name: f"{value:.6g}" for name, value in values.items()}}
-        )
-        self._file.flush()
+        texts = {name: f"{value:.6g}" for name, value in values.items()}
+        with suppress(OSError):  # a full disk ends no training; the row is written with the next one
+            self._rows.writerow({"iteration": place.iteration, "split": split, **texts})
+            self._file.flush()
         for name, value in row.items():
             self._board.add_scalar(f"{split}/{name}", value, place.iteration)
 

@@ -264,7 +264,10 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -
     log.evaluation(place, evaluation.metrics)
     run.save_last(evaluation)
     if rank() == 0:
-        save_pictures(run.folder / "pictures", run.val_data, evaluation.detections, evaluation.thresholds)
+        try:
+            save_pictures(run.folder / "pictures", run.val_data, evaluation.detections, evaluation.thresholds)
+        except OSError as error:  # a full disk ends no training
+            log.message(f"warning: no pictures of the detections: {error}")
 
 
 def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
