@@ -1,0 +1,126 @@
+"""Every command of docs/training.md, word for word but for length, size and number of processes: see `adapted`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fcos.cli import app
+from fcos.training.checkpoint import load_checkpoint
+
+GUIDE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
+COMMANDS = [line for language, block in BLOCKS if not language for line in block.splitlines()]
+SHORT = [
+    "model.backbone.weights=null",
+    "model.backbone.frozen_stages=0",
+    "data.short_side=96",
+    "data.workers=0",
+    "device=cpu",
+]
+
+
+def adapted(words: list[str]) -> list[str]:
+    """A training of one or two small steps, from random weights, on the CPU."""
+    kept = [word for word in words if not word.startswith(("train.max_minutes=", "train.epochs="))]
+    kept = ["fcos_mnv2_small" if word == "fcos_imprv_r50_fpn_1x" else word for word in kept]
+    length = 2 if "train.resume=true" in words else 1
+    batch = [] if any(word.startswith("train.batch_size=") for word in words) else ["train.batch_size=2"]
+    return [*kept, f"train.iterations={length}", *batch, *SHORT]
+
+
+def run(line: str) -> str:
+    """`fcos ...`, in this process."""
+    words = shlex.split(line)[1:]
+    result = CliRunner().invoke(app, adapted(words) if words[0] == "train" else words)
+    assert result.exit_code == 0, f"{line}\n{result.output}"
+    return result.output
+
+
+def launch(line: str, *, processes: int, nodes: int = 1) -> str:
+    """`torchrun ...` with so many processes a node; all nodes are this machine. Returns what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = line.replace("--nproc_per_node=8", f"--nproc_per_node={processes}").replace(
+        "HOST:29400", f"localhost:{port}"
+    )
+    launcher, words = line.removeprefix("torchrun ").split(" -m fcos ")
+    local = [f"--master_port={port}"] if nodes == 1 else ["--local_addr=localhost"]
+    command = [sys.executable, "-m", "torch.distributed.run", *local, *shlex.split(launcher)]
+    started = [
+        subprocess.Popen(
+            [*command, "-m", "fcos", *adapted(shlex.split(words))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(nodes)
+    ]
+    texts = [process.communicate(timeout=120)[0] for process in started]
+    assert all(process.returncode == 0 for process in started), "\n".join(texts)
+    return "".join(texts)
+
+
+@pytest.fixture(scope="module")
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory of somebody who has followed the guide: all its `fcos` commands were run, in order."""
+    folder = tmp_path_factory.mktemp("guide")
+    (folder / "DIR").symlink_to(data)
+    shutil.copy(data / "images/0.png", folder / "PHOTO.jpg")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "output.txt").write_text("".join(run(line) for line in COMMANDS if line.startswith("fcos ")))
+        yield folder
+
+
+def test_all_commands_are_run() -> None:
+    programs = [line.split()[0] for line in COMMANDS]
+    assert set(programs) == {"fcos", "torchrun"}
+    assert programs.count("torchrun") == 2
+
+
+def test_commands_leave_what_the_guide_says(folder: Path) -> None:
+    assert (folder / "checkup/doctor.html").is_file()
+    assert len(list((folder / "pictures").iterdir())) == 1
+    run_folder = folder / "runs/cells"
+    table = GUIDE.split("leaves in `runs/cells`")[1].split("\n\n")[1]
+    files = [name for row in table.splitlines()[2:] for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(files) > 8
+    files = [f"weights/{name}" if name == "last-1.pt" else name for name in files]
+    assert [name for name in files if not (run_folder / name).exists()] == []
+
+
+def test_a_continued_run_goes_on(folder: Path) -> None:
+    assert load_checkpoint(folder / "runs/cells/weights/last.pt").iteration == 2
+    assert "weights: of iteration 1 of this run" in (folder / "output.txt").read_text()
+
+
+def test_the_first_lines_are_as_shown(folder: Path) -> None:
+    shown = GUIDE.split("```text\n")[1].split("\n```")[0]
+    pattern = re.sub(r"[\d.]+", "NUMBER", shown)
+    printed = [re.sub(r"[\d.]+", "NUMBER", line) for line in (folder / "output.txt").read_text().splitlines()]
+    assert pattern in printed
+
+
+def test_several_processes(folder: Path) -> None:
+    (line,) = (line for line in COMMANDS if line.startswith("torchrun --nproc_per_node"))
+    assert "2 images over 2 processes, at most 1 at a time" in launch(line, processes=2)
+    assert load_checkpoint(folder / "runs/eight/weights/best.pt").iteration == 1
+
+
+def test_several_machines(folder: Path) -> None:
+    (line,) = (line for line in COMMANDS if "--nnodes" in line)
+    assert launch(line, processes=1, nodes=2).count("2 images over 2 processes") == 1
+    assert load_checkpoint(folder / "runs/nodes/weights/best.pt").iteration == 1
