@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 import torch
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 DEFAULT_THRESHOLD = 0.5
 """Of classes without one of their own. Scores are sqrt(class probability x centerness). The original's thresholds of
 best F-measure, one for every class of COCO, lie at 0.41 to 0.67, half of them below 0.5."""
+
+
+def default_threshold(score: Literal["sqrt", "product"]) -> float:
+    """The threshold of classes without one of their own, for scores with (`sqrt`) or without the root."""
+    return DEFAULT_THRESHOLD if score == "sqrt" else DEFAULT_THRESHOLD**2
 
 
 class Detector:
@@ -66,7 +71,7 @@ class Detector:
         Those of best F1 on val, which `fcos train` leaves in best.pt; of other classes 0.5, or 0.25 where scores have
         no root (`model.score`).
         """
-        default = DEFAULT_THRESHOLD if self.model.score == "sqrt" else DEFAULT_THRESHOLD**2
+        default = default_threshold(self.model.score)
         names = self.class_names or [""] * self.model.num_classes
         return torch.tensor([self._own_thresholds.get(name, default) for name in names], dtype=torch.float64)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..evaluation.loop import Evaluation
-from ..inference.predictor import DEFAULT_THRESHOLD
+from ..inference.predictor import default_threshold
 from ..page import Page
 from .analysis import analyse
 from .detection import add_confusion, add_curves, add_errors, add_figures, add_thresholds
@@ -41,8 +41,7 @@ def write_report(
     if record.evaluation is not None and record.data.val is not None:
         add_figures(page, record.evaluation)
         if sum(record.evaluation.boxes_per_class.values()):
-            score = record.config.model.score
-            default = DEFAULT_THRESHOLD if score == "sqrt" else DEFAULT_THRESHOLD**2
+            default = default_threshold(record.config.model.score)
             analysis = analyse(record.data.val, record.evaluation, default_threshold=default)
             add_curves(page, analysis)
             add_thresholds(page, analysis, record)
