@@ -227,6 +227,22 @@ def test_long_lists_are_cut_on_the_terminal_only(folder: Folder) -> None:
     assert len(finding["cases"]) == TRAIN
 
 
+def test_many_broken_files_are_cut_on_the_terminal(folder: Folder) -> None:
+    root = folder.write()
+    for k in range(12):
+        (root / f"images/train{k}.png").write_bytes(b"")
+    result = doctor(root)
+    assert result.exit_code == 1
+    assert "train, errors: 12 unreadable image\n" in result.output
+    assert "... and 2 more\n" in result.output
+
+
+def test_of_many_images_alike_the_first_are_named(folder: Folder) -> None:
+    folder.pictures["train"] = folder.pictures["train"][:1] * TRAIN
+    result = doctor(folder.write())
+    assert "train train0.png  =  train train1.png  =  train train2.png  =  21 more\n" in result.output
+
+
 def test_an_unknown_recipe_is_a_mistake(folder: Folder) -> None:
     result = doctor(folder.write(), "fcos_mnv2_smal")
     assert "did you mean 'fcos_mnv2_small'" in str(result.exception)

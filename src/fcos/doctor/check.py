@@ -31,6 +31,8 @@ Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None] | N
 """What is being done -> a context that gives a function for the number of steps done and of all."""
 MOST_COVERED = 5000
 """Images, spread evenly over the split, whose coverage is counted."""
+POOR_RECALL = 0.96
+"""Best possible recall of a class below which it is named."""
 
 
 def check(config: Config, *, recipe: str = "defaults", progress: Progress | None = None) -> Report:
@@ -194,15 +196,12 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
                 f"{len(cases)} of {total} boxes ({len(cases) / total:.2%}) of {split} teach nothing: {FATES[fate]}"
             )
             yield Finding(_KINDS[fate], severity, message, remedy, cases)
-    poor = [
-        f"{name} {learned / boxes:.0%}"
-        for name, boxes, learned in (
-            (name, *coverage.of(coverage.labels == label)) for label, name in enumerate(annotations.class_names)
-        )
-        if boxes and learned / boxes < ENOUGH_RECALL - (1 - ENOUGH_RECALL)
-    ]
+    counts = {name: coverage.of(coverage.labels == label) for label, name in enumerate(annotations.class_names)}
+    recalls = {name: learned / boxes for name, (boxes, learned) in counts.items() if boxes}
+    poor = sorted((recall, name) for name, recall in recalls.items() if recall < POOR_RECALL)
     if poor:
-        message = f"at best these shares of a class can be found: {_listed(poor)}"
+        texts = [f"{name} {recall:.0%}" for recall, name in poor]
+        message = f"At best these shares of a class can be found: {_listed(texts)}"
         yield Finding("class that is hardly learned", severity, message, "See the boxes that no location learns.")
     positives = max(int(coverage.positives.sum()), 1)
     several, classes = (int(counts.sum()) / positives for counts in (coverage.ambiguous, coverage.ambiguous_classes))
@@ -225,7 +224,7 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
         yield Finding(
             "level without boxes",
             "note",
-            f"no box is learned on the levels of stride {_listed(idle)} at this input size",
+            f"No box is learned on the levels of stride {_listed(idle)} at this input size",
             "Harmless. A larger input would use them; other size ranges would share the boxes out.",
         )
 

@@ -21,7 +21,7 @@ from ..structures import Instances
 from .advice import ENOUGH_RECALL
 from .report import Case, Finding, Place, Report, plural
 from .statistics import Histogram
-from .terminal import describe_case, share
+from .terminal import MOST_ALIKE, describe_case, share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +31,7 @@ MOST_PICTURES = 6
 MOST_ROWS = 100
 """Of a list; the JSON file has all."""
 MOST_BARS = 20
-_SIDE = 400  # of a picture, pixels
-_MOST_ALIKE = 3  # pictures side by side
+_SIDE = 480  # of a picture, pixels
 _CONTEXT = 3.0  # what is shown around a box, in its longer sides
 _LEAST_SHOWN = 0.25  # of the image's shorter side
 
@@ -85,10 +84,9 @@ def _overview(section: Section, report: Report) -> None:
         recall = f"{report.coverage.recall:.2%}"
         tiles.append(Tile("Best possible recall", recall, f"should be {ENOUGH_RECALL:.0%}; {report.recipe}"))
     section.tiles(tiles)
-    rows = [[finding.severity, finding.message] for finding in report.findings]
-    if rows:
-        section.table(["", "found"], rows)
-    else:
+    for finding in report.findings:
+        section.text(finding.message, style="warning" if finding.severity == "warning" else "")
+    if not report.findings:
         section.text("Nothing strange was found in what can be read.")
     _advice(section, report)
 
@@ -129,11 +127,11 @@ def _finding(section: Section, finding: Finding, splits: Mapping[str, Annotation
     if len(finding.cases) > len(shown):
         rows = [
             [str(number), *_row(place, splits[place.split])]
-            for number, case in enumerate(finding.cases[:MOST_ROWS], start=1)
-            for place in case[:MOST_ROWS]
+            for number, case in enumerate(finding.cases, start=1)
+            for place in case
         ]
-        section.table(["case", "split", "file", "class", "annotation", "note"], rows)
-        _cut(section, len(finding.cases))
+        section.table(["case", "split", "file", "class", "annotation", "note"], rows[:MOST_ROWS])
+        _cut(section, len(rows))
 
 
 def _row(place: Place, annotations: Annotations) -> list[str]:
@@ -148,7 +146,7 @@ def _row(place: Place, annotations: Annotations) -> list[str]:
 def _picture(case: Case, splits: Mapping[str, Annotations]) -> Picture | None:
     """The images of a case side by side, or the surroundings of its boxes; None: an image cannot be read any more."""
     try:
-        shown = case[:_MOST_ALIKE]
+        shown = case[:MOST_ALIKE]
         parts = [_drawn(place, splits[place.split], alone=len(case) == 1) for place in shown]
     except DataError:
         return None
@@ -284,6 +282,5 @@ def _draw_histograms(histograms: dict[str, Histogram], axes: Axes) -> None:
     edges = next(iter(histograms.values())).edges
     if edges[0] > 0 and edges[-1] / edges[0] > 50:  # powers of two
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value >= 1 else f"1/{1 / value:g}")
     axes.set_ylabel("%")
     axes.legend()

@@ -16,6 +16,7 @@ from ..data.source import summary
 from .report import Case, Finding, Report, plural
 
 MOST_CASES = 3
+MOST_ALIKE = 3
 MOST_PROBLEMS = 10
 MOST_CLASSES = 12
 _STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -63,16 +64,17 @@ def _finding(finding: Finding, splits: Mapping[str, Annotations]) -> RenderableT
 
 
 def describe_case(case: Case, splits: Mapping[str, Annotations]) -> str:
-    """Splits, files, ids of the annotations and notes of a case, in a line."""
+    """Splits, files, ids of the annotations and notes of a case, in a line; of many images alike the first ones."""
     texts = []
-    for place in case:
+    for place in case[:MOST_ALIKE]:
         annotations = splits[place.split]
         ids = ", ".join(str(annotations.annotation_ids[i]) for i in place.boxes)
         names = " and ".join(dict.fromkeys(annotations.class_names[annotations.labels[i]] for i in place.boxes))
         boxes = f", {names}, annotation{'s' if len(place.boxes) > 1 else ''} {ids}" if place.boxes else ""
         note = f" ({place.note})" if place.note else ""
         texts.append(f"{place.split} {annotations.file_name(place.image)}{boxes}{note}")
-    return "  =  ".join(texts)
+    rest = [f"{len(case) - MOST_ALIKE} more"] if len(case) > MOST_ALIKE else []
+    return "  =  ".join(texts + rest)
 
 
 def _advice(report: Report) -> Iterator[RenderableType]:
