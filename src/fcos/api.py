@@ -133,8 +133,9 @@ def evaluate(
     # Classes without names are the data's: in torchvision by their ids, in the original by their order.
     found = annotations.category_ids
     if not names and (found != ids if checkpoint.project == "torchvision" else len(found) != len(ids)):
+        here, there = (", ".join(map(str, some)) for some in (found, ids))
         raise DataError(
-            f"data: classes with the ids {', '.join(map(str, found)):.80}, but {weights} knows 1..{len(ids)}, without"
+            f"data: classes with the ids {here:.80}, but {weights} knows {there:.80}, without"
             " their names; give them with data.classes=[NAME, ...]"
         )
     join_processes(device)

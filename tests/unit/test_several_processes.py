@@ -18,7 +18,7 @@ from fcos.data import load_annotations
 from fcos.data.samplers import rank_part
 from fcos.distributed import mean_over_processes
 from fcos.models import build_model
-from fcos.models.layers import SyncBatchNorm
+from fcos.models.layers import SyncBatchNorm, with_gpu_batch_norm
 from fcos.structures import Batch, Targets
 from fcos.training import step
 from fcos.training.run import Run
@@ -67,6 +67,19 @@ def test_batch_norm_over_processes_is_that_of_the_whole_batch(tmp_path: Path, co
             torch.testing.assert_close(part[name], parameter.grad)
         for name, buffer in norm.named_buffers():
             torch.testing.assert_close(part[f"{name}_"], buffer)
+
+
+def test_on_gpus_torch_synchronises() -> None:
+    first = SyncBatchNorm(3)
+    nn.init.constant_(first.weight, 7.0)
+    model = nn.Sequential(first, nn.ModuleDict({"norm": SyncBatchNorm(2, eps=0.5)}), nn.BatchNorm2d(4))
+    names = list(model.state_dict())
+    kinds = [type(module) for module in with_gpu_batch_norm(model).modules()]
+    assert kinds.count(nn.SyncBatchNorm) == 2
+    assert kinds.count(nn.BatchNorm2d) == 1
+    assert list(model.state_dict()) == names
+    assert model.state_dict()["0.weight"].tolist() == [7.0] * 3
+    assert model.get_submodule("1.norm").eps == 0.5
 
 
 def five_images() -> tuple[torch.Tensor, torch.Tensor, Targets]:

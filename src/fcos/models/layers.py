@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules._functions import SyncBatchNorm as sync_batch_norm
 from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
 from ..distributed import sum_over_processes, world_size
@@ -19,9 +17,9 @@ def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm with the statistics of all processes, on all devices.
+    """Batch norm with the statistics of all processes, on all devices; see `with_gpu_batch_norm`.
 
-    No `nn.SyncBatchNorm`, which DistributedDataParallel refuses on the CPU; on GPUs it computes the same.
+    No `nn.SyncBatchNorm`, which DistributedDataParallel refuses on the CPU.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -32,12 +30,6 @@ class SyncBatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        if input.is_cuda:
-            self.num_batches_tracked += 1
-            buffers = self.running_mean, self.running_var
-            return sync_batch_norm.apply(
-                input, self.weight, self.bias, *buffers, self.eps, self.momentum, dist.group.WORLD, world_size()
-            )
         x = input.to(self.weight.dtype)
         # Two passes: the mean of the squares minus the square of the mean would cancel.
         counted = sum_over_processes(torch.cat([x.sum(dim=(0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
@@ -50,6 +42,14 @@ class SyncBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+
+def with_gpu_batch_norm(model: nn.Module) -> nn.Module:
+    """Put torch's fused kernels, which are for GPUs only, in the place of every `SyncBatchNorm`."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, SyncBatchNorm):
+            model.set_submodule(path, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+    return model
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {

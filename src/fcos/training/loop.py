@@ -31,6 +31,7 @@ from ..distributed import (
 from ..errors import ConfigError, DataError
 from ..evaluation.loop import evaluate
 from ..models import FCOS, build_model
+from ..models.layers import with_gpu_batch_norm
 from ..reporting.record import Splits
 from ..reporting.report import write_report
 from .budget import IterationLength, Length, TimeLength
@@ -152,6 +153,8 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     resumed, note = by_the_first(partial(load_last, folder)) if folder else (None, "")
     torch.manual_seed(config.train.seed)
     model, origin = together(lambda: _build(config, train_data, resumed))
+    if device.type == "cuda":
+        with_gpu_batch_norm(model)
     # Channels last: a tenth faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
     folder = folder or by_the_first(lambda: new_folder(config, name))
