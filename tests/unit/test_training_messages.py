@@ -12,7 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = [
     path
-    for pattern in ("training/*.py", "data/*.py", "evaluation/loop.py", "models/**/*.py", "downloads.py")
+    for pattern in (
+        "training/*.py",
+        "data/*.py",
+        "evaluation/loop.py",
+        "models/**/*.py",
+        "distributed.py",
+        "downloads.py",
+    )
     for path in sorted((ROOT / "src/fcos").glob(pattern))
 ]
 GUIDE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
