@@ -97,9 +97,7 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _check_images(
-    source: Source, decode: bool, look: Look | None
-) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+def _check_images(source: Source, decode: bool, look: Look | None) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
     """Which images are usable [I], their sizes [I, 2] as displayed, and the problems of the others."""
     paths = [source.path(i) for i in range(len(source.file_names))]
     usable, sizes, problems = np.ones(len(paths), dtype=bool), np.zeros((len(paths), 2), dtype=np.int32), []
