@@ -1,4 +1,4 @@
-"""Two processes, started by torch's launcher as users do, train, stop, continue and evaluate like one."""
+"""Two and three processes, started as users do, train, stop, continue and evaluate like one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import torch
 
 import fcos
 from fcos.config import Config
+from fcos.config_text import load_config
+from fcos.data import build_train_loader, load_annotations
 from fcos.training import loop
 from fcos.training.checkpoint import load_checkpoint
 
@@ -166,6 +169,65 @@ def test_both_evaluate_everything_with_the_same_statistics(folder: Path, results
 
 def test_the_first_process_speaks_for_all(folder: Path) -> None:
     out = (folder / "out.txt").read_text()
-    assert out.count("val at iteration 6") == out.count("next: fcos predict") == 1
+    assert out.count("val at iteration 6") == out.count("best.pt: AP") == 1
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["one", "two"]
-    assert sorted(p.name for p in (folder / "two/weights").iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(p.name for p in (folder / "two/weights").iterdir()) == ["best.pt", "last-1.pt", "last.pt"]
+
+
+@pytest.fixture(scope="module")
+def uneven(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of the same config, `one` in one process and `three` in three.
+
+    The batches are of five images, a third of all images has no object, and val has two images: there are steps in
+    which a process has no object, and in evaluations one has no image. Every batch has objects: without any the
+    original's normalisation by at least one positive location a process depends on the number of processes.
+    """
+    folder = tmp_path_factory.mktemp("uneven")
+    (folder / "images").symlink_to(data / "images")
+    tree = json.loads((data / "train.json").read_text())
+    few = {**tree, "annotations": [box for box in tree["annotations"] if box["image_id"] < 8]}
+    (folder / "train.json").write_text(json.dumps(few))
+    (folder / "val.json").write_text(
+        json.dumps({**few, "images": tree["images"][:2], "annotations": few["annotations"][:4]})
+    )
+    config = Config.model_validate(
+        {
+            "model": {
+                "backbone": {"name": "tiny_backbone:plain"},
+                "fpn": {"channels": 32},
+                "head": {"num_convs": 1, "prior_probability": 0.2},
+                "strides": [8, 16],
+                "size_ranges": [[-1, 32], [32, None]],
+            },
+            "data": {"root": folder, "short_side": 64, "max_side": 64, "workers": 0},
+            "train": {
+                "iterations": 20,
+                "batch_size": 5,
+                "warmup": "none",
+                "clip_norm": 10.0,
+                "ema": 0.9,
+                "eval_every": 10,
+                "log_every": 1,
+            },
+            "device": "cpu",
+        }
+    )
+    for name, devices in (("one", 1), ("three", 3)):
+        result = fcos.train(config, f"train.devices={devices}", f"output_dir={folder / name}")
+        assert result.run == folder / name
+        assert result.metrics["AP"] == load_checkpoint(folder / name / "weights/best.pt").metrics["AP"]
+    return folder
+
+
+def test_three_processes_learn_the_same_as_one(uneven: Path) -> None:
+    config = load_config(uneven / "one/config.yaml")
+    data = load_annotations(config.data, "train")
+    assert data is not None
+    shares = [islice(build_train_loader(config, data, rank=i, world_size=3), 20) for i in range(3)]
+    assert any(batch.targets is not None and (batch.targets.labels < 0).all() for share in shares for batch in share)
+    one, three = list(rows(uneven / "one")), list(rows(uneven / "three"))
+    assert len(one) == len(three) == 20 + 2
+    for expected, found in zip(one, three, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)  # float32 sums in another order
+    first, third = (load_checkpoint(uneven / name / "weights/last.pt") for name in ("one", "three"))
+    torch.testing.assert_close(third.model, first.model, rtol=1e-4, atol=1e-6)
