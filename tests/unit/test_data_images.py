@@ -147,3 +147,22 @@ def test_many_files_are_checked_in_order(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{width}.png")
         Image.new("L", (width, 2)).save(paths[-1])
     assert [check.size for check in check_images(paths, decode=False)] == [(2, width) for width in range(1, 131)]
+
+
+def test_what_is_looked_at_is_rgb_as_displayed(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).convert("L").save(tmp_path / "x.jpg", exif=_exif(6))
+    seen: dict[Path, tuple[str, tuple[int, int]]] = {}
+
+    def look(path: Path, image: Image.Image) -> None:
+        seen[path] = image.mode, image.size
+
+    (check,) = check_images([tmp_path / "x.jpg"], decode=True, look=look)
+    assert check.problem is None
+    assert seen == {tmp_path / "x.jpg": ("RGB", (2, 3))}
+
+
+def test_an_image_that_cannot_become_rgb_is_told_when_it_is_looked_at(tmp_path: Path) -> None:
+    Image.new("F", (4, 4)).save(tmp_path / "x.tif")
+    check = check_image(tmp_path / "x.tif", decode=True, look=lambda path, image: None)
+    assert check.problem is not None
+    assert "floating-point pixels have no known range" in check.problem

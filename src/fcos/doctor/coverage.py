@@ -112,10 +112,27 @@ class _Tally:
 
     def __init__(self, setting: Setting, count: int) -> None:
         levels = len(setting.strides)
+        self.looked = np.zeros(count, dtype=bool)
         self.fates = np.full(count, DROPPED, dtype=np.int64)
         self.extents = np.zeros((count, 2), dtype=np.float32)
         self.learned_on = np.zeros((count, levels), dtype=bool)
         self.positives, self.ambiguous, self.ambiguous_classes = (np.zeros(levels, dtype=np.int64) for _ in range(3))
+
+    def coverage(self, setting: Setting, annotations: Annotations, images: int) -> Coverage:
+        """The result, for the boxes looked at that are not crowd."""
+        boxes = np.flatnonzero(self.looked & ~annotations.crowd)
+        return Coverage(
+            setting=setting,
+            images=images,
+            boxes=boxes,
+            labels=annotations.labels[boxes],
+            fates=self.fates[boxes],
+            extents=self.extents[boxes],
+            learned_on=self.learned_on[boxes],
+            positives=self.positives,
+            ambiguous=self.ambiguous,
+            ambiguous_classes=self.ambiguous_classes,
+        )
 
 
 def cover(
@@ -143,10 +160,10 @@ def cover(
         boxes, kept = to_inclusive(boxes, torch.from_numpy(annotations.sizes[image_of]))
     sizes = {i: setting.resized(*annotations.sizes[i].tolist()) for i in images.tolist()}
     padded = {i: padded_size(size, setting.size_divisor) for i, size in sizes.items()}
-    tally, looked, points, points_of = _Tally(setting, len(boxes)), np.zeros(len(boxes), dtype=bool), [], None
+    tally, points, points_of = _Tally(setting, len(boxes)), [], None
     for done, i in enumerate(sorted(sizes, key=padded.__getitem__), start=1):
         span = annotations.span(i)
-        looked[span] = True
+        tally.looked[span] = True
         rows = torch.arange(span.start, span.stop)
         rows = rows[kept[span]]
         if len(rows):
@@ -161,19 +178,7 @@ def cover(
             _count_image(tally, rows.numpy(), points, targets, setting, recall_only=recall_only)
         if progress is not None:
             progress(done, len(images))
-    chosen = np.flatnonzero(looked & ~annotations.crowd)
-    return Coverage(
-        setting,
-        len(images),
-        chosen,
-        annotations.labels[chosen],
-        tally.fates[chosen],
-        tally.extents[chosen],
-        tally.learned_on[chosen],
-        tally.positives,
-        tally.ambiguous,
-        tally.ambiguous_classes,
-    )
+    return tally.coverage(setting, annotations, len(images))
 
 
 def _count_image(
