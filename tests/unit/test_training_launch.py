@@ -1,0 +1,73 @@
+"""How many processes `train.devices` starts, and what it is refused for before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from fcos.config import Config
+from fcos.errors import ConfigError
+from fcos.training import launch
+from fcos.training.launch import processes_to_start
+
+
+def config(devices: int | None, device: str = "cpu", batch_size: int = 4) -> Config:
+    return Config.model_validate({"train": {"devices": devices, "batch_size": batch_size}, "device": device})
+
+
+@pytest.mark.parametrize(("devices", "count"), [(None, 1), (1, 1), (3, 3)])
+def test_without_torchrun_the_option_counts(devices: int | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert processes_to_start(config(devices)) == count
+
+
+@pytest.mark.parametrize("devices", [None, 2])
+def test_torchrun_has_started_the_processes_already(devices: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes_to_start(config(devices)) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_torchrun_has_started_another_number(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=rf"train\.devices={devices}: but 2 processes were started by torchrun"):
+        processes_to_start(config(devices))
+
+
+def test_fewer_images_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ConfigError, match=r"train\.devices=3: at least one image .* train\.batch_size is 2"):
+        processes_to_start(config(3, batch_size=2))
+
+
+@pytest.mark.parametrize(("device", "present"), [("auto", 2), ("cuda", 2), ("cuda:1", 1)])
+def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch, device: str, present: int) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=rf"device={device} there is {present} .* use train\.devices={present}, or"):
+        processes_to_start(config(3, device))
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "text", "told"),
+    [
+        ({0: 2, 1: -9}, "process 1 was ended by SIGKILL, as when memory is short", False),
+        ({0: -11, 1: 2}, "process 0 was ended by SIGSEGV; the others", False),
+        ({0: 1}, "process 0 ended with exit code 1", False),
+        ({0: 2, 1: 2}, "process 0 ended with exit code 2", True),
+    ],
+)
+def test_the_process_that_failed_first_is_named(exit_codes: dict[int, int], text: str, told: bool) -> None:
+    failures: dict[int, Any] = {
+        rank: ProcessFailure(local_rank=rank, pid=7, exitcode=code, error_file="none")
+        for rank, code in exit_codes.items()
+    }
+    error = launch._explained(failures, Path("runs/a"))
+    assert text in str(error)
+    assert str(error).endswith("continue with: fcos train runs/a/config.yaml train.resume=true")
+    assert error.told == told
