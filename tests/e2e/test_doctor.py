@@ -179,7 +179,7 @@ def test_small_objects_get_options_that_can_be_pasted(folder: Folder) -> None:
     root = folder.write()
     result = doctor(root, "fcos_r50_fpn_1x", "data.short_side=32")
     assert result.exit_code == 0
-    assert "of train teach nothing: it lies between the locations" in result.output
+    assert "of train teach nothing: they lie between the locations" in result.output
     advice = re.search(r"What would help\n +(.*)\n +best possible recall ([\d.]+)% -> ([\d.]+)%", result.output)
     assert advice
     again = doctor(root, "fcos_r50_fpn_1x", "data.short_side=32", *shlex.split(advice[1]))

@@ -203,7 +203,7 @@ def one_box(*box: float, **options: object) -> Coverage:
 
 
 def test_a_box_of_a_pixel_between_the_locations() -> None:
-    assert FATES[int(one_box(3, 3, 4, 4).fates[0])].startswith("it lies between")
+    assert FATES[int(one_box(3, 3, 4, 4).fates[0])].startswith("they lie between")
     assert one_box(5.5, 5.5, 6.5, 6.5).recall == 1
 
 

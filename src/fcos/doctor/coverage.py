@@ -27,10 +27,10 @@ from .setting import Setting
 LEARNED, TAKEN, NO_LEVEL, OFF_CENTER, BETWEEN, DROPPED = range(6)
 FATES = {
     LEARNED: "learned",
-    TAKEN: "smaller boxes take all its locations",
-    NO_LEVEL: "no level's size range covers it",
+    TAKEN: "smaller boxes take all their locations",
+    NO_LEVEL: "no level's size range covers them",
     OFF_CENTER: "no location is within the center sampling radius",
-    BETWEEN: "it lies between the locations of the levels for its size",
+    BETWEEN: "they lie between the locations of the levels for their size",
     DROPPED: "a pixel or less, which the inclusive convention drops",
 }
 """What becomes of a box; all but the first: no location learns it."""
