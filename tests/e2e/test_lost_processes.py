@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +116,16 @@ def test_the_others_end_and_say_why(restarted: str) -> None:
     assert "Traceback" not in restarted
 
 
-def test_without_restarts_the_command_names_the_process_that_was_killed(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def killed(folder: Path) -> tuple[int, str]:
+    """Exit code and stderr of a command whose second process was killed after the third step."""
     command = ("fcos", "train", "tiny.yaml", "train.devices=2", "output_dir=killed")
     code, _, err = finish(start(folder, *command, kill_at=KILLED))
+    return code, err
+
+
+def test_without_restarts_the_command_names_the_process_that_was_killed(killed: tuple[int, str]) -> None:
+    code, err = killed
     assert code == 2
     first, last = err.strip().splitlines()
     assert first.startswith("fcos: process 0: another process is gone")
@@ -124,7 +133,22 @@ def test_without_restarts_the_command_names_the_process_that_was_killed(folder: 
         "fcos: process 1 was ended by SIGKILL, as when memory is short; the others were stopped; continue with:"
         " fcos train killed/config.yaml train.resume=true"
     )
-    assert load_checkpoint(folder / "killed/weights/last.pt").iteration == 3
+
+
+def test_it_continues_as_told_and_sigterm_saves_and_stops_all(folder: Path, killed: tuple[int, str]) -> None:
+    last = folder / "killed/weights/last.pt"
+    before = last.stat().st_mtime_ns
+    words = shlex.split(killed[1].partition("continue with: ")[2])
+    process = start(folder, *words, "train.iterations=100000")
+    while last.stat().st_mtime_ns == before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.terminate()
+    code, out, err = finish(process)
+    assert (code, err) == (130, "")
+    assert "weights: of iteration 3 of this run" in out
+    assert out.endswith("interrupted; continue with: fcos train killed/config.yaml train.resume=true\n")
+    assert load_checkpoint(last).iteration > 3
 
 
 def test_a_mistake_in_the_data_is_told_once_and_leaves_no_folder(folder: Path, data: Path) -> None:
