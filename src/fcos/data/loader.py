@@ -7,6 +7,7 @@ readable image takes the place of a bad one, in detection it is left out; both a
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -133,6 +134,9 @@ def _leave_the_group(_worker: int) -> None:
     batch to end its step, and ends the workers itself."""
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
+    parent = multiprocessing.parent_process()
+    if os.getppid() == 1 and parent is not None and parent.pid != 1:
+        os._exit(1)  # it was killed as this process began, which torch cannot see: it would wait for ever
 
 
 def build_train_loader(
