@@ -173,6 +173,7 @@ def test_files_are_valid_json_with_null_for_what_is_not_defined(tmp_path):
 def test_what_was_saved_can_be_read_again(tmp_path):
     save_evaluation(EVALUATION, tmp_path)
     found = load_evaluation(tmp_path)
+    assert found is not None
     assert found.metrics == pytest.approx(EVALUATION.metrics, nan_ok=True)
     assert found.per_class["[dog]"] == pytest.approx(EVALUATION.per_class["[dog]"], nan_ok=True)
     assert (found.detections, found.boxes_per_class, found.thresholds) == (

@@ -170,7 +170,7 @@ def test_classes_without_names_are_those_of_the_data(tmp_path: Path, original_ya
     found = fcos.evaluate(path, *small, config=original_yaml)
     assert list(found.per_class) == ["rbc", "wbc", "platelet"]
     assert {detection["category_id"] for detection in found.detections} <= {3, 4, 9}
-    with pytest.raises(DataError, match=r"the ids 3, 4, 9, but .* knows 1\.\.2, without their names"):
+    with pytest.raises(DataError, match=r"the ids 3, 4, 9, but .* knows 1, 2, without their names"):
         fcos.evaluate(original_file(tmp_path / "two.pth", classes=2), *small, config=original_yaml)
 
 
