@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import DataError
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, folder_with
 
-_KIND_NAMES = {int: "an integer", str: "text", list: "a list of four numbers"}
+_KIND_NAMES = {int: "an integer from 0", str: "text", list: "a list of four numbers"}
 _Reporter = Callable[[str, str, str], None]
 
 
@@ -158,12 +158,17 @@ def _usable(entries: list[Any], what: str, schema: dict[str, type], report: _Rep
     return usable
 
 
+def _is_id(value: object) -> bool:
+    """Whether the evaluation takes it, and an int64 holds it."""
+    return type(value) is int and 0 <= value < 2**63
+
+
 def _flaw(entry: Any, schema: dict[str, type]) -> str | None:
     if type(entry) is not dict:
         return f"expected an object, found {entry!r:.60}"
     for key, kind in schema.items():
         value: Any = entry.get(key)
-        if type(value) is not kind or (kind is int and value.bit_length() > 63):
+        if type(value) is not kind or (kind is int and not _is_id(value)):
             found = f"found {value!r:.60}" if key in entry else "which is missing"
             return f"expected {key} ({_KIND_NAMES[kind]}), {found}"
     return None
@@ -183,8 +188,8 @@ def _numbered(annotations: list[Any]) -> list[Any]:
 def _classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[int], list[str]]:
     """Ids and names of the classes, in the order of the file."""
     for c in categories:
-        if not isinstance(c, dict) or type(c.get("id")) is not int or not isinstance(c.get("name"), str):
-            raise DataError(f"{path}: every category needs an integer id and a name, found {c!r:.80}")
+        if not isinstance(c, dict) or not _is_id(c.get("id")) or not isinstance(c.get("name"), str):
+            raise DataError(f"{path}: every category needs an id (an integer from 0) and a name, found {c!r:.80}")
     parents = {c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]}
     classes = [c for c in categories if c["id"] in used or c["name"] not in parents]
     for key in ("id", "name"):
