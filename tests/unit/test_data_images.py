@@ -51,6 +51,23 @@ def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
     assert check_image(tmp_path / "x.jpg", decode=False) == (pixels.shape[:2], orientation >= 5, None)
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_has_the_size_and_the_pixels_of_its_png(
+    mode: str, orientation: int, compression: str, tmp_path: Path
+) -> None:
+    """Pillow turns TIFFs while it reads them, and no other format."""
+    image = Image.fromarray(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8)))
+    image = image.convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
+    image.save(tmp_path / "x.tif", exif=_exif(orientation), compression=compression)
+    to_rgb(image).save(tmp_path / "x.png", exif=_exif(orientation))
+    pixels = read_image(tmp_path / "x.png")
+    assert torch.equal(read_image(tmp_path / "x.tif"), pixels)
+    for decode in (False, True):
+        assert check_image(tmp_path / "x.tif", decode=decode) == (pixels.shape[1:], orientation >= 5, None)
+
+
 def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 300, 32768, 65535]], np.uint16)).save(tmp_path / "x.png")
     assert read_image(tmp_path / "x.png")[0].tolist() == [[0, 1, 128, 255]]
@@ -161,8 +178,9 @@ def test_what_is_looked_at_is_rgb_as_displayed(tmp_path: Path) -> None:
     assert seen == {tmp_path / "x.jpg": ("RGB", (2, 3))}
 
 
-def test_an_image_that_cannot_become_rgb_is_told_when_it_is_looked_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decode", [False, True])
+def test_an_image_that_cannot_become_rgb_is_told(decode: bool, tmp_path: Path) -> None:
     Image.new("F", (4, 4)).save(tmp_path / "x.tif")
-    check = check_image(tmp_path / "x.tif", decode=True, look=lambda path, image: None)
+    check = check_image(tmp_path / "x.tif", decode=decode)
     assert check.problem is not None
     assert "floating-point pixels have no known range" in check.problem

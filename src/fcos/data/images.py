@@ -36,7 +36,7 @@ def open_rgb(path: str | Path) -> Image.Image:
         DataError: the file is missing, truncated or no image.
     """
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file) as image:  # of a path, Pillow maps turned TIFFs wrongly
             image.load()
             return to_rgb(image)
     except Exception as error:  # Pillow lets almost any exception escape from a damaged file
@@ -97,17 +97,18 @@ def check_image(path: str | Path, *, decode: bool, look: Look | None = None) -> 
         look: is shown the image as RGB; only with `decode`.
     """
     try:
-        with Image.open(path) as image:
-            orientation = _orientation(image, path)
+        with open(path, "rb") as file, Image.open(file) as image:  # as in open_rgb
+            turned = _orientation(image, path) in (5, 6, 7, 8)
+            width, height = reversed(image.size) if turned else image.size
             if decode or not _ends_well(image, path):
                 image.load()
-            width, height = image.size
-            if look is not None:
-                look(Path(path), to_rgb(image))
+                shown = to_rgb(image)
+                width, height = shown.size  # Pillow turns a TIFF itself, and others not
+                if look is not None:
+                    look(Path(path), shown)
     except Exception as error:  # as in open_rgb
         return ImageCheck((0, 0), problem=describe_failure(error))
-    turned = orientation in (5, 6, 7, 8)
-    return ImageCheck((width, height) if turned else (height, width), turned)
+    return ImageCheck((height, width), turned)
 
 
 def check_images(paths: Sequence[Path], *, decode: bool, look: Look | None = None) -> Iterator[ImageCheck]:
