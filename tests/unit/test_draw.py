@@ -131,3 +131,18 @@ def test_tags_grow_with_their_letters():
         draw_marks(picture, [Mark((100, 200, 300, 400), (0, 158, 115), "cell")], text_size=size)
         heights.append(int(changed(picture, GREY)[:198].any(axis=1).sum()))
     assert heights[1] > 2 * heights[0]
+
+
+@pytest.mark.parametrize("letters", ["Äéñß", "Жщя", "Ωλπ", "אבג"])
+def test_letters_of_many_alphabets_have_shapes_of_their_own(letters):
+    """A letter that the font lacks is an empty box, the same for all of them."""
+    pictures = []
+    for letter in (*letters, "\uffff"):  # the last is no letter
+        pictures.append(GREY.copy())
+        draw_marks(pictures[-1], [Mark((100, 200, 300, 400), (0, 158, 115), letter)], text_size=40)
+    assert len({picture.crop((0, 0, 640, 198)).tobytes() for picture in pictures}) == len(pictures)
+
+
+def test_a_name_of_two_lines_is_drawn_in_one():
+    pictures = [draw(GREY, instances([[100, 200, 300, 400]], size=(480, 640), names=(n,))) for n in ("a\nb", "a b")]
+    assert not changed(*pictures).any()

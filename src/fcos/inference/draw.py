@@ -1,4 +1,4 @@
-"""Pictures of detections. Pillow only.
+"""Pictures of detections.
 
 A label is a filled tag in the colour of its class. Tags of confident detections choose their place first: outside the
 box when there is room, always inside the picture, away from the tags that stand already.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,7 +22,6 @@ from .pictures import Picture, to_picture
 _PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (30, 120, 200), (213, 94, 0), (204, 121, 167)]
 _INK = (17, 17, 17)
 _PAPER = (255, 255, 255)
-_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _READABLE_SIDE = 480  # pictures whose shorter side is less are enlarged
 _LARGEST_SIDE = 8192  # but not beyond this
 
@@ -107,13 +108,13 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | 
     """
     line = max(2, round(0.0028 * (picture.width * picture.height) ** 0.5))
     size = text_size or max(11, round(0.021 * (picture.width * picture.height) ** 0.5))
-    font = ImageFont.load_default(size)
+    font = _font(size)
     height = font.getbbox("Ag")[3] + 2 * line
     canvas = ImageDraw.Draw(picture, "RGBA")
     for mark in reversed(marks):
         _draw_box(canvas, mark, line)
     tags: list[_Tag] = []
-    with_tags = [mark for mark in marks if mark.text]
+    with_tags = [mark._replace(text=" ".join(mark.text.splitlines())) for mark in marks if mark.text]
     for mark in with_tags:
         width = font.getlength(mark.text) + 4 * line
         tags.append(_place_tag(mark.text, mark.box, tags, size=(width, height), picture_size=picture.size))
@@ -136,7 +137,7 @@ def draw_pair(
     width, height = panels[0][1].size
     gap = max(4, round(0.01 * width))
     size = max(12, round(0.022 * (width * height) ** 0.5))
-    font = ImageFont.load_default(size)
+    font = _font(size)
     strip = round(size * 1.8)
     sheet = Image.new("RGB", (2 * width + gap, height + strip), _PAPER)
     canvas = ImageDraw.Draw(sheet)
@@ -144,6 +145,14 @@ def draw_pair(
         sheet.paste(panel, (left, strip))
         canvas.text((left + size / 2, strip / 2), caption, fill=_INK, font=font, anchor="lm")
     return sheet
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib; Pillow's own font has few letters beyond ASCII."""
+    import matplotlib as mpl
+
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
@@ -195,7 +204,7 @@ def _draw_tag(
     canvas: ImageDraw.ImageDraw,
     tag: _Tag,
     color: tuple[int, int, int],
-    font: _Font,
+    font: ImageFont.FreeTypeFont,
 ) -> None:
     red, green, blue = color
     ink = _INK if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else _PAPER
