@@ -15,6 +15,7 @@ from fcos.data import Annotations, DetectionDataset, Transform, checks, load_ann
 from fcos.data.dataset import MIN_VISIBLE
 from fcos.data.images import ImageCheck
 from fcos.errors import DataError
+from fcos.evaluation.coco import coco_metrics
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def _many(images: int, boxes: int) -> Annotations:
 
 def test_to_coco_gives_the_annotations_back(train: Annotations) -> None:
     tree, original = train.to_coco(), coco_tree()
-    assert tree["images"] == original["images"]
+    assert tree["images"] == [{key: i[key] for key in ("id", "height", "width")} for i in original["images"]]
     assert tree["categories"] == original["categories"]
     own_areas = [77.0, 600.0, 240.0]
     assert tree["annotations"] == [
@@ -111,16 +112,19 @@ def test_an_image_that_changed_its_size_is_told(train: Annotations) -> None:
         DetectionDataset(train, transform=Transform((30,), 100))[0]
 
 
-def test_file_names_need_not_be_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_need_not_be_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some file systems have such names, others refuse them: no file is made."""
     odd = os.fsdecode(b"caf\xe9.png")
     tree = coco_tree()
     tree["images"][0]["file_name"] = odd
+    tree["categories"][0]["name"] = "caf\udce9"
     sound = [ImageCheck((height, width)) for width, height in SIZES.values()]
     monkeypatch.setattr(checks, "check_images", lambda *_, **__: sound)
     annotations = load_annotations(config(write_coco(tmp_path, tree)), "train")
     assert annotations is not None
     assert annotations.path(0) == tmp_path / "images" / odd
+    assert annotations.class_names == ("caf\\udce9", "dog")
+    assert sorted(coco_metrics(annotations.to_coco(), []).per_class) == ["caf\\udce9", "dog"]
 
 
 def test_every_image_is_used_also_without_boxes(train: Annotations) -> None:

@@ -197,7 +197,8 @@ def _classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[in
         twice = sorted({repr(v) for v in values if values.count(v) > 1})
         if twice:
             raise DataError(f"{path}: categories with the same {key}: {', '.join(twice)}")
-    return [c["id"] for c in classes], [c["name"] for c in classes]
+    # JSON may hold halves of characters (\udce9), which can be written nowhere.
+    return [c["id"] for c in classes], [c["name"].encode("utf-8", "backslashreplace").decode() for c in classes]
 
 
 def _positions(values: list[int], known: list[int]) -> np.ndarray:

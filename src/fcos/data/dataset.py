@@ -92,7 +92,10 @@ class Annotations:
         )
 
     def to_coco(self) -> dict[str, Any]:
-        """The ground truth as a COCO dictionary with the original ids; the boxes are those of `boxes`, as XYWH."""
+        """The ground truth as a COCO dictionary with the original ids; the boxes are those of `boxes`, as XYWH.
+
+        Names of files are left out: nothing compares them, and they need not be Unicode, as hotcoco demands.
+        """
         image_of = np.repeat(self.image_ids, np.diff(self.offsets)).tolist()
         boxes = self.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
@@ -100,10 +103,8 @@ class Annotations:
         ids, categories, xywh, areas, crowd = (column.tolist() for column in columns)
         return {
             "images": [
-                {"id": image_id, "file_name": self.file_name(i), "height": height, "width": width}
-                for i, (image_id, (height, width)) in enumerate(
-                    zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
-                )
+                {"id": image_id, "height": height, "width": width}
+                for image_id, (height, width) in zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
             ],
             "annotations": [
                 {"id": i, "image_id": image, "category_id": c, "bbox": box, "area": area, "iscrowd": int(is_crowd)}
