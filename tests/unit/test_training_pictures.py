@@ -10,6 +10,7 @@ from tiny_data import coco_tree, write_coco
 
 from fcos.config import Config
 from fcos.data import load_annotations
+from fcos.training import loop, pictures
 from fcos.training.pictures import save_pictures
 
 
@@ -19,7 +20,7 @@ def test_pictures_leave_out_what_cannot_be_read_any_more(
     annotations = load_annotations(configure().data, "val")
     assert annotations is not None
     (data / "images/b.png").unlink()
-    save_pictures(tmp_path / "pictures", annotations, [], {})
+    save_pictures(tmp_path / "pictures", annotations, [], {}, default_threshold=0.5)
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a.jpg", "c.jpg"]
 
 
@@ -32,7 +33,7 @@ def test_pictures_of_images_with_absolute_names_stay_in_their_folder(
     write_coco(data, tree, split="val")
     annotations = load_annotations(configure().data, "val")
     assert annotations is not None
-    save_pictures(tmp_path / "pictures", annotations, [], {})
+    save_pictures(tmp_path / "pictures", annotations, [], {}, default_threshold=0.5)
     names = [p.name for p in (tmp_path / "pictures").iterdir()]
     assert len(names) == 3
     assert all(name.endswith(("_images_a.jpg", "_images_b.jpg", "_images_c.jpg")) for name in names)
@@ -44,6 +45,35 @@ def test_a_picture_that_cannot_be_written_does_not_end_a_run(
     annotations = load_annotations(configure().data, "val")
     assert annotations is not None
     (tmp_path / "pictures/a.jpg").mkdir(parents=True)
-    save_pictures(tmp_path / "pictures", annotations, [], {})
+    save_pictures(tmp_path / "pictures", annotations, [], {}, default_threshold=0.5)
     assert "no picture of" in caplog.text
     assert (tmp_path / "pictures/b.jpg").is_file()
+
+
+def test_pictures_show_what_reaches_the_threshold(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    annotations = load_annotations(configure().data, "val")
+    assert annotations is not None
+    ids, names = annotations.category_ids, annotations.class_names
+    found = [
+        {"image_id": int(annotations.image_ids[0]), "category_id": ids[k], "bbox": [2, 2, 9, 9], "score": score}
+        for k, score in ((0, 0.3), (0, 0.2), (1, 0.6), (1, 0.3))
+    ]
+    drawn: list[list[float]] = []
+    monkeypatch.setattr(
+        pictures,
+        "draw_pair",
+        lambda image, predictions, _: drawn.append(predictions.scores.tolist()) or image,
+    )
+    save_pictures(tmp_path / "pictures", annotations, found, {names[1]: 0.5}, default_threshold=0.25)
+    assert drawn[0] == pytest.approx([0.3, 0.6])
+
+
+def test_a_training_without_the_root_has_its_own_default_threshold(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(loop, "save_pictures", lambda *_, default_threshold, **__: asked.append(default_threshold))
+    loop.train(configure(model={"score": "product"}))
+    assert asked == [0.25]

@@ -30,6 +30,7 @@ from ..distributed import (
 )
 from ..errors import ConfigError, DataError
 from ..evaluation.loop import evaluate
+from ..inference.predictor import default_threshold
 from ..models import FCOS, build_model
 from ..models.layers import with_gpu_batch_norm
 from ..reporting.record import Splits
@@ -268,7 +269,13 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -
     run.save_last(evaluation)
     if rank() == 0:
         try:
-            save_pictures(run.folder / "pictures", run.val_data, evaluation.detections, evaluation.thresholds)
+            save_pictures(
+                run.folder / "pictures",
+                run.val_data,
+                evaluation.detections,
+                evaluation.thresholds,
+                default_threshold=default_threshold(run.config.model.score),
+            )
         except OSError as error:  # a full disk ends no training
             log.message(f"warning: no pictures of the detections: {error}")
 

@@ -14,7 +14,6 @@ import torch
 from ..data.images import open_rgb
 from ..errors import DataError
 from ..inference.draw import draw_pair
-from ..inference.predictor import DEFAULT_THRESHOLD
 from ..structures import Instances
 
 if TYPE_CHECKING:
@@ -29,7 +28,12 @@ LONGEST = 1024
 
 
 def save_pictures(
-    folder: Path, annotations: Annotations, detections: list[dict[str, Any]], thresholds: Mapping[str, float]
+    folder: Path,
+    annotations: Annotations,
+    detections: list[dict[str, Any]],
+    thresholds: Mapping[str, float],
+    *,
+    default_threshold: float,
 ) -> None:
     """Write up to eight pictures, of images spread evenly over a split, with the boxes that `fcos predict` would show.
 
@@ -38,12 +42,13 @@ def save_pictures(
         annotations: the split.
         detections: COCO results, as `evaluate` gives them.
         thresholds: by class name, as `evaluate` gives them.
+        default_threshold: of classes of which `thresholds` has none.
     """
     folder.mkdir(exist_ok=True)
     names = dict(zip(annotations.category_ids, annotations.class_names, strict=True))
     by_image = defaultdict(list)
     for detection in detections:
-        if detection["score"] >= thresholds.get(names[detection["category_id"]], DEFAULT_THRESHOLD):
+        if detection["score"] >= thresholds.get(names[detection["category_id"]], default_threshold):
             by_image[detection["image_id"]].append(detection)
     for i in np.unique(np.linspace(0, len(annotations) - 1, COUNT).round().astype(int)).tolist():
         try:
