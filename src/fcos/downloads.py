@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from ssl import SSLError
@@ -39,7 +40,7 @@ class WebFile:
     Attributes:
         urls: where it is, in the order they are tried. `#NAME` at the end of the first is the file's name in the cache.
         licence: of the weights; None: not known here (the address is the user's).
-        restricted: the licence allows no commercial use, or nobody says what it is: told when the file is downloaded.
+        restricted: the licence allows no commercial use, or nobody says what it is: told when it is first used.
     """
 
     urls: tuple[str, ...]
@@ -72,21 +73,33 @@ def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
     """
     file = WebFile((source,)) if isinstance(source, str) else source
     path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
-    if path.is_file():
-        return path
+    if not path.is_file():
+        _fetch(file, path, name, otherwise=otherwise)
+    if file.restricted:
+        tell_licence(file.licence, name)
+    return path
+
+
+@cache  # told when a file is first used, and not again
+def tell_licence(licence: str | None, where: str) -> None:
+    """Warn of weights that may not be free to use; None or empty: nothing is known against any use."""
+    if licence:
+        log.warning("%s: mind the licence of these weights: %s", where, licence)
+
+
+def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
+    """Download a file; as `hub_file`, whose Raises it has."""
     failures = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
             if path.is_file():  # by another process in the meantime
-                return path
+                return
             for address in file.urls:
                 url = address.partition("#")[0]
                 failure = _download(url, path)
                 if failure is None:
-                    if file.restricted:
-                        log.warning("%s: mind the licence of these weights: %s", name, file.licence)
-                    return path
+                    return
                 failures.append(f"{url} ({failure})")
     except OSError as error:  # no place for the cache
         failures = [f"to {path.parent} ({error})"]

@@ -19,7 +19,7 @@ import fcos
 from fcos.config import Config
 from fcos.errors import WeightsError
 from fcos.models import FCOS, build_model
-from fcos.training.checkpoint import fill, generations, load_checkpoint, save_checkpoint, start_from
+from fcos.training.checkpoint import Checkpoint, fill, generations, load_checkpoint, save_checkpoint, start_from
 
 
 def save(path: Path, model: nn.Module | None = None, **options: Any) -> Path:
@@ -258,6 +258,20 @@ def test_a_file_with_odd_parts_is_told(tmp_path: Path, odd: dict[str, Any]) -> N
     assert f"damaged: lacks {next(iter(odd))}; copy it again" in message(path)
 
 
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ({"class_names": ["cat", "dog"]}, "class_names (2 for 1 category_ids)"),
+        ({"thresholds": {"cat": "x"}}, "thresholds"),
+        ({"metrics": [0.5]}, "metrics"),
+    ],
+)
+def test_a_file_whose_parts_do_not_belong_together_is_told(tmp_path: Path, odd: dict[str, Any], told: str) -> None:
+    path = save(tmp_path / "a.pt")
+    torch.save(torch.load(path, weights_only=True) | odd, path)
+    assert f"damaged: odd {told}; copy it again" in message(path)
+
+
 def test_fill_names_what_does_not_fit() -> None:
     weights = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
     with pytest.raises(WeightsError) as caught:
@@ -280,6 +294,32 @@ def test_start_from_the_same_classes_takes_all_and_says_so_in_a_line(tmp_path: P
     old, _, new, summary = start(tmp_path / "a.pt", NAMES)
     assert same(new.state_dict(), old.state_dict())
     assert summary == f"weights: all {len(old.state_dict()) - 2} tensors from a.pt"  # pixels are the config's
+
+
+def test_start_from_counts_no_tensors_that_are_left_out(tmp_path: Path) -> None:
+    learning, frozen = (
+        tiny_config(backbone={"name": "mobilenet_v2", "weights": None, "norm": norm}) for norm in ("bn", "frozen_bn")
+    )
+    save(tmp_path / "a.pt", tiny_model(learning), config=learning, class_names=NAMES, category_ids=CATEGORY_IDS)
+    new = tiny_model(frozen)
+    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), frozen.model, NAMES, where="a.pt")
+    assert summary == f"weights: all {len(new.state_dict()) - 2} tensors from a.pt"  # pixels are the config's
+
+
+def test_start_from_names_all_that_makes_our_network_the_originals() -> None:
+    config = tiny_config(backbone={"name": "resnet50", "weights": None})
+    model = build_model(config.model, num_classes=1, pretrained=False)
+    weights = Checkpoint(model.state_dict(), {"model": {}}, ("cat",), (1,), project="fcos_core")
+    summary = start_from(model, weights, config.model, ["cat"], where="a.pth")
+    told = summary.partition("; they were trained with ")[2]
+    assert set(told.removesuffix(", which fits them better").split()) == {
+        "model.backbone.norm_eps=0.0",
+        "model.backbone.stride_in_1x1=True",
+        "model.box_convention=inclusive",
+        "model.channel_order=bgr",
+        "model.pixel_mean=[102.9801,115.9465,122.7717]",
+        "model.pixel_std=[1.0,1.0,1.0]",
+    }
 
 
 def test_start_from_carries_rows_of_the_class_head_over_by_name(tmp_path: Path) -> None:

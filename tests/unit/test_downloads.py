@@ -309,3 +309,12 @@ def test_a_licence_that_restricts_is_told_once(
         fetch(file)
     told = ["weights: mind the licence of these weights: CC BY-NC 4.0"]
     assert caplog.messages == (told if restricted else [])
+
+
+def test_a_licence_that_restricts_is_told_of_a_file_that_was_put_there(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.mkdir(parents=True)
+    (cache / FILE).write_bytes(DATA)
+    fetch(WebFile((f"http://127.0.0.1:9/{FILE}",), licence="none is stated", restricted=True))
+    assert caplog.messages == ["weights: mind the licence of these weights: none is stated"]

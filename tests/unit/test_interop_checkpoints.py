@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +304,18 @@ def test_weights_of_an_unknown_project() -> None:
     assert "found 2 tensors (bbox_head.conv_cls.weight, bbox_head.conv_cls.bias ...)" in text
     for known in ("fcos train", "fcos_core", "fcos_resnet50_fpn"):
         assert known in text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("rpn.head.cls_logits.bias", "rpn.head.centerness.bias"),
+        ("head.classification_head.cls_logits.bias", "head.regression_head.bbox_ctrness.bias"),
+    ],
+)
+def test_a_class_head_of_another_shape(names: Sequence[str]) -> None:
+    odd = {name: torch.zeros(()) for name in names}
+    assert refusal(odd) == "x.pth: damaged: expected a bias of the class head with 1 axis, found 0"
 
 
 def test_a_relative_of_fcos_is_not_taken_for_it() -> None:

@@ -6,7 +6,6 @@ import argparse
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from ..downloads import SCHEMES, hub_file
 from ..errors import WeightsError
-from ..training.checkpoint import CLASS_HEAD, Checkpoint, Project
+from ..training.checkpoint import Checkpoint, Project
 from . import adelaidet, detectron2, fcos_core, mmdetection, torchvision
+from .structure import class_rows
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
         weights, config = module.convert(state, where=where)
         _tell_conventions(config["model"], project, where=where)
         if class_names is None:
-            class_names = mmdetection.class_names(content, len(weights[f"{CLASS_HEAD}bias"]))
+            class_names = mmdetection.class_names(content, class_rows(weights, where=where))
         checkpoint = _checkpoint(weights, config, project, class_names=class_names, where=where)
     if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
         log.info(
@@ -117,7 +117,7 @@ def _checkpoint(
     where: str,
 ) -> Checkpoint:
     """Weights with the classes of their head, which has no row for background."""
-    count = len(weights[f"{CLASS_HEAD}bias"])
+    count = class_rows(weights, where=where)
     if class_names is not None and len(class_names) != count:
         raise WeightsError(f"{where}: has {count} classes, found {len(class_names)} names in data.classes")
     classes = dict(enumerate(class_names or (), 1))
@@ -149,13 +149,6 @@ def _tell_conventions(model: Mapping[str, Any], project: Project, *, where: str)
     taken |= {key: model[key] for key in ("channel_order", "pixel_mean", "pixel_std")}
     options = " ".join(f"model.{key}={value}" for key, value in taken.items() if value is not None)
     log.info("%s: as in the configs of %s itself, since weights do not show it: %s", where, project, options)
-
-
-@cache  # told when a file is first used, and not again
-def tell_licence(licence: str, where: str) -> None:
-    """Warn of weights that may not be free to use, see `Checkpoint`."""
-    if licence:
-        log.warning("%s: mind the licence of these weights: %s", where, licence)
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:

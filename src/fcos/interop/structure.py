@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..training.checkpoint import CLASS_HEAD
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 """A regular expression and what replaces it in a name."""
@@ -53,6 +54,22 @@ def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Ten
         layer, _, part = name.rpartition(".")
         weights[f"{layer}.conv.{part}" if layer in deformable else name] = state[old]
     return weights
+
+
+def class_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
+    """The number of rows of the class head.
+
+    Args:
+        weights: in our names.
+        where: for messages.
+
+    Raises:
+        WeightsError: its bias is no list of numbers.
+    """
+    bias = weights[f"{CLASS_HEAD}bias"]
+    if bias.dim() != 1:
+        raise WeightsError(f"{where}: damaged: expected a bias of the class head with 1 axis, found {bias.dim()}")
+    return len(bias)
 
 
 def model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:

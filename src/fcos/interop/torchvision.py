@@ -22,6 +22,7 @@ from ..config import FCOSConfig
 from ..downloads import WebFile
 from ..errors import WeightsError
 from ..training.checkpoint import CLASS_HEAD, Checkpoint
+from .structure import class_rows
 
 WEIGHTS = {
     "torchvision/fcos_resnet50_fpn": WebFile(
@@ -125,12 +126,11 @@ def from_torchvision(
         where: for messages.
 
     Raises:
-        WeightsError: another number of names than of classes.
+        WeightsError: another number of names than of classes; a damaged class head.
     """
     weights = from_names(state)
-    bias = weights[f"{CLASS_HEAD}bias"]
-    rows = len(bias)
-    used = (bias != _NEVER) | weights[f"{CLASS_HEAD}weight"].flatten(1).any(dim=1)
+    rows = class_rows(weights, where=where)
+    used = (weights[f"{CLASS_HEAD}bias"] != _NEVER) | weights[f"{CLASS_HEAD}weight"].flatten(1).any(dim=1)
     ids = tuple(i for i in range(1, rows) if used[i])
     if class_names is not None and len(class_names) != len(ids):
         raise WeightsError(

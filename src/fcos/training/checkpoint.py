@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config, FCOSConfig
+from ..downloads import tell_licence
 from ..errors import WeightsError
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     Raises:
         WeightsError: the file is missing, damaged, or of another kind; or a failed download.
     """
-    from ..interop.checkpoints import SAFE_GLOBALS, file_of, from_content, tell_licence  # they know Checkpoint
+    from ..interop.checkpoints import SAFE_GLOBALS, file_of, from_content  # they know Checkpoint
 
     path = file_of(source)
     content = _read(path, SAFE_GLOBALS)
@@ -202,17 +203,28 @@ def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
             f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
             " upgrade with pip install -U fcos-vision"
         )
+    names, ids = content["class_names"], content["category_ids"]
+    figures = {name: content.get(name, {}) for name in ("metrics", "thresholds")}
+    odd = [name for name, values in figures.items() if not _are_numbers(values)]
+    if len(names) not in (0, len(ids)):
+        odd.append(f"class_names ({len(names)} for {len(ids)} category_ids)")
+    if odd:
+        raise WeightsError(f"{path}: damaged: odd {', '.join(odd)}; copy it again or use an earlier one")
     return Checkpoint(
         model=content["model"],
         config=content["config"],
-        class_names=tuple(content["class_names"]),
-        category_ids=tuple(content["category_ids"]),
-        metrics=content.get("metrics", {}),
-        thresholds=content.get("thresholds", {}),
+        class_names=tuple(names),
+        category_ids=tuple(ids),
+        **figures,
         iteration=content.get("iteration", 0),
         licence=content.get("licence", ""),
         training=content.get("training"),
     )
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether it is a dictionary with nothing else below its names."""
+    return isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
 
 
 def _read(path: Path, safe_globals: Sequence[Any]) -> Any:
@@ -313,9 +325,10 @@ def start_from(
     same_classes = nameless or tuple(class_names) == checkpoint.class_names
     head = {} if same_classes else _class_head(own, weights, checkpoint.class_names, class_names)
     fill(model, {**weights, **scales, **head}, where=where)
-    taken = f"all {len(weights)}" if same_classes else len(weights.keys() - head.keys())
+    used = weights.keys() & own.keys()  # others are counters, see `fill`
+    taken = f"all {len(used)}" if same_classes else len(used - head.keys())
     summary = f"weights: {taken} tensors from {where}"
-    there, here = _flat(checkpoint.config.get("model", {})), _flat(config.model_dump(mode="json"))
+    there, here = _flat(_conventions(checkpoint, config)), _flat(config.model_dump(mode="json"))
     other = " ".join(f"model.{key}={there[key]}" for key in _MEANINGS if key in there and there[key] != here.get(key))
     if other:
         summary += f"; they were trained with {other}, which fits them better"
@@ -324,6 +337,15 @@ def start_from(
     if scales:
         summary += f"\n  {_list(list(scales))}: fresh, because the weights have none"
     return summary
+
+
+def _conventions(checkpoint: Checkpoint, config: FCOSConfig) -> Mapping[str, Any]:
+    """What is known of the section `model` of the weights' own training."""
+    from ..interop.checkpoints import with_fcos_core_conventions  # it knows Checkpoint
+
+    if checkpoint.project == "fcos_core" and config.box_convention != "inclusive":  # else it is as in the original
+        return with_fcos_core_conventions({"model": config.model_dump(mode="json")})["model"]
+    return checkpoint.config.get("model", {})
 
 
 def _class_head(
