@@ -135,7 +135,8 @@ def test_without_a_network_the_message_says_where_to_put_the_file(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(downloads, "urlopen", unreachable)
     with pytest.raises(
-        WeightsError, match=r"weights=imagenet: could not download .* \(no route\).*weights=null"
+        WeightsError,
+        match=r"weights=imagenet: could not download .* \(no route\).*: model\.backbone\.weights=null \(MODEL\.W",
     ) as caught:
         BACKBONES["mobilenet_v2"](weights="imagenet")
     assert str(tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth") in str(caught.value)

@@ -110,7 +110,7 @@ def load_weights(net: nn.Module, backbone: str, source: str) -> None:
         raise WeightsError(
             f"model.backbone.weights={source} does not fit {backbone} with this norm: {len(missing)} tensors missing"
             f" {missing[:3]}, {len(unexpected)} unknown {unexpected[:3]};"
-            " use a norm of the weights' kind or weights=null"
+            " use a norm of the weights' kind or model.backbone.weights=null"
         )
 
 
@@ -130,7 +130,8 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
     if file is None:
         path, mend = Path(source).expanduser(), ""
     else:
-        path = hub_file(file, f"model.backbone.weights={source}", otherwise="train from random ones: weights=null")
+        otherwise = "train from random ones: model.backbone.weights=null (MODEL.WEIGHT '' with a YAML of the original)"
+        path = hub_file(file, f"model.backbone.weights={source}", otherwise=otherwise)
         mend = "; delete it to download it again"
     try:
         if path.suffix == ".pkl":

