@@ -6,6 +6,7 @@ Options are given as on the command line, as `key=value` texts: `fcos.train("fco
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,12 +63,16 @@ def load(
     model, checkpoint, resolved = _restore(source, overrides, config)
     place = resolve_device(device or resolved.device)
     names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
+    thresholds = checkpoint.thresholds
+    if checkpoint.config.get("model", {}).get("score", model.score) != model.score:  # an override: with or without root
+        exponent = 2 if model.score == "product" else 0.5
+        thresholds = {name: threshold**exponent for name, threshold in thresholds.items()}
     return Detector(
         model.to(place),
         resolved,
         class_names=names,
         category_ids=checkpoint.category_ids,
-        thresholds=checkpoint.thresholds,
+        thresholds=thresholds,
     )
 
 
@@ -269,5 +274,6 @@ _DATA_PLACES = ("root", "format", "train", "val", "test", "classes")
 
 
 def _override(tree: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:
+    tree = deepcopy(tree)  # a checkpoint keeps what it says
     apply_overrides(tree, overrides)
     return validate(tree, where=where)

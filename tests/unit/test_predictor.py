@@ -160,6 +160,7 @@ class TestLoad:
             config=detector.config.model_copy(update={"device": "cuda:7"}),
             class_names=NAMES,
             category_ids=CATEGORY_IDS,
+            thresholds={"cat": 0.36},
         )
         return path
 
@@ -173,6 +174,16 @@ class TestLoad:
         loaded = fcos.load(weights, "model.max_detections=3", "data.test_short_side=64", device="cpu")
         assert len(loaded.predict(picture(), threshold=0)) == 3
         assert loaded.config.data.detection_short_side == 64
+
+    def test_thresholds_follow_scores_without_the_root_and_back(self, weights, tmp_path):
+        squared = fcos.load(weights, "model.score=product", device="cpu")
+        assert squared.thresholds.tolist() == pytest.approx([0.36**2, 0.25, 0.25])
+        config, again = squared.config, tmp_path / "again.pt"
+        own = {"class_names": NAMES, "category_ids": CATEGORY_IDS, "thresholds": {"cat": 0.36**2}}
+        save_checkpoint(again, model=squared.model, config=config, **own)
+        assert fcos.load(again, device="cpu").thresholds.tolist() == pytest.approx([0.36**2, 0.25, 0.25])
+        rooted = fcos.load(again, "model.score=sqrt", device="cpu")
+        assert rooted.thresholds.tolist() == pytest.approx([0.36, 0.5, 0.5])
 
     def test_data_that_is_no_folder_is_told(self, weights):
         with pytest.raises(DataError, match="no data"):
