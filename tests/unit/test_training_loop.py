@@ -315,6 +315,20 @@ def test_start_from_the_weights_of_another_run(
     assert f"weights: all {learned} tensors from {weights}" in capsys.readouterr().out
 
 
+def test_the_licence_of_the_weights_it_starts_from_stays_with_a_run(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    train(configure(iterations=1))
+    weights = tmp_path / "run/weights/best.pt"
+    torch.save({**torch.load(weights, weights_only=True), "licence": "CC BY-NC 4.0"}, weights)
+    second = configure(iterations=1, weights=str(weights)).model_copy(update={"output_dir": tmp_path / "second"})
+    train(second)
+    train(resume(second, iterations=2))
+    files = [load_checkpoint(tmp_path / "second/weights" / name) for name in ("last.pt", "best.pt")]
+    assert [file.licence for file in files] == ["CC BY-NC 4.0"] * 2
+    assert files[0].iteration == 2
+
+
 def test_warnings_at_the_start(configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
     backbone = {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}
     train(configure(model={"backbone": backbone}, warmup="linear", warmup_iterations=500))

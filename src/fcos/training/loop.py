@@ -153,13 +153,13 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     train_data, val_data = together(lambda: _load_data(config))
     resumed, note = by_the_first(partial(load_last, folder)) if folder else (None, "")
     torch.manual_seed(config.train.seed)
-    model, origin = together(lambda: _build(config, train_data, resumed))
+    model, origin, licence = together(lambda: _build(config, train_data, resumed))
     if device.type == "cuda":
         with_gpu_batch_norm(model)
     # Channels last: a tenth faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
     folder = folder or by_the_first(lambda: new_folder(config, name))
-    run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed)
+    run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
         together(partial(run.restore, resumed))
     by_the_first(run.save_config)
@@ -185,19 +185,20 @@ def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
     return train_data, load_annotations(config.data, "val", class_names=names, category_ids=ids)
 
 
-def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tuple[FCOS, str]:
-    """The model, and a line that says where its weights come from."""
+def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tuple[FCOS, str, str]:
+    """The model, a line that says where its weights come from, and their licence."""
     weights = None if resumed else config.train.weights
     fresh = resumed is None and weights is None
     model = build_model(config.model, num_classes=len(data.class_names), pretrained=fresh)
     freeze_parts(model, config.train.freeze)
     if resumed:
-        return model, f"weights: of iteration {resumed.iteration} of this run"
+        return model, f"weights: of iteration {resumed.iteration} of this run", resumed.licence
     if weights:
-        return model, start_from(model, load_checkpoint(weights), config.model, data.class_names, where=weights)
+        start = load_checkpoint(weights)
+        return model, start_from(model, start, config.model, data.class_names, where=weights), start.licence
     backbone = config.model.backbone
     own = "as its function made it" if is_own(backbone.name) else "random"
-    return model, f"weights: backbone {backbone.weights or own}, the rest random"
+    return model, f"weights: backbone {backbone.weights or own}, the rest random", ""
 
 
 def _length(run: Run) -> Length:

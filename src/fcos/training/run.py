@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @dataclass
 class State:
@@ -42,6 +44,7 @@ class State:
         evaluations: done during training.
         best: figures of the best evaluation; empty before the first with an AP.
         evaluated_at: iteration of the last of them; -1: there was none.
+        marks: how many multiples of `eval_every` had been passed then.
         boxes: seen in training.
         unassigned: boxes of them that no location learned.
         reported: whether that has been said.
@@ -54,6 +57,7 @@ class State:
     step_seconds: float = 0.0
     evaluations: int = 0
     evaluated_at: int = -1
+    marks: int = 0
     best: dict[str, float] = field(default_factory=dict)
     boxes: int = 0
     unassigned: int = 0
@@ -72,6 +76,7 @@ class Run:
         train_data: what it learns from.
         val_data: what it is measured on.
         elapsed: tells the seconds since `train` was entered.
+        licence: of the weights that it started from, see `Checkpoint`.
 
     Attributes:
         unlogged: steps that no row of metrics.csv sums up yet; `RunLog` fills and empties it.
@@ -86,8 +91,10 @@ class Run:
         train_data: Annotations,
         val_data: Annotations | None,
         elapsed: Callable[[], float],
+        licence: str = "",
     ) -> None:
         self.folder = folder
+        self.licence = licence
         settings = config.train.model_copy(update={"resume": False})  # continuing is asked for each time
         self.config = config.model_copy(update={"output_dir": folder, "train": settings})
         self.model = model
@@ -112,6 +119,11 @@ class Run:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.pixel_mean.device
+
+    def autocast(self) -> torch.autocast:
+        """The arithmetic of `train.precision`, for backbone and head."""
+        dtype = _PRECISIONS[self.config.train.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def elapsed(self) -> float:
         """Seconds since the start of the run, pauses between continuations left out."""
@@ -157,8 +169,10 @@ class Run:
     def save_if_best(self, evaluation: Evaluation) -> None:
         """Write weights/best.pt, val/metrics.json and val/detections.json if the AP is the highest so far."""
         ap = evaluation.metrics["AP"]
+        if math.isnan(ap):  # there is no object on val: nothing got better or worse
+            return
         self.state.stale += 1
-        if not math.isnan(ap) and ap > self.state.best.get("AP", -1.0):
+        if ap > self.state.best.get("AP", -1.0):
             self.state.stale = 0
             if self._save(BEST, evaluation, None):
                 self.state.best = dict(evaluation.metrics)
@@ -197,6 +211,7 @@ class Run:
                     metrics=evaluation.metrics if evaluation else None,
                     thresholds=evaluation.thresholds if evaluation else None,
                     iteration=self.state.iteration,
+                    licence=self.licence,
                     training=training,
                     keep=self.config.train.keep if file == LAST else 1,
                 )
