@@ -106,6 +106,8 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{source}.yaml"
         if not path.is_file():
+            if Path(source).is_dir():
+                raise ConfigError(f"{source}: a folder is no recipe, did you mean data={source}?")
             name, known = str(source), recipe_names()
             raise ConfigError(
                 f"no recipe {name!r}{suggest(name, known)}; recipes: {', '.join(known)}"

@@ -28,6 +28,7 @@ WIDTH = 340
 """Of a chart; on a phone a unit is about a pixel."""
 DASH = "\N{EN DASH}"
 """Stands where a figure is not defined."""
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _INK, _LINE = "#0a0b0c", "#0a0b0d"  # what CSS replaces
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text that can be selected, in the page's font
@@ -185,7 +186,7 @@ class Page:
 
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
         text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=self)
-        return printable(text)
+        return "\n".join(map(printable, text.split("\n")))
 
     def save(self, path: Path) -> None:
         """Write the page; until it is complete, one that was there stays as it is.
@@ -202,8 +203,8 @@ class Page:
 
 
 def printable(text: str) -> str:
-    """Escape what cannot be written as UTF-8: bytes in the name of a file that are no Unicode."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Escape what would break a line, colour a terminal, reverse the text after it, or cannot be written as UTF-8."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _cell(value: str | float | Cell | None) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _cell(value: str | float | Cell | None) -> dict[str, Any]:
     plain = {"bar": None, "heat": None, "number": not isinstance(value, str)}
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return {"text": DASH, **plain}
-    text = value if isinstance(value, str) else f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
+    text = printable(value) if isinstance(value, str) else f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
     return {"text": text, **plain}
 
 

@@ -146,7 +146,15 @@ def test_other_classes_in_val_and_a_class_that_train_lacks(folder: Folder) -> No
     found = findings(folder.write())
     assert found["classes distributed otherwise"]["severity"] == "warning"
     assert "plate: 0.0% of the boxes of train, 50.0% of val" in found["classes distributed otherwise"]["message"]
-    assert found["class without boxes"]["message"] in ("train has no box of plate", "val has no box of red")
+    assert found["class without boxes in train"]["message"] == "train has no box of plate"
+    assert found["class without boxes in val"]["message"] == "val has no box of red"
+
+
+def test_a_training_split_without_any_box(folder: Folder) -> None:
+    folder.boxes["train"] = [[] for _ in folder.boxes["train"]]
+    found = findings(folder.write())["class without boxes in train"]
+    assert found["severity"] == "warning"
+    assert found["message"] == "train has no box of red, white, plate"
 
 
 def test_broken_files_give_exit_code_1_and_do_not_hide_the_rest(folder: Folder) -> None:
@@ -158,7 +166,7 @@ def test_broken_files_give_exit_code_1_and_do_not_hide_the_rest(folder: Folder) 
     (root / "images/val3.png").write_bytes(b"no image")
     result = doctor(root, out=root / "out")
     assert result.exit_code == 1
-    assert "train, errors: 1 unreadable image, 1 empty box" in result.output
+    assert "train, errors: unreadable image, empty box" in result.output
     assert "1 box far smaller or larger" in result.output
     assert "3 errors: they stop a training" in result.output
     report = json.loads((root / "out/doctor.json").read_text())
@@ -233,7 +241,7 @@ def test_many_broken_files_are_cut_on_the_terminal(folder: Folder) -> None:
         (root / f"images/train{k}.png").write_bytes(b"")
     result = doctor(root)
     assert result.exit_code == 1
-    assert "train, errors: 12 unreadable image\n" in result.output
+    assert "train, errors: unreadable image (12)\n" in result.output
     assert "... and 2 more\n" in result.output
 
 
@@ -241,6 +249,41 @@ def test_of_many_images_alike_the_first_are_named(folder: Folder) -> None:
     folder.pictures["train"] = folder.pictures["train"][:1] * TRAIN
     result = doctor(folder.write())
     assert "train train0.png  =  train train1.png  =  train train2.png  =  21 more\n" in result.output
+
+
+def test_of_many_images_alike_in_two_splits_one_of_each_is_named(folder: Folder) -> None:
+    """As the frames of a video: the others are twins within their split, too."""
+    folder.pictures["train"][2:6] = [scene(2)] * 4
+    folder.pictures["val"][1] = scene(2)
+    root = folder.write()
+    result = doctor(root, out=root / "out")
+    assert "train train2.png  =  val val1.png  =  train train3.png  =  2 more\n" in result.output
+    assert "3 images with the same pixels as another one of their split" in result.output
+    assert "nearly the same as another" not in result.output
+    page = (root / "out/doctor.html").read_text()
+    assert all(f"train{k}.png" in page for k in range(2, 6))
+
+
+def test_control_characters_of_names_are_escaped(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.CLASSES", ("a\x1b[31mb", "c\nd", "e\u202ef"))
+    folder.boxes["train"][4][3][4] = 1
+    root = folder.write()
+    output = doctor(root, out=root / "out").output + (root / "out/doctor.html").read_text()
+    assert not {"\x1b", "\u202e"} & set(output)
+    assert all(output.count(name) >= 2 for name in (r"a\x1b[31mb", r"c\nd", r"e\u202ef"))
+
+
+def test_a_folder_is_taken_for_the_data_that_is_meant(folder: Folder) -> None:
+    root = folder.write()
+    result = CliRunner().invoke(app, ["doctor", str(root)])
+    assert str(result.exception) == f"{root}: a folder is no recipe, did you mean data={root}?"
+
+
+def test_a_file_is_refused_as_the_folder_of_the_report_before_anything_is_read(folder: Folder) -> None:
+    folder.root.write_text("")
+    result = doctor(folder.root / "none", out=folder.root)
+    assert result.exit_code == 2
+    assert "is a file" in result.output
 
 
 def test_an_unknown_recipe_is_a_mistake(folder: Folder) -> None:

@@ -72,7 +72,7 @@ def test_ids_that_repeat_are_replaced_and_told(two: DataConfig) -> None:
     assert len(set(annotations.annotation_ids.tolist())) == 2 * len(BOXES)
     told = [p for p in problems if p.kind == "repeated image id"]
     assert [(p.severity, p.message.split(";")[0]) for p in told] == [
-        ("warning", "3 images have the id of another file's image")
+        ("warning", "3 images with the id of another file's image")
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_a_mistake_in_coco_stops_or_is_left_out(mistake: str, tmp_path: Path, ca
     annotations = load_annotations(config(tmp_path, on_error="skip"), "train")
     assert annotations is not None
     assert len(annotations.boxes) == boxes
-    assert "left out of the train split: 1 " in caplog.text
+    assert re.search(r"left out of the train split: [a-z ]+\n", caplog.text)  # a single problem
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_class_names_that_repeat_are_refused(tmp_path: Path) -> None:
 def test_images_without_boxes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         load_annotations(config(write_coco(tmp_path)), "train")
-    assert "1 of 3 images have no box; they train as background" in caplog.text
+    assert "1 of 3 images have no box; they are all background" in caplog.text
 
 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
     tree = coco_tree()
     bad = {"image_id": 10, "category_id": 7, "bbox": [1, 1, 0, 0]}
     tree["annotations"] += [{**bad, "id": 1000 + i} for i in range(50)]
-    with pytest.raises(DataError, match=r"50 empty box(?s:.*)and 30 more; `fcos doctor --out DIR` lists all"):
+    with pytest.raises(DataError, match=r"empty box \(50\)(?s:.*)and 30 more; `fcos doctor --out DIR` lists all"):
         load_annotations(config(write_coco(tmp_path, tree)), "train")
 
 
@@ -289,9 +290,9 @@ def test_the_doctor_lists_the_problems_of_every_split(tmp_path: Path) -> None:
     assert report.failed
     assert report.counts["train"].crowd == 1
     text = _text(tmp_path)
-    assert "train, errors: 1 unreadable image, 1 empty box" in text
+    assert "train, errors: unreadable image, empty box" in text
     assert "train.json, annotation 100: box" in text
-    assert "val, errors: 1 unreadable image" in text
+    assert "val, errors: unreadable image" in text
     assert "test.json: not valid JSON" in text
 
 
@@ -322,5 +323,5 @@ def test_all_images_lost_stops_even_when_skipping(tmp_path: Path) -> None:
     write_coco(tmp_path)
     for name in SIZES:
         (tmp_path / "images" / name).unlink()
-    with pytest.raises(DataError, match="3 missing image"):
+    with pytest.raises(DataError, match=r"missing image \(3\)"):
         load_annotations(config(tmp_path, on_error="skip"), "train")

@@ -53,6 +53,11 @@ def test_a_changed_picture_is_a_near_twin(change) -> None:
     assert twins_of(scene(0), scene(1), change(scene(1)), scene(2)) == Twins([], [[1, 2]])
 
 
+def test_images_of_one_colour_are_like_their_exact_copies_only() -> None:
+    plain = [Image.new("RGB", (120, 90), color) for color in ("red", "red", "#fe0000")]
+    assert twins_of(*plain) == Twins([[0, 1]], [])
+
+
 def test_a_part_of_a_picture_is_no_twin() -> None:
     assert twins_of(scene(0), scene(0).crop((30, 20, 120, 90))) == Twins([], [])
 

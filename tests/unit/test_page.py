@@ -76,6 +76,20 @@ def test_a_file_name_that_is_no_unicode_can_be_written(tmp_path: Path) -> None:
     assert "caf\\udce9" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_control_characters_are_escaped_and_lines_kept() -> None:
+    assert printable("a\n\x1b\0\u202eb") == r"a\n\x1b\x00\u202eb"
+    assert printable("Ä 漢字 👩\u200d🚀") == "Ä 漢字 👩\u200d🚀"
+    page = Page("p")
+    page.section("s").details("config", "a: 1\nb: \u202e")
+    assert "a: 1\nb: \\u202e" in page.html()
+
+
+def test_a_name_written_from_the_right_leaves_its_neighbours_in_place() -> None:
+    page = Page("p")
+    page.section("s").table(["class", "חתול"], [["כלב", "x"]])
+    assert page.html().count("<bdi>") == 4
+
+
 def test_an_earlier_page_survives_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     full_page().save(path)

@@ -12,7 +12,7 @@ from rich.progress import track
 from ..errors import DataError
 from .dataset import Annotations
 from .images import Look, check_images
-from .source import Problem, Source
+from .source import Problem, Source, plural
 
 
 def checked(
@@ -75,11 +75,11 @@ def checked(
     )
     renamed = int((image_ids != source.image_ids[images]).sum())
     if renamed and from_file:
-        message = f"{renamed} images have the id of another file's image; they get new ones"
+        message = f"{plural(renamed, 'image')} with the id of another file's image; they get new ones"
         problems.append(Problem("repeated image id", str(source.root), "", message, "warning"))
     without = int((counts == 0).sum())
     if without:
-        message = f"{without} of {len(images)} images have no box; they train as background"
+        message = f"{without} of {len(images)} images have no box; they are all background"
         problems.append(Problem("image without boxes", str(source.root), "", message, "warning"))
     return annotations, problems
 
@@ -135,9 +135,8 @@ def _map_labels(source: Source, names: Sequence[str]) -> tuple[np.ndarray, list[
     for old in np.flatnonzero(new_label < 0):
         boxes = np.flatnonzero(source.labels == old)
         if len(boxes):
-            message = (
-                f"{len(boxes)} boxes of class {source.class_names[old]!r}, which is none of {', '.join(names):.200}"
-            )
+            count, known = plural(len(boxes), "box"), f"{', '.join(names):.200}"
+            message = f"{count} of class {source.class_names[old]!r}, which is none of {known}"
             problems.append(source.box_problem(int(boxes[0]), "unknown class", message))
     labels = new_label[source.labels] if len(source.labels) else source.labels
     return labels, problems

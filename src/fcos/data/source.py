@@ -49,8 +49,14 @@ class Problem:
 
 
 def summary(problems: Iterable[Problem]) -> str:
-    """Count problems by kind: `3 empty box, 1 missing image`."""
-    return ", ".join(f"{count} {kind}" for kind, count in Counter(p.kind for p in problems).most_common())
+    """Count problems by kind: `empty box (3), missing image`."""
+    counts = Counter(p.kind for p in problems).most_common()
+    return ", ".join(f"{kind} ({count})" if count > 1 else kind for kind, count in counts)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 box`, `2 boxes`, `3 images`."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith(('s', 'x')) else 's'}"
 
 
 @dataclass(frozen=True)

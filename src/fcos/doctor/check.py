@@ -16,14 +16,14 @@ from PIL import Image
 from ..config import Config, DataConfig
 from ..data.dataset import Annotations
 from ..data.images import Look
-from ..data.source import Problem
+from ..data.source import Problem, plural
 from ..data.splits import SPLITS, locate, read_split
 from ..errors import DataError
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
 from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
 from .duplicates import find_twins, fingerprint
 from .labels import label_findings
-from .report import Case, Finding, Place, Report, plural
+from .report import Case, Finding, Place, Report
 from .setting import Setting
 from .statistics import class_shifts, describe
 
@@ -78,7 +78,7 @@ def _read(config: DataConfig, report: Report, look: Look) -> None:
         try:
             loaded = read_split(config, split, class_names=class_names, decode=True, look=look)
         except DataError as error:
-            report.problems[split] = [Problem("unreadable split", split, "", str(error))]
+            report.problems[split] = [Problem("unreadable split", split, "", " ".join(str(error).split()))]
             continue
         if loaded is None:
             if split == "train":
@@ -103,7 +103,7 @@ def _twin_findings(splits: Mapping[str, Annotations], prints: Mapping[Path, np.n
         return
     twins = find_twins(np.stack([prints[splits[place.split].path(place.image)] for place in places]))
     exact, near = ([tuple(places[i] for i in group) for group in groups] for groups in twins)
-    leaks = [case for case in (*exact, *near) if _is_leak(case)]
+    leaks = [_firsts_first(case) for case in (*exact, *near) if len(_parts(case)) > 1]
     if leaks:
         first = next(iter(splits))
         count = len({place for case in leaks for place in case if place.split != first})
@@ -114,19 +114,29 @@ def _twin_findings(splits: Mapping[str, Annotations], prints: Mapping[Path, np.n
             f"Keep each in one split: figures on val and test are too good when {first} has the picture, too.",
             leaks,
         )
+    told: set[Case] = set()
     for kind, groups, text in (
         ("image twice", exact, "with the same pixels as another one of their split"),
         ("image nearly twice", near, "nearly the same as another one of their split, perhaps mirrored"),
     ):
-        cases = [case for case in groups if not _is_leak(case)]
+        parts = [part for case in groups for part in _parts(case) if len(part) > 1 and part not in told]
+        cases = sorted(parts, key=len, reverse=True)
+        told.update(cases)
         if cases:
             count = sum(map(len, cases)) - len(cases)
             remedy = "Keep one of each, unless it shall weigh more. Where their boxes differ, one of them is wrong."
             yield Finding(kind, "note", f"{plural(count, 'image')} {text}", remedy, cases)
 
 
-def _is_leak(case: Case) -> bool:
-    return len({place.split for place in case}) > 1
+def _parts(case: Case) -> list[Case]:
+    """The places of each split."""
+    return [tuple(place for place in case if place.split == split) for split in dict.fromkeys(p.split for p in case)]
+
+
+def _firsts_first(case: Case) -> Case:
+    """The first place of every split in front: where a long case is cut, every split is shown."""
+    firsts = {part[0] for part in _parts(case)}
+    return tuple(sorted(case, key=lambda place: place not in firsts))
 
 
 # -------------------------------------------------------------------------------------------------------------- classes
@@ -135,12 +145,12 @@ def _is_leak(case: Case) -> bool:
 def _class_findings(report: Report) -> Iterator[Finding]:
     for split, counts in report.counts.items():
         absent = [name for name, count in counts.per_class.items() if not count]
-        if absent and counts.boxes:
+        if absent:
             consequence = (
                 "cannot be learned" if split == "train" else "is not measured there: AP is the mean of the others"
             )
             yield Finding(
-                "class without boxes",
+                f"class without boxes in {split}",
                 "warning" if split == "train" else "note",
                 f"{split} has no box of {_listed(absent)}",
                 f"A class without boxes {consequence}. Add some, or leave the class out.",

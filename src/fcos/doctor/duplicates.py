@@ -1,10 +1,10 @@
 """Images that are there twice: the same pixels, or nearly the same picture, also mirrored.
 
 A 64-bit difference hash (is a cell of the image brighter than its left neighbour?) finds candidates; a finer one of 256
-bits decides, and counts only neighbours that differ visibly: in an image of one colour nothing does, and it is like no
-other. Source: N. Krawetz, "Kind of like that", 2013 (difference hash); M. Norouzi et al., "Fast search in Hamming space
-with multi-index hashing", CVPR 2012. The package ImageHash has such hashes, but needs scipy and PyWavelets, and has no
-search.
+bits decides, and counts only neighbours that differ visibly: in an image of one colour nothing does, and it is like its
+exact copies only. Source: N. Krawetz, "Kind of like that", 2013 (difference hash); M. Norouzi et al., "Fast search in
+Hamming space with multi-index hashing", CVPR 2012. The package ImageHash has such hashes, but needs scipy and
+PyWavelets, and has no search.
 
 Shape letters: I images, U images of different pixels.
 """
@@ -82,7 +82,8 @@ def find_twins(fingerprints: np.ndarray) -> Twins:
     unique = fingerprints[first]  # [U, WORDS]
     near = _connected(len(unique), list(_near_pairs(unique)))
     exact = [group for group in digest_groups if len(group) > 1]
-    alike = [group for group in _groups(near[member]) if len(group) > 1 and group not in exact]
+    known = set(map(tuple, exact))
+    alike = [group for group in _groups(near[member]) if len(group) > 1 and tuple(group) not in known]
     return Twins(*(sorted(groups, key=lambda g: (-len(g), g)) for groups in (exact, alike)))
 
 

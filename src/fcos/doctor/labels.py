@@ -14,7 +14,8 @@ import torch
 from torchvision.ops import box_iou
 
 from ..data.dataset import Annotations
-from .report import Case, Finding, Place, plural
+from ..data.source import plural
+from .report import Case, Finding, Place
 
 SAME_BOX = 0.9
 """Boxes with a larger IoU are thought to be of one object."""

@@ -14,12 +14,13 @@ from PIL import Image
 
 from ..data.dataset import Annotations
 from ..data.images import open_rgb
+from ..data.source import plural
 from ..errors import DataError
 from ..inference.draw import draw
 from ..page import Cell, Chart, Page, Picture, Section, Tile
 from ..structures import Instances
 from .advice import ENOUGH_RECALL
-from .report import Case, Finding, Place, Report, plural
+from .report import Case, Finding, Place, Report
 from .statistics import Histogram
 from .terminal import MOST_ALIKE, describe_case, share
 
@@ -124,7 +125,7 @@ def _finding(section: Section, finding: Finding, splits: Mapping[str, Annotation
     shown = [picture for picture in pictures if picture is not None]
     if shown:
         section.pictures(shown)
-    if len(finding.cases) > len(shown):
+    if len(finding.cases) > len(shown) or any(len(case) > MOST_ALIKE for case in finding.cases):
         rows = [
             [str(number), *_row(place, splits[place.split])]
             for number, case in enumerate(finding.cases, start=1)

@@ -28,11 +28,6 @@ class Place(NamedTuple):
     note: str = ""
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 box`, `2 boxes`, `3 images`."""
-    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('x') else 's'}"
-
-
 Case = tuple[Place, ...]
 """The places that belong together: one for a box, several for images that are alike."""
 

@@ -6,14 +6,14 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ..data.dataset import Annotations
-from ..data.source import summary
-from .report import Case, Finding, Report, plural
+from ..data.source import plural, summary
+from ..page import printable
+from .report import Case, Finding, Report
 
 MOST_CASES = 3
 MOST_ALIKE = 3
@@ -42,7 +42,8 @@ def _problems(report: Report) -> Iterator[RenderableType]:
             if chosen:
                 yield Text(f"{split}, {severity}s: {summary(chosen)}", style=f"bold {_STYLES[severity]}")
                 yield from (
-                    Padding(Text(str(problem)), (0, 0, 0, 2), expand=False) for problem in chosen[:MOST_PROBLEMS]
+                    Padding(Text(printable(str(problem))), (0, 0, 0, 2), expand=False)
+                    for problem in chosen[:MOST_PROBLEMS]
                 )
                 yield from _more(len(chosen) - MOST_PROBLEMS)
 
@@ -54,7 +55,9 @@ def _more(count: int) -> Iterator[RenderableType]:
 
 def _finding(finding: Finding, splits: Mapping[str, Annotations]) -> RenderableType:
     style = _STYLES[finding.severity]
-    lines: list[RenderableType] = [Text.assemble((f"{finding.severity}: ", f"bold {style}"), finding.message)]
+    lines: list[RenderableType] = [
+        Text.assemble((f"{finding.severity}: ", f"bold {style}"), printable(finding.message))
+    ]
     lines += [
         Padding(Text(describe_case(case, splits)), (0, 0, 0, 4), expand=False) for case in finding.cases[:MOST_CASES]
     ]
@@ -74,7 +77,7 @@ def describe_case(case: Case, splits: Mapping[str, Annotations]) -> str:
         note = f" ({place.note})" if place.note else ""
         texts.append(f"{place.split} {annotations.file_name(place.image)}{boxes}{note}")
     rest = [f"{len(case) - MOST_ALIKE} more"] if len(case) > MOST_ALIKE else []
-    return "  =  ".join(texts + rest)
+    return printable("  =  ".join(texts + rest))
 
 
 def _advice(report: Report) -> Iterator[RenderableType]:
@@ -89,14 +92,14 @@ def _counts_table(report: Report) -> Table:
     rows = [("images", [c.images for c in counts]), ("  without boxes", [c.images_without_boxes for c in counts])]
     rows += [("boxes", [c.boxes for c in counts])]
     names = list(dict.fromkeys(name for c in counts for name in c.per_class))
-    rows += [(escape(f"  {name}"), [c.per_class.get(name, 0) for c in counts]) for name in names[:MOST_CLASSES]]
+    rows += [(f"  {printable(name)}", [c.per_class.get(name, 0) for c in counts]) for name in names[:MOST_CLASSES]]
     rest = names[MOST_CLASSES:]
     if rest:
-        rows += [(f"  {len(rest)} more classes", [sum(c.per_class.get(n, 0) for n in rest) for c in counts])]
+        rows += [(f"  {plural(len(rest), 'more class')}", [sum(c.per_class.get(n, 0) for n in rest) for c in counts])]
     rows += [(f"  {size} when resized", [c.per_size[size] for c in counts]) for size in counts[0].per_size]
     rows += [("  crowd, ignored", [c.crowd for c in counts])]
     for name, values in rows:
-        table.add_row(name, *(str(value) for value in values))
+        table.add_row(Text(name), *(str(value) for value in values))
     for column in table.columns[1:]:
         column.justify = "right"
     return table
