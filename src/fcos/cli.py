@@ -226,7 +226,9 @@ def doctor(
         list[str] | None,
         typer.Argument(metavar="[RECIPE] KEY=VALUE", help="data=DIR, and what it is to be trained with."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for doctor.html, with pictures, and doctor.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for doctor.html, with pictures, and doctor.json.", file_okay=False)
+    ] = None,
 ) -> None:
     """Check a data set: broken files, doubtful labels, twins, boxes that cannot be learned. Exit code 1: something must
     be mended.
