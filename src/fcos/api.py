@@ -51,6 +51,7 @@ def load(
     """
     from .distributed import resolve_device
     from .inference.predictor import Detector
+    from .interop.fcos_core_config import split_pairs
     from .models import build_model
 
     if _is_recipe(source):
@@ -60,6 +61,7 @@ def load(
             model = build_model(resolved.model, num_classes=resolved.model.num_classes or _CLASSES_OF_COCO)
             return Detector(model.to(place), resolved)
         source, config = resolved.train.weights, resolved
+        overrides = tuple(split_pairs(overrides)[1])
     model, checkpoint, resolved = _restore(source, overrides, config)
     place = resolve_device(device or resolved.device)
     names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
@@ -223,7 +225,7 @@ def _restore(
             f"{weights}: no such weights file, and no recipe either; recipes: {', '.join(recipe_names())}; weights with"
             f" a name: {', '.join(WEIGHTS)}"
         )
-    pairs, options = split_pairs(overrides) if config is not None else ([], overrides)
+    pairs, options = split_pairs(overrides) if isinstance(config, str | Path) else ([], overrides)
     given: dict[str, Any] = {}
     apply_overrides(given, [text for text in options if text.startswith("data")])
     data = given.get("data", {})

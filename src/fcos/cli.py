@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .errors import FCOSError
+from .errors import ConfigError, FCOSError
 from .interop import Form
 
 if TYPE_CHECKING:
@@ -180,10 +180,13 @@ def predict(  # noqa: PLR0917 (options of the command line)
     from .inference.sources import predict_files
     from .interop.fcos_core_config import split_pairs
 
-    pairs, others = split_pairs(sources)
+    original = config is not None or weights.endswith((".yaml", ".yml"))
+    pairs, others = split_pairs(sources) if original else ([], sources)
     options = [s for s in others if _OVERRIDE.match(s) and not Path(s).exists()]
-    detector = api.load(weights, *pairs, *options, config=config)
     pictures = [s for s in others if s not in options]
+    if not pictures:
+        raise ConfigError(f"no picture given: only options, {' '.join(sources)}; add files, folders, globs or URLs")
+    detector = api.load(weights, *pairs, *options, config=config)
     done = predict_files(detector, pictures, out, threshold=threshold, write_json=write_json, report=_report)
     if not done:
         raise typer.Exit(2)

@@ -68,10 +68,14 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     name = str(source) if source is not None else "defaults"
     names: dict[str, str] = {}
     if tree and all(key.isupper() for key in tree):
-        from .interop.fcos_core_config import config_from_yaml, split_pairs
+        from .interop.fcos_core_config import KNOWN, config_from_yaml, split_pairs
         from .interop.fcos_core_keys import KEYS as names
 
         pairs, overrides = split_pairs(overrides)
+        strange = next((word for word in overrides if "=" not in word), None)
+        if strange is not None:
+            hint = suggest(strange.upper(), KNOWN)
+            raise ConfigError(f"{name}: {strange!r}: expected key=value, or a KEY of the original and its VALUE{hint}")
         tree = config_from_yaml(tree, pairs, where=name)
     apply_overrides(tree, overrides)
     return validate(tree, where=name, names=names)
@@ -190,8 +194,9 @@ def _explain(error: Any, names: Mapping[str, str]) -> str:
         key = f"{names[option]} ({key})"
     kind, value = error["type"], error["input"]
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    if kind == "value_error":  # from our own validators, complete
-        return f"{key}: {message}"
+    if kind == "value_error":  # from our own validators, complete; those of a section name the option first
+        theirs = names.get(f"{option}.{message.partition(' ')[0]}")
+        return f"{theirs} ({key}): {message}" if theirs else f"{key}: {message}"
     if kind == "extra_forbidden":
         *parents, last = error["loc"]
         known = _fields(parents)

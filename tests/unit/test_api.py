@@ -1,10 +1,12 @@
 """`fcos.train` passes on what it is told; `fcos.load` and `fcos.evaluate` are tested where their results are."""
 
 import pytest
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 
 import fcos
 from fcos import Config, ConfigError
 from fcos.training import loop
+from fcos.training.checkpoint import save_checkpoint
 
 
 @pytest.fixture
@@ -43,6 +45,15 @@ def test_a_mistake_is_told_before_anything_is_trained(trained):
     with pytest.raises(ConfigError, match=r"train\.lrr"):
         fcos.train(Config(), "train.lrr=0.5")
     assert trained == []
+
+
+def test_pairs_of_the_original_belong_to_its_files_and_are_refused_beside_a_config(tmp_path):
+    config = tiny_config()
+    save_checkpoint(
+        tmp_path / "a.pt", model=tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS
+    )
+    with pytest.raises(ConfigError, match=r"override 'TEST\.DETECTIONS_PER_IMG': expected key=value"):
+        fcos.load(tmp_path / "a.pt", "TEST.DETECTIONS_PER_IMG", "5", config=config)
 
 
 def test_a_device_among_the_overrides_counts():

@@ -162,6 +162,27 @@ class TestPredict:
         (row,) = json.loads((tmp_path / "predictions.json").read_text())
         assert len(row["detections"]) == 2
 
+    @pytest.mark.parametrize("more", [[], ["--config", "old.yaml"]])
+    def test_a_picture_may_be_called_like_a_key_of_the_original(self, fcos, weights, data, monkeypatch, more):
+        monkeypatch.chdir(data)
+        (data / "old.yaml").write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}")
+        (data / "TEST.png").write_bytes((data / "a.png").read_bytes())
+        code, out, err = fcos("predict", weights, "TEST.png", "a.png", "data.test_short_side=64", *more)
+        assert (code, err) == (0, "")
+        assert [line.partition(":")[0] for line in out.splitlines()] == ["TEST.png", "a.png"]
+
+    def test_a_picture_that_is_missing_is_told_even_if_called_like_a_key(self, fcos, weights):
+        code, _, err = fcos("predict", weights, "TEST.png")
+        assert (code, err) == (2, "fcos: TEST.png: no such file or folder\n")
+
+    @pytest.mark.parametrize(
+        "options", [["data.test_short_side=64"], ["--config", "old.yaml", "INPUT.MIN_SIZE_TEST", "64"]]
+    )
+    def test_no_picture_is_told_before_the_weights_are_read(self, fcos, options):
+        code, out, err = fcos("predict", "missing.pt", *options)
+        assert (code, out) == (2, "")
+        assert err.startswith("fcos: no picture given: only options, ")
+
     def test_a_threshold_outside_0_to_1_is_refused(self, fcos, weights, data):
         code, _, err = fcos("predict", weights, data, "--threshold", "30")
         assert code == 2

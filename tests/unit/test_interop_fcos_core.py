@@ -150,7 +150,10 @@ def test_unknown_keys_are_refused_among_those_without_effect_too(key: str) -> No
         ("SOLVER.MAX_ITER", "100.5", "SOLVER.MAX_ITER (train.iterations): should be a valid integer"),
         ("SOLVER.BASE_LR", "-1", "SOLVER.BASE_LR (train.lr): should be greater than 0, found -1"),
         ("MODEL.FCOS.IOU_LOSS_TYPE", "diou", "MODEL.FCOS.IOU_LOSS_TYPE (model.box_loss): should be 'iou', "),
-        ("MODEL.FCOS.NUM_CLASSES", "1", "MODEL.FCOS.NUM_CLASSES (model.num_classes): should be greater than or equal"),
+        ("MODEL.FCOS.NUM_CLASSES", "1", "MODEL.FCOS.NUM_CLASSES=1: expected a whole number of at least 2"),
+        ("MODEL.FCOS.NUM_CLASSES", "1.5", "MODEL.FCOS.NUM_CLASSES=1.5: expected a whole number of at least 2"),
+        ("INPUT.MIN_SIZE_TRAIN", "()", "INPUT.MIN_SIZE_TRAIN (data): short_side must hold positive pixel counts"),
+        ("INPUT.MIN_SIZE_RANGE_TRAIN", "(800, 640)", "INPUT.MIN_SIZE_RANGE_TRAIN (data): short_side_range must be"),
         (
             "MODEL.BACKBONE.FREEZE_CONV_BODY_AT",
             "7",
@@ -186,6 +189,30 @@ def test_pairs_are_told_from_other_words_and_their_values_may_look_like_anything
     pairs = ["MODEL.WEIGHT", address, "OUTPUT_DIR", "a=b", "MODEL.FOO", "OUTPUT_DIR"]
     words = ["IMG_1.JPG", *pairs[:2], "data=a", *pairs[2:], "TEST", "SOLVER.STEPS"]
     assert split_pairs(words) == ([*pairs, "SOLVER.STEPS"], ["IMG_1.JPG", "data=a", "TEST"])
+
+
+def test_a_file_whose_name_begins_like_a_key_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TEST.jpg", "OUTPUT_DIR"):
+        (tmp_path / name).touch()
+    assert split_pairs(["TEST.jpg", "TEST.png", "OUTPUT_DIR", "b"]) == (["TEST.png", "OUTPUT_DIR"], ["TEST.jpg", "b"])
+
+
+@pytest.mark.parametrize(
+    ("key", "close"), [("solver.base_lr", "SOLVER.BASE_LR"), ("MODLE.FCOS.NMS_TH", "MODEL.FCOS.NMS_TH")]
+)
+def test_a_key_with_a_typo_in_its_section_gets_a_suggestion(key: str, close: str, tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [key, "0.5"])
+    expected = "expected key=value, or a KEY of the original and its VALUE"
+    assert str(caught.value) == f"{path}: {key!r}: {expected}, did you mean {close!r}?"
+
+
+@pytest.mark.parametrize("folder", ["", "."])
+def test_no_folder_is_a_new_one(folder: str) -> None:
+    assert read("OUTPUT_DIR", folder).output_dir is None
 
 
 def test_pairs_must_be_pairs() -> None:

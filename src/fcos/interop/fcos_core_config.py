@@ -10,6 +10,7 @@ import ast
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ..config_text import suggest
@@ -19,8 +20,9 @@ from .fcos_core_keys import COPIED, DEFAULTS, FIXED, IDLE
 
 log = logging.getLogger(__name__)
 
-_KNOWN = [*DEFAULTS, *IDLE]
-_SECTIONS = tuple({f"{key.partition('.')[0]}." for key in _KNOWN if "." in key})
+KNOWN = [*DEFAULTS, *IDLE]
+"""All keys of the original."""
+_SECTIONS = tuple({f"{key.partition('.')[0]}." for key in KNOWN if "." in key})
 
 _ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS", "TEST.BBOX_AUG.SCALES")
 _MOBILENET = "MNV2-FPN-RETINANET"
@@ -61,10 +63,10 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
             problems += _refusal(key, value)
         elif key in IDLE:
             idle.append(key)
-        elif any(known.startswith(f"{key}.") for known in _KNOWN):
+        elif any(known.startswith(f"{key}.") for known in KNOWN):
             problems.append(f"{key}={value!r}: expected a section with keys")
         else:
-            problems.append(f"{key}: no such key in the original{suggest(key, _KNOWN)}")
+            problems.append(f"{key}: no such key in the original{suggest(key, KNOWN)}")
     if idle:
         log.info("%s: without effect on an FCOS model here: %s", where, ", ".join(idle))
     get = {**DEFAULTS, **given}.__getitem__
@@ -75,12 +77,15 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
 
 
 def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The `KEY VALUE` pairs among words of a command line, where a value may be any text, and the other words."""
+    """The `KEY VALUE` pairs among words of a command line, and the other words.
+
+    A value may be any text. A word that only begins like a key is one unless there is such a file: TEST.jpg.
+    """
     pairs: list[str] = []
     others: list[str] = []
     rest = iter(words)
     for word in rest:
-        if word in _KNOWN or word.startswith(_SECTIONS):
+        if word in KNOWN or (word.startswith(_SECTIONS) and not Path(word).exists()):
             pairs += [word, *islice(rest, 1)]
         else:
             others.append(word)
@@ -112,7 +117,10 @@ def _refusal(key: str, value: Any) -> list[str]:
         needs = f"{key}={value!r}: needs {FIXED[key]}, which is not here; only {default!r} is"
         return [] if plain == default else [needs]
     expected = None
-    if isinstance(default, tuple | list):
+    if key == "MODEL.FCOS.NUM_CLASSES":
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        expected = None if whole and value > 1 else "a whole number of at least 2, since background counts, too"
+    elif isinstance(default, tuple | list):
         expected = _expected_list(key, value)
     elif isinstance(default, bool | str) and type(value) is not type(default):
         expected = "text" if isinstance(default, str) else "True or False"
@@ -194,7 +202,7 @@ def _translate(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
         "data.val": split_of(get("DATASETS.TEST"), key="DATASETS.TEST"),
         "train.schedule": "multistep",
         "train.weights": None if from_backbone or not weight else weight,
-        "output_dir": None if folder == "." else folder,
+        "output_dir": None if folder in ("", ".") else folder,
         "device": "auto" if device == "cuda" else device,  # the original had no other default to run anywhere
     }
     if get("TEST.BBOX_AUG.ENABLED"):
