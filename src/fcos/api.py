@@ -149,7 +149,7 @@ def evaluate(
     return run(model.to(device), annotations, resolved, device=device, progress=progress)
 
 
-def report(run: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
+def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None] | None = None) -> Path:
     """Write `report.html` into the folder of a run: curves, figures, errors, pictures, config on one page.
 
     A finished training has made it already. Detections on val are those of the best evaluation; where they are missing,
@@ -157,18 +157,19 @@ def report(run: str | Path, *, progress: Callable[[int, int], None] | None = Non
 
     Args:
         run: the folder of a training, finished or not.
+        overrides: `key=value`: where the data lies now, `data=DIR`; others are of that evaluation, see `evaluate`.
         progress: of that evaluation, see `evaluate`.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: the folder holds no run.
+        ConfigError: the folder holds no run, its config is of another version, or a wrong override.
         OSError: the disk is full or not writable.
     """
     from .reporting.report import write_report
 
-    return write_report(Path(run), evaluate=lambda weights: evaluate(weights, progress=progress))
+    return write_report(Path(run), overrides, evaluate=lambda weights: evaluate(weights, *overrides, progress=progress))
 
 
 def convert(

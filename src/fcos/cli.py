@@ -140,18 +140,20 @@ def val(
     print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
 
 
-@app.command()
+@app.command(context_settings=_NO_OPTIONS)
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training, finished or not.")],
+    overrides: Overrides = None,
 ) -> None:
     """Write RUN/report.html: curves, figures per class, errors, pictures, config, all on one page.
 
     For example: fcos report runs/cells
+                 fcos report runs/cells data=DIR  (where its data lies now)
     """
     from . import api
 
     with _progress("evaluating") as progress:
-        file = api.report(run, progress=progress)
+        file = api.report(run, *overrides or (), progress=progress)
     print(f"written: {file}")
 
 

@@ -192,7 +192,9 @@ def test_pictures_count_what_they_show(usual: tuple[Made, str]) -> None:
     part = section(page, "Best and worst images")
     captions = re.findall(r"<figcaption>(\S+): (\d+) found, (\d+) wrong, (\d+) missed", part)
     assert len(captions) == len({name for name, *_ in captions}) == part.count("<img")
-    ids = {image["file_name"]: image["id"] for image in made.task[0]["images"]}
+    val = load_annotations(made.config.data, "val")
+    assert val is not None
+    ids = {val.file_name(i): int(val.image_ids[i]) for i in range(len(val))}
     for name, found, _, missed in captions:
         objects = [a for a in made.task[0]["annotations"] if a["image_id"] == ids[name] and not a["iscrowd"]]
         assert int(found) + int(missed) == len(objects)
@@ -282,7 +284,7 @@ class TestRunsOfEveryKind:
         (made.data / "val.json").unlink()
         (made.data / "train.json").unlink()
         page = made.page()
-        assert "The data of the run cannot be read any more" in page
+        assert "The data of the run (train and val) cannot be read any more" in page
         assert f"<dt>AP</dt><dd>{made.evaluation.metrics['AP']:.3f}" in page
 
     def test_weights_without_thresholds(self, make: Callable[..., Made]) -> None:
@@ -303,15 +305,16 @@ class TestRunsOfEveryKind:
                 made.folder / "val",
             )
         assert "Score thresholds" not in made.page()
-        asked = []
+        asked, before = [], (made.folder / "val/metrics.json").read_bytes()
 
         def evaluate(weights: Path) -> Evaluation:
             asked.append(weights)
             return made.evaluation
 
-        assert "it was evaluated for this report" in made.page(evaluate=evaluate)
-        assert "it was evaluated for this report" not in made.page(evaluate=evaluate)
+        assert "best.pt was evaluated for this report" in made.page(evaluate=evaluate)
         assert asked == [made.folder / "weights/best.pt"]
+        assert ("best.pt was evaluated for this report" in made.page(evaluate=evaluate)) == (not missing)
+        assert missing or (made.folder / "val/metrics.json").read_bytes() == before  # a user's own is kept
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

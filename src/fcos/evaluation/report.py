@@ -49,7 +49,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:
-    """Read what `save_evaluation` wrote; None: it is not there, not complete, or of an earlier version."""
+    """Read what `save_evaluation` wrote; None: it is not there, not complete, damaged, or of an earlier version."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         return Evaluation(
@@ -59,7 +59,7 @@ def load_evaluation(folder: Path) -> Evaluation | None:
             boxes_per_class=metrics["boxes_per_class"],
             thresholds=metrics["thresholds"],
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

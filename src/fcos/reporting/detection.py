@@ -11,7 +11,7 @@ from ..evaluation.coco import METRICS
 from ..evaluation.loop import Evaluation
 from ..page import Cell, Chart, Page, printable
 from .analysis import Analysis
-from .record import Record
+from .record import Record, same_figures
 from .training import figure
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _ERRORS = {
 }
 ALL = "all classes"
 _MOST_CURVES = 7
+_MOST_GREY = 100
 _MOST_BARS = 12
 _MOST_CLASSES = 20
 
@@ -100,10 +101,17 @@ def add_curves(page: Page, analysis: Analysis) -> None:
 def _precision_of_classes(axes: Axes, table: np.ndarray, analysis: Analysis) -> None:
     """The curves of all classes; of many the best and the worst have colours and names."""
     names, area = analysis.annotations.class_names, table.mean(axis=0)
-    ranked = [int(label) for label in np.argsort(-area) if not np.isnan(area[label])]
-    chosen = ranked if len(ranked) <= _MOST_CURVES else [*ranked[:3], *ranked[3 - _MOST_CURVES :]]
-    others = [table[:, label] for label in ranked if label not in chosen]
-    _precision_curves(axes, {f"{_short(names[label])} {area[label]:.2f}": table[:, label] for label in chosen}, others)
+    chosen, others = _picked([int(label) for label in np.argsort(-area) if not np.isnan(area[label])])
+    curves = {f"{_short(names[label])} {area[label]:.2f}": table[:, label] for label in chosen}
+    _precision_curves(axes, curves, [table[:, label] for label in others])
+
+
+def _picked(ranked: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """Of many classes the best and the worst, whose curves have colours and names, and others, which are grey."""
+    if len(ranked) <= _MOST_CURVES:
+        return ranked, []
+    others = ranked[3 : 3 - _MOST_CURVES]
+    return [*ranked[:3], *ranked[3 - _MOST_CURVES :]], others[:: -(-len(others) // _MOST_GREY)]
 
 
 def _precision_curves(axes: Axes, curves: dict[str, np.ndarray], others: Sequence[np.ndarray]) -> None:
@@ -119,12 +127,15 @@ def _precision_curves(axes: Axes, curves: dict[str, np.ndarray], others: Sequenc
 def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
     """The score thresholds that predict uses, and what they give."""
     section = page.section("Score thresholds")
-    section.text(
-        "fcos predict shows what scores at least its class's threshold: the one of highest F1 on val at IoU 0.5, which"
-        " best.pt holds. It takes another one with --threshold."
-    )
+    assert record.best is not None
     assert record.evaluation is not None
-    if record.best is not None and record.best.thresholds != record.evaluation.thresholds:
+    held, measured = record.best.thresholds, record.evaluation.thresholds
+    held_too = held.keys() == measured.keys() and same_figures(held, measured)
+    section.text(
+        "fcos predict shows what scores at least its class's threshold: the one of highest F1 on val at IoU 0.5"
+        f"{', which best.pt holds' if held_too else ''}. It takes another one with --threshold."
+    )
+    if not held_too:
         section.text("best.pt holds other thresholds or none; these are of this report's evaluation.", style="warning")
     found, wrong, missed = (values.astype(float) for values in analysis.counts_of_classes())
     with np.errstate(invalid="ignore"):
@@ -134,7 +145,7 @@ def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
     rows = [
         [
             name,
-            Cell(f"{analysis.thresholds[k]:.3f}{'' if name in record.evaluation.thresholds else ' (default)'}"),
+            Cell(f"{analysis.thresholds[k]:.3f}{'' if name in measured else ' (default)'}"),
             Cell(figure(f1[k]), bar=np.nan_to_num(f1[k])),
             precision[k],
             recall[k],
@@ -151,10 +162,9 @@ def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
 def _f1_curves(axes: Axes, analysis: Analysis, f1: np.ndarray) -> None:
     names = analysis.annotations.class_names
     objects = np.bincount(analysis.annotations.labels[~analysis.annotations.crowd], minlength=len(names))
-    ranked = [int(label) for label in np.argsort(-f1) if objects[label]]
-    chosen = ranked if len(ranked) <= _MOST_CURVES else [*ranked[:3], *ranked[3 - _MOST_CURVES :]]
+    chosen, others = _picked([int(label) for label in np.argsort(-f1) if objects[label]])
     grid = np.linspace(0, 1, 101)
-    for label in sorted(ranked, key=lambda k: k in chosen):
+    for label in (*others, *chosen):
         own = (analysis.labels == label) & (analysis.states >= 0)
         shown, right = (
             (analysis.scores[mask][:, None] >= grid).sum(axis=0) for mask in (own, own & (analysis.states == 1))
@@ -178,7 +188,8 @@ def add_confusion(page: Page, analysis: Analysis) -> None:
     classes = np.arange(len(names))
     text = (
         "Rows are what it is, columns what was shown, above the thresholds and at IoU 0.5. Colours are shares of a row,"
-        " in the last row of a column."
+        " in the last row of a column. Boxes are matched whatever their class, so the diagonal can differ a little from"
+        " what is found in the table above."
     )
     if len(names) > _MOST_CLASSES:
         trouble = wrong[:-1].sum(axis=1) + wrong[:, :-1].sum(axis=0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..config import Config
 from ..config_text import load_config
 from ..data import load_annotations
 from ..data.dataset import Annotations
-from ..errors import ConfigError, DataError, WeightsError
+from ..errors import ConfigError, DataError, FCOSError, WeightsError
 from ..evaluation.loop import Evaluation
 from ..evaluation.report import load_evaluation, save_evaluation
 from ..training.checkpoint import Checkpoint, load_checkpoint
@@ -57,38 +58,51 @@ class Record:
     environment: dict[str, str]
     remarks: list[str] = field(default_factory=list)
 
-    def column(self, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The iterations and values of a column of metrics.csv, where it has any."""
-        pairs = [(row["iteration"], row.get(name)) for row in self.rows if row.get("split") == split]
-        numbers = np.array([(float(i), float(value)) for i, value in pairs if value], dtype=np.float64).reshape(-1, 2)
+    def column(self, split: str | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The iterations and values of a column of metrics.csv where it has numbers; split None: of all rows."""
+        pairs = [
+            (int(row["iteration"]), value)
+            for row in self.rows
+            if split in (None, row.get("split")) and (value := _number(row.get(name))) is not None
+        ]
+        numbers = np.array(pairs, dtype=np.float64).reshape(-1, 2)
         return numbers[:, 0], numbers[:, 1]
 
 
 def read_record(
-    folder: Path, *, data: Splits | None = None, evaluate: Callable[[Path], Evaluation] | None = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    data: Splits | None = None,
+    evaluate: Callable[[Path], Evaluation] | None = None,
 ) -> Record:
     """Read the folder of a run.
 
     Args:
         folder: of the run, finished or not.
+        overrides: `key=value`, where the data lies now.
         data: its splits; None: read again.
-        evaluate: evaluates a weights file on val, for a run whose val/detections.json is missing or of other weights or
-            data; the result is saved there. None: such a run has no evaluation.
+        evaluate: evaluates a weights file on val, for a run whose val/ holds no evaluation, or one of other weights or
+            data; the result is saved where there was none. None: such a run has no evaluation.
 
     Raises:
-        ConfigError: the folder holds no run.
+        ConfigError: the folder holds no run, its config is of another version, or a wrong override.
     """
-    if not (folder / CONFIG).is_file():
+    path = folder / CONFIG
+    if not path.is_file():
         raise ConfigError(
             f"{folder}: no run, there is no {CONFIG} in it; expected the folder that a training made, for example"
             " runs/fcos_mnv2_small"
         )
-    config, remarks = load_config(folder / CONFIG), []
+    try:
+        config, remarks = load_config(path), []
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}\nIf nobody has changed this file, another version of fcos made the run; use that one for it"
+        ) from None
     best = _best(folder, remarks)
-    data = data or _read_data(config, remarks)
-    evaluation = None
-    if best is not None and data.val is not None:
-        evaluation = _evaluation(folder, best, data.val, evaluate, remarks)
+    data = data or _read_data(load_config(path, overrides), best, remarks)
+    evaluation = None if best is None else _evaluation(folder, best, data.val, evaluate, remarks)
     return Record(folder, config, _rows(folder), best, data, evaluation, _environment(folder), remarks)
 
 
@@ -101,45 +115,67 @@ def _best(folder: Path, remarks: list[str]) -> Checkpoint | None:
         return None
 
 
-def _read_data(config: Config, remarks: list[str]) -> Splits:
-    try:
-        train = load_annotations(config.data, "train")
-        classes = {} if train is None else {"class_names": train.class_names, "category_ids": train.category_ids}
-        return Splits(train, load_annotations(config.data, "val", **classes))
-    except (DataError, ConfigError) as error:
-        remarks.append(f"The data of the run cannot be read any more: {error}")
-        return Splits(None, None)
+def _read_data(config: Config, best: Checkpoint | None, remarks: list[str]) -> Splits:
+    """The splits that can be read, with the classes of the weights."""
+    known: Checkpoint | Annotations | None = best
+    splits: dict[str, Annotations | None] = {}
+    errors: dict[str, list[str]] = {}
+    for split in ("train", "val"):
+        classes = {} if known is None else {"class_names": known.class_names, "category_ids": known.category_ids}
+        try:
+            splits[split] = load_annotations(config.data, split, **classes)
+        except (DataError, ConfigError) as error:
+            errors.setdefault(str(error), []).append(split)
+        known = splits.get(split) if known is None else known
+    for error, names in errors.items():
+        remarks.append(
+            f"The data of the run ({' and '.join(names)}) cannot be read any more: {error}. If it lies elsewhere now:"
+            " fcos report RUN data=DIR"
+        )
+    return Splits(splits.get("train"), splits.get("val"))
 
 
 def _evaluation(
     folder: Path,
     best: Checkpoint,
-    val: Annotations,
+    val: Annotations | None,
     evaluate: Callable[[Path], Evaluation] | None,
     remarks: list[str],
 ) -> Evaluation | None:
     """That of best.pt: the saved one if it is of these weights and this data, else a new one."""
     saved = load_evaluation(folder / "val")
-    images = set(val.image_ids.tolist())
-    if (
-        saved is not None
-        and all(abs(value - saved.metrics.get(name, np.nan)) < SAME for name, value in _defined(best.metrics).items())
-        and all(d["image_id"] in images and d["category_id"] in val.category_ids for d in saved.detections)
-        and saved.per_class.keys() == set(val.class_names)
-    ):
+    if saved is not None and _is_of(saved, best, val):
         return saved
-    what = "val/ holds no complete evaluation" if saved is None else "The evaluation in val/ is not of best.pt"
+    if val is None:
+        return None
+    what = "val/ holds no complete evaluation" if saved is None else "The evaluation in val/ is not of best.pt on val"
     if evaluate is None:
         remarks.append(f"{what}.")
         return None
-    evaluation = evaluate(folder / BEST)
-    save_evaluation(evaluation, folder / "val")
-    remarks.append(f"{what}; it was evaluated for this report.")
+    try:
+        evaluation = evaluate(folder / BEST)
+    except FCOSError as error:
+        remarks.append(f"{what}, and there is no new one: {error}")
+        return None
+    if saved is None:
+        save_evaluation(evaluation, folder / "val")
+    remarks.append(f"{what}; best.pt was evaluated for this report.")
     return evaluation
 
 
-def _defined(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not np.isnan(value)}
+def _is_of(saved: Evaluation, best: Checkpoint, val: Annotations | None) -> bool:
+    if not best.metrics or not same_figures(best.metrics, saved.metrics):
+        return False
+    if val is None:
+        return True
+    images = set(val.image_ids.tolist())
+    known = all(d["image_id"] in images and d["category_id"] in val.category_ids for d in saved.detections)
+    return known and saved.per_class.keys() == set(val.class_names)
+
+
+def same_figures(first: dict[str, float], second: dict[str, float]) -> bool:
+    """Whether figures by name are those of the same weights; what is not defined in the first does not count."""
+    return all(abs(value - second.get(name, math.nan)) < SAME for name, value in first.items() if not math.isnan(value))
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -147,12 +183,21 @@ def _rows(folder: Path) -> list[dict[str, str]]:
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values() and row["iteration"].isdigit()]
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [row for row in rows if row.get("iteration", "").isdecimal()]
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
 
 
 def _environment(folder: Path) -> dict[str, str]:
     try:
-        return json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return {name: str(value) for name, value in found.items()} if isinstance(found, dict) else {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..errors import ConfigError
 from ..evaluation.loop import Evaluation
 from ..inference.predictor import default_threshold
 from ..page import Page
@@ -18,12 +19,17 @@ FILE = "report.html"
 
 
 def write_report(
-    folder: Path, *, data: Splits | None = None, evaluate: Callable[[Path], Evaluation] | None = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    data: Splits | None = None,
+    evaluate: Callable[[Path], Evaluation] | None = None,
 ) -> Path:
     """Write `report.html` into the folder of a run, finished or not; an earlier one is replaced.
 
     Args:
         folder: of the run.
+        overrides: see `read_record`.
         data: see `read_record`.
         evaluate: see `read_record`.
 
@@ -31,16 +37,19 @@ def write_report(
         The file.
 
     Raises:
-        ConfigError: the folder holds no run.
+        ConfigError: see `read_record`; or a folder stands in the way.
         OSError: the disk is full or not writable.
     """
-    record = read_record(folder, data=data, evaluate=evaluate)
+    path = folder / FILE
+    if path.is_dir():
+        raise ConfigError(f"{path}: this is a folder, where the page is to be written; move it away")
+    record = read_record(folder, overrides, data=data, evaluate=evaluate)
     page = Page(f"Run {folder.resolve().name}", footer="Made by fcos report. This file asks the net for nothing.")
     add_summary(page, record)
     add_history(page, record)
-    if record.evaluation is not None and record.data.val is not None:
+    if record.evaluation is not None:
         add_figures(page, record.evaluation)
-        if sum(record.evaluation.boxes_per_class.values()):
+        if record.data.val is not None and sum(record.evaluation.boxes_per_class.values()):
             default = default_threshold(record.config.model.score)
             analysis = analyse(record.data.val, record.evaluation, default_threshold=default)
             add_curves(page, analysis)
@@ -51,6 +60,5 @@ def write_report(
     add_speed(page, record)
     add_classes(page, record)
     add_environment(page, record)
-    path = folder / FILE
     page.save(path)
     return path

@@ -43,9 +43,8 @@ def add_summary(page: Page, record: Record) -> None:
         ]
     )
     if record.data.val is None and not record.remarks:
-        section.text(
-            "The data has no val split: nothing was measured, and best.pt holds the last weights.", style="note"
-        )
+        meaning = " any more" if metrics else ": nothing was measured, and best.pt holds the last weights"
+        section.text(f"The data has no val split{meaning}.", style="note")
     for remark in record.remarks:
         section.text(remark, style="warning")
 
@@ -143,7 +142,7 @@ def _curves(axes: Axes, series: Series, *, log: bool = False, marker: str = "", 
         axes.plot(*_thinned(x, y), label=name, marker=marker, markersize=3.5)
     axes.set_xlabel("iteration")
     axes.locator_params(axis="x", integer=True, nbins=8)
-    if log:
+    if log and any((y > 0).any() for _, y in series.values()):
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0, top=top)
@@ -160,13 +159,12 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[Sequence[float], Sequence[fl
 
 def _length(record: Record) -> tuple[int, str]:
     """Iterations done and the time that they took."""
-    if not record.rows:
-        return 0, DASH
-    minutes = max(float(row["minutes"] or 0) for row in record.rows)
-    text = (
-        f"{minutes * 60:.0f} s" if minutes < 2 else f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-    )
-    return max(int(row["iteration"]) for row in record.rows), text
+    iterations, minutes = record.column(None, "iteration")[1], record.column(None, "minutes")[1]
+    done = int(iterations.max(initial=0))
+    if not len(minutes):
+        return done, DASH
+    most = float(minutes.max())
+    return done, f"{most * 60:.0f} s" if most < 2 else f"{most:.1f} min" if most < 120 else f"{most / 60:.1f} h"
 
 
 def _class_names(record: Record) -> Sequence[str]:

@@ -1,0 +1,156 @@
+"""`fcos report` of runs whose data or files have changed since: what is left is shown, and what to do is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_report import Made, build, section, table
+
+import fcos
+from fcos.cli import main
+from fcos.errors import ConfigError, DataError
+from fcos.evaluation.loop import Evaluation
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return build(tmp_path)
+
+
+def rename_a_class(made: Made) -> None:
+    for split in ("train", "val"):
+        path = made.data / f"{split}.json"
+        tree = json.loads(path.read_text())
+        tree["categories"][0]["name"] = "another"
+        path.write_text(json.dumps(tree))
+
+
+class TestData:
+    def test_that_has_moved_can_be_named(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+        page = made.page()
+        made.data.rename(made.data.with_name("elsewhere"))
+        assert "If it lies elsewhere now: fcos report RUN data=DIR" in made.page()
+        with pytest.raises(SystemExit) as stop:
+            main(["report", str(made.folder), f"data={made.data.with_name('elsewhere')}"])
+        assert not stop.value.code
+        assert "written: " in capsys.readouterr().out
+        assert (made.folder / "report.html").read_text() == page  # the config among it
+
+    def test_that_is_gone_leaves_the_saved_figures(self, made: Made) -> None:
+        before = made.page()
+        shutil.rmtree(made.data)
+        page = made.page()
+        assert page.count("cannot be read any more") == 1
+        assert "(train and val)" in page
+        title = "Average precision on val"
+        assert table(section(page, title)) == table(section(before, title))
+        assert "Score thresholds" not in page
+
+    def test_of_which_train_is_broken_leaves_everything_about_val(self, made: Made) -> None:
+        before = made.page()
+        (made.data / "train.json").write_text("{")
+        page = made.page()
+        assert "The data of the run (train) cannot be read any more" in page
+        for title in ("Score thresholds", "Confusions", "Kinds of errors", "Best and worst images"):
+            assert section(page, title) == section(before, title) != ""
+
+    def test_without_its_val_split_leaves_the_figures(self, made: Made) -> None:
+        (made.data / "val.json").unlink()
+        page = made.page()
+        assert "The data has no val split any more." in page
+        assert "Average precision on val" in page
+
+    def test_in_which_a_class_has_another_name(self, made: Made) -> None:
+        rename_a_class(made)
+        page = made.page()
+        assert "another" in section(page, "Summary")
+        assert "Average precision on val" in page
+
+
+class TestEvaluations:
+    @pytest.fixture
+    def without(self, made: Made) -> Made:
+        shutil.rmtree(made.folder / "val")
+        return made
+
+    def test_that_fail_leave_the_rest(self, without: Made) -> None:
+        def fail(_: Path) -> Evaluation:
+            raise DataError("no luck today")
+
+        page = without.page(evaluate=fail)
+        assert "val/ holds no complete evaluation, and there is no new one: no luck today" in page
+        assert "Learning rate" in page
+
+    def test_get_the_options_of_the_command(self, without: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        def evaluate(_: Path, *overrides: str, **__: object) -> Evaluation:
+            asked.append(overrides)
+            return without.evaluation
+
+        monkeypatch.setattr("fcos.api.evaluate", evaluate)
+        fcos.report(without.folder, "device=cpu", "data.workers=0")
+        assert asked == [("device=cpu", "data.workers=0")]
+
+    @pytest.mark.parametrize(("by", "held"), [(1e-6, True), (0.01, False)])
+    def test_may_differ_by_rounding_from_best_pt(self, without: Made, by: float, held: bool) -> None:
+        other = {name: threshold + by for name, threshold in without.evaluation.thresholds.items()}
+        page = without.page(evaluate=lambda _: replace(without.evaluation, thresholds=other))
+        assert (", which best.pt holds" in page) == held
+        assert ("best.pt holds other thresholds or none" in page) == (not held)
+
+
+class TestFiles:
+    @pytest.mark.parametrize(
+        ("content", "iterations", "duration"),
+        [
+            (b"iteration,split,loss\n1,train,3\n2,train,2\n", "2", "\N{EN DASH}"),
+            (b"step,split,loss\n1,train,3\n", "0", "\N{EN DASH}"),
+            (b"", "0", "\N{EN DASH}"),
+            (b"iteration,split,loss,minutes\n1,train,3,1\n2,train,3e-,1\n", "2", "60 s"),
+            (b"iteration,split,loss,minutes\n1,train,3,1\n\x00\x00\xff\xfe", "1", "60 s"),
+        ],
+        ids=["no minutes", "no iterations", "empty", "a number cut short", "bytes"],
+    )
+    def test_of_an_odd_table(self, made: Made, content: bytes, iterations: str, duration: str) -> None:
+        (made.folder / "metrics.csv").write_bytes(content)
+        page = made.page()
+        assert f"<dt>Iterations</dt><dd>{iterations}</dd>" in page
+        assert f"<dt>Duration</dt><dd>{duration}</dd>" in page
+
+    def test_of_gradients_that_are_zero(self, made: Made) -> None:
+        """Warnings are errors here, that of a logarithmic axis without positive values too."""
+        (made.folder / "metrics.csv").write_text("iteration,split,loss,grad_norm\n1,train,3,0\n2,train,3,0\n")
+        assert "Gradient norm" in made.page()
+
+    @pytest.mark.parametrize("content", ["[]", '{"metrics": []}', "null"])
+    def test_of_figures_that_are_none(self, made: Made, content: str) -> None:
+        (made.folder / "val/metrics.json").write_text(content)
+        assert "val/ holds no complete evaluation." in made.page()
+
+    @pytest.mark.parametrize(("content", "known"), [("[1]", False), ('{"torch": 2}', True)])
+    def test_of_an_odd_environment(self, made: Made, content: str, known: bool) -> None:
+        (made.folder / "environment.json").write_text(content)
+        assert ("The run has no environment.json" in made.page()) != known
+
+    def test_of_another_version(self, made: Made) -> None:
+        path = made.folder / "config.yaml"
+        path.write_text(path.read_text() + "gone_option: 3\n")
+        with pytest.raises(ConfigError, match=r"(?s)gone_option: no such option.*another version of fcos made the run"):
+            made.page()
+
+    def test_of_a_folder_where_the_page_belongs(self, made: Made) -> None:
+        (made.folder / "report.html").mkdir()
+        with pytest.raises(ConfigError, match=r"report\.html: this is a folder.*move it away"):
+            made.page()
+
+
+def test_many_classes_do_not_make_a_large_page(tmp_path: Path) -> None:
+    """Of the curves the best, the worst and a hundred others are drawn."""
+    page = build(tmp_path, classes=300).page()
+    curves = section(page, "Precision and recall").count('style="fill: none; stroke: #8a93a0')
+    assert 0 < curves <= 2 * 100
