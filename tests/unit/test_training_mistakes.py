@@ -52,6 +52,12 @@ def test_continuing_with_another_optimizer(configure: Callable[..., Config]) -> 
     assert (run / "config.yaml").read_text() == written
 
 
+def test_continuing_with_other_parameters(configure: Callable[..., Config]) -> None:
+    """As many as before, and of the same shapes."""
+    train(configure(iterations=1, freeze=["head.cls_tower.*"]))
+    assert "other parameters learned" in refused(resume(configure(iterations=2, freeze=["head.box_tower.*"])))
+
+
 def test_continuing_with_other_classes(configure: Callable[..., Config], data: Path) -> None:
     train(configure(iterations=1))
     tree = coco_tree()

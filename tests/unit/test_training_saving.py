@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fcos import cli
 from fcos.config import Config
+from fcos.data import load_annotations
 from fcos.errors import TrainingError, WeightsError
+from fcos.models import build_model
 from fcos.training import run as run_module
 from fcos.training.checkpoint import load_checkpoint
 from fcos.training.folder import load_last
 from fcos.training.loop import train
+from fcos.training.run import Run
 
 
 def resume(config: Config) -> Config:
@@ -104,3 +108,21 @@ def test_no_checkpoint_that_can_be_read(configure: Callable[..., Config]) -> Non
         (run / f"weights/{name}.pt").write_bytes(b"PK")
     with pytest.raises(WeightsError, match=r"no checkpoint can be read: .*last\.pt: .*last-1\.pt: "):
         load_last(run)
+
+
+def test_parameters_keep_their_momentum_when_their_groups_change(configure: Callable[..., Config]) -> None:
+    """The two towers are alike in shape; centerness and logits are not."""
+    before = configure(lr_factors={"head.cls_tower.*": 0.5, "head.logits.*": 0.1})
+    checkpoint = load_checkpoint(train(before).run / "weights/last.pt")
+    after = configure(lr_factors={"head.box_tower.*": 0.5, "head.centerness.*": 0.1})
+    model, data = build_model(after.model, num_classes=2), load_annotations(after.data, "train")
+    assert data is not None
+    assert checkpoint.training is not None
+    run = Run(before.output_dir or Path(), after, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
+    run.restore(checkpoint)
+    saved, names = checkpoint.training["optimizer"]["state"], checkpoint.training["learning"]
+    assert len(saved) > 50
+    parameters = dict(model.named_parameters())
+    for i, values in saved.items():
+        assert torch.equal(run.optimizer.state[parameters[names[i]]]["momentum_buffer"], values["momentum_buffer"])
+    assert parameters["head.cls_tower.0.weight"].shape == parameters["head.box_tower.0.weight"].shape

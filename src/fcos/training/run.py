@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 @dataclass
 class State:
@@ -120,11 +118,6 @@ class Run:
         """Where the model is."""
         return self.model.pixel_mean.device
 
-    def autocast(self) -> torch.autocast:
-        """The arithmetic of `train.precision`, for backbone and head."""
-        dtype = _PRECISIONS[self.config.train.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
-
     def elapsed(self) -> float:
         """Seconds since the start of the run, pauses between continuations left out."""
         return self._earlier + self._elapsed()
@@ -157,6 +150,7 @@ class Run:
         training = {
             "state": asdict(self.state),
             "optimizer": self.optimizer.state_dict(),
+            "learning": self._learning(),
             "scaler": self.scaler.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
@@ -196,6 +190,11 @@ class Run:
     def command(self) -> str:
         """How to go on after a stop."""
         return f"continue with: fcos train {self.folder / CONFIG} train.resume=true"
+
+    def _learning(self) -> list[str]:
+        """The names of the parameters that learn, in the order of the optimiser's state."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _save(self, file: Path, evaluation: Evaluation | None, training: dict[str, Any] | None) -> bool:
         """Whether the file was written, the same on all processes."""
@@ -240,7 +239,7 @@ class Run:
         """Continue from weights/last.pt; rates and decays are those of the config of today.
 
         Raises:
-            ConfigError: the file holds no training, or that of another optimiser or other classes.
+            ConfigError: the file holds no training, or that of another optimiser, other parameters or other classes.
             WeightsError: weights of another model.
         """
         where = str(self.folder / LAST)
@@ -255,19 +254,20 @@ class Run:
                 f" {', '.join(self.train_data.class_names)}; to train on other classes start a new run with"
                 f" train.weights={where}"
             )
+        names, before = self._learning(), saved.get("learning", self._learning())
         groups = self.optimizer.state_dict()["param_groups"]
-        saved_groups = saved["optimizer"]["param_groups"]
-        if [(set(g), g["params"]) for g in groups] != [(set(g), g["params"]) for g in saved_groups]:
+        if set(groups[0]) != set(saved["optimizer"]["param_groups"][0]) or set(names) != set(before):
             raise ConfigError(
-                f"train.resume: {where} was trained with another optimiser or other groups of parameters;"
+                f"train.resume: {where} was trained with another optimiser, or other parameters learned;"
                 f" restore these options, or start a new run with train.weights={where}"
             )
         fill(self.model, saved["weights"] or checkpoint.model, where=where)
         if self.average:
             fill(self.average.model, checkpoint.model, where=where)
             self.average.updates = saved["updates"]
-        groups = [{**group, "lr": before["lr"]} for group, before in zip(groups, saved_groups, strict=True)]
-        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        # Options of today put the parameters into other groups, so each finds its state by its name.
+        state = {names.index(before[i]): values for i, values in saved["optimizer"]["state"].items()}
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
         self.state = State(**saved["state"])
