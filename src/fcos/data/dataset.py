@@ -94,7 +94,7 @@ class Annotations:
     def to_coco(self) -> dict[str, Any]:
         """The ground truth as a COCO dictionary with the original ids; the boxes are those of `boxes`, as XYWH.
 
-        Names of files are left out: nothing compares them, and they need not be Unicode, as hotcoco demands.
+        What is no Unicode in the name of a file is escaped.
         """
         image_of = np.repeat(self.image_ids, np.diff(self.offsets)).tolist()
         boxes = self.boxes.astype(np.float64)
@@ -103,8 +103,10 @@ class Annotations:
         ids, categories, xywh, areas, crowd = (column.tolist() for column in columns)
         return {
             "images": [
-                {"id": image_id, "height": height, "width": width}
-                for image_id, (height, width) in zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
+                {"id": image_id, "file_name": _unicode(self.file_name(i)), "height": height, "width": width}
+                for i, (image_id, (height, width)) in enumerate(
+                    zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
+                )
             ],
             "annotations": [
                 {"id": i, "image_id": image, "category_id": c, "bbox": box, "area": area, "iscrowd": int(is_crowd)}
@@ -114,6 +116,10 @@ class Annotations:
                 {"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names, strict=True)
             ],
         }
+
+
+def _unicode(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Sample(NamedTuple):
