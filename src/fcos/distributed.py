@@ -35,6 +35,14 @@ def world_size() -> int:
     return dist.get_world_size() if _initialised() else 1
 
 
+def orphaned() -> bool:
+    """Whether the launcher that started this process with others is gone."""
+    return world_size() > 1 and os.getppid() != _PARENT
+
+
+_PARENT = os.getppid()
+
+
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """Average a tensor over all processes, with one all-reduce; without gradient, the input is left alone.
 

@@ -151,6 +151,22 @@ def test_it_continues_as_told_and_sigterm_saves_and_stops_all(folder: Path, kill
     assert load_checkpoint(last).iteration > 3
 
 
+def test_processes_whose_launcher_was_killed_save_and_stop(folder: Path) -> None:
+    """`finish` waits until all that write to the launcher's output have ended."""
+    process = start(
+        folder, "fcos", "train", "tiny.yaml", "train.devices=2", "output_dir=orphans", "train.iterations=100000"
+    )
+    last = folder / "orphans/weights/last.pt"
+    while not last.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.kill()
+    code, out, err = finish(process)
+    assert (code, err) == (-9, "")
+    assert out.endswith("interrupted; continue with: fcos train orphans/config.yaml train.resume=true\n")
+    assert load_checkpoint(last).training is not None
+
+
 def test_a_mistake_in_the_data_is_told_once_and_leaves_no_folder(folder: Path, data: Path) -> None:
     shutil.copytree(data, folder / "broken")
     (folder / "broken/train.json").unlink()

@@ -60,9 +60,14 @@ def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch, device: str,
         ({0: -11, 1: 2}, "process 0 was ended by SIGSEGV; the others", False),
         ({0: 1}, "process 0 ended with exit code 1", False),
         ({0: 2, 1: 2}, "process 0 ended with exit code 2", True),
+        ({0: 2, 1: 1}, "process 1 ended with exit code 1", False),
+        ({0: -15, 1: 1}, "process 1 ended with exit code 1", False),
+        ({0: -15, 1: 2}, "process 1 ended with exit code 2", True),
+        ({0: -15, 1: -9}, "process 1 was ended by SIGKILL", False),
+        ({0: -15, 1: -15}, "process 0 was ended by SIGTERM", False),
     ],
 )
-def test_the_process_that_failed_first_is_named(exit_codes: dict[int, int], text: str, told: bool) -> None:
+def test_the_process_that_is_the_cause_is_named(exit_codes: dict[int, int], text: str, told: bool) -> None:
     failures: dict[int, Any] = {
         rank: ProcessFailure(local_rank=rank, pid=7, exitcode=code, error_file="none")
         for rank, code in exit_codes.items()

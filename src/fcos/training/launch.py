@@ -99,9 +99,8 @@ def launch(config: Config, name: str, processes: int) -> TrainResult:
 
 
 def _explained(failures: dict[int, ProcessFailure], folder: Path) -> TrainingError:
-    """Which process failed first, and how; `told` where it has said so itself."""
-    # A process that was killed is the cause, those that miss it end with an exit code.
-    number, failure = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
+    """Which process is the cause, and how it ended; `told` where it has said so itself."""
+    number, failure = min(failures.items(), key=lambda item: (_rank(item[1].exitcode), item[1].timestamp))
     if failure.exitcode < 0:
         how = f"was ended by {failure.signal_name()}"
         if failure.signal_name() == "SIGKILL":
@@ -112,6 +111,13 @@ def _explained(failures: dict[int, ProcessFailure], folder: Path) -> TrainingErr
     error = TrainingError(f"process {number} {how}; the others were stopped; continue with: {command}")
     error.told = failure.exitcode == TOLD
     return error
+
+
+def _rank(exitcode: int) -> int:
+    """The lower, the more likely is a process that ended so the cause, and not one that missed it or was stopped."""
+    if exitcode == -signal.SIGTERM:  # which the launcher sends to the others
+        return 3
+    return 2 if exitcode == TOLD else 1 if exitcode > 0 else 0
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import torch
 
 from ..config import Config
-from ..distributed import barrier, rank, same_everywhere, world_size
+from ..distributed import barrier, orphaned, rank, same_everywhere, world_size
 from ..errors import ConfigError, TrainingError
 from ..evaluation.report import save_evaluation
 from .checkpoint import Checkpoint, fill, save_checkpoint
@@ -281,12 +281,12 @@ class Run:
 class Interruption:
     """Ctrl-C or SIGTERM asks the run to save and stop after the step in hand; a second one stops at once.
 
-    Attributes:
-        requested: this process was asked; what the others were is for the training step to tell.
+    That the launcher of several processes is gone asks for the same: nobody could stop them any more, and who continues
+    the run would do so beside them.
     """
 
     def __init__(self, run: Run, log: RunLog) -> None:
-        self.requested = False
+        self._signalled = False
         self._run, self._log = run, log
         self._previous: dict[int, Any] = {}
 
@@ -303,6 +303,11 @@ class Interruption:
         if kind is KeyboardInterrupt and (self._run.folder / LAST).is_file():
             self._log.message(f"interrupted; {self._run.command}")
 
+    @property
+    def requested(self) -> bool:
+        """Whether this process was asked; what the others were is for the training step to tell."""
+        return self._signalled or orphaned()
+
     def stop(self) -> NoReturn:
         """Save and raise KeyboardInterrupt, on every process."""
         self._run.save_last()
@@ -311,7 +316,7 @@ class Interruption:
         raise KeyboardInterrupt
 
     def _request(self, *_: object) -> None:
-        self.requested = True
+        self._signalled = True
         self._restore()
 
     def _restore(self) -> None:
