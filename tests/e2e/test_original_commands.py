@@ -85,6 +85,16 @@ def test_a_mistake_is_told_once(folder: Path) -> None:
     assert done.stderr.count("SOLVER.BASE_RL: no such key in the original, did you mean 'SOLVER.BASE_LR'?") == 1
 
 
+@pytest.mark.parametrize("word", ["data=cells", "data.root=cells", "data.val.annotations=val.json"])
+def test_without_a_test_no_val_split_may_be_given(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", CONFIG, "--skip-test", word])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "tools/train_net.py"), run_name="__main__")
+    assert f"--skip-test leaves DATASETS.TEST out, but {word} brings a val split" in capsys.readouterr().err
+
+
 @pytest.fixture
 def evaluation_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run the evaluation command in this process, which ends with exit code 2; returns its words to the user."""

@@ -1,6 +1,7 @@
 """What the pages promise about the code."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ def test_the_map_names_every_file() -> None:
     files = [path.relative_to(ROOT / "src/fcos").as_posix() for path in (ROOT / "src/fcos").rglob("*.py")]
     named = set(re.findall(r"`([\w/]+\.py)`", README))  # in full, or within the table of their folder
     assert [f for f in files if f not in named and f.split("/", 1)[-1] not in named and "__init__" not in f] == []
+
+
+def test_the_notice_names_every_library_with_its_licence() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [needs for extra, needs in project["optional-dependencies"].items() if extra != "dev"]
+    needed = {re.split(r"[>=]", need)[0] for needs in (project["dependencies"], *extras) for need in needs}
+    used = (ROOT / "NOTICE").read_text(encoding="utf-8").split("Used at run time")[1].split("Sample data")[0]
+    named = set(re.findall(r"([\w-]+)\s+\(", used))
+    assert {name for name in needed if not name.startswith("fcos-vision")} <= named
 
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md"), *(ROOT / "docs").glob("*.md")]
