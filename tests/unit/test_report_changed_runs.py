@@ -33,7 +33,7 @@ class TestData:
     def test_that_has_moved_can_be_named(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
         page = made.page()
         made.data.rename(made.data.with_name("elsewhere"))
-        assert "If it lies elsewhere now: fcos report RUN data=DIR" in made.page()
+        assert "if it lies elsewhere now: fcos report RUN data=DIR" in made.page()
         with pytest.raises(SystemExit) as stop:
             main(["report", str(made.folder), f"data={made.data.with_name('elsewhere')}"])
         assert not stop.value.code
@@ -154,3 +154,4 @@ def test_many_classes_do_not_make_a_large_page(tmp_path: Path) -> None:
     page = build(tmp_path, classes=300).page()
     curves = section(page, "Precision and recall").count('style="fill: none; stroke: #8a93a0')
     assert 0 < curves <= 2 * 100
+    assert "up to 100 others are grey" in page

@@ -89,6 +89,12 @@ def add_curves(page: Page, analysis: Analysis) -> None:
     at = {iou: int(np.flatnonzero(np.isclose(analysis.run.params.iou_thrs, iou))[0]) for iou in (0.5, 0.75)}
     overall = {"IoU 0.5": mean[at[0.5]], "IoU 0.75": mean[at[0.75]], "IoU 0.5 to 0.95": mean.mean(axis=0)}
     section = page.section("Precision and recall")
+    if has_objects.sum() > _MOST_CURVES:
+        section.text(
+            f"Of many classes, the best and the worst have colours and names, and up to {_MOST_GREY} others are grey,"
+            " here and below.",
+            style="note",
+        )
     section.charts(
         [
             Chart("Mean of the classes", lambda axes: _precision_curves(axes, overall, [])),

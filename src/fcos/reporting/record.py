@@ -129,8 +129,8 @@ def _read_data(config: Config, best: Checkpoint | None, remarks: list[str]) -> S
         known = splits.get(split) if known is None else known
     for error, names in errors.items():
         remarks.append(
-            f"The data of the run ({' and '.join(names)}) cannot be read any more: {error}. If it lies elsewhere now:"
-            " fcos report RUN data=DIR"
+            f"The data of the run ({' and '.join(names)}) cannot be read any more; if it lies elsewhere now: fcos"
+            f" report RUN data=DIR. What is wrong: {error}"
         )
     return Splits(splits.get("train"), splits.get("val"))
 
@@ -159,7 +159,7 @@ def _evaluation(
         return None
     if saved is None:
         save_evaluation(evaluation, folder / "val")
-    remarks.append(f"{what}; best.pt was evaluated for this report.")
+    remarks.append(f"{what}; best.pt was evaluated for this report{'' if saved is None else ', val/ stays as it is'}.")
     return evaluation
 
 
