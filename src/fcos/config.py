@@ -255,8 +255,8 @@ class TrainConfig(_Section):
     one, or those that torchrun started."""
     micro_batch: PositiveInt | Literal["auto"] | None = None
     """Images that a process has in its network at a time: it adds up the gradients of as many parts as `batch_size`
-    takes. `auto`: as many as fit into the memory of the GPU; null: all. Losses and weights are the same, only plain
-    batch norm sees fewer images."""
+    takes. `auto`: as many as fit into the memory of the GPU; null: all. Losses and weights are the same, only
+    batch norm that learns (`bn`, `sync_bn`) sees the images of a part alone."""
     iterations: int | None = Field(default=90000, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     max_minutes: float | None = Field(default=None, gt=0)

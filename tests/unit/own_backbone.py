@@ -23,5 +23,13 @@ class Own(nn.Module):
         return dict(zip(self.channels, maps, strict=True))
 
 
+class PartlyUnused(Own):
+    """Has parameters that its maps do not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(4, 10)
+
+
 def no_backbone() -> nn.Module:
     return nn.Identity()

@@ -20,7 +20,7 @@ from fcos.data.dataset import Sample
 from fcos.data.images import open_rgb
 from fcos.data.loader import collate
 from fcos.data.samplers import endless_batches, rank_part, shuffled, training_draws
-from fcos.errors import ConfigError, DataError
+from fcos.errors import DataError
 from fcos.structures import Batch
 
 SIZES = {f"{i}.png": (40, 30) if i % 3 else (30, 40) for i in range(11)}
@@ -107,12 +107,6 @@ def test_processes_share_the_batches_of_one(data: tuple[Path, Annotations]) -> N
         assert torch.cat([share.indices for share in shares]).tolist() == whole.indices.tolist()
         assert torch.cat([share.sizes for share in shares]).tolist() == whole.sizes.tolist()
         assert {len(share.indices) for share in shares} == {1, 2}
-
-
-def test_more_processes_than_images_in_a_batch_are_refused(data: tuple[Path, Annotations]) -> None:
-    root, annotations = data
-    with pytest.raises(ConfigError, match=r"train\.batch_size=4: .*5 processes"):
-        build_train_loader(_settings(root), annotations, world_size=5)
 
 
 def test_seeds_differ_in_images_and_draws() -> None:

@@ -15,6 +15,7 @@ from fcos.config import Config
 from fcos.data import load_annotations
 from fcos.errors import TrainingError
 from fcos.models import fcos as fcos_module
+from fcos.training import diagnosis, step
 from fcos.training.diagnosis import linear_rule, start_warnings
 from fcos.training.loop import train
 
@@ -144,3 +145,36 @@ def test_gradients_that_are_not_finite_are_named(
     message = refused(configure())
     assert "the gradients are not finite" in message
     assert "gradients of head.centerness.weight" in message
+
+
+def test_what_only_half_precision_cannot_hold_is_found_in_it(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = fcos_module.FCOSHead.forward
+
+    def large(head: fcos_module.FCOSHead, features: list[torch.Tensor]) -> Any:
+        return original(head, [f * 6e4 * 6e4 / 6e4 / 6e4 for f in features])
+
+    monkeypatch.setattr(fcos_module.FCOSHead, "forward", large)
+    message = refused(configure(precision="float16"))
+    assert ".png: the network's outputs are not finite" in message
+    assert "try train.precision=bfloat16 or float32, a lower train.lr" in message
+
+
+def test_a_batch_that_cannot_be_kept_does_not_hide_the_reason(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(diagnosis, "write", full)
+    monkeypatch.setattr(step, "get_total_norm", lambda _: torch.tensor(math.inf))
+    message = refused(configure())
+    assert "iteration 1: the gradients are not finite" in message
+    assert "the batch could not be kept: [Errno 28] No space left on device" in message
+
+
+def test_freezing_a_random_backbone(quiet: Callable[..., Config]) -> None:
+    (warning,) = warnings_of(quiet(freeze=["backbone.*"]), fresh_backbone=True)
+    assert warning.startswith("the backbone has random weights, and train.freeze=['backbone.*'] keeps some of them")
+    assert warnings_of(quiet(freeze=["fpn.*"]), fresh_backbone=True) == []

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +125,28 @@ def test_evaluations_every_so_many_iterations(
     fake_evaluate(monkeypatch, [0.1] * 3)
     train(configure(iterations=5, eval_every=2))
     assert [row["iteration"] for row in rows(tmp_path / "run", "val")] == ["2", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "evaluated"),
+    [
+        (({"iterations": 5, "eval_every": 0.4}, {"iterations": 10}), ["2", "4", "5", "8", "10"]),
+        (({"iterations": 5, "eval_every": 4}, {"iterations": 8, "eval_every": 2}), ["4", "5", "6", "8"]),
+        (({"iterations": 5, "eval_every": 1}, {"iterations": 9, "eval_every": 4}), ["1", "2", "3", "4", "5", "8", "9"]),
+    ],
+)
+def test_a_run_that_is_made_longer_is_evaluated_at_its_own_marks(
+    configure: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lengths: tuple[dict[str, Any], dict[str, Any]],
+    evaluated: list[str],
+) -> None:
+    fake_evaluate(monkeypatch, [0.1] * 9)
+    config = configure(**lengths[0])
+    train(config)
+    train(resume(config, **lengths[1]))
+    assert [row["iteration"] for row in rows(tmp_path / "run", "val")] == evaluated
 
 
 def test_without_val_the_last_weights_are_the_best(
@@ -290,8 +313,12 @@ def test_the_end_of_a_run_is_measured_on_a_part_of_val(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     run: Any = SlowDisk()
-    assert loop._measure_end(run, seconds=6.0, clock=lambda: now) == pytest.approx(3 * 2.0 + 3.0 + 100 * 0.5)
+    interruption: Any = SimpleNamespace(requested=False)
+    assert loop._measure_end(run, 6.0, lambda: now, interruption) == pytest.approx(3 * 2.0 + 3.0 + 100 * 0.5)
     assert done < 100
+    interruption.requested = True
+    with pytest.raises(KeyboardInterrupt):
+        loop._measure_end(run, 6.0, lambda: now, interruption)
 
 
 def test_a_backbone_of_ones_own_is_trained(

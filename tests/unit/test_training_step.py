@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_data import coco_tree, write_coco
 from torch import nn
 
 from fcos.config import Config, TrainConfig
@@ -118,12 +119,6 @@ def test_a_compiled_model_has_the_same_losses_and_gradients(
     torch.testing.assert_close(found.terms, expected.terms, rtol=1e-5, atol=1e-6)  # fused kernels
     torch.testing.assert_close(gradients(model), before, rtol=1e-3, atol=1e-5)
     assert list(model.state_dict()) == names
-
-
-def test_compiling_without_a_compiler(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler on the CPU, and no-such-compiler is not there"):
-        train(configure(compile=True))
 
 
 def test_frozen_parts_keep_weights_and_statistics(configure: Callable[..., Config], tmp_path: Path) -> None:
@@ -254,15 +249,102 @@ def test_batch_norm_forgets_a_skipped_step(configure: Callable[..., Config], tmp
     assert all(torch.equal(end[name], start[name]) for name in end)
 
 
-def test_memory_that_takes_half_a_batch(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_fits", lambda _run, size: size <= 3)
-    seen: list[int] = []
-    original = step.learn
+def parts_of(config: Config) -> int:
+    return step.count_parts(build_model(config.model, num_classes=2), config, most_boxes=2)
 
-    def learn(*args: Any, micro_batch: int) -> step.Learned:
-        seen.append(micro_batch)
-        return original(*args, micro_batch=micro_batch)
 
-    monkeypatch.setattr("fcos.training.loop.learn", learn)
-    train(configure(micro_batch="auto", batch_size=11))
-    assert seen == [3, 3]  # 11, 6, 3
+@pytest.mark.parametrize(
+    ("processes", "options", "parts"),
+    [
+        (1, {"batch_size": 8}, 1),
+        (1, {"batch_size": 8, "micro_batch": 3}, 3),
+        (1, {"batch_size": 8, "micro_batch": 99}, 1),
+        (3, {"batch_size": 8}, 1),
+        (3, {"batch_size": 8, "micro_batch": 2}, 2),
+        (3, {"batch_size": 7, "micro_batch": 1}, 3),
+        (2, {"batch_size": 8, "micro_batch": "auto"}, 1),
+    ],
+)
+def test_parts_of_a_batch(
+    configure: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+    options: dict[str, Any],
+    parts: int,
+) -> None:
+    monkeypatch.setattr(step, "world_size", lambda: processes)
+    assert parts_of(configure(**options)) == parts
+
+
+def test_memory_of_one_process_that_takes_less(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "_fits", lambda _model, _config, size, _boxes: size)
+    monkeypatch.setattr(step, "gathered", lambda size: [True, size <= 3])
+    assert parts_of(configure(micro_batch="auto", batch_size=11)) == 4  # 11, 6, then 3 images at a time
+
+
+def test_more_processes_than_images_in_a_batch(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "world_size", lambda: 5)
+    with pytest.raises(ConfigError, match=r"train\.batch_size=4: .* each of the 5 processes"):
+        parts_of(configure(batch_size=4))
+
+
+def test_synchronised_batch_norm_needs_equal_shares_of_single_images(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "world_size", lambda: 2)
+    model = {"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "sync_bn"}}
+    with pytest.raises(ConfigError, match=r"micro_batch=1: sync_bn needs .* let train\.batch_size be a multiple of 2"):
+        parts_of(configure(batch_size=3, micro_batch=1, model=model))
+    assert parts_of(configure(batch_size=5, micro_batch=2, model=model)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"freeze": ["*"]}, "nothing is left to learn; name fewer parts in train.freeze"),
+        ({"lr_factors": {"nope": 1.0}}, "no parameter has a name like"),
+        ({"compile": True}, "C\\+\\+ compiler"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_no_folder(
+    configure: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=message):
+        train(configure(**options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_batch_norm_without_parameters_is_not_frozen_by_accident() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.BatchNorm2d(2))
+    freeze_parts(model, ["1.*"])
+    assert [type(layer).__name__ for layer in model] == ["BatchNorm2d", "FrozenBatchNorm2d"]
+
+
+def test_full_memory(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    monkeypatch.setattr(fcos_module.FCOSHead, "forward", full)
+    with pytest.raises(
+        TrainingError, match=r"memory of the GPU is full \(CUDA out of .* GiB\.\); try train\.micro_batch"
+    ):
+        train(configure())
+
+
+def test_a_val_split_without_objects_wears_out_no_patience(
+    configure: Callable[..., Config], data: Path, tmp_path: Path
+) -> None:
+    tree = coco_tree()
+    tree["annotations"] = []
+    write_coco(data, tree, split="val")
+    train(configure(iterations=4, eval_every=1, patience=2))
+    assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 4

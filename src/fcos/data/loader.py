@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config import Config
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..structures import Batch, Targets, View
 from .dataset import Annotations, DetectionDataset, Sample
 from .samplers import Draw, aspect_groups, rank_part, training_draws
@@ -152,17 +152,13 @@ def build_train_loader(
         annotations: of the training split.
         start_iteration: the first batch to give.
         rank: this process.
-        world_size: number of processes.
+        world_size: number of processes, no more than there are images in a batch.
 
     Raises:
-        ConfigError: there are more processes than images in a batch.
         DataError: (while iterating) no image can be read any more.
     """
     data, batch_size, convention = config.data, config.train.batch_size, config.model.box_convention
-    if batch_size < world_size:
-        raise ConfigError(
-            f"train.batch_size={batch_size}: at least one image for each of the {world_size} processes is needed"
-        )
+    assert batch_size >= world_size
     dataset = DetectionDataset(annotations, transform=train_transform(data, convention), box_convention=convention)
     groups = aspect_groups(annotations.sizes) if data.group_by_aspect else np.zeros(len(annotations), dtype=np.int64)
 

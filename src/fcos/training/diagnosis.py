@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 from ..config import Config
 from ..data import resize_size
 from ..distributed import gathered, rank
+from ..errors import TrainingError
 from ..evaluation.loop import detecting
 from ..structures import Batch, Targets
 from .checkpoint import write
+from .optim import autocast
 from .run import LAST, Run
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 RULES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
 """Learning rate and images a step of the paper, and of the small recipe: where the linear rule starts from."""
+FOLDER = "nonfinite"
+"""In the folder of the run: the batches that gave numbers that are not finite."""
 _FAR = 4.0
 _NAMED = 5
 
@@ -54,6 +59,11 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
         yield (
             f"the backbone has random weights and {backbone.frozen_stages} stages that do not learn;"
             " use model.backbone.frozen_stages=0, or model.backbone.weights=imagenet"
+        )
+    elif fresh_backbone and any(pattern.startswith(("backbone", "*")) for pattern in settings.freeze):
+        yield (
+            f"the backbone has random weights, and train.freeze={settings.freeze} keeps some of them;"
+            " leave the option out, or use model.backbone.weights=imagenet"
         )
     rule = linear_rule(config)
     if not 1 / _FAR <= settings.lr / rule <= _FAR:
@@ -91,6 +101,22 @@ def _uncovered(config: Config, data: Annotations) -> int:
     return int((~np.any(covered, axis=0) & ~data.crowd).sum())
 
 
+@contextmanager
+def full_memory_is_told() -> Iterator[None]:
+    """Say what helps when the memory of the GPU is full.
+
+    Raises:
+        TrainingError: it is.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the memory of the GPU is full ({str(error).splitlines()[0]}); try train.micro_batch=auto,"
+            " train.precision=bfloat16, a smaller data.short_side, or, in an evaluation, a smaller eval.batch_size"
+        ) from None
+
+
 def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: float) -> str:
     """Say which number is not finite, where it comes from and what helps; the batch is saved for a closer look.
 
@@ -105,24 +131,24 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
     iteration = run.state.iteration + 1
     what = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
     numbers = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "norm of the gradients": norm}.items())
-    folder = run.folder / "nonfinite"
-    _save_batch(run, batch, iteration)
+    unkept = [problem for problem in gathered(_save_batch(run, batch, iteration)) if problem]
+    batch_is = f"could not be kept: {unkept[0]}" if unkept else f"is kept in {run.folder / FOLDER}"
     origins = [origin for part in gathered(_origins(run, batch)) for origin in part]
     names = [name for part in gathered(_files(run, batch)) for name in part]
     settings, kept = run.config.train, run.folder / LAST
+    other = "train.precision=bfloat16 or float32, " if settings.precision == "float16" else ""
     return (
         f"iteration {iteration}: the {what} not finite ({numbers}); images: {_some(names)};"
-        f" {_some(origins, '; ') or 'no image gives that alone'}; the batch is kept in {folder};"
+        f" {_some(origins, '; ') or 'no image gives that alone'}; the batch {batch_is};"
         f" {f'{kept} is from before' if kept.is_file() else 'nothing had been saved yet'};"
-        f" try a lower train.lr (now {settings.lr:g}), a longer train.warmup_iterations, or train.clip_norm=10"
+        f" try {other}a lower train.lr (now {settings.lr:g}), a longer train.warmup_iterations, or train.clip_norm=10"
     )
 
 
-def _save_batch(run: Run, batch: Batch, iteration: int) -> None:
-    """Write what a process was to learn from, as tensors and plain data (`torch.load` reads it)."""
+def _save_batch(run: Run, batch: Batch, iteration: int) -> str:
+    """Write what a process was to learn from, as tensors and plain data (`torch.load` reads it); why it failed."""
     assert batch.targets is not None
-    folder = run.folder / "nonfinite"
-    folder.mkdir(exist_ok=True)
+    folder = run.folder / FOLDER
     content = {
         "iteration": iteration,
         "files": _files(run, batch),
@@ -131,7 +157,12 @@ def _save_batch(run: Run, batch: Batch, iteration: int) -> None:
         **{name: tensor.cpu() for name, tensor in batch.targets._asdict().items()},
         "class_names": list(run.train_data.class_names),
     }
-    write(folder / f"iteration_{iteration}_process_{rank()}.pt", content)
+    try:
+        folder.mkdir(exist_ok=True)
+        write(folder / f"iteration_{iteration}_process_{rank()}.pt", content)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _files(run: Run, batch: Batch) -> list[str]:
@@ -144,7 +175,7 @@ def _origins(run: Run, batch: Batch) -> list[str]:
     found: list[str] = []
     for i, file in enumerate(_files(run, batch)):
         image = slice(i, i + 1)
-        with detecting(run.model):
+        with detecting(run.model), autocast(run.device, run.config.train.precision):
             outputs = run.model(batch.images[image], batch.sizes[image])
             if all(level.isfinite().all() for levels in outputs for level in levels):
                 found += [f"{file}: {text}" for text in _bad_boxes(run, outputs, batch.targets.of(image))]

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Config
 from ..config_backbones import is_own
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
+from ..data.source import plural
 from ..distributed import (
     by_the_first,
     join_processes,
@@ -37,13 +40,13 @@ from ..reporting.record import Splits
 from ..reporting.report import write_report
 from .budget import IterationLength, Length, TimeLength
 from .checkpoint import Checkpoint, load_checkpoint, start_from
-from .diagnosis import RULES, linear_rule, start_warnings
+from .diagnosis import RULES, full_memory_is_told, linear_rule, start_warnings
 from .folder import BEST, find_folder, load_last, new_folder
 from .logs import Place, RunLog, Step
-from .optim import freeze_parts, learning_rate_factor, set_learning_rate
+from .optim import freeze_parts, learning_rate_factor, parameter_settings, set_learning_rate
 from .pictures import save_pictures
 from .run import Interruption, Run
-from .step import compile_parts, learn, micro_batch_size
+from .step import compile_parts, count_parts, learn, require_compiler
 
 MEASURE_AT = 0.25
 """Share of a wall-clock budget after which its end is measured: the model detects enough by then to be typical."""
@@ -62,6 +65,7 @@ class TrainResult:
     metrics: dict[str, float]
 
 
+@full_memory_is_told()
 @lost_processes_are_told()
 def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = time.monotonic) -> TrainResult:
     """Train a detector, evaluate it, and leave everything in a folder.
@@ -76,23 +80,17 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         DataError: see `load_annotations`.
         WeightsError: weights to start from that cannot be read or do not fit.
         TrainingError: the loss or its gradients are not finite any more, or another process is gone; weights/last.pt is
-            of before. Or the end of the run could not be saved.
+            of before. Or the memory of the GPU is full, or the end of the run could not be saved.
         KeyboardInterrupt: Ctrl-C or SIGTERM, to any of the processes; weights/last.pt is of the last step.
     """
     started = clock()
     settings = config.train
     device = resolve_device(config.device)
     join_processes(device)
-    run, origin = _set_up(config, name, device, lambda: clock() - started)
-    if settings.compile:
-        compile_parts(run.model)
-    micro_batch = micro_batch_size(run)
-    learner = DistributedDataParallel(run.model) if world_size() > 1 else run.model
-    state, length = run.state, _length(run)
-    loader = together(
-        lambda: build_train_loader(
-            config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
-        )
+    run, parts, origin = _set_up(config, name, device, lambda: clock() - started)
+    learner, state, length = _learner(run), run.state, _length(run)
+    loader = build_train_loader(
+        config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
     )
     with (
         RunLog(
@@ -100,9 +98,12 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         ) as log,
         Interruption(run, log) as interruption,
     ):
-        log.message(_introduction(run, origin, micro_batch))
+        log.message(_introduction(run, origin, parts))
         _warn_of_warmup(run, length.total(0), log)
         place = run.place(_total(length, state.iteration))
+        # Length and `eval_every` may be others than when it was last evaluated.
+        before = max(state.evaluated_at, 0)
+        state.marks = _marks(run, place._replace(iteration=before, fraction=before / _total(length, state.iteration)))
         if _evaluation_due(run, place):  # the run was stopped before it was done
             _evaluate(run, log, interruption, place)
         batches = iter(loader)
@@ -112,7 +113,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             waited = clock() - began
             factor = learning_rate_factor(state.iteration, total, settings)
             set_learning_rate(run.optimizer, factor)
-            learned = learn(learner, batch, run, interruption, micro_batch=micro_batch)
+            learned = learn(learner, batch, run, interruption, parts=parts)
             step = Step(
                 losses=learned.losses,
                 lr=settings.lr * factor,
@@ -139,15 +140,15 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             if _evaluation_due(run, place):
                 _evaluate(run, log, interruption, place)
             if isinstance(length, TimeLength) and length.measured_end is None and place.fraction >= MEASURE_AT:
-                length.measured_end = _measure_end(run, 0.02 * length.seconds, clock)
+                length.measured_end = _measure_end(run, 0.02 * length.seconds, clock, interruption)
                 _warn_of_warmup(run, total, log)
 
         _finish(run, log, interruption)
     return TrainResult(run.folder, state.best)
 
 
-def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, str]:
-    """What to learn from, what learns and where it is kept; and a line that says where its weights come from."""
+def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, int, str]:
+    """What to learn from, what learns and where it is kept; the parts of a batch; where the weights come from."""
     launch_key = f"fcos/{next(_trainings)}"
     folder = by_the_first(lambda: find_folder(config, name, launch_key=launch_key))
     train_data, val_data = together(lambda: _load_data(config))
@@ -158,6 +159,7 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
         with_gpu_batch_norm(model)
     # Channels last: a tenth faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
+    parts = together(lambda: _check(config, model, train_data))
     folder = folder or by_the_first(lambda: new_folder(config, name))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
@@ -165,7 +167,25 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     by_the_first(run.save_config)
     if rank() == 0:
         remember(launch_key, str(folder))
-    return run, f"{note}\n{origin}" if note else origin
+    return run, parts, f"{note}\n{origin}" if note else origin
+
+
+def _check(config: Config, model: FCOS, data: Annotations) -> int:
+    """Refuse what cannot be trained, before there is a folder; in how many parts a batch is learned."""
+    parameter_settings(model, config.train)
+    if config.train.compile:
+        require_compiler(model.pixel_mean.device)
+    return count_parts(model, config, most_boxes=int(np.diff(data.offsets).max(initial=0)))
+
+
+def _learner(run: Run) -> nn.Module:
+    """The model, compiled if wanted, and wrapped where several processes learn together."""
+    if run.config.train.compile:
+        compile_parts(run.model)
+    if world_size() == 1:
+        return run.model
+    # A backbone of one's own may have parameters that its maps do not depend on.
+    return DistributedDataParallel(run.model, find_unused_parameters=is_own(run.config.model.backbone.name))
 
 
 _trainings = itertools.count()
@@ -239,11 +259,15 @@ def _report_unassigned(run: Run, log: RunLog) -> None:
 
 def _evaluation_due(run: Run, place: Place) -> bool:
     """Whether the run has just passed a multiple of `eval_every`; the end of the run is another matter."""
+    return run.val_data is not None and place.fraction < 1 and _marks(run, place) > run.state.marks
+
+
+def _marks(run: Run, place: Place) -> int:
+    """How many multiples of `eval_every` are passed."""
     every = run.config.train.eval_every
-    if every is None or run.val_data is None or place.fraction >= 1:
-        return False
-    position = place.iteration if every >= 1 else place.fraction
-    return math.floor(position / every + 1e-9) > run.state.evaluations
+    if every is None:
+        return 0
+    return math.floor((place.iteration if every >= 1 else place.fraction) / every + 1e-9)
 
 
 def _out_of_patience(run: Run) -> bool:
@@ -264,7 +288,7 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -
     run.save_last()
     evaluation = evaluate(run.detector, run.val_data, run.config, device=run.device, progress=progress)
     run.state.evaluations += 1
-    run.state.evaluated_at = run.state.iteration
+    run.state.evaluated_at, run.state.marks = run.state.iteration, _marks(run, place)
     run.save_if_best(evaluation)
     log.evaluation(place, evaluation.metrics)
     run.save_last(evaluation)
@@ -312,7 +336,7 @@ class _Enough(Exception):
     """Ends an evaluation whose speed is known."""
 
 
-def _measure_end(run: Run, seconds: float, clock: Callable[[], float]) -> float:
+def _measure_end(run: Run, seconds: float, clock: Callable[[], float], interruption: Interruption) -> float:
     """Estimate the seconds that the end of the run takes, three savings and an evaluation, in about `seconds`."""
     began = clock()
     run.save_last()
@@ -323,6 +347,8 @@ def _measure_end(run: Run, seconds: float, clock: Callable[[], float]) -> float:
     marks: list[tuple[float, int, int]] = []
 
     def progress(done: int, total: int) -> None:
+        if interruption.requested:
+            raise KeyboardInterrupt  # all has just been saved
         marks.append((clock(), done, total))
         if len(marks) > 1 and clock() - began > seconds and world_size() == 1:  # several evaluate together to the end
             raise _Enough
@@ -335,17 +361,22 @@ def _measure_end(run: Run, seconds: float, clock: Callable[[], float]) -> float:
     return saving + clock() - began
 
 
-def _introduction(run: Run, origin: str, micro_batch: int) -> str:
+def _introduction(run: Run, origin: str, parts: int) -> str:
     """What is trained, on what, from what, and how; then what had better be mended first."""
     train_data, val_data, settings = run.train_data, run.val_data, run.config.train
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
-    val = f"{len(val_data)} val images" if val_data is not None else "no val split, the last weights become best.pt"
+    val = (
+        plural(len(val_data), "val image") if val_data is not None else "no val split, the last weights become best.pt"
+    )
+    counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
     rule, images = RULES[settings.optimizer]
+    processes = world_size()
+    at_a_time = -(-settings.batch_size // (processes * parts))
     lines = [
         f"run: {run.folder}, on {run.device}, {parameters:.1f} M parameters",
-        f"data: {len(train_data)} images, {len(train_data.boxes)} boxes, {len(train_data.class_names)} classes; {val}",
+        f"data: {', '.join(plural(count, noun) for count, noun in counts)}; {val}",
         origin,
-        f"step: {settings.batch_size} images over {world_size()} processes, at most {micro_batch} at a time; learning"
+        f"step: {plural(settings.batch_size, 'image')} over {plural(processes, 'process')}, at most {at_a_time} at a time; learning"
         f" rate {settings.lr:g}, by the linear rule {linear_rule(run.config):g} ({rule:g} for {images} images)",
     ]
     fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None

@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule and weight averaging.
+"""Optimiser, learning-rate schedule, arithmetic and weight averaging.
 
 The rules are the original's (numbers in tests/parity/goldens): one learning rate and weight decay per trainable
 parameter, decided by its name alone; `optimizer.step()` before the schedule advances.
@@ -10,7 +10,7 @@ import copy
 import fnmatch
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def freeze_parts(model: nn.Module, patterns: Sequence[str]) -> None:
     frozen = {name for pattern in patterns for name in _named_like(pattern, model, option="train.freeze")}
     for path, module in list(model.named_modules()):
         names = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
-        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and frozen.issuperset(names):
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and names and frozen.issuperset(names):
             model.set_submodule(path, freeze(module))
     for name, parameter in model.named_parameters():
         if name in frozen:
@@ -68,7 +68,7 @@ def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterS
     like all others. `lr_factors` multiply the rates of what their patterns name.
 
     Raises:
-        ConfigError: a pattern that fits no parameter.
+        ConfigError: a pattern that fits no parameter; or nothing learns.
     """
     factors: dict[str, float] = {}
     for pattern, factor in config.lr_factors.items():
@@ -82,6 +82,8 @@ def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterS
             if ".offset." in name:
                 rate *= config.offset_lr_factor
             settings.append(ParameterSetting(name, parameter, rate, decay))
+    if not settings:
+        raise ConfigError("nothing is left to learn; name fewer parts in train.freeze")
     return settings
 
 
@@ -90,6 +92,9 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
     Every group remembers its rate before the schedule as `initial_lr`. The fused kernels are used: the same numbers
     within one rounding, in a third of the time on the CPU.
+
+    Raises:
+        ConfigError: see `parameter_settings`.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for setting in parameter_settings(model, config):
@@ -101,6 +106,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     if config.optimizer == "adamw":
         return AdamW(options, lr=config.lr, fused=True)
     return SGD(options, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+def autocast(device: torch.device, precision: Literal["float32", "bfloat16", "float16"]) -> torch.autocast:
+    """The arithmetic of backbone and head; losses and boxes keep to float32 themselves."""
+    dtype = getattr(torch, precision)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def learning_rate_factor(step: int, total: float, config: TrainConfig) -> float:

@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ..config import Config
 from ..data.loader import padded_size
+from ..data.samplers import rank_part
 from ..distributed import gathered, mean_over_processes, world_size
 from ..errors import ConfigError, TrainingError
 from ..models import FCOS
 from ..structures import Batch, Losses, Targets
 from .diagnosis import explain_non_finite
+from .optim import autocast
 from .run import Interruption, Run
 
 SKIPS = 10
 """So many steps in a row that are skipped for numbers that are not finite end a run all the same."""
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Learned(NamedTuple):
@@ -46,58 +48,86 @@ class Learned(NamedTuple):
     skipped: str = ""
 
 
-def compile_parts(model: FCOS) -> None:
-    """Compile backbone, pyramid and head with torch.compile, when they first run; losses stay as they are.
+def require_compiler(device: torch.device) -> None:
+    """Be sure that torch.compile finds what it needs.
 
     Raises:
         ConfigError: there is no C++ compiler for the CPU.
     """
     compiler = os.environ.get("CXX", "g++")
-    if model.pixel_mean.device.type == "cpu" and shutil.which(compiler) is None:
+    if device.type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(
             f"train.compile: torch.compile needs a C++ compiler on the CPU, and {compiler} is not there; install one"
             " (apt-get install g++), name it in CXX, or leave the option out"
         )
+
+
+def compile_parts(model: FCOS) -> None:
+    """Compile backbone, pyramid and head with torch.compile, when they first run; losses stay as they are."""
     for part in (model.get_submodule("backbone"), model.fpn, model.head):
         part.compile()
 
 
-def micro_batch_size(run: Run) -> int:
-    """How many images go through the network at a time, the same number on all processes; see `train.micro_batch`."""
-    settings = run.config.train
-    share = -(-settings.batch_size // world_size())
-    if settings.micro_batch != "auto":
-        return min(settings.micro_batch or share, share)
-    size = share
-    while size > 1 and not _fits(run, size):
-        size = -(-size // 2)
-    return min(gathered(size))
+def count_parts(model: FCOS, config: Config, *, most_boxes: int) -> int:
+    """In how many parts a batch goes through the network, the same number on all processes; see `train.micro_batch`.
+
+    Args:
+        model: on its device.
+        config: of the run.
+        most_boxes: of an image.
+
+    Raises:
+        ConfigError: there are more processes than images in a batch, or, with `sync_bn`, than all parts need.
+    """
+    batch_size, micro_batch, count = config.train.batch_size, config.train.micro_batch, world_size()
+    if batch_size < count:
+        raise ConfigError(
+            f"train.batch_size={batch_size}: at least one image for each of the {count} processes is needed"
+        )
+    most = -(-batch_size // count)
+    if micro_batch == "auto":
+        micro_batch = most
+        while micro_batch > 1 and not all(gathered(_fits(model, config, micro_batch, most_boxes))):
+            micro_batch = -(-micro_batch // 2)
+    parts = -(-most // (micro_batch or most))
+    if parts > batch_size // count and config.model.backbone.norm == "sync_bn":
+        raise ConfigError(
+            f"train.micro_batch={micro_batch}: sync_bn needs as many parts on all {count} processes, but some have"
+            f" {batch_size // count} images of a batch and others {most}; let train.batch_size be a multiple of {count}"
+        )
+    return parts
 
 
-def _fits(run: Run, size: int) -> bool:
+def _fits(model: FCOS, config: Config, size: int, most_boxes: int) -> bool:
     """Whether the memory of the GPU takes so many of the largest images; on a CPU nobody can tell, so it does."""
-    if run.device.type != "cuda":
+    device, data = model.pixel_mean.device, config.data
+    if device.type != "cuda":
         return True
-    data = run.config.data
-    # Batches are of one orientation: this is the largest that there is, up to the rounding of the padding.
-    height, width = padded_size((data.largest_short_side, data.max_side), data.size_divisor)
-    images = torch.zeros(size, 3, height, width, dtype=torch.uint8, device=run.device)
-    sizes = torch.tensor([[height, width]] * size, device=run.device)
+    # Where a batch may have both orientations, it is padded to a square.
+    short_side = data.largest_short_side if data.group_by_aspect else data.max_side
+    height, width = padded_size((short_side, data.max_side), data.size_divisor)
+    images = torch.zeros(size, 3, height, width, dtype=torch.uint8, device=device)
+    sizes = torch.tensor([[height, width]] * size, device=device)
     box, label = torch.tensor([[0.0, 0.0, width, height]]), torch.tensor([0])
-    targets = Targets.pad([box.expand(100, 4)] * size, [label.expand(100)] * size).to(run.device)
+    targets = Targets.pad([box.expand(most_boxes, 4)] * size, [label.expand(most_boxes)] * size).to(device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.reset_peak_memory_stats(device)
+    model.eval()  # batch norm must neither learn from this nor wait for other processes
     try:
-        with _autocast(run):
-            losses = run.model(images, sizes, targets, torch.ones(2, device=run.device))
+        with autocast(device, config.train.precision):
+            losses = model(images, sizes, targets, torch.ones(2, device=device))
         torch.stack(list(losses.terms.values())).sum().backward()
-        return True
+        # A fifth is left for what a run has besides: the optimiser's state, buckets of gradients, gaps.
+        return torch.cuda.max_memory_allocated(device) < 0.8 * total
     except torch.OutOfMemoryError:
         return False
     finally:
-        run.optimizer.zero_grad(set_to_none=True)
+        model.train()
+        model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
 
 
-def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption, *, micro_batch: int) -> Learned:
+def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption, *, parts: int) -> Learned:
     """Learn from a batch.
 
     Args:
@@ -105,7 +135,7 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
         batch: the part of this process.
         run: whose optimiser, loss scale and weight average are used.
         interruption: tells whether this process was asked to stop.
-        micro_batch: images that go through the network at a time; the gradients of all are added up.
+        parts: that go through the network one after the other; the gradients of all are added up.
 
     Raises:
         TrainingError: a loss term or the norm of the gradients is not finite, and `train.on_nonfinite` says stop; or
@@ -115,7 +145,7 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
     batch = batch.to(run.device)
     statistics = [(buffer, buffer.clone()) for buffer in _batch_statistics(run.model)]
     run.optimizer.zero_grad(set_to_none=True)
-    losses = _accumulate(learner, batch, run, micro_batch)
+    losses = _accumulate(learner, batch, run, parts)
     run.scaler.unscale_(run.optimizer)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters])
@@ -148,20 +178,22 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
     return Learned(named, grad_norm, round(boxes * count), round(unassigned * count), stops > 0, skipped)
 
 
-def _accumulate(learner: nn.Module, batch: Batch, run: Run, micro_batch: int) -> Losses:
+def _accumulate(learner: nn.Module, batch: Batch, run: Run, parts: int) -> Losses:
     """Add up losses and gradients over parts of a batch; they are those of the whole."""
     images, sizes, targets, *_ = batch
     assert targets is not None
     terms: dict[str, Tensor] = {}
     unassigned = torch.zeros((), dtype=torch.int64, device=run.device)
     normalizers: Tensor | None = None
-    for start in range(0, len(images), micro_batch):
-        part = slice(start, start + micro_batch)
-        more = start + micro_batch < len(images)
-        with learner.no_sync() if more and isinstance(learner, DistributedDataParallel) else nullcontext():
+    parts = min(parts, len(images))
+    for number in range(parts):
+        rows = rank_part(range(len(images)), number, parts)
+        part = slice(rows[0], rows[-1] + 1)
+        last = number == parts - 1
+        with learner.no_sync() if isinstance(learner, DistributedDataParallel) and not last else nullcontext():
             # The first part gets the targets of all: by their number the losses of all are divided.
             own = targets if normalizers is None else targets.of(part)
-            with _autocast(run):
+            with autocast(run.device, run.config.train.precision):
                 losses: Losses = learner(images[part], sizes[part], own, normalizers)
             run.scaler.scale(torch.stack(list(losses.terms.values())).sum()).backward()
         terms = {name: terms.get(name, 0) + term.detach() for name, term in losses.terms.items()}
@@ -169,11 +201,6 @@ def _accumulate(learner: nn.Module, batch: Batch, run: Run, micro_batch: int) ->
         normalizers = losses.normalizers
     assert normalizers is not None
     return Losses(terms, unassigned, normalizers)
-
-
-def _autocast(run: Run) -> torch.autocast:
-    dtype = PRECISIONS[run.config.train.precision]
-    return torch.autocast(run.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def _batch_statistics(model: nn.Module) -> list[Tensor]:
