@@ -88,9 +88,7 @@ def test_warnings_are_said_once_at_the_start(
     train(configure(lr=1e-4))
     out = capsys.readouterr().out
     assert out.count("warning: train.lr=0.0001 is 0.08 times what is usual") == 1
-    assert (
-        "step: 2 images over 1 processes, at most 2 at a time; learning rate 0.0001, by the linear rule 0.00125" in out
-    )
+    assert "step: 2 images over 1 process, at most 2 at a time; learning rate 0.0001, by the linear rule 0.00125" in out
 
 
 def refused(config: Config) -> str:

@@ -365,19 +365,18 @@ def _introduction(run: Run, origin: str, parts: int) -> str:
     """What is trained, on what, from what, and how; then what had better be mended first."""
     train_data, val_data, settings = run.train_data, run.val_data, run.config.train
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
-    val = (
-        plural(len(val_data), "val image") if val_data is not None else "no val split, the last weights become best.pt"
-    )
+    val = "no val split, the last weights become best.pt" if val_data is None else plural(len(val_data), "val image")
     counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
     rule, images = RULES[settings.optimizer]
-    processes = world_size()
-    at_a_time = -(-settings.batch_size // (processes * parts))
+    at_a_time = -(-settings.batch_size // (world_size() * parts))
+    share = (
+        f"{plural(settings.batch_size, 'image')} over {plural(world_size(), 'process')}, at most {at_a_time} at a time"
+    )
     lines = [
         f"run: {run.folder}, on {run.device}, {parameters:.1f} M parameters",
         f"data: {', '.join(plural(count, noun) for count, noun in counts)}; {val}",
         origin,
-        f"step: {plural(settings.batch_size, 'image')} over {plural(processes, 'process')}, at most {at_a_time} at a time; learning"
-        f" rate {settings.lr:g}, by the linear rule {linear_rule(run.config):g} ({rule:g} for {images} images)",
+        f"step: {share}; learning rate {settings.lr:g}, by the linear rule {linear_rule(run.config):g} ({rule:g} for {images} images)",
     ]
     fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None
     lines += [f"warning: {text}" for text in start_warnings(run.config, train_data, fresh_backbone=fresh)]
