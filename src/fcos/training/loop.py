@@ -376,7 +376,8 @@ def _introduction(run: Run, origin: str, parts: int) -> str:
         f"run: {run.folder}, on {run.device}, {parameters:.1f} M parameters",
         f"data: {', '.join(plural(count, noun) for count, noun in counts)}; {val}",
         origin,
-        f"step: {share}; learning rate {settings.lr:g}, by the linear rule {linear_rule(run.config):g} ({rule:g} for {images} images)",
+        f"step: {share}; learning rate {settings.lr:g}, by the linear rule {linear_rule(run.config):g}"
+        f" ({rule:g} for {images} images)",
     ]
     fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None
     lines += [f"warning: {text}" for text in start_warnings(run.config, train_data, fresh_backbone=fresh)]
