@@ -41,9 +41,7 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log.txt"
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            ["tiny_backbone", "fcos.api", "fcos.training.loop", "torch.utils.tensorboard.writer", "torch._dynamo"]
-        )
+        self._context.set_forkserver_preload(["tiny_backbone", "fcos.api", "fcos.training.loop", "torch._dynamo"])
 
     def start(self, *words: object) -> BaseProcess:
         self.log.write_text("")

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import csv
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fcos.config import Config
+from fcos.errors import TrainingError
 from fcos.training import logs
 from fcos.training.logs import COLUMNS, Place, RunLog, Step
 
@@ -92,14 +98,78 @@ def test_a_continued_run_replaces_the_rows_that_it_does_again(tmp_path: Path) ->
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     with RunLog(tmp_path, config(1)) as log:
         log.step(place(1), step(2.0))
         log.evaluation(place(1), {"AP": 0.5})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Scalars("train/loss_cls")[0].value == 2.0
     assert events.Scalars("val/AP")[0].value == 0.5
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes: as on a full disk, what still fits is written, and the rest is an error."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_rows_that_a_full_disk_did_not_take_follow_when_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog(tmp_path, config(1)) as log:
+        log.step(place(1), step())
+        (board,) = tmp_path.glob("events.*")
+        for path in (tmp_path / "metrics.csv", board):  # each of them is cut in the middle of a row
+            with files_up_to(path.stat().st_size + 30):
+                log.step(place(2), step())
+            log.step(place(3), step())
+    assert [row["iteration"] for row in rows(tmp_path)] == ["1", "2", "3", "2", "3"]
+    assert all(None not in row.values() for row in rows(tmp_path))
+    events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}, purge_orphaned_data=False).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 2, 3]
+    told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert told == [f"warning: {tmp_path / 'metrics.csv'}: not saved: [Errno 27] File too large; make room"]
+
+
+def test_a_disk_that_stays_full_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path, config(1)) as log, files_up_to((tmp_path / "metrics.csv").stat().st_size):
+        for i in range(1, 300):
+            log.step(place(i), step())
+        log.__exit__()
+    assert rows(tmp_path) == []
+    out, err = capfd.readouterr()
+    assert out.count("warning") == 1
+    assert err == ""
+
+
+def test_a_table_with_a_word_that_is_no_split(tmp_path: Path) -> None:
+    with RunLog(tmp_path, config(1)) as log:
+        for i in range(1, 4):
+            log.step(place(i), step())
+    table = tmp_path / "metrics.csv"
+    table.write_text(table.read_text().replace("0.0333333,train", "0.0333333,tra"))
+    with RunLog(tmp_path, config(1), iteration=3):
+        pass
+    assert [row["iteration"] for row in rows(tmp_path)] == ["1", "3"]
+
+
+def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path) -> None:
+    message = re.escape(f"{tmp_path}: nothing can be written there: [Errno 27] File too large; make room")
+    with files_up_to(10), pytest.raises(TrainingError, match=message):
+        RunLog(tmp_path, config(1))
+
+
+def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path: Path) -> None:
+    for iteration, loss in ((0, 1.0), (2, 2.0)):
+        with RunLog(tmp_path, config(1), iteration=iteration) as log:
+            for i in range(iteration + 1, 5):
+                log.step(place(i), step(loss))
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss_cls")] == [(1, 1), (2, 1), (3, 2), (4, 2)]
 
 
 def test_lines_where_there_is_no_terminal(

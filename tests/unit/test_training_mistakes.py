@@ -41,6 +41,13 @@ def test_a_folder_that_holds_a_run(configure: Callable[..., Config]) -> None:
     assert "holds a run already; continue it with train.resume=true" in refused(config)
 
 
+@pytest.mark.parametrize("below", ["", "cells"])
+def test_a_file_where_the_folder_should_be(configure: Callable[..., Config], tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    config = configure().model_copy(update={"output_dir": tmp_path / "file" / below})
+    assert f"output_dir: {tmp_path / 'file'} is a file; expected a folder" in refused(config)
+
+
 def test_nothing_to_continue(configure: Callable[..., Config]) -> None:
     assert "train.resume: no weights/last.pt in" in refused(resume(configure()))
 

@@ -74,6 +74,24 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_can_be_continued
         assert "AP" in saved.metrics
 
 
+def test_a_disk_that_is_full_at_the_start_is_named_and_the_config_of_before_stays(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(configure(iterations=1)).run
+    before = {path: path.read_bytes() for path in (run / "config.yaml", run / "environment.json")}
+
+    def write_half(path: Path, text: str, **_: Any) -> None:
+        path.write_bytes(text[:10].encode())
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(TrainingError) as caught:
+        train(resume(configure(iterations=2)))
+    assert str(caught.value).startswith(f"{run}: nothing can be written there: [Errno 28] No space left on device")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(run.glob(".*"))
+
+
 def test_a_run_that_had_saved_nothing_starts_from_the_beginning(
     configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..distributed import world_size
+from .folder import write_text
 
 FILE = "environment.json"
 
@@ -18,7 +19,7 @@ FILE = "environment.json"
 def save_environment(folder: Path, device: torch.device) -> None:
     """Write `environment.json` into the folder of a run, of what runs it from now on."""
     text = json.dumps(environment(device), indent=1, ensure_ascii=False)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / FILE, text + "\n")
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from ..config import Config
 from ..distributed import recalled
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, TrainingError, WeightsError
 from .checkpoint import Checkpoint, generations, load_checkpoint
 
 LAST = Path("weights/last.pt")
@@ -31,12 +32,15 @@ def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | No
             run continues there, whatever the config says.
 
     Raises:
-        ConfigError: nothing to continue; or a run is there already and should not be continued.
+        ConfigError: nothing to continue; a run is there already and should not be continued; or a file is in the way.
     """
     before = recalled(launch_key)
     if before is not None:
         return Path(before)
     folder = config.output_dir
+    for path in (folder or RUNS, *(folder or RUNS).parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"output_dir: {path} is a file; expected a folder, or a name that is free")
     if config.train.resume:
         folder = folder or _newest(name)
         if folder is None or not _files(folder):
@@ -133,12 +137,28 @@ def load_last(folder: Path) -> Continued:
     return Continued(None, f"nothing was saved in {folder} yet: starting from the beginning")
 
 
-def write_config(folder: Path, config: Config) -> None:
-    """Write config.yaml; one that is there stays whole until then.
+def write_text(path: Path, text: str) -> None:
+    """Write a file; one that is there stays whole until then.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    temporary = folder / f".{CONFIG}.tmp"
-    temporary.write_text(config.to_yaml(), encoding="utf-8")
-    os.replace(temporary, folder / CONFIG)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def names_folder(folder: Path) -> Iterator[None]:
+    """Say which folder it is that cannot be written; of a full disk the system does not.
+
+    Raises:
+        TrainingError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"{folder}: nothing can be written there: {error}; make room, then start again") from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import socket
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +17,14 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..config import Config
 from ..distributed import rank
 from ..evaluation.coco import METRICS
+from .folder import names_folder
 
 LOSSES = ("loss_cls", "loss_box", "loss_centerness", "loss_iou_quality")
 COLUMNS = (
@@ -107,13 +113,14 @@ class RunLog:
         display.add_row(self._bar)
         display.add_row(self._status)
         self._live = Live(display, console=self._console, transient=True, refresh_per_second=4)
+        self._table = folder / "metrics.csv"
+        self._told = False  # that a file cannot be written
         if self.enabled:
-            from torch.utils.tensorboard.writer import SummaryWriter
-
             summed_up = iteration - len(self._steps)
-            self._file = _open_rows(folder / "metrics.csv", {"train": summed_up, "val": iteration}, evaluations)
-            self._rows = csv.DictWriter(self._file, COLUMNS, restval="")
-            self._board = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else None)
+            with names_folder(folder):
+                self._file = _open_rows(self._table, {"train": summed_up, "val": iteration}, evaluations)
+                self._rows = csv.DictWriter(self._file, COLUMNS, restval="")
+                self._board = _Board(folder, iteration)
 
     def __enter__(self) -> RunLog:
         if self.enabled and self._console.is_terminal:
@@ -124,8 +131,9 @@ class RunLog:
         if self.enabled:
             self.sum_up()
             self._live.stop()
-            self._board.close()
-            self._file.close()
+            for file in (self._board, self._file):
+                with self._full_disk_told():
+                    file.close()
 
     def message(self, text: str) -> None:
         """Print a line, above the progress bar if there is one."""
@@ -182,11 +190,21 @@ class RunLog:
     def _write(self, split: str, place: Place, row: Mapping[str, float]) -> None:
         values = {"epoch": place.epoch, "minutes": place.minutes, **row}
         texts = {name: f"{value:.6g}" for name, value in values.items()}
-        with suppress(OSError):  # a full disk ends no training; the row is written with the next one
+        with self._full_disk_told():
             self._rows.writerow({"iteration": place.iteration, "split": split, **texts})
             self._file.flush()
-        for name, value in row.items():
-            self._board.add_scalar(f"{split}/{name}", value, place.iteration)
+        with self._full_disk_told():
+            self._board.add(place.iteration, {f"{split}/{name}": value for name, value in row.items()})
+
+    @contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        """A full disk ends no training: what was not written is written with the next row, if there is room then."""
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                self.message(f"warning: {self._table}: not saved: {error}; make room")
 
     def _show(self, place: Place, row: Mapping[str, float]) -> None:
         now = time.monotonic()
@@ -210,7 +228,11 @@ def _open_rows(path: Path, limits: Mapping[str, int], evaluations: int) -> Any:
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]  # the last one may be cut short
-        kept = [row for row in rows if row["iteration"].isdigit() and int(row["iteration"]) <= limits[row["split"]]]
+        kept = [
+            row
+            for row in rows
+            if row["iteration"].isdecimal() and int(row["iteration"]) <= limits.get(row["split"], -1)
+        ]
         again = [row for row in kept if row["split"] == "val"][evaluations:]  # killed between the row and the saving
         kept = [row for row in kept if row not in again]
     new = path.with_suffix(".new")
@@ -220,6 +242,34 @@ def _open_rows(path: Path, limits: Mapping[str, int], evaluations: int) -> Any:
         writer.writerows(kept)
     new.replace(path)
     return path.open("a", newline="", encoding="utf-8")
+
+
+class _Board:
+    """TensorBoard's file. Its own writer has a thread, which a full disk ends with a traceback.
+
+    Args:
+        folder: of the run.
+        iteration: where a continued run stands; what earlier files have of the steps beyond it is forgotten.
+    """
+
+    def __init__(self, folder: Path, iteration: int) -> None:
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("ab"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=iteration + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Write what a step or an evaluation was like."""
+        entries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(step=iteration, summary=Summary(value=entries))
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._records.close()
+
+    def _write(self, **content: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
+        self._records.flush()
 
 
 def _duration(seconds: float) -> str:

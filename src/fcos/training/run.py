@@ -19,7 +19,7 @@ from ..errors import ConfigError, TrainingError
 from ..evaluation.report import save_evaluation
 from .checkpoint import Checkpoint, fill, save_checkpoint
 from .environment import save_environment
-from .folder import BEST, CONFIG, LAST, write_config
+from .folder import BEST, CONFIG, LAST, names_folder, write_text
 from .logs import Place, RunLog, Step
 from .optim import WeightAverage, build_optimizer
 
@@ -110,8 +110,9 @@ class Run:
     def save_config(self) -> None:
         """Write config.yaml, not before it is known that the run can be continued with it, and environment.json."""
         if rank() == 0:
-            write_config(self.folder, self.config)
-            save_environment(self.folder, self.device)
+            with names_folder(self.folder):
+                write_text(self.folder / CONFIG, self.config.to_yaml())
+                save_environment(self.folder, self.device)
 
     @property
     def device(self) -> torch.device:
