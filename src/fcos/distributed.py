@@ -134,7 +134,8 @@ def lost_processes_are_told() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if world_size() == 1 or not (isinstance(error, dist.DistError) or any(word in text for word in _LOST)):
+        unreachable = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+        if world_size() == 1 or not (unreachable or any(words in text for words in _LOST)):
             raise
         reason = text.splitlines()[0].partition(". ")[0]
         raise TrainingError(
@@ -142,7 +143,16 @@ def lost_processes_are_told() -> Iterator[None]:
         ) from None
 
 
-_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo")
+_LOST = (
+    "Connection closed by peer",  # gloo
+    "Connection reset by peer",
+    "Broken pipe",
+    "Application timeout caused pair closure",
+    "Timed out waiting",
+    "connectFullMesh failed",
+    "remote process exited",  # nccl
+)
+"""What the backends say of a process that is gone; of other mistakes, as collectives that do not match, they do not."""
 
 
 def remember(key: str, value: str) -> None:
@@ -234,6 +244,12 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if device.index is not None and processes > 1:
+            raise ConfigError(
+                f"device: {name!r} is one GPU for the {processes} processes of this machine; give device=cuda, by which"
+                " each has its own"
+            )
         if index >= count:
             raise ConfigError(f"device: {name!r} is not there, this machine has {count} CUDA devices; try device=auto")
         return torch.device("cuda", index)

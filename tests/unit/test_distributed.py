@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
-from fcos.distributed import mean_over_processes, rank, resolve_device, same_everywhere, world_size
-from fcos.errors import ConfigError
+from fcos import distributed
+from fcos.distributed import (
+    lost_processes_are_told,
+    mean_over_processes,
+    orphaned,
+    rank,
+    resolve_device,
+    same_everywhere,
+    world_size,
+)
+from fcos.errors import ConfigError, TrainingError
 
 
 def test_one_process_is_the_first_of_one() -> None:
@@ -27,3 +38,56 @@ def test_auto_finds_a_device() -> None:
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(ConfigError, match=f"device: .*{name}"):
         resolve_device(name)
+
+
+def test_one_gpu_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="device: 'cuda:1' is one GPU for the 2 processes of this machine; give"):
+        resolve_device("cuda:1")
+
+
+LOST = [
+    "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:4711",
+    "[../gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 1800000ms for recv operation to complete",
+    "NCCL error in: ../NCCLUtils.cpp:77, remote process exited or there was a network error, NCCL version 2.27",
+]
+OTHERS = [
+    "[enforce fail at ../gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 8 vs 4",
+    "NCCL error in: ../NCCLUtils.cpp:77, invalid usage; Duplicate GPU detected : rank 0 and rank 1 both on CUDA 0",
+]
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, torch.distributed.DistBackendError])
+@pytest.mark.parametrize("text", LOST)
+def test_a_process_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(TrainingError, match="process 0: another process is gone"), lost_processes_are_told():
+        raise kind(text)
+
+
+def test_a_store_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(TrainingError, match="another process is gone"), lost_processes_are_told():
+        raise torch.distributed.DistNetworkError("failed to recv, got 0 bytes")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, torch.distributed.DistBackendError])
+@pytest.mark.parametrize("text", OTHERS)
+def test_other_mistakes_of_a_backend_stay_what_they_are(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(kind, match=re.escape(text)), lost_processes_are_told():
+        raise kind(text)
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, False), (2, True)])
+def test_a_process_alone_has_no_launcher_to_miss(
+    monkeypatch: pytest.MonkeyPatch, processes: int, expected: bool
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    assert not orphaned()
+    monkeypatch.setattr(distributed.os, "getppid", lambda: 1)
+    assert orphaned() == expected

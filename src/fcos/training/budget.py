@@ -41,7 +41,7 @@ class IterationLength:
 
 
 class TimeLength:
-    """A wall-clock budget for everything: start-up, steps, evaluations, saving.
+    """A wall-clock budget for start-up, steps, evaluations and saving; the report of the run comes after it.
 
     The run's progress is t / (t + r): t seconds spent in steps so far, r seconds left for steps, that is the budget
     without the time that has passed and without the reserve for the end of the run. It never falls, it reaches 1 when

@@ -42,8 +42,8 @@ def processes_to_start(config: Config) -> int:
     if count is None or started is not None:
         if count is not None and started != str(count):
             raise ConfigError(
-                f"train.devices={count}: but {started} processes were started by torchrun; leave the option out, it is"
-                " for starts without torchrun"
+                f"train.devices={count}: but {started} processes were started by torchrun; give train.devices=null, the"
+                " option is for starts without torchrun"
             )
         return 1
     if count == 1:
