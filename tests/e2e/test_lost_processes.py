@@ -19,7 +19,7 @@ from fcos.config import Config
 from fcos.training.checkpoint import load_checkpoint
 
 STEPS = 8
-KILLED = "1:5"  # rank and call; building the model is the first call, so three steps have been done
+KILLED = "1:6"  # rank and call; two belong to the start, so three steps have been done
 
 
 def start(folder: Path, *words: object, kill_at: str = "") -> subprocess.Popen[str]:

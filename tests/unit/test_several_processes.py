@@ -19,7 +19,7 @@ from fcos.distributed import mean_over_processes
 from fcos.models import build_model
 from fcos.models.layers import SyncBatchNorm, with_gpu_batch_norm
 from fcos.structures import Batch, Targets
-from fcos.training import loop, step
+from fcos.training import step
 from fcos.training.run import Run
 
 
@@ -81,6 +81,9 @@ def test_on_gpus_torch_synchronises() -> None:
     assert model.get_submodule("1.norm").eps == 0.5
 
 
+OWN = {"backbone": {"name": "own_backbone:Own"}}
+
+
 def five_images() -> tuple[torch.Tensor, torch.Tensor, Targets]:
     """Five images; only the last two have objects, so the first process has no positives."""
     images = torch.randint(0, 256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -102,7 +105,7 @@ def accumulate(rank: int, count: int, config: Config, parts: int) -> dict[str, A
     data = load_annotations(config.data, "train")
     assert data is not None
     run = Run(Path(), config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
-    losses = step._accumulate(loop._learner(run), part, run, parts)
+    losses = step._accumulate(step.wrapped(run), part, run, parts)
     terms = mean_over_processes(torch.stack(list(losses.terms.values())))
     return {"terms": terms, "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
 
@@ -120,6 +123,7 @@ def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
 def test_a_backbone_of_ones_own_may_have_parameters_that_nothing_uses(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
+    assert step._has_unused_parameters(build_model(configure(model=OWN).model, num_classes=2)) is False
     config = configure(model={"backbone": {"name": "own_backbone:PartlyUnused"}})
     expected = accumulate(0, 1, config, 1)
     for found in in_processes(2, accumulate, tmp_path / "group", config, 2):

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Config
 from ..config_backbones import is_own
@@ -46,7 +44,7 @@ from .logs import Place, RunLog, Step
 from .optim import freeze_parts, learning_rate_factor, parameter_settings, set_learning_rate
 from .pictures import save_pictures
 from .run import Interruption, Run
-from .step import compile_parts, count_parts, learn, require_compiler
+from .step import count_parts, learn, require_compiler, wrapped
 
 MEASURE_AT = 0.25
 """Share of a wall-clock budget after which its end is measured: the model detects enough by then to be typical."""
@@ -88,7 +86,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     device = resolve_device(config.device)
     join_processes(device)
     run, parts, origin = _set_up(config, name, device, lambda: clock() - started)
-    learner, state, length = _learner(run), run.state, _length(run)
+    learner, state, length = wrapped(run), run.state, _length(run)
     loader = build_train_loader(
         config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
     )
@@ -176,16 +174,6 @@ def _check(config: Config, model: FCOS, data: Annotations) -> int:
     if config.train.compile:
         require_compiler(model.pixel_mean.device)
     return count_parts(model, config, most_boxes=int(np.diff(data.offsets).max(initial=0)))
-
-
-def _learner(run: Run) -> nn.Module:
-    """The model, compiled if wanted, and wrapped where several processes learn together."""
-    if run.config.train.compile:
-        compile_parts(run.model)
-    if world_size() == 1:
-        return run.model
-    # A backbone of one's own may have parameters that its maps do not depend on.
-    return DistributedDataParallel(run.model, find_unused_parameters=is_own(run.config.model.backbone.name))
 
 
 _trainings = itertools.count()

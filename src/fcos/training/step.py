@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..config import Config
+from ..config_backbones import is_own
 from ..data.loader import padded_size
 from ..data.samplers import rank_part
 from ..distributed import gathered, mean_over_processes, world_size
@@ -125,6 +126,28 @@ def _fits(model: FCOS, config: Config, size: int, most_boxes: int) -> bool:
         model.train()
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+
+
+def wrapped(run: Run) -> nn.Module:
+    """The model, compiled if wanted, and wrapped where several processes learn together."""
+    if run.config.train.compile:
+        compile_parts(run.model)
+    if world_size() == 1:
+        return run.model
+    own = is_own(run.config.model.backbone.name)
+    return DistributedDataParallel(run.model, find_unused_parameters=own and _has_unused_parameters(run.model))
+
+
+def _has_unused_parameters(model: FCOS) -> bool:
+    """Whether there are parameters, in a backbone of one's own, that its maps do not depend on."""
+    parameters = [p for p in model.get_submodule("backbone").parameters() if p.requires_grad]
+    if not parameters:
+        return False
+    model.eval()
+    maps = model.backbone(model.pixel_mean.new_zeros(1, 3, 256, 256))
+    model.train()
+    total = torch.stack([maps[name].float().sum() for name in model.backbone_levels]).sum()
+    return any(g is None for g in torch.autograd.grad(total, parameters, allow_unused=True))
 
 
 def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption, *, parts: int) -> Learned:
