@@ -111,9 +111,11 @@ def test_a_continued_run_goes_on(folder: Path) -> None:
 
 def test_the_first_lines_are_as_shown(folder: Path) -> None:
     shown = GUIDE.split("```text\n")[1].split("\n```")[0]
-    pattern = re.sub(r"[\d.]+", "NUMBER", shown)
-    printed = [re.sub(r"[\d.]+", "NUMBER", line) for line in (folder / "output.txt").read_text().splitlines()]
-    assert pattern in printed
+    shown, *printed = (
+        re.sub(r"[\d.]+", "NUMBER", line).replace("processes", "process")
+        for line in [shown, *(folder / "output.txt").read_text().splitlines()]
+    )
+    assert shown in printed
 
 
 def test_several_processes(folder: Path) -> None:

@@ -148,9 +148,12 @@ class Run:
         `require_saved`.
         """
         self.state.seconds = self.elapsed()
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = group["initial_lr"]  # every step sets its own
         training = {
             "state": asdict(self.state),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "learning": self._learning(),
             "scaler": self.scaler.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
