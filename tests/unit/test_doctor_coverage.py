@@ -222,7 +222,7 @@ def test_the_level_of_a_box_is_that_of_its_half_side() -> None:
 def test_data_without_boxes_has_no_recall() -> None:
     found = cover(annotations_of([[], []], [(64, 64), (32, 40)]), setting_of())
     assert math.isnan(found.recall)
-    assert found.by_level() == [(0, 0)] * 3
+    assert [level[1:] for level in found.by_level()] == [(0, 0, 0, 0, 0)] * 3
     assert found.by_size() == {"small": (0, 0), "medium": (0, 0), "large": (0, 0)}
 
 

@@ -1,24 +1,20 @@
-"""The original's configs and weight names."""
+"""The original's configs."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from fcos.config import Config
 from fcos.config_text import load_config, validate
-from fcos.errors import ConfigError, WeightsError
+from fcos.errors import ConfigError
 from fcos.interop import fcos_core_keys
-from fcos.interop.fcos_core import convert_state_dict, rename, rename_back, to_fcos_core
 from fcos.interop.fcos_core_config import config_from_yaml, split_pairs
-from fcos.training.checkpoint import Checkpoint
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 DEFAULTS: dict[str, Any] = json.loads((GOLDENS / "facts" / "default_config.json").read_text())
@@ -362,143 +358,3 @@ def test_the_message_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert str(caught.value).startswith(f"{path}: MODEL.BACKBONE.CONV_BODY='R-50-C4': expected one of")
-
-
-# ---------------------------------------------------------------------------------------------------------- the weights
-
-
-def manifest_names() -> dict[str, list[str]]:
-    files = sorted((GOLDENS / "manifests" / "fcos").glob("*.json"))
-    return {file.stem: [row[0] for row in json.loads(file.read_text())["tensors"]] for file in files}
-
-
-@pytest.mark.parametrize("name", manifest_names())
-def test_no_two_tensors_get_the_same_name(name: str) -> None:
-    names = manifest_names()[name]
-    renamed = [rename(n) for n in names]
-    assert len(names) > 100
-    assert len(set(renamed)) == len(set(names)) == len(names)
-    assert not [n for n in renamed if n.startswith(("rpn.", "backbone.body", "backbone.fpn"))]
-
-
-@pytest.mark.parametrize("name", manifest_names())
-def test_names_there_and_back_are_the_same(name: str) -> None:
-    names = manifest_names()[name]
-    assert [rename_back(rename(n)) for n in names] == names
-
-
-def manifest_checkpoint(name: str, **options: Any) -> tuple[list[str], Checkpoint]:
-    """The names there, and a checkpoint as far as names and classes are concerned; row 0 of its head is class 0 ..."""
-    manifest = json.loads((GOLDENS / "manifests" / "fcos" / f"{name}.json").read_text())
-    names = [row[0] for row in manifest["tensors"]]
-    model = {rename(n): torch.arange(3.0) for n in names}
-    config = validate(config_from_yaml(manifest["merged_config"]), where=name).to_dict()
-    backbone, head = ({**config["model"][part], **options.pop(part, {})} for part in ("backbone", "head"))
-    config["model"] |= {"backbone": backbone, "head": head, **options}
-    return names, Checkpoint(model=model, config=config, class_names=("a", "b", "c"), category_ids=(7, 3, 5))
-
-
-@pytest.mark.parametrize("name", manifest_names())
-def test_every_model_of_the_original_can_be_written_for_it(name: str) -> None:
-    names, checkpoint = manifest_checkpoint(name)
-    checkpoint.model["pixel_mean"] = torch.zeros(3, 1, 1)  # ours only
-    assert list(to_fcos_core(checkpoint)) == names
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"channel_order": "rgb", "pixel_mean": [123.0, 116.0, 103.0], "pixel_std": [58.0, 57.0, 56.0]}],
-)
-def test_the_settings_that_the_original_needs_are_told(
-    options: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x", backbone={"stride_in_1x1": False}, **options)
-    with caplog.at_level(logging.INFO, logger="fcos"):
-        to_fcos_core(checkpoint, where="best.pt")
-    where, _, pairs = caplog.messages[0].partition(": the config there needs ")
-    model, expected = read(*shlex.split(pairs)).model, checkpoint.config["model"]
-    assert where == "best.pt"
-    assert model.num_classes == 3
-    assert not model.backbone.stride_in_1x1  # pyright: ignore[reportAttributeAccessIssue]
-    assert model.channel_order == expected["channel_order"]
-    assert (model.pixel_mean, model.pixel_std) == (
-        pytest.approx(expected["pixel_mean"]),
-        pytest.approx(expected["pixel_std"]),
-    )
-
-
-def test_classes_are_written_in_the_order_of_their_category_ids() -> None:
-    _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
-    written = to_fcos_core(checkpoint)
-    assert written["rpn.head.cls_logits.bias"].tolist() == [1, 2, 0]
-    assert written["rpn.head.bbox_pred.bias"] is checkpoint.model["head.ltrb.bias"]
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"strides": [4, 8, 16, 32, 64]}, "model.strides=[4, 8, 16, 32, 64] (there: [8, 16, 32, 64, 128])"),
-        ({"location": "corner"}, "model.location=corner (there: center)"),
-        ({"box_convention": "continuous"}, "model.box_convention=continuous (there: inclusive)"),
-        ({"head": {"level_scales": False}}, "model.head.level_scales=False (there: True)"),
-        ({"head": {"num_shared_convs": 1}}, "model.head.num_shared_convs=1 (there: 0)"),
-        ({"backbone": {"norm": "bn"}}, "model.backbone.norm=bn (there: frozen_bn)"),
-        ({"backbone": {"norm_eps": 1e-5}}, "model.backbone.norm_eps=1e-05 (there: 0.0)"),
-    ],
-)
-def test_what_the_original_cannot_compute_is_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(WeightsError) as caught:
-        to_fcos_core(manifest_checkpoint("fcos_imprv_R_50_FPN_1x", **options)[1], where="best.pt")
-    assert str(caught.value).startswith("best.pt: the original FCOS computes something else: ")
-    assert told in str(caught.value)
-
-
-def test_a_backbone_that_the_original_has_not_is_refused() -> None:
-    _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
-    checkpoint.config["model"]["backbone"] = {"name": "dla34"}
-    with pytest.raises(WeightsError, match=r"model\.backbone\.name=dla34 \(there: resnet50 or resnet101 or"):
-        to_fcos_core(checkpoint)
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ("backbone.body.stem.conv1.weight", "backbone.conv1.weight"),
-        ("backbone.body.layer3.5.bn2.running_var", "backbone.layer3.5.bn2.running_var"),
-        ("backbone.body.features.1.conv.3.weight", "backbone.features.1.conv.1.weight"),
-        ("backbone.body.features.7.conv.6.weight", "backbone.features.7.conv.2.weight"),
-        ("backbone.fpn.fpn_inner2.weight", "fpn.lateral.0.weight"),
-        ("backbone.fpn.fpn_layer4.bias", "fpn.output.2.bias"),
-        ("backbone.fpn.top_blocks.p7.weight", "fpn.extra.1.weight"),
-        ("rpn.head.cls_tower.4.bias", "head.cls_tower.4.bias"),
-        ("rpn.head.bbox_tower.0.weight", "head.box_tower.0.weight"),
-        ("rpn.head.bbox_pred.weight", "head.ltrb.weight"),
-        ("rpn.head.cls_logits.bias", "head.logits.bias"),
-        ("rpn.head.centerness.bias", "head.centerness.bias"),
-        ("rpn.head.scales.3.scale", "head.scales.3"),
-        ("something.else", "something.else"),
-    ],
-)
-def test_names_by_hand(theirs: str, ours: str) -> None:
-    assert rename(theirs) == ours
-    assert rename_back(ours) == theirs
-
-
-def test_module_is_dropped_when_every_name_has_it() -> None:
-    tensor = torch.zeros(1)
-    assert list(convert_state_dict({"module.rpn.head.bbox_pred.bias": tensor})) == ["head.ltrb.bias"]
-
-
-def test_module_stays_when_one_name_does_not_have_it() -> None:
-    names = ["module.rpn.head.bbox_pred.bias", "rpn.head.cls_logits.bias"]
-    state = {name: torch.zeros(1) for name in names}
-    assert list(convert_state_dict(state)) == ["module.rpn.head.bbox_pred.bias", "head.logits.bias"]
-
-
-def test_an_empty_state_dict_stays_empty() -> None:
-    assert convert_state_dict({}) == {}
-
-
-def test_tensors_are_handed_on_as_they_are() -> None:
-    tensor = torch.rand(3)
-    assert convert_state_dict({"rpn.head.bbox_pred.bias": tensor})["head.ltrb.bias"] is tensor

@@ -223,13 +223,7 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
             " another class; the smallest box takes them",
             "Center sampling, a finer first level or a larger input reduces it.",
         )
-    idle = [
-        str(stride)
-        for stride, (meant, _), count in zip(
-            coverage.setting.strides, coverage.by_level(), coverage.positives.tolist(), strict=True
-        )
-        if not meant and not count
-    ]
+    idle = [str(level.stride) for level in coverage.by_level() if not level.boxes and not level.locations]
     if idle and (coverage.fates == LEARNED).any():
         yield Finding(
             "level without boxes",

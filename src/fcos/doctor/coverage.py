@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,18 @@ FATES = {
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 """COCO's sizes: the area in square pixels from, and below."""
 _MOST_AT_ONCE = 4_000_000  # pairs of box and location, to bound the memory
+
+
+class LevelCounts(NamedTuple):
+    """A level: its stride, the boxes meant for it, how many of them are learned (on any level), its locations that
+    learn a box, those of them that several boxes want, and those that boxes of several classes want."""
+
+    stride: int
+    boxes: int
+    learned: int
+    locations: int
+    ambiguous: int
+    ambiguous_classes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +105,13 @@ class Coverage:
         """COCO size -> boxes, learned ones."""
         return {name: self.of((self.areas >= low) & (self.areas < high)) for name, (low, high) in SIZES.items()}
 
-    def by_level(self) -> list[tuple[int, int]]:
-        """For every level the boxes meant for it, and how many of them are learned (on any level)."""
-        return [self.of(self.meant == level) for level in range(len(self.setting.strides))]
+    def by_level(self) -> list[LevelCounts]:
+        """The counts of every level."""
+        counts = (self.positives.tolist(), self.ambiguous.tolist(), self.ambiguous_classes.tolist())
+        return [
+            LevelCounts(stride, *self.of(self.meant == level), *rest)
+            for level, (stride, *rest) in enumerate(zip(self.setting.strides, *counts, strict=True))
+        ]
 
 
 def _within(least: np.ndarray, most: np.ndarray, setting: Setting) -> np.ndarray:

@@ -227,14 +227,7 @@ def _coverage(section: Section, report: Report) -> None:
             Cell(share(several, positive), heat=several / positive if positive else 0),
             Cell(share(classes, positive), heat=classes / positive if positive else 0),
         ]
-        for stride, (boxes, learned), positive, several, classes in zip(
-            setting.strides,
-            coverage.by_level(),
-            coverage.positives.tolist(),
-            coverage.ambiguous.tolist(),
-            coverage.ambiguous_classes.tolist(),
-            strict=True,
-        )
+        for stride, boxes, learned, positive, several, classes in coverage.by_level()
     ]
     section.table(["level", *columns, "locations", "ambiguous", "of several classes"], levels)
     section.text(

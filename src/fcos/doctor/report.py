@@ -132,14 +132,6 @@ def _coverage(report: Report) -> dict[str, Any]:
     assert coverage is not None
     names = report.splits[report.covered].class_names
     fates = {text: int((coverage.fates == fate).sum()) for fate, text in FATES.items()}
-    levels = zip(
-        coverage.setting.strides,
-        coverage.by_level(),
-        coverage.positives.tolist(),
-        coverage.ambiguous.tolist(),
-        coverage.ambiguous_classes.tolist(),
-        strict=True,
-    )
     return {
         "setting": coverage.setting.__dict__,
         "images": coverage.images,
@@ -151,15 +143,5 @@ def _coverage(report: Report) -> dict[str, Any]:
             name: dict(zip(("boxes", "learned"), coverage.of(coverage.labels == label), strict=True))
             for label, name in enumerate(names)
         },
-        "levels": [
-            {
-                "stride": stride,
-                "boxes": meant,
-                "learned": learned,
-                "locations": positive,
-                "ambiguous": several,
-                "ambiguous_classes": classes,
-            }
-            for stride, (meant, learned), positive, several, classes in levels
-        ],
+        "levels": [level._asdict() for level in coverage.by_level()],
     }

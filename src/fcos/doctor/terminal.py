@@ -115,14 +115,7 @@ def _coverage_table(report: Report) -> Table:
     for name, (boxes, learned) in coverage.by_size().items():
         table.add_row(name, str(boxes), share(learned, boxes), "", "", "")
     table.add_section()
-    for stride, (boxes, learned), positive, several, classes in zip(
-        coverage.setting.strides,
-        coverage.by_level(),
-        coverage.positives.tolist(),
-        coverage.ambiguous.tolist(),
-        coverage.ambiguous_classes.tolist(),
-        strict=True,
-    ):
+    for stride, boxes, learned, positive, several, classes in coverage.by_level():
         cells = (boxes, share(learned, boxes), positive, share(several, positive), share(classes, positive))
         table.add_row(f"stride {stride}", *map(str, cells))
     for column in table.columns[1:]:
