@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_backbone
 import torch
 
 from fcos.config import Config
@@ -67,13 +68,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     config = Config.model_validate(
         {
-            "model": {
-                "backbone": {"name": "tiny_backbone:Tiny"},
-                "fpn": {"channels": 32},
-                "head": {"num_convs": 1, "prior_probability": 0.2},
-                "strides": [8, 16],
-                "size_ranges": [[-1, 32], [32, None]],
-            },
+            "model": tiny_backbone.MODEL,
             "data": {
                 "root": data,
                 "short_side": [48, 64],

@@ -10,6 +10,15 @@ import signal
 
 from torch import Tensor, nn
 
+MODEL = {
+    "backbone": {"name": "tiny_backbone:Tiny"},
+    "fpn": {"channels": 32},
+    "head": {"num_convs": 1, "prior_probability": 0.2},
+    "strides": [8, 16],
+    "size_ranges": [[-1, 32], [32, None]],
+}
+"""A detector on one of them."""
+
 
 class Tiny(nn.Module):
     """Two convolutions of strides 8 and 16."""
