@@ -110,11 +110,19 @@ class Killed(BaseException):
     pass
 
 
+def no_links(*_: Any) -> None:
+    raise PermissionError
+
+
+@pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_there_is_a_good_file_whenever_the_process_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, links: bool
 ) -> None:
-    """Killed before the first, the second, ... change in the folder; from then on nothing is changed any more."""
+    """Killed before the first, the second, ... change in the folder; from then on nothing is changed any more.
+
+    On file systems with hard links the newest one always has its own name.
+    """
     path = tmp_path / "last.pt"
     changes = 0
 
@@ -128,8 +136,10 @@ def test_there_is_a_good_file_whenever_the_process_is_killed(
 
         return change
 
-    for name in ("replace", "unlink"):
+    for name in ("replace", "unlink", "hardlink_to"):
         monkeypatch.setattr(Path, name, only_so_many(getattr(Path, name)))
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
     found = []
     for survived in range(6):
         changes = 100
@@ -138,7 +148,7 @@ def test_there_is_a_good_file_whenever_the_process_is_killed(
         changes = survived
         with contextlib.suppress(Killed):
             save(path, iteration=3, keep=keep)
-        found.append(load_checkpoint(generations(path)[0]).iteration)
+        found.append(load_checkpoint(path if links else generations(path)[0]).iteration)
     assert set(found) == {2, 3}
     assert found[-1] == 3
 

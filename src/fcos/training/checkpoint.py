@@ -151,7 +151,7 @@ def write(path: Path, content: Any, *, keep: int = 1) -> None:
             os.fsync(file.fileno())
         if keep > 1:
             for number, earlier in reversed(list(enumerate(generations(path), start=1))):
-                earlier.replace(path.with_name(f"{path.stem}-{number}{path.suffix}"))
+                _rename(earlier, path.with_name(f"{path.stem}-{number}{path.suffix}"), leave=earlier == path)
         temporary.replace(path)
     except RuntimeError as error:  # torch's writer hides what the system said
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
@@ -159,6 +159,17 @@ def write(path: Path, content: Any, *, keep: int = 1) -> None:
         temporary.unlink(missing_ok=True)
     for old in generations(path)[keep:]:
         old.unlink()
+
+
+def _rename(file: Path, name: Path, *, leave: bool) -> None:
+    """Give a file another name; with `leave` the old one stays too, where the file system can do that."""
+    if leave:
+        try:
+            name.hardlink_to(file)
+            return
+        except OSError:
+            pass
+    file.replace(name)
 
 
 def generations(path: Path) -> list[Path]:
