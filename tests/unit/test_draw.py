@@ -1,10 +1,15 @@
 """Pictures of detections."""
 
+import string
+
 import numpy as np
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
+from fcos.inference import draw as drawing
 from fcos.inference.draw import Mark, class_color, draw, draw_marks, draw_pair
 from fcos.structures import Instances
 
@@ -146,3 +151,53 @@ def test_letters_of_many_alphabets_have_shapes_of_their_own(letters):
 def test_a_name_of_two_lines_is_drawn_in_one():
     pictures = [draw(GREY, instances([[100, 200, 300, 400]], size=(480, 640), names=(n,))) for n in ("a\nb", "a b")]
     assert not changed(*pictures).any()
+
+
+def write_font(path, letters):
+    """A font in which every letter is a box as wide as its place among them."""
+    builder = FontBuilder(unitsPerEm=1000)
+    names = [".notdef", *(f"letter{i}" for i in range(len(letters)))]
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap(dict(zip(map(ord, letters), names[1:], strict=True)))
+    shapes = {}
+    for i, name in enumerate(names):
+        pen = TTGlyphPen(None)
+        pen.moveTo((0, 0))
+        for point in ((0, 700), (5 * i, 700), (5 * i, 0)):
+            pen.lineTo(point)
+        pen.closePath()
+        shapes[name] = pen.glyph()
+    builder.setupGlyf(shapes)
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Boxes", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+@pytest.fixture
+def system_fonts(monkeypatch, tmp_path):
+    """A folder that the system is said to have its fonts in."""
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [str(file) for file in tmp_path.iterdir()])
+    for function in (drawing._system_font, drawing._letters):
+        function.cache_clear()
+    return tmp_path
+
+
+def tag_of(name):
+    return np.asarray(draw(GREY, instances([[100, 200, 300, 400]], size=(480, 640), names=(name,))))
+
+
+def test_letters_that_our_font_lacks_come_from_a_font_of_the_system(system_fonts):
+    write_font(system_fonts / "ascii.ttf", string.printable)
+    write_font(system_fonts / "chinese.ttf", string.printable + "红细胞")
+    (system_fonts / "broken.ttf").write_bytes(b"no font")
+    assert changed(tag_of("红"), tag_of("胞")).any()
+
+
+def test_a_warning_says_once_which_letters_no_font_has(system_fonts, caplog):
+    tag_of("红 细")
+    tag_of("红 细")
+    (record,) = caplog.records
+    assert "no font of this system can write 红细; install one" in record.getMessage()

@@ -7,8 +7,9 @@ box when there is room, always inside the picture, away from the tags that stand
 from __future__ import annotations
 
 import colorsys
+import logging
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +19,11 @@ from PIL import Image, ImageDraw, ImageFont
 from ..structures import Instances
 from .pictures import Picture, to_picture
 
+log = logging.getLogger(__name__)
+
 # Okabe and Ito's colours, told apart with every kind of colour vision (the blue made lighter, for dark pictures).
 _PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (30, 120, 200), (213, 94, 0), (204, 121, 167)]
+_ASCII = frozenset(map(chr, range(32, 127)))
 _INK = (17, 17, 17)
 _PAPER = (255, 255, 255)
 _READABLE_SIDE = 480  # pictures whose shorter side is less are enlarged
@@ -108,18 +112,17 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | 
     """
     line = max(2, round(0.0028 * (picture.width * picture.height) ** 0.5))
     size = text_size or max(11, round(0.021 * (picture.width * picture.height) ** 0.5))
-    font = _font(size)
-    height = font.getbbox("Ag")[3] + 2 * line
     canvas = ImageDraw.Draw(picture, "RGBA")
     for mark in reversed(marks):
         _draw_box(canvas, mark, line)
     tags: list[_Tag] = []
     with_tags = [mark._replace(text=" ".join(mark.text.splitlines())) for mark in marks if mark.text]
+    height = _font(size).getbbox("Ag")[3] + 2 * line
     for mark in with_tags:
-        width = font.getlength(mark.text) + 4 * line
+        width = _font(size, mark.text).getlength(mark.text) + 4 * line
         tags.append(_place_tag(mark.text, mark.box, tags, size=(width, height), picture_size=picture.size))
     for mark, tag in reversed(list(zip(with_tags, tags, strict=True))):
-        _draw_tag(canvas, tag, mark.color, font)
+        _draw_tag(canvas, tag, mark.color, _font(size, tag.text))
 
 
 def draw_pair(
@@ -147,12 +150,45 @@ def draw_pair(
     return sheet
 
 
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib; Pillow's own font has few letters beyond ASCII."""
+def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib; for letters that it lacks, a font of the system."""
     import matplotlib as mpl
 
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+    own = Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    lacking = frozenset(text) - _letters(own)
+    return _open_font(_system_font(lacking) or own if lacking else own, size)
+
+
+@cache
+def _system_font(letters: frozenset[str]) -> Path | None:
+    """The first font of the system that has these letters and ASCII, a regular one if possible; warns of none."""
+    from matplotlib.font_manager import findSystemFonts
+
+    for file in sorted(map(Path, findSystemFonts()), key=lambda file: ("Regular" not in file.name, file)):
+        if letters | _ASCII <= _letters(file):
+            return file
+    log.warning(
+        "pictures: no font of this system can write %s; install one that can, for example the Noto fonts (Debian and"
+        " Ubuntu: apt install fonts-noto fonts-noto-cjk)",
+        "".join(sorted(letters)),
+    )
+    return None
+
+
+@cache
+def _letters(font: Path) -> frozenset[str]:
+    """What a font can write; empty when it cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(map(chr, FT2Font(font).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@lru_cache(maxsize=16)
+def _open_font(file: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
