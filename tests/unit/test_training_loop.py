@@ -356,6 +356,14 @@ def test_the_licence_of_the_weights_it_starts_from_stays_with_a_run(
     assert files[0].iteration == 2
 
 
+def test_the_licence_of_its_backbone_s_weights_stays_with_a_run(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcos.training.loop.licence_to_mind", lambda name, weights: f"that of {name}")
+    train(configure(iterations=1))
+    assert load_checkpoint(tmp_path / "run/weights/best.pt").licence == "that of mobilenet_v2"
+
+
 def test_warnings_at_the_start(configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
     backbone = {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}
     train(configure(model={"backbone": backbone}, warmup="linear", warmup_iterations=500))

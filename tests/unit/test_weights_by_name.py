@@ -14,7 +14,7 @@ from fcos.config import FCOSConfig, ResNetConfig
 from fcos.downloads import WebFile
 from fcos.errors import WeightsError
 from fcos.models import build_model, weights
-from fcos.models.backbones import BACKBONES, resnet
+from fcos.models.backbones import BACKBONES, licence_to_mind, resnet
 from fcos.models.weights import imagenet_weights
 
 
@@ -52,6 +52,23 @@ def test_the_originals_mobilenet_has_mirrors(url: str, monkeypatch: pytest.Monke
     assert len(file.urls) == 2
     assert file.name == "mobilenet_v2-ecbe2b5.pth"
     assert file.restricted
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "licence"),
+    [
+        ("mobilenet_v2", "imagenet", ""),
+        ("mobilenet_v2", None, ""),
+        ("mobilenet_v2", "own.pth", ""),
+        ("mobilenet_v2", weights._MOBILENET.urls[1], weights._MOBILENET.licence),
+        ("timm/convnextv2_tiny.fcmae_ft_in1k", "imagenet", "cc-by-nc-4.0"),
+        ("timm/convnextv2_tiny.fcmae_ft_in1k", "own.pth", ""),
+        ("timm/resnet18.a1_in1k", "imagenet", ""),
+        ("own_backbone:build", None, ""),
+    ],
+)
+def test_licences_that_may_restrict_the_use(name: str, source: str | None, licence: str) -> None:
+    assert licence_to_mind(name, source) == licence
 
 
 def test_the_originals_resnext_has_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:

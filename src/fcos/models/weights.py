@@ -154,6 +154,16 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
     return convert_backbone(content)
 
 
+def restricted_licence(backbone: str, source: str) -> str:
+    """The licence of weights that may not be free to use; empty: nothing is known against any use.
+
+    Raises:
+        WeightsError: no such name.
+    """
+    file = _named(backbone, source)
+    return file.licence or "" if file and file.restricted else ""
+
+
 def _named(backbone: str, source: str) -> WebFile | None:
     """What is downloaded for a source; None: it is a path."""
     if source == "imagenet":

@@ -33,6 +33,7 @@ from ..errors import ConfigError, DataError
 from ..evaluation.loop import evaluate
 from ..inference.predictor import default_threshold
 from ..models import FCOS, build_model
+from ..models.backbones import licence_to_mind
 from ..models.layers import with_gpu_batch_norm
 from ..reporting.record import Splits
 from ..reporting.report import write_report
@@ -206,7 +207,8 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
         return model, start_from(model, start, config.model, data.class_names, where=weights), start.licence
     backbone = config.model.backbone
     own = "as its function made it" if is_own(backbone.name) else "random"
-    return model, f"weights: backbone {backbone.weights or own}, the rest random", ""
+    licence = licence_to_mind(backbone.name, backbone.weights)
+    return model, f"weights: backbone {backbone.weights or own}, the rest random", licence
 
 
 def _length(run: Run) -> Length:

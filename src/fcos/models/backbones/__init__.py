@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..weights import restricted_licence
 from .dla import DLA34
 from .mobilenet import MobileNetV2
 from .resnet import SHAPES, ResNet
-from .timm import PREFIX, Timm
+from .timm import PREFIX, Timm, timm_licence
 
 
 class Backbone(Protocol):
@@ -65,6 +66,20 @@ def build_backbone(name: str, options: dict[str, Any]) -> Backbone:
     backbone = Timm(name=name, **options) if name.startswith(PREFIX) else _own(name, options["options"])
     _check(backbone, name)
     return backbone
+
+
+def licence_to_mind(name: str, weights: str | None) -> str:
+    """The licence of a backbone's weights where it may restrict their use; empty: nothing is known against any use.
+
+    Args:
+        name: as for `build_backbone`, which has built it.
+        weights: the option `model.backbone.weights`.
+    """
+    if weights is None:
+        return ""
+    if weights == "imagenet" and name.startswith(PREFIX):
+        return timm_licence(name)
+    return restricted_licence(name, weights)
 
 
 def _own(name: str, options: dict[str, Any]) -> Backbone:

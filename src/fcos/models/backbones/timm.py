@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...config_text import suggest
+from ...downloads import tell_licence
 from ...errors import ConfigError, WeightsError
 from ...interop.efficientnet_lite import to_timm
 from ..layers import freeze
@@ -169,9 +170,17 @@ def _pretrained(name: str) -> Any:
             f"model.backbone.weights=imagenet: timm could not get the weights of {name}: {reason}; {package}fetch its"
             " state dict elsewhere and give the path, or train from random ones: model.backbone.weights=null"
         ) from None
-    if "nc" in (settings.license or "").split("-"):
-        log.warning("%s: mind the licence of these weights: %s", name, settings.license)
+    tell_licence(timm_licence(name), name)
     return net
+
+
+def timm_licence(name: str) -> str:
+    """The licence of timm's weights where it restricts their use; empty: nothing is known against any use."""
+    import timm
+
+    settings = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
+    licence = (settings and settings.license) or ""
+    return licence if "nc" in licence.split("-") else ""
 
 
 def _ask_hub(repository: str) -> None:
