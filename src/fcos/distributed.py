@@ -75,15 +75,15 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor if world_size() == 1 else _Sum.apply(tensor)  # pyright: ignore[reportReturnType]
 
 
-def same_everywhere(value: T) -> T:
-    """The first process' value, on all processes."""
+def broadcast(value: T) -> T:
+    """The value of rank 0, on all processes."""
     values = [value]
     if world_size() > 1:
         dist.broadcast_object_list(values)
     return values[0]
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The values of all processes in their order, on all processes."""
     values: list[Any] = [value] * world_size()
     if world_size() > 1:
@@ -91,11 +91,11 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def together(function: Callable[[], T]) -> T:
+def on_all_ranks(function: Callable[[], T]) -> T:
     """Run a function on every process: where it fails on one of them for a user's reason, it fails on all.
 
     Raises:
-        FCOSError, OSError: the one of the first process that failed; on the others its `told` is true, so that it is
+        FCOSError, OSError: that of the lowest rank that failed; on the others its `told` is true, so that it is
             told once.
     """
     value: Any = None
@@ -104,7 +104,7 @@ def together(function: Callable[[], T]) -> T:
         value = function()
     except (FCOSError, OSError) as error:
         problem = error
-    failed = [(number, error) for number, error in enumerate(gathered(problem)) if error is not None]
+    failed = [(number, error) for number, error in enumerate(all_gather(problem)) if error is not None]
     if failed:
         number, error = failed[0]
         if number != rank():
@@ -113,14 +113,14 @@ def together(function: Callable[[], T]) -> T:
     return value
 
 
-def by_the_first(function: Callable[[], T]) -> T:
-    """What a function gives on the first process, on all processes; it is not run on the others.
+def on_rank_zero(function: Callable[[], T]) -> T:
+    """What a function gives on rank 0, on all processes; it is not run on the others.
 
     Raises:
-        FCOSError, OSError: see `together`.
+        FCOSError, OSError: see `on_all_ranks`.
     """
-    value: Any = together(lambda: function() if rank() == 0 else None)
-    return same_everywhere(value)
+    value: Any = on_all_ranks(lambda: function() if rank() == 0 else None)
+    return broadcast(value)
 
 
 @contextmanager
@@ -174,17 +174,17 @@ def first_to_tell(message: str) -> bool:
     return store is None or store.add(f"fcos/told/{message}", 1) == 1
 
 
-def _own_store(first: bool) -> Any:
-    """A store of these processes alone, in the first of them; None: they were not started by torchrun.
+def _own_store(number: int) -> Any:
+    """A store of these processes alone, in that of rank 0; None: they were not started by torchrun.
 
     Torchrun's own outlives processes that it restarts: the new ones would find the addresses of the old ones in it, and
-    wait for them for ever. Of the old first process only a port is found there, which nobody listens to any more.
+    wait for them for ever. Of the old rank 0 only a port is found there, which nobody listens to any more.
     """
     launcher = _launcher_store()
     if launcher is None:
         return None
-    if first:
-        store = _store(0, first=True)
+    if number == 0:
+        store = _store(0, serve=True)
         launcher.set(_PORT, str(store.port))
         return store
     while True:
@@ -206,10 +206,10 @@ def _launcher_store() -> Any:
     return _store(int(os.environ["MASTER_PORT"])) if from_torchrun else None
 
 
-def _store(port: int, *, first: bool = False, **options: Any) -> Any:
-    """Serve a store on the machine of the first process, or use that of another one."""
+def _store(port: int, *, serve: bool = False, **options: Any) -> Any:
+    """Serve a store on the machine of rank 0, or use that of another one."""
     address = os.environ["MASTER_ADDR"]
-    return dist.TCPStore(address, port, is_master=first, **options)  # pyright: ignore[reportPrivateImportUsage]
+    return dist.TCPStore(address, port, is_master=serve, **options)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def barrier() -> None:
@@ -218,8 +218,8 @@ def barrier() -> None:
         dist.barrier()
 
 
-def share_buffers(model: nn.Module) -> None:
-    """Give all processes the first one's buffers: batch-norm statistics differ by the last batch."""
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers of rank 0: batch-norm statistics differ by the last batch."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -269,5 +269,5 @@ def join_processes(device: torch.device) -> None:
         torch.cuda.set_device(device)
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_own_store(number == 0), rank=number, world_size=count)
+    dist.init_process_group(backend, store=_own_store(number), rank=number, world_size=count)
     atexit.register(dist.destroy_process_group)

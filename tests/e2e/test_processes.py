@@ -29,7 +29,7 @@ INTERRUPTED = """
 import json, os, signal, sys
 import torch
 import fcos
-from fcos.distributed import gathered, share_buffers
+from fcos.distributed import all_gather, broadcast_buffers
 from fcos.training import step
 
 weights, results = sys.argv[1:3]
@@ -58,9 +58,9 @@ found["detections"] = whole.detections
 found["evaluation"] = outcome(fcos.evaluate, weights, progress=interrupt)
 norm = torch.nn.BatchNorm2d(2)
 torch.nn.init.constant_(norm.running_mean, rank + 5)
-share_buffers(norm)
+broadcast_buffers(norm)
 found["mean"] = norm.running_mean.tolist()
-every = gathered(found)
+every = all_gather(found)
 if rank == 0:
     with open(results, "w") as file:
         json.dump(every, file)

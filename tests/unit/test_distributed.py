@@ -7,19 +7,19 @@ import torch
 
 from fcos import distributed
 from fcos.distributed import (
+    broadcast,
     lost_processes_are_told,
     mean_over_processes,
     orphaned,
     rank,
     resolve_device,
-    same_everywhere,
     world_size,
 )
 from fcos.errors import ConfigError, TrainingError
 
 
 def test_one_process_is_the_first_of_one() -> None:
-    assert (rank(), world_size(), same_everywhere(3)) == (0, 1, 3)
+    assert (rank(), world_size(), broadcast(3)) == (0, 1, 3)
 
 
 def test_the_mean_has_no_gradient() -> None:

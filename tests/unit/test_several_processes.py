@@ -85,7 +85,7 @@ OWN = {"backbone": {"name": "own_backbone:Own"}}
 
 
 def five_images() -> tuple[torch.Tensor, torch.Tensor, Targets]:
-    """Five images; only the last two have objects, so the first process has no positives."""
+    """Five images; only the last two have objects, so rank 0 has no positives."""
     images = torch.randint(0, 256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     boxes = [torch.empty(0, 4)] * 3 + [
         torch.tensor([[4.0, 6, 40, 50], [30, 10, 60, 24]]),
@@ -113,7 +113,7 @@ def accumulate(rank: int, count: int, config: Config, parts: int) -> dict[str, A
 def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    """Three parts: the first process has two images and none with an object, the second three."""
+    """Three parts: rank 0 has two images and none with an object, the second three."""
     config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
     expected = accumulate(0, 1, config, 1)
     for found in in_processes(2, accumulate, tmp_path / "group", config, 3):

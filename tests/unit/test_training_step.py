@@ -280,7 +280,7 @@ def test_memory_of_one_process_that_takes_less(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step, "_fits", lambda _model, _config, size, _boxes: size)
-    monkeypatch.setattr(step, "gathered", lambda size: [True, size <= 3])
+    monkeypatch.setattr(step, "all_gather", lambda size: [True, size <= 3])
     assert parts_of(configure(micro_batch="auto", batch_size=11)) == 4  # 11, 6, then 3 images at a time
 
 

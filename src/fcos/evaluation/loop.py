@@ -12,7 +12,7 @@ import torch
 
 from ..config import Config
 from ..data import build_test_loader
-from ..distributed import gathered, rank, share_buffers, world_size
+from ..distributed import all_gather, broadcast_buffers, rank, world_size
 from ..inference.augment import detect_in_views
 from .coco import coco_metrics, to_coco_results
 
@@ -56,7 +56,7 @@ def evaluate(
     """Detect on every image of a split and compare with its annotations.
 
     The result does not depend on the batch size: a batch holds images of one padded shape only. With several processes
-    every process detects on its share with the first one's batch-norm statistics, and all of them return the figures of
+    every process detects on its share with the batch-norm statistics of rank 0, and all of them return the figures of
     the whole split. Images that cannot be read any more are told; their objects count as missed.
 
     Args:
@@ -70,7 +70,7 @@ def evaluate(
     Raises:
         KeyboardInterrupt: from `progress`, or Ctrl-C; on every process, at the end of the others' shares.
     """
-    share_buffers(model)
+    broadcast_buffers(model)
     loader = build_test_loader(
         config, annotations, batch_size=batch_size or config.eval.batch_size, rank=rank(), world_size=world_size()
     )
@@ -80,7 +80,7 @@ def evaluate(
     except KeyboardInterrupt:
         if world_size() == 1:
             raise
-    detections = _joined(gathered(share), annotations)
+    detections = _joined(all_gather(share), annotations)
     figures = coco_metrics(annotations.to_coco(), detections)
     return Evaluation(figures.overall, figures.per_class, detections, _count(annotations), figures.thresholds)
 

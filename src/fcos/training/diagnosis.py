@@ -12,7 +12,7 @@ import torch
 
 from ..config import Config
 from ..data import resize_size
-from ..distributed import gathered, rank
+from ..distributed import all_gather, rank
 from ..errors import TrainingError
 from ..evaluation.loop import detecting
 from ..structures import Batch, Targets
@@ -131,10 +131,10 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
     iteration = run.state.iteration + 1
     what = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
     numbers = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "norm of the gradients": norm}.items())
-    unkept = [problem for problem in gathered(_save_batch(run, batch, iteration)) if problem]
+    unkept = [problem for problem in all_gather(_save_batch(run, batch, iteration)) if problem]
     batch_is = f"could not be kept: {unkept[0]}" if unkept else f"is kept in {run.folder / FOLDER}"
-    origins = [origin for part in gathered(_origins(run, batch)) for origin in part]
-    names = [name for part in gathered(_files(run, batch)) for name in part]
+    origins = [origin for part in all_gather(_origins(run, batch)) for origin in part]
+    names = [name for part in all_gather(_files(run, batch)) for name in part]
     settings, kept = run.config.train, run.folder / LAST
     other = "train.precision=bfloat16 or float32, " if settings.precision == "float16" else ""
     return (

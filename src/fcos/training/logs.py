@@ -82,7 +82,7 @@ class Step(NamedTuple):
 class RunLog:
     """Writes rows of means and shows how far the run is.
 
-    The first process does; the others say nothing.
+    Rank 0 does; the others say nothing.
 
     Args:
         folder: of the run.

@@ -19,14 +19,14 @@ from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
 from ..data.source import plural
 from ..distributed import (
-    by_the_first,
+    broadcast,
     join_processes,
     lost_processes_are_told,
+    on_all_ranks,
+    on_rank_zero,
     rank,
     remember,
     resolve_device,
-    same_everywhere,
-    together,
     world_size,
 )
 from ..errors import ConfigError, DataError
@@ -149,21 +149,21 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
 def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, int, str]:
     """What to learn from, what learns and where it is kept; the parts of a batch; where the weights come from."""
     launch_key = f"fcos/{next(_trainings)}"
-    folder = by_the_first(lambda: find_folder(config, name, launch_key=launch_key))
-    train_data, val_data = together(lambda: _load_data(config))
-    resumed, note = by_the_first(partial(load_last, folder)) if folder else (None, "")
+    folder = on_rank_zero(lambda: find_folder(config, name, launch_key=launch_key))
+    train_data, val_data = on_all_ranks(lambda: _load_data(config))
+    resumed, note = on_rank_zero(partial(load_last, folder)) if folder else (None, "")
     torch.manual_seed(config.train.seed)
-    model, origin, licence = together(lambda: _build(config, train_data, resumed))
+    model, origin, licence = on_all_ranks(lambda: _build(config, train_data, resumed))
     if device.type == "cuda":
         with_gpu_batch_norm(model)
     # Channels last: a tenth faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    parts = together(lambda: _check(config, model, train_data))
-    folder = folder or by_the_first(lambda: new_folder(config, name))
+    parts = on_all_ranks(lambda: _check(config, model, train_data))
+    folder = folder or on_rank_zero(lambda: new_folder(config, name))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
-        together(partial(run.restore, resumed))
-    by_the_first(run.save_config)
+        on_all_ranks(partial(run.restore, resumed))
+    on_rank_zero(run.save_config)
     if rank() == 0:
         remember(launch_key, str(folder))
     return run, parts, f"{note}\n{origin}" if note else origin
@@ -230,7 +230,7 @@ def _length(run: Run) -> Length:
 def _total(length: Length, iteration: int) -> float:
     """The length of the run, the same on all processes; the clocks of several differ."""
     total = length.total(iteration)
-    return same_everywhere(total) if isinstance(length, TimeLength) else total
+    return broadcast(total) if isinstance(length, TimeLength) else total
 
 
 def _report_unassigned(run: Run, log: RunLog) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import torch
 
 from ..config import Config
-from ..distributed import barrier, orphaned, rank, same_everywhere, world_size
+from ..distributed import barrier, broadcast, orphaned, rank, world_size
 from ..errors import ConfigError, TrainingError
 from ..evaluation.report import save_evaluation
 from .checkpoint import Checkpoint, fill, save_checkpoint
@@ -142,7 +142,7 @@ class Run:
         return cast("FCOS", self.average.model) if self.average else self.model
 
     def save_last(self, evaluation: Evaluation | None = None) -> None:
-        """Write weights/last.pt with all that is needed to continue; the first process does.
+        """Write weights/last.pt with all that is needed to continue; rank 0 does.
 
         That the disk is full does not end a training: it is told, and the file that was there stays, see
         `require_saved`.
@@ -226,7 +226,7 @@ class Run:
                     self.folder / file,
                     problem,
                 )
-        problem = same_everywhere(problem)
+        problem = broadcast(problem)
         self._unsaved.pop(file, None)
         if problem is not None:
             self._unsaved[file] = problem

@@ -17,7 +17,7 @@ from ..config import Config
 from ..config_backbones import is_own
 from ..data.loader import padded_size
 from ..data.samplers import rank_part
-from ..distributed import gathered, mean_over_processes, world_size
+from ..distributed import all_gather, mean_over_processes, world_size
 from ..errors import ConfigError, TrainingError
 from ..models import FCOS
 from ..structures import Batch, Losses, Targets
@@ -88,7 +88,7 @@ def count_parts(model: FCOS, config: Config, *, most_boxes: int) -> int:
     most = -(-batch_size // count)
     if micro_batch == "auto":
         micro_batch = most
-        while micro_batch > 1 and not all(gathered(_fits(model, config, micro_batch, most_boxes))):
+        while micro_batch > 1 and not all(all_gather(_fits(model, config, micro_batch, most_boxes))):
             micro_batch = -(-micro_batch // 2)
     parts = -(-most // (micro_batch or most))
     if parts > batch_size // count and config.model.backbone.norm == "sync_bn":
