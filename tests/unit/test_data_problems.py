@@ -47,6 +47,7 @@ COCO_MISTAKES = {
         "annotation 100.*four finite numbers",
         2,
     ),
+    "huge number": (_set("annotations", 0, "bbox", [1, 2, 10**400, 4]), "annotation 100.*four finite numbers", 2),
     "three numbers": (_set("annotations", 0, "bbox", [1, 2, 3]), "annotation 100.*four finite numbers", 2),
     "no box": (_set("annotations", 0, "bbox", None), r"annotation 100: expected bbox \(a list", 2),
     "empty": (_set("annotations", 0, "bbox", [5, 5, 0, 7]), r"annotation 100: .*5 5 5 12.*has no area", 2),
@@ -78,6 +79,14 @@ def test_a_mistake_in_coco_stops_or_is_left_out(mistake: str, tmp_path: Path, ca
     assert annotations is not None
     assert len(annotations.boxes) == boxes
     assert re.search(r"left out of the train split: [a-z ]+\n", caplog.text)  # a single problem
+
+
+def test_an_area_too_large_for_any_float_is_not_given(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["annotations"][0]["area"] = 10**400
+    annotations = load_annotations(config(write_coco(tmp_path, tree)), "train")
+    assert annotations is not None
+    assert annotations.areas[0] == 10 * 20  # that of the box
 
 
 @pytest.mark.parametrize(
@@ -121,6 +130,15 @@ def test_a_mistake_in_voc_stops_or_is_left_out(mistake: str, tmp_path: Path) -> 
     assert len(annotations.boxes) == boxes
 
 
+@pytest.mark.parametrize("width", ["99999999999", pytest.param("9" * 5000, id="5000 digits"), "-40", "", "wide"])
+def test_a_size_in_voc_that_is_nonsense_is_as_good_as_none(width: str, tmp_path: Path) -> None:
+    xml = voc_xml("a.png", [("cat", (1, 1, 9, 9))]).replace("<width>40", f"<width>{width}")
+    (write_voc(tmp_path) / "Annotations/a.xml").write_text(xml)
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    assert annotations.sizes[0].tolist() == [30, 40]
+
+
 def test_voc_names_a_missing_xml_and_a_missing_image(tmp_path: Path) -> None:
     write_voc(tmp_path)
     (tmp_path / "Annotations/a.xml").unlink()
@@ -144,6 +162,8 @@ def test_voc_names_an_image_listed_twice(tmp_path: Path) -> None:
         ("0 0.5 0.5 0 0.1", "line 1: .*has no area"),
         ("0 0.5 0.5 -0.1 0.1", "line 1: .*ends before it begins"),
         ("0 1.5 0.5 0.1 0.1", "line 1: .*outside the image"),
+        pytest.param(f"{'9' * 5000} .5 .5 .1 .1", "line 1: expected `class cx cy width height`", id="huge class"),
+        pytest.param(f"0 0.5 0.5 {'9' * 400} 0.1", "line 1: .*four finite numbers", id="huge number"),
         ("2 0.5 0.5 0.1 0.1", r"line 1: class 2 is unknown, there are 2 \(0 to 1\)"),
         ("0 0.5 0.5 0.1", "line 1: expected `class cx cy width height`"),
         ("cat 0.5 0.5 0.1 0.1", "line 1: expected `class cx cy width height`"),

@@ -213,7 +213,7 @@ def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
         boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
         if boxes.shape == (len(annotations), 4):
             return boxes
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         pass
     boxes = np.full((len(annotations), 4), np.nan)
     for row, annotation in zip(boxes, annotations, strict=True):
@@ -231,4 +231,8 @@ def _size(image: dict[str, Any]) -> tuple[int, int]:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else np.nan
+    """NaN where it is none, or too large for any float."""
+    try:
+        return float(value) if isinstance(value, int | float) else np.nan
+    except OverflowError:
+        return np.nan

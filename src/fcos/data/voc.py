@@ -132,5 +132,5 @@ def _object(element: Element, image: int, number: int, labels: dict[str, int]) -
 def _size(tree: Element) -> tuple[int, int]:
     """(height, width) as annotated; zeros where absent or nonsense, the image itself then says."""
     texts = [(tree.findtext(f"size/{key}") or "").strip() for key in ("height", "width")]
-    height, width = (int(text) if text.isdecimal() else 0 for text in texts)
+    height, width = (int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts)  # int32 holds them
     return (height, width) if height and width else (0, 0)
