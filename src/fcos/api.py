@@ -16,11 +16,11 @@ from .config_text import apply_overrides, load_config, recipe_names, validate
 from .errors import ConfigError, DataError, WeightsError
 
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
     from .evaluation.loop import Evaluation
     from .inference.predictor import Detector
     from .interop import Form
     from .models import FCOS
-    from .training.checkpoint import Checkpoint
     from .training.loop import TrainResult
 
 
@@ -213,10 +213,11 @@ def _restore(
     """The detector of a weights file, on the CPU, with the config it was trained with as far as that still applies."""
     import torch
 
+    from .checkpoint import fill
+    from .interop.checkpoints import load_checkpoint
     from .interop.fcos_core_config import split_pairs
     from .interop.torchvision import WEIGHTS
     from .models import build_model
-    from .training.checkpoint import fill, load_checkpoint
 
     if _is_recipe(weights):
         raise WeightsError(f"{weights}: a recipe or config; expected the weights that were trained with it")

@@ -17,7 +17,7 @@ import tiny_backbone
 import torch
 
 from fcos.config import Config
-from fcos.training.checkpoint import load_checkpoint
+from fcos.interop.checkpoints import load_checkpoint
 
 STEPS = 8
 KILLED = "1:6"  # rank and call; two belong to the start, so three steps have been done

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fcos import cli
-from fcos.training.checkpoint import load_checkpoint
+from fcos.interop.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/fcos/fcos_imprv_R_50_FPN_1x.yaml"

@@ -18,8 +18,8 @@ import fcos
 from fcos.config import Config
 from fcos.config_text import load_config
 from fcos.data import build_train_loader, load_annotations
+from fcos.interop.checkpoints import load_checkpoint
 from fcos.training import loop
-from fcos.training.checkpoint import load_checkpoint
 
 SIDE = 96
 STEPS, STOP_AT = 6, 3

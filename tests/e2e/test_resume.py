@@ -18,7 +18,7 @@ import tiny_backbone
 import torch
 
 from fcos.config import Config
-from fcos.training.checkpoint import load_checkpoint
+from fcos.interop.checkpoints import load_checkpoint
 
 KILLS, STOPS = 20, 4
 STEPS = 12

@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 import fcos
 from fcos.config import Config
-from fcos.training.checkpoint import load_checkpoint
+from fcos.interop.checkpoints import load_checkpoint
 from fcos.training.loop import TrainResult, train
 
 CLASSES = ("red", "blue")

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fcos.cli import app
-from fcos.training.checkpoint import load_checkpoint
+from fcos.interop.checkpoints import load_checkpoint
 
 GUIDE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)

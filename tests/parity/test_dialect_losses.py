@@ -14,9 +14,9 @@ import torch
 from golden import folder, tensor
 from test_dialects import Dialect, dialect, names, network_input, used_tensors
 
+from fcos.checkpoint import fill
 from fcos.models import FCOS, build_model
 from fcos.structures import Targets
-from fcos.training.checkpoint import fill
 
 MODELS = (
     "adelaidet__R_50_1x",

@@ -21,6 +21,7 @@ from fill_dialects import fill_array, head_outputs
 from golden import folder, load, tensor
 from torch import Tensor
 
+from fcos.checkpoint import Checkpoint, fill
 from fcos.config import Config, FCOSConfig
 from fcos.config_text import validate
 from fcos.interop.checkpoints import from_content
@@ -29,7 +30,6 @@ from fcos.models import FCOS, build_model
 from fcos.models.postprocess import candidates, suppress
 from fcos.models.targets import locations
 from fcos.structures import Instances
-from fcos.training.checkpoint import Checkpoint, fill
 
 DEFAULT_GOLDENS = Path(__file__).parent / "goldens"
 UNIT_MODELS = {

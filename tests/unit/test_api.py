@@ -5,8 +5,8 @@ from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 
 import fcos
 from fcos import Config, ConfigError
+from fcos.checkpoint import save_checkpoint
 from fcos.training import loop
-from fcos.training.checkpoint import save_checkpoint
 
 
 @pytest.fixture

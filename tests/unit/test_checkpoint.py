@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import pickle
 import resource
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from torch import nn
 
 import fcos
+from fcos.checkpoint import fill, generations, save_checkpoint
 from fcos.config import Config
 from fcos.errors import WeightsError
-from fcos.models import FCOS, build_model
-from fcos.training.checkpoint import Checkpoint, fill, generations, load_checkpoint, save_checkpoint, start_from
+from fcos.interop.checkpoints import load_checkpoint
 
 
 def save(path: Path, model: nn.Module | None = None, **options: Any) -> Path:
@@ -288,122 +286,6 @@ def test_fill_names_what_does_not_fit() -> None:
         fill(nn.Linear(2, 2), weights, where="x.pt")
     for part in ("1 missing: bias", "1 not in the model: scale", "1 of another shape: weight [3, 2] for [2, 2]"):
         assert part in str(caught.value)
-
-
-def start(path: Path, names: tuple[str, ...]) -> tuple[FCOS, FCOS, FCOS, str]:
-    """A detector of `NAMES` that was saved; one of `names` before and after it starts from that; and what is told."""
-    config = tiny_config()
-    old = tiny_model(config)
-    save(path, old, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
-    fresh = build_model(config.model, num_classes=len(names), pretrained=False)
-    new = copy.deepcopy(fresh)
-    return old, fresh, new, start_from(new, load_checkpoint(path), config.model, names, where="a.pt")
-
-
-def test_start_from_the_same_classes_takes_all_and_says_so_in_a_line(tmp_path: Path) -> None:
-    old, _, new, summary = start(tmp_path / "a.pt", NAMES)
-    assert same(new.state_dict(), old.state_dict())
-    assert summary == f"weights: all {len(old.state_dict()) - 2} tensors from a.pt"  # pixels are the config's
-
-
-def test_start_from_counts_no_tensors_that_are_left_out(tmp_path: Path) -> None:
-    learning, frozen = (
-        tiny_config(backbone={"name": "mobilenet_v2", "weights": None, "norm": norm}) for norm in ("bn", "frozen_bn")
-    )
-    save(tmp_path / "a.pt", tiny_model(learning), config=learning, class_names=NAMES, category_ids=CATEGORY_IDS)
-    new = tiny_model(frozen)
-    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), frozen.model, NAMES, where="a.pt")
-    assert summary == f"weights: all {len(new.state_dict()) - 2} tensors from a.pt"  # pixels are the config's
-
-
-def test_start_from_names_all_that_makes_our_network_the_originals() -> None:
-    config = tiny_config(backbone={"name": "resnet50", "weights": None})
-    model = build_model(config.model, num_classes=1, pretrained=False)
-    weights = Checkpoint(model.state_dict(), {"model": {}}, ("cat",), (1,), project="fcos_core")
-    summary = start_from(model, weights, config.model, ["cat"], where="a.pth")
-    told = summary.partition("; they were trained with ")[2]
-    assert set(told.removesuffix(", which fits them better").split()) == {
-        "model.backbone.norm_eps=0.0",
-        "model.backbone.stride_in_1x1=True",
-        "model.box_convention=inclusive",
-        "model.channel_order=bgr",
-        "model.pixel_mean=[102.9801,115.9465,122.7717]",
-        "model.pixel_std=[1.0,1.0,1.0]",
-    }
-
-
-def test_start_from_carries_rows_of_the_class_head_over_by_name(tmp_path: Path) -> None:
-    old, fresh, new, summary = start(tmp_path / "a.pt", ("horse", "owl", "cat", "cow"))
-    for part in ("weight", "bias"):
-        before, own, after = (getattr(model.head.logits, part) for model in (old, fresh, new))
-        assert torch.equal(after[[1, 2]], before[[2, 0]])
-        assert torch.equal(after[[0, 3]], own[[0, 3]])
-    assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
-    assert summary.splitlines() == [
-        f"weights: {len(old.state_dict()) - 4} tensors from a.pt",
-        "  head.logits.weight, head.logits.bias: partly, 2 of 4 rows by class name (owl, cat); fresh: horse, cow",
-    ]
-
-
-def test_start_from_the_same_classes_in_another_order(tmp_path: Path) -> None:
-    old, _, new, summary = start(tmp_path / "a.pt", NAMES[::-1])
-    assert torch.equal(new.head.logits.weight, old.head.logits.weight.flip(0))
-    assert summary.endswith("head.logits.bias: taken, 3 of 3 rows by class name (owl, dog, cat)")
-
-
-def test_start_from_other_classes_leaves_the_class_head_fresh(tmp_path: Path) -> None:
-    old, fresh, new, summary = start(tmp_path / "a.pt", ("horse", "cow"))
-    assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
-    assert torch.equal(new.head.logits.weight, fresh.head.logits.weight)
-    assert summary.endswith("fresh, because the classes differ: cat, dog, owl there, horse, cow here")
-
-
-def test_start_from_a_class_head_of_another_width_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "a.pt", tiny_model(tiny_config()), class_names=NAMES, category_ids=CATEGORY_IDS)
-    config = tiny_config(fpn={"channels": 32})
-    new = build_model(config.model, num_classes=2, pretrained=False)
-    with pytest.raises(WeightsError, match=r"of another shape: .*fpn"):
-        start_from(new, load_checkpoint(tmp_path / "a.pt"), config.model, ("cat", "cow"), where="a.pt")
-
-
-def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path) -> None:
-    config = tiny_config()
-    save(tmp_path / "a.pt", tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
-    nameless = replace(load_checkpoint(tmp_path / "a.pt"), class_names=())
-    new = build_model(config.model, num_classes=3, pretrained=False)
-    start_from(new, nameless, config.model, ["a", "b", "c"], where="a.pt")
-    assert same(new.state_dict(), nameless.model)
-    summary = start_from(
-        build_model(config.model, num_classes=2, pretrained=False), nameless, config.model, ["a", "b"], where="a.pt"
-    )
-    assert "the classes differ: 3 without names there, a, b here" in summary
-
-
-def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: Path) -> None:
-    config = tiny_config(head={"num_convs": 1, "level_scales": False}, location="corner")
-    save(tmp_path / "a.pt", tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
-    new = build_model(tiny_config().model, num_classes=3, pretrained=False)
-    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), tiny_config().model, NAMES, where="a.pt")
-    assert [scale.item() for scale in new.head.scales] == [1.0] * 5
-    first, scales = summary.splitlines()
-    assert first.endswith("; they were trained with model.location=corner, which fits them better")
-    assert scales.startswith("  head.scales.0, head.scales.1")
-    assert scales.endswith("head.scales.4: fresh, because the weights have none")
-
-
-def test_start_from_names_every_option_that_gives_the_tensors_another_meaning(tmp_path: Path) -> None:
-    config = tiny_config(head={"num_convs": 1, "regression": "relu_stride"}, pixel_mean=[1.5, 2.0, 3.0])
-    save(tmp_path / "a.pt", tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
-    here = tiny_config(head={"num_convs": 1, "centerness_on": "box"})
-    new = build_model(here.model, num_classes=3, pretrained=False)
-    summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), here.model, NAMES, where="a.pt")
-    told = summary.partition("; they were trained with ")[2]
-    assert set(told.removesuffix(", which fits them better").split()) == {
-        "model.pixel_mean=[1.5,2.0,3.0]",
-        "model.head.centerness_on=cls",
-        "model.head.regression=relu_stride",
-    }
-    assert new.pixel_mean.flatten().tolist() == pytest.approx(here.model.pixel_mean)
 
 
 def test_counters_of_batch_norm_do_not_matter() -> None:

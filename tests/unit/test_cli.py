@@ -11,8 +11,8 @@ from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from PIL import Image
 
 from fcos import cli
+from fcos.checkpoint import save_checkpoint
 from fcos.config_text import load_config
-from fcos.training.checkpoint import save_checkpoint
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from PIL import Image
 
 import fcos
 from fcos import ConfigError, DataError
+from fcos.checkpoint import save_checkpoint
 from fcos.data import load_annotations
 from fcos.evaluation.coco import METRICS
 from fcos.evaluation.loop import Evaluation, evaluate
 from fcos.evaluation.report import default_folder, load_evaluation, print_evaluation, save_evaluation
 from fcos.structures import Instances
-from fcos.training.checkpoint import save_checkpoint
 
 SIZES = [(120, 80), (80, 120), (122, 80), (64, 64), (200, 90), (118, 80), (120, 80)]
 

@@ -11,13 +11,14 @@ from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from torch import Tensor
 
 from fcos.api import convert
+from fcos.checkpoint import save_checkpoint
 from fcos.config import Config
 from fcos.errors import ConfigError, WeightsError
+from fcos.interop.checkpoints import load_checkpoint
 from fcos.interop.convert import report
 from fcos.interop.fcos_core import to_fcos_core
 from fcos.interop.torchvision import model_config
 from fcos.models import build_model
-from fcos.training.checkpoint import load_checkpoint, save_checkpoint
 
 ORIGINAL: dict[str, Any] = {
     "box_convention": "inclusive",

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from fcos.checkpoint import Checkpoint
 from fcos.config_text import validate
 from fcos.errors import WeightsError
 from fcos.interop.fcos_core import convert_state_dict, rename, rename_back, to_fcos_core
 from fcos.interop.fcos_core_config import config_from_yaml
-from fcos.training.checkpoint import Checkpoint
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 

@@ -17,10 +17,9 @@ from torch import Tensor
 
 import fcos
 from fcos.errors import WeightsError
-from fcos.interop.checkpoints import from_content
+from fcos.interop.checkpoints import from_content, load_checkpoint
 from fcos.interop.structure import model_section, renamed, shifted
 from fcos.interop.torchvision import COCO_CLASSES
-from fcos.training.checkpoint import load_checkpoint
 
 DIALECTS = Path(__file__).parents[1] / "parity" / "goldens" / "dialects"
 MMDETECTION = "mmdetection__fcos_r50-caffe_fpn_gn-head_1x_coco"

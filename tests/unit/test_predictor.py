@@ -14,7 +14,7 @@ from PIL import Image
 
 import fcos
 from fcos import ConfigError, DataError, Detector, WeightsError
-from fcos.training.checkpoint import save_checkpoint
+from fcos.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")

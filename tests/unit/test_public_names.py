@@ -46,3 +46,8 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_importing_does_not_import_torch(code):
     program = f"import sys; {code}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_detector_does_not_need_the_training():
+    program = "import sys; import fcos.models; sys.exit(any(name.startswith('fcos.training') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from torch import Tensor
 
+from fcos.checkpoint import save_checkpoint
+from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import FCOS, build_model
 from fcos.models.losses import BoxLoss, fcos_loss
 from fcos.models.targets import BACKGROUND, Assignment, assign_targets
 from fcos.structures import Targets
-from fcos.training.checkpoint import load_checkpoint, save_checkpoint, start_from
+from fcos.training.start import start_from
 
 SIDES = [[2.0, 4.0, 6.0, 8.0], [4.0, 4.0, 4.0, 4.0]]  # ground truth of two locations: areas 96 and 64
 FOUND = [[2.0, 2.0, 6.0, 8.0], [8.0, 4.0, 4.0, 4.0]]  # areas 80 and 96

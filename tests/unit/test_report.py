@@ -20,6 +20,7 @@ from test_thresholds import f1_of_classes
 from torch import nn
 
 import fcos
+from fcos.checkpoint import save_checkpoint
 from fcos.cli import main
 from fcos.config import Config
 from fcos.data import load_annotations
@@ -31,7 +32,6 @@ from fcos.reporting.analysis import analyse
 from fcos.reporting.record import Splits
 from fcos.reporting.report import write_report
 from fcos.training import loop
-from fcos.training.checkpoint import save_checkpoint
 
 ROWS = [
     "iteration,minutes,split,loss,loss_cls,loss_box,lr,images_per_second,data_share,grad_norm,AP,AP50,AP75",

@@ -16,11 +16,12 @@ from pycocotools.cocoeval import COCOeval
 from test_evaluation_coco import random_task
 
 import fcos
+from fcos.checkpoint import save_checkpoint
 from fcos.config import Config
 from fcos.evaluation.coco import coco_metrics
 from fcos.evaluation.thresholds import best_threshold
+from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
-from fcos.training.checkpoint import load_checkpoint, save_checkpoint
 from fcos.training.loop import train
 
 Task = tuple[dict[str, Any], list[dict[str, Any]]]

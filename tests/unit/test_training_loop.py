@@ -18,9 +18,9 @@ from fcos.config import Config
 from fcos.config_text import load_config
 from fcos.errors import TrainingError
 from fcos.evaluation.loop import Evaluation
+from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import fcos as fcos_module
 from fcos.training import loop, step
-from fcos.training.checkpoint import load_checkpoint
 from fcos.training.loop import train
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -15,9 +15,9 @@ from fcos import cli
 from fcos.config import Config
 from fcos.data import load_annotations
 from fcos.errors import TrainingError, WeightsError
+from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
 from fcos.training import run as run_module
-from fcos.training.checkpoint import load_checkpoint
 from fcos.training.folder import load_last
 from fcos.training.loop import train
 from fcos.training.run import Run

@@ -16,11 +16,11 @@ from torch import nn
 
 from fcos.config import Config, TrainConfig
 from fcos.errors import ConfigError, TrainingError
+from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
 from fcos.models import fcos as fcos_module
 from fcos.structures import Losses, Targets
 from fcos.training import step
-from fcos.training.checkpoint import load_checkpoint
 from fcos.training.loop import train
 from fcos.training.optim import build_optimizer, freeze_parts, parameter_settings
 

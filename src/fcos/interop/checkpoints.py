@@ -1,4 +1,4 @@
-"""Which project a weights file is from, and what it says: the one place that recognises files of others."""
+"""`load_checkpoint`: any weights file. The one place that recognises files of others, and what they say."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..downloads import SCHEMES, hub_file
+from ..checkpoint import Checkpoint, Project, from_ours, is_ours, read
+from ..downloads import SCHEMES, hub_file, tell_licence
 from ..errors import WeightsError
-from ..training.checkpoint import Checkpoint, Project
 from . import adelaidet, detectron2, fcos_core, mmdetection, torchvision
 from .structure import class_rows
 
@@ -36,16 +36,33 @@ _LICENCE = "that of {}, for non-commercial use only, if its authors published th
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")
 _BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
 _SHOWN = 4
-SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED]
+_SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED]
 """For `torch.serialization.safe_globals`: the options of torchvision's training script, and what mmengine adds."""
 
 
-def file_of(source: str | Path) -> Path:
-    """The file that a source names: itself, or the downloaded one of an address or of weights that have a name.
+def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = None) -> Checkpoint:
+    """Read a detector's weights, onto the CPU.
+
+    Args:
+        source: a file of ours or of the FCOS of another project (the original, AdelaiDet, detectron2, mmdetection,
+            torchvision); or `torchvision/fcos_resnet50_fpn`, which is downloaded once.
+        class_names: for a file that does not know them; None: see `from_content`.
 
     Raises:
-        WeightsError: the download failed.
+        WeightsError: the file is missing, damaged, or of another kind; or a failed download.
     """
+    path, where = _file_of(source), str(source)
+    content = read(path, safe_globals=_SAFE_GLOBALS)
+    if is_ours(content):
+        checkpoint = from_ours(content, path)
+    else:
+        checkpoint = from_content(content, where=where, class_names=class_names)
+    tell_licence(checkpoint.licence, where)
+    return checkpoint
+
+
+def _file_of(source: str | Path) -> Path:
+    """The file that a source names: itself, or the downloaded one of an address or of weights that have a name."""
     name = str(source)
     if name not in torchvision.WEIGHTS and not name.startswith(SCHEMES):
         return Path(source)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..checkpoint import Checkpoint, save_checkpoint, write
 from ..config import Config
 from ..errors import WeightsError
 from ..models import FCOS
-from ..training.checkpoint import Checkpoint, save_checkpoint, write
 from . import Form
 from .fcos_core import to_fcos_core
 from .torchvision import to_torchvision

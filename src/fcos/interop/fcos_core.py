@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoint import CLASS_HEAD, Checkpoint
 from ..config import FCOSConfig
 from ..errors import WeightsError
-from ..training.checkpoint import CLASS_HEAD, Checkpoint
 from .structure import Rule, shifted
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoint import CLASS_HEAD
 from ..errors import WeightsError
-from ..training.checkpoint import CLASS_HEAD
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 """A regular expression and what replaces it in a name."""

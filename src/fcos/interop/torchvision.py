@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
+from ..checkpoint import CLASS_HEAD, Checkpoint
 from ..config import FCOSConfig
 from ..downloads import WebFile
 from ..errors import WeightsError
-from ..training.checkpoint import CLASS_HEAD, Checkpoint
 from .structure import class_rows
 
 WEIGHTS = {

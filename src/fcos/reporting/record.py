@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint import Checkpoint
 from ..config import Config
 from ..config_text import load_config
 from ..data import load_annotations
@@ -18,7 +19,7 @@ from ..data.dataset import Annotations
 from ..errors import ConfigError, DataError, FCOSError, WeightsError
 from ..evaluation.loop import Evaluation
 from ..evaluation.report import load_evaluation, save_evaluation
-from ..training.checkpoint import Checkpoint, load_checkpoint
+from ..interop.checkpoints import load_checkpoint
 from ..training.environment import FILE as ENVIRONMENT
 from ..training.folder import BEST, CONFIG
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..checkpoint import write
 from ..config import Config
 from ..data import resize_size
 from ..distributed import all_gather, rank
 from ..errors import TrainingError
 from ..evaluation.loop import detecting
 from ..structures import Batch, Targets
-from .checkpoint import write
 from .optim import autocast
 from .run import LAST, Run
 

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from ..checkpoint import Checkpoint, generations
 from ..config import Config
 from ..distributed import recalled
 from ..errors import ConfigError, TrainingError, WeightsError
-from .checkpoint import Checkpoint, generations, load_checkpoint
+from ..interop.checkpoints import load_checkpoint
 
 LAST = Path("weights/last.pt")
 BEST = Path("weights/best.pt")

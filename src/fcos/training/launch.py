@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from ..config import Config
 from ..distributed import resolve_device
 from ..errors import ConfigError, TrainingError
-from .checkpoint import load_checkpoint
+from ..interop.checkpoints import load_checkpoint
 from .folder import BEST, CONFIG, LAST, find_folder, new_folder
 from .loop import TrainResult
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..checkpoint import Checkpoint
 from ..config import Config
 from ..config_backbones import is_own
 from ..data import build_train_loader, load_annotations
@@ -32,19 +33,20 @@ from ..distributed import (
 from ..errors import ConfigError, DataError
 from ..evaluation.loop import evaluate
 from ..inference.predictor import default_threshold
+from ..interop.checkpoints import load_checkpoint
 from ..models import FCOS, build_model
 from ..models.backbones import licence_to_mind
 from ..models.layers import with_gpu_batch_norm
 from ..reporting.record import Splits
 from ..reporting.report import write_report
 from .budget import IterationLength, Length, TimeLength
-from .checkpoint import Checkpoint, load_checkpoint, start_from
 from .diagnosis import RULES, full_memory_is_told, linear_rule, start_warnings
 from .folder import BEST, find_folder, load_last, new_folder
 from .logs import Place, RunLog, Step
 from .optim import freeze_parts, learning_rate_factor, parameter_settings, set_learning_rate
 from .pictures import save_pictures
 from .run import Interruption, Run
+from .start import start_from
 from .step import count_parts, learn, require_compiler, wrapped
 
 MEASURE_AT = 0.25

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 
+from ..checkpoint import Checkpoint, fill, save_checkpoint
 from ..config import Config
 from ..distributed import barrier, broadcast, orphaned, rank, world_size
 from ..errors import ConfigError, TrainingError
 from ..evaluation.report import save_evaluation
-from .checkpoint import Checkpoint, fill, save_checkpoint
 from .environment import save_environment
 from .folder import BEST, CONFIG, LAST, names_folder, write_text
 from .logs import Place, RunLog, Step

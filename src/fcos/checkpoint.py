@@ -12,17 +12,13 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, FCOSConfig
-from ..downloads import tell_licence
-from ..errors import WeightsError
-
-if TYPE_CHECKING:
-    from ..models import FCOS
+from .config import Config
+from .errors import WeightsError
 
 FORMAT = "fcos"
 VERSION = 1
@@ -30,22 +26,8 @@ Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2",
 """Who can have written a file."""
 CLASS_HEAD = "head.logits."
 """Prefix of the tensors with a row for every class."""
-_LEVEL_SCALES = "head.scales."
-_PIXELS = ("pixel_mean", "pixel_std")
-_MEANINGS = (
-    "strides",
-    "location",
-    "quality",
-    "box_convention",
-    "channel_order",
-    *_PIXELS,
-    "backbone.norm_eps",
-    "backbone.stride_in_1x1",
-    "fpn.extra_level_source",
-    "head.centerness_on",
-    "head.regression",
-)
-"""Options of the model that change what its tensors mean, but not their shapes."""
+PIXELS = ("pixel_mean", "pixel_std")
+"""Tensors that not every project saves with the weights."""
 _COUNTER = ".num_batches_tracked"
 _NEEDED = {"version": int, "model": dict, "config": dict, "class_names": list, "category_ids": list}
 """What no file of ours is without."""
@@ -182,64 +164,16 @@ def generations(path: Path) -> list[Path]:
     return [file for file in (path,) if file.is_file()] + [earlier[number] for number in sorted(earlier)]
 
 
-def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = None) -> Checkpoint:
-    """Read a detector's weights, onto the CPU.
+def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:
+    """What is in a file that `torch.save` wrote, on the CPU; no code from it is run.
 
     Args:
-        source: a file of ours or of the FCOS of another project (the original, AdelaiDet, detectron2, mmdetection,
-            torchvision); or `torchvision/fcos_resnet50_fpn`, which is downloaded once.
-        class_names: for a file that does not know them; None: see `interop.checkpoints.from_content`.
+        path: the file.
+        safe_globals: see `torch.serialization.safe_globals`.
 
     Raises:
-        WeightsError: the file is missing, damaged, or of another kind; or a failed download.
+        WeightsError: the file is missing, damaged, or holds Python objects.
     """
-    from ..interop.checkpoints import SAFE_GLOBALS, file_of, from_content  # they know Checkpoint
-
-    path = file_of(source)
-    content = _read(path, SAFE_GLOBALS)
-    ours = isinstance(content, dict) and content.get("format") == FORMAT
-    checkpoint = _own(content, path) if ours else from_content(content, where=str(source), class_names=class_names)
-    tell_licence(checkpoint.licence, str(source))
-    return checkpoint
-
-
-def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
-    """A checkpoint from what is in a file of ours."""
-    _verify(path)
-    lacks = [name for name, kind in _NEEDED.items() if not isinstance(content.get(name), kind)]
-    if lacks:
-        raise WeightsError(f"{path}: damaged: lacks {', '.join(lacks)}; copy it again or use an earlier one")
-    if content["version"] > VERSION:
-        raise WeightsError(
-            f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
-            " upgrade with pip install -U fcos-vision"
-        )
-    names, ids = content["class_names"], content["category_ids"]
-    figures = {name: content.get(name, {}) for name in ("metrics", "thresholds")}
-    odd = [name for name, values in figures.items() if not _are_numbers(values)]
-    if len(names) not in (0, len(ids)):
-        odd.append(f"class_names ({len(names)} for {len(ids)} category_ids)")
-    if odd:
-        raise WeightsError(f"{path}: damaged: odd {', '.join(odd)}; copy it again or use an earlier one")
-    return Checkpoint(
-        model=content["model"],
-        config=content["config"],
-        class_names=tuple(names),
-        category_ids=tuple(ids),
-        **figures,
-        iteration=content.get("iteration", 0),
-        licence=content.get("licence", ""),
-        training=content.get("training"),
-    )
-
-
-def _are_numbers(values: Any) -> bool:
-    """Whether it is a dictionary with nothing else below its names."""
-    return isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
-
-
-def _read(path: Path, safe_globals: Sequence[Any]) -> Any:
-    """What is in a file that `torch.save` wrote; no code from it is run."""
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "no such file"
         raise WeightsError(f"{path}: {what}; expected a weights file, for example runs/NAME/weights/best.pt")
@@ -278,6 +212,54 @@ def _verify(path: Path) -> None:
         raise WeightsError(f"{path}: damaged: wrong check sum of {bad}; copy it again or use an earlier one")
 
 
+def is_ours(content: Any) -> bool:
+    """Whether what `read` gave is of a file that `save_checkpoint` wrote."""
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
+    """A checkpoint from what is in a file of ours.
+
+    Args:
+        content: as `read` gave it.
+        path: the file, whose check sums are compared.
+
+    Raises:
+        WeightsError: the file is damaged, or of a newer version.
+    """
+    _verify(path)
+    lacks = [name for name, kind in _NEEDED.items() if not isinstance(content.get(name), kind)]
+    if lacks:
+        raise WeightsError(f"{path}: damaged: lacks {', '.join(lacks)}; copy it again or use an earlier one")
+    if content["version"] > VERSION:
+        raise WeightsError(
+            f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
+            " upgrade with pip install -U fcos-vision"
+        )
+    names, ids = content["class_names"], content["category_ids"]
+    figures = {name: content.get(name, {}) for name in ("metrics", "thresholds")}
+    odd = [name for name, values in figures.items() if not _are_numbers(values)]
+    if len(names) not in (0, len(ids)):
+        odd.append(f"class_names ({len(names)} for {len(ids)} category_ids)")
+    if odd:
+        raise WeightsError(f"{path}: damaged: odd {', '.join(odd)}; copy it again or use an earlier one")
+    return Checkpoint(
+        model=content["model"],
+        config=content["config"],
+        class_names=tuple(names),
+        category_ids=tuple(ids),
+        **figures,
+        iteration=content.get("iteration", 0),
+        licence=content.get("licence", ""),
+        training=content.get("training"),
+    )
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether it is a dictionary with nothing else below its names."""
+    return isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
+
+
 def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
     """Load a complete state dict.
 
@@ -288,7 +270,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None
         WeightsError: tensors are missing, left over, or of another shape; at most five of each are named.
     """
     own = model.state_dict()
-    optional = {name: own[name] for name in own if name in _PIXELS or name.endswith(_COUNTER)}
+    optional = {name: own[name] for name in own if name in PIXELS or name.endswith(_COUNTER)}
     weights = {**optional, **{name: w for name, w in weights.items() if name in own or not name.endswith(_COUNTER)}}
     problems = {
         "missing": [name for name in own if name not in weights],
@@ -306,96 +288,3 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None
             " use the model options they were trained with"
         )
     model.load_state_dict(dict(weights))
-
-
-def start_from(
-    model: FCOS, checkpoint: Checkpoint, config: FCOSConfig, class_names: Sequence[str], *, where: str
-) -> str:
-    """Start a new training from a detector's weights; of the class head the rows of classes that it knows by name.
-
-    Classes without names are taken to be the same when their number is. A head without level scales fits one that has
-    them: they begin with 1. Mean and deviation of the pixels stay those of the config.
-
-    Args:
-        model: built from `config`.
-        checkpoint: of another training, perhaps of another project.
-        config: the section `model` of the new training.
-        class_names: of the new training.
-        where: for messages.
-
-    Returns:
-        What was taken, and what is used otherwise than in the training of the weights; then a line for the tensors that
-        are not, or not wholly, from the weights, if there are any.
-
-    Raises:
-        WeightsError: see `fill`.
-    """
-    own, weights = model.state_dict(), {k: w for k, w in checkpoint.model.items() if k not in _PIXELS}
-    scales = {name: own[name] for name in own if name.startswith(_LEVEL_SCALES) and name not in weights}
-    nameless = not checkpoint.class_names and len(class_names) == len(checkpoint.category_ids)
-    same_classes = nameless or tuple(class_names) == checkpoint.class_names
-    head = {} if same_classes else _class_head(own, weights, checkpoint.class_names, class_names)
-    fill(model, {**weights, **scales, **head}, where=where)
-    used = weights.keys() & own.keys()  # others are counters, see `fill`
-    taken = f"all {len(used)}" if same_classes else len(used - head.keys())
-    summary = f"weights: {taken} tensors from {where}"
-    there, here = _flat(_conventions(checkpoint, config)), _flat(config.model_dump(mode="json"))
-    other = " ".join(f"model.{key}={there[key]}" for key in _MEANINGS if key in there and there[key] != here.get(key))
-    if other:
-        summary += f"; they were trained with {other}, which fits them better"
-    if head:
-        summary += f"\n  {', '.join(head)}: {_carried(checkpoint, class_names)}"
-    if scales:
-        summary += f"\n  {_list(list(scales))}: fresh, because the weights have none"
-    return summary
-
-
-def _conventions(checkpoint: Checkpoint, config: FCOSConfig) -> Mapping[str, Any]:
-    """What is known of the section `model` of the weights' own training."""
-    from ..interop.checkpoints import with_fcos_core_conventions  # it knows Checkpoint
-
-    if checkpoint.project == "fcos_core" and config.box_convention != "inclusive":  # else it is as in the original
-        return with_fcos_core_conventions({"model": config.model_dump(mode="json")})["model"]
-    return checkpoint.config.get("model", {})
-
-
-def _class_head(
-    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], there: Sequence[str], here: Sequence[str]
-) -> dict[str, Tensor]:
-    """The tensors with a row for every class: the rows of classes that are there by name, else the model's own."""
-    rows = [(row, there.index(name)) for row, name in enumerate(here) if name in there]
-    head = {name: tensor.clone() for name, tensor in own.items() if name.startswith(CLASS_HEAD)}
-    for name in head.keys() & weights.keys() if rows else ():
-        if weights[name].shape[1:] != head[name].shape[1:]:
-            head[name] = weights[name]  # `fill` refuses it
-            continue
-        for row, row_there in rows:
-            head[name][row] = weights[name][row_there]
-    return head
-
-
-def _carried(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
-    """What became of the class head where the classes differ."""
-    known = [name for name in class_names if name in checkpoint.class_names]
-    fresh = [name for name in class_names if name not in checkpoint.class_names]
-    if not known:
-        there = _list(checkpoint.class_names) or f"{len(checkpoint.category_ids)} without names"
-        return f"fresh, because the classes differ: {there} there, {_list(class_names)} here"
-    rows = f"{len(known)} of {len(class_names)} rows by class name ({_list(known)})"
-    return f"partly, {rows}; fresh: {_list(fresh)}" if fresh else f"taken, {rows}"
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Options by their full names, as one would write them on a command line."""
-    options = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            options |= _flat(value, f"{prefix}{key}.")
-        else:
-            several = isinstance(value, list | tuple)
-            options[prefix + key] = f"[{','.join(map(str, value))}]" if several else str(value)
-    return options
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" ... ({len(names)})" if len(names) > 5 else "")

@@ -1,0 +1,120 @@
+"""How a new training starts from a detector's weights, perhaps those of another project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint import CLASS_HEAD, PIXELS, Checkpoint, fill
+from ..config import FCOSConfig
+from ..interop.checkpoints import with_fcos_core_conventions
+from ..models import FCOS
+
+_LEVEL_SCALES = "head.scales."
+_MEANINGS = (
+    "strides",
+    "location",
+    "quality",
+    "box_convention",
+    "channel_order",
+    *PIXELS,
+    "backbone.norm_eps",
+    "backbone.stride_in_1x1",
+    "fpn.extra_level_source",
+    "head.centerness_on",
+    "head.regression",
+)
+"""Options of the model that change what its tensors mean, but not their shapes."""
+
+
+def start_from(
+    model: FCOS, checkpoint: Checkpoint, config: FCOSConfig, class_names: Sequence[str], *, where: str
+) -> str:
+    """Start a new training from a detector's weights; of the class head the rows of classes that it knows by name.
+
+    Classes without names are taken to be the same when their number is. A head without level scales fits one that has
+    them: they begin with 1. Mean and deviation of the pixels stay those of the config.
+
+    Args:
+        model: built from `config`.
+        checkpoint: of another training, perhaps of another project.
+        config: the section `model` of the new training.
+        class_names: of the new training.
+        where: for messages.
+
+    Returns:
+        What was taken, and what is used otherwise than in the training of the weights; then a line for the tensors that
+        are not, or not wholly, from the weights, if there are any.
+
+    Raises:
+        WeightsError: see `fill`.
+    """
+    own, weights = model.state_dict(), {k: w for k, w in checkpoint.model.items() if k not in PIXELS}
+    scales = {name: own[name] for name in own if name.startswith(_LEVEL_SCALES) and name not in weights}
+    nameless = not checkpoint.class_names and len(class_names) == len(checkpoint.category_ids)
+    same_classes = nameless or tuple(class_names) == checkpoint.class_names
+    head = {} if same_classes else _class_head(own, weights, checkpoint.class_names, class_names)
+    fill(model, {**weights, **scales, **head}, where=where)
+    used = weights.keys() & own.keys()  # others are counters, see `fill`
+    taken = f"all {len(used)}" if same_classes else len(used - head.keys())
+    summary = f"weights: {taken} tensors from {where}"
+    there, here = _flat(_conventions(checkpoint, config)), _flat(config.model_dump(mode="json"))
+    other = " ".join(f"model.{key}={there[key]}" for key in _MEANINGS if key in there and there[key] != here.get(key))
+    if other:
+        summary += f"; they were trained with {other}, which fits them better"
+    if head:
+        summary += f"\n  {', '.join(head)}: {_carried(checkpoint, class_names)}"
+    if scales:
+        summary += f"\n  {_list(list(scales))}: fresh, because the weights have none"
+    return summary
+
+
+def _conventions(checkpoint: Checkpoint, config: FCOSConfig) -> Mapping[str, Any]:
+    """What is known of the section `model` of the weights' own training."""
+    if checkpoint.project == "fcos_core" and config.box_convention != "inclusive":  # else it is as in the original
+        return with_fcos_core_conventions({"model": config.model_dump(mode="json")})["model"]
+    return checkpoint.config.get("model", {})
+
+
+def _class_head(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], there: Sequence[str], here: Sequence[str]
+) -> dict[str, Tensor]:
+    """The tensors with a row for every class: the rows of classes that are there by name, else the model's own."""
+    rows = [(row, there.index(name)) for row, name in enumerate(here) if name in there]
+    head = {name: tensor.clone() for name, tensor in own.items() if name.startswith(CLASS_HEAD)}
+    for name in head.keys() & weights.keys() if rows else ():
+        if weights[name].shape[1:] != head[name].shape[1:]:
+            head[name] = weights[name]  # `fill` refuses it
+            continue
+        for row, row_there in rows:
+            head[name][row] = weights[name][row_there]
+    return head
+
+
+def _carried(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
+    """What became of the class head where the classes differ."""
+    known = [name for name in class_names if name in checkpoint.class_names]
+    fresh = [name for name in class_names if name not in checkpoint.class_names]
+    if not known:
+        there = _list(checkpoint.class_names) or f"{len(checkpoint.category_ids)} without names"
+        return f"fresh, because the classes differ: {there} there, {_list(class_names)} here"
+    rows = f"{len(known)} of {len(class_names)} rows by class name ({_list(known)})"
+    return f"partly, {rows}; fresh: {_list(fresh)}" if fresh else f"taken, {rows}"
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Options by their full names, as one would write them on a command line."""
+    options = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            options |= _flat(value, f"{prefix}{key}.")
+        else:
+            several = isinstance(value, list | tuple)
+            options[prefix + key] = f"[{','.join(map(str, value))}]" if several else str(value)
+    return options
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" ... ({len(names)})" if len(names) > 5 else "")
