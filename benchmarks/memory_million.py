@@ -35,7 +35,7 @@ from torchvision.transforms import v2
 
 import fcos
 from fcos.data import build_train_loader, load_annotations
-from fcos.data.samplers import training_draws
+from fcos.data.samplers import seeded_batches
 
 WORKERS, BATCH_SIZE, CLASSES = 4, 16, 80
 SIDES = (64, 48), (48, 64), (64, 40), (56, 56)  # width and height of the pictures
@@ -142,7 +142,7 @@ def resume_seconds(images: int) -> float:
     groups = np.arange(images) % 3 // 2
     return min(
         timeit.repeat(
-            lambda: next(training_draws(images, groups, BATCH_SIZE, seed=0, start_iteration=RESUME_AT)),
+            lambda: next(seeded_batches(images, groups, BATCH_SIZE, seed=0, start_iteration=RESUME_AT)),
             number=1,
             repeat=5,
         )

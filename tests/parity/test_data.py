@@ -17,7 +17,7 @@ from fcos.config import DataConfig, FCOSConfig
 from fcos.data import DetectionDataset, Transform, load_annotations, train_transform
 from fcos.data.dataset import Annotations, Sample
 from fcos.data.loader import collate
-from fcos.data.samplers import aspect_groups, endless_batches, grouped_batches, rank_part, shuffled
+from fcos.data.samplers import aspect_groups, endless_batches, grouped_batches, shard, shuffled
 from fcos.data.transforms import flip_boxes, resize_boxes, resize_image, resize_size
 from fcos.models import build_model
 from fcos.structures import Batch
@@ -167,7 +167,7 @@ def test_processes_get_contiguous_parts_of_a_seeded_permutation(goldens: Path) -
     for case in _json(goldens, "samplers.json")["distributed"]:
         order = shuffled(case["n"], case["epoch"]).tolist() if case["shuffle"] else list(range(case["n"]))
         order += order[: -case["n"] % case["replicas"]]
-        assert list(rank_part(order, case["rank"], case["replicas"])) == case["indices"], case
+        assert list(shard(order, case["rank"], case["replicas"])) == case["indices"], case
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from fcos.data import Annotations, build_test_loader, build_train_loader, datase
 from fcos.data.dataset import Sample
 from fcos.data.images import open_rgb
 from fcos.data.loader import collate
-from fcos.data.samplers import endless_batches, rank_part, shuffled, training_draws
+from fcos.data.samplers import endless_batches, seeded_batches, shard, shuffled
 from fcos.errors import DataError
 from fcos.structures import Batch
 
@@ -110,14 +110,14 @@ def test_processes_share_the_batches_of_one(data: tuple[Path, Annotations]) -> N
 
 
 def test_seeds_differ_in_images_and_draws() -> None:
-    seeds = [list(islice(training_draws(20, np.zeros(20, int), 4, seed=seed), 20)) for seed in (0, 1)]
+    seeds = [list(islice(seeded_batches(20, np.zeros(20, int), 4, seed=seed), 20)) for seed in (0, 1)]
     assert [d.index for batch in seeds[0] for d in batch] != [d.index for batch in seeds[1] for d in batch]
     assert len({d.seed for batches in seeds for batch in batches for d in batch}) == 160
 
 
 def test_every_image_is_used_equally_often() -> None:
-    batches = islice(training_draws(11, np.arange(11) % 2, 4, seed=0), 110)
-    counts = Counter(draw.index for batch in batches for draw in batch)
+    batches = islice(seeded_batches(11, np.arange(11) % 2, 4, seed=0), 110)
+    counts = Counter(image.index for batch in batches for image in batch)
     assert len(counts) == 11
     assert max(counts.values()) - min(counts.values()) <= 2
 
@@ -156,9 +156,9 @@ def test_batches_are_those_of_a_plain_count(images: int, number_of_groups: int, 
 
 
 def test_a_data_set_smaller_than_a_batch_fills_it_with_repetitions() -> None:
-    (batch,) = islice(training_draws(3, np.zeros(3, int), 8, seed=0), 1)
-    assert Counter(draw.index for draw in batch).most_common()[0][1] == 3
-    assert len({draw.seed for draw in batch}) == 8
+    (batch,) = islice(seeded_batches(3, np.zeros(3, int), 8, seed=0), 1)
+    assert Counter(image.index for image in batch).most_common()[0][1] == 3
+    assert len({image.seed for image in batch}) == 8
 
 
 def test_training_batches_hold_one_orientation(data: tuple[Path, Annotations]) -> None:
@@ -171,7 +171,7 @@ def test_training_batches_hold_one_orientation(data: tuple[Path, Annotations]) -
 
 def test_parts_cover_everything_once() -> None:
     for length in range(9):
-        parts = [rank_part(range(length), rank, 4) for rank in range(4)]
+        parts = [shard(range(length), rank, 4) for rank in range(4)]
         assert [item for part in parts for item in part] == list(range(length))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

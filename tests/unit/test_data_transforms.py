@@ -9,8 +9,8 @@ from PIL import Image
 from tiny_data import config
 
 from fcos.data.transforms import (
-    Draws,
     Transform,
+    TransformParams,
     crop_boxes,
     flip_boxes,
     resize_boxes,
@@ -58,15 +58,15 @@ def test_an_image_without_boxes_is_transformed() -> None:
 
 def test_draws_depend_on_the_seed_only() -> None:
     transform = train_transform(config(short_side_range=(640, 800), max_side=1333))
-    draws = [transform.draw(seed) for seed in range(4000)]
-    assert draws == [transform.draw(seed) for seed in range(4000)]
-    assert {draw.short_side for draw in draws} == set(range(640, 801))
-    assert 0.45 < sum(draw.flip for draw in draws) / 4000 < 0.55
+    params = [transform.make_params(seed) for seed in range(4000)]
+    assert params == [transform.make_params(seed) for seed in range(4000)]
+    assert {drawn.short_side for drawn in params} == set(range(640, 801))
+    assert 0.45 < sum(drawn.flip for drawn in params) / 4000 < 0.55
 
 
 def test_a_list_of_sizes_is_drawn_from() -> None:
     transform = train_transform(config(short_side=[32, 48]))
-    assert {transform.draw(seed).short_side for seed in range(50)} == {32, 48}
+    assert {transform.make_params(seed).short_side for seed in range(50)} == {32, 48}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,9 @@ def test_a_list_of_sizes_is_drawn_from() -> None:
 )
 def test_detection_uses_one_size_and_no_flip(options: dict, short_side: int) -> None:
     transform = detection_transform(config(**options))
-    assert {transform.draw(seed)._replace(window=(0, 0)) for seed in range(50)} == {Draws(short_side, flip=False)}
+    assert {transform.make_params(seed)._replace(window=(0, 0)) for seed in range(50)} == {
+        TransformParams(short_side, flip=False)
+    }
 
 
 def test_a_zoomed_box_holds_the_same_content() -> None:
@@ -97,14 +99,14 @@ def test_a_zoomed_box_holds_the_same_content() -> None:
         if visible[0] > 0:
             inside = pixels[0, math.ceil(y1) + 2 : math.floor(y2) - 2, math.ceil(x1) + 2 : math.floor(x2) - 2]
             assert (inside == 255).all()
-        if transform.draw(seed).zoom < 1:
+        if transform.make_params(seed).zoom < 1:
             assert visible.tolist() == [1.0]
     assert len(sizes) > 10
     assert (90, 120) in sizes
 
 
 def test_zoom_is_drawn_evenly_in_both_directions() -> None:
-    zooms = [Transform((90,), 200, zoom=(0.5, 2.0)).draw(seed).zoom for seed in range(2000)]
+    zooms = [Transform((90,), 200, zoom=(0.5, 2.0)).make_params(seed).zoom for seed in range(2000)]
     assert min(zooms) == pytest.approx(0.5, rel=0.01)
     assert max(zooms) == pytest.approx(2.0, rel=0.01)
     assert sum(zoom > 1 for zoom in zooms) / 2000 == pytest.approx(0.5, abs=0.04)

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from fcos.config import Config
 from fcos.data import load_annotations
-from fcos.data.samplers import rank_part
+from fcos.data.samplers import shard
 from fcos.distributed import mean_over_processes
 from fcos.models import build_model
 from fcos.models.layers import SyncBatchNorm, with_gpu_batch_norm
@@ -40,9 +40,9 @@ def _process(rank: int, count: int, work: Callable[..., Any], folder: Path, args
 def normalise(rank: int, count: int, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
     """A training step of batch norm on a share of `x`; the loss is a weighted sum of squares over all processes."""
     norm = SyncBatchNorm(x.shape[1]).to(x.dtype)
-    share = x[rank_part(range(len(x)), rank, count)].clone().requires_grad_()
+    share = x[shard(range(len(x)), rank, count)].clone().requires_grad_()
     y = norm(share)
-    (y.square() * weight[rank_part(range(len(x)), rank, count)]).sum().backward()
+    (y.square() * weight[shard(range(len(x)), rank, count)]).sum().backward()
     for parameter in norm.parameters():
         assert parameter.grad is not None
         dist.all_reduce(parameter.grad)
@@ -99,7 +99,7 @@ def accumulate(rank: int, count: int, config: Config, parts: int) -> dict[str, A
     torch.manual_seed(0)
     model = build_model(config.model, num_classes=2).double()
     images, sizes, targets = five_images()
-    share = rank_part(range(5), rank, count)
+    share = shard(range(5), rank, count)
     rows = slice(share[0], share[-1] + 1)
     part = Batch(images[rows], sizes[rows], targets.of(rows), torch.tensor(share))
     data = load_annotations(config.data, "train")

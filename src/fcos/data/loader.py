@@ -21,7 +21,7 @@ from ..config import Config
 from ..errors import DataError
 from ..structures import Batch, Targets, View
 from .dataset import Annotations, DetectionDataset, Sample
-from .samplers import Draw, aspect_groups, rank_part, training_draws
+from .samplers import SeededIndex, aspect_groups, seeded_batches, shard
 from .transforms import Transform, detection_views, resize_size, train_transform
 
 logger = logging.getLogger(__name__)
@@ -61,19 +61,19 @@ class _Loaded(NamedTuple):
 
 
 class _Reader:
-    """Maps the draws of a batch to the batch; runs in the workers."""
+    """Maps the images of a batch, by index and seed, to the batch; runs in the workers."""
 
     def __init__(self, dataset: DetectionDataset, *, training: bool, size_divisor: int) -> None:
         self.dataset, self.training, self.size_divisor = dataset, training, size_divisor
 
-    def __getitem__(self, draws: Sequence[Draw]) -> _Loaded:
+    def __getitem__(self, images: Sequence[SeededIndex]) -> _Loaded:
         samples: list[Sample] = []
         errors: list[str] = []
         count = len(self.dataset)
-        for draw in draws:
+        for index, seed in images:
             for step in range(count if self.training else 1):
                 try:
-                    samples.append(self.dataset.load((draw.index + step) % count, draw.seed))
+                    samples.append(self.dataset.load((index + step) % count, seed))
                     break
                 except DataError as error:
                     errors.append(str(error))
@@ -94,16 +94,18 @@ class Loader:
         left_out: how many times an image could not be read and was replaced (training) or left out (detection).
     """
 
-    def __init__(self, reader: _Reader, draws: Callable[[], Iterable[Sequence[Draw]]], *, workers: int) -> None:
+    def __init__(
+        self, reader: _Reader, batches: Callable[[], Iterable[Sequence[SeededIndex]]], *, workers: int
+    ) -> None:
         self.left_out = 0
-        self._reader, self._draws, self._workers = reader, draws, workers
+        self._reader, self._batches, self._workers = reader, batches, workers
 
     def __iter__(self) -> Iterator[Batch]:
         # The loader's own generator: the global random state must not depend on how often an iterator is made.
         # Workers compute with one thread each; torch sees to that.
         batches = DataLoader(
             self._reader,  # pyright: ignore[reportArgumentType]
-            sampler=self._draws(),
+            sampler=self._batches(),
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=self._workers,
@@ -145,7 +147,7 @@ def build_train_loader(
     """Endless, seeded training batches.
 
     Batch k (images, scales and flips) is the same for any `start_iteration` and number of workers; a process gets its
-    contiguous part of it, so that the total does not depend on the number of processes.
+    contiguous shard of it, so that the total does not depend on the number of processes.
 
     Args:
         config: reads `data`, `train.batch_size`, `train.seed` and `model.box_convention`.
@@ -162,14 +164,14 @@ def build_train_loader(
     dataset = DetectionDataset(annotations, transform=train_transform(data, convention), box_convention=convention)
     groups = aspect_groups(annotations.sizes) if data.group_by_aspect else np.zeros(len(annotations), dtype=np.int64)
 
-    def draws() -> Iterator[Sequence[Draw]]:
-        batches = training_draws(
+    def batches() -> Iterator[Sequence[SeededIndex]]:
+        whole = seeded_batches(
             len(annotations), groups, batch_size, seed=config.train.seed, start_iteration=start_iteration
         )
-        return (rank_part(batch, rank, world_size) for batch in batches)
+        return (shard(batch, rank, world_size) for batch in whole)
 
     reader = _Reader(dataset, training=True, size_divisor=data.size_divisor)
-    return Loader(reader, draws, workers=data.workers)
+    return Loader(reader, batches, workers=data.workers)
 
 
 def build_test_loader(
@@ -185,20 +187,30 @@ def build_test_loader(
         annotations: of the split.
         batch_size: images a batch, at most.
         rank: this process.
-        world_size: number of processes; each gets its share of the batches.
+        world_size: number of processes; each gets its shard of the batches.
     """
     data, views = config.data, detection_views(config)
-    batches = same_size_batches(annotations.sizes.tolist(), views, data.size_divisor, batch_size)
-    draws = [[Draw(index, 0) for index in batch] for batch in rank_part(batches, rank, world_size)]
+    groups = same_size_batches(annotations.sizes.tolist(), views, data.size_divisor, batch_size)
+    batches = [[SeededIndex(index, 0) for index in group] for group in shard(groups, rank, world_size)]
     dataset = DetectionDataset(annotations, transform=views[0], more_views=views[1:])
     reader = _Reader(dataset, training=False, size_divisor=data.size_divisor)
-    return Loader(reader, lambda: draws, workers=min(data.workers, len(draws)))
+    return Loader(reader, lambda: batches, workers=min(data.workers, len(batches)))
 
 
 def same_size_batches(
     sizes: Sequence[tuple[int, int]], views: Sequence[Transform], size_divisor: int, batch_size: int
 ) -> list[list[int]]:
-    """Group images, given by their (height, width), by their sizes after the transforms and padding."""
+    """Group images by their sizes after the transforms and padding.
+
+    Args:
+        sizes: (height, width) of every image.
+        views: the transforms, each with one short side.
+        size_divisor: padded sides are multiples of it.
+        batch_size: images a batch, at most.
+
+    Returns:
+        The indices of the images of every batch; each image is in one.
+    """
     groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for index, (height, width) in enumerate(sizes):
         resized = (resize_size(height, width, view.short_sides[0], view.max_side) for view in views)

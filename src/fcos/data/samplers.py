@@ -13,8 +13,8 @@ import torch
 T = TypeVar("T")
 
 
-class Draw(NamedTuple):
-    """An image of a training batch, and the seed of its augmentation."""
+class SeededIndex(NamedTuple):
+    """An image of a batch, and the seed of its augmentation."""
 
     index: int
     seed: int
@@ -58,10 +58,19 @@ def grouped_batches(order: np.ndarray, group_ids: np.ndarray, batch_size: int) -
 def endless_batches(
     orders: Iterable[np.ndarray], group_ids: np.ndarray, batch_size: int, *, start: int = 0
 ) -> Iterator[list[int]]:
-    """Batches over many passes, from number `start` on; `orders` gives the images of each pass.
+    """Full batches over many passes, each of images of one group.
 
-    Every batch is full: what is left over in one pass begins the next (in the original it makes smaller batches, and
-    few images of a rare group would change the statistics of a step).
+    What is left over in one pass begins the next (in the original it makes smaller batches, and few images of a rare
+    group would change the statistics of a step).
+
+    Args:
+        orders: the image indices of each pass, int64.
+        group_ids: the group of every image.
+        batch_size: images a batch.
+        start: the number, from 0, of the first batch to give.
+
+    Yields:
+        The image indices of a batch.
     """
     left = np.empty(0, dtype=np.int64)
     for order in orders:
@@ -72,24 +81,34 @@ def endless_batches(
         start = max(0, start - len(batches))
 
 
-def training_draws(
+def seeded_batches(
     length: int, group_ids: np.ndarray, batch_size: int, *, seed: int, start_iteration: int = 0
-) -> Iterator[list[Draw]]:
-    """The batches from `start_iteration` on, without end, with the seed of every image's augmentation.
+) -> Iterator[list[SeededIndex]]:
+    """Training batches without end; every pass permutes the images anew.
 
-    Every pass permutes the `length` images anew. Batch k depends on the other arguments and k only, an augmentation on
-    (seed, k, position in the batch).
+    Batch k depends on k and the arguments besides `start_iteration` only, an augmentation on (seed, k, position in the
+    batch).
+
+    Args:
+        length: number of images, at least one.
+        group_ids: the group of every image, see `endless_batches`.
+        batch_size: images a batch.
+        seed: of the permutations and augmentations.
+        start_iteration: the number, from 0, of the first batch to give.
+
+    Yields:
+        The images of a batch.
     """
     assert length > 0
     orders = (shuffled(length, _mixed(seed, epoch)) for epoch in count())
     batches = endless_batches(orders, group_ids, batch_size, start=start_iteration)
     for iteration, batch in enumerate(batches, start=start_iteration):
-        yield [Draw(index, _mixed(seed, iteration, position)) for position, index in enumerate(batch)]
+        yield [SeededIndex(index, _mixed(seed, iteration, position)) for position, index in enumerate(batch)]
 
 
-def rank_part(items: Sequence[T], rank: int, world_size: int) -> Sequence[T]:
-    """A process's contiguous share; the shares differ by one item at most."""
-    return items[rank * len(items) // world_size : (rank + 1) * len(items) // world_size]
+def shard(items: Sequence[T], index: int, count: int) -> Sequence[T]:
+    """The contiguous shard number `index`, from 0, of `count`; their lengths differ by one item at most."""
+    return items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
 def _mixed(*numbers: int) -> int:

@@ -112,7 +112,7 @@ def to_inclusive(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([corner, far], dim=1), (far - corner > 1e-3).all(dim=1)
 
 
-class Draws(NamedTuple):
+class TransformParams(NamedTuple):
     """What is drawn for one image.
 
     Attributes:
@@ -167,11 +167,11 @@ class Transform:
     color_jitter: float = 0.0
     box_convention: BoxConvention = "continuous"
 
-    def draw(self, seed: int) -> Draws:
+    def make_params(self, seed: int) -> TransformParams:
         """What to do with an image; the same for the same seed on every machine."""
         generator = random.Random(seed)
         uniform = generator.uniform
-        return Draws(
+        return TransformParams(
             short_side=generator.choice(self.short_sides),
             flip=generator.random() < self.flip,
             zoom=math.exp(uniform(*map(math.log, self.zoom))),
@@ -187,26 +187,26 @@ class Transform:
         Args:
             image: RGB.
             boxes: [M, 4] in pixels of `image`; none by default.
-            seed: of the draws.
+            seed: of what is drawn.
         """
         boxes = torch.zeros(0, 4) if boxes is None else boxes
-        draws = self.draw(seed)
+        params = self.make_params(seed)
         size = image.height, image.width
-        new_size = resize_size(*size, draws.short_side, self.max_side)
-        zoomed = max(round(new_size[0] * draws.zoom), 1), max(round(new_size[1] * draws.zoom), 1)
+        new_size = resize_size(*size, params.short_side, self.max_side)
+        zoomed = max(round(new_size[0] * params.zoom), 1), max(round(new_size[1] * params.zoom), 1)
         kept = min(new_size[0], zoomed[0]), min(new_size[1], zoomed[1])
-        left, top = (round(draws.window[axis] * (zoomed[1 - axis] - kept[1 - axis])) for axis in (0, 1))
+        left, top = (round(params.window[axis] * (zoomed[1 - axis] - kept[1 - axis])) for axis in (0, 1))
         image = resize_image(image, kept, whole=zoomed, origin=(left, top))
         boxes, visible = resize_boxes(boxes, size, zoomed), boxes.new_ones(len(boxes))
         if kept != zoomed:
             boxes, visible = crop_boxes(boxes, (left, top), kept, self.box_convention)
-        if draws.flip:
+        if params.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             boxes = flip_boxes(boxes, image.width, self.box_convention)
         if self.color_jitter:
-            image = ImageEnhance.Brightness(image).enhance(draws.brightness)
-            image = ImageEnhance.Contrast(image).enhance(draws.contrast)
-            image = ImageEnhance.Color(image).enhance(draws.saturation)
+            image = ImageEnhance.Brightness(image).enhance(params.brightness)
+            image = ImageEnhance.Contrast(image).enhance(params.contrast)
+            image = ImageEnhance.Color(image).enhance(params.saturation)
         return Transformed(image_to_tensor(image), boxes, visible)
 
 

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ..config import Config
 from ..config_backbones import is_own
 from ..data.loader import padded_size
-from ..data.samplers import rank_part
+from ..data.samplers import shard
 from ..distributed import all_gather, mean_over_processes, world_size
 from ..errors import ConfigError, TrainingError
 from ..models import FCOS
@@ -210,7 +210,7 @@ def _accumulate(learner: nn.Module, batch: Batch, run: Run, parts: int) -> Losse
     normalizers: Tensor | None = None
     parts = min(parts, len(images))
     for number in range(parts):
-        rows = rank_part(range(len(images)), number, parts)
+        rows = shard(range(len(images)), number, parts)
         part = slice(rows[0], rows[-1] + 1)
         last = number == parts - 1
         with learner.no_sync() if isinstance(learner, DistributedDataParallel) and not last else nullcontext():
