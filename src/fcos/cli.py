@@ -101,7 +101,9 @@ def train(
 ) -> None:
     """Train a detector.
 
-    For example: fcos train fcos_mnv2_small data=DIR train.max_minutes=10
+    \b
+    For example:
+      fcos train fcos_mnv2_small data=DIR train.max_minutes=10
     """
     from . import api
 
@@ -123,8 +125,10 @@ def val(
 ) -> None:
     """Compute the COCO figures of a detector on annotated images.
 
-    For example: fcos val runs/cells/weights/best.pt data=DIR --split test
-                 fcos val FCOS_R_50_FPN_1x.pth --config fcos_R_50_FPN_1x.yaml data=DIR
+    \b
+    For example:
+      fcos val runs/cells/weights/best.pt data=DIR --split test
+      fcos val FCOS_R_50_FPN_1x.pth --config fcos_R_50_FPN_1x.yaml data=DIR
     """
     from . import api
     from .evaluation.report import default_folder, print_evaluation, save_evaluation
@@ -147,8 +151,10 @@ def report(
 ) -> None:
     """Write RUN/report.html: curves, figures per class, errors, pictures, config, all on one page.
 
-    For example: fcos report runs/cells
-                 fcos report runs/cells data=DIR  (where its data lies now)
+    \b
+    For example:
+      fcos report runs/cells
+      fcos report runs/cells data=DIR
     """
     from . import api
 
@@ -176,7 +182,12 @@ def predict(  # noqa: PLR0917 (options of the command line)
 ) -> None:
     """Detect on pictures and write annotated copies.
 
-    Options may stand among the sources as KEY=VALUE, for example data.test_short_side=600.
+    Options may stand among the sources as KEY=VALUE.
+
+    \b
+    For example:
+      fcos predict runs/cells/weights/best.pt photos --out found
+      fcos predict runs/cells/weights/best.pt PHOTO.jpg data.test_short_side=600
     """
     from . import api
     from .inference.sources import predict_files
@@ -216,8 +227,10 @@ def convert(
 ) -> None:
     """Write weights of any known project in our form, with config and classes, or in another project's.
 
-    For example: fcos convert FCOS_R_50_FPN_1x.pth fcos.pt --config fcos_R_50_FPN_1x.yaml
-                 fcos convert runs/cells/weights/best.pt tv.pth --to torchvision
+    \b
+    For example:
+      fcos convert FCOS_R_50_FPN_1x.pth fcos.pt --config fcos_R_50_FPN_1x.yaml
+      fcos convert runs/cells/weights/best.pt tv.pth --to torchvision
     """
     from . import api
 
@@ -239,8 +252,11 @@ def doctor(
     be mended.
 
     Which boxes can be learned depends on the detector; without RECIPE it is fcos_mnv2_small.
-    For example: fcos doctor data=DIR --out checkup
-                 fcos doctor fcos_r50_fpn_1x data=DIR data.short_side=600
+
+    \b
+    For example:
+      fcos doctor data=DIR --out checkup
+      fcos doctor fcos_r50_fpn_1x data=DIR data.short_side=600
     """
     from .config_text import load_config
     from .doctor.check import check

@@ -68,6 +68,17 @@ def test_every_verb_explains_itself(fcos, verb):
     assert f"fcos {verb}" in out
 
 
+@pytest.mark.parametrize("verb", ["train", "val", "report", "predict", "convert", "doctor"])
+def test_every_example_stands_on_a_line_of_its_own(fcos, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = fcos(verb, "-h")
+    examples = out.partition("For example:\n")[2].partition("\n\n")[0].splitlines()
+    written = getattr(cli, verb).__doc__.partition("For example:\n")[2].splitlines()
+    assert [line.strip() for line in examples] == [line.strip() for line in written if line.strip()]
+    assert all(line.startswith(f"    fcos {verb} ") for line in examples)
+    assert examples
+
+
 def test_python_m_fcos_is_the_same_command_and_mistakes_show_no_traceback():
     result = subprocess.run(
         [sys.executable, "-m", "fcos", "train", "fcos_mnv2_smal", "data=x"], capture_output=True, text=True, check=False
