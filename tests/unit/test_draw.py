@@ -63,6 +63,12 @@ def test_small_pictures_are_enlarged_by_a_whole_factor():
     assert draw(small, instances([[10, 10, 50, 50]], size=(128, 160)), scale=1).size == (160, 128)
 
 
+@pytest.mark.parametrize("scale", [0, -1, 1.5])
+def test_a_scale_that_is_not_a_whole_number_from_1_is_refused(scale):
+    with pytest.raises(ValueError, match=f"scale: expected a whole number from 1, found {scale}"):
+        draw(GREY, ONE, scale=scale)
+
+
 def test_the_score_can_be_left_out():
     with_score, without = draw(GREY, ONE), draw(GREY, ONE, scores=False)
     assert changed(with_score, GREY)[:198].sum() > changed(without, GREY)[:198].sum() > 0

@@ -150,6 +150,12 @@ def test_a_threshold_outside_0_to_1_is_refused(detector):
         detector.predict(picture(), threshold=30)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_1_is_refused(detector, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size: expected at least 1, found {batch_size}"):
+        detector.predict([picture()], batch_size=batch_size)
+
+
 class TestLoad:
     @pytest.fixture
     def weights(self, detector, tmp_path):

@@ -53,7 +53,12 @@ def find(root: Path, split: Split) -> SplitFiles | None:
 
 
 def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
-    """The folders that the file names of a JSON file may be relative to, likeliest first."""
+    """The folders that the file names of a JSON file may be relative to, likeliest first.
+
+    Args:
+        annotations: the JSON file. The folders are beside it, named after it or its split.
+        split: what it holds.
+    """
     base = annotations.parent.parent if annotations.parent.name == "annotations" else annotations.parent
     stem = annotations.stem.removeprefix("instances_")
     subfolders = [

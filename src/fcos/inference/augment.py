@@ -37,7 +37,15 @@ def detect_in_views(model: FCOS, views: Sequence[View]) -> list[Instances]:
 
 
 def candidates_of(model: FCOS, view: View) -> list[Instances]:
-    """The candidates of every image in one view, as if it were not mirrored, in its own pixels."""
+    """The candidates of every image in one view, mirrored back.
+
+    Args:
+        model: the detector.
+        view: N images, on the model's device.
+
+    Returns:
+        N candidates in pixels of the view and the model's box convention.
+    """
     found = model.candidates(view.images, view.sizes)
     if not view.flipped:
         return found

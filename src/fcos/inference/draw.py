@@ -82,6 +82,10 @@ def draw(
 
     Returns:
         An RGB picture, `scale` times as large as the image.
+
+    Raises:
+        DataError: `image` is no picture.
+        ValueError: a scale that is not a whole number from 1.
     """
     picture = enlarged(to_picture(image), scale)
     found = instances.to("cpu").resize_to((picture.height, picture.width))
@@ -93,13 +97,15 @@ def draw(
 
 
 def enlarged(picture: Image.Image, scale: int | None = None) -> Image.Image:
-    """A copy, `scale` times as large; None: see `draw`."""
-    factor = scale or max(
-        1, min(round(_READABLE_SIDE / max(1, min(picture.size))), _LARGEST_SIDE // max(1, *picture.size))
-    )
-    if factor == 1:
+    """A copy, `scale` times as large; None, and errors: see `draw`."""
+    if scale is None:
+        readable, largest = round(_READABLE_SIDE / max(1, min(picture.size))), _LARGEST_SIDE // max(1, *picture.size)
+        scale = max(1, min(readable, largest))
+    if not isinstance(scale, int) or scale < 1:
+        raise ValueError(f"scale: expected a whole number from 1, found {scale}")
+    if scale == 1:
         return picture.copy()
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
 
 
 def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | None = None) -> None:
@@ -125,17 +131,23 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | 
         _draw_tag(canvas, tag, mark.color, _font(size, tag.text))
 
 
-def draw_pair(
-    image: Picture,
-    predictions: Instances,
-    ground_truth: Instances,
-    *,
-    scale: int | None = None,
-) -> Image.Image:
-    """Draw predictions (left) beside the ground truth (right) with a caption over each; arguments as in `draw`."""
+def draw_pair(image: Picture, predictions: Instances, ground_truth: Instances) -> Image.Image:
+    """Draw predictions (left) beside the ground truth (right) with a caption over each.
+
+    Args:
+        image: see `draw`.
+        predictions: shown with their scores; boxes as in `draw`.
+        ground_truth: shown without scores.
+
+    Returns:
+        An RGB picture; a small image is enlarged as in `draw`.
+
+    Raises:
+        DataError: `image` is no picture.
+    """
     panels = [
-        (f"predicted: {len(predictions)}", draw(image, predictions, scale=scale)),
-        (f"ground truth: {len(ground_truth)}", draw(image, ground_truth, scores=False, scale=scale)),
+        (f"predicted: {len(predictions)}", draw(image, predictions)),
+        (f"ground truth: {len(ground_truth)}", draw(image, ground_truth, scores=False)),
     ]
     width, height = panels[0][1].size
     gap = max(4, round(0.01 * width))

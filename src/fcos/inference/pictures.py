@@ -24,10 +24,14 @@ _TIMEOUT = 20  # seconds without an answer
 
 
 def to_picture(image: Picture, *, where: str = "image") -> Image.Image:
-    """A picture of any form as RGB image; see `Picture`.
+    """A picture of any form as RGB image.
+
+    Args:
+        image: see `Picture`.
+        where: what messages call a picture that has no path or address.
 
     Raises:
-        DataError: it is none of them; `where` names it in the message.
+        DataError: it is no picture, or cannot be read.
     """
     if isinstance(image, str | Path):
         return fetch(str(image)) if is_url(str(image)) else open_rgb(image)

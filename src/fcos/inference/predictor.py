@@ -103,12 +103,14 @@ class Detector:
 
         Raises:
             DataError: a file that is no picture, or an array of another shape, type or range.
-            ValueError: a threshold outside 0..1.
+            ValueError: a threshold outside 0..1, or a batch size below 1.
         """
         if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
             return self.predict([images], threshold=threshold, batch_size=batch_size)[0]
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold: expected 0..1, found {threshold}")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         thresholds = self.thresholds if threshold is None else torch.full_like(self.thresholds, threshold)
         step = batch_size or self.config.eval.batch_size
         results: list[Instances] = []
