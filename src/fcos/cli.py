@@ -120,7 +120,7 @@ def val(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for metrics.json and detections.json; default: RUN/SPLIT."),
+        typer.Option(help="Folder for metrics.json and detections.json; default: RUN/SPLIT.", callback=_folder),
     ] = None,
 ) -> None:
     """Compute the COCO figures of a detector on annotated images.
@@ -168,7 +168,9 @@ def predict(  # noqa: PLR0917 (options of the command line)
     weights: Weights,
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.")],
     config: OriginalConfig = None,
-    out: Annotated[Path, typer.Option(help="Folder for the annotated pictures.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option(help="Folder for the annotated pictures.", callback=_folder)] = Path(
+        "predictions"
+    ),
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -245,7 +247,7 @@ def doctor(
         typer.Argument(metavar="[RECIPE] KEY=VALUE", help="data=DIR, and what it is to be trained with."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for doctor.html, with pictures, and doctor.json.", file_okay=False)
+        Path | None, typer.Option(help="Folder for doctor.html, with pictures, and doctor.json.", callback=_folder)
     ] = None,
 ) -> None:
     """Check a data set: broken files, doubtful labels, twins, boxes that cannot be learned. Exit code 1: something must
@@ -332,6 +334,13 @@ def config_diff(
 
     for key, old, new in changes(load_config(first), load_config(second)):
         print(f"{key}: {old} -> {new}")
+
+
+def _folder(path: Path | None) -> Path | None:
+    """Refuses a file as the folder of an option, before anything is computed."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"{path} is a file; give a folder")
+    return path
 
 
 def _first() -> bool:

@@ -79,6 +79,14 @@ def test_every_example_stands_on_a_line_of_its_own(fcos, monkeypatch, verb):
     assert examples
 
 
+@pytest.mark.parametrize("words", [["val", "none.pt"], ["predict", "none.pt", "a.png"], ["doctor", "data=x"]])
+def test_a_file_where_a_folder_is_to_be_written_is_told_first(fcos, tmp_path, words):
+    (tmp_path / "notes").write_text("mine")
+    code, _, err = fcos(*words, "--out", tmp_path / "notes")
+    assert code == 2
+    assert f"{tmp_path / 'notes'} is a file; give a folder" in err
+
+
 def test_python_m_fcos_is_the_same_command_and_mistakes_show_no_traceback():
     result = subprocess.run(
         [sys.executable, "-m", "fcos", "train", "fcos_mnv2_smal", "data=x"], capture_output=True, text=True, check=False
