@@ -107,9 +107,21 @@ def test_the_norm_is_the_one_asked_for(norm: str) -> None:
     assert found == {type(NORMS[norm](64))}
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (64, 32), (32, 16)])
-def test_group_norm_has_32_groups_of_at_least_two_channels(channels: int, groups: int) -> None:
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (96, 32), (64, 32), (32, 32), (48, 24), (8, 4)])
+def test_group_norm_has_32_groups_where_32_divides_the_channels(channels: int, groups: int) -> None:
     assert NORMS["gn"](channels).num_groups == groups
+
+
+def test_group_norm_of_one_channel_a_group_takes_a_map_of_1x1() -> None:
+    norm = NORMS["gn"](32)
+    nn.init.constant_(norm.bias, 0.5)  # pyright: ignore[reportArgumentType]
+    # (x - mean) / sqrt(eps) is computed as two terms of some hundreds, whose float32 rounding is left over.
+    torch.testing.assert_close(norm(torch.randn(1, 32, 1, 1)), torch.full((1, 32, 1, 1), 0.5), rtol=0, atol=1e-3)
+
+
+def test_group_norm_is_torchs_own_elsewhere() -> None:
+    norm, torchs, x = NORMS["gn"](64), nn.GroupNorm(32, 64), torch.randn(2, 64, 3, 5)
+    torch.testing.assert_close(norm(x), torchs(x), rtol=0, atol=0)
 
 
 def test_the_epsilon_reaches_every_norm() -> None:

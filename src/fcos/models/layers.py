@@ -11,9 +11,17 @@ from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 from ..distributed import sum_over_processes, world_size
 
 
-def group_norm(channels: int, *, eps: float = 1e-5) -> nn.GroupNorm:
-    """32 groups; of 32 channels 16, for a group of one channel has nothing to normalise on a 1x1 map."""
-    return nn.GroupNorm(min(32, channels // 2), channels, eps=eps)
+class GroupNorm(nn.GroupNorm):
+    """Group norm of a 1x1 map, too, where a group of one channel becomes its bias: torch's layer refuses that."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, channels, H, W] to the same."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(channels: int, *, eps: float = 1e-5) -> GroupNorm:
+    """32 groups, as everybody's; groups of two channels where 32 does not divide them."""
+    return GroupNorm(32 if channels % 32 == 0 else channels // 2, channels, eps=eps)
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
