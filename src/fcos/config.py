@@ -164,7 +164,7 @@ class SplitConfig(_Section):
         return self
 
     @property
-    def parts(self) -> list[tuple[Path | None, Path | None, Path | None]]:
+    def data_sets(self) -> list[tuple[Path | None, Path | None, Path | None]]:
         """(annotations, images, image_list) of every data set."""
         count = max(len(self.annotations), len(self.images), len(self.image_list))
         images = self.images * count if len(self.images) == 1 else self.images

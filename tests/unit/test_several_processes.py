@@ -94,18 +94,18 @@ def five_images() -> tuple[torch.Tensor, torch.Tensor, Targets]:
     return images, torch.tensor([[64, 64]] * 5), Targets.pad(boxes, [torch.arange(len(b)) for b in boxes])
 
 
-def accumulate(rank: int, count: int, config: Config, parts: int) -> dict[str, Any]:
-    """Loss terms and gradients of the five images, of which this process has a share, in parts."""
+def accumulate(rank: int, count: int, config: Config, micro_batches: int) -> dict[str, Any]:
+    """Loss terms and gradients of the five images, of which this process has a shard, in micro-batches."""
     torch.manual_seed(0)
     model = build_model(config.model, num_classes=2).double()
     images, sizes, targets = five_images()
-    share = shard(range(5), rank, count)
-    rows = slice(share[0], share[-1] + 1)
-    part = Batch(images[rows], sizes[rows], targets.of(rows), torch.tensor(share))
+    indices = shard(range(5), rank, count)
+    rows = slice(indices[0], indices[-1] + 1)
+    own = Batch(images[rows], sizes[rows], targets.of(rows), torch.tensor(indices))
     data = load_annotations(config.data, "train")
     assert data is not None
     run = Run(Path(), config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
-    losses = step._accumulate(step.wrapped(run), part, run, parts)
+    losses = step._accumulate(step.wrapped(run), own, run, micro_batches)
     terms = mean_over_processes(torch.stack(list(losses.terms.values())))
     return {"terms": terms, "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
 
@@ -113,7 +113,7 @@ def accumulate(rank: int, count: int, config: Config, parts: int) -> dict[str, A
 def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    """Three parts: rank 0 has two images and none with an object, the second three."""
+    """Three micro-batches: rank 0 has two images and none with an object, the second three."""
     config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
     expected = accumulate(0, 1, config, 1)
     for found in in_processes(2, accumulate, tmp_path / "group", config, 3):

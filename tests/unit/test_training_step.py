@@ -1,4 +1,4 @@
-"""A step with everything that can be switched on: parts, precision, compilation, freezing, rates of their own."""
+"""A step with everything that can be switched on: micro-batches, precision, compilation, freezing, own rates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fcos.models import fcos as fcos_module
 from fcos.structures import Losses, Targets
 from fcos.training import step
 from fcos.training.loop import train
-from fcos.training.optim import build_optimizer, freeze_parts, parameter_settings
+from fcos.training.optim import build_optimizer, freeze_parameters, parameter_settings
 
 FROZEN_BN = {"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}}
 
@@ -113,7 +113,7 @@ def test_a_compiled_model_has_the_same_losses_and_gradients(
     before, names = gradients(model), list(model.state_dict())
     model.zero_grad()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    step.compile_parts(model)
+    step.compile_modules(model)
     found = model(images, shapes, targets)
     total(found).backward()
     torch.testing.assert_close(found.terms, expected.terms, rtol=1e-5, atol=1e-6)  # fused kernels
@@ -133,7 +133,7 @@ def test_frozen_parts_keep_weights_and_statistics(configure: Callable[..., Confi
 
 def test_a_pattern_freezes_only_the_batch_norms_that_it_covers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    freeze_parts(model, ["1.*", "3.weight"])
+    freeze_parameters(model, ["1.*", "3.weight"])
     assert [type(layer).__name__ for layer in model] == ["Conv2d", "FrozenBatchNorm2d", "Conv2d", "BatchNorm2d"]
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["3.weight"]
 
@@ -249,12 +249,12 @@ def test_batch_norm_forgets_a_skipped_step(configure: Callable[..., Config], tmp
     assert all(torch.equal(end[name], start[name]) for name in end)
 
 
-def parts_of(config: Config) -> int:
-    return step.count_parts(build_model(config.model, num_classes=2), config, most_boxes=2)
+def micro_batches_of(config: Config) -> int:
+    return step.count_micro_batches(build_model(config.model, num_classes=2), config, most_boxes=2)
 
 
 @pytest.mark.parametrize(
-    ("processes", "options", "parts"),
+    ("processes", "options", "micro_batches"),
     [
         (1, {"batch_size": 8}, 1),
         (1, {"batch_size": 8, "micro_batch": 3}, 3),
@@ -265,15 +265,15 @@ def parts_of(config: Config) -> int:
         (2, {"batch_size": 8, "micro_batch": "auto"}, 1),
     ],
 )
-def test_parts_of_a_batch(
+def test_micro_batches_of_a_batch(
     configure: Callable[..., Config],
     monkeypatch: pytest.MonkeyPatch,
     processes: int,
     options: dict[str, Any],
-    parts: int,
+    micro_batches: int,
 ) -> None:
     monkeypatch.setattr(step, "world_size", lambda: processes)
-    assert parts_of(configure(**options)) == parts
+    assert micro_batches_of(configure(**options)) == micro_batches
 
 
 def test_memory_of_one_process_that_takes_less(
@@ -281,7 +281,7 @@ def test_memory_of_one_process_that_takes_less(
 ) -> None:
     monkeypatch.setattr(step, "_fits", lambda _model, _config, size, _boxes: size)
     monkeypatch.setattr(step, "all_gather", lambda size: [True, size <= 3])
-    assert parts_of(configure(micro_batch="auto", batch_size=11)) == 4  # 11, 6, then 3 images at a time
+    assert micro_batches_of(configure(micro_batch="auto", batch_size=11)) == 4  # 11, 6, then 3 images at a time
 
 
 def test_more_processes_than_images_in_a_batch(
@@ -289,7 +289,7 @@ def test_more_processes_than_images_in_a_batch(
 ) -> None:
     monkeypatch.setattr(step, "world_size", lambda: 5)
     with pytest.raises(ConfigError, match=r"train\.batch_size=4: .* each of the 5 processes"):
-        parts_of(configure(batch_size=4))
+        micro_batches_of(configure(batch_size=4))
 
 
 def test_synchronised_batch_norm_needs_equal_shares_of_single_images(
@@ -298,14 +298,14 @@ def test_synchronised_batch_norm_needs_equal_shares_of_single_images(
     monkeypatch.setattr(step, "world_size", lambda: 2)
     model = {"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "sync_bn"}}
     with pytest.raises(ConfigError, match=r"micro_batch=1: sync_bn needs .* let train\.batch_size be a multiple of 2"):
-        parts_of(configure(batch_size=3, micro_batch=1, model=model))
-    assert parts_of(configure(batch_size=5, micro_batch=2, model=model)) == 2
+        micro_batches_of(configure(batch_size=3, micro_batch=1, model=model))
+    assert micro_batches_of(configure(batch_size=5, micro_batch=2, model=model)) == 2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"freeze": ["*"]}, "nothing is left to learn; name fewer parts in train.freeze"),
+        ({"freeze": ["*"]}, "nothing is left to learn; name fewer parameters in train.freeze"),
         ({"lr_factors": {"nope": 1.0}}, "no parameter has a name like"),
         ({"compile": True}, "C\\+\\+ compiler"),
     ],
@@ -325,7 +325,7 @@ def test_what_cannot_be_trained_leaves_no_folder(
 
 def test_batch_norm_without_parameters_is_not_frozen_by_accident() -> None:
     model = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.BatchNorm2d(2))
-    freeze_parts(model, ["1.*"])
+    freeze_parameters(model, ["1.*"])
     assert [type(layer).__name__ for layer in model] == ["BatchNorm2d", "FrozenBatchNorm2d"]
 
 

@@ -115,22 +115,22 @@ def locate(config: DataConfig, split: Split) -> tuple[str, list[SplitFiles]] | N
     Raises:
         DataError: no data is configured or found.
     """
-    parts = getattr(config, split).parts
+    data_sets = getattr(config, split).data_sets
     if config.root is None:
-        if not any(getattr(config, s).parts for s in SPLITS):
+        if not any(getattr(config, s).data_sets for s in SPLITS):
             raise DataError("no data: give data=DIR, or data.train.annotations=... and data.train.images=...")
         name, files = config.format, None
     else:
         root = config.root.expanduser()
         name = _detect(root, config.format)
         files = FORMATS[name].find(root, split)
-    if not parts:
+    if not data_sets:
         return None if files is None else (name, [files])
-    located = [_from_pieces(name, files or SplitFiles(None, ()), part, split) for part in parts]
+    located = [_from_pieces(name, files or SplitFiles(None, ()), paths, split) for paths in data_sets]
     names = sorted({form for form, _ in located})
     if len(names) > 1:
         raise DataError(f"data.{split}: {' and '.join(names)} annotations cannot be put together; give one format")
-    return names[0], [part for _, part in located]
+    return names[0], [found for _, found in located]
 
 
 def _detect(root: Path, wanted: str) -> str:
@@ -148,11 +148,11 @@ def _detect(root: Path, wanted: str) -> str:
 
 
 def _from_pieces(
-    name: str, files: SplitFiles, part: tuple[Path | None, Path | None, Path | None], split: Split
+    name: str, files: SplitFiles, paths: tuple[Path | None, Path | None, Path | None], split: Split
 ) -> tuple[str, SplitFiles]:
     """Put the options of a split in place of what was found."""
-    annotations, images, image_list = part
-    for path in part:
+    annotations, images, image_list = paths
+    for path in paths:
         if path is not None and not path.exists():
             raise DataError(f"data.{split}: {path} does not exist{place_hint(path)}")
     if annotations is not None:

@@ -43,11 +43,11 @@ from .budget import IterationLength, Length, TimeLength
 from .diagnosis import RULES, full_memory_is_told, linear_rule, start_warnings
 from .folder import BEST, find_folder, load_last, new_folder
 from .logs import Place, RunLog, Step
-from .optim import freeze_parts, learning_rate_factor, parameter_settings, set_learning_rate
+from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
 from .pictures import save_pictures
 from .run import Interruption, Run
 from .start import start_from
-from .step import count_parts, learn, require_compiler, wrapped
+from .step import count_micro_batches, learn, require_compiler, wrapped
 
 MEASURE_AT = 0.25
 """Share of a wall-clock budget after which its end is measured: the model detects enough by then to be typical."""
@@ -88,7 +88,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     settings = config.train
     device = resolve_device(config.device)
     join_processes(device)
-    run, parts, origin = _set_up(config, name, device, lambda: clock() - started)
+    run, micro_batches, origin = _set_up(config, name, device, lambda: clock() - started)
     learner, state, length = wrapped(run), run.state, _length(run)
     loader = build_train_loader(
         config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
@@ -99,7 +99,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         ) as log,
         Interruption(run, log) as interruption,
     ):
-        log.message(_introduction(run, origin, parts))
+        log.message(_introduction(run, origin, micro_batches))
         _warn_of_warmup(run, length.total(0), log)
         place = run.place(_total(length, state.iteration))
         # Length and `eval_every` may be others than when it was last evaluated.
@@ -114,7 +114,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             waited = clock() - began
             factor = learning_rate_factor(state.iteration, total, settings)
             set_learning_rate(run.optimizer, factor)
-            learned = learn(learner, batch, run, interruption, parts=parts)
+            learned = learn(learner, batch, run, interruption, micro_batches=micro_batches)
             step = Step(
                 losses=learned.losses,
                 lr=settings.lr * factor,
@@ -149,7 +149,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
 
 
 def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, int, str]:
-    """What to learn from, what learns and where it is kept; the parts of a batch; where the weights come from."""
+    """What learns, from what, kept where; the micro-batches of a batch; where the weights come from."""
     launch_key = f"fcos/{next(_trainings)}"
     folder = on_rank_zero(lambda: find_folder(config, name, launch_key=launch_key))
     train_data, val_data = on_all_ranks(lambda: _load_data(config))
@@ -160,7 +160,7 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
         with_gpu_batch_norm(model)
     # Channels last: a tenth faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    parts = on_all_ranks(lambda: _check(config, model, train_data))
+    micro_batches = on_all_ranks(lambda: _check(config, model, train_data))
     folder = folder or on_rank_zero(lambda: new_folder(config, name))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
@@ -168,15 +168,15 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     on_rank_zero(run.save_config)
     if rank() == 0:
         remember(launch_key, str(folder))
-    return run, parts, f"{note}\n{origin}" if note else origin
+    return run, micro_batches, f"{note}\n{origin}" if note else origin
 
 
 def _check(config: Config, model: FCOS, data: Annotations) -> int:
-    """Refuse what cannot be trained, before there is a folder; in how many parts a batch is learned."""
+    """Refuse what cannot be trained, before there is a folder; in how many micro-batches a batch is learned."""
     parameter_settings(model, config.train)
     if config.train.compile:
         require_compiler(model.pixel_mean.device)
-    return count_parts(model, config, most_boxes=int(np.diff(data.offsets).max(initial=0)))
+    return count_micro_batches(model, config, most_boxes=int(np.diff(data.offsets).max(initial=0)))
 
 
 _trainings = itertools.count()
@@ -201,7 +201,7 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
     weights = None if resumed else config.train.weights
     fresh = resumed is None and weights is None
     model = build_model(config.model, num_classes=len(data.class_names), pretrained=fresh)
-    freeze_parts(model, config.train.freeze)
+    freeze_parameters(model, config.train.freeze)
     if resumed:
         return model, f"weights: of iteration {resumed.iteration} of this run", resumed.licence
     if weights:
@@ -353,14 +353,14 @@ def _measure_end(run: Run, seconds: float, clock: Callable[[], float], interrupt
     return saving + clock() - began
 
 
-def _introduction(run: Run, origin: str, parts: int) -> str:
+def _introduction(run: Run, origin: str, micro_batches: int) -> str:
     """What is trained, on what, from what, and how; then what had better be mended first."""
     train_data, val_data, settings = run.train_data, run.val_data, run.config.train
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
     val = "no val split, the last weights become best.pt" if val_data is None else plural(len(val_data), "val image")
     counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
     rule, images = RULES[settings.optimizer]
-    at_a_time = -(-settings.batch_size // (world_size() * parts))
+    at_a_time = -(-settings.batch_size // (world_size() * micro_batches))
     share = (
         f"{plural(settings.batch_size, 'image')} over {plural(world_size(), 'process')}, at most {at_a_time} at a time"
     )

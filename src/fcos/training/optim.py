@@ -31,7 +31,7 @@ class ParameterSetting(NamedTuple):
     weight_decay: float
 
 
-def freeze_parts(model: nn.Module, patterns: Sequence[str]) -> None:
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
     """Stop parameters from learning, and the batch norms of which they are all parameters from taking statistics.
 
     Args:
@@ -83,7 +83,7 @@ def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterS
                 rate *= config.offset_lr_factor
             settings.append(ParameterSetting(name, parameter, rate, decay))
     if not settings:
-        raise ConfigError("nothing is left to learn; name fewer parts in train.freeze")
+        raise ConfigError("nothing is left to learn; name fewer parameters in train.freeze")
     return settings
 
 

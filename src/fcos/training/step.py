@@ -63,14 +63,14 @@ def require_compiler(device: torch.device) -> None:
         )
 
 
-def compile_parts(model: FCOS) -> None:
+def compile_modules(model: FCOS) -> None:
     """Compile backbone, pyramid and head with torch.compile, when they first run; losses stay as they are."""
-    for part in (model.get_submodule("backbone"), model.fpn, model.head):
-        part.compile()
+    for module in (model.get_submodule("backbone"), model.fpn, model.head):
+        module.compile()
 
 
-def count_parts(model: FCOS, config: Config, *, most_boxes: int) -> int:
-    """In how many parts a batch goes through the network, the same number on all processes; see `train.micro_batch`.
+def count_micro_batches(model: FCOS, config: Config, *, most_boxes: int) -> int:
+    """In how many micro-batches a batch is learned, the same number on all processes; see `train.micro_batch`.
 
     Args:
         model: on its device.
@@ -78,7 +78,8 @@ def count_parts(model: FCOS, config: Config, *, most_boxes: int) -> int:
         most_boxes: of an image.
 
     Raises:
-        ConfigError: there are more processes than images in a batch, or, with `sync_bn`, than all parts need.
+        ConfigError: there are more processes than images in a batch, or, with `sync_bn`, than all
+            micro-batches need.
     """
     batch_size, micro_batch, count = config.train.batch_size, config.train.micro_batch, world_size()
     if batch_size < count:
@@ -90,13 +91,14 @@ def count_parts(model: FCOS, config: Config, *, most_boxes: int) -> int:
         micro_batch = most
         while micro_batch > 1 and not all(all_gather(_fits(model, config, micro_batch, most_boxes))):
             micro_batch = -(-micro_batch // 2)
-    parts = -(-most // (micro_batch or most))
-    if parts > batch_size // count and config.model.backbone.norm == "sync_bn":
+    micro_batches = -(-most // (micro_batch or most))
+    if micro_batches > batch_size // count and config.model.backbone.norm == "sync_bn":
         raise ConfigError(
-            f"train.micro_batch={micro_batch}: sync_bn needs as many parts on all {count} processes, but some have"
-            f" {batch_size // count} images of a batch and others {most}; let train.batch_size be a multiple of {count}"
+            f"train.micro_batch={micro_batch}: sync_bn needs as many micro-batches on all {count} processes, but some"
+            f" have {batch_size // count} images of a batch and others {most}; let train.batch_size be a multiple of"
+            f" {count}"
         )
-    return parts
+    return micro_batches
 
 
 def _fits(model: FCOS, config: Config, size: int, most_boxes: int) -> bool:
@@ -131,7 +133,7 @@ def _fits(model: FCOS, config: Config, size: int, most_boxes: int) -> bool:
 def wrapped(run: Run) -> nn.Module:
     """The model, compiled if wanted, and wrapped where several processes learn together."""
     if run.config.train.compile:
-        compile_parts(run.model)
+        compile_modules(run.model)
     if world_size() == 1:
         return run.model
     own = is_own(run.config.model.backbone.name)
@@ -150,15 +152,15 @@ def _has_unused_parameters(model: FCOS) -> bool:
     return any(g is None for g in torch.autograd.grad(total, parameters, allow_unused=True))
 
 
-def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption, *, parts: int) -> Learned:
+def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption, *, micro_batches: int) -> Learned:
     """Learn from a batch.
 
     Args:
         learner: the model, wrapped where several processes learn together.
-        batch: the part of this process.
+        batch: the shard of this process.
         run: whose optimiser, loss scale and weight average are used.
         interruption: tells whether this process was asked to stop.
-        parts: that go through the network one after the other; the gradients of all are added up.
+        micro_batches: how many, one after the other; the gradients of all are added up.
 
     Raises:
         TrainingError: a loss term or the norm of the gradients is not finite, and `train.on_nonfinite` says stop; or
@@ -168,7 +170,7 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
     batch = batch.to(run.device)
     statistics = [(buffer, buffer.clone()) for buffer in _batch_statistics(run.model)]
     run.optimizer.zero_grad(set_to_none=True)
-    losses = _accumulate(learner, batch, run, parts)
+    losses = _accumulate(learner, batch, run, micro_batches)
     run.scaler.unscale_(run.optimizer)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters])
@@ -201,23 +203,23 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
     return Learned(named, grad_norm, round(boxes * count), round(unassigned * count), stops > 0, skipped)
 
 
-def _accumulate(learner: nn.Module, batch: Batch, run: Run, parts: int) -> Losses:
-    """Add up losses and gradients over parts of a batch; they are those of the whole."""
+def _accumulate(learner: nn.Module, batch: Batch, run: Run, micro_batches: int) -> Losses:
+    """Add up losses and gradients over the micro-batches of a batch; they are those of the whole."""
     images, sizes, targets, *_ = batch
     assert targets is not None
     terms: dict[str, Tensor] = {}
     unassigned = torch.zeros((), dtype=torch.int64, device=run.device)
     normalizers: Tensor | None = None
-    parts = min(parts, len(images))
-    for number in range(parts):
-        rows = shard(range(len(images)), number, parts)
-        part = slice(rows[0], rows[-1] + 1)
-        last = number == parts - 1
+    micro_batches = min(micro_batches, len(images))
+    for number in range(micro_batches):
+        rows = shard(range(len(images)), number, micro_batches)
+        micro_batch = slice(rows[0], rows[-1] + 1)
+        last = number == micro_batches - 1
         with learner.no_sync() if isinstance(learner, DistributedDataParallel) and not last else nullcontext():
-            # The first part gets the targets of all: by their number the losses of all are divided.
-            own = targets if normalizers is None else targets.of(part)
+            # The first one gets the targets of all: by their number the losses of all are divided.
+            own = targets if normalizers is None else targets.of(micro_batch)
             with autocast(run.device, run.config.train.precision):
-                losses: Losses = learner(images[part], sizes[part], own, normalizers)
+                losses: Losses = learner(images[micro_batch], sizes[micro_batch], own, normalizers)
             run.scaler.scale(torch.stack(list(losses.terms.values())).sum()).backward()
         terms = {name: terms.get(name, 0) + term.detach() for name, term in losses.terms.items()}
         unassigned += losses.unassigned

@@ -29,10 +29,10 @@ def other_tree() -> dict[str, Any]:
 def two(tmp_path: Path) -> DataConfig:
     write_coco(tmp_path / "one")
     write_coco(tmp_path / "two", other_tree())
-    return config(train=parts(tmp_path, "one", "two"))
+    return config(train=data_sets(tmp_path, "one", "two"))
 
 
-def parts(root: Path, *names: str) -> dict[str, list[Path]]:
+def data_sets(root: Path, *names: str) -> dict[str, list[Path]]:
     return {"annotations": [root / n / "train.json" for n in names], "images": [root / n / "images" for n in names]}
 
 
@@ -52,9 +52,9 @@ def contents(annotations: Annotations) -> list[tuple[str, str, tuple[float, ...]
     ]
 
 
-def test_images_and_boxes_of_all_parts_in_their_order(two: DataConfig) -> None:
+def test_images_and_boxes_of_all_data_sets_in_their_order(two: DataConfig) -> None:
     found = contents(load(two))
-    assert found == [(f"{part}/images/{image}", label, box) for part in ("one", "two") for image, label, box in BOXES]
+    assert found == [(f"{name}/images/{image}", label, box) for name in ("one", "two") for image, label, box in BOXES]
     assert all(load(two).path(i).is_file() for i in range(2 * len(SIZES)))
 
 
@@ -82,7 +82,7 @@ def test_ids_that_differ_stay(tmp_path: Path) -> None:
     tree["annotations"] = [{**a, "id": a["id"] + 500, "image_id": a["image_id"] + 5} for a in tree["annotations"]]
     write_coco(tmp_path / "one")
     write_coco(tmp_path / "two", tree)
-    annotations = load(config(train=parts(tmp_path, "one", "two")))
+    annotations = load(config(train=data_sets(tmp_path, "one", "two")))
     assert annotations.image_ids.tolist() == [10, 20, 30, 15, 25, 35]
     assert {500 + i for i in range(98, 101)} < set(annotations.annotation_ids.tolist())
 
@@ -133,11 +133,11 @@ def test_every_part_has_its_own_folder() -> None:
         load_config(None, ["data.train.annotations=[a.json,b.json,c.json]", "data.train.images=[a,b]"])
 
 
-def test_another_folder_replaces_the_parts_of_the_old_one() -> None:
+def test_another_folder_replaces_the_data_sets_of_the_old_one() -> None:
     overrides = ["data.val.annotations=b.json", "data=cells"]
     for order in (overrides, overrides[::-1]):
         data = load_config(None, order).data
         assert (data.root, data.val.annotations) == (Path("cells"), [Path("b.json")])
     original = Path(__file__).parents[2] / "configs/fcos/fcos_R_50_FPN_1x.yaml"
-    assert load_config(original, ["data=cells"]).data.train.parts == []
-    assert len(load_config(original).data.train.parts) == 2
+    assert load_config(original, ["data=cells"]).data.train.data_sets == []
+    assert len(load_config(original).data.train.data_sets) == 2
