@@ -10,7 +10,7 @@ Shape letters: N images, M ground-truth boxes of one image (padded), D detection
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -143,10 +143,23 @@ class Instances:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Instances:
-        """Select detections by a mask, indices or a slice."""
-        picked: Any = torch.as_tensor(index, device=self.boxes.device) if isinstance(index, Sequence) else index
+    def __getitem__(self, index: int | Tensor | slice | Sequence[int]) -> Instances:
+        """Select detections by a mask, indices or a slice; a number selects one, which stays `Instances`.
+
+        Raises:
+            IndexError: there is no such detection.
+        """
+        picked: Any = index
+        if isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0):
+            place = range(len(self))[index]
+            picked = slice(place, place + 1)
+        elif isinstance(index, Sequence):
+            picked = torch.as_tensor(index, dtype=None if len(index) else torch.int64, device=self.boxes.device)
         return replace(self, boxes=self.boxes[picked], labels=self.labels[picked], scores=self.scores[picked])
+
+    def __iter__(self) -> Iterator[Instances]:
+        """Every detection alone."""
+        return (self[i] for i in range(len(self)))
 
     @property
     def names(self) -> list[str]:
@@ -156,10 +169,6 @@ class Instances:
     def to(self, device: torch.device | str) -> Instances:
         """Move to a device."""
         return replace(self, boxes=self.boxes.to(device), labels=self.labels.to(device), scores=self.scores.to(device))
-
-    def above(self, threshold: float) -> Instances:
-        """Keep the detections whose score is at least `threshold`."""
-        return self[self.scores >= threshold]
 
     def resize_to(self, size: tuple[int, int]) -> Instances:
         """Scale the boxes to a frame of another (height, width), each axis by its own ratio."""
