@@ -243,16 +243,22 @@ def _inline(value: Any) -> str:
 
 def changes(first: Config, second: Config) -> list[tuple[str, str, str]]:
     """(dotted key, first value, second value) of every option that differs; `-` where one does not have it."""
-    a, b = _flat(first.to_dict()), _flat(second.to_dict())
+    a, b = ({key: _inline(value) for key, value in flat(c.to_dict()).items()} for c in (first, second))
     keys = dict.fromkeys([*a, *b])
     return [(key, a.get(key, "-"), b.get(key, "-")) for key in keys if a.get(key) != b.get(key)]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The options of a tree by their dotted keys, each with `prefix` before it."""
+    options: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = _inline(value)
-    return flat
+        options |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return options
+
+
+def as_option(value: Any) -> str:
+    """A value as one types it after `key=`: no spaces, `null` for none, whole numbers without a point."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(as_option, value))}]"
+    whole = isinstance(value, float) and value.is_integer()
+    return _inline([int(value) if whole else value])[1:-1]  # as within a list, where more text needs quotes

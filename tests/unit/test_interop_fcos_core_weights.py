@@ -94,13 +94,13 @@ def test_classes_are_written_in_the_order_of_their_category_ids() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"strides": [4, 8, 16, 32, 64]}, "model.strides=[4, 8, 16, 32, 64] (there: [8, 16, 32, 64, 128])"),
+        ({"strides": [4, 8, 16, 32, 64]}, "model.strides=[4,8,16,32,64] (there: [8,16,32,64,128])"),
         ({"location": "corner"}, "model.location=corner (there: center)"),
         ({"box_convention": "continuous"}, "model.box_convention=continuous (there: inclusive)"),
-        ({"head": {"level_scales": False}}, "model.head.level_scales=False (there: True)"),
+        ({"head": {"level_scales": False}}, "model.head.level_scales=false (there: true)"),
         ({"head": {"num_shared_convs": 1}}, "model.head.num_shared_convs=1 (there: 0)"),
         ({"backbone": {"norm": "bn"}}, "model.backbone.norm=bn (there: frozen_bn)"),
-        ({"backbone": {"norm_eps": 1e-5}}, "model.backbone.norm_eps=1e-05 (there: 0.0)"),
+        ({"backbone": {"norm_eps": 1e-5}}, "model.backbone.norm_eps=1.0e-05 (there: 0)"),
     ],
 )
 def test_what_the_original_cannot_compute_is_refused(options: dict[str, Any], told: str) -> None:

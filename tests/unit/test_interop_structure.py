@@ -145,7 +145,7 @@ def test_what_is_taken_for_granted_is_told(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.INFO):
         from_content(state_of(MMDETECTION), where="x.pth")
     assert "x.pth: 80 classes, taken to be those of COCO" in caplog.text
-    told = "model.backbone.stride_in_1x1=True model.channel_order=bgr model.pixel_mean=(102.9801, 115.9465, 122.7717)"
+    told = "model.backbone.stride_in_1x1=true model.channel_order=bgr model.pixel_mean=[102.9801,115.9465,122.7717]"
     assert f"x.pth: as in the configs of mmdetection itself, since weights do not show it: {told}" in caplog.text
 
 

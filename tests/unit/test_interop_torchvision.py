@@ -280,8 +280,8 @@ def test_category_ids_come_back(ids: tuple[int, ...]) -> None:
     ("options", "told"),
     [
         ({"location": "center"}, "model.location=center (there: corner)"),
-        ({"head": {"level_scales": True}}, "model.head.level_scales=True"),
-        ({"pixel_mean": [0.0, 0.0, 0.0]}, "model.pixel_mean=(0.0, 0.0, 0.0)"),
+        ({"head": {"level_scales": True}}, "model.head.level_scales=true"),
+        ({"pixel_mean": [0.0, 0.0, 0.0]}, "model.pixel_mean=[0,0,0]"),
         ({"backbone": {"name": "mobilenet_v2"}}, "model.backbone.name=mobilenet_v2"),
         ({"backbone": {"norm": "gn"}}, "model.backbone.norm=gn"),
     ],

@@ -60,12 +60,12 @@ def test_start_from_names_all_that_makes_our_network_the_originals() -> None:
     summary = start_from(model, weights, config.model, ["cat"], where="a.pth")
     told = summary.partition("; they were trained with ")[2]
     assert set(told.removesuffix(", which fits them better").split()) == {
-        "model.backbone.norm_eps=0.0",
-        "model.backbone.stride_in_1x1=True",
+        "model.backbone.norm_eps=0",
+        "model.backbone.stride_in_1x1=true",
         "model.box_convention=inclusive",
         "model.channel_order=bgr",
         "model.pixel_mean=[102.9801,115.9465,122.7717]",
-        "model.pixel_std=[1.0,1.0,1.0]",
+        "model.pixel_std=[1,1,1]",
     }
 
 
@@ -136,7 +136,7 @@ def test_start_from_names_every_option_that_gives_the_tensors_another_meaning(tm
     summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), here.model, NAMES, where="a.pt")
     told = summary.partition("; they were trained with ")[2]
     assert set(told.removesuffix(", which fits them better").split()) == {
-        "model.pixel_mean=[1.5,2.0,3.0]",
+        "model.pixel_mean=[1.5,2,3]",
         "model.head.centerness_on=cls",
         "model.head.regression=relu_stride",
     }

@@ -98,7 +98,7 @@ def test_every_name_has_a_licence_and_a_name_of_its_own() -> None:
         (
             "catalog://ImageNetPretrained/MSRA/R-50",
             {},
-            "model.channel_order=bgr model.backbone.stride_in_1x1=True",
+            "model.channel_order=bgr model.backbone.stride_in_1x1=true",
         ),
         ("catalog://ImageNetPretrained/FAIR/20171220/X-101-32x8d", {"channel_order": "bgr"}, None),
         ("net.pth", {"channel_order": "bgr"}, None),

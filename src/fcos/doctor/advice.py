@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..config_text import as_option
 from ..data.dataset import Annotations
 from .coverage import Coverage, cover
 from .labels import double_boxes
 from .report import Advice
-from .setting import Setting, as_option
+from .setting import Setting
 
 ENOUGH_RECALL = 0.98
 """Best possible recall below which something should be changed; the paper calls 98.4 % on COCO sufficient."""

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..config import Config
+from ..config_text import as_option
 from ..data.transforms import resize_size, train_transform
 from ..models.targets import pyramid_locations
 from ..structures import BoxConvention
@@ -70,10 +71,3 @@ class Setting:
             "model.center_sampling_radius": self.center_sampling_radius,
         }
         return [f"{key}={as_option(value)}" for key, value in options.items()]
-
-
-def as_option(value: object) -> str:
-    """A value as it is written on the command line: no spaces, `null` for none, whole numbers without a point."""
-    if isinstance(value, tuple):
-        return f"[{','.join(map(as_option, value))}]"
-    return "null" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)

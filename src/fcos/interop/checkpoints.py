@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import Checkpoint, Project, from_ours, is_ours, read
+from ..config_text import as_option
 from ..downloads import SCHEMES, hub_file, tell_licence
 from ..errors import WeightsError
 from . import adelaidet, detectron2, fcos_core, mmdetection, torchvision
@@ -164,7 +165,7 @@ def _tell_conventions(model: Mapping[str, Any], project: Project, *, where: str)
     """Log what everything depends on and no tensor shows."""
     taken = {"backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1")}
     taken |= {key: model[key] for key in ("channel_order", "pixel_mean", "pixel_std")}
-    options = " ".join(f"model.{key}={value}" for key, value in taken.items() if value is not None)
+    options = " ".join(f"model.{key}={as_option(value)}" for key, value in taken.items() if value is not None)
     log.info("%s: as in the configs of %s itself, since weights do not show it: %s", where, project, options)
 
 

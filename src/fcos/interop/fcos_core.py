@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checkpoint import CLASS_HEAD, Checkpoint
 from ..config import FCOSConfig
+from ..config_text import as_option, flat
 from ..errors import WeightsError
 from .structure import Rule, shifted
 
@@ -112,10 +113,13 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     Raises:
         WeightsError: a detector that the original cannot compute.
     """
-    model = FCOSConfig.model_validate(checkpoint.config["model"]).model_dump()
-    options = model | {f"{part}.{key}": value for part in ("backbone", "head") for key, value in model[part].items()}
+    options = flat(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
     there = {**_BUILT_IN, **_backbone_there(options)}
-    other = [f"model.{key}={options[key]} (there: {value})" for key, value in there.items() if options[key] != value]
+    other = [
+        f"model.{key}={as_option(options[key])} (there: {as_option(value)})"
+        for key, value in there.items()
+        if options[key] != value
+    ]
     if other:
         raise WeightsError(
             f"{where}: the original FCOS computes something else: {', '.join(other)}; to convert in spite of an option"

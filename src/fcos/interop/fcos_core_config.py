@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..config_text import suggest
+from ..config_text import flat, suggest
 from ..errors import ConfigError
 from .fcos_core_data import split_of
 from .fcos_core_keys import COPIED, DEFAULTS, FIXED, IDLE
@@ -52,7 +52,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
     Raises:
         ConfigError: every key that is unknown, or has a value we have no counterpart for.
     """
-    given = {key: _literal(value) for key, value in _flatten(tree)}
+    given = {key: _literal(value) for key, value in flat(tree).items()}
     if len(pairs) % 2:
         raise ConfigError(f"{where}: expected KEY VALUE pairs after the config, found {' '.join(pairs)!r}")
     given |= {key: _literal(value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
@@ -90,13 +90,6 @@ def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             others.append(word)
     return pairs, others
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows = []
-    for key, value in tree.items():
-        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return rows
 
 
 def _literal(value: Any) -> Any:

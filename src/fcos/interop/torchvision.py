@@ -20,6 +20,7 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from ..checkpoint import CLASS_HEAD, Checkpoint
 from ..config import FCOSConfig
+from ..config_text import as_option, flat
 from ..downloads import WebFile
 from ..errors import WeightsError
 from .structure import class_rows
@@ -167,7 +168,7 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
     """
     own, wanted = _built_in(checkpoint.config["model"]), _built_in(model_config())
     other = [
-        f"model.{key}={own.get(key)} (there: {wanted.get(key)})"
+        f"model.{key}={as_option(own.get(key))} (there: {as_option(wanted.get(key))})"
         for key in {**wanted, **own}
         if own.get(key) != wanted.get(key)
     ]
@@ -185,7 +186,6 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
 
 def _built_in(section: Mapping[str, Any]) -> dict[str, Any]:
     """Those options of a section `model` that torchvision's model leaves no choice of."""
-    model = FCOSConfig.model_validate(section).model_dump()
-    options = {f"{part}.{key}": v for part in ("backbone", "fpn", "head") for key, v in model[part].items()}
-    options["backbone.norm"] = "gn" if model["backbone"]["norm"] == "gn" else "bn"  # frozen or not
-    return {key: v for key, v in options.items() if key not in _FREE} | {key: model[key] for key in _CONVENTIONS}
+    options = flat(FCOSConfig.model_validate(section).model_dump())
+    options["backbone.norm"] = "gn" if options["backbone.norm"] == "gn" else "bn"  # frozen or not
+    return {key: v for key, v in options.items() if key in _CONVENTIONS or ("." in key and key not in _FREE)}

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from ..config import FCOSConfig
+from ..config_text import as_option, flat
 from ..errors import ConfigError
 from .backbones import build_backbone
 from .backbones.timm import PREFIX, pixel_statistics
@@ -73,11 +74,10 @@ def _compare_with_training(config: FCOSConfig) -> None:
     there: dict[str, Any] = dict(trained_with(weights))
     if weights == "imagenet" and name.startswith(PREFIX):
         there |= pixel_statistics(name)
-    section = config.model_dump()
-    here = section | {f"backbone.{key}": value for key, value in section["backbone"].items()}
-    other = [f"model.{key}={value}" for key, value in there.items() if not _alike(here.get(key, value), value)]
+    here = flat(config.model_dump())
+    other = {key: value for key, value in there.items() if not _alike(here.get(key, value), value)}
     if other:
-        options = " ".join(option.replace(", ", ",") for option in other)
+        options = " ".join(f"model.{key}={as_option(value)}" for key, value in other.items())
         log.warning("model.backbone.weights=%s of %s: trained with %s, which fits them better", weights, name, options)
 
 

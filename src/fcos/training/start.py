@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import CLASS_HEAD, PIXELS, Checkpoint, fill
 from ..config import FCOSConfig
+from ..config_text import as_option, flat
 from ..interop.checkpoints import with_fcos_core_conventions
 from ..models import FCOS
 
@@ -60,7 +61,8 @@ def start_from(
     used = weights.keys() & own.keys()  # others are counters, see `fill`
     taken = f"all {len(used)}" if same_classes else len(used - head.keys())
     summary = f"weights: {taken} tensors from {where}"
-    there, here = _flat(_conventions(checkpoint, config)), _flat(config.model_dump(mode="json"))
+    sections = _conventions(checkpoint, config), config.model_dump(mode="json")
+    there, here = ({key: as_option(value) for key, value in flat(section).items()} for section in sections)
     other = " ".join(f"model.{key}={there[key]}" for key in _MEANINGS if key in there and there[key] != here.get(key))
     if other:
         summary += f"; they were trained with {other}, which fits them better"
@@ -102,18 +104,6 @@ def _carried(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
         return f"fresh, because the classes differ: {there} there, {_list(class_names)} here"
     rows = f"{len(known)} of {len(class_names)} rows by class name ({_list(known)})"
     return f"partly, {rows}; fresh: {_list(fresh)}" if fresh else f"taken, {rows}"
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Options by their full names, as one would write them on a command line."""
-    options = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            options |= _flat(value, f"{prefix}{key}.")
-        else:
-            several = isinstance(value, list | tuple)
-            options[prefix + key] = f"[{','.join(map(str, value))}]" if several else str(value)
-    return options
 
 
 def _list(names: Sequence[str]) -> str:
