@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 """What holds for all sections of a config."""
@@ -36,6 +36,16 @@ class ResNetConfig(_Section):
     """Deformable convolutions weight their samples (version 2)."""
     offset_groups: int = Field(default=1, ge=1)
     """Parts of the channels that a deformable convolution samples at places of their own."""
+
+    @field_validator("offset_groups")
+    @classmethod
+    def _equal_parts(cls, groups: int, info: ValidationInfo) -> int:
+        channels = 256 if info.data["name"].startswith("resnext") else 64  # of the 3x3 convolutions of C2
+        for number, stage in enumerate(("C2", "C3", "C4", "C5")):
+            found = channels * 2**number
+            if stage in info.data.get("deformable_stages", ()) and found % groups:
+                raise ValueError(f"must divide the {found} channels of the 3x3 convolutions of {stage}, found {groups}")
+        return groups
 
 
 class MobileNetV2Config(_Section):

@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from fcos.config_backbones import ResNetConfig
 from fcos.errors import WeightsError
 from fcos.models.backbones import BACKBONES, resnet
 from fcos.models.layers import NORMS, freeze
@@ -136,6 +137,16 @@ def test_the_stride_moves_between_the_1x1_and_the_3x3_convolution(in_1x1: bool) 
     strides = [(dict(b.named_children())["conv1"].stride, dict(b.named_children())["conv2"].stride) for b in firsts]
     moved = ((2, 2), (1, 1)) if in_1x1 else ((1, 1), (2, 2))
     assert strides == [((1, 1), (1, 1)), moved, moved, moved]
+
+
+@pytest.mark.parametrize("name", resnet.SHAPES)
+def test_the_config_knows_the_channels_that_offset_groups_divide(name: Any) -> None:
+    for level, (block, *_) in zip(LEVELS, stages(build(name))[1:], strict=True):
+        channels = next(block.children()).get_submodule("conv2").get_parameter("weight").shape[0]
+        section: Any = {"name": name, "deformable_stages": [level]}
+        assert ResNetConfig(**section, offset_groups=channels)
+        with pytest.raises(ValueError, match=f"must divide the {channels} channels of the 3x3 convolutions of {level}"):
+            ResNetConfig(**section, offset_groups=2 * channels)
 
 
 # ----------------------------------------------------------------------------------------------------------- freezing

@@ -336,6 +336,14 @@ def test_group_norm_needs_whole_groups() -> None:
     assert load_config(None, ["model.fpn.channels=100", "model.head.norm=none"]).model.fpn.channels == 100
 
 
+def test_offset_groups_divide_the_channels_of_the_deformable_stages() -> None:
+    overrides = ["model.backbone.offset_groups=128", "model.backbone.deformable_stages=[C3,C4,C5]"]
+    assert load_config(None, overrides)
+    text = message(overrides[0], "model.backbone.deformable_stages=[C2]")
+    told = "must divide the 64 channels of the 3x3 convolutions of C2, found 128"
+    assert text == f"defaults: model.backbone.offset_groups: {told}"
+
+
 def test_inconsistencies_of_the_levels_and_the_channels_are_told_together() -> None:
     text = message("model.strides=[8,17]", "model.fpn.channels=100")
     assert "2 levels but size_ranges 5" in text
