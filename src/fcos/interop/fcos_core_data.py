@@ -20,30 +20,30 @@ log = logging.getLogger(__name__)
 ROOT_VARIABLE = "FCOS_DATASETS"
 
 
-class _Place(NamedTuple):
-    """Where a data set is, relative to the root."""
+class _Paths(NamedTuple):
+    """Of a data set, relative to the root."""
 
     annotations: str
     images: str
     image_list: str | None = None
 
 
-def _coco(images: str, annotations: str) -> _Place:
-    return _Place(f"coco/annotations/{annotations}.json", f"coco/{images}")
+def _coco(images: str, annotations: str) -> _Paths:
+    return _Paths(f"coco/annotations/{annotations}.json", f"coco/{images}")
 
 
-def _voc(year: int, split: str) -> _Place:
+def _voc(year: int, split: str) -> _Paths:
     folder = f"voc/VOC{year}"
-    return _Place(f"{folder}/Annotations", f"{folder}/JPEGImages", f"{folder}/ImageSets/Main/{split}.txt")
+    return _Paths(f"{folder}/Annotations", f"{folder}/JPEGImages", f"{folder}/ImageSets/Main/{split}.txt")
 
 
-def _voc_as_coco(year: int, split: str) -> _Place:
-    return _Place(f"voc/VOC{year}/Annotations/pascal_{split}{year}.json", f"voc/VOC{year}/JPEGImages")
+def _voc_as_coco(year: int, split: str) -> _Paths:
+    return _Paths(f"voc/VOC{year}/Annotations/pascal_{split}{year}.json", f"voc/VOC{year}/JPEGImages")
 
 
 _COCO_2014 = {"train": "train2014", "val": "val2014", "minival": "val2014", "valminusminival": "val2014"}
 _VOC_SPLITS = [(2007, "train"), (2007, "val"), (2007, "test"), (2012, "train"), (2012, "val"), (2012, "test")]
-CATALOG: dict[str, _Place] = {
+CATALOG: dict[str, _Paths] = {
     "coco_2017_train": _coco("train2017", "instances_train2017"),
     "coco_2017_val": _coco("val2017", "instances_val2017"),
     "coco_2017_test_dev": _coco("test2017", "image_info_test-dev2017"),
@@ -52,7 +52,7 @@ CATALOG: dict[str, _Place] = {
     **{f"voc_{year}_{split}": _voc(year, split) for year, split in _VOC_SPLITS},
     **{f"voc_{year}_{s}_cocostyle": _voc_as_coco(year, s) for year, s in _VOC_SPLITS if (year, s) != (2012, "test")},
     **{
-        f"cityscapes_fine_instanceonly_seg_{split}_cocostyle": _Place(
+        f"cityscapes_fine_instanceonly_seg_{split}_cocostyle": _Paths(
             f"cityscapes/annotations/instancesonly_filtered_gtFine_{split}.json", "cityscapes/images"
         )
         for split in ("train", "val", "test")
@@ -80,13 +80,13 @@ def split_of(names: Sequence[str], *, key: str) -> dict[str, list[str]]:
     if unknown or not names:
         return {}
     root = _root()
-    places = [CATALOG[name] for name in names]
-    lists = [str(root / place.image_list) for place in places if place.image_list]
-    if len(lists) not in (0, len(places)):
+    entries = [CATALOG[name] for name in names]
+    lists = [str(root / entry.image_list) for entry in entries if entry.image_list]
+    if len(lists) not in (0, len(entries)):
         raise ConfigError(f"{key}={', '.join(names)}: COCO and Pascal VOC annotations cannot be put together")
     split = {
-        "annotations": [str(root / place.annotations) for place in places],
-        "images": [str(root / place.images) for place in places],
+        "annotations": [str(root / entry.annotations) for entry in entries],
+        "images": [str(root / entry.images) for entry in entries],
     }
     return {**split, "image_list": lists} if lists else split
 
@@ -94,7 +94,7 @@ def split_of(names: Sequence[str], *, key: str) -> dict[str, list[str]]:
 def place_hint(path: Path) -> str:
     """What to do about a missing file or folder, for messages; empty where it is none of the catalogue's."""
     root = _root()
-    if not any(path == root / part for place in CATALOG.values() for part in place if part):
+    if not any(path == root / file for entry in CATALOG.values() for file in entry if file):
         return ""
     return (
         f"; put the data set there, or set the environment variable {ROOT_VARIABLE} to another folder than {root}, or"
