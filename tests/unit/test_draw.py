@@ -154,9 +154,41 @@ def test_letters_of_many_alphabets_have_shapes_of_their_own(letters):
     assert len({picture.crop((0, 0, 640, 198)).tobytes() for picture in pictures}) == len(pictures)
 
 
-def test_a_name_of_two_lines_is_drawn_in_one():
-    pictures = [draw(GREY, instances([[100, 200, 300, 400]], size=(480, 640), names=(n,))) for n in ("a\nb", "a b")]
-    assert not changed(*pictures).any()
+def drawn_texts(monkeypatch, **mark):
+    """The texts of the tags of a mark, with their left and right ends."""
+    found = []
+    draw_tag = drawing._draw_tag
+    monkeypatch.setattr(
+        drawing, "_draw_tag", lambda canvas, tag, *more: (found.append(tag), draw_tag(canvas, tag, *more))
+    )
+    draw_marks(GREY.copy(), [Mark((100, 200, 300, 400), (0, 158, 115), **mark)])
+    return [(tag.text, tag.x, tag.x + tag.width) for tag in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("a\nb", r"a\nb"), ("a\x1b[31m", r"a\x1b[31m"), ("a\u202eb", r"a\u202eb")]
+)
+def test_control_characters_of_a_name_are_escaped(monkeypatch, name, written):
+    ((text, *_),) = drawn_texts(monkeypatch, name=name, score=0.5)
+    assert text == f"{written}  0.50"
+
+
+@pytest.mark.parametrize("score", [0.87, None])
+def test_a_long_name_loses_its_end_and_never_the_score(monkeypatch, score):
+    name = "a very long name of a class " * 20
+    ((text, left, right),) = drawn_texts(monkeypatch, name=name, score=score)
+    start, dots, end = text.partition("...")
+    assert name.startswith(start)
+    assert len(start) > 20
+    assert (dots, end) == ("...", "  0.87" if score else "")
+    assert left >= 0
+    assert GREY.width - 30 < right - left <= GREY.width
+
+
+def test_a_name_that_fits_is_whole(monkeypatch):
+    assert [text for text, *_ in drawn_texts(monkeypatch, name="red blood cell", score=0.999)] == [
+        "red blood cell  1.00"
+    ]
 
 
 def write_font(path, letters):

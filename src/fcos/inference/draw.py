@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import logging
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..page import printable
 from ..structures import Instances
 from .pictures import Picture, to_picture
 
@@ -36,13 +38,15 @@ class Mark(NamedTuple):
     Attributes:
         box: XYXY, pixels of the picture.
         color: RGB, 0..255.
-        text: of its tag; empty: no tag.
+        name: on its tag; where the picture is too narrow for it, its end is left out.
+        score: behind the name; None: none. Without both there is no tag.
         dashed: the line is.
     """
 
     box: Sequence[float]
     color: tuple[int, int, int]
-    text: str = ""
+    name: str = ""
+    score: float | None = None
     dashed: bool = False
 
 
@@ -91,8 +95,8 @@ def draw(
     found = instances.to("cpu").resize_to((picture.height, picture.width))
     order = found.scores.argsort(descending=True, stable=True).tolist()
     boxes, labels, names = found.boxes.tolist(), found.labels.tolist(), found.names
-    texts = [f"{n}  {s:.2f}" if scores else n for n, s in zip(names, found.scores.tolist(), strict=True)]
-    draw_marks(picture, [Mark(boxes[i], class_color(labels[i]), texts[i]) for i in order])
+    written = found.scores.tolist() if scores else [None] * len(found)
+    draw_marks(picture, [Mark(boxes[i], class_color(labels[i]), names[i], written[i]) for i in order])
     return picture
 
 
@@ -122,13 +126,15 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | 
     for mark in reversed(marks):
         _draw_box(canvas, mark, line)
     tags: list[_Tag] = []
-    with_tags = [mark._replace(text=" ".join(mark.text.splitlines())) for mark in marks if mark.text]
+    with_tags = [mark for mark in marks if mark.name or mark.score is not None]
+    fonts = [_font(size, printable(mark.name)) for mark in with_tags]
     height = _font(size).getbbox("Ag")[3] + 2 * line
-    for mark in with_tags:
-        width = _font(size, mark.text).getlength(mark.text) + 4 * line
-        tags.append(_place_tag(mark.text, mark.box, tags, size=(width, height), picture_size=picture.size))
-    for mark, tag in reversed(list(zip(with_tags, tags, strict=True))):
-        _draw_tag(canvas, tag, mark.color, _font(size, tag.text))
+    for mark, font in zip(with_tags, fonts, strict=True):
+        text = _tag_text(mark, font, picture.width - 4 * line)
+        width = font.getlength(text) + 4 * line
+        tags.append(_place_tag(text, mark.box, tags, size=(width, height), picture_size=picture.size))
+    for mark, tag, font in reversed(list(zip(with_tags, tags, fonts, strict=True))):
+        _draw_tag(canvas, tag, mark.color, font)
 
 
 def draw_pair(image: Picture, predictions: Instances, ground_truth: Instances) -> Image.Image:
@@ -218,6 +224,16 @@ def _draw_box(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
     for start in np.arange(y1, y2, 2 * dash).tolist():
         for left in (x1, x2 - line + 1):
             canvas.rectangle((left, start, left + line - 1, min(start + dash, y2)), fill=mark.color)
+
+
+def _tag_text(mark: Mark, font: ImageFont.FreeTypeFont, room: int) -> str:
+    """Name and score in so many pixels; of a long name the end is left out, of the score nothing."""
+    name, score = printable(mark.name), "" if mark.score is None else f"  {mark.score:.2f}"
+    if font.getlength(name + score) <= room:
+        return name + score
+    shorter = [f"{name[:length]}...{score}" for length in range(len(name) - 1, -1, -1)]
+    first = bisect_left(shorter, True, hi=len(shorter) - 1, key=lambda text: font.getlength(text) <= room)
+    return shorter[first]
 
 
 def _place_tag(

@@ -72,17 +72,20 @@ def _draw(analysis: Analysis, i: int) -> Image.Image:
     shown = np.flatnonzero(analysis.shown & (analysis.images == i))
     shown = shown[np.argsort(-analysis.scores[shown], kind="stable")].tolist()
 
-    def marks(state: int, color: tuple[int, int, int], tags: bool) -> list[Mark]:
+    def marks(state: int, color: tuple[int, int, int]) -> list[Mark]:
         chosen = [d for d in shown if analysis.states[d] == state]
-        texts = [f"{names[analysis.labels[d]]}  {analysis.scores[d]:.2f}" if tags else "" for d in chosen]
-        return [Mark((analysis.boxes[d] * scale).tolist(), color, t) for d, t in zip(chosen, texts, strict=True)]
+        boxes, scores = (analysis.boxes[chosen] * scale).tolist(), analysis.scores[chosen].tolist()
+        written = [names[label] for label in analysis.labels[chosen]]
+        return [Mark(box, color, name, score) for box, name, score in zip(boxes, written, scores, strict=True)]
 
     missed = [
         Mark((annotations.boxes[b] * scale).tolist(), _MISSED, names[annotations.labels[b]], dashed=True)
         for b in range(span.start, span.stop)
         if analysis.missed[b]
     ]
-    found = marks(1, _RIGHT, tags=len(shown) <= _MOST_TAGS)
+    found = marks(1, _RIGHT)
+    if len(shown) > _MOST_TAGS:
+        found = [Mark(mark.box, mark.color) for mark in found]
     text_size = round(_TEXT * max(picture.size))
-    draw_marks(picture, [*missed, *marks(0, _WRONG, tags=True), *found], text_size=text_size)
+    draw_marks(picture, [*missed, *marks(0, _WRONG), *found], text_size=text_size)
     return picture
