@@ -9,13 +9,17 @@ import random
 import shlex
 import signal
 import time
+from contextlib import suppress
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import tiny_backbone
 import torch
+from processes import SECONDS, wait_until
 
 from fcos.config import Config
 from fcos.interop.checkpoints import load_checkpoint
@@ -50,16 +54,19 @@ class Commands:
         process.start()
         return process
 
-    def run(self, *words: object) -> str:
-        process = self.start(*words)
-        process.join()
-        assert process.exitcode == 0, self.log.read_text()
+    def finish(self, process: BaseProcess) -> str:
+        """What it printed; a process that hangs is killed, which is a failure."""
+        process.join(SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            raise AssertionError(self.log.read_text())
         return self.log.read_text()
 
-    def wait_for(self, process: BaseProcess, text: str) -> None:
-        while text not in self.log.read_text():
-            assert process.is_alive(), self.log.read_text()
-            time.sleep(0.01)
+    def run(self, *words: object) -> str:
+        process = self.start(*words)
+        log = self.finish(process)
+        assert process.exitcode == 0, log
+        return log
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +124,30 @@ def train_words(folder: Path, run: str, *, workers: int) -> list[object]:
     return ["train", *words, f"data.workers={workers}"]
 
 
+def iteration(run: Path) -> int:
+    """Steps done, as far as they were saved."""
+    last = run / "weights/last.pt"
+    return load_checkpoint(last).iteration if last.is_file() else 0
+
+
+def has_done(run: Path, steps: int) -> bool:
+    return iteration(run) >= steps
+
+
+def cut_short(file: Path) -> bytes:
+    content = file.read_bytes()
+    return content[: len(content) // 3]
+
+
+def with_a_wrong_byte(file: Path) -> bytes:
+    """In a tensor: between the records of a file are bytes that mean nothing."""
+    with ZipFile(file) as records:
+        tensor = records.read(max(records.infolist(), key=lambda record: record.file_size))
+    content = bytearray(file.read_bytes())
+    content[content.index(tensor) + len(tensor) // 2] ^= 0xFF
+    return bytes(content)
+
+
 def rows(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open(newline="") as file:
         return [{key: row[key] for key in row if key not in TIMINGS} for row in csv.DictReader(file)]
@@ -157,10 +188,11 @@ def test_killed_at_twenty_random_moments(folder: Path, commands: Commands, durat
     kills = runs = 0
     while True:
         process = commands.start(*train_words(folder, f"killed{runs}", workers=moments.randrange(4)))
-        process.join(moments.uniform(0, duration) if kills < KILLS else None)
+        process.join(moments.uniform(0, duration) if kills < KILLS else SECONDS)
         if process.exitcode is None:
             process.kill()
             process.join()
+            assert kills < KILLS, commands.log.read_text()  # it hangs
             kills += 1
             continue
         assert process.exitcode == 0, commands.log.read_text()
@@ -174,41 +206,44 @@ def test_stopped_by_signals_and_continued_as_told(folder: Path, commands: Comman
     seed = random.randrange(1000)
     print(f"seed {seed}")
     moments = random.Random(seed)
-    words = train_words(folder, "stopped", workers=2)
-    for number in (signal.SIGINT, signal.SIGTERM) * (STOPS // 2):
+    runs, run = 0, folder / "stopped0"
+    words = train_words(folder, run.name, workers=2)
+    signals = [signal.SIGINT, signal.SIGTERM] * (STOPS // 2)
+    while signals:
+        stop_at = iteration(run) + moments.randint(1, 2)
         process = commands.start(*words)
-        commands.wait_for(process, "step: ")
-        time.sleep(moments.uniform(0, duration / STOPS))
+        wait_until(partial(has_done, run, stop_at), process)
         assert process.pid is not None
-        os.kill(process.pid, number)
-        process.join()
-        log = commands.log.read_text()
-        if process.exitcode == 0:  # the training was over before it could be stopped
-            break
-        assert process.exitcode == 130, log
-        line = next(line for line in log.splitlines() if line.startswith("interrupted; "))
-        words = shlex.split(line.partition("continue with: fcos ")[2])
-    else:
-        commands.run(*words)
-    assert_as_uninterrupted(folder, "stopped")
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signals[-1])
+        log = commands.finish(process)
+        told = [line for line in log.splitlines() if line.startswith("interrupted; ")]
+        if told:
+            assert process.exitcode == 130, log
+            words = shlex.split(told[0].partition("continue with: fcos ")[2])
+            signals.pop()
+        else:  # the training was over before the signal came
+            assert f"{STEPS} iterations, " in log
+            assert_as_uninterrupted(folder, run.name)
+            runs += 1
+            run = folder / f"stopped{runs}"
+            words = train_words(folder, run.name, workers=2)
+    commands.run(*words)
+    assert_as_uninterrupted(folder, run.name)
 
 
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before(folder: Path, commands: Commands, duration: float) -> None:
     last = folder / "damaged/weights/last.pt"
-    words = train_words(folder, "damaged", workers=0)
-    for damage in ("cut short", "wrong byte"):
-        process = commands.start(*words)
-        commands.wait_for(process, "step: ")
-        while not last.with_stem("last-1").is_file():
-            time.sleep(0.001)
+    for damage in (cut_short, with_a_wrong_byte):
+        process = commands.start(*train_words(folder, "damaged", workers=0))
+        assert wait_until(lambda: "step: " in commands.log.read_text(), process), commands.log.read_text()
+        assert wait_until(last.with_stem("last-1").is_file, process), commands.log.read_text()
         process.kill()
         process.join()
-        words = train_words(folder, "damaged", workers=0)
-        content = bytearray(last.read_bytes())
-        content[len(content) // 2] ^= 0xFF
+        content = damage(last)
         last.unlink()  # in the middle of a save it is the same file as last-1.pt
-        last.write_bytes(content[: len(content) // 3] if damage == "cut short" else content)
-    log = commands.run(*words)
+        last.write_bytes(content)
+    log = commands.run(*train_words(folder, "damaged", workers=0))
     assert f"warning: {last}: damaged" in log
     assert f"continuing from the one before (kept as {last.with_stem('damaged')}), {last.with_stem('last-1')}" in log
     assert_as_uninterrupted(folder, "damaged")
