@@ -124,8 +124,11 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the config: {error}") from None
     tree = parse_yaml(text, where=str(path)) or {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+    if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of options, found {type(tree).__name__}")
+    for key in tree:
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: expected names of options, found the key {key!r}, which is no text")
     return tree
 
 

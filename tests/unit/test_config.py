@@ -79,7 +79,11 @@ def test_a_file_of_the_original_that_is_not_there_is_answered_with_its_recipe(pa
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("model: [", "not valid YAML"), ("- a\n- b\n", "expected a mapping"), ("1: 2\n", "expected a mapping")],
+    [
+        ("model: [", "not valid YAML"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("MODEL: {}\n1: 2\n", "the key 1, which is no text"),
+    ],
 )
 def test_a_file_that_is_no_config_is_refused(text: str, expected: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
