@@ -312,6 +312,14 @@ class TrainConfig(_Section):
     """Continue the run in `output_dir` from its weights/last.pt, or from the start if nothing had been saved yet."""
     seed: int = 0
 
+    @field_validator("milestones")
+    @classmethod
+    def _increasing(cls, milestones: list[float]) -> list[float]:
+        for kind in ([m for m in milestones if m >= 1], [m for m in milestones if m < 1]):
+            if any(a >= b for a, b in pairwise(kind)):
+                raise ValueError(f"iterations, and fractions of the run, must increase, found {milestones}")
+        return milestones
+
     @model_validator(mode="before")
     @classmethod
     def _one_length(cls, value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ KNOWN = [*DEFAULTS, *IDLE]
 """All keys of the original."""
 _SECTIONS = tuple({f"{key.partition('.')[0]}." for key in KNOWN if "." in key})
 
-_ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS", "TEST.BBOX_AUG.SCALES")
+_ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES")
 _MOBILENET = "MNV2-FPN-RETINANET"
 _BACKBONE_FILES = (".pkl", "mobilenet_v2-ecbe2b5.pth")
 """How a MODEL.WEIGHT that is not from the catalogue ends when it is a backbone's; all others are a detector's."""
@@ -135,6 +135,9 @@ def _expected_list(key: str, value: Any) -> str | None:
         if named and key == "DATASETS.TEST" and len(value) > 1:
             return "one name: data sets are tested one at a time"
         return None if named else "a list of names"
+    if key == "SOLVER.STEPS":
+        listed = isinstance(value, tuple | list) and all(type(item) is int and item >= 1 for item in value)
+        return None if listed and all(a < b for a, b in pairwise(value)) else "increasing whole numbers of at least 1"
     flags = any(isinstance(item, bool) for item in DEFAULTS[key])
     fitting = isinstance(value, tuple | list) and all(
         isinstance(item, bool) if flags else _is_number(item) for item in value
