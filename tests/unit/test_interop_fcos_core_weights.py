@@ -14,7 +14,7 @@ import torch
 from fcos.checkpoint import Checkpoint
 from fcos.config_text import validate
 from fcos.errors import WeightsError
-from fcos.interop.fcos_core import convert_state_dict, rename, rename_back, to_fcos_core
+from fcos.interop.fcos_core import convert_backbone, convert_state_dict, rename, rename_back, to_fcos_core
 from fcos.interop.fcos_core_config import config_from_yaml
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
@@ -141,19 +141,13 @@ def test_names_by_hand(theirs: str, ours: str) -> None:
     assert rename_back(ours) == theirs
 
 
-def test_module_is_dropped_when_every_name_has_it() -> None:
-    tensor = torch.zeros(1)
-    assert list(convert_state_dict({"module.rpn.head.bbox_pred.bias": tensor})) == ["head.ltrb.bias"]
-
-
-def test_module_stays_when_one_name_does_not_have_it() -> None:
-    names = ["module.rpn.head.bbox_pred.bias", "rpn.head.cls_logits.bias"]
+@pytest.mark.parametrize(
+    ("names", "without"),
+    [(["module.a", "module.b"], ["a", "b"]), (["module.a", "b"], ["module.a", "b"]), ([], [])],
+)
+def test_module_is_dropped_when_every_name_has_it(names: list[str], without: list[str]) -> None:
     state = {name: torch.zeros(1) for name in names}
-    assert list(convert_state_dict(state)) == ["module.rpn.head.bbox_pred.bias", "head.logits.bias"]
-
-
-def test_an_empty_state_dict_stays_empty() -> None:
-    assert convert_state_dict({}) == {}
+    assert list(convert_backbone(state)) == without
 
 
 def test_tensors_are_handed_on_as_they_are() -> None:

@@ -17,7 +17,7 @@ from ..config_text import as_option
 from ..downloads import SCHEMES, hub_file, tell_licence
 from ..errors import WeightsError
 from . import adelaidet, detectron2, fcos_core, mmdetection, torchvision
-from .structure import class_rows
+from .structure import class_rows, without_module
 
 log = logging.getLogger(__name__)
 
@@ -174,10 +174,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
     inner = next((content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), content)
-    state = {str(name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
+    return without_module({str(name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)})
 
 
 def _unknown(content: Any, state: Mapping[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,34 +16,23 @@ from ..checkpoint import CLASS_HEAD, Checkpoint
 from ..config import FCOSConfig
 from ..config_text import as_option, flat
 from ..errors import WeightsError
-from .structure import Rule, shifted
+from .structure import with_prefixes, without_module
 
 log = logging.getLogger(__name__)
 
-_NAMES: list[Rule] = [
-    (r"^backbone\.body\.stem\.", "backbone."),
-    (r"^backbone\.body\.", "backbone."),
-    (r"^backbone\.fpn\.fpn_inner(\d)", shifted("fpn.lateral.", -2)),
-    (r"^backbone\.fpn\.fpn_layer(\d)", shifted("fpn.output.", -2)),
-    (r"^backbone\.fpn\.top_blocks\.p(\d)", shifted("fpn.extra.", -6)),
-    (r"^rpn\.head\.bbox_tower\.", "head.box_tower."),
-    (r"^rpn\.head\.bbox_pred\.", "head.ltrb."),
-    (r"^rpn\.head\.cls_logits\.", "head.logits."),
-    (r"^rpn\.head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
-    (r"^rpn\.head\.", "head."),
+_PREFIXES = [
+    *((f"backbone.body.stem.{layer}.", f"backbone.{layer}.") for layer in ("conv1", "bn1")),
+    ("backbone.body.", "backbone."),
+    *((f"backbone.fpn.fpn_inner{i + 2}.", f"fpn.lateral.{i}.") for i in range(3)),
+    *((f"backbone.fpn.fpn_layer{i + 2}.", f"fpn.output.{i}.") for i in range(3)),
+    *((f"backbone.fpn.top_blocks.p{i + 6}.", f"fpn.extra.{i}.") for i in range(2)),
+    ("rpn.head.bbox_tower.", "head.box_tower."),
+    ("rpn.head.bbox_pred.", "head.ltrb."),
+    ("rpn.head.cls_logits.", CLASS_HEAD),
+    *((f"rpn.head.scales.{i}.scale", f"head.scales.{i}") for i in range(5)),
+    ("rpn.head.", "head."),
 ]
-_NAMES_BACK: list[Rule] = [
-    (r"^backbone\.(conv1|bn1)\.", r"backbone.body.stem.\1."),
-    (r"^backbone\.", "backbone.body."),
-    (r"^fpn\.lateral\.(\d)", shifted("backbone.fpn.fpn_inner", 2)),
-    (r"^fpn\.output\.(\d)", shifted("backbone.fpn.fpn_layer", 2)),
-    (r"^fpn\.extra\.(\d)", shifted("backbone.fpn.top_blocks.p", 6)),
-    (r"^head\.box_tower\.", "rpn.head.bbox_tower."),
-    (r"^head\.ltrb\.", "rpn.head.bbox_pred."),
-    (r"^head\.logits\.", "rpn.head.cls_logits."),
-    (r"^head\.scales\.(\d+)$", r"rpn.head.scales.\1.scale"),
-    (r"^head\.", "rpn.head."),
-]
+"""Beginnings of the names of the same tensors, (the original's, ours)."""
 # Layers of a MobileNetV2 block, original -> torchvision: the first block has no expansion.
 _FIRST_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 _OTHER_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
@@ -65,7 +54,7 @@ _PIXELS = ("pixel_mean", "pixel_std")  # in its configs
 
 def rename(name: str) -> str:
     """The name in our model of a tensor of the original's model."""
-    renamed = _first_rule(name, _NAMES)
+    renamed = with_prefixes(name, _PREFIXES)
     block = re.match(r"^backbone\.features\.(\d+)\.conv\.(\d)\.", renamed)
     if block:
         layers = _FIRST_BLOCK if block[1] == "1" else _OTHER_BLOCKS
@@ -80,24 +69,12 @@ def rename_back(name: str) -> str:
     if block:
         layers = {ours: theirs for theirs, ours in (_FIRST_BLOCK if block[1] == "1" else _OTHER_BLOCKS).items()}
         name = f"backbone.features.{block[1]}.conv.{layers[block[2]]}.{name[block.end() :]}"
-    return _first_rule(name, _NAMES_BACK)
-
-
-def _first_rule(name: str, rules: Sequence[Rule]) -> str:
-    for pattern, replacement in rules:
-        renamed, found = re.subn(pattern, replacement, name)
-        if found:
-            return renamed
-    return name
+    return with_prefixes(name, _PREFIXES, back=True)
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's state dict in the original's names to ours.
-
-    Args:
-        state: tensors by name; a `module.` in front of every name is dropped (data-parallel training).
-    """
-    return {rename(name): tensor for name, tensor in _without_module(state).items()}
+    """A checkpoint's state dict in the original's names to ours."""
+    return {rename(name): tensor for name, tensor in state.items()}
 
 
 def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str, Tensor]:
@@ -162,14 +139,9 @@ def convert_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A backbone's state dict to torchvision's names: MobileNetV2 is renamed when it has those of its original file.
 
     Args:
-        state: as in `convert_state_dict`.
+        state: tensors by name; a `module.` in front of every name is dropped (data-parallel training).
     """
-    state = _without_module(state)
+    state = without_module(state)
     if "features.1.conv.4.weight" not in state:  # torchvision's first block ends with 2
         return state
     return {rename(f"backbone.{name}").removeprefix("backbone."): tensor for name, tensor in state.items()}
-
-
-def _without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    shared = "module." if all(name.startswith("module.") for name in state) else ""
-    return {name.removeprefix(shared): tensor for name, tensor in state.items()}

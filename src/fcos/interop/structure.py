@@ -6,7 +6,7 @@ What weights do not show (thresholds, pixels, where a block strides) is said in 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -33,6 +33,27 @@ _MODULATED = 27  # numbers a sample group of a modulated 3x3 convolution needs; 
 def shifted(prefix: str, by: int) -> Callable[[re.Match[str]], str]:
     """A replacement: `prefix` and the number in the first group plus `by`."""
     return lambda match: f"{prefix}{int(match[1]) + by}"
+
+
+def without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the `module.` that data-parallel training puts in front of every name."""
+    shared = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(shared): tensor for name, tensor in state.items()}
+
+
+def with_prefixes(name: str, table: Iterable[tuple[str, str]], *, back: bool = False) -> str:
+    """A name with another beginning.
+
+    Args:
+        name: of a tensor.
+        table: beginnings (old, new); the first row that fits counts. A name that none fits stays.
+        back: from new to old.
+    """
+    for row in table:
+        old, new = reversed(row) if back else row
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:

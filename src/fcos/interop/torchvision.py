@@ -23,7 +23,7 @@ from ..config import FCOSConfig
 from ..config_text import as_option, flat
 from ..downloads import WebFile
 from ..errors import WeightsError
-from .structure import class_rows
+from .structure import class_rows, with_prefixes
 
 WEIGHTS = {
     "torchvision/fcos_resnet50_fpn": WebFile(
@@ -74,20 +74,12 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 
 def from_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in torchvision's names to ours; unknown names stay. All rows of the class head stay, too."""
-    return {_renamed(name, [*_PREFIXES, *_OLD_PREFIXES]): tensor for name, tensor in state.items()}
+    return {with_prefixes(name, [*_PREFIXES, *_OLD_PREFIXES]): tensor for name, tensor in state.items()}
 
 
 def to_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `from_names`."""
-    inverse = [(ours, theirs) for theirs, ours in _PREFIXES]
-    return {_renamed(name, inverse): tensor for name, tensor in state.items()}
-
-
-def _renamed(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
-    for old, new in prefixes:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
+    return {with_prefixes(name, _PREFIXES, back=True): tensor for name, tensor in state.items()}
 
 
 def model_config(*, frozen_norm: bool = True) -> dict[str, Any]:
