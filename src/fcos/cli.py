@@ -16,6 +16,7 @@ import typer
 
 from .errors import ConfigError, FCOSError
 from .interop import Form
+from .page import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,14 @@ config_app = typer.Typer(help="Look at recipes and configs.", no_args_is_help=Tr
 samples_app = typer.Typer(help="Make sample data.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(samples_app, name="samples")
+
+
+def _folder(path: Path | None) -> Path | None:
+    """Refuses a file as the folder of an option, before anything is computed."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise typer.BadParameter(f"{path} is a file; give a folder")
+    return path
+
 
 Weights = Annotated[
     str, typer.Argument(metavar="WEIGHTS", help="A weights file, or a name: torchvision/fcos_resnet50_fpn.")
@@ -214,7 +223,7 @@ def _report(result: PredictedFile) -> None:
     if result.error is not None:
         print(f"fcos: {result.error}", file=sys.stderr)
     elif result.instances is not None:
-        counts = Counter(result.instances.names)
+        counts = Counter(map(printable, result.instances.names))
         found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
         print(f"{result.source}: {found} -> {result.picture}")
 
@@ -334,13 +343,6 @@ def config_diff(
 
     for key, old, new in changes(load_config(first), load_config(second)):
         print(f"{key}: {old} -> {new}")
-
-
-def _folder(path: Path | None) -> Path | None:
-    """Refuses a file as the folder of an option, before anything is computed."""
-    if path is not None and path.exists() and not path.is_dir():
-        raise typer.BadParameter(f"{path} is a file; give a folder")
-    return path
 
 
 def _first() -> bool:

@@ -166,6 +166,15 @@ class TestPredict:
         assert "a.png" in text
         assert (out / "a.png").is_file()
 
+    def test_control_characters_of_class_names_are_escaped(self, fcos, weights, data, tmp_path):
+        names = ["a\n\x1b[31mb\u202e", *NAMES[1:]]
+        config = tiny_config()
+        save_checkpoint(weights, model=tiny_model(config), config=config, class_names=names, category_ids=CATEGORY_IDS)
+        code, out, _ = fcos("predict", weights, data, "--out", tmp_path, "--threshold", "0", "device=cpu")
+        assert code == 0
+        assert r"a\n\x1b[31mb\u202e" in out
+        assert len(out.splitlines()) == 1
+
     def test_options_may_stand_among_the_sources(self, fcos, weights, data, tmp_path):
         fcos("predict", weights, "model.max_detections=2", data, "--out", tmp_path, "--threshold", "0", "--json")
         (row,) = json.loads((tmp_path / "predictions.json").read_text())

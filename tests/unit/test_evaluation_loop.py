@@ -209,6 +209,15 @@ def test_the_tables_hold_all_figures_and_classes(terminal, capsys):
     assert any(line.split() == ["[dog]", "0", *["-"] * 8] for line in text.splitlines())
 
 
+def test_control_characters_of_class_names_are_escaped(capsys):
+    from rich.console import Console
+
+    figures = dict.fromkeys(METRICS, 0.5)
+    name = "a\n\x1b[31mb\u202ec"
+    print_evaluation(Evaluation(figures, {name: figures}, [], {name: 3}), Console(width=160))
+    assert r"a\n\x1b[31mb\u202ec" in capsys.readouterr().out.split()
+
+
 def test_where_an_evaluation_is_written(tmp_path):
     assert default_folder(tmp_path / "run/weights/best.pt", "test") == tmp_path / "run/test"
     assert default_folder(tmp_path / "mine.pt", "val") == tmp_path / "mine_val"

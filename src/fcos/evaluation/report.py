@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..page import printable
 from .coco import METRICS
 from .loop import Evaluation
 
@@ -24,7 +25,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         _print_table(console, names, [[_figure(evaluation.metrics[name]) for name in names]])
     rows = [
         [
-            escape(name),
+            escape(printable(name)),
             str(evaluation.boxes_per_class[name]),
             *(_figure(figures[key]) for key in _CLASS_FIGURES),
             _figure(evaluation.thresholds.get(name, math.nan)),
