@@ -13,15 +13,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fcos.config import Config
 from fcos.errors import TrainingError
 from fcos.training import logs
-from fcos.training.logs import COLUMNS, Place, RunLog, Step
+from fcos.training.logs import COLUMNS, RunLog, Step, TrainingProgress
 
 
 def config(log_every: int) -> Config:
     return Config.model_validate({"train": {"log_every": log_every}})
 
 
-def place(iteration: int) -> Place:
-    return Place(iteration, epoch=iteration / 8, minutes=iteration / 60, fraction=iteration / 100)
+def progress(iteration: int) -> TrainingProgress:
+    return TrainingProgress(iteration, epoch=iteration / 8, minutes=iteration / 60, fraction=iteration / 100)
 
 
 def step(loss: float = 1.0, **options) -> Step:
@@ -36,8 +36,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def test_a_row_holds_the_means_of_its_steps(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(2)) as log:
-        log.step(place(1), step(1.0))
-        log.step(place(2), step(3.0, waited=1.5, seconds=6.0, unassigned=3, grad_norm=7.0))
+        log.step(progress(1), step(1.0))
+        log.step(progress(2), step(3.0, waited=1.5, seconds=6.0, unassigned=3, grad_norm=7.0))
     (row,) = rows(tmp_path)
     assert tuple(row) == COLUMNS
     expected = {
@@ -61,9 +61,9 @@ def test_a_row_holds_the_means_of_its_steps(tmp_path: Path) -> None:
 def test_the_last_steps_make_a_row_however_few(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(2)) as log:
         for i in range(1, 4):
-            log.step(place(i), step(loss=i))
+            log.step(progress(i), step(loss=i))
         log.sum_up()
-        log.evaluation(place(3), {"AP": 0.5})
+        log.evaluation(progress(3), {"AP": 0.5})
     assert [(row["iteration"], row["split"], row["loss_cls"]) for row in rows(tmp_path)] == [
         ("2", "train", "1.5"),
         ("3", "train", "3"),
@@ -73,14 +73,14 @@ def test_the_last_steps_make_a_row_however_few(tmp_path: Path) -> None:
 
 def test_closing_leaves_a_row_of_the_steps_so_far(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(20)) as log:
-        log.step(place(1), step())
+        log.step(progress(1), step())
     assert [row["iteration"] for row in rows(tmp_path)] == ["1"]
 
 
 def test_evaluations_have_the_same_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, config(1)) as log:
-        log.step(place(1), step())
-        log.evaluation(place(1), {"AP": 0.5, "AP50": 0.75})
+        log.step(progress(1), step())
+        log.evaluation(progress(1), {"AP": 0.5, "AP50": 0.75})
     row = rows(tmp_path)[1]
     assert (row["split"], row["iteration"], row["AP"], row["AP50"], row["loss"]) == ("val", "1", "0.5", "0.75", "")
     assert "val at iteration 1: AP 0.500  AP50 0.750" in capsys.readouterr().out
@@ -89,18 +89,18 @@ def test_evaluations_have_the_same_columns(tmp_path: Path, capsys: pytest.Captur
 def test_a_continued_run_replaces_the_rows_that_it_does_again(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(1)) as log:
         for i in range(1, 5):
-            log.step(place(i), step(loss=i))
+            log.step(progress(i), step(loss=i))
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("train,")  # the disk was full
     with RunLog(tmp_path, config(1), iteration=2) as log:
-        log.step(place(3), step(loss=30))
+        log.step(progress(3), step(loss=30))
     assert [(row["iteration"], row["loss_cls"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "30")]
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(1)) as log:
-        log.step(place(1), step(2.0))
-        log.evaluation(place(1), {"AP": 0.5})
+        log.step(progress(1), step(2.0))
+        log.evaluation(progress(1), {"AP": 0.5})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Scalars("train/loss_cls")[0].value == 2.0
     assert events.Scalars("val/AP")[0].value == 0.5
@@ -121,12 +121,12 @@ def test_rows_that_a_full_disk_did_not_take_follow_when_there_is_room(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunLog(tmp_path, config(1)) as log:
-        log.step(place(1), step())
+        log.step(progress(1), step())
         (board,) = tmp_path.glob("events.*")
         for path in (tmp_path / "metrics.csv", board):  # each of them is cut in the middle of a row
             with files_up_to(path.stat().st_size + 30):
-                log.step(place(2), step())
-            log.step(place(3), step())
+                log.step(progress(2), step())
+            log.step(progress(3), step())
     assert [row["iteration"] for row in rows(tmp_path)] == ["1", "2", "3", "2", "3"]
     assert all(None not in row.values() for row in rows(tmp_path))
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}, purge_orphaned_data=False).Reload()
@@ -138,7 +138,7 @@ def test_rows_that_a_full_disk_did_not_take_follow_when_there_is_room(
 def test_a_disk_that_stays_full_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, config(1)) as log, files_up_to((tmp_path / "metrics.csv").stat().st_size):
         for i in range(1, 300):
-            log.step(place(i), step())
+            log.step(progress(i), step())
         log.__exit__()
     assert rows(tmp_path) == []
     out, err = capfd.readouterr()
@@ -149,7 +149,7 @@ def test_a_disk_that_stays_full_ends_no_run(tmp_path: Path, capfd: pytest.Captur
 def test_a_table_with_a_word_that_is_no_split(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(1)) as log:
         for i in range(1, 4):
-            log.step(place(i), step())
+            log.step(progress(i), step())
     table = tmp_path / "metrics.csv"
     table.write_text(table.read_text().replace("0.0333333,train", "0.0333333,tra"))
     with RunLog(tmp_path, config(1), iteration=3):
@@ -167,7 +167,7 @@ def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path: Path) -> No
     for iteration, loss in ((0, 1.0), (2, 2.0)):
         with RunLog(tmp_path, config(1), iteration=iteration) as log:
             for i in range(iteration + 1, 5):
-                log.step(place(i), step(loss))
+                log.step(progress(i), step(loss))
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss_cls")] == [(1, 1), (2, 1), (3, 2), (4, 2)]
 
@@ -177,11 +177,11 @@ def test_lines_where_there_is_no_terminal(
 ) -> None:
     """At most one in five seconds, each with all that matters."""
     now = 0.0
-    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     with RunLog(tmp_path, config(1)) as log:
         for i in range(1, 11):
             now += 2.0
-            log.step(place(i), step())
+            log.step(progress(i), step())
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[0] == (
@@ -196,7 +196,7 @@ def test_only_the_first_process_writes(
     monkeypatch.setattr(logs, "rank", lambda: 1)
     with RunLog(tmp_path, config(1)) as log:
         log.message("hello")
-        log.step(place(1), step())
-        log.evaluation(place(1), {"AP": 0.5})
+        log.step(progress(1), step())
+        log.evaluation(progress(1), {"AP": 0.5})
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().out == ""

@@ -17,14 +17,15 @@ from ..distributed import all_gather, rank
 from ..errors import TrainingError
 from ..evaluation.loop import detecting
 from ..structures import Batch, Targets
+from .folder import LAST
 from .optim import autocast
-from .run import LAST, Run
+from .run import Run
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
     from ..models import FCOSOutputs
 
-RULES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
+REFERENCE_RATES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
 """Learning rate and images a step of the paper, and of the small recipe: where the linear rule starts from."""
 FOLDER = "nonfinite"
 """In the folder of the run: the batches that gave numbers that are not finite."""
@@ -37,7 +38,7 @@ def linear_rule(config: Config) -> float:
 
     Source: Goyal et al. 2017 (arXiv:1706.02677).
     """
-    rate, images = RULES[config.train.optimizer]
+    rate, images = REFERENCE_RATES[config.train.optimizer]
     return rate * config.train.batch_size / images
 
 

@@ -46,7 +46,7 @@ PLAIN_SECONDS = 5.0
 """Where the output is no terminal, lines come no faster than this."""
 
 
-class Place(NamedTuple):
+class TrainingProgress(NamedTuple):
     """Where a run stands: steps done, epochs done, minutes since its start without pauses, share done (0..1)."""
 
     iteration: int
@@ -99,7 +99,7 @@ class RunLog:
         *,
         iteration: int = 0,
         evaluations: int = 0,
-        steps: list[tuple[Place, Step]] | None = None,
+        steps: list[tuple[TrainingProgress, Step]] | None = None,
     ) -> None:
         self.enabled = rank() == 0
         self.log_every = config.train.log_every
@@ -140,23 +140,23 @@ class RunLog:
         if self.enabled:
             self._console.print(text, markup=False)
 
-    def step(self, place: Place, step: Step) -> None:
+    def step(self, progress: TrainingProgress, step: Step) -> None:
         """Take in a training step; every `log_every` of them make a row, and what remains at the end."""
         if not self.enabled:
             return
-        self._steps.append((place, step))
-        self._began = self._began or (time.monotonic(), place.fraction)
-        self._bar.update(place.fraction)
-        if place.iteration % self.log_every == 0:
+        self._steps.append((progress, step))
+        self._began = self._began or (time.monotonic(), progress.fraction)
+        self._bar.update(progress.fraction)
+        if progress.iteration % self.log_every == 0:
             self.sum_up()
 
     def sum_up(self) -> None:
         """Make a row of the steps since the last one, if there are any."""
         if not self._steps:
             return
-        places, steps = zip(*self._steps, strict=True)
+        progresses, steps = zip(*self._steps, strict=True)
         self._steps.clear()
-        place: Place = places[-1]
+        progress: TrainingProgress = progresses[-1]
         step: Step = steps[-1]
         losses = {name: sum(s.losses[name] for s in steps) / len(steps) for name in step.losses}
         seconds = max(sum(s.seconds for s in steps), 1e-9)
@@ -171,30 +171,30 @@ class RunLog:
         }
         if torch.cuda.is_available():
             row["memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        self._write("train", place, row)
-        self._show(place, row)
+        self._write("train", progress, row)
+        self._show(progress, row)
 
     def evaluating(self, done: int, total: int) -> None:
         """Show how far an evaluation is, in images."""
         self._status.plain = f"evaluating {done}/{total}"
 
-    def evaluation(self, place: Place, metrics: Mapping[str, float]) -> None:
+    def evaluation(self, progress: TrainingProgress, metrics: Mapping[str, float]) -> None:
         """Write a row of evaluation figures."""
         if not self.enabled:
             return
-        self._write("val", place, metrics)
+        self._write("val", progress, metrics)
         shown = [name for name in ("AP", "AP50", "AP75", "AR100") if name in metrics]
         figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown)
-        self.message(f"val at iteration {place.iteration}: {figures}")
+        self.message(f"val at iteration {progress.iteration}: {figures}")
 
-    def _write(self, split: str, place: Place, row: Mapping[str, float]) -> None:
-        values = {"epoch": place.epoch, "minutes": place.minutes, **row}
+    def _write(self, split: str, progress: TrainingProgress, row: Mapping[str, float]) -> None:
+        values = {"epoch": progress.epoch, "minutes": progress.minutes, **row}
         texts = {name: f"{value:.6g}" for name, value in values.items()}
         with self._full_disk_told():
-            self._rows.writerow({"iteration": place.iteration, "split": split, **texts})
+            self._rows.writerow({"iteration": progress.iteration, "split": split, **texts})
             self._file.flush()
         with self._full_disk_told():
-            self._board.add(place.iteration, {f"{split}/{name}": value for name, value in row.items()})
+            self._board.add(progress.iteration, {f"{split}/{name}": value for name, value in row.items()})
 
     @contextmanager
     def _full_disk_told(self) -> Iterator[None]:
@@ -206,15 +206,15 @@ class RunLog:
                 self._told = True
                 self.message(f"warning: {self._table}: not saved: {error}; make room")
 
-    def _show(self, place: Place, row: Mapping[str, float]) -> None:
+    def _show(self, progress: TrainingProgress, row: Mapping[str, float]) -> None:
         now = time.monotonic()
-        began, first = self._began or (now, place.fraction)
-        done = place.fraction - first
-        eta = _duration((now - began) * (1 - place.fraction) / done) if done > 0 else "?"
+        began, first = self._began or (now, progress.fraction)
+        done = progress.fraction - first
+        eta = _duration((now - began) * (1 - progress.fraction) / done) if done > 0 else "?"
         terms = "  ".join(f"{name.removeprefix('loss_')} {row[name]:.3f}" for name in row if name in LOSSES)
         line = (
-            f"{place.fraction:4.0%}  iteration {place.iteration}  loss {row['loss']:.3f} ({terms})  lr {row['lr']:.2e}"
-            f"  {row['images_per_second']:.1f} images/s  data {row['data_share']:.0%}  ETA {eta}"
+            f"{progress.fraction:4.0%}  iteration {progress.iteration}  loss {row['loss']:.3f} ({terms})"
+            f"  lr {row['lr']:.2e}  {row['images_per_second']:.1f} images/s  data {row['data_share']:.0%}  ETA {eta}"
         )
         self._status.plain = line
         if not self._console.is_terminal and now - self._printed >= PLAIN_SECONDS:

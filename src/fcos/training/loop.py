@@ -40,9 +40,9 @@ from ..models.layers import with_gpu_batch_norm
 from ..reporting.record import Splits
 from ..reporting.report import write_report
 from .budget import IterationLength, Length, TimeLength
-from .diagnosis import RULES, full_memory_is_told, linear_rule, start_warnings
+from .diagnosis import REFERENCE_RATES, full_memory_is_told, linear_rule, start_warnings
 from .folder import BEST, find_folder, load_last, new_folder
-from .logs import Place, RunLog, Step
+from .logs import RunLog, Step, TrainingProgress
 from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
 from .pictures import save_pictures
 from .run import Interruption, Run
@@ -101,12 +101,14 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     ):
         log.message(_introduction(run, origin, micro_batches))
         _warn_of_warmup(run, length.total(0), log)
-        place = run.place(_total(length, state.iteration))
+        progress = run.progress(_total(length, state.iteration))
         # Length and `eval_every` may be others than when it was last evaluated.
         before = max(state.evaluated_at, 0)
-        state.marks = _marks(run, place._replace(iteration=before, fraction=before / _total(length, state.iteration)))
-        if _evaluation_due(run, place):  # the run was stopped before it was done
-            _evaluate(run, log, interruption, place)
+        state.marks = _marks(
+            run, progress._replace(iteration=before, fraction=before / _total(length, state.iteration))
+        )
+        if _evaluation_due(run, progress):  # the run was stopped before it was done
+            _evaluate(run, log, interruption, progress)
         batches = iter(loader)
         while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
             began = clock()
@@ -127,20 +129,20 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             )
             length.advance(step.seconds)
             run.count(step)
-            place = run.place(total)
-            log.step(place, step)
+            progress = run.progress(total)
+            log.step(progress, step)
             if learned.skipped:
                 log.message(f"warning: step skipped: {learned.skipped}")
 
-            if place.epoch >= 1:
+            if progress.epoch >= 1:
                 _report_unassigned(run, log)
             if state.iteration % settings.checkpoint_every == 0:
                 run.save_last()
             if learned.stop:
                 interruption.stop()
-            if _evaluation_due(run, place):
-                _evaluate(run, log, interruption, place)
-            if isinstance(length, TimeLength) and length.measured_end is None and place.fraction >= MEASURE_AT:
+            if _evaluation_due(run, progress):
+                _evaluate(run, log, interruption, progress)
+            if isinstance(length, TimeLength) and length.measured_end is None and progress.fraction >= MEASURE_AT:
                 length.measured_end = _measure_end(run, 0.02 * length.seconds, clock, interruption)
                 _warn_of_warmup(run, total, log)
 
@@ -249,17 +251,17 @@ def _report_unassigned(run: Run, log: RunLog) -> None:
         )
 
 
-def _evaluation_due(run: Run, place: Place) -> bool:
+def _evaluation_due(run: Run, progress: TrainingProgress) -> bool:
     """Whether the run has just passed a multiple of `eval_every`; the end of the run is another matter."""
-    return run.val_data is not None and place.fraction < 1 and _marks(run, place) > run.state.marks
+    return run.val_data is not None and progress.fraction < 1 and _marks(run, progress) > run.state.marks
 
 
-def _marks(run: Run, place: Place) -> int:
+def _marks(run: Run, progress: TrainingProgress) -> int:
     """How many multiples of `eval_every` are passed."""
     every = run.config.train.eval_every
     if every is None:
         return 0
-    return math.floor((place.iteration if every >= 1 else place.fraction) / every + 1e-9)
+    return math.floor((progress.iteration if every >= 1 else progress.fraction) / every + 1e-9)
 
 
 def _out_of_patience(run: Run) -> bool:
@@ -268,21 +270,21 @@ def _out_of_patience(run: Run) -> bool:
     return patience is not None and run.state.stale >= patience
 
 
-def _evaluate(run: Run, log: RunLog, interruption: Interruption, place: Place) -> None:
+def _evaluate(run: Run, log: RunLog, interruption: Interruption, progress: TrainingProgress) -> None:
     """Evaluate on val; the weights are saved before, once more with their figures, and as best.pt if they are."""
 
-    def progress(done: int, total: int) -> None:
+    def show(done: int, total: int) -> None:
         log.evaluating(done, total)
         if interruption.requested:
             raise KeyboardInterrupt  # all has just been saved
 
     assert run.val_data is not None
     run.save_last()
-    evaluation = evaluate(run.detector, run.val_data, run.config, device=run.device, progress=progress)
+    evaluation = evaluate(run.detector, run.val_data, run.config, device=run.device, progress=show)
     run.state.evaluations += 1
-    run.state.evaluated_at, run.state.marks = run.state.iteration, _marks(run, place)
+    run.state.evaluated_at, run.state.marks = run.state.iteration, _marks(run, progress)
     run.save_if_best(evaluation)
-    log.evaluation(place, evaluation.metrics)
+    log.evaluation(progress, evaluation.metrics)
     run.save_last(evaluation)
     if rank() == 0:
         try:
@@ -306,7 +308,7 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     elif run.val_data is None:
         run.save_last()
     elif run.state.evaluated_at != run.state.iteration or not run.state.best:  # else: it was killed after that
-        _evaluate(run, log, interruption, run.place(max(run.state.iteration, 1)))
+        _evaluate(run, log, interruption, run.progress(max(run.state.iteration, 1)))
     if not run.state.best:
         run.save_best_without_figures()
     run.require_saved()
@@ -359,7 +361,7 @@ def _introduction(run: Run, origin: str, micro_batches: int) -> str:
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
     val = "no val split, the last weights become best.pt" if val_data is None else plural(len(val_data), "val image")
     counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
-    rule, images = RULES[settings.optimizer]
+    rule, images = REFERENCE_RATES[settings.optimizer]
     at_a_time = -(-settings.batch_size // (world_size() * micro_batches))
     share = (
         f"{plural(settings.batch_size, 'image')} over {plural(world_size(), 'process')}, at most {at_a_time} at a time"

@@ -20,7 +20,7 @@ from ..errors import ConfigError, TrainingError
 from ..evaluation.report import save_evaluation
 from .environment import save_environment
 from .folder import BEST, CONFIG, LAST, names_folder, write_text
-from .logs import Place, RunLog, Step
+from .logs import RunLog, Step, TrainingProgress
 from .optim import WeightAverage, build_optimizer
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "float16")
         self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
         self.state = State()
-        self.unlogged: list[tuple[Place, Step]] = []
+        self.unlogged: list[tuple[TrainingProgress, Step]] = []
         self._unsaved: dict[Path, str] = {}
         self._elapsed = elapsed
         self._earlier = 0.0
@@ -123,11 +123,11 @@ class Run:
         """Seconds since the start of the run, pauses between continuations left out."""
         return self._earlier + self._elapsed()
 
-    def place(self, total: float) -> Place:
+    def progress(self, total: float) -> TrainingProgress:
         """Where the run stands, `total` iterations being its length."""
         iteration = self.state.iteration
         epoch = iteration * self.config.train.batch_size / len(self.train_data)
-        return Place(iteration, epoch, self.elapsed() / 60, iteration / total)
+        return TrainingProgress(iteration, epoch, self.elapsed() / 60, iteration / total)
 
     def count(self, step: Step) -> None:
         """Take in a finished step."""
@@ -158,7 +158,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
-            "unlogged": [(tuple(place), step._asdict()) for place, step in self.unlogged],
+            "unlogged": [(tuple(progress), step._asdict()) for progress, step in self.unlogged],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -275,7 +275,7 @@ class Run:
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
         self.state = State(**saved["state"])
-        self.unlogged[:] = [(Place(*place), Step(**step)) for place, step in saved.get("unlogged", [])]
+        self.unlogged[:] = [(TrainingProgress(*progress), Step(**step)) for progress, step in saved.get("unlogged", [])]
         self._earlier = self.state.seconds
         torch.set_rng_state(saved["rng"])
         if saved["cuda_rng"] is not None and self.device.type == "cuda":
