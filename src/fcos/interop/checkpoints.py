@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -27,11 +27,6 @@ _FCOS_CORE_CONVENTIONS = {
     "pixel_mean": (102.9801, 115.9465, 122.7717),
     "pixel_std": (1.0, 1.0, 1.0),
 }
-_OTHERS: list[tuple[Project, ModuleType]] = [
-    ("adelaidet", adelaidet),
-    ("detectron2", detectron2),
-    ("mmdetection", mmdetection),
-]
 _RESTRICTED = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
 _LICENCE = "that of {}, for non-commercial use only, if its authors published them"  # who trained them no file tells
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")
@@ -70,44 +65,6 @@ def _file_of(source: str | Path) -> Path:
     return hub_file(torchvision.WEIGHTS.get(name, name), name, otherwise="give the path of other weights")
 
 
-def from_content(content: Any, *, where: str, class_names: Sequence[str] | None = None) -> Checkpoint:
-    """A checkpoint from what `torch.load` found in a file of another project.
-
-    Args:
-        content: a state dict, or a dictionary that holds one; a `module.` in front of every name is dropped.
-        where: for messages.
-        class_names: see `from_fcos_core`, `from_torchvision`; None: those that the file tells (mmdetection's), or those
-            of COCO where their number says so, which is logged, else unknown.
-
-    Raises:
-        WeightsError: weights of no project that is known here.
-    """
-    state = _state_dict(content)
-    if torchvision.recognizes(state):
-        checkpoint = torchvision.from_torchvision(state, class_names=class_names, where=where)
-    elif {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys():
-        checkpoint = from_fcos_core(state, class_names=class_names, where=where)
-    else:
-        project, module = next((row for row in _OTHERS if row[1].recognizes(state)), (None, None))
-        if project is None or module is None:
-            raise WeightsError(f"{where}: {_unknown(content, state)}")
-        weights, config = module.convert(state, where=where)
-        _tell_conventions(config["model"], project, where=where)
-        if class_names is None:
-            class_names = mmdetection.class_names(content, class_rows(weights, where=where))
-        checkpoint = _checkpoint(weights, config, project, class_names=class_names, where=where)
-    if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
-        log.info(
-            "%s: %d classes, taken to be those of COCO; if they are not, name them once and for all in a new file: fcos"
-            " convert %s OUT data.classes=[NAME, ...]",
-            where,
-            len(checkpoint.class_names),
-            where,
-        )
-    owner = _RESTRICTED.get(checkpoint.project)
-    return replace(checkpoint, original=state, licence=_LICENCE.format(owner) if owner else "")
-
-
 def from_fcos_core(
     state: Mapping[str, Tensor], *, class_names: Sequence[str] | None = None, where: str = "weights"
 ) -> Checkpoint:
@@ -124,6 +81,24 @@ def from_fcos_core(
     """
     weights, config = fcos_core.convert_state_dict(state), {"model": _FCOS_CORE_CONVENTIONS}
     return _checkpoint(weights, config, "fcos_core", class_names=class_names, where=where)
+
+
+def _with_conventions(
+    project: Project,
+    convert: Callable[..., tuple[dict[str, Tensor], dict[str, Any]]],
+    state: Mapping[str, Tensor],
+    *,
+    class_names: Sequence[str] | None,
+    where: str,
+) -> Checkpoint:
+    """A checkpoint of a project whose config follows from the tensors, but for what is logged here."""
+    weights, config = convert(state, where=where)
+    model = config["model"]
+    taken = {"backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1")}
+    taken |= {key: model[key] for key in ("channel_order", "pixel_mean", "pixel_std")}
+    options = " ".join(f"model.{key}={as_option(value)}" for key, value in taken.items() if value is not None)
+    log.info("%s: as in the configs of %s itself, since weights do not show it: %s", where, project, options)
+    return _checkpoint(weights, config, project, class_names=class_names, where=where)
 
 
 def _checkpoint(
@@ -151,22 +126,55 @@ def _checkpoint(
     )
 
 
-def with_fcos_core_conventions(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole config of ours as the original FCOS would compute it; its own YAML says all this itself."""
-    model = {**tree["model"], **_FCOS_CORE_CONVENTIONS}
-    backbone = model["backbone"]
-    if backbone["norm"] == "frozen_bn" and "norm_eps" in backbone:  # its ImageNet weights differ in where they stride
-        resnet = {"norm_eps": 0.0, "stride_in_1x1": not backbone["name"].startswith("resnext")}
-        model["backbone"] = {**backbone, **resnet}
-    return {**tree, "model": model}
+class _Convert(Protocol):
+    def __call__(self, state: Mapping[str, Tensor], *, class_names: Sequence[str] | None, where: str) -> Checkpoint: ...
 
 
-def _tell_conventions(model: Mapping[str, Any], project: Project, *, where: str) -> None:
-    """Log what everything depends on and no tensor shows."""
-    taken = {"backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1")}
-    taken |= {key: model[key] for key in ("channel_order", "pixel_mean", "pixel_std")}
-    options = " ".join(f"model.{key}={as_option(value)}" for key, value in taken.items() if value is not None)
-    log.info("%s: as in the configs of %s itself, since weights do not show it: %s", where, project, options)
+class _Dialect(NamedTuple):
+    """How one project's weights are known, and read."""
+
+    recognizes: Callable[[Mapping[str, Tensor]], bool]
+    convert: _Convert
+
+
+_DIALECTS = [
+    _Dialect(torchvision.recognizes, torchvision.from_torchvision),
+    _Dialect(fcos_core.recognizes, from_fcos_core),
+    _Dialect(adelaidet.recognizes, partial(_with_conventions, "adelaidet", adelaidet.convert)),
+    _Dialect(detectron2.recognizes, partial(_with_conventions, "detectron2", detectron2.convert)),
+    _Dialect(mmdetection.recognizes, partial(_with_conventions, "mmdetection", mmdetection.convert)),
+]
+
+
+def from_content(content: Any, *, where: str, class_names: Sequence[str] | None = None) -> Checkpoint:
+    """A checkpoint from what `torch.load` found in a file of another project.
+
+    Args:
+        content: a state dict, or a dictionary that holds one; a `module.` in front of every name is dropped.
+        where: for messages.
+        class_names: see `from_fcos_core`, `from_torchvision`; None: those that the file tells (mmdetection's), or those
+            of COCO where their number says so, which is logged, else unknown.
+
+    Raises:
+        WeightsError: weights of no project that is known here.
+    """
+    state = _state_dict(content)
+    dialect = next((dialect for dialect in _DIALECTS if dialect.recognizes(state)), None)
+    if dialect is None:
+        raise WeightsError(f"{where}: {_unknown(content, state)}")
+    if class_names is None:
+        class_names = mmdetection.class_names(content, state)
+    checkpoint = dialect.convert(state, class_names=class_names, where=where)
+    if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
+        log.info(
+            "%s: %d classes, taken to be those of COCO; if they are not, name them once and for all in a new file: fcos"
+            " convert %s OUT data.classes=[NAME, ...]",
+            where,
+            len(checkpoint.class_names),
+            where,
+        )
+    owner = _RESTRICTED.get(checkpoint.project)
+    return replace(checkpoint, original=state, licence=_LICENCE.format(owner) if owner else "")
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
@@ -193,3 +201,13 @@ def _unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     else:
         found = f"a {type(content).__name__}"
     return f"no weights of a detector: {expected}, found {found}"
+
+
+def with_fcos_core_conventions(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole config of ours as the original FCOS would compute it; its own YAML says all this itself."""
+    model = {**tree["model"], **_FCOS_CORE_CONVENTIONS}
+    backbone = model["backbone"]
+    if backbone["norm"] == "frozen_bn" and "norm_eps" in backbone:  # its ImageNet weights differ in where they stride
+        resnet = {"norm_eps": 0.0, "stride_in_1x1": not backbone["name"].startswith("resnext")}
+        model["backbone"] = {**backbone, **resnet}
+    return {**tree, "model": model}

@@ -52,6 +52,11 @@ _BUILT_IN = {
 _PIXELS = ("pixel_mean", "pixel_std")  # in its configs
 
 
+def recognizes(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the names of the original FCOS."""
+    return {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys()
+
+
 def rename(name: str) -> str:
     """The name in our model of a tensor of the original's model."""
     renamed = with_prefixes(name, _PREFIXES)

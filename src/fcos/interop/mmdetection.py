@@ -31,6 +31,7 @@ _RULES: list[Rule] = [
     (r"^bbox_head\.(?:conv|fcos)_centerness\.", "head.centerness."),
     (r"^bbox_head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
 ]
+_CLASS_BIASES = ("bbox_head.conv_cls.bias", "bbox_head.fcos_cls.bias")
 _PIXELS = {
     "caffe": ("bgr", (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),
     "improved": ("bgr", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),
@@ -67,15 +68,16 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
     return any(pair <= state.keys() for pair in names)
 
 
-def class_names(content: Any, count: int) -> tuple[str, ...] | None:
-    """The names that a file tells; None: it tells none, or not as many as it has classes."""
+def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | None:
+    """The names that a file tells; None: it tells none, or not as many as its class head has rows."""
+    rows = [tensor.shape for name, tensor in state.items() if name in _CLASS_BIASES]
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
     data = meta.get("dataset_meta")
     for place in (meta, data if isinstance(data, Mapping) else {}):
         for key in ("CLASSES", "classes"):
             names = place.get(key)
-            if isinstance(names, list | tuple) and len(names) == count:
+            if isinstance(names, list | tuple) and rows == [(len(names),)]:
                 return tuple(map(str, names))
     return None
 
