@@ -32,7 +32,7 @@ def annotations_of(boxes: Sequence[Sequence[Sequence[float]]], sizes: Sequence[t
     )
 
 
-def setting_of(**options: Any) -> Setting:
+def setting_of(short_side: int = 48, **options: Any) -> Setting:
     """Three levels over images of 48 x 60 pixels, changed by options."""
     return Setting(
         **{
@@ -41,8 +41,10 @@ def setting_of(**options: Any) -> Setting:
             "center_sampling_radius": 0.0,
             "location": "center",
             "box_convention": "continuous",
-            "short_side": 48,
+            "short_sides": (short_side,),
             "max_side": 60,
+            "test_short_side": None,
+            "test_max_side": None,
             "size_divisor": 16,
             **options,
         }

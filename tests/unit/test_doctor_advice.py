@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flat_annotations import annotations_of, setting_of
 
-from fcos.config_text import load_config
+from fcos.config_text import load_config, recipe_names
 from fcos.data.dataset import Annotations
 from fcos.doctor.advice import ENOUGH_RECALL, advise
 from fcos.doctor.coverage import cover
@@ -31,11 +31,7 @@ def advice_for(annotations: Annotations, setting: Setting) -> list[Advice]:
 
 def with_options(setting: Setting, options: tuple[str, ...]) -> Setting:
     """The setting as a training with the options pasted would have it."""
-    base = [
-        option for option in setting.options if option.partition("=")[0] not in {o.partition("=")[0] for o in options}
-    ]
-    config = load_config(None, [*base, *options, f"data.size_divisor={setting.size_divisor}"])
-    return Setting.of(config)
+    return Setting.of(load_config(None, [*setting.options, *options]))
 
 
 def test_nothing_is_advised_where_all_boxes_are_learned() -> None:
@@ -71,6 +67,20 @@ def test_the_limit_of_the_longer_side_is_raised_where_it_is_met() -> None:
     assert advice.options == ("data.short_side=96", "data.max_side=96")
 
 
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_the_options_do_what_they_say_with_every_recipe(recipe: str) -> None:
+    setting = Setting.of(load_config(recipe))
+    side = 0.9 * setting.strides[0] * 360 / setting.middle_side  # a larger input helps
+    places = np.random.default_rng(0).uniform(0, 350, (3, 10, 2)).tolist()
+    boxes = [[(x, y, x + side, y + side, 0) for x, y in image] for image in places]
+    annotations = annotations_of(boxes, [(360, 480)] * 3)
+    (advice,) = advice_for(annotations, setting)
+    assert advice.options[0].startswith("data.short_side")
+    recall = cover(annotations, Setting.of(load_config(recipe, advice.options))).recall
+    assert f"-> {recall:.1%} on 3 images" in advice.effect
+    assert recall >= ENOUGH_RECALL
+
+
 def test_far_too_small_boxes_get_a_finer_level() -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000)
     (advice,) = advice_for(squares(4.1), setting)
@@ -97,6 +107,22 @@ def test_quantiles_part_boxes_that_hide_each_other() -> None:
     assert cover(annotations, with_options(setting, advice.options)).recall >= ENOUGH_RECALL
 
 
+def test_more_center_sampling_is_tried_first_where_it_leaves_boxes_out() -> None:
+    setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, center_sampling_radius=0.2)
+    assert cover(squares(20), setting).recall < ENOUGH_RECALL
+    (advice,) = advice_for(squares(20), setting)
+    assert advice.options == ("model.center_sampling_radius=1.5",)
+    assert "1.0 times the locations, 1.0 times the pixels" in advice.effect
+
+
+def test_center_sampling_goes_together_with_a_larger_input() -> None:
+    setting = setting_of(
+        strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000, center_sampling_radius=0.2
+    )
+    (advice,) = advice_for(squares(6.5), setting)
+    assert advice.options == ("data.short_side=96", "model.center_sampling_radius=1.5")
+
+
 def test_what_cannot_be_mended_is_said_or_left() -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000)
     (advice,) = advice_for(squares(0.8), setting)
@@ -110,6 +136,23 @@ def test_boxes_that_are_marked_twice_are_no_reason_for_another_setting() -> None
     pairs = [[(10, 10, 40, 40, 0), (10, 10, 40, 40, 0)]] * 5
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)
     assert advice_for(annotations_of(pairs, [(64, 64)] * 5), setting) == []
+
+
+def test_that_double_boxes_count_once_is_said() -> None:
+    setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)
+    pairs = [[(10, 10, 40, 40, 0), (10, 10, 40, 40, 0), (50.1, 50.1, 51, 51, 0), (9, 50, 20, 60, 0)]] * 5
+    annotations = annotations_of(pairs, [(64, 64)] * 5)
+    assert cover(annotations, setting).recall == 0.5
+    (advice,) = advice_for(annotations, setting)
+    assert advice.effect.startswith("best possible recall 66.7% -> ")
+    assert " on 5 images, double boxes counted once; " in advice.effect
+
+
+def test_doubles_of_two_classes_are_no_reason_for_center_sampling() -> None:
+    pairs = [[(10, 10, 40, 40, 0), (10, 10, 40, 40, 1)]] * 5
+    annotations, setting = annotations_of(pairs, [(64, 64)] * 5), setting_of(size_ranges=USUAL, short_side=64)
+    assert cover(annotations, setting).ambiguous_classes.sum() > 0
+    assert advice_for(annotations, setting) == []
 
 
 def test_center_sampling_is_tried_against_ambiguity_between_classes() -> None:

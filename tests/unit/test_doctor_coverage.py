@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from flat_annotations import annotations_of, setting_of
 
 from fcos.config import Config
+from fcos.config_text import load_config, recipe_names
 from fcos.data.dataset import Annotations
 from fcos.doctor.coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
 from fcos.doctor.setting import Setting
@@ -235,14 +236,55 @@ def test_locations_at_the_corners_are_asked_too() -> None:
 # -------------------------------------------------------------------------------------------------------------- setting
 
 
-def test_the_setting_of_a_config_is_the_middle_training_size() -> None:
-    config = Config.model_validate({"data": {"short_side": [640, 672, 704, 736], "max_side": 1000}})
-    setting = Setting.of(config)
-    assert (setting.short_side, setting.max_side) == (672, 1000)
-    assert setting.options == [
-        "data.short_side=672",
-        "data.max_side=1000",
+@pytest.mark.parametrize(
+    ("sides", "middle"),
+    [
+        ({"short_side": [640, 672, 704, 736]}, 672),
+        ({"short_side_range": (640, 800)}, 720),
+        ({"short_side": [600]}, 600),
+    ],
+)
+def test_boxes_are_looked_at_at_the_middle_training_size(sides: dict[str, Any], middle: int) -> None:
+    setting = Setting.of(Config.model_validate({"data": {**sides, "max_side": 1000}}))
+    assert setting.middle_side == middle
+    assert setting.resized(100, 200) == ((500, 1000) if middle > 500 else (middle, 2 * middle))
+
+
+def test_the_options_of_a_setting_are_those_in_force() -> None:
+    config = Config.model_validate(
+        {"data": {"short_side": [300], "short_side_range": (640, 800), "test_max_side": 900}}
+    )
+    assert Setting.of(config).options == [
+        "data.short_side_range=[640,800]",
+        "data.max_side=1333",
+        "data.test_max_side=900",
         "model.strides=[8,16,32,64,128]",
         "model.size_ranges=[[-1,64],[64,128],[128,256],[256,512],[512,null]]",
         "model.center_sampling_radius=0",
+        "model.location=center",
+        "model.box_convention=continuous",
+        "data.size_divisor=32",
     ]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_the_options_of_an_enlarged_setting_lead_to_it(recipe: str, scale: float) -> None:
+    before = load_config(recipe)
+    setting = Setting.of(before).enlarged(scale, longest=4 / 3)
+    after = load_config(recipe, setting.options)
+    assert Setting.of(after) == setting
+    for side in ("largest_short_side", "detection_short_side", "detection_max_side"):
+        old, new = (getattr(config.data, side) for config in (before, after))
+        assert scale * old <= new < scale * old + 32 or (side == "detection_max_side" and new == old), side
+
+
+def test_limits_of_the_longer_side_that_are_not_met_stay() -> None:
+    setting = setting_of(short_side=100, max_side=201, test_short_side=140, test_max_side=300)
+    larger = setting.enlarged(1.2, longest=1.5)
+    assert (larger.short_sides, larger.max_side, larger.test_short_side, larger.test_max_side) == (
+        (128,),
+        256,
+        192,
+        300,
+    )

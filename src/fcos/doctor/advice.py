@@ -1,21 +1,21 @@
 """Options that let a pyramid learn more boxes: tried out, cheapest first.
 
 What is tried: larger inputs; a pyramid that begins finer (P2 to P6) or has a finer level more (P2 to P7); size ranges
-of eight strides a level as in the paper, or from quantiles of the boxes.
+of eight strides a level as in the paper, or from quantiles of the boxes; where center sampling leaves boxes out, a
+larger radius, or none.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..config_text import as_option
 from ..data.dataset import Annotations
-from .coverage import Coverage, cover
+from ..data.source import plural
+from .coverage import OFF_CENTER, Coverage, cover
 from .labels import double_boxes
 from .report import Advice
 from .setting import Setting
@@ -28,6 +28,7 @@ has 3.75 % on COCO."""
 CENTER_SAMPLING = 1.5  # that of the improved FCOS
 _MOST_IMAGES = 200  # for trying out
 _SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)
+_RADII = (CENTER_SAMPLING, 2.5, 0.0)  # 0: everywhere in a box
 _FINEST = 4  # stride of C2, the finest map that the backbones have
 _STRIDES_IN_RANGE = 8  # the paper's ranges end at eight strides of their level
 _LEVEL_NEEDS = 2  # strides that a box should have on its level: then it holds a location
@@ -35,7 +36,7 @@ _LEVEL_NEEDS = 2  # strides that a box should have on its level: then it holds a
 
 @dataclass(frozen=True)
 class _Trial:
-    """A setting, what it costs, and the options that lead to it."""
+    """A setting, the options that lead to it, and what it costs."""
 
     setting: Setting
     options: tuple[str, ...]
@@ -48,7 +49,8 @@ def advise(
 ) -> list[Advice]:
     """Find the cheapest change after which the best possible recall is `ENOUGH_RECALL`, and one against ambiguity.
 
-    Boxes that are marked twice count once: no setting can mend them.
+    Boxes that are marked twice count once: no setting can mend them. Hence the figures before the change may differ
+    from those of `coverage`, also because fewer images are tried.
 
     Args:
         annotations: of the split that was covered.
@@ -58,18 +60,28 @@ def advise(
     advice: list[Advice] = []
     twice = annotations.crowd.copy()
     twice[[later for _, _, later, _ in double_boxes(annotations)]] = True
-    annotations, images = replace(annotations, crowd=twice), _sample(annotations)
+    images = _sample(annotations)
+    where = f"on {plural(len(images), 'image')}"
+    if (twice != annotations.crowd).any():
+        where += ", double boxes counted once"
+    annotations = replace(annotations, crowd=twice)
     if coverage.recall < ENOUGH_RECALL:
-        advice += _more_recall(annotations, coverage, images, progress)
-    locations = max(int(coverage.positives.sum()), 1)
-    now = coverage.ambiguous_classes.sum() / locations
-    if now > MUCH_AMBIGUITY and not coverage.setting.center_sampling_radius:
-        tried = cover(annotations, replace(coverage.setting, center_sampling_radius=CENTER_SAMPLING), images=images)
-        then = tried.ambiguous_classes.sum() / max(int(tried.positives.sum()), 1)
-        if then < now:
-            effect = f"locations wanted by boxes of different classes: {now:.1%} -> {then:.1%}; {_recall_of(tried)}"
+        advice += _more_recall(annotations, coverage, images, where, progress)
+    if _ambiguity(coverage) > MUCH_AMBIGUITY and not coverage.setting.center_sampling_radius:
+        setting = replace(coverage.setting, center_sampling_radius=CENTER_SAMPLING)
+        now, then = (cover(annotations, tried, images=images) for tried in (coverage.setting, setting))
+        if _ambiguity(then) < _ambiguity(now):
+            effect = (
+                f"locations wanted by boxes of different classes: {_ambiguity(now):.1%} -> {_ambiguity(then):.1%};"
+                f" best possible recall {now.recall:.1%} -> {then.recall:.1%} {where}"
+            )
             advice.append(Advice((f"model.center_sampling_radius={CENTER_SAMPLING}",), effect))
     return advice
+
+
+def _ambiguity(coverage: Coverage) -> float:
+    """The share of the locations that boxes of different classes want."""
+    return coverage.ambiguous_classes.sum() / max(coverage.positives.sum(), 1)
 
 
 def _sample(annotations: Annotations) -> np.ndarray:
@@ -78,12 +90,12 @@ def _sample(annotations: Annotations) -> np.ndarray:
     return images[np.linspace(0, len(images) - 1, min(len(images), _MOST_IMAGES)).round().astype(int)]
 
 
-def _recall_of(coverage: Coverage) -> str:
-    return f"best possible recall {coverage.recall:.1%} on {coverage.images} images"
-
-
 def _more_recall(
-    annotations: Annotations, coverage: Coverage, images: np.ndarray, progress: Callable[[int, int], None] | None
+    annotations: Annotations,
+    coverage: Coverage,
+    images: np.ndarray,
+    where: str,
+    progress: Callable[[int, int], None] | None,
 ) -> list[Advice]:
     now = cover(annotations, coverage.setting, images=images, recall_only=True)
     if now.recall >= ENOUGH_RECALL:
@@ -104,7 +116,7 @@ def _more_recall(
         return []
     reached = "" if best_recall >= ENOUGH_RECALL else f" (nothing that was tried reaches {ENOUGH_RECALL:.0%})"
     effect = (
-        f"best possible recall {now.recall:.1%} -> {best_recall:.1%}{reached} on {len(images)} images;"
+        f"best possible recall {now.recall:.1%} -> {best_recall:.1%}{reached} {where};"
         f" {best.locations:.1f} times the locations, {best.pixels:.1f} times the pixels"
     )
     return [Advice(best.options, effect)]
@@ -114,20 +126,21 @@ def _trials(coverage: Coverage, longest: float) -> Iterator[_Trial]:
     """What is tried; `longest` is the largest ratio of an image's sides."""
     setting = coverage.setting
     old = sum(1 / stride**2 for stride in setting.strides)
+    radii = [setting.center_sampling_radius]
+    if (coverage.fates == OFF_CENTER).any():
+        radii += [radius for radius in _RADII if not 0 < radius <= setting.center_sampling_radius]
     for scale, strides in itertools.product(_SCALES, _pyramids(setting.strides)):
-        resized, size_options = _enlarged(setting, scale, longest)
-        pixels = (resized.short_side / setting.short_side) ** 2
-        stride_options = () if strides == setting.strides else (f"model.strides={as_option(strides)}",)
-        ranges = [_of_strides(strides), _of_quantiles(coverage, strides, resized.short_side / setting.short_side)]
+        resized = setting.enlarged(scale, longest)
+        scale = resized.middle_side / setting.middle_side  # noqa: PLW2901 (rounded)
+        ranges = [_of_strides(strides), _of_quantiles(coverage, strides, scale)]
         if strides == setting.strides:
             ranges.insert(0, setting.size_ranges)
-        for size_ranges in dict.fromkeys(ranges):
-            kept = size_ranges == setting.size_ranges
-            range_options = () if kept else (f"model.size_ranges={as_option(size_ranges)}",)
-            options = (*size_options, *stride_options, *range_options)
+        for size_ranges, radius in itertools.product(dict.fromkeys(ranges), radii):
+            trial = replace(resized, strides=strides, size_ranges=size_ranges, center_sampling_radius=radius)
+            options = tuple(option for option in trial.options if option not in setting.options)
             if options:
-                trial = replace(resized, strides=strides, size_ranges=size_ranges)
-                yield _Trial(trial, options, pixels, pixels * sum(1 / stride**2 for stride in strides) / old)
+                locations = scale**2 * sum(1 / stride**2 for stride in strides) / old
+                yield _Trial(trial, options, scale**2, locations)
 
 
 def _pyramids(strides: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -136,19 +149,6 @@ def _pyramids(strides: tuple[int, ...]) -> list[tuple[int, ...]]:
     if strides[0] <= _FINEST:
         return [strides]
     return list(dict.fromkeys([strides, finer, tuple(sorted({*finer, *strides}))]))
-
-
-def _enlarged(setting: Setting, scale: float, longest: float) -> tuple[Setting, tuple[str, ...]]:
-    """The shorter side times a factor, in whole 32 pixels; the limit of the longer one, too, where it would be met."""
-    if scale == 1.0:
-        return setting, ()
-    short, long = (math.ceil(side * scale / 32) * 32 for side in (setting.short_side, setting.max_side))
-    options = [f"data.short_side={short}"]
-    if short * longest > setting.max_side:
-        options.append(f"data.max_side={long}")
-    else:
-        long = setting.max_side
-    return replace(setting, short_side=short, max_side=long), tuple(options)
 
 
 def _of_strides(strides: tuple[int, ...]) -> tuple[tuple[float, float | None], ...]:

@@ -185,8 +185,9 @@ _KINDS = {
 _REMEDIES = {
     TAKEN: "Look whether they are marked twice. Else a finer first level, a larger input or center sampling helps.",
     NO_LEVEL: "Let model.size_ranges cover all sizes: -1 at the low end, null at the high one, and no gaps.",
-    OFF_CENTER: "Raise model.center_sampling_radius, or enlarge the input (data.short_side, data.max_side).",
-    BETWEEN: "Enlarge the input (data.short_side, data.max_side), or begin with a finer level (model.strides).",
+    OFF_CENTER: "Raise model.center_sampling_radius, or enlarge the input.",
+    BETWEEN: "Enlarge the input (data.short_side or data.short_side_range, data.max_side), or begin with a finer level"
+    " (model.strides).",
     DROPPED: "Such boxes are hardly ever right. Else set model.box_convention=continuous.",
 }
 

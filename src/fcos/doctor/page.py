@@ -207,7 +207,8 @@ def _coverage(section: Section, report: Report) -> None:
     setting = coverage.setting
     section.text(
         f"A box is learned when at least one location is assigned to it. Counted on {plural(coverage.images, 'image')}"
-        f" of {report.covered} with {report.recipe}: {', '.join(setting.options)}."
+        f" of {report.covered} at a shorter side of {setting.middle_side} with {report.recipe}:"
+        f" {', '.join(setting.options)}."
     )
 
     def row(name: str, boxes: int, learned: int) -> list[str | float | Cell | None]:

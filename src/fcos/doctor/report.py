@@ -133,7 +133,8 @@ def _coverage(report: Report) -> dict[str, Any]:
     names = report.splits[report.covered].class_names
     fates = {text: int((coverage.fates == fate).sum()) for fate, text in FATES.items()}
     return {
-        "setting": coverage.setting.__dict__,
+        "setting": coverage.setting.values,
+        "short_side": coverage.setting.middle_side,
         "images": coverage.images,
         "boxes": len(coverage.boxes),
         "best_possible_recall": coverage.recall if len(coverage.boxes) else None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -13,6 +14,8 @@ from ..data.transforms import resize_size, train_transform
 from ..models.targets import pyramid_locations
 from ..structures import BoxConvention
 
+_WHOLE = 32  # pixels, of which enlarged sides are a multiple
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -22,8 +25,8 @@ class Setting:
         strides: of the levels, pixels.
         size_ranges: see `assign_targets`; likewise `center_sampling_radius`, `box_convention`.
         location: see `pyramid_locations`.
-        short_side: see `resize_size`; likewise `max_side`.
-        size_divisor: images are padded to a multiple of it.
+        short_sides: the shorter side is drawn from these in training: a range, or those that are listed.
+        max_side: as in `DataConfig`; likewise `test_short_side`, `test_max_side`, `size_divisor`.
     """
 
     strides: tuple[int, ...]
@@ -31,29 +34,67 @@ class Setting:
     center_sampling_radius: float
     location: Literal["center", "corner"]
     box_convention: BoxConvention
-    short_side: int
+    short_sides: tuple[int, ...] | range
     max_side: int
+    test_short_side: int | None
+    test_max_side: int | None
     size_divisor: int
 
     @staticmethod
     def of(config: Config) -> Setting:
-        """That of a config; of several training sizes the middle one. Zoom is left out."""
+        """That of a config. Zoom is left out."""
         model, data = config.model, config.data
-        sides = sorted(train_transform(data).short_sides)
+        sides = train_transform(data).short_sides
         return Setting(
             strides=tuple(model.strides),
             size_ranges=tuple(model.size_ranges),
             center_sampling_radius=model.center_sampling_radius,
             location=model.location,
             box_convention=model.box_convention,
-            short_side=sides[(len(sides) - 1) // 2],
+            short_sides=sides if isinstance(sides, range) else tuple(sides),
             max_side=data.max_side,
+            test_short_side=data.test_short_side,
+            test_max_side=data.test_max_side,
             size_divisor=data.size_divisor,
         )
 
+    @property
+    def middle_side(self) -> int:
+        """The middle one of the shorter sides in training, pixels: boxes are looked at there."""
+        return sorted(self.short_sides)[(len(self.short_sides) - 1) // 2]
+
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """An image's (height, width) in training."""
-        return resize_size(height, width, self.short_side, self.max_side)
+        """An image's (height, width) at the middle one of the training sizes."""
+        return resize_size(height, width, self.middle_side, self.max_side)
+
+    def enlarged(self, scale: float, longest: float) -> Setting:
+        """All sizes of images, in training and in detection, times a factor, in whole 32 pixels; a limit of the longer
+        side where it would be met.
+
+        Args:
+            scale: the factor, at least 1; 1 changes nothing.
+            longest: the largest ratio of an image's sides.
+        """
+        if scale == 1:
+            return self
+
+        def scaled(side: int) -> int:
+            return math.ceil(side * scale / _WHOLE) * _WHOLE
+
+        def limit(side: int, short_side: int) -> int:
+            return scaled(side) if short_side * longest > side else side
+
+        sides, test_side = self.short_sides, self.test_short_side and scaled(self.test_short_side)
+        between = range(scaled(sides[0]), scaled(sides[-1]) + 1) if isinstance(sides, range) else None
+        short_sides = between or tuple(map(scaled, sides))
+        largest = max(short_sides)
+        return replace(
+            self,
+            short_sides=short_sides,
+            max_side=limit(self.max_side, max(largest, test_side or 0)),
+            test_short_side=test_side,
+            test_max_side=self.test_max_side and limit(self.test_max_side, test_side or largest),
+        )
 
     def locations(self, size: tuple[int, int]) -> list[Tensor]:
         """The locations [R_l, 2] of every level in an image of padded (height, width)."""
@@ -61,13 +102,27 @@ class Setting:
         return pyramid_locations(maps, self.strides, location=self.location)
 
     @property
-    def options(self) -> list[str]:
-        """`key=value`, as on the command line."""
-        options = {
-            "data.short_side": self.short_side,
+    def values(self) -> dict[str, object]:
+        """The options of a config that make the setting; those of sizes that are not in force are left out."""
+        sides = self.short_sides
+        if isinstance(sides, range):
+            short_side: dict[str, object] = {"data.short_side_range": (sides[0], sides[-1])}
+        else:
+            short_side = {"data.short_side": sides if len(sides) > 1 else max(sides)}
+        tests = {"data.test_short_side": self.test_short_side, "data.test_max_side": self.test_max_side}
+        return {
+            **short_side,
             "data.max_side": self.max_side,
+            **{key: side for key, side in tests.items() if side is not None},
             "model.strides": self.strides,
             "model.size_ranges": self.size_ranges,
             "model.center_sampling_radius": self.center_sampling_radius,
+            "model.location": self.location,
+            "model.box_convention": self.box_convention,
+            "data.size_divisor": self.size_divisor,
         }
-        return [f"{key}={as_option(value)}" for key, value in options.items()]
+
+    @property
+    def options(self) -> list[str]:
+        """`values` as `key=value` on the command line."""
+        return [f"{key}={as_option(value)}" for key, value in self.values.items()]

@@ -133,7 +133,7 @@ def _setting_line(report: Report) -> str:
     setting = report.coverage.setting
     looked = plural(report.coverage.images, "image")
     return (
-        f"{looked} at data.short_side={setting.short_side} data.max_side={setting.max_side} of {report.recipe};"
+        f"{looked} at a shorter side of {setting.middle_side} ({' '.join(setting.options[:2])}) of {report.recipe};"
         " for another: fcos doctor RECIPE data=DIR KEY=VALUE"
     )
 
