@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fcos import downloads
+
 DEFAULT_GOLDENS = Path(__file__).parent / "parity" / "goldens"
 
 
@@ -25,6 +27,12 @@ def data_sets(pytestconfig: pytest.Config) -> Path:
     folder = pytestconfig.getoption("--data")
     assert folder is not None, "give the folder of the data sets: --data DIR"
     return Path(str(folder)).resolve()
+
+
+@pytest.fixture(autouse=True)
+def _licences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is told once in a process; every test shall see it."""
+    monkeypatch.setattr(downloads, "_told", set())
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from ssl import SSLError
@@ -31,6 +30,7 @@ _PATIENCE = 10.0  # seconds without an answer, or without a further byte
 _CHUNK = 1 << 20
 _LONGEST_NAME = 200
 _BROKEN_OFF = (TimeoutError, ConnectionError, SSLError, HTTPException)
+_told: set[str] = set()  # licences
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
 
     Args:
         source: an address (http or https), or several with their licence. When the name in the cache is
-            NAME-HASH.EXTENSION (seven digits or more), the SHA-256 of a download must begin with HASH.
+            NAME-HASH.EXTENSION (seven hexadecimal digits or more, not a number), the SHA-256 of a download must begin
+            with HASH.
         name: of the weights, for the message.
         otherwise: what else a user without a network can do, for the message.
 
@@ -80,10 +81,10 @@ def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
     return path
 
 
-@cache  # told when a file is first used, and not again
 def tell_licence(licence: str | None, where: str) -> None:
-    """Warn of weights that may not be free to use; None or empty: nothing is known against any use."""
-    if licence:
+    """Warn of weights that may not be free to use, once for every licence; None or empty: nothing is known of such."""
+    if licence and licence not in _told:  # a run's own weights have that of those it started from
+        _told.add(licence)
         log.warning("%s: mind the licence of these weights: %s", where, licence)
 
 
@@ -97,7 +98,7 @@ def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
                 return
             for address in file.urls:
                 url = address.partition("#")[0]
-                failure = _download(url, path)
+                failure = _download(file, url, path)
                 if failure is None:
                     return
                 failures.append(f"{url} ({failure})")
@@ -110,25 +111,30 @@ def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
 
 
 def _hash_in(name: str) -> str:
-    """What the SHA-256 of a file begins with, from its name; empty: it does not say."""
-    found = re.search(r"-([0-9a-f]{7,64})\.", name)
+    """What the SHA-256 of a file begins with, from its name; empty: it does not say. Digits alone may be a date."""
+    found = re.search(r"-(?=\d*[a-f])([0-9a-f]{7,64})\.", name)
     return found[1] if found else ""
 
 
-def _download(url: str, path: Path) -> str | None:
+def _download(file: WebFile, url: str, path: Path) -> str | None:
     """Fetch a file; why it is not there afterwards, if it is not."""
-    print(f"downloading {url} to {path}", file=sys.stderr)
+    licence = f" (licence: {file.licence})" if file.licence else ""
+    print(f"downloading {url} to {path}{licence}", file=sys.stderr)
     expected = _hash_in(path.name)
     try:
         part = _receive(url, path, expected)
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        with part.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
     except (OSError, HTTPException, ValueError) as error:  # ValueError: no address
         reason = error.reason if type(error) is URLError else error
         return str(reason) or type(reason).__name__
+    if not part.stat().st_size:
+        part.unlink()
+        return "an empty file"
     if not found.startswith(expected):
         part.unlink()
-        return f"another file: its SHA-256 begins with {found[: len(expected)]}, expected {expected}"
+        other = "" if file.licence else f"; if that is no hash, name the file otherwise: {url}#NAME"
+        return f"another file: its SHA-256 begins with {found[: len(expected)]}, expected {expected}{other}"
     part.replace(path)
     for left in path.parent.glob(f"{path.name}.*.part"):
         left.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fcos import downloads
-from fcos.downloads import WebFile, hub_file
+from fcos.downloads import WebFile, hub_file, tell_licence
 from fcos.errors import WeightsError
 
 DATA = bytes(range(256)) * 40
@@ -140,6 +140,7 @@ def test_of_several_processes_one_downloads(server: Server) -> None:
         ("https://a.org/models/net-0676ba61.pth", "net-0676ba61.pth"),
         ("https://a.org/net-0676ba61.pth?download=true", "net-0676ba61.pth"),
         ("https://a.org/s/xtix/download#net-ecbe2b5.pth", "net-ecbe2b5.pth"),
+        ("https://a.org/net-20240101.pth", "a.org_net-20240101.pth"),
         ("https://a.org/MSRA/R-50.pkl", "a.org_MSRA_R-50.pkl"),
         ("https://b.org/R-50.pkl", "b.org_R-50.pkl"),
         ("https://a.org/download?id=5", "a.org_download_id_5"),
@@ -259,6 +260,27 @@ def test_another_file_is_not_kept(server: Server, cache: Path) -> None:
     assert files(cache) == []
 
 
+def test_a_hash_that_is_none_need_not_be_in_the_name(server: Server, cache: Path) -> None:
+    url = server.url("net-facade1.pth")
+    assert failure(url).count(f"; if that is no hash, name the file otherwise: {url}#NAME)") == 1
+    assert fetch(f"{url}#net.pth") == cache / "net.pth"
+
+
+def test_no_other_name_is_proposed_for_weights_that_have_one(server: Server) -> None:
+    assert "#NAME" not in failure(WebFile((server.url("net-facade1.pth"),), licence="MIT"))
+
+
+def test_a_date_is_no_hash(server: Server) -> None:
+    assert fetch(server.url("net-20240101.pth")).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("announce", [True, False])
+def test_an_empty_file_is_not_kept(server: Server, cache: Path, announce: bool) -> None:
+    server.data, server.announce = b"", announce
+    assert "net.pth (an empty file)" in failure(server.url("net.pth"))
+    assert files(cache) == []
+
+
 def test_mirrors_are_tried_in_turn(server: Server, cache: Path) -> None:
     nobody = "http://127.0.0.1:9/x#" + FILE
     assert fetch(WebFile((nobody, server.url("gone/x"), server.url("download")))) == cache / FILE
@@ -297,6 +319,24 @@ def test_an_address_that_is_none_is_told(url: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- licences
+
+
+@pytest.mark.parametrize(("licence", "told"), [("MIT", " (licence: MIT)"), (None, "")])
+def test_a_download_tells_the_licence(
+    server: Server, cache: Path, licence: str | None, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch(WebFile((server.url(),), licence=licence))
+    assert capsys.readouterr().err == f"downloading {server.url()} to {cache / FILE}{told}\n"
+
+
+def test_a_licence_is_told_once_for_all_files(caplog: pytest.LogCaptureFixture) -> None:
+    for licence, where in (("CC BY-NC 4.0", "a.pth"), ("CC BY-NC 4.0", "runs/a/weights/best.pt"), ("GPL", "b.pth")):
+        tell_licence(licence, where)
+    told = [
+        f"{where}: mind the licence of these weights: {licence}"
+        for where, licence in (("a.pth", "CC BY-NC 4.0"), ("b.pth", "GPL"))
+    ]
+    assert caplog.messages == told
 
 
 @pytest.mark.parametrize("restricted", [True, False])
