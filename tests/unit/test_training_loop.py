@@ -372,6 +372,15 @@ def test_warnings_at_the_start(configure: Callable[..., Config], capsys: pytest.
     assert out.count("the run of about 2 iterations ends within the warm-up") == 1
 
 
+def test_one_iteration_is_told_in_the_singular(
+    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configure(iterations=1, warmup="linear"))
+    out = capsys.readouterr().out
+    assert "the run of about 1 iteration ends" in out
+    assert "\n1 iteration, " in out
+
+
 def test_boxes_that_no_location_learns_are_reported_once(
     configure: Callable[..., Config], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

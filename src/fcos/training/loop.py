@@ -313,7 +313,8 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
         run.save_best_without_figures()
     run.require_saved()
     best = f"AP {run.state.best['AP']:.3f} on val" if run.state.best else "the last weights, nothing was measured"
-    log.message(f"{run.state.iteration} iterations, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {best}")
+    done = plural(run.state.iteration, "iteration")
+    log.message(f"{done}, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {best}")
     _report(run, log)
 
 
@@ -382,6 +383,6 @@ def _warn_of_warmup(run: Run, total: float, log: RunLog) -> None:
     settings = run.config.train
     if settings.warmup != "none" and total <= settings.warmup_iterations:
         log.message(
-            f"warning: the run of about {total:.0f} iterations ends within the warm-up; set train.warmup_iterations"
-            f" (now {settings.warmup_iterations}) to a tenth of it"
+            f"warning: the run of about {plural(round(total), 'iteration')} ends within the warm-up; set"
+            f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of it"
         )
