@@ -13,6 +13,8 @@ import pytest
 from fcos.config_text import changes, load_config, recipe_names, validate
 from fcos.errors import ConfigError
 from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.interop.torchvision import WEIGHTS
+from fcos.models.weights import _MOBILENET, CATALOG, IMAGENET
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
@@ -76,3 +78,13 @@ def test_what_the_page_names_is_there() -> None:
     assert set(re.findall(r"fcos train (fcos_\w+) ", PAGE)) <= set(recipe_names())
     for path in re.findall(r"(?:configs/fcos|tools)/\w+\.\w+", PAGE):
         assert (ROOT / path).is_file()
+
+
+def test_every_name_of_weights_is_in_the_table_with_its_file_and_licence() -> None:
+    files = {f"`imagenet` of `{name}`": file for name, file in IMAGENET.items()}
+    files |= {f"`catalog://{name}`": file for name, file in CATALOG.items()}
+    files |= {"the addresses of MobileNetV2 in the original's configs": _MOBILENET}
+    files |= {f"`{name}`": file for name, file in WEIGHTS.items()}
+    section = PAGE.split("## Weights with a name")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| `(.+?)` \| (.+?) \|$", section, re.MULTILINE)
+    assert rows == [(name, file.name, file.licence) for name, file in files.items()]
