@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_backbone
 import torch
+from processes import finish, free_port, wait_until
 
 from fcos.config import Config
 from fcos.interop.checkpoints import load_checkpoint
@@ -31,12 +30,6 @@ def start(folder: Path, *words: object, kill_at: str = "") -> subprocess.Popen[s
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "KILL_AT": kill_at},
     )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit code and what it printed; that a process hangs is a failure."""
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +83,8 @@ def test_the_launcher_s_restart_continues_in_the_folder_of_the_launch(folder: Pa
 
 
 def test_it_ends_with_the_same_bits_as_a_run_on_two_nodes_that_nobody_disturbed(folder: Path, restarted: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"localhost:{free.getsockname()[1]}"
-    rendezvous = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}")
+    endpoint = f"--rdzv-endpoint=localhost:{free_port()}"
+    rendezvous = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", endpoint)
     words = ("torch.distributed.run", *rendezvous, "-m", "fcos", "train", "tiny.yaml", "output_dir=nodes")
     for code, _, err in [finish(node) for node in [start(folder, *words), start(folder, *words)]]:
         assert code == 0, err
@@ -135,9 +126,7 @@ def test_it_continues_as_told_and_sigterm_saves_and_stops_all(folder: Path, kill
     before = last.stat().st_mtime_ns
     words = shlex.split(killed[1].partition("continue with: ")[2])
     process = start(folder, *words, "train.iterations=100000")
-    while last.stat().st_mtime_ns == before:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    assert wait_until(lambda: last.stat().st_mtime_ns != before, process), finish(process)
     process.terminate()
     code, out, err = finish(process)
     assert (code, err) == (130, "")
@@ -152,9 +141,7 @@ def test_processes_whose_launcher_was_killed_save_and_stop(folder: Path) -> None
         folder, "fcos", "train", "tiny.yaml", "train.devices=2", "output_dir=orphans", "train.iterations=100000"
     )
     last = folder / "orphans/weights/last.pt"
-    while not last.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    assert wait_until(last.exists, process), finish(process)
     process.kill()
     code, out, err = finish(process)
     assert (code, err) == (-9, "")

@@ -6,13 +6,13 @@ import json
 import os
 import runpy
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import SECONDS, free_port
 
 from fcos import cli
 from fcos.interop.checkpoints import load_checkpoint
@@ -37,12 +37,9 @@ def command(line: str) -> str:
 
 
 def run(line: str) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [sys.executable, "-m", *shlex.split(line.format(port=port))]
+    words = [sys.executable, "-m", *shlex.split(line.format(port=free_port()))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)
 
 
 @pytest.fixture

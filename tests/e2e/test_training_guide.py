@@ -7,13 +7,13 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import finish, free_port
 from typer.testing import CliRunner
 
 from fcos.cli import app
@@ -51,14 +51,11 @@ def run(line: str) -> str:
 
 def launch(line: str, *, processes: int, nodes: int = 1) -> str:
     """`torchrun ...` with so many processes a node; all nodes are this machine. Returns what they print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     line = line.replace("--nproc_per_node=8", f"--nproc_per_node={processes}").replace(
-        "HOST:29400", f"localhost:{port}"
+        "HOST:29400", f"localhost:{free_port()}"
     )
     launcher, words = line.removeprefix("torchrun ").split(" -m fcos ")
-    local = [f"--master_port={port}"] if nodes == 1 else ["--local_addr=localhost"]
+    local = ["--standalone"] if nodes == 1 else ["--local_addr=localhost"]
     command = [sys.executable, "-m", "torch.distributed.run", *local, *shlex.split(launcher)]
     started = [
         subprocess.Popen(
@@ -70,7 +67,7 @@ def launch(line: str, *, processes: int, nodes: int = 1) -> str:
         )
         for _ in range(nodes)
     ]
-    texts = [process.communicate(timeout=120)[0] for process in started]
+    texts = [finish(process)[1] for process in started]
     assert all(process.returncode == 0 for process in started), "\n".join(texts)
     return "".join(texts)
 
