@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from .models import FCOS
     from .training.loop import TrainResult
 
+_CLASSES_OF_COCO = 80
+_TEST_OPTIONS = ("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections")
+"""The options of `model` that weights do not depend on."""
+_DATA_PLACES = ("root", "format", "train", "val", "test", "classes")
+"""The options of `data` that say where the data is, rather than how it is read: new data replaces all of them."""
+
 
 def load(
     source: str | Path,
@@ -268,13 +274,6 @@ def _config_of(
         options = {key: tree["model"][key] for key in _TEST_OPTIONS}
         return {**tree, "model": {**checkpoint.config["model"], **options}}
     return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
-
-
-_CLASSES_OF_COCO = 80
-_TEST_OPTIONS = ("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections")
-"""The options of `model` that weights do not depend on."""
-_DATA_PLACES = ("root", "format", "train", "val", "test", "classes")
-"""The options of `data` that say where the data is, rather than how it is read: new data replaces all of them."""
 
 
 def _override(tree: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:

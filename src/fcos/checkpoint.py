@@ -266,6 +266,11 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None
     Only what other projects or norms do not have may be missing, mean and deviation of the pixels and the counters of
     batch norm; then the model's stay. Counters that the model has no use for are left out.
 
+    Args:
+        model: to fill.
+        weights: its state dict.
+        where: they came from, for messages.
+
     Raises:
         WeightsError: tensors are missing, left over, or of another shape; at most five of each are named.
     """

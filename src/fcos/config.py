@@ -24,7 +24,7 @@ from pydantic import (
 from .config_backbones import DEFAULT_BACKBONE, RULES, BackboneConfig, ResNetConfig
 
 
-class _Section(BaseModel):
+class _Section(BaseModel):  # not the one of config_backbones: ruff knows a model only by a base in its own file
     model_config = RULES
 
 

@@ -41,8 +41,12 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, *, where: str) -> Any:
     """Parse YAML text safely; scientific notation is a float.
 
+    Args:
+        text: YAML.
+        where: it comes from, for messages.
+
     Raises:
-        ConfigError: the text is not YAML; `where` names its origin.
+        ConfigError: the text is not YAML.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -56,10 +60,13 @@ def recipe_names() -> list[str]:
 
 
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe (by name) or a YAML file (by path; null: the defaults) and apply `key=value` overrides.
+    """Read a recipe or a YAML file and apply `key=value` overrides.
 
-    A YAML whose top keys are UPPER_CASE is one of the original's, read by `interop.fcos_core_config`; `KEY VALUE` pairs
-    may then follow among the overrides.
+    A YAML whose top keys are UPPER_CASE is one of the original's, read by `interop.fcos_core_config`.
+
+    Args:
+        source: a recipe's name or the path of a YAML file; None: the defaults.
+        overrides: `key=value`; with one of the original's YAMLs `KEY VALUE` pairs may stand among them.
 
     Raises:
         ConfigError: unknown recipe, file, key or value; all mistakes in one message.
@@ -82,8 +89,12 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set `key=value` texts in a plain tree; another backbone's name or data folder comes first, whatever the order,
-    then its options.
+    """Set `key=value` texts in a plain tree.
+
+    Args:
+        tree: sections and options; changed in place.
+        overrides: `key=value`. Another backbone's name or data folder comes first, whatever the order, then its
+            options.
 
     Raises:
         ConfigError: texts of another form, or a key below a value.
@@ -103,7 +114,14 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def read_config_tree(source: str | Path | None) -> dict[str, Any]:
-    """The plain tree of a recipe or YAML file, before overrides and defaults."""
+    """The plain tree of a recipe or YAML file, before overrides and defaults.
+
+    Args:
+        source: see `load_config`.
+
+    Raises:
+        ConfigError: no such recipe or file, or no mapping of options in it.
+    """
     if source is None:
         return {}
     path = Path(source)

@@ -53,6 +53,10 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights in our names, and the config that computes what detectron2 does.
 
+    Args:
+        state: tensors in the project's names.
+        where: for messages.
+
     Raises:
         WeightsError: a backbone or neck that is not known here.
     """

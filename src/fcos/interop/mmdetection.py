@@ -69,7 +69,12 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 
 
 def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | None:
-    """The names that a file tells; None: it tells none, or not as many as its class head has rows."""
+    """The names that a file tells; None: it tells none, or not as many as its class head has rows.
+
+    Args:
+        content: of the file.
+        state: the tensors in it; other projects' have no names here.
+    """
     rows = [tensor.shape for name, tensor in state.items() if name in _CLASS_BIASES]
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
@@ -84,6 +89,10 @@ def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | 
 
 def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights in our names, and the config that computes what mmdetection does.
+
+    Args:
+        state: tensors in the project's names.
+        where: for messages.
 
     Raises:
         WeightsError: a backbone or neck that is not known here.

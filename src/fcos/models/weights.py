@@ -94,10 +94,15 @@ def trained_with(source: str) -> dict[str, str | bool]:
 
 
 def load_weights(net: nn.Module, backbone: str, source: str) -> None:
-    """Fill a torchvision network, its classifier left out; `source` as in `imagenet_weights`.
+    """Fill a torchvision network, its classifier left out.
+
+    Args:
+        net: the network.
+        backbone: see `imagenet_weights`.
+        source: likewise.
 
     Raises:
-        WeightsError: also when the tensors do not fit the network.
+        WeightsError: see `imagenet_weights`; or the tensors do not fit the network.
     """
     state = imagenet_weights(backbone, source)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_CLASSIFIER)}
@@ -156,6 +161,10 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
 
 def restricted_licence(backbone: str, source: str) -> str:
     """The licence of weights that may not be free to use; empty: nothing is known against any use.
+
+    Args:
+        backbone: see `imagenet_weights`.
+        source: likewise.
 
     Raises:
         WeightsError: no such name.
