@@ -109,6 +109,13 @@ def test_an_unusable_file_always_stops(text: str, message: str, on_error: str, t
         load_annotations(config(tmp_path, on_error=on_error), "train")
 
 
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_leaving_out_is_not_advised_where_nothing_would_be_left(on_error: str, tmp_path: Path) -> None:
+    write_coco(tmp_path, {**coco_tree(), "images": [], "annotations": []})
+    with pytest.raises(DataError, match=r"no usable image for train\nMend it\.$"):
+        load_annotations(config(tmp_path, on_error=on_error), "train")
+
+
 VOC_MISTAKES = {
     "broken": ("<annotation", r"a\.xml: not valid XML", 1),
     "no name": (voc_xml("a.png", [(" ", (1, 1, 5, 5))]), r"a\.xml, object 1: has no name", 1),

@@ -58,7 +58,8 @@ def load_annotations(
     annotations, problems = loaded
     errors = [p for p in problems if p.severity == "error"]
     if errors and (config.on_error == "stop" or not len(annotations)):
-        remedy = "Mend them, or set data.on_error=skip to leave these images and boxes out."
+        skip = ", or set data.on_error=skip to leave out what cannot be used" if len(annotations) else ""
+        remedy = f"Mend {'it' if len(errors) == 1 else 'them'}{skip}."
         raise DataError(f"{_listed(f'problems in the {split} split', errors)}\n{remedy}")
     if errors:
         logger.warning("%s", _listed(f"left out of the {split} split", errors))
