@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,8 +37,8 @@ def world_size() -> int:
 
 
 def orphaned() -> bool:
-    """Whether the launcher that started this process with others is gone."""
-    return world_size() > 1 and os.getppid() != _PARENT
+    """Whether torchrun, or what else uses its launcher, has started this process with others and is gone."""
+    return world_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
 
 
 _PARENT = os.getppid()
@@ -135,18 +136,25 @@ def lost_processes_are_told() -> Iterator[None]:
     except RuntimeError as error:
         text = str(error)
         unreachable = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
-        if world_size() == 1 or not (unreachable or any(words in text for words in _LOST)):
+        together = max(world_size(), int(os.environ.get("WORLD_SIZE", "1")))  # it may be while they join
+        if together == 1 or not (unreachable or any(words in text for words in _LOST)):
             raise
+        number = rank() or os.environ.get("RANK", "0")
         reason = text.splitlines()[0].partition(". ")[0]
         raise TrainingError(
-            f"process {rank()}: another process is gone, see its message or the launcher's ({reason})"
+            f"process {number}: another process is gone or out of reach, see its message or the launcher's ({reason})"
         ) from None
 
 
 _LOST = (
     "Connection closed by peer",  # gloo
     "Connection reset by peer",
+    "Connection timed out",
+    "No route to host",
     "Broken pipe",
+    "Read error [",
+    "writev [",
+    "Socket closed [",
     "Application timeout caused pair closure",
     "Timed out waiting",
     "connectFullMesh failed",
@@ -179,6 +187,9 @@ def _own_store(number: int) -> Any:
 
     Torchrun's own outlives processes that it restarts: the new ones would find the addresses of the old ones in it, and
     wait for them for ever. Of the old rank 0 only a port is found there, which nobody listens to any more.
+
+    Raises:
+        TrainingError: rank 0 cannot be reached for as long as the launcher's store waits for anything.
     """
     launcher = _launcher_store()
     if launcher is None:
@@ -187,12 +198,18 @@ def _own_store(number: int) -> Any:
         store = _store(0, serve=True)
         launcher.set(_PORT, str(store.port))
         return store
+    deadline = time.monotonic() + launcher.timeout.total_seconds()
     while True:
         port = int(launcher.get(_PORT))  # waits until it is there
         try:
             store = _store(port, timeout=timedelta(seconds=2))
         except dist.DistError:
-            continue
+            if time.monotonic() < deadline:
+                continue
+            raise TrainingError(
+                f"process {number}: process 0 cannot be reached at {os.environ['MASTER_ADDR']}:{port}; this port and"
+                " others, which the system chooses, must be open between the machines"
+            ) from None
         store.set_timeout(launcher.timeout)
         return store
 

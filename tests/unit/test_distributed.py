@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +53,10 @@ def test_one_gpu_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -
 
 LOST = [
     "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:4711",
+    "[../gloo/transport/tcp/pair.cc:547] Read error [10.0.0.2]:4711: Connection timed out",
+    "[../gloo/transport/tcp/pair.cc:547] Read error [10.0.0.2]:4711: No route to host",
+    "[../gloo/transport/tcp/pair.cc:280] writev [10.0.0.2]:4711: Network is unreachable",
+    "[../gloo/transport/tcp/pair.cc:1150] Socket closed [10.0.0.2]:4711",
     "[../gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 1800000ms for recv operation to complete",
     "NCCL error in: ../NCCLUtils.cpp:77, remote process exited or there was a network error, NCCL version 2.27",
 ]
@@ -65,6 +72,31 @@ def test_a_process_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, kind: t
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(TrainingError, match="process 0: another process is gone"), lost_processes_are_told():
         raise kind(text)
+
+
+def test_a_process_that_is_gone_while_they_join_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(TrainingError, match="process 2: another process is gone"), lost_processes_are_told():
+        raise RuntimeError("Gloo connectFullMesh failed with [../gloo/transport/tcp/pair.cc:144] no error")
+
+
+def test_a_process_alone_has_lost_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(RuntimeError, match="Broken pipe"), lost_processes_are_told():
+        raise RuntimeError("Broken pipe")
+
+
+def test_a_first_process_that_is_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(port: int, **_: Any) -> None:
+        raise torch.distributed.DistNetworkError(f"no connection to {port}")
+
+    launcher = SimpleNamespace(get=lambda key: b"4711", timeout=timedelta(seconds=0))
+    monkeypatch.setattr(distributed, "_launcher_store", lambda: launcher)
+    monkeypatch.setattr(distributed, "_store", fail)
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    with pytest.raises(TrainingError, match="process 1: process 0 cannot be reached at node1:4711; this port"):
+        distributed._own_store(1)
 
 
 def test_a_store_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +115,17 @@ def test_other_mistakes_of_a_backend_stay_what_they_are(
         raise kind(text)
 
 
-@pytest.mark.parametrize(("processes", "expected"), [(1, False), (2, True)])
-def test_a_process_alone_has_no_launcher_to_miss(
-    monkeypatch: pytest.MonkeyPatch, processes: int, expected: bool
+@pytest.mark.parametrize(
+    ("processes", "launched", "expected"),
+    [(1, True, False), (2, False, False), (2, True, True)],  # the second were joined by hand: a shell was the parent
+)
+def test_only_processes_of_a_launcher_miss_it(
+    monkeypatch: pytest.MonkeyPatch, processes: int, launched: bool, expected: bool
 ) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     assert not orphaned()
-    monkeypatch.setattr(distributed.os, "getppid", lambda: 1)
+    monkeypatch.setattr("os.getppid", lambda: 1)
     assert orphaned() == expected
