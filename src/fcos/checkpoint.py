@@ -280,11 +280,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None
     problems = {
         "missing": [name for name in own if name not in weights],
         "not in the model": [name for name in weights if name not in own],
-        "of another shape": [
-            f"{name} {list(weights[name].shape)} for {list(own[name].shape)}"
-            for name in own
-            if name in weights and weights[name].shape != own[name].shape
-        ],
+        "of another shape": other_shapes(own, weights),
     }
     found = [f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in problems.items() if names]
     if found:
@@ -293,3 +289,12 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None
             " use the model options they were trained with"
         )
     model.load_state_dict(dict(weights))
+
+
+def other_shapes(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """The tensors of `weights` whose shape is not that of the model's `own`, each with both."""
+    return [
+        f"{name} {list(weights[name].shape)} for {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]

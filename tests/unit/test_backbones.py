@@ -266,7 +266,17 @@ def test_weights_of_another_norm_do_not_fit(tmp_path: Path) -> None:
 
 def test_weights_of_another_width_do_not_fit(tmp_path: Path) -> None:
     state = torchvision.models.mobilenet_v2(width_mult=0.5).state_dict()
-    assert "does not fit mobilenet_v2" in refused(tmp_path, state)
+    text = refused(tmp_path, state)
+    assert "does not fit mobilenet_v2: " in text
+    first = "features.0.0.weight [16, 3, 3, 3] for [32, 3, 3, 3], features.0.1.weight [16] for [32], "
+    assert f" tensors of another shape: {first}" in text
+    assert text.endswith("; give weights of mobilenet_v2, or model.backbone.weights=null")
+
+
+def test_what_is_no_tensor_is_missing(tmp_path: Path) -> None:
+    state = {**classifier("mobilenet_v2").state_dict(), "features.0.0.weight": 5, 7: torch.zeros(1)}
+    text = refused(tmp_path, state)
+    assert "1 tensors missing ['features.0.0.weight'], 1 unknown ['7']" in text
 
 
 @pytest.mark.parametrize("content", [{"model": "resnet"}, {"epoch": 3}, {}, [torch.zeros(3)], torch.zeros(3), 5])

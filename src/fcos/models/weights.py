@@ -15,6 +15,7 @@ from torchvision.models import (
     WeightsEnum,
 )
 
+from ..checkpoint import other_shapes
 from ..config_text import suggest
 from ..downloads import SCHEMES, WebFile, hub_file
 from ..errors import WeightsError
@@ -106,10 +107,13 @@ def load_weights(net: nn.Module, backbone: str, source: str) -> None:
     """
     state = imagenet_weights(backbone, source)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_CLASSIFIER)}
-    try:
-        missing, unexpected = net.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # shapes
-        raise WeightsError(f"model.backbone.weights={source} does not fit {backbone}: {error}") from None
+    shapes = other_shapes(net.state_dict(), state)
+    if shapes:
+        raise WeightsError(
+            f"model.backbone.weights={source} does not fit {backbone}: {len(shapes)} tensors of another shape:"
+            f" {', '.join(shapes[:3])}; give weights of {backbone}, or model.backbone.weights=null"
+        )
+    missing, unexpected = net.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.startswith(_CLASSIFIER) and not name.endswith(_COUNTER)]
     if missing or unexpected:
         raise WeightsError(
@@ -154,9 +158,11 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
         raise WeightsError(f"model.backbone.weights: {path}: not a readable state dict: {reason}{mend}") from None
     if isinstance(content, dict):
         content = next((content[key] for key in _WRAPPINGS if key in content), content)
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+    tensors = content.items() if isinstance(content, dict) else ()
+    state = {str(name): tensor for name, tensor in tensors if isinstance(tensor, Tensor)}
+    if not state:
         raise WeightsError(f"model.backbone.weights: {path}: expected a state dict of tensors{mend}")
-    return convert_backbone(content)
+    return convert_backbone(state)
 
 
 def restricted_licence(backbone: str, source: str) -> str:
