@@ -1,0 +1,36 @@
+"""Text for people."""
+
+import math
+
+import pytest
+
+from fcos.text import DASH, figure, percent, plural, printable, some
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [(1, "box", "1 box"), (2, "box", "2 boxes"), (0, "image", "0 images"), (3, "more class", "3 more classes")],
+)
+def test_a_noun_follows_its_count(count: int, noun: str, text: str) -> None:
+    assert plural(count, noun) == text
+
+
+def test_of_many_the_first_five_are_named() -> None:
+    assert some([]) == ""
+    assert some(list("abcde")) == "a, b, c, d, e"
+    assert some(list("abcdefg"), "; ") == "a; b; c; d; e and 2 more"
+
+
+def test_a_figure_has_three_decimals_or_is_a_dash() -> None:
+    assert [figure(value) for value in (0.12345, 1, None, math.nan)] == ["0.123", "1.000", DASH, DASH]
+
+
+def test_a_share_is_in_per_cent_or_a_dash() -> None:
+    assert percent(0.1234) == "12.3%"
+    assert percent(1, 8) == "12.5%"
+    assert [percent(math.nan), percent(0, 0)] == [DASH, DASH]
+
+
+def test_control_characters_are_escaped() -> None:
+    assert printable("a\n\x1b\0\u202eb") == r"a\n\x1b\x00\u202eb"
+    assert printable("Ä 漢字 👩\u200d🚀") == "Ä 漢字 👩\u200d🚀"
