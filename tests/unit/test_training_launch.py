@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from fcos.config import Config
-from fcos.errors import ConfigError
+from fcos.errors import ConfigError, TrainingError
 from fcos.training import launch
 from fcos.training.launch import processes_to_start
 
@@ -76,3 +76,19 @@ def test_the_process_that_is_the_cause_is_named(exit_codes: dict[int, int], text
     assert text in str(error)
     assert str(error).endswith("continue with: fcos train runs/a/config.yaml train.resume=true")
     assert error.told == told
+
+
+@pytest.mark.parametrize("mine", [None, Path("mine")])
+def test_a_mistake_leaves_the_folders_that_were_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mine: Path | None
+) -> None:
+    def fail(*_: object) -> None:
+        raise ChildFailedError("fcos", {0: ProcessFailure(local_rank=0, pid=7, exitcode=2, error_file="none")})
+
+    monkeypatch.setattr(launch, "elastic_launch", lambda *_: fail)
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("runs").mkdir()
+    with pytest.raises(TrainingError):
+        launch.launch(config(2).model_copy(update={"output_dir": mine}), "a", 2)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "runs"]

@@ -71,7 +71,8 @@ def launch(config: Config, name: str, processes: int) -> TrainResult:
         TrainingError: a process failed or was killed; the others have ended, too. What it told itself is not repeated.
         KeyboardInterrupt: Ctrl-C or SIGTERM; weights/last.pt is of the last step.
     """
-    folder = find_folder(config, name) or new_folder(config, name)
+    named = find_folder(config, name) or config.output_dir
+    folder = named or new_folder(config, name)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -92,9 +93,10 @@ def launch(config: Config, name: str, processes: int) -> TrainResult:
     except SignalException:
         raise KeyboardInterrupt from None
     finally:
-        with suppress(OSError):  # a mistake leaves no folder
-            (folder / LAST).parent.rmdir()
-            folder.rmdir()
+        if named is None:
+            with suppress(OSError):  # a mistake leaves no folder
+                (folder / LAST).parent.rmdir()
+                folder.rmdir()
     return TrainResult(folder, load_checkpoint(folder / BEST).metrics)
 
 
