@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,20 +14,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fcos.config import Config
 from fcos.errors import TrainingError
 from fcos.training import logs
-from fcos.training.logs import COLUMNS, RunLog, Step, TrainingProgress
+from fcos.training.logs import COLUMNS, Learned, RunLog, Step, TrainingProgress
 
 
 def config(log_every: int) -> Config:
-    return Config.model_validate({"train": {"log_every": log_every}})
+    return Config.model_validate({"train": {"log_every": log_every, "batch_size": 4}})
 
 
 def progress(iteration: int) -> TrainingProgress:
     return TrainingProgress(iteration, epoch=iteration / 8, minutes=iteration / 60, fraction=iteration / 100)
 
 
-def step(loss: float = 1.0, **options) -> Step:
-    given = {"images": 4, "seconds": 2.0, "waited": 0.5, "boxes": 10, "unassigned": 1, "grad_norm": 3.0, **options}
-    return Step(losses={"loss_cls": loss, "loss_box": 0.5, "loss_centerness": 0.25}, lr=0.01, **given)
+def step(loss: float = 1.0, *, seconds: float = 2.0, waited: float = 0.5, **learned: Any) -> Step:
+    given = {"boxes": 10, "unassigned": 1, "grad_norm": 3.0, "skipped": "", **learned}
+    losses = {"loss_cls": loss, "loss_box": 0.5, "loss_centerness": 0.25}
+    return Step(Learned(losses, stop=False, **given), lr=0.01, seconds=seconds, waited=waited)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

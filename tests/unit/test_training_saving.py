@@ -128,6 +128,19 @@ def test_no_checkpoint_that_can_be_read(configure: Callable[..., Config]) -> Non
         load_last(run)
 
 
+def test_a_file_of_before_steps_were_kept_in_it_is_continued_from(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = train(configure(iterations=2, log_every=3)).run
+    file = run / "weights/last.pt"
+    saved = torch.load(file, weights_only=True)
+    del saved["training"]["steps"]
+    saved["training"]["unlogged"] = [((1, 0.5, 0.1, 0.5), {"losses": {"loss_cls": 1.0}, "images": 2})]
+    torch.save(saved, file)
+    train(resume(configure(iterations=3, log_every=3)))
+    assert load_checkpoint(file).iteration == 3
+
+
 def test_parameters_keep_their_momentum_when_their_groups_change(configure: Callable[..., Config]) -> None:
     """The two towers are alike in shape; centerness and logits are not."""
     before = configure(lr_factors={"head.cls_tower.*": 0.5, "head.logits.*": 0.1})

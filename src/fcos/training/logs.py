@@ -55,28 +55,40 @@ class TrainingProgress(NamedTuple):
     fraction: float
 
 
+class Learned(NamedTuple):
+    """What all processes know after a step: the mean of the loss terms, sums of the rest.
+
+    Attributes:
+        losses: the loss terms.
+        grad_norm: of the gradients, before clipping.
+        boxes: in the batch.
+        unassigned: boxes of them that no location learns.
+        stop: one of the processes was asked to stop.
+        skipped: why the weights were left as they are; empty when they have learned.
+    """
+
+    losses: dict[str, float]
+    grad_norm: float
+    boxes: int
+    unassigned: int
+    stop: bool
+    skipped: str = ""
+
+
 class Step(NamedTuple):
     """What a training step was like.
 
     Attributes:
-        losses: the loss terms.
+        learned: in it.
         lr: the rate in force for weights.
-        images: in the batch.
         seconds: it took.
         waited: seconds of them, for data.
-        boxes: in the batch.
-        unassigned: boxes of them that no location learns.
-        grad_norm: total norm of the gradients before clipping.
     """
 
-    losses: dict[str, float]
+    learned: Learned
     lr: float
-    images: int
     seconds: float
     waited: float
-    boxes: int
-    unassigned: int
-    grad_norm: float
 
 
 class RunLog:
@@ -86,7 +98,7 @@ class RunLog:
 
     Args:
         folder: of the run.
-        config: reads `train.log_every`, the steps that a row sums up.
+        config: reads `train.log_every`, the steps that a row sums up, and `train.batch_size`.
         iteration: where a continued run stands; rows beyond it belong to steps that will be done again.
         evaluations: done so far, each with a row.
         steps: where the steps are kept that no row sums up yet; those of a continued run are in it.
@@ -102,7 +114,7 @@ class RunLog:
         steps: list[tuple[TrainingProgress, Step]] | None = None,
     ) -> None:
         self.enabled = rank() == 0
-        self.log_every = config.train.log_every
+        self._every, self._batch_size = config.train.log_every, config.train.batch_size
         self._console = Console(highlight=False, soft_wrap=True)
         self._steps = steps if steps is not None and self.enabled else []
         self._began: tuple[float, float] | None = None  # time and fraction at the first step
@@ -147,8 +159,10 @@ class RunLog:
         self._steps.append((progress, step))
         self._began = self._began or (time.monotonic(), progress.fraction)
         self._bar.update(progress.fraction)
-        if progress.iteration % self.log_every == 0:
+        if progress.iteration % self._every == 0:
             self.sum_up()
+        if step.learned.skipped:
+            self.message(f"warning: step skipped: {step.learned.skipped}")
 
     def sum_up(self) -> None:
         """Make a row of the steps since the last one, if there are any."""
@@ -157,17 +171,17 @@ class RunLog:
         progresses, steps = zip(*self._steps, strict=True)
         self._steps.clear()
         progress: TrainingProgress = progresses[-1]
-        step: Step = steps[-1]
-        losses = {name: sum(s.losses[name] for s in steps) / len(steps) for name in step.losses}
-        seconds = max(sum(s.seconds for s in steps), 1e-9)
+        learned: list[Learned] = [step.learned for step in steps]
+        losses = {name: sum(s.losses[name] for s in learned) / len(steps) for name in learned[-1].losses}
+        seconds = max(sum(step.seconds for step in steps), 1e-9)
         row = {
             "loss": sum(losses.values()),
             **losses,
-            "lr": step.lr,
-            "images_per_second": sum(s.images for s in steps) / seconds,
-            "data_share": sum(s.waited for s in steps) / seconds,
-            "unassigned_share": sum(s.unassigned for s in steps) / max(sum(s.boxes for s in steps), 1),
-            "grad_norm": step.grad_norm,
+            "lr": steps[-1].lr,
+            "images_per_second": len(steps) * self._batch_size / seconds,
+            "data_share": sum(step.waited for step in steps) / seconds,
+            "unassigned_share": sum(s.unassigned for s in learned) / max(sum(s.boxes for s in learned), 1),
+            "grad_norm": learned[-1].grad_norm,
         }
         if torch.cuda.is_available():
             row["memory_mb"] = torch.cuda.max_memory_allocated() / 2**20

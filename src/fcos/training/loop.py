@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from ..config import Config
 from ..config_backbones import is_own
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
-from ..data.source import plural
 from ..distributed import (
     broadcast,
     join_processes,
@@ -39,6 +38,8 @@ from ..models.backbones import licence_to_mind
 from ..models.layers import with_gpu_batch_norm
 from ..reporting.record import Splits
 from ..reporting.report import write_report
+from ..structures import Batch
+from ..text import plural
 from .budget import IterationLength, Length, TimeLength
 from .diagnosis import REFERENCE_RATES, full_memory_is_told, linear_rule, start_warnings
 from .folder import BEST, find_folder, load_last, new_folder
@@ -90,9 +91,6 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     join_processes(device)
     run, micro_batches, origin = _set_up(config, name, device, lambda: clock() - started)
     learner, state, length = wrapped(run), run.state, _length(run)
-    loader = build_train_loader(
-        config, run.train_data, start_iteration=state.iteration, rank=rank(), world_size=world_size()
-    )
     with (
         RunLog(
             run.folder, run.config, iteration=state.iteration, evaluations=state.evaluations, steps=run.unlogged
@@ -101,15 +99,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     ):
         log.message(_introduction(run, origin, micro_batches))
         _warn_of_warmup(run, length.total(0), log)
-        progress = run.progress(_total(length, state.iteration))
-        # Length and `eval_every` may be others than when it was last evaluated.
-        before = max(state.evaluated_at, 0)
-        state.marks = _marks(
-            run, progress._replace(iteration=before, fraction=before / _total(length, state.iteration))
-        )
-        if _evaluation_due(run, progress):  # the run was stopped before it was done
-            _evaluate(run, log, interruption, progress)
-        batches = iter(loader)
+        _evaluate_belatedly(run, log, interruption, total=_total(length, state.iteration))
+        batches = _batches(run)
         while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
             began = clock()
             batch = next(batches)
@@ -117,22 +108,11 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             factor = learning_rate_factor(state.iteration, total, settings)
             set_learning_rate(run.optimizer, factor)
             learned = learn(learner, batch, run, interruption, micro_batches=micro_batches)
-            step = Step(
-                losses=learned.losses,
-                lr=settings.lr * factor,
-                grad_norm=learned.grad_norm,
-                images=settings.batch_size,
-                boxes=learned.boxes,
-                unassigned=learned.unassigned,
-                seconds=clock() - began,
-                waited=waited,
-            )
+            step = Step(learned, lr=settings.lr * factor, seconds=clock() - began, waited=waited)
             length.advance(step.seconds)
             run.count(step)
             progress = run.progress(total)
             log.step(progress, step)
-            if learned.skipped:
-                log.message(f"warning: step skipped: {learned.skipped}")
 
             if progress.epoch >= 1:
                 _report_unassigned(run, log)
@@ -231,6 +211,14 @@ def _length(run: Run) -> Length:
     return IterationLength(settings.iterations)
 
 
+def _batches(run: Run) -> Iterator[Batch]:
+    """The shards of this process, from the next step on."""
+    loader = build_train_loader(
+        run.config, run.train_data, start_iteration=run.state.iteration, rank=rank(), world_size=world_size()
+    )
+    return iter(loader)
+
+
 def _total(length: Length, iteration: int) -> float:
     """The length of the run, the same on all processes; the clocks of several differ."""
     total = length.total(iteration)
@@ -262,6 +250,16 @@ def _marks(run: Run, progress: TrainingProgress) -> int:
     if every is None:
         return 0
     return math.floor((progress.iteration if every >= 1 else progress.fraction) / every + 1e-9)
+
+
+def _evaluate_belatedly(run: Run, log: RunLog, interruption: Interruption, *, total: float) -> None:
+    """Do the evaluation that was due when the run was stopped."""
+    before = max(run.state.evaluated_at, 0)
+    progress = run.progress(total)
+    # Length and `eval_every` may be others than when it was last evaluated.
+    run.state.marks = _marks(run, progress._replace(iteration=before, fraction=before / total))
+    if _evaluation_due(run, progress):
+        _evaluate(run, log, interruption, progress)
 
 
 def _out_of_patience(run: Run) -> bool:

@@ -20,7 +20,7 @@ from ..errors import ConfigError, TrainingError
 from ..evaluation.report import save_evaluation
 from .environment import save_environment
 from .folder import BEST, CONFIG, LAST, names_folder, write_text
-from .logs import RunLog, Step, TrainingProgress
+from .logs import Learned, RunLog, Step, TrainingProgress
 from .optim import WeightAverage, build_optimizer
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ class Run:
         """Take in a finished step."""
         self.state.iteration += 1
         self.state.step_seconds += step.seconds
-        self.state.boxes += step.boxes
-        self.state.unassigned += step.unassigned
+        self.state.boxes += step.learned.boxes
+        self.state.unassigned += step.learned.unassigned
 
     @property
     def detector(self) -> FCOS:
@@ -158,7 +158,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
-            "unlogged": [(tuple(progress), step._asdict()) for progress, step in self.unlogged],
+            "steps": [(tuple(progress), tuple(step.learned), *step[1:]) for progress, step in self.unlogged],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -275,7 +275,10 @@ class Run:
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
         self.state = State(**saved["state"])
-        self.unlogged[:] = [(TrainingProgress(*progress), Step(**step)) for progress, step in saved.get("unlogged", [])]
+        self.unlogged[:] = [
+            (TrainingProgress(*progress), Step(Learned(*learned), *rest))
+            for progress, learned, *rest in saved.get("steps", [])  # older files have none
+        ]
         self._earlier = self.state.seconds
         torch.set_rng_state(saved["rng"])
         if saved["cuda_rng"] is not None and self.device.type == "cuda":

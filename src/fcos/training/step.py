@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,31 +21,12 @@ from ..errors import ConfigError, TrainingError
 from ..models import FCOS
 from ..structures import Batch, Losses, Targets
 from .diagnosis import explain_non_finite
+from .logs import Learned
 from .optim import autocast
 from .run import Interruption, Run
 
 SKIPS = 10
 """So many steps in a row that are skipped for numbers that are not finite end a run all the same."""
-
-
-class Learned(NamedTuple):
-    """What all processes know after a step: the mean of the loss terms, sums of the rest.
-
-    Attributes:
-        losses: the loss terms.
-        grad_norm: of the gradients, before clipping.
-        boxes: in the batch.
-        unassigned: boxes of them that no location learns.
-        stop: one of the processes was asked to stop.
-        skipped: why the weights were left as they are; empty when they have learned.
-    """
-
-    losses: dict[str, float]
-    grad_norm: float
-    boxes: int
-    unassigned: int
-    stop: bool
-    skipped: str = ""
 
 
 def require_compiler(device: torch.device) -> None:
