@@ -168,7 +168,8 @@ def test_broken_files_give_exit_code_1_and_do_not_hide_the_rest(folder: Folder) 
     assert result.exit_code == 1
     assert "train, errors: unreadable image, empty box" in result.output
     assert "1 box far smaller or larger" in result.output
-    assert "3 errors: they stop a training" in result.output
+    assert "2 errors in train: they stop a training, unless data.on_error=skip is set.\n" in result.output
+    assert "1 error in val: it stops a training, unless data.on_error=skip is set.\n" in result.output
     report = json.loads((root / "out/doctor.json").read_text())
     assert [len(report["problems"][split]) for split in ("train", "val")] == [2, 1]
 
@@ -181,6 +182,45 @@ def test_a_data_set_of_broken_images_alone_is_reported(folder: Folder) -> None:
     assert result.exit_code == 1, result.output
     assert json.loads((root / "out/doctor.json").read_text())["coverage"] is None
     assert "What is broken" in (root / "out/doctor.html").read_text()
+
+
+def test_errors_of_test_do_not_stop_a_training(folder: Folder) -> None:
+    folder.boxes["test"] = [boxes_of(200 + k) for k in range(VAL)]
+    folder.pictures["test"] = [scene(200 + k) for k in range(VAL)]
+    folder.boxes["test"][0][0][2] = 0
+    result = doctor(folder.write())
+    assert result.exit_code == 1
+    assert "1 error in test: it stops `fcos val --split test`, unless data.on_error=skip is set.\n" in result.output
+    assert "training" not in result.output
+
+
+def test_leaving_out_is_not_advised_where_it_is_set_or_cannot_help(folder: Folder) -> None:
+    folder.boxes["train"][2][1][2] = 0
+    folder.boxes["val"], folder.pictures["val"] = [], []
+    root = folder.write()
+    result = doctor(root, "data.on_error=skip", out=root / "out")
+    assert result.exit_code == 1
+    assert "1 error in train: left out, because data.on_error=skip is set.\n" in result.output
+    assert "1 error in val: it stops a training.\n" in result.output
+    page = (root / "out/doctor.html").read_text()
+    assert "1 error in train: left out" in page
+    assert "in train, val" in page
+
+
+def test_images_without_boxes_are_a_note_and_not_broken(folder: Folder) -> None:
+    folder.boxes["train"][3] = []
+    root = folder.write()
+    result = doctor(root, out=root / "out")
+    assert result.exit_code == 0
+    assert "train, notes: image without boxes\n" in result.output
+    page = (root / "out/doctor.html").read_text()
+    assert "What is broken" not in page
+    assert "Noticed while reading" in page
+    tiles = dict(re.findall(r"<dt>(\w+)</dt><dd>(\d+)</dd>", page))
+    noted = sum(
+        finding["severity"] == "note" for finding in json.loads((root / "out/doctor.json").read_text())["findings"]
+    )
+    assert (tiles["Errors"], tiles["Warnings"], tiles["Notes"]) == ("0", "0", str(noted + 1))
 
 
 def test_small_objects_get_options_that_can_be_pasted(folder: Folder) -> None:

@@ -50,7 +50,7 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
     """
     progress = progress or (lambda _: nullcontext(None))
     locate(config.data, "train")  # no data at all is not a problem of a split
-    report, setting = Report(recipe), Setting.of(config)
+    report, setting = Report(recipe, config.data.on_error == "skip"), Setting.of(config)
     prints: dict[Path, np.ndarray] = {}
 
     def look(path: Path, image: Image.Image) -> None:

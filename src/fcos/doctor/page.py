@@ -22,7 +22,7 @@ from ..structures import Instances
 from .advice import ENOUGH_RECALL
 from .report import Case, Finding, Place, Report
 from .statistics import Histogram
-from .terminal import MOST_ALIKE, describe_case, share
+from .terminal import MOST_ALIKE, consequences, describe_case, share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def make_page(report: Report) -> Page:
     page = Page("Data check", ", ".join(roots), "Written by fcos doctor; all figures and cases are in doctor.json.")
     _overview(page.section("Overview"), report)
     if any(report.problems.values()):
-        _problems(page.section("What is broken"), report)
+        _problems(page.section("What is broken" if report.failed else "Noticed while reading"), report)
     for finding in report.findings:
         _finding(page.section(finding.kind.capitalize()), finding, report.splits)
     if report.coverage is not None and len(report.coverage.boxes):
@@ -69,13 +69,13 @@ def make_page(report: Report) -> Page:
 
 
 def _overview(section: Section, report: Report) -> None:
-    problems = [p for found in report.problems.values() for p in found]
-    errors = sum(p.severity == "error" for p in problems)
     warnings = sum(finding.severity == "warning" for finding in report.findings)
+    notes = len(report.findings) - warnings
+    notes += sum(len({p.kind for p in found if p.severity == "warning"}) for found in report.problems.values())
     tiles = [
-        Tile("Errors", str(errors), "stop a training" if errors else ""),
+        Tile("Errors", str(sum(report.errors.values())), f"in {', '.join(report.errors)}" if report.failed else ""),
         Tile("Warnings", str(warnings), "worth mending"),
-        Tile("Notes", str(len(report.findings) - warnings), "worth a look"),
+        Tile("Notes", str(notes), "worth a look"),
     ]
     tiles += [
         Tile(f"Images of {split}", str(counts.images), plural(counts.boxes, "box"))
@@ -102,13 +102,14 @@ def _advice(section: Section, report: Report) -> None:
 
 def _problems(section: Section, report: Report) -> None:
     rows = [
-        [p.severity, split, p.kind, f"{p.file}{', ' if p.id else ''}{p.id}", p.message]
-        for severity in ("error", "warning")
+        [name, split, p.kind, f"{p.file}{', ' if p.id else ''}{p.id}", p.message]
+        for severity, name in (("error", "error"), ("warning", "note"))
         for split, problems in report.problems.items()
         for p in problems
         if p.severity == severity
     ]
-    section.text("Errors stop a training; with data.on_error=skip these images and boxes are left out instead.")
+    for text in consequences(report):
+        section.text(text, style="warning")
     section.table(["", "split", "kind", "where", "found"], rows[:MOST_ROWS])
     _cut(section, len(rows))
 

@@ -70,7 +70,8 @@ class Report:
 
     Attributes:
         recipe: whose pyramid and input size the coverage is for.
-        problems: split -> what is broken, errors and warnings of the readers.
+        skips: whether `data.on_error=skip` is set, so that runs leave out what is broken.
+        problems: split -> what is broken (errors of the readers), or worth a look (their warnings).
         splits: split -> its usable annotations.
         counts: split -> counts.
         histograms: split -> figures over its boxes and images.
@@ -81,6 +82,7 @@ class Report:
     """
 
     recipe: str
+    skips: bool = False
     problems: dict[str, list[Problem]] = field(default_factory=dict)
     splits: dict[str, Annotations] = field(default_factory=dict)
     counts: dict[str, SplitCounts] = field(default_factory=dict)
@@ -91,9 +93,15 @@ class Report:
     advice: list[Advice] = field(default_factory=list)
 
     @property
+    def errors(self) -> dict[str, int]:
+        """Split -> number of its errors, where there are any."""
+        counts = {split: sum(p.severity == "error" for p in found) for split, found in self.problems.items()}
+        return {split: count for split, count in counts.items() if count}
+
+    @property
     def failed(self) -> bool:
-        """Whether there is an error: something that stops a run."""
-        return any(p.severity == "error" for problems in self.problems.values() for p in problems)
+        """Whether there is an error, in any split."""
+        return bool(self.errors)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON; NaN is None."""

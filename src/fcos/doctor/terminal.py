@@ -35,12 +35,12 @@ def render(report: Report) -> RenderableType:
 
 
 def _problems(report: Report) -> Iterator[RenderableType]:
-    """What is broken: errors of all splits, then warnings."""
-    for severity in ("error", "warning"):
+    """What is broken: errors of all splits; then what the readers noticed besides."""
+    for severity, name in (("error", "error"), ("warning", "note")):
         for split, problems in report.problems.items():
             chosen = [p for p in problems if p.severity == severity]
             if chosen:
-                yield Text(f"{split}, {severity}s: {summary(chosen)}", style=f"bold {_STYLES[severity]}")
+                yield Text(f"{split}, {name}s: {summary(chosen)}", style=f"bold {_STYLES[name]}")
                 yield from (
                     Padding(Text(printable(str(problem))), (0, 0, 0, 2), expand=False)
                     for problem in chosen[:MOST_PROBLEMS]
@@ -138,10 +138,23 @@ def _setting_line(report: Report) -> str:
     )
 
 
+def consequences(report: Report) -> Iterator[str]:
+    """What the errors of each split do to a run, and whether leaving out what is broken helps."""
+    for split, count in report.errors.items():
+        errors, usable = f"{plural(count, 'error')} in {split}", len(report.splits.get(split, ())) > 0
+        run = "`fcos val --split test`" if split == "test" else "a training"
+        stops = f"{errors}: {'it stops' if count == 1 else 'they stop'} {run}"
+        if not usable:
+            yield f"{stops}."
+        elif report.skips:
+            yield f"{errors}: left out, because data.on_error=skip is set."
+        else:
+            yield f"{stops}, unless data.on_error=skip is set."
+
+
 def _verdict(report: Report) -> Text:
-    errors = sum(p.severity == "error" for problems in report.problems.values() for p in problems)
+    if report.failed:
+        return Text("\n".join(consequences(report)), style="bold red")
     warnings = sum(finding.severity == "warning" for finding in report.findings)
-    if errors:
-        return Text(f"{plural(errors, 'error')}: they stop a training (or set data.on_error=skip).", style="bold red")
     text = f"No errors; {plural(warnings, 'finding')} to look at." if warnings else "No errors."
     return Text(text, style="green")
