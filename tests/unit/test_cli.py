@@ -130,6 +130,7 @@ class TestVal:
             "per_class",
             "boxes_per_class",
             "thresholds",
+            "annotations_digest",
         }
         assert {d["image_id"] for d in json.loads((folder / "detections.json").read_text())} == {5}
 

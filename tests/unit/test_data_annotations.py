@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,17 @@ def _many(images: int, boxes: int) -> Annotations:
         class_names=("x",),
         category_ids=(1,),
     )
+
+
+def test_the_digest_tells_all_that_figures_depend_on(train: Annotations) -> None:
+    digest = train.digest()
+    assert replace(train, root=Path("elsewhere")).digest() == digest
+    changed = [replace(train, **{name: getattr(train, name) + 1}) for name in ("image_ids", "sizes", "labels", "areas")]
+    changed += [replace(train, boxes=train.boxes * np.float32(0.5)), replace(train, crowd=~train.crowd)]
+    changed += [replace(train, offsets=train.offsets[::-1]), replace(train, class_names=("a", "b"))]
+    digests = {other.digest() for other in changed}
+    assert len(digests) == len(changed)
+    assert digest not in digests
 
 
 def test_to_coco_gives_the_annotations_back(train: Annotations) -> None:

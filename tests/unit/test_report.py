@@ -96,7 +96,7 @@ def build(
         c["name"]: sum(a["category_id"] == c["id"] and not a["iscrowd"] for a in truth["annotations"])
         for c in truth["categories"]
     }
-    evaluation = Evaluation(figures.overall, figures.per_class, found, boxes, figures.thresholds)
+    evaluation = Evaluation(figures.overall, figures.per_class, found, boxes, figures.thresholds, val.digest())
     made = Made(folder, data, (truth, found), evaluation, config)
     made.save_best()
     save_evaluation(evaluation, folder / "val")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_report import Made, build, section, table
 
 import fcos
 from fcos.cli import main
+from fcos.data import load_annotations
 from fcos.errors import ConfigError, DataError
+from fcos.evaluation.coco import coco_metrics
 from fcos.evaluation.loop import Evaluation
 
 
@@ -69,6 +73,64 @@ class TestData:
         page = made.page()
         assert "another" in section(page, "Summary")
         assert "Average precision on val" in page
+
+
+def change_boxes(made: Made, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    path = made.data / "val.json"
+    tree = json.loads(path.read_text())
+    change(tree["annotations"])
+    path.write_text(json.dumps(tree))
+
+
+def remove_every_second(boxes: list[dict[str, Any]]) -> None:
+    del boxes[::2]
+
+
+def change_a_class(boxes: list[dict[str, Any]]) -> None:
+    classes = {box["category_id"] for box in boxes}
+    boxes[0]["category_id"] = min(classes - {boxes[0]["category_id"]})
+
+
+def evaluation_now(made: Made) -> Evaluation:
+    """The same detections, compared with what is annotated now."""
+    val = load_annotations(made.config.data, "val")
+    assert val is not None
+    figures = coco_metrics(val.to_coco(), made.evaluation.detections)
+    counts = {name: int(((val.labels == k) & ~val.crowd).sum()) for k, name in enumerate(val.class_names)}
+    return replace(
+        made.evaluation,
+        metrics=figures.overall,
+        per_class=figures.per_class,
+        boxes_per_class=counts,
+        annotations_digest=val.digest(),
+    )
+
+
+class TestChangedLabels:
+    """The saved figures are of the labels of then, so none of them stands beside those of now."""
+
+    @pytest.mark.parametrize("change", [remove_every_second, change_a_class])
+    def test_are_evaluated_again(self, made: Made, change: Callable[[list[dict[str, Any]]], object]) -> None:
+        change_boxes(made, change)
+        page = made.page(evaluate=lambda _: evaluation_now(made))
+        assert "The evaluation in val/ is not of best.pt on val; best.pt was evaluated for this report" in page
+        figures, classes = (table(section(page, t)) for t in ("Average precision on val", "Classes in the data"))
+        assert {name: row[0] for name, row in figures.items() if name in classes} == {
+            name: row[2] for name, row in classes.items()
+        }
+
+    def test_without_a_new_evaluation_have_no_figures(self, made: Made) -> None:
+        change_boxes(made, remove_every_second)
+        page = made.page()
+        assert "The evaluation in val/ is not of best.pt on val." in page
+        assert "Average precision on val" not in page
+
+    def test_of_which_none_is_left_have_no_analysis(self, made: Made) -> None:
+        """Warnings are errors here, those of means of nothing too."""
+        change_boxes(made, list.clear)
+        page = made.page(evaluate=lambda _: evaluation_now(made))
+        assert table(section(page, "Average precision on val"))["all classes"][:2] == ["0", "\N{EN DASH}"]
+        assert "Score thresholds" not in page
 
 
 class TestEvaluations:

@@ -5,6 +5,7 @@ Shape letters: I images, B boxes of all images, K classes, M boxes of one image,
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -74,6 +75,13 @@ class Annotations:
     def span(self, index: int) -> slice:
         """Where the boxes of an image are in `boxes`, `labels`, `crowd`, `areas`, `annotation_ids`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def digest(self) -> str:
+        """SHA-256 of what detections are compared with: the classes, ids and sizes of the images, and the boxes."""
+        digest = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
+        for column in (self.image_ids, self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.areas):
+            digest.update(column.tobytes())
+        return digest.hexdigest()
 
     def inclusive(self) -> Annotations:
         """The same in the original's inclusive boxes; boxes of a pixel or less are gone."""

@@ -35,6 +35,7 @@ class Evaluation:
         detections: every detection in COCO's result format, with the original category ids.
         boxes_per_class: ground-truth boxes of every class name, crowds left out.
         thresholds: the score threshold of best F1 (IoU 0.5) of every class name of which an object was found.
+        annotations_digest: tells what the detections were compared with, see `Annotations.digest`; empty: not known.
     """
 
     metrics: dict[str, float]
@@ -42,6 +43,7 @@ class Evaluation:
     detections: list[dict[str, Any]] = field(repr=False)
     boxes_per_class: dict[str, int]
     thresholds: dict[str, float] = field(default_factory=dict)
+    annotations_digest: str = ""
 
 
 def evaluate(
@@ -82,7 +84,14 @@ def evaluate(
             raise
     detections = _joined(all_gather(share), annotations)
     figures = coco_metrics(annotations.to_coco(), detections)
-    return Evaluation(figures.overall, figures.per_class, detections, _count(annotations), figures.thresholds)
+    return Evaluation(
+        figures.overall,
+        figures.per_class,
+        detections,
+        _count(annotations),
+        figures.thresholds,
+        annotations.digest(),
+    )
 
 
 def _detect(

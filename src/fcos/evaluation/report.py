@@ -43,6 +43,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "per_class": {name: _defined(figures) for name, figures in evaluation.per_class.items()},
         "boxes_per_class": evaluation.boxes_per_class,
         "thresholds": evaluation.thresholds,
+        "annotations_digest": evaluation.annotations_digest,
     }
     (folder / "detections.json").write_text(json.dumps(evaluation.detections, allow_nan=False), encoding="utf-8")
     # Last: where these figures are, the detections are complete, see `reporting/record.py`.
@@ -59,6 +60,7 @@ def load_evaluation(folder: Path) -> Evaluation | None:
             detections=json.loads((folder / "detections.json").read_text(encoding="utf-8")),
             boxes_per_class=metrics["boxes_per_class"],
             thresholds=metrics["thresholds"],
+            annotations_digest=metrics["annotations_digest"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -49,7 +49,7 @@ def write_report(
     add_history(page, record)
     if record.evaluation is not None:
         add_figures(page, record.evaluation)
-        if record.data.val is not None and sum(record.evaluation.boxes_per_class.values()):
+        if record.data.val is not None and not record.data.val.crowd.all():
             default = default_threshold(record.config.model.score)
             analysis = analyse(record.data.val, record.evaluation, default_threshold=default)
             add_curves(page, analysis)
