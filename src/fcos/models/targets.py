@@ -119,56 +119,52 @@ def assign_targets(
     Source: FCOS, section 3.1 and 3.2; center sampling: the TPAMI version, section 3.3. "Inside" is strict. Equal areas:
     the first box. Crowd boxes teach nothing; other locations inside them are ignored.
     """
-    device = points[0].device
     xy = torch.cat(list(points))  # [R, 2]
-    counts = torch.tensor([len(p) for p in points], device=device)
-    low = xy.new_tensor([r[0] for r in size_ranges]).repeat_interleave(counts)[:, None]
-    high = xy.new_tensor([torch.inf if r[1] is None else r[1] for r in size_ranges]).repeat_interleave(counts)[:, None]
-    reach = xy.new_tensor([center_sampling_radius * s for s in strides]).repeat_interleave(counts)[:, None]
-
-    if not len(targets.boxes):
-        none = torch.empty(0, len(xy), dtype=torch.int64, device=device)
-        return Assignment(none, xy.new_empty(0, len(xy), 4), none)
+    if targets.labels.numel() == 0:  # no images, or no box in any of them
+        none = torch.full((len(targets.labels), len(xy)), BACKGROUND, device=xy.device)
+        return Assignment(none, xy.new_zeros(*none.shape, 4), none)
+    limits = xy.new_tensor(
+        [
+            (low, torch.inf if high is None else high, center_sampling_radius * stride)
+            for (low, high), stride in zip(size_ranges, strides, strict=True)
+        ]
+    )
+    counts = torch.tensor([len(p) for p in points], device=xy.device)
+    limits = limits.repeat_interleave(counts, dim=0, output_size=len(xy))  # [R, 3]: low, high, reach
     labels, ltrb, matched = [], [], []
     for boxes, box_labels, crowd in zip(*targets, strict=True):
-        candidates = torch.nonzero((box_labels >= 0) & ~crowd).squeeze(1)
         index = _smallest_box(
             xy,
-            boxes[candidates],
-            size_range=(low, high),
-            reach=reach if center_sampling_radius > 0 else None,
+            boxes,
+            torch.nonzero((box_labels >= 0) & ~crowd).squeeze(1),
+            limits=limits,
+            center_sampling=center_sampling_radius > 0,
             convention=box_convention,
         )
-        index = torch.where(index >= 0, candidates.take(index.clamp(min=0)), -1) if len(candidates) else index
-        positive = index >= 0
-        image_labels = torch.full_like(index, BACKGROUND)
-        image_labels[_inside(xy, boxes[crowd])] = IGNORED
-        image_labels[positive] = box_labels[index[positive]]
-        image_boxes = boxes[index.clamp(min=0)] if len(boxes) else xy.new_zeros(len(xy), 4)
-        labels.append(image_labels)
-        ltrb.append(torch.cat([xy - image_boxes[:, :2], image_boxes[:, 2:] - xy], dim=1))
+        some = index.clamp(min=0)
+        background = torch.where(_inside(xy, boxes[crowd]), IGNORED, BACKGROUND)
+        labels.append(torch.where(index >= 0, box_labels[some], background))
+        ltrb.append(torch.cat([xy - boxes[some, :2], boxes[some, 2:] - xy], dim=1))
         matched.append(index)
     return Assignment(torch.stack(labels), torch.stack(ltrb), torch.stack(matched))
 
 
 def _smallest_box(
-    xy: Tensor,
-    boxes: Tensor,
-    *,
-    size_range: tuple[Tensor, Tensor],
-    reach: Tensor | None,
-    convention: BoxConvention,
+    xy: Tensor, boxes: Tensor, candidates: Tensor, *, limits: Tensor, center_sampling: bool, convention: BoxConvention
 ) -> Tensor:
-    """Index [R] of the box each location learns, or -1. The distances are kept apart: no [R, M, 4] is ever made."""
-    if len(boxes) == 0:
-        return torch.full((len(xy),), -1, dtype=torch.int64, device=xy.device)
-    x, y = xy[:, :1], xy[:, 1:]  # [R, 1]
-    x1, y1, x2, y2 = boxes.unbind(-1)  # [M]
+    """Index [R] of the box each location learns, one of the candidates, or -1.
+
+    The distances are kept apart: no [R, M, 4] is ever made.
+    """
+    if len(candidates) == 0:
+        return torch.full((len(xy),), -1, device=xy.device)
+    candidates = candidates[area(boxes[candidates], convention=convention).argsort(stable=True)]
+    x, y = xy.split(1, dim=1)  # [R, 1]
+    low, high, reach = limits.split(1, dim=1)
+    x1, y1, x2, y2 = boxes[candidates].unbind(-1)  # [M]
     left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # [R, M]
     largest = left.maximum(right).maximum(top.maximum(bottom))
-    if reach is None:
-        inside = left.minimum(right).minimum(top.minimum(bottom)) > 0
-    else:
+    if center_sampling:
         center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
         inside = (
             (x > (center_x - reach).maximum(x1))
@@ -176,11 +172,10 @@ def _smallest_box(
             & (y > (center_y - reach).maximum(y1))
             & (y < (center_y + reach).minimum(y2))
         )
-    valid = inside & (largest >= size_range[0]) & (largest <= size_range[1])
-    # Ranks instead of areas: no ties, so the first of equal boxes wins on every device.
-    order = area(boxes, convention=convention).argsort(stable=True)
-    first = torch.where(valid[:, order], torch.arange(len(boxes), device=xy.device), len(boxes)).amin(dim=1)
-    return torch.where(first < len(boxes), order[first.clamp(max=len(boxes) - 1)], -1)
+    else:
+        inside = left.minimum(right).minimum(top.minimum(bottom)) > 0
+    found, first = (inside & (largest >= low) & (largest <= high)).max(dim=1)  # of several the first: the smallest
+    return torch.where(found, candidates[first], -1)
 
 
 def _inside(xy: Tensor, boxes: Tensor) -> Tensor:
@@ -190,7 +185,6 @@ def _inside(xy: Tensor, boxes: Tensor) -> Tensor:
 
 def count_unassigned(assignment: Assignment, targets: Targets) -> Tensor:
     """How many boxes (without crowd) of the batch no location learns; 0-dim int64."""
-    learned = torch.zeros_like(targets.crowd)
-    image, location = torch.nonzero(assignment.boxes >= 0, as_tuple=True)
-    learned[image, assignment.boxes[image, location]] = True
-    return ((targets.labels >= 0) & ~targets.crowd & ~learned).sum()
+    learned = targets.crowd.new_zeros(len(targets.crowd), 1 + targets.crowd.shape[1])
+    learned.scatter_(1, assignment.boxes + 1, True)  # the first column: no box
+    return ((targets.labels >= 0) & ~targets.crowd & ~learned[:, 1:]).sum()
