@@ -67,8 +67,8 @@ def iou_loss(predicted: Tensor, target: Tensor, *, kind: BoxLoss, weight: Tensor
         left, top, right, bottom = predicted.maximum(target).unbind(-1)
         enclosing = (left + right) * (bottom + top) + 1e-7
         loss = 1 - (iou - (enclosing - union) / enclosing)
-    if weight is not None and weight.sum() > 0:
-        loss = loss * weight
+    if weight is not None:
+        loss = loss * torch.where(weight.sum() > 0, weight, 1.0)
     return loss.sum()
 
 
@@ -88,9 +88,9 @@ def loss_normalizers(assignment: Assignment) -> Tensor:
 
     Both are means over the processes, by one collective that every process must call, whatever its data looks like.
     """
-    positive = assignment.labels >= 0
-    central = centerness_targets(assignment.ltrb[positive])  # [P]
-    num_positives, centerness_sum = mean_over_processes(torch.stack([positive.sum().to(central.dtype), central.sum()]))
+    central = centerness_targets(assignment.ltrb[torch.nonzero(assignment.labels >= 0, as_tuple=True)])  # [P]
+    sums = torch.stack([central.new_full((), len(central)), central.sum()])
+    num_positives, centerness_sum = mean_over_processes(sums)
     return torch.stack([num_positives.clamp(min=1.0), centerness_sum])
 
 
@@ -130,14 +130,14 @@ def fcos_loss(
     Source: FCOS, equation 2 and section 3.2; the normalisation follows the original code. IoU quality: the
     TPAMI version; as in AdelaiDet (measured) the target is smoothed like the IoU of the box loss, in the same unit.
     """
-    positive = assignment.labels >= 0
-    predicted_ltrb, target_ltrb = ltrb[positive], assignment.ltrb[positive]  # [P, 4]
+    image, location = torch.nonzero(assignment.labels >= 0, as_tuple=True)  # [P]
+    predicted_ltrb, target_ltrb = ltrb[image, location], assignment.ltrb[image, location]  # [P, 4]
     central = centerness_targets(target_ltrb)  # [P]
     num_positives, centerness_sum = loss_normalizers(assignment) if normalizers is None else normalizers
 
     loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()
     if units is not None:
-        unit = units.expand_as(positive)[positive][:, None]
+        unit = units[location, None]
         predicted_ltrb, target_ltrb = predicted_ltrb / unit, target_ltrb / unit
     if quality == "centerness":
         name, target_quality, weight, divisor = "loss_centerness", central, central, centerness_sum
@@ -149,6 +149,6 @@ def fcos_loss(
     else:
         loss_box = predicted_ltrb.sum()  # 0, but connected: every process has the same gradients to reduce
     loss_quality = F.binary_cross_entropy_with_logits(
-        centerness[positive], target_quality.to(centerness.dtype), reduction="sum"
+        centerness[image, location], target_quality.to(centerness.dtype), reduction="sum"
     )
     return {"loss_cls": loss_cls / num_positives, "loss_box": loss_box, name: loss_quality / num_positives}
