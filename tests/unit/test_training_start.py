@@ -6,12 +6,13 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 
-from fcos.checkpoint import Checkpoint, save_checkpoint
+from fcos.checkpoint import Checkpoint, Project, save_checkpoint
 from fcos.config import Config
 from fcos.errors import WeightsError
 from fcos.interop.checkpoints import load_checkpoint
@@ -101,6 +102,55 @@ def test_start_from_a_class_head_of_another_width_is_refused(tmp_path: Path) -> 
     new = build_model(config.model, num_classes=2, pretrained=False)
     with pytest.raises(WeightsError, match=r"of another shape: .*fpn"):
         start_from(new, load_checkpoint(tmp_path / "a.pt"), config.model, ("cat", "cow"), where="a.pt")
+
+
+def told_structure(section: dict[str, Any], project: Project = "fcos", **here: Any) -> str:
+    """What is told to do about weights of a detector with this section `model`, which do not fit."""
+    config = tiny_config(**here)
+    model = build_model(config.model, num_classes=3, pretrained=False)
+    weights = Checkpoint({}, {"model": section}, NAMES, CATEGORY_IDS, project=project)
+    with pytest.raises(WeightsError) as caught:
+        start_from(model, weights, config.model, NAMES, where="a.pt")
+    return str(caught.value).rpartition("; use the model options they were trained with")[2]
+
+
+HERE: dict[str, Any] = {"fpn": {"channels": 64}, "head": {"num_convs": 1}}
+MOBILE: dict[str, Any] = {"name": "mobilenet_v2"}
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"backbone": MOBILE, **HERE}, ""),
+        ({"backbone": {**MOBILE, "norm": "frozen_bn", "weights": None}, **HERE, "location": "corner"}, ""),
+        (
+            {"backbone": MOBILE, "fpn": {"channels": 64}, "head": {"num_convs": 1, "conv_bias": False}},
+            ": model.head.conv_bias=false",
+        ),
+        ({"backbone": {"name": "resnet50", "norm": "frozen_bn"}, **HERE}, ": model.backbone.name=resnet50"),
+        (
+            {"backbone": {"norm": "gn", "deformable_stages": ["C4", "C5"], "modulated": False}, "fpn": {"relu": True}},
+            ": model.backbone.name=resnet50 model.backbone.norm=gn model.backbone.deformable_stages=[C4,C5]"
+            " model.backbone.modulated=false model.fpn.channels=256 model.fpn.relu=true model.head.num_convs=4",
+        ),
+        (
+            {"backbone": {"name": "own:build", "options": {"width": 8}}, **HERE},
+            ": model.backbone.name='own:build' model.backbone.options.width=8",
+        ),
+        ({"backbone": {"name": "of a later version"}}, ""),
+    ],
+)
+def test_weights_that_do_not_fit_tell_the_options_that_would(section: dict[str, Any], told: str) -> None:
+    assert told_structure(section) == told
+
+
+def test_the_options_of_the_same_backbone_are_compared_with_the_configs_own() -> None:
+    here = {"name": "resnet50", "weights": None, "deformable_stages": ["C5"]}
+    assert told_structure({"backbone": {}, **HERE}, backbone=here) == ": model.backbone.deformable_stages=[]"
+
+
+def test_the_originals_weights_do_not_tell_their_options() -> None:
+    assert told_structure({"box_convention": "inclusive"}, "fcos_core") == ""
 
 
 def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor
 from ..checkpoint import CLASS_HEAD, PIXELS, Checkpoint, fill
 from ..config import FCOSConfig
 from ..config_text import as_option, flat
+from ..errors import WeightsError
 from ..interop.checkpoints import with_fcos_core_conventions
 from ..models import FCOS
+from ..text import some
 
 _LEVEL_SCALES = "head.scales."
 _MEANINGS = (
@@ -28,6 +30,15 @@ _MEANINGS = (
     "head.regression",
 )
 """Options of the model that change what its tensors mean, but not their shapes."""
+_OF_DEFORMABLE = ("backbone.modulated", "backbone.offset_groups")
+_STRUCTURE = (
+    "strides",
+    *(f"backbone.{key}" for key in ("name", "norm", "deformable_stages")),
+    *_OF_DEFORMABLE,
+    *(f"fpn.{key}" for key in ("channels", "norm", "relu")),
+    *(f"head.{key}" for key in ("num_convs", "num_shared_convs", "norm", "conv_bias", "deformable", "level_scales")),
+)
+"""Options of the model that change names or shapes of its tensors."""
 
 
 def start_from(
@@ -50,14 +61,18 @@ def start_from(
         are not, or not wholly, from the weights, if there are any.
 
     Raises:
-        WeightsError: see `fill`.
+        WeightsError: see `fill`; the options that would fit are named where the weights' own are known.
     """
     own, weights = model.state_dict(), {k: w for k, w in checkpoint.model.items() if k not in PIXELS}
     scales = {name: own[name] for name in own if name.startswith(_LEVEL_SCALES) and name not in weights}
     nameless = not checkpoint.class_names and len(class_names) == len(checkpoint.category_ids)
     same_classes = nameless or tuple(class_names) == checkpoint.class_names
     head = {} if same_classes else _class_head(own, weights, checkpoint.class_names, class_names)
-    fill(model, {**weights, **scales, **head}, where=where)
+    try:
+        fill(model, {**weights, **scales, **head}, where=where)
+    except WeightsError as error:
+        other = _other_structure(checkpoint, config)
+        raise WeightsError(f"{error}: {' '.join(other)}" if other else str(error)) from None
     used = weights.keys() & own.keys()  # others are counters, see `fill`
     taken = f"all {len(used)}" if same_classes else len(used - head.keys())
     summary = f"weights: {taken} tensors from {where}"
@@ -69,7 +84,7 @@ def start_from(
     if head:
         summary += f"\n  {', '.join(head)}: {_carried(checkpoint, class_names)}"
     if scales:
-        summary += f"\n  {_list(list(scales))}: fresh, because the weights have none"
+        summary += f"\n  {some(list(scales))}: fresh, because the weights have none"
     return summary
 
 
@@ -78,6 +93,26 @@ def _conventions(checkpoint: Checkpoint, config: FCOSConfig) -> Mapping[str, Any
     if checkpoint.project == "fcos_core" and config.box_convention != "inclusive":  # else it is as in the original
         return with_fcos_core_conventions({"model": config.model_dump(mode="json")})["model"]
     return checkpoint.config.get("model", {})
+
+
+def _other_structure(checkpoint: Checkpoint, config: FCOSConfig) -> list[str]:
+    """The options that make a model of the structure of the weights, as one types them; empty: unknown, or as it is."""
+    if checkpoint.project == "fcos_core" or "model" not in checkpoint.config:
+        return []
+    try:
+        section = FCOSConfig.model_validate(checkpoint.config["model"])
+    except ValueError:  # of another version
+        return []
+    there, here = (flat(model.model_dump(mode="json")) for model in (section, config))
+    if there["backbone.name"] != here["backbone.name"]:  # with the name come the defaults of its section
+        here |= flat(type(section.backbone)().model_dump(mode="json", exclude={"name"}), "backbone.")
+    for options in (there, here):
+        if options.get("backbone.norm") in ("frozen_bn", "sync_bn"):
+            options["backbone.norm"] = "bn"  # the same tensors
+    if not there.get("backbone.deformable_stages"):
+        there = {key: value for key, value in there.items() if key not in _OF_DEFORMABLE}
+    keys = (key for key in there if key in _STRUCTURE or key.startswith("backbone.options."))
+    return [f"model.{key}={as_option(there[key])}" for key in keys if there[key] != here.get(key)]
 
 
 def _class_head(
@@ -100,11 +135,7 @@ def _carried(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
     known = [name for name in class_names if name in checkpoint.class_names]
     fresh = [name for name in class_names if name not in checkpoint.class_names]
     if not known:
-        there = _list(checkpoint.class_names) or f"{len(checkpoint.category_ids)} without names"
-        return f"fresh, because the classes differ: {there} there, {_list(class_names)} here"
-    rows = f"{len(known)} of {len(class_names)} rows by class name ({_list(known)})"
-    return f"partly, {rows}; fresh: {_list(fresh)}" if fresh else f"taken, {rows}"
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" ... ({len(names)})" if len(names) > 5 else "")
+        there = some(checkpoint.class_names) or f"{len(checkpoint.category_ids)} without names"
+        return f"fresh, because the classes differ: {there} there, {some(class_names)} here"
+    rows = f"{len(known)} of {len(class_names)} rows by class name ({some(known)})"
+    return f"partly, {rows}; fresh: {some(fresh)}" if fresh else f"taken, {rows}"
