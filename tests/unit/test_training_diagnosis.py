@@ -1,21 +1,16 @@
-"""What a training is warned of before it starts, and what is said when its numbers are not finite."""
+"""What a training is warned of before it starts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tiny_data import coco_tree, write_coco
 
 from fcos.config import Config
 from fcos.data import load_annotations
-from fcos.errors import TrainingError
-from fcos.models import fcos as fcos_module
-from fcos.training import diagnosis, step
 from fcos.training.diagnosis import linear_rule, start_warnings
 from fcos.training.loop import train
 
@@ -59,6 +54,13 @@ def test_random_weights_behind_frozen_batch_norm(quiet: Callable[..., Config]) -
     assert warnings_of(quiet(model=model)) == []
 
 
+def test_random_weights_of_stages_that_do_not_learn(quiet: Callable[..., Config]) -> None:
+    model = {"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "bn", "frozen_stages": 2}}
+    (warning,) = warnings_of(quiet(model=model), fresh_backbone=True)
+    assert warning.startswith("the backbone has random weights and 2 stages that do not learn")
+    assert warnings_of(quiet(model=model)) == []
+
+
 def test_a_class_without_a_box(quiet: Callable[..., Config], data: Path) -> None:
     tree = coco_tree()
     tree["categories"].append({"id": 9, "name": "owl"})
@@ -85,91 +87,11 @@ def test_boxes_that_no_level_covers(quiet: Callable[..., Config], ranges: list[A
 def test_warnings_are_said_once_at_the_start(
     configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(configure(lr=1e-4))
+    train(configure(lr=1e-4, warmup="linear", warmup_iterations=500))
     out = capsys.readouterr().out
+    assert out.count("the run of about 2 iterations ends within the warm-up") == 1
     assert out.count("warning: train.lr=0.0001 is 0.08 times what is usual") == 1
     assert "step: 2 images over 1 process, at most 2 at a time; learning rate 0.0001, by the linear rule 0.00125" in out
-
-
-def refused(config: Config) -> str:
-    with pytest.raises(TrainingError) as caught:
-        train(config)
-    return str(caught.value)
-
-
-def test_the_box_whose_loss_is_not_finite_is_named(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = fcos_module.fcos_loss
-
-    def poisoned(*args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        losses, assignment = original(*args, **kwargs), args[3]
-        if (assignment.labels == 0).any():  # the only cat
-            losses["loss_box"] = losses["loss_box"] * math.nan
-        return losses
-
-    monkeypatch.setattr(fcos_module, "fcos_loss", poisoned)
-    config = configure(iterations=9)
-    message = refused(config.model_copy(update={"data": config.data.model_copy(update={"flip": 0.0})}))
-    assert "a.png: loss_box of cat [2.1" in message  # 2 pixels, scaled by 32 / 30
-    assert "dog" not in message
-
-
-def test_outputs_that_are_not_finite_are_blamed_on_the_image(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = fcos_module.FCOSHead.forward
-
-    def poisoned(*args: Any) -> Any:
-        outputs = original(*args)
-        outputs.logits[0] = outputs.logits[0] * math.inf
-        return outputs
-
-    monkeypatch.setattr(fcos_module.FCOSHead, "forward", poisoned)
-    assert ".png: the network's outputs are not finite" in refused(configure())
-
-
-def test_gradients_that_are_not_finite_are_named(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = fcos_module.FCOSHead.forward
-
-    def poisoned(head: fcos_module.FCOSHead, features: Any) -> Any:
-        if torch.is_grad_enabled() and not head.centerness.weight._backward_hooks:
-            head.centerness.weight.register_hook(lambda gradient: gradient * math.nan)
-        return original(head, features)
-
-    monkeypatch.setattr(fcos_module.FCOSHead, "forward", poisoned)
-    message = refused(configure())
-    assert "the gradients are not finite" in message
-    assert "gradients of head.centerness.weight" in message
-
-
-def test_what_only_half_precision_cannot_hold_is_found_in_it(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = fcos_module.FCOSHead.forward
-
-    def large(head: fcos_module.FCOSHead, features: list[torch.Tensor]) -> Any:
-        return original(head, [f * 6e4 * 6e4 / 6e4 / 6e4 for f in features])
-
-    monkeypatch.setattr(fcos_module.FCOSHead, "forward", large)
-    message = refused(configure(precision="float16"))
-    assert ".png: the network's outputs are not finite" in message
-    assert "try train.precision=bfloat16 or float32, a lower train.lr" in message
-
-
-def test_a_batch_that_cannot_be_kept_does_not_hide_the_reason(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(diagnosis, "write", full)
-    monkeypatch.setattr(step, "get_total_norm", lambda _: torch.tensor(math.inf))
-    message = refused(configure())
-    assert "iteration 1: the gradients are not finite" in message
-    assert "the batch could not be kept: [Errno 28] No space left on device" in message
 
 
 def test_freezing_a_random_backbone(quiet: Callable[..., Config]) -> None:

@@ -16,11 +16,10 @@ from tiny_data import CLASSES, coco_tree, write_coco
 
 from fcos.config import Config
 from fcos.config_text import load_config
-from fcos.errors import TrainingError
 from fcos.evaluation.loop import Evaluation
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import fcos as fcos_module
-from fcos.training import loop, step
+from fcos.training import loop
 from fcos.training.loop import train
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -161,79 +160,6 @@ def test_without_val_the_last_weights_are_the_best(
     assert "the last weights, nothing was measured" in out
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = 0
-
-    def poisoned(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        losses = original(*args, **kwargs)
-        return {**losses, "loss_box": losses["loss_box"] * float("nan")} if calls == 4 else losses
-
-    original = fcos_module.fcos_loss
-    monkeypatch.setattr(fcos_module, "fcos_loss", poisoned)
-    with pytest.raises(TrainingError) as caught:
-        train(configure(iterations=9, checkpoint_every=2))
-    message = str(caught.value)
-    assert "iteration 4: the loss is not finite (loss_cls=" in message
-    assert "loss_box=nan" in message
-    assert any(name in message for name in ("a.png", "b.png", "c.png"))
-    assert "last.pt is from before" in message
-    last = load_checkpoint(tmp_path / "run/weights/last.pt")
-    assert last.iteration == 2
-    assert all(t.isfinite().all() for t in last.model.values())
-
-
-@pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_gradients_that_are_not_finite_stop_the_run(
-    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_norm: float | None
-) -> None:
-    calls = 0
-
-    def steep(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        losses = original(*args, **kwargs)
-        if calls == 3:
-            losses["loss_box"].register_hook(lambda gradient: gradient * float("inf"))
-        return losses
-
-    original = fcos_module.fcos_loss
-    monkeypatch.setattr(fcos_module, "fcos_loss", steep)
-    seen: list[dict[str, torch.Tensor]] = []
-    monkeypatch.setattr(step, "explain_non_finite", lambda run, *_: seen.append(run.model.state_dict()) or "why")
-    with pytest.raises(TrainingError, match="why"):
-        train(configure(iterations=9, checkpoint_every=2, clip_norm=clip_norm))
-    last = load_checkpoint(tmp_path / "run/weights/last.pt")
-    assert last.iteration == 2
-    learned = {name for name, _ in loop.build_model(configure().model, num_classes=2).named_parameters()}
-    assert all(torch.equal(seen[0][name], last.model[name]) for name in learned)
-
-
-def test_what_is_said_of_gradients_that_are_not_finite(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(step, "get_total_norm", lambda _: torch.tensor(float("inf")))
-    with pytest.raises(TrainingError) as caught:
-        train(configure())
-    message = str(caught.value)
-    assert "iteration 1: the gradients are not finite (loss_cls=" in message
-    assert "norm of the gradients=inf" in message
-    assert ".png; no image gives that alone; the batch is kept in" in message
-    assert "nothing had been saved yet" in message
-
-
-def test_random_weights_that_do_not_learn_are_warned_of(
-    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = configure(iterations=1)
-    backbone = config.model.backbone.model_copy(update={"weights": None, "norm": "bn", "frozen_stages": 2})
-    train(config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})}))
-    assert "2 stages that do not learn" in capsys.readouterr().out
-
-
 def test_the_first_step_obeys_rate_and_clipping(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(iterations=1, lr=0.5, clip_norm=0.01, weight_decay=0.0, bias_lr_factor=1.0, ema=None)
     torch.manual_seed(0)
@@ -250,14 +176,6 @@ def test_epochs_are_counted_in_images(configure: Callable[..., Config], tmp_path
     last = rows(tmp_path / "run", "train")[-1]
     assert last["iteration"] == "4"
     assert float(last["epoch"]) == pytest.approx(8 / 3, rel=1e-5)
-
-
-def test_bfloat16(configure: Callable[..., Config], tmp_path: Path) -> None:
-    train(configure(precision="bfloat16"))
-    losses = [float(row["loss"]) for row in rows(tmp_path / "run", "train")]
-    state = load_checkpoint(tmp_path / "run/weights/last.pt").model
-    assert all(0 < loss < 100 for loss in losses)
-    assert {t.dtype for t in state.values() if t.is_floating_point()} == {torch.float32}
 
 
 def test_a_time_budget_holds_for_the_whole_run(
@@ -362,14 +280,6 @@ def test_the_licence_of_its_backbone_s_weights_stays_with_a_run(
     monkeypatch.setattr("fcos.training.loop.licence_to_mind", lambda name, weights: f"that of {name}")
     train(configure(iterations=1))
     assert load_checkpoint(tmp_path / "run/weights/best.pt").licence == "that of mobilenet_v2"
-
-
-def test_warnings_at_the_start(configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
-    backbone = {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}
-    train(configure(model={"backbone": backbone}, warmup="linear", warmup_iterations=500))
-    out = capsys.readouterr().out
-    assert out.count("random weights and frozen batch norm") == 1
-    assert out.count("the run of about 2 iterations ends within the warm-up") == 1
 
 
 def test_one_iteration_is_told_in_the_singular(
