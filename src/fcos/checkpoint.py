@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .config import Config
 from .errors import WeightsError
+from .text import some
 
 FORMAT = "fcos"
 VERSION = 1
@@ -272,7 +273,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None
         where: they came from, for messages.
 
     Raises:
-        WeightsError: tensors are missing, left over, or of another shape; at most five of each are named.
+        WeightsError: tensors are missing, left over, or of another shape; a few of each are named.
     """
     own = model.state_dict()
     optional = {name: own[name] for name in own if name in PIXELS or name.endswith(_COUNTER)}
@@ -282,7 +283,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None
         "not in the model": [name for name in weights if name not in own],
         "of another shape": other_shapes(own, weights),
     }
-    found = [f"{len(names)} {what}: {', '.join(names[:5])}" for what, names in problems.items() if names]
+    found = [f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names]
     if found:
         raise WeightsError(
             f"{where}: the weights do not fit the model (of {len(own)} tensors, {'; '.join(found)});"

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,8 @@ import typer
 
 from .errors import ConfigError, FCOSError
 from .interop import Form
-from .page import printable
+from .progress import progress_bar
+from .text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,7 +143,7 @@ def val(
     from . import api
     from .evaluation.report import default_folder, print_evaluation, save_evaluation
 
-    with _progress("evaluating") as progress:
+    with progress_bar("evaluating", shown=_first()) as progress:
         result = api.evaluate(weights, *overrides or (), config=config, split=split, progress=progress)
     if not _first():
         return
@@ -167,7 +168,7 @@ def report(
     """
     from . import api
 
-    with _progress("evaluating") as progress:
+    with progress_bar("evaluating") as progress:
         file = api.report(run, *overrides or (), progress=progress)
     print(f"written: {file}")
 
@@ -279,7 +280,7 @@ def doctor(
     if recipe is not None:
         overrides.remove(recipe)
     recipe = recipe or "fcos_mnv2_small"
-    report = check(load_config(recipe, overrides), recipe=recipe, progress=_progress)
+    report = check(load_config(recipe, overrides), recipe=recipe, progress=progress_bar)
     _console().print(render(report))
     if out is not None:
         save(report, out)
@@ -300,7 +301,7 @@ def digits(  # noqa: PLR0917 (options of the command line)
     """Write handwritten digits on photographs, in COCO layout."""
     from .data.samples import make_digits
 
-    with _progress("drawing") as progress:
+    with progress_bar("drawing") as progress:
         make_digits(
             folder,
             train_images=train_images,
@@ -354,14 +355,3 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the terminal (stderr), nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not (sys.stderr.isatty() and _first())) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -6,8 +6,7 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -17,14 +16,11 @@ from urllib.request import Request, urlopen
 
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress
 
 from .errors import WeightsError
+from .progress import progress_bar
 
 log = logging.getLogger(__name__)
-
-SCHEMES = ("http://", "https://")
 
 _PATIENCE = 10.0  # seconds without an answer, or without a further byte
 _CHUNK = 1 << 20
@@ -55,6 +51,11 @@ class WebFile:
             last = address.partition("?")[0].rpartition("/")[2]
             name = last if _hash_in(last) else address.partition("://")[2]
         return re.sub(r"[^\w.-]+", "_", name).strip("._")[-_LONGEST_NAME:]
+
+
+def is_url(source: str) -> bool:
+    """Whether it is an http(s) address."""
+    return source.startswith(("http://", "https://"))
 
 
 def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
@@ -182,23 +183,15 @@ def _open(url: str, *, start: int = 0) -> HTTPResponse:
 
 def _save(answer: HTTPResponse, part: Path, total: int | None, *, append: bool = False) -> None:
     """Write what comes. That it breaks off is an error only where the number of bytes does not show it."""
-    with part.open("ab" if append else "wb") as file, _progress(part.name, file.tell(), total) as bar:
+    name = part.name.partition(".")[0]
+    with part.open("ab" if append else "wb") as file, progress_bar(name, in_bytes=True) as update:
         try:
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)
-                bar.advance(bar.task_ids[0], len(chunk))
+                update(file.tell(), total)
         except _BROKEN_OFF:
             if total is None:
                 raise
-
-
-@contextmanager
-def _progress(name: str, done: int, total: int | None) -> Iterator[Progress]:
-    """A progress bar on the terminal (stderr), nothing elsewhere."""
-    columns = (*Progress.get_default_columns(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        bar.add_task(name.partition(".")[0], completed=done, total=total)
-        yield bar
 
 
 def _size(part: Path) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from .text import figure, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,9 +27,6 @@ COLORS = ("#2f7fd8", "#e08a00", "#18a077", "#d5485a", "#9a6bd0", "#3fb3cf", "#8c
 """Of a chart's series: told apart by most eyes, visible on white and on black."""
 WIDTH = 340
 """Of a chart; on a phone a unit is about a pixel."""
-DASH = "\N{EN DASH}"
-"""Stands where a figure is not defined."""
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _INK, _LINE = "#0a0b0c", "#0a0b0d"  # what CSS replaces
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text that can be selected, in the page's font
@@ -202,19 +200,13 @@ class Page:
             new.unlink(missing_ok=True)
 
 
-def printable(text: str) -> str:
-    """Escape what would break a line, colour a terminal, reverse the text after it, or cannot be written as UTF-8."""
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
-
-
 def _cell(value: str | float | Cell | None) -> dict[str, Any]:
     if isinstance(value, Cell):
         return {"text": value.text, "number": True, "bar": _percent(value.bar), "heat": _percent(value.heat)}
     plain = {"bar": None, "heat": None, "number": not isinstance(value, str)}
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return {"text": DASH, **plain}
-    text = printable(value) if isinstance(value, str) else f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
-    return {"text": text, **plain}
+    if isinstance(value, str):
+        return {"text": printable(value), **plain}
+    return {"text": figure(value) if value is None or isinstance(value, float) else f"{value:,}", **plain}
 
 
 def _percent(share: float | None) -> float | None:

@@ -6,13 +6,15 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from ..errors import DataError
+from ..progress import progress_bar
+from ..text import plural
 from .dataset import Annotations
 from .images import Look, check_images
-from .source import Problem, Source, plural
+from .source import Problem, Source
+
+_MANY = 1000  # images that take long to check
 
 
 def checked(
@@ -101,29 +103,22 @@ def _check_images(source: Source, decode: bool, look: Look | None) -> tuple[np.n
     """Which images are usable [I], their sizes [I, 2] as displayed, and the problems of the others."""
     paths = [source.path(i) for i in range(len(source.file_names))]
     usable, sizes, problems = np.ones(len(paths), dtype=bool), np.zeros((len(paths), 2), dtype=np.int32), []
-    console = Console(stderr=True)
-    checks = track(
-        check_images(paths, decode=decode, look=look),
-        description="Checking images",
-        total=len(paths),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal or len(paths) < 1000,
-    )
-    for i, check in enumerate(checks):
-        sizes[i] = check.size
-        declared = tuple(source.sizes[i].tolist())
-        # Tools disagree on whether width and height are those before or after the EXIF rotation; boxes are after it.
-        accepted = ((0, 0), check.size, check.size[::-1] if check.turned else check.size)
-        message = check.problem
-        kind = "missing image" if message == "no such file" else "unreadable image"
-        if message is None and declared not in accepted:
-            kind = "wrong image size"
-            (height, width), said = check.size, f"{declared[1]}x{declared[0]}"
-            message = f"{source.annotation_file(i)} says {said} but the image is {width}x{height}"
-        if message is not None:
-            usable[i] = False
-            problems.append(Problem(kind, str(paths[i]), f"image {source.image_ids[i]}", message))
+    with progress_bar("checking images", shown=len(paths) >= _MANY) as update:
+        for i, check in enumerate(check_images(paths, decode=decode, look=look)):
+            sizes[i] = check.size
+            declared = tuple(source.sizes[i].tolist())
+            # Tools disagree on whether these are before or after the EXIF rotation; boxes are after it.
+            accepted = ((0, 0), check.size, check.size[::-1] if check.turned else check.size)
+            message = check.problem
+            kind = "missing image" if message == "no such file" else "unreadable image"
+            if message is None and declared not in accepted:
+                kind = "wrong image size"
+                (height, width), said = check.size, f"{declared[1]}x{declared[0]}"
+                message = f"{source.annotation_file(i)} says {said} but the image is {width}x{height}"
+            if message is not None:
+                usable[i] = False
+                problems.append(Problem(kind, str(paths[i]), f"image {source.image_ids[i]}", message))
+            update(i + 1, len(paths))
     return usable, sizes, problems
 
 

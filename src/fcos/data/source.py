@@ -54,11 +54,6 @@ def summary(problems: Iterable[Problem]) -> str:
     return ", ".join(f"{kind} ({count})" if count > 1 else kind for kind, count in counts)
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 box`, `2 boxes`, `3 images`."""
-    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith(('s', 'x')) else 's'}"
-
-
 @dataclass(frozen=True)
 class SplitFiles:
     """Where the files of one split are.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..data.dataset import Annotations
-from ..data.source import plural
+from ..text import plural
 from .coverage import OFF_CENTER, Coverage, cover
 from .labels import double_boxes
 from .report import Advice

@@ -16,9 +16,10 @@ from PIL import Image
 from ..config import Config, DataConfig
 from ..data.dataset import Annotations
 from ..data.images import Look
-from ..data.source import Problem, plural
+from ..data.source import Problem
 from ..data.splits import SPLITS, locate, read_split
 from ..errors import DataError
+from ..text import plural, some
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
 from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
 from .duplicates import find_twins, fingerprint
@@ -152,7 +153,7 @@ def _class_findings(report: Report) -> Iterator[Finding]:
             yield Finding(
                 f"class without boxes in {split}",
                 "warning" if split == "train" else "note",
-                f"{split} has no box of {_listed(absent)}",
+                f"{split} has no box of {some(absent)}",
                 f"A class without boxes {consequence}. Add some, or leave the class out.",
             )
     shifts = class_shifts(report.counts)
@@ -163,14 +164,9 @@ def _class_findings(report: Report) -> Iterator[Finding]:
         yield Finding(
             "classes distributed otherwise",
             "warning",
-            _listed(texts, separator="; "),
+            some(texts, "; "),
             "Draw the splits anew, so that figures on val tell what training is for.",
         )
-
-
-def _listed(names: list[str], separator: str = ", ", most: int = 8) -> str:
-    rest = f"{separator}and {len(names) - most} more" if len(names) > most else ""
-    return separator.join(names[:most]) + rest
 
 
 # ------------------------------------------------------------------------------------------------------------- coverage
@@ -212,7 +208,7 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
     poor = sorted((recall, name) for name, recall in recalls.items() if recall < POOR_RECALL)
     if poor:
         texts = [f"{name} {recall:.0%}" for recall, name in poor]
-        message = f"At best these shares of a class can be found: {_listed(texts)}"
+        message = f"At best these shares of a class can be found: {some(texts)}"
         yield Finding("class that is hardly learned", severity, message, "See the boxes that no location learns.")
     positives = max(int(coverage.positives.sum()), 1)
     several, classes = (int(counts.sum()) / positives for counts in (coverage.ambiguous, coverage.ambiguous_classes))
@@ -229,7 +225,7 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
         yield Finding(
             "level without boxes",
             "note",
-            f"No box is learned on the levels of stride {_listed(idle)} at this input size",
+            f"No box is learned on the levels of stride {some(idle)} at this input size",
             "Harmless. A larger input would use them; other size ranges would share the boxes out.",
         )
 

@@ -14,7 +14,7 @@ import torch
 from torchvision.ops import box_iou
 
 from ..data.dataset import Annotations
-from ..data.source import plural
+from ..text import plural
 from .report import Case, Finding, Place
 
 SAME_BOX = 0.9

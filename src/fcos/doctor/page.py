@@ -14,15 +14,15 @@ from PIL import Image
 
 from ..data.dataset import Annotations
 from ..data.images import open_rgb
-from ..data.source import plural
 from ..errors import DataError
 from ..inference.draw import draw
 from ..page import Cell, Chart, Page, Picture, Section, Tile
 from ..structures import Instances
+from ..text import percent, plural
 from .advice import ENOUGH_RECALL
 from .report import Case, Finding, Place, Report
 from .statistics import Histogram
-from .terminal import MOST_ALIKE, consequences, describe_case, share
+from .terminal import MOST_ALIKE, consequences, describe_case
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -213,7 +213,7 @@ def _coverage(section: Section, report: Report) -> None:
     )
 
     def row(name: str, boxes: int, learned: int) -> list[str | float | Cell | None]:
-        return [name, boxes, learned, Cell(share(learned, boxes), heat=1 - learned / boxes if boxes else 0)]
+        return [name, boxes, learned, Cell(percent(learned, boxes), heat=1 - learned / boxes if boxes else 0)]
 
     columns = ["boxes", "learned", "best possible recall"]
     rows = [row(name, *numbers) for name, numbers in coverage.by_size().items()]
@@ -226,8 +226,8 @@ def _coverage(section: Section, report: Report) -> None:
         [
             *row(f"stride {stride}", boxes, learned),
             positive,
-            Cell(share(several, positive), heat=several / positive if positive else 0),
-            Cell(share(classes, positive), heat=classes / positive if positive else 0),
+            Cell(percent(several, positive), heat=several / positive if positive else 0),
+            Cell(percent(classes, positive), heat=classes / positive if positive else 0),
         ]
         for stride, boxes, learned, positive, several, classes in coverage.by_level()
     ]

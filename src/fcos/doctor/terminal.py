@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.dataset import Annotations
-from ..data.source import plural, summary
-from ..page import printable
+from ..data.source import summary
+from ..text import percent, plural, printable
 from .report import Case, Finding, Report
 
 MOST_CASES = 3
@@ -113,19 +113,14 @@ def _coverage_table(report: Report) -> Table:
         "", "boxes", "learned", "locations", "ambiguous", "of several classes", title=title, title_justify="left"
     )
     for name, (boxes, learned) in coverage.by_size().items():
-        table.add_row(name, str(boxes), share(learned, boxes), "", "", "")
+        table.add_row(name, str(boxes), percent(learned, boxes), "", "", "")
     table.add_section()
     for stride, boxes, learned, positive, several, classes in coverage.by_level():
-        cells = (boxes, share(learned, boxes), positive, share(several, positive), share(classes, positive))
+        cells = (boxes, percent(learned, boxes), positive, percent(several, positive), percent(classes, positive))
         table.add_row(f"stride {stride}", *map(str, cells))
     for column in table.columns[1:]:
         column.justify = "right"
     return table
-
-
-def share(part: int, whole: int) -> str:
-    """In per cent; nothing of nothing is nothing."""
-    return f"{part / whole:.1%}" if whole else "-"
 
 
 def _setting_line(report: Report) -> str:

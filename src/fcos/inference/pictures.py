@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import describe_failure, open_rgb, to_rgb
+from ..downloads import is_url
 from ..errors import DataError
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -67,11 +68,6 @@ def _from_tensor(image: Tensor, where: str) -> np.ndarray:
     elif image.dtype != torch.uint8:
         raise DataError(f"{where}: expected a tensor of uint8 (0..255) or floats (0..1), found {image.dtype}")
     return image.permute(1, 2, 0).numpy()
-
-
-def is_url(source: str) -> bool:
-    """Whether a source is fetched from the web."""
-    return source.startswith(("http://", "https://"))
 
 
 def fetch(url: str) -> Image.Image:

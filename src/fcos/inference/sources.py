@@ -13,10 +13,11 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from ..data.images import IMAGE_SUFFIXES
+from ..downloads import is_url
 from ..errors import DataError
 from ..structures import Instances
 from .draw import draw
-from .pictures import is_url, to_picture
+from .pictures import to_picture
 
 if TYPE_CHECKING:
     from .predictor import Detector

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..checkpoint import Checkpoint, Project, from_ours, is_ours, read
 from ..config_text import as_option
-from ..downloads import SCHEMES, hub_file, tell_licence
+from ..downloads import hub_file, is_url, tell_licence
 from ..errors import WeightsError
+from ..text import some
 from . import adelaidet, detectron2, fcos_core, mmdetection, torchvision
 from .structure import class_rows, without_module
 
@@ -31,7 +32,6 @@ _RESTRICTED = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
 _LICENCE = "that of {}, for non-commercial use only, if its authors published them"  # who trained them no file tells
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")
 _BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
-_SHOWN = 4
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED]
 """For `torch.serialization.safe_globals`: the options of torchvision's training script, and what mmengine adds."""
 
@@ -60,7 +60,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
 def _file_of(source: str | Path) -> Path:
     """The file that a source names: itself, or the downloaded one of an address or of weights that have a name."""
     name = str(source)
-    if name not in torchvision.WEIGHTS and not name.startswith(SCHEMES):
+    if name not in torchvision.WEIGHTS and not is_url(name):
         return Path(source)
     return hub_file(torchvision.WEIGHTS.get(name, name), name, otherwise="give the path of other weights")
 
@@ -193,11 +193,9 @@ def _unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     if any(name in state for name in _BACKBONES):
         return f"the weights of a backbone alone; use them with model.backbone.weights=PATH; here {expected}"
     if state:
-        names = ", ".join(list(state)[:_SHOWN])
-        return f"weights of no project that is known here: {expected}, found {len(state)} tensors ({names} ...)"
+        return f"weights of no project that is known here: {expected}, found the tensors {some(list(state))}"
     if isinstance(content, Mapping):
-        keys = ", ".join([str(key) for key in content][:_SHOWN])
-        found = f"the keys {keys}" if content else "an empty dictionary"
+        found = f"the keys {some([str(key) for key in content])}" if content else "an empty dictionary"
     else:
         found = f"a {type(content).__name__}"
     return f"no weights of a detector: {expected}, found {found}"

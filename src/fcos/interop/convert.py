@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from ..checkpoint import Checkpoint, save_checkpoint, write
 from ..config import Config
 from ..errors import WeightsError
 from ..models import FCOS
+from ..text import some
 from . import Form
 from .fcos_core import to_fcos_core
 from .torchvision import to_torchvision
 
 _CLASS_HEAD = ("logits.weight", "logits.bias")
 """How the names of tensors end whose rows are chosen anew, in every form that is written."""
-_SHOWN = 4
 
 
 def refuse_existing(out: Path) -> None:
@@ -97,8 +97,10 @@ def report(source: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> str:
     left = [name for name in source if name not in pairs.values()]
     added = [name for name in written if name not in pairs]
     lines = [f"matched: {len(pairs)} of {len(source)} tensors, {renamed} under another name"]
-    lines += [f"{what}: {_some(names)}" for what, names in (("reshaped", reshaped), ("left", left)) if names]
-    return "\n".join([*lines, f"new: {_some(added)}"] if added else lines)
+    lines += [
+        f"{what}: {len(names)}: {some(names)}" for what, names in (("reshaped", reshaped), ("left", left)) if names
+    ]
+    return "\n".join([*lines, f"new: {len(added)}: {some(added)}"] if added else lines)
 
 
 def _pairs(source: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> dict[str, str]:
@@ -110,7 +112,3 @@ def _pairs(source: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> dict[
         if new and old:
             pairs[new] = old
     return pairs
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{len(names)}: " + ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")

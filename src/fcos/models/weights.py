@@ -17,7 +17,7 @@ from torchvision.models import (
 
 from ..checkpoint import other_shapes
 from ..config_text import suggest
-from ..downloads import SCHEMES, WebFile, hub_file
+from ..downloads import WebFile, hub_file, is_url
 from ..errors import WeightsError
 from ..interop.detectron import load_backbone
 from ..interop.fcos_core import convert_backbone
@@ -183,7 +183,7 @@ def _named(backbone: str, source: str) -> WebFile | None:
     """What is downloaded for a source; None: it is a path."""
     if source == "imagenet":
         return IMAGENET[backbone]
-    if source.startswith(SCHEMES):
+    if is_url(source):
         return next((file for file in _KNOWN if source in file.urls), WebFile((source,)))
     if source.startswith(_CATALOG):
         name = source.removeprefix(_CATALOG)

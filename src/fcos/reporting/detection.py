@@ -9,10 +9,10 @@ import numpy as np
 
 from ..evaluation.coco import METRICS
 from ..evaluation.loop import Evaluation
-from ..page import Cell, Chart, Page, printable
+from ..page import Cell, Chart, Page
+from ..text import figure, printable
 from .analysis import Analysis
 from .record import Record, same_figures
-from .training import figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

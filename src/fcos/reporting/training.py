@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.dataset import Annotations
-from ..page import DASH, Cell, Chart, Page, Tile
+from ..page import Cell, Chart, Page, Tile
+from ..text import DASH, figure, percent
 from ..training.logs import LOSSES
 from .record import Record
 
@@ -125,16 +126,6 @@ def add_environment(page: Page, record: Record) -> None:
     else:
         section.text("The run has no environment.json: versions and hardware are not known.", style="note")
     section.details("The resolved config", record.config.to_yaml())
-
-
-def figure(value: float | None) -> str:
-    """With three decimals; a dash where it is not defined."""
-    return DASH if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def percent(share: float) -> str:
-    """Of a share in 0..1."""
-    return DASH if math.isnan(share) else f"{share:.1%}"
 
 
 def _curves(axes: Axes, series: Series, *, log: bool = False, marker: str = "", top: float | None = None) -> None:

@@ -17,6 +17,7 @@ from ..distributed import all_gather, rank
 from ..errors import TrainingError
 from ..evaluation.loop import detecting
 from ..structures import Batch, Targets
+from ..text import some
 from .folder import LAST
 from .optim import autocast
 from .run import Run
@@ -30,7 +31,6 @@ REFERENCE_RATES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
 FOLDER = "nonfinite"
 """In the folder of the run: the batches that gave numbers that are not finite."""
 _FAR = 4.0
-_NAMED = 5
 
 
 def linear_rule(config: Config) -> float:
@@ -76,7 +76,7 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
     without = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
     if without:
         yield (
-            f"{len(without)} of {len(counts)} classes have no box to learn from: {_some(without)};"
+            f"{len(without)} of {len(counts)} classes have no box to learn from: {some(without)};"
             " add images of them, or leave them out of the annotations"
         )
     uncovered = _uncovered(config, data)
@@ -139,8 +139,8 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
     settings, kept = run.config.train, run.folder / LAST
     other = "train.precision=bfloat16 or float32, " if settings.precision == "float16" else ""
     return (
-        f"iteration {iteration}: the {what} not finite ({numbers}); images: {_some(names)};"
-        f" {_some(origins, '; ') or 'no image gives that alone'}; the batch {batch_is};"
+        f"iteration {iteration}: the {what} not finite ({numbers}); images: {some(names)};"
+        f" {some(origins, '; ') or 'no image gives that alone'}; the batch {batch_is};"
         f" {f'{kept} is from before' if kept.is_file() else 'nothing had been saved yet'};"
         f" try {other}a lower train.lr (now {settings.lr:g}), a longer train.warmup_iterations, or train.clip_norm=10"
     )
@@ -184,7 +184,7 @@ def _origins(run: Run, batch: Batch) -> list[str]:
                 found.append(f"{file}: the network's outputs are not finite")
     if not found:
         bad = [name for name, p in run.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        found = [f"gradients of {_some(bad)}"] if bad else []
+        found = [f"gradients of {some(bad)}"] if bad else []
     return found
 
 
@@ -197,9 +197,3 @@ def _bad_boxes(run: Run, outputs: FCOSOutputs, targets: Targets) -> Iterator[str
         if bad:
             corners = ", ".join(f"{value:.6g}" for value in alone.boxes.flatten().tolist())
             yield f"{' and '.join(bad)} of {run.train_data.class_names[int(alone.labels)]} [{corners}]"
-
-
-def _some(texts: list[str], separator: str = ", ") -> str:
-    """The first few."""
-    more = f"{separator}... ({len(texts)})" if len(texts) > _NAMED else ""
-    return separator.join(texts[:_NAMED]) + more
