@@ -19,39 +19,17 @@ def _extra(convention: BoxConvention) -> float:
     return 1.0 if convention == "inclusive" else 0.0
 
 
-def xywh_to_xyxy(boxes: Tensor, *, convention: BoxConvention = "continuous") -> Tensor:
-    """Corner and size [D, 4] to two corners [D, 4]; an inclusive box of width 0 ends where it starts."""
-    x, y, width, height = boxes.unbind(-1)
-    extra = _extra(convention)
-    return torch.stack([x, y, x + (width - extra).clamp(min=0), y + (height - extra).clamp(min=0)], dim=-1)
-
-
-def xyxy_to_xywh(boxes: Tensor, *, convention: BoxConvention = "continuous") -> Tensor:
-    """Two corners [D, 4] to corner and size [D, 4]."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    extra = _extra(convention)
-    return torch.stack([x1, y1, x2 - x1 + extra, y2 - y1 + extra], dim=-1)
-
-
 def area(boxes: Tensor, *, convention: BoxConvention = "continuous") -> Tensor:
     """Areas [D] in square pixels."""
-    _, _, width, height = xyxy_to_xywh(boxes, convention=convention).unbind(-1)
-    return width * height
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    extra = _extra(convention)
+    return (x2 - x1 + extra) * (y2 - y1 + extra)
 
 
 def clip(boxes: Tensor, size: tuple[int, int], *, convention: BoxConvention = "continuous") -> Tensor:
     """Move corners [D, 4] into an image of size (height, width): 0..width, or 0..width-1 when inclusive."""
     height, width = (float(side) - _extra(convention) for side in size)
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
-
-
-def pairwise_iou(a: Tensor, b: Tensor, *, convention: BoxConvention = "continuous") -> Tensor:
-    """Intersection over union [A, B] of boxes a [A, 4] and b [B, 4]."""
-    top_left = torch.maximum(a[:, None, :2], b[:, :2])
-    bottom_right = torch.minimum(a[:, None, 2:], b[:, 2:])
-    intersection = (bottom_right - top_left + _extra(convention)).clamp(min=0).prod(dim=-1)
-    union = area(a, convention=convention)[:, None] + area(b, convention=convention) - intersection
-    return intersection / union
 
 
 def class_wise_nms(

@@ -10,12 +10,13 @@ import pytest
 import torch
 from golden import cases, folder, load, tensor
 
-from fcos.boxes import area, class_wise_nms, clip, limit_detections, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
+from fcos.boxes import area, class_wise_nms, clip, limit_detections
+from fcos.data.transforms import to_inclusive
 from fcos.models.layers import NORMS, DeformConv
 from fcos.models.losses import focal_loss, iou_loss
 from fcos.models.postprocess import candidates, suppress
 from fcos.models.targets import assign_targets, centerness_targets, locations
-from fcos.structures import Targets
+from fcos.structures import Instances, Targets
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original
 SIZE_RANGES = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, None)]
@@ -214,14 +215,39 @@ def test_inclusive_geometry(goldens: Path) -> None:
     recorded = load(goldens / "units" / "boxlist.npz")
     boxes = tensor(recorded["boxes"])
     width, height = recorded["size_wh"].tolist()
-    convention = "inclusive"
 
     def close(ours: torch.Tensor, key: str) -> None:
         np.testing.assert_allclose(ours, recorded[key], rtol=RTOL, atol=1e-5, err_msg=key)
 
-    close(xyxy_to_xywh(boxes, convention=convention), "xywh")
-    close(xywh_to_xyxy(tensor(recorded["xywh"]), convention=convention), "xywh_back")
-    close(xywh_to_xyxy(tensor(recorded["raw_xywh"]), convention=convention), "raw_xywh_to_xyxy")
-    close(area(boxes, convention=convention), "area_xyxy")
-    close(pairwise_iou(boxes, boxes.flip(0), convention=convention), "iou")
-    close(clip(boxes, (height, width), convention=convention), "clip_keep")
+    found = Instances(boxes, torch.zeros(len(boxes)).long(), torch.ones(len(boxes)), (height, width))
+    close(_xywh(found.to_continuous("inclusive").boxes), "xywh")
+    close(area(boxes, convention="inclusive"), "area_xyxy")
+    close(clip(boxes, (height, width), convention="inclusive"), "clip_keep")
+
+
+def _xywh(boxes: torch.Tensor) -> torch.Tensor:
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+
+
+@pytest.mark.parametrize(("source", "result"), [("raw_xywh", "raw_xywh_to_xyxy"), ("xywh", "xywh_back")])
+def test_annotated_boxes_become_inclusive(goldens: Path, source: str, result: str) -> None:
+    recorded = load(goldens / "units" / "boxlist.npz")
+    corner, extent = tensor(recorded[source]).split(2, dim=1)
+    large = torch.full((len(corner), 2), 1000)  # the recorded ones are not clipped
+    boxes, _ = to_inclusive(torch.cat([corner, corner + extent], dim=1), large)
+    # Two orders of adding x, w and -1: near 100 neighbours in float32 are 8e-6 apart.
+    np.testing.assert_allclose(boxes, recorded[result], rtol=RTOL, atol=1e-5)
+
+
+def test_suppression_begins_above_the_recorded_iou(goldens: Path) -> None:
+    recorded = load(goldens / "units" / "boxlist.npz")
+    boxes = tensor(recorded["boxes"])
+    overlapping = [(i, j, float(recorded["iou"][i, j])) for i, j in np.argwhere(recorded["iou"] > 0)]
+    assert len(overlapping) > 20
+    for i, j, iou in overlapping:
+        pair = torch.stack([boxes[i], boxes[len(boxes) - 1 - j]])  # recorded against the boxes in reverse
+        for threshold, kept in ((iou * 0.99999, [0]), (iou * 1.00001, [0, 1])):
+            ours = class_wise_nms(
+                pair, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), threshold, convention="inclusive"
+            )
+            assert ours.tolist() == kept, (i, j)

@@ -10,7 +10,7 @@ import torchvision.ops
 from torch import Tensor
 
 from fcos import boxes as module
-from fcos.boxes import area, class_wise_nms, clip, limit_detections, pairwise_iou, xywh_to_xyxy, xyxy_to_xywh
+from fcos.boxes import area, class_wise_nms, clip, limit_detections
 from fcos.structures import BoxConvention
 
 CONVENTIONS: list[BoxConvention] = ["continuous", "inclusive"]
@@ -31,16 +31,6 @@ def test_a_continuous_pixel_and_an_inclusive_pixel_have_area_one() -> None:
     assert area(torch.tensor([[3.0, 4.0, 3.0, 4.0]]), convention="inclusive").tolist() == [1.0]
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_corner_and_size_round_trip(convention: BoxConvention) -> None:
-    boxes = random_boxes(20)
-    torch.testing.assert_close(xywh_to_xyxy(xyxy_to_xywh(boxes, convention=convention), convention=convention), boxes)
-
-
-def test_an_inclusive_box_of_width_zero_ends_where_it_starts() -> None:
-    assert xywh_to_xyxy(torch.tensor([[5.0, 6.0, 0.0, 0.5]]), convention="inclusive").tolist() == [[5, 6, 5, 6]]
-
-
 @pytest.mark.parametrize(("convention", "end"), [("continuous", (50.0, 30.0)), ("inclusive", (49.0, 29.0))])
 def test_clipping_ends_at_the_image(convention: BoxConvention, end: tuple[float, float]) -> None:
     boxes = torch.tensor([[-5.0, -6.0, 500.0, 600.0], [10.0, 11.0, 12.0, 13.0], [70.0, 80.0, 90.0, 95.0]])
@@ -58,21 +48,8 @@ def test_clipping_takes_infinite_boxes(convention: BoxConvention) -> None:
 
 def test_geometry_of_no_boxes_has_the_right_shapes() -> None:
     none = torch.zeros(0, 4)
-    assert xyxy_to_xywh(none).shape == xywh_to_xyxy(none).shape == clip(none, (5, 5)).shape == (0, 4)
+    assert clip(none, (5, 5)).shape == (0, 4)
     assert area(none).shape == (0,)
-    assert pairwise_iou(none, torch.zeros(3, 4)).shape == (0, 3)
-
-
-def test_iou_agrees_with_torchvision() -> None:
-    a, b = random_boxes(30), random_boxes(20)
-    torch.testing.assert_close(pairwise_iou(a, b), torchvision.ops.box_iou(a, b))
-
-
-def test_inclusive_iou_is_that_of_boxes_one_pixel_longer() -> None:
-    a, b = random_boxes(30), random_boxes(20)
-    longer = torch.tensor([0.0, 0.0, 1.0, 1.0])
-    expected = torchvision.ops.box_iou(a + longer, b + longer)
-    torch.testing.assert_close(pairwise_iou(a, b, convention="inclusive"), expected)
 
 
 # ------------------------------------------------------------------------------------------------------ suppression

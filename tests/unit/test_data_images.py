@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from fcos.data.images import check_image, check_images, read_image, to_rgb
+from fcos.data.images import check_image, check_images, image_to_tensor, open_rgb, to_rgb
 from fcos.errors import DataError
 
 PIXELS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [128, 128, 128], [255, 255, 255]]], np.uint8)
@@ -19,9 +20,13 @@ def _exif(orientation: int) -> Image.Exif:
     return exif
 
 
+def _read(path: Path) -> Tensor:
+    return image_to_tensor(open_rgb(path))
+
+
 def test_rgb_pixels_are_read_exactly(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "x.png")
-    pixels = read_image(tmp_path / "x.png")
+    pixels = _read(tmp_path / "x.png")
     assert pixels.dtype == torch.uint8
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), PIXELS)
 
@@ -45,7 +50,7 @@ def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
         8: Image.Transpose.ROTATE_90,
     }
     upright = image.transpose(undo[orientation]) if orientation in undo else image
-    pixels = read_image(tmp_path / "x.jpg").permute(1, 2, 0).numpy().astype(int)
+    pixels = _read(tmp_path / "x.jpg").permute(1, 2, 0).numpy().astype(int)
     assert pixels.shape == np.asarray(upright).shape
     assert np.abs(pixels - np.asarray(upright)).mean() < 8  # JPEG with subsampled colour
     assert check_image(tmp_path / "x.jpg", decode=False) == (pixels.shape[:2], orientation >= 5, None)
@@ -62,15 +67,15 @@ def test_a_turned_tiff_has_the_size_and_the_pixels_of_its_png(
     image = image.convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
     image.save(tmp_path / "x.tif", exif=_exif(orientation), compression=compression)
     to_rgb(image).save(tmp_path / "x.png", exif=_exif(orientation))
-    pixels = read_image(tmp_path / "x.png")
-    assert torch.equal(read_image(tmp_path / "x.tif"), pixels)
+    pixels = _read(tmp_path / "x.png")
+    assert torch.equal(_read(tmp_path / "x.tif"), pixels)
     for decode in (False, True):
         assert check_image(tmp_path / "x.tif", decode=decode) == (pixels.shape[1:], orientation >= 5, None)
 
 
 def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 300, 32768, 65535]], np.uint16)).save(tmp_path / "x.png")
-    assert read_image(tmp_path / "x.png")[0].tolist() == [[0, 1, 128, 255]]
+    assert _read(tmp_path / "x.png")[0].tolist() == [[0, 1, 128, 255]]
 
 
 def test_transparent_pixels_are_laid_on_white() -> None:
@@ -82,14 +87,14 @@ def test_transparent_pixels_are_laid_on_white() -> None:
 def test_a_palette_with_a_transparent_colour_is_laid_on_white(tmp_path: Path) -> None:
     image = Image.fromarray(PIXELS).quantize(6)
     image.save(tmp_path / "x.png", transparency=image.getpixel((0, 0)))
-    pixels = read_image(tmp_path / "x.png")
+    pixels = _read(tmp_path / "x.png")
     assert pixels[:, 0, 0].tolist() == [255, 255, 255]
     assert pixels[:, 0, 1].tolist() == [0, 255, 0]
 
 
 def test_cmyk_jpeg_has_the_colours_of_the_original(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK").save(tmp_path / "x.jpg", quality=95)
-    assert read_image(tmp_path / "x.jpg")[:, 8, 8].tolist() == pytest.approx([200, 30, 60], abs=4)
+    assert _read(tmp_path / "x.jpg")[:, 8, 8].tolist() == pytest.approx([200, 30, 60], abs=4)
 
 
 def test_to_rgb_leaves_its_argument_alone() -> None:
@@ -109,18 +114,18 @@ def test_an_orientation_behind_the_pixels_of_a_png_is_seen(tmp_path: Path) -> No
     chunk, rest = content[start:end], content[:start] + content[end:]
     (tmp_path / "x.png").write_bytes(rest[:-12] + chunk + rest[-12:])
     assert check_image(tmp_path / "x.png", decode=False) == ((3, 2), True, None)
-    assert read_image(tmp_path / "x.png").shape == (3, 3, 2)
+    assert _read(tmp_path / "x.png").shape == (3, 3, 2)
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(DataError, match=r"x\.tif: .*no known range"):
-        read_image(tmp_path / "x.tif")
+        _read(tmp_path / "x.tif")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jpg: no such file"):
-        read_image(tmp_path / "none.jpg")
+        _read(tmp_path / "none.jpg")
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.bmp", "x.webp", "x.gif", "x.tif"])
@@ -133,7 +138,7 @@ def test_truncated_files_are_found_without_decoding_all(name: str, decode: bool,
     (tmp_path / name).write_bytes(whole[: len(whole) * 3 // 4])
     assert check_image(tmp_path / name, decode=decode).problem is not None
     with pytest.raises(DataError, match=name):
-        read_image(tmp_path / name)
+        _read(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\n"])

@@ -20,15 +20,6 @@ Look = Callable[[Path, Image.Image], None]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 
 
-def read_image(path: str | Path) -> Tensor:
-    """Read an image file as uint8 [3, H, W] RGB, rotated as its EXIF orientation says.
-
-    Raises:
-        DataError: the file is missing, truncated or no image.
-    """
-    return image_to_tensor(open_rgb(path))
-
-
 def open_rgb(path: str | Path) -> Image.Image:
     """Read an image file as an RGB image, rotated as its EXIF orientation says.
 
