@@ -31,7 +31,6 @@ MOST_PICTURES = 6
 """Of a finding."""
 MOST_ROWS = 100
 """Of a list; the JSON file has all."""
-MOST_BARS = 20
 _SIDE = 480  # of a picture, pixels
 _CONTEXT = 3.0  # what is shown around a box, in its longer sides
 _LEAST_SHOWN = 0.25  # of the image's shorter side
