@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,6 +30,20 @@ class PartlyUnused(Own):
     def __init__(self):
         super().__init__()
         self.classifier = nn.Linear(4, 10)
+
+
+class LeavesOut(Own):
+    """Leaves a branch out at random in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Conv2d(3, 4, 8, stride=8)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = super().forward(images)
+        if not self.training or torch.rand(()) > 0.5:
+            maps["C3"] = maps["C3"] + self.branch(images)
+        return maps
 
 
 def no_backbone() -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from fcos.config import Config
 from fcos.data import load_annotations
 from fcos.data.samplers import shard
 from fcos.distributed import mean_over_processes
+from fcos.errors import ConfigError
 from fcos.models import build_model
 from fcos.models.layers import SyncBatchNorm, with_gpu_batch_norm
 from fcos.structures import Batch, Targets
-from fcos.training import step
+from fcos.training import loop, step
 from fcos.training.run import Run
 
 
@@ -94,20 +96,29 @@ def five_images() -> tuple[torch.Tensor, torch.Tensor, Targets]:
     return images, torch.tensor([[64, 64]] * 5), Targets.pad(boxes, [torch.arange(len(b)) for b in boxes])
 
 
-def accumulate(rank: int, count: int, config: Config, micro_batches: int) -> dict[str, Any]:
-    """Loss terms and gradients of the five images, of which this process has a shard, in micro-batches."""
+def prepare(rank: int, count: int, config: Config) -> tuple[Run, Batch]:
+    """A run, and of the five images the shard of this process."""
     torch.manual_seed(0)
     model = build_model(config.model, num_classes=2).double()
     images, sizes, targets = five_images()
     indices = shard(range(5), rank, count)
     rows = slice(indices[0], indices[-1] + 1)
-    own = Batch(images[rows], sizes[rows], targets.of(rows), torch.tensor(indices))
     data = load_annotations(config.data, "train")
     assert data is not None
     run = Run(Path(), config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
+    return run, Batch(images[rows], sizes[rows], targets.of(rows), torch.tensor(indices))
+
+
+def gradients(run: Run) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+
+
+def accumulate(rank: int, count: int, config: Config, micro_batches: int) -> dict[str, Any]:
+    """Loss terms and gradients of the five images, of which this process has a shard, in micro-batches."""
+    run, own = prepare(rank, count, config)
     losses = step._accumulate(step.wrapped(run), own, run, micro_batches)
     terms = mean_over_processes(torch.stack(list(losses.terms.values())))
-    return {"terms": terms, "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
+    return {"terms": terms, "gradients": gradients(run)}
 
 
 def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
@@ -123,9 +134,46 @@ def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
 def test_a_backbone_of_ones_own_may_have_parameters_that_nothing_uses(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    assert step._has_unused_parameters(build_model(configure(model=OWN).model, num_classes=2)) is False
     config = configure(model={"backbone": {"name": "own_backbone:PartlyUnused"}})
     expected = accumulate(0, 1, config, 1)
     for found in in_processes(2, accumulate, tmp_path / "group", config, 2):
         found["gradients"] = {name: g for name, g in found["gradients"].items() if "classifier" not in name}
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # as above
+
+
+def learn_at_random(rank: int, count: int, config: Config) -> list[dict[str, torch.Tensor]]:
+    """Gradients of steps in which the processes leave out what they like."""
+    run, own = prepare(rank, count, config)
+    learner = step.wrapped(run)
+    torch.manual_seed(rank)
+    found = []
+    for _ in range(8):
+        run.model.zero_grad()
+        step._accumulate(learner, own, run, 1)
+        found.append(gradients(run))
+    return found
+
+
+def test_a_backbone_of_ones_own_may_leave_out_parts_at_random(
+    configure: Callable[..., Config], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(model={"backbone": {"name": "own_backbone:LeavesOut"}})
+    first, second = in_processes(2, learn_at_random, tmp_path / "group", config)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)  # the mean of both, in each
+    assert len({"backbone.branch.weight" in gradients for gradients in first}) == 2  # both have left it out in a step
+    assert "find_unused_parameters" not in capfd.readouterr().err  # torch's advice when nothing is unused
+
+
+def set_up(rank: int, count: int, config: Config) -> str:
+    """What a process is told that has no compiler, or whose neighbour has none."""
+    os.environ["CXX"] = "g++" if rank == 0 else "no-such-compiler"
+    with pytest.raises(ConfigError) as caught:
+        loop._set_up(config, "fcos", torch.device("cpu"), lambda: 0.0)
+    return str(caught.value)
+
+
+def test_a_check_that_fails_on_one_machine_alone_ends_all(configure: Callable[..., Config], tmp_path: Path) -> None:
+    config = configure(model=OWN, compile=True, micro_batch="auto", batch_size=4)
+    first, second = in_processes(2, set_up, tmp_path / "group", config)
+    assert first == second
+    assert "no-such-compiler is not there" in first

@@ -142,7 +142,10 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
         with_gpu_batch_norm(model)
     # Channels last: a tenth faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    micro_batches = on_all_ranks(lambda: _check(config, model, train_data))
+    on_all_ranks(lambda: _check(config, model))
+    most_boxes = int(np.diff(train_data.offsets).max(initial=0))
+    # The processes count together, so not before all have passed the checks.
+    micro_batches = on_all_ranks(lambda: count_micro_batches(model, config, most_boxes=most_boxes))
     folder = folder or on_rank_zero(lambda: new_folder(config, name))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
@@ -153,12 +156,11 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     return run, micro_batches, f"{note}\n{origin}" if note else origin
 
 
-def _check(config: Config, model: FCOS, data: Annotations) -> int:
-    """Refuse what cannot be trained, before there is a folder; in how many micro-batches a batch is learned."""
+def _check(config: Config, model: FCOS) -> None:
+    """Refuse what cannot be trained, before there is a folder."""
     parameter_settings(model, config.train)
     if config.train.compile:
         require_compiler(model.pixel_mean.device)
-    return count_micro_batches(model, config, most_boxes=int(np.diff(data.offsets).max(initial=0)))
 
 
 _trainings = itertools.count()

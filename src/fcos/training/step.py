@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,20 +117,21 @@ def wrapped(run: Run) -> nn.Module:
         compile_modules(run.model)
     if world_size() == 1:
         return run.model
-    own = is_own(run.config.model.backbone.name)
-    return DistributedDataParallel(run.model, find_unused_parameters=own and _has_unused_parameters(run.model))
+    if is_own(run.config.model.backbone.name):  # it may leave out parts, always or at random
+        return DistributedDataParallel(_WithUnused(run.model), find_unused_parameters=True)
+    return DistributedDataParallel(run.model)
 
 
-def _has_unused_parameters(model: FCOS) -> bool:
-    """Whether there are parameters, in a backbone of one's own, that its maps do not depend on."""
-    parameters = [p for p in model.get_submodule("backbone").parameters() if p.requires_grad]
-    if not parameters:
-        return False
-    model.eval()
-    maps = model.backbone(model.pixel_mean.new_zeros(1, 3, 256, 256))
-    model.train()
-    total = torch.stack([maps[name].float().sum() for name in model.backbone_levels]).sum()
-    return any(g is None for g in torch.autograd.grad(total, parameters, allow_unused=True))
+class _WithUnused(nn.Module):
+    """A model and a parameter that nothing uses: without any, torch tells the user to turn an option of ours off."""
+
+    def __init__(self, model: FCOS):
+        super().__init__()
+        self.model = model
+        self.unused = nn.Parameter(model.pixel_mean.new_zeros(1))
+
+    def forward(self, *batch: Any) -> Losses:
+        return self.model(*batch)
 
 
 def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption, *, micro_batches: int) -> Learned:
