@@ -27,6 +27,7 @@ COLORS = ("#2f7fd8", "#e08a00", "#18a077", "#d5485a", "#9a6bd0", "#3fb3cf", "#8c
 """Of a chart's series: told apart by most eyes, visible on white and on black."""
 WIDTH = 340
 """Of a chart; on a phone a unit is about a pixel."""
+_RIGHT_TO_LEFT = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]+"
 _INK, _LINE = "#0a0b0c", "#0a0b0d"  # what CSS replaces
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text that can be selected, in the page's font
@@ -183,6 +184,7 @@ class Page:
         from jinja2 import Environment, StrictUndefined
 
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+        environment.filters["isolated"] = _isolated
         text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=self)
         return "\n".join(map(printable, text.split("\n")))
 
@@ -198,6 +200,14 @@ class Page:
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)
+
+
+def _isolated(text: str) -> Any:
+    """A text in which what is written from the right keeps its place: a figure behind a name would go before it."""
+    from markupsafe import Markup, escape
+
+    words = f"{_RIGHT_TO_LEFT}(?: {_RIGHT_TO_LEFT})*"
+    return Markup(re.sub(words, r"<bdi>\g<0></bdi>", str(escape(text))))
 
 
 def _cell(value: str | float | Cell | None) -> dict[str, Any]:

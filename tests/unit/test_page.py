@@ -89,6 +89,12 @@ def test_a_name_written_from_the_right_leaves_its_neighbours_in_place() -> None:
     assert page.html().count("<bdi>") == 4
 
 
+def test_names_in_texts_do_not_move_the_figures_behind_them() -> None:
+    page = Page("p")
+    page.section("s").text("<dog> 83%, שלום עולם 88%, سيارة_2: 0%")
+    assert "&lt;dog&gt; 83%, <bdi>שלום עולם</bdi> 88%, <bdi>سيارة</bdi>_2: 0%" in page.html()
+
+
 def test_an_earlier_page_survives_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     full_page().save(path)
