@@ -47,6 +47,16 @@ def _many(images: int, boxes: int) -> Annotations:
     )
 
 
+def test_the_image_of_each_box_and_the_boxes_of_each_class(train: Annotations) -> None:
+    spans = [train.span(i) for i in range(len(train))]
+    assert train.image_of.tolist() == [i for i, span in enumerate(spans) for _ in range(span.stop - span.start)]
+    labels = [label for label, crowd in zip(train.labels.tolist(), train.crowd.tolist(), strict=True) if not crowd]
+    assert 0 < len(labels) < len(train.labels)  # there is a crowd
+    assert train.boxes_per_class().tolist() == [labels.count(label) for label in range(len(train.class_names))]
+    more = replace(train, class_names=(*train.class_names, "owl"))
+    assert more.boxes_per_class().tolist() == [*train.boxes_per_class().tolist(), 0]
+
+
 def test_the_digest_tells_all_that_figures_depend_on(train: Annotations) -> None:
     digest = train.digest()
     assert replace(train, root=Path("elsewhere")).digest() == digest

@@ -76,6 +76,15 @@ class Annotations:
         """Where the boxes of an image are in `boxes`, `labels`, `crowd`, `areas`, `annotation_ids`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
+    @property
+    def image_of(self) -> np.ndarray:
+        """int64 [B], the image of each box."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def boxes_per_class(self) -> np.ndarray:
+        """int64 [K], how many boxes each class has, crowds left out."""
+        return np.bincount(self.labels[~self.crowd], minlength=len(self.class_names))
+
     def digest(self) -> str:
         """SHA-256 of what detections are compared with: the classes, ids and sizes of the images, and the boxes."""
         digest = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
@@ -85,7 +94,7 @@ class Annotations:
 
     def inclusive(self) -> Annotations:
         """The same in the original's inclusive boxes; boxes of a pixel or less are gone."""
-        image_of = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        image_of = self.image_of
         boxes, kept = to_inclusive(torch.from_numpy(self.boxes), torch.from_numpy(self.sizes[image_of]))
         mask = kept.numpy()
         counts = np.bincount(image_of[mask], minlength=len(self))
@@ -104,11 +113,10 @@ class Annotations:
 
         What is no Unicode in the name of a file is escaped.
         """
-        image_of = np.repeat(self.image_ids, np.diff(self.offsets)).tolist()
         boxes = self.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
-        columns = (self.annotation_ids, np.array(self.category_ids)[self.labels], boxes, self.areas, self.crowd)
-        ids, categories, xywh, areas, crowd = (column.tolist() for column in columns)
+        categories = np.array(self.category_ids)[self.labels]
+        columns = (self.annotation_ids, self.image_ids[self.image_of], categories, boxes, self.areas, self.crowd)
         return {
             "images": [
                 {"id": image_id, "file_name": _unicode(self.file_name(i)), "height": height, "width": width}
@@ -117,8 +125,8 @@ class Annotations:
                 )
             ],
             "annotations": [
-                {"id": i, "image_id": image, "category_id": c, "bbox": box, "area": area, "iscrowd": int(is_crowd)}
-                for i, image, c, box, area, is_crowd in zip(ids, image_of, categories, xywh, areas, crowd, strict=True)
+                {"id": i, "image_id": image, "category_id": c, "bbox": box, "area": area, "iscrowd": int(crowd)}
+                for i, image, c, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True)
             ],
             "categories": [
                 {"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names, strict=True)

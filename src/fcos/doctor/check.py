@@ -155,6 +155,7 @@ def _class_findings(report: Report) -> Iterator[Finding]:
                 "warning" if split == "train" else "note",
                 f"{split} has no box of {some(absent)}",
                 f"A class without boxes {consequence}. Add some, or leave the class out.",
+                classes=absent,
             )
     shifts = class_shifts(report.counts)
     if shifts:
@@ -166,6 +167,7 @@ def _class_findings(report: Report) -> Iterator[Finding]:
             "warning",
             some(texts, "; "),
             "Draw the splits anew, so that figures on val tell what training is for.",
+            classes=list(dict.fromkeys(name for name, *_ in shifts)),
         )
 
 
@@ -191,7 +193,7 @@ _REMEDIES = {
 def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations) -> Iterator[Finding]:
     total = len(coverage.boxes)
     severity = "warning" if coverage.recall < ENOUGH_RECALL else "note"
-    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
+    image_of = annotations.image_of
     for fate, remedy in _REMEDIES.items():
         chosen = np.flatnonzero(coverage.fates == fate)
         cases = [
@@ -209,7 +211,9 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
     if poor:
         texts = [f"{name} {recall:.0%}" for recall, name in poor]
         message = f"At best these shares of a class can be found: {some(texts)}"
-        yield Finding("class that is hardly learned", severity, message, "See the boxes that no location learns.")
+        remedy = "See the boxes that no location learns."
+        classes = [name for _, name in poor]
+        yield Finding("class that is hardly learned", severity, message, remedy, classes=classes)
     positives = max(int(coverage.positives.sum()), 1)
     several, classes = (int(counts.sum()) / positives for counts in (coverage.ambiguous, coverage.ambiguous_classes))
     if classes > MUCH_AMBIGUITY:

@@ -173,8 +173,7 @@ def cover(
     images = np.arange(len(annotations)) if images is None else images
     boxes, kept = torch.from_numpy(annotations.boxes), torch.ones(len(annotations.boxes), dtype=torch.bool)
     if setting.box_convention == "inclusive":
-        image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
-        boxes, kept = to_inclusive(boxes, torch.from_numpy(annotations.sizes[image_of]))
+        boxes, kept = to_inclusive(boxes, torch.from_numpy(annotations.sizes[annotations.image_of]))
     sizes = {i: setting.resized(*annotations.sizes[i].tolist()) for i in images.tolist()}
     padded = {i: padded_size(size, setting.size_divisor) for i, size in sizes.items()}
     tally, points, points_of = _Tally(setting, len(boxes)), [], None

@@ -127,7 +127,7 @@ def _cases(splits: Mapping[str, Annotations], judge: Judge) -> list[Case]:
     found: list[tuple[float, Case]] = []
     for split, part in splits.items():
         doubts, note = judge(part)
-        image_of = np.repeat(np.arange(len(part)), np.diff(part.offsets))
+        image_of = part.image_of
         for i in np.flatnonzero((doubts > 0) & ~part.crowd).tolist():
             found.append((float(doubts[i]), (Place(split, int(image_of[i]), (i,), note(i)),)))
     return _worst(found)
@@ -158,8 +158,8 @@ def _judge_shape(annotations: Annotations, *, usual: Usual) -> tuple[np.ndarray,
 
 def _judge_share(annotations: Annotations) -> tuple[np.ndarray, Callable[[int], str]]:
     size, _ = _log_size_and_ratio(annotations.boxes)
-    sizes = np.repeat(annotations.sizes.astype(np.float64), np.diff(annotations.offsets), axis=0)
-    share = np.exp(2 * size) / sizes.prod(axis=1)
+    areas = annotations.sizes.astype(np.float64).prod(axis=1)
+    share = np.exp(2 * size) / areas[annotations.image_of]
     return np.where(share >= WHOLE_IMAGE, share, 0), lambda i: f"{share[i]:.0%} of the image"
 
 

@@ -80,7 +80,7 @@ def _describe(
     per_image = np.diff(annotations.offsets)
     objects = ~annotations.crowd
     scales = [np.divide(setting.resized(*size), size) for size in annotations.sizes.tolist()]
-    scale = np.repeat(np.array(scales).reshape(-1, 2), per_image, axis=0)[objects]  # down, across
+    scale = np.array(scales).reshape(-1, 2)[annotations.image_of[objects]]  # down, across
     extents = (annotations.boxes[:, 2:] - annotations.boxes[:, :2])[objects] * scale[:, ::-1]
     areas = extents.prod(axis=1)
     counts = SplitCounts(
@@ -88,13 +88,7 @@ def _describe(
         images_without_boxes=int((per_image == 0).sum()),
         boxes=len(annotations.boxes),
         crowd=int(annotations.crowd.sum()),
-        per_class=dict(
-            zip(
-                annotations.class_names,
-                np.bincount(annotations.labels[objects], minlength=len(annotations.class_names)).tolist(),
-                strict=True,
-            )
-        ),
+        per_class=dict(zip(annotations.class_names, annotations.boxes_per_class().tolist(), strict=True)),
         per_size={name: int(((areas >= low) & (areas < high)).sum()) for name, (low, high) in SIZES.items()},
     )
     return counts, [

@@ -88,7 +88,7 @@ def evaluate(
         figures.overall,
         figures.per_class,
         detections,
-        _count(annotations),
+        dict(zip(annotations.class_names, annotations.boxes_per_class().tolist(), strict=True)),
         figures.thresholds,
         annotations.digest(),
     )
@@ -144,8 +144,3 @@ def _joined(
     if unread and rank() == 0:
         logger.warning("%d of %d images could not be read; their objects count as missed", unread, len(annotations))
     return sorted(detections, key=lambda d: (d["image_id"], -d["score"]))
-
-
-def _count(annotations: Annotations) -> dict[str, int]:
-    labels = annotations.labels[~annotations.crowd]
-    return {name: int((labels == k).sum()) for k, name in enumerate(annotations.class_names)}

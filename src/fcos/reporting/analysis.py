@@ -56,9 +56,7 @@ class Analysis:
 
     def counts_of_images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The same of every image."""
-        annotations = self.annotations
-        box_images = np.repeat(np.arange(len(annotations)), np.diff(annotations.offsets))
-        return self._counts(self.images, box_images, len(annotations))
+        return self._counts(self.images, self.annotations.image_of, len(self.annotations))
 
     def _counts(self, of: np.ndarray, of_boxes: np.ndarray, kinds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found, wrong = (np.bincount(of[self.shown & (self.states == state)], minlength=kinds) for state in (1, 0))

@@ -167,7 +167,7 @@ def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
 
 def _f1_curves(axes: Axes, analysis: Analysis, f1: np.ndarray) -> None:
     names = analysis.annotations.class_names
-    objects = np.bincount(analysis.annotations.labels[~analysis.annotations.crowd], minlength=len(names))
+    objects = analysis.annotations.boxes_per_class()
     chosen, others = _picked([int(label) for label in np.argsort(-f1) if objects[label]])
     grid = np.linspace(0, 1, 101)
     for label in (*others, *chosen):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.dataset import Annotations
 from ..page import Cell, Chart, Page, Tile
 from ..text import DASH, figure, percent
 from ..training.logs import LOSSES
@@ -106,7 +105,7 @@ def add_classes(page: Page, record: Record) -> None:
     if not splits:
         return
     section = page.section("Classes in the data")
-    counts = {name: _boxes_per_class(data) for name, data in splits.items()}
+    counts = {name: data.boxes_per_class() for name, data in splits.items()}
     rows = []
     for label, name in enumerate(_class_names(record)):
         cells: list[str | Cell] = [name]
@@ -161,7 +160,3 @@ def _length(record: Record) -> tuple[int, str]:
 def _class_names(record: Record) -> Sequence[str]:
     data = record.data.train or record.data.val
     return data.class_names if data is not None else record.best.class_names if record.best else ()
-
-
-def _boxes_per_class(data: Annotations) -> np.ndarray:
-    return np.bincount(data.labels[~data.crowd], minlength=len(data.class_names))

@@ -72,7 +72,7 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
             f"train.lr={settings.lr:g} is {settings.lr / rule:.2g} times what is usual for {settings.optimizer} with"
             f" {settings.batch_size} images a step; try train.lr={rule:.2g}"
         )
-    counts = np.bincount(data.labels[~data.crowd], minlength=len(data.class_names))
+    counts = data.boxes_per_class()
     without = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
     if without:
         yield (
@@ -92,7 +92,7 @@ def _uncovered(config: Config, data: Annotations) -> int:
     largest = config.data.largest_short_side
     sizes, which = np.unique(data.sizes, axis=0, return_inverse=True)
     resized = np.array([resize_size(height, width, largest, config.data.max_side) for height, width in sizes.tolist()])
-    scale = (resized[which] / data.sizes)[np.repeat(np.arange(len(data)), np.diff(data.offsets))]  # [B, 2]
+    scale = (resized[which] / data.sizes)[data.image_of]  # [B, 2]
     longest = ((data.boxes[:, 2:] - data.boxes[:, :2]) * scale[:, ::-1]).max(axis=1, initial=0)
     # The largest distance to a side is half the longer side in the centre, and all of it at an edge.
     covered = [
