@@ -17,6 +17,7 @@ from .errors import ConfigError, DataError, WeightsError
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
+    from .data.dataset import Annotations
     from .evaluation.loop import Evaluation
     from .inference.predictor import Detector
     from .interop import Form
@@ -163,19 +164,29 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
 
     Args:
         run: the folder of a training, finished or not.
-        overrides: `key=value`: where the data lies now, `data=DIR`; others are of that evaluation, see `evaluate`.
+        overrides: `key=value`: where the data lies now, `data=DIR`; `device`, `data.workers` and `eval.batch_size` of
+            that evaluation.
         progress: of that evaluation, see `evaluate`.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: the folder holds no run, its config is of another version, or a wrong override.
+        ConfigError: the folder holds no run, its config is of another version, or an override is wrong or changes
+            nothing.
+        DataError: the data that an override names cannot be read, or is not that of the run.
         OSError: the disk is full or not writable.
     """
+    from .distributed import resolve_device
+    from .evaluation.loop import evaluate as run_evaluation
     from .reporting.report import write_report
 
-    return write_report(Path(run), overrides, evaluate=lambda weights: evaluate(weights, *overrides, progress=progress))
+    def measure(weights: Path, val: Annotations) -> Evaluation:
+        model, _, resolved = _restore(weights, overrides, None)
+        device = resolve_device(resolved.device)
+        return run_evaluation(model.to(device), val, resolved, device=device, progress=progress)
+
+    return write_report(Path(run), overrides, evaluate=measure)
 
 
 def convert(

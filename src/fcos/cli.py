@@ -157,7 +157,9 @@ def val(
 @app.command(context_settings=_NO_OPTIONS)
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training, finished or not.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="data=DIR: where its data lies now.")
+    ] = None,
 ) -> None:
     """Write RUN/report.html: curves, figures per class, errors, pictures, config, all on one page.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ import fcos
 from fcos.checkpoint import save_checkpoint
 from fcos.cli import main
 from fcos.config import Config
-from fcos.data import load_annotations
+from fcos.data import Annotations, load_annotations
 from fcos.errors import ConfigError
 from fcos.evaluation.coco import coco_metrics
 from fcos.evaluation.loop import Evaluation
@@ -307,7 +308,7 @@ class TestRunsOfEveryKind:
         assert "Score thresholds" not in made.page()
         asked, before = [], (made.folder / "val/metrics.json").read_bytes()
 
-        def evaluate(weights: Path) -> Evaluation:
+        def evaluate(weights: Path, _: Annotations) -> Evaluation:
             asked.append(weights)
             return made.evaluation
 
@@ -339,6 +340,18 @@ def test_training_makes_it_and_the_command_makes_it_again(
     assert not stop.value.code
     assert f"written: {run / 'report.html'}" in capsys.readouterr().out
     assert (run / "report.html").read_bytes() == first
+
+
+def test_best_pt_is_evaluated_again_with_the_options_of_the_command(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = loop.train(configure(eval_every=1)).run
+    before = json.loads((run / "val/metrics.json").read_text())
+    shutil.rmtree(run / "val")
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    page = fcos.report(run, f"data={tmp_path / 'elsewhere'}", "device=cpu", "eval.batch_size=1").read_text()
+    assert "val/ holds no complete evaluation; best.pt was evaluated for this report." in page
+    assert json.loads((run / "val/metrics.json").read_text()) == before
 
 
 def test_a_report_that_fails_ends_no_training(

@@ -112,7 +112,7 @@ class TestChangedLabels:
     @pytest.mark.parametrize("change", [remove_every_second, change_a_class])
     def test_are_evaluated_again(self, made: Made, change: Callable[[list[dict[str, Any]]], object]) -> None:
         change_boxes(made, change)
-        page = made.page(evaluate=lambda _: evaluation_now(made))
+        page = made.page(evaluate=lambda *_: evaluation_now(made))
         assert "The evaluation in val/ is not of best.pt on val; best.pt was evaluated for this report" in page
         figures, classes = (table(section(page, t)) for t in ("Average precision on val", "Classes in the data"))
         assert {name: row[0] for name, row in figures.items() if name in classes} == {
@@ -128,9 +128,51 @@ class TestChangedLabels:
     def test_of_which_none_is_left_have_no_analysis(self, made: Made) -> None:
         """Warnings are errors here, those of means of nothing too."""
         change_boxes(made, list.clear)
-        page = made.page(evaluate=lambda _: evaluation_now(made))
+        page = made.page(evaluate=lambda *_: evaluation_now(made))
         assert table(section(page, "Average precision on val"))["all classes"][:2] == ["0", "\N{EN DASH}"]
         assert "Score thresholds" not in page
+
+
+class TestMistakes:
+    """What the user has typed counts, or it is refused and nothing is written."""
+
+    def refuse(self, made: Made, capsys: pytest.CaptureFixture[str], *words: object) -> str:
+        before = made.page()
+        with pytest.raises(SystemExit) as stop:
+            main(["report", str(made.folder), *map(str, words)])
+        assert stop.value.code == 2
+        assert (made.folder / "report.html").read_text() == before
+        out, err = capsys.readouterr()
+        assert out == ""
+        return err
+
+    def test_data_that_is_nowhere(self, made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "nowhere: no such data folder" in self.refuse(made, capsys, f"data={tmp_path / 'nowhere'}")
+
+    def test_data_of_other_classes(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+        rename_a_class(made)
+        assert "another" in self.refuse(made, capsys, f"data={made.data}")
+
+    def test_data_without_val(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+        (made.data / "val.json").unlink()
+        assert "has no val split" in self.refuse(made, capsys, f"data={made.data}")
+
+    def test_options_that_change_nothing(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+        err = self.refuse(made, capsys, "train.lr=3", "device=cpu", "data.test_short_side=32")
+        assert "train.lr, data.test_short_side: without effect on a report; it takes data=DIR" in err
+
+    def test_options_that_are_none(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "did you mean 'data'?" in self.refuse(made, capsys, "dat=x")
+
+    def test_remarks_are_told(self, made: Made, caplog: pytest.LogCaptureFixture) -> None:
+        shutil.rmtree(made.data)
+        made.page()
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert record.message.startswith("report: The data of the run (train and val) cannot be read any more")
+
+    def test_a_user_s_own_backbone_may_be_trusted(self, made: Made) -> None:
+        fcos.report(made.folder, f"model.backbone.name={made.config.model.backbone.name}")
 
 
 class TestEvaluations:
@@ -140,28 +182,17 @@ class TestEvaluations:
         return made
 
     def test_that_fail_leave_the_rest(self, without: Made) -> None:
-        def fail(_: Path) -> Evaluation:
+        def fail(*_: object) -> Evaluation:
             raise DataError("no luck today")
 
         page = without.page(evaluate=fail)
         assert "val/ holds no complete evaluation, and there is no new one: no luck today" in page
         assert "Learning rate" in page
 
-    def test_get_the_options_of_the_command(self, without: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked = []
-
-        def evaluate(_: Path, *overrides: str, **__: object) -> Evaluation:
-            asked.append(overrides)
-            return without.evaluation
-
-        monkeypatch.setattr("fcos.api.evaluate", evaluate)
-        fcos.report(without.folder, "device=cpu", "data.workers=0")
-        assert asked == [("device=cpu", "data.workers=0")]
-
     @pytest.mark.parametrize(("by", "held"), [(1e-6, True), (0.01, False)])
     def test_may_differ_by_rounding_from_best_pt(self, without: Made, by: float, held: bool) -> None:
         other = {name: threshold + by for name, threshold in without.evaluation.thresholds.items()}
-        page = without.page(evaluate=lambda _: replace(without.evaluation, thresholds=other))
+        page = without.page(evaluate=lambda *_: replace(without.evaluation, thresholds=other))
         assert (", which best.pt holds" in page) == held
         assert ("best.pt holds other thresholds or none" in page) == (not held)
 

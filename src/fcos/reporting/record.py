@@ -23,6 +23,10 @@ from ..interop.checkpoints import load_checkpoint
 from ..training.environment import FILE as ENVIRONMENT
 from ..training.folder import BEST, CONFIG
 
+_PLACES = ("data=", "data.root=", "data.format=", "data.on_error=", "data.train", "data.val")
+"""How overrides begin that say where the data lies."""
+_MEANS = ("device=", "data.workers=", "eval.batch_size=")
+"""How those begin that say what it is evaluated with, if it is."""
 SAME = 1e-3
 """Two evaluations of the same weights differ by less than this in every figure, whatever machine made them."""
 
@@ -75,19 +79,21 @@ def read_record(
     overrides: Sequence[str] = (),
     *,
     data: Splits | None = None,
-    evaluate: Callable[[Path], Evaluation] | None = None,
+    evaluate: Callable[[Path, Annotations], Evaluation] | None = None,
 ) -> Record:
     """Read the folder of a run.
 
     Args:
         folder: of the run, finished or not.
-        overrides: `key=value`, where the data lies now.
+        overrides: `key=value`, where the data lies now, and how it is evaluated.
         data: its splits; None: read again.
         evaluate: evaluates a weights file on val, for a run whose val/ holds no evaluation, or one of other weights or
             data; the result is saved where there was none. None: such a run has no evaluation.
 
     Raises:
-        ConfigError: the folder holds no run, its config is of another version, or a wrong override.
+        ConfigError: the folder holds no run, its config is of another version, or an override is wrong or changes
+            nothing.
+        DataError: the data that an override names cannot be read, or is not that of the run.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -101,10 +107,23 @@ def read_record(
         raise ConfigError(
             f"{error}\nIf nobody has changed this file, another version of fcos made the run; use that one for it"
         ) from None
+    moved = load_config(path, overrides)
+    _refuse_others(overrides, config)
     best = _best(folder, remarks)
-    data = data or _read_data(load_config(path, overrides), best, remarks)
+    data = data or _read_data(moved, best, remarks, named=any(text.startswith(_PLACES) for text in overrides))
     evaluation = None if best is None else _evaluation(folder, best, data.val, evaluate, remarks)
     return Record(folder, config, _rows(folder), best, data, evaluation, _environment(folder), remarks)
+
+
+def _refuse_others(overrides: Sequence[str], config: Config) -> None:
+    """Overrides that change nothing on the page are a mistake."""
+    own = f"model.backbone.name={config.model.backbone.name}"  # by which a user trusts code of his own
+    others = [text.partition("=")[0] for text in overrides if text != own and not text.startswith(_PLACES + _MEANS)]
+    if others:
+        raise ConfigError(
+            f"{', '.join(others)}: without effect on a report; it takes data=DIR, where the data lies now, and"
+            " data.format, data.train, data.val, data.on_error, data.workers, eval.batch_size, device"
+        )
 
 
 def _best(folder: Path, remarks: list[str]) -> Checkpoint | None:
@@ -116,8 +135,8 @@ def _best(folder: Path, remarks: list[str]) -> Checkpoint | None:
         return None
 
 
-def _read_data(config: Config, best: Checkpoint | None, remarks: list[str]) -> Splits:
-    """The splits that can be read, with the classes of the weights."""
+def _read_data(config: Config, best: Checkpoint | None, remarks: list[str], *, named: bool) -> Splits:
+    """The splits that can be read, with the classes of the weights; those that the user has just named must be."""
     known: Checkpoint | Annotations | None = best
     splits: dict[str, Annotations | None] = {}
     errors: dict[str, list[str]] = {}
@@ -126,8 +145,12 @@ def _read_data(config: Config, best: Checkpoint | None, remarks: list[str]) -> S
         try:
             splits[split] = load_annotations(config.data, split, **classes)
         except (DataError, ConfigError) as error:
+            if named:
+                raise
             errors.setdefault(str(error), []).append(split)
         known = splits.get(split) if known is None else known
+    if named and best is not None and best.metrics and splits["val"] is None:
+        raise DataError(f"data: {config.data.root} has no val split, and the run was measured on one")
     for error, names in errors.items():
         remarks.append(
             f"The data of the run ({' and '.join(names)}) cannot be read any more; if it lies elsewhere now: fcos"
@@ -140,7 +163,7 @@ def _evaluation(
     folder: Path,
     best: Checkpoint,
     val: Annotations | None,
-    evaluate: Callable[[Path], Evaluation] | None,
+    evaluate: Callable[[Path, Annotations], Evaluation] | None,
     remarks: list[str],
 ) -> Evaluation | None:
     """That of best.pt: the saved one if it is of these weights and this data, else a new one."""
@@ -154,7 +177,7 @@ def _evaluation(
         remarks.append(f"{what}.")
         return None
     try:
-        evaluation = evaluate(folder / BEST)
+        evaluation = evaluate(folder / BEST, val)
     except FCOSError as error:
         remarks.append(f"{what}, and there is no new one: {error}")
         return None

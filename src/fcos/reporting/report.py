@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..data.dataset import Annotations
 from ..errors import ConfigError
 from ..evaluation.loop import Evaluation
 from ..inference.predictor import default_threshold
@@ -15,6 +17,8 @@ from .pictures import add_pictures
 from .record import Splits, read_record
 from .training import add_classes, add_environment, add_history, add_speed, add_summary
 
+logger = logging.getLogger(__name__)
+
 FILE = "report.html"
 
 
@@ -23,9 +27,9 @@ def write_report(
     overrides: Sequence[str] = (),
     *,
     data: Splits | None = None,
-    evaluate: Callable[[Path], Evaluation] | None = None,
+    evaluate: Callable[[Path, Annotations], Evaluation] | None = None,
 ) -> Path:
-    """Write `report.html` into the folder of a run, finished or not; an earlier one is replaced.
+    """Write `report.html` into the folder of a run, finished or not; an earlier one is replaced. Remarks are told, too.
 
     Args:
         folder: of the run.
@@ -38,12 +42,15 @@ def write_report(
 
     Raises:
         ConfigError: see `read_record`; or a folder stands in the way.
+        DataError: see `read_record`.
         OSError: the disk is full or not writable.
     """
     path = folder / FILE
     if path.is_dir():
         raise ConfigError(f"{path}: this is a folder, where the page is to be written; move it away")
     record = read_record(folder, overrides, data=data, evaluate=evaluate)
+    for remark in record.remarks:
+        logger.warning("report: %s", remark)
     page = Page(f"Run {folder.resolve().name}", footer="Made by fcos report. This file asks the net for nothing.")
     add_summary(page, record)
     add_history(page, record)
