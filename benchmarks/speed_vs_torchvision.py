@@ -9,6 +9,7 @@ machine slows both; the table shows medians.
 from __future__ import annotations
 
 import argparse
+import inspect
 import statistics
 import tempfile
 import time
@@ -98,8 +99,14 @@ def postprocessing(pair: Pair) -> tuple[Job, Job]:
     ltrb = [d * stride for d, stride in zip(distances, pair.ours.strides, strict=True)]
     points = pair.ours.locations(FCOSOutputs(logits, ltrb, centerness))
 
+    choosing, suppressing = (
+        {name: getattr(pair.ours, name) for name in inspect.getfullargspec(step).kwonlyargs}
+        for step in (candidates, suppress)
+    )
+
     def ours() -> object:
-        return [suppress(found) for found in candidates(logits, ltrb, centerness, points, [pair.size])]
+        found = candidates(logits, ltrb, centerness, points, [pair.size], **choosing)
+        return [suppress(each, **suppressing) for each in found]
 
     def rows(levels: list[Tensor]) -> list[Tensor]:  # torchvision: [N, H * W, C]
         return [level.flatten(2).transpose(1, 2).contiguous() for level in levels]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from fill import fill_array
 from torch import Tensor
 
-from fcos.config import Config
+from fcos.config import Config, FCOSConfig
 from fcos.config_text import validate
 from fcos.interop.fcos_core import convert_state_dict, rename
 from fcos.interop.fcos_core_config import config_from_yaml
@@ -35,6 +37,11 @@ def cases(file: Path, *, skip: tuple[str, ...] = ()) -> list[str]:
 def load(file: Path) -> dict[str, np.ndarray]:
     with np.load(file) as numbers:
         return dict(numbers)
+
+
+def options(of: FCOSConfig, function: Callable[..., object]) -> dict[str, Any]:
+    """What a config says about a step of the decoding."""
+    return {key: getattr(of, key) for key in inspect.signature(function).parameters if hasattr(of, key)}
 
 
 def tensor(array: np.ndarray) -> Tensor:

@@ -6,9 +6,7 @@ Formats and tolerances: goldens/README.md.
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fill_dialects import fill_array, head_outputs
-from golden import folder, load, tensor
+from golden import folder, load, options, tensor
 from torch import Tensor
 
 from fcos.checkpoint import Checkpoint, fill
-from fcos.config import Config, FCOSConfig
+from fcos.config import Config
 from fcos.config_text import validate
 from fcos.interop.checkpoints import from_content
 from fcos.interop.torchvision import COCO_CLASSES
@@ -214,11 +212,6 @@ def test_outputs(model: Dialect, outputs: dict[str, Tensor], part: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- detections
-
-
-def options(of: FCOSConfig, function: Callable[..., object]) -> dict[str, Any]:
-    """What a config says about a step of the decoding."""
-    return {key: getattr(of, key) for key in inspect.signature(function).parameters if hasattr(of, key)}
 
 
 def check(

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import cases, folder, load, tensor
+from golden import cases, folder, load, options, tensor
 
 from fcos.boxes import area, class_wise_nms, clip, limit_detections
+from fcos.config import FCOSConfig
 from fcos.data.transforms import to_inclusive
 from fcos.models.layers import NORMS, DeformConv
 from fcos.models.losses import focal_loss, iou_loss
@@ -145,18 +146,23 @@ def test_detections(goldens: Path, post_case: str) -> None:
     levels = range(sum(key.startswith(f"{source}/cls") for key in recorded))
     logits, ltrb, centerness = ([tensor(recorded[f"{source}/{k}{i}"]) for i in levels] for k in ("cls", "reg", "ctr"))
     _, threshold, top_k, nms_threshold, limit = recorded[f"{post_case}/params"].tolist()
+    settings = FCOSConfig(
+        score_threshold=threshold,
+        pre_nms_top_k=int(top_k),
+        nms_threshold=nms_threshold,
+        max_detections=int(limit),
+        box_convention="inclusive",
+    )
     found = candidates(
         logits,
         ltrb,
         centerness,
         [locations((x.shape[2], x.shape[3]), s) for x, s in zip(logits, STRIDES, strict=True)],
         [tuple(size) for size in recorded["sizes_hw"].tolist()],
-        score_threshold=threshold,
-        pre_nms_top_k=int(top_k),
-        box_convention="inclusive",
+        **options(settings, candidates),
     )
     for image, every in enumerate(found):
-        instances = suppress(every, nms_threshold=nms_threshold, max_detections=int(limit), box_convention="inclusive")
+        instances = suppress(every, **options(settings, suppress))
         key = f"{post_case}/out{image}"
         np.testing.assert_allclose(instances.scores, recorded[f"{key}/scores"], rtol=RTOL)
         assert instances.labels.tolist() == (recorded[f"{key}/labels"] - 1).tolist()

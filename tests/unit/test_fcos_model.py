@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from itertools import pairwise
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from detectors import tiny_config, tiny_model
 from torch import Tensor
 
+from fcos.config import FCOSConfig, HeadConfig
 from fcos.errors import ConfigError
 from fcos.models import FCOS, FCOSOutputs, build_model
 from fcos.models.backbones import resnet
+from fcos.models.fcos import FCOSHead
 from fcos.structures import Losses, Targets
 
 LOSSES = ["loss_cls", "loss_box", "loss_centerness"]
@@ -46,6 +49,14 @@ def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(**model: Any) -> FCOS:
     return build_model(tiny_config(**model).model, num_classes=3, pretrained=False)
+
+
+@pytest.mark.parametrize(("module", "config"), [(FCOS, FCOSConfig()), (FCOSHead, HeadConfig())])
+def test_defaults_are_those_of_the_config(module: type, config: FCOSConfig | HeadConfig) -> None:
+    parameters = inspect.signature(module).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    assert len(defaults) >= 9
+    assert type(config)(**defaults) == config
 
 
 # ---------------------------------------------------------------------------------------------------- sizes and batches

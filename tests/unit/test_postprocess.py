@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fcos.config import FCOSConfig
 from fcos.models.postprocess import candidates, decode, suppress
 from fcos.models.targets import locations
 from fcos.structures import BoxConvention, Instances
@@ -23,11 +25,14 @@ class Outputs(NamedTuple):
     centerness: list[Tensor]
 
     def detect(self, *sizes: tuple[int, int], **options) -> list[Instances]:
+        """With the default settings where no options are given."""
         points = [locations((x.shape[2], x.shape[3]), stride) for x, stride in zip(self.logits, STRIDES, strict=False)]
-        choice = {key: options.pop(key) for key in ("nms_threshold", "max_detections") if key in options}
-        both = "box_convention", "keep_empty_boxes", "clip_after_nms"
-        choice |= {key: options[key] for key in both if key in options}
-        return [suppress(found, **choice) for found in candidates(*self, points=points, sizes=sizes, **options)]
+        settings = FCOSConfig(**options).model_dump()
+        choosing, suppressing = (
+            {name: settings[name] for name in inspect.getfullargspec(step).kwonlyargs}
+            for step in (candidates, suppress)
+        )
+        return [suppress(found, **suppressing) for found in candidates(*self, points, sizes, **choosing)]
 
     def image(self, index: int) -> Outputs:
         return Outputs(*([level[index : index + 1] for level in levels] for levels in self))

@@ -29,15 +29,15 @@ def candidates(
     points: Sequence[Tensor],
     sizes: Sequence[tuple[int, int]],
     *,
-    score: Literal["sqrt", "product"] = "sqrt",
-    score_threshold: float = 0.05,
-    threshold_on: Literal["class", "score"] = "class",
-    pre_nms_top_k: int = 1000,
-    top_k_on: Literal["class", "score"] = "score",
-    box_convention: BoxConvention = "continuous",
-    detect_in_padding: bool = False,
-    keep_empty_boxes: bool = False,
-    clip_after_nms: bool = False,
+    score: Literal["sqrt", "product"],
+    score_threshold: float,
+    threshold_on: Literal["class", "score"],
+    pre_nms_top_k: int,
+    top_k_on: Literal["class", "score"],
+    box_convention: BoxConvention,
+    detect_in_padding: bool,
+    keep_empty_boxes: bool,
+    clip_after_nms: bool,
 ) -> list[Instances]:
     """The boxes of every image of a batch that may be detections; `suppress` chooses among them.
 
@@ -60,7 +60,8 @@ def candidates(
         clip_after_nms: leave boxes as they are predicted, for `suppress` to clip.
 
     Returns:
-        N candidates, level by level, inside their images, in the frame and convention of the arguments.
+        N candidates, level by level, in the frame and convention of the arguments; inside their images unless
+        `clip_after_nms`.
 
     Source: FCOS, section 3.1, where the score is the product; its square root as in the original code.
     """
@@ -91,11 +92,11 @@ def candidates(
 def suppress(
     candidates: Instances,
     *,
-    nms_threshold: float = 0.6,
-    max_detections: int = 100,
-    box_convention: BoxConvention = "continuous",
-    keep_empty_boxes: bool = False,
-    clip_after_nms: bool = False,
+    nms_threshold: float,
+    max_detections: int,
+    box_convention: BoxConvention,
+    keep_empty_boxes: bool,
+    clip_after_nms: bool,
 ) -> Instances:
     """The detections among the candidates of an image, best score first.
 
