@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_options import changed_sections
 
 from fcos.checkpoint import Checkpoint
-from fcos.config_text import validate
+from fcos.config import FCOSConfig
+from fcos.config_text import flat, load_config, validate
 from fcos.errors import WeightsError
-from fcos.interop.fcos_core import convert_backbone, convert_state_dict, rename, rename_back, to_fcos_core
-from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.interop import fcos_core_keys
+from fcos.interop.fcos_core import FREE, convert_backbone, convert_state_dict, rename, rename_back, to_fcos_core
+from fcos.interop.fcos_core_config import config_from_yaml, settings_for
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 
@@ -68,20 +72,49 @@ def test_the_settings_that_the_original_needs_are_told(
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x", backbone={"stride_in_1x1": False}, **options)
     with caplog.at_level(logging.INFO, logger="fcos"):
         to_fcos_core(checkpoint, where="best.pt")
-    where, _, pairs = caplog.messages[0].partition(": the config there needs ")
-    read = validate(
-        config_from_yaml({}, ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET", *shlex.split(pairs)], where="x"),
-        where="x",
-    )
-    model, expected = read.model, checkpoint.config["model"]
+    where, _, pairs = caplog.messages[0].partition(": beside its defaults the config there needs ")
     assert where == "best.pt"
-    assert model.num_classes == 3
-    assert not model.backbone.stride_in_1x1  # pyright: ignore[reportAttributeAccessIssue]
-    assert model.channel_order == expected["channel_order"]
-    assert (model.pixel_mean, model.pixel_std) == (
-        pytest.approx(expected["pixel_mean"]),
-        pytest.approx(expected["pixel_std"]),
-    )
+    assert_same_section(config_from_yaml({}, shlex.split(pairs))["model"], checkpoint.config["model"])
+
+
+@pytest.mark.parametrize("name", manifest_names())
+def test_the_settings_say_the_whole_section(name: str) -> None:
+    _, checkpoint = manifest_checkpoint(name)
+    expected = checkpoint.config["model"]
+    settings = settings_for(flat(expected), 3)
+    assert_same_section(config_from_yaml(settings)["model"], expected)
+    assert not [key for key, value in settings.items() if value == fcos_core_keys.DEFAULTS[key]]
+
+
+def test_the_settings_of_a_recipe_of_ours_are_complete() -> None:
+    small = load_config("fcos_mnv2_small", ["model.box_convention=inclusive"]).model
+    settings = settings_for(flat(small.model_dump()), 3)
+    assert settings["MODEL.FCOS.NUM_CONVS"] == 2
+    assert settings["MODEL.RESNETS.BACKBONE_OUT_CHANNELS"] == 96
+    assert settings["MODEL.FCOS.NORM_REG_TARGETS"] is settings["MODEL.FCOS.CENTERNESS_ON_REG"] is True
+    assert settings["MODEL.RETINANET.USE_C5"] is False
+
+
+def assert_same_section(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Two sections `model` of three classes compute the same; the weights of the backbone are not compared."""
+    sections = [flat(FCOSConfig.model_validate(section).model_dump()) for section in (found, expected)]
+    other = {key: pytest.approx(sections[1][key], rel=1e-12) for key in ("pixel_mean", "pixel_std")}  # by 255 and back
+    assert sections[0] == sections[1] | other | {"num_classes": 3, "backbone.weights": None}
+
+
+def test_no_option_of_the_model_is_forgotten() -> None:
+    _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
+    told = settings_for(flat(checkpoint.config["model"]), 3)
+    forgotten = set()
+    for key, section in changed_sections(checkpoint.config["model"]).items():
+        try:
+            to_fcos_core(replace(checkpoint, config={"model": section}))
+        except WeightsError:
+            continue
+        if settings_for(flat(section), 3) == told:
+            forgotten.add(key)
+    assert forgotten <= FREE.keys()
+    assert FREE.keys() <= flat(checkpoint.config["model"]).keys()
 
 
 def test_classes_are_written_in_the_order_of_their_category_ids() -> None:
@@ -98,6 +131,10 @@ def test_classes_are_written_in_the_order_of_their_category_ids() -> None:
         ({"location": "corner"}, "model.location=corner (there: center)"),
         ({"box_convention": "continuous"}, "model.box_convention=continuous (there: inclusive)"),
         ({"head": {"level_scales": False}}, "model.head.level_scales=false (there: true)"),
+        ({"threshold_on": "score"}, "model.threshold_on=score (there: class)"),
+        ({"top_k_on": "class"}, "model.top_k_on=class (there: score)"),
+        ({"clip_after_nms": True}, "model.clip_after_nms=true (there: false)"),
+        ({"fpn": {"channels": 2048, "extra_level_source": "c5"}}, "model.fpn.extra_level_source=c5 (there: p5)"),
         ({"head": {"num_shared_convs": 1}}, "model.head.num_shared_convs=1 (there: 0)"),
         ({"backbone": {"norm": "bn"}}, "model.backbone.norm=bn (there: frozen_bn)"),
         ({"backbone": {"norm_eps": 1e-5}}, "model.backbone.norm_eps=1.0e-05 (there: 0)"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from model_options import changed_sections
 from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn
 from torchvision.models.detection.fcos import FCOS as TorchvisionFCOS
@@ -18,7 +20,7 @@ from fcos import Detector
 from fcos.checkpoint import Checkpoint, fill
 from fcos.config_text import validate
 from fcos.errors import WeightsError
-from fcos.interop.torchvision import COCO_CLASSES, from_names, from_torchvision, to_names, to_torchvision
+from fcos.interop.torchvision import COCO_CLASSES, FREE, from_names, from_torchvision, to_names, to_torchvision
 from fcos.models import FCOS, build_model
 from fcos.structures import Instances
 
@@ -281,6 +283,9 @@ def test_category_ids_come_back(ids: tuple[int, ...]) -> None:
     [
         ({"location": "center"}, "model.location=center (there: corner)"),
         ({"head": {"level_scales": True}}, "model.head.level_scales=true"),
+        ({"score": "product"}, "model.score=product (there: sqrt)"),
+        ({"threshold_on": "class"}, "model.threshold_on=class (there: score)"),
+        ({"top_k_on": "class"}, "model.top_k_on=class (there: score)"),
         ({"pixel_mean": [0.0, 0.0, 0.0]}, "model.pixel_mean=[0,0,0]"),
         ({"backbone": {"name": "mobilenet_v2"}}, "model.backbone.name=mobilenet_v2"),
         ({"backbone": {"norm": "gn"}}, "model.backbone.norm=gn"),
@@ -295,6 +300,16 @@ def test_what_torchvision_cannot_compute_is_refused(options: dict[str, Any], tol
         to_torchvision(checkpoint, where="run/weights/best.pt")
     assert str(caught.value).startswith("run/weights/best.pt: ")
     assert told in str(caught.value)
+
+
+def test_no_option_of_the_model_is_forgotten() -> None:
+    checkpoint = from_torchvision(class_head(3))
+    changed = changed_sections(checkpoint.config["model"])
+    for key in FREE:
+        assert to_torchvision(replace(checkpoint, config={"model": changed.pop(key)}))
+    for key, section in changed.items():
+        with pytest.raises(WeightsError, match=rf"model\.{re.escape(key)}="):
+            to_torchvision(replace(checkpoint, config={"model": section}))
 
 
 @pytest.mark.parametrize(("statistics", "norm"), [(True, "bn"), (False, "frozen_bn")])

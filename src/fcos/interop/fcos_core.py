@@ -8,15 +8,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from ..checkpoint import CLASS_HEAD, Checkpoint
 from ..config import FCOSConfig
-from ..config_text import as_option, flat
-from ..errors import WeightsError
-from .structure import with_prefixes, without_module
+from ..config_text import flat
+from .fcos_core_config import config_from_yaml, settings_for
+from .structure import require_same, with_prefixes, without_module
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +37,14 @@ _FIRST_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 _OTHER_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
 
 _BACKBONES = ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2")
-_BUILT_IN = {
-    "strides": [8, 16, 32, 64, 128],
-    "location": "center",
-    "box_convention": "inclusive",
-    "score": "sqrt",
-    "head.num_shared_convs": 0,
-    "head.norm": "gn",
-    "head.conv_bias": True,
-    "head.level_scales": True,
+_STRIDES = [8, 16, 32, 64, 128]
+FREE = {
+    "num_classes": "the rows of the class head",
+    **dict.fromkeys(("backbone.weights", "backbone.frozen_stages", "size_ranges", "quality"), "training only"),
+    **dict.fromkeys(("detect_in_padding", "keep_empty_boxes"), "on with inclusive boxes"),
+    **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),
 }
-"""Options of `model` that the original has no choice of."""
+"""Options of `model` that may differ from those of the original with the settings that are told, and why."""
 _PIXELS = ("pixel_mean", "pixel_std")  # in its configs
 
 
@@ -85,7 +81,7 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str, Tensor]:
     """A state dict for the original's model.
 
-    Its YAML says the rest; what it must say about classes, pixels and blocks is logged as `KEY VALUE` pairs.
+    Its YAML says the rest; what it must say is logged as `KEY VALUE` pairs.
 
     Args:
         checkpoint: of a detector with the original's conventions. Its classes come in the order of their category ids,
@@ -95,49 +91,22 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     Raises:
         WeightsError: a detector that the original cannot compute.
     """
-    options = flat(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
-    there = {**_BUILT_IN, **_backbone_there(options)}
-    other = [
-        f"model.{key}={as_option(options[key])} (there: {as_option(value)})"
-        for key, value in there.items()
-        if options[key] != value
-    ]
-    if other:
-        raise WeightsError(
-            f"{where}: the original FCOS computes something else: {', '.join(other)}; to convert in spite of an option"
-            " that shapes no tensor, give the value it has there as KEY=VALUE"
-        )
-    settings = {"MODEL.FCOS.NUM_CLASSES": len(checkpoint.category_ids) + 1, **_settings(options)}
-    log.info("%s: the config there needs %s", where, " ".join(f'{k} "{v}"' for k, v in settings.items()))
+    own = flat(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
+    name = own["backbone.name"] if own["backbone.name"] in _BACKBONES else " or ".join(_BACKBONES)
+    built_in = {"backbone.name": name, "strides": _STRIDES}
+    require_same({key: own[key] for key in built_in}, built_in, free=(), where=where, project="the original FCOS")
+    settings = settings_for(own, len(checkpoint.category_ids))
+    there = flat(FCOSConfig.model_validate(config_from_yaml(settings)["model"]).model_dump())
+    if name == "mobilenet_v2" and own["backbone.norm"] == "frozen_bn":
+        own["backbone.norm"] = "bn"  # it computes the same
+    require_same(own, there, free=FREE, where=where, project="the original FCOS")
+    pairs = " ".join(f'{key} "{value}"' for key, value in settings.items())
+    log.info("%s: beside its defaults the config there needs %s", where, pairs)
     weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in _PIXELS}
     order = sorted(range(len(checkpoint.category_ids)), key=checkpoint.category_ids.__getitem__)
     if order != list(range(len(order))):
         weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(CLASS_HEAD)}
     return {rename_back(name): tensor for name, tensor in weights.items()}
-
-
-def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of the original's config that give tensors their meaning, and that a config of the same name may lack."""
-    bgr = options["channel_order"] == "bgr"
-    scale = 1 if bgr else 255  # without TO_BGR255 the original's pixels are 0..1
-    settings = {"INPUT.TO_BGR255": bgr}
-    settings |= {f"INPUT.{key.upper()}": [value / scale for value in options[key]] for key in _PIXELS}
-    if "backbone.stride_in_1x1" in options:
-        settings["MODEL.RESNETS.STRIDE_IN_1X1"] = options["backbone.stride_in_1x1"]
-    return settings
-
-
-def _backbone_there(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the original's backbone of this name has no choice of; of another name, which it has."""
-    if options["backbone.name"] not in _BACKBONES:
-        return {"backbone.name": " or ".join(_BACKBONES)}
-    if options["backbone.name"] == "mobilenet_v2":
-        return {}
-    group_norm = options["backbone.norm"] == "gn"
-    return {
-        "backbone.norm": "gn" if group_norm else "frozen_bn",
-        "backbone.norm_eps": 1e-5 if group_norm else 0.0,
-    }
 
 
 def convert_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ _SECTIONS = tuple({f"{key.partition('.')[0]}." for key in KNOWN if "." in key})
 
 _ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES")
 _MOBILENET = "MNV2-FPN-RETINANET"
+_STAGES = ("C2", "C3", "C4", "C5")
 _BACKBONE_FILES = (".pkl", "mobilenet_v2-ecbe2b5.pth")
 """How a MODEL.WEIGHT that is not from the catalogue ends when it is a backbone's; all others are a detector's."""
 _RESNETS = {
@@ -232,7 +233,7 @@ def _backbone(get: Callable[[str], Any], weights: str | None) -> dict[str, Any]:
             "frozen_stages": 0,
         }
     norm = _BLOCK_NORMS[get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")]
-    deformable = zip(("C2", "C3", "C4", "C5"), get("MODEL.RESNETS.STAGE_WITH_DCN"), strict=True)
+    deformable = zip(_STAGES, get("MODEL.RESNETS.STAGE_WITH_DCN"), strict=True)
     return {
         "name": _RESNETS[body, get("MODEL.RESNETS.NUM_GROUPS"), get("MODEL.RESNETS.WIDTH_PER_GROUP")],
         "weights": weights,
@@ -243,6 +244,55 @@ def _backbone(get: Callable[[str], Any], weights: str | None) -> dict[str, Any]:
         "deformable_stages": [stage for stage, wanted in deformable if wanted],
         "modulated": get("MODEL.RESNETS.WITH_MODULATED_DCN"),
         "offset_groups": get("MODEL.RESNETS.DEFORMABLE_GROUPS"),
+    }
+
+
+def settings_for(options: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """The keys that say a section `model` to the original, but for those whose value is its default.
+
+    Args:
+        options: of the section, by their dotted keys; with a backbone of the original.
+        num_classes: K.
+    """
+    bgr = options["channel_order"] == "bgr"
+    scale = 1.0 if bgr else 255.0  # see `_translate`
+    settings = {key: options.get(option.removeprefix("model.")) for key, option in COPIED.items()} | {
+        "MODEL.FCOS.NUM_CLASSES": num_classes + 1,
+        "MODEL.FPN.USE_GN": options["fpn.norm"] == "gn",
+        "MODEL.RETINANET.USE_C5": options["fpn.extra_level_source"] == "c5",
+        "MODEL.FCOS.CENTERNESS_ON_REG": options["head.centerness_on"] == "box",
+        "MODEL.FCOS.NORM_REG_TARGETS": options["head.regression"] == "relu_stride",
+        "INPUT.TO_BGR255": bgr,
+        "INPUT.PIXEL_MEAN": [value / scale for value in options["pixel_mean"]],
+        "INPUT.PIXEL_STD": [value / scale for value in options["pixel_std"]],
+        **_backbone_settings({key.removeprefix("backbone."): value for key, value in options.items()}),
+    }
+    given = {key: settings.get(key) for key in DEFAULTS}
+    return {key: value for key, value in given.items() if value not in (None, DEFAULTS[key])}
+
+
+def _backbone_settings(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_backbone`; of a norm that the original has not, the keys of frozen batch norm."""
+    if backbone["name"] == "mobilenet_v2":
+        return {
+            "MODEL.BACKBONE.CONV_BODY": _MOBILENET,
+            "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": 0,
+            "MODEL.USE_SYNCBN": backbone["norm"] == "sync_bn",
+        }
+    body, groups, width = next(shape for shape, name in _RESNETS.items() if name == backbone["name"])
+    functions = {norm: names for names, norm in _BLOCK_NORMS.items()}
+    block, stem = functions.get(backbone["norm"], functions["frozen_bn"])
+    return {
+        "MODEL.BACKBONE.CONV_BODY": body,
+        "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": backbone["frozen_stages"],
+        "MODEL.RESNETS.NUM_GROUPS": groups,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": width,
+        "MODEL.RESNETS.TRANS_FUNC": block,
+        "MODEL.RESNETS.STEM_FUNC": stem,
+        "MODEL.RESNETS.STRIDE_IN_1X1": backbone["stride_in_1x1"],
+        "MODEL.RESNETS.STAGE_WITH_DCN": tuple(stage in backbone["deformable_stages"] for stage in _STAGES),
+        "MODEL.RESNETS.WITH_MODULATED_DCN": backbone["modulated"],
+        "MODEL.RESNETS.DEFORMABLE_GROUPS": backbone["offset_groups"],
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import CLASS_HEAD
+from ..config_text import as_option
 from ..errors import WeightsError
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -91,6 +92,33 @@ def class_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
     if bias.dim() != 1:
         raise WeightsError(f"{where}: damaged: expected a bias of the class head with 1 axis, found {bias.dim()}")
     return len(bias)
+
+
+def require_same(
+    own: Mapping[str, Any], there: Mapping[str, Any], *, free: Iterable[str], where: str, project: str
+) -> None:
+    """Refuse to write weights for a project that would compute something else with them.
+
+    Args:
+        own: the options of a section `model` by their dotted keys.
+        there: those of what the project computes.
+        free: options that do not matter.
+        where: for messages.
+        project: likewise.
+
+    Raises:
+        WeightsError: an option that is not free differs.
+    """
+    other = [
+        f"model.{key}={as_option(own.get(key))} (there: {as_option(there.get(key))})"
+        for key in {**there, **own}
+        if key not in free and own.get(key) != there.get(key)
+    ]
+    if other:
+        raise WeightsError(
+            f"{where}: {project} computes something else: {', '.join(other)}; to convert in spite of an option that"
+            " shapes no tensor, give the value it has there as KEY=VALUE"
+        )
 
 
 def model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:

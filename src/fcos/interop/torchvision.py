@@ -20,10 +20,10 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from ..checkpoint import CLASS_HEAD, Checkpoint
 from ..config import FCOSConfig
-from ..config_text import as_option, flat
+from ..config_text import flat
 from ..downloads import WebFile
 from ..errors import WeightsError
-from .structure import class_rows, with_prefixes
+from .structure import class_rows, require_same, with_prefixes
 
 WEIGHTS = {
     "torchvision/fcos_resnet50_fpn": WebFile(
@@ -62,8 +62,18 @@ _OLD_PREFIXES = [
 ]
 """As torchvision wrote them before 0.13, its COCO weights among them."""
 
-_CONVENTIONS = ("strides", "location", "box_convention", "channel_order", "pixel_mean", "pixel_std")
-_FREE = ("backbone.weights", "backbone.frozen_stages", "head.prior_probability")
+FREE = {
+    "num_classes": "the rows of the class head",
+    **dict.fromkeys(("backbone.weights", "head.prior_probability"), "what training began with"),
+    **dict.fromkeys(
+        ("backbone.frozen_stages", "size_ranges", "box_loss", "quality", "focal_alpha", "focal_gamma"), "training only"
+    ),
+    **dict.fromkeys(
+        ("center_sampling_radius", "score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
+        "an argument there",
+    ),
+}
+"""Options of `model` that may differ from torchvision's in weights for it, and why."""
 _PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}  # 255 times torchvision's
 
 
@@ -158,14 +168,11 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
     Raises:
         WeightsError: a detector that torchvision's model cannot compute.
     """
-    own, wanted = _built_in(checkpoint.config["model"]), _built_in(model_config())
-    other = [
-        f"model.{key}={as_option(own.get(key))} (there: {as_option(wanted.get(key))})"
-        for key in {**wanted, **own}
-        if own.get(key) != wanted.get(key)
-    ]
-    if other:
-        raise WeightsError(f"{where}: torchvision's fcos_resnet50_fpn computes something else: {', '.join(other)}")
+    sections = checkpoint.config["model"], model_config()
+    own, there = (flat(FCOSConfig.model_validate(section).model_dump()) for section in sections)
+    for options in (own, there):
+        options["backbone.norm"] = "gn" if options["backbone.norm"] == "gn" else "bn"  # frozen or not
+    require_same(own, there, free=FREE, where=where, project="torchvision's fcos_resnet50_fpn")
     ids = checkpoint.category_ids
     labels = ids if all(i in _LABELS_OF_COCO for i in ids) else range(1, len(ids) + 1)
     weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in _PIXELS}
@@ -174,10 +181,3 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
         weights[name] = tensor.new_full((max(labels) + 1, *tensor.shape[1:]), filling)
         weights[name][list(labels)] = tensor
     return to_names(weights)
-
-
-def _built_in(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Those options of a section `model` that torchvision's model leaves no choice of."""
-    options = flat(FCOSConfig.model_validate(section).model_dump())
-    options["backbone.norm"] = "gn" if options["backbone.norm"] == "gn" else "bn"  # frozen or not
-    return {key: v for key, v in options.items() if key in _CONVENTIONS or ("." in key and key not in _FREE)}

@@ -1,0 +1,43 @@
+"""Every option of the section `model` with another value, for tests that no option is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from fcos.config import FCOSConfig
+from fcos.config_text import apply_overrides, as_option, flat
+
+_OTHERS: dict[str, Any] = {
+    "num_classes": 7,
+    "strides": [4, 8, 16, 32, 64],
+    "size_ranges": [[-1, 32], [32, 64], [64, 128], [128, 256], [256, None]],
+    "pixel_mean": [1.5, 2.5, 3.5],
+    "pixel_std": [1.5, 2.5, 3.5],
+    "backbone.name": "dla34",
+    "backbone.weights": "net.pth",
+    "backbone.deformable_stages": ["C5"],
+}
+"""What the type of an option does not tell."""
+
+
+def changed_sections(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By the dotted key of every option of a section the whole section with another value of it."""
+    model = FCOSConfig.model_validate(section)
+    changed = {}
+    for key, value in flat(model.model_dump(mode="json")).items():
+        part, _, name = key.rpartition(".")
+        kind = type(getattr(model, part) if part else model).model_fields[name].annotation
+        if key != "name":
+            tree = {"model": model.model_dump(mode="json")}
+            apply_overrides(tree, [f"model.{key}={as_option(_other(key, kind, value))}"])
+            changed[key] = FCOSConfig.model_validate(tree["model"]).model_dump(mode="json")
+    return changed
+
+
+def _other(key: str, kind: Any, value: Any) -> Any:
+    if key in _OTHERS:
+        return _OTHERS[key]
+    if get_origin(kind) is Literal:
+        return next(choice for choice in get_args(kind)[::-1] if choice != value)
+    return {bool: lambda: not value, int: lambda: 2 * value or 3, float: lambda: 0.5 if value != 0.5 else 0.25}[kind]()
