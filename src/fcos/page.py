@@ -89,7 +89,7 @@ class Chart(NamedTuple):
     height: int = 220
 
 
-class Picture(NamedTuple):
+class PageImage(NamedTuple):
     """A picture and what stands below it."""
 
     image: Image.Image
@@ -143,7 +143,7 @@ class Section:
         """Add charts, side by side where there is room."""
         self._add("charts", charts=[{"title": chart.title, "svg": _svg(chart)} for chart in charts])
 
-    def pictures(self, pictures: Sequence[Picture]) -> None:
+    def pictures(self, pictures: Sequence[PageImage]) -> None:
         """Add pictures, side by side where there is room."""
         self._add("pictures", pictures=[_embed(picture) for picture in pictures])
 
@@ -256,7 +256,7 @@ def _svg(chart: Chart) -> Any:
     return Markup(f'<svg {box[0]} role="img">{rest}')
 
 
-def _embed(picture: Picture) -> dict[str, Any]:
+def _embed(picture: PageImage) -> dict[str, Any]:
     file = io.BytesIO()
     picture.image.convert("RGB").save(file, "JPEG", quality=85)
     uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fcos.page import Cell, Chart, Legend, Page, Picture, Tile
+from fcos.page import Cell, Chart, Legend, Page, PageImage, Tile
 from fcos.text import printable
 
 HOSTILE = "<script>alert('$x$')</script>&\""
@@ -23,7 +23,7 @@ def full_page(name: str = "cells") -> Page:
     section.table([name, "n"], [[name, Cell(name, bar=0.5)], [name, Cell(name, heat=0.5)]], name)
     section.charts([Chart(name, lambda axes: axes.set_xlabel(printable(name)))])
     section.charts([Chart("bars", lambda axes: axes.bar([printable(name)], [1.0]))])
-    section.pictures([Picture(Image.new("RGB", (8, 4), "red"), name)])
+    section.pictures([PageImage(Image.new("RGB", (8, 4), "red"), name)])
     section.legend([Legend((1, 2, 3), name, dashed=True)])
     section.details(name, name)
     return page

@@ -16,7 +16,7 @@ from ..data.dataset import Annotations
 from ..data.images import open_rgb
 from ..errors import DataError
 from ..inference.draw import draw
-from ..page import Cell, Chart, Page, Picture, Section, Tile
+from ..page import Cell, Chart, Page, PageImage, Section, Tile
 from ..structures import Instances
 from ..text import percent, plural
 from .advice import ENOUGH_RECALL
@@ -144,7 +144,7 @@ def _row(place: Place, annotations: Annotations) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def _picture(case: Case, splits: Mapping[str, Annotations]) -> Picture | None:
+def _picture(case: Case, splits: Mapping[str, Annotations]) -> PageImage | None:
     """The images of a case side by side, or the surroundings of its boxes; None: an image cannot be read any more."""
     try:
         shown = case[:MOST_ALIKE]
@@ -159,7 +159,7 @@ def _picture(case: Case, splits: Mapping[str, Annotations]) -> Picture | None:
         sheet.paste(part, (left, 0))
         left += part.width + 4
     sheet.thumbnail((_SIDE, _SIDE))
-    return Picture(sheet, describe_case(case, splits))
+    return PageImage(sheet, describe_case(case, splits))
 
 
 def _drawn(place: Place, annotations: Annotations, *, alone: bool) -> Image.Image:

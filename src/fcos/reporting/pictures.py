@@ -8,7 +8,7 @@ from PIL import Image
 from ..data.images import open_rgb
 from ..errors import DataError
 from ..inference.draw import Mark, draw_marks, enlarged
-from ..page import Legend, Page, Picture, Section
+from ..page import Legend, Page, PageImage, Section
 from .analysis import Analysis
 
 COUNT = 6
@@ -50,7 +50,7 @@ def _add(section: Section, analysis: Analysis, captions: dict[int, str]) -> None
     pictures = []
     for i, caption in captions.items():
         try:
-            pictures.append(Picture(_draw(analysis, i), caption))
+            pictures.append(PageImage(_draw(analysis, i), caption))
         except DataError as error:
             section.text(f"No picture of {caption} ({error})", style="warning")
     section.pictures(pictures)
