@@ -304,6 +304,29 @@ def test_of_many_images_alike_in_two_splits_one_of_each_is_named(folder: Folder)
     assert all(f"train{k}.png" in page for k in range(2, 6))
 
 
+def test_of_many_classes_the_page_shows_the_worst_and_the_json_all(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"class {i:03d}" for i in range(120)]
+    monkeypatch.setattr(f"{__name__}.CLASSES", tuple(names))
+    folder.pictures["val"] = [scene(100 + k) for k in range(TRAIN)]
+    for split in ("train", "val"):
+        folder.boxes[split] = [[[25 * i, 10, 20, 20, 5 * k + i] for i in range(5)] for k in range(TRAIN)]
+    folder.boxes["train"][22:] = [], []
+    folder.boxes["train"][21][4][:4] = 0, 0, 0.5, 0.5
+    root = folder.write()
+    doctor(root, out=root / "out")
+    found = {f["kind"]: f for f in json.loads((root / "out/doctor.json").read_text())["findings"]}
+    assert found["class without boxes in train"]["classes"] == names[110:]
+    assert found["class that is hardly learned"]["classes"] == ["class 109"]
+    page = (root / "out/doctor.html").read_text()
+    firsts = [re.findall(r"<bdi>(class \d+)</bdi></th>", table) for table in page.split("</table>")]
+    recalls, counts = (rows for rows in firsts if rows)
+    assert (len(recalls), recalls[:2]) == (100, ["class 109", "class 000"])
+    assert (len(counts), counts[:11]) == (100, [*names[110:], "class 000"])
+    assert "The classes with the fewest boxes in any split; 20 more are in doctor.json." in page
+
+
 def test_control_characters_of_names_are_escaped(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.CLASSES", ("a\x1b[31mb", "c\nd", "e\u202ef"))
     folder.boxes["train"][4][3][4] = 1

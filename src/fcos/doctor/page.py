@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -113,9 +114,9 @@ def _problems(section: Section, report: Report) -> None:
     _cut(section, len(rows))
 
 
-def _cut(section: Section, count: int) -> None:
+def _cut(section: Section, count: int, shown: str = "") -> None:
     if count > MOST_ROWS:
-        section.text(f"{count - MOST_ROWS} more are in doctor.json.", style="note")
+        section.text(f"{shown}{count - MOST_ROWS} more are in doctor.json.", style="note")
 
 
 def _finding(section: Section, finding: Finding, splits: Mapping[str, Annotations]) -> None:
@@ -218,9 +219,11 @@ def _coverage(section: Section, report: Report) -> None:
     rows = [row(name, *numbers) for name, numbers in coverage.by_size().items()]
     section.table(["size when resized", *columns], [*rows, row("all", *coverage.of(coverage.fates >= 0))])
     names = report.splits[report.covered].class_names
-    by_class = [row(name, *coverage.of(coverage.labels == label)) for label, name in enumerate(names)]
-    section.table(["class", *columns], by_class[:MOST_ROWS])
-    _cut(section, len(by_class))
+    by_class = [(name, *coverage.of(coverage.labels == label)) for label, name in enumerate(names)]
+    if len(by_class) > MOST_ROWS:
+        by_class.sort(key=lambda counts: counts[2] / counts[1] if counts[1] else np.inf)
+    section.table(["class", *columns], [row(*counts) for counts in by_class[:MOST_ROWS]])
+    _cut(section, len(by_class), "The classes of the lowest best possible recall; ")
     levels = [
         [
             *row(f"stride {stride}", boxes, learned),
@@ -246,13 +249,14 @@ def _data(section: Section, report: Report) -> None:
     sizes = next(iter(report.counts.values())).per_size if report.counts else {}
     section.table(["split", "images", "without boxes", "boxes", *sizes, "crowd"], rows)
     section.charts(list(_charts(report)))
-    names = list(dict.fromkeys(name for c in report.counts.values() for name in c.per_class))
-    most = {split: max(c.per_class.values(), default=0) or 1 for split, c in report.counts.items()}
-    by_class: list[list[str | float | Cell | None]] = [
-        [name, *(_bar(c.per_class.get(name, 0), most[split]) for split, c in report.counts.items())] for name in names
-    ]
-    section.table(["class", *report.counts], by_class[:MOST_ROWS])
-    _cut(section, len(by_class))
+    names = dict.fromkeys(name for c in report.counts.values() for name in c.per_class)
+    most = [max(c.per_class.values(), default=0) or 1 for c in report.counts.values()]
+    by_class = [(name, [c.per_class.get(name, 0) for c in report.counts.values()]) for name in names]
+    if len(by_class) > MOST_ROWS:
+        by_class.sort(key=lambda row: (min(row[1]), sum(row[1])))
+    cells = [[name, *map(_bar, counts, most)] for name, counts in by_class[:MOST_ROWS]]
+    section.table(["class", *report.counts], cells)
+    _cut(section, len(by_class), "The classes with the fewest boxes in any split; ")
 
 
 def _bar(count: int, most: int) -> Cell:

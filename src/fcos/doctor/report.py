@@ -42,6 +42,7 @@ class Finding:
         message: what was found, with its figures.
         remedy: what to do.
         cases: all of them, the worst first; empty where it is about the data set as a whole.
+        classes: names of all classes concerned, where it is about classes; the message names the first few.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Finding:
     message: str
     remedy: str
     cases: Sequence[Case] = ()
+    classes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
