@@ -49,6 +49,10 @@ def config(folder):
     return config.model_copy(update={"data": config.data.model_copy(update={"root": folder})})
 
 
+def in_batches_of(size, config):
+    return config.model_copy(update={"eval": config.eval.model_copy(update={"batch_size": size})})
+
+
 @pytest.fixture
 def annotations(config):
     return load_annotations(config.data, "val")
@@ -121,7 +125,7 @@ def test_images_that_turn_out_unreadable_are_counted(annotations, config, folder
 
 def test_the_batch_size_changes_nothing(annotations, config):
     model = tiny_model(config)
-    one, three, eight = (evaluate(model, annotations, config, device="cpu", batch_size=n) for n in (1, 3, 8))
+    one, three, eight = (evaluate(model, annotations, in_batches_of(n, config), device="cpu") for n in (1, 3, 8))
     for other in (three, eight):
         assert other.metrics == pytest.approx(one.metrics, abs=1e-9, nan_ok=True)
         assert len(other.detections) == len(one.detections)
@@ -142,9 +146,8 @@ def test_the_modes_of_the_modules_are_restored(annotations, config):
 
 def test_progress_counts_images(annotations, config):
     calls = []
-    evaluate(
-        tiny_model(config), annotations, config, device="cpu", batch_size=3, progress=lambda *call: calls.append(call)
-    )
+    settings = in_batches_of(3, config)
+    evaluate(tiny_model(config), annotations, settings, device="cpu", progress=lambda *call: calls.append(call))
     assert calls[-1] == (7, 7)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 

@@ -52,7 +52,6 @@ def evaluate(
     config: Config,
     *,
     device: torch.device | str,
-    batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Detect on every image of a split and compare with its annotations.
@@ -64,18 +63,16 @@ def evaluate(
     Args:
         model: the detector, on `device`; whether its modules train or not is restored afterwards.
         annotations: the split; its labels are those of the model.
-        config: for the sizes and views of the images and the number of loader workers.
+        config: for the sizes and views of the images, how many make a batch, and the number of loader workers.
         device: where the model is.
-        batch_size: images a step; None: `config.eval.batch_size`.
         progress: called with the number of images done (estimated from those of this process) and of all.
 
     Raises:
         KeyboardInterrupt: from `progress`, or Ctrl-C; on every process, at the end of the others' shares.
     """
     broadcast_buffers(model)
-    loader = build_test_loader(
-        config, annotations, batch_size=batch_size or config.eval.batch_size, rank=rank(), world_size=world_size()
-    )
+    batch_size = config.eval.batch_size
+    loader = build_test_loader(config, annotations, batch_size=batch_size, rank=rank(), world_size=world_size())
     share: tuple[list[dict[str, Any]], int] | None = None
     try:
         share = _detect(model, annotations, loader, device=device, progress=progress)
