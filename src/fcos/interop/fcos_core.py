@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..checkpoint import CLASS_HEAD, Checkpoint
+from ..checkpoint import CLASS_HEAD, PIXELS, Checkpoint
 from ..config import FCOSConfig
 from ..config_text import flat
 from .fcos_core_config import config_from_yaml, settings_for
@@ -45,7 +45,6 @@ FREE = {
     **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),
 }
 """Options of `model` that may differ from those of the original with the settings that are told, and why."""
-_PIXELS = ("pixel_mean", "pixel_std")  # in its configs
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
@@ -102,7 +101,7 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     require_same(own, there, free=FREE, where=where, project="the original FCOS")
     pairs = " ".join(f'{key} "{value}"' for key, value in settings.items())
     log.info("%s: beside its defaults the config there needs %s", where, pairs)
-    weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in _PIXELS}
+    weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in PIXELS}
     order = sorted(range(len(checkpoint.category_ids)), key=checkpoint.category_ids.__getitem__)
     if order != list(range(len(order))):
         weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(CLASS_HEAD)}
