@@ -145,7 +145,9 @@ def test_processes_whose_launcher_was_killed_save_and_stop(folder: Path) -> None
     process.kill()
     code, out, err = finish(process)
     assert (code, err) == (-9, "")
-    assert out.endswith("interrupted; continue with: fcos train orphans/config.yaml train.resume=true\n")
+    assert out.endswith(
+        "interrupted: the launcher is gone; continue with: fcos train orphans/config.yaml train.resume=true\n"
+    )
     assert load_checkpoint(last).training is not None
 
 

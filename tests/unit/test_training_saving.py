@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +17,12 @@ from fcos import cli
 from fcos.config import Config
 from fcos.data import load_annotations
 from fcos.errors import TrainingError, WeightsError
+from fcos.evaluation.loop import Evaluation
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
+from fcos.training import loop
 from fcos.training import run as run_module
-from fcos.training.folder import load_last
+from fcos.training.folder import BEST, load_last
 from fcos.training.loop import train
 from fcos.training.run import Run
 
@@ -51,6 +55,53 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(
     assert warning.startswith(f"warning: {tmp_path / 'run/weights/last.pt'}: not saved: [Errno 28] No space left")
     assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 3
     assert load_checkpoint(tmp_path / "run/weights/best.pt").iteration == 3
+
+
+def give_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
+    """Evaluations have these APs, whatever was detected."""
+    left, original = iter(aps), loop.evaluate
+
+    def evaluate(*args: Any, **options: Any) -> Evaluation:
+        found = original(*args, **options)
+        return dataclasses.replace(found, metrics={**found.metrics, "AP": next(left)})
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_best_weights_are_saved_when_there_is_room_again(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """The second of four evaluations is the best; there is room again for the next file, or not before a stop."""
+    config = configure(iterations=4, eval_every=1)
+    give_aps(monkeypatch, *(0.1, 0.5, 0.05, 0.05) * 2)
+    expected = load_checkpoint(train(config.model_copy(update={"output_dir": tmp_path / "spacious"})).run / BEST)
+    failures = itertools.count()
+    with monkeypatch.context() as patches:
+        fill_disk(patches, files="best", when=lambda iteration: iteration == 2 and (stopped or next(failures) == 0))
+        if stopped:
+            with pytest.raises(TrainingError, match=r"best\.pt: not saved: .*make room, then continue with"):
+                train(config)
+            assert load_checkpoint(tmp_path / "run" / BEST).metrics["AP"] == 0.1
+        else:
+            assert train(config).metrics["AP"] == 0.5
+    if stopped:
+        assert train(resume(config)).metrics["AP"] == 0.5
+    found = load_checkpoint(tmp_path / "run" / BEST)
+    assert (found.iteration, found.thresholds) == (2, expected.thresholds)
+    assert found.metrics == pytest.approx(expected.metrics, rel=0, abs=0, nan_ok=True)
+    torch.testing.assert_close(found.model, expected.model, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_an_older_version_is_continued_from(configure: Callable[..., Config]) -> None:
+    """It counted what `eval_every` had passed, and knew nothing of best weights that are not in best.pt."""
+    last = train(configure(iterations=1)).run / "weights/last.pt"
+    content = torch.load(last, weights_only=True)
+    content["training"]["state"]["marks"] = 3
+    del content["training"]["best"]
+    torch.save(content, last)
+    train(resume(configure(iterations=2)))
+    assert load_checkpoint(last).iteration == 2
 
 
 @pytest.mark.parametrize("files", ["last", "best"])

@@ -243,7 +243,7 @@ def _report_unassigned(run: Run, log: RunLog) -> None:
 
 def _evaluation_due(run: Run, progress: TrainingProgress) -> bool:
     """Whether the run has just passed a multiple of `eval_every`; the end of the run is another matter."""
-    return run.val_data is not None and progress.fraction < 1 and _marks(run, progress) > run.state.marks
+    return run.val_data is not None and progress.fraction < 1 and _marks(run, progress) > run.marks
 
 
 def _marks(run: Run, progress: TrainingProgress) -> int:
@@ -259,7 +259,7 @@ def _evaluate_belatedly(run: Run, log: RunLog, interruption: Interruption, *, to
     before = max(run.state.evaluated_at, 0)
     progress = run.progress(total)
     # Length and `eval_every` may be others than when it was last evaluated.
-    run.state.marks = _marks(run, progress._replace(iteration=before, fraction=before / total))
+    run.marks = _marks(run, progress._replace(iteration=before, fraction=before / total))
     if _evaluation_due(run, progress):
         _evaluate(run, log, interruption, progress)
 
@@ -282,7 +282,7 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, progress: Train
     run.save_last()
     evaluation = evaluate(run.detector, run.val_data, run.config, device=run.device, progress=show)
     run.state.evaluations += 1
-    run.state.evaluated_at, run.state.marks = run.state.iteration, _marks(run, progress)
+    run.state.evaluated_at, run.marks = run.state.iteration, _marks(run, progress)
     run.save_if_best(evaluation)
     log.evaluation(progress, evaluation.metrics)
     run.save_last(evaluation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import signal
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import torch
 
@@ -42,7 +43,6 @@ class State:
         evaluations: done during training.
         best: figures of the best evaluation; empty before the first with an AP.
         evaluated_at: iteration of the last of them; -1: there was none.
-        marks: how many multiples of `eval_every` had been passed then.
         boxes: seen in training.
         unassigned: boxes of them that no location learned.
         reported: whether that has been said.
@@ -55,13 +55,21 @@ class State:
     step_seconds: float = 0.0
     evaluations: int = 0
     evaluated_at: int = -1
-    marks: int = 0
     best: dict[str, float] = field(default_factory=dict)
     boxes: int = 0
     unassigned: int = 0
     reported: bool = False
     skips: int = 0
     stale: int = 0
+
+
+class _Weights(NamedTuple):
+    """Weights to be saved, and what the file says of them, see `Checkpoint`."""
+
+    model: FCOS
+    metrics: dict[str, float]
+    thresholds: dict[str, float]
+    iteration: int
 
 
 class Run:
@@ -78,6 +86,7 @@ class Run:
 
     Attributes:
         unlogged: steps that no row of metrics.csv sums up yet; `RunLog` fills and empties it.
+        marks: how many multiples of `eval_every` had been passed when it was last evaluated.
     """
 
     def __init__(
@@ -103,7 +112,9 @@ class Run:
         self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
         self.state = State()
         self.unlogged: list[tuple[TrainingProgress, Step]] = []
+        self.marks = 0
         self._unsaved: dict[Path, str] = {}
+        self._best: _Weights | None = None  # that could not be written to best.pt
         self._elapsed = elapsed
         self._earlier = 0.0
 
@@ -145,8 +156,9 @@ class Run:
         """Write weights/last.pt with all that is needed to continue; rank 0 does.
 
         That the disk is full does not end a training: it is told, and the file that was there stays, see
-        `require_saved`.
+        `require_saved`. The best weights are in it where they could not be written to weights/best.pt.
         """
+        self._save_best_again()
         self.state.seconds = self.elapsed()
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
@@ -158,11 +170,12 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
+            "best": (self._best.model.state_dict(), *self._best[1:]) if self._best else None,
             "steps": [(tuple(progress), tuple(step.learned), *step[1:]) for progress, step in self.unlogged],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        self._save(LAST, evaluation, training)
+        self._save(LAST, self._weights(evaluation), training)
 
     def save_if_best(self, evaluation: Evaluation) -> None:
         """Write weights/best.pt, val/metrics.json and val/detections.json if the AP is the highest so far."""
@@ -172,13 +185,13 @@ class Run:
         self.state.stale += 1
         if ap > self.state.best.get("AP", -1.0):
             self.state.stale = 0
-            if self._save(BEST, evaluation, None):
-                self.state.best = dict(evaluation.metrics)
-                self._save_evaluation(evaluation)
+            self.state.best = dict(evaluation.metrics)
+            self._save_best(self._weights(evaluation))
+            self._save_evaluation(evaluation)
 
     def save_best_without_figures(self) -> None:
         """Write the weights of now to weights/best.pt, when there is nothing to tell which were best."""
-        self._save(BEST, None, None)
+        self._save_best(self._weights(None))
 
     def require_saved(self) -> None:
         """Be sure that all has been saved, before the run ends.
@@ -186,6 +199,7 @@ class Run:
         Raises:
             TrainingError: the last attempt to write a file failed.
         """
+        self._save_best_again()
         if self._unsaved:
             problems = "; ".join(f"{self.folder / file}: not saved: {why}" for file, why in self._unsaved.items())
             raise TrainingError(f"{problems}; what was saved before is still there; make room, then {self.command}")
@@ -200,32 +214,46 @@ class Run:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _save(self, file: Path, evaluation: Evaluation | None, training: dict[str, Any] | None) -> bool:
+    def _weights(self, evaluation: Evaluation | None) -> _Weights:
+        """Those of now."""
+        metrics, thresholds = (evaluation.metrics, evaluation.thresholds) if evaluation else ({}, {})
+        return _Weights(self.detector, metrics, thresholds, self.state.iteration)
+
+    def _save_best(self, weights: _Weights) -> None:
+        saved = self._save(BEST, weights, None)
+        self._best = None if saved else weights._replace(model=copy.deepcopy(weights.model).cpu())
+
+    def _save_best_again(self) -> None:
+        if self._best and self._save(BEST, self._best, None):
+            self._best = None
+
+    def _save(self, file: Path, weights: _Weights, training: dict[str, Any] | None) -> bool:
         """Whether the file was written, the same on all processes."""
         problem = None
         if rank() == 0:
             try:
                 save_checkpoint(
                     self.folder / file,
-                    model=self.detector,
+                    model=weights.model,
                     config=self.config,
                     class_names=self.train_data.class_names,
                     category_ids=self.train_data.category_ids,
-                    metrics=evaluation.metrics if evaluation else None,
-                    thresholds=evaluation.thresholds if evaluation else None,
-                    iteration=self.state.iteration,
+                    metrics=weights.metrics,
+                    thresholds=weights.thresholds,
+                    iteration=weights.iteration,
                     licence=self.licence,
                     training=training,
                     keep=self.config.train.keep if file == LAST else 1,
                 )
             except OSError as error:
                 problem = str(error)
-                logger.warning(
-                    "warning: %s: not saved: %s; what was saved before is still there, and saving is tried again; make"
-                    " room",
-                    self.folder / file,
-                    problem,
-                )
+                if problem != self._unsaved.get(file):
+                    logger.warning(
+                        "warning: %s: not saved: %s; what was saved before is still there, and saving is tried again;"
+                        " make room",
+                        self.folder / file,
+                        problem,
+                    )
         problem = broadcast(problem)
         self._unsaved.pop(file, None)
         if problem is not None:
@@ -274,7 +302,13 @@ class Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
-        self.state = State(**saved["state"])
+        self.state = State(
+            **{name: value for name, value in saved["state"].items() if name != "marks"}
+        )  # of older files
+        if saved.get("best"):
+            best, *known = saved["best"]
+            self._best = _Weights(copy.deepcopy(self.detector).cpu(), *known)
+            fill(self._best.model, best, where=where)
         self.unlogged[:] = [
             (TrainingProgress(*progress), Step(Learned(*learned), *rest))
             for progress, learned, *rest in saved.get("steps", [])  # older files have none
@@ -308,7 +342,8 @@ class Interruption:
         if world_size() == 1 or kind in (None, KeyboardInterrupt):
             self._restore()  # else a launcher, as it misses another process, sends SIGTERM before it is told why we end
         if kind is KeyboardInterrupt and (self._run.folder / LAST).is_file():
-            self._log.message(f"interrupted; {self._run.command}")
+            reason = "interrupted: the launcher is gone" if orphaned() else "interrupted"
+            self._log.message(f"{reason}; {self._run.command}")
 
     @property
     def requested(self) -> bool:
