@@ -34,7 +34,11 @@ def padded_size(size: Sequence[int], size_divisor: int) -> tuple[int, int]:
 
 
 def pad(images: Sequence[Tensor], *, size_divisor: int) -> tuple[Tensor, Tensor]:
-    """Pad images [3, h, w] at the right and the bottom with zeros to one size, a multiple of `size_divisor`.
+    """Pad images at the right and the bottom with zeros to one size.
+
+    Args:
+        images: uint8 [3, h, w] each, at least one.
+        size_divisor: both sides of the padded size are multiples of it.
 
     Returns:
         The images [N, 3, H, W] uint8 and their sizes without the padding [N, 2].

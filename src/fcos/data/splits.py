@@ -113,6 +113,13 @@ def locate(config: DataConfig, split: Split) -> tuple[str, list[SplitFiles]] | N
     """The format of a split and the files of each of its data sets, from the root folder, from the split's own options,
     or from both.
 
+    Args:
+        config: where the data is.
+        split: train, val or test.
+
+    Returns:
+        None: there is no such split.
+
     Raises:
         DataError: no data is configured or found.
     """

@@ -24,6 +24,15 @@ from .images import image_to_tensor
 def resize_size(height: int, width: int, short_side: int, max_side: int | None) -> tuple[int, int]:
     """The size after scaling the shorter side to `short_side`, or less where the longer one would exceed `max_side`.
 
+    Args:
+        height: of the image, pixels, > 0.
+        width: of the image, pixels, > 0.
+        short_side: wanted, pixels.
+        max_side: limit of the longer side; None: there is none.
+
+    Returns:
+        (height, width).
+
     Source: units/resize_rule of the recorded original: the reduced short side is rounded, the long side truncated, so
     that it may exceed `max_side` when the image is very long. Ours: never below one pixel.
     """
@@ -60,13 +69,25 @@ def resize_image(
 
 
 def resize_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Scale boxes with their image, each axis by its own ratio (in both conventions)."""
+    """Scale boxes with their image, each axis by its own ratio (in both conventions).
+
+    Args:
+        boxes: [M, 4].
+        size: (height, width) of the image.
+        new_size: (height, width) that it gets.
+    """
     ratio_y, ratio_x = (new / old for new, old in zip(new_size, size, strict=True))
     return boxes * boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
 
 
 def flip_boxes(boxes: Tensor, width: int, convention: BoxConvention) -> Tensor:
-    """Mirror boxes with their image of `width` pixels: x becomes width - x, or width - 1 - x for inclusive boxes."""
+    """Mirror boxes with their image: x becomes width - x, or width - 1 - x for inclusive boxes.
+
+    Args:
+        boxes: [M, 4].
+        width: of the image, pixels.
+        convention: of the boxes.
+    """
     x1, y1, x2, y2 = boxes.unbind(-1)
     last = width if convention == "continuous" else width - 1
     return torch.stack([last - x2, y1, last - x1, y2], dim=-1)

@@ -66,8 +66,13 @@ def processes_to_start(config: Config) -> int:
 def launch(config: Config, name: str, processes: int) -> TrainResult:
     """Train in several processes, see `loop.train`; each is `fcos train` on a file with the config.
 
+    Args:
+        config: the whole run.
+        name: see `loop.train`.
+        processes: how many, see `processes_to_start`.
+
     Raises:
-        ConfigError: see `loop.find_folder`.
+        ConfigError: see `folder.find_folder`.
         TrainingError: a process failed or was killed; the others have ended, too. What it told itself is not repeated.
         KeyboardInterrupt: Ctrl-C or SIGTERM; weights/last.pt is of the last step.
     """

@@ -67,6 +67,10 @@ def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterS
     deformable convolutions have their rate multiplied by `offset_lr_factor`; the weights of normalisation layers decay
     like all others. `lr_factors` multiply the rates of what their patterns name.
 
+    Args:
+        model: with what is frozen already frozen.
+        config: rates, decays and their factors.
+
     Raises:
         ConfigError: a pattern that fits no parameter; or nothing learns.
     """
@@ -92,6 +96,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
     Every group remembers its rate before the schedule as `initial_lr`. The fused kernels are used: the same numbers
     within one rounding, in a third of the time on the CPU.
+
+    Args:
+        model: on its device, see `parameter_settings`.
+        config: the optimiser, its rates and decays.
 
     Raises:
         ConfigError: see `parameter_settings`.
