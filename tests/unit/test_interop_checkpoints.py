@@ -316,7 +316,33 @@ def test_weights_of_an_unknown_project() -> None:
 )
 def test_a_class_head_of_another_shape(names: Sequence[str]) -> None:
     odd = {name: torch.zeros(()) for name in names}
-    assert refusal(odd) == "x.pth: damaged: expected a bias of the class head with 1 axis, found 0"
+    assert refusal(odd).endswith("expected its weight [K, C, 3, 3] and its bias [K] for K classes, found none and []")
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "found"),
+    [
+        (None, 3, "none and [3]"),
+        (3, 4, "[3, 8, 3, 3] and [4]"),
+        (0, 0, "[0, 8, 3, 3] and [0]"),
+    ],
+)
+@pytest.mark.parametrize("head", ["rpn.head.", "head.classification_head."])
+def test_a_class_head_that_is_stripped_or_does_not_fit_itself(
+    head: str, weight: int | None, bias: int, found: str
+) -> None:
+    state = dict(named("rpn.head.centerness.bias", "head.regression_head.bbox_ctrness.bias"))
+    state[f"{head}cls_logits.bias"] = torch.zeros(bias)
+    if weight is not None:
+        state[f"{head}cls_logits.weight"] = torch.zeros(weight, 8, 3, 3)
+    assert refusal(state).endswith(f" for K classes, found {found}")
+
+
+def test_torchvisions_background_alone_is_no_class() -> None:
+    state = dict(named("head.regression_head.bbox_ctrness.bias"))
+    state |= {"head.classification_head.cls_logits.weight": torch.ones(1, 8, 3, 3)}
+    state |= {"head.classification_head.cls_logits.bias": torch.zeros(1)}
+    assert "found a class head of background alone (1 rows)" in refusal(state)
 
 
 def test_a_relative_of_fcos_is_not_taken_for_it() -> None:

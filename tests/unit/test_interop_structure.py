@@ -69,6 +69,13 @@ def test_names_of_before_mmdetection_2_are_known() -> None:
     assert from_content(old, where="old").model.keys() == from_content(state, where="new").model.keys()
 
 
+def test_level_scales_of_mmdetection_that_are_no_single_number_are_left_for_fill() -> None:
+    state = state_of(MMDETECTION)
+    state["bbox_head.scales.0.scale"] = torch.zeros(2)
+    model = from_content(state, where="x.pth").model
+    assert [tuple(model[f"head.scales.{level}"].shape) for level in range(5)] == [(2,), (1,), (1,), (1,), (1,)]
+
+
 def test_deformable_layers_of_mmdetection() -> None:
     state = state_of(IMPROVED)
     for layer in ("backbone.layer3.0.conv2", "bbox_head.cls_convs.3.conv", "bbox_head.reg_convs.3.conv"):

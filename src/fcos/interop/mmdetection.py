@@ -98,7 +98,8 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
         WeightsError: a backbone or neck that is not known here.
     """
     weights = renamed(state, _RULES)
-    weights |= {name: tensor.reshape(1) for name, tensor in weights.items() if name.startswith("head.scales.")}
+    scales = {name: tensor for name, tensor in weights.items() if name.startswith("head.scales.")}
+    weights |= {name: tensor.reshape(1) for name, tensor in scales.items() if tensor.numel() == 1}  # without axes there
     section = model_section(weights, where=where)
     improved = section["head"]["conv_bias"]
     pytorch = section["backbone"]["name"].startswith("resnext")

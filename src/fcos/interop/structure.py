@@ -86,12 +86,17 @@ def class_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
         where: for messages.
 
     Raises:
-        WeightsError: its bias is no list of numbers.
+        WeightsError: weight or bias are missing, or have not a row each for every one of at least one class.
     """
-    bias = weights[f"{CLASS_HEAD}bias"]
-    if bias.dim() != 1:
-        raise WeightsError(f"{where}: damaged: expected a bias of the class head with 1 axis, found {bias.dim()}")
-    return len(bias)
+    tensors = [weights.get(f"{CLASS_HEAD}{part}") for part in ("weight", "bias")]
+    weight, bias = ([] if tensor is None else list(tensor.shape) for tensor in tensors)
+    if len(weight) != 4 or bias != weight[:1] or not bias[0]:
+        found = " and ".join("none" if tensor is None else str(list(tensor.shape)) for tensor in tensors)
+        raise WeightsError(
+            f"{where}: damaged or without a class head: expected its weight [K, C, 3, 3] and its bias [K] for K"
+            f" classes, found {found}"
+        )
+    return bias[0]
 
 
 def require_same(

@@ -135,6 +135,10 @@ def from_torchvision(
     rows = class_rows(weights, where=where)
     used = (weights[f"{CLASS_HEAD}bias"] != _NEVER) | weights[f"{CLASS_HEAD}weight"].flatten(1).any(dim=1)
     ids = tuple(i for i in range(1, rows) if used[i])
+    if not ids:
+        raise WeightsError(
+            f"{where}: expected at least one class, found a class head of background alone ({rows} rows)"
+        )
     if class_names is not None and len(class_names) != len(ids):
         raise WeightsError(
             f"{where}: has {len(ids)} classes (of {rows} rows in the class head, the first is background), found"
