@@ -41,8 +41,8 @@ class State:
         seconds: since the start, pauses between continuations left out.
         step_seconds: seconds of them spent in training steps.
         evaluations: done during training.
-        best: figures of the best evaluation; empty before the first with an AP.
         evaluated_at: iteration of the last of them; -1: there was none.
+        best: figures of the best one; empty before the first with an AP.
         boxes: seen in training.
         unassigned: boxes of them that no location learned.
         reported: whether that has been said.
