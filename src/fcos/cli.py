@@ -41,8 +41,9 @@ app.add_typer(samples_app, name="samples")
 
 def _folder(path: Path | None) -> Path | None:
     """Refuses a file as the folder of an option, before anything is computed."""
-    if path is not None and path.exists() and not path.is_dir():
-        raise typer.BadParameter(f"{path} is a file; give a folder")
+    for part in (path, *path.parents) if path is not None else ():
+        if part.exists() and not part.is_dir():
+            raise typer.BadParameter(f"{part} is a file; give a folder")
     return path
 
 
@@ -282,7 +283,10 @@ def doctor(
     if recipe is not None:
         overrides.remove(recipe)
     recipe = recipe or "fcos_mnv2_small"
-    report = check(load_config(recipe, overrides), recipe=recipe, progress=progress_bar)
+    config = load_config(recipe, overrides)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # where this fails, it does so before the check, which takes a while
+    report = check(config, recipe=recipe, progress=progress_bar)
     _console().print(render(report))
     if out is not None:
         save(report, out)

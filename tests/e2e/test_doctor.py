@@ -346,7 +346,13 @@ def test_a_file_is_refused_as_the_folder_of_the_report_before_anything_is_read(f
     folder.root.write_text("")
     result = doctor(folder.root / "none", out=folder.root)
     assert result.exit_code == 2
-    assert "is a file" in result.output
+    assert f"{folder.root} is a file; give a folder" in result.output
+    assert f"{folder.root} is a file; give a folder" in doctor(folder.root / "none", out=folder.root / "a/b").output
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_read(folder: Folder) -> None:
+    folder.root.symlink_to("nowhere")
+    assert isinstance(doctor(folder.root / "none", out=folder.root).exception, FileExistsError)
 
 
 def test_an_unknown_recipe_is_a_mistake(folder: Folder) -> None:
