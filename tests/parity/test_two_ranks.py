@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden import folder, load
+from processes import finish
 
 WORKER = """
 import json, sys, torch
@@ -69,8 +70,8 @@ def test_losses_of_two_processes(goldens: Path, rank_case: str, tmp_path: Path) 
     ]
     numbers = load(goldens / "units" / "two_rank_loss.npz")
     for rank, process in enumerate(processes):
-        out, _ = process.communicate(timeout=120)
-        assert process.returncode == 0
+        code, out, _ = finish(process)
+        assert code == 0
         result = json.loads(out.splitlines()[-1])
         key = f"{rank_case}/rank{rank}"
         # float32 sums in another order

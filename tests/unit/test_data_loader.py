@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import SECONDS
 from tiny_data import config, write_coco, write_images
 
 from fcos.config import Config, TrainConfig
@@ -272,7 +273,7 @@ def test_an_interruption_does_not_reach_the_workers(name: str, data: tuple[Path,
     root, _ = data
     run = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, str(root), name],
-        capture_output=True, text=True, timeout=60, check=False, start_new_session=True,
+        capture_output=True, text=True, timeout=SECONDS, check=False, start_new_session=True,
     )  # fmt: skip
     assert (run.returncode, run.stdout, run.stderr) == (0, "5 batches\n", "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from processes import finish
 from torch import Tensor
 
 from fcos.checkpoint import save_checkpoint
@@ -107,11 +109,11 @@ def test_two_processes_of_which_one_has_no_positives(tmp_path: Path) -> None:
             [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "rendezvous")],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parent,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         for rank in range(2)
     ]
-    found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+    found = [json.loads(finish(process)[1].splitlines()[-1]) for process in processes]
     alone = fcos_loss(*predictions(), made_up([0, 2]), quality="iou", units=torch.tensor(UNITS))
     # one positive a process on average; alone the two are divided by two
     assert found[0] == pytest.approx([2 * alone["loss_box"].item(), 2 * alone["loss_iou_quality"].item()], rel=1e-12)
