@@ -241,6 +241,24 @@ def test_an_address_is_a_file_of_the_cache(tmp_path: Path, monkeypatch: pytest.M
     assert load_checkpoint("https://127.0.0.1:9/download?x=1#old.pth").project == "fcos_core"
 
 
+def test_a_damaged_download_is_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "x.pth"
+    path.write_text("<html>Not found</html>")
+    with pytest.raises(WeightsError, match=r"; delete it to download it again$") as caught:
+        load_checkpoint("http://127.0.0.1:9/download#x.pth")
+    assert str(path) in str(caught.value)
+    with pytest.raises(WeightsError, match=r"; copy it again or use an earlier one$"):
+        load_checkpoint(path)
+
+
+def test_a_path_may_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    original_file(tmp_path / "old.pth")
+    assert load_checkpoint("~/old.pth").project == "fcos_core"
+
+
 def test_the_originals_licence_is_told_once_in_a_process_also_of_converted_files(
     tmp_path: Path, original_yaml: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import fcos
+from fcos.config import FCOSConfig
 from fcos.errors import WeightsError
 from fcos.interop.checkpoints import from_content, load_checkpoint
 from fcos.interop.structure import model_section, renamed, shifted
@@ -74,6 +75,18 @@ def test_level_scales_of_mmdetection_that_are_no_single_number_are_left_for_fill
     state["bbox_head.scales.0.scale"] = torch.zeros(2)
     model = from_content(state, where="x.pth").model
     assert [tuple(model[f"head.scales.{level}"].shape) for level in range(5)] == [(2,), (1,), (1,), (1,), (1,)]
+
+
+def test_pixel_statistics_in_a_file_are_those_of_the_detector(caplog: pytest.LogCaptureFixture) -> None:
+    state = state_of("detectron2__fcos_R_50_FPN_1x")
+    state |= {"pixel_mean": torch.tensor([123.675, 116.28, 103.53]), "pixel_std": torch.ones(3, 1, 1)}
+    with caplog.at_level(logging.INFO):
+        checkpoint = from_content(state, where="x.pth")
+    section = FCOSConfig.model_validate(checkpoint.config["model"])
+    assert (section.pixel_mean, section.pixel_std) == ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
+    assert checkpoint.model["pixel_mean"].shape == (3, 1, 1)
+    assert "weights do not show it: model.backbone.stride_in_1x1=true model.channel_order=bgr" in caplog.text
+    assert "pixel" not in caplog.text
 
 
 def test_deformable_layers_of_mmdetection() -> None:

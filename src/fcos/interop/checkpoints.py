@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..checkpoint import Checkpoint, Project, from_ours, is_ours, read
+from ..checkpoint import PIXELS, Checkpoint, Project, from_ours, is_ours, read
 from ..config_text import as_option
 from ..downloads import hub_file, is_url, tell_licence
 from ..errors import WeightsError
@@ -47,22 +47,20 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     Raises:
         WeightsError: the file is missing, damaged, or of another kind; or a failed download.
     """
-    path, where = _file_of(source), str(source)
-    content = read(path, safe_globals=_SAFE_GLOBALS)
-    if is_ours(content):
-        checkpoint = from_ours(content, path)
+    where = str(source)
+    downloaded = where in torchvision.WEIGHTS or is_url(where)
+    if downloaded:
+        path = hub_file(torchvision.WEIGHTS.get(where, where), where, otherwise="give the path of other weights")
     else:
-        checkpoint = from_content(content, where=where, class_names=class_names)
+        path = Path(source).expanduser()
+    try:
+        content = read(path, safe_globals=_SAFE_GLOBALS)
+        ours = from_ours(content, path) if is_ours(content) else None
+    except WeightsError as error:
+        raise WeightsError(f"{error}{'; delete it to download it again' if downloaded else ''}") from None
+    checkpoint = ours or from_content(content, where=where, class_names=class_names)
     tell_licence(checkpoint.licence, where)
     return checkpoint
-
-
-def _file_of(source: str | Path) -> Path:
-    """The file that a source names: itself, or the downloaded one of an address or of weights that have a name."""
-    name = str(source)
-    if name not in torchvision.WEIGHTS and not is_url(name):
-        return Path(source)
-    return hub_file(torchvision.WEIGHTS.get(name, name), name, otherwise="give the path of other weights")
 
 
 def from_fcos_core(
@@ -94,8 +92,13 @@ def _with_conventions(
     """A checkpoint of a project whose config follows from the tensors, but for what is logged here."""
     weights, config = convert(state, where=where)
     model = config["model"]
-    taken = {"backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1")}
-    taken |= {key: model[key] for key in ("channel_order", "pixel_mean", "pixel_std")}
+    taken = {"backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1"), "channel_order": model["channel_order"]}
+    for key in PIXELS:
+        if key in weights and weights[key].numel() == 3:
+            weights[key] = weights[key].reshape(3, 1, 1)
+            model[key] = [round(value, 4) for value in weights[key].flatten().tolist()]  # of float32
+        else:
+            taken[key] = model[key]
     options = " ".join(f"model.{key}={as_option(value)}" for key, value in taken.items() if value is not None)
     log.info("%s: as in the configs of %s itself, since weights do not show it: %s", where, project, options)
     return _checkpoint(weights, config, project, class_names=class_names, where=where)
