@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hotcoco import COCO, COCOeval
+from matplotlib.figure import Figure
 from PIL import Image
 from test_evaluation_coco import random_task
 from test_thresholds import f1_of_classes
@@ -29,9 +30,12 @@ from fcos.errors import ConfigError
 from fcos.evaluation.coco import coco_metrics
 from fcos.evaluation.loop import Evaluation
 from fcos.evaluation.report import save_evaluation
+from fcos.page import WIDTH
 from fcos.reporting.analysis import analyse
+from fcos.reporting.detection import _height, _precision_curves
 from fcos.reporting.record import Splits
 from fcos.reporting.report import write_report
+from fcos.reporting.training import _curves
 from fcos.training import loop
 
 ROWS = [
@@ -225,6 +229,32 @@ def test_a_class_cannot_bring_a_script(make: Callable[..., Made]) -> None:
     assert "<script" not in page
     assert page.count("&lt;script&gt;") > 5
     assert not re.search(r"https?://", re.sub("<pre>.*?</pre>", "", page, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_single_row_is_a_point_above_its_iteration(log: bool) -> None:
+    axes = Figure(layout="constrained").subplots()
+    _curves(axes, {"": (np.array([6.0]), np.array([2.0]))}, log=log)
+    low, high = axes.get_xlim()
+    assert axes.lines[0].get_marker() == "o"
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [6]
+
+
+def test_legends_of_many_names_leave_the_curves_free() -> None:
+    figure = Figure(figsize=(WIDTH / 72, _height(7) / 72), layout="constrained")
+    axes = figure.subplots()
+    _precision_curves(axes, {f"a name of 18 letters 0.{i}5": np.linspace(1, 0, 101) for i in range(7)}, [])
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box, chart = legend.get_window_extent(), axes.get_window_extent()
+    assert box.y1 < chart.y0
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert chart.height > 0.5 * figure.bbox.height
+
+
+def test_a_name_written_from_the_right_stands_before_its_figure(make: Callable[..., Made]) -> None:
+    part = section(make(rename="שלום").page(), "Precision and recall")
+    assert len(re.findall(r"שלום\u200e \d\.\d\d", part)) == 2
 
 
 class TestRunsOfEveryKind:

@@ -76,7 +76,7 @@ def _bars_of_classes(axes: Axes, evaluation: Evaluation) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlim(0, 1)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=3, columnspacing=1)
+    _legend_below(axes, ncols=3)
 
 
 def add_curves(page: Page, analysis: Analysis) -> None:
@@ -88,6 +88,7 @@ def add_curves(page: Page, analysis: Analysis) -> None:
     mean = table[:, :, has_objects].mean(axis=2)
     at = {iou: int(np.flatnonzero(np.isclose(analysis.run.params.iou_thrs, iou))[0]) for iou in (0.5, 0.75)}
     overall = {"IoU 0.5": mean[at[0.5]], "IoU 0.75": mean[at[0.75]], "IoU 0.5 to 0.95": mean.mean(axis=0)}
+    height = _height(int(has_objects.sum()))
     section = page.section("Precision and recall")
     if has_objects.sum() > _MOST_CURVES:
         section.text(
@@ -97,9 +98,9 @@ def add_curves(page: Page, analysis: Analysis) -> None:
         )
     section.charts(
         [
-            Chart("Mean of the classes", lambda axes: _precision_curves(axes, overall, [])),
-            Chart("Classes, IoU 0.5", lambda axes: _precision_of_classes(axes, table[at[0.5]], analysis)),
-            Chart("Classes, IoU 0.75", lambda axes: _precision_of_classes(axes, table[at[0.75]], analysis)),
+            Chart("Mean of the classes", lambda axes: _precision_curves(axes, overall, []), _height(len(overall))),
+            Chart("Classes, IoU 0.5", lambda axes: _precision_of_classes(axes, table[at[0.5]], analysis), height),
+            Chart("Classes, IoU 0.75", lambda axes: _precision_of_classes(axes, table[at[0.75]], analysis), height),
         ]
     )
 
@@ -108,7 +109,9 @@ def _precision_of_classes(axes: Axes, table: np.ndarray, analysis: Analysis) -> 
     """The curves of all classes; of many the best and the worst have colours and names."""
     names, area = analysis.annotations.class_names, table.mean(axis=0)
     chosen, others = _picked([int(label) for label in np.argsort(-area) if not np.isnan(area[label])])
-    curves = {f"{_short(names[label])} {area[label]:.2f}": table[:, label] for label in chosen}
+    # Without the mark, a figure behind a name that is written from the right would go before it.
+    title = "{}\N{LEFT-TO-RIGHT MARK} {:.2f}".format
+    curves = {title(_short(names[label]), area[label]): table[:, label] for label in chosen}
     _precision_curves(axes, curves, [table[:, label] for label in others])
 
 
@@ -127,7 +130,7 @@ def _precision_curves(axes: Axes, curves: dict[str, np.ndarray], others: Sequenc
     for name, precision in curves.items():
         axes.plot(recall, precision, label=name)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend()
+    _legend_below(axes)
 
 
 def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
@@ -162,7 +165,8 @@ def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
         for k, name in enumerate(names)
     ]
     section.table(["class", "threshold", "F1", "precision", "recall", "found", "wrong", "missed"], rows)
-    section.charts([Chart("F1 over the score threshold, IoU 0.5", lambda axes: _f1_curves(axes, analysis, f1))])
+    height = _height(int((found + missed > 0).sum()))
+    section.charts([Chart("F1 over the score threshold, IoU 0.5", lambda axes: _f1_curves(axes, analysis, f1), height)])
 
 
 def _f1_curves(axes: Axes, analysis: Analysis, f1: np.ndarray) -> None:
@@ -182,7 +186,7 @@ def _f1_curves(axes: Axes, analysis: Analysis, f1: np.ndarray) -> None:
         else:
             axes.plot(grid, curve, color="#8a93a0", linewidth=0.6, alpha=0.5)
     axes.set(xlabel="score threshold", ylabel="F1", xlim=(0, 1), ylim=(0, 1.02))
-    axes.legend(loc="upper right")
+    _legend_below(axes)
 
 
 def add_confusion(page: Page, analysis: Analysis) -> None:
@@ -239,6 +243,17 @@ def _order(analysis: Analysis) -> list[int]:
     """Positions in hotcoco's tables, which are ordered by category id, of the labels."""
     position = {category: i for i, category in enumerate(analysis.run.params.cat_ids)}
     return [position[category] for category in analysis.annotations.category_ids]
+
+
+def _height(curves: int) -> int:
+    """Of a chart, by the rows of its legend."""
+    return 215 + 17 * -(-min(curves, _MOST_CURVES) // 2)
+
+
+def _legend_below(axes: Axes, ncols: int = 2) -> None:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.legend(loc="outside lower center", ncols=ncols, columnspacing=1)
 
 
 def _short(name: str) -> str:

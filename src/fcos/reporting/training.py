@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_POINTS = 300
+_MOST_MARKERS = 30  # a single point has no line
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -65,7 +66,7 @@ def add_history(page: Page, record: Record) -> None:
     ]
     measured = {name: record.column("val", name) for name in ("AP", "AP50", "AP75")}
     if len(measured["AP"][0]):
-        charts.insert(1, Chart("AP on val", lambda axes: _curves(axes, measured, marker="o", top=1.0)))
+        charts.insert(1, Chart("AP on val", lambda axes: _curves(axes, measured, top=1.0)))
     section.charts(charts)
 
 
@@ -127,11 +128,11 @@ def add_environment(page: Page, record: Record) -> None:
     section.details("The resolved config", record.config.to_yaml())
 
 
-def _curves(axes: Axes, series: Series, *, log: bool = False, marker: str = "", top: float | None = None) -> None:
+def _curves(axes: Axes, series: Series, *, log: bool = False, top: float | None = None) -> None:
     for name, (x, y) in series.items():
-        axes.plot(*_thinned(x, y), label=name, marker=marker, markersize=3.5)
+        axes.plot(*_thinned(x, y), label=name, marker="o" if len(x) <= _MOST_MARKERS else "", markersize=3.5)
     axes.set_xlabel("iteration")
-    axes.locator_params(axis="x", integer=True, nbins=8)
+    axes.locator_params(axis="x", integer=True, nbins=8, min_n_ticks=1)
     if log and any((y > 0).any() for _, y in series.values()):
         axes.set_yscale("log")
     else:
