@@ -219,6 +219,13 @@ class DataConfig(_Section):
     def _one_side(cls, value: Any) -> Any:
         return [value] if isinstance(value, int) else value
 
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: list[str] | None) -> list[str] | None:
+        if classes is not None and len(set(classes)) != len(classes):
+            raise ValueError(f"class names must differ, found {', '.join(classes):.200}")
+        return classes
+
     @model_validator(mode="after")
     def _sides(self) -> DataConfig:
         if not self.short_side or min(self.short_side) < 1:

@@ -170,6 +170,10 @@ def test_a_folder_in_the_file_and_pieces_on_the_command_line(tmp_path: Path) -> 
     assert (data.root, data.short_side) == (Path("cells"), [100])
 
 
+def test_class_names_that_repeat_are_refused() -> None:
+    assert message("data.classes=[a,b,a]") == "defaults: data.classes: class names must differ, found a, b, a"
+
+
 def test_one_short_side_needs_no_list() -> None:
     assert load_config(None, ["data.short_side=320"]).data.short_side == [320]
 

@@ -231,7 +231,7 @@ def test_classes_that_the_model_does_not_have_are_told_once(tmp_path: Path) -> N
 
 def test_class_names_that_repeat_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="class names must differ, found cat, cat"):
-        load_annotations(config(write_coco(tmp_path), classes=["cat", "cat"]), "train")
+        load_annotations(config(write_coco(tmp_path)), "train", class_names=["cat", "cat"])
 
 
 def test_images_without_boxes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -69,7 +69,7 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 
 
 def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | None:
-    """The names that a file tells; None: it tells none, or not as many as its class head has rows.
+    """The names that a file tells; None: it tells none, or not as many different ones as its class head has rows.
 
     Args:
         content: of the file.
@@ -82,7 +82,7 @@ def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | 
     for place in (meta, data if isinstance(data, Mapping) else {}):
         for key in ("CLASSES", "classes"):
             names = place.get(key)
-            if isinstance(names, list | tuple) and rows == [(len(names),)]:
+            if isinstance(names, list | tuple) and rows == [(len(set(map(str, names))),)] == [(len(names),)]:
                 return tuple(map(str, names))
     return None
 

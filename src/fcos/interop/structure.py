@@ -115,9 +115,9 @@ def require_same(
         WeightsError: an option that is not free differs.
     """
     other = [
-        f"model.{key}={as_option(own.get(key))} (there: {as_option(there.get(key))})"
-        for key in {**there, **own}
-        if key not in free and own.get(key) != there.get(key)
+        f"model.{key}={as_option(own[key])} (there: {as_option(value)})"
+        for key, value in there.items()
+        if key in own and key not in free and own[key] != value  # options of another backbone go with its name
     ]
     if other:
         raise WeightsError(
