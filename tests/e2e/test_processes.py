@@ -168,7 +168,7 @@ def test_both_evaluate_everything_with_the_same_statistics(folder: Path, results
         assert found["mean"] == [5.0, 5.0]
 
 
-def test_the_first_process_speaks_for_all(folder: Path) -> None:
+def test_rank_zero_speaks_for_all(folder: Path) -> None:
     out = (folder / "out.txt").read_text()
     assert out.count("val at iteration 6") == out.count("best.pt: AP") == 1
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["one", "two"]
