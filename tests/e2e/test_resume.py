@@ -22,7 +22,6 @@ import torch
 from processes import SECONDS, wait_until
 
 from fcos.config import Config
-from fcos.errors import WeightsError
 from fcos.interop.checkpoints import load_checkpoint
 
 KILLS, STOPS = 20, 4
@@ -126,10 +125,13 @@ def train_words(folder: Path, run: str, *, workers: int) -> list[object]:
 
 
 def iteration(run: Path) -> int:
-    """Steps done, as far as they were saved."""
-    with suppress(WeightsError):  # not yet there, or, without hard links, not there in the middle of a save
-        return load_checkpoint(run / "weights/last.pt").iteration
-    return 0
+    """Steps done, as far as they were saved: of a copy, which nobody replaces while it is read."""
+    copy = run.with_suffix(".pt")
+    try:
+        copy.write_bytes((run / "weights/last.pt").read_bytes())
+    except FileNotFoundError:  # not yet there, or, without hard links, not there in the middle of a save
+        return 0
+    return load_checkpoint(copy).iteration
 
 
 def has_done(run: Path, steps: int) -> bool:
