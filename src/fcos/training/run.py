@@ -302,9 +302,8 @@ class Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
-        self.state = State(
-            **{name: value for name, value in saved["state"].items() if name != "marks"}
-        )  # of older files
+        numbers = {name: value for name, value in saved["state"].items() if name != "marks"}  # which older files have
+        self.state = State(**numbers)
         if saved.get("best"):
             best, *known = saved["best"]
             self._best = _Weights(copy.deepcopy(self.detector).cpu(), *known)
