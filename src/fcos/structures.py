@@ -10,9 +10,10 @@ Shape letters: N images, M ground-truth boxes of one image (padded), D detection
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -143,18 +144,21 @@ class Instances:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, index: int | Tensor | slice | Sequence[int]) -> Instances:
+    def __getitem__(self, index: SupportsIndex | Tensor | slice | Sequence[int]) -> Instances:
         """Select detections by a mask, indices or a slice; a number selects one, which stays `Instances`.
 
         Raises:
             IndexError: there is no such detection.
+            TypeError: a single value that is no whole number; a bool is none, a mask has one for every detection.
         """
         picked: Any = index
-        if isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0):
-            place = range(len(self))[index]
-            picked = slice(place, place + 1)
-        elif isinstance(index, Sequence):
+        if isinstance(index, Sequence):
             picked = torch.as_tensor(index, dtype=None if len(index) else torch.int64, device=self.boxes.device)
+        elif not isinstance(index, slice) and getattr(index, "ndim", 0) == 0:
+            if isinstance(index, bool) or (isinstance(index, Tensor) and index.dtype == torch.bool):
+                raise TypeError(f"expected a number or a mask of {len(self)} bools, found {index}")
+            place = range(len(self))[operator.index(index)]
+            picked = slice(place, place + 1)
         return replace(self, boxes=self.boxes[picked], labels=self.labels[picked], scores=self.scores[picked])
 
     def __iter__(self) -> Iterator[Instances]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ FOUND = Instances(
         (0, [0]),
         (-1, [2]),
         (torch.tensor(1), [1]),
+        (np.int64(1), [1]),
+        (np.array(-1), [2]),
+        (np.array([2, 0]), [2, 0]),
         (slice(1, None), [1, 2]),
         ([2, 0], [2, 0]),
         ([], []),
@@ -35,7 +40,7 @@ FOUND = Instances(
         (torch.tensor([2, -2]), [2, 1]),
     ],
 )
-def test_an_index_selects_detections(index: int | Tensor | slice | Sequence[int], places: list[int]) -> None:
+def test_an_index_selects_detections(index: SupportsIndex | Tensor | slice | Sequence[int], places: list[int]) -> None:
     picked = FOUND[index]
     assert len(picked) == len(places)
     assert torch.equal(picked.boxes, FOUND.boxes[torch.tensor(places, dtype=torch.int64)])
@@ -44,10 +49,21 @@ def test_an_index_selects_detections(index: int | Tensor | slice | Sequence[int]
     assert picked.size == FOUND.size
 
 
-@pytest.mark.parametrize("index", [3, -4, torch.tensor(3), [3]])
-def test_a_detection_that_is_not_there_is_an_index_error(index: int | Tensor | Sequence[int]) -> None:
+@pytest.mark.parametrize("index", [3, -4, torch.tensor(3), np.int64(3), [3]])
+def test_a_detection_that_is_not_there_is_an_index_error(index: SupportsIndex | Tensor | Sequence[int]) -> None:
     with pytest.raises(IndexError):
         FOUND[index]
+
+
+@pytest.mark.parametrize("index", [True, np.True_, torch.tensor(True), np.array(True), 1.0, torch.tensor(1.0), None])
+def test_a_value_that_is_no_whole_number_is_a_type_error(index: Any) -> None:
+    with pytest.raises(TypeError):
+        FOUND[index]
+
+
+def test_a_bool_is_told_what_a_mask_is() -> None:
+    with pytest.raises(TypeError, match="expected a number or a mask of 3 bools, found True"):
+        FOUND[True]
 
 
 def test_a_loop_yields_every_detection_alone() -> None:
