@@ -30,6 +30,7 @@ _INK = (17, 17, 17)
 _PAPER = (255, 255, 255)
 _READABLE_SIDE = 480  # pictures whose shorter side is less are enlarged
 _LARGEST_SIDE = 8192  # but not beyond this
+_without_font: list[str] = []  # the first name that no font can write: a process is warned of one
 
 
 class Mark(NamedTuple):
@@ -169,28 +170,31 @@ def draw_pair(image: Picture, predictions: Instances, ground_truth: Instances) -
 
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib; for letters that it lacks, a font of the system."""
+    """DejaVu Sans, which comes with matplotlib; for letters that it lacks, a font of the system. Warns once of none."""
     import matplotlib as mpl
 
     own = Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     lacking = frozenset(text) - _letters(own)
-    return _open_font(_system_font(lacking) or own if lacking else own, size)
+    if not lacking:
+        return _open_font(own, size)
+    file = _system_font(lacking)
+    if file is None and not _without_font:
+        _without_font.append(text)
+        log.warning(
+            "pictures: no font of this system has all letters of %s (further names are not told); install one that has,"
+            " for example the Noto fonts (Debian and Ubuntu: apt install fonts-noto fonts-noto-cjk)",
+            text,
+        )
+    return _open_font(file or own, size)
 
 
 @cache
 def _system_font(letters: frozenset[str]) -> Path | None:
-    """The first font of the system that has these letters and ASCII, a regular one if possible; warns of none."""
+    """The first font of the system that has these letters and ASCII, a regular one if possible."""
     from matplotlib.font_manager import findSystemFonts
 
-    for file in sorted(map(Path, findSystemFonts()), key=lambda file: ("Regular" not in file.name, file)):
-        if letters | _ASCII <= _letters(file):
-            return file
-    log.warning(
-        "pictures: no font of this system can write %s; install one that can, for example the Noto fonts (Debian and"
-        " Ubuntu: apt install fonts-noto fonts-noto-cjk)",
-        "".join(sorted(letters)),
-    )
-    return None
+    files = sorted(map(Path, findSystemFonts()), key=lambda file: ("Regular" not in file.name, file))
+    return next((file for file in files if letters | _ASCII <= _letters(file)), None)
 
 
 @cache
