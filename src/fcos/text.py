@@ -7,7 +7,9 @@ import re
 from collections.abc import Sequence
 
 DASH = "\N{EN DASH}"
-"""Stands where a figure is not defined."""
+"""Stands on a page where a figure is not defined."""
+HYPHEN = "-"
+"""Stands there on a terminal, which may not be able to write the dash, and for scripts."""
 SHOWN = 5
 """How many of many are named."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -24,14 +26,14 @@ def some(texts: Sequence[str], separator: str = ", ") -> str:
     return separator.join(texts[:SHOWN]) + more
 
 
-def figure(value: float | None) -> str:
-    """With three decimals; a dash where it is not defined (None, NaN)."""
-    return DASH if value is None or math.isnan(value) else f"{value:.3f}"
+def figure(value: float | None, undefined: str = DASH) -> str:
+    """With three decimals; a dash, or what is given, where it is not defined (None, NaN)."""
+    return undefined if value is None or math.isnan(value) else f"{value:.3f}"
 
 
-def percent(part: float, whole: float = 1.0) -> str:
-    """A share in per cent; a dash where it is not defined (NaN, a part of nothing)."""
-    return f"{part / whole:.1%}" if whole and not math.isnan(part) else DASH
+def percent(part: float, whole: float = 1.0, undefined: str = DASH) -> str:
+    """A share in per cent; a dash, or what is given, where it is not defined (NaN, a part of nothing)."""
+    return f"{part / whole:.1%}" if whole and not math.isnan(part) else undefined
 
 
 def printable(text: str) -> str:

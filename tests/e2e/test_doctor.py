@@ -275,6 +275,13 @@ def test_long_lists_are_cut_on_the_terminal_only(folder: Folder) -> None:
     assert len(finding["cases"]) == TRAIN
 
 
+def test_tables_are_straight_where_the_output_is_not_utf_8(folder: Folder) -> None:
+    result = CliRunner(charset="latin-1").invoke(app, ["doctor", f"data={folder.write()}"])
+    rows = [line for line in result.output.splitlines() if re.search(r"stride \d+ ", line)]
+    assert re.findall(r"[^\s|]+", rows[-1]) == ["stride", "128", "0", "-", "0", "-", "-"]
+    assert len({len(row) for row in rows}) == 1
+
+
 def test_many_broken_files_are_cut_on_the_terminal(folder: Folder) -> None:
     root = folder.write()
     for k in range(12):

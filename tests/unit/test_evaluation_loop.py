@@ -18,7 +18,6 @@ from fcos.evaluation.coco import METRICS
 from fcos.evaluation.loop import Evaluation, evaluate
 from fcos.evaluation.report import default_folder, load_evaluation, print_evaluation, save_evaluation
 from fcos.structures import Instances
-from fcos.text import DASH
 
 SIZES = [(120, 80), (80, 120), (122, 80), (64, 64), (200, 90), (118, 80), (120, 80)]
 
@@ -208,7 +207,7 @@ def test_the_tables_hold_all_figures_and_classes(terminal, capsys):
     words = text.split()
     assert all(name in words for name in METRICS)
     assert any(line.split() == ["cat", "12", *["0.250"] * 7, "0.410"] for line in text.splitlines())
-    assert any(line.split() == ["[dog]", "0", *[DASH] * 8] for line in text.splitlines())
+    assert any(line.split() == ["[dog]", "0", *["-"] * 8] for line in text.splitlines())
 
 
 def test_control_characters_of_class_names_are_escaped(capsys):

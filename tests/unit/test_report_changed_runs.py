@@ -122,7 +122,7 @@ class TestChangedLabels:
     def test_without_a_new_evaluation_have_no_figures(self, made: Made) -> None:
         change_boxes(made, remove_every_second)
         page = made.page()
-        assert "The evaluation in val/ is not of best.pt on val." in page
+        assert "The evaluation in val/ is not of best.pt on val; `fcos report RUN` evaluates best.pt." in page
         assert "Average precision on val" not in page
 
     def test_of_which_none_is_left_have_no_analysis(self, made: Made) -> None:
@@ -189,12 +189,59 @@ class TestEvaluations:
         assert "val/ holds no complete evaluation, and there is no new one: no luck today" in page
         assert "Learning rate" in page
 
+    def test_that_are_gone_with_the_data_are_told(self, without: Made) -> None:
+        shutil.rmtree(without.data)
+        assert "val/ holds no complete evaluation, and there is no new one without the val split." in without.page()
+
+    def test_that_never_were_need_no_remark(self, without: Made) -> None:
+        without.save_best(metrics={})
+        (without.data / "val.json").unlink()
+        assert "val/" not in section(without.page(), "Summary")
+
     @pytest.mark.parametrize(("by", "held"), [(1e-6, True), (0.01, False)])
     def test_may_differ_by_rounding_from_best_pt(self, without: Made, by: float, held: bool) -> None:
         other = {name: threshold + by for name, threshold in without.evaluation.thresholds.items()}
         page = without.page(evaluate=lambda *_: replace(without.evaluation, thresholds=other))
         assert (", which best.pt holds" in page) == held
         assert ("best.pt holds other thresholds or none" in page) == (not held)
+
+
+class TestEvaluationsOfAnEarlierVersion:
+    """Their metrics.json has no digest of the data."""
+
+    @pytest.fixture
+    def earlier(self, made: Made) -> Made:
+        path = made.folder / "val/metrics.json"
+        content = json.loads(path.read_text())
+        del content["annotations_digest"]
+        path.write_text(json.dumps(content))
+        return made
+
+    def test_are_shown_where_the_data_is_gone(self, earlier: Made) -> None:
+        shutil.rmtree(earlier.data)
+        page = earlier.page()
+        figures = table(section(page, "Average precision on val"))
+        assert figures["all classes"][1] == f"{earlier.evaluation.metrics['AP']:.3f}"
+        assert "val/" not in section(page, "Summary")
+
+    def test_are_made_again_beside_the_data(self, earlier: Made) -> None:
+        before = (earlier.folder / "val/metrics.json").read_bytes()
+        page = earlier.page(evaluate=lambda *_: earlier.evaluation)
+        told = "The evaluation in val/ does not record its data; best.pt was evaluated for this report, val/ stays"
+        assert told in page
+        assert "Score thresholds" in page
+        assert (earlier.folder / "val/metrics.json").read_bytes() == before
+
+    def test_at_the_end_of_a_training_say_what_makes_them_again(self, earlier: Made) -> None:
+        told = "The evaluation in val/ does not record its data; `fcos report RUN` evaluates best.pt."
+        assert told in earlier.page()
+
+    def test_of_other_weights_are_not_shown(self, earlier: Made) -> None:
+        earlier.save_best(metrics={**earlier.evaluation.metrics, "AP": 0.9})
+        shutil.rmtree(earlier.data)
+        page = earlier.page()
+        assert "The evaluation in val/ is not of best.pt on val, and there is no new one without the val split." in page
+        assert "Average precision on val" not in page
 
 
 class TestFiles:
@@ -223,7 +270,7 @@ class TestFiles:
     @pytest.mark.parametrize("content", ["[]", '{"metrics": []}', "null"])
     def test_of_figures_that_are_none(self, made: Made, content: str) -> None:
         (made.folder / "val/metrics.json").write_text(content)
-        assert "val/ holds no complete evaluation." in made.page()
+        assert "val/ holds no complete evaluation; `fcos report RUN` evaluates best.pt." in made.page()
 
     @pytest.mark.parametrize(("content", "known"), [("[1]", False), ('{"torch": 2}', True)])
     def test_of_an_odd_environment(self, made: Made, content: str, known: bool) -> None:

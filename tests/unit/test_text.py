@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fcos.text import DASH, figure, percent, plural, printable, some
+from fcos.text import DASH, HYPHEN, figure, percent, plural, printable, some
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,14 @@ def test_of_many_the_first_five_are_named() -> None:
 
 def test_a_figure_has_three_decimals_or_is_a_dash() -> None:
     assert [figure(value) for value in (0.12345, 1, None, math.nan)] == ["0.123", "1.000", DASH, DASH]
+    assert figure(math.nan, HYPHEN) == "-"
 
 
 def test_a_share_is_in_per_cent_or_a_dash() -> None:
     assert percent(0.1234) == "12.3%"
     assert percent(1, 8) == "12.5%"
     assert [percent(math.nan), percent(0, 0)] == [DASH, DASH]
+    assert percent(0, 0, HYPHEN) == "-"
 
 
 def test_control_characters_are_escaped() -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..data.dataset import Annotations
 from ..data.source import summary
-from ..text import percent, plural, printable
+from ..text import HYPHEN, percent, plural, printable
 from .report import Case, Finding, Report
 
 MOST_CASES = 3
@@ -113,10 +113,11 @@ def _coverage_table(report: Report) -> Table:
         "", "boxes", "learned", "locations", "ambiguous", "of several classes", title=title, title_justify="left"
     )
     for name, (boxes, learned) in coverage.by_size().items():
-        table.add_row(name, str(boxes), percent(learned, boxes), "", "", "")
+        table.add_row(name, str(boxes), percent(learned, boxes, HYPHEN), "", "", "")
     table.add_section()
     for stride, boxes, learned, positive, several, classes in coverage.by_level():
-        cells = (boxes, percent(learned, boxes), positive, percent(several, positive), percent(classes, positive))
+        shares = [percent(part, positive, HYPHEN) for part in (several, classes)]
+        cells = (boxes, percent(learned, boxes, HYPHEN), positive, *shares)
         table.add_row(f"stride {stride}", *map(str, cells))
     for column in table.columns[1:]:
         column.justify = "right"

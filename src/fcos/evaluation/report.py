@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..text import figure, printable
+from ..text import HYPHEN, figure, printable
 from .coco import METRICS
 from .loop import Evaluation
 
@@ -22,13 +22,13 @@ _CLASS_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print the 12 figures, and those of every class with its score threshold: ruled on a terminal, else plain text."""
     for names in (METRICS[:6], METRICS[6:]):
-        _print_table(console, names, [[figure(evaluation.metrics[name]) for name in names]])
+        _print_table(console, names, [[figure(evaluation.metrics[name], HYPHEN) for name in names]])
     rows = [
         [
             escape(printable(name)),
             str(evaluation.boxes_per_class[name]),
-            *(figure(figures[key]) for key in _CLASS_FIGURES),
-            figure(evaluation.thresholds.get(name, math.nan)),
+            *(figure(figures[key], HYPHEN) for key in _CLASS_FIGURES),
+            figure(evaluation.thresholds.get(name), HYPHEN),
         ]
         for name, figures in evaluation.per_class.items()
     ]

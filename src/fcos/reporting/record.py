@@ -168,29 +168,37 @@ def _evaluation(
 ) -> Evaluation | None:
     """That of best.pt: the saved one if it is of these weights and this data, else a new one."""
     saved = load_evaluation(folder / "val")
-    if saved is not None and _is_of(saved, best, val):
+    flaw = _flaw(saved, best, val)
+    if flaw is None:
         return saved
     if val is None:
+        if best.metrics:  # else there has never been one
+            remarks.append(f"{flaw}, and there is no new one without the val split.")
         return None
-    what = "val/ holds no complete evaluation" if saved is None else "The evaluation in val/ is not of best.pt on val"
     if evaluate is None:
-        remarks.append(f"{what}.")
+        remarks.append(f"{flaw}; `fcos report RUN` evaluates best.pt.")
         return None
     try:
         evaluation = evaluate(folder / BEST, val)
     except FCOSError as error:
-        remarks.append(f"{what}, and there is no new one: {error}")
+        remarks.append(f"{flaw}, and there is no new one: {error}")
         return None
     if saved is None:
         save_evaluation(evaluation, folder / "val")
-    remarks.append(f"{what}; best.pt was evaluated for this report{'' if saved is None else ', val/ stays as it is'}.")
+    remarks.append(f"{flaw}; best.pt was evaluated for this report{'' if saved is None else ', val/ stays as it is'}.")
     return evaluation
 
 
-def _is_of(saved: Evaluation, best: Checkpoint, val: Annotations | None) -> bool:
-    if not best.metrics or not same_figures(best.metrics, saved.metrics):
-        return False
-    return val is None or saved.annotations_digest == val.digest()
+def _flaw(saved: Evaluation | None, best: Checkpoint, val: Annotations | None) -> str | None:
+    """Why the saved evaluation cannot be shown as that of best.pt on val; None: it can."""
+    if saved is None:
+        return "val/ holds no complete evaluation"
+    same = bool(best.metrics) and same_figures(best.metrics, saved.metrics)
+    if same and (val is None or saved.annotations_digest == val.digest()):
+        return None
+    if same and not saved.annotations_digest:
+        return "The evaluation in val/ does not record its data"
+    return "The evaluation in val/ is not of best.pt on val"
 
 
 def same_figures(first: dict[str, float], second: dict[str, float]) -> bool:
