@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +29,12 @@ class _Section(BaseModel):  # not the one of config_backbones: ruff knows a mode
     model_config = RULES
 
 
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+def expand_user(path: str | Path) -> Path:
+    """A path with its ~ replaced; one of a user who is not there stays: it may be the name of a file."""
+    return Path(os.path.expanduser(path))
+
+
+UserPath = Annotated[Path, AfterValidator(expand_user)]
 """Not every shell expands the ~ of `data=~/pictures`."""
 UserPaths = Annotated[
     list[UserPath],
@@ -261,9 +267,9 @@ class TrainConfig(_Section):
     """Start so many processes on this machine, each with its GPU or, with `device=cpu`, its share of the cores; null:
     one, or those that torchrun started."""
     micro_batch: PositiveInt | Literal["auto"] | None = None
-    """Images that a process has in its network at a time: it adds up the gradients of as many parts as `batch_size`
-    takes. `auto`: as many as fit into the memory of the GPU; null: all. Losses and weights are the same, only
-    batch norm that learns (`bn`, `sync_bn`) sees the images of a part alone."""
+    """Images that a process has in its network at a time: it adds up the gradients of as many micro-batches as
+    `batch_size` takes. `auto`: as many as fit into the memory of the GPU; null: all. Losses and weights are the same,
+    only batch norm that learns (`bn`, `sync_bn`) sees the images of a micro-batch alone."""
     iterations: int | None = Field(default=90000, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     max_minutes: float | None = Field(default=None, gt=0)
@@ -318,14 +324,6 @@ class TrainConfig(_Section):
     resume: bool = False
     """Continue the run in `output_dir` from its weights/last.pt, or from the start if nothing had been saved yet."""
     seed: int = 0
-
-    @field_validator("milestones")
-    @classmethod
-    def _increasing(cls, milestones: list[float]) -> list[float]:
-        for kind in ([m for m in milestones if m >= 1], [m for m in milestones if m < 1]):
-            if any(a >= b for a, b in pairwise(kind)):
-                raise ValueError(f"iterations, and fractions of the run, must increase, found {milestones}")
-        return milestones
 
     @model_validator(mode="before")
     @classmethod

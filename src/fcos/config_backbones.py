@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 """What holds for all sections of a config."""
+OF_DEFORMABLE = ("backbone.modulated", "backbone.offset_groups")
+"""Options of `model` that have no effect where no stage of the backbone is deformable."""
 Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
 
 

@@ -26,7 +26,7 @@ _PATIENCE = 10.0  # seconds without an answer, or without a further byte
 _CHUNK = 1 << 20
 _LONGEST_NAME = 200
 _BROKEN_OFF = (TimeoutError, ConnectionError, SSLError, HTTPException)
-_told: set[str] = set()  # licences
+_told: set[tuple[str, str]] = set()  # licences, and of what
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,19 @@ def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
     return path
 
 
-def tell_licence(licence: str | None, where: str) -> None:
-    """Warn of weights that may not be free to use, once for every licence; None or empty: nothing is known of such."""
-    if licence and licence not in _told:  # a run's own weights have that of those it started from
-        _told.add(licence)
-        log.warning("%s: mind the licence of these weights: %s", where, licence)
+def tell_licence(licence: str | None, where: str, *, derived: bool = False) -> None:
+    """Warn, once, of weights that may not be free to use.
+
+    Args:
+        licence: None or empty: nothing is known against any use.
+        where: the weights, for the message.
+        derived: they have the licence of others that they were trained or converted from; then it is not told again
+            after it was told of those.
+    """
+    if not licence or (licence, where) in _told or (derived and any(licence == told for told, _ in _told)):
+        return
+    _told.add((licence, where))
+    log.warning("%s: mind the licence of these weights: %s", where, licence)
 
 
 def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:

@@ -319,7 +319,6 @@ def test_a_value_in_place_of_a_section_is_answered_with_its_options(section: str
         "model.nms_threshold=1.5", "model.pixel_std=[1,0,1]", "model.pixel_mean=[1,2]", "model.name=retinanet",
         "data.short_side=0", "data.short_side=[]", "data.short_side_range=[800,640]", "train.eval_every=0",
         "model.backbone.frozen_stages=6", "model.head.prior_probability=0", "output_dir=2024-01-01", "data=null",
-        "train.milestones=[2,1]", "train.milestones=[0.5,0.5]",
         "model.strides=[8,16]", "model.strides=8", "model.fpn.channels=100", "model.head.norm=frozen_bn",
         "model.size_ranges=[[64,-1],[64,128],[128,256],[256,512],[512,null]]",
         "model.size_ranges=[[1],[2],[3],[4],[5]]", "model={1: 2}", "eval.batch_size=all", "device=3",

@@ -329,14 +329,16 @@ def test_a_download_tells_the_licence(
     assert capsys.readouterr().err == f"downloading {server.url()} to {cache / FILE}{told}\n"
 
 
-def test_a_licence_is_told_once_for_all_files(caplog: pytest.LogCaptureFixture) -> None:
-    for licence, where in (("CC BY-NC 4.0", "a.pth"), ("CC BY-NC 4.0", "runs/a/weights/best.pt"), ("GPL", "b.pth")):
-        tell_licence(licence, where)
-    told = [
-        f"{where}: mind the licence of these weights: {licence}"
-        for where, licence in (("a.pth", "CC BY-NC 4.0"), ("b.pth", "GPL"))
-    ]
-    assert caplog.messages == told
+def test_a_licence_is_told_once_for_each_file_but_not_again_for_what_was_made_from_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(2):
+        tell_licence("CC BY-NC 4.0", "a.pth")
+        tell_licence("CC BY-NC 4.0", "runs/a/weights/best.pt", derived=True)
+        tell_licence("CC BY-NC 4.0", "b.pth")
+        tell_licence("GPL", "runs/c/weights/best.pt", derived=True)
+    told = (("a.pth", "CC BY-NC 4.0"), ("b.pth", "CC BY-NC 4.0"), ("runs/c/weights/best.pt", "GPL"))
+    assert caplog.messages == [f"{where}: mind the licence of these weights: {licence}" for where, licence in told]
 
 
 @pytest.mark.parametrize("restricted", [True, False])

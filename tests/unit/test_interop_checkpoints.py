@@ -259,6 +259,14 @@ def test_a_path_may_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.Monk
     assert load_checkpoint("~/old.pth").project == "fcos_core"
 
 
+def test_the_home_of_nobody_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    original_file(tmp_path / "~old.pth")
+    assert load_checkpoint("~old.pth").project == "fcos_core"
+    with pytest.raises(WeightsError, match=r"~no-such-user/old\.pth: no such file"):
+        load_checkpoint("~no-such-user/old.pth")
+
+
 def test_the_originals_licence_is_told_once_in_a_process_also_of_converted_files(
     tmp_path: Path, original_yaml: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

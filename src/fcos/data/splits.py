@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from ..config import DataConfig
+from ..config import DataConfig, expand_user
 from ..errors import DataError
 from ..interop.fcos_core_data import place_hint
 from . import coco, voc, yolo
@@ -129,7 +129,7 @@ def locate(config: DataConfig, split: Split) -> tuple[str, list[SplitFiles]] | N
             raise DataError("no data: give data=DIR, or data.train.annotations=... and data.train.images=...")
         name, files = config.format, None
     else:
-        root = config.root.expanduser()
+        root = expand_user(config.root)
         name = _detect(root, config.format)
         files = FORMATS[name].find(root, split)
     if not data_sets:

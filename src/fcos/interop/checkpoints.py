@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from ..checkpoint import PIXELS, Checkpoint, Project, from_ours, is_ours, read
+from ..config import expand_user
 from ..config_text import as_option
 from ..downloads import hub_file, is_url, tell_licence
 from ..errors import WeightsError
@@ -52,14 +53,14 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     if downloaded:
         path = hub_file(torchvision.WEIGHTS.get(where, where), where, otherwise="give the path of other weights")
     else:
-        path = Path(source).expanduser()
+        path = expand_user(source)
     try:
         content = read(path, safe_globals=_SAFE_GLOBALS)
         ours = from_ours(content, path) if is_ours(content) else None
     except WeightsError as error:
         raise WeightsError(f"{error}{'; delete it to download it again' if downloaded else ''}") from None
     checkpoint = ours or from_content(content, where=where, class_names=class_names)
-    tell_licence(checkpoint.licence, where)
+    tell_licence(checkpoint.licence, where, derived=ours is not None)
     return checkpoint
 
 

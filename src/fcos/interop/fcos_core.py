@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..checkpoint import CLASS_HEAD, PIXELS, Checkpoint
 from ..config import FCOSConfig
+from ..config_backbones import OF_DEFORMABLE
 from ..config_text import flat
 from .fcos_core_config import config_from_yaml, settings_for
 from .structure import require_same, with_prefixes, without_module
@@ -40,6 +41,7 @@ _BACKBONES = ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "
 _STRIDES = [8, 16, 32, 64, 128]
 FREE = {
     "num_classes": "the rows of the class head",
+    **dict.fromkeys(OF_DEFORMABLE, "told where a stage is deformable"),
     **dict.fromkeys(("backbone.weights", "backbone.frozen_stages", "size_ranges", "quality"), "training only"),
     **dict.fromkeys(("detect_in_padding", "keep_empty_boxes"), "on with inclusive boxes"),
     **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),

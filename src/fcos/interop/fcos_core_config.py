@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def _expected_list(key: str, value: Any) -> str | None:
         return None if named else "a list of names"
     if key == "SOLVER.STEPS":
         listed = isinstance(value, tuple | list) and all(type(item) is int and item >= 1 for item in value)
-        return None if listed and all(a < b for a, b in pairwise(value)) else "increasing whole numbers of at least 1"
+        return None if listed and list(value) == sorted(value) else "increasing whole numbers of at least 1"
     flags = any(isinstance(item, bool) for item in DEFAULTS[key])
     fitting = isinstance(value, tuple | list) and all(
         isinstance(item, bool) if flags else _is_number(item) for item in value
@@ -263,8 +263,8 @@ def settings_for(options: Mapping[str, Any], num_classes: int) -> dict[str, Any]
         "MODEL.FCOS.CENTERNESS_ON_REG": options["head.centerness_on"] == "box",
         "MODEL.FCOS.NORM_REG_TARGETS": options["head.regression"] == "relu_stride",
         "INPUT.TO_BGR255": bgr,
-        "INPUT.PIXEL_MEAN": [value / scale for value in options["pixel_mean"]],
-        "INPUT.PIXEL_STD": [value / scale for value in options["pixel_std"]],
+        "INPUT.PIXEL_MEAN": [round(value / scale, 15) for value in options["pixel_mean"]],
+        "INPUT.PIXEL_STD": [round(value / scale, 15) for value in options["pixel_std"]],
         **_backbone_settings({key.removeprefix("backbone."): value for key, value in options.items()}),
     }
     given = {key: settings.get(key) for key in DEFAULTS}
@@ -282,6 +282,10 @@ def _backbone_settings(backbone: Mapping[str, Any]) -> dict[str, Any]:
     body, groups, width = next(shape for shape, name in _RESNETS.items() if name == backbone["name"])
     functions = {norm: names for names, norm in _BLOCK_NORMS.items()}
     block, stem = functions.get(backbone["norm"], functions["frozen_bn"])
+    deformable = {
+        "MODEL.RESNETS.WITH_MODULATED_DCN": backbone["modulated"],
+        "MODEL.RESNETS.DEFORMABLE_GROUPS": backbone["offset_groups"],
+    }
     return {
         "MODEL.BACKBONE.CONV_BODY": body,
         "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": backbone["frozen_stages"],
@@ -291,8 +295,7 @@ def _backbone_settings(backbone: Mapping[str, Any]) -> dict[str, Any]:
         "MODEL.RESNETS.STEM_FUNC": stem,
         "MODEL.RESNETS.STRIDE_IN_1X1": backbone["stride_in_1x1"],
         "MODEL.RESNETS.STAGE_WITH_DCN": tuple(stage in backbone["deformable_stages"] for stage in _STAGES),
-        "MODEL.RESNETS.WITH_MODULATED_DCN": backbone["modulated"],
-        "MODEL.RESNETS.DEFORMABLE_GROUPS": backbone["offset_groups"],
+        **(deformable if backbone["deformable_stages"] else {}),
     }
 
 

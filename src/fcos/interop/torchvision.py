@@ -20,6 +20,7 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from ..checkpoint import CLASS_HEAD, Checkpoint
 from ..config import FCOSConfig
+from ..config_backbones import OF_DEFORMABLE
 from ..config_text import flat
 from ..downloads import WebFile
 from ..errors import WeightsError
@@ -64,6 +65,7 @@ _OLD_PREFIXES = [
 
 FREE = {
     "num_classes": "the rows of the class head",
+    **dict.fromkeys(OF_DEFORMABLE, "no stage is deformable there"),
     **dict.fromkeys(("backbone.weights", "head.prior_probability"), "what training began with"),
     **dict.fromkeys(
         ("backbone.frozen_stages", "size_ranges", "box_loss", "quality", "focal_alpha", "focal_gamma"), "training only"

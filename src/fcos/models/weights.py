@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torchvision.models import (
@@ -16,6 +14,7 @@ from torchvision.models import (
 )
 
 from ..checkpoint import other_shapes
+from ..config import expand_user
 from ..config_text import suggest
 from ..downloads import WebFile, hub_file, is_url
 from ..errors import WeightsError
@@ -137,7 +136,7 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
     """
     file = _named(backbone, source)
     if file is None:
-        path, mend = Path(source).expanduser(), ""
+        path, mend = expand_user(source), ""
     else:
         otherwise = "train from random ones: model.backbone.weights=null (MODEL.WEIGHT '' with a YAML of the original)"
         path = hub_file(file, f"model.backbone.weights={source}", otherwise=otherwise)

@@ -125,7 +125,7 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
 
     Args:
         run: before the step.
-        batch: the part of this process, on the device of the run.
+        batch: the shard of this process, on the device of the run.
         losses: the loss terms of all processes.
         norm: of the gradients.
     """

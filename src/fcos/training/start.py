@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import CLASS_HEAD, PIXELS, Checkpoint, fill
 from ..config import FCOSConfig
+from ..config_backbones import OF_DEFORMABLE
 from ..config_text import as_option, flat
 from ..errors import WeightsError
 from ..interop.checkpoints import with_fcos_core_conventions
@@ -30,11 +31,10 @@ _MEANINGS = (
     "head.regression",
 )
 """Options of the model that change what its tensors mean, but not their shapes."""
-_OF_DEFORMABLE = ("backbone.modulated", "backbone.offset_groups")
 _STRUCTURE = (
     "strides",
     *(f"backbone.{key}" for key in ("name", "norm", "deformable_stages")),
-    *_OF_DEFORMABLE,
+    *OF_DEFORMABLE,
     *(f"fpn.{key}" for key in ("channels", "norm", "relu")),
     *(f"head.{key}" for key in ("num_convs", "num_shared_convs", "norm", "conv_bias", "deformable", "level_scales")),
 )
@@ -110,7 +110,7 @@ def _other_structure(checkpoint: Checkpoint, config: FCOSConfig) -> list[str]:
         if options.get("backbone.norm") in ("frozen_bn", "sync_bn"):
             options["backbone.norm"] = "bn"  # the same tensors
     if not there.get("backbone.deformable_stages"):
-        there = {key: value for key, value in there.items() if key not in _OF_DEFORMABLE}
+        there = {key: value for key, value in there.items() if key not in OF_DEFORMABLE}
     keys = (key for key in there if key in _STRUCTURE or key.startswith("backbone.options."))
     return [f"model.{key}={as_option(there[key])}" for key in keys if there[key] != here.get(key)]
 
