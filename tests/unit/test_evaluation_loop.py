@@ -184,15 +184,11 @@ def test_what_was_saved_can_be_read_again(tmp_path):
         assert getattr(found, name) == getattr(EVALUATION, name)
 
 
-@pytest.mark.parametrize("damage", ["metrics.json", "detections.json", "cut short", "of an earlier version"])
+@pytest.mark.parametrize("damage", ["metrics.json", "detections.json", "cut short"])
 def test_an_incomplete_evaluation_is_none(tmp_path, damage):
     save_evaluation(EVALUATION, tmp_path)
     if damage == "cut short":
         (tmp_path / "detections.json").write_text('[{"image_id": 1')
-    elif damage == "of an earlier version":
-        content = json.loads((tmp_path / "metrics.json").read_text())
-        del content["annotations_digest"]
-        (tmp_path / "metrics.json").write_text(json.dumps(content))
     else:
         (tmp_path / damage).unlink()
     assert load_evaluation(tmp_path) is None

@@ -51,7 +51,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:
-    """Read what `save_evaluation` wrote; None: it is not there, not complete, damaged, or of an earlier version."""
+    """Read what `save_evaluation` wrote; None: it is not there, not complete, or damaged."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         return Evaluation(
@@ -60,7 +60,7 @@ def load_evaluation(folder: Path) -> Evaluation | None:
             detections=json.loads((folder / "detections.json").read_text(encoding="utf-8")),
             boxes_per_class=metrics["boxes_per_class"],
             thresholds=metrics["thresholds"],
-            annotations_digest=metrics["annotations_digest"],
+            annotations_digest=metrics.get("annotations_digest", ""),  # earlier versions did not write it
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
