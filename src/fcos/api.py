@@ -164,8 +164,9 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
 
     Args:
         run: the folder of a training, finished or not.
-        overrides: `key=value`: where the data lies now, `data=DIR`; `device`, `data.workers` and `eval.batch_size` of
-            that evaluation.
+        overrides: `key=value`: where the data lies now, `data=DIR`, which is `data.root`, or `data.train...` and
+            `data.val...`; how it is read, `data.format` and `data.on_error`; `data.workers`, `eval.batch_size` and
+            `device` of that evaluation; `model.backbone.name` as the run has it, which trusts code of your own.
         progress: of that evaluation, see `evaluate`.
 
     Returns:

@@ -159,7 +159,8 @@ def val(
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training, finished or not.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="data=DIR: where its data lies now.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Where its data lies now, data=DIR; how it is evaluated, device=cpu."),
     ] = None,
 ) -> None:
     """Write RUN/report.html: curves, figures per class, errors, pictures, config, all on one page.

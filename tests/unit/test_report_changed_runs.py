@@ -44,6 +44,25 @@ class TestData:
         assert "written: " in capsys.readouterr().out
         assert (made.folder / "report.html").read_text() == page  # the config among it
 
+    def test_of_which_only_val_is_left_can_be_named(self, made: Made) -> None:
+        new = made.data.rename(made.data.with_name("elsewhere"))
+        (new / "train.json").unlink()
+        val = [f"data.val.annotations={new / 'val.json'}", f"data.val.images={new}"]
+        with pytest.raises(DataError, match=r"(?s)no such data folder.*lies elsewhere now: fcos report RUN data=DIR"):
+            made.page(overrides=val)
+        assert "Score thresholds" in made.page(overrides=["data.root=null", *val])
+
+    @pytest.mark.parametrize("option", ["data.on_error=skip", "data.format=coco"])
+    def test_that_is_gone_is_a_remark_where_an_option_does_not_name_it(self, made: Made, option: str) -> None:
+        shutil.rmtree(made.data)
+        assert "cannot be read any more; if it lies elsewhere now: fcos report" in made.page(overrides=[option])
+
+    def test_of_which_a_split_that_is_not_named_is_gone_is_a_remark(self, made: Made) -> None:
+        (made.data / "train.json").write_text("{")
+        page = made.page(overrides=[f"data.val.annotations={made.data / 'val.json'}"])
+        assert "The data of the run (train) cannot be read any more" in page
+        assert "Score thresholds" in page
+
     def test_that_is_gone_leaves_the_saved_figures(self, made: Made) -> None:
         before = made.page()
         shutil.rmtree(made.data)
@@ -147,7 +166,15 @@ class TestMistakes:
         return err
 
     def test_data_that_is_nowhere(self, made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert "nowhere: no such data folder" in self.refuse(made, capsys, f"data={tmp_path / 'nowhere'}")
+        err = self.refuse(made, capsys, f"data={tmp_path / 'nowhere'}")
+        assert "nowhere: no such data folder" in err
+        assert "If the data of the run lies elsewhere now: fcos report RUN data=DIR" in err
+
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_a_split_that_is_nowhere(
+        self, made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path, split: str
+    ) -> None:
+        assert "gone.json" in self.refuse(made, capsys, f"data.{split}.annotations={tmp_path / 'gone.json'}")
 
     def test_data_of_other_classes(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
         rename_a_class(made)
@@ -160,6 +187,9 @@ class TestMistakes:
     def test_options_that_change_nothing(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
         err = self.refuse(made, capsys, "train.lr=3", "device=cpu", "data.test_short_side=32")
         assert "train.lr, data.test_short_side: without effect on a report; it takes data=DIR" in err
+        taken = " ".join(err.split()).partition("lies now, and ")[2].split(", ")
+        assert "device" in taken
+        assert all(f"`{name}" in str(fcos.report.__doc__) for name in taken)
 
     def test_options_that_are_none(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
         assert "did you mean 'data'?" in self.refuse(made, capsys, "dat=x")

@@ -23,10 +23,13 @@ from ..interop.checkpoints import load_checkpoint
 from ..training.environment import FILE as ENVIRONMENT
 from ..training.folder import BEST, CONFIG
 
-_PLACES = ("data=", "data.root=", "data.format=", "data.on_error=", "data.train", "data.val")
-"""How overrides begin that say where the data lies."""
-_MEANS = ("device=", "data.workers=", "eval.batch_size=")
-"""How those begin that say what it is evaluated with, if it is."""
+_SPLITS = ("train", "val")
+_NAMES = {"data=": _SPLITS, "data.root=": _SPLITS, "data.train": ("train",), "data.val": ("val",)}
+"""How overrides begin that say where the data lies, and of which splits."""
+_MEANS = ("data.format=", "data.on_error=", "data.workers=", "eval.batch_size=", "device=")
+"""How those begin that say how it is read, and evaluated if it is."""
+_MOVED = "fcos report RUN data=DIR"
+"""What a user types whose data has moved."""
 SAME = 1e-3
 """Two evaluations of the same weights differ by less than this in every figure, whatever machine made them."""
 
@@ -110,7 +113,8 @@ def read_record(
     moved = load_config(path, overrides)
     _refuse_others(overrides, config)
     best = _best(folder, remarks)
-    data = data or _read_data(moved, best, remarks, named=any(text.startswith(_PLACES) for text in overrides))
+    named = {split for text in overrides for start in _NAMES if text.startswith(start) for split in _NAMES[start]}
+    data = data or _read_data(moved, best, remarks, named)
     evaluation = None if best is None else _evaluation(folder, best, data.val, evaluate, remarks)
     return Record(folder, config, _rows(folder), best, data, evaluation, _environment(folder), remarks)
 
@@ -118,11 +122,12 @@ def read_record(
 def _refuse_others(overrides: Sequence[str], config: Config) -> None:
     """Overrides that change nothing on the page are a mistake."""
     own = f"model.backbone.name={config.model.backbone.name}"  # by which a user trusts code of his own
-    others = [text.partition("=")[0] for text in overrides if text != own and not text.startswith(_PLACES + _MEANS)]
+    known = (*_NAMES, *_MEANS)
+    others = [text.partition("=")[0] for text in overrides if text != own and not text.startswith(known)]
     if others:
         raise ConfigError(
             f"{', '.join(others)}: without effect on a report; it takes data=DIR, where the data lies now, and"
-            " data.format, data.train, data.val, data.on_error, data.workers, eval.batch_size, device"
+            f" {', '.join(start.removesuffix('=') for start in known[1:])}"
         )
 
 
@@ -135,26 +140,26 @@ def _best(folder: Path, remarks: list[str]) -> Checkpoint | None:
         return None
 
 
-def _read_data(config: Config, best: Checkpoint | None, remarks: list[str], *, named: bool) -> Splits:
+def _read_data(config: Config, best: Checkpoint | None, remarks: list[str], named: set[str]) -> Splits:
     """The splits that can be read, with the classes of the weights; those that the user has just named must be."""
     known: Checkpoint | Annotations | None = best
     splits: dict[str, Annotations | None] = {}
     errors: dict[str, list[str]] = {}
-    for split in ("train", "val"):
+    for split in _SPLITS:
         classes = {} if known is None else {"class_names": known.class_names, "category_ids": known.category_ids}
         try:
             splits[split] = load_annotations(config.data, split, **classes)
         except (DataError, ConfigError) as error:
-            if named:
-                raise
+            if split in named:
+                raise type(error)(f"{error}\nIf the data of the run lies elsewhere now: {_MOVED}") from None
             errors.setdefault(str(error), []).append(split)
         known = splits.get(split) if known is None else known
-    if named and best is not None and best.metrics and splits["val"] is None:
+    if "val" in named and best is not None and best.metrics and splits.get("val") is None:
         raise DataError(f"data: {config.data.root} has no val split, and the run was measured on one")
     for error, names in errors.items():
         remarks.append(
-            f"The data of the run ({' and '.join(names)}) cannot be read any more; if it lies elsewhere now: fcos"
-            f" report RUN data=DIR. What is wrong: {error}"
+            f"The data of the run ({' and '.join(names)}) cannot be read any more; if it lies elsewhere now: {_MOVED}."
+            f" What is wrong: {error}"
         )
     return Splits(splits.get("train"), splits.get("val"))
 
