@@ -57,6 +57,10 @@ OriginalConfig = Annotated[
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.")]
+TestOverrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. eval.flip=true.")]
+FileOverrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What the file does not say, e.g. data.classes=[a,b].")
+]
 _NO_OPTIONS = {"ignore_unknown_options": True}
 """For verbs without options of their own: -1 is a value, as in the original's TEST.DETECTIONS_PER_IMG -1."""
 
@@ -126,7 +130,7 @@ def train(
 @app.command()
 def val(
     weights: Weights,
-    overrides: Overrides = None,
+    overrides: TestOverrides = None,
     config: OriginalConfig = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     out: Annotated[
@@ -237,7 +241,7 @@ def _report(result: PredictedFile) -> None:
 def convert(
     weights: Weights,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file.")],
-    overrides: Overrides = None,
+    overrides: FileOverrides = None,
     to: Annotated[Form, typer.Option(help="Whose form to write: ours, the original's or torchvision's.")] = "fcos",
     config: OriginalConfig = None,
 ) -> None:
