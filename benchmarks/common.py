@@ -18,7 +18,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from fcos.models.weights import imagenet_weights
+from fcos.models.backbones.pretrained import imagenet_weights
 
 RESULTS = Path(__file__).parent / "results"
 

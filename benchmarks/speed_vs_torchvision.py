@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 
 import fcos
 from fcos.data import build_train_loader, load_annotations
-from fcos.data.samples import make_digits
+from fcos.data.digits import make_digits
 from fcos.models import FCOS, FCOSOutputs, build_model
 from fcos.models.postprocess import candidates, suppress
 from fcos.structures import Targets

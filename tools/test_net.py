@@ -10,8 +10,8 @@ import argparse
 import logging
 
 from fcos.cli import main, mistakes_told
-from fcos.config_text import load_config
 from fcos.errors import WeightsError
+from fcos.recipes import load_config
 
 parser = argparse.ArgumentParser(description="Evaluate weights with a config of the original FCOS.")
 parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys")

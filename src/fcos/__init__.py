@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import convert, evaluate, load, report, train
     from .config import Config
-    from .config_text import load_config
     from .errors import ConfigError, DataError, FCOSError, TrainingError, WeightsError
-    from .evaluation.loop import Evaluation
+    from .evaluation.evaluate import Evaluation
     from .inference.draw import draw
     from .inference.predictor import Detector
+    from .recipes import load_config
     from .structures import Instances
 
 __all__ = [
@@ -39,8 +39,8 @@ _HOME = {
     **dict.fromkeys(("convert", "evaluate", "load", "report", "train"), "api"),
     **dict.fromkeys(("ConfigError", "DataError", "FCOSError", "TrainingError", "WeightsError"), "errors"),
     "Config": "config",
-    "load_config": "config_text",
-    "Evaluation": "evaluation.loop",
+    "load_config": "recipes",
+    "Evaluation": "evaluation.evaluate",
     "draw": "inference.draw",
     "Detector": "inference.predictor",
     "Instances": "structures",

@@ -5,24 +5,28 @@ Options are given as on the command line, as `key=value` texts: `fcos.train("fco
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config
-from .config_backbones import is_own
-from .config_text import apply_overrides, load_config, recipe_names, validate
+from .config.backbones import is_own
+from .config.overrides import apply_overrides, validate
 from .errors import ConfigError, DataError, WeightsError
+from .recipes import load_config, recipe_names
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .data.dataset import Annotations
-    from .evaluation.loop import Evaluation
+    from .evaluation.evaluate import Evaluation
     from .inference.predictor import Detector
     from .interop import Form
     from .models import FCOS
     from .training.loop import TrainResult
+
+log = logging.getLogger(__name__)
 
 _CLASSES_OF_COCO = 80
 _TEST_OPTIONS = ("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections")
@@ -58,7 +62,7 @@ def load(
     """
     from .distributed import resolve_device
     from .inference.predictor import Detector
-    from .interop.fcos_core_config import split_pairs
+    from .interop.fcos_core.config import split_pairs
     from .models import build_model
 
     if _is_recipe(source):
@@ -108,7 +112,27 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     from .training.loop import train as run
 
     processes = processes_to_start(config)
-    return run(config, name=name) if processes == 1 else launch(config, name, processes)
+    if processes > 1:
+        return launch(config, name, processes)
+    result = run(config, name=name)
+    _write_report(result)
+    return result
+
+
+def _write_report(result: TrainResult) -> None:
+    """Write the page of a finished run. A failure is only a warning: the run itself is saved."""
+    from .distributed import rank
+    from .reporting.record import Splits
+    from .reporting.report import write_report
+
+    if rank() != 0:
+        return
+    try:
+        page = write_report(result.run, data=Splits(result.train_data, result.val_data))
+    except Exception as error:
+        log.warning("warning: no report of the run: %s: %s", type(error).__name__, error)
+    else:
+        print(f"report: {page}")
 
 
 def evaluate(
@@ -133,8 +157,9 @@ def evaluate(
         ConfigError: a wrong override; a config is needed.
     """
     from .data import load_annotations
-    from .distributed import join_processes, resolve_device
-    from .evaluation.loop import evaluate as run
+    from .distributed import resolve_device
+    from .evaluation.evaluate import evaluate as run
+    from .training.elastic import join_processes
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split: expected train, val or test, found {split!r}")
@@ -179,7 +204,7 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
         OSError: the disk is full or not writable.
     """
     from .distributed import resolve_device
-    from .evaluation.loop import evaluate as run_evaluation
+    from .evaluation.evaluate import evaluate as run_evaluation
     from .reporting.report import write_report
 
     def measure(weights: Path, val: Annotations) -> Evaluation:
@@ -233,8 +258,8 @@ def _restore(
 
     from .checkpoint import fill
     from .interop.checkpoints import load_checkpoint
-    from .interop.fcos_core_config import split_pairs
-    from .interop.torchvision import WEIGHTS
+    from .interop.fcos_core.config import split_pairs
+    from .interop.torchvision_fcos import WEIGHTS
     from .models import build_model
 
     if _is_recipe(weights):

@@ -93,7 +93,7 @@ def mistakes_told() -> Iterator[None]:
 def _first_to_tell(message: str) -> bool:
     if "RANK" not in os.environ:
         return True
-    from .distributed import first_to_tell
+    from .training.elastic import first_to_tell
 
     return first_to_tell(message)
 
@@ -146,7 +146,7 @@ def val(
       fcos val FCOS_R_50_FPN_1x.pth --config fcos_R_50_FPN_1x.yaml data=DIR
     """
     from . import api
-    from .evaluation.report import default_folder, print_evaluation, save_evaluation
+    from .evaluation.results import default_folder, print_evaluation, save_evaluation
 
     with progress_bar("evaluating", shown=_first()) as progress:
         result = api.evaluate(weights, *overrides or (), config=config, split=split, progress=progress)
@@ -211,7 +211,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
     """
     from . import api
     from .inference.sources import predict_files
-    from .interop.fcos_core_config import split_pairs
+    from .interop.fcos_core.config import split_pairs
 
     original = config is not None or weights.endswith((".yaml", ".yml"))
     pairs, others = split_pairs(sources) if original else ([], sources)
@@ -278,10 +278,10 @@ def doctor(
       fcos doctor data=DIR --out checkup
       fcos doctor fcos_r50_fpn_1x data=DIR data.short_side=600
     """
-    from .config_text import load_config
     from .doctor.check import check
     from .doctor.page import save
     from .doctor.terminal import render
+    from .recipes import load_config
 
     overrides = list(words or [])
     recipe = next((word for word in overrides if "=" not in word), None)
@@ -310,7 +310,7 @@ def digits(  # noqa: PLR0917 (options of the command line)
     seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
 ) -> None:
     """Write handwritten digits on photographs, in COCO layout."""
-    from .data.samples import make_digits
+    from .data.digits import make_digits
 
     with progress_bar("drawing") as progress:
         make_digits(
@@ -328,7 +328,7 @@ def digits(  # noqa: PLR0917 (options of the command line)
 @config_app.command("list")
 def config_list() -> None:
     """List the shipped recipes."""
-    from .config_text import recipe_names
+    from .recipes import recipe_names
 
     for name in recipe_names():
         print(name)
@@ -340,7 +340,8 @@ def config_show(
     overrides: Overrides = None,
 ) -> None:
     """Print the whole resolved config as YAML, every option explained."""
-    from .config_text import annotated_yaml, load_config
+    from .config.text import annotated_yaml
+    from .recipes import load_config
 
     print(annotated_yaml(load_config(recipe, overrides or ())), end="")
 
@@ -351,7 +352,8 @@ def config_diff(
     second: Annotated[str, typer.Argument(metavar="RECIPE", help="Another one.")],
 ) -> None:
     """Print the options in which two configs differ."""
-    from .config_text import changes, load_config
+    from .config.text import changes
+    from .recipes import load_config
 
     for key, old, new in changes(load_config(first), load_config(second)):
         print(f"{key}: {old} -> {new}")

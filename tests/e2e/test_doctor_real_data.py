@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fcos.config_text import load_config
 from fcos.doctor.check import check
-from fcos.doctor.report import Report
+from fcos.doctor.findings import Report
+from fcos.recipes import load_config
 
 pytestmark = pytest.mark.data
 

@@ -17,9 +17,9 @@ from processes import SECONDS
 
 import fcos
 from fcos.config import Config
-from fcos.config_text import load_config
 from fcos.data import build_train_loader, load_annotations
 from fcos.interop.checkpoints import load_checkpoint
+from fcos.recipes import load_config
 from fcos.training import loop
 
 SIDE = 96

@@ -16,9 +16,9 @@ from fill import fill_array
 from torch import Tensor
 
 from fcos.config import Config, FCOSConfig
-from fcos.config_text import validate
-from fcos.interop.fcos_core import convert_state_dict, rename
-from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.config.overrides import validate
+from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.fcos_core.weights import convert_state_dict, rename
 from fcos.models import FCOS, build_model
 
 

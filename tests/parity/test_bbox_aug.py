@@ -14,12 +14,12 @@ from golden import load
 from PIL import Image
 
 from fcos.config import Config
-from fcos.config_text import validate
+from fcos.config.overrides import validate
 from fcos.data.loader import pad
 from fcos.data.transforms import detection_views
 from fcos.inference.augment import candidates_of, detect_in_views
-from fcos.interop.fcos_core import convert_state_dict
-from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.fcos_core.weights import convert_state_dict
 from fcos.models import FCOS, build_model
 from fcos.structures import View
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from fcos.checkpoint import Checkpoint, fill
 from fcos.config import Config
-from fcos.config_text import validate
+from fcos.config.overrides import validate
 from fcos.interop.checkpoints import from_content
-from fcos.interop.torchvision import COCO_CLASSES
+from fcos.interop.torchvision_fcos import COCO_CLASSES
 from fcos.models import FCOS, build_model
+from fcos.models.points import locations
 from fcos.models.postprocess import candidates, suppress
-from fcos.models.targets import locations
 from fcos.structures import Instances
 
 DEFAULT_GOLDENS = Path(__file__).parent / "goldens"

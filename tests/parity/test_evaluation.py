@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fcos.evaluation.coco import coco_metrics, to_coco_results
+from fcos.evaluation.coco_metrics import coco_metrics, to_coco_results
 from fcos.structures import Instances
 
 

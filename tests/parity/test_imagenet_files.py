@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fcos.config_text import validate
-from fcos.interop import detectron
-from fcos.interop.fcos_core import rename
-from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.config.overrides import validate
+from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.fcos_core.weights import rename
 from fcos.models.backbones import BACKBONES, resnet
+from fcos.models.backbones import caffe2 as detectron
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

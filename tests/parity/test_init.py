@@ -16,9 +16,9 @@ import torch
 from golden import folder
 from torch import Tensor
 
-from fcos.config_text import validate
-from fcos.interop.fcos_core import rename
-from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.config.overrides import validate
+from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.fcos_core.weights import rename
 from fcos.models import build_model
 
 SIGMAS = 5

@@ -15,9 +15,9 @@ import torch
 from golden import folder
 
 from fcos.config import Config
-from fcos.config_text import validate
-from fcos.interop.fcos_core import rename
-from fcos.interop.fcos_core_config import config_from_yaml
+from fcos.config.overrides import validate
+from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.fcos_core.weights import rename
 from fcos.models import FCOS, build_model
 from fcos.training.optim import build_optimizer, learning_rate_factor, parameter_settings, set_learning_rate
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch.distributed as dist
 from golden import load, tensor
 from fcos.models.losses import fcos_loss
-from fcos.models.targets import assign_targets, locations
+from fcos.models.points import assign_targets, locations
 from fcos.structures import Targets
 
 folder, case, rank, rendezvous = sys.argv[1:]

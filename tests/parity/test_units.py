@@ -15,8 +15,8 @@ from fcos.config import FCOSConfig
 from fcos.data.transforms import to_inclusive
 from fcos.models.layers import NORMS, DeformConv
 from fcos.models.losses import focal_loss, iou_loss
+from fcos.models.points import assign_targets, centerness_targets, locations
 from fcos.models.postprocess import candidates, suppress
-from fcos.models.targets import assign_targets, centerness_targets, locations
 from fcos.structures import Instances, Targets
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original

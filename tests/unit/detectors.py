@@ -3,7 +3,7 @@
 import torch
 
 from fcos.config import Config
-from fcos.config_text import validate
+from fcos.config.overrides import validate
 from fcos.models import FCOS, build_model
 
 NAMES = ("cat", "dog", "owl")

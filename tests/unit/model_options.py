@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from fcos.config import FCOSConfig
-from fcos.config_text import apply_overrides, as_option, flat
+from fcos.config.overrides import apply_overrides
+from fcos.config.text import as_option, flat
 
 _OTHERS: dict[str, Any] = {
     "num_classes": 7,

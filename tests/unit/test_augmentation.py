@@ -9,10 +9,10 @@ from detectors import NAMES, tiny_config, tiny_model
 from PIL import Image, ImageOps
 
 from fcos.config import Config
-from fcos.config_text import validate
+from fcos.config.overrides import validate
 from fcos.data import build_test_loader, load_annotations
 from fcos.data.transforms import detection_views
-from fcos.evaluation.loop import evaluate
+from fcos.evaluation.evaluate import evaluate
 from fcos.inference.predictor import Detector
 
 FLIP = {"flip": True}

@@ -13,11 +13,11 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fcos.config_backbones import ResNetConfig
+from fcos.config.backbones import ResNetConfig
 from fcos.errors import WeightsError
 from fcos.models.backbones import BACKBONES, resnet
+from fcos.models.backbones.pretrained import imagenet_weights
 from fcos.models.layers import NORMS, freeze
-from fcos.models.weights import imagenet_weights
 
 TORCHVISIONS = ["resnet50", "mobilenet_v2"]
 LEVELS = ["C2", "C3", "C4", "C5"]

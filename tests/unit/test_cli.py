@@ -12,7 +12,7 @@ from PIL import Image
 
 from fcos import cli
 from fcos.checkpoint import save_checkpoint
-from fcos.config_text import load_config
+from fcos.recipes import load_config
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_one_of_several_processes_tells_a_mistake(fcos, monkeypatch, first):
         return first
 
     monkeypatch.setenv("RANK", "3")
-    monkeypatch.setattr("fcos.distributed.first_to_tell", first_to_tell)
+    monkeypatch.setattr("fcos.training.elastic.first_to_tell", first_to_tell)
     code, _, err = fcos("train", "fcos_mnv2_smal")
     assert code == 2
     assert err == (f"fcos: {asked[0]}\n" if first else "")

@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from fcos.config import Config
-from fcos.config_backbones import MobileNetV2Config, ResNetConfig
-from fcos.config_text import load_config, parse_yaml, recipe_names, validate
+from fcos.config.backbones import MobileNetV2Config, ResNetConfig
+from fcos.config.overrides import validate
+from fcos.config.text import parse_yaml
 from fcos.errors import ConfigError
+from fcos.recipes import load_config, recipe_names
 
 
 def message(*overrides: str, source: str | Path | None = None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fcos.config_text import as_option, flat, parse_yaml
+from fcos.config.text import as_option, flat, parse_yaml
 
 
 def test_a_tree_is_flattened_to_dotted_keys() -> None:

@@ -15,7 +15,7 @@ from fcos.data import Annotations, DetectionDataset, Transform, checks, load_ann
 from fcos.data.dataset import MIN_VISIBLE
 from fcos.data.images import ImageCheck
 from fcos.errors import DataError
-from fcos.evaluation.coco import coco_metrics
+from fcos.evaluation.coco_metrics import coco_metrics
 
 
 @pytest.fixture

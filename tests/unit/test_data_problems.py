@@ -18,7 +18,7 @@ from tiny_data import SIZES, WRITERS, coco_tree, config, voc_xml, write_coco, wr
 from fcos.config import Config, DataConfig
 from fcos.data import load_annotations
 from fcos.doctor.check import check as check_up
-from fcos.doctor.report import Report
+from fcos.doctor.findings import Report
 from fcos.doctor.terminal import render
 from fcos.errors import DataError
 

@@ -8,17 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from fcos import distributed
-from fcos.distributed import (
-    broadcast,
-    lost_processes_are_told,
-    mean_over_processes,
-    orphaned,
-    rank,
-    resolve_device,
-    world_size,
-)
+from fcos.distributed import broadcast, mean_over_processes, rank, resolve_device, world_size
 from fcos.errors import ConfigError, TrainingError
+from fcos.training import elastic
+from fcos.training.elastic import lost_processes_are_told, orphaned
 
 
 def test_one_process_is_the_first_of_one() -> None:
@@ -69,7 +62,7 @@ OTHERS = [
 @pytest.mark.parametrize("kind", [RuntimeError, torch.distributed.DistBackendError])
 @pytest.mark.parametrize("text", LOST)
 def test_a_process_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(elastic, "world_size", lambda: 2)
     with pytest.raises(TrainingError, match="process 0: another process is gone"), lost_processes_are_told():
         raise kind(text)
 
@@ -92,15 +85,15 @@ def test_a_first_process_that_is_out_of_reach_is_named(monkeypatch: pytest.Monke
         raise torch.distributed.DistNetworkError(f"no connection to {port}")
 
     launcher = SimpleNamespace(get=lambda key: b"4711", timeout=timedelta(seconds=0))
-    monkeypatch.setattr(distributed, "_launcher_store", lambda: launcher)
-    monkeypatch.setattr(distributed, "_store", fail)
+    monkeypatch.setattr(elastic, "_launcher_store", lambda: launcher)
+    monkeypatch.setattr(elastic, "_store", fail)
     monkeypatch.setenv("MASTER_ADDR", "node1")
     with pytest.raises(TrainingError, match="process 1: process 0 cannot be reached at node1:4711; this port"):
-        distributed._own_store(1)
+        elastic._own_store(1)
 
 
 def test_a_store_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(elastic, "world_size", lambda: 2)
     with pytest.raises(TrainingError, match="another process is gone"), lost_processes_are_told():
         raise torch.distributed.DistNetworkError("failed to recv, got 0 bytes")
 
@@ -110,7 +103,7 @@ def test_a_store_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_mistakes_of_a_backend_stay_what_they_are(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str
 ) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(elastic, "world_size", lambda: 2)
     with pytest.raises(kind, match=re.escape(text)), lost_processes_are_told():
         raise kind(text)
 
@@ -125,7 +118,7 @@ def test_only_processes_of_a_launcher_miss_it(
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     if launched:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(elastic, "world_size", lambda: processes)
     assert not orphaned()
     monkeypatch.setattr("os.getppid", lambda: 1)
     assert orphaned() == expected

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fcos.config import FCOSConfig
-from fcos.config_backbones import DLAConfig
+from fcos.config.backbones import DLAConfig
 from fcos.errors import WeightsError
 from fcos.models import build_model
 from fcos.models.backbones.dla import DLA34
-from fcos.models.weights import IMAGENET
+from fcos.models.backbones.pretrained import CATALOG, Pretrained
 
 
 def authors_state() -> dict[str, Tensor]:
@@ -59,8 +59,10 @@ def test_imagenet_is_the_file_of_its_authors_or_of_a_mirror(tmp_path: Path, monk
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         site = f"http://127.0.0.1:{server.server_port}"
-        file = replace(IMAGENET["dla34"], urls=tuple(f"{site}/{d}dla34-{digest[:8]}.pth" for d in ("gone/", "")))
-        monkeypatch.setitem(IMAGENET, "dla34", file)
+        file = replace(
+            CATALOG["imagenet/dla34"].file, urls=tuple(f"{site}/{d}dla34-{digest[:8]}.pth" for d in ("gone/", ""))
+        )
+        monkeypatch.setitem(CATALOG, "imagenet/dla34", Pretrained(file))
         net = build_model(FCOSConfig(backbone=DLAConfig()), num_classes=1).backbone
         server.shutdown()
         thread.join()
@@ -69,4 +71,4 @@ def test_imagenet_is_the_file_of_its_authors_or_of_a_mirror(tmp_path: Path, monk
 
 
 def test_the_file_of_its_authors_has_its_hash_in_its_name_at_every_address() -> None:
-    assert {Path(url).name for url in IMAGENET["dla34"].urls} == {"dla34-ba72cf86.pth"}
+    assert {Path(url).name for url in CATALOG["imagenet/dla34"].file.urls} == {"dla34-ba72cf86.pth"}

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flat_annotations import annotations_of, setting_of
 
-from fcos.config_text import load_config, recipe_names
 from fcos.data.dataset import Annotations
 from fcos.doctor.advice import ENOUGH_RECALL, advise
 from fcos.doctor.coverage import cover
-from fcos.doctor.report import Advice
+from fcos.doctor.findings import Advice
 from fcos.doctor.setting import Setting
+from fcos.recipes import load_config, recipe_names
 
 USUAL = ((-1, 64), (64, 128), (128, None))
 

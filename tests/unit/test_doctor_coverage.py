@@ -11,10 +11,10 @@ import pytest
 from flat_annotations import annotations_of, setting_of
 
 from fcos.config import Config
-from fcos.config_text import load_config, recipe_names
 from fcos.data.dataset import Annotations
 from fcos.doctor.coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
 from fcos.doctor.setting import Setting
+from fcos.recipes import load_config, recipe_names
 
 SIZES = [(64, 80), (70, 50), (40, 40), (64, 80)]  # height, width; the third has no boxes
 RANGES = {"all": setting_of().size_ranges, "gap": ((-1, 6), (8, 16), (16, 20))}

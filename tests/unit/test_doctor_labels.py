@@ -9,8 +9,8 @@ import pytest
 from flat_annotations import annotations_of
 
 from fcos.data.dataset import Annotations
+from fcos.doctor.findings import Finding
 from fcos.doctor.labels import label_findings
-from fcos.doctor.report import Finding
 
 Box = Sequence[float]
 SIDE = 200

@@ -10,7 +10,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fcos.evaluation.coco import METRICS, coco_metrics, to_coco_results
+from fcos.evaluation.coco_metrics import METRICS, coco_metrics, to_coco_results
 from fcos.structures import Instances
 
 

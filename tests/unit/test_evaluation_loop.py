@@ -14,9 +14,9 @@ import fcos
 from fcos import ConfigError, DataError
 from fcos.checkpoint import save_checkpoint
 from fcos.data import load_annotations
-from fcos.evaluation.coco import METRICS
-from fcos.evaluation.loop import Evaluation, evaluate
-from fcos.evaluation.report import default_folder, load_evaluation, print_evaluation, save_evaluation
+from fcos.evaluation.coco_metrics import METRICS
+from fcos.evaluation.evaluate import Evaluation, evaluate
+from fcos.evaluation.results import default_folder, load_evaluation, print_evaluation, save_evaluation
 from fcos.structures import Instances
 
 SIZES = [(120, 80), (80, 120), (122, 80), (64, 64), (200, 90), (118, 80), (120, 80)]
@@ -83,7 +83,7 @@ class Oracle(torch.nn.Module):
 
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
 def test_the_annotated_boxes_themselves_score_one(annotations, config, convention, monkeypatch):
-    from fcos.evaluation import loop
+    from fcos.evaluation import evaluate as loop
 
     loader = loop.build_test_loader(config, annotations, batch_size=2)
     order = [i for batch in loader for i in batch.indices.tolist()]

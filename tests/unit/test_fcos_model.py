@@ -12,7 +12,7 @@ import torch
 from detectors import tiny_config, tiny_model
 from torch import Tensor
 
-from fcos.config import FCOSConfig, HeadConfig
+from fcos.config.schema import FCOSConfig, HeadConfig
 from fcos.errors import ConfigError
 from fcos.models import FCOS, FCOSOutputs, build_model
 from fcos.models.backbones import resnet

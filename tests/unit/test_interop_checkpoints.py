@@ -19,11 +19,12 @@ from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_f
 
 import fcos
 from fcos import ConfigError, DataError, WeightsError, cli, downloads
-from fcos.config_backbones import OwnConfig, ResNetConfig
-from fcos.config_text import load_config, validate
+from fcos.config.backbones import OwnConfig, ResNetConfig
+from fcos.config.overrides import validate
 from fcos.interop.checkpoints import from_content, load_checkpoint, with_fcos_core_conventions
-from fcos.interop.fcos_core_config import config_from_yaml
-from fcos.interop.torchvision import COCO_CLASSES, WEIGHTS
+from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.torchvision_fcos import COCO_CLASSES, WEIGHTS
+from fcos.recipes import load_config
 
 MANIFESTS = Path(__file__).parents[1] / "parity" / "goldens" / "manifests" / "fcos"
 MOBILE = json.loads((MANIFESTS / "fcos_syncbn_bs32_c128_MNV2_FPN_1x.json").read_text())

@@ -16,8 +16,8 @@ from fcos.config import Config
 from fcos.errors import ConfigError, WeightsError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.interop.convert import report
-from fcos.interop.fcos_core import to_fcos_core
-from fcos.interop.torchvision import model_config
+from fcos.interop.fcos_core.weights import to_fcos_core
+from fcos.interop.torchvision_fcos import model_config
 from fcos.models import build_model
 
 ORIGINAL: dict[str, Any] = {

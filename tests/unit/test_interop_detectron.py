@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from fcos.errors import WeightsError
-from fcos.interop import detectron
-from fcos.interop.detectron import load_backbone, rename
+from fcos.models.backbones import caffe2 as detectron
+from fcos.models.backbones.caffe2 import load_backbone, rename
 
 # {"conv1_w": np.array([1, 2], "<f4")} as Python 2 with numpy 1.x writes it.
 PYTHON_2 = (

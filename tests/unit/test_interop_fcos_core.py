@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from fcos.config import Config
-from fcos.config_text import load_config, validate
+from fcos.config.overrides import validate
 from fcos.errors import ConfigError
-from fcos.interop import fcos_core_keys
-from fcos.interop.fcos_core_config import config_from_yaml, split_pairs
+from fcos.interop.fcos_core import keys as fcos_core_keys
+from fcos.interop.fcos_core.config import config_from_yaml, split_pairs
+from fcos.recipes import load_config
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 DEFAULTS: dict[str, Any] = json.loads((GOLDENS / "facts" / "default_config.json").read_text())

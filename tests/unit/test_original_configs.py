@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from tiny_data import CLASSES, coco_tree, write_images, write_json
 
-from fcos.config_text import load_config, validate
+from fcos.config.catalog import CATALOG, split_of
+from fcos.config.overrides import validate
 from fcos.data import load_annotations
 from fcos.errors import ConfigError, DataError
-from fcos.interop.fcos_core_config import config_from_yaml
-from fcos.interop.fcos_core_data import CATALOG, split_of
+from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.recipes import load_config
 
 ROOT = Path(__file__).parents[2]
 FACTS = ROOT / "tests/parity/goldens/facts"

@@ -11,9 +11,9 @@ from own_backbone import Own
 import fcos
 from fcos.checkpoint import save_checkpoint
 from fcos.config import Config
-from fcos.config_text import load_config
 from fcos.errors import ConfigError
 from fcos.models import FCOS, build_model
+from fcos.recipes import load_config
 
 NAME = "model.backbone.name=own_backbone:Own"
 SMALL = ["model.fpn.channels=32", "model.head.num_convs=1"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fcos.config import FCOSConfig
+from fcos.models.points import locations
 from fcos.models.postprocess import candidates, decode, suppress
-from fcos.models.targets import locations
 from fcos.structures import BoxConvention, Instances
 
 STRIDES = [8, 16, 32]

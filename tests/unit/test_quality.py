@@ -20,7 +20,7 @@ from fcos.checkpoint import save_checkpoint
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import FCOS, build_model
 from fcos.models.losses import BoxLoss, fcos_loss
-from fcos.models.targets import BACKGROUND, Assignment, assign_targets
+from fcos.models.points import BACKGROUND, Assignment, assign_targets
 from fcos.structures import Targets
 from fcos.training.start import start_from
 

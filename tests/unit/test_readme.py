@@ -7,13 +7,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_map_names_every_file() -> None:
-    files = [path.relative_to(ROOT / "src/fcos").as_posix() for path in (ROOT / "src/fcos").rglob("*.py")]
-    named = set(re.findall(r"`([\w/]+\.py)`", README))  # in full, or within the table of their folder
-    assert [f for f in files if f not in named and f.split("/", 1)[-1] not in named and "__init__" not in f] == []
 
 
 def test_the_notice_names_every_library_with_its_licence() -> None:

@@ -11,11 +11,11 @@ import torch
 from test_interop_structure import state_of
 
 from fcos.checkpoint import fill
-from fcos.config_text import load_config
 from fcos.errors import ConfigError
 from fcos.interop.checkpoints import from_content
 from fcos.models import FCOS, build_model
 from fcos.models.backbones import BACKBONES, resnet
+from fcos.recipes import load_config
 from fcos.structures import Targets
 from fcos.training.loop import train
 

@@ -27,15 +27,15 @@ from fcos.cli import main
 from fcos.config import Config
 from fcos.data import Annotations, load_annotations
 from fcos.errors import ConfigError
-from fcos.evaluation.coco import coco_metrics
-from fcos.evaluation.loop import Evaluation
-from fcos.evaluation.report import save_evaluation
+from fcos.evaluation.coco_metrics import coco_metrics
+from fcos.evaluation.evaluate import Evaluation
+from fcos.evaluation.results import save_evaluation
 from fcos.page import WIDTH
 from fcos.reporting.analysis import analyse
 from fcos.reporting.detection import _height, _precision_curves
+from fcos.reporting.history import _curves
 from fcos.reporting.record import Splits
 from fcos.reporting.report import write_report
-from fcos.reporting.training import _curves
 from fcos.training import loop
 
 ROWS = [
@@ -360,7 +360,7 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureF
 def test_training_makes_it_and_the_command_makes_it_again(
     configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = loop.train(configure(eval_every=1)).run
+    run = fcos.train(configure(eval_every=1)).run
     first = (run / "report.html").read_bytes()
     assert b"Average precision on val" in first
     assert json.loads((run / "environment.json").read_text())["device"] == "cpu"
@@ -385,12 +385,12 @@ def test_best_pt_is_evaluated_again_with_the_options_of_the_command(
 
 
 def test_a_report_that_fails_ends_no_training(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any, **__: Any) -> Path:
         raise RuntimeError("no chart today")
 
-    monkeypatch.setattr(loop, "write_report", fail)
-    result = loop.train(configure())
+    monkeypatch.setattr("fcos.reporting.report.write_report", fail)
+    result = fcos.train(configure())
     assert (result.run / "weights/best.pt").is_file()
-    assert "warning: no report of the run: RuntimeError: no chart today" in capsys.readouterr().out
+    assert "warning: no report of the run: RuntimeError: no chart today" in caplog.messages

@@ -16,8 +16,8 @@ import fcos
 from fcos.cli import main
 from fcos.data import load_annotations
 from fcos.errors import ConfigError, DataError
-from fcos.evaluation.coco import coco_metrics
-from fcos.evaluation.loop import Evaluation
+from fcos.evaluation.coco_metrics import coco_metrics
+from fcos.evaluation.evaluate import Evaluation
 
 
 @pytest.fixture

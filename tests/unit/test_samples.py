@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcos.data import samples
-from fcos.data.samples import NAMES, PHOTOGRAPHS, make_digits
+from fcos.data import digits as samples
+from fcos.data.digits import NAMES, PHOTOGRAPHS, make_digits
 from fcos.errors import DataError
 
 

@@ -10,10 +10,10 @@ import pytest
 from tiny_data import BOXES, CLASSES, SIZES, coco_tree, config, write_coco, write_voc
 
 from fcos.config import DataConfig
-from fcos.config_text import load_config
 from fcos.data import Annotations, load_annotations
 from fcos.data.splits import read_split
 from fcos.errors import ConfigError, DataError
+from fcos.recipes import load_config
 
 
 def other_tree() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcos.models.targets import (
+from fcos.models.points import (
     BACKGROUND,
     IGNORED,
     Assignment,

@@ -18,7 +18,7 @@ from test_evaluation_coco import random_task
 import fcos
 from fcos.checkpoint import save_checkpoint
 from fcos.config import Config
-from fcos.evaluation.coco import coco_metrics
+from fcos.evaluation.coco_metrics import coco_metrics
 from fcos.evaluation.thresholds import best_threshold
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model

@@ -13,11 +13,11 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
-from fcos.config_text import load_config
 from fcos.errors import ConfigError, WeightsError
 from fcos.models import backbones, build_model
 from fcos.models.backbones import build_backbone
-from fcos.models.backbones.timm import Timm
+from fcos.models.backbones.timm_features import Timm
+from fcos.recipes import load_config
 
 LEVELS = ["C2", "C3", "C4", "C5"]
 NETS = ["test_resnet", "test_efficientnet", "convnext_atto"]  # flat, with blocks, rounding sizes down
@@ -180,7 +180,7 @@ def test_a_hub_that_cannot_be_reached_is_not_tried_for_long(
 def test_pixel_statistics_of_the_weights_are_told_when_the_config_has_others(
     mean: list[float], told: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(backbones.timm, "_pretrained", backbones.timm._create)
+    monkeypatch.setattr(backbones.timm_features, "_pretrained", backbones.timm_features._create)
     overrides = [f"model.pixel_mean={mean}", "model.pixel_std=[127.5, 127.5, 127.5]", "model.fpn.channels=32"]
     config = load_config(None, ["model.backbone.name=timm/test_resnet", *overrides]).model
     build_model(config, num_classes=1)

@@ -15,10 +15,10 @@ import torch
 from tiny_data import CLASSES, coco_tree, write_coco
 
 from fcos.config import Config
-from fcos.config_text import load_config
-from fcos.evaluation.loop import Evaluation
+from fcos.evaluation.evaluate import Evaluation
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import fcos as fcos_module
+from fcos.recipes import load_config
 from fcos.training import loop
 from fcos.training.loop import train
 

@@ -10,8 +10,9 @@ from tiny_data import coco_tree, write_coco
 
 from fcos.config import Config
 from fcos.data import load_annotations
-from fcos.training import loop, pictures
-from fcos.training.pictures import save_pictures
+from fcos.training import loop
+from fcos.training import validation_pictures as pictures
+from fcos.training.validation_pictures import save_pictures
 
 
 def test_pictures_leave_out_what_cannot_be_read_any_more(

@@ -17,11 +17,11 @@ from fcos import cli
 from fcos.config import Config
 from fcos.data import load_annotations
 from fcos.errors import TrainingError, WeightsError
-from fcos.evaluation.loop import Evaluation
+from fcos.evaluation.evaluate import Evaluation
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
 from fcos.training import loop
-from fcos.training import run as run_module
+from fcos.training import saving
 from fcos.training.folder import BEST, load_last
 from fcos.training.loop import train
 from fcos.training.run import Run
@@ -33,14 +33,14 @@ def resume(config: Config) -> Config:
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, *, files: str, when: Callable[[int], bool]) -> None:
     """Savings of these files fail where `when(iteration)`."""
-    original = run_module.save_checkpoint
+    original = saving.save_checkpoint
 
     def save(path: Path, *, iteration: int, **options: Any) -> None:
         if path.stem in files and when(iteration):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(path, iteration=iteration, **options)
 
-    monkeypatch.setattr(run_module, "save_checkpoint", save)
+    monkeypatch.setattr(saving, "save_checkpoint", save)
 
 
 def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(

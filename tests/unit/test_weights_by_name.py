@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from fcos import downloads
-from fcos.config import FCOSConfig, ResNetConfig
+from fcos.config import FCOSConfig
+from fcos.config.backbones import ResNetConfig
 from fcos.downloads import WebFile
 from fcos.errors import WeightsError
-from fcos.models import build_model, weights
+from fcos.models import build_model
 from fcos.models.backbones import BACKBONES, licence_to_mind, resnet
-from fcos.models.weights import imagenet_weights
+from fcos.models.backbones import pretrained as weights
+from fcos.models.backbones.pretrained import CATALOG, imagenet_weights
+
+MOBILENET = CATALOG["mobilenet_v2-ecbe2b5.pth"].file
 
 
 def asked_for(source: str, monkeypatch: pytest.MonkeyPatch, *, backbone: str = "resnet50") -> WebFile:
@@ -60,7 +64,7 @@ def test_the_originals_mobilenet_has_mirrors(url: str, monkeypatch: pytest.Monke
         ("mobilenet_v2", "imagenet", ""),
         ("mobilenet_v2", None, ""),
         ("mobilenet_v2", "own.pth", ""),
-        ("mobilenet_v2", weights._MOBILENET.urls[1], weights._MOBILENET.licence),
+        ("mobilenet_v2", MOBILENET.urls[1], MOBILENET.licence),
         ("timm/convnextv2_tiny.fcmae_ft_in1k", "imagenet", "cc-by-nc-4.0"),
         ("timm/convnextv2_tiny.fcmae_ft_in1k", "own.pth", ""),
         ("timm/resnet18.a1_in1k", "imagenet", ""),
@@ -83,11 +87,11 @@ def test_any_address_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_name_has_a_licence_and_a_name_of_its_own() -> None:
-    files = [*weights.IMAGENET.values(), *weights.CATALOG.values()]
+    files = [row.file for row in CATALOG.values()]
     assert all(file.licence for file in files)
     assert len({file.name for file in files}) == len(files)
-    assert {Path(file.name).suffix for file in weights.CATALOG.values()} == {".pkl"}
-    assert weights.IMAGENET.keys() == BACKBONES.keys()
+    assert {Path(row.file.name).suffix for name, row in CATALOG.items() if name.startswith("catalog://")} == {".pkl"}
+    assert {f"imagenet/{name}" for name in BACKBONES} == {name for name in CATALOG if name.startswith("imagenet/")}
 
 
 @pytest.mark.parametrize(
@@ -124,8 +128,8 @@ def test_weights_with_a_name_tell_what_they_were_trained_with(
 def test_an_unknown_name_gets_a_suggestion_and_the_known_ones() -> None:
     with pytest.raises(WeightsError) as caught:
         BACKBONES["resnet50"](weights="catalog://ImageNetPretrained/MSRA/R-55")
-    assert "no catalog://ImageNetPretrained/MSRA/R-55, did you mean 'ImageNetPretrained/MSRA/R-50" in str(caught.value)
-    assert all(name in str(caught.value) for name in weights.CATALOG)
+    assert "MSRA/R-55, did you mean 'catalog://ImageNetPretrained/MSRA/R-50" in str(caught.value)
+    assert all(name in str(caught.value) for name in CATALOG if name.startswith("catalog://"))
 
 
 def test_addresses_of_another_kind_are_not_read() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from ..config import DataConfig, expand_user
+from ..config.catalog import place_hint
 from ..errors import DataError
-from ..interop.fcos_core_data import place_hint
 from . import coco, voc, yolo
 from .checks import checked
 from .dataset import Annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config_text import parse_yaml
+from ..config.text import parse_yaml
 from ..errors import ConfigError, DataError
 from .images import IMAGE_SUFFIXES
 from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, read_text, source_from_rows

@@ -16,8 +16,8 @@ import numpy as np
 from ..data.dataset import Annotations
 from ..text import plural
 from .coverage import OFF_CENTER, Coverage, cover
+from .findings import Advice
 from .labels import double_boxes
-from .report import Advice
 from .setting import Setting
 
 ENOUGH_RECALL = 0.98

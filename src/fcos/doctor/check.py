@@ -23,8 +23,8 @@ from ..text import plural, some
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
 from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
 from .duplicates import find_twins, fingerprint
+from .findings import Case, Finding, Place, Report
 from .labels import label_findings
-from .report import Case, Finding, Place, Report
 from .setting import Setting
 from .statistics import class_shifts, describe
 

@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 from ..data.dataset import Annotations
 from ..data.loader import padded_size
 from ..data.transforms import resize_boxes, to_inclusive
-from ..models.targets import Assignment, assign_targets
+from ..models.points import Assignment, assign_targets
 from ..structures import Targets
 from .setting import Setting
 

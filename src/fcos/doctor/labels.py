@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 
 from ..data.dataset import Annotations
 from ..text import plural
-from .report import Case, Finding, Place
+from .findings import Case, Finding, Place
 
 SAME_BOX = 0.9
 """Boxes with a larger IoU are thought to be of one object."""

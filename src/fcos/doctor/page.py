@@ -21,7 +21,7 @@ from ..page import Cell, Chart, Page, PageImage, Section, Tile
 from ..structures import Instances
 from ..text import percent, plural
 from .advice import ENOUGH_RECALL
-from .report import Case, Finding, Place, Report
+from .findings import Case, Finding, Place, Report
 from .statistics import Histogram
 from .terminal import MOST_ALIKE, consequences, describe_case
 

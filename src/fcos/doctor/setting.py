@@ -9,9 +9,9 @@ from typing import Literal
 from torch import Tensor
 
 from ..config import Config
-from ..config_text import as_option
+from ..config.text import as_option
 from ..data.transforms import resize_size, train_transform
-from ..models.targets import pyramid_locations
+from ..models.points import pyramid_locations
 from ..structures import BoxConvention
 
 _WHOLE = 32  # pixels, of which enlarged sides are a multiple

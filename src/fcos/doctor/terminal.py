@@ -13,7 +13,7 @@ from rich.text import Text
 from ..data.dataset import Annotations
 from ..data.source import summary
 from ..text import HYPHEN, percent, plural, printable
-from .report import Case, Finding, Report
+from .findings import Case, Finding, Report
 
 MOST_CASES = 3
 MOST_ALIKE = 3

@@ -15,7 +15,7 @@ from ..data.transforms import flip_boxes
 from ..structures import Instances, View
 
 if TYPE_CHECKING:
-    from ..models.fcos import FCOS
+    from ..models import FCOS
 
 
 def detect_in_views(model: FCOS, views: Sequence[View]) -> list[Instances]:

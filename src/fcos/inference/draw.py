@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..structures import Instances
 from ..text import printable
-from .pictures import Picture, to_picture
+from .inputs import Picture, to_picture
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from ..data.loader import pad, padded_size
 from ..data.transforms import detection_views
 from ..structures import Instances, View
 from .augment import detect_in_views
-from .pictures import Picture, to_picture
+from .inputs import Picture, to_picture
 
 if TYPE_CHECKING:
     from ..models import FCOS

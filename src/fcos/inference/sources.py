@@ -17,7 +17,7 @@ from ..downloads import is_url
 from ..errors import DataError
 from ..structures import Instances
 from .draw import draw
-from .pictures import to_picture
+from .inputs import to_picture
 
 if TYPE_CHECKING:
     from .predictor import Detector

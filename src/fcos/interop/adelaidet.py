@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .architecture import Rule, model_section, renamed
 from .detectron2 import BACKBONE_RULES, CONVENTIONS, HEAD_CONVENTIONS
-from .structure import Rule, model_section, renamed
 
 _HEAD_RULES: list[Rule] = [
     (r"^proposal_generator\.fcos_head\.", "head."),

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from ..checkpoint import PIXELS, Checkpoint, Project, from_ours, is_ours, read
 from ..config import expand_user
-from ..config_text import as_option
+from ..config.text import as_option
 from ..downloads import hub_file, is_url, tell_licence
 from ..errors import WeightsError
+from ..models.backbones.renames import without_module
 from ..text import some
-from . import adelaidet, detectron2, fcos_core, mmdetection, torchvision
-from .structure import class_rows, without_module
+from . import adelaidet, detectron2, mmdetection
+from . import torchvision_fcos as torchvision
+from .architecture import class_rows
+from .fcos_core import weights as fcos_core
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from ..errors import WeightsError
 from ..models import FCOS
 from ..text import some
 from . import Form
-from .fcos_core import to_fcos_core
-from .torchvision import to_torchvision
+from .fcos_core.weights import to_fcos_core
+from .torchvision_fcos import to_torchvision
 
 _CLASS_HEAD = ("logits.weight", "logits.bias")
 """How the names of tensors end whose rows are chosen anew, in every form that is written."""

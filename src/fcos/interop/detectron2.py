@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .structure import Rule, model_section, renamed, shifted
+from .architecture import Rule, model_section, renamed, shifted
 
 BACKBONE_RULES: list[Rule] = [
     (r"^backbone\.bottom_up\.(stem\.)?", "backbone."),

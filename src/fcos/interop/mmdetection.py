@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .structure import Rule, model_section, renamed, shifted
+from .architecture import Rule, model_section, renamed, shifted
 
 _TOWERS = {"cls_convs": "cls_tower", "reg_convs": "box_tower"}
 _RULES: list[Rule] = [

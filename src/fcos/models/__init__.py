@@ -6,13 +6,13 @@ import logging
 from typing import Any
 
 from ..config import FCOSConfig
-from ..config_text import as_option, flat
+from ..config.text import as_option, flat
 from ..errors import ConfigError
 from .backbones import build_backbone
-from .backbones.timm import PREFIX, pixel_statistics
+from .backbones.pretrained import trained_with
+from .backbones.timm_features import PREFIX, pixel_statistics
 from .fcos import FCOS, FCOSHead, FCOSOutputs
 from .fpn import FPN
-from .weights import trained_with
 
 __all__ = ["FCOS", "FCOSOutputs", "build_model"]
 
@@ -71,7 +71,7 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
 def _compare_with_training(config: FCOSConfig) -> None:
     """Say which options fit the weights of the backbone better than those of the config."""
     name, weights = config.backbone.name, config.backbone.weights or ""
-    there: dict[str, Any] = dict(trained_with(weights))
+    there: dict[str, Any] = dict(trained_with(name, weights))
     if weights == "imagenet" and name.startswith(PREFIX):
         there |= pixel_statistics(name)
     here = flat(config.model_dump())

@@ -25,8 +25,8 @@ from .backbones import Backbone
 from .fpn import FPN
 from .layers import NORMS, DeformConv
 from .losses import BoxLoss, Quality, fcos_loss, loss_normalizers
+from .points import Assignment, assign_targets, count_unassigned, pyramid_locations
 from .postprocess import candidates, suppress
-from .targets import Assignment, assign_targets, count_unassigned, pyramid_locations
 
 
 class FCOSOutputs(NamedTuple):

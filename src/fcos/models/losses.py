@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import mean_over_processes
-from .targets import IGNORED, Assignment, centerness_targets
+from .points import IGNORED, Assignment, centerness_targets
 
 # The original clamps the probability under the logarithm at the smallest normal float32: a positive costs at most
 # alpha * 87.34.

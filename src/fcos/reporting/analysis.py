@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.dataset import Annotations
-from ..evaluation.coco import compare, match_states
-from ..evaluation.loop import Evaluation
+from ..evaluation.coco_metrics import compare, match_states
+from ..evaluation.evaluate import Evaluation
 
 if TYPE_CHECKING:
     from hotcoco import COCOeval

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation.coco import METRICS
-from ..evaluation.loop import Evaluation
+from ..evaluation.coco_metrics import METRICS
+from ..evaluation.evaluate import Evaluation
 from ..page import Cell, Chart, Page
 from ..text import figure, printable
 from .analysis import Analysis

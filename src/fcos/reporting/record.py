@@ -13,13 +13,13 @@ import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..config import Config
-from ..config_text import load_config
 from ..data import load_annotations
 from ..data.dataset import Annotations
 from ..errors import ConfigError, DataError, FCOSError, WeightsError
-from ..evaluation.loop import Evaluation
-from ..evaluation.report import load_evaluation, save_evaluation
+from ..evaluation.evaluate import Evaluation
+from ..evaluation.results import load_evaluation, save_evaluation
 from ..interop.checkpoints import load_checkpoint
+from ..recipes import load_config
 from ..training.environment import FILE as ENVIRONMENT
 from ..training.folder import BEST, CONFIG
 

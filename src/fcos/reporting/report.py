@@ -8,14 +8,14 @@ from pathlib import Path
 
 from ..data.dataset import Annotations
 from ..errors import ConfigError
-from ..evaluation.loop import Evaluation
+from ..evaluation.evaluate import Evaluation
 from ..inference.predictor import default_threshold
 from ..page import Page
 from .analysis import analyse
 from .detection import add_confusion, add_curves, add_errors, add_figures, add_thresholds
-from .pictures import add_pictures
+from .examples import add_pictures
+from .history import add_classes, add_environment, add_history, add_speed, add_summary
 from .record import Splits, read_record
-from .training import add_classes, add_environment, add_history, add_speed, add_summary
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from ..config import Config
 from ..data import resize_size
 from ..distributed import all_gather, rank
 from ..errors import TrainingError
-from ..evaluation.loop import detecting
+from ..evaluation.evaluate import detecting
 from ..structures import Batch, Targets
 from ..text import some
 from .folder import LAST

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from ..checkpoint import Checkpoint, generations
 from ..config import Config
-from ..distributed import recalled
 from ..errors import ConfigError, TrainingError, WeightsError
 from ..interop.checkpoints import load_checkpoint
+from .elastic import recalled
 
 LAST = Path("weights/last.pt")
 BEST = Path("weights/best.pt")

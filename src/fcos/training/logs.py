@@ -23,7 +23,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..config import Config
 from ..distributed import rank
-from ..evaluation.coco import METRICS
+from ..evaluation.coco_metrics import METRICS
 from .folder import names_folder
 
 LOSSES = ("loss_cls", "loss_box", "loss_centerness", "loss_iou_quality")

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,40 +15,29 @@ import torch
 
 from ..checkpoint import Checkpoint
 from ..config import Config
-from ..config_backbones import is_own
+from ..config.backbones import is_own
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
-from ..distributed import (
-    broadcast,
-    join_processes,
-    lost_processes_are_told,
-    on_all_ranks,
-    on_rank_zero,
-    rank,
-    remember,
-    resolve_device,
-    world_size,
-)
+from ..distributed import broadcast, on_all_ranks, on_rank_zero, rank, resolve_device, world_size
 from ..errors import ConfigError, DataError
-from ..evaluation.loop import evaluate
+from ..evaluation.evaluate import evaluate
 from ..inference.predictor import default_threshold
 from ..interop.checkpoints import load_checkpoint
 from ..models import FCOS, build_model
 from ..models.backbones import licence_to_mind
 from ..models.layers import with_gpu_batch_norm
-from ..reporting.record import Splits
-from ..reporting.report import write_report
 from ..structures import Batch
 from ..text import plural
 from .budget import IterationLength, Length, TimeLength
 from .diagnosis import REFERENCE_RATES, full_memory_is_told, linear_rule, start_warnings
+from .elastic import join_processes, lost_processes_are_told, remember
 from .folder import BEST, find_folder, load_last, new_folder
 from .logs import RunLog, Step, TrainingProgress
 from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
-from .pictures import save_pictures
 from .run import Interruption, Run
 from .start import start_from
 from .step import count_micro_batches, learn, require_compiler, wrapped
+from .validation_pictures import save_pictures
 
 MEASURE_AT = 0.25
 """Share of a wall-clock budget after which its end is measured: the model detects enough by then to be typical."""
@@ -61,10 +50,14 @@ class TrainResult:
     Attributes:
         run: its folder, with weights/best.pt.
         metrics: COCO figures of these weights on val; empty without a val split.
+        train_data: the annotations it learned from; None when other processes trained (`train.devices`).
+        val_data: those it was measured on; None when there is no val split, or other processes trained.
     """
 
     run: Path
     metrics: dict[str, float]
+    train_data: Annotations | None = field(default=None, repr=False)
+    val_data: Annotations | None = field(default=None, repr=False)
 
 
 @full_memory_is_told()
@@ -127,7 +120,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
                 _warn_of_warmup(run, total, log)
 
         _finish(run, log, interruption)
-    return TrainResult(run.folder, state.best)
+    return TrainResult(run.folder, state.best, run.train_data, run.val_data)
 
 
 def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, int, str]:
@@ -315,16 +308,6 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     best = f"AP {run.state.best['AP']:.3f} on val" if run.state.best else "the last weights, nothing was measured"
     done = plural(run.state.iteration, "iteration")
     log.message(f"{done}, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {best}")
-    _report(run, log)
-
-
-def _report(run: Run, log: RunLog) -> None:
-    """Write the page of the run, which ends no training by failing."""
-    if rank() == 0:
-        try:
-            log.message(f"report: {write_report(run.folder, data=Splits(run.train_data, run.val_data))}")
-        except Exception as error:  # all that matters has been saved
-            log.message(f"warning: no report of the run: {type(error).__name__}: {error}")
 
 
 class _Enough(Exception):

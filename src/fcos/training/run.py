@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import signal
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 
-from ..checkpoint import Checkpoint, fill, save_checkpoint
+from ..checkpoint import Checkpoint, fill
 from ..config import Config
-from ..distributed import barrier, broadcast, orphaned, rank, world_size
-from ..errors import ConfigError, TrainingError
-from ..evaluation.report import save_evaluation
+from ..distributed import barrier, rank, world_size
+from ..errors import ConfigError
+from .elastic import orphaned
 from .environment import save_environment
-from .folder import BEST, CONFIG, LAST, names_folder, write_text
+from .folder import CONFIG, LAST, names_folder, write_text
 from .logs import Learned, RunLog, Step, TrainingProgress
 from .optim import WeightAverage, build_optimizer
+from .saving import Saver, Weights
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
-    from ..evaluation.loop import Evaluation
+    from ..evaluation.evaluate import Evaluation
     from ..models import FCOS
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,15 +61,6 @@ class State:
     stale: int = 0
 
 
-class _Weights(NamedTuple):
-    """Weights to be saved, and what the file says of them, see `Checkpoint`."""
-
-    model: FCOS
-    metrics: dict[str, float]
-    thresholds: dict[str, float]
-    iteration: int
-
-
 class Run:
     """What a run works with and carries from step to step.
 
@@ -101,7 +90,6 @@ class Run:
         licence: str = "",
     ) -> None:
         self.folder = folder
-        self.licence = licence
         settings = config.train.model_copy(update={"resume": False})  # continuing is asked for each time
         self.config = config.model_copy(update={"output_dir": folder, "train": settings})
         self.model = model
@@ -113,8 +101,13 @@ class Run:
         self.state = State()
         self.unlogged: list[tuple[TrainingProgress, Step]] = []
         self.marks = 0
-        self._unsaved: dict[Path, str] = {}
-        self._best: _Weights | None = None  # that could not be written to best.pt
+        self._saver = Saver(
+            folder,
+            self.config,
+            class_names=train_data.class_names,
+            category_ids=train_data.category_ids,
+            licence=licence,
+        )
         self._elapsed = elapsed
         self._earlier = 0.0
 
@@ -153,12 +146,12 @@ class Run:
         return cast("FCOS", self.average.model) if self.average else self.model
 
     def save_last(self, evaluation: Evaluation | None = None) -> None:
-        """Write weights/last.pt with all that is needed to continue; rank 0 does.
+        """Write weights/last.pt with all that is needed to continue, see `Saver`.
 
-        That the disk is full does not end a training: it is told, and the file that was there stays, see
-        `require_saved`. The best weights are in it where they could not be written to weights/best.pt.
+        The best weights are in it, too, while they could not be written to weights/best.pt.
         """
-        self._save_best_again()
+        self._saver.save_best_again()
+        best = self._saver.unsaved_best
         self.state.seconds = self.elapsed()
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
@@ -170,12 +163,12 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
-            "best": (self._best.model.state_dict(), *self._best[1:]) if self._best else None,
+            "best": (best.model.state_dict(), *best[1:]) if best else None,
             "steps": [(tuple(progress), tuple(step.learned), *step[1:]) for progress, step in self.unlogged],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        self._save(LAST, self._weights(evaluation), training)
+        self._saver.save_last(self._weights(evaluation), training)
 
     def save_if_best(self, evaluation: Evaluation) -> None:
         """Write weights/best.pt, val/metrics.json and val/detections.json if the AP is the highest so far."""
@@ -186,23 +179,16 @@ class Run:
         if ap > self.state.best.get("AP", -1.0):
             self.state.stale = 0
             self.state.best = dict(evaluation.metrics)
-            self._save_best(self._weights(evaluation))
-            self._save_evaluation(evaluation)
+            self._saver.save_best(self._weights(evaluation))
+            self._saver.save_evaluation(evaluation)
 
     def save_best_without_figures(self) -> None:
         """Write the weights of now to weights/best.pt, when there is nothing to tell which were best."""
-        self._save_best(self._weights(None))
+        self._saver.save_best(self._weights(None))
 
     def require_saved(self) -> None:
-        """Be sure that all has been saved, before the run ends.
-
-        Raises:
-            TrainingError: the last attempt to write a file failed.
-        """
-        self._save_best_again()
-        if self._unsaved:
-            problems = "; ".join(f"{self.folder / file}: not saved: {why}" for file, why in self._unsaved.items())
-            raise TrainingError(f"{problems}; what was saved before is still there; make room, then {self.command}")
+        """See `Saver.require_saved`."""
+        self._saver.require_saved(self.command)
 
     @property
     def command(self) -> str:
@@ -214,58 +200,10 @@ class Run:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _weights(self, evaluation: Evaluation | None) -> _Weights:
-        """Those of now."""
+    def _weights(self, evaluation: Evaluation | None) -> Weights:
+        """The current weights with the figures of their evaluation."""
         metrics, thresholds = (evaluation.metrics, evaluation.thresholds) if evaluation else ({}, {})
-        return _Weights(self.detector, metrics, thresholds, self.state.iteration)
-
-    def _save_best(self, weights: _Weights) -> None:
-        saved = self._save(BEST, weights, None)
-        self._best = None if saved else weights._replace(model=copy.deepcopy(weights.model).cpu())
-
-    def _save_best_again(self) -> None:
-        if self._best and self._save(BEST, self._best, None):
-            self._best = None
-
-    def _save(self, file: Path, weights: _Weights, training: dict[str, Any] | None) -> bool:
-        """Whether the file was written, the same on all processes."""
-        problem = None
-        if rank() == 0:
-            try:
-                save_checkpoint(
-                    self.folder / file,
-                    model=weights.model,
-                    config=self.config,
-                    class_names=self.train_data.class_names,
-                    category_ids=self.train_data.category_ids,
-                    metrics=weights.metrics,
-                    thresholds=weights.thresholds,
-                    iteration=weights.iteration,
-                    licence=self.licence,
-                    training=training,
-                    keep=self.config.train.keep if file == LAST else 1,
-                )
-            except OSError as error:
-                problem = str(error)
-                if problem != self._unsaved.get(file):
-                    logger.warning(
-                        "warning: %s: not saved: %s; what was saved before is still there, and saving is tried again;"
-                        " make room",
-                        self.folder / file,
-                        problem,
-                    )
-        problem = broadcast(problem)
-        self._unsaved.pop(file, None)
-        if problem is not None:
-            self._unsaved[file] = problem
-        return problem is None
-
-    def _save_evaluation(self, evaluation: Evaluation) -> None:
-        if rank() == 0:
-            try:
-                save_evaluation(evaluation, self.folder / "val")
-            except OSError as error:  # `fcos val` and `fcos report` can do it again
-                logger.warning("warning: %s: not saved: %s", self.folder / "val", error)
+        return Weights(self.detector, metrics, thresholds, self.state.iteration)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from weights/last.pt; rates and decays are those of the config of today.
@@ -306,8 +244,8 @@ class Run:
         self.state = State(**numbers)
         if saved.get("best"):
             best, *known = saved["best"]
-            self._best = _Weights(copy.deepcopy(self.detector).cpu(), *known)
-            fill(self._best.model, best, where=where)
+            self._saver.unsaved_best = Weights(copy.deepcopy(self.detector).cpu(), *known)
+            fill(self._saver.unsaved_best.model, best, where=where)
         self.unlogged[:] = [
             (TrainingProgress(*progress), Step(Learned(*learned), *rest))
             for progress, learned, *rest in saved.get("steps", [])  # older files have none

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..checkpoint import CLASS_HEAD, PIXELS, Checkpoint, fill
 from ..config import FCOSConfig
-from ..config_backbones import OF_DEFORMABLE
-from ..config_text import as_option, flat
+from ..config.backbones import OF_DEFORMABLE
+from ..config.text import as_option, flat
 from ..errors import WeightsError
 from ..interop.checkpoints import with_fcos_core_conventions
 from ..models import FCOS

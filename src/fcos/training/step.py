@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..config import Config
-from ..config_backbones import is_own
+from ..config.backbones import is_own
 from ..data.loader import padded_size
 from ..data.samplers import shard
 from ..distributed import all_gather, mean_over_processes, world_size

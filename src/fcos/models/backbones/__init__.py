@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ..weights import restricted_licence
 from .dla import DLA34
 from .mobilenet import MobileNetV2
+from .pretrained import restricted_licence
 from .resnet import SHAPES, ResNet
-from .timm import PREFIX, Timm, timm_licence
+from .timm_features import PREFIX, Timm, timm_licence
 
 
 class Backbone(Protocol):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import NORMS
-from ..weights import load_weights
+from .pretrained import load_weights
 from .stages import STRIDES, Stages
 
 _STAGES = {
@@ -33,7 +33,7 @@ class DLA34(Stages):
     Those have two projections more, which influence nothing.
 
     Args:
-        weights: see `weights.imagenet_weights`; None: random.
+        weights: see `pretrained.imagenet_weights`; None: random.
         norm: `bn`, `sync_bn` or `frozen_bn`.
         frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
     """

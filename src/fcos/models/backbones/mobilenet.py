@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models.mobilenetv2 import MobileNetV2 as TorchvisionMobileNetV2
 
 from ..layers import NORMS
-from ..weights import load_weights
+from .pretrained import load_weights
 from .stages import STRIDES, Stages
 
 _BLOCKS = {"stem": range(2), "C2": range(2, 4), "C3": range(4, 7), "C4": range(7, 14), "C5": range(14, 18)}
@@ -19,7 +19,7 @@ class MobileNetV2(Stages):
     """Stages C2 to C5 (24, 32, 96, 320 channels), named as in torchvision so that its weights load.
 
     Args:
-        weights: see `weights.imagenet_weights`; None: random.
+        weights: see `pretrained.imagenet_weights`; None: random.
         norm: `bn`, `sync_bn` or `frozen_bn`.
         frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
     """

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
 from ..layers import NORMS, DeformConv
-from ..weights import load_weights
+from .pretrained import load_weights
 from .stages import STRIDES, Stages
 
 
@@ -45,7 +45,7 @@ class ResNet(Stages):
 
     Args:
         name: a key of `SHAPES`.
-        weights: see `weights.imagenet_weights`; None: random.
+        weights: see `pretrained.imagenet_weights`; None: random.
         norm: a key of `layers.NORMS`.
         norm_eps: epsilon of the norm; the original's frozen batch norm has none.
         stride_in_1x1: downsample in the first 1x1 convolution of a block (MSRA weights), not in the 3x3 one.

@@ -1,22 +1,22 @@
 """The original FCOS (`fcos_core`): its weight names, from them and back.
 
-Names are facts about that project; none of its code or text is used. Its configs: `fcos_core_config.py`.
+Names are facts about that project; none of its code or text is used. Its configs: `config.py`.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..checkpoint import CLASS_HEAD, PIXELS, Checkpoint
-from ..config import FCOSConfig
-from ..config_backbones import OF_DEFORMABLE
-from ..config_text import flat
-from .fcos_core_config import config_from_yaml, settings_for
-from .structure import require_same, with_prefixes, without_module
+from ...checkpoint import CLASS_HEAD, PIXELS, Checkpoint
+from ...config import FCOSConfig
+from ...config.backbones import OF_DEFORMABLE
+from ...config.text import flat
+from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
+from ..architecture import require_same, with_prefixes
+from .config import config_from_yaml, settings_for
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,7 @@ _PREFIXES = [
     ("rpn.head.", "head."),
 ]
 """Beginnings of the names of the same tensors, (the original's, ours)."""
-# Layers of a MobileNetV2 block, original -> torchvision: the first block has no expansion.
-_FIRST_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
-_OTHER_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
-
+_BACKBONE = "backbone."
 _BACKBONES = ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2")
 _STRIDES = [8, 16, 32, 64, 128]
 FREE = {
@@ -57,20 +54,15 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 def rename(name: str) -> str:
     """The name in our model of a tensor of the original's model."""
     renamed = with_prefixes(name, _PREFIXES)
-    block = re.match(r"^backbone\.features\.(\d+)\.conv\.(\d)\.", renamed)
-    if block:
-        layers = _FIRST_BLOCK if block[1] == "1" else _OTHER_BLOCKS
-        layer = layers.get(block[2], block[2])
-        renamed = f"backbone.features.{block[1]}.conv.{layer}.{renamed[block.end() :]}"
-    return renamed
+    if not renamed.startswith(_BACKBONE):
+        return renamed
+    return _BACKBONE + mobilenet_name(renamed.removeprefix(_BACKBONE))
 
 
 def rename_back(name: str) -> str:
     """The inverse of `rename` for the original's backbones."""
-    block = re.match(r"^backbone\.features\.(\d+)\.conv\.(\d(?:\.\d)?)\.", name)
-    if block:
-        layers = {ours: theirs for theirs, ours in (_FIRST_BLOCK if block[1] == "1" else _OTHER_BLOCKS).items()}
-        name = f"backbone.features.{block[1]}.conv.{layers[block[2]]}.{name[block.end() :]}"
+    if name.startswith(_BACKBONE):
+        name = _BACKBONE + original_mobilenet_name(name.removeprefix(_BACKBONE))
     return with_prefixes(name, _PREFIXES, back=True)
 
 
@@ -108,15 +100,3 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     if order != list(range(len(order))):
         weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(CLASS_HEAD)}
     return {rename_back(name): tensor for name, tensor in weights.items()}
-
-
-def convert_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A backbone's state dict to torchvision's names: MobileNetV2 is renamed when it has those of its original file.
-
-    Args:
-        state: tensors by name; a `module.` in front of every name is dropped (data-parallel training).
-    """
-    state = without_module(state)
-    if "features.1.conv.4.weight" not in state:  # torchvision's first block ends with 2
-        return state
-    return {rename(f"backbone.{name}").removeprefix("backbone."): tensor for name, tensor in state.items()}

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from .config_backbones import DEFAULT_BACKBONE, RULES, BackboneConfig, ResNetConfig
+from .backbones import DEFAULT_BACKBONE, RULES, BackboneConfig, ResNetConfig
 
 
 class _Section(BaseModel):  # not the one of config_backbones: ruff knows a model only by a base in its own file

@@ -20,11 +20,11 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from ..checkpoint import CLASS_HEAD, Checkpoint
 from ..config import FCOSConfig
-from ..config_backbones import OF_DEFORMABLE
-from ..config_text import flat
+from ..config.backbones import OF_DEFORMABLE
+from ..config.text import flat
 from ..downloads import WebFile
 from ..errors import WeightsError
-from .structure import class_rows, require_same, with_prefixes
+from .architecture import class_rows, require_same, with_prefixes
 
 WEIGHTS = {
     "torchvision/fcos_resnet50_fpn": WebFile(

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..text import HYPHEN, figure, printable
-from .coco import METRICS
-from .loop import Evaluation
+from .coco_metrics import METRICS
+from .evaluate import Evaluation
 
 _CLASS_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 

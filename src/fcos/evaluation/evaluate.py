@@ -14,12 +14,12 @@ from ..config import Config
 from ..data import build_test_loader
 from ..distributed import all_gather, broadcast_buffers, rank, world_size
 from ..inference.augment import detect_in_views
-from .coco import coco_metrics, to_coco_results
+from .coco_metrics import coco_metrics, to_coco_results
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
     from ..data.loader import Loader
-    from ..models.fcos import FCOS
+    from ..models import FCOS
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError
+from ...errors import WeightsError
 
 _BLOB = re.compile(r"(?:res_)?(?:conv1|res([2-5])_(\d+)_branch(1|2[abc]))_(w|(?:bn|gn)_[sb])")
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config_text import suggest
 from ..errors import ConfigError
+from .text import suggest
 
 log = logging.getLogger(__name__)
 

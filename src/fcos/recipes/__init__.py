@@ -1,0 +1,89 @@
+"""Recipes and config files: found by name or path, read, and checked.
+
+`load_config("fcos_r50_fpn_1x", ["data=path", "train.lr=5e-3"])` reads a shipped recipe or a YAML file and applies
+overrides. All mistakes are reported together, each with its place and a suggestion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import Config
+from ..config.overrides import apply_overrides, validate
+from ..config.text import parse_yaml, suggest
+from ..errors import ConfigError
+
+RECIPES = Path(__file__).parent
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe or a YAML file and apply `key=value` overrides.
+
+    A YAML whose top keys are UPPER_CASE is one of the original's, read by `interop.fcos_core.config`.
+
+    Args:
+        source: a recipe's name or the path of a YAML file; None: the defaults.
+        overrides: `key=value`; with one of the original's YAMLs `KEY VALUE` pairs may stand among them.
+
+    Raises:
+        ConfigError: unknown recipe, file, key or value; all mistakes in one message.
+    """
+    tree = read_config_tree(source)
+    name = str(source) if source is not None else "defaults"
+    names: dict[str, str] = {}
+    if tree and all(key.isupper() for key in tree):
+        from ..interop.fcos_core.config import KNOWN, config_from_yaml, split_pairs
+        from ..interop.fcos_core.keys import KEYS as names
+
+        pairs, overrides = split_pairs(overrides)
+        strange = next((word for word in overrides if "=" not in word), None)
+        if strange is not None:
+            hint = suggest(strange.upper(), KNOWN)
+            raise ConfigError(f"{name}: {strange!r}: expected key=value, or a KEY of the original and its VALUE{hint}")
+        tree = config_from_yaml(tree, pairs, where=name)
+    apply_overrides(tree, overrides)
+    return validate(tree, where=name, names=names)
+
+
+def read_config_tree(source: str | Path | None) -> dict[str, Any]:
+    """The plain tree of a recipe or YAML file, before overrides and defaults.
+
+    Args:
+        source: see `load_config`.
+
+    Raises:
+        ConfigError: no such recipe or file, or no mapping of options in it.
+    """
+    if source is None:
+        return {}
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{source}.yaml"
+        if not path.is_file():
+            if Path(source).is_dir():
+                raise ConfigError(f"{source}: a folder is no recipe, did you mean data={source}?")
+            name, known = str(source), recipe_names()
+            raise ConfigError(
+                f"no recipe {name!r}{suggest(name, known)}; recipes: {', '.join(known)}"
+                " (or give the path of a .yaml file)"
+            )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file{suggest(path.stem.lower(), recipe_names())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the config: {error}") from None
+    tree = parse_yaml(text, where=str(path)) or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of options, found {type(tree).__name__}")
+    for key in tree:
+        if not isinstance(key, str):
+            raise ConfigError(f"{path}: expected names of options, found the key {key!r}, which is no text")
+    return tree

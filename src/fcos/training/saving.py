@@ -1,0 +1,126 @@
+"""Saving the weights of a run. A full disk does not end a training: what could not be written is written later."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+
+from ..checkpoint import save_checkpoint
+from ..config import Config
+from ..distributed import broadcast, rank
+from ..errors import TrainingError
+from ..evaluation.results import save_evaluation
+from .folder import BEST, LAST
+
+if TYPE_CHECKING:
+    from ..evaluation.evaluate import Evaluation
+
+logger = logging.getLogger(__name__)
+
+
+class Weights(NamedTuple):
+    """Weights to save, and what their file says of them, see `Checkpoint`."""
+
+    model: nn.Module
+    metrics: dict[str, float]
+    thresholds: dict[str, float]
+    iteration: int
+
+
+class Saver:
+    """Writes weights files and evaluations into the folder of a run; rank 0 does, and all processes know the outcome.
+
+    A file that cannot be written is reported once, the previous one stays, and the next save tries again.
+
+    Args:
+        folder: of the run.
+        config: resolved; goes into every file.
+        class_names: [K].
+        category_ids: [K].
+        licence: of the weights that the run started from, see `Checkpoint`.
+
+    Attributes:
+        unsaved_best: the best weights, while they could not be written to best.pt.
+    """
+
+    def __init__(
+        self, folder: Path, config: Config, *, class_names: Sequence[str], category_ids: Sequence[int], licence: str
+    ) -> None:
+        self.folder, self.config, self.licence = folder, config, licence
+        self.class_names, self.category_ids = class_names, category_ids
+        self.unsaved_best: Weights | None = None
+        self._problems: dict[Path, str] = {}
+
+    def save_last(self, weights: Weights, training: dict[str, Any]) -> None:
+        """Write weights/last.pt."""
+        self._save(LAST, weights, training)
+
+    def save_best(self, weights: Weights) -> None:
+        """Write weights/best.pt, or keep a copy of the weights until there is room."""
+        saved = self._save(BEST, weights, None)
+        self.unsaved_best = None if saved else weights._replace(model=copy.deepcopy(weights.model).cpu())
+
+    def save_best_again(self) -> None:
+        """Try once more to write the best weights, if they could not be written before."""
+        if self.unsaved_best and self._save(BEST, self.unsaved_best, None):
+            self.unsaved_best = None
+
+    def save_evaluation(self, evaluation: Evaluation) -> None:
+        """Write val/metrics.json and val/detections.json; a failure is a warning, `fcos val` can write them again."""
+        if rank() == 0:
+            try:
+                save_evaluation(evaluation, self.folder / "val")
+            except OSError as error:
+                logger.warning("warning: %s: not saved: %s", self.folder / "val", error)
+
+    def require_saved(self, command: str) -> None:
+        """Check that every file has been written, before the run ends.
+
+        Args:
+            command: how to continue the run, for the message.
+
+        Raises:
+            TrainingError: the last attempt to write a file failed.
+        """
+        self.save_best_again()
+        if self._problems:
+            problems = "; ".join(f"{self.folder / file}: not saved: {why}" for file, why in self._problems.items())
+            raise TrainingError(f"{problems}; what was saved before is still there; make room, then {command}")
+
+    def _save(self, file: Path, weights: Weights, training: dict[str, Any] | None) -> bool:
+        """Write a file; returns whether that succeeded, the same on all processes."""
+        problem = None
+        if rank() == 0:
+            try:
+                save_checkpoint(
+                    self.folder / file,
+                    model=weights.model,
+                    config=self.config,
+                    class_names=self.class_names,
+                    category_ids=self.category_ids,
+                    metrics=weights.metrics,
+                    thresholds=weights.thresholds,
+                    iteration=weights.iteration,
+                    licence=self.licence,
+                    training=training,
+                    keep=self.config.train.keep if file == LAST else 1,
+                )
+            except OSError as error:
+                problem = str(error)
+                if problem != self._problems.get(file):
+                    logger.warning(
+                        "warning: %s: not saved: %s; what was saved before is still there, and saving is tried again;"
+                        " make room",
+                        self.folder / file,
+                        problem,
+                    )
+        problem = broadcast(problem)
+        self._problems.pop(file, None)
+        if problem is not None:
+            self._problems[file] = problem
+        return problem is None
