@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # One thread for each process: small tensors gain nothing from more, and threads that compete lose much.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 20
 DEMO := demo
 DEMO_AP50 := 0.85
 DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.max_minutes=5

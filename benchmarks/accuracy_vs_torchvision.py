@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import machine, markdown, torchvision_mobilenet, write
+from common import fcos_section, machine, markdown, torchvision_mobilenet, write
 from torch import Tensor, nn
 
 import fcos
@@ -122,10 +122,11 @@ def compare(data: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]
     assert val is not None
 
     torch.manual_seed(config.train.seed)
+    section = fcos_section(config)
     model = torchvision_mobilenet(
         len(annotations.class_names) + 1,
-        channels=options.channels or config.model.fpn.channels,
-        num_convs=options.convs or config.model.head.num_convs,
+        channels=options.channels or section.fpn.channels,
+        num_convs=options.convs or section.head.num_convs,
         pretrained=True,
     )
     batch_size = options.batch_size

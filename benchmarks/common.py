@@ -18,6 +18,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+import fcos
+from fcos.config import FCOSConfig
 from fcos.models.backbones.pretrained import imagenet_weights
 
 RESULTS = Path(__file__).parent / "results"
@@ -55,6 +57,12 @@ def write(name: str, title: str, facts: dict[str, Any], table: str, data: dict[s
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": facts, **data}, indent=1) + "\n", encoding="utf-8")
     print(f"\n{text}\nwritten to {RESULTS / name}.md and .json")
+
+
+def fcos_section(config: fcos.Config) -> FCOSConfig:
+    """The section `model` of a config of FCOS."""
+    assert isinstance(config.model, FCOSConfig)
+    return config.model
 
 
 def torchvision_mobilenet(num_labels: int, *, channels: int, num_convs: int, pretrained: bool) -> FCOS:

@@ -9,7 +9,6 @@ machine slows both; the table shows medians.
 from __future__ import annotations
 
 import argparse
-import inspect
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from common import machine, markdown, torchvision_mobilenet, without_resize, write
+from common import fcos_section, machine, markdown, torchvision_mobilenet, without_resize, write
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
@@ -28,11 +27,13 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.transforms import v2
 
 import fcos
+from fcos.config import FCOSConfig
 from fcos.data import build_train_loader, load_annotations
 from fcos.data.digits import make_digits
-from fcos.models import FCOS, FCOSOutputs, build_model
+from fcos.models import build_model
+from fcos.models.fcos import FCOS, FCOSOutputs
 from fcos.models.postprocess import candidates, suppress
-from fcos.structures import Targets
+from fcos.structures import Objects
 
 CLASSES = 80
 OBJECTS = 10  # in a training image
@@ -50,8 +51,8 @@ class Pair(NamedTuple):
 
 def mobilenet() -> Pair:
     # Everything learns, as in torchvision's.
-    config = fcos.load_config("fcos_mnv2_small", ["model.backbone.frozen_stages=0"]).model
-    ours = build_model(config, num_classes=CLASSES, pretrained=False)
+    config = fcos_section(fcos.load_config("fcos_mnv2_small", ["model.backbone.frozen_stages=0"]))
+    ours = _build(config)
     theirs = torchvision_mobilenet(
         CLASSES, channels=config.fpn.channels, num_convs=config.head.num_convs, pretrained=False
     )
@@ -63,8 +64,14 @@ def resnet() -> Pair:
         backbone_name="resnet50", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     )
     theirs = without_resize(TorchvisionFCOS(backbone, CLASSES, score_thresh=0.05, nms_thresh=0.6))
-    ours = build_model(fcos.Config().model, num_classes=CLASSES, pretrained=False)
+    ours = _build(fcos_section(fcos.Config()))
     return Pair(_channels_last(ours), _channels_last(theirs), size=(800, 1216), batch_size=2)
+
+
+def _build(config: FCOSConfig) -> FCOS:
+    model = build_model(config, num_classes=CLASSES, pretrained=False)
+    assert isinstance(model, FCOS)
+    return model
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -92,27 +99,25 @@ def postprocessing(pair: Pair) -> tuple[Job, Job]:
     """Crowded outputs: thousands of candidates on every large level, objects of all sizes."""
     generator = torch.Generator().manual_seed(0)
     height, width = pair.size
-    grids = [(-(-height // stride), -(-width // stride)) for stride in pair.ours.strides]
+    strides = pair.ours.assigner.strides
+    grids = pair.ours.assigner.maps((height, width))
     logits = [torch.randn(1, CLASSES, *grid, generator=generator) * 1.5 - 5 for grid in grids]
     distances = [torch.rand(1, 4, *grid, generator=generator) * 4 for grid in grids]  # in strides
     centerness = [torch.randn(1, 1, *grid, generator=generator) for grid in grids]
-    ltrb = [d * stride for d, stride in zip(distances, pair.ours.strides, strict=True)]
+    ltrb = [d * stride for d, stride in zip(distances, strides, strict=True)]
     points = pair.ours.locations(FCOSOutputs(logits, ltrb, centerness))
 
-    choosing, suppressing = (
-        {name: getattr(pair.ours, name) for name in inspect.getfullargspec(step).kwonlyargs}
-        for step in (candidates, suppress)
-    )
+    options = pair.ours.postprocess
 
     def ours() -> object:
-        found = candidates(logits, ltrb, centerness, points, [pair.size], **choosing)
-        return [suppress(each, **suppressing) for each in found]
+        found = candidates(logits, ltrb, centerness, points, [pair.size], options=options)
+        return [suppress(each, options) for each in found]
 
     def rows(levels: list[Tensor]) -> list[Tensor]:  # torchvision: [N, H * W, C]
         return [level.flatten(2).transpose(1, 2).contiguous() for level in levels]
 
     outputs = {"cls_logits": rows(logits), "bbox_regression": rows(distances), "bbox_ctrness": rows(centerness)}
-    anchors = [torch.cat([p - s / 2, p + s / 2], 1) for p, s in zip(points, pair.ours.strides, strict=True)]
+    anchors = [torch.cat([p - s / 2, p + s / 2], 1) for p, s in zip(points, strides, strict=True)]
     return ours, lambda: pair.theirs.postprocess_detections(outputs, [anchors], [pair.size])
 
 
@@ -124,7 +129,7 @@ def training_step(pair: Pair) -> tuple[Job, Job]:
     corner = torch.rand(count, OBJECTS, 2) * torch.tensor([width, height]) * 0.7
     boxes = torch.cat([corner, corner + torch.rand(count, OBJECTS, 2) * torch.tensor([width, height]) * 0.25 + 8], 2)
     labels = torch.randint(0, CLASSES, (count, OBJECTS))
-    targets = Targets(boxes, labels, torch.zeros(count, OBJECTS, dtype=torch.bool))
+    targets = [Objects(*columns) for columns in zip(boxes, labels, strict=True)]
     sizes = torch.tensor([pair.size] * count)
 
     def step(model: nn.Module, losses: Callable[[], dict[str, Tensor]]) -> Job:

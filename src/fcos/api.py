@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .config.backbones import is_own
+from .config.options import options_of, with_role
 from .config.overrides import apply_overrides, validate
 from .errors import ConfigError, DataError, WeightsError
 from .recipes import load_config, recipe_names
@@ -23,14 +24,12 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation
     from .inference.predictor import Detector
     from .interop import Form
-    from .models import FCOS
+    from .models import DetectionModel
     from .training.loop import TrainResult
 
 log = logging.getLogger(__name__)
 
 _CLASSES_OF_COCO = 80
-_TEST_OPTIONS = ("score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections")
-"""The options of `model` that weights do not depend on."""
 _DATA_PLACES = ("root", "format", "train", "val", "test", "classes")
 """The options of `data` that say where the data is, rather than how it is read: new data replaces all of them."""
 
@@ -44,21 +43,23 @@ def load(
     """Load a detector that is ready to `predict`, with the score thresholds that its training measured, if any.
 
     Args:
-        source: a weights file: runs/NAME/weights/best.pt, or one of the original FCOS, AdelaiDet,
-            detectron2, mmdetection or torchvision, perhaps at an http(s) address; the name
-            `torchvision/fcos_resnet50_fpn` (COCO; downloaded once); or a recipe or YAML file, for the weights that its
-            `train.weights` names, else for a detector whose head is untrained (the backbone's weights are fetched
-            unless `model.backbone.weights=null`; it has 80 classes unless `model.num_classes` says otherwise).
+        source: the weights: runs/NAME/weights/best.pt, or a file of the original FCOS, AdelaiDet, detectron2,
+            mmdetection or torchvision, perhaps at an http(s) address; or the name `torchvision/fcos_resnet50_fpn`
+            (COCO; downloaded once). A recipe or YAML file stands for the weights that its `train.weights` names, else
+            for the weights before training: random ones in the head, those of `model.backbone.weights` in the backbone,
+            and 80 classes unless `model.num_classes` says otherwise.
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
             names the classes of a file of another project.
-        config: recipe, YAML file or config that the weights were trained with, where they do not say it (those of the
-            original FCOS); for others it replaces where the data is and how to test.
+        config: recipe, YAML file or `Config` for all options that the weights do not determine. Most files hold their
+            own config, which determines all of `model` except what only chooses among detections (thresholds and
+            limits); files of the original FCOS determine nothing, so that they need a config. None: the config of the
+            file.
         device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: that of the config, an override `device=`
             among them.
 
     Raises:
         WeightsError: no such file, or no weights of a known project.
-        ConfigError: a wrong override or device; a config is needed.
+        ConfigError: a wrong override or device; a config is needed, or given beside a recipe.
     """
     from .distributed import resolve_device
     from .inference.predictor import Detector
@@ -66,6 +67,8 @@ def load(
     from .models import build_model
 
     if _is_recipe(source):
+        if config is not None:
+            raise ConfigError(f"config: {source} is a config itself; give weights with a config, or leave it out")
         resolved = load_config(source, overrides)
         if not resolved.train.weights:
             place = resolve_device(device or resolved.device)
@@ -77,8 +80,9 @@ def load(
     place = resolve_device(device or resolved.device)
     names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
     thresholds = checkpoint.thresholds
-    if checkpoint.config.get("model", {}).get("score", model.score) != model.score:  # an override: with or without root
-        exponent = 2 if model.score == "product" else 0.5
+    score = getattr(resolved.model, "score", None)
+    if score is not None and checkpoint.config.get("model", {}).get("score", score) != score:  # with or without root
+        exponent = 2 if score == "product" else 0.5
         thresholds = {name: threshold**exponent for name, threshold in thresholds.items()}
     return Detector(
         model.to(place),
@@ -252,7 +256,7 @@ def _is_recipe(source: str | Path) -> bool:
 
 def _restore(
     weights: str | Path, overrides: Sequence[str], config: str | Path | Config | None
-) -> tuple[FCOS, Checkpoint, Config]:
+) -> tuple[DetectionModel, Checkpoint, Config]:
     """The detector of a weights file, on the CPU, with the config it was trained with as far as that still applies."""
     import torch
 
@@ -294,8 +298,8 @@ def _config_of(
 ) -> dict[str, Any]:
     """The config tree that belongs to weights: their own, or the given one where they have none.
 
-    A config that is given with weights that have their own says how to test: where the data is and what `_TEST_OPTIONS`
-    are.
+    A config that is given with weights that have their own decides every option that the weights do not: where the data
+    is, and the options of `model` that only choose among detections.
     """
     from .interop.checkpoints import with_fcos_core_conventions
 
@@ -306,10 +310,12 @@ def _config_of(
             f"{where}: a checkpoint of the original FCOS, which does not tell how its head is made; name the config it"
             " was trained with: --config fcos_imprv_r50_fpn_1x (a recipe, or the original's YAML file)"
         )
-    tree = (config if isinstance(config, Config) else load_config(config, pairs)).to_dict()
+    given = config if isinstance(config, Config) else load_config(config, pairs)
+    tree = given.to_dict()
     if checkpoint.project != "fcos_core":
-        options = {key: tree["model"][key] for key in _TEST_OPTIONS}
-        return {**tree, "model": {**checkpoint.config["model"], **options}}
+        section = given.model
+        chosen = with_role(options_of(type(section)), "detection", only=True)
+        return {**tree, "model": {**checkpoint.config["model"], **{key: getattr(section, key) for key in chosen}}}
     return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
 
 

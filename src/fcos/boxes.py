@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from .structures import BoxConvention
+from .choices import BoxConvention
+
+IN_ONE_CALL = {"cuda"}
+"""The types of devices where the suppression of all classes is one call: a call costs more there than its work."""
 
 
 def _extra(convention: BoxConvention) -> float:
@@ -53,7 +56,7 @@ def class_wise_nms(
     boxes, labels = boxes[order], labels[order]
     if convention == "inclusive":
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    suppress = _nms_in_one_call if boxes.device.type == "cuda" else _nms_class_by_class
+    suppress = _nms_in_one_call if boxes.device.type in IN_ONE_CALL else _nms_class_by_class
     # After the stable sort equal scores rank as given; the ranks themselves stand for the scores.
     ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
     return order[suppress(boxes, ranks, labels, threshold).sort().values]

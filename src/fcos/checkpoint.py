@@ -25,8 +25,6 @@ FORMAT = "fcos"
 VERSION = 1
 Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2", "mmdetection"]
 """Who can have written a file."""
-CLASS_HEAD = "head.logits."
-"""Prefix of the tensors with a row for every class."""
 PIXELS = ("pixel_mean", "pixel_std")
 """Tensors that not every project saves with the weights."""
 _COUNTER = ".num_batches_tracked"
@@ -52,6 +50,7 @@ class Checkpoint:
         training: optimiser and everything else a run needs to continue; None in files that are only for detection.
         project: who wrote the file.
         original: the file's tensors in that project's own names; empty for files of ours.
+        original_names: the name in the file of each tensor of `model`; empty for files of ours.
     """
 
     model: dict[str, Tensor]
@@ -65,6 +64,7 @@ class Checkpoint:
     training: dict[str, Any] | None = None
     project: Project = "fcos"
     original: dict[str, Tensor] = field(default_factory=dict)
+    original_names: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -207,10 +207,18 @@ def _verify(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as parts:
             bad = parts.testzip()
+            problem = f"wrong check sum of {bad}" if bad else ""
+            for part in parts.infolist():
+                if part.external_attr & _FOLDER:
+                    problem = f"{part.filename} is marked as a folder"
     except Exception as error:  # as above
-        bad = str(error)
-    if bad is not None:
-        raise WeightsError(f"{path}: damaged: wrong check sum of {bad}; copy it again or use an earlier one")
+        problem = str(error)
+    if problem:
+        raise WeightsError(f"{path}: damaged: {problem}; copy it again or use an earlier one")
+
+
+_FOLDER = 0x10
+"""An attribute in the directory of a zip file, which no check sum covers; torch reads nothing where it is set."""
 
 
 def is_ours(content: Any) -> bool:

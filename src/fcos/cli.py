@@ -53,7 +53,7 @@ Weights = Annotated[
 OriginalConfig = Annotated[
     str | None,
     typer.Option(
-        "--config", help="YAML file or recipe: needed for weights of the original FCOS; for others, how to test."
+        "--config", help="YAML file or recipe: options that the weights do not hold; those of the original hold none."
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.")]

@@ -5,61 +5,93 @@ a box covers [x1, x2) and its width is x2 - x1. In the `inclusive` convention of
 covered pixel and the width is x2 - x1 + 1. Sizes are (height, width). Labels are 0..K-1 without background.
 Images are RGB uint8.
 
-Shape letters: N images, M ground-truth boxes of one image (padded), D detections of one image, H W image size.
+Shape letters: N images, M ground-truth boxes of one image, D detections of one image, H W image size.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 
+from .choices import BoxConvention
+
 if TYPE_CHECKING:
     import supervision
 
-BoxConvention = Literal["continuous", "inclusive"]
 
-
-class Targets(NamedTuple):
-    """Ground truth of a batch, padded to the largest number of boxes of an image.
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """The ground truth of one image.
 
     Attributes:
-        boxes: [N, M, 4] float32 XYXY, pixels of the padded batch image; zeros where padded.
-        labels: [N, M] int64 in 0..K-1; -1 where padded.
-        crowd: [N, M] bool; such a box is neither object nor background: locations inside it are ignored.
+        boxes: [M, 4] float XYXY, pixels of the image that they come with.
+        labels: [M] int64 in 0..K-1.
+        is_crowd: [M] bool; such a box is neither object nor background: locations inside it are ignored. None: no box
+            is one.
+
+    Raises:
+        ValueError: tensors of another shape or type, or of different lengths.
     """
 
     boxes: Tensor
     labels: Tensor
-    crowd: Tensor
+    is_crowd: Tensor = None  # pyright: ignore[reportAssignmentType] (filled in)
+
+    def __post_init__(self) -> None:
+        if self.is_crowd is None and isinstance(self.labels, Tensor):
+            object.__setattr__(self, "is_crowd", torch.zeros_like(self.labels, dtype=torch.bool))
+        _require_columns("Objects", boxes=self.boxes, labels=self.labels, is_crowd=self.is_crowd)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Tensor | slice) -> Objects:
+        """Select objects by a mask, indices or a slice."""
+        return Objects(self.boxes[index], self.labels[index], self.is_crowd[index])
+
+    def to(self, device: torch.device | str) -> Objects:
+        """Move to a device."""
+        return Objects(*(column.to(device, non_blocking=True) for column in (self.boxes, self.labels, self.is_crowd)))
 
     @staticmethod
-    def pad(boxes: Sequence[Tensor], labels: Sequence[Tensor], crowd: Sequence[Tensor] | None = None) -> Targets:
-        """Stack the boxes [M_i, 4], labels [M_i] and crowd flags [M_i] (default: none) of the images of a batch."""
-        count, most = len(boxes), max((len(b) for b in boxes), default=0)
-        padded = Targets(
-            boxes=torch.zeros(count, most, 4),
-            labels=torch.full((count, most), -1, dtype=torch.int64),
-            crowd=torch.zeros(count, most, dtype=torch.bool),
-        )
-        for i, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
-            padded.boxes[i, : len(image_boxes)] = image_boxes
-            padded.labels[i, : len(image_labels)] = image_labels
-            if crowd is not None:
-                padded.crowd[i, : len(crowd[i])] = crowd[i]
-        return padded
+    def concatenate(images: Sequence[Objects]) -> Objects:
+        """The objects of several images, at least one, one after the other; `split` is the inverse."""
+        columns = ((image.boxes, image.labels, image.is_crowd) for image in images)
+        return Objects(*(torch.cat(parts) for parts in zip(*columns, strict=True)))
 
-    def of(self, images: slice) -> Targets:
-        """The ground truth of some images of the batch."""
-        return Targets(*(t[images] for t in self))
+    def split(self, counts: Sequence[int]) -> list[Objects]:
+        """The objects of each image, `counts` being their numbers."""
+        columns = (column.split(list(counts)) for column in (self.boxes, self.labels, self.is_crowd))
+        return [Objects(*parts) for parts in zip(*columns, strict=True)]
 
-    def to(self, device: torch.device | str) -> Targets:
-        """Move to a device."""
-        return Targets(*(t.to(device, non_blocking=True) for t in self))
+
+_COLUMNS = {"boxes": ((4,), None), "labels": ((), torch.int64), "is_crowd": ((), torch.bool), "scores": ((), None)}
+"""Shape behind the first dimension, and type; None: any floating-point type."""
+
+
+def _require_columns(what: str, **columns: Tensor) -> None:
+    """Check the columns of a structure when it is made; their values are not looked at, which would wait for a GPU."""
+    boxes = columns["boxes"]
+    count = len(boxes) if isinstance(boxes, Tensor) and boxes.ndim else 0
+    for name, column in columns.items():
+        rest, dtype = _COLUMNS[name]
+        shape, kind = [count, *rest], "floating-point" if dtype is None else _name_of(dtype)
+        if not isinstance(column, Tensor):
+            raise ValueError(f"{what}.{name}: expected a tensor {shape} {kind}, found {type(column).__name__}")
+        fits = column.is_floating_point() if dtype is None else column.dtype == dtype
+        if list(column.shape) != shape or not fits:
+            raise ValueError(
+                f"{what}.{name}: expected {shape} {kind}, found {list(column.shape)} {_name_of(column.dtype)}"
+            )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class View(NamedTuple):
@@ -86,14 +118,14 @@ class Batch(NamedTuple):
     Attributes:
         images: [N, 3, H, W] uint8 RGB, zero-padded at the right and the bottom.
         sizes: [N, 2] int64, (height, width) of every image without the padding.
-        targets: the ground truth in pixels of `images`; None when detecting.
+        targets: N ground truths in pixels of `images`; None when detecting.
         indices: [N] int64, positions in the data set's `Annotations` (its `path(i)`, `image_ids[i]`, `sizes[i]`).
         more_views: the same images at other sizes or mirrored, for test-time augmentation.
     """
 
     images: Tensor
     sizes: Tensor
-    targets: Targets | None
+    targets: Sequence[Objects] | None
     indices: Tensor
     more_views: Sequence[View] = ()
 
@@ -103,8 +135,10 @@ class Batch(NamedTuple):
         return [View(self.images, self.sizes), *self.more_views]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move to a device."""
-        targets = None if self.targets is None else self.targets.to(device)
+        """Move to a device; the ground truth of all images in one transfer."""
+        targets = self.targets
+        if targets:
+            targets = Objects.concatenate(targets).to(device).split([len(objects) for objects in targets])
         (images, sizes, _), *more = (view.to(device) for view in self.views)
         return Batch(images, sizes, targets, self.indices, more)
 
@@ -113,14 +147,13 @@ class Losses(NamedTuple):
     """What a detector answers to a batch with ground truth.
 
     Attributes:
-        terms: scalars by name; their sum is minimised.
-        unassigned: 0-dim int64, boxes of the images (crowd left out) that nothing in the model learns.
-        normalizers: what the terms were divided by; other parts of the same batch want the same.
+        terms: scalars by name, see `DetectionModel.loss_names`; their sum is minimised.
+        stats: 0-dim counts of ground-truth boxes (crowd left out) by name, such as `unassigned`: those that nothing in
+            the model learns. Training logs them as shares of all boxes.
     """
 
-    terms: dict[str, Tensor]
-    unassigned: Tensor
-    normalizers: Tensor
+    terms: Mapping[str, Tensor]
+    stats: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +166,9 @@ class Instances:
         scores: [D] float32 in 0..1.
         size: (height, width) of the frame.
         class_names: the K names; empty when unknown.
+
+    Raises:
+        ValueError: tensors of another shape or type, or of different lengths.
     """
 
     boxes: Tensor
@@ -140,6 +176,9 @@ class Instances:
     scores: Tensor
     size: tuple[int, int]
     class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_columns("Instances", boxes=self.boxes, labels=self.labels, scores=self.scores)
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -178,6 +217,12 @@ class Instances:
         """Scale the boxes to a frame of another (height, width), each axis by its own ratio."""
         scale_y, scale_x = (new / old for new, old in zip(size, self.size, strict=True))
         return replace(self, boxes=self.boxes * self.boxes.new_tensor([scale_x, scale_y] * 2), size=size)
+
+    def clip(self) -> Instances:
+        """Move the corners of continuous boxes into the frame."""
+        height, width = self.size
+        limit = self.boxes.new_tensor([width, height] * 2)
+        return replace(self, boxes=torch.minimum(self.boxes.clamp(min=0), limit))
 
     def to_continuous(self, convention: BoxConvention) -> Instances:
         """Convert boxes of the given convention to `continuous` ones, inside the frame."""

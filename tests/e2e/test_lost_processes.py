@@ -24,11 +24,10 @@ KILLED = "1:5"  # rank and call; one belongs to the start, so three steps have b
 
 def start(folder: Path, *words: object, kill_at: str = "") -> subprocess.Popen[str]:
     """`python -m WORDS` in a folder."""
-    paths = os.pathsep.join(path for path in (str(Path(__file__).parent), os.environ.get("PYTHONPATH")) if path)
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, words)],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "KILL_AT": kill_at},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "KILL_AT": kill_at},
     )  # fmt: skip
 
 
@@ -59,7 +58,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def restarted(folder: Path) -> str:
-    """What was told of a run whose second process was killed, and which torchrun started again."""
+    """The output of a run whose second process was killed, and which torchrun started again."""
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "fcos")
     code, out, err = finish(start(folder, *launch, "train", "tiny.yaml", kill_at=KILLED))
     assert code == 0, err
@@ -67,7 +66,7 @@ def restarted(folder: Path) -> str:
 
 
 def saved_at(file: Path) -> int:
-    """Its time; 0 in the middle of a save, where there are no hard links."""
+    """The time of a file; 0 in the middle of a save, where there are no hard links."""
     try:
         return file.stat().st_mtime_ns
     except FileNotFoundError:

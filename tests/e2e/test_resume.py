@@ -55,7 +55,7 @@ class Commands:
         return process
 
     def finish(self, process: BaseProcess) -> str:
-        """What it printed; a process that hangs is killed, which is a failure."""
+        """Wait for a process and return what it printed; one that hangs is killed, which is a failure."""
         process.join(SECONDS)
         if process.exitcode is None:
             process.kill()
@@ -71,7 +71,7 @@ class Commands:
 
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of several runs of the same config; `whole` was not interrupted."""
+    """The folder of several runs of the same config; `whole` was not interrupted."""
     folder = tmp_path_factory.mktemp("resume")
     config = Config.model_validate(
         {

@@ -9,18 +9,19 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from detectors import build_fcos
 from fill import fill_array
 from golden import load
 from PIL import Image
 
 from fcos.config import Config
 from fcos.config.overrides import validate
-from fcos.data.loader import pad
+from fcos.data.loader import pad_views
 from fcos.data.transforms import detection_views
 from fcos.inference.augment import candidates_of, detect_in_views
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.weights import convert_state_dict
-from fcos.models import FCOS, build_model
+from fcos.models.fcos import FCOS
 from fcos.structures import View
 
 BASE_AND_SCALES = {"base": 0, "flip": 1, "scale96": 2, "scale160": 4}
@@ -40,15 +41,14 @@ def recorded(goldens: Path) -> Recorded:
     manifest = json.loads((goldens / "manifests" / "fcos" / f"{name}.json").read_text())
     pairs = [str(item) for item in json.loads(str(numbers["opts"]))]
     config: Config = validate(config_from_yaml(manifest["merged_config"], pairs), where=name)
-    model = build_model(config.model, num_classes=80, pretrained=False).eval()
+    model = build_fcos(config.model, num_classes=80).eval()
     seed = int(numbers["seed"])
     state = {row[0]: torch.from_numpy(fill_array(row[0], row[1], seed)) for row in manifest["tensors"]}
     model.load_state_dict(convert_state_dict(state), strict=False)
     images = [Image.fromarray(numbers[f"image{i}"]) for i in range(2)]
-    views = []
-    for transform in detection_views(config):
-        pixels, sizes = pad([transform(image).image for image in images], size_divisor=config.data.size_divisor)
-        views.append(View(pixels, sizes, transform.flip > 0))
+    transforms = detection_views(config)
+    pixels = [[transform(image).image for transform in transforms] for image in images]
+    views = pad_views(pixels, transforms, size_divisor=config.data.size_divisor)
     return Recorded(numbers, model, views)
 
 

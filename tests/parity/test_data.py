@@ -16,11 +16,11 @@ from PIL import Image
 from fcos.config import DataConfig, FCOSConfig
 from fcos.data import DetectionDataset, Transform, load_annotations, train_transform
 from fcos.data.dataset import Annotations, Sample
+from fcos.data.geometry import flip_boxes, resize_boxes, resize_image, resize_size
 from fcos.data.loader import collate
 from fcos.data.samplers import aspect_groups, endless_batches, grouped_batches, shard, shuffled
-from fcos.data.transforms import flip_boxes, resize_boxes, resize_image, resize_size
 from fcos.models import build_model
-from fcos.structures import Batch
+from fcos.structures import Batch, Objects
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original
 
@@ -105,9 +105,8 @@ def test_network_inputs_are_the_recorded_ones(goldens: Path) -> None:
 
 
 def _batch(images: list[torch.Tensor], *, size_divisor: int) -> Batch:
-    nothing = torch.zeros(0)
-    samples = [Sample(p, nothing.reshape(0, 4), nothing.long(), nothing.bool(), i) for i, p in enumerate(images)]
-    return collate(samples, size_divisor=size_divisor)
+    nothing = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    return collate([Sample(image, nothing, i) for i, image in enumerate(images)], size_divisor=size_divisor)
 
 
 @pytest.mark.parametrize("size_divisor", [1, 32, 64])

@@ -1,6 +1,6 @@
 """Losses and gradients of AdelaiDet's models: the branch learns centerness or IoU, real-time detectors among them.
 
-Models and formats as in `test_dialects`. The tolerances are those of the recordings: 1e-6 in float64, where their focal
+Models and formats: `dialects`. The tolerances are those of the recordings: 1e-6 in float64, where their focal
 loss, boxes and locations are float32 nevertheless; 1e-5 in float32, 1e-4 with batch statistics.
 """
 
@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectors import build_fcos
+from dialects import Dialect, dialect, names, network_input, used_tensors
 from golden import folder, tensor
-from test_dialects import Dialect, dialect, names, network_input, used_tensors
+from ground_truth import objects_of
 
 from fcos.checkpoint import fill
-from fcos.models import FCOS, build_model
-from fcos.structures import Targets
+from fcos.models.fcos import FCOS
 
 MODELS = (
     "adelaidet__R_50_1x",
@@ -46,8 +47,8 @@ def model(request: pytest.FixtureRequest) -> Dialect:
 def build(model: Dialect, dtype: torch.dtype) -> FCOS:
     """The filled model in training mode; it takes network inputs as they are."""
     quality = "iou" if model.manifest["facts"]["quality"] == "iou" else "centerness"  # weights do not show it
-    config = model.config.model.model_copy(update={"quality": quality, "channel_order": "rgb"})
-    net = build_model(config, num_classes=len(model.checkpoint.category_ids), pretrained=False)
+    config = model.section.model_copy(update={"quality": quality, "channel_order": "rgb"})
+    net = build_fcos(config, num_classes=len(model.checkpoint.category_ids))
     fill(net, model.checkpoint.model, where=model.name)
     net.pixel_mean.zero_()
     net.pixel_std.fill_(1.0)
@@ -60,7 +61,7 @@ def losses(goldens: Path, model: Dialect, net: FCOS, case: str) -> dict[str, tor
         [tensor(model.numbers[f"train{case}/{part}{i}"]) for i in range(2)] for part in ("boxes", "labels")
     )
     images = network_input(goldens, model).to(net.pixel_mean.dtype)
-    terms = net(images, tensor(model.numbers["image_sizes_hw"]), Targets.pad(boxes, labels)).terms
+    terms = net(images, tensor(model.numbers["image_sizes_hw"]), objects_of(boxes, labels)).terms
     recorded = model.numbers[f"train{case}/loss_names"].tolist()
     assert list(terms) == [TERMS[name] for name in recorded]
     return dict(zip(recorded, terms.values(), strict=True))
@@ -84,5 +85,5 @@ def test_losses_and_gradients(goldens: Path, model: Dialect, case: str) -> None:
 
 def test_losses_without_objects(goldens: Path, model: Dialect) -> None:
     found = losses(goldens, model, build(model, torch.float32), "C")
-    rtol = 1e-5 if model.config.model.backbone.norm == "frozen_bn" else 1e-4
+    rtol = 1e-5 if model.section.backbone.norm == "frozen_bn" else 1e-4
     np.testing.assert_allclose([term.item() for term in found.values()], model.numbers["trainC/losses"], rtol=rtol)

@@ -1,13 +1,11 @@
 """Weights of AdelaiDet, detectron2 and mmdetection against what these projects compute with them.
 
-The weights pass `from_content` as a file of the project would; everything else follows from what it answers.
 Formats and tolerances: goldens/README.md.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fill_dialects import fill_array, head_outputs
-from golden import folder, load, options, tensor
+from detectors import build_fcos
+from dialects import Dialect, dialect, names, network_input, used_tensors
+from fill_dialects import head_outputs
+from golden import folder, load, postprocess_of, tensor
 from torch import Tensor
 
-from fcos.checkpoint import Checkpoint, fill
-from fcos.config import Config
-from fcos.config.overrides import validate
-from fcos.interop.checkpoints import from_content
+from fcos.checkpoint import fill
 from fcos.interop.torchvision_fcos import COCO_CLASSES
-from fcos.models import FCOS, build_model
+from fcos.models.fcos import FCOS
 from fcos.models.points import locations
 from fcos.models.postprocess import candidates, suppress
 from fcos.structures import Instances
@@ -37,35 +34,6 @@ UNIT_MODELS = {
     ("mmdetection", "post_exp"): "mmdetection__fcos_r50-caffe_fpn_gn-head_1x_coco",
 }
 """Whose settings the synthetic head outputs were decoded with."""
-
-
-@dataclass
-class Dialect:
-    """A recorded model: its manifest and numbers, its weights through our conversion."""
-
-    name: str
-    manifest: dict[str, Any]
-    numbers: dict[str, np.ndarray]
-    checkpoint: Checkpoint
-    config: Config
-
-
-def dialect(goldens: Path, name: str, *, filled: bool = True) -> Dialect:
-    manifest = json.loads((goldens / "dialects" / f"{name}.json").read_text())
-    seed, extra = manifest["fill"]["seed"], manifest["fill"]["extra"]
-    state = {
-        row[0]: torch.from_numpy(fill_array(row[0], row[1], seed, extra)) if filled else torch.empty(row[1])
-        for row in manifest["tensors"]
-    }
-    key = "state_dict" if manifest["dialect"] == "mmdetection" else "model"
-    checkpoint = from_content({key: state}, where=name)
-    config = validate(checkpoint.config, where=name)
-    return Dialect(name, manifest, load(goldens / "dialects" / f"{name}.npz"), checkpoint, config)
-
-
-def names(config: pytest.Config) -> list[str]:
-    index = folder(config) / "dialects" / "index.json"
-    return [row[0] for row in json.loads(index.read_text())["models"]] if index.exists() else []
 
 
 def post_cases(config: pytest.Config) -> list[tuple[str, str]]:
@@ -92,7 +60,7 @@ def model(request: pytest.FixtureRequest) -> Dialect:
 
 @pytest.fixture(scope="module")
 def net(model: Dialect) -> FCOS:
-    built = build_model(model.config.model, num_classes=len(model.checkpoint.category_ids), pretrained=False)
+    built = build_fcos(model.section, num_classes=len(model.checkpoint.category_ids))
     fill(built, model.checkpoint.model, where=model.name)
     return built.eval()
 
@@ -111,11 +79,6 @@ def images(request: pytest.FixtureRequest, model: Dialect) -> tuple[Tensor, Tens
     return pixels.flip(1) if facts["channel_order"] == "BGR" else pixels, sizes
 
 
-def network_input(goldens: Path, model: Dialect) -> Tensor:
-    inputs = model.manifest["inputs"]
-    return tensor(load(goldens / "dialects" / inputs["file"])[inputs["tensor"]])
-
-
 # --------------------------------------------------------------------------------------------------- tensors, settings
 
 
@@ -127,13 +90,6 @@ def test_every_tensor_finds_its_place(model: Dialect, net: FCOS) -> None:
     assert {name: shape for name, shape in taken.items() if name not in counters - ours.keys()} == ours
 
 
-def used_tensors(model: Dialect) -> list[list[Any]]:
-    """The project's tensors; parts of its model that influence nothing are left out."""
-    idle = model.manifest.get("dla34_parameters_without_influence_in_test_mode", [])
-    layers = tuple(name.rpartition(".")[0] for name in idle)
-    return [row for row in model.manifest["tensors"] if not (layers and row[0].startswith(layers))]
-
-
 def test_what_learns_there_learns_here(model: Dialect, net: FCOS) -> None:
     learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     ours = zip(model.checkpoint.model, used_tensors(model), strict=True)
@@ -142,7 +98,7 @@ def test_what_learns_there_learns_here(model: Dialect, net: FCOS) -> None:
 
 
 def test_settings_are_the_projects(model: Dialect) -> None:
-    facts, ours, data = model.manifest["facts"], model.config.model, model.config.data
+    facts, ours, data = model.manifest["facts"], model.section, model.config.data
     assert model.checkpoint.project == model.manifest["dialect"]
     assert (ours.strides, ours.channel_order.upper()) == (facts["strides"], facts["channel_order"])
     assert ours.pixel_mean == pytest.approx(facts["pixel_mean"])
@@ -183,7 +139,7 @@ def outputs(model: Dialect, net: FCOS, images: tuple[Tensor, Tensor]) -> dict[st
     named = {f"body{i}": features[name] for i, name in enumerate(net.backbone_levels)}
     named |= {f"fpn{i}": x for i, x in enumerate(pyramid)}
     in_strides = model.manifest["dialect"] != "mmdetection"
-    for i, stride in enumerate(net.strides):
+    for i, stride in enumerate(net.assigner.strides):
         named |= {f"cls{i}": head.logits[i], f"ctr{i}": head.centerness[i]}
         named[f"reg{i}"] = head.ltrb[i] / stride if in_strides else head.ltrb[i]
     return named
@@ -241,7 +197,7 @@ def test_detections(model: Dialect, net: FCOS, images: tuple[Tensor, Tensor], al
     found = [instances for one in batch for instances in net.candidates(*one)]
     for i, instances in enumerate(found):
         case = f"{'single' if alone else 'det'}{i}"
-        raw = suppress(instances, **{**options(model.config.model, suppress), "clip_after_nms": False})
+        raw = suppress(instances, replace(net.postprocess, clip_after_nms=False))
         check(raw, model.numbers, f"{case}/net_")
         check(net.suppress(instances).resize_to(original[i]), model.numbers, f"{case}/")
 
@@ -265,7 +221,7 @@ def test_locations(goldens: Path, post_case: tuple[str, str]) -> None:
 def test_decoding_of_other_outputs(goldens: Path, post_case: tuple[str, str]) -> None:
     project, case = post_case
     numbers = load(goldens / "dialects" / f"{project}__units.npz")
-    settings = dialect(DEFAULT_GOLDENS, UNIT_MODELS[project, case.split("/")[0]], filled=False).config.model
+    settings = dialect(DEFAULT_GOLDENS, UNIT_MODELS[project, case.split("/")[0]], filled=False).section
     if case.endswith("_thresh_with_ctr"):  # on the product, which AdelaiDet can be told to; we say it of its root
         settings = settings.model_copy(update={"threshold_on": "score", "score_threshold": 0.05**0.5})
     if case.endswith("_no_nms"):
@@ -279,7 +235,8 @@ def test_decoding_of_other_outputs(goldens: Path, post_case: tuple[str, str]) ->
         ltrb = [F.relu(x) * stride for x, stride in zip(ltrb, settings.strides, strict=True)]
     points = [locations((grid[0], grid[1]), s) for grid, s in zip(grids, settings.strides, strict=True)]
     size, original = ((int(h), int(w)) for h, w in (numbers["net_hw"], numbers["orig_hw"]))
-    (found,) = candidates(logits, ltrb, centerness, points, [size], **options(settings, candidates))
-    raw = suppress(found, **{**options(settings, suppress), "clip_after_nms": False})
+    options = postprocess_of(settings)
+    (found,) = candidates(logits, ltrb, centerness, points, [size], options=options)
+    raw = suppress(found, replace(options, clip_after_nms=False))
     check(raw, numbers, f"{case}/net_", score=1e-6, box=1e-4)
-    check(suppress(found, **options(settings, suppress)).resize_to(original), numbers, f"{case}/", score=1e-6, box=1e-4)
+    check(suppress(found, options).resize_to(original), numbers, f"{case}/", score=1e-6, box=1e-4)

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from detectors import build_fcos
 from golden import folder
 
 from fcos.config import Config
 from fcos.config.overrides import validate
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.weights import rename
-from fcos.models import FCOS, build_model
+from fcos.models.fcos import FCOS
 from fcos.training.optim import build_optimizer, learning_rate_factor, parameter_settings, set_learning_rate
 
 
@@ -57,7 +58,7 @@ def manifest(request: pytest.FixtureRequest) -> Manifest:
     rows = [Row(rename(name), tuple(shape), *rest) for name, shape, *rest in recorded["tensors"]]
     config = validate(config_from_yaml(recorded["merged_config"]), where=request.param.stem)
     with torch.device("meta"):
-        net = build_model(config.model, num_classes=config.model.num_classes or 0, pretrained=False)
+        net = build_fcos(config.model, num_classes=config.model.num_classes or 0)
     return Manifest(recorded, rows, config, net)
 
 

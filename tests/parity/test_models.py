@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from golden import Model, folder, model_entries, sample, tensor
+from ground_truth import objects_of
 from torch import Tensor
 
-from fcos.models import FCOS
-from fcos.structures import Targets
+from fcos.models.fcos import FCOS
+from fcos.structures import Objects
 from fcos.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 
 STRICT = 1e-7
@@ -50,9 +51,9 @@ def outputs(model: Model) -> dict[str, Tensor]:
     return named
 
 
-def targets_of(model: Model, case: str) -> Targets:
+def targets_of(model: Model, case: str) -> list[Objects]:
     images = range(len(model.inputs["image_sizes_hw"]))
-    return Targets.pad(
+    return objects_of(
         [tensor(model.inputs[f"case{case}/boxes{i}"]).reshape(-1, 4) for i in images],
         [tensor(model.inputs[f"case{case}/labels{i}"]) - 1 for i in images],
     )
@@ -138,7 +139,7 @@ def check_gradients(model: Model, net: FCOS, key: str, dtype: torch.dtype) -> No
         noise = 1e-12 * largest  # biases in front of a batch-statistics norm have no gradient but rounding
         tolerance = (strict_rtol(model) * expected + noise)[learning]
         assert (np.abs(norms - expected)[learning] <= tolerance).all(), key
-    elif model.config.model.backbone.norm in ("bn", "sync_bn"):
+    elif model.section.backbone.norm in ("bn", "sync_bn"):
         np.testing.assert_allclose(norms[learning], expected[learning], rtol=0.02, atol=5e-3 * largest, err_msg=key)
     else:
         big = learning & (expected > 1e-4 * largest)
@@ -155,7 +156,7 @@ def check_gradients(model: Model, net: FCOS, key: str, dtype: torch.dtype) -> No
 
 def strict_rtol(model: Model) -> np.ndarray:
     """`STRICT` for the parameters that only the classification loss reaches."""
-    alone = "cls_logits", *(["cls_tower"] if model.config.model.head.centerness_on == "box" else [])
+    alone = "cls_logits", *(["cls_tower"] if model.section.head.centerness_on == "box" else [])
     names = model.numbers["param_names"].tolist()
     return np.array([STRICT if any(part in name for part in alone) else STRICT_BOX for name in names])
 
@@ -164,7 +165,7 @@ def strict_rtol(model: Model) -> np.ndarray:
 def test_optimizer_steps(model: Model, dtype: torch.dtype) -> None:
     strict = dtype == torch.float64
     prefix = "f64/" if strict else ""
-    batch_norm = model.config.model.backbone.norm in ("bn", "sync_bn")
+    batch_norm = model.section.backbone.norm in ("bn", "sync_bn")
     net = model.build(dtype=dtype).train()
     start = [p.detach().clone() for p in model.parameters(net)]
     optimizer = build_optimizer(net, model.config.train)

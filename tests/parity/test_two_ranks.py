@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import folder, load
-from processes import finish
+import torch
+from golden import folder, load, tensor
+from ground_truth import objects_of
+from loss_processes import LossCall, losses_of_two_processes
 
-WORKER = """
-import json, sys, torch
-from pathlib import Path
-import torch.distributed as dist
-from golden import load, tensor
-from fcos.models.losses import fcos_loss
-from fcos.models.points import assign_targets, locations
-from fcos.structures import Targets
+from fcos.models.losses import FCOSLoss
+from fcos.models.points import Assigner, assign_targets
 
-folder, case, rank, rendezvous = sys.argv[1:]
-imprv = case.startswith("imprv")
-strides, ranges = [8, 16, 32, 64, 128], [(-1, 64), (64, 128), (128, 256), (256, 512), (512, None)]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=2)
-numbers = load(Path(folder) / "units" / "two_rank_loss.npz")
-key = f"{case}/rank{rank}"
-points = [locations((int(h), int(w)), s) for (h, w), s in zip(numbers["grids"].tolist(), strides)]
-levels = {k: [tensor(numbers[f"{key}/{k}{i}"]).requires_grad_() for i in range(5)] for k in ("cls", "reg", "ctr")}
-targets = Targets.pad([tensor(numbers[f"{key}/boxes"]).reshape(-1, 4)], [tensor(numbers[f"{key}/labels"]) - 1])
-assignment = assign_targets(
-    points, targets, strides=strides, size_ranges=ranges,
-    center_sampling_radius=1.5 if imprv else 0.0, box_convention="inclusive",
-)
-units = torch.cat([p.new_full((len(p),), s) for p, s in zip(points, strides)])
-cat = {k: torch.cat([x.flatten(2) for x in v], dim=2).transpose(1, 2) for k, v in levels.items()}
-losses = fcos_loss(
-    cat["cls"],
-    cat["reg"] * units[:, None] if imprv else cat["reg"],  # recorded in strides, ours are pixels
-    cat["ctr"].squeeze(2),
-    assignment,
-    box_loss="giou" if imprv else "iou",
-    units=units if imprv else None,
-)
-sum(losses.values()).backward()
-norms = [torch.cat([x.grad.flatten() for x in levels[k]]).double().norm().item() for k in ("cls", "reg", "ctr")]
-print(json.dumps({"losses": [losses[k].item() for k in ("loss_cls", "loss_box", "loss_centerness")], "norms": norms}))
-dist.destroy_process_group()
-"""
+LOSSES = ("loss_cls", "loss_box", "loss_centerness")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -58,22 +23,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("rank_case", sorted({"/".join(k.split("/")[:2]) for k in numbers if k.count("/") == 3}))
 
 
+def call(numbers: dict[str, np.ndarray], case: str, rank: int) -> LossCall:
+    """The recorded outputs and targets of a process; the improved model's distances are recorded in strides."""
+    improved, key = case.startswith("imprv"), f"{case}/rank{rank}"
+    assigner = Assigner(center_sampling_radius=1.5 if improved else 0.0, box_convention="inclusive")
+    points = assigner.locations([(int(height), int(width)) for height, width in numbers["grids"].tolist()])
+    units = torch.cat([p.new_full((len(p),), s) for p, s in zip(points, assigner.strides, strict=True)])
+    levels = ([tensor(numbers[f"{key}/{part}{i}"]) for i in range(5)] for part in ("cls", "reg", "ctr"))
+    logits, ltrb, quality = (torch.cat([x.flatten(2) for x in part], dim=2).transpose(1, 2) for part in levels)
+    targets = objects_of([tensor(numbers[f"{key}/boxes"]).reshape(-1, 4)], [tensor(numbers[f"{key}/labels"]) - 1])
+    return LossCall(
+        (logits, ltrb * units[:, None] if improved else ltrb, quality.squeeze(2)),
+        assign_targets(points, targets, assigner),
+        FCOSLoss(box_loss="giou" if improved else "iou"),
+        units if improved else None,
+    )
+
+
 def test_losses_of_two_processes(goldens: Path, rank_case: str, tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(goldens), rank_case, str(rank), str(tmp_path / "rendezvous")],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parent,
-        )
-        for rank in range(2)
-    ]
     numbers = load(goldens / "units" / "two_rank_loss.npz")
-    for rank, process in enumerate(processes):
-        code, out, _ = finish(process)
-        assert code == 0
-        result = json.loads(out.splitlines()[-1])
+    calls = [call(numbers, rank_case, rank) for rank in range(2)]
+    for rank, found in enumerate(losses_of_two_processes(tmp_path, calls)):
+        logits, ltrb, quality = found.gradients
+        units = calls[rank].units
+        in_recorded_units = ltrb if units is None else ltrb * units[:, None]
+        norms = [gradient.double().norm().item() for gradient in (logits, in_recorded_units, quality)]
         key = f"{rank_case}/rank{rank}"
         # float32 sums in another order
-        np.testing.assert_allclose(result["losses"], numbers[f"{key}/losses"], rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(result["norms"], numbers[f"{key}/grad_norms_cls_reg_ctr"], rtol=1e-5, atol=1e-7)
+        losses = [found.terms[name].item() for name in LOSSES]
+        np.testing.assert_allclose(losses, numbers[f"{key}/losses"], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(norms, numbers[f"{key}/grad_norms_cls_reg_ctr"], rtol=1e-5, atol=1e-7)

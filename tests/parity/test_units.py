@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import cases, folder, load, options, tensor
+from golden import cases, folder, load, tensor
+from ground_truth import objects_of
 
 from fcos.boxes import area, class_wise_nms, clip, limit_detections
-from fcos.config import FCOSConfig
-from fcos.data.transforms import to_inclusive
+from fcos.data.geometry import to_inclusive
 from fcos.models.layers import NORMS, DeformConv
 from fcos.models.losses import focal_loss, iou_loss
-from fcos.models.points import assign_targets, centerness_targets, locations
-from fcos.models.postprocess import candidates, suppress
-from fcos.structures import Instances, Targets
+from fcos.models.points import Assigner, assign_targets, centerness_targets, locations
+from fcos.models.postprocess import Postprocess, candidates, suppress
+from fcos.structures import Instances
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original
 SIZE_RANGES = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, None)]
@@ -78,22 +78,15 @@ def test_targets(goldens: Path, target_case: str, radius: float) -> None:
 def _assign(goldens: Path, case: str, radius: float):
     recorded = load(goldens / "units" / "targets.npz")
     images = range(int(recorded[f"{case}/num_images"]))
-    targets = Targets.pad(
+    targets = objects_of(
         [tensor(recorded[f"{case}/boxes{i}"]).reshape(-1, 4) for i in images],
         [tensor(recorded[f"{case}/labels{i}"]) - 1 for i in images],
     )
     points = [
         locations((int(h), int(w)), s) for (h, w), s in zip(recorded[f"{case}/grids"].tolist(), STRIDES, strict=True)
     ]
-    assignment = assign_targets(
-        points,
-        targets,
-        strides=STRIDES,
-        size_ranges=SIZE_RANGES,
-        center_sampling_radius=radius,
-        box_convention="inclusive",
-    )
-    return assignment, points, recorded
+    assigner = Assigner(STRIDES, SIZE_RANGES, center_sampling_radius=radius, box_convention="inclusive")
+    return assign_targets(points, targets, assigner), points, recorded
 
 
 def test_focal_loss(goldens: Path, focal_case: str) -> None:
@@ -146,7 +139,7 @@ def test_detections(goldens: Path, post_case: str) -> None:
     levels = range(sum(key.startswith(f"{source}/cls") for key in recorded))
     logits, ltrb, centerness = ([tensor(recorded[f"{source}/{k}{i}"]) for i in levels] for k in ("cls", "reg", "ctr"))
     _, threshold, top_k, nms_threshold, limit = recorded[f"{post_case}/params"].tolist()
-    settings = FCOSConfig(
+    options = Postprocess(
         score_threshold=threshold,
         pre_nms_top_k=int(top_k),
         nms_threshold=nms_threshold,
@@ -159,10 +152,10 @@ def test_detections(goldens: Path, post_case: str) -> None:
         centerness,
         [locations((x.shape[2], x.shape[3]), s) for x, s in zip(logits, STRIDES, strict=True)],
         [tuple(size) for size in recorded["sizes_hw"].tolist()],
-        **options(settings, candidates),
+        options=options,
     )
     for image, every in enumerate(found):
-        instances = suppress(every, **options(settings, suppress))
+        instances = suppress(every, options)
         key = f"{post_case}/out{image}"
         np.testing.assert_allclose(instances.scores, recorded[f"{key}/scores"], rtol=RTOL)
         assert instances.labels.tolist() == (recorded[f"{key}/labels"] - 1).tolist()

@@ -11,7 +11,7 @@ from fcos.training import loop
 
 @pytest.fixture
 def trained(monkeypatch):
-    """What the training loop is called with."""
+    """Arguments with which the training loop was called."""
     calls = []
     monkeypatch.setattr(loop, "train", lambda config, *, name: calls.append((config, name)))
     return calls

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from fcos.config import Config
 from fcos.config.overrides import validate
 from fcos.data import build_test_loader, load_annotations
+from fcos.data.augmentations import Flip
 from fcos.data.transforms import detection_views
 from fcos.evaluation.evaluate import evaluate
 from fcos.inference.predictor import Detector
@@ -42,15 +43,21 @@ def assert_same(found, expected) -> None:
 
 
 def test_one_view_is_the_default() -> None:
-    assert [view.flip for view in detection_views(tiny_config())] == [0.0]
+    assert [view.is_mirrored for view in detection_views(tiny_config())] == [False]
 
 
 def test_the_views_in_their_order() -> None:
-    views = [(view.short_sides, view.max_side, view.flip) for view in detection_views(config(EVERYTHING))]
+    views = [(view.short_sides, view.max_side, view.augmentations) for view in detection_views(config(EVERYTHING))]
     base, small, large = ((96,), 160), ((64,), 200), ((128,), 200)
-    assert views == [(*base, 0), (*base, 1), (*small, 0), (*small, 1), (*large, 0), (*large, 1)]
+    mirrored = (Flip(1.0),)
+    assert views == [
+        (*base, ()), (*base, mirrored), (*small, ()), (*small, mirrored), (*large, ()), (*large, mirrored)
+    ]  # fmt: skip
     only_scales = detection_views(config({"scales": [64]}))
-    assert [(view.short_sides, view.max_side, view.flip) for view in only_scales] == [(*base, 0), ((64,), 4000, 0)]
+    assert [(view.short_sides, view.max_side, view.is_mirrored) for view in only_scales] == [
+        (*base, False),
+        ((64,), 4000, False),
+    ]
 
 
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
@@ -78,10 +85,11 @@ def test_another_scale_finds_the_same_place() -> None:
     assert (alone.boxes >= 0).all()
     assert (alone.boxes[:, [0, 2]] <= image.width).all()
     assert (alone.boxes[:, [1, 3]] <= image.height).all()
-    large = detector({}, score_threshold=0)
-    large.model.max_detections = 1
-    large._transforms = detection_views(validate({"data": {"short_side": 192, "max_side": 400}}, where="test"))
+    one = detector({}, score_threshold=0, max_detections=1)
+    larger = one.config.data.model_copy(update={"short_side": [192], "max_side": 400})
+    large = Detector(one.model, one.config.model_copy(update={"data": larger}))
     best = large.predict(image, threshold=0)
+    assert len(best) == 1
     assert (alone.boxes - best.boxes).abs().amax(dim=1).min() < 1e-3
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torchvision.ops
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from fcos import boxes as module
 from fcos.boxes import area, class_wise_nms, clip, limit_detections
-from fcos.structures import BoxConvention
+from fcos.choices import BoxConvention
 
 CONVENTIONS: list[BoxConvention] = ["continuous", "inclusive"]
 
@@ -55,11 +53,10 @@ def test_geometry_of_no_boxes_has_the_right_shapes() -> None:
 # ------------------------------------------------------------------------------------------------------ suppression
 
 
-@pytest.fixture(params=["_nms_class_by_class", "_nms_in_one_call"])
+@pytest.fixture(params=["class by class", "in one call"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of suppressing, whatever the device."""
-    chosen: Callable[..., Tensor] = getattr(module, request.param)
-    monkeypatch.setattr(module, "_nms_class_by_class", chosen)
+    """Both ways of suppressing, on the CPU."""
+    monkeypatch.setattr(module, "IN_ONE_CALL", {"cpu"} if request.param == "in one call" else set())
 
 
 def looped(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[int]:
@@ -117,7 +114,7 @@ def test_both_ways_agree_on_whole_pixels(
     boxes, scores = random_boxes(500, extent=12, whole=True), torch.rand(500).round(decimals=1)
     labels = torch.randint(80, (500,)) // 8 * 8
     by_class = class_wise_nms(boxes, scores, labels, threshold, convention=convention)
-    monkeypatch.setattr(module, "_nms_class_by_class", module._nms_in_one_call)
+    monkeypatch.setattr(module, "IN_ONE_CALL", {"cpu"})
     in_one_call = class_wise_nms(boxes, scores, labels, threshold, convention=convention)
     assert by_class.tolist() == in_one_call.tolist()
 

@@ -211,6 +211,16 @@ def test_no_wrong_byte_goes_unseen(tmp_path: Path) -> None:
     assert refused > 100
 
 
+def test_a_tensor_that_is_marked_as_a_folder(tmp_path: Path) -> None:
+    """torch would give whatever the memory held; no check sum covers the mark."""
+    path = save(tmp_path / "a.pt")
+    content = bytearray(path.read_bytes())
+    name_in_directory = content.rindex(b"archive/data/0")
+    content[name_in_directory - 8] ^= 0x10
+    path.write_bytes(content)
+    assert "damaged: archive/data/0 is marked as a folder" in message(path)
+
+
 def test_no_file_that_was_cut_short_is_read(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt")
     whole = path.read_bytes()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from detectors import fcos_section
 
 from fcos.config import Config
 from fcos.config.backbones import MobileNetV2Config, ResNetConfig
@@ -138,7 +139,7 @@ def test_lists_and_ranges() -> None:
         None, ["data.short_side=[640,800]", "model.strides=[8,16]", "model.size_ranges=[[-1,64],[64,null]]"]
     )
     assert config.data.short_side == [640, 800]
-    assert config.model.size_ranges == [(-1, 64), (64, None)]
+    assert fcos_section(config).size_ranges == [(-1, 64), (64, None)]
 
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=3", ".lr=3", ""])
@@ -343,7 +344,8 @@ def test_strides_double(strides: list[int]) -> None:
 
 def test_group_norm_needs_whole_groups() -> None:
     assert "fpn.channels must be a multiple of 32 with norm gn, found 100" in message("model.fpn.channels=100")
-    assert load_config(None, ["model.fpn.channels=100", "model.head.norm=none"]).model.fpn.channels == 100
+    config = load_config(None, ["model.fpn.channels=100", "model.head.norm=none"])
+    assert fcos_section(config).fpn.channels == 100
 
 
 def test_offset_groups_divide_the_channels_of_the_deformable_stages() -> None:

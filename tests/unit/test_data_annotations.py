@@ -12,8 +12,10 @@ from PIL import Image
 from tiny_data import BOXES, SIZES, coco_tree, config, write_coco
 
 from fcos.data import Annotations, DetectionDataset, Transform, checks, load_annotations
-from fcos.data.dataset import MIN_VISIBLE
+from fcos.data.augmentations import Placement, Zoom
+from fcos.data.geometry import crop_boxes, resize_boxes, resize_size
 from fcos.data.images import ImageCheck
+from fcos.data.transforms import MIN_VISIBLE
 from fcos.errors import DataError
 from fcos.evaluation.coco_metrics import coco_metrics
 
@@ -107,23 +109,23 @@ def test_a_sample_has_the_pixels_and_boxes_of_its_image(train: Annotations) -> N
     with Image.open(train.path(1)) as image:
         resized = np.asarray(image.resize((30, 40)))
     assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), resized)
-    assert sample.boxes.tolist() == [list(BOXES[2][2])]
-    assert sample.labels.tolist() == [1]
+    assert sample.objects.boxes.tolist() == [list(BOXES[2][2])]
+    assert sample.objects.labels.tolist() == [1]
     assert sample.index == 1
-    assert dataset[0].crowd.tolist() == [True, False]
+    assert dataset[0].objects.is_crowd.tolist() == [True, False]
 
 
 def test_an_image_without_boxes_gives_empty_targets(train: Annotations) -> None:
     sample = DetectionDataset(train, transform=Transform((30,), 100))[2]
-    assert sample.boxes.shape == (0, 4)
-    assert sample.boxes.dtype == torch.float32
-    assert sample.labels.dtype == torch.int64
-    assert sample.crowd.dtype == torch.bool
+    assert sample.objects.boxes.shape == (0, 4)
+    assert sample.objects.boxes.dtype == torch.float32
+    assert sample.objects.labels.dtype == torch.int64
+    assert sample.objects.is_crowd.dtype == torch.bool
 
 
 def test_inclusive_boxes_end_in_their_last_pixel(train: Annotations) -> None:
     dataset = DetectionDataset(train, transform=Transform((30,), 100), box_convention="inclusive")
-    assert dataset[0].boxes.tolist() == [[2, 3, 11, 22], [10, 10, 39, 29]]
+    assert dataset[0].objects.boxes.tolist() == [[2, 3, 11, 22], [10, 10, 39, 29]]
     assert len(train.boxes) == len(BOXES)
 
 
@@ -155,15 +157,20 @@ def test_every_image_is_used_also_without_boxes(train: Annotations) -> None:
 
 def test_objects_cut_off_by_zooming_are_ignored_or_gone(train: Annotations) -> None:
     """The same arithmetic on the boxes alone tells what each sample must hold."""
-    transform = Transform((30,), 100, zoom=(1.5, 4.0))
+    zoom = Zoom((1.5, 4.0))
+    transform = Transform((30,), 100, (zoom,))
     dataset = DetectionDataset(train, transform=transform)
     boxes, labels = torch.from_numpy(train.boxes[train.span(1)]), torch.from_numpy(train.labels[train.span(1)])
+    height, width = train.sizes[1].tolist()
     seen = set()
     for seed in range(100):
         sample = dataset.load(1, seed)
-        _, cut, visible = transform(Image.open(train.path(1)).convert("RGB"), boxes, seed=seed)
-        assert torch.equal(sample.boxes, cut[visible > 0])
-        assert torch.equal(sample.labels, labels[visible > 0])
-        assert torch.equal(sample.crowd, visible[visible > 0] < MIN_VISIBLE)
+        short_side, (drawn,) = transform.draw(seed)
+        placement = zoom.place(Placement.whole_of(resize_size(height, width, short_side, 100)), drawn)
+        enlarged = resize_boxes(boxes, (height, width), placement.whole)
+        cut, visible = crop_boxes(enlarged, placement.origin, placement.size, "continuous")
+        assert torch.equal(sample.objects.boxes, cut[visible > 0])
+        assert torch.equal(sample.objects.labels, labels[visible > 0])
+        assert torch.equal(sample.objects.is_crowd, visible[visible > 0] < MIN_VISIBLE)
         seen |= {"gone" if v == 0 else "ignored" if v < MIN_VISIBLE else "kept" for v in visible.tolist()}
     assert seen == {"gone", "ignored", "kept"}

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from fcos.data.images import open_rgb
 from fcos.data.loader import collate
 from fcos.data.samplers import endless_batches, seeded_batches, shard, shuffled
 from fcos.errors import DataError
-from fcos.structures import Batch
+from fcos.structures import Batch, Objects
 
+PROGRAM = Path(__file__).parents[1] / "helpers/programs/interrupted_loader.py"
 SIZES = {f"{i}.png": (40, 30) if i % 3 else (30, 40) for i in range(11)}
 
 
@@ -61,16 +62,15 @@ def _equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:
-    return [batch.images, batch.sizes, batch.indices, *(batch.targets or ())]
+    columns = ((objects.boxes, objects.labels, objects.is_crowd) for objects in batch.targets or ())
+    return [batch.images, batch.sizes, batch.indices, *chain.from_iterable(columns)]
 
 
 def _sample(height: int, width: int, boxes: int, index: int = 0) -> Sample:
     corners = torch.arange(boxes)[:, None] + torch.tensor([[0.0, 0.0, 2.0, 2.0]])
     return Sample(
         torch.full((3, height, width), 7, dtype=torch.uint8),
-        corners,
-        torch.arange(boxes),
-        torch.ones(boxes).bool(),
+        Objects(corners, torch.arange(boxes), torch.ones(boxes).bool()),
         index,
     )
 
@@ -83,8 +83,8 @@ def test_images_are_padded_right_and_below_with_zeros() -> None:
     assert batch.images[0].sum() == 7 * 3 * 30 * 40
     assert batch.indices.tolist() == [5, 6]
     assert batch.targets is not None
-    assert batch.targets.labels.tolist() == [[0, 1], [-1, -1]]
-    assert batch.targets.crowd.tolist() == [[True, True], [False, False]]
+    assert [objects.labels.tolist() for objects in batch.targets] == [[0, 1], []]
+    assert [objects.is_crowd.tolist() for objects in batch.targets] == [[True, True], []]
 
 
 def test_batches_do_not_depend_on_the_workers(data: tuple[Path, Annotations]) -> None:
@@ -272,29 +272,10 @@ def test_an_interruption_does_not_reach_the_workers(name: str, data: tuple[Path,
     """What a terminal does on Ctrl-C, torchrun or a batch system to end a run: all processes of the group get it."""
     root, _ = data
     run = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(root), name],
+        [sys.executable, str(PROGRAM), str(root), name],
         capture_output=True, text=True, timeout=SECONDS, check=False, start_new_session=True,
     )  # fmt: skip
     assert (run.returncode, run.stdout, run.stderr) == (0, "5 batches\n", "")
-
-
-INTERRUPTED = """
-import multiprocessing, os, signal, sys
-from itertools import islice
-from fcos.config import Config
-from fcos.data import build_train_loader, load_annotations
-
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
-    options = {"root": sys.argv[1], "workers": 1, "short_side": 32, "max_side": 64}
-    config = Config.model_validate({"data": options, "train": {"batch_size": 2}})
-    batches = iter(build_train_loader(config, load_annotations(config.data, "train")))
-    next(batches)
-    number = signal.Signals[sys.argv[2]]
-    signal.signal(number, lambda *_: None)
-    os.killpg(0, number)
-    print(len(list(islice(batches, 5))), "batches")
-"""
 
 
 def test_loading_leaves_the_global_random_state_alone(data: tuple[Path, Annotations]) -> None:

@@ -8,24 +8,22 @@ import torch
 from PIL import Image
 from tiny_data import config
 
-from fcos.data.transforms import (
-    Transform,
-    TransformParams,
-    crop_boxes,
-    flip_boxes,
-    resize_boxes,
-    resize_size,
-    to_inclusive,
-    train_transform,
-)
+from fcos.choices import BoxConvention
+from fcos.data.augmentations import ColorJitter, Flip, Zoom
+from fcos.data.geometry import crop_boxes, flip_boxes, resize_boxes, resize_size, to_inclusive
+from fcos.data.transforms import MIN_VISIBLE, Transform, train_transform
 from fcos.data.transforms import test_transform as detection_transform
-from fcos.structures import BoxConvention
+from fcos.structures import Objects
 
 BOXES = torch.tensor([[2.0, 3.0, 12.0, 23.0], [0.0, 0.0, 40.0, 30.0]])
 
 
 def _image(width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def _objects(boxes: torch.Tensor) -> Objects:
+    return Objects(boxes, torch.zeros(len(boxes), dtype=torch.int64))
 
 
 def test_an_extremely_long_image_keeps_a_pixel() -> None:
@@ -40,8 +38,8 @@ def test_flipping_twice_is_the_identity() -> None:
 
 def test_a_flipped_box_holds_the_same_pixels() -> None:
     image = _image()
-    pixels, boxes, _ = Transform((30,), 100, flip=1.0)(image, BOXES[:1])
-    x1, y1, x2, y2 = boxes[0].int().tolist()
+    pixels, objects = Transform((30,), 100, (Flip(1.0),))(image, _objects(BOXES[:1]))
+    x1, y1, x2, y2 = objects.boxes[0].int().tolist()
     inside = np.asarray(image)[3:23, 2:12]
     assert np.array_equal(pixels[:, y1:y2, x1:x2].permute(1, 2, 0).numpy(), inside[:, ::-1])
 
@@ -51,22 +49,22 @@ def test_boxes_are_scaled_with_each_axis_own_ratio() -> None:
 
 
 def test_an_image_without_boxes_is_transformed() -> None:
-    pixels, boxes, _ = Transform((60,), 100, flip=1.0)(_image())
+    pixels, objects = Transform((60,), 100, (Flip(1.0),))(_image())
     assert pixels.shape == (3, 60, 80)
-    assert boxes.shape == (0, 4)
+    assert objects.boxes.shape == (0, 4)
 
 
 def test_draws_depend_on_the_seed_only() -> None:
     transform = train_transform(config(short_side_range=(640, 800), max_side=1333))
-    params = [transform.make_params(seed) for seed in range(4000)]
-    assert params == [transform.make_params(seed) for seed in range(4000)]
-    assert {drawn.short_side for drawn in params} == set(range(640, 801))
-    assert 0.45 < sum(drawn.flip for drawn in params) / 4000 < 0.55
+    draws = [transform.draw(seed) for seed in range(4000)]
+    assert draws == [transform.draw(seed) for seed in range(4000)]
+    assert {short_side for short_side, _ in draws} == set(range(640, 801))
+    assert 0.45 < sum(flip for _, (flip, *_) in draws) / 4000 < 0.55
 
 
 def test_a_list_of_sizes_is_drawn_from() -> None:
     transform = train_transform(config(short_side=[32, 48]))
-    assert {transform.make_params(seed).short_side for seed in range(50)} == {32, 48}
+    assert {transform.draw(seed)[0] for seed in range(50)} == {32, 48}
 
 
 @pytest.mark.parametrize(
@@ -75,38 +73,40 @@ def test_a_list_of_sizes_is_drawn_from() -> None:
 )
 def test_detection_uses_one_size_and_no_flip(options: dict, short_side: int) -> None:
     transform = detection_transform(config(**options))
-    assert {transform.make_params(seed)._replace(window=(0, 0)) for seed in range(50)} == {
-        TransformParams(short_side, flip=False)
-    }
+    assert [transform.draw(seed) for seed in range(50)] == [(short_side, [])] * 50
 
 
 def test_a_zoomed_box_holds_the_same_content() -> None:
     """A white square on black stays exactly under its box, whatever is cut off."""
     image = Image.new("RGB", (120, 90))
     image.paste("white", (40, 30, 80, 60))
-    transform = Transform((90,), 200, flip=0.5, zoom=(0.4, 3.0))
+    transform = Transform((90,), 200, (Flip(0.5), Zoom((0.4, 3.0))))
     sizes = set()
     for seed in range(60):
-        pixels, boxes, visible = transform(image, torch.tensor([[40.0, 30.0, 80.0, 60.0]]), seed=seed)
+        pixels, objects = transform(image, _objects(torch.tensor([[40.0, 30.0, 80.0, 60.0]])), seed=seed)
         height, width = pixels.shape[1:]
         assert height <= 90
         assert width <= 120
         sizes.add((height, width))
-        x1, y1, x2, y2 = boxes[0].tolist()
-        assert 0 <= x1 <= x2 <= width
-        assert 0 <= y1 <= y2 <= height
+        ((x1, y1, x2, y2),) = objects.boxes.tolist()
+        assert 0 <= x1 < x2 <= width
+        assert 0 <= y1 < y2 <= height
         assert pixels[0].sum() / 255 == pytest.approx((x2 - x1) * (y2 - y1), rel=0.02, abs=3)
-        if visible[0] > 0:
-            inside = pixels[0, math.ceil(y1) + 2 : math.floor(y2) - 2, math.ceil(x1) + 2 : math.floor(x2) - 2]
-            assert (inside == 255).all()
-        if transform.make_params(seed).zoom < 1:
-            assert visible.tolist() == [1.0]
+        inside = pixels[0, math.ceil(y1) + 2 : math.floor(y2) - 2, math.ceil(x1) + 2 : math.floor(x2) - 2]
+        assert (inside == 255).all()
+        _, (_, zoom) = transform.draw(seed)
+        share = (x2 - x1) * (y2 - y1) / (40 * 30 * zoom.scale**2)
+        if zoom.scale < 1:
+            assert share == pytest.approx(1, rel=0.05)
+        if not math.isclose(share, MIN_VISIBLE, rel_tol=0.05):
+            assert objects.is_crowd.tolist() == [share < MIN_VISIBLE]
     assert len(sizes) > 10
     assert (90, 120) in sizes
 
 
 def test_zoom_is_drawn_evenly_in_both_directions() -> None:
-    zooms = [Transform((90,), 200, zoom=(0.5, 2.0)).make_params(seed).zoom for seed in range(2000)]
+    transform = Transform((90,), 200, (Zoom((0.5, 2.0)),))
+    zooms = [zoom.scale for _, (zoom,) in map(transform.draw, range(2000))]
     assert min(zooms) == pytest.approx(0.5, rel=0.01)
     assert max(zooms) == pytest.approx(2.0, rel=0.01)
     assert sum(zoom > 1 for zoom in zooms) / 2000 == pytest.approx(0.5, abs=0.04)
@@ -128,12 +128,12 @@ def test_what_is_left_of_a_box(convention: BoxConvention, boxes: list[list[float
 
 def test_colours_change_within_the_strength_and_geometry_does_not() -> None:
     image = Image.new("RGB", (40, 30), (100, 120, 140))
-    transform = Transform((30,), 100, color_jitter=0.3)
-    pixels = [transform(image, BOXES, seed=seed) for seed in range(50)]
+    transform = Transform((30,), 100, (ColorJitter(0.3),))
+    pixels = [transform(image, _objects(BOXES), seed=seed) for seed in range(50)]
     means = torch.stack([p.image.float().mean() for p in pixels])
     assert means.unique().numel() > 20
     assert 0.65 * 120 < means.min() < 0.9 * 120 < 1.1 * 120 < means.max() < 1.35 * 120
-    assert all(torch.equal(p.boxes, BOXES) for p in pixels)
+    assert all(torch.equal(p.objects.boxes, BOXES) for p in pixels)
     # Of one colour, only the saturation changes how far the channels are apart beside how bright they are.
     spread = torch.stack([(p.image[2, 0, 0] - p.image[0, 0, 0]) / p.image[1, 0, 0].float() for p in pixels])
     assert spread.min() < 0.9 / 3
@@ -143,7 +143,7 @@ def test_colours_change_within_the_strength_and_geometry_does_not() -> None:
 def test_contrast_changes_the_distance_between_light_and_dark() -> None:
     image = Image.new("RGB", (40, 30), (60, 60, 60))
     image.paste((180, 180, 180), (0, 0, 20, 30))
-    results = [Transform((30,), 100, color_jitter=0.3)(image, seed=seed).image.float() for seed in range(50)]
+    results = [Transform((30,), 100, (ColorJitter(0.3),))(image, seed=seed).image.float() for seed in range(50)]
     ratios = torch.stack([result[0, 0, 0] / result[0, 0, -1] for result in results])
     assert ratios.min() < 2.5
     assert ratios.max() > 3.5

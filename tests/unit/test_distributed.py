@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from launchers import be_second_without_first
 
 from fcos.distributed import broadcast, mean_over_processes, rank, resolve_device, world_size
 from fcos.errors import ConfigError, TrainingError
@@ -81,15 +79,9 @@ def test_a_process_alone_has_lost_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_first_process_that_is_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(port: int, **_: Any) -> None:
-        raise torch.distributed.DistNetworkError(f"no connection to {port}")
-
-    launcher = SimpleNamespace(get=lambda key: b"4711", timeout=timedelta(seconds=0))
-    monkeypatch.setattr(elastic, "_launcher_store", lambda: launcher)
-    monkeypatch.setattr(elastic, "_store", fail)
-    monkeypatch.setenv("MASTER_ADDR", "node1")
+    be_second_without_first(monkeypatch)
     with pytest.raises(TrainingError, match="process 1: process 0 cannot be reached at node1:4711; this port"):
-        elastic._own_store(1)
+        elastic.join_processes(torch.device("cpu"))
 
 
 def test_a_store_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ import re
 
 import numpy as np
 import pytest
+from detectors import fcos_section
 from flat_annotations import annotations_of, setting_of
 
+from fcos.config import Config
 from fcos.data.dataset import Annotations
 from fcos.doctor.advice import ENOUGH_RECALL, advise
 from fcos.doctor.coverage import cover
@@ -29,9 +31,13 @@ def advice_for(annotations: Annotations, setting: Setting) -> list[Advice]:
     return advise(annotations, cover(annotations, setting))
 
 
+def setting_for(config: Config) -> Setting:
+    return Setting.of(fcos_section(config), config.data)
+
+
 def with_options(setting: Setting, options: tuple[str, ...]) -> Setting:
     """The setting as a training with the options pasted would have it."""
-    return Setting.of(load_config(None, [*setting.options, *options]))
+    return setting_for(load_config(None, [*setting.options, *options]))
 
 
 def test_nothing_is_advised_where_all_boxes_are_learned() -> None:
@@ -69,14 +75,14 @@ def test_the_limit_of_the_longer_side_is_raised_where_it_is_met() -> None:
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_the_options_do_what_they_say_with_every_recipe(recipe: str) -> None:
-    setting = Setting.of(load_config(recipe))
+    setting = setting_for(load_config(recipe))
     side = 0.9 * setting.strides[0] * 360 / setting.middle_side  # a larger input helps
     places = np.random.default_rng(0).uniform(0, 350, (3, 10, 2)).tolist()
     boxes = [[(x, y, x + side, y + side, 0) for x, y in image] for image in places]
     annotations = annotations_of(boxes, [(360, 480)] * 3)
     (advice,) = advice_for(annotations, setting)
     assert advice.options[0].startswith("data.short_side")
-    recall = cover(annotations, Setting.of(load_config(recipe, advice.options))).recall
+    recall = cover(annotations, setting_for(load_config(recipe, advice.options))).recall
     assert f"-> {recall:.1%} on 3 images" in advice.effect
     assert recall >= ENOUGH_RECALL
 

@@ -106,10 +106,12 @@ def _random_hashes(count: int) -> np.ndarray:
     return np.unique(hashes)
 
 
-@pytest.mark.parametrize("at_once", [4_000_000, 50])
-def test_the_search_finds_exactly_the_hashes_within_the_bound(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "_MOST_AT_ONCE", at_once)
+@pytest.mark.parametrize("crowded", [False, True])
+def test_the_search_finds_exactly_the_hashes_within_the_bound(crowded: bool) -> None:
+    """Millions of candidates, which hashes with a quarter in common have, are compared in pieces."""
     hashes = _random_hashes(400)
+    if crowded:
+        hashes = np.unique(np.concatenate([hashes, _random_hashes(4000) & ~np.uint64(0xFFFF)]))
     queries = hashes[::3]
     found: set[tuple[int, int]] = set()
     for query, position in duplicates._candidates(queries, hashes):

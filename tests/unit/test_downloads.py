@@ -307,7 +307,8 @@ def test_without_a_network_every_address_is_named_and_where_the_file_belongs(ser
 
 
 def test_a_server_that_does_not_answer_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "_PATIENCE", 0.1)
+    open_soon = downloads.urlopen
+    monkeypatch.setattr(downloads, "urlopen", lambda request, timeout: open_soon(request, timeout=timeout / 100))
     server.release = threading.Event()
     assert "(timed out)" in failure(server.url())
     server.release.set()

@@ -1,17 +1,22 @@
 """Pictures of detections."""
 
 import string
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
-from PIL import Image
+from PIL import Image, ImageDraw
+from processes import SECONDS
 
-from fcos.inference import draw as drawing
 from fcos.inference.draw import Mark, class_color, draw, draw_marks, draw_pair
 from fcos.structures import Instances
+
+PROGRAM = Path(__file__).parents[1] / "helpers/programs/draw_names.py"
 
 
 def instances(boxes, *, size, labels=None, scores=None, names=()):
@@ -156,13 +161,20 @@ def test_letters_of_many_alphabets_have_shapes_of_their_own(letters):
 
 def drawn_texts(monkeypatch, **mark):
     """The texts of the tags of a mark, with their left and right ends."""
-    found = []
-    draw_tag = drawing._draw_tag
-    monkeypatch.setattr(
-        drawing, "_draw_tag", lambda canvas, tag, *more: (found.append(tag), draw_tag(canvas, tag, *more))
-    )
+    texts, ends = [], []
+
+    class Canvas(ImageDraw.ImageDraw):
+        def text(self, xy, text, *args, **kwargs):
+            texts.append(text)
+            super().text(xy, text, *args, **kwargs)
+
+        def rounded_rectangle(self, xy, *args, **kwargs):
+            ends.append((xy[0], xy[2] + 1))
+            super().rounded_rectangle(xy, *args, **kwargs)
+
+    monkeypatch.setattr(ImageDraw, "Draw", Canvas)
     draw_marks(GREY.copy(), [Mark((100, 200, 300, 400), (0, 158, 115), **mark)])
-    return [(tag.text, tag.x, tag.x + tag.width) for tag in found]
+    return [(text, left, right) for text, (left, right) in zip(texts, ends, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -214,29 +226,26 @@ def write_font(path, letters):
     builder.save(path)
 
 
-@pytest.fixture
-def system_fonts(monkeypatch, tmp_path):
-    """A folder that the system is said to have its fonts in."""
-    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [str(file) for file in tmp_path.iterdir()])
-    for function in (drawing._system_font, drawing._letters):
-        function.cache_clear()
-    monkeypatch.setattr(drawing, "_without_font", [])
-    return tmp_path
+def draw_names(folder, *names):
+    """Draw names as 0.png, 1.png, ... in a folder, whose fonts are those of the system for the process that does it.
+
+    Returns the lines of its warnings.
+    """
+    run = subprocess.run(
+        [sys.executable, "-X", "utf8", str(PROGRAM), str(folder), *names],
+        stdout=subprocess.PIPE, encoding="utf-8", check=True, timeout=SECONDS,
+    )  # fmt: skip
+    return run.stdout.splitlines()
 
 
-def tag_of(name):
-    return np.asarray(draw(GREY, instances([[100, 200, 300, 400]], size=(480, 640), names=(name,))))
+def test_letters_that_our_font_lacks_come_from_a_font_of_the_system(tmp_path):
+    write_font(tmp_path / "ascii.ttf", string.printable)
+    write_font(tmp_path / "chinese.ttf", string.printable + "红细胞")
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    assert draw_names(tmp_path, "红", "胞") == []
+    assert changed(*(Image.open(tmp_path / f"{i}.png") for i in range(2))).any()
 
 
-def test_letters_that_our_font_lacks_come_from_a_font_of_the_system(system_fonts):
-    write_font(system_fonts / "ascii.ttf", string.printable)
-    write_font(system_fonts / "chinese.ttf", string.printable + "红细胞")
-    (system_fonts / "broken.ttf").write_bytes(b"no font")
-    assert changed(tag_of("红"), tag_of("胞")).any()
-
-
-def test_the_first_name_that_no_font_can_write_is_warned_of_as_it_is_written(system_fonts, caplog):
-    for name in ("cell", "血小板", "红 细", "血小板"):
-        tag_of(name)
-    (record,) = caplog.records
-    assert "no font of this system has all letters of 血小板 (further" in record.getMessage()
+def test_the_first_name_that_no_font_can_write_is_warned_of_as_it_is_written(tmp_path):
+    (warning,) = draw_names(tmp_path, "cell", "血小板", "红 细", "血小板")
+    assert "no font of this system has all letters of 血小板 (further" in warning

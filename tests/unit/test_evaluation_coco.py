@@ -7,45 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from evaluations import random_task
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fcos.evaluation.coco_metrics import METRICS, coco_metrics, to_coco_results
 from fcos.structures import Instances
-
-
-def random_task(seed, *, images=12, classes=4):
-    """Ground truth with crowds, empty images and a class without objects; detections near it, with tied scores."""
-    rng = np.random.default_rng(seed)
-    image_rows = [{"id": 7 * i + 3, "width": 640, "height": 480, "file_name": f"{i}.jpg"} for i in range(images)]
-    categories = [{"id": 90 - 13 * c, "name": f"class {c}"} for c in range(classes)]
-    annotations, detections = [], []
-    for image in image_rows[:-2]:
-        for _ in range(rng.integers(0, 8)):
-            corner = rng.uniform(0, 300, 2)
-            side = np.exp(rng.uniform(np.log(4), np.log(170), 2))
-            category = categories[rng.integers(classes - 1)]["id"]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image["id"],
-                    "category_id": category,
-                    "bbox": [*corner.tolist(), *side.tolist()],
-                    "area": float(side.prod()),
-                    "iscrowd": int(rng.random() < 0.15),
-                }
-            )
-            for _ in range(rng.integers(0, 4)):
-                wrong = rng.random() < 0.2
-                detections.append(
-                    {
-                        "image_id": image["id"],
-                        "category_id": categories[rng.integers(classes)]["id"] if wrong else category,
-                        "bbox": [*(corner + rng.normal(0, 3, 2)).tolist(), *(side * rng.uniform(0.85, 1.15)).tolist()],
-                        "score": round(rng.random(), 2),
-                    }
-                )
-    return {"images": image_rows, "annotations": annotations, "categories": categories}, detections
 
 
 def pycocotools_figures(ground_truth, detections):

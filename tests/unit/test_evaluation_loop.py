@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectors import NAMES, tiny_config, tiny_model
+from detectors import NAMES, fcos_section, tiny_config, tiny_model
 from PIL import Image
 
 import fcos
 from fcos import ConfigError, DataError
+from fcos.boxes import clip
 from fcos.checkpoint import save_checkpoint
 from fcos.data import load_annotations
-from fcos.evaluation.coco_metrics import METRICS
+from fcos.evaluation.coco_metrics import METRICS, to_coco_results
 from fcos.evaluation.evaluate import Evaluation, evaluate
 from fcos.evaluation.results import default_folder, load_evaluation, print_evaluation, save_evaluation
+from fcos.inference.predictor import Detector
+from fcos.models.fcos import FCOS
 from fcos.structures import Instances
 
 SIZES = [(120, 80), (80, 120), (122, 80), (64, 64), (200, 90), (118, 80), (120, 80)]
@@ -111,6 +114,41 @@ def test_detections_are_coco_results_with_the_original_ids(annotations, config):
         assert x + w <= width + 1e-3
         assert y + h <= height + 1e-3
     json.dumps(result.detections)
+
+
+AUGMENTED = {"flip": True, "scales": [64, 128], "scales_max_side": 200, "scales_flip": True}
+
+
+def corners(results):
+    return torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (d["bbox"] for d in results)], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("views", [{}, AUGMENTED], ids=["one view", "six views"])
+@pytest.mark.parametrize("convention", ["continuous", "inclusive"])
+def test_evaluation_and_prediction_find_exactly_the_same(convention, views, annotations, folder):
+    """In the inclusive convention only a prediction moves boxes into the image, as the original does not."""
+    config = tiny_config(box_convention=convention)
+    sections = {
+        "data": config.data.model_copy(update={"root": folder}),
+        "eval": config.eval.model_copy(update={**views, "batch_size": 1}),
+    }
+    config = config.model_copy(update=sections)
+    detector = Detector(tiny_model(config), config, class_names=NAMES, category_ids=(18, 3, 90))
+    evaluated = evaluate(detector.model, annotations, config, device="cpu").detections
+    predicted = []
+    for i in reversed(range(len(SIZES))):
+        found = detector.predict(folder / f"{i}.png", threshold=0)
+        assert len(found) > 5
+        assert torch.equal(found.boxes, clip(found.boxes, found.size))
+        predicted += to_coco_results(found, image_id=100 - i, category_ids=(18, 3, 90))
+    if convention == "continuous":
+        assert evaluated == predicted
+        return
+    assert [{**d, "bbox": None} for d in evaluated] == [{**d, "bbox": None} for d in predicted]
+    frames = torch.tensor([SIZES[100 - d["image_id"]] * 2 for d in evaluated], dtype=torch.float64)
+    inside = corners(evaluated).clamp(min=0).minimum(frames)
+    torch.testing.assert_close(inside, corners(predicted), rtol=0, atol=1e-9)
+    assert (corners(evaluated) > frames).any()
 
 
 def test_images_that_turn_out_unreadable_are_counted(annotations, config, folder, caplog):
@@ -270,8 +308,9 @@ class TestWeights:
         pairs = {"MODEL": {"BACKBONE": {"CONV_BODY": "R-50-FPN-RETINANET"}, "FCOS": {"NMS_TH": 0.4}}}
         path.write_text(json.dumps({**pairs, "INPUT": {"MIN_SIZE_TEST": 120, "MAX_SIZE_TEST": 200}}))
         detector = fcos.load(weights, "TEST.DETECTIONS_PER_IMG", "7", "data.test_max_side=150", config=path)
-        model, data = detector.config.model, detector.config.data
+        assert isinstance(detector.model, FCOS)
+        model, data = fcos_section(detector.config), detector.config.data
         assert (model.backbone.name, model.box_convention) == ("mobilenet_v2", "continuous")
-        assert (model.nms_threshold, detector.model.nms_threshold, model.max_detections) == (0.4, 0.4, 7)
+        assert (model.nms_threshold, detector.model.postprocess.nms_threshold, model.max_detections) == (0.4, 0.4, 7)
         assert (data.test_short_side, data.test_max_side) == (120, 150)
         assert len(fcos.evaluate(weights, f"data={folder}", "data.workers=0", config=path).detections) > 0

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import tiny_config, tiny_model
+from detectors import build_fcos, tiny_config, tiny_model
+from ground_truth import objects_of
 from torch import Tensor
 
-from fcos.config.schema import FCOSConfig, HeadConfig
+from fcos.config.schema import HeadConfig
 from fcos.errors import ConfigError
-from fcos.models import FCOS, FCOSOutputs, build_model
 from fcos.models.backbones import resnet
-from fcos.models.fcos import FCOSHead
-from fcos.structures import Losses, Targets
+from fcos.models.detector import ProposalStage
+from fcos.models.fcos import FCOS, FCOSHead, FCOSOutputs
+from fcos.structures import Losses, Objects
 
 LOSSES = ["loss_cls", "loss_box", "loss_centerness"]
 
@@ -30,9 +31,9 @@ def sizes_of(*sizes: tuple[int, int]) -> Tensor:
     return torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2)
 
 
-def two_boxes(images: int = 2) -> Targets:
+def two_boxes(images: int = 2) -> list[Objects]:
     boxes, labels = torch.tensor([[4.0, 4.0, 60.0, 50.0], [20.0, 10.0, 40.0, 30.0]]), torch.tensor([0, 2])
-    return Targets.pad([boxes] * images, [labels] * images)
+    return objects_of([boxes] * images, [labels] * images)
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +49,14 @@ def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(**model: Any) -> FCOS:
-    return build_model(tiny_config(**model).model, num_classes=3, pretrained=False)
+    return build_fcos(tiny_config(**model).model, num_classes=3)
 
 
-@pytest.mark.parametrize(("module", "config"), [(FCOS, FCOSConfig()), (FCOSHead, HeadConfig())])
-def test_defaults_are_those_of_the_config(module: type, config: FCOSConfig | HeadConfig) -> None:
-    parameters = inspect.signature(module).parameters.values()
+def test_the_head_has_the_defaults_of_the_config() -> None:
+    parameters = inspect.signature(FCOSHead).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    assert len(defaults) >= 9
-    assert type(config)(**defaults) == config
+    assert defaults.keys() == HeadConfig.model_fields.keys()
+    assert HeadConfig(**defaults) == HeadConfig()
 
 
 # ---------------------------------------------------------------------------------------------------- sizes and batches
@@ -66,7 +66,7 @@ def test_defaults_are_those_of_the_config(module: type, config: FCOSConfig | Hea
 def test_any_height_and_width(shared: FCOS, size: tuple[int, int]) -> None:
     images, sizes = noise(1, 3, *size), sizes_of(size)
     outputs = shared(images, sizes)
-    expected = [(math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in shared.strides]
+    expected = [(math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in shared.assigner.strides]
     for levels, channels in zip(outputs, (3, 4, 1), strict=True):
         assert [tuple(x.shape) for x in levels] == [(1, channels, *grid) for grid in expected]
     (instances,) = shared.detect(images, sizes)
@@ -153,6 +153,28 @@ def test_the_arguments_decide_what_forward_returns_not_the_mode(training: bool) 
     assert model.training == training
 
 
+def test_the_steps_of_a_first_stage_are_those_of_forward_and_detect(shared: FCOS) -> None:
+    stage: ProposalStage = shared
+    images, sizes, targets = noise(2, 3, 64, 64), sizes_of((64, 64), (50, 60)), two_boxes()
+    outputs = stage.head(stage.features(images, sizes))
+    torch.testing.assert_close(stage.losses(outputs, targets).terms, shared(images, sizes, targets).terms)
+    proposals = [stage.suppress(candidates) for candidates in stage.decode(outputs, sizes)]
+    for ours, theirs in zip(proposals, shared.detect(images, sizes), strict=True):
+        assert len(ours) > 0
+        assert not ours.boxes.requires_grad
+        torch.testing.assert_close(ours.boxes, theirs.boxes)
+        torch.testing.assert_close(ours.scores, theirs.scores)
+
+
+def test_a_second_stage_can_learn_from_proposals(shared: FCOS) -> None:
+    images, sizes = noise(1, 3, 64, 64), sizes_of((64, 64))
+    (candidates,) = shared.decode(shared(images, sizes), sizes)
+    for boxes in (candidates.boxes, shared.suppress(candidates).boxes):
+        factor = torch.ones((), requires_grad=True)
+        (factor * boxes).sum().backward()  # which keeps the boxes for the backward pass
+        torch.testing.assert_close(factor.grad, boxes.sum())
+
+
 def test_detecting_leaves_no_gradient_and_no_trace(shared: FCOS) -> None:
     before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
     (instances,) = shared.detect(noise(1, 3, 64, 64), sizes_of((64, 64)))
@@ -213,17 +235,17 @@ def test_the_towers_may_be_without_bias() -> None:
 def test_boxes_that_no_location_learns_are_counted() -> None:
     model = build()
     tiny = torch.tensor([[8.0, 8.0, 9.0, 9.0], [4.0, 4.0, 60.0, 60.0]])
-    targets = Targets.pad([tiny, tiny[:1]], [torch.tensor([0, 1]), torch.tensor([2])])
-    unassigned = model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), targets).unassigned
+    targets = objects_of([tiny, tiny[:1]], [torch.tensor([0, 1]), torch.tensor([2])])
+    unassigned = model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), targets).stats["unassigned"]
     assert (unassigned.shape, unassigned.dtype) == ((), torch.int64)
     assert unassigned == 2
-    assert model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), two_boxes()).unassigned == 0
+    assert model(noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), two_boxes()).stats["unassigned"] == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def step(model: FCOS, targets: Targets) -> dict[str, Tensor]:
+def step(model: FCOS, targets: list[Objects]) -> dict[str, Tensor]:
     images = noise(2, 3, 64, 64)
     losses = model.train()(images, sizes_of((64, 64), (64, 64)), targets).terms
     torch.stack(list(losses.values())).sum().backward()
@@ -264,7 +286,7 @@ def test_a_step_moves_everything_that_learns(backbone: str, norm: str, regressio
 @pytest.mark.parametrize("regression", ["exp", "relu_stride"])
 def test_a_batch_without_objects_trains_and_reaches_every_parameter(regression: str) -> None:
     model = build(head={"num_convs": 1, "regression": regression})
-    losses = step(model, Targets.pad([torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2))
+    losses = step(model, objects_of([torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2))
     assert losses["loss_box"] == losses["loss_centerness"] == 0
     assert losses["loss_cls"] > 0
     for name, parameter in model.named_parameters():
@@ -288,21 +310,21 @@ def test_every_parameter_learns_whatever_the_levels(strides: list[int], source: 
 
 def test_a_batch_without_images_costs_nothing() -> None:
     model = build(backbone={"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"})
-    losses = model(noise(0, 3, 64, 64), sizes_of(), Targets.pad([], []))
+    losses = model(noise(0, 3, 64, 64), sizes_of(), objects_of([], []))
     assert {loss.item() for loss in losses.terms.values()} == {0.0}
-    assert losses.unassigned == 0
+    assert losses.stats["unassigned"] == 0
     torch.stack(list(losses.terms.values())).sum().backward()
 
 
 def test_a_batch_of_crowds_costs_nothing() -> None:
     everything = torch.tensor([[-1.0, -1.0, 200.0, 200.0]])
-    targets = Targets.pad([everything] * 2, [torch.tensor([0])] * 2, [torch.tensor([True])] * 2)
+    targets = objects_of([everything] * 2, [torch.tensor([0])] * 2, [torch.tensor([True])] * 2)
     assert all(loss == 0 for loss in step(build(), targets).values())
 
 
 def test_a_half_empty_batch_trains() -> None:
-    full = two_boxes(1)
-    targets = Targets.pad([full.boxes[0], torch.zeros(0, 4)], [full.labels[0], torch.zeros(0).long()])
+    (full,) = two_boxes(1)
+    targets = [full, full[:0]]
     assert all(loss.isfinite() and loss > 0 for loss in step(build(), targets).values())
 
 
@@ -380,7 +402,9 @@ def test_the_config_reaches_the_detector() -> None:
         "channel_order": "bgr",
     }
     model = build(**options, head={"num_convs": 3, "norm": "none", "centerness_on": "box", "regression": "relu_stride"})
-    assert {name: getattr(model, name) for name in options} == options
+    parts = (model.assigner, model.loss, model.postprocess, model)
+    for name, value in options.items():
+        assert {getattr(part, name) for part in parts if hasattr(part, name)} == {value}, name
     assert model.num_classes == 3
     assert [type(m).__name__ for m in model.head.box_tower] == ["Conv2d", "ReLU"] * 3
     assert model.head.centerness_on_box
@@ -388,7 +412,7 @@ def test_the_config_reaches_the_detector() -> None:
 
 
 def test_one_class() -> None:
-    model = build_model(tiny_config(score_threshold=0.001).model, num_classes=1, pretrained=False).eval()
+    model = build_fcos(tiny_config(score_threshold=0.001).model, num_classes=1).eval()
     (instances,) = model.detect(noise(1, 3, 64, 64), sizes_of((64, 64)))
     assert len(instances) > 0
     assert instances.labels.unique().tolist() == [0]

@@ -138,6 +138,7 @@ def test_the_report_names_what_was_left_and_what_is_new() -> None:
     told = report(
         {"x.weight": a, "y.bias": b, "rpn.head.cls_logits.bias": b[:3]},
         {"z.weight": a, "w.bias": torch.ones(1), "head.logits.bias": torch.zeros(2)},
+        {"z.weight": "x.weight", "head.logits.bias": "rpn.head.cls_logits.bias"},
     )
     assert told.splitlines() == [
         "matched: 2 of 3 tensors, 2 under another name",

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from detectors import fcos_section
 
 from fcos.config import Config
 from fcos.config.overrides import validate
 from fcos.errors import ConfigError
 from fcos.interop.fcos_core import keys as fcos_core_keys
 from fcos.interop.fcos_core.config import config_from_yaml, split_pairs
+from fcos.interop.fcos_core.mapping import KEYS
 from fcos.recipes import load_config
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
@@ -173,7 +175,7 @@ def test_values_that_our_options_refuse_are_told_by_their_keys(key: str, value: 
 
 
 def test_the_names_in_messages_are_those_of_options() -> None:
-    assert set(fcos_core_keys.KEYS) <= set(leaves(read().to_dict()))
+    assert set(KEYS) <= set(leaves(read().to_dict()))
 
 
 @pytest.mark.parametrize("text", ["{[]: 1}", "(" * 1000 + ")" * 1000, "(" * 100_000])
@@ -289,7 +291,7 @@ def test_p6_comes_from_c5_only_when_the_channels_differ(
     body: list[str], use_c5: str, channels: str, source: str
 ) -> None:
     pairs = ["MODEL.RETINANET.USE_C5", use_c5, "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", channels]
-    assert read(*pairs, body=body).model.fpn.extra_level_source == source
+    assert fcos_section(read(*pairs, body=body)).fpn.extra_level_source == source
 
 
 @pytest.mark.parametrize(("flag", "norm"), [("True", "sync_bn"), ("False", "bn")])
@@ -352,7 +354,7 @@ def test_a_file_of_the_original_with_pairs_and_our_overrides(tmp_path: Path) -> 
     assert config.model.backbone.name == "resnet101"
     assert (config.train.lr, config.train.iterations) == (1e-3, 100)
     assert config.train.milestones == [60000, 60000, 80000]  # the rate falls twice at once, as there
-    assert config.model.center_sampling_radius == 1.5
+    assert fcos_section(config).center_sampling_radius == 1.5
     assert config.data.short_side == [640]
     assert config.data.root == Path("cells")
 

@@ -15,12 +15,14 @@ from model_options import changed_sections
 
 from fcos.checkpoint import Checkpoint
 from fcos.config import FCOSConfig
+from fcos.config.options import free_options, in_effect, options_of
 from fcos.config.overrides import validate
 from fcos.config.text import flat
 from fcos.errors import WeightsError
 from fcos.interop.fcos_core import keys as fcos_core_keys
-from fcos.interop.fcos_core.config import config_from_yaml, settings_for
-from fcos.interop.fcos_core.weights import FREE, convert_state_dict, rename, rename_back, to_fcos_core
+from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.fcos_core.mapping import to_keys
+from fcos.interop.fcos_core.weights import convert_state_dict, rename, rename_back, to_fcos_core
 from fcos.models.backbones.renames import to_torchvision
 from fcos.recipes import load_config
 
@@ -84,14 +86,14 @@ def test_the_settings_that_the_original_needs_are_told(
 def test_the_settings_say_the_whole_section(name: str) -> None:
     _, checkpoint = manifest_checkpoint(name)
     expected = checkpoint.config["model"]
-    settings = settings_for(flat(expected), 3)
+    settings = to_keys(flat(expected), 3)
     assert_same_section(config_from_yaml(settings)["model"], expected)
     assert not [key for key, value in settings.items() if value == fcos_core_keys.DEFAULTS[key]]
 
 
 def test_the_settings_of_a_recipe_of_ours_are_complete() -> None:
     small = load_config("fcos_mnv2_small", ["model.box_convention=inclusive"]).model
-    settings = settings_for(flat(small.model_dump()), 3)
+    settings = to_keys(flat(small.model_dump()), 3)
     assert settings["MODEL.FCOS.NUM_CONVS"] == 2
     assert settings["MODEL.RESNETS.BACKBONE_OUT_CHANNELS"] == 96
     assert settings["MODEL.FCOS.NORM_REG_TARGETS"] is settings["MODEL.FCOS.CENTERNESS_ON_REG"] is True
@@ -105,19 +107,31 @@ def assert_same_section(found: dict[str, Any], expected: dict[str, Any]) -> None
     assert sections[0] == sections[1] | other | {"num_classes": 3, "backbone.weights": None}
 
 
+UNTOLD = {
+    "num_classes": "the rows of the class head",
+    **dict.fromkeys(("backbone.modulated", "backbone.offset_groups"), "told where a stage is deformable"),
+    **dict.fromkeys(("backbone.weights", "backbone.frozen_stages", "size_ranges", "quality"), "training only"),
+    **dict.fromkeys(("detect_in_padding", "keep_empty_boxes"), "on with inclusive boxes"),
+    **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),
+}
+"""Options of `model` that may change without another setting of the original, and why."""
+
+
 def test_no_option_of_the_model_is_forgotten() -> None:
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
-    told = settings_for(flat(checkpoint.config["model"]), 3)
+    told = to_keys(flat(checkpoint.config["model"]), 3)
     forgotten = set()
     for key, section in changed_sections(checkpoint.config["model"]).items():
         try:
             to_fcos_core(replace(checkpoint, config={"model": section}))
         except WeightsError:
             continue
-        if settings_for(flat(section), 3) == told:
+        if to_keys(flat(section), 3) == told:
             forgotten.add(key)
-    assert forgotten <= FREE.keys()
-    assert FREE.keys() <= flat(checkpoint.config["model"]).keys()
+    assert forgotten <= UNTOLD.keys()
+    options, values = options_of(FCOSConfig), flat(checkpoint.config["model"])
+    assert UNTOLD.keys() <= values.keys()
+    assert UNTOLD.keys() & in_effect(values, options).keys() <= set(free_options(options, "fcos_core"))
 
 
 def test_classes_are_written_in_the_order_of_their_category_ids() -> None:

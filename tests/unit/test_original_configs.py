@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from detectors import fcos_section
 from tiny_data import CLASSES, coco_tree, write_images, write_json
 
 from fcos.config.catalog import CATALOG, split_of
@@ -43,7 +44,7 @@ def test_pairs_apply_on_the_files() -> None:
     path = ROOT / "configs/fcos/fcos_imprv_R_50_FPN_1x.yaml"
     config = load_config(path, ["DATALOADER.NUM_WORKERS", "2", "OUTPUT_DIR", "training_dir/fcos_imprv_R_50_FPN_1x"])
     assert (config.data.workers, str(config.output_dir)) == (2, "training_dir/fcos_imprv_R_50_FPN_1x")
-    assert config.model.box_loss == "giou"
+    assert fcos_section(config).box_loss == "giou"
 
 
 def test_the_catalogue_is_the_recorded_one() -> None:

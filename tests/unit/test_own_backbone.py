@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectors import build_fcos
 from own_backbone import Own
 
 import fcos
 from fcos.checkpoint import save_checkpoint
 from fcos.config import Config
 from fcos.errors import ConfigError
-from fcos.models import FCOS, build_model
+from fcos.models.fcos import FCOS
 from fcos.recipes import load_config
 
 NAME = "model.backbone.name=own_backbone:Own"
@@ -24,7 +25,7 @@ def config(*overrides: str) -> Config:
 
 
 def build(*overrides: str) -> FCOS:
-    return build_model(config(*overrides).model, num_classes=2)
+    return build_fcos(config(*overrides).model, num_classes=2)
 
 
 def test_the_function_gets_the_options() -> None:

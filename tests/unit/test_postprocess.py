@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from fcos.config import FCOSConfig
+from fcos.choices import BoxConvention
 from fcos.models.points import locations
-from fcos.models.postprocess import candidates, decode, suppress
-from fcos.structures import BoxConvention, Instances
+from fcos.models.postprocess import Postprocess, candidates, decode, suppress
+from fcos.structures import Instances
 
 STRIDES = [8, 16, 32]
 CONVENTIONS: list[BoxConvention] = ["continuous", "inclusive"]
@@ -24,15 +23,11 @@ class Outputs(NamedTuple):
     ltrb: list[Tensor]
     centerness: list[Tensor]
 
-    def detect(self, *sizes: tuple[int, int], **options) -> list[Instances]:
-        """With the default settings where no options are given."""
+    def detect(self, *sizes: tuple[int, int], **chosen: Any) -> list[Instances]:
+        """Detect with these options of `Postprocess`."""
         points = [locations((x.shape[2], x.shape[3]), stride) for x, stride in zip(self.logits, STRIDES, strict=False)]
-        settings = FCOSConfig(**options).model_dump()
-        choosing, suppressing = (
-            {name: settings[name] for name in inspect.getfullargspec(step).kwonlyargs}
-            for step in (candidates, suppress)
-        )
-        return [suppress(found, **suppressing) for found in candidates(*self, points, sizes, **choosing)]
+        options = Postprocess(**chosen)
+        return [suppress(found, options) for found in candidates(*self, points, sizes, options=options)]
 
     def image(self, index: int) -> Outputs:
         return Outputs(*([level[index : index + 1] for level in levels] for levels in self))

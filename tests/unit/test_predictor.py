@@ -139,9 +139,9 @@ def test_a_missing_file_is_named(detector, tmp_path):
 
 
 @pytest.mark.parametrize(("score", "threshold"), [("sqrt", 0.5), ("product", 0.25)])
-def test_the_default_threshold_is_one_of_probability_and_centerness(detector, score, threshold, monkeypatch):
-    monkeypatch.setattr(detector.model, "score", score)
-    monkeypatch.setattr(detector.model, "max_detections", 0)  # all
+def test_the_default_threshold_is_one_of_probability_and_centerness(score, threshold):
+    config = tiny_config(score=score, max_detections=0)  # all
+    detector = Detector(tiny_model(config), config, class_names=NAMES)
     expected = detector.predict(picture(), threshold=threshold)
     assert 0 < len(expected) < len(detector.predict(picture(), threshold=0))
     assert_same(detector.predict(picture()), expected, pixels=0, score=0)

@@ -1,4 +1,4 @@
-"""What `import fcos` promises."""
+"""The promises of `import fcos`."""
 
 import subprocess
 import sys

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
-from processes import finish
+from detectors import CATEGORY_IDS, NAMES, build_fcos, tiny_config, tiny_model
+from ground_truth import objects_of
+from loss_processes import LossCall, losses_of_two_processes
 from torch import Tensor
 
 from fcos.checkpoint import save_checkpoint
+from fcos.choices import BoxLoss
 from fcos.interop.checkpoints import load_checkpoint
-from fcos.models import FCOS, build_model
-from fcos.models.losses import BoxLoss, fcos_loss
+from fcos.models.fcos import FCOS
+from fcos.models.losses import FCOSLoss, fcos_loss
 from fcos.models.points import BACKGROUND, Assignment, assign_targets
-from fcos.structures import Targets
+from fcos.structures import Objects
 from fcos.training.start import start_from
 
 SIDES = [[2.0, 4.0, 6.0, 8.0], [4.0, 4.0, 4.0, 4.0]]  # ground truth of two locations: areas 96 and 64
 FOUND = [[2.0, 2.0, 6.0, 8.0], [8.0, 4.0, 4.0, 4.0]]  # areas 80 and 96
 UNITS = [2.0, 4.0]
+OPTIONS = FCOSLoss(quality="iou")
 IOUS = [(20 + 1) / (24 + 1), (4 + 1) / (6 + 1)]  # areas in units, smoothed by 1
 
 
 def made_up(labels: list[int]) -> Assignment:
     rows = torch.tensor([labels])
     sides = torch.tensor(SIDES, dtype=torch.float64)[torch.arange(len(labels)) % 2]
-    return Assignment(rows, sides[None], (rows >= 0).long() - 1)
+    return Assignment(rows, sides[None], (rows >= 0).long() - 1, torch.tensor(0))
 
 
 def predictions() -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +44,7 @@ def predictions() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_values_by_hand() -> None:
-    terms = fcos_loss(*predictions(), made_up([0, 2]), quality="iou", units=torch.tensor(UNITS))
+    terms = fcos_loss(*predictions(), made_up([0, 2]), OPTIONS, units=torch.tensor(UNITS))
     assert list(terms) == ["loss_cls", "loss_box", "loss_iou_quality"]
     assert terms["loss_box"].item() == pytest.approx(sum(-math.log(iou) for iou in IOUS) / 2, rel=1e-14)
     entropy = [math.log1p(math.exp(x)) - x * iou for x, iou in zip([0.5, -1.0], IOUS, strict=True)]
@@ -54,15 +54,15 @@ def test_values_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["iou", "linear_iou", "giou"])
 def test_the_target_is_the_same_whatever_the_box_loss(kind: BoxLoss) -> None:
     torch.manual_seed(0)
-    plain = fcos_loss(*predictions(), made_up([0, 2]), quality="iou")
-    other = fcos_loss(*predictions(), made_up([0, 2]), quality="iou", box_loss=kind)
+    plain = fcos_loss(*predictions(), made_up([0, 2]), OPTIONS)
+    other = fcos_loss(*predictions(), made_up([0, 2]), replace(OPTIONS, box_loss=kind))
     assert other["loss_iou_quality"] == plain["loss_iou_quality"]
     assert (other["loss_box"] == plain["loss_box"]) == (kind == "iou")
 
 
 def test_the_gradient_flows_through_the_logits_only() -> None:
     logits, ltrb, quality = predictions()
-    terms = fcos_loss(logits, ltrb, quality, made_up([0, 2]), quality="iou", units=torch.tensor(UNITS))
+    terms = fcos_loss(logits, ltrb, quality, made_up([0, 2]), OPTIONS, units=torch.tensor(UNITS))
     found = torch.autograd.grad(terms["loss_iou_quality"], [logits, ltrb, quality], allow_unused=True)
     assert found[:2] == (None, None)
     expected = (quality.sigmoid() - torch.tensor([IOUS], dtype=torch.float64)) / 2
@@ -71,7 +71,7 @@ def test_the_gradient_flows_through_the_logits_only() -> None:
 
 def test_background_does_not_teach_the_branch() -> None:
     logits, ltrb, quality = predictions()
-    terms = fcos_loss(logits, ltrb, quality, made_up([BACKGROUND, 1]), quality="iou", units=torch.tensor(UNITS))
+    terms = fcos_loss(logits, ltrb, quality, made_up([BACKGROUND, 1]), OPTIONS, units=torch.tensor(UNITS))
     only = F.binary_cross_entropy_with_logits(quality[0, 1], torch.tensor(IOUS[1], dtype=torch.float64))
     torch.testing.assert_close(terms["loss_iou_quality"], only)
     assert terms["loss_box"].item() == pytest.approx(-math.log(IOUS[1]), rel=1e-14)
@@ -79,45 +79,22 @@ def test_background_does_not_teach_the_branch() -> None:
 
 def test_without_positives_every_prediction_gets_a_gradient() -> None:
     tensors = predictions()
-    terms = fcos_loss(*tensors, made_up([BACKGROUND, BACKGROUND]), quality="iou")
+    terms = fcos_loss(*tensors, made_up([BACKGROUND, BACKGROUND]), OPTIONS)
     assert terms["loss_box"] == terms["loss_iou_quality"] == 0
     for grad in torch.autograd.grad(torch.stack(list(terms.values())).sum(), tensors):
         assert grad.isfinite().all()
 
 
-WORKER = """
-import json, sys, torch
-import torch.distributed as dist
-from test_quality import UNITS, made_up, predictions
-from fcos.models.losses import fcos_loss
-
-rank, rendezvous = sys.argv[1:]
-dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=2)
-tensors = predictions()
-assignment = made_up([0, 2] if rank == "0" else [-1, -1])
-terms = fcos_loss(*tensors, assignment, quality="iou", units=torch.tensor(UNITS))
-sum(terms.values()).backward()
-assert all(tensor.grad.isfinite().all() for tensor in tensors)
-print(json.dumps([terms["loss_box"].item(), terms["loss_iou_quality"].item()]))
-dist.destroy_process_group()
-"""
-
-
 def test_two_processes_of_which_one_has_no_positives(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "rendezvous")],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        for rank in range(2)
-    ]
-    found = [json.loads(finish(process)[1].splitlines()[-1]) for process in processes]
-    alone = fcos_loss(*predictions(), made_up([0, 2]), quality="iou", units=torch.tensor(UNITS))
+    units = torch.tensor(UNITS)
+    calls = [LossCall(predictions(), made_up(labels), OPTIONS, units) for labels in ([0, 2], [BACKGROUND] * 2)]
+    first, second = losses_of_two_processes(tmp_path, calls)
+    assert all(gradient.isfinite().all() for found in (first, second) for gradient in found.gradients)
+    alone = fcos_loss(*predictions(), made_up([0, 2]), OPTIONS, units=units)
     # one positive a process on average; alone the two are divided by two
-    assert found[0] == pytest.approx([2 * alone["loss_box"].item(), 2 * alone["loss_iou_quality"].item()], rel=1e-12)
-    assert found[1] == [0, 0]
+    for name in ("loss_box", "loss_iou_quality"):
+        assert first.terms[name].item() == pytest.approx(2 * alone[name].item(), rel=1e-12)
+        assert second.terms[name] == 0
 
 
 def build() -> FCOS:
@@ -130,16 +107,16 @@ def build() -> FCOS:
         strides=[8, 16],
         size_ranges=[(-1, None), (-1, None)],
     )
-    model = build_model(config.model, num_classes=3, pretrained=False)
+    model = build_fcos(config.model, num_classes=3)
     torch.nn.init.constant_(model.state_dict()["head.ltrb.bias"], 1.0)  # relu alive
     return model
 
 
-def ious_and_scores(model: FCOS, images: Tensor, sizes: Tensor, targets: Targets) -> Tensor:
+def ious_and_scores(model: FCOS, images: Tensor, sizes: Tensor, targets: list[Objects]) -> Tensor:
     """[2, P] at the positive locations: the IoU of the predicted box with its ground truth, and what is said of it."""
     with torch.no_grad():
         outputs = model(images, sizes)
-    assigned = assign_targets(model.locations(outputs), targets, strides=model.strides, size_ranges=model.size_ranges)
+    assigned = assign_targets(model.locations(outputs), targets, model.assigner)
     positive = assigned.labels[0] >= 0
     found, scores = (torch.cat([x.flatten(2) for x in levels], dim=2)[0].T[positive] for levels in outputs[1:])
     wanted = assigned.ltrb[0][positive]
@@ -153,7 +130,7 @@ def test_scores_follow_the_ious_of_a_learned_image() -> None:
     model, sizes = build(), torch.tensor([[64, 96]])
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     boxes = torch.tensor([[4.0, 4.0, 60.0, 50.0], [66.0, 10.0, 92.0, 60.0]])
-    targets = Targets.pad([boxes], [torch.tensor([0, 2])])
+    targets = objects_of([boxes], [torch.tensor([0, 2])])
     first = sum(model(images, sizes, targets).terms.values())
     branch = [p for name, p in model.named_parameters() if name.startswith(("head.cls_tower", "head.centerness"))]
     # First everything; then the boxes stay as they are, some better than others, and the branch learns to tell which.

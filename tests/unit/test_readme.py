@@ -1,4 +1,4 @@
-"""What the pages promise about the code."""
+"""Promises of the pages about the code."""
 
 import re
 import tomllib

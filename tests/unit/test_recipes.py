@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_interop_structure import state_of
+from detectors import build_fcos
+from foreign_weights import state_of
+from ground_truth import objects_of
 
 from fcos.checkpoint import fill
 from fcos.errors import ConfigError
 from fcos.interop.checkpoints import from_content
-from fcos.models import FCOS, build_model
 from fcos.models.backbones import BACKBONES, resnet
+from fcos.models.fcos import FCOS
 from fcos.recipes import load_config
-from fcos.structures import Targets
 from fcos.training.loop import train
 
 REAL_TIME = {
@@ -40,7 +41,7 @@ def _few_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def build(*options: str, recipe: str | None = SMALL) -> FCOS:
     """An untrained narrow detector of 3 classes."""
     config = load_config(recipe, [*options, "model.fpn.channels=32", "model.head.num_convs=1"])
-    return build_model(config.model, num_classes=3, pretrained=False)
+    return build_fcos(config.model, num_classes=3)
 
 
 @pytest.mark.parametrize("recipe", [*REAL_TIME, SMALL])
@@ -69,7 +70,7 @@ def test_two_steps_on_three_images(recipe: str, data: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(("recipe", "recorded"), REAL_TIME.items())
 def test_the_real_time_recipes_have_the_tensors_of_the_recorded_models(recipe: str, recorded: str) -> None:
     theirs = from_content({"model": state_of(recorded, device="cpu")}, where=recipe)
-    model = build_model(load_config(recipe).model, num_classes=80, pretrained=False)
+    model = build_fcos(load_config(recipe).model, num_classes=80)
     fill(model, theirs.model, where=recipe)  # raises WeightsError at any tensor too many, missing or of another shape
 
 
@@ -101,10 +102,10 @@ def test_levels_for_small_objects_are_as_fine_as_they_say() -> None:
 
 
 def test_levels_for_small_objects_reach_a_box_between_coarser_locations() -> None:
-    targets = Targets.pad([torch.tensor([[45.0, 45.0, 51.0, 51.0]])], [torch.tensor([0])])
+    targets = objects_of([torch.tensor([[45.0, 45.0, 51.0, 51.0]])], [torch.tensor([0])])
     images, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
-    assert build()(images, sizes, targets).unassigned == 0
-    assert build(recipe="fcos_imprv_r50_fpn_1x")(images, sizes, targets).unassigned == 1
+    assert build()(images, sizes, targets).stats["unassigned"] == 0
+    assert build(recipe="fcos_imprv_r50_fpn_1x")(images, sizes, targets).stats["unassigned"] == 1
 
 
 @pytest.mark.parametrize("backbone", NETS)
@@ -112,7 +113,7 @@ def test_every_backbone_has_levels_for_small_objects(backbone: str) -> None:
     model = build(f"model.backbone={{name: {backbone}, weights: null}}", *FINE, recipe=None)
     assert model.backbone_levels == ["C2", "C3", "C4", "C5"]
     images, sizes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]] * 2)
-    targets = Targets.pad([torch.tensor([[4.0, 4.0, 20.0, 30.0]])] * 2, [torch.tensor([1])] * 2)
+    targets = objects_of([torch.tensor([[4.0, 4.0, 20.0, 30.0]])] * 2, [torch.tensor([1])] * 2)
     terms = model(images, sizes, targets).terms
     assert all(term.isfinite() and term > 0 for term in terms.values())
     torch.stack(list(terms.values())).sum().backward()

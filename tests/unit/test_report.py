@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from evaluations import f1_of_classes
 from hotcoco import COCO, COCOeval
 from matplotlib.figure import Figure
-from PIL import Image
-from test_evaluation_coco import random_task
-from test_thresholds import f1_of_classes
-from torch import nn
+from reports import ROWS, Made, made_run, section, table
 
 import fcos
-from fcos.checkpoint import save_checkpoint
 from fcos.cli import main
 from fcos.config import Config
 from fcos.data import Annotations, load_annotations
 from fcos.errors import ConfigError
-from fcos.evaluation.coco_metrics import coco_metrics
 from fcos.evaluation.evaluate import Evaluation
 from fcos.evaluation.results import save_evaluation
 from fcos.page import WIDTH
@@ -35,103 +29,19 @@ from fcos.reporting.analysis import analyse
 from fcos.reporting.detection import _height, _precision_curves
 from fcos.reporting.history import _curves
 from fcos.reporting.record import Splits
-from fcos.reporting.report import write_report
 from fcos.training import loop
-
-ROWS = [
-    "iteration,minutes,split,loss,loss_cls,loss_box,lr,images_per_second,data_share,grad_norm,AP,AP50,AP75",
-    "10,0.5,train,3.0,2.0,1.0,0.001,20,0.25,5.0,,,",
-    "20,1.0,train,2.0,1.5,0.5,0.002,30,0.35,2.0,,,",
-    "20,1.5,val,,,,,,,,0.1,0.2,0.3",
-]
-
-
-@dataclass
-class Made:
-    """A run that was not trained."""
-
-    folder: Path
-    data: Path
-    task: tuple[dict[str, Any], list[dict[str, Any]]]
-    evaluation: Evaluation
-    config: Config
-
-    def page(self, **options: Any) -> str:
-        return write_report(self.folder, **options).read_text(encoding="utf-8")
-
-    def save_best(self, **other: Any) -> None:
-        own = {"metrics": self.evaluation.metrics, "thresholds": self.evaluation.thresholds, "iteration": 20, **other}
-        categories = self.task[0]["categories"]
-        save_checkpoint(
-            self.folder / "weights/best.pt",
-            model=nn.Linear(1, 1),
-            config=self.config,
-            class_names=[c["name"] for c in categories],
-            category_ids=[c["id"] for c in categories],
-            **own,
-        )
-
-
-def build(
-    root: Path, *, classes: int = 4, rename: str | None = None, detections: bool = True, objects: bool = True
-) -> Made:
-    truth, found = random_task(1, classes=classes)
-    found = found if detections else []
-    for row in (*truth["categories"], *truth["annotations"], *found):  # ids are not negative
-        row["id" if "name" in row else "category_id"] += 13 * classes
-    if rename is not None:
-        truth["categories"][0]["name"] = rename
-    if not objects:
-        truth["annotations"] = [{**a, "iscrowd": 1} for a in truth["annotations"]]
-    data, folder = root / "data", root / "runs/mine"
-    (folder / "weights").mkdir(parents=True)
-    data.mkdir()
-    for image in truth["images"]:
-        Image.new("RGB", (640, 480), "grey").save(data / image["file_name"])
-    for split in ("train", "val"):
-        (data / f"{split}.json").write_text(json.dumps(truth))
-    config = Config.model_validate({"data": {"root": data}, "output_dir": folder})
-    (folder / "config.yaml").write_text(config.to_yaml())
-    (folder / "metrics.csv").write_text("\n".join(ROWS) + "\n")
-    val = load_annotations(config.data, "val")
-    assert val is not None
-    truth = val.to_coco()  # boxes inside the images, as everything sees them
-    figures = coco_metrics(truth, found)
-    boxes = {
-        c["name"]: sum(a["category_id"] == c["id"] and not a["iscrowd"] for a in truth["annotations"])
-        for c in truth["categories"]
-    }
-    evaluation = Evaluation(figures.overall, figures.per_class, found, boxes, figures.thresholds, val.digest())
-    made = Made(folder, data, (truth, found), evaluation, config)
-    made.save_best()
-    save_evaluation(evaluation, folder / "val")
-    return made
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Made]:
-    return partial(build, tmp_path)
+    return partial(made_run, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, str]:
     """A complete run and its page; not to be changed."""
-    made = build(tmp_path_factory.mktemp("usual"))
+    made = made_run(tmp_path_factory.mktemp("usual"))
     return made, made.page()
-
-
-def section(page: str, title: str) -> str:
-    return page.partition(f"<h2>{title}</h2>")[2].partition("</section>")[0]
-
-
-def table(page: str) -> dict[str, list[str]]:
-    """The cells of a section's first table by the name of their row."""
-    body = page.partition("<tbody>")[2].partition("</tbody>")[0]
-    rows = {}
-    for row in body.split("<tr>")[1:]:
-        name, *cells = (re.sub("<.*?>", "", cell).strip() for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row))
-        rows[html.unescape(name)] = cells
-    return rows
 
 
 def written(value: float) -> str:
@@ -174,7 +84,7 @@ def test_errors_are_those_of_hotcoco(usual: tuple[Made, str]) -> None:
 
 
 def test_confusions_agree_with_the_objects_and_what_is_shown(usual: tuple[Made, str]) -> None:
-    """Its ids are in descending order, so a matrix in the order of the ids would be upside down."""
+    """The ids are in descending order, so a matrix in the order of the ids would be upside down."""
     made, page = usual
     names = list(made.evaluation.boxes_per_class)
     rows = table(section(page, "Confusions"))
@@ -258,7 +168,7 @@ def test_a_name_written_from_the_right_stands_before_its_figure(make: Callable[.
 
 
 class TestRunsOfEveryKind:
-    """Whatever is missing is told, and the rest is there."""
+    """Missing parts are told, and the rest is there."""
 
     def test_without_a_val_split(self, make: Callable[..., Made]) -> None:
         made = make()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import Made, build, section, table
+from reports import Made, made_run, section, table
 
 import fcos
 from fcos.cli import main
@@ -22,7 +22,7 @@ from fcos.evaluation.evaluate import Evaluation
 
 @pytest.fixture
 def made(tmp_path: Path) -> Made:
-    return build(tmp_path)
+    return made_run(tmp_path)
 
 
 def rename_a_class(made: Made) -> None:
@@ -153,7 +153,7 @@ class TestChangedLabels:
 
 
 class TestMistakes:
-    """What the user has typed counts, or it is refused and nothing is written."""
+    """An option that the user types has an effect, or it is refused and nothing is written."""
 
     def refuse(self, made: Made, capsys: pytest.CaptureFixture[str], *words: object) -> str:
         before = made.page()
@@ -320,8 +320,8 @@ class TestFiles:
 
 
 def test_many_classes_do_not_make_a_large_page(tmp_path: Path) -> None:
-    """Of the curves the best, the worst and a hundred others are drawn."""
-    page = build(tmp_path, classes=300).page()
+    """The best curve, the worst and a hundred others are drawn."""
+    page = made_run(tmp_path, classes=300).page()
     curves = section(page, "Precision and recall").count('style="fill: none; stroke: #8a93a0')
     assert 0 < curves <= 2 * 100
     assert "up to 100 others are grey" in page

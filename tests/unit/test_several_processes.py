@@ -5,28 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny_backbone
 import torch
 import torch.distributed as dist
+from detectors import build_fcos
+from ground_truth import objects_of
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
 from fcos.config import Config
 from fcos.data import load_annotations
 from fcos.data.samplers import shard
-from fcos.distributed import mean_over_processes
 from fcos.errors import ConfigError
+from fcos.evaluation.evaluate import evaluate
 from fcos.models import build_model
 from fcos.models.layers import SyncBatchNorm, with_gpu_batch_norm
-from fcos.structures import Batch, Targets
+from fcos.structures import Batch, Objects
 from fcos.training import loop, step
 from fcos.training.run import Run
 
 
 def in_processes(count: int, work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """What `work(rank, *args)` returns in every process of a group."""
+    """Run `work(rank, count, *args)` in a group of processes; returns the results of all."""
     folder.mkdir()
     start_processes(_process, (count, work, folder, args), nprocs=count, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
@@ -84,16 +88,18 @@ def test_on_gpus_torch_synchronises() -> None:
 
 
 OWN = {"backbone": {"name": "own_backbone:Own"}}
+UNDISTURBED: Any = SimpleNamespace(requested=False)
+"""An `Interruption` that nobody asks for."""
 
 
-def five_images() -> tuple[torch.Tensor, torch.Tensor, Targets]:
+def five_images() -> tuple[torch.Tensor, torch.Tensor, list[Objects]]:
     """Five images; only the last two have objects, so rank 0 has no positives."""
     images = torch.randint(0, 256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     boxes = [torch.empty(0, 4)] * 3 + [
         torch.tensor([[4.0, 6, 40, 50], [30, 10, 60, 24]]),
         torch.tensor([[2.0, 2, 60, 60]]),
     ]
-    return images, torch.tensor([[64, 64]] * 5), Targets.pad(boxes, [torch.arange(len(b)) for b in boxes])
+    return images, torch.tensor([[64, 64]] * 5), objects_of(boxes, [torch.arange(len(b)) for b in boxes])
 
 
 def prepare(rank: int, count: int, config: Config) -> tuple[Run, Batch]:
@@ -106,19 +112,18 @@ def prepare(rank: int, count: int, config: Config) -> tuple[Run, Batch]:
     data = load_annotations(config.data, "train")
     assert data is not None
     run = Run(Path(), config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
-    return run, Batch(images[rows], sizes[rows], targets.of(rows), torch.tensor(indices))
+    return run, Batch(images[rows], sizes[rows], targets[rows], torch.tensor(indices))
 
 
 def gradients(run: Run) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
 
 
-def accumulate(rank: int, count: int, config: Config, micro_batches: int) -> dict[str, Any]:
+def learn(rank: int, count: int, config: Config, micro_batches: int) -> dict[str, Any]:
     """Loss terms and gradients of the five images, of which this process has a shard, in micro-batches."""
     run, own = prepare(rank, count, config)
-    losses = step._accumulate(step.wrapped(run), own, run, micro_batches)
-    terms = mean_over_processes(torch.stack(list(losses.terms.values())))
-    return {"terms": terms, "gradients": gradients(run)}
+    learned = step.learn(step.wrapped(run), own, run, UNDISTURBED, micro_batches=micro_batches)
+    return {"terms": learned.losses, "gradients": gradients(run)}
 
 
 def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
@@ -126,8 +131,8 @@ def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
 ) -> None:
     """Three micro-batches: rank 0 has two images and none with an object, the second three."""
     config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
-    expected = accumulate(0, 1, config, 1)
-    for found in in_processes(2, accumulate, tmp_path / "group", config, 3):
+    expected = learn(0, 1, config, 1)
+    for found in in_processes(2, learn, tmp_path / "group", config, 3):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order
 
 
@@ -135,8 +140,8 @@ def test_a_backbone_of_ones_own_may_have_parameters_that_nothing_uses(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = configure(model={"backbone": {"name": "own_backbone:PartlyUnused"}})
-    expected = accumulate(0, 1, config, 1)
-    for found in in_processes(2, accumulate, tmp_path / "group", config, 2):
+    expected = learn(0, 1, config, 1)
+    for found in in_processes(2, learn, tmp_path / "group", config, 2):
         found["gradients"] = {name: g for name, g in found["gradients"].items() if "classifier" not in name}
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # as above
 
@@ -148,8 +153,7 @@ def learn_at_random(rank: int, count: int, config: Config) -> list[dict[str, tor
     torch.manual_seed(rank)
     found = []
     for _ in range(8):
-        run.model.zero_grad()
-        step._accumulate(learner, own, run, 1)
+        step.learn(learner, own, run, UNDISTURBED, micro_batches=1)
         found.append(gradients(run))
     return found
 
@@ -164,16 +168,39 @@ def test_a_backbone_of_ones_own_may_leave_out_parts_at_random(
     assert "find_unused_parameters" not in capfd.readouterr().err  # torch's advice when nothing is unused
 
 
-def set_up(rank: int, count: int, config: Config) -> str:
-    """What a process is told that has no compiler, or whose neighbour has none."""
+def refused(rank: int, count: int, config: Config) -> str:
+    """Train where the second process has no compiler; returns what the user is told."""
     os.environ["CXX"] = "g++" if rank == 0 else "no-such-compiler"
     with pytest.raises(ConfigError) as caught:
-        loop._set_up(config, "fcos", torch.device("cpu"), lambda: 0.0)
+        loop.train(config)
     return str(caught.value)
 
 
 def test_a_check_that_fails_on_one_machine_alone_ends_all(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(model=OWN, compile=True, micro_batch="auto", batch_size=4)
-    first, second = in_processes(2, set_up, tmp_path / "group", config)
+    first, second = in_processes(2, refused, tmp_path / "group", config)
     assert first == second
     assert "no-such-compiler is not there" in first
+
+
+def detections(rank: int, _: int, config: Config, means: list[float]) -> list[dict[str, Any]]:
+    """Evaluate on val; every process has a running mean of its own."""
+    torch.manual_seed(0)
+    model = build_fcos(config.model, num_classes=2)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            norm.running_mean.fill_(means[rank])
+    val = load_annotations(config.data, "val")
+    assert val is not None
+    return evaluate(model, val, config, device="cpu").detections
+
+
+def test_an_evaluation_uses_the_statistics_of_the_first_process(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = configure(model={**tiny_backbone.MODEL, "max_detections": 5})
+    (first,) = in_processes(1, detections, tmp_path / "first", config, [0.5])
+    (second,) = in_processes(1, detections, tmp_path / "second", config, [-0.5])
+    assert len(first) == 3 * 5
+    assert first != second
+    assert in_processes(2, detections, tmp_path / "both", config, [0.5, -0.5]) == [first, first]

@@ -1,8 +1,10 @@
-"""Which detections an index selects."""
+"""Ground truth and detections: their columns, joining and splitting, indices, clipping."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import FrozenInstanceError, replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcos.structures import Instances
+from fcos.structures import Instances, Objects
 
+BOXES, LABELS, SCORES = torch.zeros(2, 4), torch.tensor([0, 1]), torch.tensor([0.5, 0.25])
 FOUND = Instances(
     boxes=torch.arange(12.0).reshape(3, 4),
     labels=torch.tensor([1, 0, 1]),
@@ -19,6 +22,9 @@ FOUND = Instances(
     size=(30, 40),
     class_names=("cat", "dog"),
 )
+
+
+# -------------------------------------------------------------------------------------------------------------- indices
 
 
 @pytest.mark.parametrize(
@@ -75,3 +81,114 @@ def test_a_loop_yields_every_detection_alone() -> None:
 
 def test_nothing_found_is_an_empty_loop() -> None:
     assert list(FOUND[[]]) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- columns
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"boxes": torch.zeros(2, 5)}, "Objects.boxes: expected [2, 4] floating-point, found [2, 5] float32"),
+        ({"boxes": torch.zeros(8)}, "Objects.boxes: expected [8, 4] floating-point, found [8] float32"),
+        ({"boxes": BOXES[None]}, "Objects.boxes: expected [1, 4] floating-point, found [1, 2, 4] float32"),
+        ({"boxes": BOXES.long()}, "Objects.boxes: expected [2, 4] floating-point, found [2, 4] int64"),
+        ({"boxes": BOXES[:1]}, "Objects.labels: expected [1] int64, found [2] int64"),
+        ({"labels": LABELS.float()}, "Objects.labels: expected [2] int64, found [2] float32"),
+        ({"labels": LABELS.int()}, "Objects.labels: expected [2] int64, found [2] int32"),
+        ({"labels": LABELS[:, None]}, "Objects.labels: expected [2] int64, found [2, 1] int64"),
+        ({"is_crowd": LABELS}, "Objects.is_crowd: expected [2] bool, found [2] int64"),
+        ({"is_crowd": LABELS[:1] > 0}, "Objects.is_crowd: expected [2] bool, found [1] bool"),
+        ({"boxes": torch.tensor(1.0)}, "Objects.boxes: expected [0, 4] floating-point, found [] float32"),
+        ({"boxes": [[0.0] * 4]}, "Objects.boxes: expected a tensor [0, 4] floating-point, found list"),
+        ({"labels": [0, 1]}, "Objects.labels: expected a tensor [2] int64, found list"),
+    ],
+)
+def test_ground_truth_of_the_wrong_kind_is_refused(columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Objects(**{"boxes": BOXES, "labels": LABELS, **columns})
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"boxes": torch.zeros(2, 5)}, "Instances.boxes: expected [2, 4] floating-point, found [2, 5] float32"),
+        ({"boxes": BOXES.int()}, "Instances.boxes: expected [2, 4] floating-point, found [2, 4] int32"),
+        ({"labels": LABELS[:1]}, "Instances.labels: expected [2] int64, found [1] int64"),
+        ({"labels": SCORES}, "Instances.labels: expected [2] int64, found [2] float32"),
+        ({"scores": SCORES[:, None]}, "Instances.scores: expected [2] floating-point, found [2, 1] float32"),
+        ({"scores": LABELS}, "Instances.scores: expected [2] floating-point, found [2] int64"),
+        ({"scores": torch.zeros(3)}, "Instances.scores: expected [2] floating-point, found [3] float32"),
+    ],
+)
+def test_detections_of_the_wrong_kind_are_refused(columns: dict[str, Any], message: str) -> None:
+    given = {"boxes": BOXES, "labels": LABELS, "scores": SCORES, "size": (30, 40), **columns}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Instances(**given)
+
+
+def test_columns_cannot_be_exchanged() -> None:
+    for made in (Objects(BOXES, LABELS), FOUND):
+        with pytest.raises(FrozenInstanceError):
+            made.boxes = BOXES  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_no_object_is_a_crowd_unless_it_is_said() -> None:
+    assert Objects(BOXES, LABELS).is_crowd.tolist() == [False, False]
+    assert Objects(BOXES, LABELS, LABELS > 0).is_crowd.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_boxes_and_scores_may_be_of_any_floating_point_type(dtype: torch.dtype) -> None:
+    assert Objects(BOXES.to(dtype), LABELS).boxes.dtype == dtype
+    assert Instances(BOXES.to(dtype), LABELS, SCORES.to(dtype), (30, 40)).scores.dtype == dtype
+
+
+# --------------------------------------------------------------------------------------------------- joining, splitting
+
+
+def random_objects(count: int) -> Objects:
+    return Objects(torch.rand(count, 4), torch.randint(5, (count,)), torch.rand(count) < 0.5)
+
+
+def columns_of(objects: Objects) -> tuple[list[list[float]], list[int], list[bool]]:
+    return objects.boxes.tolist(), objects.labels.tolist(), objects.is_crowd.tolist()
+
+
+@pytest.mark.parametrize("counts", [[3], [2, 4, 1], [0, 3, 0], [0], [0, 0]])
+def test_splitting_is_the_inverse_of_concatenating(counts: list[int]) -> None:
+    images = [random_objects(count) for count in counts]
+    together = Objects.concatenate(images)
+    assert len(together) == sum(counts)
+    assert together.boxes.shape == (sum(counts), 4)
+    assert [columns_of(image) for image in together.split(counts)] == [columns_of(image) for image in images]
+
+
+def test_concatenating_keeps_the_order() -> None:
+    first, second = random_objects(2), random_objects(3)
+    together = Objects.concatenate([first, second])
+    assert columns_of(together[:2]) == columns_of(first)
+    assert columns_of(together[torch.arange(5) >= 2]) == columns_of(second)
+
+
+@pytest.mark.parametrize("counts", [[2, 2], [2, 4]])
+def test_numbers_that_do_not_add_up_to_the_objects_are_refused(counts: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="split_with_sizes expects split_sizes to sum exactly to 5"):
+        random_objects(5).split(counts)
+
+
+# ------------------------------------------------------------------------------------------------------------- clipping
+
+
+def test_clipping_moves_the_corners_into_the_frame() -> None:
+    boxes = torch.tensor([[-5.0, -6.0, 500.0, 600.0], [10.0, 11.0, 12.5, 13.0], [70.0, -9.0, 90.0, -1.0]])
+    found = replace(FOUND, boxes=boxes, size=(30, 40))
+    clipped = found.clip()
+    assert clipped.boxes.tolist() == [[0, 0, 40, 30], [10, 11, 12.5, 13], [40, 0, 40, 0]]
+    assert clipped.scores.tolist() == found.scores.tolist()
+    assert (clipped.names, clipped.size) == (found.names, found.size)
+    assert torch.equal(found.boxes, boxes)
+
+
+def test_clipping_nothing_leaves_nothing() -> None:
+    assert FOUND[[]].clip().boxes.shape == (0, 4)

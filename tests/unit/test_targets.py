@@ -8,18 +8,20 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from ground_truth import objects_of
 from torch import Tensor
 
+from fcos.choices import BoxConvention
 from fcos.models.points import (
     BACKGROUND,
     IGNORED,
+    Assigner,
     Assignment,
     assign_targets,
     centerness_targets,
-    count_unassigned,
     locations,
 )
-from fcos.structures import BoxConvention, Targets
+from fcos.structures import Objects
 
 Range = tuple[float, float | None]
 
@@ -36,11 +38,11 @@ class Pyramid(NamedTuple):
         height, width = self.size
         return [locations((math.ceil(height / s), math.ceil(width / s)), s) for s in self.strides]
 
-    def assign(self, targets: Targets, *, radius: float = 0.0, convention: BoxConvention = "continuous") -> Assignment:
-        return assign_targets(
-            self.points, targets, strides=self.strides, size_ranges=self.size_ranges, center_sampling_radius=radius,
-            box_convention=convention,
-        )  # fmt: skip
+    def assign(
+        self, targets: list[Objects], *, radius: float = 0.0, convention: BoxConvention = "continuous"
+    ) -> Assignment:
+        assigner = Assigner(self.strides, self.size_ranges, center_sampling_radius=radius, box_convention=convention)
+        return assign_targets(self.points, targets, assigner)
 
 
 PYRAMIDS = {
@@ -96,10 +98,10 @@ def random_targets(count: int, size: tuple[int, int], *, whole: bool) -> tuple[T
 
 def one_image(
     *boxes: Sequence[float], labels: Sequence[int] | None = None, crowd: Sequence[bool] | None = None
-) -> Targets:
+) -> list[Objects]:
     labels = range(len(boxes)) if labels is None else labels
     flags = None if crowd is None else [torch.tensor(crowd, dtype=torch.bool)]
-    return Targets.pad([torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)], [torch.tensor(list(labels))], flags)
+    return objects_of([torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)], [torch.tensor(list(labels))], flags)
 
 
 # --------------------------------------------------------------------------------------------- against the definition
@@ -112,7 +114,7 @@ def one_image(
 def test_assignment_is_the_definition(name: str, radius: float, convention: BoxConvention, whole: bool) -> None:
     pyramid = PYRAMIDS[name]
     images = [random_targets(count, pyramid.size, whole=whole) for count in (6, 0, 9)]
-    targets = Targets.pad(*zip(*images, strict=True))
+    targets = objects_of(*zip(*images, strict=True))
     assignment = pyramid.assign(targets, radius=radius, convention=convention)
     for i, (boxes, labels, crowd) in enumerate(images):
         expected = slow_assignment(
@@ -124,7 +126,7 @@ def test_assignment_is_the_definition(name: str, radius: float, convention: BoxC
 
 def test_distances_lead_from_the_location_to_the_sides_of_its_box() -> None:
     boxes, labels, _ = random_targets(9, ONE.size, whole=False)
-    assignment = ONE.assign(Targets.pad([boxes], [labels]))
+    assignment = ONE.assign(objects_of([boxes], [labels]))
     positive = assignment.boxes[0] >= 0
     points, ltrb = ONE.points[0][positive], assignment.ltrb[0][positive]
     matched = boxes[assignment.boxes[0][positive]]
@@ -134,9 +136,9 @@ def test_distances_lead_from_the_location_to_the_sides_of_its_box() -> None:
 
 def test_every_image_is_assigned_as_if_it_were_alone() -> None:
     images = [random_targets(count, ONE.size, whole=False) for count in (1, 7, 0)]
-    together = ONE.assign(Targets.pad(*zip(*images, strict=True)), radius=1.5)
+    together = ONE.assign(objects_of(*zip(*images, strict=True)), radius=1.5)
     for i, image in enumerate(images):
-        alone = ONE.assign(Targets.pad(*([part] for part in image)), radius=1.5)
+        alone = ONE.assign(objects_of(*([part] for part in image)), radius=1.5)
         assert torch.equal(together.labels[i], alone.labels[0])
         assert torch.equal(together.boxes[i], alone.boxes[0])
 
@@ -188,7 +190,7 @@ def test_inverted_and_empty_boxes_teach_nothing() -> None:
     for radius in (0.0, 1.5):
         assignment = ONE.assign(targets, radius=radius)
         assert (assignment.labels == BACKGROUND).all()
-        assert count_unassigned(assignment, targets) == 3
+        assert assignment.num_unassigned == 3
 
 
 # ------------------------------------------------------------------------------------------------------------ ambiguity
@@ -257,30 +259,30 @@ def test_a_crowd_is_ignored_on_every_level() -> None:
 
 @pytest.mark.parametrize("radius", [0.0, 1.5])
 def test_images_without_boxes_are_background(radius: float) -> None:
-    targets = Targets.pad([torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2)
-    assert targets.boxes.shape == (2, 0, 4)
+    targets = objects_of([torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2)
     assignment = PYRAMIDS["five"].assign(targets, radius=radius)
     assert assignment.labels.shape == assignment.boxes.shape == (2, sum(len(p) for p in PYRAMIDS["five"].points))
     assert assignment.ltrb.shape == (*assignment.labels.shape, 4)
     assert (assignment.labels == BACKGROUND).all()
     assert (assignment.boxes == -1).all()
-    assert count_unassigned(assignment, targets) == 0
+    assert assignment.num_unassigned == 0
 
 
-def test_padding_is_never_matched_whatever_it_contains() -> None:
-    boxes = torch.tensor([[[0.0, 0.0, 80.0, 80.0], [8.0, 8.0, 30.0, 30.0], [0.0, 0.0, 16.0, 16.0]]])
-    targets = Targets(boxes, torch.tensor([[2, -1, -1]]), torch.zeros(1, 3, dtype=torch.bool))
-    assignment = ONE.assign(targets)
-    assert set(assignment.boxes.unique().tolist()) == {-1, 0}
-    assert set(assignment.labels.unique().tolist()) == {BACKGROUND, 2}
-    assert count_unassigned(assignment, targets) == 0
+@pytest.mark.parametrize("convention", ["continuous", "inclusive"])
+def test_an_image_with_fewer_boxes_than_another_learns_only_its_own(convention: BoxConvention) -> None:
+    targets = one_image([0, 0, 80, 80], labels=[2]) + one_image([0, 0, 80, 80], [8, 8, 30, 30], [0, 0, 16, 16])
+    assignment = ONE.assign(targets, convention=convention)
+    assert set(assignment.boxes[0].unique().tolist()) == {-1, 0}
+    assert set(assignment.labels[0].unique().tolist()) == {BACKGROUND, 2}
+    assert set(assignment.boxes[1].unique().tolist()) == {-1, 0, 1, 2}
+    assert assignment.num_unassigned == 0
 
 
-def test_more_padding_changes_nothing() -> None:
-    image = random_targets(5, ONE.size, whole=False)
-    alone, padded = Targets.pad(*([part] for part in image)), Targets.pad(*([p, p[:0]] for p in image))
-    padded = Targets(*(torch.cat([t[:1], t[1:]], dim=1) for t in padded))
-    assert torch.equal(ONE.assign(alone).labels[0], ONE.assign(padded).labels[0])
+@pytest.mark.parametrize("more", [0, 5, 9])
+def test_other_images_of_the_batch_change_nothing(more: int) -> None:
+    image, other = (random_targets(count, ONE.size, whole=False) for count in (5, more))
+    alone, together = objects_of(*([part] for part in image)), objects_of(*zip(image, other, strict=True))
+    assert torch.equal(ONE.assign(alone).labels[0], ONE.assign(together).labels[0])
 
 
 # ----------------------------------------------------------------------------------------------- unassigned boxes
@@ -288,22 +290,22 @@ def test_more_padding_changes_nothing() -> None:
 
 def test_a_one_pixel_box_between_locations_is_counted() -> None:
     targets = one_image([8, 8, 9, 9], [3.5, 3.5, 4.5, 4.5], [30, 30, 60, 60])
-    assert count_unassigned(ONE.assign(targets), targets) == 1
+    assert ONE.assign(targets).num_unassigned == 1
 
 
 def test_a_box_hidden_behind_smaller_ones_is_counted() -> None:
     targets = one_image([0, 0, 16, 16], [0, 0, 15.9, 15.9])
-    assert count_unassigned(ONE.assign(targets), targets) == 1
+    assert ONE.assign(targets).num_unassigned == 1
 
 
 def test_crowds_and_padding_are_not_counted_and_images_are_summed() -> None:
     tiny = torch.tensor([[8.0, 8.0, 9.0, 9.0]])
-    targets = Targets.pad(
+    targets = objects_of(
         [tiny.repeat(3, 1), tiny, torch.zeros(0, 4)],
         [torch.zeros(3).long(), torch.zeros(1).long(), torch.zeros(0).long()],
         [torch.tensor([True, False, False]), torch.tensor([False]), torch.zeros(0, dtype=torch.bool)],
     )
-    unassigned = count_unassigned(ONE.assign(targets), targets)
+    unassigned = ONE.assign(targets).num_unassigned
     assert unassigned.shape == ()
     assert unassigned.dtype == torch.int64
     assert unassigned == 3

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from evaluations import f1_of_classes, random_task
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from test_evaluation_coco import random_task
 
 import fcos
 from fcos.checkpoint import save_checkpoint
@@ -23,29 +20,6 @@ from fcos.evaluation.thresholds import best_threshold
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
 from fcos.training.loop import train
-
-Task = tuple[dict[str, Any], list[dict[str, Any]]]
-
-
-def f1_of_classes(task: Task, threshold: float, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
-    """F1 of what scores at least a threshold, counted from pycocotools' matches at IoU 0.5."""
-    ground_truth, detections = task
-    truth: Any = COCO()
-    truth.dataset = ground_truth
-    truth.createIndex()
-    kept = [dict(d) for d in detections if d["score"] >= threshold]
-    run = COCOeval(truth, truth.loadRes(kept) if kept else COCO(), "bbox")
-    run.params.iouThrs, run.params.areaRng, run.params.maxDets = np.array([0.5]), [[0, 1e10]], [100]
-    run.evaluate()
-    capsys.readouterr()
-    scores = {}
-    for category in ground_truth["categories"]:
-        images = [e for e in run.evalImgs if e is not None and e["category_id"] == category["id"]]
-        counted = sum(int((~e["dtIgnore"][0].astype(bool)).sum()) for e in images)
-        found = sum(int(((e["dtMatches"][0] > 0) & ~e["dtIgnore"][0].astype(bool)).sum()) for e in images)
-        objects = sum(int((1 - np.array(e["gtIgnore"])).sum()) for e in images)
-        scores[category["name"]] = 2 * found / (counted + objects) if counted + objects else 0.0
-    return scores
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -13,8 +13,9 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
+from fcos.config.backbones import TimmConfig
 from fcos.errors import ConfigError, WeightsError
-from fcos.models import backbones, build_model
+from fcos.models import build_model
 from fcos.models.backbones import build_backbone
 from fcos.models.backbones.timm_features import Timm
 from fcos.recipes import load_config
@@ -24,8 +25,8 @@ NETS = ["test_resnet", "test_efficientnet", "convnext_atto"]  # flat, with block
 
 
 def build(name: str, *, weights: str | None = None, norm: str = "bn", frozen_stages: int = 0) -> Timm:
-    options: dict[str, Any] = {"weights": weights, "norm": norm, "frozen_stages": frozen_stages}
-    backbone = build_backbone(f"timm/{name}", options)
+    options = {"name": f"timm/{name}", "weights": weights, "norm": norm, "frozen_stages": frozen_stages}
+    backbone = build_backbone(TimmConfig.model_validate(options))
     assert isinstance(backbone, Timm)
     return backbone
 
@@ -125,8 +126,18 @@ class NotFound(HfHubHTTPError):
 
 
 @pytest.fixture
-def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A hub that answers, though without the file, and networks whose weights break off; the names that were tried."""
+def hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that answers, though without the file."""
+
+    def not_found(*_: Any, **__: Any) -> None:
+        raise NotFound("404")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", not_found)
+
+
+@pytest.fixture
+def downloads(hub: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Networks whose weights break off; the names that were tried."""
     create, tried = timm.create_model, []
 
     def broken_off(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
@@ -135,11 +146,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         tried.append(name)
         raise OSError("broken off.\nand more")
 
-    def not_found(*_: Any, **__: Any) -> None:
-        raise NotFound("404")
-
     monkeypatch.setattr(timm, "create_model", broken_off)
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", not_found)
     return tried
 
 
@@ -163,6 +170,18 @@ def test_a_hub_that_cannot_be_reached_is_not_tried_for_long(
     assert downloads == (["test_resnet"] if cached else [])
 
 
+@pytest.fixture
+def random_weights(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that have random weights where pretrained ones are asked for."""
+    create = timm.create_model
+
+    def create_random(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_random)
+
+
+@pytest.mark.usefixtures("random_weights")
 @pytest.mark.parametrize(
     ("mean", "told"),
     [
@@ -178,9 +197,8 @@ def test_a_hub_that_cannot_be_reached_is_not_tried_for_long(
     ],
 )
 def test_pixel_statistics_of_the_weights_are_told_when_the_config_has_others(
-    mean: list[float], told: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mean: list[float], told: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(backbones.timm_features, "_pretrained", backbones.timm_features._create)
     overrides = [f"model.pixel_mean={mean}", "model.pixel_std=[127.5, 127.5, 127.5]", "model.fpn.channels=32"]
     config = load_config(None, ["model.backbone.name=timm/test_resnet", *overrides]).model
     build_model(config, num_classes=1)

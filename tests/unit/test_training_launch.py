@@ -1,9 +1,8 @@
-"""How many processes `train.devices` starts, and what it is refused for before anything starts."""
+"""The number of processes that `train.devices` starts, and mistakes that are told before anything starts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -53,6 +52,19 @@ def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch, device: str,
         processes_to_start(config(3, device))
 
 
+def fail(monkeypatch: pytest.MonkeyPatch, exit_codes: dict[int, int]) -> None:
+    """Let processes end with these exit codes instead of training."""
+    failures = {
+        rank: ProcessFailure(local_rank=rank, pid=7, exitcode=code, error_file="none")
+        for rank, code in exit_codes.items()
+    }
+
+    def end(*_: object) -> None:
+        raise ChildFailedError("fcos", failures)
+
+    monkeypatch.setattr(launch, "elastic_launch", lambda *_: end)
+
+
 @pytest.mark.parametrize(
     ("exit_codes", "text", "told"),
     [
@@ -67,25 +79,22 @@ def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch, device: str,
         ({0: -15, 1: -15}, "process 0 was ended by SIGTERM", False),
     ],
 )
-def test_the_process_that_is_the_cause_is_named(exit_codes: dict[int, int], text: str, told: bool) -> None:
-    failures: dict[int, Any] = {
-        rank: ProcessFailure(local_rank=rank, pid=7, exitcode=code, error_file="none")
-        for rank, code in exit_codes.items()
-    }
-    error = launch._explained(failures, Path("runs/a"))
-    assert text in str(error)
-    assert str(error).endswith("continue with: fcos train runs/a/config.yaml train.resume=true")
-    assert error.told == told
+def test_the_process_that_is_the_cause_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exit_codes: dict[int, int], text: str, told: bool
+) -> None:
+    fail(monkeypatch, exit_codes)
+    with pytest.raises(TrainingError) as caught:
+        launch.launch(config(2).model_copy(update={"output_dir": tmp_path / "a"}), "a", 2)
+    assert text in str(caught.value)
+    assert str(caught.value).endswith(f"continue with: fcos train {tmp_path / 'a/config.yaml'} train.resume=true")
+    assert caught.value.told == told
 
 
 @pytest.mark.parametrize("mine", [None, Path("mine")])
 def test_a_mistake_leaves_the_folders_that_were_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mine: Path | None
 ) -> None:
-    def fail(*_: object) -> None:
-        raise ChildFailedError("fcos", {0: ProcessFailure(local_rank=0, pid=7, exitcode=2, error_file="none")})
-
-    monkeypatch.setattr(launch, "elastic_launch", lambda *_: fail)
+    fail(monkeypatch, {0: 2})
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     Path("runs").mkdir()

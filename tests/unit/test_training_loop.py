@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import build_fcos
+from hooks import at_call, before_forward
 from tiny_data import CLASSES, coco_tree, write_coco
 
 from fcos.config import Config
 from fcos.evaluation.evaluate import Evaluation
 from fcos.interop.checkpoints import load_checkpoint
-from fcos.models import fcos as fcos_module
+from fcos.models.fcos import FCOS
 from fcos.recipes import load_config
 from fcos.training import loop
 from fcos.training.loop import train
@@ -63,29 +65,27 @@ def test_a_run_leaves_everything_in_its_folder(configure: Callable[..., Config],
     assert load_config(run / "config.yaml").to_dict() == best.config
 
 
-@pytest.mark.parametrize("options", [{"ema": 0.9}, {"optimizer": "adamw", "schedule": "cosine", "clip_norm": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema": 0.9},
+        {"optimizer": "adamw", "schedule": "cosine", "clip_norm": 1.0},
+        {"model": {"backbone": {"name": "own_backbone:Drops"}}},  # draws random numbers
+    ],
+)
 def test_a_continued_run_equals_an_uninterrupted_one(
     configure: Callable[..., Config],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: dict[str, Any],
 ) -> None:
     whole = configure(iterations=5, **options)
     train(whole.model_copy(update={"output_dir": tmp_path / "whole"}))
 
-    calls = 0
+    def interrupt(_: FCOS) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
 
-    def interrupted_loss(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(*args, **kwargs)
-
-    original = fcos_module.fcos_loss
-    monkeypatch.setattr(fcos_module, "fcos_loss", interrupted_loss)
-    with pytest.raises(KeyboardInterrupt):
+    with before_forward(FCOS, at_call(3, interrupt)), pytest.raises(KeyboardInterrupt):
         train(whole)
     assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 3
     assert f"continue with: fcos train {tmp_path}/run/config.yaml train.resume=true" in capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_without_val_the_last_weights_are_the_best(
 def test_the_first_step_obeys_rate_and_clipping(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(iterations=1, lr=0.5, clip_norm=0.01, weight_decay=0.0, bias_lr_factor=1.0, ema=None)
     torch.manual_seed(0)
-    start = {n: p.detach().clone() for n, p in loop.build_model(config.model, num_classes=2).named_parameters()}
+    start = {n: p.detach().clone() for n, p in build_fcos(config.model, num_classes=2).named_parameters()}
     train(config)
     end = load_checkpoint(tmp_path / "run/weights/last.pt").model
     change = torch.stack([(end[name] - before).norm() for name, before in start.items()]).norm()
@@ -191,16 +191,12 @@ def test_a_time_budget_holds_for_the_whole_run(
         pass_time(5.0)
         return load(*args, **kwargs)
 
-    def slow_loss(*args: Any, **kwargs: Any) -> Any:
-        pass_time(1.0)
-        return loss(*args, **kwargs)
-
-    load, loss = loop.load_annotations, fcos_module.fcos_loss
+    load = loop.load_annotations
     monkeypatch.setattr(loop, "load_annotations", slow_data)
-    monkeypatch.setattr(fcos_module, "fcos_loss", slow_loss)
     fake_evaluate(monkeypatch, [0.1] * 3, then=lambda: pass_time(8.0))
     config = configure(max_minutes=1.0, schedule="cosine", eval_every=0.5)
-    train(config, clock=lambda: now)
+    with before_forward(FCOS, lambda _: pass_time(1.0)):
+        train(config, clock=lambda: now)
 
     assert 60 - 8 * 0.15 - 2 - 1 < now <= 60  # safety, margin, less than a step
     training = rows(tmp_path / "run", "train")

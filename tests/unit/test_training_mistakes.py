@@ -1,4 +1,4 @@
-"""What a training is refused for, and which run is continued."""
+"""Mistakes for which a training is refused, and the choice of the run to continue."""
 
 from __future__ import annotations
 

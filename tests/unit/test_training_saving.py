@@ -1,17 +1,21 @@
-"""What a run does when it cannot save, and from what it continues."""
+"""Runs that cannot save, and the checkpoints from which runs continue."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import errno
 import itertools
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detectors import build_fcos
+from tiny_data import coco_tree, write_coco
 
 from fcos import cli
 from fcos.config import Config
@@ -20,8 +24,8 @@ from fcos.errors import TrainingError, WeightsError
 from fcos.evaluation.evaluate import Evaluation
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
-from fcos.training import loop
-from fcos.training import saving
+from fcos.models.fcos import FCOS
+from fcos.training import loop, saving
 from fcos.training.folder import BEST, load_last
 from fcos.training.loop import train
 from fcos.training.run import Run
@@ -102,6 +106,36 @@ def test_a_checkpoint_of_an_older_version_is_continued_from(configure: Callable[
     torch.save(content, last)
     train(resume(configure(iterations=2)))
     assert load_checkpoint(last).iteration == 2
+
+
+def test_counts_of_an_older_version_go_on(configure: Callable[..., Config], data: Path) -> None:
+    """It counted only the boxes that no location learns, in the state and in the steps without a row."""
+    tree = coco_tree()
+    tree["annotations"][0]["bbox"] = [5.0, 5.0, 1.0, 1.0]
+    write_coco(data, tree)
+    run = train(configure(iterations=4, log_every=6)).run
+    again = shutil.copytree(run, run.with_name("again"))
+    content = torch.load(again / "weights/last.pt", weights_only=True)
+    training = content["training"]
+    training["state"]["unassigned"] = training["state"].pop("stats")["unassigned"]
+    training["steps"] = [
+        (progress, (*learned[:3], learned[3]["unassigned"], *learned[4:]), *step)
+        for progress, learned, *step in training["steps"]
+    ]
+    assert (training["state"]["unassigned"], len(training["steps"])) != (0, 0)
+    torch.save(content, again / "weights/last.pt")
+    for folder in (run, again):
+        train(resume(configure(iterations=6, log_every=6)).model_copy(update={"output_dir": folder}))
+    files = [load_checkpoint(folder / "weights/last.pt").training for folder in (run, again)]
+    states = [file["state"] for file in files if file is not None]
+    assert states[0]["stats"] == states[1]["stats"]
+    shares = []
+    for folder in (run, again):
+        with (folder / "metrics.csv").open(newline="") as file:
+            shares += [row["unassigned_share"] for row in csv.DictReader(file) if row["split"] == "train"]
+    assert len(shares) == 2
+    assert shares[0] == shares[1]
+    assert float(shares[0]) > 0
 
 
 @pytest.mark.parametrize("files", ["last", "best"])
@@ -208,3 +242,30 @@ def test_parameters_keep_their_momentum_when_their_groups_change(configure: Call
     for i, values in saved.items():
         assert torch.equal(run.optimizer.state[parameters[names[i]]]["momentum_buffer"], values["momentum_buffer"])
     assert parameters["head.cls_tower.0.weight"].shape == parameters["head.box_tower.0.weight"].shape
+
+
+class OnGPU(FCOS):
+    """Says that it is on a GPU, on machines without one, too."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda")
+
+
+def test_a_gpu_continues_with_its_random_numbers(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.tensor([1, 2, 3], dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: generator)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, _: generator.copy_(state))
+    config = configure()
+    model, data = build_fcos(config.model, num_classes=2), load_annotations(config.data, "train")
+    model.__class__ = OnGPU
+    assert data is not None
+    assert config.output_dir is not None
+    (config.output_dir / "weights").mkdir(parents=True)
+    run = Run(config.output_dir, config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
+    run.save_last()
+    generator.zero_()
+    run.restore(load_checkpoint(config.output_dir / "weights/last.pt"))
+    assert generator.tolist() == [1, 2, 3]

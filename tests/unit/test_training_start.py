@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from detectors import CATEGORY_IDS, NAMES, build_fcos, tiny_config, tiny_model
 
 from fcos.checkpoint import Checkpoint, Project, save_checkpoint
 from fcos.config import Config
 from fcos.errors import WeightsError
 from fcos.interop.checkpoints import load_checkpoint
-from fcos.models import FCOS, build_model
+from fcos.models.fcos import FCOS
 from fcos.training.start import start_from
 
 
@@ -33,7 +33,7 @@ def start(path: Path, names: tuple[str, ...]) -> tuple[FCOS, FCOS, FCOS, str]:
     config = tiny_config()
     old = tiny_model(config)
     save(path, old, config)
-    fresh = build_model(config.model, num_classes=len(names), pretrained=False)
+    fresh = build_fcos(config.model, num_classes=len(names), pretrained=False)
     new = copy.deepcopy(fresh)
     return old, fresh, new, start_from(new, load_checkpoint(path), config.model, names, where="a.pt")
 
@@ -56,7 +56,7 @@ def test_start_from_counts_no_tensors_that_are_left_out(tmp_path: Path) -> None:
 
 def test_start_from_names_all_that_makes_our_network_the_originals() -> None:
     config = tiny_config(backbone={"name": "resnet50", "weights": None})
-    model = build_model(config.model, num_classes=1, pretrained=False)
+    model = build_fcos(config.model, num_classes=1, pretrained=False)
     weights = Checkpoint(model.state_dict(), {"model": {}}, ("cat",), (1,), project="fcos_core")
     summary = start_from(model, weights, config.model, ["cat"], where="a.pth")
     told = summary.partition("; they were trained with ")[2]
@@ -99,15 +99,15 @@ def test_start_from_other_classes_leaves_the_class_head_fresh(tmp_path: Path) ->
 def test_start_from_a_class_head_of_another_width_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.pt", tiny_model(tiny_config()), Config())
     config = tiny_config(fpn={"channels": 32})
-    new = build_model(config.model, num_classes=2, pretrained=False)
+    new = build_fcos(config.model, num_classes=2, pretrained=False)
     with pytest.raises(WeightsError, match=r"of another shape: .*fpn"):
         start_from(new, load_checkpoint(tmp_path / "a.pt"), config.model, ("cat", "cow"), where="a.pt")
 
 
 def told_structure(section: dict[str, Any], project: Project = "fcos", **here: Any) -> str:
-    """What is told to do about weights of a detector with this section `model`, which do not fit."""
+    """The advice on weights of a detector with this section `model`, which do not fit."""
     config = tiny_config(**here)
-    model = build_model(config.model, num_classes=3, pretrained=False)
+    model = build_fcos(config.model, num_classes=3, pretrained=False)
     weights = Checkpoint({}, {"model": section}, NAMES, CATEGORY_IDS, project=project)
     with pytest.raises(WeightsError) as caught:
         start_from(model, weights, config.model, NAMES, where="a.pt")
@@ -157,11 +157,11 @@ def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path
     config = tiny_config()
     save(tmp_path / "a.pt", tiny_model(config), config)
     nameless = replace(load_checkpoint(tmp_path / "a.pt"), class_names=())
-    new = build_model(config.model, num_classes=3, pretrained=False)
+    new = build_fcos(config.model, num_classes=3, pretrained=False)
     start_from(new, nameless, config.model, ["a", "b", "c"], where="a.pt")
     assert same(new.state_dict(), nameless.model)
     summary = start_from(
-        build_model(config.model, num_classes=2, pretrained=False), nameless, config.model, ["a", "b"], where="a.pt"
+        build_fcos(config.model, num_classes=2, pretrained=False), nameless, config.model, ["a", "b"], where="a.pt"
     )
     assert "the classes differ: 3 without names there, a, b here" in summary
 
@@ -169,7 +169,7 @@ def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path
 def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: Path) -> None:
     config = tiny_config(head={"num_convs": 1, "level_scales": False}, location="corner")
     save(tmp_path / "a.pt", tiny_model(config), config)
-    new = build_model(tiny_config().model, num_classes=3, pretrained=False)
+    new = build_fcos(tiny_config().model, num_classes=3, pretrained=False)
     summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), tiny_config().model, NAMES, where="a.pt")
     assert [scale.item() for scale in new.head.scales] == [1.0] * 5
     first, scales = summary.splitlines()
@@ -182,7 +182,7 @@ def test_start_from_names_every_option_that_gives_the_tensors_another_meaning(tm
     config = tiny_config(head={"num_convs": 1, "regression": "relu_stride"}, pixel_mean=[1.5, 2.0, 3.0])
     save(tmp_path / "a.pt", tiny_model(config), config)
     here = tiny_config(head={"num_convs": 1, "centerness_on": "box"})
-    new = build_model(here.model, num_classes=3, pretrained=False)
+    new = build_fcos(here.model, num_classes=3, pretrained=False)
     summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), here.model, NAMES, where="a.pt")
     told = summary.partition("; they were trained with ")[2]
     assert set(told.removesuffix(", which fits them better").split()) == {

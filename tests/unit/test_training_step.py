@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from detectors import build_fcos
+from ground_truth import objects_of
+from hooks import before_forward
 from tiny_data import coco_tree, write_coco
 from torch import nn
 
@@ -17,8 +20,8 @@ from fcos.config import Config, TrainConfig
 from fcos.errors import ConfigError, TrainingError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
-from fcos.models import fcos as fcos_module
-from fcos.structures import Losses, Targets
+from fcos.models.fcos import FCOSHead
+from fcos.structures import Losses, Objects
 from fcos.training import step
 from fcos.training.loop import train
 from fcos.training.optim import build_optimizer, freeze_parameters, parameter_settings
@@ -57,10 +60,10 @@ def test_a_switch_does_not_change_the_losses(
     assert found == pytest.approx(expected, rel=tolerance, abs=0)
 
 
-def images_and_targets(count: int) -> tuple[torch.Tensor, torch.Tensor, Targets]:
+def images_and_targets(count: int) -> tuple[torch.Tensor, torch.Tensor, list[Objects]]:
     images = torch.randint(0, 256, (count, 3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     boxes = [torch.tensor([[4.0, 6, 40 + 3 * i, 50], [30, 10, 90, 20 + 4 * i]])[: i % 3] for i in range(count)]
-    return images, torch.tensor([[64, 96]] * count), Targets.pad(boxes, [torch.arange(len(b)) for b in boxes])
+    return images, torch.tensor([[64, 96]] * count), objects_of(boxes, [torch.arange(len(b)) for b in boxes])
 
 
 def total(losses: Losses) -> torch.Tensor:
@@ -75,22 +78,23 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_losses_and_gradients_of_micro_batches_add_up_to_those_of_the_batch(
     configure: Callable[..., Config], sizes: tuple[int, ...]
 ) -> None:
-    model = build_model(configure(model=FROZEN_BN).model, num_classes=2).double()
+    model = build_fcos(configure(model=FROZEN_BN).model, num_classes=2).double()
     images, shapes, targets = images_and_targets(5)
     whole = model(images, shapes, targets)
     total(whole).backward()
     expected = gradients(model)
     model.zero_grad()
-    terms, unassigned, start, normalizers = dict.fromkeys(whole.terms, 0.0), 0, 0, None
+    terms, unassigned, start = dict.fromkeys(whole.terms, 0.0), 0, 0
+    normalizers = model.loss_normalizers(targets, (64, 96))
     for size in sizes:
         part = slice(start, start + size)
-        losses = model(images[part], shapes[part], targets if start == 0 else targets.of(part), normalizers)
+        losses = model(images[part], shapes[part], targets[part], normalizers)
         total(losses).backward()
         terms = {name: terms[name] + term.item() for name, term in losses.terms.items()}
-        unassigned += int(losses.unassigned)
-        start, normalizers = start + size, losses.normalizers
+        unassigned += int(losses.stats["unassigned"])
+        start += size
     assert terms == pytest.approx({name: term.item() for name, term in whole.terms.items()}, rel=1e-10)
-    assert unassigned == whole.unassigned
+    assert unassigned == whole.stats["unassigned"]
     torch.testing.assert_close(gradients(model), expected, rtol=1e-8, atol=1e-12)
 
 
@@ -202,8 +206,8 @@ def test_micro_batches_of_a_batch(
 def test_memory_of_one_process_that_takes_less(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "_fits", lambda _model, _config, size, _boxes: size)
-    monkeypatch.setattr(step, "all_gather", lambda size: [True, size <= 3])
+    others = iter([False, False, True])
+    monkeypatch.setattr(step, "all_gather", lambda fits: [fits, next(others)])
     assert micro_batches_of(configure(micro_batch="auto", batch_size=11)) == 4  # 11, 6, then 3 images at a time
 
 
@@ -252,14 +256,12 @@ def test_batch_norm_without_parameters_is_not_frozen_by_accident() -> None:
     assert [type(layer).__name__ for layer in model] == ["BatchNorm2d", "FrozenBatchNorm2d"]
 
 
-def test_full_memory(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
+def test_full_memory(configure: Callable[..., Config]) -> None:
+    def fill(_: FCOSHead) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
-    monkeypatch.setattr(fcos_module.FCOSHead, "forward", full)
-    with pytest.raises(
-        TrainingError, match=r"memory of the GPU is full \(CUDA out of .* GiB\.\); try train\.micro_batch"
-    ):
+    told = r"memory of the GPU is full \(CUDA out of .* GiB\.\); try train\.micro_batch"
+    with before_forward(FCOSHead, fill), pytest.raises(TrainingError, match=told):
         train(configure())
 
 

@@ -9,12 +9,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ConfigError
-from .backbones import BACKBONES, DEFAULT_BACKBONE
-from .schema import Config
+from .backbones import BACKBONES, DEFAULT_BACKBONE, SECTIONS
+from .schema import DEFAULT_DETECTOR, DETECTORS, Config
 from .text import parse_yaml, suggest
 
 _BACKBONE_NAME = "model.backbone.name"
-_SECTIONS = {section.__name__: section for section in BACKBONES.values()}  # pydantic's places name them
+_VARIANTS = {section.__name__: section for section in (*DETECTORS.values(), *SECTIONS)}  # pydantic's places name them
+_DEFAULT_VARIANTS = {"model": DETECTORS[DEFAULT_DETECTOR], "backbone": BACKBONES[DEFAULT_BACKBONE]}
+_NAMED = {"model": ("detector", list(DETECTORS)), "backbone": ("backbone", list(BACKBONES))}
+"""What the `name` of a section names, and its values."""
 _FIRST = (f"{_BACKBONE_NAME}=", "data=", "data.root=")
 """Overrides after which the options of another backbone or data set are gone."""
 
@@ -90,10 +93,10 @@ def _fields(location: Sequence[Any]) -> list[str]:
     """The option names that are allowed at a place in the tree."""
     section: Any = Config
     for part in location:
-        if part == "backbone":
-            section = BACKBONES[DEFAULT_BACKBONE]  # a known name may follow
-        elif part in _SECTIONS:
-            section = _SECTIONS[part]
+        if part in _DEFAULT_VARIANTS:
+            section = _DEFAULT_VARIANTS[part]  # a known variant may follow
+        elif part in _VARIANTS:
+            section = _VARIANTS[part]
         else:
             field = getattr(section, "model_fields", {}).get(part)
             section = field.annotation if field is not None else None
@@ -102,7 +105,7 @@ def _fields(location: Sequence[Any]) -> list[str]:
 
 def _explain(error: Any, names: Mapping[str, str]) -> str:
     """One line on what pydantic found wrong."""
-    place = [part for part in error["loc"] if part not in _SECTIONS]
+    place = [part for part in error["loc"] if part not in _VARIANTS]
     key = ".".join(map(str, place)) or "config"
     option = ".".join(part for part in place if isinstance(part, str))  # without the number of an item
     if option in names:
@@ -117,10 +120,9 @@ def _explain(error: Any, names: Mapping[str, str]) -> str:
         known = _fields(parents)
         return f"{key}: no such option{suggest(str(last), known)}; known here: {', '.join(known)}"
     if kind == "union_tag_invalid":
-        name, known = value["name"], list(BACKBONES)
-        text = isinstance(name, str)
-        hint = suggest(name, known) if text else ", as YAML reads it; expected text"
-        return f"{key}.name: no backbone {name!r}{hint}; known: {', '.join(known)}"
+        name, (noun, known) = value["name"], _NAMED[place[-1]]
+        hint = suggest(name, known) if isinstance(name, str) else ", as YAML reads it; expected text"
+        return f"{key}.name: no {noun} {name!r}{hint}; known: {', '.join(known)}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{key}: should be a section with options ({', '.join(_fields(error['loc']))}), found {value!r}"
     if kind in ("string_type", "path_type") and isinstance(value, int | float | date):

@@ -1,11 +1,12 @@
 """The config tree: the field is the schema, its docstring the documentation, its default the FCOS paper's recipe.
 
-`config_text.py` reads recipes and overrides into it.
+`overrides.py` checks plain data against it, `options.py` says what the options of a detector influence.
 """
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,10 +23,27 @@ from pydantic import (
     model_validator,
 )
 
-from .backbones import DEFAULT_BACKBONE, RULES, BackboneConfig, ResNetConfig
+from ..choices import (
+    BoxConvention,
+    BoxLoss,
+    ChannelOrder,
+    ExtraLevelSource,
+    Location,
+    Precision,
+    PyramidNorm,
+    Quality,
+    RankedBy,
+    Regression,
+    Score,
+    Tower,
+    TowerNorm,
+)
+from ..extensions import FUNCTION
+from .backbones import DEFAULT_BACKBONE, BackboneConfig, ResNetConfig
+from .options import RULES, OneOf, OtherProject, option
 
 
-class _Section(BaseModel):  # not the one of config_backbones: ruff knows a model only by a base in its own file
+class _Section(BaseModel):
     model_config = RULES
 
 
@@ -41,95 +59,126 @@ UserPaths = Annotated[
     BeforeValidator(lambda value: [] if value is None else value if isinstance(value, list | tuple) else [value]),
 ]
 _GROUPS = 32  # of `models.layers`' group norm
+_ROUNDED: dict[OtherProject, str] = {"fcos_core": "its config holds them, perhaps rounded"}
+_INCLUSIVE: dict[OtherProject, str] = {"fcos_core": "inclusive boxes imply it"}
 
 
 class FPNConfig(_Section):
     """Feature pyramid."""
 
-    channels: int = Field(default=256, ge=1)
+    channels: int = option(256, "shape", ge=1)
     """Of every level and of the head's towers; a multiple of 32 where one of them has group norm."""
-    extra_level_source: Literal["p5", "c5"] = "p5"
+    extra_level_source: ExtraLevelSource = option("p5", "shape", "meaning")
     """Whether the first level above the backbone's last (P6) is computed from P5 or from C5."""
-    norm: Literal["none", "gn"] = "none"
-    relu: bool = False
+    norm: PyramidNorm = option("none", "shape")
+    relu: bool = option(False, "shape")
     """ReLU after every lateral and output convolution."""
 
 
 class HeadConfig(_Section):
     """The two towers, shared by all levels."""
 
-    num_convs: int = Field(default=4, ge=0)
-    num_shared_convs: int = Field(default=0, ge=0)
+    num_convs: int = option(4, "shape", ge=0)
+    num_shared_convs: int = option(0, "shape", ge=0)
     """Convolutions before the towers, which both share (AdelaiDet)."""
-    norm: Literal["gn", "bn", "none"] = "gn"
+    norm: TowerNorm = option("gn", "shape")
     """`bn`: batch norm, for every level its own (AdelaiDet)."""
-    conv_bias: bool = True
+    conv_bias: bool = option(True, "shape")
     """The convolutions of the towers have a bias (the first configs of mmdetection: none)."""
-    deformable: bool = False
+    deformable: bool = option(False, "shape")
     """The last convolution of each tower is deformable (version 2)."""
-    centerness_on: Literal["cls", "box"] = "cls"
+    centerness_on: Tower = option("cls", "meaning")
     """Which tower the centerness is predicted from."""
-    regression: Literal["exp", "relu_stride"] = "exp"
+    regression: Regression = option("exp", "meaning")
     """Distances are exp(x) pixels, or relu(x) strides (targets and loss are then in strides, too)."""
-    level_scales: bool = True
+    level_scales: bool = option(True, "shape")
     """Multiply the x of every level by a learned factor of its own."""
-    prior_probability: float = Field(default=0.01, gt=0, lt=1)
+    prior_probability: float = option(0.01, "training", gt=0, lt=1)
 
 
-class FCOSConfig(_Section):
-    """The detector."""
+class DetectorConfig(_Section):
+    """The options that every detector has.
 
-    name: Literal["fcos"] = "fcos"
-    num_classes: int | None = Field(default=None, ge=1)
+    Attributes:
+        name: of the detector, which decides the other options.
+        default_threshold: score below which `predict` hides detections of classes that have no threshold of their own.
+    """
+
+    name: str
+    num_classes: int | None = option(None, "classes", ge=1)
     """Number of classes; null: taken from the data."""
     backbone: BackboneConfig = Field(default_factory=ResNetConfig)
-    fpn: FPNConfig = Field(default_factory=FPNConfig)
-    head: HeadConfig = Field(default_factory=HeadConfig)
-    strides: list[int] = [8, 16, 32, 64, 128]
-    """Strides of the pyramid levels; those the backbone has come from it, the others by further downsampling."""
-    location: Literal["center", "corner"] = "center"
-    """Which point of its cell a location is: the centre, or the upper left corner (torchvision)."""
-    size_ranges: list[tuple[float, float | None]] = [(-1, 64), (64, 128), (128, 256), (256, 512), (512, None)]
-    """A level learns a box whose largest distance (pixels) is in its range, both ends included; null: no upper end."""
-    center_sampling_radius: float = Field(default=0.0, ge=0)
-    """Only locations within this many strides of the box's centre are positive; 0: all inside the box."""
-    box_loss: Literal["iou", "linear_iou", "giou"] = "iou"
-    quality: Literal["centerness", "iou"] = "centerness"
-    """What the third branch learns and scores are multiplied by: the centerness of a location, which then also weights
-    its box loss, or the IoU of the box predicted there, when all box losses weigh the same (TPAMI version)."""
-    focal_alpha: float = Field(default=0.25, ge=0, le=1)
-    focal_gamma: float = Field(default=2.0, ge=0)
-    score: Literal["sqrt", "product"] = "sqrt"
-    """The score is the square root of class probability times centerness, or that product itself (mmdetection)."""
-    score_threshold: float = Field(default=0.05, ge=0, lt=1)
-    threshold_on: Literal["class", "score"] = "class"
-    """What `score_threshold` is compared with: the class probability, or the score (torchvision, detectron2)."""
-    pre_nms_top_k: int = Field(default=1000, ge=1)
-    """Candidates (location, class) kept per level and image."""
-    top_k_on: Literal["class", "score"] = "score"
-    """The best of them by class probability (mmdetection), or by score."""
-    nms_threshold: float = Field(default=0.6, le=1)
-    """Boxes of one class that overlap more are suppressed; 0 or less: no suppression."""
-    max_detections: int = 100
-    """Detections kept per image; 0 or less: all."""
-    box_convention: Literal["continuous", "inclusive"] = "continuous"
-    """`inclusive`: the original's boxes with +1 pixels in targets, areas, NMS, clipping and results; the next two
-    options are then on."""
-    detect_in_padding: bool = False
-    """Locations in the padding of a batch detect too (all other projects); results then depend on the batch."""
-    keep_empty_boxes: bool = False
-    """Keep detections without area inside the image (torchvision)."""
-    clip_after_nms: bool = False
-    """Boxes overlap as they are predicted, and are clipped to the image in the end (AdelaiDet, detectron2)."""
-    channel_order: Literal["rgb", "bgr"] = "rgb"
+    box_convention: BoxConvention = option("continuous", "meaning")
+    """`inclusive`: the original's boxes with +1 pixels in targets, areas, NMS, clipping and results; locations in the
+    padding then detect, and boxes without area stay."""
+    channel_order: ChannelOrder = option("rgb", "meaning")
     """Order in which the network sees the channels; `pixel_mean` and `pixel_std` are in the same order."""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
+    pixel_mean: tuple[float, float, float] = option((123.675, 116.28, 103.53), "meaning", free_for=_ROUNDED)
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = option(
+        (58.395, 57.12, 57.375), "meaning", free_for=_ROUNDED
+    )
 
     @field_validator("backbone", mode="before")
     @classmethod
     def _default_backbone(cls, value: Any) -> Any:
         return {"name": DEFAULT_BACKBONE, **value} if isinstance(value, dict) else value
+
+    @property
+    @abstractmethod
+    def default_threshold(self) -> float:
+        """In 0..1."""
+
+
+class FCOSConfig(DetectorConfig):
+    """FCOS."""
+
+    name: Literal["fcos"] = "fcos"
+    fpn: FPNConfig = Field(default_factory=FPNConfig)
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    strides: list[int] = option([8, 16, 32, 64, 128], "shape", "meaning")
+    """Strides of the pyramid levels; those the backbone has come from it, the others by further downsampling."""
+    location: Location = option("center", "meaning")
+    """Which point of its cell a location is: the centre, or the upper left corner (torchvision)."""
+    size_ranges: list[tuple[float, float | None]] = option(
+        [(-1, 64), (64, 128), (128, 256), (256, 512), (512, None)], "training"
+    )
+    """A level learns a box whose largest distance (pixels) is in its range, both ends included; null: no upper end."""
+    center_sampling_radius: float = option(0.0, "training", ge=0)
+    """Only locations within this many strides of the box's centre are positive; 0: all inside the box."""
+    box_loss: BoxLoss = option("iou", "training")
+    quality: Quality = option("centerness", "meaning", "training")
+    """What the third branch learns and scores are multiplied by: the centerness of a location, which then also weights
+    its box loss, or the IoU of the box predicted there, when all box losses weigh the same (TPAMI version)."""
+    focal_alpha: float = option(0.25, "training", ge=0, le=1)
+    focal_gamma: float = option(2.0, "training", ge=0)
+    score: Score = option("sqrt", "detection", "convention")
+    """The score is the square root of class probability times centerness, or that product itself (mmdetection)."""
+    score_threshold: float = option(0.05, "detection", ge=0, lt=1)
+    threshold_on: RankedBy = option("class", "detection", "convention")
+    """What `score_threshold` is compared with: the class probability, or the score (torchvision, detectron2)."""
+    pre_nms_top_k: int = option(1000, "detection", ge=1)
+    """Candidates (location, class) kept per level and image."""
+    top_k_on: RankedBy = option("score", "detection", "convention")
+    """The best of them by class probability (mmdetection), or by score."""
+    nms_threshold: float = option(0.6, "detection", le=1)
+    """Boxes of one class that overlap more are suppressed; 0 or less: no suppression."""
+    max_detections: int = option(100, "detection")
+    """Detections kept per image; 0 or less: all."""
+    detect_in_padding: bool = option(False, "detection", "convention", free_for=_INCLUSIVE)
+    """Locations in the padding of a batch detect too (all other projects); results then depend on the batch."""
+    keep_empty_boxes: bool = option(False, "detection", "convention", free_for=_INCLUSIVE)
+    """Keep detections without area inside the image (torchvision)."""
+    clip_after_nms: bool = option(False, "detection", "convention")
+    """Boxes overlap as they are predicted, and are clipped to the image in the end (AdelaiDet, detectron2)."""
+
+    @property
+    def default_threshold(self) -> float:
+        """0.5, or its square for scores without the root.
+
+        The original's thresholds of best F-measure, one for every class of COCO, lie at 0.41 to 0.67, half of them
+        below 0.5.
+        """
+        return 0.5 if self.score == "sqrt" else 0.25
 
     @model_validator(mode="after")
     def _consistent(self) -> FCOSConfig:
@@ -208,6 +257,10 @@ class DataConfig(_Section):
     exceeds its size is kept. It makes a small data set last longer; [0.5, 2] is a lot."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
     """Training: multiply brightness, contrast and saturation by random factors of 1 +- this."""
+    transforms: Annotated[str, Field(pattern=FUNCTION)] | None = None
+    """Training: your own transform, `package.module:function`, called after all others as those of
+    torchvision.transforms.v2 are: `image, target = function(image, {"boxes": ..., "labels": ...})`; see
+    docs/training.md."""
     size_divisor: int = Field(default=32, ge=1)
     """Batches are padded at the right and the bottom to a multiple of this."""
     group_by_aspect: bool = True
@@ -300,7 +353,7 @@ class TrainConfig(_Section):
     """Clip the total gradient norm to this."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Evaluate and save an exponential moving average of the weights with this decay a step; null: none."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Arithmetic of backbone and head; losses and boxes stay in float32. `float16` scales the loss as it needs."""
     compile: bool = False
     """Compile backbone, pyramid and head with torch.compile: the first steps take minutes, the others less. Needs a C++
@@ -310,14 +363,20 @@ class TrainConfig(_Section):
     times in a row stop it all the same). Either way the batch is kept in RUN/nonfinite."""
     eval_every: float | None = Field(default=None, gt=0)
     """Evaluate on val every so many iterations, or fractions of the run where below 1; null: at the end only."""
+    best_metric: str = "AP"
+    """The figure of an evaluation that decides which weights are the best, such as AP, AP50 or AR100."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop early after so many evaluations in a row without a better AP; null: never."""
+    """Stop early after so many evaluations in a row without a better `best_metric`; null: never."""
     checkpoint_every: int = Field(default=2500, ge=1)
     """Save weights/last.pt every so many iterations."""
     keep: int = Field(default=2, ge=1)
     """How many of the last checkpoints stay: last.pt, last-1.pt and so on. A run continues from an earlier one where
     the last one is damaged."""
     log_every: int = Field(default=20, ge=1)
+    """A row of numbers sums up so many iterations."""
+    loggers: list[str] = ["csv", "tensorboard"]
+    """Where the numbers go: `csv` (RUN/metrics.csv, which the report reads), `tensorboard`, `wandb` or `mlflow` (each
+    needs `pip install "fcos-vision[NAME]"`), or `package.module:function`, your own."""
     weights: str | None = None
     """Weights of a detector to start from: a path or an http(s) address (`#NAME` at its end: the name in the cache) of
     a file of ours or of another project, or `torchvision/fcos_resnet50_fpn`."""
@@ -358,10 +417,25 @@ class EvalConfig(_Section):
     """Detect on the mirrored image at `scales`, too."""
 
 
+DETECTORS: dict[str, type[DetectorConfig]] = {"fcos": FCOSConfig}
+"""The section of every detector by its `model.name`."""
+DEFAULT_DETECTOR = "fcos"
+
+
+def _choose_detector(value: Any) -> str:
+    """The class name of a detector's section; the name itself when there is none."""
+    name = value.get("name", DEFAULT_DETECTOR) if isinstance(value, dict) else getattr(value, "name", DEFAULT_DETECTOR)
+    section = DETECTORS.get(name) if isinstance(name, str) else None
+    return str(name) if section is None else section.__name__
+
+
 class Config(_Section):
     """A whole run."""
 
-    model: FCOSConfig = Field(default_factory=FCOSConfig)
+    model: Annotated[DetectorConfig, OneOf(tuple(DETECTORS.values()), _choose_detector)] = Field(
+        default_factory=FCOSConfig
+    )
+    """The detector, chosen by `name`; a config without it is one of FCOS."""
     data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)

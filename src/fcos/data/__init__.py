@@ -4,9 +4,10 @@
 """
 
 from .dataset import Annotations, DetectionDataset
+from .geometry import resize_size
 from .loader import build_test_loader, build_train_loader
 from .splits import load_annotations
-from .transforms import Transform, resize_size, train_transform
+from .transforms import Transform, train_transform
 
 __all__ = [
     "Annotations",

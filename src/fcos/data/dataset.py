@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..choices import BoxConvention
 from ..errors import DataError
-from ..structures import BoxConvention
+from ..structures import Objects
+from .geometry import to_inclusive
 from .images import open_rgb
-from .transforms import Transform, to_inclusive
-
-MIN_VISIBLE = 0.25
-"""Objects of which a smaller share is left in a zoomed image are ignored in training."""
+from .transforms import Transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,17 +142,13 @@ class Sample(NamedTuple):
 
     Attributes:
         image: uint8 [3, H, W] RGB.
-        boxes: float32 [M, 4] XYXY in pixels of `image`, in the data set's convention.
-        labels: int64 [M].
-        crowd: bool [M].
+        objects: in pixels of `image`, in the data set's box convention.
         index: position in the data set.
         more_views: the same image in further views, uint8 [3, h, w] each.
     """
 
     image: Tensor
-    boxes: Tensor
-    labels: Tensor
-    crowd: Tensor
+    objects: Objects
     index: int
     more_views: tuple[Tensor, ...] = ()
 
@@ -186,7 +181,7 @@ class DetectionDataset:
         """Read and transform one image.
 
         Raises:
-            DataError: the file cannot be read, or its size is not what it was at the start.
+            DataError: the file cannot be read, its size is not what it was at the start, or the user's transform fails.
         """
         path = self.annotations.path(index)
         image = open_rgb(path)
@@ -194,10 +189,11 @@ class DetectionDataset:
         if (image.height, image.width) != (height, width):
             raise DataError(f"{path}: is {image.width}x{image.height}, was {width}x{height} when the data was checked")
         span = self.annotations.span(index)
-        boxes = torch.from_numpy(self.annotations.boxes[span])
-        pixels, boxes, visible = self.transform(image, boxes, seed=seed)
+        columns = (self.annotations.boxes, self.annotations.labels, self.annotations.crowd)
+        objects = Objects(*(torch.from_numpy(column[span]) for column in columns))
+        try:
+            pixels, objects = self.transform(image, objects, seed=seed)
+        except DataError as error:  # the user's own transform
+            raise DataError(f"{path}: {error}") from error
         others = tuple(view(image, seed=seed).image for view in self.more_views)
-        labels, crowd = (torch.from_numpy(column[span]) for column in (self.annotations.labels, self.annotations.crowd))
-        # A sliver of an object is neither an example of it nor of background.
-        crowd, kept = crowd | (visible < MIN_VISIBLE), visible > 0
-        return Sample(pixels, boxes[kept], labels[kept], crowd[kept], index, others)
+        return Sample(pixels, objects, index, others)

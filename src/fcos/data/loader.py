@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,11 @@ from torch.utils.data import DataLoader
 
 from ..config import Config
 from ..errors import DataError
-from ..structures import Batch, Targets, View
+from ..structures import Batch, Objects, View
 from .dataset import Annotations, DetectionDataset, Sample
+from .geometry import resize_size
 from .samplers import SeededIndex, aspect_groups, seeded_batches, shard
-from .transforms import Transform, detection_views, resize_size, train_transform
+from .transforms import Transform, detection_views, train_transform
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +52,44 @@ def pad(images: Sequence[Tensor], *, size_divisor: int) -> tuple[Tensor, Tensor]
     return padded, sizes
 
 
+def pad_views(images: Sequence[Sequence[Tensor]], transforms: Sequence[Transform], *, size_divisor: int) -> list[View]:
+    """Several images in several views, each view padded to one size.
+
+    Args:
+        images: of every image its views, uint8 [3, h, w] each.
+        transforms: what made the views.
+        size_divisor: see `pad`.
+    """
+    views = zip(*images, strict=True)
+    return [
+        View(*pad(view, size_divisor=size_divisor), flipped=transform.is_mirrored)
+        for transform, view in zip(transforms, views, strict=True)
+    ]
+
+
 def collate(samples: Sequence[Sample], *, size_divisor: int) -> Batch:
     """Put samples together, see `pad`."""
     images, sizes = pad([sample.image for sample in samples], size_divisor=size_divisor)
-    targets = Targets.pad([s.boxes for s in samples], [s.labels for s in samples], [s.crowd for s in samples])
-    return Batch(images, sizes, targets, torch.tensor([sample.index for sample in samples]))
+    return Batch(images, sizes, [s.objects for s in samples], torch.tensor([sample.index for sample in samples]))
 
 
 class _Loaded(NamedTuple):
-    """What a worker sends: errors travel as text, an exception would arrive buried in the worker's traceback."""
+    """What a worker sends.
+
+    Errors travel as text: an exception would arrive buried in the worker's traceback. The ground truth of all images
+    travels as one, since every tensor takes a file descriptor on its way.
+    """
 
     batch: Batch | None
     errors: list[str]
+    objects: Objects | None = None
+    counts: tuple[int, ...] = ()
+
+    def unpacked(self) -> Batch | None:
+        """The batch with the ground truth of its images."""
+        if self.batch is None or self.objects is None:
+            return self.batch
+        return self.batch._replace(targets=self.objects.split(self.counts))
 
 
 class _Reader:
@@ -85,9 +113,11 @@ class _Reader:
             return _Loaded(None, errors)
         batch = collate(samples, size_divisor=self.size_divisor)
         if self.training:
-            return _Loaded(batch, errors)
-        views = zip(self.dataset.more_views, zip(*(sample.more_views for sample in samples), strict=True), strict=True)
-        more = [View(*pad(images, size_divisor=self.size_divisor), flipped=view.flip > 0) for view, images in views]
+            objects = Objects.concatenate([sample.objects for sample in samples])
+            counts = tuple(len(sample.objects) for sample in samples)
+            return _Loaded(batch._replace(targets=None), errors, objects, counts)
+        seen = [sample.more_views for sample in samples]
+        more = pad_views(seen, self.dataset.more_views, size_divisor=self.size_divisor)
         return _Loaded(batch._replace(targets=None, more_views=more), errors)
 
 
@@ -127,8 +157,9 @@ class Loader:
                 if error not in told:
                     logger.warning("%s; %s", error, what_now)
             told.update(loaded.errors)
-            if loaded.batch is not None:
-                yield loaded.batch
+            batch = loaded.unpacked()
+            if batch is not None:
+                yield batch
 
 
 def _unchanged(loaded: Any) -> Any:
@@ -165,7 +196,8 @@ def build_train_loader(
     """
     data, batch_size, convention = config.data, config.train.batch_size, config.model.box_convention
     assert batch_size >= world_size
-    dataset = DetectionDataset(annotations, transform=train_transform(data, convention), box_convention=convention)
+    transform = train_transform(data, convention, num_classes=len(annotations.class_names))
+    dataset = DetectionDataset(annotations, transform=transform, box_convention=convention)
     groups = aspect_groups(annotations.sizes) if data.group_by_aspect else np.zeros(len(annotations), dtype=np.int64)
 
     def batches() -> Iterator[Sequence[SeededIndex]]:
@@ -176,6 +208,28 @@ def build_train_loader(
 
     reader = _Reader(dataset, training=True, size_divisor=data.size_divisor)
     return Loader(reader, batches, workers=data.workers)
+
+
+def try_user_transform(config: Config, annotations: Annotations) -> None:
+    """Call the user's own transform, if there is one, on the first image that can be read, if possible one with boxes.
+
+    Raises:
+        ConfigError: `data.transforms` names no function.
+        DataError: it fails, or returns something else than it should.
+    """
+    convention = config.model.box_convention
+    transform = train_transform(config.data, convention, num_classes=len(annotations.class_names))
+    if transform.user is None:
+        return
+    plain = DetectionDataset(annotations, transform=replace(transform, user=None), box_convention=convention)
+    without_boxes = np.diff(plain.annotations.offsets) == 0
+    for index in np.argsort(without_boxes, kind="stable").tolist():
+        try:
+            image, objects, *_ = plain.load(index, 0)
+        except DataError:
+            continue  # training replaces it
+        transform.user(image, objects, seed=0, convention=convention)
+        return
 
 
 def build_test_loader(

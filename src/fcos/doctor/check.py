@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..config import Config, DataConfig
+from ..config import Config, DataConfig, FCOSConfig
 from ..data.dataset import Annotations
 from ..data.images import Look
 from ..data.source import Problem
@@ -25,7 +26,7 @@ from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TA
 from .duplicates import find_twins, fingerprint
 from .findings import Case, Finding, Place, Report
 from .labels import label_findings
-from .setting import Setting
+from .setting import Setting, resized_in_training
 from .statistics import class_shifts, describe
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
@@ -51,17 +52,18 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
     """
     progress = progress or (lambda _: nullcontext(None))
     locate(config.data, "train")  # no data at all is not a problem of a split
-    report, setting = Report(recipe, config.data.on_error == "skip"), Setting.of(config)
+    report = Report(recipe, config.data.on_error == "skip")
+    setting = Setting.of(config.model, config.data) if isinstance(config.model, FCOSConfig) else None
     prints: dict[Path, np.ndarray] = {}
 
     def look(path: Path, image: Image.Image) -> None:
         prints[path] = fingerprint(image)
 
     _read(config.data, report, look)
-    report.counts, report.histograms = describe(report.splits, setting)
+    report.counts, report.histograms = describe(report.splits, partial(resized_in_training, config.data))
     findings = [*_twin_findings(report.splits, prints), *_class_findings(report), *label_findings(report.splits)]
     report.covered = next((split for split, annotations in report.splits.items() if len(annotations.boxes)), "")
-    if report.covered:
+    if report.covered and setting is not None:
         annotations = report.splits[report.covered]
         with progress("asking the pyramid") as update:
             report.coverage = cover(annotations, setting, images=_covered_images(annotations), progress=update)

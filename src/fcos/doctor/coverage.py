@@ -9,8 +9,7 @@ Shape letters: B boxes of all images, M boxes of an image, L levels, R locations
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +18,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..data.dataset import Annotations
+from ..data.geometry import resize_boxes, to_inclusive
 from ..data.loader import padded_size
-from ..data.transforms import resize_boxes, to_inclusive
-from ..models.points import Assignment, assign_targets
-from ..structures import Targets
+from ..models.points import Assigner, assign_targets
+from ..structures import Objects
 from .setting import Setting
 
 LEARNED, TAKEN, NO_LEVEL, OFF_CENTER, BETWEEN, DROPPED = range(6)
@@ -186,37 +185,30 @@ def cover(
             if padded[i] != points_of:
                 points, points_of = setting.locations(padded[i]), padded[i]
             height, width = annotations.sizes[i].tolist()
-            targets = Targets(
-                resize_boxes(boxes[rows], (height, width), sizes[i])[None],
-                torch.from_numpy(annotations.labels)[rows][None],
-                torch.from_numpy(annotations.crowd)[rows][None],
+            objects = Objects(
+                resize_boxes(boxes[rows], (height, width), sizes[i]),
+                torch.from_numpy(annotations.labels)[rows],
+                torch.from_numpy(annotations.crowd)[rows],
             )
-            _count_image(tally, rows.numpy(), points, targets, setting, recall_only=recall_only)
+            _count_image(tally, rows.numpy(), points, objects, setting, recall_only=recall_only)
         if progress is not None:
             progress(done, len(images))
     return tally.coverage(setting, annotations, len(images))
 
 
 def _count_image(
-    tally: _Tally, rows: np.ndarray, points: list[Tensor], targets: Targets, setting: Setting, *, recall_only: bool
+    tally: _Tally, rows: np.ndarray, points: list[Tensor], objects: Objects, setting: Setting, *, recall_only: bool
 ) -> None:
-    """Add an image with at least one box; `rows` are the positions of its boxes [1, M] in the tally."""
+    """Add an image with at least one box; `rows` are the positions of its boxes [M] in the tally."""
     levels = len(points)
     level = torch.repeat_interleave(torch.arange(levels), torch.tensor([len(p) for p in points]))  # [R]
-    assign = partial(
-        assign_targets,
-        points,
-        strides=setting.strides,
-        size_ranges=setting.size_ranges,
-        center_sampling_radius=setting.center_sampling_radius,
-        box_convention=setting.box_convention,
-    )
-    matched = assign(targets).boxes[0]  # [R]
+    assigner = setting.assigner
+    matched = assign_targets(points, [objects], assigner).boxes[0]  # [R]
     positive = matched >= 0
     learned_on = torch.zeros(len(rows), levels, dtype=torch.bool)
     learned_on[matched[positive], level[positive]] = True
     learned = learned_on.any(dim=1)
-    boxes = targets.boxes[0]
+    boxes = objects.boxes
     extra = 1.0 if setting.box_convention == "inclusive" else 0.0
     tally.extents[rows] = (boxes[:, 2:] - boxes[:, :2] + extra).numpy()
     tally.learned_on[rows] = learned_on.numpy()
@@ -225,14 +217,14 @@ def _count_image(
     if not recall_only:
         # Only boxes that overlap others can want the same location; nobody else need be asked.
         asked = torch.nonzero(((box_iou(boxes, boxes) > 0).sum(dim=1) > 1) | ~learned).squeeze(1)
-        wishes, several, classes = _wishes(assign, _only(targets, asked), len(level))
+        wishes, several, classes = _wishes(points, objects[asked], assigner)
         wanted = learned.clone()
         wanted[asked] = wishes
         tally.ambiguous += np.bincount(level[positive & several].numpy(), minlength=levels)
         tally.ambiguous_classes += np.bincount(level[positive & classes].numpy(), minlength=levels)
         lost = torch.nonzero(~learned & ~wanted).squeeze(1)
         if len(lost):
-            near, _, _ = _wishes(partial(assign, center_sampling_radius=0.0), _only(targets, lost), len(level))
+            near, _, _ = _wishes(points, objects[lost], replace(assigner, center_sampling_radius=0.0))
             fates[lost[near]] = OFF_CENTER
             # The farthest side of a location inside is between half of the longer side and the whole of it away.
             longest = (boxes[lost, 2:] - boxes[lost, :2]).amax(dim=1).numpy()
@@ -242,24 +234,21 @@ def _count_image(
     tally.fates[rows] = fates.numpy()
 
 
-def _only(targets: Targets, boxes: Tensor) -> Targets:
-    """The targets of an image with some of its boxes."""
-    return Targets(*(column[:, boxes] for column in targets))
-
-
-def _wishes(assign: Callable[[Targets], Assignment], targets: Targets, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _wishes(points: list[Tensor], objects: Objects, assigner: Assigner) -> tuple[Tensor, Tensor, Tensor]:
     """What the boxes of an image would learn if each were alone in it.
 
     Returns:
         Which boxes [M] want a location at all; which locations [R] several boxes want; and boxes of several classes.
     """
+    count = sum(map(len, points))
     wanted, times = [], torch.zeros(count, dtype=torch.int64)
     lowest, highest = torch.full((count,), torch.iinfo(torch.int64).max), torch.full((count,), -1)
     step = max(_MOST_AT_ONCE // count, 1)
-    for start in range(0, targets.boxes.shape[1], step):
-        alone = Targets(*(column[0, start : start + step, None] for column in targets))
-        wants = assign(alone).boxes >= 0  # [m, R]
-        labels = alone.labels  # [m, 1]
+    for start in range(0, len(objects), step):
+        some = objects[start : start + step]
+        alone = [some[i : i + 1] for i in range(len(some))]
+        wants = assign_targets(points, alone, assigner).boxes >= 0  # [m, R]
+        labels = some.labels[:, None]
         wanted.append(wants.any(dim=1))
         times += wants.sum(dim=0)
         lowest = lowest.minimum(torch.where(wants, labels, lowest).amin(dim=0))

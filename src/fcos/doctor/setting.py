@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor
 
-from ..config import Config
+from ..choices import BoxConvention, Location
+from ..config import DataConfig, FCOSConfig
 from ..config.text import as_option
-from ..data.transforms import resize_size, train_transform
-from ..models.points import pyramid_locations
-from ..structures import BoxConvention
+from ..data.geometry import resize_size
+from ..data.transforms import training_sides
+from ..models.points import Assigner
 
 _WHOLE = 32  # pixels, of which enlarged sides are a multiple
+
+
+def resized_in_training(config: DataConfig, height: int, width: int) -> tuple[int, int]:
+    """An image's (height, width) at the middle one of the training sizes."""
+    return resize_size(height, width, _middle(training_sides(config)), config.max_side)
+
+
+def _middle(sides: Sequence[int]) -> int:
+    return sorted(sides)[(len(sides) - 1) // 2]
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Setting:
     strides: tuple[int, ...]
     size_ranges: tuple[tuple[float, float | None], ...]
     center_sampling_radius: float
-    location: Literal["center", "corner"]
+    location: Location
     box_convention: BoxConvention
     short_sides: tuple[int, ...] | range
     max_side: int
@@ -41,10 +51,9 @@ class Setting:
     size_divisor: int
 
     @staticmethod
-    def of(config: Config) -> Setting:
-        """That of a config. Zoom is left out."""
-        model, data = config.model, config.data
-        sides = train_transform(data).short_sides
+    def of(model: FCOSConfig, data: DataConfig) -> Setting:
+        """The setting of a config. Zoom is left out."""
+        sides = training_sides(data)
         return Setting(
             strides=tuple(model.strides),
             size_ranges=tuple(model.size_ranges),
@@ -61,7 +70,7 @@ class Setting:
     @property
     def middle_side(self) -> int:
         """The middle one of the shorter sides in training, pixels: boxes are looked at there."""
-        return sorted(self.short_sides)[(len(self.short_sides) - 1) // 2]
+        return _middle(self.short_sides)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """An image's (height, width) at the middle one of the training sizes."""
@@ -96,10 +105,14 @@ class Setting:
             test_max_side=self.test_max_side and limit(self.test_max_side, test_side or largest),
         )
 
+    @property
+    def assigner(self) -> Assigner:
+        """What training assigns boxes with."""
+        return Assigner(self.strides, self.size_ranges, self.center_sampling_radius, self.location, self.box_convention)
+
     def locations(self, size: tuple[int, int]) -> list[Tensor]:
         """The locations [R_l, 2] of every level in an image of padded (height, width)."""
-        maps = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.strides]
-        return pyramid_locations(maps, self.strides, location=self.location)
+        return self.assigner.locations(self.assigner.maps(size))
 
     @property
     def values(self) -> dict[str, object]:

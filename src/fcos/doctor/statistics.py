@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from ..data.dataset import Annotations
 from .coverage import SIZES
-from .setting import Setting
 
 SHIFT = 5.0
 """Standard errors by which the shares of a class differ between splits before it is told; boxes of one image are alike,
@@ -60,26 +59,26 @@ class Histogram(NamedTuple):
 
 
 def describe(
-    splits: Mapping[str, Annotations], setting: Setting
+    splits: Mapping[str, Annotations], resized: Callable[[int, int], tuple[int, int]]
 ) -> tuple[dict[str, SplitCounts], dict[str, list[Histogram]]]:
     """Count every split; the histograms of all splits have the same edges.
 
     Args:
         splits: split -> its annotations.
-        setting: says how images are resized in training.
+        resized: gives the (height, width) in training of an image of a height and width.
     """
     most = max((int(np.diff(annotations.offsets).max(initial=1)) for annotations in splits.values()), default=1)
     edges = np.unique(np.linspace(0, most + 1, min(most + 2, 21)).astype(int)).astype(float)
-    described = {split: _describe(annotations, setting, edges) for split, annotations in splits.items()}
+    described = {split: _describe(annotations, resized, edges) for split, annotations in splits.items()}
     return {s: counts for s, (counts, _) in described.items()}, {s: rows for s, (_, rows) in described.items()}
 
 
 def _describe(
-    annotations: Annotations, setting: Setting, number_edges: np.ndarray
+    annotations: Annotations, resized: Callable[[int, int], tuple[int, int]], number_edges: np.ndarray
 ) -> tuple[SplitCounts, list[Histogram]]:
     per_image = np.diff(annotations.offsets)
     objects = ~annotations.crowd
-    scales = [np.divide(setting.resized(*size), size) for size in annotations.sizes.tolist()]
+    scales = [np.divide(resized(*size), size) for size in annotations.sizes.tolist()]
     scale = np.array(scales).reshape(-1, 2)[annotations.image_of[objects]]  # down, across
     extents = (annotations.boxes[:, 2:] - annotations.boxes[:, :2])[objects] * scale[:, ::-1]
     areas = extents.prod(axis=1)

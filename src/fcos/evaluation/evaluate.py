@@ -13,13 +13,13 @@ import torch
 from ..config import Config
 from ..data import build_test_loader
 from ..distributed import all_gather, broadcast_buffers, rank, world_size
-from ..inference.augment import detect_in_views
+from ..inference.augment import detect_on_originals
 from .coco_metrics import coco_metrics, to_coco_results
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
     from ..data.loader import Loader
-    from ..models import FCOS
+    from ..models import DetectionModel
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: FCOS,
+    model: DetectionModel,
     annotations: Annotations,
     config: Config,
     *,
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def _detect(
-    model: FCOS,
+    model: DetectionModel,
     annotations: Annotations,
     loader: Loader,
     *,
@@ -103,12 +103,13 @@ def _detect(
     detections, done = [], 0
     with detecting(model):
         for batch in loader:
-            results = detect_in_views(model, batch.to(device).views)
-            for index, instances in zip(batch.indices.tolist(), results, strict=True):
-                height, width = annotations.sizes[index].tolist()
-                found = instances.to("cpu").resize_to((height, width)).to_continuous(model.box_convention)
+            indices = batch.indices.tolist()
+            sizes = [(height, width) for height, width in annotations.sizes[indices].tolist()]
+            clip = model.box_convention == "continuous"  # the original does not
+            results = detect_on_originals(model, batch.to(device).views, sizes, clip=clip)
+            for index, instances in zip(indices, results, strict=True):
                 image_id = int(annotations.image_ids[index])
-                detections += to_coco_results(found, image_id=image_id, category_ids=annotations.category_ids)
+                detections += to_coco_results(instances, image_id=image_id, category_ids=annotations.category_ids)
             done += len(batch.indices)
             if progress is not None:
                 progress(min(done * world_size(), len(annotations)), len(annotations))

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the same images in several views, at other sizes and mirrored, detected on together.
+"""Detection on padded images, perhaps in several views (test-time augmentation): the path of evaluation and prediction.
 
 Shape letters: V views, N images.
 """
@@ -11,14 +11,31 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.transforms import flip_boxes
+from ..data.geometry import flip_boxes
 from ..structures import Instances, View
 
 if TYPE_CHECKING:
-    from ..models import FCOS
+    from ..models import DetectionModel
 
 
-def detect_in_views(model: FCOS, views: Sequence[View]) -> list[Instances]:
+def detect_on_originals(
+    model: DetectionModel, views: Sequence[View], sizes: Sequence[tuple[int, int]], *, clip: bool = True
+) -> list[Instances]:
+    """Detections in pixels of the images before they were resized, best first: continuous boxes, on the CPU.
+
+    Args:
+        model: the detector.
+        views: see `detect_in_views`.
+        sizes: N (height, width) before resizing.
+        clip: move boxes into the image. Rounding puts them outside by a part of a pixel, and so do inclusive boxes when
+            they are enlarged, which the original does not correct in an evaluation.
+    """
+    found = zip(detect_in_views(model, views), sizes, strict=True)
+    resized = [image.to("cpu").resize_to(size).to_continuous(model.box_convention) for image, size in found]
+    return [image.clip() for image in resized] if clip else resized
+
+
+def detect_in_views(model: DetectionModel, views: Sequence[View]) -> list[Instances]:
     """Detections of every image, best first: the candidates of all its views, and then one suppression and one limit.
 
     Args:
@@ -36,7 +53,7 @@ def detect_in_views(model: FCOS, views: Sequence[View]) -> list[Instances]:
     return [model.suppress(_joined(candidates)) for candidates in zip(*found, strict=True)]
 
 
-def candidates_of(model: FCOS, view: View) -> list[Instances]:
+def candidates_of(model: DetectionModel, view: View) -> list[Instances]:
     """The candidates of every image in one view, mirrored back.
 
     Args:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -14,23 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Config
-from ..data.loader import pad, padded_size
+from ..data.loader import pad_views, same_size_batches
 from ..data.transforms import detection_views
-from ..structures import Instances, View
-from .augment import detect_in_views
+from ..structures import Instances
+from .augment import detect_on_originals
 from .inputs import Picture, to_picture
 
 if TYPE_CHECKING:
-    from ..models import FCOS
-
-DEFAULT_THRESHOLD = 0.5
-"""Of classes without one of their own. Scores are sqrt(class probability x centerness). The original's thresholds of
-best F-measure, one for every class of COCO, lie at 0.41 to 0.67, half of them below 0.5."""
-
-
-def default_threshold(score: Literal["sqrt", "product"]) -> float:
-    """The threshold of classes without one of their own, for scores with (`sqrt`) or without the root."""
-    return DEFAULT_THRESHOLD if score == "sqrt" else DEFAULT_THRESHOLD**2
+    from ..models import DetectionModel
 
 
 class Detector:
@@ -45,7 +35,7 @@ class Detector:
 
     def __init__(
         self,
-        model: FCOS,
+        model: DetectionModel,
         config: Config,
         *,
         class_names: Sequence[str] = (),
@@ -62,16 +52,15 @@ class Detector:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.pixel_mean.device
+        return self.model.device
 
     @property
     def thresholds(self) -> Tensor:
         """[K] float64, the scores below which `predict` shows nothing of a class.
 
-        Those of best F1 on val, which `fcos train` leaves in best.pt; of other classes 0.5, or 0.25 where scores have
-        no root (`model.score`).
+        Those of best F1 on val, which `fcos train` leaves in best.pt; of other classes the model's default.
         """
-        default = default_threshold(self.model.score)
+        default = self.model.default_threshold
         names = self.class_names or [""] * self.model.num_classes
         return torch.tensor([self._own_thresholds.get(name, default) for name in names], dtype=torch.float64)
 
@@ -122,24 +111,11 @@ class Detector:
 
     def _detect(self, pictures: Sequence[Image.Image]) -> list[Instances]:
         """Detections in pixels of each picture; those of one padded shape pass the model together."""
-        seen = [[transform(picture).image for transform in self._transforms] for picture in pictures]
-        groups: defaultdict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+        sizes = [(picture.height, picture.width) for picture in pictures]
         divisor = self.config.data.size_divisor
-        for i, images in enumerate(seen):
-            groups[tuple(padded_size(image.shape[1:], divisor) for image in images)].append(i)
         results: dict[int, Instances] = {}
-        for members in groups.values():
-            views = [
-                View(*pad([seen[i][k] for i in members], size_divisor=divisor), flipped=transform.flip > 0)
-                for k, transform in enumerate(self._transforms)
-            ]
-            every = detect_in_views(self.model, [view.to(self.device) for view in views])
-            results |= {i: self._finish(found, pictures[i]) for i, found in zip(members, every, strict=True)}
-        return [results[i] for i in range(len(pictures))]
-
-    def _finish(self, found: Instances, picture: Image.Image) -> Instances:
-        """To continuous boxes inside the original picture, with class names."""
-        found = found.to("cpu").resize_to((picture.height, picture.width)).to_continuous(self.model.box_convention)
-        limit = found.boxes.new_tensor([picture.width, picture.height] * 2)
-        boxes = torch.minimum(found.boxes.clamp(min=0), limit)
-        return replace(found, boxes=boxes, class_names=self.class_names)
+        for members in same_size_batches(sizes, self._transforms, divisor, len(pictures)):
+            images = [[transform(pictures[i]).image for transform in self._transforms] for i in members]
+            views = [view.to(self.device) for view in pad_views(images, self._transforms, size_divisor=divisor)]
+            results |= zip(members, detect_on_originals(self.model, views, [sizes[i] for i in members]), strict=True)
+        return [replace(results[i], class_names=self.class_names) for i in range(len(pictures))]

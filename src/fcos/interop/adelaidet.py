@@ -9,11 +9,10 @@ Names and settings are facts about that project; none of its code is used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from .architecture import Rule, model_section, renamed
+from .architecture import Converted, Rule, model_section, new_names
 from .detectron2 import BACKBONE_RULES, CONVENTIONS, HEAD_CONVENTIONS
 
 _HEAD_RULES: list[Rule] = [
@@ -36,8 +35,8 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
     return {f"{head}cls_logits.bias", f"{head}ctrness.bias"} <= state.keys()
 
 
-def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights in our names, and the config that computes what AdelaiDet does.
+def convert(state: Mapping[str, Tensor], *, where: str) -> Converted:
+    """The weights in our names, with those they had, and the config that computes what AdelaiDet does.
 
     Args:
         state: tensors in the project's names.
@@ -46,7 +45,8 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
     Raises:
         WeightsError: a backbone or neck that is not known here.
     """
-    weights = renamed(state, [*BACKBONE_RULES, *_HEAD_RULES])
+    names = new_names(state, [*BACKBONE_RULES, *_HEAD_RULES])
+    weights = {name: state[old] for name, old in names.items()}
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_UNUSED)}
     section = {**model_section(weights, where=where), **CONVENTIONS}
     name = section["backbone"]["name"]
@@ -57,4 +57,4 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
         section["pixel_std"] = (57.375, 57.12, 58.395)
     real_time = len(section["strides"]) == _REAL_TIME_LEVELS
     sides = {"short_side": [512], "max_side": 736} if real_time else {"short_side": [800], "max_side": 1333}
-    return weights, {"model": section, "data": sides}
+    return Converted(weights, names, {"model": section, "data": sides})

@@ -8,14 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..checkpoint import CLASS_HEAD
 from ..config.text import as_option
 from ..errors import WeightsError
 
+CLASS_HEAD = "head.logits."
+"""Prefix of the tensors of our FCOS with a row for every class."""
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 """A regular expression and what replaces it in a name."""
 
@@ -29,6 +30,20 @@ _RESNETS = {
 _STAGES = {"C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}
 _SIZE_ENDS = (-1, 64, 128, 256, 512)
 _MODULATED = 27  # numbers a sample group of a modulated 3x3 convolution needs; 18 without the weights
+
+
+class Converted(NamedTuple):
+    """Weights of another project in our terms.
+
+    Attributes:
+        weights: tensors by our names.
+        names: the project's name of each tensor by ours.
+        config: the sections `model` and `data` that compute the same.
+    """
+
+    weights: dict[str, Tensor]
+    names: dict[str, str]
+    config: dict[str, Any]
 
 
 def shifted(prefix: str, by: int) -> Callable[[re.Match[str]], str]:
@@ -51,11 +66,11 @@ def with_prefixes(name: str, table: Iterable[tuple[str, str]], *, back: bool = F
     return name
 
 
-def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """The tensors in our names.
+def new_names(state: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
+    """The names of another project's tensors by ours.
 
     Args:
-        state: tensors in the project's names.
+        state: names in the project's form.
         rules: applied to every name, all of them, one after the other. A deformable convolution then has its offsets
             under NAME.offset, its own tensors under NAME or NAME.conv.
     """
@@ -65,11 +80,11 @@ def renamed(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Ten
         for pattern, replacement in rules:
             names[old] = re.sub(pattern, replacement, names[old])
     deformable = {name.removesuffix(".offset.weight") for name in names.values() if name.endswith(".offset.weight")}
-    weights = {}
+    found = {}
     for old, name in names.items():
         layer, _, part = name.rpartition(".")
-        weights[f"{layer}.conv.{part}" if layer in deformable else name] = state[old]
-    return weights
+        found[f"{layer}.conv.{part}" if layer in deformable else name] = old
+    return found
 
 
 def class_rows(weights: Mapping[str, Tensor], *, where: str) -> int:

@@ -21,7 +21,7 @@ from ..models.backbones.renames import without_module
 from ..text import some
 from . import adelaidet, detectron2, mmdetection
 from . import torchvision_fcos as torchvision
-from .architecture import class_rows
+from .architecture import Converted, class_rows
 from .fcos_core import weights as fcos_core
 
 log = logging.getLogger(__name__)
@@ -81,21 +81,23 @@ def from_fcos_core(
     Raises:
         WeightsError: another number of names than of classes.
     """
-    weights, config = fcos_core.convert_state_dict(state), {"model": _FCOS_CORE_CONVENTIONS}
-    return _checkpoint(weights, config, "fcos_core", class_names=class_names, where=where)
+    names = {fcos_core.rename(name): name for name in state}
+    weights = {name: state[old] for name, old in names.items()}
+    converted = Converted(weights, names, {"model": _FCOS_CORE_CONVENTIONS})
+    return _checkpoint(converted, "fcos_core", class_names=class_names, where=where)
 
 
 def _with_conventions(
     project: Project,
-    convert: Callable[..., tuple[dict[str, Tensor], dict[str, Any]]],
+    convert: Callable[..., Converted],
     state: Mapping[str, Tensor],
     *,
     class_names: Sequence[str] | None,
     where: str,
 ) -> Checkpoint:
     """A checkpoint of a project whose config follows from the tensors, but for what is logged here."""
-    weights, config = convert(state, where=where)
-    model = config["model"]
+    converted = convert(state, where=where)
+    weights, model = converted.weights, converted.config["model"]
     taken = {"backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1"), "channel_order": model["channel_order"]}
     for key in PIXELS:
         if key in weights and weights[key].numel() == 3:
@@ -105,19 +107,18 @@ def _with_conventions(
             taken[key] = model[key]
     options = " ".join(f"model.{key}={as_option(value)}" for key, value in taken.items() if value is not None)
     log.info("%s: as in the configs of %s itself, since weights do not show it: %s", where, project, options)
-    return _checkpoint(weights, config, project, class_names=class_names, where=where)
+    return _checkpoint(converted, project, class_names=class_names, where=where)
 
 
 def _checkpoint(
-    weights: dict[str, Tensor],
-    config: dict[str, Any],
+    converted: Converted,
     project: Project,
     *,
     class_names: Sequence[str] | None,
     where: str,
 ) -> Checkpoint:
     """Weights with the classes of their head, which has no row for background."""
-    count = class_rows(weights, where=where)
+    count = class_rows(converted.weights, where=where)
     if class_names is not None and len(class_names) != count:
         raise WeightsError(f"{where}: has {count} classes, found {len(class_names)} names in data.classes")
     classes = dict(enumerate(class_names or (), 1))
@@ -125,11 +126,12 @@ def _checkpoint(
     if count == len(of_coco) and (class_names is None or tuple(class_names) == of_coco):
         classes = torchvision.COCO_CLASSES
     return Checkpoint(
-        model=weights,
-        config=config,
+        model=converted.weights,
+        config=converted.config,
         class_names=tuple(classes.values()),
         category_ids=tuple(classes) or tuple(range(1, count + 1)),
         project=project,
+        original_names=converted.names,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from ..checkpoint import Checkpoint, save_checkpoint, write
 from ..config import Config
 from ..errors import WeightsError
-from ..models import FCOS
+from ..models import DetectionModel
 from ..text import some
 from . import Form
-from .fcos_core.weights import to_fcos_core
-from .torchvision_fcos import to_torchvision
+from .fcos_core.weights import rename_back, to_fcos_core
+from .torchvision_fcos import name_back, to_torchvision
 
-_CLASS_HEAD = ("logits.weight", "logits.bias")
-"""How the names of tensors end whose rows are chosen anew, in every form that is written."""
+RENAMED: dict[Form, Callable[[str], str]] = {"fcos": str, "fcos_core": rename_back, "torchvision": name_back}
+"""The name of a tensor of ours in every form that is written."""
 
 
 def refuse_existing(out: Path) -> None:
@@ -33,7 +33,7 @@ def refuse_existing(out: Path) -> None:
         raise WeightsError(f"{out}: no such folder {out.parent}; make it first")
 
 
-def write_as(to: Form, out: Path, model: FCOS, checkpoint: Checkpoint, config: Config, *, where: str) -> str:
+def write_as(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint, config: Config, *, where: str) -> str:
     """Write a detector's weights in a project's form.
 
     Args:
@@ -76,18 +76,21 @@ def write_as(to: Form, out: Path, model: FCOS, checkpoint: Checkpoint, config: C
     else:
         written = to_torchvision(converted, where=where)
         write(out, written)
-    return report(checkpoint.original or checkpoint.model, written)
+    ours = checkpoint.project == "fcos"
+    origin = {name: name if ours else checkpoint.original_names.get(name, "") for name in checkpoint.model}
+    source = checkpoint.model if ours else checkpoint.original
+    pairs = {RENAMED[to](name): old for name, old in origin.items() if old in source}
+    return report(source, written, {new: old for new, old in pairs.items() if new in written})
 
 
-def report(source: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> str:
+def report(source: Mapping[str, Tensor], written: Mapping[str, Tensor], pairs: Mapping[str, str]) -> str:
     """What became of the tensors of a file, in a line for each of: matched, reshaped, left, new.
 
     Args:
         source: in the names of the file that was read.
-        written: in the names of the one that was written; they share their memory with those of `source`, except the
-            class head where its rows were chosen anew.
+        written: in the names of the one that was written.
+        pairs: the name in the file that was read of each tensor that was written from it.
     """
-    pairs = _pairs(source, written)
     reshaped = [
         f"{old} {list(source[old].shape)} -> {new} {list(written[new].shape)}"
         for new, old in pairs.items()
@@ -101,14 +104,3 @@ def report(source: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> str:
         f"{what}: {len(names)}: {some(names)}" for what, names in (("reshaped", reshaped), ("left", left)) if names
     ]
     return "\n".join([*lines, f"new: {len(added)}: {some(added)}"] if added else lines)
-
-
-def _pairs(source: Mapping[str, Tensor], written: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name written -> name read."""
-    read = {tensor.data_ptr(): name for name, tensor in source.items()}
-    pairs = {name: read[pointer] for name, tensor in written.items() if (pointer := tensor.data_ptr()) in read}
-    for end in _CLASS_HEAD:
-        new, old = (next((name for name in names if name.endswith(end)), None) for names in (written, source))
-        if new and old:
-            pairs[new] = old
-    return pairs

@@ -7,11 +7,10 @@ where we, as the original FCOS, truncate. Names and settings are facts about tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from .architecture import Rule, model_section, renamed, shifted
+from .architecture import Converted, Rule, model_section, new_names, shifted
 
 BACKBONE_RULES: list[Rule] = [
     (r"^backbone\.bottom_up\.(stem\.)?", "backbone."),
@@ -50,8 +49,8 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
     return {"head.cls_score.bias", "head.ctrness.bias"} <= state.keys()
 
 
-def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights in our names, and the config that computes what detectron2 does.
+def convert(state: Mapping[str, Tensor], *, where: str) -> Converted:
+    """The weights in our names, with those they had, and the config that computes what detectron2 does.
 
     Args:
         state: tensors in the project's names.
@@ -60,9 +59,10 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
     Raises:
         WeightsError: a backbone or neck that is not known here.
     """
-    weights = renamed(state, [*BACKBONE_RULES, *_HEAD_RULES])
+    names = new_names(state, [*BACKBONE_RULES, *_HEAD_RULES])
+    weights = {name: state[old] for name, old in names.items()}
     section = model_section(weights, where=where)
     section["backbone"]["stride_in_1x1"] = True
     section["head"] |= HEAD_CONVENTIONS
     section |= {**CONVENTIONS, "score_threshold": 0.2, "threshold_on": "score"}
-    return weights, {"model": section, "data": {"short_side": [800], "max_side": 1333}}
+    return Converted(weights, names, {"model": section, "data": {"short_side": [800], "max_side": 1333}})

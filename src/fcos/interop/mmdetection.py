@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .architecture import Rule, model_section, renamed, shifted
+from .architecture import Converted, Rule, model_section, new_names, shifted
 
 _TOWERS = {"cls_convs": "cls_tower", "reg_convs": "box_tower"}
 _RULES: list[Rule] = [
@@ -87,8 +87,8 @@ def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | 
     return None
 
 
-def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights in our names, and the config that computes what mmdetection does.
+def convert(state: Mapping[str, Tensor], *, where: str) -> Converted:
+    """The weights in our names, with those they had, and the config that computes what mmdetection does.
 
     Args:
         state: tensors in the project's names.
@@ -97,7 +97,8 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
     Raises:
         WeightsError: a backbone or neck that is not known here.
     """
-    weights = renamed(state, _RULES)
+    names = new_names(state, _RULES)
+    weights = {name: state[old] for name, old in names.items()}
     scales = {name: tensor for name, tensor in weights.items() if name.startswith("head.scales.")}
     weights |= {name: tensor.reshape(1) for name, tensor in scales.items() if tensor.numel() == 1}  # without axes there
     section = model_section(weights, where=where)
@@ -111,4 +112,4 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
     pixels = _PIXELS["pytorch" if pytorch else "improved" if improved else "caffe"]
     section |= zip(("channel_order", "pixel_mean", "pixel_std"), pixels, strict=True)
     section |= {"score": "product", "top_k_on": "class", "detect_in_padding": True}
-    return weights, {"model": section, "data": {"short_side": [800], "max_side": 1333}}
+    return Converted(weights, names, {"model": section, "data": {"short_side": [800], "max_side": 1333}})

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
-from ..checkpoint import CLASS_HEAD, Checkpoint
+from ..checkpoint import Checkpoint
 from ..config import FCOSConfig
-from ..config.backbones import OF_DEFORMABLE
+from ..config.options import free_options, in_effect, options_of
 from ..config.text import flat
 from ..downloads import WebFile
 from ..errors import WeightsError
-from .architecture import class_rows, require_same, with_prefixes
+from .architecture import CLASS_HEAD, class_rows, require_same, with_prefixes
 
 WEIGHTS = {
     "torchvision/fcos_resnet50_fpn": WebFile(
@@ -63,19 +63,6 @@ _OLD_PREFIXES = [
 ]
 """As torchvision wrote them before 0.13, its COCO weights among them."""
 
-FREE = {
-    "num_classes": "the rows of the class head",
-    **dict.fromkeys(OF_DEFORMABLE, "no stage is deformable there"),
-    **dict.fromkeys(("backbone.weights", "head.prior_probability"), "what training began with"),
-    **dict.fromkeys(
-        ("backbone.frozen_stages", "size_ranges", "box_loss", "quality", "focal_alpha", "focal_gamma"), "training only"
-    ),
-    **dict.fromkeys(
-        ("center_sampling_radius", "score_threshold", "pre_nms_top_k", "nms_threshold", "max_detections"),
-        "an argument there",
-    ),
-}
-"""Options of `model` that may differ from torchvision's in weights for it, and why."""
 _PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}  # 255 times torchvision's
 
 
@@ -86,12 +73,21 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 
 def from_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in torchvision's names to ours; unknown names stay. All rows of the class head stay, too."""
-    return {with_prefixes(name, [*_PREFIXES, *_OLD_PREFIXES]): tensor for name, tensor in state.items()}
+    return {_our_name(name): tensor for name, tensor in state.items()}
+
+
+def _our_name(name: str) -> str:
+    return with_prefixes(name, [*_PREFIXES, *_OLD_PREFIXES])
+
+
+def name_back(name: str) -> str:
+    """The name in torchvision's model of a tensor of ours."""
+    return with_prefixes(name, _PREFIXES, back=True)
 
 
 def to_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `from_names`."""
-    return {with_prefixes(name, _PREFIXES, back=True): tensor for name, tensor in state.items()}
+    return {name_back(name): tensor for name, tensor in state.items()}
 
 
 def model_config(*, frozen_norm: bool = True) -> dict[str, Any]:
@@ -160,6 +156,7 @@ def from_torchvision(
         class_names=tuple(classes.values()),
         category_ids=ids,
         project="torchvision",
+        original_names={_our_name(name): name for name in state},
     )
 
 
@@ -178,7 +175,9 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
     own, there = (flat(FCOSConfig.model_validate(section).model_dump()) for section in sections)
     for options in (own, there):
         options["backbone.norm"] = "gn" if options["backbone.norm"] == "gn" else "bn"  # frozen or not
-    require_same(own, there, free=FREE, where=where, project="torchvision's fcos_resnet50_fpn")
+    options = options_of(FCOSConfig)
+    own, free = in_effect(own, options), free_options(options, "torchvision")
+    require_same(own, there, free=free, where=where, project="torchvision's fcos_resnet50_fpn")
     ids = checkpoint.category_ids
     labels = ids if all(i in _LABELS_OF_COCO for i in ids) else range(1, len(ids) + 1)
     weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in _PIXELS}

@@ -1,25 +1,31 @@
-"""How to build the detector that a config describes."""
+"""The table of detectors, and how one is built from a config."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
-from ..config import FCOSConfig
+from ..config import DetectorConfig, FCOSConfig
 from ..config.text import as_option, flat
 from ..errors import ConfigError
-from .backbones import build_backbone
+from .backbones import Backbone, build_backbone
 from .backbones.pretrained import trained_with
 from .backbones.timm_features import PREFIX, pixel_statistics
-from .fcos import FCOS, FCOSHead, FCOSOutputs
+from .detector import DetectionModel, Pixels
+from .fcos import FCOS, FCOSHead
 from .fpn import FPN
+from .losses import FCOSLoss
+from .points import Assigner
+from .postprocess import Postprocess
 
-__all__ = ["FCOS", "FCOSOutputs", "build_model"]
+__all__ = ["DetectionModel", "build_model"]
 
 log = logging.getLogger(__name__)
 
 
-def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True) -> FCOS:
+def build_model(config: DetectorConfig, *, num_classes: int, pretrained: bool = True) -> DetectionModel:
     """Build the detector that a config describes.
 
     Args:
@@ -31,25 +37,15 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
         ConfigError: no such backbone, or strides that it cannot serve.
         WeightsError: backbone weights that cannot be had.
     """
-    options = config.backbone.model_dump()
-    if not pretrained and "weights" in options:
-        options["weights"] = None
-    backbone = build_backbone(options.pop("name"), options)
-    if options.get("weights"):
+    backbone = build_backbone(config.backbone, pretrained=pretrained)
+    if pretrained and config.backbone.weights:
         _compare_with_training(config)
-    levels = [name for name, stride in backbone.strides.items() if stride in config.strides]
-    if not levels or backbone.strides[levels[0]] != config.strides[0]:
-        raise ConfigError(
-            f"model.strides={config.strides}: the first level must be a map of {config.backbone.name}, which has"
-            f" strides {list(backbone.strides.values())}"
-        )
-    if levels[-1] != list(backbone.strides)[-1]:
-        if not hasattr(backbone, "end_at"):
-            raise ConfigError(
-                f"model.backbone.name={config.backbone.name}: has maps after {levels[-1]}, which model.strides="
-                f"{config.strides} do not use, and no method end_at(level) to remove them"
-            )
-        backbone.end_at(levels[-1])
+    return MODELS[config.name](config, backbone, num_classes)
+
+
+def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS:
+    """Build an FCOS on a backbone, see `build_model`."""
+    levels = _used_levels(backbone, config.strides, name=config.backbone.name)
     fpn = FPN(
         [backbone.channels[name] for name in levels],
         config.fpn.channels,
@@ -58,17 +54,50 @@ def build_model(config: FCOSConfig, *, num_classes: int, pretrained: bool = True
         norm=config.fpn.norm,
         relu=config.fpn.relu,
     )
-    head = FCOSHead(config.fpn.channels, num_classes, strides=config.strides, **config.head.model_dump())
     return FCOS(
         backbone,
         num_classes,
         fpn=fpn,
-        head=head,
-        **config.model_dump(exclude={"name", "num_classes", "backbone", "fpn", "head"}),
+        head=FCOSHead(config.fpn.channels, num_classes, strides=config.strides, **config.head.model_dump()),
+        assigner=_options(Assigner, config),
+        loss=_options(FCOSLoss, config),
+        postprocess=_options(Postprocess, config),
+        pixels=Pixels(config.channel_order, config.pixel_mean, config.pixel_std),
     )
 
 
-def _compare_with_training(config: FCOSConfig) -> None:
+MODELS: dict[str, Callable[[Any, Backbone, int], DetectionModel]] = {"fcos": build_fcos}
+"""What builds a detector, by its `model.name`; called with its section, a backbone and the number of classes."""
+
+
+def _options(kind: Callable[..., Any], config: DetectorConfig) -> Any:
+    """A dataclass of options whose fields are named like those of the config."""
+    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})  # pyright: ignore[reportArgumentType]
+
+
+def _used_levels(backbone: Backbone, strides: list[int], *, name: str) -> list[str]:
+    """The maps of a backbone that a pyramid of these strides stands on; what comes after them is removed.
+
+    Raises:
+        ConfigError: the first level is no map of the backbone, or later maps cannot be removed.
+    """
+    levels = [level for level, stride in backbone.strides.items() if stride in strides]
+    if not levels or backbone.strides[levels[0]] != strides[0]:
+        raise ConfigError(
+            f"model.strides={strides}: the first level must be a map of {name}, which has strides"
+            f" {list(backbone.strides.values())}"
+        )
+    if levels[-1] != list(backbone.strides)[-1]:
+        if not hasattr(backbone, "end_at"):
+            raise ConfigError(
+                f"model.backbone.name={name}: has maps after {levels[-1]}, which model.strides={strides} do not use,"
+                " and no method end_at(level) to remove them"
+            )
+        backbone.end_at(levels[-1])
+    return levels
+
+
+def _compare_with_training(config: DetectorConfig) -> None:
     """Say which options fit the weights of the backbone better than those of the config."""
     name, weights = config.backbone.name, config.backbone.weights or ""
     there: dict[str, Any] = dict(trained_with(name, weights))

@@ -6,12 +6,12 @@ Source: Lin et al., CVPR 2017 (arXiv:1612.03144); levels above as in Lin et al.,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..choices import ExtraLevelSource
 from .layers import conv_norm_relu
 
 
@@ -33,7 +33,7 @@ class FPN(nn.Module):
         channels: int,
         *,
         extra_levels: int = 2,
-        extra_level_source: Literal["p5", "c5"] = "p5",
+        extra_level_source: ExtraLevelSource = "p5",
         norm: str = "none",
         relu: bool = False,
     ):

@@ -5,20 +5,42 @@ Shape letters: N images, R locations over all levels, K classes, P positive loca
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..choices import BoxLoss, Quality
 from ..distributed import mean_over_processes
 from .points import IGNORED, Assignment, centerness_targets
 
 # The original clamps the probability under the logarithm at the smallest normal float32: a positive costs at most
 # alpha * 87.34.
 _LOG_MIN = float(torch.log(torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float64)))
-BoxLoss = Literal["iou", "linear_iou", "giou"]
-Quality = Literal["centerness", "iou"]
+
+
+@dataclass(frozen=True)
+class FCOSLoss:
+    """The options of the losses.
+
+    Attributes:
+        box_loss: see `iou_loss`.
+        quality: what the third branch learns at positive locations: their `centerness`, or the `iou` of the box that is
+            predicted there now with its ground truth, through which no gradient flows.
+        focal_alpha: see `focal_loss`.
+        focal_gamma: see `focal_loss`.
+    """
+
+    box_loss: BoxLoss = "iou"
+    quality: Quality = "centerness"
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """The names of the terms: classification, boxes, third branch."""
+        return "loss_cls", "loss_box", "loss_centerness" if self.quality == "centerness" else "loss_iou_quality"
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -99,11 +121,8 @@ def fcos_loss(
     ltrb: Tensor,
     centerness: Tensor,
     assignment: Assignment,
+    options: FCOSLoss,
     *,
-    box_loss: BoxLoss = "iou",
-    quality: Quality = "centerness",
-    alpha: float = 0.25,
-    gamma: float = 2.0,
     units: Tensor | None = None,
     normalizers: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -114,11 +133,7 @@ def fcos_loss(
         ltrb: [N, R, 4] predicted distances, pixels.
         centerness: [N, R] logits of the third branch, whatever it has to learn.
         assignment: what the locations have to learn.
-        box_loss: see `iou_loss`.
-        quality: what the third branch learns at positive locations: their `centerness`, or the `iou` of the box that is
-            predicted there now with its ground truth, through which no gradient flows.
-        alpha: see `focal_loss`.
-        gamma: see `focal_loss`.
+        options: kinds and parameters of the losses.
         units: [R] pixels a location's distances are divided by before the box loss (its stride); None: 1.
         normalizers: those of a larger batch that this one is a part of; None: `loss_normalizers(assignment)`.
 
@@ -135,20 +150,22 @@ def fcos_loss(
     central = centerness_targets(target_ltrb)  # [P]
     num_positives, centerness_sum = loss_normalizers(assignment) if normalizers is None else normalizers
 
+    alpha, gamma = options.focal_alpha, options.focal_gamma
     loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()
     if units is not None:
         unit = units[location, None]
         predicted_ltrb, target_ltrb = predicted_ltrb / unit, target_ltrb / unit
-    if quality == "centerness":
-        name, target_quality, weight, divisor = "loss_centerness", central, central, centerness_sum
+    if options.quality == "centerness":
+        target_quality, weight, divisor = central, central, centerness_sum
     else:
         overlap, _ = _overlap(predicted_ltrb.detach(), target_ltrb)
-        name, target_quality, weight, divisor = "loss_iou_quality", overlap, None, num_positives
+        target_quality, weight, divisor = overlap, None, num_positives
     if len(target_ltrb):
-        loss_box = iou_loss(predicted_ltrb, target_ltrb, kind=box_loss, weight=weight) / divisor
+        loss_box = iou_loss(predicted_ltrb, target_ltrb, kind=options.box_loss, weight=weight) / divisor
     else:
         loss_box = predicted_ltrb.sum()  # 0, but connected: every process has the same gradients to reduce
     loss_quality = F.binary_cross_entropy_with_logits(
         centerness[image, location], target_quality.to(centerness.dtype), reduction="sum"
     )
-    return {"loss_cls": loss_cls / num_positives, "loss_box": loss_box, name: loss_quality / num_positives}
+    terms = loss_cls / num_positives, loss_box, loss_quality / num_positives
+    return dict(zip(options.names, terms, strict=True))

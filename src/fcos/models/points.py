@@ -1,21 +1,51 @@
-"""Which location learns what: FCOS's assignment of ground truth to locations.
+"""The locations of the pyramid levels, and FCOS's assignment of ground truth to them.
 
-Shape letters: N images, L levels, R locations over all levels, M boxes of an image (padded).
+Shape letters: N images, L levels, R locations over all levels, M boxes of an image (padded to the most of a batch).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..boxes import area
-from ..structures import BoxConvention, Targets
+from ..choices import BoxConvention, Location
+from ..structures import Objects
 
 BACKGROUND = -1
 IGNORED = -2
+
+
+@dataclass(frozen=True)
+class Assigner:
+    """The options that decide which location learns which box.
+
+    Attributes:
+        strides: L strides of the pyramid levels, pixels.
+        size_ranges: L (low, high); a level learns a box if the largest of the four distances (pixels) is in its range,
+            both ends included; None: no upper end.
+        center_sampling_radius: in strides; a location must also be this close to the box's centre. 0: anywhere inside.
+        location: see `pyramid_locations`.
+        box_convention: how box areas are counted.
+    """
+
+    strides: Sequence[int] = (8, 16, 32, 64, 128)
+    size_ranges: Sequence[tuple[float, float | None]] = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, None))
+    center_sampling_radius: float = 0.0
+    location: Location = "center"
+    box_convention: BoxConvention = "continuous"
+
+    def locations(self, maps: Sequence[tuple[int, int]], *, device: torch.device | str = "cpu") -> list[Tensor]:
+        """The locations of every level, see `pyramid_locations`."""
+        return pyramid_locations(maps, self.strides, location=self.location, device=device)
+
+    def maps(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The (height, width) of every level's map of an image of the given padded (height, width)."""
+        return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.strides]
 
 
 class Assignment(NamedTuple):
@@ -25,11 +55,13 @@ class Assignment(NamedTuple):
         labels: [N, R] int64: a class 0..K-1, `BACKGROUND`, or `IGNORED` (inside a crowd box: no classification loss).
         ltrb: [N, R, 4] float32 distances in pixels from the location to the sides of its box; undefined elsewhere.
         boxes: [N, R] int64, index of the box in 0..M-1, or -1.
+        num_unassigned: 0-dim int64, boxes (crowd left out) that no location learns.
     """
 
     labels: Tensor
     ltrb: Tensor
     boxes: Tensor
+    num_unassigned: Tensor
 
 
 def locations(
@@ -56,7 +88,7 @@ def pyramid_locations(
     maps: Sequence[tuple[int, int]],
     strides: Sequence[int],
     *,
-    location: Literal["center", "corner"] = "center",
+    location: Location = "center",
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
     """The locations of every level.
@@ -94,24 +126,13 @@ def centerness_targets(ltrb: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def assign_targets(
-    points: Sequence[Tensor],
-    targets: Targets,
-    *,
-    strides: Sequence[int],
-    size_ranges: Sequence[tuple[float, float | None]],
-    center_sampling_radius: float = 0.0,
-    box_convention: BoxConvention = "continuous",
-) -> Assignment:
+def assign_targets(points: Sequence[Tensor], targets: Sequence[Objects], assigner: Assigner) -> Assignment:
     """Give every location the smallest box it lies in, among those whose size belongs to its level.
 
     Args:
         points: L tensors [R_l, 2], the (x, y) of every level's locations in pixels.
         targets: ground truth of N images in the same pixels.
-        strides: L strides in pixels.
-        size_ranges: L (low, high); the largest of the four distances must be in it, both ends included; None: no end.
-        center_sampling_radius: in strides; a location must also be this close to the box's centre. 0: anywhere inside.
-        box_convention: how box areas are counted.
+        assigner: the options.
 
     Returns:
         The assignment, levels concatenated in the order given.
@@ -120,33 +141,47 @@ def assign_targets(
     the first box. Crowd boxes teach nothing; other locations inside them are ignored.
     """
     xy = torch.cat(list(points))  # [R, 2]
-    if targets.labels.numel() == 0:  # no images, or no box in any of them
-        none = torch.full((len(targets.labels), len(xy)), BACKGROUND, device=xy.device)
-        return Assignment(none, xy.new_zeros(*none.shape, 4), none)
+    boxes, labels, crowd = _pad(targets, xy.device)
+    if labels.numel() == 0:  # no images, or no box in any of them
+        none = torch.full((len(targets), len(xy)), BACKGROUND, device=xy.device)
+        return Assignment(none, xy.new_zeros(*none.shape, 4), none, none.new_zeros(()))
     limits = xy.new_tensor(
         [
-            (low, torch.inf if high is None else high, center_sampling_radius * stride)
-            for (low, high), stride in zip(size_ranges, strides, strict=True)
+            (low, torch.inf if high is None else high, assigner.center_sampling_radius * stride)
+            for (low, high), stride in zip(assigner.size_ranges, assigner.strides, strict=True)
         ]
     )
     counts = torch.tensor([len(p) for p in points], device=xy.device)
     limits = limits.repeat_interleave(counts, dim=0, output_size=len(xy))  # [R, 3]: low, high, reach
-    labels, ltrb, matched = [], [], []
-    for boxes, box_labels, crowd in zip(*targets, strict=True):
+    rows = []
+    for image_boxes, image_labels, image_crowd in zip(boxes, labels, crowd, strict=True):
         index = _smallest_box(
             xy,
-            boxes,
-            torch.nonzero((box_labels >= 0) & ~crowd).squeeze(1),
+            image_boxes,
+            torch.nonzero((image_labels >= 0) & ~image_crowd).squeeze(1),
             limits=limits,
-            center_sampling=center_sampling_radius > 0,
-            convention=box_convention,
+            center_sampling=assigner.center_sampling_radius > 0,
+            convention=assigner.box_convention,
         )
         some = index.clamp(min=0)
-        background = torch.where(_inside(xy, boxes[crowd]), IGNORED, BACKGROUND)
-        labels.append(torch.where(index >= 0, box_labels[some], background))
-        ltrb.append(torch.cat([xy - boxes[some, :2], boxes[some, 2:] - xy], dim=1))
-        matched.append(index)
-    return Assignment(torch.stack(labels), torch.stack(ltrb), torch.stack(matched))
+        background = torch.where(_inside(xy, image_boxes[image_crowd]), IGNORED, BACKGROUND)
+        learned = torch.where(index >= 0, image_labels[some], background)
+        rows.append((learned, torch.cat([xy - image_boxes[some, :2], image_boxes[some, 2:] - xy], dim=1), index))
+    learned, ltrb, matched = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Assignment(learned, ltrb, matched, _count_unassigned(matched, (labels >= 0) & ~crowd))
+
+
+def _pad(targets: Sequence[Objects], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [N, M, 4], labels [N, M] (-1 where padded) and crowd flags [N, M] of all images."""
+    most = max((len(objects) for objects in targets), default=0)
+    boxes = torch.zeros(len(targets), most, 4, device=device)
+    labels = torch.full((len(targets), most), -1, dtype=torch.int64, device=device)
+    crowd = torch.zeros(len(targets), most, dtype=torch.bool, device=device)
+    for i, objects in enumerate(targets):
+        boxes[i, : len(objects)] = objects.boxes
+        labels[i, : len(objects)] = objects.labels
+        crowd[i, : len(objects)] = objects.is_crowd
+    return boxes, labels, crowd
 
 
 def _smallest_box(
@@ -183,8 +218,8 @@ def _inside(xy: Tensor, boxes: Tensor) -> Tensor:
     return ((xy[:, None] > boxes[:, :2]) & (xy[:, None] < boxes[:, 2:])).all(dim=-1).any(dim=1)
 
 
-def count_unassigned(assignment: Assignment, targets: Targets) -> Tensor:
-    """How many boxes (without crowd) of the batch no location learns; 0-dim int64."""
-    learned = targets.crowd.new_zeros(len(targets.crowd), 1 + targets.crowd.shape[1])
-    learned.scatter_(1, assignment.boxes + 1, True)  # the first column: no box
-    return ((targets.labels >= 0) & ~targets.crowd & ~learned[:, 1:]).sum()
+def _count_unassigned(matched: Tensor, real: Tensor) -> Tensor:
+    """How many of the `real` boxes [N, M] no location is matched [N, R] to; 0-dim int64."""
+    learned = real.new_zeros(len(real), 1 + real.shape[1])
+    learned.scatter_(1, matched + 1, True)  # the first column: no box
+    return (real & ~learned[:, 1:]).sum()

@@ -40,7 +40,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     names: dict[str, str] = {}
     if tree and all(key.isupper() for key in tree):
         from ..interop.fcos_core.config import KNOWN, config_from_yaml, split_pairs
-        from ..interop.fcos_core.keys import KEYS as names
+        from ..interop.fcos_core.mapping import KEYS as names
 
         pairs, overrides = split_pairs(overrides)
         strange = next((word for word in overrides if "=" not in word), None)

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..page import Cell, Chart, Page, Tile
 from ..text import DASH, figure, percent
-from ..training.logs import LOSSES
 from .record import Record
 
 if TYPE_CHECKING:
@@ -53,7 +52,8 @@ def add_summary(page: Page, record: Record) -> None:
 def add_history(page: Page, record: Record) -> None:
     """The curves over the iterations."""
     section = page.section("Training")
-    losses = {name.removeprefix("loss_"): record.column("train", name) for name in ("loss", *LOSSES)}
+    names = ["loss", *(name for name in record.columns if name.startswith("loss_"))]
+    losses = {name.removeprefix("loss_"): record.column("train", name) for name in names}
     losses = {"total" if name == "loss" else name: series for name, series in losses.items() if len(series[0])}
     if not losses:
         section.text("metrics.csv has no row of training yet.", style="note")

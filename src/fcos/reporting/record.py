@@ -66,6 +66,11 @@ class Record:
     environment: dict[str, str]
     remarks: list[str] = field(default_factory=list)
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns of metrics.csv."""
+        return list(self.rows[0]) if self.rows else []
+
     def column(self, split: str | None, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The iterations and values of a column of metrics.csv where it has numbers; split None: of all rows."""
         pairs = [

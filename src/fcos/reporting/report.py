@@ -9,7 +9,6 @@ from pathlib import Path
 from ..data.dataset import Annotations
 from ..errors import ConfigError
 from ..evaluation.evaluate import Evaluation
-from ..inference.predictor import default_threshold
 from ..page import Page
 from .analysis import analyse
 from .detection import add_confusion, add_curves, add_errors, add_figures, add_thresholds
@@ -57,7 +56,7 @@ def write_report(
     if record.evaluation is not None:
         add_figures(page, record.evaluation)
         if record.data.val is not None and not record.data.val.crowd.all():
-            default = default_threshold(record.config.model.score)
+            default = record.config.model.default_threshold
             analysis = analyse(record.data.val, record.evaluation, default_threshold=default)
             add_curves(page, analysis)
             add_thresholds(page, analysis, record)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..checkpoint import write
-from ..config import Config
+from ..config import Config, DataConfig, FCOSConfig
 from ..data import resize_size
 from ..distributed import all_gather, rank
 from ..errors import TrainingError
 from ..evaluation.evaluate import detecting
-from ..structures import Batch, Targets
+from ..structures import Batch, Objects
 from ..text import some
 from .folder import LAST
 from .optim import autocast
@@ -24,7 +24,6 @@ from .run import Run
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
-    from ..models import FCOSOutputs
 
 REFERENCE_RATES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
 """Learning rate and images a step of the paper, and of the small recipe: where the linear rule starts from."""
@@ -79,26 +78,25 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
             f"{len(without)} of {len(counts)} classes have no box to learn from: {some(without)};"
             " add images of them, or leave them out of the annotations"
         )
-    uncovered = _uncovered(config, data)
-    if uncovered:
-        yield (
-            f"{uncovered} of {len(data.boxes)} boxes are of a size that no level covers; give model.size_ranges without"
-            f" gaps that ends with null, now {[list(ends) for ends in config.model.size_ranges]}"
-        )
+    if isinstance(config.model, FCOSConfig):
+        ranges = config.model.size_ranges
+        uncovered = _uncovered(ranges, config.data, data)
+        if uncovered:
+            yield (
+                f"{uncovered} of {len(data.boxes)} boxes are of a size that no level covers; give model.size_ranges"
+                f" without gaps that ends with null, now {[list(ends) for ends in ranges]}"
+            )
 
 
-def _uncovered(config: Config, data: Annotations) -> int:
+def _uncovered(size_ranges: Sequence[tuple[float, float | None]], config: DataConfig, data: Annotations) -> int:
     """How many boxes, after scaling to the largest training size, have their size in no level's range."""
-    largest = config.data.largest_short_side
+    largest = config.largest_short_side
     sizes, which = np.unique(data.sizes, axis=0, return_inverse=True)
-    resized = np.array([resize_size(height, width, largest, config.data.max_side) for height, width in sizes.tolist()])
+    resized = np.array([resize_size(height, width, largest, config.max_side) for height, width in sizes.tolist()])
     scale = (resized[which] / data.sizes)[data.image_of]  # [B, 2]
     longest = ((data.boxes[:, 2:] - data.boxes[:, :2]) * scale[:, ::-1]).max(axis=1, initial=0)
     # The largest distance to a side is half the longer side in the centre, and all of it at an edge.
-    covered = [
-        (longest >= low) & (longest / 2 <= (math.inf if high is None else high))
-        for low, high in config.model.size_ranges
-    ]
+    covered = [(longest >= low) & (longest / 2 <= (math.inf if high is None else high)) for low, high in size_ranges]
     return int((~np.any(covered, axis=0) & ~data.crowd).sum())
 
 
@@ -134,7 +132,10 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
     numbers = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "norm of the gradients": norm}.items())
     unkept = [problem for problem in all_gather(_save_batch(run, batch, iteration)) if problem]
     batch_is = f"could not be kept: {unkept[0]}" if unkept else f"is kept in {run.folder / FOLDER}"
-    origins = [origin for part in all_gather(_origins(run, batch)) for origin in part]
+    assert batch.targets is not None
+    height, width = batch.images.shape[-2:]
+    normalizers = run.model.loss_normalizers(batch.targets, (height, width))  # which all processes compute together
+    origins = [origin for part in all_gather(_origins(run, batch, normalizers)) for origin in part]
     names = [name for part in all_gather(_files(run, batch)) for name in part]
     settings, kept = run.config.train, run.folder / LAST
     other = "train.precision=bfloat16 or float32, " if settings.precision == "float16" else ""
@@ -155,7 +156,7 @@ def _save_batch(run: Run, batch: Batch, iteration: int) -> str:
         "files": _files(run, batch),
         "images": batch.images.cpu(),
         "sizes": batch.sizes.cpu(),
-        **{name: tensor.cpu() for name, tensor in batch.targets._asdict().items()},
+        "objects": [(o.boxes.cpu(), o.labels.cpu(), o.is_crowd.cpu()) for o in batch.targets],
         "class_names": list(run.train_data.class_names),
     }
     try:
@@ -170,16 +171,16 @@ def _files(run: Run, batch: Batch) -> list[str]:
     return [run.train_data.file_name(i) for i in batch.indices.tolist()]
 
 
-def _origins(run: Run, batch: Batch) -> list[str]:
+def _origins(run: Run, batch: Batch, normalizers: torch.Tensor | None) -> list[str]:
     """Which images, and which of their boxes, give numbers that are not finite; else which gradients are not."""
     assert batch.targets is not None
     found: list[str] = []
+    ones = None if normalizers is None else torch.ones_like(normalizers)  # the batch's own need not be finite
     for i, file in enumerate(_files(run, batch)):
-        image = slice(i, i + 1)
+        image = batch.images[i : i + 1], batch.sizes[i : i + 1]
         with detecting(run.model), autocast(run.device, run.config.train.precision):
-            outputs = run.model(batch.images[image], batch.sizes[image])
-            if all(level.isfinite().all() for levels in outputs for level in levels):
-                found += [f"{file}: {text}" for text in _bad_boxes(run, outputs, batch.targets.of(image))]
+            if _is_finite(run.model(*image)):
+                found += [f"{file}: {text}" for text in _bad_boxes(run, image, batch.targets[i], ones)]
             else:
                 found.append(f"{file}: the network's outputs are not finite")
     if not found:
@@ -188,12 +189,28 @@ def _origins(run: Run, batch: Batch) -> list[str]:
     return found
 
 
-def _bad_boxes(run: Run, outputs: FCOSOutputs, targets: Targets) -> Iterator[str]:
-    """The boxes of an image with a loss that is not finite when it holds no other box."""
-    one = torch.ones(2, device=run.device)  # also spares a collective that the other processes do not call
-    for number in torch.nonzero(targets.labels[0] >= 0).flatten().tolist():
-        alone = Targets(*(column[:, number : number + 1] for column in targets))
-        bad = [name for name, term in run.model.losses(outputs, alone, one).terms.items() if not term.isfinite()]
+def _is_finite(outputs: Any) -> bool:
+    """Whether all tensors in the outputs of a detector are."""
+    if isinstance(outputs, torch.Tensor):
+        return bool(outputs.isfinite().all())
+    return all(map(_is_finite, outputs))
+
+
+def _bad_boxes(
+    run: Run, image: tuple[torch.Tensor, torch.Tensor], objects: Objects, normalizers: torch.Tensor | None
+) -> Iterator[str]:
+    """The boxes of an image with a loss that is not finite when it holds no other box.
+
+    Args:
+        run: whose model is used.
+        image: [1, 3, H, W] and its size [1, 2].
+        objects: of the image.
+        normalizers: see `DetectionModel.forward`.
+    """
+    for number in range(len(objects)):
+        alone = objects[number : number + 1]
+        terms = run.model(*image, [alone], normalizers).terms
+        bad = [name for name, term in terms.items() if not term.isfinite()]
         if bad:
             corners = ", ".join(f"{value:.6g}" for value in alone.boxes.flatten().tolist())
             yield f"{' and '.join(bad)} of {run.train_data.class_names[int(alone.labels)]} [{corners}]"

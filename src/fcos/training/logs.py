@@ -1,15 +1,12 @@
-"""What a run tells: metrics.csv, TensorBoard, and the terminal."""
+"""The log of a run: rows of numbers to its loggers, progress on the terminal."""
 
 from __future__ import annotations
 
-import csv
-import os
-import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -17,31 +14,12 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..config import Config
 from ..distributed import rank
-from ..evaluation.coco_metrics import METRICS
 from .folder import names_folder
+from .loggers import Logger, RunStart, build_loggers
 
-LOSSES = ("loss_cls", "loss_box", "loss_centerness", "loss_iou_quality")
-COLUMNS = (
-    "iteration",
-    "epoch",
-    "minutes",  # since the start of the run, pauses left out
-    "split",  # train or val
-    "loss",
-    *LOSSES,
-    "lr",  # of weights; that of biases is bias_lr_factor times as much
-    "images_per_second",
-    "data_share",  # of the time, spent waiting for the loader
-    "unassigned_share",  # of the boxes, learned by no location
-    "grad_norm",  # of the row's last step, before clipping
-    "memory_mb",  # the most so far, CUDA only
-    *METRICS,
-)
 PLAIN_SECONDS = 5.0
 """Where the output is no terminal, lines come no faster than this."""
 
@@ -62,7 +40,7 @@ class Learned(NamedTuple):
         losses: the loss terms.
         grad_norm: of the gradients, before clipping.
         boxes: in the batch.
-        unassigned: boxes of them that no location learns.
+        stats: counts of boxes, see `Losses.stats`.
         stop: one of the processes was asked to stop.
         skipped: why the weights were left as they are; empty when they have learned.
     """
@@ -70,7 +48,7 @@ class Learned(NamedTuple):
     losses: dict[str, float]
     grad_norm: float
     boxes: int
-    unassigned: int
+    stats: dict[str, int]
     stop: bool
     skipped: str = ""
 
@@ -125,14 +103,13 @@ class RunLog:
         display.add_row(self._bar)
         display.add_row(self._status)
         self._live = Live(display, console=self._console, transient=True, refresh_per_second=4)
-        self._table = folder / "metrics.csv"
-        self._told = False  # that a file cannot be written
+        self._folder = folder
+        self._loggers: dict[str, Logger] = {}
+        self._warned = False  # of a file that cannot be written
         if self.enabled:
-            summed_up = iteration - len(self._steps)
+            start = RunStart(folder, config, iteration, iteration - len(self._steps), evaluations)
             with names_folder(folder):
-                self._file = _open_rows(self._table, {"train": summed_up, "val": iteration}, evaluations)
-                self._rows = csv.DictWriter(self._file, COLUMNS, restval="")
-                self._board = _Board(folder, iteration)
+                self._loggers = build_loggers(start)
 
     def __enter__(self) -> RunLog:
         if self.enabled and self._console.is_terminal:
@@ -143,9 +120,8 @@ class RunLog:
         if self.enabled:
             self.sum_up()
             self._live.stop()
-            for file in (self._board, self._file):
-                with self._full_disk_told():
-                    file.close()
+            for name, logger in list(self._loggers.items()):
+                self._call(name, logger.close)
 
     def message(self, text: str) -> None:
         """Print a line, above the progress bar if there is one."""
@@ -180,7 +156,7 @@ class RunLog:
             "lr": steps[-1].lr,
             "images_per_second": len(steps) * self._batch_size / seconds,
             "data_share": sum(step.waited for step in steps) / seconds,
-            "unassigned_share": sum(s.unassigned for s in learned) / max(sum(s.boxes for s in learned), 1),
+            **_shares(learned),
             "grad_norm": learned[-1].grad_norm,
         }
         if torch.cuda.is_available():
@@ -203,29 +179,33 @@ class RunLog:
 
     def _write(self, split: str, progress: TrainingProgress, row: Mapping[str, float]) -> None:
         values = {"epoch": progress.epoch, "minutes": progress.minutes, **row}
-        texts = {name: f"{value:.6g}" for name, value in values.items()}
-        with self._full_disk_told():
-            self._rows.writerow({"iteration": progress.iteration, "split": split, **texts})
-            self._file.flush()
-        with self._full_disk_told():
-            self._board.add(progress.iteration, {f"{split}/{name}": value for name, value in row.items()})
+        named = {f"{split}/{name}": value for name, value in values.items()}
+        for name, logger in list(self._loggers.items()):
+            self._call(name, lambda logger=logger: logger.log(progress.iteration, named))
 
-    @contextmanager
-    def _full_disk_told(self) -> Iterator[None]:
-        """A full disk ends no training: what was not written is written with the next row, if there is room then."""
+    def _call(self, name: str, function: Callable[[], None]) -> None:
+        """Call a logger, whose failure does not end a training.
+
+        After a full disk it writes the values with the next ones; any other error is its last.
+        """
         try:
-            yield
+            function()
         except OSError as error:
-            if not self._told:
-                self._told = True
-                self.message(f"warning: {self._table}: not saved: {error}; make room")
+            if not self._warned:
+                self._warned = True
+                self.message(f"warning: {self._folder}: {name}: not saved: {error}; make room")
+        except Exception as error:
+            logger = self._loggers.pop(name)
+            with suppress(Exception):  # the same once more
+                logger.close()
+            self.message(f"warning: the logger {name} failed and gets no more values: {type(error).__name__}: {error}")
 
     def _show(self, progress: TrainingProgress, row: Mapping[str, float]) -> None:
         now = time.monotonic()
         began, first = self._began or (now, progress.fraction)
         done = progress.fraction - first
         eta = _duration((now - began) * (1 - progress.fraction) / done) if done > 0 else "?"
-        terms = "  ".join(f"{name.removeprefix('loss_')} {row[name]:.3f}" for name in row if name in LOSSES)
+        terms = "  ".join(f"{name.removeprefix('loss_')} {row[name]:.3f}" for name in row if name.startswith("loss_"))
         line = (
             f"{progress.fraction:4.0%}  iteration {progress.iteration}  loss {row['loss']:.3f} ({terms})"
             f"  lr {row['lr']:.2e}  {row['images_per_second']:.1f} images/s  data {row['data_share']:.0%}  ETA {eta}"
@@ -236,54 +216,10 @@ class RunLog:
             self.message(line)
 
 
-def _open_rows(path: Path, limits: Mapping[str, int], evaluations: int) -> Any:
-    """Open metrics.csv behind the rows of each split up to its iteration, and so many of val."""
-    kept: list[dict[str, str]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]  # the last one may be cut short
-        kept = [
-            row
-            for row in rows
-            if row["iteration"].isdecimal() and int(row["iteration"]) <= limits.get(row["split"], -1)
-        ]
-        again = [row for row in kept if row["split"] == "val"][evaluations:]  # killed between the row and the saving
-        kept = [row for row in kept if row not in again]
-    new = path.with_suffix(".new")
-    with new.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(kept)
-    new.replace(path)
-    return path.open("a", newline="", encoding="utf-8")
-
-
-class _Board:
-    """TensorBoard's file. Its own writer has a thread, which a full disk ends with a traceback.
-
-    Args:
-        folder: of the run.
-        iteration: where a continued run stands; what earlier files have of the steps beyond it is forgotten.
-    """
-
-    def __init__(self, folder: Path, iteration: int) -> None:
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter((folder / name).open("ab"))
-        self._write(file_version="brain.Event:2")
-        self._write(step=iteration + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def add(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Write what a step or an evaluation was like."""
-        entries = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._write(step=iteration, summary=Summary(value=entries))
-
-    def close(self) -> None:
-        """Write what is left."""
-        self._records.close()
-
-    def _write(self, **content: Any) -> None:
-        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
-        self._records.flush()
+def _shares(learned: Sequence[Learned]) -> dict[str, float]:
+    """What share of the boxes each statistic counts."""
+    boxes = max(sum(step.boxes for step in learned), 1)
+    return {f"{name}_share": sum(step.stats[name] for step in learned) / boxes for name in learned[-1].stats}
 
 
 def _duration(seconds: float) -> str:

@@ -16,14 +16,16 @@ import torch
 from ..checkpoint import Checkpoint
 from ..config import Config
 from ..config.backbones import is_own
+from ..config.text import suggest
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
+from ..data.loader import try_user_transform
 from ..distributed import broadcast, on_all_ranks, on_rank_zero, rank, resolve_device, world_size
 from ..errors import ConfigError, DataError
+from ..evaluation.coco_metrics import METRICS
 from ..evaluation.evaluate import evaluate
-from ..inference.predictor import default_threshold
 from ..interop.checkpoints import load_checkpoint
-from ..models import FCOS, build_model
+from ..models import DetectionModel, build_model
 from ..models.backbones import licence_to_mind
 from ..models.layers import with_gpu_batch_norm
 from ..structures import Batch
@@ -32,6 +34,7 @@ from .budget import IterationLength, Length, TimeLength
 from .diagnosis import REFERENCE_RATES, full_memory_is_told, linear_rule, start_warnings
 from .elastic import join_processes, lost_processes_are_told, remember
 from .folder import BEST, find_folder, load_last, new_folder
+from .loggers import check_loggers
 from .logs import RunLog, Step, TrainingProgress
 from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
 from .run import Interruption, Run
@@ -135,7 +138,7 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
         with_gpu_batch_norm(model)
     # Channels last: a tenth faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    on_all_ranks(lambda: _check(config, model))
+    on_all_ranks(lambda: _check(config, model, train_data))
     most_boxes = int(np.diff(train_data.offsets).max(initial=0))
     # The processes count together, so not before all have passed the checks.
     micro_batches = on_all_ranks(lambda: count_micro_batches(model, config, most_boxes=most_boxes))
@@ -149,11 +152,18 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     return run, micro_batches, f"{note}\n{origin}" if note else origin
 
 
-def _check(config: Config, model: FCOS) -> None:
+def _check(config: Config, model: DetectionModel, train_data: Annotations) -> None:
     """Refuse what cannot be trained, before there is a folder."""
     parameter_settings(model, config.train)
+    check_loggers(config)
+    if config.train.best_metric not in METRICS:
+        hint = suggest(config.train.best_metric, METRICS)
+        raise ConfigError(
+            f"train.best_metric={config.train.best_metric}: no such metric{hint}; known: {', '.join(METRICS)}"
+        )
     if config.train.compile:
-        require_compiler(model.pixel_mean.device)
+        require_compiler(model.device)
+    try_user_transform(config, train_data)
 
 
 _trainings = itertools.count()
@@ -173,7 +183,7 @@ def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
     return train_data, load_annotations(config.data, "val", class_names=names, category_ids=ids)
 
 
-def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tuple[FCOS, str, str]:
+def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tuple[DetectionModel, str, str]:
     """The model, a line that says where its weights come from, and their licence."""
     weights = None if resumed else config.train.weights
     fresh = resumed is None and weights is None
@@ -226,9 +236,10 @@ def _report_unassigned(run: Run, log: RunLog) -> None:
     if state.reported:
         return
     state.reported = True
-    if state.unassigned:
+    unassigned = state.stats.get("unassigned", 0)
+    if unassigned:
         log.message(
-            f"warning: {state.unassigned} of {state.boxes} boxes so far ({state.unassigned / state.boxes:.1%}) are"
+            f"warning: {unassigned} of {state.boxes} boxes so far ({unassigned / state.boxes:.1%}) are"
             " learned by no location, most often because they are small or covered by others; larger images"
             " (data.short_side), a smaller stride (model.strides) or other model.size_ranges give them one"
         )
@@ -286,7 +297,7 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, progress: Train
                 run.val_data,
                 evaluation.detections,
                 evaluation.thresholds,
-                default_threshold=default_threshold(run.config.model.score),
+                default_threshold=run.model.default_threshold,
             )
         except OSError as error:  # a full disk ends no training
             log.message(f"warning: no pictures of the detections: {error}")
@@ -297,7 +308,8 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     log.sum_up()
     _report_unassigned(run, log)
     if _out_of_patience(run):
-        log.message(f"stopped early: no better AP in the last {run.state.stale} evaluations")
+        metric = run.config.train.best_metric
+        log.message(f"stopped early: no better {metric} in the last {run.state.stale} evaluations")
     elif run.val_data is None:
         run.save_last()
     elif run.state.evaluated_at != run.state.iteration or not run.state.best:  # else: it was killed after that
@@ -305,7 +317,8 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     if not run.state.best:
         run.save_best_without_figures()
     run.require_saved()
-    best = f"AP {run.state.best['AP']:.3f} on val" if run.state.best else "the last weights, nothing was measured"
+    metric, figures = run.config.train.best_metric, run.state.best
+    best = f"{metric} {figures[metric]:.3f} on val" if figures else "the last weights, nothing was measured"
     done = plural(run.state.iteration, "iteration")
     log.message(f"{done}, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {best}")
 

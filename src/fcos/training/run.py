@@ -22,12 +22,12 @@ from .environment import save_environment
 from .folder import CONFIG, LAST, names_folder, write_text
 from .logs import Learned, RunLog, Step, TrainingProgress
 from .optim import WeightAverage, build_optimizer
-from .saving import Saver, Weights
+from .saving import Saver, Weights, upgraded
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
     from ..evaluation.evaluate import Evaluation
-    from ..models import FCOS
+    from ..models import DetectionModel
 
 
 @dataclass
@@ -40,10 +40,10 @@ class State:
         step_seconds: seconds of them spent in training steps.
         evaluations: done during training.
         evaluated_at: iteration of the last of them; -1: there was none.
-        best: figures of the best one; empty before the first with an AP.
+        best: figures of the best one, see `train.best_metric`; empty before the first that has this figure.
         boxes: seen in training.
-        unassigned: boxes of them that no location learned.
-        reported: whether that has been said.
+        stats: counts of boxes, see `Losses.stats`.
+        reported: whether the user was warned of them.
         skips: steps in a row, up to now, that were skipped because their numbers were not finite.
         stale: evaluations since the best one.
     """
@@ -55,7 +55,7 @@ class State:
     evaluated_at: int = -1
     best: dict[str, float] = field(default_factory=dict)
     boxes: int = 0
-    unassigned: int = 0
+    stats: dict[str, int] = field(default_factory=dict)
     reported: bool = False
     skips: int = 0
     stale: int = 0
@@ -83,7 +83,7 @@ class Run:
         folder: Path,
         config: Config,
         *,
-        model: FCOS,
+        model: DetectionModel,
         train_data: Annotations,
         val_data: Annotations | None,
         elapsed: Callable[[], float],
@@ -121,7 +121,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.pixel_mean.device
+        return self.model.device
 
     def elapsed(self) -> float:
         """Seconds since the start of the run, pauses between continuations left out."""
@@ -138,12 +138,13 @@ class Run:
         self.state.iteration += 1
         self.state.step_seconds += step.seconds
         self.state.boxes += step.learned.boxes
-        self.state.unassigned += step.learned.unassigned
+        for name, count in step.learned.stats.items():
+            self.state.stats[name] = self.state.stats.get(name, 0) + count
 
     @property
-    def detector(self) -> FCOS:
+    def detector(self) -> DetectionModel:
         """The model that is evaluated and saved: the average if there is one."""
-        return cast("FCOS", self.average.model) if self.average else self.model
+        return cast("DetectionModel", self.average.model) if self.average else self.model
 
     def save_last(self, evaluation: Evaluation | None = None) -> None:
         """Write weights/last.pt with all that is needed to continue, see `Saver`.
@@ -171,12 +172,13 @@ class Run:
         self._saver.save_last(self._weights(evaluation), training)
 
     def save_if_best(self, evaluation: Evaluation) -> None:
-        """Write weights/best.pt, val/metrics.json and val/detections.json if the AP is the highest so far."""
-        ap = evaluation.metrics["AP"]
-        if math.isnan(ap):  # there is no object on val: nothing got better or worse
+        """Write weights/best.pt, val/metrics.json and val/detections.json if `train.best_metric` is a new maximum."""
+        name = self.config.train.best_metric
+        value = evaluation.metrics[name]
+        if math.isnan(value):  # val has no such object: nothing got better or worse
             return
         self.state.stale += 1
-        if ap > self.state.best.get("AP", -1.0):
+        if value > self.state.best.get(name, -1.0):
             self.state.stale = 0
             self.state.best = dict(evaluation.metrics)
             self._saver.save_best(self._weights(evaluation))
@@ -213,11 +215,11 @@ class Run:
             WeightsError: weights of another model.
         """
         where = str(self.folder / LAST)
-        saved = checkpoint.training
-        if saved is None:
+        if checkpoint.training is None:
             raise ConfigError(
                 f"train.resume: {where} is for detection only; start a new run with train.weights={where}"
             )
+        saved = upgraded(checkpoint.training)
         if checkpoint.class_names != self.train_data.class_names:
             raise ConfigError(
                 f"train.resume: {where} has the classes {', '.join(checkpoint.class_names)}, the data"
@@ -240,15 +242,13 @@ class Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
-        numbers = {name: value for name, value in saved["state"].items() if name != "marks"}  # which older files have
-        self.state = State(**numbers)
+        self.state = State(**saved["state"])
         if saved.get("best"):
             best, *known = saved["best"]
             self._saver.unsaved_best = Weights(copy.deepcopy(self.detector).cpu(), *known)
             fill(self._saver.unsaved_best.model, best, where=where)
         self.unlogged[:] = [
-            (TrainingProgress(*progress), Step(Learned(*learned), *rest))
-            for progress, learned, *rest in saved.get("steps", [])  # older files have none
+            (TrainingProgress(*progress), Step(Learned(*learned), *rest)) for progress, learned, *rest in saved["steps"]
         ]
         self._earlier = self.state.seconds
         torch.set_rng_state(saved["rng"])

@@ -124,3 +124,15 @@ class Saver:
         if problem is not None:
             self._problems[file] = problem
         return problem is None
+
+
+def upgraded(training: dict[str, Any]) -> dict[str, Any]:
+    """What a run needs to continue, as this version writes it, from a file of this or an earlier version."""
+    state = {name: value for name, value in training["state"].items() if name not in ("marks", "unassigned")}
+    if "unassigned" in training["state"]:
+        state["stats"] = {"unassigned": training["state"]["unassigned"]}
+    steps = []
+    for progress, (losses, grad_norm, boxes, stats, *learned), *step in training.get("steps", []):
+        stats = {"unassigned": stats} if isinstance(stats, int) else stats  # noqa: PLW2901
+        steps.append((progress, (losses, grad_norm, boxes, stats, *learned), *step))
+    return {**training, "state": state, "steps": steps}

@@ -19,8 +19,8 @@ from ..data.loader import padded_size
 from ..data.samplers import shard
 from ..distributed import all_gather, mean_over_processes, world_size
 from ..errors import ConfigError, TrainingError
-from ..models import FCOS
-from ..structures import Batch, Losses, Targets
+from ..models import DetectionModel
+from ..structures import Batch, Losses, Objects
 from .diagnosis import explain_non_finite
 from .logs import Learned
 from .optim import autocast
@@ -44,13 +44,13 @@ def require_compiler(device: torch.device) -> None:
         )
 
 
-def compile_modules(model: FCOS) -> None:
-    """Compile backbone, pyramid and head with torch.compile, when they first run; losses stay as they are."""
-    for module in (model.get_submodule("backbone"), model.fpn, model.head):
-        module.compile()
+def compile_modules(model: DetectionModel) -> None:
+    """Compile the parts of a model that can be, with torch.compile, when they first run; losses stay as they are."""
+    for path in model.compiled_parts:
+        model.get_submodule(path).compile()
 
 
-def count_micro_batches(model: FCOS, config: Config, *, most_boxes: int) -> int:
+def count_micro_batches(model: DetectionModel, config: Config, *, most_boxes: int) -> int:
     """In how many micro-batches a batch is learned, the same number on all processes; see `train.micro_batch`.
 
     Args:
@@ -82,9 +82,9 @@ def count_micro_batches(model: FCOS, config: Config, *, most_boxes: int) -> int:
     return micro_batches
 
 
-def _fits(model: FCOS, config: Config, size: int, most_boxes: int) -> bool:
+def _fits(model: DetectionModel, config: Config, size: int, most_boxes: int) -> bool:
     """Whether the memory of the GPU takes so many of the largest images; on a CPU nobody can tell, so it does."""
-    device, data = model.pixel_mean.device, config.data
+    device, data = model.device, config.data
     if device.type != "cuda":
         return True
     # Where a batch may have both orientations, it is padded to a square.
@@ -92,14 +92,14 @@ def _fits(model: FCOS, config: Config, size: int, most_boxes: int) -> bool:
     height, width = padded_size((short_side, data.max_side), data.size_divisor)
     images = torch.zeros(size, 3, height, width, dtype=torch.uint8, device=device)
     sizes = torch.tensor([[height, width]] * size, device=device)
-    box, label = torch.tensor([[0.0, 0.0, width, height]]), torch.tensor([0])
-    targets = Targets.pad([box.expand(most_boxes, 4)] * size, [label.expand(most_boxes)] * size).to(device)
+    box, label = torch.tensor([[0.0, 0.0, width, height]], device=device), torch.tensor([0], device=device)
+    targets = [Objects(box.expand(most_boxes, 4), label.expand(most_boxes))] * size
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.reset_peak_memory_stats(device)
     model.eval()  # batch norm must neither learn from this nor wait for other processes
     try:
         with autocast(device, config.train.precision):
-            losses = model(images, sizes, targets, torch.ones(2, device=device))
+            losses = model(images, sizes, targets, model.loss_normalizers(targets, (height, width)))
         torch.stack(list(losses.terms.values())).sum().backward()
         # A fifth is left for what a run has besides: the optimiser's state, buckets of gradients, gaps.
         return torch.cuda.max_memory_allocated(device) < 0.8 * total
@@ -125,10 +125,10 @@ def wrapped(run: Run) -> nn.Module:
 class _WithUnused(nn.Module):
     """A model and a parameter that nothing uses: without any, torch tells the user to turn an option of ours off."""
 
-    def __init__(self, model: FCOS):
+    def __init__(self, model: DetectionModel):
         super().__init__()
         self.model = model
-        self.unused = nn.Parameter(model.pixel_mean.new_zeros(1))
+        self.unused = nn.Parameter(torch.zeros(1, device=model.device))
 
     def forward(self, *batch: Any) -> Losses:
         return self.model(*batch)
@@ -158,9 +158,11 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
     norm = get_total_norm([p.grad for p in parameters])
     # All that the processes must agree on, in one collective, and from the device in one transfer.
     terms = torch.stack(list(losses.terms.values()))
+    stats = [count.to(terms) for count in losses.stats.values()]
     own = terms.new_tensor([_count_boxes(batch), interruption.requested])
-    means = mean_over_processes(torch.cat([terms, norm.to(terms)[None], losses.unassigned.to(terms)[None], own]))
-    *values, grad_norm, unassigned, boxes, stops = means.tolist()
+    means = mean_over_processes(torch.cat([terms, norm.to(terms)[None], own, *(count[None] for count in stats)]))
+    values = means[: len(terms)].tolist()
+    grad_norm, boxes, stops, *counts = means[len(terms) :].tolist()
     named = dict(zip(losses.terms, values, strict=True))
 
     skipped = ""
@@ -181,8 +183,8 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
         if settings.on_nonfinite == "stop" or state.skips == SKIPS:
             raise TrainingError(skipped)
     run.scaler.update()
-    count = world_size()
-    return Learned(named, grad_norm, round(boxes * count), round(unassigned * count), stops > 0, skipped)
+    totals = {name: round(mean * world_size()) for name, mean in zip(losses.stats, counts, strict=True)}
+    return Learned(named, grad_norm, round(boxes * world_size()), totals, stops > 0, skipped)
 
 
 def _accumulate(learner: nn.Module, batch: Batch, run: Run, micro_batches: int) -> Losses:
@@ -190,24 +192,23 @@ def _accumulate(learner: nn.Module, batch: Batch, run: Run, micro_batches: int) 
     images, sizes, targets, *_ = batch
     assert targets is not None
     terms: dict[str, Tensor] = {}
-    unassigned = torch.zeros((), dtype=torch.int64, device=run.device)
-    normalizers: Tensor | None = None
+    stats: dict[str, Tensor] = {}
     micro_batches = min(micro_batches, len(images))
+    height, width = images.shape[-2:]
+    # A single one computes its normalizers itself, without assigning the targets twice.
+    normalizers = run.model.loss_normalizers(targets, (height, width)) if micro_batches > 1 else None
     for number in range(micro_batches):
         rows = shard(range(len(images)), number, micro_batches)
-        micro_batch = slice(rows[0], rows[-1] + 1)
+        part = slice(rows[0], rows[-1] + 1)
         last = number == micro_batches - 1
         with learner.no_sync() if isinstance(learner, DistributedDataParallel) and not last else nullcontext():
-            # The first one gets the targets of all: by their number the losses of all are divided.
-            own = targets if normalizers is None else targets.of(micro_batch)
             with autocast(run.device, run.config.train.precision):
-                losses: Losses = learner(images[micro_batch], sizes[micro_batch], own, normalizers)
-            run.scaler.scale(torch.stack(list(losses.terms.values())).sum()).backward()
-        terms = {name: terms.get(name, 0) + term.detach() for name, term in losses.terms.items()}
-        unassigned += losses.unassigned
-        normalizers = losses.normalizers
-    assert normalizers is not None
-    return Losses(terms, unassigned, normalizers)
+                losses: Losses = learner(images[part], sizes[part], targets[part], normalizers)
+            share = 1.0 if normalizers is not None or micro_batches == 1 else len(rows) / len(images)
+            run.scaler.scale(share * torch.stack(list(losses.terms.values())).sum()).backward()
+        terms = {name: terms.get(name, 0) + share * term.detach() for name, term in losses.terms.items()}
+        stats = {name: stats.get(name, 0) + count for name, count in losses.stats.items()}
+    return Losses(terms, stats)
 
 
 def _batch_statistics(model: nn.Module) -> list[Tensor]:
@@ -216,5 +217,6 @@ def _batch_statistics(model: nn.Module) -> list[Tensor]:
 
 
 def _count_boxes(batch: Batch) -> int:
+    """Ground-truth boxes, crowd left out."""
     assert batch.targets is not None
-    return int(((batch.targets.labels >= 0) & ~batch.targets.crowd).sum())
+    return sum(int((~objects.is_crowd).sum()) for objects in batch.targets)

@@ -1,4 +1,4 @@
-"""The keys of the original FCOS' config: their defaults, what they are called here, and which decide nothing here.
+"""The keys of the original FCOS' config: their defaults, and which decide nothing here.
 
 Keys and defaults are facts about that project; none of its code or text is used.
 """
@@ -88,55 +88,6 @@ DEFAULTS: dict[str, Any] = {
     "OUTPUT_DIR": ".",
 }
 """Keys that decide something for FCOS, with the original's defaults."""
-COPIED = {
-    "MODEL.RESNETS.BACKBONE_OUT_CHANNELS": "model.fpn.channels",
-    "MODEL.FPN.USE_RELU": "model.fpn.relu",
-    "MODEL.FCOS.NUM_CONVS": "model.head.num_convs",
-    "MODEL.FCOS.USE_DCN_IN_TOWER": "model.head.deformable",
-    "MODEL.FCOS.PRIOR_PROB": "model.head.prior_probability",
-    "MODEL.FCOS.FPN_STRIDES": "model.strides",
-    "MODEL.FCOS.CENTER_SAMPLING_RADIUS": "model.center_sampling_radius",
-    "MODEL.FCOS.IOU_LOSS_TYPE": "model.box_loss",
-    "MODEL.FCOS.LOSS_ALPHA": "model.focal_alpha",
-    "MODEL.FCOS.LOSS_GAMMA": "model.focal_gamma",
-    "MODEL.FCOS.INFERENCE_TH": "model.score_threshold",
-    "MODEL.FCOS.PRE_NMS_TOP_N": "model.pre_nms_top_k",
-    "MODEL.FCOS.NMS_TH": "model.nms_threshold",
-    "TEST.DETECTIONS_PER_IMG": "model.max_detections",
-    "INPUT.MAX_SIZE_TRAIN": "data.max_side",
-    "INPUT.MIN_SIZE_TEST": "data.test_short_side",
-    "INPUT.MAX_SIZE_TEST": "data.test_max_side",
-    "DATALOADER.ASPECT_RATIO_GROUPING": "data.group_by_aspect",
-    "DATALOADER.NUM_WORKERS": "data.workers",
-    "SOLVER.IMS_PER_BATCH": "train.batch_size",
-    "SOLVER.MAX_ITER": "train.iterations",
-    "SOLVER.BASE_LR": "train.lr",
-    "SOLVER.MOMENTUM": "train.momentum",
-    "SOLVER.WEIGHT_DECAY": "train.weight_decay",
-    "SOLVER.BIAS_LR_FACTOR": "train.bias_lr_factor",
-    "SOLVER.WEIGHT_DECAY_BIAS": "train.bias_weight_decay",
-    "SOLVER.DCONV_OFFSETS_LR_FACTOR": "train.offset_lr_factor",
-    "SOLVER.STEPS": "train.milestones",
-    "SOLVER.GAMMA": "train.gamma",
-    "SOLVER.WARMUP_METHOD": "train.warmup",
-    "SOLVER.WARMUP_ITERS": "train.warmup_iterations",
-    "SOLVER.WARMUP_FACTOR": "train.warmup_factor",
-    "SOLVER.CHECKPOINT_PERIOD": "train.checkpoint_every",
-    "TEST.IMS_PER_BATCH": "eval.batch_size",
-}
-"""Keys whose value is that of one of our options."""
-_CONVERTED = {
-    "MODEL.FCOS.NUM_CLASSES": "model.num_classes",
-    "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": "model.backbone.frozen_stages",
-    "MODEL.RESNETS.DEFORMABLE_GROUPS": "model.backbone.offset_groups",
-    "INPUT.PIXEL_STD": "model.pixel_std",
-    "INPUT.MIN_SIZE_TRAIN": "data.short_side",
-    "INPUT.MIN_SIZE_RANGE_TRAIN": "data.short_side_range",
-    "TEST.BBOX_AUG.SCALES": "eval.scales",
-    "TEST.BBOX_AUG.MAX_SIZE": "eval.scales_max_side",
-}
-KEYS = {option: key for key, option in (COPIED | _CONVERTED).items()}
-"""What messages call our options."""
 FIXED = {
     "MODEL.FCOS_ON": "another detector than FCOS",
     "MODEL.RETINANET_ON": "RetinaNet",

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ...checkpoint import CLASS_HEAD, PIXELS, Checkpoint
+from ...checkpoint import PIXELS, Checkpoint
 from ...config import FCOSConfig
-from ...config.backbones import OF_DEFORMABLE
+from ...config.options import free_options, in_effect, options_of
 from ...config.text import flat
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
-from ..architecture import require_same, with_prefixes
-from .config import config_from_yaml, settings_for
+from ..architecture import CLASS_HEAD, require_same, with_prefixes
+from .config import config_from_yaml
+from .mapping import to_keys
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +37,6 @@ _PREFIXES = [
 _BACKBONE = "backbone."
 _BACKBONES = ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2")
 _STRIDES = [8, 16, 32, 64, 128]
-FREE = {
-    "num_classes": "the rows of the class head",
-    **dict.fromkeys(OF_DEFORMABLE, "told where a stage is deformable"),
-    **dict.fromkeys(("backbone.weights", "backbone.frozen_stages", "size_ranges", "quality"), "training only"),
-    **dict.fromkeys(("detect_in_padding", "keep_empty_boxes"), "on with inclusive boxes"),
-    **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),
-}
-"""Options of `model` that may differ from those of the original with the settings that are told, and why."""
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
@@ -88,11 +81,13 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     name = own["backbone.name"] if own["backbone.name"] in _BACKBONES else " or ".join(_BACKBONES)
     built_in = {"backbone.name": name, "strides": _STRIDES}
     require_same({key: own[key] for key in built_in}, built_in, free=(), where=where, project="the original FCOS")
-    settings = settings_for(own, len(checkpoint.category_ids))
+    settings = to_keys(own, len(checkpoint.category_ids))
     there = flat(FCOSConfig.model_validate(config_from_yaml(settings)["model"]).model_dump())
     if name == "mobilenet_v2" and own["backbone.norm"] == "frozen_bn":
         own["backbone.norm"] = "bn"  # it computes the same
-    require_same(own, there, free=FREE, where=where, project="the original FCOS")
+    options = options_of(FCOSConfig)
+    own, free = in_effect(own, options), free_options(options, "fcos_core")
+    require_same(own, there, free=free, where=where, project="the original FCOS")
     pairs = " ".join(f'{key} "{value}"' for key, value in settings.items())
     log.info("%s: beside its defaults the config there needs %s", where, pairs)
     weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in PIXELS}

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ...config.backbones import SECTIONS, BackboneSection
 from ...errors import ConfigError
-from .dla import DLA34
-from .mobilenet import MobileNetV2
 from .pretrained import restricted_licence
-from .resnet import SHAPES, ResNet
-from .timm_features import PREFIX, Timm, timm_licence
+from .timm_features import PREFIX, timm_licence
 
 
 class Backbone(Protocol):
@@ -42,29 +39,38 @@ class Backbone(Protocol):
         ...
 
 
+def _builder(section: type[BackboneSection]) -> Callable[..., Backbone]:
+    """The class or function that a section of the config names."""
+    module, _, function = section.builder.partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
+
+
 BACKBONES: dict[str, Callable[..., Backbone]] = {
-    **{name: partial(ResNet, name=name) for name in SHAPES},
-    "mobilenet_v2": MobileNetV2,
-    "dla34": DLA34,
+    name: partial(_builder(section), name=name)
+    for section in SECTIONS
+    if not section.is_foreign
+    for name in section.names()
 }
+"""Our own networks by their names; called with the options of their section of the config."""
 
 
-def build_backbone(name: str, options: dict[str, Any]) -> Backbone:
-    """Build a backbone.
+def build_backbone(config: BackboneSection, *, pretrained: bool = True) -> Backbone:
+    """Build the backbone that a config describes.
 
     Args:
-        name: a key of `BACKBONES`, `timm/NAME`, or `package.module:function`: the user's own, which is imported.
-        options: keyword arguments of its constructor; for `package.module:function` the section of the config, whose
-            `options` the function gets.
+        config: the section `model.backbone`.
+        pretrained: load the weights that it names.
 
     Raises:
         ConfigError: there is none, or it breaks the contract.
         WeightsError: weights that cannot be had.
     """
-    if name in BACKBONES:
-        return BACKBONES[name](**options)
-    backbone = Timm(name=name, **options) if name.startswith(PREFIX) else _own(name, options["options"])
-    _check(backbone, name)
+    options = config.model_dump()
+    if not pretrained and "weights" in options:
+        options["weights"] = None
+    backbone = _builder(type(config))(**options)
+    if config.is_foreign:
+        _check(backbone, config.name)
     return backbone
 
 
@@ -80,38 +86,6 @@ def licence_to_mind(name: str, weights: str | None) -> str:
     if weights == "imagenet" and name.startswith(PREFIX):
         return timm_licence(name)
     return restricted_licence(name, weights)
-
-
-def _own(name: str, options: dict[str, Any]) -> Backbone:
-    """What the user's function returns."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"model.backbone.name={name}: no module {error.name!r}; it must be installed, or its folder on PYTHONPATH"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"model.backbone.name={name}: the module {module!r} has no function {function!r}")
-    try:
-        inspect.signature(found).bind(**options)
-    except TypeError as error:
-        raise ConfigError(f"model.backbone.options of {name}: {error}; found {options}") from None
-    backbone = found(**options)
-    lacking = [key for key in ("channels", "strides") if not isinstance(getattr(backbone, key, None), dict)]
-    if not isinstance(backbone, nn.Module) or lacking:
-        raise ConfigError(
-            f"model.backbone.name={name}: expected an nn.Module with the dictionaries channels and strides, found"
-            f" {type(backbone).__name__}" + (f" without {' and '.join(lacking)}" if lacking else "")
-        )
-    backbone = cast(Backbone, backbone)
-    strides = list(backbone.strides.values())
-    if not strides or strides != sorted(strides) or list(backbone.channels) != list(backbone.strides):
-        raise ConfigError(
-            f"model.backbone.name={name}: channels and strides must have the same maps, the finest first; found"
-            f" channels {backbone.channels} and strides {backbone.strides}"
-        )
-    return backbone
 
 
 def _check(backbone: Backbone, name: str) -> None:

@@ -33,12 +33,13 @@ class DLA34(Stages):
     Those have two projections more, which influence nothing.
 
     Args:
+        name: which weights `imagenet` means.
         weights: see `pretrained.imagenet_weights`; None: random.
         norm: `bn`, `sync_bn` or `frozen_bn`.
         frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
     """
 
-    def __init__(self, *, weights: str | None = None, norm: str = "bn", frozen_stages: int = 0):
+    def __init__(self, *, name: str = "dla34", weights: str | None = None, norm: str = "bn", frozen_stages: int = 0):
         super().__init__()
         layer: Norm = NORMS[norm]
         c0, c1, c2, c3, c4, c5 = _CHANNELS
@@ -54,7 +55,7 @@ class DLA34(Stages):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.register_load_state_dict_pre_hook(_leave_out)
         if weights is not None:
-            load_weights(self, "dla34", weights)
+            load_weights(self, name, weights)
         self.channels = {"C2": c2, "C3": c3, "C4": c4, "C5": c5}
         self.strides = dict(STRIDES)
         self._freeze(frozen_stages)

@@ -19,16 +19,19 @@ class MobileNetV2(Stages):
     """Stages C2 to C5 (24, 32, 96, 320 channels), named as in torchvision so that its weights load.
 
     Args:
+        name: which weights `imagenet` means.
         weights: see `pretrained.imagenet_weights`; None: random.
         norm: `bn`, `sync_bn` or `frozen_bn`.
         frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
     """
 
-    def __init__(self, *, weights: str | None = None, norm: str = "bn", frozen_stages: int = 0):
+    def __init__(
+        self, *, name: str = "mobilenet_v2", weights: str | None = None, norm: str = "bn", frozen_stages: int = 0
+    ):
         super().__init__()
         net = TorchvisionMobileNetV2(norm_layer=NORMS[norm])
         if weights is not None:
-            load_weights(net, "mobilenet_v2", weights)
+            load_weights(net, name, weights)
         self.features = net.features[:18]  # without the classifier's 1x1 convolution
         self.channels = {"C2": 24, "C3": 32, "C4": 96, "C5": 320}
         self.strides = dict(STRIDES)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectors import build_fcos, fcos_section
 from fill import fill_array
 from torch import Tensor
 
@@ -19,7 +19,8 @@ from fcos.config import Config, FCOSConfig
 from fcos.config.overrides import validate
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.weights import convert_state_dict, rename
-from fcos.models import FCOS, build_model
+from fcos.models.fcos import FCOS
+from fcos.models.postprocess import Postprocess
 
 
 def folder(config: pytest.Config) -> Path:
@@ -39,9 +40,9 @@ def load(file: Path) -> dict[str, np.ndarray]:
         return dict(numbers)
 
 
-def options(of: FCOSConfig, function: Callable[..., object]) -> dict[str, Any]:
-    """What a config says about a step of the decoding."""
-    return {key: getattr(of, key) for key in inspect.signature(function).parameters if hasattr(of, key)}
+def postprocess_of(section: FCOSConfig) -> Postprocess:
+    """The options of the post-processing in a section `model`."""
+    return Postprocess(**{field.name: getattr(section, field.name) for field in fields(Postprocess)})
 
 
 def tensor(array: np.ndarray) -> Tensor:
@@ -71,6 +72,7 @@ class Model:
         self.manifest = json.loads((goldens / "manifests" / "fcos" / f"{Path(entry['config']).stem}.json").read_text())
         pairs = [str(item) for item in entry["opts"]]
         self.config: Config = validate(config_from_yaml(self.manifest["merged_config"], pairs), where=self.name)
+        self.section = fcos_section(self.config)
         self.names: list[str] = [row[0] for row in self.manifest["tensors"]]
         self.state = {
             row[0]: torch.from_numpy(fill_array(row[0], row[1], entry["seed"])) for row in self.manifest["tensors"]
@@ -78,7 +80,7 @@ class Model:
 
     def build(self, *, normalise: bool = False, dtype: torch.dtype = torch.float32) -> FCOS:
         """The filled model. Without `normalise` it takes network inputs as they are."""
-        model = build_model(self.config.model, num_classes=self.config.model.num_classes or 0, pretrained=False)
+        model = build_fcos(self.section, num_classes=self.section.num_classes or 0)
         missing, unexpected = model.load_state_dict(convert_state_dict(self.state), strict=False)
         assert not unexpected
         assert set(missing) == {"pixel_mean", "pixel_std"}

@@ -2,12 +2,33 @@
 
 import torch
 
-from fcos.config import Config
+from fcos import Detector
+from fcos.config import Config, DetectorConfig, FCOSConfig
 from fcos.config.overrides import validate
-from fcos.models import FCOS, build_model
+from fcos.models import build_model
+from fcos.models.fcos import FCOS
 
 NAMES = ("cat", "dog", "owl")
 CATEGORY_IDS = (18, 3, 90)
+
+
+def build_fcos(config: DetectorConfig, *, num_classes: int, pretrained: bool = False) -> FCOS:
+    """The FCOS that a section `model` describes."""
+    model = build_model(config, num_classes=num_classes, pretrained=pretrained)
+    assert isinstance(model, FCOS)
+    return model
+
+
+def fcos_section(config: Config) -> FCOSConfig:
+    """The section `model` of a config of FCOS."""
+    assert isinstance(config.model, FCOSConfig)
+    return config.model
+
+
+def fcos_of(detector: Detector) -> FCOS:
+    """The model of a detector that is an FCOS."""
+    assert isinstance(detector.model, FCOS)
+    return detector.model
 
 
 def tiny_config(**model) -> Config:
@@ -28,7 +49,7 @@ def tiny_config(**model) -> Config:
 
 def tiny_model(config: Config) -> FCOS:
     """Its logits spread over positive and negative values, so that it detects something everywhere."""
-    model = build_model(config.model, num_classes=len(NAMES), pretrained=False)
+    model = build_fcos(config.model, num_classes=len(NAMES))
     torch.nn.init.normal_(model.head.logits.weight, std=0.2)
     state = model.state_dict()
     state["head.logits.bias"].zero_()

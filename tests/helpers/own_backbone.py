@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -44,6 +45,14 @@ class LeavesOut(Own):
         if not self.training or torch.rand(()) > 0.5:
             maps["C3"] = maps["C3"] + self.branch(images)
         return maps
+
+
+class Drops(Own):
+    """Leaves numbers out at random in training."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = super().forward(images)
+        return {name: F.dropout(feature, training=self.training) for name, feature in maps.items()}
 
 
 def no_backbone() -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -13,29 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectors import fcos_of
+from foreign_weights import state_of
 from torch import Tensor
 
 import fcos
 from fcos.config import FCOSConfig
 from fcos.errors import WeightsError
-from fcos.interop.architecture import model_section, renamed, shifted
+from fcos.interop.architecture import model_section, new_names, shifted
 from fcos.interop.checkpoints import from_content, load_checkpoint
 from fcos.interop.torchvision_fcos import COCO_CLASSES
 
-DIALECTS = Path(__file__).parents[1] / "parity" / "goldens" / "dialects"
 MMDETECTION = "mmdetection__fcos_r50-caffe_fpn_gn-head_1x_coco"
 IMPROVED = "mmdetection__fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco"
 OTHERS = ["adelaidet__R_50_1x", "detectron2__fcos_R_50_FPN_1x", MMDETECTION]
-CLASS_HEAD = ("cls_logits", "cls_score", "conv_cls")
-
-
-def state_of(model: str, *, classes: int = 80, device: str = "meta") -> dict[str, Tensor]:
-    """A state dict with the names and shapes of a recorded model."""
-    state = {}
-    for name, shape, *_ in json.loads((DIALECTS / f"{model}.json").read_text())["tensors"]:
-        rows = [classes, *shape[1:]] if name.split(".")[-2] in CLASS_HEAD else shape
-        state[name] = torch.zeros(rows, device=device)
-    return state
 
 
 @pytest.mark.parametrize("model", OTHERS)
@@ -180,24 +170,23 @@ def test_a_file_of_mmdetection_detects(tmp_path: Path) -> None:
     detector = fcos.load(tmp_path / "x.pth", "data.classes=[cat, dog]", "model.nms_threshold=0.3", "device=cpu")
     assert detector.class_names == ("cat", "dog")
     assert (detector.config.data.detection_short_side, detector.config.data.detection_max_side) == (800, 1333)
-    assert (detector.model.score, detector.model.nms_threshold) == ("product", 0.3)
+    options = fcos_of(detector).postprocess
+    assert (options.score, options.nms_threshold) == ("product", 0.3)
 
 
 # ----------------------------------------------------------------------------------------------------- names, structure
 
 
 def test_every_rule_is_applied_in_turn() -> None:
-    state = {"a.p3.x": torch.zeros(1), "other": torch.ones(1)}
     rules = [(r"^a\.", "b."), (r"^b\.p(\d)", shifted("level.", -3))]
-    assert list(renamed(state, rules)) == ["level.0.x", "other"]
+    assert list(new_names(["a.p3.x", "other"], rules).items()) == [("level.0.x", "a.p3.x"), ("other", "other")]
 
 
 def test_what_lies_beside_offsets_is_the_convolution_of_a_deformable_layer() -> None:
     names = ["a.offset.weight", "a.offset.bias", "a.weight", "a.bias", "b.weight", "c.offset.weight", "c.conv.weight"]
-    state = {name: torch.full((1,), i) for i, name in enumerate(names)}
-    found = renamed(state, [])
+    found = new_names(names, [])
     assert found.keys() == {*names} - {"a.weight", "a.bias"} | {"a.conv.weight", "a.conv.bias"}
-    assert found["a.conv.bias"] == 3
+    assert found["a.conv.bias"] == "a.bias"
 
 
 def tensors(

@@ -1,3 +1,5 @@
+"""Sample images of digits: `fcos samples digits`."""
+
 import importlib.util
 import json
 from pathlib import Path
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcos.data import digits as samples
+from fcos.data import digits as sample_digits
 from fcos.data.digits import NAMES, PHOTOGRAPHS, make_digits
 from fcos.errors import DataError
 
@@ -48,10 +50,10 @@ def test_every_picture_has_several_digits(digits: Path) -> None:
 
 
 def test_boxes_are_tight_around_the_drawn_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "PALETTE", (("#ff0000", "#ff0000", "#ff0000"),))
-    monkeypatch.setattr(samples, "DIGITS_PER_IMAGE", (1, 1))
-    scan = samples._read_scans(4)["train"][200]
-    scene, objects = samples._scene([Image.new("RGB", (64, 64))], [scan], 128, np.random.default_rng(0))
+    monkeypatch.setattr(sample_digits, "PALETTE", (("#ff0000", "#ff0000", "#ff0000"),))
+    monkeypatch.setattr(sample_digits, "DIGITS_PER_IMAGE", (1, 1))
+    scan = sample_digits._read_scans(4)["train"][200]
+    scene, objects = sample_digits._scene([Image.new("RGB", (64, 64))], [scan], 128, np.random.default_rng(0))
     rows, columns = np.nonzero(np.asarray(scene)[..., 0] >= 128)
     assert objects == [(scan[1], (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))]
 
@@ -70,7 +72,7 @@ def test_another_seed_gives_other_pictures(digits: Path, tmp_path: Path) -> None
 
 
 def test_train_and_val_share_neither_scan_nor_photograph() -> None:
-    scans = samples._read_scans(10)
+    scans = sample_digits._read_scans(10)
     train, val = ({scan.tobytes() for scan, _ in scans[split]} for split in ("train", "val"))
     assert not train & val
     assert len(scans["train"]) + len(scans["val"]) == 1797
@@ -113,6 +115,6 @@ def test_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
 
 def test_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(samples, "find_spec", lambda name: None if name == "skimage" else find(name))
+    monkeypatch.setattr(sample_digits, "find_spec", lambda name: None if name == "skimage" else find(name))
     with pytest.raises(DataError, match=r"needs skimage: pip install 'fcos-vision\[samples\]'"):
         make_digits(tmp_path / "d")

@@ -1,0 +1,21 @@
+"""The options that take one of a few values, each defined once; the config and the code it builds share them."""
+
+from typing import Literal
+
+BoxConvention = Literal["continuous", "inclusive"]
+"""`continuous`: a box covers [x1, x2) and its width is x2 - x1. `inclusive` (the original code): x2 is the last covered
+pixel and the width is x2 - x1 + 1."""
+ChannelOrder = Literal["rgb", "bgr"]
+Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
+BatchNorm = Literal["bn", "sync_bn", "frozen_bn"]
+PyramidNorm = Literal["none", "gn"]
+TowerNorm = Literal["gn", "bn", "none"]
+ExtraLevelSource = Literal["p5", "c5"]
+Tower = Literal["cls", "box"]
+Regression = Literal["exp", "relu_stride"]
+Location = Literal["center", "corner"]
+BoxLoss = Literal["iou", "linear_iou", "giou"]
+Quality = Literal["centerness", "iou"]
+Score = Literal["sqrt", "product"]
+RankedBy = Literal["class", "score"]
+Precision = Literal["float32", "bfloat16", "float16"]

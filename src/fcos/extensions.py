@@ -1,0 +1,34 @@
+"""Functions of the user's own that options name as `package.module:function`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from .errors import ConfigError
+
+FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""The pattern of such a name."""
+
+
+def load_function(name: str, *, option: str) -> Callable[..., Any]:
+    """Import what an option names.
+
+    Args:
+        name: `package.module:function`.
+        option: the option with its value, for messages.
+
+    Raises:
+        ConfigError: no such module, no such function in it, or something that cannot be called.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{option}: no module {error.name!r}; it must be installed, or its folder on PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{option}: the module {module!r} has no function {function!r}")
+    return found

@@ -1,0 +1,260 @@
+"""The original's keys and our options: one table, read in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ...config import FCOSConfig
+from ...config.catalog import split_of
+from ...config.options import in_effect, options_of
+from .keys import DEFAULTS
+
+MOBILENET = "MNV2-FPN-RETINANET"
+RESNETS = {
+    ("R-50-FPN-RETINANET", 1, 64): "resnet50",
+    ("R-101-FPN-RETINANET", 1, 64): "resnet101",
+    ("R-101-FPN-RETINANET", 32, 8): "resnext101_32x8d",
+    ("R-101-FPN-RETINANET", 64, 4): "resnext101_64x4d",
+}
+"""Our ResNets by body, groups, and width of a group."""
+BLOCK_NORMS = {
+    ("BottleneckWithFixedBatchNorm", "StemWithFixedBatchNorm"): "frozen_bn",
+    ("BottleneckWithGN", "StemWithGN"): "gn",
+}
+"""Our norms by the functions of blocks and stem."""
+_STAGES = ("C2", "C3", "C4", "C5")
+_BACKBONE_FILES = (".pkl", "mobilenet_v2-ecbe2b5.pth")
+"""How a MODEL.WEIGHT that is not from the catalogue ends when it is a backbone's; all others are a detector's."""
+
+
+class Row(NamedTuple):
+    """Keys of the original and options of ours that say the same.
+
+    Attributes:
+        keys: of the original.
+        options: dotted keys of our config.
+        ours: the values of the keys to those of the options.
+        theirs: the values of the options to those of the keys, or of the first of them; None: the row is not read in
+            this direction.
+        body: `resnet` or `mobilenet` where the row belongs to one kind of backbone.
+    """
+
+    keys: tuple[str, ...]
+    options: tuple[str, ...]
+    ours: Callable[..., tuple[Any, ...]]
+    theirs: Callable[..., tuple[Any, ...]] | None = None
+    body: str = ""
+
+
+def _same(key: str, option: str, body: str = "") -> Row:
+    """A key and an option with the same values."""
+    return Row((key,), (option,), lambda value: (value,), lambda value: (value,), body)
+
+
+def _flag(key: str, option: str, off: str, on: str, body: str = "") -> Row:
+    """A key that is True or False, and an option with two values."""
+    return Row((key,), (option,), lambda value: (on if value else off,), lambda value: (value == on,), body)
+
+
+def _none(_: int) -> tuple[int]:
+    """No frozen stage: the original freezes MobileNetV2 otherwise, and training alone depends on it."""
+    return (0,)
+
+
+def _one_way(keys: tuple[str, ...] | str, option: str, ours: Callable[..., Any]) -> Row:
+    """Keys that decide an option which weights do not depend on."""
+    return Row((keys,) if isinstance(keys, str) else keys, (option,), lambda *values: (ours(*values),))
+
+
+def _augmentation(key: str, option: str, off: Any) -> Row:
+    """An option of test-time augmentation, and its value while that is disabled."""
+    keys = f"TEST.BBOX_AUG.{key}", "TEST.BBOX_AUG.ENABLED"
+    return _one_way(keys, option, lambda value, enabled: value if enabled else off)
+
+
+def _listed(sides: int | list[int]) -> list[int]:
+    return sides if isinstance(sides, tuple | list) else [sides]
+
+
+def _pixels(bgr: bool, mean: list[float], std: list[float]) -> tuple[Any, ...]:
+    scale = 1.0 if bgr else 255.0  # without TO_BGR255 the original's pixels are 0..1
+    return "bgr" if bgr else "rgb", [value * scale for value in mean], [value * scale for value in std]
+
+
+def _pixels_back(order: str, mean: list[float], std: list[float]) -> tuple[Any, ...]:
+    scale = 1.0 if order == "bgr" else 255.0
+    return order == "bgr", [round(value / scale, 15) for value in mean], [round(value / scale, 15) for value in std]
+
+
+def _body_back(name: str) -> tuple[Any, ...]:
+    return next((shape for shape, known in RESNETS.items() if known == name), (MOBILENET, 1, 64))
+
+
+def _extra_level_source(use_c5: bool, channels: int, body: str) -> str:
+    """P6 comes from C5 only when asked for and when C5 has other channels than the pyramid."""
+    return "c5" if use_c5 and channels != (320 if body == MOBILENET else 2048) else "p5"
+
+
+def _is_backbone_file(weight: str) -> bool:
+    return weight.startswith("catalog://") or weight.endswith(_BACKBONE_FILES)
+
+
+def _block_functions(norm: str) -> tuple[str, str]:
+    """Of a norm that the original does not have, those of frozen batch norm."""
+    functions = {known: names for names, known in BLOCK_NORMS.items()}
+    return functions.get(norm, functions["frozen_bn"])
+
+
+ROWS: list[Row] = [
+    # The detector.
+    Row(
+        ("MODEL.FCOS.NUM_CLASSES",), ("model.num_classes",), lambda count: (count - 1,), lambda count: (count + 1,)
+    ),  # theirs counts the background
+    _same("MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "model.fpn.channels"),
+    _flag("MODEL.FPN.USE_GN", "model.fpn.norm", off="none", on="gn"),
+    _same("MODEL.FPN.USE_RELU", "model.fpn.relu"),
+    Row(
+        ("MODEL.RETINANET.USE_C5", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "MODEL.BACKBONE.CONV_BODY"),
+        ("model.fpn.extra_level_source",),
+        lambda *values: (_extra_level_source(*values),),
+        lambda value: (value == "c5",),
+    ),
+    _same("MODEL.FCOS.NUM_CONVS", "model.head.num_convs"),
+    _same("MODEL.FCOS.USE_DCN_IN_TOWER", "model.head.deformable"),
+    _flag("MODEL.FCOS.CENTERNESS_ON_REG", "model.head.centerness_on", off="cls", on="box"),
+    _flag("MODEL.FCOS.NORM_REG_TARGETS", "model.head.regression", off="exp", on="relu_stride"),
+    _same("MODEL.FCOS.PRIOR_PROB", "model.head.prior_probability"),
+    _same("MODEL.FCOS.FPN_STRIDES", "model.strides"),
+    _same("MODEL.FCOS.CENTER_SAMPLING_RADIUS", "model.center_sampling_radius"),
+    _same("MODEL.FCOS.IOU_LOSS_TYPE", "model.box_loss"),
+    _same("MODEL.FCOS.LOSS_ALPHA", "model.focal_alpha"),
+    _same("MODEL.FCOS.LOSS_GAMMA", "model.focal_gamma"),
+    _same("MODEL.FCOS.INFERENCE_TH", "model.score_threshold"),
+    _same("MODEL.FCOS.PRE_NMS_TOP_N", "model.pre_nms_top_k"),
+    _same("MODEL.FCOS.NMS_TH", "model.nms_threshold"),
+    _same("TEST.DETECTIONS_PER_IMG", "model.max_detections"),
+    Row((), ("model.box_convention",), lambda: ("inclusive",)),
+    Row(
+        ("INPUT.TO_BGR255", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"),
+        ("model.channel_order", "model.pixel_mean", "model.pixel_std"),
+        _pixels,
+        _pixels_back,
+    ),
+    # Its backbone.
+    Row(
+        ("MODEL.BACKBONE.CONV_BODY", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"),
+        ("model.backbone.name",),
+        lambda *shape: (RESNETS.get(shape, "mobilenet_v2"),),
+        _body_back,
+    ),
+    _one_way("MODEL.WEIGHT", "model.backbone.weights", lambda file: file if _is_backbone_file(file) else None),
+    _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", body="mobilenet"),
+    Row(("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",), ("model.backbone.frozen_stages",), _none, _none, "mobilenet"),
+    Row(
+        ("MODEL.RESNETS.TRANS_FUNC", "MODEL.RESNETS.STEM_FUNC"),
+        ("model.backbone.norm",),
+        lambda *functions: (BLOCK_NORMS[functions],),
+        _block_functions,
+        "resnet",
+    ),
+    Row(
+        ("MODEL.RESNETS.TRANS_FUNC", "MODEL.RESNETS.STEM_FUNC"),
+        ("model.backbone.norm_eps",),
+        lambda *functions: (0.0 if BLOCK_NORMS[functions] == "frozen_bn" else 1e-5,),
+        body="resnet",
+    ),
+    _same("MODEL.RESNETS.STRIDE_IN_1X1", "model.backbone.stride_in_1x1", "resnet"),
+    _same("MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "model.backbone.frozen_stages", "resnet"),
+    Row(
+        ("MODEL.RESNETS.STAGE_WITH_DCN",),
+        ("model.backbone.deformable_stages",),
+        lambda wanted: ([stage for stage, is_wanted in zip(_STAGES, wanted, strict=True) if is_wanted],),
+        lambda stages: (tuple(stage in stages for stage in _STAGES),),
+        "resnet",
+    ),
+    _same("MODEL.RESNETS.WITH_MODULATED_DCN", "model.backbone.modulated", "resnet"),
+    _same("MODEL.RESNETS.DEFORMABLE_GROUPS", "model.backbone.offset_groups", "resnet"),
+    # The data.
+    _one_way(
+        "INPUT.MIN_SIZE_TRAIN", "data.short_side", lambda sides: sides if isinstance(sides, tuple | list) else [sides]
+    ),
+    _one_way("INPUT.MIN_SIZE_RANGE_TRAIN", "data.short_side_range", lambda ends: None if ends[0] == -1 else list(ends)),
+    _same("INPUT.MAX_SIZE_TRAIN", "data.max_side"),
+    _same("INPUT.MIN_SIZE_TEST", "data.test_short_side"),
+    _same("INPUT.MAX_SIZE_TEST", "data.test_max_side"),
+    _same("DATALOADER.ASPECT_RATIO_GROUPING", "data.group_by_aspect"),
+    _same("DATALOADER.NUM_WORKERS", "data.workers"),
+    _one_way("DATALOADER.SIZE_DIVISIBILITY", "data.size_divisor", lambda divisor: max(divisor, 1)),
+    _one_way("DATASETS.TRAIN", "data.train", lambda names: split_of(names, key="DATASETS.TRAIN")),
+    _one_way("DATASETS.TEST", "data.val", lambda names: split_of(names, key="DATASETS.TEST")),
+    # Training.
+    _same("SOLVER.IMS_PER_BATCH", "train.batch_size"),
+    _same("SOLVER.MAX_ITER", "train.iterations"),
+    _same("SOLVER.BASE_LR", "train.lr"),
+    _same("SOLVER.MOMENTUM", "train.momentum"),
+    _same("SOLVER.WEIGHT_DECAY", "train.weight_decay"),
+    _same("SOLVER.BIAS_LR_FACTOR", "train.bias_lr_factor"),
+    _same("SOLVER.WEIGHT_DECAY_BIAS", "train.bias_weight_decay"),
+    _same("SOLVER.DCONV_OFFSETS_LR_FACTOR", "train.offset_lr_factor"),
+    _same("SOLVER.STEPS", "train.milestones"),
+    _same("SOLVER.GAMMA", "train.gamma"),
+    _same("SOLVER.WARMUP_METHOD", "train.warmup"),
+    _same("SOLVER.WARMUP_ITERS", "train.warmup_iterations"),
+    _same("SOLVER.WARMUP_FACTOR", "train.warmup_factor"),
+    _same("SOLVER.CHECKPOINT_PERIOD", "train.checkpoint_every"),
+    Row((), ("train.schedule",), lambda: ("multistep",)),
+    _one_way("MODEL.WEIGHT", "train.weights", lambda file: None if _is_backbone_file(file) or not file else file),
+    # Tests.
+    _same("TEST.IMS_PER_BATCH", "eval.batch_size"),
+    _augmentation("H_FLIP", "eval.flip", off=False),
+    _augmentation("SCALES", "eval.scales", off=[]),
+    _augmentation("MAX_SIZE", "eval.scales_max_side", off=4000),
+    _augmentation("SCALE_H_FLIP", "eval.scales_flip", off=False),
+    # The run.
+    _one_way("OUTPUT_DIR", "output_dir", lambda folder: None if folder in ("", ".") else folder),
+    _one_way("MODEL.DEVICE", "device", lambda device: "auto" if device == "cuda" else device),  # its only way to run
+]
+"""What says the same in both projects."""
+
+KEYS = {
+    option: key
+    for row in ROWS
+    for option, key in zip(row.options, row.keys, strict=False)
+    if not key.startswith("DATASETS.")  # which decide whole sections
+}
+"""What messages call our options: the key that decides each."""
+
+
+def to_options(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[str, Any]:
+    """Our options by their dotted keys, from the original's keys.
+
+    Args:
+        get: the value of a key, given or its default.
+        num_classes_given: whether the number of classes is given; else it is taken from the data.
+    """
+    body = "mobilenet" if get("MODEL.BACKBONE.CONV_BODY") == MOBILENET else "resnet"
+    options: dict[str, Any] = {}
+    for row in ROWS:
+        if row.body in ("", body):
+            options |= zip(row.options, row.ours(*map(get, row.keys)), strict=False)
+    if not num_classes_given:
+        options["model.num_classes"] = None
+    return options
+
+
+def to_keys(options: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """The original's keys that say a section `model` of ours, but for those whose value is their default.
+
+    Args:
+        options: of the section, by their dotted keys, with a backbone of the original.
+        num_classes: K.
+    """
+    effective = in_effect(options, options_of(FCOSConfig))
+    values = {f"model.{key}": value for key, value in effective.items()} | {"model.num_classes": num_classes}
+    body = "mobilenet" if options["backbone.name"] == "mobilenet_v2" else "resnet"
+    keys: dict[str, Any] = {}
+    for row in ROWS:
+        if row.theirs is not None and row.body in ("", body) and all(option in values for option in row.options):
+            keys |= zip(row.keys, row.theirs(*(values[option] for option in row.options)), strict=False)
+    return {key: keys[key] for key in DEFAULTS if key in keys and keys[key] != DEFAULTS[key]}

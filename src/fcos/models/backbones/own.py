@@ -1,0 +1,44 @@
+"""Backbones that a user's own function returns."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from ...errors import ConfigError
+from ...extensions import load_function
+
+
+def build_own(*, name: str, options: dict[str, Any]) -> nn.Module:
+    """Import a function, call it, and check that a backbone comes back.
+
+    Args:
+        name: `package.module:function`.
+        options: keyword arguments of the function.
+
+    Raises:
+        ConfigError: no such module or function, options that it does not take, or a result that is no `Backbone`.
+    """
+    found = load_function(name, option=f"model.backbone.name={name}")
+    try:
+        inspect.signature(found).bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"model.backbone.options of {name}: {error}; found {options}") from None
+    backbone = found(**options)
+    lacking = [key for key in ("channels", "strides") if not isinstance(getattr(backbone, key, None), dict)]
+    if not isinstance(backbone, nn.Module) or lacking:
+        raise ConfigError(
+            f"model.backbone.name={name}: expected an nn.Module with the dictionaries channels and strides, found"
+            f" {type(backbone).__name__}" + (f" without {' and '.join(lacking)}" if lacking else "")
+        )
+    channels: Any = backbone.channels
+    strides: Any = backbone.strides
+    sides = list(strides.values())
+    if not sides or sides != sorted(sides) or list(channels) != list(strides):
+        raise ConfigError(
+            f"model.backbone.name={name}: channels and strides must have the same maps, the finest first; found"
+            f" channels {channels} and strides {strides}"
+        )
+    return backbone

@@ -1,0 +1,178 @@
+"""What training, evaluation and inference know of a detector, whatever its kind.
+
+Shape letters: N images, H W image size, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..choices import BoxConvention, ChannelOrder
+from ..structures import Instances, Losses, Objects
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How images 0..255 become the input of a network.
+
+    Attributes:
+        channel_order: the order in which the network wants the channels.
+        mean: subtracted from the channels, in that order.
+        std: divided by.
+    """
+
+    channel_order: ChannelOrder = "rgb"
+    mean: Sequence[float] = (123.675, 116.28, 103.53)
+    std: Sequence[float] = (58.395, 57.12, 57.375)
+
+
+class DetectionModel(nn.Module, ABC):
+    """The contract of a detector, and the pixel normalisation that all detectors share.
+
+    What it computes follows from the arguments of `forward`, never from `self.training`, which only says whether norm
+    layers update their statistics.
+
+    Attributes:
+        num_classes: K.
+        box_convention: of ground truth and detections, see `structures`.
+        default_threshold: score in 0..1 below which detections of a class without a threshold of its own are hidden.
+        loss_names: the keys of `Losses.terms`, in the order in which they are logged; each begins with `loss_`.
+        class_parameters: the names of the parameters with a row for every class, in label order. Fine-tuning on other
+            classes carries over the rows of those that both data sets have.
+        compiled_parts: the paths of the modules that `train.compile` compiles.
+    """
+
+    class_parameters: tuple[str, ...]
+    compiled_parts: tuple[str, ...]
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        box_convention: BoxConvention,
+        default_threshold: float,
+        loss_names: tuple[str, ...],
+        pixels: Pixels,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.loss_names = loss_names
+        self.box_convention: BoxConvention = box_convention
+        self.default_threshold = default_threshold
+        self.channel_order = pixels.channel_order
+        self.register_buffer("pixel_mean", torch.tensor(pixels.mean).view(3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(pixels.std).view(3, 1, 1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        targets: Sequence[Objects] | None = None,
+        normalizers: Tensor | None = None,
+    ) -> Any:
+        """Losses when targets are given, else the raw outputs.
+
+        Args:
+            images: [N, 3, H, W] RGB 0..255 (uint8 or float), padded at the right and the bottom.
+            sizes: [N, 2] int64 (height, width) without the padding.
+            targets: N ground truths in pixels of `images`, in the model's box convention.
+            normalizers: the denominators of the losses, when the images are part of a larger batch (gradient
+                accumulation): then the losses of all parts add up to those of the batch. None: those of `targets`.
+
+        Returns:
+            `Losses`, or a NamedTuple of tensors or lists of tensors.
+        """
+
+    @abstractmethod
+    def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor | None:
+        """The denominators of the losses of a batch, as means over all processes; every process must call it.
+
+        Args:
+            targets: the ground truth of all images of the batch.
+            size: (height, width) of the padded images.
+
+        Returns:
+            What `forward` takes as `normalizers` for each part of the batch. None: the denominators depend on proposals
+            that are sampled in `forward`; the losses of each part are then its own means, and gradient accumulation
+            weights the parts by their numbers of images.
+        """
+
+    @abstractmethod
+    def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
+        """Detections of every image, best score first, in pixels of `images` and the model's box convention.
+
+        Args:
+            images: see `forward`.
+            sizes: see `forward`.
+        """
+
+    @abstractmethod
+    def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
+        """The boxes of every image among which `suppress` chooses; test-time augmentation joins those of several views.
+
+        Args:
+            images: see `forward`.
+            sizes: see `forward`.
+        """
+
+    @abstractmethod
+    def suppress(self, candidates: Instances) -> Instances:
+        """The detections among the candidates of an image, best score first."""
+
+    def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """Network input [N, 3, H, W]: channel order, mean and deviation; zeros in the padding, whatever was there.
+
+        Args:
+            images: see `forward`.
+            sizes: see `forward`.
+        """
+        if self.channel_order == "bgr":
+            images = images.flip(1)
+        normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+        real = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # [N, H, W]
+        return normalized.where(real[:, None], 0.0)  # not a product: 0 times infinity is not 0
+
+
+class ProposalStage(Protocol):
+    """A one-stage detector as the first stage of a two-stage one, which gets it from `build_model`.
+
+    The second stage works on the same `features`; the names of the methods are those of the steps of `forward` and
+    `detect`.
+    """
+
+    loss_names: tuple[str, ...]
+
+    def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
+        """Images to pyramid levels [N, channels, H_l, W_l], finest first; see `DetectionModel.forward`."""
+        ...
+
+    def head(self, features: Sequence[Tensor], /) -> Any:
+        """Pyramid levels to raw outputs."""
+        ...
+
+    def losses(self, outputs: Any, targets: Sequence[Objects], normalizers: Tensor | None = None) -> Losses:
+        """The losses of raw outputs; see `DetectionModel.forward`."""
+        ...
+
+    def decode(self, outputs: Any, sizes: Tensor) -> list[Instances]:
+        """The candidates of raw outputs; see `DetectionModel.candidates`."""
+        ...
+
+    def suppress(self, candidates: Instances) -> Instances:
+        """The proposals among the candidates of an image."""
+        ...

@@ -1,0 +1,17 @@
+"""Ground truth of several images from lists of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fcos.structures import Objects
+
+
+def objects_of(
+    boxes: Sequence[Tensor], labels: Sequence[Tensor], crowd: Sequence[Tensor] | None = None
+) -> list[Objects]:
+    """One `Objects` for each image; without `crowd` no box is one."""
+    flags = [None] * len(boxes) if crowd is None else crowd
+    return [Objects(*columns) for columns in zip(boxes, labels, flags, strict=True)]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,33 @@
+"""Loggers as a user might write them: `train.loggers=[own_logger:FUNCTION]`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from fcos.training.loggers import RunStart
+
+
+class Lines:
+    """Appends a JSON line for each call to RUN/lines.json."""
+
+    def __init__(self, start: RunStart) -> None:
+        self.file = (start.folder / "lines.json").open("a")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Failing(Lines):
+    """Fails in the second call."""
+
+    calls = 0
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.calls += 1
+        if self.calls > 1:
+            raise KeyError("no connection")
+        super().log(step, values)

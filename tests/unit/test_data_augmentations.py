@@ -1,0 +1,208 @@
+"""The table of augmentations: the draws of earlier versions stay, and a new augmentation shifts none of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import combinations
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from tiny_data import config
+
+from fcos.choices import BoxConvention
+from fcos.config import DataConfig
+from fcos.data.augmentations import (
+    AUGMENTATIONS,
+    Augmentation,
+    ColorJitter,
+    Flip,
+    ImageAugmentation,
+    Placement,
+    SizeAugmentation,
+    Zoom,
+)
+from fcos.data.geometry import crop_boxes, flip_boxes, resize_boxes, resize_image, resize_size
+from fcos.data.transforms import MIN_VISIBLE, Transform, train_transform
+from fcos.structures import Objects
+
+FLIP, ZOOM, JITTER = 0.3, (0.4, 2.5), 0.4
+OLD: dict[str, Augmentation] = {"flip": Flip(FLIP), "zoom": Zoom(ZOOM), "jitter": ColorJitter(JITTER)}
+SIDES = [(600,), (640, 672, 704, 736, 768, 800), range(640, 801)]
+SUBSETS = [names for count in range(4) for names in combinations(OLD, count)]
+
+
+class Drawn(NamedTuple):
+    """The numbers that earlier versions drew for an image."""
+
+    short_side: int
+    flip: bool
+    zoom: float
+    window: tuple[float, float]
+    factors: tuple[float, float, float]
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        return {"flip": self.flip, "zoom": (self.zoom, self.window), "jitter": self.factors}
+
+
+def historical_draws(seed: int, sides: Any) -> Drawn:
+    """One generator for all, in this order, whether or not a number was used."""
+    generator = Random(seed)
+    return Drawn(
+        short_side=generator.choice(sides),
+        flip=generator.random() < FLIP,
+        zoom=math.exp(generator.uniform(*map(math.log, ZOOM))),
+        window=(generator.random(), generator.random()),
+        factors=(
+            generator.uniform(1 - JITTER, 1 + JITTER),
+            generator.uniform(1 - JITTER, 1 + JITTER),
+            generator.uniform(1 - JITTER, 1 + JITTER),
+        ),
+    )
+
+
+@pytest.mark.parametrize("sides", SIDES, ids=["one", "list", "range"])
+@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+def test_every_combination_draws_what_it_always_drew(names: tuple[str, ...], sides: Any) -> None:
+    transform = Transform(sides, 1333, tuple(OLD[name] for name in names))
+    for seed in [*range(100), 2**40 + 7, 2**63 - 1]:
+        expected = historical_draws(seed, sides)
+        assert transform.draw(seed) == (expected.short_side, [expected.by_name[name] for name in names])
+
+
+def test_a_config_draws_what_it_always_drew() -> None:
+    transform = train_transform(config(short_side_range=(640, 800), flip=FLIP, zoom=ZOOM, color_jitter=JITTER))
+    for seed in range(100):
+        expected = historical_draws(seed, range(640, 801))
+        assert transform.draw(seed) == (expected.short_side, list(expected.by_name.values()))
+
+
+def historical_transform(
+    image: Image.Image, boxes: torch.Tensor, drawn: Drawn, max_side: int, convention: BoxConvention
+) -> tuple[Image.Image, torch.Tensor, torch.Tensor]:
+    """Image, boxes, and the visible share of each box, as earlier versions computed them."""
+    size = image.height, image.width
+    new_size = resize_size(*size, drawn.short_side, max_side)
+    zoomed = max(round(new_size[0] * drawn.zoom), 1), max(round(new_size[1] * drawn.zoom), 1)
+    kept = min(new_size[0], zoomed[0]), min(new_size[1], zoomed[1])
+    left, top = (round(drawn.window[axis] * (zoomed[1 - axis] - kept[1 - axis])) for axis in (0, 1))
+    image = resize_image(image, kept, whole=zoomed, origin=(left, top))
+    boxes, visible = resize_boxes(boxes, size, zoomed), boxes.new_ones(len(boxes))
+    if kept != zoomed:
+        boxes, visible = crop_boxes(boxes, (left, top), kept, convention)
+    if drawn.flip:
+        image = ImageOps.mirror(image)
+        boxes = flip_boxes(boxes, image.width, convention)
+    for enhance, factor in zip(
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), drawn.factors, strict=True
+    ):
+        image = enhance(image).enhance(factor)
+    return image, boxes, visible
+
+
+@pytest.mark.parametrize("convention", ["continuous", "inclusive"])
+def test_images_and_objects_are_what_they_always_were(convention: BoxConvention) -> None:
+    sides = range(24, 41)
+    transform = Transform(sides, 60, tuple(OLD.values()), box_convention=convention)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8))
+    corners = torch.tensor([[0, 0, 8, 6], [30, 20, 43, 29], [10, 5, 40, 28], [20, 12, 24, 16]], dtype=torch.float32)
+    objects = Objects(corners, torch.tensor([0, 1, 2, 3]), torch.tensor([False, True, False, False]))
+    fates = set()
+    for seed in range(100):
+        pixels, found = transform(image, objects, seed=seed)
+        picture, boxes, visible = historical_transform(image, corners, historical_draws(seed, sides), 60, convention)
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(picture))
+        assert torch.equal(found.boxes, boxes[visible > 0])
+        assert torch.equal(found.labels, objects.labels[visible > 0])
+        assert torch.equal(found.is_crowd, (objects.is_crowd | (visible < MIN_VISIBLE))[visible > 0])
+        fates |= {(visible == 0).any().item(), "crowd" if found.is_crowd.sum() > 1 else "object"}
+    assert fates == {True, False, "crowd", "object"}
+
+
+@dataclass(frozen=True)
+class Squeeze(SizeAugmentation):
+    """A new augmentation: make the image narrower."""
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Squeeze:
+        return cls()
+
+    def draw(self, generator: Random) -> float:
+        return generator.uniform(0.5, 1.0)
+
+    def place(self, placement: Placement, drawn: float) -> Placement:
+        height, width = placement.whole
+        return Placement.whole_of((height, round(width * drawn)))
+
+
+@dataclass(frozen=True)
+class Negative(ImageAugmentation):
+    """A new augmentation: the negative of half of the images, of which no object is left."""
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Negative:
+        return cls()
+
+    def draw(self, generator: Random) -> bool:
+        return generator.random() < 0.5
+
+    def change(
+        self, image: Image.Image, objects: Objects, drawn: bool, convention: BoxConvention
+    ) -> tuple[Image.Image, Objects]:
+        return (ImageOps.invert(image), objects[:0]) if drawn else (image, objects)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("new", [(Squeeze(),), (Negative(),), (Squeeze(), Negative())], ids=["size", "image", "both"])
+def test_new_augmentations_shift_no_draws(new: tuple[Augmentation, ...], place: int) -> None:
+    old = tuple(OLD.values())
+    before = Transform(SIDES[1], 1333, old)
+    after = Transform(SIDES[1], 1333, (*old[:place], *new, *old[place:]))
+    alone = [Transform(SIDES[1], 1333, (step,)) for step in new]
+    for seed in range(50):
+        short_side, numbers = after.draw(seed)
+        assert (short_side, numbers[:place] + numbers[place + len(new) :]) == before.draw(seed)
+        assert numbers[place : place + len(new)] == [transform.draw(seed)[1][0] for transform in alone]
+
+
+def test_new_augmentations_draw_independently() -> None:
+    transform = Transform((32,), 64, (*OLD.values(), Squeeze(), Negative()))
+    rows = []
+    for seed in range(2000):
+        _, (flip, zoom, factors, squeeze, negative) = transform.draw(seed)
+        rows.append((flip, zoom.scale, factors[0], squeeze, negative))
+    correlations = np.corrcoef(rows, rowvar=False)
+    assert np.abs(correlations - np.eye(5)).max() < 0.08  # 3.6 standard errors
+
+
+def test_a_row_of_the_table_is_an_augmentation_of_every_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = config(flip=FLIP, zoom=ZOOM, color_jitter=JITTER)
+    before = train_transform(options)
+    monkeypatch.setattr("fcos.data.transforms.AUGMENTATIONS", (Squeeze, *AUGMENTATIONS, Negative))
+    after = train_transform(options)
+    assert [type(step) for step in after.augmentations] == [Squeeze, Flip, Zoom, ColorJitter, Negative]
+    for seed in range(50):
+        short_side, (_, *old, _) = after.draw(seed)
+        assert (short_side, old) == before.draw(seed)
+
+
+def test_an_image_is_resampled_once_and_then_changed() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8))
+    objects = Objects(torch.tensor([[0.0, 0.0, 40.0, 32.0]]), torch.tensor([1]))
+    transform = Transform((32,), 64, (Squeeze(), Negative()))
+    seen = set()
+    for seed in range(20):
+        _, (share, negative) = transform.draw(seed)
+        pixels, found = transform(image, objects, seed=seed)
+        width = round(40 * share)
+        expected = resize_image(image, (32, width))
+        expected = ImageOps.invert(expected) if negative else expected
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
+        assert found.boxes.tolist() == ([] if negative else [[0, 0, width, 32]])
+        seen.add(negative)
+    assert seen == {True, False}

@@ -1,0 +1,423 @@
+"""A user's own transform, `data.transforms=package.module:function`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_transforms
+import pytest
+import torch
+from PIL import Image
+from tiny_data import config, write_coco, write_images
+from torch import Tensor
+from torchvision.transforms import v2
+
+import fcos
+from fcos.choices import BoxConvention
+from fcos.config import Config
+from fcos.data import Annotations, build_train_loader, load_annotations, train_transform
+from fcos.data.augmentations import Flip
+from fcos.data.loader import try_user_transform
+from fcos.data.transforms import Transform
+from fcos.data.user_transforms import UserTransform
+from fcos.errors import ConfigError, DataError
+from fcos.structures import Batch, Objects
+
+CONVENTIONS: tuple[BoxConvention, ...] = ("continuous", "inclusive")
+CLASSES = 3
+IMAGE = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 60), dtype=np.uint8))
+OBJECTS = Objects(
+    torch.tensor([[10.0, 10, 30, 30], [5, 5, 50, 35], [20, 30, 45, 32], [0, 0, 12, 9.5]]),
+    torch.tensor([0, 1, 2, 1]),
+    torch.tensor([False, True, False, True]),
+)
+
+
+def user(name: str) -> UserTransform:
+    return UserTransform.named(f"own_transforms:{name}", CLASSES)
+
+
+def call(
+    function: UserTransform | Callable[..., Any],
+    objects: Objects = OBJECTS,
+    *,
+    seed: int = 0,
+    convention: BoxConvention = "continuous",
+) -> tuple[Tensor, Objects]:
+    transform = function if isinstance(function, UserTransform) else UserTransform(function, "test", CLASSES)
+    return transform(IMAGE, objects, seed=seed, convention=convention)
+
+
+def assert_same(found: Objects, expected: Objects) -> None:
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.is_crowd, expected.is_crowd)
+
+
+# --------------------------------------------------------------------------------------------------- what it is given
+
+
+def test_it_gets_what_transforms_of_torchvision_take() -> None:
+    call(user("is_wrapped"))
+    image = Image.new("RGB", (60, 40))
+    Transform((20,), 100, user=user("is_wrapped"))(image, OBJECTS)  # the pixels of an image lie otherwise in memory
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_it_sees_continuous_boxes_inside_the_image(convention: BoxConvention) -> None:
+    """An object at the edge would leave the image when it is resized: by rounding, or by less than a pixel."""
+    seen: list[Tensor] = []
+
+    def look(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        seen.append(target["boxes"])
+        return v2.SanitizeBoundingBoxes()(image, target)
+
+    last = 1 if convention == "inclusive" else 0
+    whole = Objects(torch.tensor([[0.0, 0.0, 635 - last, 60 - last]]), torch.tensor([2]))
+    transform = Transform((48,), 64, user=UserTransform(look, "test"), box_convention=convention)
+    _, found = transform(Image.new("RGB", (635, 60)), whole)
+    assert seen[0].tolist() == [[0, 0, 63, 6]]
+    assert found.boxes.tolist() == [[0, 0, 63 - last, 6 - last]]
+
+
+def test_crowd_has_negative_labels() -> None:
+    seen = []
+    call(lambda image, target: (image, seen.append(target["labels"].tolist()) or target))
+    assert seen == [[0, -2, 2, -2]]
+
+
+# ------------------------------------------------------------------------------------------------ what becomes of it
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("name", ["identity", "lists"])
+def test_the_identity_changes_nothing(name: str, convention: BoxConvention) -> None:
+    pixels, found = call(user(name), convention=convention)
+    assert torch.equal(pixels, IMAGE)
+    assert_same(found, OBJECTS)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_the_identity_moves_no_box_visibly(convention: BoxConvention) -> None:
+    """One more pixel and one less is not always the same number in float32."""
+    corners = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([50.0, 30.0])
+    boxes = torch.cat([corners, corners + torch.tensor([7.7, 8.8])], dim=1)
+    objects = Objects(boxes, torch.zeros(1000, dtype=torch.int64))
+    _, found = call(user("identity"), objects, convention=convention)
+    torch.testing.assert_close(found.boxes, boxes, rtol=0, atol=1e-5)
+    if convention == "continuous":
+        assert torch.equal(found.boxes, boxes)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_flip_of_torchvision_is_our_flip(convention: BoxConvention) -> None:
+    image = Image.fromarray(IMAGE.permute(1, 2, 0).numpy())
+    theirs = Transform((40,), 100, user=user("flip"), box_convention=convention)(image, OBJECTS)
+    ours = Transform((40,), 100, (Flip(1.0),), box_convention=convention)(image, OBJECTS)
+    assert torch.equal(theirs.image, ours.image)
+    assert_same(theirs.objects, ours.objects)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_content_stays_under_its_box_in_a_pipeline_of_torchvision(convention: BoxConvention) -> None:
+    """A white square on black, flipped, rotated and scaled: the box is the one around it."""
+    last = 1 if convention == "inclusive" else 0
+    image = Image.new("RGB", (60, 40))
+    image.paste("white", (20, 10, 40, 30))
+    square = Objects(torch.tensor([[20.0, 10.0, 40 - last, 30 - last]]), torch.tensor([1]))
+    transform = Transform((40,), 100, user=user("pipeline"), box_convention=convention)
+    sizes = set()
+    for seed in range(30):
+        pixels, found = transform(image, square, seed=seed)
+        rows, columns = torch.nonzero(pixels[0] > 127, as_tuple=True)
+        content = [columns.min(), rows.min(), columns.max() + 1 - last, rows.max() + 1 - last]
+        assert found.boxes[0].tolist() == pytest.approx([value.item() for value in content], abs=2.0)
+        assert found.labels.tolist() == [1]
+        sizes.add(tuple(pixels.shape))
+    assert len(sizes) > 10
+
+
+def test_crowd_stays_crowd_whatever_selects_boxes() -> None:
+    _, found = call(user("only_crowd"))
+    assert_same(found, OBJECTS[OBJECTS.is_crowd])
+    shaken = v2.Compose([v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes(min_size=5)])
+    for seed in range(10):
+        _, found = call(shaken, seed=seed)
+        assert (found.labels.tolist(), found.is_crowd.tolist()) == ([0, 1, 1], [False, True, True])
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_boxes_are_clipped_and_empty_ones_dropped(convention: BoxConvention) -> None:
+    last = 1.0 if convention == "inclusive" else 0.0
+    objects = replace(OBJECTS, boxes=OBJECTS.boxes - torch.tensor([0.0, 0.0, last, last]))
+    pixels, found = call(user("moved"), objects, convention=convention)
+    assert pixels.shape == (3, 40, 40)
+    expected = torch.tensor([[0, 10, 10, 30], [0, 5, 30, 35], [0, 30, 25, 32]]) - torch.tensor([0, 0, last, last])
+    assert_same(found, Objects(expected, torch.tensor([0, 1, 2]), torch.tensor([False, True, False])))
+
+
+@pytest.mark.parametrize("name", ["identity", "lists", "flip", "pipeline", "only_crowd", "moved"])
+def test_an_image_without_objects(name: str) -> None:
+    _, found = call(user(name), OBJECTS[:0])
+    assert (found.boxes.shape, found.labels.dtype, found.is_crowd.dtype) == ((0, 4), torch.int64, torch.bool)
+
+
+def test_objects_are_not_changed_in_place() -> None:
+    def spoil(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        for column in (image, target["boxes"], target["labels"]):
+            column.zero_()
+        return image, target
+
+    objects = replace(OBJECTS, boxes=OBJECTS.boxes.clone(), labels=OBJECTS.labels.clone())
+    Transform((40,), 100, user=UserTransform(spoil, "test"))(Image.new("RGB", (60, 40)), objects)
+    assert_same(objects, OBJECTS)
+
+
+# ------------------------------------------------------------------------------------------------------- random numbers
+
+
+def test_the_same_seed_gives_the_same_and_another_one_something_else() -> None:
+    for name in ("noise", "pipeline"):
+        results = [call(user(name), seed=seed) for seed in (5, 5, 6)]
+        (first, objects), (again, same_objects), (other, _) = results
+        assert torch.equal(first, again)
+        assert_same(same_objects, objects)
+        assert first.shape != other.shape or not torch.equal(first, other)
+    one, other = (call(user("noise"), seed=seed)[0] for seed in (5, 6))
+    assert all((one[:, row] != other[:, row]).any() for row in range(40))  # the bands of all generators
+
+
+@pytest.mark.parametrize("name", ["noise", "raises"])
+def test_the_global_generators_go_on_as_before(name: str) -> None:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    for seed in (0, 2**63 - 1):
+        try:
+            call(user(name), seed=seed)
+        except DataError:
+            assert name == "raises"
+    assert random.getstate() == states[0]
+    assert all(np.array_equal(now, before) for now, before in zip(np.random.get_state(), states[1], strict=True))
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_the_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without loader workers the transform runs in the process that trains."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
+    call(user("noise"))
+
+
+@pytest.mark.gpu
+def test_the_state_of_a_gpu_stays() -> None:
+    torch.rand(3, device="cuda")
+    before = torch.cuda.get_rng_state()
+    call(user("noise"))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_random_numbers_are_not_those_of_the_augmentations() -> None:
+    """Else a transform that mirrors half of the images would mirror those of the smaller sizes."""
+    drawn = []
+    transform = Transform(
+        range(100, 200), 1000, user=UserTransform(lambda *args: drawn.append(random.random()) or args, "test")
+    )
+    image = Image.new("RGB", (8, 8))
+    sides = [transform(image, seed=seed).image.shape[1] for seed in range(400)]
+    assert abs(np.corrcoef(sides, drawn)[0, 1]) < 0.15  # 3 standard errors
+    assert 0.45 < np.mean(drawn) < 0.55
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> tuple[Path, Annotations]:
+    """Eleven images of both orientations with up to three boxes each, one of them a crowd."""
+    sizes = {f"{i}.png": (40, 30) if i % 3 else (30, 40) for i in range(11)}
+    tree = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(sizes)],
+        "annotations": [
+            {"image_id": i, "category_id": 1, "bbox": [1 + 3 * k, 2, 10 + i, 12], "iscrowd": int(k == 2)}
+            for i in range(11)
+            for k in range(i % 4)
+        ],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    write_coco(tmp_path / "many", tree)
+    write_images(tmp_path / "many/images", sizes)
+    annotations = load_annotations(config(tmp_path / "many"), "train")
+    assert annotations is not None
+    return tmp_path / "many", annotations
+
+
+def settings(root: Path, name: str | None, *, workers: int = 0, convention: BoxConvention = "continuous") -> Config:
+    transforms = None if name is None else f"own_transforms:{name}"
+    return Config.model_validate(
+        {
+            "model": {"box_convention": convention},
+            "data": config(root, short_side=[24, 32], workers=workers, transforms=transforms).model_dump(),
+            "train": {"batch_size": 4, "seed": 3},
+        }
+    )
+
+
+def first_batches(settings: Config, annotations: Annotations, count: int) -> list[Batch]:
+    return list(islice(iter(build_train_loader(settings, annotations)), count))
+
+
+def assert_same_batches(found: list[Batch], expected: list[Batch]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.sizes, other.sizes)
+        assert torch.equal(one.indices, other.indices)
+        for objects, others in zip(one.targets or (), other.targets or (), strict=True):
+            assert_same(objects, others)
+
+
+@pytest.mark.parametrize("name", ["noise", "pipeline"])
+def test_batches_depend_neither_on_the_workers_nor_on_the_run(name: str, many: tuple[Path, Annotations]) -> None:
+    root, annotations = many
+    alone = first_batches(settings(root, name), annotations, 7)
+    torch.manual_seed(7)
+    assert_same_batches(first_batches(settings(root, name), annotations, 7), alone)
+    assert_same_batches(first_batches(settings(root, name, workers=2), annotations, 7), alone)
+    assert any(objects.is_crowd.any() for batch in alone for objects in batch.targets or ())
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_batches_of_the_identity_are_those_without(convention: BoxConvention, many: tuple[Path, Annotations]) -> None:
+    root, annotations = many
+    plain, own = (
+        first_batches(settings(root, name, convention=convention), annotations, 7) for name in (None, "identity")
+    )
+    for one, other in zip(own, plain, strict=True):
+        assert torch.equal(one.images, other.images)
+        for objects, others in zip(one.targets or (), other.targets or (), strict=True):
+            torch.testing.assert_close(objects.boxes, others.boxes, rtol=0, atol=1e-5)
+            assert torch.equal(objects.is_crowd, others.is_crowd)
+
+
+# ------------------------------------------------------------------------------------------------------------- mistakes
+
+REFUSED = {
+    "without_target": "TypeError: without_target() takes 1 positional argument but 2 were given",
+    "raises": "RuntimeError: the third augmentation is broken",
+    "returns_none": "expected it to return (image, {'boxes': ..., 'labels': ...}), found NoneType",
+    "image_alone": "expected it to return (image, {'boxes': ..., 'labels': ...}), found Image",
+    "other_keys": "expected it to return (image, {'boxes': ..., 'labels': ...}), found tuple",
+    "dictionary": "expected it to return (image, {'boxes': ..., 'labels': ...}), found dict",
+    "float_image": "expected an image of torch.uint8 [3, H, W], found torch.float32 [3, 40, 60]",
+    "channels_last": "expected an image of torch.uint8 [3, H, W], found torch.uint8 [40, 60, 3]",
+    "array_image": "expected an image of torch.uint8 [3, H, W], found ndarray",
+    "no_pixels": "expected an image of torch.uint8 [3, H, W], found torch.uint8 [3, 0, 60]",
+    "label_missing": "expected a label of torch.int64 for each of 4 boxes, found torch.int64 [3]",
+    "box_missing": "expected a label of torch.int64 for each of 3 boxes, found torch.int64 [4]",
+    "float_labels": "expected a label of torch.int64 for each of 4 boxes, found torch.float32 [4]",
+    "labels_from_one": "expected labels 0..2 (crowd: -1..-3), found 3",
+    "no_boxes": "expected tensors of boxes and labels: Could not infer dtype of NoneType",
+    "boxes_with_scores": "expected boxes [M, 4], found torch.float32 [4, 5]",
+    "xywh": "expected boxes in XYXY, found XYWH",
+    "plain_xywh": "expected boxes in XYXY, x1 <= x2 and y1 <= y2, found [20.0, 30.0, 25.0, 2.0]",
+    "not_a_number": "expected boxes in XYXY, x1 <= x2 and y1 <= y2, found [10.0, inf, 30.0, 30.0]",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_mistake_is_told_in_one_line(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        call(user(name))
+    assert str(caught.value) == f"data.transforms=own_transforms:{name}: {REFUSED[name]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_module:f", "no module 'no_such_module'; it must be installed, or its folder on PYTHONPATH"),
+        ("own_transforms:f", "the module 'own_transforms' has no function 'f'"),
+        ("own_transforms:not_callable", "the module 'own_transforms' has no function 'not_callable'"),
+    ],
+)
+def test_a_function_that_is_not_there_is_told(name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train_transform(config(transforms=name))
+    assert str(caught.value) == f"data.transforms={name}: {message}"
+
+
+@pytest.mark.parametrize("name", ["flip", "own_transforms", "own_transforms:", "own transforms:flip", "a.b"])
+def test_a_name_that_is_none_is_a_wrong_option(name: str, configure: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.transforms"):
+        fcos.train(configure(), f"data.transforms={name}")
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("name", ["raises", "float_image", "labels_from_one", "no_such_function"])
+def test_a_run_is_refused_before_its_first_step(name: str, configure: Callable[..., Config], tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, DataError), match=f"data.transforms=own_transforms:{name}: "):
+        fcos.train(configure(), f"data.transforms=own_transforms:{name}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_tried_on_an_image_with_boxes_if_one_can_be_read(many: tuple[Path, Annotations]) -> None:
+    root, annotations = many
+    assert np.diff(annotations.offsets)[:2].tolist() == [0, 1]
+    with pytest.raises(DataError, match="box_missing: expected a label"):
+        try_user_transform(settings(root, "box_missing"), annotations)
+    annotations.path(1).unlink()
+    with pytest.raises(DataError, match="label_missing: expected a label"):
+        try_user_transform(settings(root, "label_missing"), annotations)
+    for i in range(len(annotations)):
+        annotations.path(i).unlink(missing_ok=True)
+    try_user_transform(settings(root, "label_missing"), annotations)  # training tells of the images
+
+
+def test_trying_it_leaves_the_generators_alone(many: tuple[Path, Annotations]) -> None:
+    root, annotations = many
+    state = torch.get_rng_state()
+    try_user_transform(settings(root, "noise"), annotations)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_it_fails_on_is_replaced_and_told(
+    workers: int, many: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
+) -> None:
+    root, annotations = many
+    batches = first_batches(settings(root, "raises_on_portraits", workers=workers), annotations, 11)
+    assert all(width > height for batch in batches for height, width in batch.sizes.tolist())
+    portraits = [i for i in range(11) if i % 3 == 0]
+    assert sorted(caplog.messages) == sorted(
+        f"{annotations.path(i)}: data.transforms=own_transforms:raises_on_portraits: RuntimeError: too tall; another"
+        " image takes its place"
+        for i in portraits
+    )
+
+
+def test_a_training_uses_it(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+
+    def counted(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        calls.append(tuple(image.shape))
+        return own_transforms.pipeline(image, target)
+
+    monkeypatch.setattr(own_transforms, "counted", counted, raising=False)
+    name = "data.transforms=own_transforms:counted"
+    runs = [
+        fcos.train(configure(), f"output_dir={tmp_path / str(i)}", *options)
+        for i, options in enumerate([(name,), (name,), ()])
+    ]
+    assert len(calls) == 2 * (1 + 2 * 2)  # one image is tried, then two steps of two images
+    assert "transforms: own_transforms:counted" in (runs[0].run / "config.yaml").read_text()
+    one, again, without = (fcos.load(run.run / "weights/last.pt").model.state_dict() for run in runs)
+    assert all(torch.equal(one[key], again[key]) for key in one)
+    assert not all(torch.equal(one[key], without[key]) for key in one)
+
+
+def test_evaluation_and_detection_do_without(configure: Callable[..., Config], tmp_path: Path) -> None:
+    run = fcos.train(configure(), "data.transforms=own_transforms:flip").run
+    expected = fcos.evaluate(run / "weights/best.pt", "data.transforms=null").detections
+    found = fcos.evaluate(run / "weights/best.pt", "data.transforms=no_such_module:f").detections
+    assert found == expected

@@ -1,0 +1,394 @@
+"""The contract of detectors, of one-stage detectors as a first stage, of backbones, and of their options."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, cast, get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectors import tiny_config
+from ground_truth import objects_of
+from processes import finish
+from pydantic import BaseModel
+from torch import Tensor, nn
+from torchvision.ops import box_iou, roi_align
+
+import fcos
+from fcos.boxes import class_wise_nms
+from fcos.config import FCOSConfig
+from fcos.config.backbones import SECTIONS, BackboneSection
+from fcos.config.options import Role, options_of
+from fcos.inference.augment import detect_in_views
+from fcos.models import DetectionModel, build_model
+from fcos.models.detector import Pixels, ProposalStage
+from fcos.models.losses import FCOSLoss
+from fcos.models.points import Assigner
+from fcos.models.postprocess import Postprocess
+from fcos.structures import Instances, Losses, Objects, View
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+STRIDES = {
+    "usual": [8, 16, 32, 64, 128],
+    "fine": [4, 8, 16, 32, 64],
+    "few": [8, 16],
+    "one": [32],
+}
+
+
+def build(strides: Sequence[int] = (8, 16), *, num_classes: int = 3, **options: Any) -> DetectionModel:
+    """An untrained FCOS, whose batch norm keeps its statistics."""
+    ends = [-1, *(4 * stride for stride in strides[:-1]), None]
+    config = tiny_config(
+        strides=list(strides),
+        size_ranges=list(pairwise(ends)),
+        backbone={"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"},
+        fpn={"channels": 32},
+        **options,
+    )
+    return build_model(config.model, num_classes=num_classes, pretrained=False)
+
+
+def batch(height: int = 64, width: int = 96, *, images: int = 3) -> tuple[Tensor, Tensor, list[Objects]]:
+    """Images with two objects that reach the lower right corner and a crowd, with one object, with none, and so on."""
+    pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8)
+    frame = torch.tensor([width, height, width, height])
+    boxes = torch.tensor([[0.1, 0.1, 1.0, 1.0], [0.6, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]]) * frame
+    counts = [(3, 1, 0)[i % 3] for i in range(images)]
+    targets = objects_of(
+        [boxes[:count] for count in counts],
+        [torch.tensor([2, 0, 1])[:count] for count in counts],
+        [torch.tensor([False, False, True])[:count] for count in counts],
+    )
+    return pixels, torch.tensor([[height, width]] * images), targets
+
+
+def total(losses: Losses) -> Tensor:
+    return torch.stack(list(losses.terms.values())).sum()
+
+
+# --------------------------------------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": "iou", "score": "product", "box_convention": "inclusive"}])
+def test_what_a_detector_says_of_itself_is_true(options: dict[str, Any]) -> None:
+    model = build(**options)
+    images, sizes, targets = batch()
+    losses: Losses = model(images, sizes, targets)
+    assert tuple(losses.terms) == model.loss_names
+    assert all(name.startswith("loss_") for name in model.loss_names)
+    assert {count.shape for count in losses.stats.values()} == {()}
+    parameters = dict(model.named_parameters())
+    assert {len(parameters[name]) for name in model.class_parameters} == {model.num_classes} == {3}
+    assert [name for name, p in parameters.items() if len(p) == 3] == list(model.class_parameters)
+    assert all(isinstance(model.get_submodule(path), nn.Module) for path in model.compiled_parts)
+    assert model.box_convention == options.get("box_convention", "continuous")
+    assert model.default_threshold == tiny_config(**options).model.default_threshold
+    assert model.device == torch.device("cpu")
+    assert model.to("meta").device == torch.device("meta")
+
+
+def test_the_compiled_parts_hold_all_parameters() -> None:
+    model = build()
+    assert {name.partition(".")[0] for name, _ in model.named_parameters()} == set(model.compiled_parts)
+
+
+def test_detections_are_chosen_among_the_candidates() -> None:
+    model = build(score_threshold=0.001).eval()
+    images, sizes, _ = batch()
+    for detections, candidates in zip(model.detect(images, sizes), model.candidates(images, sizes), strict=True):
+        assert 0 < len(detections) <= len(candidates)
+        chosen = model.suppress(candidates)
+        assert torch.equal(detections.boxes, chosen.boxes)
+        assert torch.equal(detections.scores, chosen.scores)
+        assert (detections.scores.diff() <= 0).all()
+
+
+def test_a_detector_without_all_methods_cannot_be_made() -> None:
+    class Unfinished(DetectionModel):
+        def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
+            return []
+
+    with pytest.raises(TypeError, match=r"abstract methods? '?candidates'?, '?forward'?, '?loss_normalizers'?"):
+        Unfinished(1, box_convention="continuous", default_threshold=0.5, loss_names=(), pixels=Pixels())  # pyright: ignore[reportAbstractUsage]
+
+
+# -------------------------------------------------------------------------------------------------- two-stage detectors
+
+
+class TwoStageOutputs(NamedTuple):
+    """Pyramid levels, what the first stage says of them, and its proposals."""
+
+    features: list[Tensor]
+    first: Any
+    proposals: list[Instances]
+
+
+class TwoStage(DetectionModel):
+    """Proposals of a one-stage detector with one class, classified and shifted by a second stage.
+
+    Args:
+        first: finds objects of any class.
+        num_classes: K.
+        channels: of the first stage's features.
+        stride: of the finest of them.
+    """
+
+    class_parameters = ("classes.weight", "classes.bias")
+    compiled_parts = ("first", "classes", "shift")
+
+    def __init__(self, first: ProposalStage, num_classes: int, *, channels: int, stride: int):
+        names = (
+            *(f"loss_first_{name.removeprefix('loss_')}" for name in first.loss_names),
+            "loss_classes",
+            "loss_shift",
+        )
+        super().__init__(
+            num_classes, box_convention="continuous", default_threshold=0.3, loss_names=names, pixels=Pixels()
+        )
+        self.first = first
+        self.stride = stride
+        self.classes = nn.Linear(4 * channels, num_classes)
+        self.shift = nn.Linear(4 * channels, 4)
+
+    def forward(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        targets: Sequence[Objects] | None = None,
+        normalizers: Tensor | None = None,
+    ) -> TwoStageOutputs | Losses:
+        features = self.first.features(images, sizes)
+        first = self.first.head(features)
+        proposals = [self.first.suppress(candidates) for candidates in self.first.decode(first, sizes)]
+        outputs = TwoStageOutputs(features, first, proposals)
+        return outputs if targets is None else self.losses(outputs, targets)
+
+    def losses(self, outputs: TwoStageOutputs, targets: Sequence[Objects]) -> Losses:
+        of_any_class = [Objects(each.boxes, torch.zeros_like(each.labels), each.is_crowd) for each in targets]
+        first = self.first.losses(outputs.first, of_any_class)
+        logits, boxes = self.second(outputs)
+        classes, wanted = zip(*map(matched, outputs.proposals, targets), strict=True)
+        one_hot = (torch.cat(classes)[:, None] == torch.arange(self.num_classes)).to(logits)
+        own = [
+            F.binary_cross_entropy_with_logits(logits, one_hot),
+            F.smooth_l1_loss(boxes, torch.cat(wanted), reduction="mean"),
+        ]
+        return Losses(dict(zip(self.loss_names, [*first.terms.values(), *own], strict=True)), first.stats)
+
+    def second(self, outputs: TwoStageOutputs) -> tuple[Tensor, Tensor]:
+        """Class logits and boxes of all proposals, the shifts being shares of their sides."""
+        boxes = [proposals.boxes for proposals in outputs.proposals]
+        pooled = roi_align(outputs.features[0], boxes, 2, 1 / self.stride).flatten(1)
+        every = torch.cat(boxes)
+        sides = (every[:, 2:] - every[:, :2]).repeat(1, 2)
+        return self.classes(pooled), every + sides * self.shift(pooled)
+
+    def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> None:
+        return None
+
+    @torch.inference_mode()
+    def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
+        return [self.suppress(candidates) for candidates in self.candidates(images, sizes)]
+
+    @torch.inference_mode()
+    def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
+        outputs = self(images, sizes)
+        counts = [len(proposals) for proposals in outputs.proposals]
+        parts = (part.split(counts) for part in self.second(outputs))
+        return [
+            Instances(boxes, logits.argmax(1), logits.sigmoid().amax(1), proposals.size).clip()
+            for logits, boxes, proposals in zip(*parts, outputs.proposals, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def suppress(self, candidates: Instances) -> Instances:
+        return candidates[class_wise_nms(candidates.boxes, candidates.scores, candidates.labels, 0.5)]
+
+
+def matched(proposals: Instances, objects: Objects) -> tuple[Tensor, Tensor]:
+    """Classes and boxes that the proposals of an image have to learn; class -1 and themselves where none overlaps."""
+    if not len(objects):
+        return torch.full((len(proposals),), -1), proposals.boxes
+    overlap, index = box_iou(proposals.boxes, objects.boxes).max(1)
+    near = overlap > 0.1
+    return torch.where(near, objects.labels[index], -1), torch.where(
+        near[:, None], objects.boxes[index], proposals.boxes
+    )
+
+
+@pytest.fixture
+def two_stage() -> TwoStage:
+    first = build(num_classes=1, score_threshold=0.001, max_detections=50)
+    torch.nn.init.constant_(first.get_parameter("head.ltrb.bias"), 3.0)  # boxes of about 40 pixels
+    return TwoStage(cast("ProposalStage", first), 3, channels=32, stride=8)
+
+
+def test_a_step_of_a_two_stage_detector_teaches_both_stages(two_stage: TwoStage) -> None:
+    images, sizes, targets = batch()
+    losses = two_stage.train()(images, sizes, targets)
+    assert tuple(losses.terms) == two_stage.loss_names
+    assert all(term.isfinite() and term > 0 for term in losses.terms.values())
+    assert losses.stats["unassigned"] == 0
+    total(losses).backward()
+    before = {name: parameter.detach().clone() for name, parameter in two_stage.named_parameters()}
+    torch.optim.SGD(two_stage.parameters(), lr=0.01).step()
+    moved = {name.split(".")[0] for name, p in two_stage.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"first", "classes", "shift"}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in two_stage.parameters())
+
+
+def test_the_second_stage_teaches_the_features_of_the_first(two_stage: TwoStage) -> None:
+    images, sizes, targets = batch()
+    two_stage(images, sizes, targets).terms["loss_classes"].backward()
+    reached = {name for name, p in two_stage.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {name for name in reached if name.startswith("first.backbone")}
+    assert not {name for name in reached if name.startswith("first.head")}  # proposals are given to the second stage
+
+
+def test_a_two_stage_detector_is_detected_with_like_any_other(two_stage: TwoStage) -> None:
+    images, sizes, _ = batch()
+    for instances in two_stage.eval().detect(images, sizes):
+        assert len(instances) > 0
+        assert instances.size == (64, 96)
+    views = [View(images, sizes), View(images.flip(3), sizes, flipped=True)]
+    assert [len(instances) > 0 for instances in detect_in_views(two_stage, views)] == [True] * 3
+
+
+# ---------------------------------------------------------------------------------------------------------- normalizers
+
+
+@pytest.mark.parametrize("size", [(64, 96), (97, 131), (33, 160), (1, 1), (250, 63)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"quality": "iou"},
+        {"box_convention": "inclusive", "center_sampling_radius": 1.5},
+        {"location": "corner"},
+        {"head": {"num_convs": 1, "regression": "relu_stride"}, "box_loss": "giou"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
+def test_losses_of_parts_add_up_to_those_of_the_batch(
+    strides: list[int], options: dict[str, Any], size: tuple[int, int]
+) -> None:
+    model = build(strides, **options)
+    images, sizes, targets = batch(*size, images=5)
+    whole = model(images, sizes, targets)
+    normalizers = model.loss_normalizers(targets, size)
+    assert normalizers is not None
+    again = model(images, sizes, targets, normalizers)
+    torch.testing.assert_close(again.terms, whole.terms, rtol=0, atol=0)
+    parts = [model(images[part], sizes[part], targets[part], normalizers) for part in (slice(2), slice(2, 5))]
+    for name, term in whole.terms.items():
+        assert sum(part.terms[name].item() for part in parts) == pytest.approx(term.item(), rel=1e-5), name
+    assert sum(part.stats["unassigned"] for part in parts) == whole.stats["unassigned"]
+
+
+# ------------------------------------------------------------------------------------------------------- a new backbone
+
+SECTION = '''
+class PatchesConfig(BackboneSection):
+    """Convolutions without overlap."""
+
+    builder = "patches:Patches"
+
+    name: Literal["patches"] = option("patches", "shape")
+    weights: None = option(None, "training")
+    norm: Literal["bn"] = option("bn", "shape")
+    frozen_stages: int = option(0, "training", ge=0, le=0)
+    width: int = option(4, "shape", ge=1)
+    """Channels of every map."""
+
+
+'''
+
+
+def test_a_new_backbone_is_a_module_a_section_and_a_row(tmp_path: Path) -> None:
+    """Add these three to a copy of the package, and nothing else."""
+    package = tmp_path / "fcos"
+    shutil.copytree(Path(fcos.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(HELPERS / "patches.py", package / "models" / "backbones" / "patches.py")
+    sections = package / "config" / "backbones.py"
+    text, count = re.subn(r"^SECTIONS\b.*\(", rf"{SECTION}\g<0>PatchesConfig, ", sections.read_text(), flags=re.M)
+    assert count == 1
+    sections.write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, HELPERS / "programs" / "new_backbone.py", tmp_path / "work"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(HELPERS)])},
+    )
+    code, out, err = finish(process)
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert found["package"] == str(package)
+    assert found["channels"] == {"C3": 6, "C4": 6}
+    assert found["options"] == {"name": "patches", "weights": None, "norm": "bn", "frozen_stages": 0, "width": 6}
+    assert found["loaded"] == found["options"]
+    assert found["wrong_name"].endswith(
+        "no backbone 'patch', did you mean 'patches'?; known: " + ", ".join(found["known"])
+    )
+    assert "patches" in found["known"]
+    assert found["wrong_option"].endswith("known here: name, weights, norm, frozen_stages, width")
+    assert found["roles"] == ["shape"]
+    assert found["explained"]
+
+
+# -------------------------------------------------------------------------------------------------------------- options
+
+
+def option_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a section's options, without those of the backbone."""
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from option_names(field.annotation, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_every_option_of_the_detector_says_what_it_influences() -> None:
+    known, names = options_of(FCOSConfig), list(option_names(FCOSConfig))
+    assert len(names) > 30
+    assert set(names) - known.keys() == {"name"}
+    assert all(info.roles and info.roles <= set(get_args(Role)) for info in known.values())
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_option_of_a_backbone_says_what_it_influences(section: type[BackboneSection]) -> None:
+    known = options_of(section)
+    assert known.keys() == section.model_fields.keys()
+    assert {f"backbone.{name}" for name in known} <= options_of(FCOSConfig).keys()
+    assert all(info.roles and info.roles <= set(get_args(Role)) for info in known.values())
+
+
+@pytest.mark.parametrize("kind", [Assigner, FCOSLoss, Postprocess])
+def test_parts_of_the_detector_have_the_defaults_of_the_config(kind: type[Any]) -> None:
+    made, config = kind(), FCOSConfig()
+    defaults = {field.name: getattr(made, field.name) for field in fields(kind)}
+    options = {name: default for name, default in defaults.items() if name in FCOSConfig.model_fields}
+    assert FCOSConfig.model_validate(options) == config
+    assert defaults.keys() - options.keys() <= {"default_threshold"}
+    assert defaults.get("default_threshold", config.default_threshold) == config.default_threshold
+
+
+def test_pixels_have_the_defaults_of_the_config() -> None:
+    pixels, config = Pixels(), FCOSConfig()
+    assert (pixels.channel_order, pixels.mean, pixels.std) == (
+        config.channel_order,
+        config.pixel_mean,
+        config.pixel_std,
+    )

@@ -1,0 +1,82 @@
+"""The doctor on the config of a detector that is not FCOS: the data is checked, and nothing is said of a pyramid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from tiny_data import config, write_json
+
+from fcos.config import Config, DetectorConfig
+from fcos.doctor.check import check
+from fcos.doctor.page import make_page
+from fcos.doctor.terminal import render
+
+KINDS_OF_COVERAGE = {
+    "box behind smaller ones",
+    "box between the locations",
+    "class that is hardly learned",
+    "level without boxes",
+}
+
+
+class OtherConfig(DetectorConfig):
+    """A detector without a pyramid."""
+
+    name: Literal["other"] = "other"
+
+    @property
+    def default_threshold(self) -> float:
+        """Half."""
+        return 0.5
+
+
+@pytest.fixture
+def fcos_config(tmp_path: Path) -> Config:
+    """Four pictures, the first one twice; a box is there twice, and another one lies between the locations of FCOS."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in (0, 1, 2, 3):
+        coarse = Image.fromarray(generator.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+        coarse.resize((64, 48), Image.Resampling.BICUBIC).save(tmp_path / f"images/{i}.png")
+    (tmp_path / "images/4.png").write_bytes((tmp_path / "images/0.png").read_bytes())
+    boxes = [(1, [5, 5, 30, 30]), (2, [10, 3, 40, 30]), (2, [10, 3, 40, 30]), (3, [21, 21, 5, 5])]
+    tree = {
+        "images": [{"id": i, "file_name": f"{i}.png"} for i in range(5)],
+        "annotations": [{"id": k, "image_id": i, "category_id": 1, "bbox": box} for k, (i, box) in enumerate(boxes)],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    write_json(tmp_path / "train.json", tree)
+    return Config(data=config(tmp_path))
+
+
+def test_counts_and_findings_are_those_of_fcos_without_the_coverage(fcos_config: Config) -> None:
+    other = check(fcos_config.model_copy(update={"model": OtherConfig()}))
+    of_fcos = check(fcos_config)
+    assert of_fcos.coverage is not None
+    assert of_fcos.advice
+    assert other.coverage is None
+    assert other.advice == []
+    assert other.counts == of_fcos.counts
+    assert other.counts["train"].boxes == 4
+    assert repr(other.histograms) == repr(of_fcos.histograms)
+    kinds = [finding.kind for finding in other.findings]
+    assert set(kinds) == {"image twice", "double box"}
+    assert kinds == [finding.kind for finding in of_fcos.findings if finding.kind not in KINDS_OF_COVERAGE]
+    assert {finding.kind for finding in of_fcos.findings} - set(kinds) <= KINDS_OF_COVERAGE
+
+
+def test_its_report_can_be_read_in_every_form(fcos_config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    report = check(fcos_config.model_copy(update={"model": OtherConfig()}), recipe="other")
+    assert report.to_dict()["coverage"] is None
+    texts = [make_page(report).html()]
+    Console(width=120).print(render(report))
+    texts.append(capsys.readouterr().out)
+    for text in texts:
+        assert "1 pair of boxes of one class" in " ".join(text.split())
+        assert "pyramid" not in text
+        assert "recall" not in text

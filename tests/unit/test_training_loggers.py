@@ -1,0 +1,183 @@
+"""Loggers with the real libraries, none of which may ask the network for anything."""
+
+from __future__ import annotations
+
+import csv
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import fcos
+from fcos.config import Config
+from fcos.errors import ConfigError
+from fcos.training.loggers import LOGGERS, RunStart, build_loggers
+from fcos.training.loop import train
+
+LOSSES = ["train/loss", "train/loss_cls", "train/loss_box", "train/loss_centerness"]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections that leave this machine."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
+        assert local, f"a connection to {address}"
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def start(folder: Path, *loggers: str, **position: int) -> RunStart:
+    return RunStart(folder, Config.model_validate({"train": {"loggers": list(loggers)}}), **position)
+
+
+def test_csv_and_tensorboard_are_the_default(configure: Callable[..., Config]) -> None:
+    run = train(configure(eval_every=1)).run
+    assert [row["split"] for row in rows(run)] == ["train", "val", "train", "val"]
+    events = EventAccumulator(str(run)).Reload()
+    assert {*LOSSES, "train/lr", "train/unassigned_share", "val/AP"} <= set(events.Tags()["scalars"])
+    for name in LOSSES:
+        values = [float(row[name.removeprefix("train/")]) for row in rows(run) if row["split"] == "train"]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(values, rel=1e-5)  # six digits in CSV
+
+
+def test_columns_of_losses_are_those_of_the_detector(configure: Callable[..., Config]) -> None:
+    run = train(configure(model={"quality": "iou"})).run
+    assert "loss_iou_quality" in rows(run)[0]
+    assert "loss_centerness" not in rows(run)[0]
+
+
+def test_csv_takes_new_names_at_any_time(tmp_path: Path) -> None:
+    logger = build_loggers(start(tmp_path, "csv"))["csv"]
+    logger.log(1, {"train/loss": 2.0})
+    logger.log(1, {"val/AP_mask": 0.25})
+    logger.log(2, {"train/loss": 1.0})
+    logger.close()
+    assert [(row["iteration"], row["loss"], row["AP_mask"]) for row in rows(tmp_path)] == [
+        ("1", "2", ""),
+        ("1", "", "0.25"),
+        ("2", "1", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "iteration\n", "a,b\n1,2\n", "iteration,split\n1\n", "iteration,split,loss\nx,train,1\n", "\x00\xff\n"]
+)
+def test_a_table_of_another_form_is_no_obstacle(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.csv").write_bytes(text.encode("latin1"))
+    logger = build_loggers(start(tmp_path, "csv", iteration=5, logged_iteration=5, evaluations=1))["csv"]
+    logger.log(6, {"train/loss": 2.0})
+    logger.close()
+    assert [(row["iteration"], row["loss"]) for row in rows(tmp_path)] == [("6", "2")]
+
+
+def test_without_csv_a_run_still_continues(configure: Callable[..., Config], tmp_path: Path) -> None:
+    train(configure(loggers=["tensorboard"]))
+    assert not (tmp_path / "run/metrics.csv").exists()
+    train(configure(loggers=[], iterations=3, resume=True))
+    assert not (tmp_path / "run/metrics.csv").exists()
+
+
+def test_a_logger_of_the_users_own(configure: Callable[..., Config]) -> None:
+    run = train(configure(loggers=["own_logger:Lines"], eval_every=1)).run
+    lines = [json.loads(line) for line in (run / "lines.json").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 1, 2, 2]
+    assert "train/loss" in lines[0]
+    assert "val/AP" in lines[1]
+
+
+def test_a_logger_that_fails_does_not_end_the_run(
+    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(configure(loggers=["own_logger:Failing", "csv"], iterations=4)).run
+    assert len((run / "lines.json").read_text().splitlines()) == 1
+    assert len(rows(run)) >= 4
+    out = capsys.readouterr().out
+    assert out.count("warning: the logger own_logger:Failing failed and gets no more values: KeyError") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorbord", "train.loggers=tensorbord: no such logger, did you mean 'tensorboard'"),
+        ("no_such_module:Logger", "train.loggers=no_such_module:Logger: no module 'no_such_module'"),
+        ("own_logger:Nothing", "the module 'own_logger' has no function 'Nothing'"),
+    ],
+)
+def test_a_wrong_logger_is_refused_before_there_is_a_folder(
+    configure: Callable[..., Config], tmp_path: Path, name: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fcos.train(configure(loggers=[name]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_package_is_named_with_its_extra(
+    configure: Callable[..., Config], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, name, None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=rf'train.loggers={name}: .*pip install "fcos-vision\[{name}\]"'):
+        fcos.train(configure(loggers=[name]))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+def test_mlflow_gets_options_and_numbers_and_a_continued_run_continues(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = train(configure(loggers=["mlflow"], eval_every=1)).run
+    train(configure(loggers=["mlflow"], eval_every=1, iterations=3, resume=True))
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("fcos")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.info.run_name == run.name
+    assert found.info.status == "FINISHED"
+    assert found.data.params["model.backbone.name"] == "mobilenet_v2"
+    steps = [metric.step for metric in client.get_metric_history(found.info.run_id, "train/loss")]
+    assert steps == [1, 2, 3]
+    assert {*LOSSES, "val/AP"} <= found.data.metrics.keys()
+
+
+@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+def test_wandb_offline_writes_its_files_into_the_run(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = train(configure(loggers=["wandb"], eval_every=1)).run
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    known = (run / "wandb_id.txt").read_text().strip()
+    assert folder.name.endswith(known)
+    (file,) = folder.glob("run-*.wandb")
+    content = file.read_bytes()
+    assert b"train/loss_cls" in content
+    assert b"val/AP" in content
+    train(configure(loggers=["wandb"], iterations=3, resume=True))
+    assert (run / "wandb_id.txt").read_text().strip() == known
+    assert len(list((run / "wandb").glob(f"offline-run-*-{known}"))) == 2
+
+
+def test_a_run_without_them_does_not_import_services(configure: Callable[..., Config]) -> None:
+    import subprocess
+    import sys
+
+    names = ("wandb", "mlflow")
+    program = f"import sys, fcos.training.loop; sys.exit(any(name in sys.modules for name in {names}))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert set(names) < LOGGERS.keys()
