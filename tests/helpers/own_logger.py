@@ -21,6 +21,13 @@ class Lines:
         self.file.close()
 
 
+class Unreachable:
+    """Cannot be started."""
+
+    def __init__(self, start: RunStart) -> None:
+        raise RuntimeError(f"no server\nfor {start.folder.name}")
+
+
 class Failing(Lines):
     """Fails in the second call."""
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,11 +127,28 @@ def test_a_wrong_logger_is_refused_before_there_is_a_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_logger_that_cannot_start_stops_the_run(configure: Callable[..., Config]) -> None:
+    message = "train.loggers=own_logger:Unreachable: cannot be started: RuntimeError: no server for run; fix that"
+    with pytest.raises(ConfigError, match=message):
+        fcos.train(configure(loggers=["own_logger:Unreachable"]))
+
+
+def test_a_full_disk_leaves_the_hook_of_threads_alone(tmp_path: Path) -> None:
+    hook = threading.excepthook
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        build_loggers(start(tmp_path / "file", "tensorboard"))
+    assert threading.excepthook is hook
+    logger = build_loggers(start(tmp_path, "tensorboard"))["tensorboard"]
+    logger.close()
+    assert threading.excepthook is hook
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_is_named_with_its_extra(
     configure: Callable[..., Config], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, name, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     with pytest.raises(ConfigError, match=rf'train.loggers={name}: .*pip install "fcos-vision\[{name}\]"'):
         fcos.train(configure(loggers=[name]))
     assert not (tmp_path / "run").exists()
@@ -174,9 +194,6 @@ def test_wandb_offline_writes_its_files_into_the_run(
 
 
 def test_a_run_without_them_does_not_import_services(configure: Callable[..., Config]) -> None:
-    import subprocess
-    import sys
-
     names = ("wandb", "mlflow")
     program = f"import sys, fcos.training.loop; sys.exit(any(name in sys.modules for name in {names}))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

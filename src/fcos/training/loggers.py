@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TextIO
 
 from ..config import Config
 from ..config.text import flat, suggest
-from ..errors import ConfigError
+from ..errors import ConfigError, FCOSError
 from ..extensions import load_function
 from .folder import write_text
 
@@ -65,10 +65,22 @@ def build_loggers(start: RunStart) -> dict[str, Logger]:
     """The loggers that `train.loggers` names, by their names.
 
     Raises:
-        ConfigError: see `check_loggers`.
+        ConfigError: one cannot be started; see also `check_loggers`.
         OSError: the disk is full or not writable.
     """
-    return {name: _builder(name)(start) for name in start.config.train.loggers}
+    loggers = {}
+    for name in start.config.train.loggers:
+        try:
+            loggers[name] = _builder(name)(start)
+        except (FCOSError, OSError):
+            raise
+        except Exception as error:  # of a service or a user's own function
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"train.loggers={name}: cannot be started: {type(error).__name__}: {reason}; fix that, or leave"
+                " the logger out"
+            ) from error
+    return loggers
 
 
 def check_loggers(config: Config) -> None:
@@ -187,10 +199,13 @@ class TensorBoardLogger:
         self._folder = start.folder
         self._threads: set[threading.Thread] = set()
         self._others: set[threading.Thread] | None = None  # while a writer is made, the threads that are not its own
-        self._previous_hook = threading.excepthook
-        threading.excepthook = self._on_thread_error
         self._waiting: list[tuple[int, Mapping[str, float]]] = []
-        self._writer: Any = self._open(purge_step=start.iteration + 1)  # forgets the steps that are done again
+        self._previous_hook, threading.excepthook = threading.excepthook, self._on_thread_error
+        try:
+            self._writer: Any = self._open(purge_step=start.iteration + 1)  # forgets the steps that are done again
+        except OSError:
+            threading.excepthook = self._previous_hook
+            raise
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """See `Logger.log`."""
