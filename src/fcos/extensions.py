@@ -20,7 +20,8 @@ def load_function(name: str, *, option: str) -> Callable[..., Any]:
         option: the option with its value, for messages.
 
     Raises:
-        ConfigError: no such module, no such function in it, or something that cannot be called.
+        ConfigError: no such module, one that cannot be imported, no such function in it, or something that cannot be
+            called.
     """
     module, _, function = name.partition(":")
     try:
@@ -29,6 +30,9 @@ def load_function(name: str, *, option: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{option}: no module {error.name!r}; it must be installed, or its folder on PYTHONPATH"
         ) from error
+    except Exception as error:  # whatever a user's module raises
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{option}: importing {module!r} failed: {type(error).__name__}: {reason}") from error
     if not callable(found):
         raise ConfigError(f"{option}: the module {module!r} has no function {function!r}")
     return found

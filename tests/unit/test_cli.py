@@ -200,7 +200,8 @@ class TestPredict:
         assert (code, err) == (0, "")
         assert [line.partition(":")[0] for line in out.splitlines()] == ["TEST.png", "a.png"]
 
-    def test_a_picture_that_is_missing_is_told_even_if_called_like_a_key(self, fcos, weights):
+    def test_a_picture_that_is_missing_is_told_even_if_called_like_a_key(self, fcos, weights, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
         code, _, err = fcos("predict", weights, "TEST.png")
         assert (code, err) == (2, "fcos: TEST.png: no such file or folder\n")
 

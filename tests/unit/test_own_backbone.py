@@ -43,6 +43,10 @@ def test_the_function_gets_the_options() -> None:
             ["model.backbone.name=no_such_module:f"],
             "no module 'no_such_module'; it must be installed, or .* PYTHONPATH",
         ),
+        (
+            ["model.backbone.name=broken_module:f"],
+            "importing 'broken_module' failed: ZeroDivisionError: division by zero",
+        ),
         (["model.backbone.name=own_backbone:f"], "the module 'own_backbone' has no function 'f'"),
         (["model.backbone.name=own_backbone:no_backbone"], "found Identity without channels and strides"),
         (["model.backbone.name=own backbone:f"], "model.backbone.name: "),

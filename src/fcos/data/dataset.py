@@ -145,12 +145,14 @@ class Sample(NamedTuple):
         objects: in pixels of `image`, in the data set's box convention.
         index: position in the data set.
         more_views: the same image in further views, uint8 [3, h, w] each.
+        warning: why the user's transform was left out; empty: it was not.
     """
 
     image: Tensor
     objects: Objects
     index: int
     more_views: tuple[Tensor, ...] = ()
+    warning: str = ""
 
 
 class DetectionDataset:
@@ -181,7 +183,7 @@ class DetectionDataset:
         """Read and transform one image.
 
         Raises:
-            DataError: the file cannot be read, its size is not what it was at the start, or the user's transform fails.
+            DataError: the file cannot be read, or its size is not what it was at the start.
         """
         path = self.annotations.path(index)
         image = open_rgb(path)
@@ -191,9 +193,11 @@ class DetectionDataset:
         span = self.annotations.span(index)
         columns = (self.annotations.boxes, self.annotations.labels, self.annotations.crowd)
         objects = Objects(*(torch.from_numpy(column[span]) for column in columns))
+        warning = ""
         try:
             pixels, objects = self.transform(image, objects, seed=seed)
-        except DataError as error:  # the user's own transform
-            raise DataError(f"{path}: {error}") from error
+        except DataError as error:  # of the user's transform, which must not end a run halfway or cost an image
+            warning = f"{path}: {error}; the image is used without this transform"
+            pixels, objects = replace(self.transform, user=None)(image, objects, seed=seed)
         others = tuple(view(image, seed=seed).image for view in self.more_views)
-        return Sample(pixels, objects, index, others)
+        return Sample(pixels, objects, index, others, warning)

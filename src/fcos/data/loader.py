@@ -84,6 +84,7 @@ class _Loaded(NamedTuple):
     errors: list[str]
     objects: Objects | None = None
     counts: tuple[int, ...] = ()
+    warnings: Sequence[str] = ()
 
     def unpacked(self) -> Batch | None:
         """The batch with the ground truth of its images."""
@@ -115,7 +116,8 @@ class _Reader:
         if self.training:
             objects = Objects.concatenate([sample.objects for sample in samples])
             counts = tuple(len(sample.objects) for sample in samples)
-            return _Loaded(batch._replace(targets=None), errors, objects, counts)
+            warnings = [sample.warning for sample in samples if sample.warning]
+            return _Loaded(batch._replace(targets=None), errors, objects, counts, warnings)
         seen = [sample.more_views for sample in samples]
         more = pad_views(seen, self.dataset.more_views, size_divisor=self.size_divisor)
         return _Loaded(batch._replace(targets=None, more_views=more), errors)
@@ -153,10 +155,10 @@ class Loader:
             if loaded.batch is None and self._reader.training:
                 raise DataError(f"no training image can be read any more; {loaded.errors[0]}")
             self.left_out += len(loaded.errors)
-            for error in loaded.errors:
-                if error not in told:
-                    logger.warning("%s; %s", error, what_now)
-            told.update(loaded.errors)
+            for warning in (*(f"{error}; {what_now}" for error in loaded.errors), *loaded.warnings):
+                if warning not in told:
+                    logger.warning("%s", warning)
+                told.add(warning)
             batch = loaded.unpacked()
             if batch is not None:
                 yield batch

@@ -12,20 +12,15 @@ from itertools import islice
 from fcos.config import Config
 from fcos.data import build_train_loader, load_annotations
 
-
-def main(root: str, name: str) -> None:
+if __name__ == "__main__":  # not in a function: the worker ends with the process, as that of an interrupted run
     multiprocessing.set_start_method("spawn")
-    options = {"root": root, "workers": 1, "short_side": 32, "max_side": 64}
+    options = {"root": sys.argv[1], "workers": 1, "short_side": 32, "max_side": 64}
     config = Config.model_validate({"data": options, "train": {"batch_size": 2}})
     annotations = load_annotations(config.data, "train")
     assert annotations is not None
     batches = iter(build_train_loader(config, annotations))
     next(batches)
-    number = signal.Signals[name]
+    number = signal.Signals[sys.argv[2]]
     signal.signal(number, lambda *_: None)
     os.killpg(0, number)
     print(len(list(islice(batches, 5))), "batches")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
