@@ -15,6 +15,7 @@ from .config import Config
 from .config.backbones import is_own
 from .config.options import options_of, with_role
 from .config.overrides import apply_overrides, validate
+from .config.schema import DEFAULT_DETECTOR
 from .errors import ConfigError, DataError, WeightsError
 from .recipes import load_config, recipe_names
 
@@ -313,7 +314,9 @@ def _config_of(
     given = config if isinstance(config, Config) else load_config(config, pairs)
     tree = given.to_dict()
     if checkpoint.project != "fcos_core":
-        section = given.model
+        section, name = given.model, checkpoint.config["model"].get("name", DEFAULT_DETECTOR)
+        if section.name != name:
+            raise ConfigError(f"{where}: weights of {name}, but the config is of {section.name}; give one of {name}")
         chosen = with_role(options_of(type(section)), "detection", only=True)
         return {**tree, "model": {**checkpoint.config["model"], **{key: getattr(section, key) for key in chosen}}}
     return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)

@@ -12,19 +12,18 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .choices import Project
 from .config import Config
 from .errors import WeightsError
 from .text import some
 
 FORMAT = "fcos"
 VERSION = 1
-Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2", "mmdetection"]
-"""Who can have written a file."""
 PIXELS = ("pixel_mean", "pixel_std")
 """Tensors that not every project saves with the weights."""
 _COUNTER = ".num_batches_tracked"

@@ -19,3 +19,9 @@ Quality = Literal["centerness", "iou"]
 Score = Literal["sqrt", "product"]
 RankedBy = Literal["class", "score"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2", "mmdetection"]
+"""Who can have written a weights file."""
+Form = Literal["fcos", "fcos_core", "torchvision"]
+"""Whose weights files can be written."""
+OtherProject = Literal["fcos_core", "torchvision"]
+"""The same without our own."""

@@ -58,10 +58,6 @@ class Objects:
         """Move to a device."""
         return Objects(*(column.to(device, non_blocking=True) for column in (self.boxes, self.labels, self.is_crowd)))
 
-    def pin_memory(self) -> Objects:
-        """Copy to page-locked memory, from which copies to a GPU do not wait."""
-        return Objects(*(column.pin_memory() for column in (self.boxes, self.labels, self.is_crowd)))
-
     @staticmethod
     def concatenate(images: Sequence[Objects]) -> Objects:
         """The objects of several images, at least one, one after the other; `split` is the inverse."""

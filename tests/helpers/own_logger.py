@@ -28,6 +28,13 @@ class Unreachable:
         raise RuntimeError(f"no server\nfor {start.folder.name}")
 
 
+class Disconnected(Lines):
+    """Loses its server."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
 class Failing(Lines):
     """Fails in the second call."""
 

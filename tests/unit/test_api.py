@@ -59,3 +59,8 @@ def test_pairs_of_the_original_belong_to_its_files_and_are_refused_beside_a_conf
 def test_a_device_among_the_overrides_counts():
     with pytest.raises(ConfigError, match="abacus"):
         fcos.load("fcos_mnv2_small", "model.backbone.weights=null", "device=abacus")
+
+
+def test_a_config_beside_a_recipe_is_refused():
+    with pytest.raises(ConfigError, match="config: fcos_mnv2_small is a config itself"):
+        fcos.load("fcos_mnv2_small", config="fcos_r50_fpn_1x")

@@ -17,7 +17,7 @@ from fcos.errors import ConfigError
 from fcos.interop.checkpoints import from_content
 from fcos.models.backbones import BACKBONES, resnet
 from fcos.models.fcos import FCOS
-from fcos.recipes import load_config
+from fcos.recipes import RECIPES, load_config
 from fcos.training.loop import train
 
 REAL_TIME = {
@@ -138,3 +138,11 @@ def test_every_level_needs_a_range() -> None:
 
 def test_the_recipe_for_small_objects_is_the_improved_one_but_for_its_levels() -> None:
     assert load_config("fcos_imprv_r50_fpn_1x", FINE) == load_config(SMALL)
+
+
+def test_a_recipe_and_the_config_of_its_name_state_their_conventions() -> None:
+    for path in (Path(__file__).parents[2] / "configs/fcos").glob("*.yaml"):
+        name = path.stem.lower().replace("r_", "r").replace("x_101", "x101")
+        original, recipe = (file.read_text(encoding="utf-8") for file in (path, RECIPES / f"{name}.yaml"))
+        assert f"BGR pixels and inclusive boxes; the recipe {name} has RGB pixels" in original
+        assert f"RGB pixels and continuous boxes; configs/fcos/{path.name} has" in recipe

@@ -104,12 +104,12 @@ def five_images() -> tuple[torch.Tensor, torch.Tensor, list[Objects]]:
     return images, torch.tensor([[64, 64]] * 5), objects_of(boxes, [torch.arange(len(b)) for b in boxes])
 
 
-def prepare(rank: int, count: int, config: Config) -> tuple[Run, Batch]:
-    """A run, and of the five images the shard of this process."""
+def prepare(rank: int, count: int, config: Config, first: int = 0) -> tuple[Run, Batch]:
+    """A run, and of the five images (or those from the `first` on) the shard of this process."""
     torch.manual_seed(0)
     model = build_model(config.model, num_classes=2).double()
     images, sizes, targets = five_images()
-    indices = shard(range(5), rank, count)
+    indices = shard(range(first, 5), rank, count)
     rows = slice(indices[0], indices[-1] + 1)
     data = load_annotations(config.data, "train")
     assert data is not None
@@ -121,9 +121,9 @@ def gradients(run: Run) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
 
 
-def learn(rank: int, count: int, config: Config, micro_batches: int) -> dict[str, Any]:
+def learn(rank: int, count: int, config: Config, micro_batches: int, first: int = 0) -> dict[str, Any]:
     """Loss terms and gradients of the five images, of which this process has a shard, in micro-batches."""
-    run, own = prepare(rank, count, config)
+    run, own = prepare(rank, count, config, first)
     learned = step.learn(step.wrapped(run), own, run, UNDISTURBED, micro_batches=micro_batches)
     return {"terms": learned.losses, "gradients": gradients(run)}
 
@@ -135,6 +135,16 @@ def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
     config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
     expected = learn(0, 1, config, 1)
     for found in in_processes(2, learn, tmp_path / "group", config, 3):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order
+
+
+def test_a_process_with_fewer_images_than_micro_batches_keeps_pace(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    """One image and two images in two micro-batches: the collectives of both processes must stay in step."""
+    config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
+    expected = learn(0, 1, config, 1, 2)
+    for found in in_processes(2, learn, tmp_path / "group", config, 2, 2):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order
 
 

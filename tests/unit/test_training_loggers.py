@@ -129,8 +129,24 @@ def test_a_wrong_logger_is_refused_before_there_is_a_folder(
 
 def test_a_logger_that_cannot_start_stops_the_run(configure: Callable[..., Config]) -> None:
     message = "train.loggers=own_logger:Unreachable: cannot be started: RuntimeError: no server for run; fix that"
+    hook = threading.excepthook
     with pytest.raises(ConfigError, match=message):
-        fcos.train(configure(loggers=["own_logger:Unreachable"]))
+        fcos.train(configure(loggers=["tensorboard", "own_logger:Unreachable"]))
+    assert threading.excepthook is hook  # the logger that had started is closed
+    fcos.train(configure(loggers=["csv"]))  # the same folder: nothing stands in the way
+
+
+def test_a_lost_connection_is_no_full_disk(
+    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fcos.train(configure(loggers=["own_logger:Disconnected"], iterations=3))
+    out = capsys.readouterr().out
+    assert out.count("the logger own_logger:Disconnected failed and gets no more values: ConnectionResetError") == 1
+    assert "make room" not in out
+
+
+def test_one_logger_needs_no_list() -> None:
+    assert Config.model_validate({"train": {"loggers": "csv"}}).train.loggers == ["csv"]
 
 
 def test_a_full_disk_leaves_the_hook_of_threads_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import errno
 import itertools
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from tiny_data import coco_tree, write_coco
 from fcos import cli
 from fcos.config import Config
 from fcos.data import load_annotations
-from fcos.errors import TrainingError, WeightsError
+from fcos.errors import ConfigError, TrainingError, WeightsError
 from fcos.evaluation.evaluate import Evaluation
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
@@ -72,6 +73,53 @@ def give_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
         return dataclasses.replace(found, metrics={**found.metrics, "AP": next(left)})
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
+
+
+def give_metrics(monkeypatch: pytest.MonkeyPatch, *metrics: dict[str, float]) -> None:
+    """Evaluations have these figures, whatever was detected."""
+    left, original = iter(metrics), loop.evaluate
+
+    def evaluate(*args: Any, **options: Any) -> Evaluation:
+        found = original(*args, **options)
+        return dataclasses.replace(found, metrics={**found.metrics, **next(left)})
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+
+
+@pytest.mark.parametrize("expected", [("AP", 2, 0.3), ("AP50", 1, 0.9), ("APl", 3, 0.25)])
+def test_the_best_weights_are_those_of_the_best_metric(
+    configure: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    expected: tuple[str, int, float],
+) -> None:
+    metric, iteration, value = expected
+    figures = [(0.1, 0.9, math.nan), (0.3, 0.5, math.nan), (0.2, 0.4, 0.25)]  # the third one is undefined at first
+    give_metrics(monkeypatch, *({"AP": ap, "AP50": ap50, "APl": apl} for ap, ap50, apl in figures))
+    result = train(configure(iterations=3, eval_every=1, best_metric=metric))
+    best = load_checkpoint(result.run / BEST)
+    assert best.iteration == iteration
+    assert (
+        result.metrics[metric] == best.metrics[metric] == max(v for v in best.metrics.values() if v in (0.3, 0.9, 0.25))
+    )
+    assert f"{metric} {best.metrics[metric]:.3f} on val" in capsys.readouterr().out
+
+
+def test_patience_counts_evaluations_without_a_better_best_metric(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_metrics(monkeypatch, {"AP": 0.1, "AP50": 0.9}, {"AP": 0.2, "AP50": 0.8}, {"AP": 0.3, "AP50": 0.7})
+    train(configure(iterations=9, eval_every=1, patience=2, best_metric="AP50"))
+    assert "stopped early: no better AP50 in the last 2 evaluations" in capsys.readouterr().out
+
+
+def test_an_unknown_best_metric_is_refused_before_there_is_a_folder(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    message = r"train\.best_metric=APS: no such metric, did you mean 'AP'\?; known: AP, AP50"
+    with pytest.raises(ConfigError, match=message):
+        train(configure(best_metric="APS"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -119,6 +119,8 @@ def test_a_compiled_model_has_the_same_losses_and_gradients(
     model.zero_grad()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     step.compile_modules(model)
+    compiled = {path for path, module in model.named_modules() if module._compiled_call_impl is not None}
+    assert compiled == set(model.compiled_parts)
     found = model(images, shapes, targets)
     total(found).backward()
     torch.testing.assert_close(found.terms, expected.terms, rtol=1e-5, atol=1e-6)  # fused kernels

@@ -14,25 +14,24 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
+from ..choices import OtherProject
+
 RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 """Settings of all sections of a config."""
 Role = Literal["classes", "shape", "meaning", "training", "detection", "convention"]
-"""What an option influences.
+"""The influence of an option.
 
 - `classes`: the rows of the class head.
 - `shape`: names or shapes of tensors.
 - `meaning`: what the tensors mean, but not their shapes.
 - `training`: training only.
 - `detection`: detection only.
-- `convention`: it is part of how the project computes whose weights are used, like `meaning`, but only decides what is
-  made of the outputs.
+- `convention`: detection, fixed by the project that trained the weights (for example, how scores are computed).
 """
-OtherProject = Literal["fcos_core", "torchvision"]
-"""A project for which weights can be written."""
 
 
 class OptionInfo(NamedTuple):
-    """What an option of a detector influences.
+    """The roles of an option of a detector.
 
     Attributes:
         roles: see `Role`.
@@ -73,7 +72,8 @@ def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
     found: dict[str, OptionInfo] = {}
     for key, field in section.model_fields.items():
         for child in _sections_of(field):
-            found |= {f"{key}.{name}": info for name, info in options_of(child).items()}
+            for name, info in options_of(child).items():
+                assert found.setdefault(f"{key}.{name}", info) == info, f"{key}.{name}: variants differ in its roles"
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "roles" in extra:
             found[key] = OptionInfo(frozenset(extra["roles"]), extra["needs"], extra["free_for"])  # pyright: ignore[reportArgumentType]
@@ -81,7 +81,7 @@ def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
 
 
 def info_of(options: Mapping[str, OptionInfo], key: str) -> OptionInfo | None:
-    """What is known of an option; of one below a dictionary (`backbone.options.width`) what is known of that."""
+    """The roles of an option; an entry of a dictionary (`backbone.options.width`) has those of the dictionary."""
     while key not in options and "." in key:
         key = key.rpartition(".")[0]
     return options.get(key)
@@ -108,7 +108,10 @@ def in_effect(values: Mapping[str, Any], options: Mapping[str, OptionInfo]) -> d
 
     def has_effect(key: str) -> bool:
         info = info_of(options, key)
-        return info is None or not info.needs or bool(values.get(f"{key.rpartition('.')[0]}.{info.needs}"))
+        if info is None or not info.needs:
+            return True
+        section, dot, _ = key.rpartition(".")
+        return bool(values.get(f"{section}{dot}{info.needs}"))
 
     return {key: value for key, value in values.items() if has_effect(key)}
 

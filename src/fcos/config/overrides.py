@@ -13,12 +13,13 @@ from .backbones import BACKBONES, DEFAULT_BACKBONE, SECTIONS
 from .schema import DEFAULT_DETECTOR, DETECTORS, Config
 from .text import parse_yaml, suggest
 
+_DETECTOR_NAME = "model.name"
 _BACKBONE_NAME = "model.backbone.name"
 _VARIANTS = {section.__name__: section for section in (*DETECTORS.values(), *SECTIONS)}  # pydantic's places name them
 _DEFAULT_VARIANTS = {"model": DETECTORS[DEFAULT_DETECTOR], "backbone": BACKBONES[DEFAULT_BACKBONE]}
 _NAMED = {"model": ("detector", list(DETECTORS)), "backbone": ("backbone", list(BACKBONES))}
 """What the `name` of a section names, and its values."""
-_FIRST = (f"{_BACKBONE_NAME}=", "data=", "data.root=")
+_FIRST = (f"{_DETECTOR_NAME}=", f"{_BACKBONE_NAME}=", "data=", "data.root=")
 """Overrides after which the options of another backbone or data set are gone."""
 
 
@@ -75,7 +76,8 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {key}: {'.'.join(parents[: depth + 1])} is a value, not a section")
         node = child
-    if key == _BACKBONE_NAME and value != node.get("name", DEFAULT_BACKBONE):
+    default = {_DETECTOR_NAME: DEFAULT_DETECTOR, _BACKBONE_NAME: DEFAULT_BACKBONE}.get(key)
+    if default is not None and value != node.get("name", default):
         node.clear()  # the options were meant for the old one
     if key == "data" and isinstance(node.get("data"), dict) and not isinstance(value, dict):
         node, last, key = node["data"], "root", "data.root"
@@ -125,6 +127,8 @@ def _explain(error: Any, names: Mapping[str, str]) -> str:
         return f"{key}.name: no {noun} {name!r}{hint}; known: {', '.join(known)}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{key}: should be a section with options ({', '.join(_fields(error['loc']))}), found {value!r}"
+    if kind == "string_pattern_mismatch":
+        message = "expected timm/NAME" if value.startswith("timm/") else "expected package.module:function"
     if kind in ("string_type", "path_type") and isinstance(value, int | float | date):
         return f"{key}: should be text, found a {type(value).__name__}; quote it twice to keep it text: '\"{value}\"'"
     return f"{key}: {message}, found {value!r}"

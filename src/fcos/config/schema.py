@@ -374,7 +374,10 @@ class TrainConfig(_Section):
     the last one is damaged."""
     log_every: int = Field(default=20, ge=1)
     """A row of numbers sums up so many iterations."""
-    loggers: list[str] = ["csv", "tensorboard"]
+    loggers: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = [
+        "csv",
+        "tensorboard",
+    ]
     """Where the numbers go: `csv` (RUN/metrics.csv, which the report reads), `tensorboard`, `wandb` or `mlflow` (each
     needs `pip install "fcos-vision[NAME]"`), or `package.module:function`, your own."""
     weights: str | None = None

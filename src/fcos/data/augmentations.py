@@ -17,7 +17,7 @@ from .geometry import flip_boxes
 
 
 class Placement(NamedTuple):
-    """Which part of a resized image is kept.
+    """A part of a resized image.
 
     Attributes:
         size: (height, width) of the result.
@@ -39,8 +39,8 @@ class Augmentation(ABC):
     """Draws what happens to an image; a `SizeAugmentation` or an `ImageAugmentation`.
 
     Attributes:
-        offset: of the augmentations that share one generator, how many numbers the others draw before; None: a
-            generator of its own. Recorded runs depend on the shared one; new augmentations have their own.
+        offset: None: it draws from a generator of its own, as every new augmentation does. A number: it draws from the
+            generator of the oldest augmentations, after so many numbers of the others; recorded runs depend on it.
     """
 
     offset: ClassVar[int | None] = None

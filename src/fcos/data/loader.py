@@ -28,6 +28,9 @@ from .transforms import Transform, detection_views, train_transform
 
 logger = logging.getLogger(__name__)
 
+_MOST_WARNINGS = 20
+"""So many failures of the user's transform are reported."""
+
 
 def padded_size(size: Sequence[int], size_divisor: int) -> tuple[int, int]:
     """A (height, width) enlarged to the next multiples of `size_divisor`."""
@@ -74,7 +77,7 @@ def collate(samples: Sequence[Sample], *, size_divisor: int) -> Batch:
 
 
 class _Loaded(NamedTuple):
-    """What a worker sends.
+    """The result of a worker.
 
     Errors travel as text: an exception would arrive buried in the worker's traceback. The ground truth of all images
     travels as one, since every tensor takes a file descriptor on its way.
@@ -151,11 +154,14 @@ class Loader:
         )
         what_now = "another image takes its place" if self._reader.training else "left out"
         told: set[str] = set()
+        failures = 0  # of the user's transform
         for loaded in batches:
             if loaded.batch is None and self._reader.training:
                 raise DataError(f"no training image can be read any more; {loaded.errors[0]}")
             self.left_out += len(loaded.errors)
-            for warning in (*(f"{error}; {what_now}" for error in loaded.errors), *loaded.warnings):
+            failures += len(loaded.warnings)
+            warnings = loaded.warnings if failures <= _MOST_WARNINGS else ()
+            for warning in (*(f"{error}; {what_now}" for error in loaded.errors), *warnings):
                 if warning not in told:
                     logger.warning("%s", warning)
                 told.add(warning)

@@ -1,7 +1,7 @@
 """The only place that knows other projects: their configs, weight names and conventions."""
 
-from typing import Literal, get_args
+from typing import get_args
 
-Form = Literal["fcos", "fcos_core", "torchvision"]
-"""Whose weights files can be written."""
+from ..choices import Form
+
 FORMS: tuple[Form, ...] = get_args(Form)

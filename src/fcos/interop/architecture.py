@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..checkpoint import Checkpoint
 from ..config.text import as_option
 from ..errors import WeightsError
 
@@ -106,6 +107,17 @@ def class_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
             f" classes, found {found}"
         )
     return bias[0]
+
+
+def require_fcos(checkpoint: Checkpoint, *, where: str, project: str) -> None:
+    """Refuse to write weights of another detector for a project's FCOS.
+
+    Raises:
+        WeightsError: it is another detector.
+    """
+    name = checkpoint.config["model"].get("name", "fcos")
+    if name != "fcos":
+        raise WeightsError(f"{where}: weights of {name}; {project} computes FCOS only")
 
 
 def require_same(

@@ -24,7 +24,7 @@ from ..config.options import free_options, in_effect, options_of
 from ..config.text import flat
 from ..downloads import WebFile
 from ..errors import WeightsError
-from .architecture import CLASS_HEAD, class_rows, require_same, with_prefixes
+from .architecture import CLASS_HEAD, class_rows, require_fcos, require_same, with_prefixes
 
 WEIGHTS = {
     "torchvision/fcos_resnet50_fpn": WebFile(
@@ -171,6 +171,7 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
     Raises:
         WeightsError: a detector that torchvision's model cannot compute.
     """
+    require_fcos(checkpoint, where=where, project="torchvision's fcos_resnet50_fpn")
     sections = checkpoint.config["model"], model_config()
     own, there = (flat(FCOSConfig.model_validate(section).model_dump()) for section in sections)
     for options in (own, there):

@@ -1,4 +1,4 @@
-"""What training, evaluation and inference know of a detector, whatever its kind.
+"""The interface of detectors for training, evaluation and inference, and the shared pixel normalisation.
 
 Shape letters: N images, H W image size, K classes.
 """
@@ -19,7 +19,7 @@ from ..structures import Instances, Losses, Objects
 
 @dataclass(frozen=True)
 class Pixels:
-    """How images 0..255 become the input of a network.
+    """Options of the pixel normalisation: from images 0..255 to the input of a network.
 
     Attributes:
         channel_order: the order in which the network wants the channels.
@@ -91,7 +91,8 @@ class DetectionModel(nn.Module, ABC):
             sizes: [N, 2] int64 (height, width) without the padding.
             targets: N ground truths in pixels of `images`, in the model's box convention.
             normalizers: the denominators of the losses, when the images are part of a larger batch (gradient
-                accumulation): then the losses of all parts add up to those of the batch. None: those of `targets`.
+                accumulation): then the losses of all parts add up to those of the batch, and `forward` contains no
+                collective. None: those of `targets`.
 
         Returns:
             `Losses`, or a NamedTuple of tensors or lists of tensors.
@@ -107,8 +108,8 @@ class DetectionModel(nn.Module, ABC):
 
         Returns:
             What `forward` takes as `normalizers` for each part of the batch. None: the denominators depend on proposals
-            that are sampled in `forward`; the losses of each part are then its own means, and gradient accumulation
-            weights the parts by their numbers of images.
+            that are sampled in `forward`; the losses of each part are then its own means, without any collective in
+            `forward`, and gradient accumulation weights the parts by their numbers of images.
         """
 
     @abstractmethod
@@ -167,6 +168,10 @@ class ProposalStage(Protocol):
 
     def losses(self, outputs: Any, targets: Sequence[Objects], normalizers: Tensor | None = None) -> Losses:
         """The losses of raw outputs; see `DetectionModel.forward`."""
+        ...
+
+    def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor | None:
+        """See `DetectionModel.loss_normalizers`."""
         ...
 
     def decode(self, outputs: Any, sizes: Tensor) -> list[Instances]:

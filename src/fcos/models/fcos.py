@@ -171,7 +171,7 @@ class FCOS(DetectionModel):
         postprocess: Postprocess,
         pixels: Pixels,
     ):
-        assert assigner.box_convention == postprocess.box_convention
+        assert (assigner.box_convention, list(assigner.strides)) == (postprocess.box_convention, head.strides)
         super().__init__(
             num_classes,
             box_convention=postprocess.box_convention,

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: one small interface, and the table of what implements it.
+"""Loggers for the numbers of a run: one small interface, and the table of its implementations.
 
 A logger of your own is `train.loggers=[csv, package.module:function]`; the function gets a `RunStart` and returns a
 `Logger`.
@@ -34,7 +34,8 @@ class Logger(Protocol):
             values: by `train/NAME` (means over the last `train.log_every` iterations) or `val/NAME` (an evaluation).
 
         Raises:
-            OSError: the disk is full. The values are written with the next ones if there is room then.
+            OSError: with an `errno`: a file cannot be written now. The logger keeps the values for the next call. After
+                any other exception it is closed and gets no more values.
         """
         ...
 
@@ -44,7 +45,7 @@ class Logger(Protocol):
 
 
 class RunStart(NamedTuple):
-    """What a logger knows when it is made.
+    """The run as a logger sees it at its start.
 
     Attributes:
         folder: of the run; a continued run finds there what it wrote before.
@@ -68,19 +69,35 @@ def build_loggers(start: RunStart) -> dict[str, Logger]:
         ConfigError: one cannot be started; see also `check_loggers`.
         OSError: the disk is full or not writable.
     """
-    loggers = {}
-    for name in start.config.train.loggers:
-        try:
-            loggers[name] = _builder(name)(start)
-        except (FCOSError, OSError):
-            raise
-        except Exception as error:  # of a service or a user's own function
-            reason = " ".join(str(error).split())
-            raise ConfigError(
-                f"train.loggers={name}: cannot be started: {type(error).__name__}: {reason}; fix that, or leave"
-                " the logger out"
-            ) from error
+    loggers: dict[str, Logger] = {}
+    try:
+        for name in dict.fromkeys(start.config.train.loggers):
+            loggers[name] = _start(name, start)
+    except Exception:
+        for logger in loggers.values():
+            logger.close()
+        raise
     return loggers
+
+
+def _start(name: str, start: RunStart) -> Logger:
+    try:
+        return _builder(name)(start)
+    except Exception as error:  # of a service or a user's own function
+        if isinstance(error, FCOSError) or is_disk_error(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"train.loggers={name}: cannot be started: {type(error).__name__}: {reason}; fix that, or leave the"
+            " logger out"
+        ) from error
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether a file could not be written, as on a full disk; a lost connection is another matter."""
+    return (
+        isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError)
+    )
 
 
 def check_loggers(config: Config) -> None:

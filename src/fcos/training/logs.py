@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import Config
-from ..distributed import rank
+from ..distributed import on_all_ranks, rank
 from .folder import names_folder
-from .loggers import Logger, RunStart, build_loggers
+from .loggers import Logger, RunStart, build_loggers, is_disk_error
 
 PLAIN_SECONDS = 5.0
 """Where the output is no terminal, lines come no faster than this."""
@@ -104,12 +104,9 @@ class RunLog:
         display.add_row(self._status)
         self._live = Live(display, console=self._console, transient=True, refresh_per_second=4)
         self._folder = folder
-        self._loggers: dict[str, Logger] = {}
-        self._warned = False  # of a file that cannot be written
-        if self.enabled:
-            start = RunStart(folder, config, iteration, iteration - len(self._steps), evaluations)
-            with names_folder(folder):
-                self._loggers = build_loggers(start)
+        self._warned: set[str] = set()  # the loggers of whose full disk the user was warned
+        start = RunStart(folder, config, iteration, iteration - len(self._steps), evaluations)
+        self._loggers: dict[str, Logger] = on_all_ranks(lambda: _started(start) if self.enabled else {})
 
     def __enter__(self) -> RunLog:
         if self.enabled and self._console.is_terminal:
@@ -190,11 +187,12 @@ class RunLog:
         """
         try:
             function()
-        except OSError as error:
-            if not self._warned:
-                self._warned = True
-                self.message(f"warning: {self._folder}: {name}: not saved: {error}; make room")
         except Exception as error:
+            if is_disk_error(error):
+                if name not in self._warned:
+                    self._warned.add(name)
+                    self.message(f"warning: {self._folder}: {name}: not saved: {error}; make room")
+                return
             logger = self._loggers.pop(name)
             with suppress(Exception):  # the same once more
                 logger.close()
@@ -214,6 +212,11 @@ class RunLog:
         if not self._console.is_terminal and now - self._printed >= PLAIN_SECONDS:
             self._printed = now
             self.message(line)
+
+
+def _started(start: RunStart) -> dict[str, Logger]:
+    with names_folder(start.folder):
+        return build_loggers(start)
 
 
 def _shares(learned: Sequence[Learned]) -> dict[str, float]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint
-from ..config import Config
+from ..config import Config, FCOSConfig
 from ..config.backbones import is_own
 from ..config.text import suggest
 from ..data import build_train_loader, load_annotations
@@ -93,6 +93,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         ) as log,
         Interruption(run, log) as interruption,
     ):
+        on_rank_zero(run.save_config)  # all that can be refused has been: a second start finds no run in its way
         log.message(_introduction(run, origin, micro_batches))
         _warn_of_warmup(run, length.total(0), log)
         _evaluate_belatedly(run, log, interruption, total=_total(length, state.iteration))
@@ -146,7 +147,6 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
         on_all_ranks(partial(run.restore, resumed))
-    on_rank_zero(run.save_config)
     if rank() == 0:
         remember(launch_key, str(folder))
     return run, micro_batches, f"{note}\n{origin}" if note else origin
@@ -237,7 +237,7 @@ def _report_unassigned(run: Run, log: RunLog) -> None:
         return
     state.reported = True
     unassigned = state.stats.get("unassigned", 0)
-    if unassigned:
+    if unassigned and isinstance(run.config.model, FCOSConfig):  # whose options the message names
         log.message(
             f"warning: {unassigned} of {state.boxes} boxes so far ({unassigned / state.boxes:.1%}) are"
             " learned by no location, most often because they are small or covered by others; larger images"

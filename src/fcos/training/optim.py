@@ -10,13 +10,14 @@ import copy
 import fnmatch
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..choices import Precision
 from ..config import TrainConfig
 from ..errors import ConfigError
 from ..models.layers import freeze
@@ -116,7 +117,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     return SGD(options, lr=config.lr, momentum=config.momentum, fused=True)
 
 
-def autocast(device: torch.device, precision: Literal["float32", "bfloat16", "float16"]) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The arithmetic of backbone and head; losses and boxes keep to float32 themselves."""
     dtype = getattr(torch, precision)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -127,7 +127,7 @@ class Saver:
 
 
 def upgraded(training: dict[str, Any]) -> dict[str, Any]:
-    """What a run needs to continue, as this version writes it, from a file of this or an earlier version."""
+    """The `training` of a checkpoint of this or an earlier version, in the form of this version."""
     state = {name: value for name, value in training["state"].items() if name not in ("marks", "unassigned")}
     if "unassigned" in training["state"]:
         state["stats"] = {"unassigned": training["state"]["unassigned"]}

@@ -94,12 +94,15 @@ def _fits(model: DetectionModel, config: Config, size: int, most_boxes: int) -> 
     sizes = torch.tensor([[height, width]] * size, device=device)
     box, label = torch.tensor([[0.0, 0.0, width, height]], device=device), torch.tensor([0], device=device)
     targets = [Objects(box.expand(most_boxes, 4), label.expand(most_boxes))] * size
+    # Before memory can be short: this is a collective.
+    normalizers = model.loss_normalizers([Objects(box[:0], label[:0])], (height, width))
+    normalizers = None if normalizers is None else torch.ones_like(normalizers)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.reset_peak_memory_stats(device)
     model.eval()  # batch norm must neither learn from this nor wait for other processes
     try:
         with autocast(device, config.train.precision):
-            losses = model(images, sizes, targets, model.loss_normalizers(targets, (height, width)))
+            losses = model(images, sizes, targets, normalizers)
         torch.stack(list(losses.terms.values())).sum().backward()
         # A fifth is left for what a run has besides: the optimiser's state, buckets of gradients, gaps.
         return torch.cuda.max_memory_allocated(device) < 0.8 * total
@@ -149,17 +152,19 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
             the tenth time in a row. The weights are those of before.
     """
     settings, state = run.config.train, run.state
+    num_boxes = _count_boxes(batch)  # before the transfer: counting on a GPU would wait for it
     batch = batch.to(run.device)
     statistics = [(buffer, buffer.clone()) for buffer in _batch_statistics(run.model)]
     run.optimizer.zero_grad(set_to_none=True)
     losses = _accumulate(learner, batch, run, micro_batches)
+    assert tuple(losses.terms) == run.model.loss_names
     run.scaler.unscale_(run.optimizer)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters])
     # All that the processes must agree on, in one collective, and from the device in one transfer.
     terms = torch.stack(list(losses.terms.values()))
     stats = [count.to(terms) for count in losses.stats.values()]
-    own = terms.new_tensor([_count_boxes(batch), interruption.requested])
+    own = terms.new_tensor([num_boxes, interruption.requested])
     means = mean_over_processes(torch.cat([terms, norm.to(terms)[None], own, *(count[None] for count in stats)]))
     values = means[: len(terms)].tolist()
     grad_norm, boxes, stops, *counts = means[len(terms) :].tolist()
@@ -193,18 +198,20 @@ def _accumulate(learner: nn.Module, batch: Batch, run: Run, micro_batches: int) 
     assert targets is not None
     terms: dict[str, Tensor] = {}
     stats: dict[str, Tensor] = {}
-    micro_batches = min(micro_batches, len(images))
     height, width = images.shape[-2:]
-    # A single one computes its normalizers itself, without assigning the targets twice.
-    normalizers = run.model.loss_normalizers(targets, (height, width)) if micro_batches > 1 else None
-    for number in range(micro_batches):
-        rows = shard(range(len(images)), number, micro_batches)
+    # All processes decide alike, also those with fewer images than micro-batches: this is a collective. Of a single
+    # micro-batch `forward` computes the normalizers, without assigning the targets twice.
+    several = micro_batches > 1
+    normalizers = run.model.loss_normalizers(targets, (height, width)) if several else None
+    count = min(micro_batches, len(images))
+    for number in range(count):
+        rows = shard(range(len(images)), number, count)
         part = slice(rows[0], rows[-1] + 1)
-        last = number == micro_batches - 1
+        last = number == count - 1
         with learner.no_sync() if isinstance(learner, DistributedDataParallel) and not last else nullcontext():
             with autocast(run.device, run.config.train.precision):
                 losses: Losses = learner(images[part], sizes[part], targets[part], normalizers)
-            share = 1.0 if normalizers is not None or micro_batches == 1 else len(rows) / len(images)
+            share = len(rows) / len(images) if several and normalizers is None else 1.0
             run.scaler.scale(share * torch.stack(list(losses.terms.values())).sum()).backward()
         terms = {name: terms.get(name, 0) + share * term.detach() for name, term in losses.terms.items()}
         stats = {name: stats.get(name, 0) + count for name, count in losses.stats.items()}

@@ -57,7 +57,7 @@ def _flag(key: str, option: str, off: str, on: str, body: str = "") -> Row:
     return Row((key,), (option,), lambda value: (on if value else off,), lambda value: (value == on,), body)
 
 
-def _none(_: int) -> tuple[int]:
+def _no_frozen_stage(_: int) -> tuple[int]:
     """No frozen stage: the original freezes MobileNetV2 otherwise, and training alone depends on it."""
     return (0,)
 
@@ -150,7 +150,13 @@ ROWS: list[Row] = [
     ),
     _one_way("MODEL.WEIGHT", "model.backbone.weights", lambda file: file if _is_backbone_file(file) else None),
     _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", body="mobilenet"),
-    Row(("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",), ("model.backbone.frozen_stages",), _none, _none, "mobilenet"),
+    Row(
+        ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
+        ("model.backbone.frozen_stages",),
+        _no_frozen_stage,
+        _no_frozen_stage,
+        "mobilenet",
+    ),
     Row(
         ("MODEL.RESNETS.TRANS_FUNC", "MODEL.RESNETS.STEM_FUNC"),
         ("model.backbone.norm",),
@@ -176,9 +182,7 @@ ROWS: list[Row] = [
     _same("MODEL.RESNETS.WITH_MODULATED_DCN", "model.backbone.modulated", "resnet"),
     _same("MODEL.RESNETS.DEFORMABLE_GROUPS", "model.backbone.offset_groups", "resnet"),
     # The data.
-    _one_way(
-        "INPUT.MIN_SIZE_TRAIN", "data.short_side", lambda sides: sides if isinstance(sides, tuple | list) else [sides]
-    ),
+    _one_way("INPUT.MIN_SIZE_TRAIN", "data.short_side", _listed),
     _one_way("INPUT.MIN_SIZE_RANGE_TRAIN", "data.short_side_range", lambda ends: None if ends[0] == -1 else list(ends)),
     _same("INPUT.MAX_SIZE_TRAIN", "data.max_side"),
     _same("INPUT.MIN_SIZE_TEST", "data.test_short_side"),

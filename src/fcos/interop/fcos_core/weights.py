@@ -15,7 +15,7 @@ from ...config import FCOSConfig
 from ...config.options import free_options, in_effect, options_of
 from ...config.text import flat
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
-from ..architecture import CLASS_HEAD, require_same, with_prefixes
+from ..architecture import CLASS_HEAD, require_fcos, require_same, with_prefixes
 from .config import config_from_yaml
 from .mapping import to_keys
 
@@ -77,6 +77,7 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     Raises:
         WeightsError: a detector that the original cannot compute.
     """
+    require_fcos(checkpoint, where=where, project="the original FCOS")
     own = flat(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
     name = own["backbone.name"] if own["backbone.name"] in _BACKBONES else " or ".join(_BACKBONES)
     built_in = {"backbone.name": name, "strides": _STRIDES}
