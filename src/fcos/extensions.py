@@ -30,9 +30,11 @@ def load_function(name: str, *, option: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{option}: no module {error.name!r}; it must be installed, or its folder on PYTHONPATH"
         ) from error
-    except Exception as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
         reason = " ".join(str(error).split())
         raise ConfigError(f"{option}: importing {module!r} failed: {type(error).__name__}: {reason}") from error
-    if not callable(found):
+    if found is None:
         raise ConfigError(f"{option}: the module {module!r} has no function {function!r}")
+    if not callable(found):
+        raise ConfigError(f"{option}: {function!r} of the module {module!r} is no function: {type(found).__name__}")
     return found

@@ -35,6 +35,23 @@ class Disconnected(Lines):
         raise ConnectionResetError(104, "Connection reset by peer")
 
 
+class Careless:
+    """Changes what it is given, and has no `close`."""
+
+    def __init__(self, start: RunStart) -> None:
+        pass
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        values.clear()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Leaving(Lines):
+    """Ends the program."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        raise SystemExit(3)
+
+
 class Failing(Lines):
     """Fails in the second call."""
 

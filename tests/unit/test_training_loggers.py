@@ -86,6 +86,21 @@ def test_a_table_of_another_form_is_no_obstacle(tmp_path: Path, text: str) -> No
     assert [(row["iteration"], row["loss"]) for row in rows(tmp_path)] == [("6", "2")]
 
 
+@pytest.mark.parametrize(
+    ("mark", "separator", "kept"), [("", ",", ["5", "6"]), ("\ufeff", ",", ["5", "6"]), ("", ";", ["6"])]
+)
+def test_rows_of_a_table_that_a_spreadsheet_saved_are_not_lost(
+    tmp_path: Path, mark: str, separator: str, kept: list[str]
+) -> None:
+    text = mark + "iteration,split,loss\n5,train,1\n".replace(",", separator)
+    (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
+    logger = build_loggers(start(tmp_path, "csv", iteration=5, logged_iteration=5))["csv"]
+    logger.log(6, {"train/loss": 2.0})
+    logger.close()
+    assert [row["iteration"] for row in rows(tmp_path)] == kept
+    assert len(kept) == 2 or (tmp_path / "metrics.old.csv").read_text(encoding="utf-8") == text
+
+
 def test_without_csv_a_run_still_continues(configure: Callable[..., Config], tmp_path: Path) -> None:
     train(configure(loggers=["tensorboard"]))
     assert not (tmp_path / "run/metrics.csv").exists()
@@ -143,6 +158,16 @@ def test_a_lost_connection_is_no_full_disk(
     out = capsys.readouterr().out
     assert out.count("the logger own_logger:Disconnected failed and gets no more values: ConnectionResetError") == 1
     assert "make room" not in out
+
+
+@pytest.mark.parametrize("name", ["Careless", "Leaving"])
+def test_a_careless_logger_harms_neither_the_run_nor_other_loggers(
+    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = fcos.train(configure(loggers=[f"own_logger:{name}", "csv"], eval_every=1)).run
+    assert [row["split"] for row in rows(run)] == ["train", "val", "train", "val"]
+    assert (run / "report.html").is_file()
+    assert f"the logger own_logger:{name} failed and gets no more values" in capsys.readouterr().out
 
 
 def test_one_logger_needs_no_list() -> None:

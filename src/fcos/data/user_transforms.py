@@ -76,8 +76,9 @@ class UserTransform:
         with _seeded(seed):
             try:
                 result = self.function(tv_tensors.Image(image.contiguous()), target)
-            except Exception as error:  # whatever a user's function raises
-                raise DataError(f"{self.name}: {type(error).__name__}: {error}") from error
+            except (Exception, SystemExit) as error:  # whatever a user's function raises
+                reason = " ".join(str(error).split())
+                raise DataError(f"{self.name}: {type(error).__name__}: {reason}") from error
         pixels, boxes, labels = self._checked(result)
         boxes = clip(boxes, (pixels.shape[1], pixels.shape[2]))
         visible = (boxes[:, 2:] - boxes[:, :2] > end).all(dim=1)

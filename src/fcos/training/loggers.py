@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,8 @@ from ..config.text import flat, suggest
 from ..errors import ConfigError, FCOSError
 from ..extensions import load_function
 from .folder import write_text
+
+logger = logging.getLogger(__name__)
 
 
 class Logger(Protocol):
@@ -75,7 +78,8 @@ def build_loggers(start: RunStart) -> dict[str, Logger]:
             loggers[name] = _start(name, start)
     except Exception:
         for logger in loggers.values():
-            logger.close()
+            with suppress(Exception):  # the first problem is the one to report
+                logger.close()
         raise
     return loggers
 
@@ -83,7 +87,7 @@ def build_loggers(start: RunStart) -> dict[str, Logger]:
 def _start(name: str, start: RunStart) -> Logger:
     try:
         return _builder(name)(start)
-    except Exception as error:  # of a service or a user's own function
+    except (Exception, SystemExit) as error:  # of a service or a user's own function
         if isinstance(error, FCOSError) or is_disk_error(error):
             raise
         reason = " ".join(str(error).split())
@@ -93,7 +97,7 @@ def _start(name: str, start: RunStart) -> Logger:
         ) from error
 
 
-def is_disk_error(error: Exception) -> bool:
+def is_disk_error(error: BaseException) -> bool:
     """Whether a file could not be written, as on a full disk; a lost connection is another matter."""
     return (
         isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError)
@@ -193,8 +197,15 @@ def _rows_to_keep(path: Path, start: RunStart) -> list[dict[str, str]]:
     """The rows of metrics.csv that a continued run does not do again."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]  # may be cut short
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if None not in row.values() and None not in row]  # the last may be cut short
+        is_ours = {"iteration", "split"} <= set(reader.fieldnames or ("iteration", "split"))
+    if not is_ours:
+        other = path.with_name("metrics.old.csv")
+        path.replace(other)
+        logger.warning("warning: %s: has no columns iteration and split; kept as %s", path, other)
+        return []
     limits = {"train": start.logged_iteration, "val": start.iteration}
     kept = [
         row

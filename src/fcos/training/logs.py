@@ -118,7 +118,7 @@ class RunLog:
             self.sum_up()
             self._live.stop()
             for name, logger in list(self._loggers.items()):
-                self._call(name, logger.close)
+                self._call(name, lambda logger=logger: logger.close())
 
     def message(self, text: str) -> None:
         """Print a line, above the progress bar if there is one."""
@@ -178,7 +178,7 @@ class RunLog:
         values = {"epoch": progress.epoch, "minutes": progress.minutes, **row}
         named = {f"{split}/{name}": value for name, value in values.items()}
         for name, logger in list(self._loggers.items()):
-            self._call(name, lambda logger=logger: logger.log(progress.iteration, named))
+            self._call(name, lambda logger=logger: logger.log(progress.iteration, dict(named)))
 
     def _call(self, name: str, function: Callable[[], None]) -> None:
         """Call a logger, whose failure does not end a training.
@@ -187,14 +187,14 @@ class RunLog:
         """
         try:
             function()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if is_disk_error(error):
                 if name not in self._warned:
                     self._warned.add(name)
                     self.message(f"warning: {self._folder}: {name}: not saved: {error}; make room")
                 return
             logger = self._loggers.pop(name)
-            with suppress(Exception):  # the same once more
+            with suppress(Exception, SystemExit):  # the same once more
                 logger.close()
             self.message(f"warning: the logger {name} failed and gets no more values: {type(error).__name__}: {error}")
 

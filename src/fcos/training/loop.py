@@ -318,7 +318,11 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
         run.save_best_without_figures()
     run.require_saved()
     metric, figures = run.config.train.best_metric, run.state.best
-    best = f"{metric} {figures[metric]:.3f} on val" if figures else "the last weights, nothing was measured"
+    best = "the last weights, nothing was measured"
+    if figures:
+        best = f"{metric} {figures[metric]:.3f} on val"
+    elif run.state.evaluations:
+        best = f"the last weights, val has no object that {metric} counts"
     done = plural(run.state.iteration, "iteration")
     log.message(f"{done}, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {best}")
 

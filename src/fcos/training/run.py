@@ -178,7 +178,8 @@ class Run:
         if math.isnan(value):  # val has no such object: nothing got better or worse
             return
         self.state.stale += 1
-        if value > self.state.best.get(name, -1.0):
+        best = self.state.best.get(name, math.nan)
+        if math.isnan(best) or value > best:
             self.state.stale = 0
             self.state.best = dict(evaluation.metrics)
             self._saver.save_best(self._weights(evaluation))
