@@ -41,7 +41,7 @@ class BackboneSection(BaseModel):
 
     @classmethod
     def claims(cls, name: str) -> bool:
-        """Whether a backbone of this name belongs to the section."""
+        """Return True for the names of backbones of this kind."""
         return name in cls.names()
 
 
@@ -61,7 +61,7 @@ class ResNetConfig(BackboneSection):
     stride_in_1x1: bool = option(False, "meaning")
     """Downsample in the first 1x1 convolution of a block (MSRA weights) instead of the 3x3 one (torchvision's)."""
     frozen_stages: int = option(2, "training", ge=0, le=5)
-    """How many of (stem, C2, C3, C4, C5) do not learn."""
+    """Number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5)."""
     deformable_stages: list[Literal["C2", "C3", "C4", "C5"]] = option([], "shape")
     """Stages whose 3x3 convolutions are deformable."""
     modulated: bool = option(True, "shape", needs="deformable_stages")
@@ -91,7 +91,7 @@ class MobileNetV2Config(BackboneSection):
     original's file; or null for random weights."""
     norm: BatchNorm = option("bn", "shape")
     frozen_stages: int = option(0, "training", ge=0, le=5)
-    """How many of (stem, C2, C3, C4, C5) do not learn."""
+    """Number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5)."""
 
 
 class DLAConfig(BackboneSection):
@@ -105,7 +105,7 @@ class DLAConfig(BackboneSection):
     weights."""
     norm: BatchNorm = option("bn", "shape")
     frozen_stages: int = option(0, "training", ge=0, le=5)
-    """How many of (stem, C2, C3, C4, C5) do not learn."""
+    """Number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5)."""
 
 
 class TimmConfig(BackboneSection):
@@ -124,11 +124,11 @@ class TimmConfig(BackboneSection):
     norm: Literal["bn", "frozen_bn"] = option("bn", "shape")
     """`bn`: the normalisation that timm gives the network; `frozen_bn`: its batch norm does not learn."""
     frozen_stages: int = option(0, "training", ge=0, le=5)
-    """How many of (stem, C2, C3, C4, C5) do not learn."""
+    """Number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5)."""
 
     @classmethod
     def claims(cls, name: str) -> bool:
-        """Whether it is `timm/` and anything."""
+        """Return True for `timm/NAME`."""
         return name.startswith("timm/")
 
 
@@ -153,7 +153,7 @@ class OwnConfig(BackboneSection):
 
     @classmethod
     def claims(cls, name: str) -> bool:
-        """Whether building the backbone of this name runs code of the user's."""
+        """Return True for `package.module:function`, whose construction runs the user's own code."""
         return is_own(name)
 
 
@@ -165,7 +165,7 @@ DEFAULT_BACKBONE = "resnet50"
 
 
 def is_own(name: str) -> bool:
-    """Whether building the backbone of this name runs code of the user's."""
+    """Return True for `package.module:function`, whose construction runs the user's own code."""
     return ":" in name
 
 

@@ -18,7 +18,7 @@ _BACKBONE_NAME = "model.backbone.name"
 _VARIANTS = {section.__name__: section for section in (*DETECTORS.values(), *SECTIONS)}  # pydantic's places name them
 _DEFAULT_VARIANTS = {"model": DETECTORS[DEFAULT_DETECTOR], "backbone": BACKBONES[DEFAULT_BACKBONE]}
 _NAMED = {"model": ("detector", list(DETECTORS)), "backbone": ("backbone", list(BACKBONES))}
-"""What the `name` of a section names, and its values."""
+"""Sections chosen by `name`: the noun for messages, and the known names."""
 _FIRST = (f"{_DETECTOR_NAME}=", f"{_BACKBONE_NAME}=", "data=", "data.root=")
 """Overrides after which the options of another backbone or data set are gone."""
 

@@ -52,7 +52,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def draw(self, generator: Random) -> Any:
-        """What happens to one image."""
+        """Draw the parameters for one image."""
 
 
 class SizeAugmentation(Augmentation):
@@ -102,7 +102,7 @@ class Flip(ImageAugmentation):
         return cls(config.flip)
 
     def draw(self, generator: Random) -> bool:
-        """Whether to mirror."""
+        """Draw whether to mirror."""
         return generator.random() < self.probability
 
     def change(

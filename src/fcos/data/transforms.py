@@ -58,7 +58,7 @@ class Transform:
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether every image is mirrored, as in a view of test-time augmentation."""
+        """True if every image is mirrored, as in a view of test-time augmentation."""
         return any(isinstance(step, Flip) and step.probability == 1 for step in self.augmentations)
 
     def draw(self, seed: int) -> tuple[int, list[Any]]:
