@@ -123,5 +123,5 @@ def test_it_has_a_report(run: Path) -> None:
     figures = json.loads((run / "val/metrics.json").read_text())["metrics"]
     assert f"<dt>AP</dt><dd>{figures['AP']:.3f}</dd>" in page
     assert "<dt>Iterations</dt><dd>240</dd>" in page
-    for title in ("Average precision on val", "Score thresholds", "Best and worst images"):
+    for title in ("Metrics on val", "Score thresholds", "Best and worst images"):
         assert f"<h2>{title}</h2>" in page

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectors import NAMES, fcos_section, tiny_config, tiny_model
 from PIL import Image
+from rich.console import Console
 
 import fcos
 from fcos import ConfigError, DataError
@@ -17,7 +18,13 @@ from fcos.checkpoint import save_checkpoint
 from fcos.data import load_annotations
 from fcos.evaluation.coco_metrics import METRICS, to_coco_results
 from fcos.evaluation.evaluate import Evaluation, evaluate
-from fcos.evaluation.results import default_folder, load_evaluation, print_evaluation, save_evaluation
+from fcos.evaluation.results import (
+    default_folder,
+    headline_metrics,
+    load_evaluation,
+    print_evaluation,
+    save_evaluation,
+)
 from fcos.inference.predictor import Detector
 from fcos.models.fcos import FCOS
 from fcos.structures import Instances
@@ -234,8 +241,6 @@ def test_an_incomplete_evaluation_is_none(tmp_path, damage):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_tables_hold_all_figures_and_classes(terminal, capsys):
-    from rich.console import Console
-
     print_evaluation(EVALUATION, Console(width=120, force_terminal=terminal, color_system=None))
     text = capsys.readouterr().out
     words = text.split()
@@ -244,9 +249,29 @@ def test_the_tables_hold_all_figures_and_classes(terminal, capsys):
     assert any(line.split() == ["[dog]", "0", *["-"] * 8] for line in text.splitlines())
 
 
-def test_control_characters_of_class_names_are_escaped(capsys):
-    from rich.console import Console
+def test_the_tables_hold_metrics_of_any_name(tmp_path, capsys):
+    metrics = {"AP": 0.5, "AP50": 0.6, "AP_mask": 0.4, "ARs_mask": 0.3, "recall of rows": 0.2}
+    evaluation = Evaluation(metrics, {"cat": {"AP_mask": 0.25, "ARs_mask": 0.125}}, [], {"cat": 3})
+    save_evaluation(evaluation, tmp_path)
+    assert load_evaluation(tmp_path) == evaluation
+    print_evaluation(evaluation, Console(width=120))
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    rows = [[cell.strip() for cell in line if cell.strip()] for line in lines if any(line)]
+    assert rows == [
+        list(metrics),
+        ["0.500", "0.600", "0.400", "0.300", "0.200"],
+        ["class", "boxes", "AP_mask", "threshold"],
+        ["cat", "3", "0.250", "-"],
+    ]
 
+
+def test_headline_metrics_are_those_of_all_sizes_and_the_best_metric():
+    names = [*METRICS, "AP_mask", "APs_mask", "AR1_mask"]
+    assert headline_metrics(names, "AP") == ["AP", "AP50", "AP75", "AR100", "AP_mask"]
+    assert headline_metrics(names, "APs_mask") == ["AP", "AP50", "AP75", "AR100", "AP_mask", "APs_mask"]
+
+
+def test_control_characters_of_class_names_are_escaped(capsys):
     figures = dict.fromkeys(METRICS, 0.5)
     name = "a\n\x1b[31mb\u202ec"
     print_evaluation(Evaluation(figures, {name: figures}, [], {name: 3}), Console(width=160))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -51,11 +53,35 @@ def written(value: float) -> str:
 def test_figures_are_those_of_metrics_json(usual: tuple[Made, str]) -> None:
     made, page = usual
     saved = json.loads((made.folder / "val/metrics.json").read_text())
-    rows = table(section(page, "Average precision on val"))
+    rows = table(section(page, "Metrics on val"))
     expected = {"all classes": saved["metrics"], **saved["per_class"]}
     assert rows.keys() == expected.keys()
     for name, figures in expected.items():
         assert rows[name][1:] == [written(np.nan if v is None else v) for v in figures.values()]
+
+
+def test_a_run_may_have_metrics_of_any_name(tmp_path: Path) -> None:
+    made = made_run(tmp_path)
+    config = made.config.model_copy(update={"train": made.config.train.model_copy(update={"best_metric": "AP_mask"})})
+    (made.folder / "config.yaml").write_text(config.to_yaml())
+    metrics = {"AP_mask": 0.375, "AP50_mask": 0.625, "APs_mask": math.nan}
+    per_class = {name: {"AP_mask": 0.25} for name in made.evaluation.boxes_per_class}
+    evaluation = dataclasses.replace(made.evaluation, metrics=metrics, per_class=per_class)
+    made.save_best(metrics=metrics)
+    save_evaluation(evaluation, made.folder / "val")
+    rows = [
+        "iteration,minutes,split,images_per_second,loss,AP_mask,unassigned_share",
+        "10,0.5,train,9,3.0,,0.125",
+        "10,0.5,val,,,0.375,",
+    ]
+    (made.folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    page = made.page()
+    assert table(section(page, "Metrics on val"))["all classes"][1:] == ["0.375", "0.625", "\N{EN DASH}"]
+    assert table(section(page, "Metrics on val"))["class 0"][1:] == ["0.250", "\N{EN DASH}", "\N{EN DASH}"]
+    tiles = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert (tiles["AP_mask"], tiles["AP50_mask"], tiles["Unassigned boxes"]) == ("0.375", "0.625", "12.5%")
+    assert not {"AP", "AP50", "APs_mask"} & tiles.keys()
+    assert "Validation metrics" in section(page, "Training")
 
 
 def test_counts_at_the_thresholds_are_those_of_pycocotools(
@@ -186,18 +212,18 @@ class TestRunsOfEveryKind:
         page = made.page()
         assert "has not been evaluated so far" in page
         assert "<dt>Iterations</dt><dd>10</dd>" in page
-        assert "AP on val" not in page
+        assert "Validation metrics" not in page
 
     def test_without_a_row(self, make: Callable[..., Made]) -> None:
         made = make()
         (made.folder / "metrics.csv").unlink()
         page = made.page()
         assert "no row of training yet" in page
-        assert "Average precision on val" in page
+        assert "Metrics on val" in page
 
     def test_with_80_classes(self, make: Callable[..., Made]) -> None:
         page = make(classes=80).page()
-        assert len(table(section(page, "Average precision on val"))) == 81
+        assert len(table(section(page, "Metrics on val"))) == 81
         assert "Of 80 classes, the 20 with the most mistakes" in page
         assert len(table(section(page, "Confusions"))) == 21
 
@@ -207,7 +233,7 @@ class TestRunsOfEveryKind:
 
     def test_without_an_object(self, make: Callable[..., Made]) -> None:
         page = make(objects=False).page()
-        assert table(section(page, "Average precision on val"))["all classes"][1] == "\N{EN DASH}"
+        assert table(section(page, "Metrics on val"))["all classes"][1] == "\N{EN DASH}"
         assert "Score thresholds" not in page
 
     def test_an_image_that_is_gone_has_no_picture(self, make: Callable[..., Made]) -> None:
@@ -272,7 +298,7 @@ def test_training_makes_it_and_the_command_makes_it_again(
 ) -> None:
     run = fcos.train(configure(eval_every=1)).run
     first = (run / "report.html").read_bytes()
-    assert b"Average precision on val" in first
+    assert b"Metrics on val" in first
     assert json.loads((run / "environment.json").read_text())["device"] == "cpu"
     (run / "report.html").unlink()
     with pytest.raises(SystemExit) as stop:

@@ -69,7 +69,7 @@ class TestData:
         page = made.page()
         assert page.count("cannot be read any more") == 1
         assert "(train and val)" in page
-        title = "Average precision on val"
+        title = "Metrics on val"
         assert table(section(page, title)) == table(section(before, title))
         assert "Score thresholds" not in page
 
@@ -85,13 +85,13 @@ class TestData:
         (made.data / "val.json").unlink()
         page = made.page()
         assert "The data has no val split any more." in page
-        assert "Average precision on val" in page
+        assert "Metrics on val" in page
 
     def test_in_which_a_class_has_another_name(self, made: Made) -> None:
         rename_a_class(made)
         page = made.page()
         assert "another" in section(page, "Summary")
-        assert "Average precision on val" in page
+        assert "Metrics on val" in page
 
 
 def change_boxes(made: Made, change: Callable[[list[dict[str, Any]]], object]) -> None:
@@ -133,7 +133,7 @@ class TestChangedLabels:
         change_boxes(made, change)
         page = made.page(evaluate=lambda *_: evaluation_now(made))
         assert "The evaluation in val/ is not of best.pt on val; best.pt was evaluated for this report" in page
-        figures, classes = (table(section(page, t)) for t in ("Average precision on val", "Classes in the data"))
+        figures, classes = (table(section(page, t)) for t in ("Metrics on val", "Classes in the data"))
         assert {name: row[0] for name, row in figures.items() if name in classes} == {
             name: row[2] for name, row in classes.items()
         }
@@ -142,13 +142,13 @@ class TestChangedLabels:
         change_boxes(made, remove_every_second)
         page = made.page()
         assert "The evaluation in val/ is not of best.pt on val; `fcos report RUN` evaluates best.pt." in page
-        assert "Average precision on val" not in page
+        assert "Metrics on val" not in page
 
     def test_of_which_none_is_left_have_no_analysis(self, made: Made) -> None:
         """Warnings are errors here, those of means of nothing too."""
         change_boxes(made, list.clear)
         page = made.page(evaluate=lambda *_: evaluation_now(made))
-        assert table(section(page, "Average precision on val"))["all classes"][:2] == ["0", "\N{EN DASH}"]
+        assert table(section(page, "Metrics on val"))["all classes"][:2] == ["0", "\N{EN DASH}"]
         assert "Score thresholds" not in page
 
 
@@ -250,7 +250,7 @@ class TestEvaluationsOfAnEarlierVersion:
     def test_are_shown_where_the_data_is_gone(self, earlier: Made) -> None:
         shutil.rmtree(earlier.data)
         page = earlier.page()
-        figures = table(section(page, "Average precision on val"))
+        figures = table(section(page, "Metrics on val"))
         assert figures["all classes"][1] == f"{earlier.evaluation.metrics['AP']:.3f}"
         assert "val/" not in section(page, "Summary")
 
@@ -271,7 +271,7 @@ class TestEvaluationsOfAnEarlierVersion:
         shutil.rmtree(earlier.data)
         page = earlier.page()
         assert "The evaluation in val/ is not of best.pt on val, and there is no new one without the val split." in page
-        assert "Average precision on val" not in page
+        assert "Metrics on val" not in page
 
 
 class TestFiles:

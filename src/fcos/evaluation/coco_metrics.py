@@ -30,6 +30,7 @@ _FIGURES = {
     "ARl": ("recall", None, "large", 100),
 }
 METRICS = tuple(_FIGURES)
+"""The names of the COCO figures of boxes."""
 
 
 class CocoMetrics(NamedTuple):

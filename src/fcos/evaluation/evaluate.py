@@ -29,9 +29,9 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        metrics: the 12 COCO figures by name (AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl), in 0..1;
-            NaN where the data has no such object.
-        per_class: the same figures for every class name.
+        metrics: any metrics by name, in 0..1; NaN where the data has no such object. `evaluate` computes the 12 COCO
+            metrics of boxes: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl.
+        per_class: metrics by name for every class name, the same names for all classes.
         detections: every detection in COCO's result format, with the original category ids.
         boxes_per_class: ground-truth boxes of every class name, crowds left out.
         thresholds: the score threshold of best F1 (IoU 0.5) of every class name of which an object was found.

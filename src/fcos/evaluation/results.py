@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -13,26 +13,40 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..text import HYPHEN, figure, printable
-from .coco_metrics import METRICS
 from .evaluate import Evaluation
 
-_CLASS_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+_COLUMNS = 6
+_SIZES = ("APs", "APm", "APl")
+_DETAILS = ("AR1", "AR10", "ARs", "ARm", "ARl")
+
+
+def headline_metrics(names: Iterable[str], best_metric: str) -> list[str]:
+    """The metrics that a log line or a summary has room for: none by object size or with fewer detections.
+
+    Args:
+        names: of all metrics, such as `AP`, `APs` or `AP_mask`.
+        best_metric: the metric that decides which weights are the best, which is always among them.
+    """
+    return [name for name in names if name == best_metric or name.partition("_")[0] not in (*_SIZES, *_DETAILS)]
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print the 12 figures, and those of every class with its score threshold: ruled on a terminal, else plain text."""
-    for names in (METRICS[:6], METRICS[6:]):
-        _print_table(console, names, [[figure(evaluation.metrics[name], HYPHEN) for name in names]])
+    """Print all metrics, and those of every class with its score threshold: ruled on a terminal, else plain text."""
+    names = list(evaluation.metrics)
+    for start in range(0, len(names), _COLUMNS):
+        part = names[start : start + _COLUMNS]
+        _print_table(console, part, [[figure(evaluation.metrics[name], HYPHEN) for name in part]])
+    shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in _DETAILS]
     rows = [
         [
             escape(printable(name)),
             str(evaluation.boxes_per_class[name]),
-            *(figure(figures[key], HYPHEN) for key in _CLASS_FIGURES),
+            *(figure(figures[key], HYPHEN) for key in shown),
             figure(evaluation.thresholds.get(name), HYPHEN),
         ]
         for name, figures in evaluation.per_class.items()
     ]
-    _print_table(console, ("class", "boxes", *_CLASS_FIGURES, "threshold"), rows)
+    _print_table(console, ("class", "boxes", *shown, "threshold"), rows)
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:

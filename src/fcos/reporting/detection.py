@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..evaluation.coco_metrics import METRICS
 from ..evaluation.evaluate import Evaluation
 from ..page import Cell, Chart, Page
 from ..text import figure, printable
@@ -33,20 +33,24 @@ _MOST_CLASSES = 20
 
 
 def add_figures(page: Page, evaluation: Evaluation) -> None:
-    """The 12 COCO figures, of all classes and of each."""
-    section = page.section("Average precision on val")
+    """All metrics, of all classes and of each."""
+    section = page.section("Metrics on val")
+    names = list(evaluation.metrics)
     everything = (ALL, sum(evaluation.boxes_per_class.values()), evaluation.metrics)
     classes = [(name, boxes, evaluation.per_class[name]) for name, boxes in evaluation.boxes_per_class.items()]
     rows = [
-        [name, boxes, Cell(figure(figures["AP"]), bar=np.nan_to_num(figures["AP"])), *(figures[m] for m in METRICS[1:])]
-        for name, boxes, figures in (everything, *classes)
+        [title, boxes, *(Cell(figure(v), bar=None if i else np.nan_to_num(v)) for i, v in enumerate(values))]
+        for title, boxes, figures in (everything, *classes)
+        for values in [[figures.get(name, math.nan) for name in names]]
     ]
-    section.table(["class", "boxes", *METRICS], rows)
+    section.table(["class", "boxes", *names], rows)
     section.text(
         "AP and AR are means over IoU 0.5 to 0.95, AP50 and AP75 at one IoU. s, m and l are objects below 32 x 32"
         " pixels, up to 96 x 96, and larger ones. AR1, AR10 and AR100 allow so many detections an image.",
         style="note",
     )
+    if not all(kind + size in names for kind in ("AP", "AR") for size in "sml"):
+        return
     charts = [Chart("Size of the objects", lambda axes: _bars_of_sizes(axes, evaluation.metrics))]
     if 1 < len(classes) <= _MOST_BARS:
         charts.append(

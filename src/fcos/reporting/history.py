@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..evaluation.results import headline_metrics
 from ..page import Cell, Chart, Page, Tile
 from ..text import DASH, figure, percent
 from .record import Record
@@ -17,29 +18,29 @@ if TYPE_CHECKING:
 
 _MOST_POINTS = 300
 _MOST_MARKERS = 30  # a single point has no line
+_MEANINGS = {"AP50": "IoU 0.5", "AP75": "IoU 0.75", "AR100": "recall of 100 detections an image"}
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def add_summary(page: Page, record: Record) -> None:
     """What the run is, and what it has come to."""
     config, best = record.config, record.best
-    page.subtitle = f"FCOS with {config.model.backbone.name}, {record.folder}"
+    page.subtitle = f"{config.model.name} with {config.model.backbone.name}, {record.folder}"
     section = page.section("Summary")
     metrics = record.evaluation.metrics if record.evaluation else best.metrics if best else {}
     iterations, duration = _length(record)
+    best_metric = config.train.best_metric
+    names = headline_metrics(metrics, best_metric) or [best_metric]
+    meanings = _MEANINGS | ({best_metric: f"on val, of iteration {best.iteration:,}"} if best and metrics else {})
     images = "train" if record.data.val is None else f"train, {len(record.data.val):,} val"
     train = record.data.train
     section.tiles(
         [
-            Tile(
-                "AP", figure(metrics.get("AP")), f"on val, of iteration {best.iteration:,}" if best and metrics else ""
-            ),
-            Tile("AP50", figure(metrics.get("AP50")), "IoU 0.5"),
-            Tile("AP75", figure(metrics.get("AP75")), "IoU 0.75"),
+            *(Tile(name, figure(metrics.get(name)), meanings.get(name, "")) for name in names),
             Tile("Iterations", f"{iterations:,}", f"of {config.train.batch_size} images"),
             Tile("Duration", duration, "evaluations included"),
             Tile("Images", DASH if train is None else f"{len(train):,}", images if train else ""),
-            Tile("Classes", DASH if not (names := _class_names(record)) else f"{len(names):,}"),
+            Tile("Classes", f"{len(classes):,}" if (classes := _class_names(record)) else DASH),
         ]
     )
     if record.data.val is None and not record.remarks:
@@ -64,9 +65,10 @@ def add_history(page: Page, record: Record) -> None:
         Chart("Learning rate", lambda axes: _curves(axes, {"": rate})),
         Chart("Gradient norm, before clipping", lambda axes: _curves(axes, {"": norm}, log=True)),
     ]
-    measured = {name: record.column("val", name) for name in ("AP", "AP50", "AP75")}
-    if len(measured["AP"][0]):
-        charts.insert(1, Chart("AP on val", lambda axes: _curves(axes, measured, top=1.0)))
+    metrics = headline_metrics(record.metric_names, record.config.train.best_metric)
+    if metrics:
+        measured = {name: record.column("val", name) for name in metrics}
+        charts.insert(1, Chart("Validation metrics", lambda axes: _curves(axes, measured, top=1.0)))
     section.charts(charts)
 
 
@@ -77,17 +79,18 @@ def add_speed(page: Page, record: Record) -> None:
         return
     section = page.section("Speed and memory")
     memory = record.column("train", "memory_mb")[1]
-    unassigned = record.column("train", "unassigned_share")[1]
+    shares = [name for name in record.columns if name.endswith("_share") and name != "data_share"]
+    boxes = {name.removesuffix("_share").replace("_", " "): record.column("train", name)[1] for name in shares}
     share = float(waited[1].mean()) if len(waited[1]) else math.nan
     section.tiles(
         [
             Tile("Training speed", f"{np.median(speed[1]):.1f}", "images a second, median"),
             Tile("Waiting for data", percent(share), "of the time, mean"),
             Tile("GPU memory", f"{memory.max():,.0f} MB" if len(memory) else DASH, "most, as torch counts it"),
-            Tile(
-                "Boxes not learned",
-                percent(float(unassigned.mean()) if len(unassigned) else math.nan),
-                "by no location",
+            *(
+                Tile(f"{name.capitalize()} boxes", percent(float(values.mean())), "of those to learn from, mean")
+                for name, values in boxes.items()
+                if len(values)
             ),
         ]
     )

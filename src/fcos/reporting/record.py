@@ -71,6 +71,12 @@ class Record:
         """The names of the columns of metrics.csv."""
         return list(self.rows[0]) if self.rows else []
 
+    @property
+    def metric_names(self) -> list[str]:
+        """The columns of metrics.csv with a number in a row of val, without those that say when that was."""
+        measured = [name for name in self.columns if len(self.column("val", name)[0])]
+        return [name for name in measured if name not in ("iteration", "epoch", "minutes", "split")]
+
     def column(self, split: str | None, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The iterations and values of a column of metrics.csv where it has numbers; split None: of all rows."""
         pairs = [

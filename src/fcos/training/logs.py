@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ..config import Config
 from ..distributed import on_all_ranks, rank
+from ..evaluation.results import headline_metrics
 from .folder import names_folder
 from .loggers import Logger, RunStart, build_loggers, is_disk_error
 
@@ -76,7 +77,7 @@ class RunLog:
 
     Args:
         folder: of the run.
-        config: reads `train.log_every`, the steps that a row sums up, and `train.batch_size`.
+        config: reads `train.log_every`, the steps that a row sums up, `train.batch_size` and `train.best_metric`.
         iteration: where a continued run stands; rows beyond it belong to steps that will be done again.
         evaluations: done so far, each with a row.
         steps: where the steps are kept that no row sums up yet; those of a continued run are in it.
@@ -93,6 +94,7 @@ class RunLog:
     ) -> None:
         self.enabled = rank() == 0
         self._every, self._batch_size = config.train.log_every, config.train.batch_size
+        self._best_metric = config.train.best_metric
         self._console = Console(highlight=False, soft_wrap=True)
         self._steps = steps if steps is not None and self.enabled else []
         self._began: tuple[float, float] | None = None  # time and fraction at the first step
@@ -170,7 +172,7 @@ class RunLog:
         if not self.enabled:
             return
         self._write("val", progress, metrics)
-        shown = [name for name in ("AP", "AP50", "AP75", "AR100") if name in metrics]
+        shown = headline_metrics(metrics, self._best_metric)
         figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown)
         self.message(f"val at iteration {progress.iteration}: {figures}")
 

@@ -52,7 +52,7 @@ class TrainResult:
 
     Attributes:
         run: its folder, with weights/best.pt.
-        metrics: COCO figures of these weights on val; empty without a val split.
+        metrics: figures of these weights on val by name, see `Evaluation`; empty without a val split.
         train_data: the annotations it learned from; None when other processes trained (`train.devices`).
         val_data: those it was measured on; None when there is no val split, or other processes trained.
     """
