@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 import pytest
@@ -19,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from detectors import tiny_config
 from ground_truth import objects_of
-from processes import finish
 from pydantic import BaseModel
 from torch import Tensor, nn
 from torchvision.ops import box_iou, roi_align
 
-import fcos
 from fcos.boxes import class_wise_nms
 from fcos.config import FCOSConfig
 from fcos.config.backbones import SECTIONS, BackboneSection
@@ -37,7 +28,6 @@ from fcos.models.points import Assigner
 from fcos.models.postprocess import Postprocess
 from fcos.structures import Instances, Losses, Objects, View
 
-HELPERS = Path(__file__).parents[1] / "helpers"
 STRIDES = {
     "usual": [8, 16, 32, 64, 128],
     "fine": [4, 8, 16, 32, 64],
@@ -295,57 +285,6 @@ def test_losses_of_parts_add_up_to_those_of_the_batch(
     for name, term in whole.terms.items():
         assert sum(part.terms[name].item() for part in parts) == pytest.approx(term.item(), rel=1e-5), name
     assert sum(part.stats["unassigned"] for part in parts) == whole.stats["unassigned"]
-
-
-# ------------------------------------------------------------------------------------------------------- a new backbone
-
-SECTION = '''
-class PatchesConfig(BackboneSection):
-    """Convolutions without overlap."""
-
-    builder = "patches:Patches"
-
-    name: Literal["patches"] = option("patches", "shape")
-    weights: None = option(None, "training")
-    norm: Literal["bn"] = option("bn", "shape")
-    frozen_stages: int = option(0, "training", ge=0, le=0)
-    width: int = option(4, "shape", ge=1)
-    """Channels of every map."""
-
-
-'''
-
-
-def test_a_new_backbone_is_a_module_a_section_and_a_row(tmp_path: Path) -> None:
-    """Add these three to a copy of the package, and nothing else."""
-    package = tmp_path / "fcos"
-    shutil.copytree(Path(fcos.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HELPERS / "patches.py", package / "models" / "backbones" / "patches.py")
-    sections = package / "config" / "backbones.py"
-    text, count = re.subn(r"^SECTIONS\b.*\(", rf"{SECTION}\g<0>PatchesConfig, ", sections.read_text(), flags=re.M)
-    assert count == 1
-    sections.write_text(text)
-    process = subprocess.Popen(
-        [sys.executable, HELPERS / "programs" / "new_backbone.py", tmp_path / "work"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(HELPERS)])},
-    )
-    code, out, err = finish(process)
-    assert code == 0, err
-    found = json.loads(out.splitlines()[-1])
-    assert found["package"] == str(package)
-    assert found["channels"] == {"C3": 6, "C4": 6}
-    assert found["options"] == {"name": "patches", "weights": None, "norm": "bn", "frozen_stages": 0, "width": 6}
-    assert found["loaded"] == found["options"]
-    assert found["wrong_name"].endswith(
-        "no backbone 'patch', did you mean 'patches'?; known: " + ", ".join(found["known"])
-    )
-    assert "patches" in found["known"]
-    assert found["wrong_option"].endswith("known here: name, weights, norm, frozen_stages, width")
-    assert found["roles"] == ["shape"]
-    assert found["explained"]
 
 
 # -------------------------------------------------------------------------------------------------------------- options

@@ -5,36 +5,59 @@ from __future__ import annotations
 import csv
 import json
 import socket
+import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from no_network import no_requests
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fcos
 from fcos.config import Config
-from fcos.errors import ConfigError
-from fcos.training.loggers import LOGGERS, RunStart, build_loggers
+from fcos.errors import ConfigError, TrainingError
+from fcos.training.loggers import LOGGERS, Logger, RunStart, build_loggers
 from fcos.training.loop import train
 
 LOSSES = ["train/loss", "train/loss_cls", "train/loss_box", "train/loss_centerness"]
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse connections that leave this machine."""
-    connect = socket.socket.connect
+def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """The requests that would have left this machine; a test with any left in the list fails."""
+    with no_requests(monkeypatch) as made:
+        yield made
 
-    def refuse(self: socket.socket, address: Any) -> None:
-        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
-        assert local, f"a connection to {address}"
-        connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+def wandb_records(file: Path) -> list[Any]:
+    """The records of a .wandb file, which has the format of LevelDB's logs: blocks with parts of records."""
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
+
+    content, position, record, records = file.read_bytes(), 7, b"", []
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, position + 4)
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            records.append(Record.FromString(record))
+            record = b""
+    return records
+
+
+def interrupt(logger: Logger, error: BaseException) -> None:
+    """Close a logger as a run does that an exception ends."""
+    try:
+        raise error
+    except type(error):
+        logger.close()
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -226,12 +249,55 @@ def test_wandb_offline_writes_its_files_into_the_run(
     known = (run / "wandb_id.txt").read_text().strip()
     assert folder.name.endswith(known)
     (file,) = folder.glob("run-*.wandb")
-    content = file.read_bytes()
-    assert b"train/loss_cls" in content
-    assert b"val/AP" in content
+    records = wandb_records(file)
+    names = {item.nested_key[0] for record in records for item in record.history.item}
+    assert {*LOSSES, "val/AP", "iteration"} <= names
+    metrics = [record.metric for record in records if record.HasField("metric")]
+    assert ("*", "iteration") in [(metric.glob_name, metric.step_metric) for metric in metrics]
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
     train(configure(loggers=["wandb"], iterations=3, resume=True))
     assert (run / "wandb_id.txt").read_text().strip() == known
     assert len(list((run / "wandb").glob(f"offline-run-*-{known}"))) == 2
+
+
+@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(KeyboardInterrupt(), "KILLED", 1), (TrainingError("the loss is not finite"), "FAILED", 1)],
+)
+def test_services_are_told_that_a_run_did_not_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str, code: int
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for logger in build_loggers(start(tmp_path, "mlflow", "wandb")).values():
+        interrupt(logger, error)
+    run = MlflowClient().get_run((tmp_path / "mlflow_id.txt").read_text().strip())
+    assert run.info.status == status
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")] == [code]
+
+
+@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+def test_a_server_that_cannot_be_reached_stops_the_run_at_its_start(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)  # where nobody listens any more
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=r"train.loggers=mlflow: cannot be started: .*Connection refused"):
+        train(configure(loggers=["mlflow"]))
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_the_guard_of_these_tests_sees_child_processes(requests: list[bytes]) -> None:
+    program = "import urllib.request; urllib.request.urlopen('https://example.org')"
+    assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, check=False).returncode == 1
+    assert [request.split()[:2] for request in requests] == [[b"CONNECT", b"example.org:443"]]
+    requests.clear()
 
 
 def test_a_run_without_them_does_not_import_services(configure: Callable[..., Config]) -> None:

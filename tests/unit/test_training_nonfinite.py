@@ -154,6 +154,21 @@ def test_the_box_whose_loss_is_not_finite_is_named(configure: Callable[..., Conf
     assert "dog" not in message
 
 
+def test_denominators_that_are_not_finite_hide_no_box(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FCOS, "loss_normalizers", lambda *_: torch.tensor([math.nan, 1.0]))
+    message = refused(configure(micro_batch=1))
+    assert "the loss is not finite (loss_cls=nan" in message
+    assert ".png; gradients of " in message  # and of no image alone
+    assert "loss_cls of" not in message
+    config = configure(micro_batch=1, batch_size=3)
+    with poison(when=lambda _, labels: bool((labels == 0).any())):  # the only cat
+        message = refused(config.model_copy(update={"output_dir": None}))
+    assert "a.png: loss_box of cat [" in message
+    assert "loss_cls of" not in message
+
+
 def test_outputs_that_are_not_finite_are_blamed_on_the_image(configure: Callable[..., Config]) -> None:
     def poisoned(_: Any, outputs: FCOSOutputs) -> FCOSOutputs:
         return outputs._replace(logits=[outputs.logits[0] * math.inf, *outputs.logits[1:]])

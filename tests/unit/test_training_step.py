@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from detectors import build_fcos
 from ground_truth import objects_of
-from hooks import before_forward
+from hooks import after_forward, at_call, before_forward
 from tiny_data import coco_tree, write_coco
 from torch import nn
 
@@ -20,7 +21,7 @@ from fcos.config import Config, TrainConfig
 from fcos.errors import ConfigError, TrainingError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
-from fcos.models.fcos import FCOSHead
+from fcos.models.fcos import FCOS, FCOSHead
 from fcos.structures import Losses, Objects
 from fcos.training import step
 from fcos.training.loop import train
@@ -96,6 +97,44 @@ def test_losses_and_gradients_of_micro_batches_add_up_to_those_of_the_batch(
     assert terms == pytest.approx({name: term.item() for name, term in whole.terms.items()}, rel=1e-10)
     assert unassigned == whole.stats["unassigned"]
     torch.testing.assert_close(gradients(model), expected, rtol=1e-8, atol=1e-12)
+
+
+def test_parts_without_normalizers_of_the_batch_are_weighted_by_their_images(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three images in parts of one and two, whose losses are means over their own objects."""
+    monkeypatch.setattr(FCOS, "loss_normalizers", lambda *_: None)
+    config = configure(model=FROZEN_BN, micro_batch=2, batch_size=3, iterations=1, lr=0.01, weight_decay=0.0)
+    start: dict[str, torch.Tensor] = {}
+    parts: list[tuple[int, Losses, dict[str, torch.Tensor]]] = []
+
+    def take_in(arguments: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Losses):
+            assert arguments[3] is None
+            model.load_state_dict(start)
+            model.zero_grad()
+            losses = model.losses(model.head(model.features(*arguments[:2])), arguments[2])
+            total(losses).backward()
+            parts.append((len(arguments[0]), losses, gradients(model)))
+
+    model = build_fcos(config.model, num_classes=2).to(memory_format=torch.channels_last)  # as in training
+    with (
+        before_forward(FCOS, at_call(1, lambda module: start.update(deepcopy(module.state_dict())))),
+        after_forward(FCOS, take_in),
+    ):
+        run = train(config).run
+    assert [count for count, *_ in parts] == [1, 2]
+    assert losses_of(run) == pytest.approx(
+        [sum(count * total(losses).item() for count, losses, _ in parts) / 3], rel=1e-5
+    )
+    learned = load_checkpoint(run / "weights/last.pt").model
+    changes, expected = [], []
+    for name in parts[0][2]:
+        lr = config.train.lr * (config.train.bias_lr_factor if name.endswith("bias") else 1)
+        changes.append((start[name] - learned[name]).flatten())
+        expected.append(torch.stack([lr * count / 3 * part[name].flatten() for count, _, part in parts]).sum(0))
+    change, wanted = torch.cat(changes), torch.cat(expected)
+    assert (change - wanted).norm() < 1e-4 * wanted.norm()  # changes of weights near 1 have few digits
 
 
 def test_the_order_of_the_memory_does_not_change_the_losses(configure: Callable[..., Config]) -> None:

@@ -45,10 +45,13 @@ class DetectionModel(nn.Module, ABC):
         loss_names: the keys of `Losses.terms`, in the order in which they are logged; each begins with `loss_`.
         class_parameters: the names of the parameters with a row for every class, in label order. Fine-tuning on other
             classes carries over the rows of those that both data sets have.
+        optional_modules: the paths of modules that weights may lack; fine-tuning then keeps the initial values of their
+            parameters.
         compiled_parts: the paths of the modules that `train.compile` compiles.
     """
 
     class_parameters: tuple[str, ...]
+    optional_modules: tuple[str, ...] = ()
     compiled_parts: tuple[str, ...]
     pixel_mean: Tensor
     pixel_std: Tensor

@@ -157,6 +157,7 @@ class FCOS(DetectionModel):
     """
 
     class_parameters = ("head.logits.weight", "head.logits.bias")
+    optional_modules = ("head.scales",)
     compiled_parts = ("backbone", "fpn", "head")
 
     def __init__(
@@ -219,8 +220,7 @@ class FCOS(DetectionModel):
             units = torch.cat([level.new_full((len(level),), stride) for level, stride in pairs])
         flat = (torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2) for levels in outputs)
         logits, ltrb, quality = flat  # [N, R, K], [N, R, 4], [N, R, 1]
-        quality = quality.squeeze(2)
-        terms = fcos_loss(logits, ltrb, quality, assignment, self.loss, units=units, normalizers=normalizers)
+        terms = fcos_loss(logits, ltrb, quality.squeeze(2), assignment, self.loss, units=units, normalizers=normalizers)
         return Losses(terms, {"unassigned": assignment.num_unassigned})
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor:

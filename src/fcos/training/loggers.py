@@ -10,12 +10,13 @@ import csv
 import importlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 from ..config import Config
 from ..config.text import flat, suggest
@@ -317,7 +318,7 @@ class WandbLogger:
 
     def close(self) -> None:
         """See `Logger.close`."""
-        self._run.finish()
+        self._run.finish(exit_code=0 if _outcome() == "FINISHED" else 1)
 
 
 class MLflowLogger:
@@ -328,6 +329,8 @@ class MLflowLogger:
 
     def __init__(self, start: RunStart) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 keep a training waiting for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         _import("mlflow", "mlflow")
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
@@ -354,10 +357,16 @@ class MLflowLogger:
 
     def close(self) -> None:
         """See `Logger.close`."""
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._id, status=_outcome())
 
 
 _LONGEST_PARAM, _MOST_PARAMS = 500, 100  # MLflow's limits
+
+
+def _outcome() -> Literal["FINISHED", "KILLED", "FAILED"]:
+    """How the run ended, in MLflow's words: loggers are closed while the exception that ended it is being handled."""
+    error = sys.exc_info()[1]
+    return "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 def _earlier_id(start: RunStart, service: str) -> str | None:

@@ -16,16 +16,14 @@ from ..interop.checkpoints import with_fcos_core_conventions
 from ..models import DetectionModel
 from ..text import some
 
-_LEVEL_SCALES = "head.scales."
-
 
 def start_from(
     model: DetectionModel, checkpoint: Checkpoint, config: DetectorConfig, class_names: Sequence[str], *, where: str
 ) -> str:
     """Start a new training from a detector's weights; of the class head the rows of classes that it knows by name.
 
-    Classes without names are taken to be the same when their number is. A head without level scales fits one that has
-    them: they begin with 1. Mean and deviation of the pixels stay those of the config.
+    Classes without names are taken to be the same when their number is. Optional modules that the weights lack keep
+    their initial values. Mean and deviation of the pixels stay those of the config.
 
     Args:
         model: built from `config`.
@@ -42,12 +40,13 @@ def start_from(
         WeightsError: see `fill`; the options that would fit are named where the weights' own are known.
     """
     own, weights = model.state_dict(), {k: w for k, w in checkpoint.model.items() if k not in PIXELS}
-    scales = {name: own[name] for name in own if name.startswith(_LEVEL_SCALES) and name not in weights}
+    optional = tuple(f"{path}." for path in model.optional_modules)
+    missing = {name: own[name] for name in own if name.startswith(optional) and name not in weights}
     nameless = not checkpoint.class_names and len(class_names) == len(checkpoint.category_ids)
     same_classes = nameless or tuple(class_names) == checkpoint.class_names
     head = {} if same_classes else _class_head(model, weights, checkpoint.class_names, class_names)
     try:
-        fill(model, {**weights, **scales, **head}, where=where)
+        fill(model, {**weights, **missing, **head}, where=where)
     except WeightsError as error:
         other = _other_structure(checkpoint, config)
         raise WeightsError(f"{error}: {' '.join(other)}" if other else str(error)) from None
@@ -62,8 +61,8 @@ def start_from(
         summary += f"; they were trained with {other}, which fits them better"
     if head:
         summary += f"\n  {', '.join(head)}: {_carried(checkpoint, class_names)}"
-    if scales:
-        summary += f"\n  {some(list(scales))}: fresh, because the weights have none"
+    if missing:
+        summary += f"\n  {some(list(missing))}: fresh, because the weights have none"
     return summary
 
 

@@ -1,0 +1,136 @@
+"""A detector that the package does not have; a test adds it to a copy of the package, as `models/grid.py`.
+
+Every cell of one feature map predicts class logits and a box. It shares no code with FCOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fcos.boxes import class_wise_nms
+from fcos.models.backbones import Backbone
+from fcos.models.detector import DetectionModel, Pixels
+from fcos.structures import Instances, Losses, Objects
+
+if TYPE_CHECKING:
+    from fcos.config import DetectorConfig
+
+
+class GridOutputs(NamedTuple):
+    """Class logits [N, K, H, W] and boxes [N, 4, H, W] in pixels."""
+
+    logits: Tensor
+    boxes: Tensor
+
+
+class Grid(DetectionModel):
+    """A detector with one feature map, whose cells learn the objects with their centre inside.
+
+    Args:
+        backbone: its last feature map is used.
+        num_classes: K.
+        score_threshold: detections score more.
+        default_threshold: see `DetectionModel`.
+        pixels: see `DetectionModel`.
+    """
+
+    class_parameters = ("classes.weight", "classes.bias")
+    compiled_parts = ("backbone", "classes", "corners")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        score_threshold: float,
+        default_threshold: float,
+        pixels: Pixels,
+    ):
+        super().__init__(
+            num_classes,
+            box_convention="continuous",
+            default_threshold=default_threshold,
+            loss_names=("loss_grid_class", "loss_grid_corners"),
+            pixels=pixels,
+        )
+        self.level, self.stride = list(backbone.strides.items())[-1]
+        self.score_threshold = score_threshold
+        self.backbone = backbone
+        self.classes = nn.Conv2d(backbone.channels[self.level], num_classes, 1)
+        self.corners = nn.Conv2d(backbone.channels[self.level], 4, 1)
+
+    def forward(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        targets: Sequence[Objects] | None = None,
+        normalizers: Tensor | None = None,
+    ) -> GridOutputs | Losses:
+        """See `DetectionModel.forward`."""
+        assert normalizers is None
+        features = self.backbone(self.normalize(images, sizes))[self.level]
+        logits, corners = self.classes(features).float(), self.corners(features).float()
+        rows, columns = (torch.arange(n, device=images.device) for n in features.shape[-2:])
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        outputs = GridOutputs(logits, (corners + torch.stack([x, y, x + 1, y + 1])) * self.stride)
+        return outputs if targets is None else self.losses(outputs, targets)
+
+    def losses(self, outputs: GridOutputs, targets: Sequence[Objects]) -> Losses:
+        """Means over cells and over objects."""
+        wanted = torch.zeros_like(outputs.logits)
+        terms, cells = [outputs.boxes.sum() * 0], set()
+        for image, target in enumerate(targets):
+            objects = target[~target.is_crowd]
+            centers = ((objects.boxes[:, :2] + objects.boxes[:, 2:]) / 2 / self.stride).long()
+            x, y = centers[:, 0].clamp(0, wanted.shape[3] - 1), centers[:, 1].clamp(0, wanted.shape[2] - 1)
+            wanted[image, objects.labels, y, x] = 1
+            terms.append(F.l1_loss(outputs.boxes[image, :, y, x].T, objects.boxes, reduction="sum") / self.stride)
+            cells |= {(image, *cell) for cell in centers.tolist()}
+        count = sum(int((~objects.is_crowd).sum()) for objects in targets)
+        loss = F.binary_cross_entropy_with_logits(outputs.logits, wanted, reduction="sum") / max(count, 1)
+        crowded = torch.tensor(count - len(cells), device=self.device)
+        return Losses(
+            dict(zip(self.loss_names, [loss, torch.stack(terms).sum() / max(count, 1)], strict=True)),
+            {"crowded": crowded},
+        )
+
+    def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> None:
+        """None: parts of a batch are weighted by their images."""
+        return None
+
+    @torch.inference_mode()
+    def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
+        """See `DetectionModel.detect`."""
+        return [self.suppress(candidates) for candidates in self.candidates(images, sizes)]
+
+    @torch.inference_mode()
+    def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
+        """See `DetectionModel.candidates`."""
+        found = []
+        for logits, boxes, size in zip(*self(images, sizes), sizes.tolist(), strict=True):
+            scores, labels = logits.sigmoid().flatten(1).max(0)
+            instances = Instances(boxes.flatten(1).T, labels, scores, tuple(size)).clip()
+            sides = instances.boxes[:, 2:] - instances.boxes[:, :2]
+            found.append(instances[(scores > self.score_threshold) & (sides > 0).all(1)])
+        return found
+
+    @torch.inference_mode()
+    def suppress(self, candidates: Instances) -> Instances:
+        """See `DetectionModel.suppress`."""
+        return candidates[class_wise_nms(candidates.boxes, candidates.scores, candidates.labels, 0.5)]
+
+
+def build_grid(config: DetectorConfig, backbone: Backbone, num_classes: int) -> Grid:
+    """Build a `Grid` on a backbone, see `build_model`."""
+    return Grid(
+        backbone,
+        num_classes,
+        score_threshold=getattr(config, "score_threshold"),  # noqa: B009 (the section is in the copy only)
+        default_threshold=config.default_threshold,
+        pixels=Pixels(config.channel_order, config.pixel_mean, config.pixel_std),
+    )

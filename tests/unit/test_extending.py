@@ -1,0 +1,183 @@
+"""A backbone and a detector that the package does not have, added to a copy of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import finish
+
+import fcos
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+BACKBONE = '''class PatchesConfig(BackboneSection):
+    """Convolutions without overlap."""
+
+    builder = "patches:Patches"
+
+    name: Literal["patches"] = option("patches", "shape")
+    weights: None = option(None, "training")
+    norm: Literal["bn"] = option("bn", "shape")
+    frozen_stages: int = option(0, "training", ge=0, le=0)
+    width: int = option(4, "shape", ge=1)
+    """Channels of every map."""
+
+
+'''
+DETECTOR = '''class GridConfig(DetectorConfig):
+    """A grid of cells."""
+
+    name: Literal["grid"] = "grid"
+    score_threshold: float = option(0.05, "detection", ge=0, lt=1)
+    """Detections score more."""
+
+    @property
+    def default_threshold(self) -> float:
+        """0.3."""
+        return 0.3
+
+
+'''
+
+
+def copy_package(folder: Path) -> Path:
+    """Copy the package into a folder and return the copy."""
+    return Path(
+        shutil.copytree(Path(fcos.__file__).parent, folder / "fcos", ignore=shutil.ignore_patterns("__pycache__"))
+    )
+
+
+def edit(path: Path, pattern: str, replacement: str) -> None:
+    """Replace the only line that matches."""
+    text, count = re.subn(pattern, replacement, path.read_text(), flags=re.M)
+    assert count == 1
+    path.write_text(text)
+
+
+def run(program: str, folder: Path) -> str:
+    """Run a helper program with the copy of the package in `folder`, and return what it prints."""
+    process = subprocess.Popen(
+        [sys.executable, HELPERS / "programs" / program, folder / "work"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(HELPERS)])},
+    )
+    code, out, _ = finish(process)
+    assert code == 0, out
+    return out
+
+
+def test_a_new_backbone_is_a_module_a_section_and_a_row(tmp_path: Path) -> None:
+    package = copy_package(tmp_path)
+    shutil.copy(HELPERS / "patches.py", package / "models" / "backbones" / "patches.py")
+    edit(package / "config" / "backbones.py", r"^SECTIONS\b.*\(", rf"{BACKBONE}\g<0>PatchesConfig, ")
+    found = json.loads(run("new_backbone.py", tmp_path).splitlines()[-1])
+    assert found["package"] == str(package)
+    assert found["channels"] == {"C3": 6, "C4": 6}
+    assert found["options"] == {"name": "patches", "weights": None, "norm": "bn", "frozen_stages": 0, "width": 6}
+    assert found["loaded"] == found["options"]
+    assert found["wrong_name"].endswith(
+        "no backbone 'patch', did you mean 'patches'?; known: " + ", ".join(found["known"])
+    )
+    assert "patches" in found["known"]
+    assert found["wrong_option"].endswith("known here: name, weights, norm, frozen_stages, width")
+    assert found["roles"] == ["shape"]
+    assert found["explained"]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """The folder that the verbs filled with the detector `grid`, and what each call printed."""
+    folder = tmp_path_factory.mktemp("grid")
+    package = copy_package(folder)
+    shutil.copy(HELPERS / "grid.py", package / "models" / "grid.py")
+    edit(package / "config" / "schema.py", r"^(DETECTORS\b.*)\}$", rf'{DETECTOR}\1, "grid": GridConfig}}')
+    table = r'from .grid import build_grid\n\n\1, "grid": build_grid}'
+    edit(package / "models" / "__init__.py", r"^(MODELS\b.*)\}$", table)
+    parts = re.split(r"^== (.*)\n", run("second_detector.py", folder), flags=re.M)
+    return folder / "work", dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_a_new_detector_goes_through_all_verbs(grid: tuple[Path, dict[str, str]]) -> None:
+    _, said = grid
+    fine = (
+        "doctor",
+        "train",
+        "resume",
+        "val",
+        "flip",
+        "report",
+        "predict",
+        "random weights",
+        "convert",
+        "last",
+        "show",
+    )
+    assert {name: said[name].splitlines()[-1] for name in fine} == dict.fromkeys(fine, "exit 0")
+    assert "iterations, 0.0 minutes" in said["train"]
+    assert "weights: of iteration 4 of this run" in said["resume"]
+    assert re.search(r"a\.png: \d+ (cat|dog)", said["predict"])
+    assert "matched: 312 of 312 tensors" in said["convert"]
+    assert "# Detections score more." in said["show"]
+
+
+def test_logs_and_the_report_have_the_losses_and_statistics_of_a_new_detector(
+    grid: tuple[Path, dict[str, str]],
+) -> None:
+    folder, _ = grid
+    with (folder / "run" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["iteration"]) for row in rows if row["split"] == "train"] == list(range(1, 7))
+    assert [int(row["iteration"]) for row in rows if row["split"] == "val"] == [2, 4, 6]
+    assert {name for name in rows[0] if name.startswith("loss_")} == {"loss_grid_class", "loss_grid_corners"}
+    assert {name for name in rows[0] if name.endswith("_share")} == {"data_share", "crowded_share"}
+    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert "grid with mobilenet_v2" in page
+    assert "Crowded boxes" in page
+    assert "FCOS" not in page
+    assert "nassigned" not in page
+
+
+def test_the_doctor_does_not_ask_the_pyramid_of_fcos_for_a_new_detector(grid: tuple[Path, dict[str, str]]) -> None:
+    folder, said = grid
+    assert "What can be used" in said["doctor"]
+    for text in (said["doctor"], (folder / "doctor" / "doctor.html").read_text(encoding="utf-8")):
+        assert not re.search(r"level|location|recall|size_ranges", text)
+
+
+def test_rows_of_classes_of_a_new_detector_are_carried_over_by_name(grid: tuple[Path, dict[str, str]]) -> None:
+    _, said = grid
+    assert "classes.weight, classes.bias: partly, 1 of 2 rows by class name (dog); fresh: bird" in said["other classes"]
+    assert "at most 1 at a time" in said["other classes"]
+    assert said["other classes"].endswith("exit 0\n")
+
+
+def test_a_new_detector_that_diverges_is_diagnosed(grid: tuple[Path, dict[str, str]]) -> None:
+    _, said = grid
+    assert re.search(r"iteration \d: the loss is not finite \(loss_grid_class=", said["not finite"])
+    assert said["not finite"].endswith("exit 2\n")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("torchvision", "weights of grid; torchvision's fcos_resnet50_fpn computes FCOS only"),
+        ("original", "weights of grid; the original FCOS computes FCOS only"),
+        ("grid into fcos", "model.name=grid"),
+        ("config of fcos", "weights of grid, but the config is of fcos; give one of grid"),
+        ("wrong option", "model.head: no such option; known here: name, num_classes, backbone"),
+    ],
+)
+def test_detectors_that_are_mixed_up_are_named(grid: tuple[Path, dict[str, str]], call: str, message: str) -> None:
+    _, said = grid
+    assert message in said[call]
+    assert said[call].endswith("exit 2\n")
+    assert "Traceback" not in said[call]
