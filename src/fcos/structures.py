@@ -168,7 +168,7 @@ class Instances:
         class_names: the K names; empty when unknown.
 
     Raises:
-        ValueError: tensors of another shape or type, or of different lengths.
+        ValueError: tensors of another shape or type, or of different lengths; a wrong size or wrong class names.
     """
 
     boxes: Tensor
@@ -179,6 +179,11 @@ class Instances:
 
     def __post_init__(self) -> None:
         _require_columns("Instances", boxes=self.boxes, labels=self.labels, scores=self.scores)
+        if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
+            raise ValueError(f"Instances.size: expected (height, width), two positive integers, found {self.size!r}")
+        names = self.class_names
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"Instances.class_names: expected a tuple of texts, found {names!r:.80}")
 
     def __len__(self) -> int:
         return len(self.boxes)

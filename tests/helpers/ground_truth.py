@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fcos.structures import Objects
@@ -15,3 +16,9 @@ def objects_of(
     """One `Objects` for each image; without `crowd` no box is one."""
     flags = [None] * len(boxes) if crowd is None else crowd
     return [Objects(*columns) for columns in zip(boxes, labels, flags, strict=True)]  # pyright: ignore[reportArgumentType]
+
+
+def assert_same_objects(found: Objects, expected: Objects) -> None:
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.is_crowd, expected.is_crowd)

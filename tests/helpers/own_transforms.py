@@ -104,6 +104,22 @@ def array_image(image: Tensor, target: Target) -> tuple[np.ndarray, Target]:
     return image.numpy(), target
 
 
+def huge_image(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    return torch.zeros(3, 240, 161, dtype=torch.uint8), target
+
+
+def large_image(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    return torch.zeros(3, 160, 240, dtype=torch.uint8), target
+
+
+def image_elsewhere(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    return image.to("meta"), target
+
+
+def boxes_elsewhere(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    return image, {**target, "boxes": target["boxes"].to("meta")}
+
+
 def no_pixels(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     return image[:, :0], target
 

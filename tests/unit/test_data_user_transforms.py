@@ -5,29 +5,26 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_transforms
 import pytest
 import torch
+from ground_truth import assert_same_objects
 from PIL import Image
-from tiny_data import config, write_coco, write_images
+from tiny_data import config
 from torch import Tensor
 from torchvision.transforms import v2
 
 import fcos
 from fcos.choices import BoxConvention
 from fcos.config import Config
-from fcos.data import Annotations, build_train_loader, load_annotations, train_transform
+from fcos.data import train_transform
 from fcos.data.augmentations import Flip
-from fcos.data.loader import try_user_transform
 from fcos.data.transforms import Transform
 from fcos.data.user_transforms import UserTransform
 from fcos.errors import ConfigError, DataError
-from fcos.structures import Batch, Objects
+from fcos.structures import Objects
 
 CONVENTIONS: tuple[BoxConvention, ...] = ("continuous", "inclusive")
 CLASSES = 3
@@ -52,12 +49,6 @@ def call(
 ) -> tuple[Tensor, Objects]:
     transform = function if isinstance(function, UserTransform) else UserTransform(function, "test", CLASSES)
     return transform(IMAGE, objects, seed=seed, convention=convention)
-
-
-def assert_same(found: Objects, expected: Objects) -> None:
-    assert torch.equal(found.boxes, expected.boxes)
-    assert torch.equal(found.labels, expected.labels)
-    assert torch.equal(found.is_crowd, expected.is_crowd)
 
 
 # --------------------------------------------------------------------------------------------------- what it is given
@@ -100,7 +91,7 @@ def test_crowd_has_negative_labels() -> None:
 def test_the_identity_changes_nothing(name: str, convention: BoxConvention) -> None:
     pixels, found = call(user(name), convention=convention)
     assert torch.equal(pixels, IMAGE)
-    assert_same(found, OBJECTS)
+    assert_same_objects(found, OBJECTS)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -121,7 +112,7 @@ def test_a_flip_of_torchvision_is_our_flip(convention: BoxConvention) -> None:
     theirs = Transform((40,), 100, user=user("flip"), box_convention=convention)(image, OBJECTS)
     ours = Transform((40,), 100, (Flip(1.0),), box_convention=convention)(image, OBJECTS)
     assert torch.equal(theirs.image, ours.image)
-    assert_same(theirs.objects, ours.objects)
+    assert_same_objects(theirs.objects, ours.objects)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -145,7 +136,7 @@ def test_content_stays_under_its_box_in_a_pipeline_of_torchvision(convention: Bo
 
 def test_crowd_stays_crowd_whatever_selects_boxes() -> None:
     _, found = call(user("only_crowd"))
-    assert_same(found, OBJECTS[OBJECTS.is_crowd])
+    assert_same_objects(found, OBJECTS[OBJECTS.is_crowd])
     shaken = v2.Compose([v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes(min_size=5)])
     for seed in range(10):
         _, found = call(shaken, seed=seed)
@@ -159,10 +150,10 @@ def test_boxes_are_clipped_and_empty_ones_dropped(convention: BoxConvention) -> 
     pixels, found = call(user("moved"), objects, convention=convention)
     assert pixels.shape == (3, 40, 40)
     expected = torch.tensor([[0, 10, 10, 30], [0, 5, 30, 35], [0, 30, 25, 32]]) - torch.tensor([0, 0, last, last])
-    assert_same(found, Objects(expected, torch.tensor([0, 1, 2]), torch.tensor([False, True, False])))
+    assert_same_objects(found, Objects(expected, torch.tensor([0, 1, 2]), torch.tensor([False, True, False])))
 
 
-@pytest.mark.parametrize("name", ["identity", "lists", "flip", "pipeline", "only_crowd", "moved"])
+@pytest.mark.parametrize("name", ["identity", "lists", "flip", "pipeline", "only_crowd", "moved", "large_image"])
 def test_an_image_without_objects(name: str) -> None:
     _, found = call(user(name), OBJECTS[:0])
     assert (found.boxes.shape, found.labels.dtype, found.is_crowd.dtype) == ((0, 4), torch.int64, torch.bool)
@@ -176,7 +167,7 @@ def test_objects_are_not_changed_in_place() -> None:
 
     objects = replace(OBJECTS, boxes=OBJECTS.boxes.clone(), labels=OBJECTS.labels.clone())
     Transform((40,), 100, user=UserTransform(spoil, "test"))(Image.new("RGB", (60, 40)), objects)
-    assert_same(objects, OBJECTS)
+    assert_same_objects(objects, OBJECTS)
 
 
 # ------------------------------------------------------------------------------------------------------- random numbers
@@ -187,7 +178,7 @@ def test_the_same_seed_gives_the_same_and_another_one_something_else() -> None:
         results = [call(user(name), seed=seed) for seed in (5, 5, 6)]
         (first, objects), (again, same_objects), (other, _) = results
         assert torch.equal(first, again)
-        assert_same(same_objects, objects)
+        assert_same_objects(same_objects, objects)
         assert first.shape != other.shape or not torch.equal(first, other)
     one, other = (call(user("noise"), seed=seed)[0] for seed in (5, 6))
     assert all((one[:, row] != other[:, row]).any() for row in range(40))  # the bands of all generators
@@ -232,73 +223,6 @@ def test_random_numbers_are_not_those_of_the_augmentations() -> None:
     assert 0.45 < np.mean(drawn) < 0.55
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> tuple[Path, Annotations]:
-    """Eleven images of both orientations with up to three boxes each, one of them a crowd."""
-    sizes = {f"{i}.png": (40, 30) if i % 3 else (30, 40) for i in range(11)}
-    tree = {
-        "images": [{"id": i, "file_name": name} for i, name in enumerate(sizes)],
-        "annotations": [
-            {"image_id": i, "category_id": 1, "bbox": [1 + 3 * k, 2, 10 + i, 12], "iscrowd": int(k == 2)}
-            for i in range(11)
-            for k in range(i % 4)
-        ],
-        "categories": [{"id": 1, "name": "x"}],
-    }
-    write_coco(tmp_path / "many", tree)
-    write_images(tmp_path / "many/images", sizes)
-    annotations = load_annotations(config(tmp_path / "many"), "train")
-    assert annotations is not None
-    return tmp_path / "many", annotations
-
-
-def settings(root: Path, name: str | None, *, workers: int = 0, convention: BoxConvention = "continuous") -> Config:
-    transforms = None if name is None else f"own_transforms:{name}"
-    return Config.model_validate(
-        {
-            "model": {"box_convention": convention},
-            "data": config(root, short_side=[24, 32], workers=workers, transforms=transforms).model_dump(),
-            "train": {"batch_size": 4, "seed": 3},
-        }
-    )
-
-
-def first_batches(settings: Config, annotations: Annotations, count: int) -> list[Batch]:
-    return list(islice(iter(build_train_loader(settings, annotations)), count))
-
-
-def assert_same_batches(found: list[Batch], expected: list[Batch]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.sizes, other.sizes)
-        assert torch.equal(one.indices, other.indices)
-        for objects, others in zip(one.targets or (), other.targets or (), strict=True):
-            assert_same(objects, others)
-
-
-@pytest.mark.parametrize("name", ["noise", "pipeline"])
-def test_batches_depend_neither_on_the_workers_nor_on_the_run(name: str, many: tuple[Path, Annotations]) -> None:
-    root, annotations = many
-    alone = first_batches(settings(root, name), annotations, 7)
-    torch.manual_seed(7)
-    assert_same_batches(first_batches(settings(root, name), annotations, 7), alone)
-    assert_same_batches(first_batches(settings(root, name, workers=2), annotations, 7), alone)
-    assert any(objects.is_crowd.any() for batch in alone for objects in batch.targets or ())
-
-
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_batches_of_the_identity_are_those_without(convention: BoxConvention, many: tuple[Path, Annotations]) -> None:
-    root, annotations = many
-    plain, own = (
-        first_batches(settings(root, name, convention=convention), annotations, 7) for name in (None, "identity")
-    )
-    for one, other in zip(own, plain, strict=True):
-        assert torch.equal(one.images, other.images)
-        for objects, others in zip(one.targets or (), other.targets or (), strict=True):
-            torch.testing.assert_close(objects.boxes, others.boxes, rtol=0, atol=1e-5)
-            assert torch.equal(objects.is_crowd, others.is_crowd)
-
-
 # ------------------------------------------------------------------------------------------------------------- mistakes
 
 REFUSED = {
@@ -311,6 +235,9 @@ REFUSED = {
     "float_image": "expected an image of torch.uint8 [3, H, W], found torch.float32 [3, 40, 60]",
     "channels_last": "expected an image of torch.uint8 [3, H, W], found torch.uint8 [40, 60, 3]",
     "array_image": "expected an image of torch.uint8 [3, H, W], found ndarray",
+    "huge_image": "expected an image of at most 16 times the pixels that it got, found 240x161",
+    "image_elsewhere": "expected tensors on the CPU, found one on meta",
+    "boxes_elsewhere": "expected tensors on the CPU, found one on meta",
     "no_pixels": "expected an image of torch.uint8 [3, H, W], found torch.uint8 [3, 0, 60]",
     "label_missing": "expected a label of torch.int64 for each of 4 boxes, found torch.int64 [3]",
     "box_missing": "expected a label of torch.int64 for each of 3 boxes, found torch.int64 [4]",
@@ -349,77 +276,3 @@ def test_a_function_that_is_not_there_is_told(name: str, message: str) -> None:
 def test_a_name_that_is_none_is_a_wrong_option(name: str, configure: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"data\.transforms"):
         fcos.train(configure(), f"data.transforms={name}")
-
-
-# ------------------------------------------------------------------------------------------------------------- training
-
-
-@pytest.mark.parametrize("name", ["raises", "float_image", "labels_from_one", "no_such_function"])
-def test_a_run_is_refused_before_its_first_step(name: str, configure: Callable[..., Config], tmp_path: Path) -> None:
-    with pytest.raises((ConfigError, DataError), match=f"data.transforms=own_transforms:{name}: "):
-        fcos.train(configure(), f"data.transforms=own_transforms:{name}")
-    assert not (tmp_path / "run").exists()
-
-
-def test_it_is_tried_on_an_image_with_boxes_if_one_can_be_read(many: tuple[Path, Annotations]) -> None:
-    root, annotations = many
-    assert np.diff(annotations.offsets)[:2].tolist() == [0, 1]
-    with pytest.raises(DataError, match="box_missing: expected a label"):
-        try_user_transform(settings(root, "box_missing"), annotations)
-    annotations.path(1).unlink()
-    with pytest.raises(DataError, match="label_missing: expected a label"):
-        try_user_transform(settings(root, "label_missing"), annotations)
-    for i in range(len(annotations)):
-        annotations.path(i).unlink(missing_ok=True)
-    try_user_transform(settings(root, "label_missing"), annotations)  # training tells of the images
-
-
-def test_trying_it_leaves_the_generators_alone(many: tuple[Path, Annotations]) -> None:
-    root, annotations = many
-    state = torch.get_rng_state()
-    try_user_transform(settings(root, "noise"), annotations)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_it_fails_on_is_used_without_it_and_a_warning_says_so(
-    workers: int, many: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
-) -> None:
-    root, annotations = many
-    batches = first_batches(settings(root, "raises_on_portraits", workers=workers), annotations, 11)
-    without = first_batches(settings(root, "identity", workers=workers), annotations, 11)
-    for batch, expected in zip(batches, without, strict=True):
-        assert torch.equal(batch.images, expected.images)
-    portraits = [i for i in range(11) if i % 3 == 0]
-    assert sorted(caplog.messages) == sorted(
-        f"{annotations.path(i)}: data.transforms=own_transforms:raises_on_portraits: RuntimeError: too tall; the"
-        " image is used without this transform"
-        for i in portraits
-    )
-
-
-def test_a_training_uses_it(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = []
-
-    def counted(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        calls.append(tuple(image.shape))
-        return own_transforms.pipeline(image, target)
-
-    monkeypatch.setattr(own_transforms, "counted", counted, raising=False)
-    name = "data.transforms=own_transforms:counted"
-    runs = [
-        fcos.train(configure(), f"output_dir={tmp_path / str(i)}", *options)
-        for i, options in enumerate([(name,), (name,), ()])
-    ]
-    assert len(calls) == 2 * (1 + 2 * 2)  # one image is tried, then two steps of two images
-    assert "transforms: own_transforms:counted" in (runs[0].run / "config.yaml").read_text()
-    one, again, without = (fcos.load(run.run / "weights/last.pt").model.state_dict() for run in runs)
-    assert all(torch.equal(one[key], again[key]) for key in one)
-    assert not all(torch.equal(one[key], without[key]) for key in one)
-
-
-def test_evaluation_and_detection_do_without(configure: Callable[..., Config], tmp_path: Path) -> None:
-    run = fcos.train(configure(), "data.transforms=own_transforms:flip").run
-    expected = fcos.evaluate(run / "weights/best.pt", "data.transforms=null").detections
-    found = fcos.evaluate(run / "weights/best.pt", "data.transforms=no_such_module:f").detections
-    assert found == expected

@@ -119,6 +119,11 @@ def test_ground_truth_of_the_wrong_kind_is_refused(columns: dict[str, Any], mess
         ({"scores": SCORES[:, None]}, "Instances.scores: expected [2] floating-point, found [2, 1] float32"),
         ({"scores": LABELS}, "Instances.scores: expected [2] floating-point, found [2] int64"),
         ({"scores": torch.zeros(3)}, "Instances.scores: expected [2] floating-point, found [3] float32"),
+        ({"size": (30,)}, "Instances.size: expected (height, width), two positive integers, found (30,)"),
+        ({"size": (30.0, 40)}, "Instances.size: expected (height, width), two positive integers, found (30.0, 40)"),
+        ({"size": (0, 40)}, "Instances.size: expected (height, width), two positive integers, found (0, 40)"),
+        ({"class_names": "cat"}, "Instances.class_names: expected a tuple of texts, found 'cat'"),
+        ({"class_names": (1, 2)}, "Instances.class_names: expected a tuple of texts, found (1, 2)"),
     ],
 )
 def test_detections_of_the_wrong_kind_are_refused(columns: dict[str, Any], message: str) -> None:

@@ -19,6 +19,9 @@ from ..errors import DataError
 from ..extensions import load_function
 from ..structures import Objects
 
+_MOST_GROWTH = 16
+"""As torchvision's `RandomZoomOut` enlarges an image at most; without a limit a mistake fills the memory."""
+
 
 @dataclass(frozen=True)
 class UserTransform:
@@ -79,15 +82,15 @@ class UserTransform:
             except (Exception, SystemExit) as error:  # whatever a user's function raises
                 reason = " ".join(str(error).split())
                 raise DataError(f"{self.name}: {type(error).__name__}: {reason}") from error
-        pixels, boxes, labels = self._checked(result)
+        pixels, boxes, labels = self._checked(result, pixels=image.numel())
         boxes = clip(boxes, (pixels.shape[1], pixels.shape[2]))
         visible = (boxes[:, 2:] - boxes[:, :2] > end).all(dim=1)
         boxes = boxes - boxes.new_tensor([0.0, 0.0, end, end])
         is_crowd = labels < 0
         return pixels, Objects(boxes, torch.where(is_crowd, -1 - labels, labels), is_crowd)[visible]
 
-    def _checked(self, result: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, boxes and labels, if the function returned what it should."""
+    def _checked(self, result: Any, *, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, boxes and labels, if the function returned what it should for an image of so many elements."""
         try:
             image, target = result
             boxes, labels = target["boxes"], target["labels"]
@@ -100,12 +103,21 @@ class UserTransform:
         if not is_image or not image.numel():
             found = _described(image) if isinstance(image, Tensor) else type(image).__name__
             raise DataError(f"{self.name}: expected an image of torch.uint8 [3, H, W], found {found}")
+        if image.numel() > _MOST_GROWTH * pixels:
+            height, width = image.shape[1:]
+            raise DataError(
+                f"{self.name}: expected an image of at most {_MOST_GROWTH} times the pixels that it got, found"
+                f" {height}x{width}"
+            )
         if isinstance(boxes, tv_tensors.BoundingBoxes) and boxes.format != tv_tensors.BoundingBoxFormat.XYXY:
             raise DataError(f"{self.name}: expected boxes in XYXY, found {boxes.format.name}")
         try:
             boxes, labels = (torch.as_tensor(column).as_subclass(Tensor) for column in (boxes, labels))
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{self.name}: expected tensors of boxes and labels: {error}") from None
+        others = [str(tensor.device) for tensor in (image, boxes, labels) if tensor.device.type != "cpu"]
+        if others:
+            raise DataError(f"{self.name}: expected tensors on the CPU, found one on {others[0]}")
         if boxes.numel() or labels.numel():  # an empty list says neither shape nor type
             self._check_columns(boxes, labels)
         boxes, labels = boxes.to(torch.float32).reshape(-1, 4), labels.to(torch.int64).reshape(-1)
