@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .config.backbones import is_own
+from .config.detectors import DEFAULT_DETECTOR
 from .config.options import options_of, with_role
 from .config.overrides import apply_overrides, validate
-from .config.schema import DEFAULT_DETECTOR
 from .errors import ConfigError, DataError, WeightsError
 from .recipes import load_config, recipe_names
 

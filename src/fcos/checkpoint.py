@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .choices import Project
 from .config import Config
 from .errors import WeightsError
-from .text import some
+from .formatting import some
 
 FORMAT = "fcos"
 VERSION = 1

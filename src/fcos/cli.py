@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import ConfigError, FCOSError
+from .formatting import printable
 from .interop import Form
 from .progress import progress_bar
-from .text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

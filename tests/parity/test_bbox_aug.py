@@ -18,7 +18,7 @@ from fcos.config import Config
 from fcos.config.overrides import validate
 from fcos.data.loader import pad_views
 from fcos.data.transforms import detection_views
-from fcos.inference.augment import candidates_of, detect_in_views
+from fcos.inference.detect import candidates_of, detect_in_views
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.weights import convert_state_dict
 from fcos.models.fcos import FCOS

@@ -20,7 +20,7 @@ from fcos.boxes import class_wise_nms
 from fcos.config import FCOSConfig
 from fcos.config.backbones import SECTIONS, BackboneSection
 from fcos.config.options import Role, options_of
-from fcos.inference.augment import detect_in_views
+from fcos.inference.detect import detect_in_views
 from fcos.models import DetectionModel, build_model
 from fcos.models.detector import Pixels, ProposalStage
 from fcos.models.losses import FCOSLoss

@@ -99,7 +99,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     folder = tmp_path_factory.mktemp("grid")
     package = copy_package(folder)
     shutil.copy(HELPERS / "grid.py", package / "models" / "grid.py")
-    edit(package / "config" / "schema.py", r"^(DETECTORS\b.*)\}$", rf'{DETECTOR}\1, "grid": GridConfig}}')
+    edit(package / "config" / "detectors.py", r"^(DETECTORS\b.*)\}$", rf'{DETECTOR}\1, "grid": GridConfig}}')
     table = r'from .grid import build_grid\n\n\1, "grid": build_grid}'
     edit(package / "models" / "__init__.py", r"^(MODELS\b.*)\}$", table)
     parts = re.split(r"^== (.*)\n", run("second_detector.py", folder), flags=re.M)

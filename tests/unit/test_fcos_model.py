@@ -13,7 +13,7 @@ from detectors import build_fcos, tiny_config, tiny_model
 from ground_truth import objects_of
 from torch import Tensor
 
-from fcos.config.schema import HeadConfig
+from fcos.config.detectors import HeadConfig
 from fcos.errors import ConfigError
 from fcos.models.backbones import resnet
 from fcos.models.detector import ProposalStage

@@ -26,7 +26,7 @@ from fcos.data import Annotations, load_annotations
 from fcos.errors import ConfigError
 from fcos.evaluation.evaluate import Evaluation
 from fcos.evaluation.results import save_evaluation
-from fcos.page import WIDTH
+from fcos.html_page import WIDTH
 from fcos.reporting.analysis import analyse
 from fcos.reporting.detection import _height, _precision_curves
 from fcos.reporting.history import _curves

@@ -1,11 +1,10 @@
 """The config: its schema, its text forms, and overrides. Importing it does not import torch."""
 
+from .detectors import DetectorConfig, FCOSConfig
 from .schema import (
     Config,
     DataConfig,
-    DetectorConfig,
     EvalConfig,
-    FCOSConfig,
     SplitConfig,
     TrainConfig,
     UserPath,

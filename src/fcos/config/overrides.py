@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from ..errors import ConfigError
 from .backbones import BACKBONES, DEFAULT_BACKBONE, SECTIONS
-from .schema import DEFAULT_DETECTOR, DETECTORS, Config
+from .detectors import DEFAULT_DETECTOR, DETECTORS
+from .schema import Config
 from .text import parse_yaml, suggest
 
 _DETECTOR_NAME = "model.name"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import DataError
+from ..formatting import plural
 from ..progress import progress_bar
-from ..text import plural
 from .dataset import Annotations
 from .images import Look, check_images
 from .source import Problem, Source

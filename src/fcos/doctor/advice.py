@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..data.dataset import Annotations
-from ..text import plural
+from ..formatting import plural
 from .coverage import OFF_CENTER, Coverage, cover
 from .findings import Advice
 from .labels import double_boxes

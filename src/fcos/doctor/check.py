@@ -20,7 +20,7 @@ from ..data.images import Look
 from ..data.source import Problem
 from ..data.splits import SPLITS, locate, read_split
 from ..errors import DataError
-from ..text import plural, some
+from ..formatting import plural, some
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
 from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
 from .duplicates import find_twins, fingerprint

@@ -14,7 +14,7 @@ import torch
 from torchvision.ops import box_iou
 
 from ..data.dataset import Annotations
-from ..text import plural
+from ..formatting import plural
 from .findings import Case, Finding, Place
 
 SAME_BOX = 0.9

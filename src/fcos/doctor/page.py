@@ -16,10 +16,10 @@ from PIL import Image
 from ..data.dataset import Annotations
 from ..data.images import open_rgb
 from ..errors import DataError
+from ..formatting import percent, plural
+from ..html_page import Cell, Chart, Page, PageImage, Section, Tile
 from ..inference.draw import draw
-from ..page import Cell, Chart, Page, PageImage, Section, Tile
 from ..structures import Instances
-from ..text import percent, plural
 from .advice import ENOUGH_RECALL
 from .findings import Case, Finding, Place, Report
 from .statistics import Histogram

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..data.dataset import Annotations
 from ..data.source import summary
-from ..text import HYPHEN, percent, plural, printable
+from ..formatting import HYPHEN, percent, plural, printable
 from .findings import Case, Finding, Report
 
 MOST_CASES = 3

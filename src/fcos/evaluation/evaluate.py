@@ -13,7 +13,7 @@ import torch
 from ..config import Config
 from ..data import build_test_loader
 from ..distributed import all_gather, broadcast_buffers, rank, world_size
-from ..inference.augment import detect_on_originals
+from ..inference.detect import detect_on_originals
 from .coco_metrics import coco_metrics, to_coco_results
 
 if TYPE_CHECKING:

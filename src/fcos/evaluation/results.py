@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..text import HYPHEN, figure, printable
+from ..formatting import HYPHEN, figure, printable
 from .evaluate import Evaluation
 
 _COLUMNS = 6

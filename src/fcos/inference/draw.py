@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..formatting import printable
 from ..structures import Instances
-from ..text import printable
 from .inputs import Picture, to_picture
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from ..config import Config
 from ..data.loader import pad_views, same_size_batches
 from ..data.transforms import detection_views
 from ..structures import Instances
-from .augment import detect_on_originals
+from .detect import detect_on_originals
 from .inputs import Picture, to_picture
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from ..config import expand_user
 from ..config.text import as_option
 from ..downloads import hub_file, is_url, tell_licence
 from ..errors import WeightsError
+from ..formatting import some
 from ..models.backbones.renames import without_module
-from ..text import some
 from . import adelaidet, detectron2, mmdetection
 from . import torchvision_fcos as torchvision
 from .architecture import Converted, class_rows

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..checkpoint import Checkpoint, save_checkpoint, write
 from ..config import Config
 from ..errors import WeightsError
+from ..formatting import some
 from ..models import DetectionModel
-from ..text import some
 from . import Form
 from .fcos_core.weights import rename_back, to_fcos_core
 from .torchvision_fcos import name_back, to_torchvision

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..evaluation.evaluate import Evaluation
-from ..page import Cell, Chart, Page
-from ..text import figure, printable
+from ..formatting import figure, printable
+from ..html_page import Cell, Chart, Page
 from .analysis import Analysis
 from .record import Record, same_figures
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from ..data.images import open_rgb
 from ..errors import DataError
+from ..html_page import Legend, Page, PageImage, Section
 from ..inference.draw import Mark, draw_marks, enlarged
-from ..page import Legend, Page, PageImage, Section
 from .analysis import Analysis
 
 COUNT = 6

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..evaluation.results import headline_metrics
-from ..page import Cell, Chart, Page, Tile
-from ..text import DASH, figure, percent
+from ..formatting import DASH, figure, percent
+from ..html_page import Cell, Chart, Page, Tile
 from .record import Record
 
 if TYPE_CHECKING:

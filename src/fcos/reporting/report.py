@@ -9,7 +9,7 @@ from pathlib import Path
 from ..data.dataset import Annotations
 from ..errors import ConfigError
 from ..evaluation.evaluate import Evaluation
-from ..page import Page
+from ..html_page import Page
 from .analysis import analyse
 from .detection import add_confusion, add_curves, add_errors, add_figures, add_thresholds
 from .examples import add_pictures

@@ -16,8 +16,8 @@ from ..data import resize_size
 from ..distributed import all_gather, rank
 from ..errors import TrainingError
 from ..evaluation.evaluate import detecting
+from ..formatting import some
 from ..structures import Batch, Objects
-from ..text import some
 from .folder import LAST
 from .optim import autocast
 from .run import Run

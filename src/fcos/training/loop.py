@@ -24,12 +24,12 @@ from ..distributed import broadcast, on_all_ranks, on_rank_zero, rank, resolve_d
 from ..errors import ConfigError, DataError
 from ..evaluation.coco_metrics import METRICS
 from ..evaluation.evaluate import evaluate
+from ..formatting import plural
 from ..interop.checkpoints import load_checkpoint
 from ..models import DetectionModel, build_model
 from ..models.backbones import licence_to_mind
 from ..models.layers import with_gpu_batch_norm
 from ..structures import Batch
-from ..text import plural
 from .budget import IterationLength, Length, TimeLength
 from .diagnosis import REFERENCE_RATES, full_memory_is_told, linear_rule, start_warnings
 from .elastic import join_processes, lost_processes_are_told, remember

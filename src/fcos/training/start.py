@@ -12,9 +12,9 @@ from ..config import Config, DetectorConfig
 from ..config.options import in_effect, info_of, options_of, with_role
 from ..config.text import as_option, flat
 from ..errors import WeightsError
+from ..formatting import some
 from ..interop.checkpoints import with_fcos_core_conventions
 from ..models import DetectionModel
-from ..text import some
 
 
 def start_from(

@@ -4,7 +4,7 @@ import sys
 
 import matplotlib as mpl
 
-from fcos.page import Chart, Page
+from fcos.html_page import Chart, Page
 
 
 def settings() -> dict:

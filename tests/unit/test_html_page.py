@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fcos.page import Cell, Chart, Legend, Page, PageImage, Tile
-from fcos.text import printable
+from fcos.formatting import printable
+from fcos.html_page import Cell, Chart, Legend, Page, PageImage, Tile
 
 PROGRAM = Path(__file__).parents[1] / "helpers/programs/draw_a_chart.py"
 HOSTILE = "<script>alert('$x$')</script>&\""

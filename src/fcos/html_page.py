@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .text import figure, printable
+from .formatting import figure, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

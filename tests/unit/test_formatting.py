@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fcos.text import DASH, HYPHEN, figure, percent, plural, printable, some
+from fcos.formatting import DASH, HYPHEN, figure, percent, plural, printable, some
 
 
 @pytest.mark.parametrize(
