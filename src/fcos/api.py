@@ -261,7 +261,7 @@ def _restore(
     """The detector of a weights file, on the CPU, with the config it was trained with as far as that still applies."""
     import torch
 
-    from .checkpoint import fill
+    from .checkpoint import load_weights
     from .interop.checkpoints import load_checkpoint
     from .interop.fcos_core.config import split_pairs
     from .interop.torchvision_fcos import WEIGHTS
@@ -289,7 +289,7 @@ def _restore(
     if checkpoint.project == "fcos" and is_own(resolved.model.backbone.name) and own not in options:
         raise ConfigError(f"{weights}: asks to run code of yours; if you trust it there, say so by adding {own}")
     model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
-    fill(model, checkpoint.model, where=str(weights))
+    load_weights(model, checkpoint.model, where=str(weights))
     # Channels last: a fifth faster on the CPU.
     return model.eval().to(memory_format=torch.channels_last), checkpoint, resolved
 

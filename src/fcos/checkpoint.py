@@ -268,7 +268,7 @@ def _are_numbers(values: Any) -> bool:
     return isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
     """Load a complete state dict.
 
     Only what other projects or norms do not have may be missing, mean and deviation of the pixels and the counters of

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from fcos.config import FCOSConfig
 from fcos.config.overrides import apply_overrides
-from fcos.config.text import as_option, flat
+from fcos.config.text import as_option, flatten
 
 _OTHERS: dict[str, Any] = {
     "num_classes": 7,
@@ -26,7 +26,7 @@ def changed_sections(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By the dotted key of every option of a section the whole section with another value of it."""
     model = FCOSConfig.model_validate(section)
     changed = {}
-    for key, value in flat(model.model_dump(mode="json")).items():
+    for key, value in flatten(model.model_dump(mode="json")).items():
         part, _, name = key.rpartition(".")
         kind = type(getattr(model, part) if part else model).model_fields[name].annotation
         if key != "name":

@@ -16,7 +16,7 @@ from dialects import Dialect, dialect, names, network_input, used_tensors
 from golden import folder, tensor
 from ground_truth import objects_of
 
-from fcos.checkpoint import fill
+from fcos.checkpoint import load_weights
 from fcos.models.fcos import FCOS
 
 MODELS = (
@@ -49,7 +49,7 @@ def build(model: Dialect, dtype: torch.dtype) -> FCOS:
     quality = "iou" if model.manifest["facts"]["quality"] == "iou" else "centerness"  # weights do not show it
     config = model.section.model_copy(update={"quality": quality, "channel_order": "rgb"})
     net = build_fcos(config, num_classes=len(model.checkpoint.category_ids))
-    fill(net, model.checkpoint.model, where=model.name)
+    load_weights(net, model.checkpoint.model, where=model.name)
     net.pixel_mean.zero_()
     net.pixel_std.fill_(1.0)
     return net.to(dtype).train()

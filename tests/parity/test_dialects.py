@@ -19,7 +19,7 @@ from fill_dialects import head_outputs
 from golden import folder, load, postprocess_of, tensor
 from torch import Tensor
 
-from fcos.checkpoint import fill
+from fcos.checkpoint import load_weights
 from fcos.interop.torchvision_fcos import COCO_CLASSES
 from fcos.models.fcos import FCOS
 from fcos.models.points import locations
@@ -61,7 +61,7 @@ def model(request: pytest.FixtureRequest) -> Dialect:
 @pytest.fixture(scope="module")
 def net(model: Dialect) -> FCOS:
     built = build_fcos(model.section, num_classes=len(model.checkpoint.category_ids))
-    fill(built, model.checkpoint.model, where=model.name)
+    load_weights(built, model.checkpoint.model, where=model.name)
     return built.eval()
 
 

@@ -83,7 +83,7 @@ def test_nothing_is_left_behind_the_last_map_in_use(name: str, end: str) -> None
     backbone = BACKBONES[name](norm="frozen_bn", frozen_stages=0)
     assert isinstance(backbone, nn.Module)
     expected = backbone(images := torch.randn(1, 3, 64, 64))
-    backbone.end_at(end)
+    backbone.truncate_after(end)
     features = backbone(images)
     assert list(features) == list(backbone.channels) == list(backbone.strides) == LEVELS[: LEVELS.index(end) + 1]
     assert all(torch.equal(feature, expected[level]) for level, feature in features.items())

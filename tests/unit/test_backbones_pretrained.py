@@ -15,7 +15,7 @@ from fcos.config.backbones import ResNetConfig
 from fcos.downloads import WebFile
 from fcos.errors import WeightsError
 from fcos.models import build_model
-from fcos.models.backbones import BACKBONES, licence_to_mind, resnet
+from fcos.models.backbones import BACKBONES, license_warning, resnet
 from fcos.models.backbones import pretrained as weights
 from fcos.models.backbones.pretrained import CATALOG, imagenet_weights
 
@@ -72,7 +72,7 @@ def test_the_originals_mobilenet_has_mirrors(url: str, monkeypatch: pytest.Monke
     ],
 )
 def test_licences_that_may_restrict_the_use(name: str, source: str | None, licence: str) -> None:
-    assert licence_to_mind(name, source) == licence
+    assert license_warning(name, source) == licence
 
 
 def test_the_originals_resnext_has_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_weights_with_a_name_tell_what_they_were_trained_with(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(resnet, "load_weights", lambda *_: None)
+    monkeypatch.setattr(resnet, "load_pretrained", lambda *_: None)
     config = FCOSConfig(backbone=ResNetConfig(weights=source), **options)
     build_model(config, num_classes=1)
     told = f"model.backbone.weights={source} of resnet50: trained with {other}, which fits them better"

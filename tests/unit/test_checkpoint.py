@@ -14,7 +14,7 @@ from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from torch import nn
 
 import fcos
-from fcos.checkpoint import fill, generations, save_checkpoint
+from fcos.checkpoint import generations, load_weights, save_checkpoint
 from fcos.config import Config
 from fcos.errors import WeightsError
 from fcos.interop.checkpoints import load_checkpoint
@@ -293,7 +293,7 @@ def test_a_file_whose_parts_do_not_belong_together_is_told(tmp_path: Path, odd: 
 def test_fill_names_what_does_not_fit() -> None:
     weights = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
     with pytest.raises(WeightsError) as caught:
-        fill(nn.Linear(2, 2), weights, where="x.pt")
+        load_weights(nn.Linear(2, 2), weights, where="x.pt")
     for part in ("1 missing: bias", "1 not in the model: scale", "1 of another shape: weight [3, 2] for [2, 2]"):
         assert part in str(caught.value)
 
@@ -303,12 +303,12 @@ def test_counters_of_batch_norm_do_not_matter() -> None:
         tiny_model(tiny_config(backbone={"name": "mobilenet_v2", "weights": None, "norm": norm}))
         for norm in ("bn", "frozen_bn")
     )
-    fill(frozen, learning.state_dict(), where="x.pt")
-    fill(learning, frozen.state_dict(), where="x.pt")
+    load_weights(frozen, learning.state_dict(), where="x.pt")
+    load_weights(learning, frozen.state_dict(), where="x.pt")
     assert torch.equal(learning.head.ltrb.weight, frozen.head.ltrb.weight)
 
 
 def test_pixel_statistics_that_the_weights_lack_stay() -> None:
     model = tiny_model(tiny_config(pixel_mean=[1.0, 2.0, 3.0]))
-    fill(model, {k: v for k, v in model.state_dict().items() if not k.startswith("pixel_")}, where="x.pt")
+    load_weights(model, {k: v for k, v in model.state_dict().items() if not k.startswith("pixel_")}, where="x.pt")
     assert model.pixel_mean.flatten().tolist() == [1, 2, 3]

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from fcos.config.text import as_option, flat, parse_yaml
+from fcos.config.text import as_option, flatten, parse_yaml
 
 
 def test_a_tree_is_flattened_to_dotted_keys() -> None:
     tree = {"data": "cells", "model": {"head": {"norm": "gn"}, "strides": [8, 16], "empty": {}}}
-    assert flat(tree) == {"data": "cells", "model.head.norm": "gn", "model.strides": [8, 16]}
+    assert flatten(tree) == {"data": "cells", "model.head.norm": "gn", "model.strides": [8, 16]}
 
 
 @pytest.mark.parametrize(

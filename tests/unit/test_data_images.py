@@ -178,7 +178,7 @@ def test_what_is_looked_at_is_rgb_as_displayed(tmp_path: Path) -> None:
     def look(path: Path, image: Image.Image) -> None:
         seen[path] = image.mode, image.size
 
-    (check,) = check_images([tmp_path / "x.jpg"], decode=True, look=look)
+    (check,) = check_images([tmp_path / "x.jpg"], decode=True, on_image=look)
     assert check.problem is None
     assert seen == {tmp_path / "x.jpg": ("RGB", (2, 3))}
 

@@ -17,7 +17,7 @@ from fcos.checkpoint import Checkpoint
 from fcos.config import FCOSConfig
 from fcos.config.options import free_options, in_effect, options_of
 from fcos.config.overrides import validate
-from fcos.config.text import flat
+from fcos.config.text import flatten
 from fcos.errors import WeightsError
 from fcos.interop.fcos_core import keys as fcos_core_keys
 from fcos.interop.fcos_core.config import config_from_yaml
@@ -86,14 +86,14 @@ def test_the_settings_that_the_original_needs_are_told(
 def test_the_settings_say_the_whole_section(name: str) -> None:
     _, checkpoint = manifest_checkpoint(name)
     expected = checkpoint.config["model"]
-    settings = to_keys(flat(expected), 3)
+    settings = to_keys(flatten(expected), 3)
     assert_same_section(config_from_yaml(settings)["model"], expected)
     assert not [key for key, value in settings.items() if value == fcos_core_keys.DEFAULTS[key]]
 
 
 def test_the_settings_of_a_recipe_of_ours_are_complete() -> None:
     small = load_config("fcos_mnv2_small", ["model.box_convention=inclusive"]).model
-    settings = to_keys(flat(small.model_dump()), 3)
+    settings = to_keys(flatten(small.model_dump()), 3)
     assert settings["MODEL.FCOS.NUM_CONVS"] == 2
     assert settings["MODEL.RESNETS.BACKBONE_OUT_CHANNELS"] == 96
     assert settings["MODEL.FCOS.NORM_REG_TARGETS"] is settings["MODEL.FCOS.CENTERNESS_ON_REG"] is True
@@ -102,7 +102,7 @@ def test_the_settings_of_a_recipe_of_ours_are_complete() -> None:
 
 def assert_same_section(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Two sections `model` of three classes compute the same; the weights of the backbone are not compared."""
-    sections = [flat(FCOSConfig.model_validate(section).model_dump()) for section in (found, expected)]
+    sections = [flatten(FCOSConfig.model_validate(section).model_dump()) for section in (found, expected)]
     other = {key: pytest.approx(sections[1][key], rel=1e-12) for key in ("pixel_mean", "pixel_std")}  # by 255 and back
     assert sections[0] == sections[1] | other | {"num_classes": 3, "backbone.weights": None}
 
@@ -119,17 +119,17 @@ UNTOLD = {
 
 def test_no_option_of_the_model_is_forgotten() -> None:
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
-    told = to_keys(flat(checkpoint.config["model"]), 3)
+    told = to_keys(flatten(checkpoint.config["model"]), 3)
     forgotten = set()
     for key, section in changed_sections(checkpoint.config["model"]).items():
         try:
             to_fcos_core(replace(checkpoint, config={"model": section}))
         except WeightsError:
             continue
-        if to_keys(flat(section), 3) == told:
+        if to_keys(flatten(section), 3) == told:
             forgotten.add(key)
     assert forgotten <= UNTOLD.keys()
-    options, values = options_of(FCOSConfig), flat(checkpoint.config["model"])
+    options, values = options_of(FCOSConfig), flatten(checkpoint.config["model"])
     assert UNTOLD.keys() <= values.keys()
     assert UNTOLD.keys() & in_effect(values, options).keys() <= set(free_options(options, "fcos_core"))
 

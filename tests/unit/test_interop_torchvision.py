@@ -18,11 +18,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import fcos
 from fcos import Detector
-from fcos.checkpoint import Checkpoint, fill
+from fcos.checkpoint import Checkpoint, load_weights
 from fcos.config import FCOSConfig
 from fcos.config.options import free_options, in_effect, options_of
 from fcos.config.overrides import validate
-from fcos.config.text import flat
+from fcos.config.text import flatten
 from fcos.errors import WeightsError
 from fcos.interop.torchvision_fcos import COCO_CLASSES, from_names, from_torchvision, to_names, to_torchvision
 from fcos.models.fcos import FCOS
@@ -57,7 +57,7 @@ def theirs() -> TorchvisionFCOS:
 def detector(checkpoint: Checkpoint) -> FCOS:
     config = validate(checkpoint.config, where="torchvision")
     model = build_fcos(config.model, num_classes=len(checkpoint.category_ids), pretrained=False)
-    fill(model, checkpoint.model, where="torchvision")
+    load_weights(model, checkpoint.model, where="torchvision")
     return model.eval()
 
 
@@ -67,7 +67,7 @@ def every_row(theirs: TorchvisionFCOS) -> FCOS:
     state = from_names(theirs.state_dict())
     config = validate(from_torchvision(theirs.state_dict()).config, where="torchvision")
     model = build_fcos(config.model, num_classes=CLASSES + 1, pretrained=False)
-    fill(model, state, where="torchvision")
+    load_weights(model, state, where="torchvision")
     return model.eval()
 
 
@@ -315,7 +315,7 @@ def test_no_option_of_the_model_is_forgotten() -> None:
     assert free <= changed.keys()
     for key, section in changed.items():
         other = replace(checkpoint, config={"model": section})
-        if key in free or key not in in_effect(flat(section), options):
+        if key in free or key not in in_effect(flatten(section), options):
             assert to_torchvision(other)
         else:
             with pytest.raises(WeightsError, match=rf"model\.{re.escape(key)}="):

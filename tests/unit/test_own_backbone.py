@@ -54,7 +54,7 @@ def test_the_function_gets_the_options() -> None:
         ([NAME, "model.backbone.options.wrong_stride=true"], r"expected maps {'C3': \(1, 4, 16, 24\).* found {'C3'"),
         (
             [NAME, "model.strides=[8, 16]", "model.size_ranges=[[-1, 64], [64, null]]"],
-            "maps after C4, .* no method end_at",
+            "maps after C4, .* no method truncate_after",
         ),
         ([NAME, "model.backbone.width=6"], "no such option; known here: name, options"),
     ],

@@ -12,7 +12,7 @@ from detectors import build_fcos
 from foreign_weights import state_of
 from ground_truth import objects_of
 
-from fcos.checkpoint import fill
+from fcos.checkpoint import load_weights
 from fcos.errors import ConfigError
 from fcos.interop.checkpoints import from_content
 from fcos.models.backbones import BACKBONES, resnet
@@ -71,7 +71,7 @@ def test_two_steps_on_three_images(recipe: str, data: Path, tmp_path: Path) -> N
 def test_the_real_time_recipes_have_the_tensors_of_the_recorded_models(recipe: str, recorded: str) -> None:
     theirs = from_content({"model": state_of(recorded, device="cpu")}, where=recipe)
     model = build_fcos(load_config(recipe).model, num_classes=80)
-    fill(model, theirs.model, where=recipe)  # raises WeightsError at any tensor too many, missing or of another shape
+    load_weights(model, theirs.model, where=recipe)  # WeightsError: a tensor too many, missing or of another shape
 
 
 @pytest.mark.parametrize(("recipe", "recorded"), REAL_TIME.items())

@@ -91,7 +91,7 @@ def test_on_gpus_torch_synchronises() -> None:
 
 OWN = {"backbone": {"name": "own_backbone:Own"}}
 UNDISTURBED: Any = SimpleNamespace(requested=False)
-"""An `Interruption` that nobody asks for."""
+"""A `StopRequest` that nobody asks for."""
 
 
 def five_images() -> tuple[torch.Tensor, torch.Tensor, list[Objects]]:
@@ -121,11 +121,11 @@ def gradients(run: Run) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
 
 
-def learn(rank: int, count: int, config: Config, micro_batches: int, first: int = 0) -> dict[str, Any]:
+def train_steps(rank: int, count: int, config: Config, micro_batches: int, first: int = 0) -> dict[str, Any]:
     """Loss terms and gradients of the five images, of which this process has a shard, in micro-batches."""
     run, own = prepare(rank, count, config, first)
-    learned = step.learn(step.wrapped(run), own, run, UNDISTURBED, micro_batches=micro_batches)
-    return {"terms": learned.losses, "gradients": gradients(run)}
+    result = step.train_step(step.wrapped(run), own, run, UNDISTURBED, micro_batches=micro_batches)
+    return {"terms": result.losses, "gradients": gradients(run)}
 
 
 def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
@@ -133,8 +133,8 @@ def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
 ) -> None:
     """Three micro-batches: rank 0 has two images and none with an object, the second three."""
     config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
-    expected = learn(0, 1, config, 1)
-    for found in in_processes(2, learn, tmp_path / "group", config, 3):
+    expected = train_steps(0, 1, config, 1)
+    for found in in_processes(2, train_steps, tmp_path / "group", config, 3):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order
 
 
@@ -143,8 +143,8 @@ def test_a_process_with_fewer_images_than_micro_batches_keeps_pace(
 ) -> None:
     """One image and two images in two micro-batches: the collectives of both processes must stay in step."""
     config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
-    expected = learn(0, 1, config, 1, 2)
-    for found in in_processes(2, learn, tmp_path / "group", config, 2, 2):
+    expected = train_steps(0, 1, config, 1, 2)
+    for found in in_processes(2, train_steps, tmp_path / "group", config, 2, 2):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order
 
 
@@ -152,20 +152,20 @@ def test_a_backbone_of_ones_own_may_have_parameters_that_nothing_uses(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
     config = configure(model={"backbone": {"name": "own_backbone:PartlyUnused"}})
-    expected = learn(0, 1, config, 1)
-    for found in in_processes(2, learn, tmp_path / "group", config, 2):
+    expected = train_steps(0, 1, config, 1)
+    for found in in_processes(2, train_steps, tmp_path / "group", config, 2):
         found["gradients"] = {name: g for name, g in found["gradients"].items() if "classifier" not in name}
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # as above
 
 
-def learn_at_random(rank: int, count: int, config: Config) -> list[dict[str, torch.Tensor]]:
+def train_at_random(rank: int, count: int, config: Config) -> list[dict[str, torch.Tensor]]:
     """Gradients of steps in which the processes leave out what they like."""
     run, own = prepare(rank, count, config)
-    learner = step.wrapped(run)
+    ddp_model = step.wrapped(run)
     torch.manual_seed(rank)
     found = []
     for _ in range(8):
-        step.learn(learner, own, run, UNDISTURBED, micro_batches=1)
+        step.train_step(ddp_model, own, run, UNDISTURBED, micro_batches=1)
         found.append(gradients(run))
     return found
 
@@ -174,7 +174,7 @@ def test_a_backbone_of_ones_own_may_leave_out_parts_at_random(
     configure: Callable[..., Config], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = configure(model={"backbone": {"name": "own_backbone:LeavesOut"}})
-    first, second = in_processes(2, learn_at_random, tmp_path / "group", config)
+    first, second = in_processes(2, train_at_random, tmp_path / "group", config)
     torch.testing.assert_close(first, second, rtol=0, atol=0)  # the mean of both, in each
     assert len({"backbone.branch.weight" in gradients for gradients in first}) == 2  # both have left it out in a step
     assert "find_unused_parameters" not in capfd.readouterr().err  # torch's advice when nothing is unused

@@ -58,7 +58,7 @@ def test_after_end_at_the_other_maps_stay_and_every_parameter_gets_a_gradient(na
     backbone = build(name).eval()
     images = torch.randn(1, 3, 64, 64)
     before = backbone(images)
-    backbone.end_at(end)
+    backbone.truncate_after(end)
     after = backbone(images)
     assert list(after) == list(backbone.channels) == list(backbone.strides) == LEVELS[: LEVELS.index(end) + 1]
     assert all(torch.equal(after[level], before[level]) for level in after)

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fcos.config import Config
 from fcos.errors import TrainingError
 from fcos.training import logs
-from fcos.training.logs import Learned, RunLog, Step, TrainingProgress
+from fcos.training.logs import RunLog, Step, StepResult, TrainingProgress
 
 
 def config(log_every: int) -> Config:
@@ -28,7 +28,7 @@ def progress(iteration: int) -> TrainingProgress:
 def step(loss: float = 1.0, *, seconds: float = 2.0, waited: float = 0.5, **learned: Any) -> Step:
     given = {"boxes": 10, "stats": {"unassigned": 1}, "grad_norm": 3.0, "skipped": "", **learned}
     losses = {"loss_cls": loss, "loss_box": 0.5, "loss_centerness": 0.25}
-    return Step(Learned(losses, stop=False, **given), lr=0.01, seconds=seconds, waited=waited)
+    return Step(StepResult(losses, stop=False, **given), lr=0.01, seconds=seconds, waited=waited)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

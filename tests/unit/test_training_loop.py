@@ -227,12 +227,12 @@ def test_the_end_of_a_run_is_measured_on_a_part_of_val(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     run: Any = SlowDisk()
-    interruption: Any = SimpleNamespace(requested=False)
-    assert loop._measure_end(run, 6.0, lambda: now, interruption) == pytest.approx(3 * 2.0 + 3.0 + 100 * 0.5)
+    stop_request: Any = SimpleNamespace(requested=False)
+    assert loop._measure_end(run, 6.0, lambda: now, stop_request) == pytest.approx(3 * 2.0 + 3.0 + 100 * 0.5)
     assert done < 100
-    interruption.requested = True
+    stop_request.requested = True
     with pytest.raises(KeyboardInterrupt):
-        loop._measure_end(run, 6.0, lambda: now, interruption)
+        loop._measure_end(run, 6.0, lambda: now, stop_request)
 
 
 def test_a_backbone_of_ones_own_is_trained(
@@ -273,7 +273,7 @@ def test_the_licence_of_the_weights_it_starts_from_stays_with_a_run(
 def test_the_licence_of_its_backbone_s_weights_stays_with_a_run(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcos.training.loop.licence_to_mind", lambda name, weights: f"that of {name}")
+    monkeypatch.setattr("fcos.training.loop.license_warning", lambda name, weights: f"that of {name}")
     train(configure(iterations=1))
     assert load_checkpoint(tmp_path / "run/weights/best.pt").licence == "that of mobilenet_v2"
 

@@ -71,16 +71,16 @@ def _inline(value: Any) -> str:
 
 def changes(first: Config, second: Config) -> list[tuple[str, str, str]]:
     """(dotted key, first value, second value) of every option that differs; `-` where one does not have it."""
-    a, b = ({key: _inline(value) for key, value in flat(c.to_dict()).items()} for c in (first, second))
+    a, b = ({key: _inline(value) for key, value in flatten(c.to_dict()).items()} for c in (first, second))
     keys = dict.fromkeys([*a, *b])
     return [(key, a.get(key, "-"), b.get(key, "-")) for key in keys if a.get(key) != b.get(key)]
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The options of a tree by their dotted keys, each with `prefix` before it."""
     options: dict[str, Any] = {}
     for key, value in tree.items():
-        options |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        options |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return options
 
 

@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..formatting import plural
 from ..progress import progress_bar
 from .dataset import Annotations
-from .images import Look, check_images
+from .images import OnImage, check_images
 from .source import Problem, Source
 
 _MANY = 1000  # images that take long to check
@@ -23,7 +23,7 @@ def checked(
     class_names: Sequence[str] | None,
     category_ids: Sequence[int] | None,
     decode: bool,
-    look: Look | None = None,
+    on_image: OnImage | None = None,
 ) -> tuple[Annotations, list[Problem]]:
     """Check a split.
 
@@ -34,7 +34,7 @@ def checked(
         class_names: the classes in label order; None: those of the source.
         category_ids: of `class_names`, for the classes that the source lacks; None: the first ids that are free.
         decode: decode every image instead of looking at its header and end only.
-        look: is shown every decoded image.
+        on_image: is shown every decoded image.
 
     Returns:
         What is usable, and all problems.
@@ -45,7 +45,7 @@ def checked(
     names = tuple(source.class_names if class_names is None else class_names)
     if not names:
         raise DataError(f"{source.annotation_file(0) if source.annotation_files else source.root}: found no classes")
-    image_ok, sizes, problems = _check_images(source, decode, look)
+    image_ok, sizes, problems = _check_images(source, decode, on_image)
     labels, unknown = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
     problems = [*source.problems, *problems, *unknown, *box_problems]
@@ -99,12 +99,14 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _check_images(source: Source, decode: bool, look: Look | None) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+def _check_images(
+    source: Source, decode: bool, on_image: OnImage | None
+) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
     """Which images are usable [I], their sizes [I, 2] as displayed, and the problems of the others."""
     paths = [source.path(i) for i in range(len(source.file_names))]
     usable, sizes, problems = np.ones(len(paths), dtype=bool), np.zeros((len(paths), 2), dtype=np.int32), []
     with progress_bar("checking images", shown=len(paths) >= _MANY) as update:
-        for i, check in enumerate(check_images(paths, decode=decode, look=look)):
+        for i, check in enumerate(check_images(paths, decode=decode, on_image=on_image)):
             sizes[i] = check.size
             declared = tuple(source.sizes[i].tolist())
             # Tools disagree on whether these are before or after the EXIF rotation; boxes are after it.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError
 
-Look = Callable[[Path, Image.Image], None]
+OnImage = Callable[[Path, Image.Image], None]
 """Is shown the path and the decoded pixels of an image, in any thread."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 
@@ -77,7 +77,7 @@ class ImageCheck(NamedTuple):
     problem: str | None = None
 
 
-def check_image(path: str | Path, *, decode: bool, look: Look | None = None) -> ImageCheck:
+def check_image(path: str | Path, *, decode: bool, on_image: OnImage | None = None) -> ImageCheck:
     """Read an image's size and see whether the file is whole.
 
     Args:
@@ -85,7 +85,7 @@ def check_image(path: str | Path, *, decode: bool, look: Look | None = None) -> 
         decode: decode every pixel. Otherwise JPEG and PNG files that begin and end as they must are believed, which
             is many times faster and finds every truncated file; what does not end so, and other formats, are
             decoded, too.
-        look: is shown the image as RGB; only with `decode`.
+        on_image: is shown the image as RGB; only with `decode`.
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:  # as in open_rgb
@@ -95,18 +95,18 @@ def check_image(path: str | Path, *, decode: bool, look: Look | None = None) -> 
                 image.load()
                 shown = to_rgb(image)
                 width, height = shown.size  # Pillow turns a TIFF itself, and others not
-                if look is not None:
-                    look(Path(path), shown)
+                if on_image is not None:
+                    on_image(Path(path), shown)
     except Exception as error:  # as in open_rgb
         return ImageCheck((0, 0), problem=describe_failure(error))
     return ImageCheck((height, width), turned)
 
 
-def check_images(paths: Sequence[Path], *, decode: bool, look: Look | None = None) -> Iterator[ImageCheck]:
+def check_images(paths: Sequence[Path], *, decode: bool, on_image: OnImage | None = None) -> Iterator[ImageCheck]:
     """Check many files in threads, in order; arguments as for `check_image`."""
 
     def check_some(some: Sequence[Path]) -> list[ImageCheck]:
-        return [check_image(path, decode=decode, look=look) for path in some]
+        return [check_image(path, decode=decode, on_image=on_image) for path in some]
 
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
         for checks in pool.map(check_some, [paths[i : i + 64] for i in range(0, len(paths), 64)]):

@@ -14,7 +14,7 @@ from ..errors import DataError
 from . import coco, voc, yolo
 from .checks import checked
 from .dataset import Annotations
-from .images import Look
+from .images import OnImage
 from .source import Format, Problem, Source, Split, SplitFiles, joined, summary
 
 logger = logging.getLogger(__name__)
@@ -77,13 +77,13 @@ def read_split(
     class_names: Sequence[str] | None,
     category_ids: Sequence[int] | None = None,
     decode: bool,
-    look: Look | None = None,
+    on_image: OnImage | None = None,
 ) -> tuple[Annotations, list[Problem]] | None:
     """Read one split, and all its problems; arguments as for `load_annotations`.
 
     Args:
         decode: decode every image, which finds damage that does not truncate the file, too.
-        look: is shown every decoded image.
+        on_image: is shown every decoded image.
 
     Raises:
         DataError: there is no data, or the split as a whole cannot be read.
@@ -98,7 +98,7 @@ def read_split(
     if wanted is not None and len(set(wanted)) != len(wanted):
         raise DataError(f"class names must differ, found {', '.join(wanted):.200}")
     source = joined([_read(FORMATS[name], part, wanted, split) for part in files])
-    return checked(source, class_names=wanted, category_ids=category_ids, decode=decode, look=look)
+    return checked(source, class_names=wanted, category_ids=category_ids, decode=decode, on_image=on_image)
 
 
 def _read(form: Format, files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:

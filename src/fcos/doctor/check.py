@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..config import Config, DataConfig, FCOSConfig
 from ..data.dataset import Annotations
-from ..data.images import Look
+from ..data.images import OnImage
 from ..data.source import Problem
 from ..data.splits import SPLITS, locate, read_split
 from ..errors import DataError
@@ -56,10 +56,10 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
     setting = Setting.of(config.model, config.data) if isinstance(config.model, FCOSConfig) else None
     prints: dict[Path, np.ndarray] = {}
 
-    def look(path: Path, image: Image.Image) -> None:
+    def on_image(path: Path, image: Image.Image) -> None:
         prints[path] = fingerprint(image)
 
-    _read(config.data, report, look)
+    _read(config.data, report, on_image)
     report.counts, report.histograms = describe(report.splits, partial(resized_in_training, config.data))
     findings = [*_twin_findings(report.splits, prints), *_class_findings(report), *label_findings(report.splits)]
     report.covered = next((split for split, annotations in report.splits.items() if len(annotations.boxes)), "")
@@ -74,12 +74,12 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
     return report
 
 
-def _read(config: DataConfig, report: Report, look: Look) -> None:
+def _read(config: DataConfig, report: Report, on_image: OnImage) -> None:
     """Fill in the problems and the usable annotations of every split."""
     class_names = None
     for split in SPLITS:
         try:
-            loaded = read_split(config, split, class_names=class_names, decode=True, look=look)
+            loaded = read_split(config, split, class_names=class_names, decode=True, on_image=on_image)
         except DataError as error:
             report.problems[split] = [Problem("unreadable split", split, "", " ".join(str(error).split()))]
             continue

@@ -21,7 +21,7 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 from ..checkpoint import Checkpoint
 from ..config import FCOSConfig
 from ..config.options import free_options, in_effect, options_of
-from ..config.text import flat
+from ..config.text import flatten
 from ..downloads import WebFile
 from ..errors import WeightsError
 from .architecture import CLASS_HEAD, class_rows, require_fcos, require_same, with_prefixes
@@ -173,7 +173,7 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
     """
     require_fcos(checkpoint, where=where, project="torchvision's fcos_resnet50_fpn")
     sections = checkpoint.config["model"], model_config()
-    own, there = (flat(FCOSConfig.model_validate(section).model_dump()) for section in sections)
+    own, there = (flatten(FCOSConfig.model_validate(section).model_dump()) for section in sections)
     for options in (own, there):
         options["backbone.norm"] = "gn" if options["backbone.norm"] == "gn" else "bn"  # frozen or not
     options = options_of(FCOSConfig)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..config import DetectorConfig, FCOSConfig
-from ..config.text import as_option, flat
+from ..config.text import as_option, flatten
 from ..errors import ConfigError
 from .backbones import Backbone, build_backbone
 from .backbones.pretrained import trained_with
@@ -88,12 +88,12 @@ def _used_levels(backbone: Backbone, strides: list[int], *, name: str) -> list[s
             f" {list(backbone.strides.values())}"
         )
     if levels[-1] != list(backbone.strides)[-1]:
-        if not hasattr(backbone, "end_at"):
+        if not hasattr(backbone, "truncate_after"):
             raise ConfigError(
                 f"model.backbone.name={name}: has maps after {levels[-1]}, which model.strides={strides} do not use,"
-                " and no method end_at(level) to remove them"
+                " and no method truncate_after(level) to remove them"
             )
-        backbone.end_at(levels[-1])
+        backbone.truncate_after(levels[-1])
     return levels
 
 
@@ -103,7 +103,7 @@ def _compare_with_training(config: DetectorConfig) -> None:
     there: dict[str, Any] = dict(trained_with(name, weights))
     if weights == "imagenet" and name.startswith(PREFIX):
         there |= pixel_statistics(name)
-    here = flat(config.model_dump())
+    here = flatten(config.model_dump())
     other = {key: value for key, value in there.items() if not _alike(here.get(key, value), value)}
     if other:
         options = " ".join(f"model.{key}={as_option(value)}" for key, value in other.items())

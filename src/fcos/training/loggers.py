@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TextIO
 
 from ..config import Config
-from ..config.text import flat, suggest
+from ..config.text import flatten, suggest
 from ..errors import ConfigError, FCOSError
 from ..extensions import load_function
 from .folder import write_text
@@ -342,9 +342,10 @@ class MLflowLogger:
             experiment = self._client.get_experiment_by_name(name)
             number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
             known = self._client.create_run(number, run_name=start.folder.name).info.run_id
-            options = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in flat(start.config.to_dict()).items()]
-            for first in range(0, len(options), _MOST_PARAMS):
-                self._client.log_batch(known, params=options[first : first + _MOST_PARAMS])
+            options = flatten(start.config.to_dict())
+            params = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in options.items()]
+            for first in range(0, len(params), _MOST_PARAMS):
+                self._client.log_batch(known, params=params[first : first + _MOST_PARAMS])
             _keep_id(start, "mlflow", known)
         else:
             self._client.update_run(known, status="RUNNING")

@@ -34,7 +34,7 @@ class TrainingProgress(NamedTuple):
     fraction: float
 
 
-class Learned(NamedTuple):
+class StepResult(NamedTuple):
     """What all processes know after a step: the mean of the loss terms, sums of the rest.
 
     Attributes:
@@ -58,13 +58,13 @@ class Step(NamedTuple):
     """What a training step was like.
 
     Attributes:
-        learned: in it.
+        result: its losses and counts.
         lr: the rate in force for weights.
         seconds: it took.
         waited: seconds of them, for data.
     """
 
-    learned: Learned
+    result: StepResult
     lr: float
     seconds: float
     waited: float
@@ -136,8 +136,8 @@ class RunLog:
         self._bar.update(progress.fraction)
         if progress.iteration % self._every == 0:
             self.sum_up()
-        if step.learned.skipped:
-            self.message(f"warning: step skipped: {step.learned.skipped}")
+        if step.result.skipped:
+            self.message(f"warning: step skipped: {step.result.skipped}")
 
     def sum_up(self) -> None:
         """Make a row of the steps since the last one, if there are any."""
@@ -146,8 +146,8 @@ class RunLog:
         progresses, steps = zip(*self._steps, strict=True)
         self._steps.clear()
         progress: TrainingProgress = progresses[-1]
-        learned: list[Learned] = [step.learned for step in steps]
-        losses = {name: sum(s.losses[name] for s in learned) / len(steps) for name in learned[-1].losses}
+        results: list[StepResult] = [step.result for step in steps]
+        losses = {name: sum(s.losses[name] for s in results) / len(steps) for name in results[-1].losses}
         seconds = max(sum(step.seconds for step in steps), 1e-9)
         row = {
             "loss": sum(losses.values()),
@@ -155,8 +155,8 @@ class RunLog:
             "lr": steps[-1].lr,
             "images_per_second": len(steps) * self._batch_size / seconds,
             "data_share": sum(step.waited for step in steps) / seconds,
-            **_shares(learned),
-            "grad_norm": learned[-1].grad_norm,
+            **_shares(results),
+            "grad_norm": results[-1].grad_norm,
         }
         if torch.cuda.is_available():
             row["memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
@@ -221,10 +221,10 @@ def _started(start: RunStart) -> dict[str, Logger]:
         return build_loggers(start)
 
 
-def _shares(learned: Sequence[Learned]) -> dict[str, float]:
+def _shares(results: Sequence[StepResult]) -> dict[str, float]:
     """What share of the boxes each statistic counts."""
-    boxes = max(sum(step.boxes for step in learned), 1)
-    return {f"{name}_share": sum(step.stats[name] for step in learned) / boxes for name in learned[-1].stats}
+    boxes = max(sum(step.boxes for step in results), 1)
+    return {f"{name}_share": sum(step.stats[name] for step in results) / boxes for name in results[-1].stats}
 
 
 def _duration(seconds: float) -> str:

@@ -27,7 +27,7 @@ from ..evaluation.evaluate import evaluate
 from ..formatting import plural
 from ..interop.checkpoints import load_checkpoint
 from ..models import DetectionModel, build_model
-from ..models.backbones import licence_to_mind
+from ..models.backbones import license_warning
 from ..models.layers import with_gpu_batch_norm
 from ..structures import Batch
 from .budget import IterationLength, Length, TimeLength
@@ -37,9 +37,9 @@ from .folder import BEST, find_folder, load_last, new_folder
 from .loggers import check_loggers
 from .logs import RunLog, Step, TrainingProgress
 from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
-from .run import Interruption, Run
+from .run import Run, StopRequest
 from .start import start_from
-from .step import count_micro_batches, learn, require_compiler, wrapped
+from .step import count_micro_batches, require_compiler, train_step, wrapped
 from .validation_pictures import save_pictures
 
 MEASURE_AT = 0.25
@@ -86,17 +86,17 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     device = resolve_device(config.device)
     join_processes(device)
     run, micro_batches, origin = _set_up(config, name, device, lambda: clock() - started)
-    learner, state, length = wrapped(run), run.state, _length(run)
+    ddp_model, state, length = wrapped(run), run.state, _length(run)
     with (
         RunLog(
             run.folder, run.config, iteration=state.iteration, evaluations=state.evaluations, steps=run.unlogged
         ) as log,
-        Interruption(run, log) as interruption,
+        StopRequest(run, log) as stop_request,
     ):
         on_rank_zero(run.save_config)  # all that can be refused has been: a second start finds no run in its way
         log.message(_introduction(run, origin, micro_batches))
         _warn_of_warmup(run, length.total(0), log)
-        _evaluate_belatedly(run, log, interruption, total=_total(length, state.iteration))
+        _evaluate_belatedly(run, log, stop_request, total=_total(length, state.iteration))
         batches = _batches(run)
         while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
             began = clock()
@@ -104,8 +104,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             waited = clock() - began
             factor = learning_rate_factor(state.iteration, total, settings)
             set_learning_rate(run.optimizer, factor)
-            learned = learn(learner, batch, run, interruption, micro_batches=micro_batches)
-            step = Step(learned, lr=settings.lr * factor, seconds=clock() - began, waited=waited)
+            result = train_step(ddp_model, batch, run, stop_request, micro_batches=micro_batches)
+            step = Step(result, lr=settings.lr * factor, seconds=clock() - began, waited=waited)
             length.advance(step.seconds)
             run.count(step)
             progress = run.progress(total)
@@ -115,15 +115,15 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
                 _report_unassigned(run, log)
             if state.iteration % settings.checkpoint_every == 0:
                 run.save_last()
-            if learned.stop:
-                interruption.stop()
+            if result.stop:
+                stop_request.stop()
             if _evaluation_due(run, progress):
-                _evaluate(run, log, interruption, progress)
+                _evaluate(run, log, stop_request, progress)
             if isinstance(length, TimeLength) and length.measured_end is None and progress.fraction >= MEASURE_AT:
-                length.measured_end = _measure_end(run, 0.02 * length.seconds, clock, interruption)
+                length.measured_end = _measure_end(run, 0.02 * length.seconds, clock, stop_request)
                 _warn_of_warmup(run, total, log)
 
-        _finish(run, log, interruption)
+        _finish(run, log, stop_request)
     return TrainResult(run.folder, state.best, run.train_data, run.val_data)
 
 
@@ -196,7 +196,7 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
         return model, start_from(model, start, config.model, data.class_names, where=weights), start.licence
     backbone = config.model.backbone
     own = "as its function made it" if is_own(backbone.name) else "random"
-    licence = licence_to_mind(backbone.name, backbone.weights)
+    licence = license_warning(backbone.name, backbone.weights)
     return model, f"weights: backbone {backbone.weights or own}, the rest random", licence
 
 
@@ -258,14 +258,14 @@ def _marks(run: Run, progress: TrainingProgress) -> int:
     return math.floor((progress.iteration if every >= 1 else progress.fraction) / every + 1e-9)
 
 
-def _evaluate_belatedly(run: Run, log: RunLog, interruption: Interruption, *, total: float) -> None:
+def _evaluate_belatedly(run: Run, log: RunLog, stop_request: StopRequest, *, total: float) -> None:
     """Do the evaluation that was due when the run was stopped."""
     before = max(run.state.evaluated_at, 0)
     progress = run.progress(total)
     # Length and `eval_every` may be others than when it was last evaluated.
     run.marks = _marks(run, progress._replace(iteration=before, fraction=before / total))
     if _evaluation_due(run, progress):
-        _evaluate(run, log, interruption, progress)
+        _evaluate(run, log, stop_request, progress)
 
 
 def _out_of_patience(run: Run) -> bool:
@@ -274,12 +274,12 @@ def _out_of_patience(run: Run) -> bool:
     return patience is not None and run.state.stale >= patience
 
 
-def _evaluate(run: Run, log: RunLog, interruption: Interruption, progress: TrainingProgress) -> None:
+def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: TrainingProgress) -> None:
     """Evaluate on val; the weights are saved before, once more with their figures, and as best.pt if they are."""
 
     def show(done: int, total: int) -> None:
         log.evaluating(done, total)
-        if interruption.requested:
+        if stop_request.requested:
             raise KeyboardInterrupt  # all has just been saved
 
     assert run.val_data is not None
@@ -303,7 +303,7 @@ def _evaluate(run: Run, log: RunLog, interruption: Interruption, progress: Train
             log.message(f"warning: no pictures of the detections: {error}")
 
 
-def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
+def _finish(run: Run, log: RunLog, stop_request: StopRequest) -> None:
     """What comes after the last step."""
     log.sum_up()
     _report_unassigned(run, log)
@@ -313,7 +313,7 @@ def _finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     elif run.val_data is None:
         run.save_last()
     elif run.state.evaluated_at != run.state.iteration or not run.state.best:  # else: it was killed after that
-        _evaluate(run, log, interruption, run.progress(max(run.state.iteration, 1)))
+        _evaluate(run, log, stop_request, run.progress(max(run.state.iteration, 1)))
     if not run.state.best:
         run.save_best_without_figures()
     run.require_saved()
@@ -331,7 +331,7 @@ class _Enough(Exception):
     """Ends an evaluation whose speed is known."""
 
 
-def _measure_end(run: Run, seconds: float, clock: Callable[[], float], interruption: Interruption) -> float:
+def _measure_end(run: Run, seconds: float, clock: Callable[[], float], stop_request: StopRequest) -> float:
     """Estimate the seconds that the end of the run takes, three savings and an evaluation, in about `seconds`."""
     began = clock()
     run.save_last()
@@ -342,7 +342,7 @@ def _measure_end(run: Run, seconds: float, clock: Callable[[], float], interrupt
     marks: list[tuple[float, int, int]] = []
 
     def progress(done: int, total: int) -> None:
-        if interruption.requested:
+        if stop_request.requested:
             raise KeyboardInterrupt  # all has just been saved
         marks.append((clock(), done, total))
         if len(marks) > 1 and clock() - began > seconds and world_size() == 1:  # several evaluate together to the end

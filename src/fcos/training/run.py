@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 
-from ..checkpoint import Checkpoint, fill
+from ..checkpoint import Checkpoint, load_weights
 from ..config import Config
 from ..distributed import barrier, rank, world_size
 from ..errors import ConfigError
 from .elastic import orphaned
 from .environment import save_environment
 from .folder import CONFIG, LAST, names_folder, write_text
-from .logs import Learned, RunLog, Step, TrainingProgress
+from .logs import RunLog, Step, StepResult, TrainingProgress
 from .optim import WeightAverage, build_optimizer
 from .saving import Saver, Weights, upgraded
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class State:
+class TrainState:
     """The plain numbers that a run continues from.
 
     Attributes:
@@ -98,7 +98,7 @@ class Run:
         self.optimizer = build_optimizer(model, config.train)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.precision == "float16")
         self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
-        self.state = State()
+        self.state = TrainState()
         self.unlogged: list[tuple[TrainingProgress, Step]] = []
         self.marks = 0
         self._saver = Saver(
@@ -137,8 +137,8 @@ class Run:
         """Take in a finished step."""
         self.state.iteration += 1
         self.state.step_seconds += step.seconds
-        self.state.boxes += step.learned.boxes
-        for name, count in step.learned.stats.items():
+        self.state.boxes += step.result.boxes
+        for name, count in step.result.stats.items():
             self.state.stats[name] = self.state.stats.get(name, 0) + count
 
     @property
@@ -165,7 +165,7 @@ class Run:
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
             "best": (best.model.state_dict(), *best[1:]) if best else None,
-            "steps": [(tuple(progress), tuple(step.learned), *step[1:]) for progress, step in self.unlogged],
+            "steps": [(tuple(progress), tuple(step.result), *step[1:]) for progress, step in self.unlogged],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -234,22 +234,23 @@ class Run:
                 f"train.resume: {where} was trained with another optimiser, or other parameters learned;"
                 f" restore these options, or start a new run with train.weights={where}"
             )
-        fill(self.model, saved["weights"] or checkpoint.model, where=where)
+        load_weights(self.model, saved["weights"] or checkpoint.model, where=where)
         if self.average:
-            fill(self.average.model, checkpoint.model, where=where)
+            load_weights(self.average.model, checkpoint.model, where=where)
             self.average.updates = saved["updates"]
         # Options of today put the parameters into other groups, so each finds its state by its name.
         state = {names.index(before[i]): values for i, values in saved["optimizer"]["state"].items()}
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
-        self.state = State(**saved["state"])
+        self.state = TrainState(**saved["state"])
         if saved.get("best"):
             best, *known = saved["best"]
             self._saver.unsaved_best = Weights(copy.deepcopy(self.detector).cpu(), *known)
-            fill(self._saver.unsaved_best.model, best, where=where)
+            load_weights(self._saver.unsaved_best.model, best, where=where)
         self.unlogged[:] = [
-            (TrainingProgress(*progress), Step(Learned(*learned), *rest)) for progress, learned, *rest in saved["steps"]
+            (TrainingProgress(*progress), Step(StepResult(*result), *rest))
+            for progress, result, *rest in saved["steps"]
         ]
         self._earlier = self.state.seconds
         torch.set_rng_state(saved["rng"])
@@ -257,7 +258,7 @@ class Run:
             torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
 
 
-class Interruption:
+class StopRequest:
     """Ctrl-C or SIGTERM asks the run to save and stop after the step in hand; a second one stops at once.
 
     That the launcher of several processes is gone asks for the same: nobody could stop them any more, and who continues
@@ -269,7 +270,7 @@ class Interruption:
         self._run, self._log = run, log
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # no other thread may handle signals
             self._previous = {
                 number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import PIXELS, Checkpoint, fill
+from ..checkpoint import PIXELS, Checkpoint, load_weights
 from ..config import Config, DetectorConfig
 from ..config.options import in_effect, info_of, options_of, with_role
-from ..config.text import as_option, flat
+from ..config.text import as_option, flatten
 from ..errors import WeightsError
 from ..formatting import some
 from ..interop.checkpoints import with_fcos_core_conventions
@@ -37,7 +37,7 @@ def start_from(
         are not, or not wholly, from the weights, if there are any.
 
     Raises:
-        WeightsError: see `fill`; the options that would fit are named where the weights' own are known.
+        WeightsError: see `load_weights`; the options that would fit are named where the weights' own are known.
     """
     own, weights = model.state_dict(), {k: w for k, w in checkpoint.model.items() if k not in PIXELS}
     optional = tuple(f"{path}." for path in model.optional_modules)
@@ -46,15 +46,15 @@ def start_from(
     same_classes = nameless or tuple(class_names) == checkpoint.class_names
     head = {} if same_classes else _class_head(model, weights, checkpoint.class_names, class_names)
     try:
-        fill(model, {**weights, **missing, **head}, where=where)
+        load_weights(model, {**weights, **missing, **head}, where=where)
     except WeightsError as error:
         other = _other_structure(checkpoint, config)
         raise WeightsError(f"{error}: {' '.join(other)}" if other else str(error)) from None
-    used = weights.keys() & own.keys()  # others are counters, see `fill`
+    used = weights.keys() & own.keys()  # others are counters, see `load_weights`
     taken = f"all {len(used)}" if same_classes else len(used - head.keys())
     summary = f"weights: {taken} tensors from {where}"
     sections = _conventions(checkpoint, config), config.model_dump(mode="json")
-    there, here = ({key: as_option(value) for key, value in flat(section).items()} for section in sections)
+    there, here = ({key: as_option(value) for key, value in flatten(section).items()} for section in sections)
     meanings = with_role(options_of(type(config)), "meaning")
     other = " ".join(f"model.{key}={there[key]}" for key in meanings if key in there and there[key] != here.get(key))
     if other:
@@ -83,10 +83,10 @@ def _other_structure(checkpoint: Checkpoint, config: DetectorConfig) -> list[str
         return []
     if type(section) is not type(config):
         return [f"model.name={section.name}"]
-    there, here = (flat(model.model_dump(mode="json")) for model in (section, config))
+    there, here = (flatten(model.model_dump(mode="json")) for model in (section, config))
     if there["backbone.name"] != here["backbone.name"]:  # with the name come the defaults of its section
         default = type(section.backbone).model_validate({"name": there["backbone.name"]})
-        here |= flat(default.model_dump(mode="json", exclude={"name"}), "backbone.")
+        here |= flatten(default.model_dump(mode="json", exclude={"name"}), "backbone.")
     for options in (there, here):
         if options.get("backbone.norm") in ("frozen_bn", "sync_bn"):
             options["backbone.norm"] = "bn"  # the same tensors
@@ -107,7 +107,7 @@ def _class_head(
     head = {name: own[name].clone() for name in model.class_parameters}
     for name in head.keys() & weights.keys() if rows else ():
         if weights[name].shape[1:] != head[name].shape[1:]:
-            head[name] = weights[name]  # `fill` refuses it
+            head[name] = weights[name]  # `load_weights` refuses it
             continue
         for row, row_there in rows:
             head[name][row] = weights[name][row_there]

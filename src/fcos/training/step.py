@@ -22,9 +22,9 @@ from ..errors import ConfigError, TrainingError
 from ..models import DetectionModel
 from ..structures import Batch, Losses, Objects
 from .diagnosis import explain_non_finite
-from .logs import Learned
+from .logs import StepResult
 from .optim import autocast
-from .run import Interruption, Run
+from .run import Run, StopRequest
 
 SKIPS = 10
 """So many steps in a row that are skipped for numbers that are not finite end a run all the same."""
@@ -137,14 +137,16 @@ class _WithUnused(nn.Module):
         return self.model(*batch)
 
 
-def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption, *, micro_batches: int) -> Learned:
-    """Learn from a batch.
+def train_step(
+    ddp_model: nn.Module, batch: Batch, run: Run, stop_request: StopRequest, *, micro_batches: int
+) -> StepResult:
+    """Train on a batch.
 
     Args:
-        learner: the model, wrapped where several processes learn together.
+        ddp_model: the model, wrapped where several processes learn together.
         batch: the shard of this process.
         run: whose optimiser, loss scale and weight average are used.
-        interruption: tells whether this process was asked to stop.
+        stop_request: tells whether this process was asked to stop.
         micro_batches: how many, one after the other; the gradients of all are added up.
 
     Raises:
@@ -156,7 +158,7 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
     batch = batch.to(run.device)
     statistics = [(buffer, buffer.clone()) for buffer in _batch_statistics(run.model)]
     run.optimizer.zero_grad(set_to_none=True)
-    losses = _accumulate(learner, batch, run, micro_batches)
+    losses = _accumulate(ddp_model, batch, run, micro_batches)
     assert tuple(losses.terms) == run.model.loss_names
     run.scaler.unscale_(run.optimizer)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -164,7 +166,7 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
     # All that the processes must agree on, in one collective, and from the device in one transfer.
     terms = torch.stack(list(losses.terms.values()))
     stats = [count.to(terms) for count in losses.stats.values()]
-    own = terms.new_tensor([num_boxes, interruption.requested])
+    own = terms.new_tensor([num_boxes, stop_request.requested])
     means = mean_over_processes(torch.cat([terms, norm.to(terms)[None], own, *(count[None] for count in stats)]))
     values = means[: len(terms)].tolist()
     grad_norm, boxes, stops, *counts = means[len(terms) :].tolist()
@@ -189,10 +191,10 @@ def learn(learner: nn.Module, batch: Batch, run: Run, interruption: Interruption
             raise TrainingError(skipped)
     run.scaler.update()
     totals = {name: round(mean * world_size()) for name, mean in zip(losses.stats, counts, strict=True)}
-    return Learned(named, grad_norm, round(boxes * world_size()), totals, stops > 0, skipped)
+    return StepResult(named, grad_norm, round(boxes * world_size()), totals, stops > 0, skipped)
 
 
-def _accumulate(learner: nn.Module, batch: Batch, run: Run, micro_batches: int) -> Losses:
+def _accumulate(ddp_model: nn.Module, batch: Batch, run: Run, micro_batches: int) -> Losses:
     """Add up losses and gradients over the micro-batches of a batch; they are those of the whole."""
     images, sizes, targets, *_ = batch
     assert targets is not None
@@ -208,9 +210,9 @@ def _accumulate(learner: nn.Module, batch: Batch, run: Run, micro_batches: int) 
         rows = shard(range(len(images)), number, count)
         part = slice(rows[0], rows[-1] + 1)
         last = number == count - 1
-        with learner.no_sync() if isinstance(learner, DistributedDataParallel) and not last else nullcontext():
+        with ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) and not last else nullcontext():
             with autocast(run.device, run.config.train.precision):
-                losses: Losses = learner(images[part], sizes[part], targets[part], normalizers)
+                losses: Losses = ddp_model(images[part], sizes[part], targets[part], normalizers)
             share = len(rows) / len(images) if several and normalizers is None else 1.0
             run.scaler.scale(share * torch.stack(list(losses.terms.values())).sum()).backward()
         terms = {name: terms.get(name, 0) + share * term.detach() for name, term in losses.terms.items()}

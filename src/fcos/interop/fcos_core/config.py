@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ...config.text import flat, suggest
+from ...config.text import flatten, suggest
 from ...errors import ConfigError
 from .keys import DEFAULTS, FIXED, IDLE
 from .mapping import BLOCK_NORMS, MOBILENET, RESNETS, to_options
@@ -38,7 +38,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
     Raises:
         ConfigError: every key that is unknown, or has a value we have no counterpart for.
     """
-    given = {key: _literal(value) for key, value in flat(tree).items()}
+    given = {key: _literal(value) for key, value in flatten(tree).items()}
     if len(pairs) % 2:
         raise ConfigError(f"{where}: expected KEY VALUE pairs after the config, found {' '.join(pairs)!r}")
     given |= {key: _literal(value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)}

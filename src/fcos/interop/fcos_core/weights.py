@@ -13,7 +13,7 @@ from torch import Tensor
 from ...checkpoint import PIXELS, Checkpoint
 from ...config import FCOSConfig
 from ...config.options import free_options, in_effect, options_of
-from ...config.text import flat
+from ...config.text import flatten
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
 from ..architecture import CLASS_HEAD, require_fcos, require_same, with_prefixes
 from .config import config_from_yaml
@@ -78,12 +78,12 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
         WeightsError: a detector that the original cannot compute.
     """
     require_fcos(checkpoint, where=where, project="the original FCOS")
-    own = flat(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
+    own = flatten(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
     name = own["backbone.name"] if own["backbone.name"] in _BACKBONES else " or ".join(_BACKBONES)
     built_in = {"backbone.name": name, "strides": _STRIDES}
     require_same({key: own[key] for key in built_in}, built_in, free=(), where=where, project="the original FCOS")
     settings = to_keys(own, len(checkpoint.category_ids))
-    there = flat(FCOSConfig.model_validate(config_from_yaml(settings)["model"]).model_dump())
+    there = flatten(FCOSConfig.model_validate(config_from_yaml(settings)["model"]).model_dump())
     if name == "mobilenet_v2" and own["backbone.norm"] == "frozen_bn":
         own["backbone.norm"] = "bn"  # it computes the same
     options = options_of(FCOSConfig)

@@ -31,7 +31,7 @@ class Backbone(Protocol):
         """Normalised images [N, 3, H, W] to maps [N, channels, H / stride, W / stride] (rounded up); N may be 0."""
         ...
 
-    def end_at(self, level: str) -> None:
+    def truncate_after(self, level: str) -> None:
         """Remove what comes after a map: nothing uses it, it would cost time and never get a gradient.
 
         Only called when there is something; a user's own backbone that has no map too many needs no such method.
@@ -74,7 +74,7 @@ def build_backbone(config: BackboneSection, *, pretrained: bool = True) -> Backb
     return backbone
 
 
-def licence_to_mind(name: str, weights: str | None) -> str:
+def license_warning(name: str, weights: str | None) -> str:
     """The licence of a backbone's weights where it may restrict their use; empty: nothing is known against any use.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import NORMS
-from .pretrained import load_weights
+from .pretrained import load_pretrained
 from .stages import STRIDES, Stages
 
 _STAGES = {
@@ -55,7 +55,7 @@ class DLA34(Stages):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.register_load_state_dict_pre_hook(_leave_out)
         if weights is not None:
-            load_weights(self, name, weights)
+            load_pretrained(self, name, weights)
         self.channels = {"C2": c2, "C3": c3, "C4": c4, "C5": c5}
         self.strides = dict(STRIDES)
         self._freeze(frozen_stages)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models.mobilenetv2 import MobileNetV2 as TorchvisionMobileNetV2
 
 from ..layers import NORMS
-from .pretrained import load_weights
+from .pretrained import load_pretrained
 from .stages import STRIDES, Stages
 
 _BLOCKS = {"stem": range(2), "C2": range(2, 4), "C3": range(4, 7), "C4": range(7, 14), "C5": range(14, 18)}
@@ -31,7 +31,7 @@ class MobileNetV2(Stages):
         super().__init__()
         net = TorchvisionMobileNetV2(norm_layer=NORMS[norm])
         if weights is not None:
-            load_weights(net, name, weights)
+            load_pretrained(net, name, weights)
         self.features = net.features[:18]  # without the classifier's 1x1 convolution
         self.channels = {"C2": 24, "C3": 32, "C4": 96, "C5": 320}
         self.strides = dict(STRIDES)

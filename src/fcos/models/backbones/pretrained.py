@@ -147,7 +147,7 @@ def trained_with(backbone: str, source: str) -> Mapping[str, str | bool]:
     return CATALOG[key].fits if (key := _key(backbone, source)) in CATALOG else {}
 
 
-def load_weights(net: nn.Module, backbone: str, source: str) -> None:
+def load_pretrained(net: nn.Module, backbone: str, source: str) -> None:
     """Fill a torchvision network, its classifier left out.
 
     Args:

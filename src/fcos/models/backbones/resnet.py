@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
 from ..layers import NORMS, DeformConv
-from .pretrained import load_weights
+from .pretrained import load_pretrained
 from .stages import STRIDES, Stages
 
 
@@ -77,7 +77,7 @@ class ResNet(Stages):
             if stride_in_1x1 and isinstance(module, tv.Bottleneck):
                 module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
         if weights is not None:
-            load_weights(net, name, weights)
+            load_pretrained(net, name, weights)
         for level in deformable_stages:
             for block in getattr(net, _STAGES[level][0]):
                 block.conv2 = _deformable(block.conv2, modulated, offset_groups, copy=weights is not None)

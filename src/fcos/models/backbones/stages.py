@@ -23,7 +23,7 @@ class Stages(nn.Module, ABC):
     def _stages(self) -> Mapping[str, Sequence[str]]:
         """Paths of the modules of `stem` and of every map's stage, in the order in which they run."""
 
-    def end_at(self, level: str) -> None:
+    def truncate_after(self, level: str) -> None:
         """Remove the stages after a map."""
         later = [name for name, stride in self.strides.items() if stride > self.strides[level]]
         stages = self._stages() if later else {}
