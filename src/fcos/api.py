@@ -11,7 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config
+from .config import Config, FCOSConfig
 from .config.backbones import is_own
 from .config.detectors import DEFAULT_DETECTOR
 from .config.options import options_of, with_role
@@ -81,10 +81,9 @@ def load(
     place = resolve_device(device or resolved.device)
     names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
     thresholds = checkpoint.thresholds
-    score = getattr(resolved.model, "score", None)
-    if score is not None and checkpoint.config.get("model", {}).get("score", score) != score:  # with or without root
-        exponent = 2 if score == "product" else 0.5
-        thresholds = {name: threshold**exponent for name, threshold in thresholds.items()}
+    if isinstance(resolved.model, FCOSConfig):
+        trained_with = checkpoint.config.get("model", {}).get("score", resolved.model.score)
+        thresholds = {name: resolved.model.rescale(value, score=trained_with) for name, value in thresholds.items()}
     return Detector(
         model.to(place),
         resolved,

@@ -11,9 +11,9 @@ Shape letters: N images, M ground-truth boxes of one image, D detections of one 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,40 +45,56 @@ class Objects:
     def __post_init__(self) -> None:
         if self.is_crowd is None and isinstance(self.labels, Tensor):
             object.__setattr__(self, "is_crowd", torch.zeros_like(self.labels, dtype=torch.bool))
-        _require_columns("Objects", boxes=self.boxes, labels=self.labels, is_crowd=self.is_crowd)
+        _require_columns(self)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, index: Tensor | slice) -> Objects:
         """Select objects by a mask, indices or a slice."""
-        return Objects(self.boxes[index], self.labels[index], self.is_crowd[index])
+        return _map_columns(self, lambda column: column[index])
 
     def to(self, device: torch.device | str) -> Objects:
         """Move to a device."""
-        return Objects(*(column.to(device, non_blocking=True) for column in (self.boxes, self.labels, self.is_crowd)))
+        return _map_columns(self, lambda column: column.to(device, non_blocking=True))
 
     @staticmethod
     def concatenate(images: Sequence[Objects]) -> Objects:
-        """The objects of several images, at least one, one after the other; `split` is the inverse."""
-        columns = ((image.boxes, image.labels, image.is_crowd) for image in images)
-        return Objects(*(torch.cat(parts) for parts in zip(*columns, strict=True)))
+        """Concatenate the objects of at least one image; `split` is the inverse."""
+        return _concatenate(images)
 
     def split(self, counts: Sequence[int]) -> list[Objects]:
-        """The objects of each image, `counts` being their numbers."""
-        columns = (column.split(list(counts)) for column in (self.boxes, self.labels, self.is_crowd))
-        return [Objects(*parts) for parts in zip(*columns, strict=True)]
+        """Split into the objects of each image, `counts` being their numbers."""
+        parts = {name: column.split(list(counts)) for name, column in _columns(self).items()}
+        return [replace(self, **{name: parts[name][i] for name in parts}) for i in range(len(counts))]
 
 
+Rows = TypeVar("Rows", bound="Objects | Instances")
 _COLUMNS = {"boxes": ((4,), None), "labels": ((), torch.int64), "is_crowd": ((), torch.bool), "scores": ((), None)}
 """Shape behind the first dimension, and type; None: any floating-point type."""
 
 
-def _require_columns(what: str, **columns: Tensor) -> None:
-    """Check the columns of a structure when it is made; their values are not looked at, which would wait for a GPU."""
-    boxes = columns["boxes"]
-    count = len(boxes) if isinstance(boxes, Tensor) and boxes.ndim else 0
-    for name, column in columns.items():
+def _columns(rows: Objects | Instances) -> dict[str, Tensor]:
+    """The fields with a row for every box."""
+    return {field.name: getattr(rows, field.name) for field in fields(rows) if field.name in _COLUMNS}
+
+
+def _map_columns(rows: Rows, function: Callable[[Tensor], Tensor]) -> Rows:
+    return replace(rows, **{name: function(column) for name, column in _columns(rows).items()})
+
+
+def _concatenate(parts: Sequence[Rows]) -> Rows:
+    """Concatenate the columns; the other fields are those of the first part."""
+    return replace(
+        parts[0], **{name: torch.cat([_columns(part)[name] for part in parts]) for name in _columns(parts[0])}
+    )
+
+
+def _require_columns(rows: Objects | Instances) -> None:
+    """Check shapes and types, but no values: reading them would wait for a GPU."""
+    what = type(rows).__name__
+    count = len(rows.boxes) if isinstance(rows.boxes, Tensor) and rows.boxes.ndim else 0
+    for name, column in _columns(rows).items():
         rest, dtype = _COLUMNS[name]
         shape, kind = [count, *rest], "floating-point" if dtype is None else _name_of(dtype)
         if not isinstance(column, Tensor):
@@ -178,9 +194,15 @@ class Instances:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_columns("Instances", boxes=self.boxes, labels=self.labels, scores=self.scores)
-        if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
-            raise ValueError(f"Instances.size: expected (height, width), two positive integers, found {self.size!r}")
+        _require_columns(self)
+        size = self.size
+        try:
+            height, width = map(operator.index, size)
+        except (TypeError, ValueError):
+            height = width = 0
+        if height < 1 or width < 1:
+            raise ValueError(f"Instances.size: expected (height, width), two positive integers, found {size!r:.80}")
+        object.__setattr__(self, "size", (height, width))
         names = self.class_names
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"Instances.class_names: expected a tuple of texts, found {names!r:.80}")
@@ -203,7 +225,7 @@ class Instances:
                 raise TypeError(f"expected a number or a mask of {len(self)} bools, found {index}")
             place = range(len(self))[operator.index(index)]
             picked = slice(place, place + 1)
-        return replace(self, boxes=self.boxes[picked], labels=self.labels[picked], scores=self.scores[picked])
+        return _map_columns(self, lambda column: column[picked])
 
     def __iter__(self) -> Iterator[Instances]:
         """Every detection alone."""
@@ -216,7 +238,12 @@ class Instances:
 
     def to(self, device: torch.device | str) -> Instances:
         """Move to a device."""
-        return replace(self, boxes=self.boxes.to(device), labels=self.labels.to(device), scores=self.scores.to(device))
+        return _map_columns(self, lambda column: column.to(device))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Instances]) -> Instances:
+        """Concatenate detections in frames of one size, which is that of the first part."""
+        return _concatenate(parts)
 
     def resize_to(self, size: tuple[int, int]) -> Instances:
         """Scale the boxes to a frame of another (height, width), each axis by its own ratio."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fcos.boxes import class_wise_nms
 from fcos.models.backbones import Backbone
-from fcos.models.detector import DetectionModel, Pixels
+from fcos.models.detector import ClassRows, DetectionModel, Pixels
 from fcos.structures import Instances, Losses, Objects
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Grid(DetectionModel):
         pixels: see `DetectionModel`.
     """
 
-    class_parameters = ("classes.weight", "classes.bias")
+    class_parameters = dict.fromkeys(("classes.weight", "classes.bias"), ClassRows())
     compiled_parts = ("backbone", "classes", "corners")
 
     def __init__(

@@ -7,6 +7,7 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any, NamedTuple, cast, get_args
 
+import grimp
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,11 @@ from torchvision.ops import box_iou, roi_align
 from fcos.boxes import class_wise_nms
 from fcos.config import FCOSConfig
 from fcos.config.backbones import SECTIONS, BackboneSection
+from fcos.config.detectors import DETECTORS
 from fcos.config.options import Role, options_of
 from fcos.inference.detect import detect_in_views
-from fcos.models import DetectionModel, build_model
-from fcos.models.detector import Pixels, ProposalStage
+from fcos.models import MODELS, DetectionModel, build_model
+from fcos.models.detector import ClassRows, Pixels, ProposalStage
 from fcos.models.losses import FCOSLoss
 from fcos.models.points import Assigner
 from fcos.models.postprocess import Postprocess
@@ -79,13 +81,31 @@ def test_what_a_detector_says_of_itself_is_true(options: dict[str, Any]) -> None
     assert all(name.startswith("loss_") for name in model.loss_names)
     assert {count.shape for count in losses.stats.values()} == {()}
     parameters = dict(model.named_parameters())
-    assert {len(parameters[name]) for name in model.class_parameters} == {model.num_classes} == {3}
+    assert model.num_classes == 3
+    assert all(len(parameters[name]) == rows.count(3) for name, rows in model.class_parameters.items())
     assert [name for name, p in parameters.items() if len(p) == 3] == list(model.class_parameters)
     assert all(isinstance(model.get_submodule(path), nn.Module) for path in model.compiled_parts)
     assert model.box_convention == options.get("box_convention", "continuous")
     assert model.default_threshold == tiny_config(**options).model.default_threshold
     assert model.device == torch.device("cpu")
     assert model.to("meta").device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("layout", "rows", "of_none"),
+    [
+        (ClassRows(), [[0], [1], [2]], []),
+        (ClassRows(repeats=2), [[0, 3], [1, 4], [2, 5]], []),
+        (ClassRows(before=1), [[1], [2], [3]], [0]),
+        (ClassRows(before=2, per_class=2), [[2, 3], [4, 5], [6, 7]], [0, 1]),
+        (ClassRows(repeats=2, before=1), [[1, 5], [2, 6], [3, 7]], [0, 4]),
+    ],
+    ids=["one row a class", "anchors", "background first", "boxes of classes", "background of anchors"],
+)
+def test_rows_of_classes(layout: ClassRows, rows: list[list[int]], of_none: list[int]) -> None:
+    assert [layout.of(label, 3) for label in range(3)] == rows
+    assert layout.of_none(3) == of_none
+    assert sorted([*of_none, *(row for of_class in rows for row in of_class)]) == list(range(layout.count(3)))
 
 
 def test_the_compiled_parts_hold_all_parameters() -> None:
@@ -102,6 +122,19 @@ def test_detections_are_chosen_among_the_candidates() -> None:
         assert torch.equal(detections.boxes, chosen.boxes)
         assert torch.equal(detections.scores, chosen.scores)
         assert (detections.scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_only_models_imports_a_detector_and_detectors_do_not_import_each_other(name: str) -> None:
+    config = DETECTORS[name](name=name)
+    assert DETECTORS[name].model_fields["name"].default == name
+    module = type(build_model(config, num_classes=2, pretrained=False)).__module__
+    importers = grimp.build_graph("fcos").find_modules_that_directly_import(module)
+    assert importers == {"fcos.models"}
+
+
+def test_every_detector_has_a_section_and_a_builder() -> None:
+    assert DETECTORS.keys() == MODELS.keys()
 
 
 def test_a_detector_without_all_methods_cannot_be_made() -> None:
@@ -134,7 +167,7 @@ class TwoStage(DetectionModel):
         stride: of the finest of them.
     """
 
-    class_parameters = ("classes.weight", "classes.bias")
+    class_parameters = dict.fromkeys(("classes.weight", "classes.bias"), ClassRows())
     compiled_parts = ("first", "classes", "shift")
 
     def __init__(self, first: ProposalStage, num_classes: int, *, channels: int, stride: int):

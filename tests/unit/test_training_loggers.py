@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hooks import at_call, before_forward
 from no_network import no_requests
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fcos
 from fcos.config import Config
 from fcos.errors import ConfigError, TrainingError
-from fcos.training.loggers import LOGGERS, Logger, RunStart, build_loggers
+from fcos.models.fcos import FCOS
+from fcos.training.loggers import LOGGERS, RunStart, build_loggers
 from fcos.training.loop import train
 
 LOSSES = ["train/loss", "train/loss_cls", "train/loss_box", "train/loss_centerness"]
@@ -29,6 +31,14 @@ LOSSES = ["train/loss", "train/loss_cls", "train/loss_box", "train/loss_centerne
 @pytest.fixture(autouse=True)
 def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
     """The requests that would have left this machine; a test with any left in the list fails."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
+        assert local, f"a connection to {address}"
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)  # of libraries that ask no proxy
     with no_requests(monkeypatch) as made:
         yield made
 
@@ -52,20 +62,12 @@ def wandb_records(file: Path) -> list[Any]:
     return records
 
 
-def interrupt(logger: Logger, error: BaseException) -> None:
-    """Close a logger as a run does that an exception ends."""
-    try:
-        raise error
-    except type(error):
-        logger.close()
-
-
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def start(folder: Path, *loggers: str, **position: int) -> RunStart:
+def start(folder: Path, *loggers: str, **position: Any) -> RunStart:
     return RunStart(folder, Config.model_validate({"train": {"loggers": list(loggers)}}), **position)
 
 
@@ -220,11 +222,11 @@ def test_a_missing_package_is_named_with_its_extra(
 
 @pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
 def test_mlflow_gets_options_and_numbers_and_a_continued_run_continues(
-    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Callable[..., Config], services: list[str]
 ) -> None:
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert "mlflow" in services
     run = train(configure(loggers=["mlflow"], eval_every=1)).run
     train(configure(loggers=["mlflow"], eval_every=1, iterations=3, resume=True))
     client = MlflowClient()
@@ -260,24 +262,63 @@ def test_wandb_offline_writes_its_files_into_the_run(
     assert len(list((run / "wandb").glob(f"offline-run-*-{known}"))) == 2
 
 
+def outcomes(folder: Path) -> tuple[str, list[int]]:
+    """The status of a run in MLflow, and its exit code in W&B."""
+    from mlflow import MlflowClient
+
+    run = MlflowClient().get_run((folder / "mlflow_id.txt").read_text().strip())
+    (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    return run.info.status, [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")]
+
+
+@pytest.fixture
+def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Loggers of services that keep everything on this machine."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return ["mlflow", "wandb"]
+
+
 @pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
 @pytest.mark.parametrize(
-    ("error", "status", "code"),
-    [(KeyboardInterrupt(), "KILLED", 1), (TrainingError("the loss is not finite"), "FAILED", 1)],
+    ("error", "expected"), [(KeyboardInterrupt, ("KILLED", [1])), (TrainingError, ("FAILED", [1]))]
 )
 def test_services_are_told_that_a_run_did_not_finish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str, code: int
+    configure: Callable[..., Config], services: list[str], error: type[BaseException], expected: tuple[str, list[int]]
+) -> None:
+    config = configure(loggers=services)
+
+    def end(_: FCOS) -> None:
+        raise error
+
+    with before_forward(FCOS, at_call(2, end)), pytest.raises(error):
+        train(config)
+    assert config.output_dir is not None
+    assert outcomes(config.output_dir) == expected
+
+
+@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+def test_a_run_that_is_started_while_an_exception_is_handled_finishes(
+    configure: Callable[..., Config], services: list[str]
+) -> None:
+    try:
+        raise TrainingError("a first attempt")
+    except TrainingError:
+        assert outcomes(train(configure(loggers=services)).run) == ("FINISHED", [0])
+
+
+@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+def test_a_service_that_gets_no_more_values_is_told_that_they_are_not_complete(
+    configure: Callable[..., Config], services: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for logger in build_loggers(start(tmp_path, "mlflow", "wandb")).values():
-        interrupt(logger, error)
-    run = MlflowClient().get_run((tmp_path / "mlflow_id.txt").read_text().strip())
-    assert run.info.status == status
-    (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    assert [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")] == [code]
+    def log_batch(*_: Any, metrics: Any = (), **__: Any) -> None:
+        if metrics:
+            raise RuntimeError("rejected")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    assert outcomes(train(configure(loggers=services)).run) == ("FAILED", [0])
 
 
 @pytest.mark.filterwarnings("ignore")  # of these libraries about themselves

@@ -143,7 +143,7 @@ def test_a_disk_that_stays_full_ends_no_run(tmp_path: Path, capfd: pytest.Captur
     with RunLog(tmp_path, config(1)) as log, files_up_to(room):
         for i in range(1, 300):
             log.step(progress(i), step())
-        log.__exit__()
+        log.__exit__(None, None, None)
     assert (tmp_path / "metrics.csv").stat().st_size == room
     out, err = capfd.readouterr()
     assert out.count("warning") == 2  # one for each logger

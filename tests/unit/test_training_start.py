@@ -6,16 +6,19 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES, build_fcos, tiny_config, tiny_model
+from torch import nn
 
 from fcos.checkpoint import Checkpoint, Project, save_checkpoint
 from fcos.config import Config
 from fcos.errors import WeightsError
 from fcos.interop.checkpoints import load_checkpoint
+from fcos.models import DetectionModel
+from fcos.models.detector import ClassRows
 from fcos.models.fcos import FCOS
 from fcos.training.start import start_from
 
@@ -94,6 +97,41 @@ def test_start_from_other_classes_leaves_the_class_head_fresh(tmp_path: Path) ->
     assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
     assert torch.equal(new.head.logits.weight, fresh.head.logits.weight)
     assert summary.endswith("fresh, because the classes differ: cat, dog, owl there, horse, cow here")
+
+
+class Heads(nn.Module):
+    """What `start_from` asks of a detector, with parameters whose rows belong to classes in several ways."""
+
+    class_parameters: ClassVar[dict[str, ClassRows]] = {
+        "anchors": ClassRows(repeats=2),
+        "scores": ClassRows(before=1),
+        "boxes": ClassRows(before=2, per_class=2),
+        "masks.scores": ClassRows(),
+    }
+    optional_modules = ("masks",)
+
+    def __init__(self, num_classes: int, value: float, *, masks: bool = True):
+        super().__init__()
+        counts = {name: rows.count(num_classes) for name, rows in self.class_parameters.items() if "." not in name}
+        for name, count in counts.items():
+            self.register_parameter(name, nn.Parameter(value + torch.arange(float(count))))
+        self.masks = nn.ParameterDict({"scores": nn.Parameter(value + torch.arange(num_classes))} if masks else {})
+
+
+def test_start_from_heads_with_anchors_a_background_and_boxes_of_classes() -> None:
+    model = cast("DetectionModel", Heads(3, 100.0))
+    weights = Checkpoint(Heads(2, 0.0, masks=False).state_dict(), {"model": {}}, ("cat", "dog"), (1, 2))
+    summary = start_from(model, weights, Config().model, ["dog", "owl", "cat"], where="a.pt")
+    assert {name: parameter.tolist() for name, parameter in model.named_parameters()} == {
+        "anchors": [1, 101, 0, 3, 104, 2],
+        "scores": [0, 2, 102, 1],
+        "boxes": [0, 1, 4, 5, 104, 105, 2, 3],
+        "masks.scores": [100, 101, 102],
+    }
+    assert summary.splitlines()[1:] == [
+        "  anchors, scores, boxes: partly, 2 of 3 rows by class name (dog, cat); fresh: owl",
+        "  masks.scores: fresh, because the weights have none",
+    ]
 
 
 def test_start_from_a_class_head_of_another_width_is_refused(tmp_path: Path) -> None:

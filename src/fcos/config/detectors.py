@@ -80,8 +80,8 @@ class DetectorConfig(_Section):
     """Number of classes; null: taken from the data."""
     backbone: BackboneConfig = Field(default_factory=ResNetConfig)
     box_convention: BoxConvention = option("continuous", "meaning")
-    """`inclusive`: the original's boxes with +1 pixels in targets, areas, NMS, clipping and results; locations in the
-    padding then detect, and boxes without area stay."""
+    """`inclusive`: the original's boxes with +1 pixels in targets, areas, NMS, clipping and results. FCOS then detects
+    in the padding, too, and keeps boxes without area."""
     channel_order: ChannelOrder = option("rgb", "meaning")
     """Order in which the network sees the channels; `pixel_mean` and `pixel_std` are in the same order."""
     pixel_mean: tuple[float, float, float] = option((123.675, 116.28, 103.53), "meaning", free_for=_ROUNDED)
@@ -150,6 +150,12 @@ class FCOSConfig(DetectorConfig):
         below 0.5.
         """
         return 0.5 if self.score == "sqrt" else 0.25
+
+    def rescale(self, threshold: float, *, score: Score) -> float:
+        """Convert a score threshold that was measured with another option `score`."""
+        if score == self.score:
+            return threshold
+        return threshold**2 if self.score == "product" else threshold**0.5
 
     @model_validator(mode="after")
     def _consistent(self) -> FCOSConfig:

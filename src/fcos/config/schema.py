@@ -36,6 +36,7 @@ def expand_user(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+OnProblem = Literal["stop", "skip"]
 UserPath = Annotated[Path, AfterValidator(expand_user)]
 """Not every shell expands the ~ of `data=~/pictures`."""
 UserPaths = Annotated[
@@ -85,7 +86,7 @@ class DataConfig(_Section):
     test: SplitConfig = Field(default_factory=SplitConfig)
     classes: list[str] | None = None
     """Class names in label order, for annotation formats that do not carry them; null: from the data."""
-    on_error: Literal["stop", "skip"] = "stop"
+    on_error: OnProblem = "stop"
     """`skip`: leave out images and annotations that cannot be used, and say which."""
     short_side: list[int] = [800]
     """Training: the shorter side of the image is scaled to one of these (multi-scale training), in pixels."""
@@ -203,9 +204,9 @@ class TrainConfig(_Section):
     precision: Precision = "float32"
     """Arithmetic of backbone and head; losses and boxes stay in float32. `float16` scales the loss as it needs."""
     compile: bool = False
-    """Compile backbone, pyramid and head with torch.compile: the first steps take minutes, the others less. Needs a C++
-    compiler on the CPU."""
-    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Compile the network with torch.compile: the first steps take minutes, the others less. Needs a C++ compiler on
+    the CPU."""
+    on_nonfinite: OnProblem = "stop"
     """When the loss or its gradients are not finite: stop the run, or leave the weights as they are and go on (ten
     times in a row stop it all the same). Either way the batch is kept in RUN/nonfinite."""
     eval_every: float | None = Field(default=None, gt=0)

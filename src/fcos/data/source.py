@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import DataError
 
 Split = Literal["train", "val", "test"]
+Severity = Literal["error", "warning"]
 
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -42,7 +43,7 @@ class Problem:
     file: str
     id: str
     message: str
-    severity: Literal["error", "warning"] = "error"
+    severity: Severity = "error"
 
     def __str__(self) -> str:
         return f"{self.file}{', ' if self.id else ''}{self.id}: {self.message}"
@@ -120,9 +121,7 @@ class Source:
         """The file that annotates an image."""
         return str(self.annotation_files[image if len(self.annotation_files) > 1 else 0])
 
-    def box_problem(
-        self, box: int, kind: str, message: str, severity: Literal["error", "warning"] = "error"
-    ) -> Problem:
+    def box_problem(self, box: int, kind: str, message: str, severity: Severity = "error") -> Problem:
         """A problem of one box."""
         file = self.annotation_file(int(self.image_of[box]))
         return Problem(kind, file, f"{self.unit} {self.numbers[box]}", message, severity)

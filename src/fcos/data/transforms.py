@@ -115,7 +115,7 @@ def _moved(objects: Objects, size: tuple[int, int], placement: Placement, conven
         return replace(objects, boxes=boxes)
     boxes, visible = crop_boxes(boxes, placement.origin, placement.size, convention)
     # A sliver of an object is neither an example of it nor of background.
-    objects = Objects(boxes, objects.labels, objects.is_crowd | (visible < MIN_VISIBLE))
+    objects = replace(objects, boxes=boxes, is_crowd=objects.is_crowd | (visible < MIN_VISIBLE))
     return objects[visible > 0]
 
 

@@ -82,15 +82,15 @@ class UserTransform:
             except (Exception, SystemExit) as error:  # whatever a user's function raises
                 reason = " ".join(str(error).split())
                 raise DataError(f"{self.name}: {type(error).__name__}: {reason}") from error
-        pixels, boxes, labels = self._checked(result, pixels=image.numel())
+        pixels, boxes, labels = self._checked(result, num_elements=image.numel())
         boxes = clip(boxes, (pixels.shape[1], pixels.shape[2]))
         visible = (boxes[:, 2:] - boxes[:, :2] > end).all(dim=1)
         boxes = boxes - boxes.new_tensor([0.0, 0.0, end, end])
         is_crowd = labels < 0
         return pixels, Objects(boxes, torch.where(is_crowd, -1 - labels, labels), is_crowd)[visible]
 
-    def _checked(self, result: Any, *, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, boxes and labels, if the function returned what it should for an image of so many elements."""
+    def _checked(self, result: Any, *, num_elements: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, boxes and labels, if the function returned what it should for an image of `num_elements`."""
         try:
             image, target = result
             boxes, labels = target["boxes"], target["labels"]
@@ -103,7 +103,7 @@ class UserTransform:
         if not is_image or not image.numel():
             found = _described(image) if isinstance(image, Tensor) else type(image).__name__
             raise DataError(f"{self.name}: expected an image of torch.uint8 [3, H, W], found {found}")
-        if image.numel() > _MOST_GROWTH * pixels:
+        if image.numel() > _MOST_GROWTH * num_elements:
             height, width = image.shape[1:]
             raise DataError(
                 f"{self.name}: expected an image of at most {_MOST_GROWTH} times the pixels that it got, found"

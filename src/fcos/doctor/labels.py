@@ -64,7 +64,7 @@ def _doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
         "box of two classes",
         "warning",
         f"{plural(len(other), 'pair')} of boxes of different classes with an IoU above {SAME_BOX}",
-        "Decide on one class: FCOS gives a location one object, and the smaller box takes it.",
+        "Decide on one class; one object with two classes teaches the detector contradictions.",
         _worst(other),
     )
 

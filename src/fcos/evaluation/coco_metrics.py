@@ -31,6 +31,8 @@ _FIGURES = {
 }
 METRICS = tuple(_FIGURES)
 """The names of the COCO figures of boxes."""
+DETAILS = tuple(name for name, (_, _, size, limit) in _FIGURES.items() if size != "all" or limit != 100)
+"""Those of one object size, or of fewer detections than 100."""
 
 
 class CocoMetrics(NamedTuple):

@@ -14,7 +14,7 @@ from ..config import Config
 from ..data import build_test_loader
 from ..distributed import all_gather, broadcast_buffers, rank, world_size
 from ..inference.detect import detect_on_originals
-from .coco_metrics import coco_metrics, to_coco_results
+from .coco_metrics import METRICS, coco_metrics, to_coco_results
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
@@ -30,7 +30,8 @@ class Evaluation:
 
     Attributes:
         metrics: any metrics by name, in 0..1; NaN where the data has no such object. `evaluate` computes the 12 COCO
-            metrics of boxes: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl.
+            metrics of boxes: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl. Those of anything else
+            have a suffix, as in `AP_mask`.
         per_class: metrics by name for every class name, the same names for all classes.
         detections: every detection in COCO's result format, with the original category ids.
         boxes_per_class: ground-truth boxes of every class name, crowds left out.
@@ -44,6 +45,11 @@ class Evaluation:
     boxes_per_class: dict[str, int]
     thresholds: dict[str, float] = field(default_factory=dict)
     annotations_digest: str = ""
+
+
+def metric_names(model: DetectionModel) -> tuple[str, ...]:
+    """The names of the metrics that `evaluate` computes for a detector."""
+    return METRICS
 
 
 def evaluate(

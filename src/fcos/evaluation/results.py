@@ -13,11 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..formatting import HYPHEN, figure, printable
+from .coco_metrics import DETAILS
 from .evaluate import Evaluation
 
 _COLUMNS = 6
-_SIZES = ("APs", "APm", "APl")
-_DETAILS = ("AR1", "AR10", "ARs", "ARm", "ARl")
 
 
 def headline_metrics(names: Iterable[str], best_metric: str) -> list[str]:
@@ -27,7 +26,7 @@ def headline_metrics(names: Iterable[str], best_metric: str) -> list[str]:
         names: of all metrics, such as `AP`, `APs` or `AP_mask`.
         best_metric: the metric that decides which weights are the best, which is always among them.
     """
-    return [name for name in names if name == best_metric or name.partition("_")[0] not in (*_SIZES, *_DETAILS)]
+    return [name for name in names if name == best_metric or name.partition("_")[0] not in DETAILS]
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
@@ -36,7 +35,8 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     for start in range(0, len(names), _COLUMNS):
         part = names[start : start + _COLUMNS]
         _print_table(console, part, [[figure(evaluation.metrics[name], HYPHEN) for name in part]])
-    shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in _DETAILS]
+    wide = [name for name in DETAILS if name.startswith("AR")]  # left out, the table would be too wide
+    shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in wide]
     rows = [
         [
             escape(printable(name)),

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..data.geometry import flip_boxes
 from ..structures import Instances, View
 
@@ -72,10 +70,4 @@ def candidates_of(model: DetectionModel, view: View) -> list[Instances]:
 def _joined(candidates: Sequence[Instances]) -> Instances:
     """All candidates of an image, in the frame of the first view."""
     first = candidates[0]
-    resized = [each.resize_to(first.size) for each in candidates]
-    return replace(
-        first,
-        boxes=torch.cat([each.boxes for each in resized]),
-        labels=torch.cat([each.labels for each in resized]),
-        scores=torch.cat([each.scores for each in resized]),
-    )
+    return Instances.concatenate([each.resize_to(first.size) for each in candidates])

@@ -82,7 +82,7 @@ class Detector:
             images: a path, http(s) URL, PIL image, array ([H, W, 3] RGB or [H, W] grey, uint8) or tensor ([3, H, W] RGB
                 or [1, H, W] grey, uint8 or float in 0..1); or a list of them.
             threshold: lower scores are left out, 0..1; None: those of the classes, `thresholds`. The model's own limits
-                hold beside it (`model.score_threshold`, `model.max_detections`).
+                hold beside it (for FCOS: `model.score_threshold`, `model.max_detections`).
             batch_size: pictures a step; None: `config.eval.batch_size`. The result does not depend on it: pictures are
                 batched with others of the same padded shape only. `eval.flip` and `eval.scales` augment.
 

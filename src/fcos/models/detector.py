@@ -6,7 +6,7 @@ Shape letters: N images, H W image size, K classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +32,40 @@ class Pixels:
     std: Sequence[float] = (58.395, 57.12, 57.375)
 
 
+@dataclass(frozen=True)
+class ClassRows:
+    """The rows of a parameter that belong to each class, along its first dimension.
+
+    The rows are `repeats` blocks, each with `before` rows of no class and then `per_class` rows for every class in
+    label order. Class logits of K classes have the defaults, those of A anchors `repeats=A`, those with a background
+    class in front `before=1`, and box offsets of every class and the background `before=4, per_class=4`.
+
+    Attributes:
+        repeats: number of blocks.
+        before: rows at the beginning of a block that belong to no class.
+        per_class: rows of a class in a block.
+    """
+
+    repeats: int = 1
+    before: int = 0
+    per_class: int = 1
+
+    def count(self, num_classes: int) -> int:
+        """The number of all rows."""
+        return self.repeats * (self.before + num_classes * self.per_class)
+
+    def of(self, label: int, num_classes: int) -> list[int]:
+        """The rows of a class."""
+        block = self.before + num_classes * self.per_class
+        first = self.before + label * self.per_class
+        return [block * i + first + j for i in range(self.repeats) for j in range(self.per_class)]
+
+    def of_none(self, num_classes: int) -> list[int]:
+        """The rows that belong to no class."""
+        block = self.before + num_classes * self.per_class
+        return [block * i + j for i in range(self.repeats) for j in range(self.before)]
+
+
 class DetectionModel(nn.Module, ABC):
     """The contract of a detector, and the pixel normalisation that all detectors share.
 
@@ -43,14 +77,14 @@ class DetectionModel(nn.Module, ABC):
         box_convention: of ground truth and detections, see `structures`.
         default_threshold: score in 0..1 below which detections of a class without a threshold of its own are hidden.
         loss_names: the keys of `Losses.terms`, in the order in which they are logged; each begins with `loss_`.
-        class_parameters: the names of the parameters with a row for every class, in label order. Fine-tuning on other
-            classes carries over the rows of those that both data sets have.
+        class_parameters: the parameters with rows for every class, by name. Fine-tuning on other classes carries over
+            the rows of the classes that both data sets have, and rows that belong to no class.
         optional_modules: the paths of modules that weights may lack; fine-tuning then keeps the initial values of their
             parameters.
         compiled_parts: the paths of the modules that `train.compile` compiles.
     """
 
-    class_parameters: tuple[str, ...]
+    class_parameters: Mapping[str, ClassRows]
     optional_modules: tuple[str, ...] = ()
     compiled_parts: tuple[str, ...]
     pixel_mean: Tensor

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..choices import Regression, Tower, TowerNorm
 from ..structures import Instances, Losses, Objects
 from .backbones import Backbone
-from .detector import DetectionModel, Pixels
+from .detector import ClassRows, DetectionModel, Pixels
 from .fpn import FPN
 from .layers import NORMS, DeformConv
 from .losses import FCOSLoss, fcos_loss, loss_normalizers
@@ -156,7 +156,7 @@ class FCOS(DetectionModel):
         pixels: the input that the backbone wants.
     """
 
-    class_parameters = ("head.logits.weight", "head.logits.bias")
+    class_parameters = dict.fromkeys(("head.logits.weight", "head.logits.bias"), ClassRows())
     optional_modules = ("head.scales",)
     compiled_parts = ("backbone", "fpn", "head")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..evaluation.coco_metrics import METRICS
 from ..evaluation.evaluate import Evaluation
 from ..formatting import figure, printable
 from ..html_page import Cell, Chart, Page
@@ -44,13 +45,13 @@ def add_figures(page: Page, evaluation: Evaluation) -> None:
         for values in [[figures.get(name, math.nan) for name in names]]
     ]
     section.table(["class", "boxes", *names], rows)
+    if not all(name in figures for name in METRICS for figures in (evaluation.metrics, *evaluation.per_class.values())):
+        return
     section.text(
         "AP and AR are means over IoU 0.5 to 0.95, AP50 and AP75 at one IoU. s, m and l are objects below 32 x 32"
         " pixels, up to 96 x 96, and larger ones. AR1, AR10 and AR100 allow so many detections an image.",
         style="note",
     )
-    if not all(kind + size in names for kind in ("AP", "AR") for size in "sml"):
-        return
     charts = [Chart("Size of the objects", lambda axes: _bars_of_sizes(axes, evaluation.metrics))]
     if 1 < len(classes) <= _MOST_BARS:
         charts.append(

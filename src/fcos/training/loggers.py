@@ -10,7 +10,6 @@ import csv
 import importlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -57,6 +56,8 @@ class RunStart(NamedTuple):
         iteration: at which the run starts or continues; what earlier files have of later iterations is done again.
         logged_iteration: up to which training has been logged; it can lie before `iteration`.
         evaluations: the number of evaluations that were logged.
+        error: returns, when the logger is closed, the exception that ended the run or its logging; None: the run is
+            finished.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class RunStart(NamedTuple):
     iteration: int = 0
     logged_iteration: int = 0
     evaluations: int = 0
+    error: Callable[[], BaseException | None] = lambda: None
 
 
 def build_loggers(start: RunStart) -> dict[str, Logger]:
@@ -310,6 +312,7 @@ class WandbLogger:
             resume="allow",
         )
         _keep_id(start, "wandb", self._run.id)
+        self._start = start
         self._run.define_metric("*", step_metric="iteration")  # W&B's own step never goes back, as a resumed run does
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -318,7 +321,7 @@ class WandbLogger:
 
     def close(self) -> None:
         """See `Logger.close`."""
-        self._run.finish(exit_code=0 if _outcome() == "FINISHED" else 1)
+        self._run.finish(exit_code=0 if _outcome(self._start) == "FINISHED" else 1)
 
 
 class MLflowLogger:
@@ -335,7 +338,7 @@ class MLflowLogger:
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
-        self._client, self._metric = MlflowClient(), Metric
+        self._client, self._metric, self._start = MlflowClient(), Metric, start
         known = _earlier_id(start, "mlflow")
         if known is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "fcos")
@@ -358,15 +361,15 @@ class MLflowLogger:
 
     def close(self) -> None:
         """See `Logger.close`."""
-        self._client.set_terminated(self._id, status=_outcome())
+        self._client.set_terminated(self._id, status=_outcome(self._start))
 
 
 _LONGEST_PARAM, _MOST_PARAMS = 500, 100  # MLflow's limits
 
 
-def _outcome() -> Literal["FINISHED", "KILLED", "FAILED"]:
-    """How the run ended, in MLflow's words: loggers are closed while the exception that ended it is being handled."""
-    error = sys.exc_info()[1]
+def _outcome(start: RunStart) -> Literal["FINISHED", "KILLED", "FAILED"]:
+    """How the run ended, in MLflow's words."""
+    error = start.error()
     return "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 

@@ -107,7 +107,10 @@ class RunLog:
         self._live = Live(display, console=self._console, transient=True, refresh_per_second=4)
         self._folder = folder
         self._warned: set[str] = set()  # the loggers of whose full disk the user was warned
-        start = RunStart(folder, config, iteration, iteration - len(self._steps), evaluations)
+        self._error: BaseException | None = None
+        start = RunStart(
+            folder, config, iteration, iteration - len(self._steps), evaluations, error=lambda: self._error
+        )
         self._loggers: dict[str, Logger] = on_all_ranks(lambda: _started(start) if self.enabled else {})
 
     def __enter__(self) -> RunLog:
@@ -115,7 +118,8 @@ class RunLog:
             self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._error = error
         if self.enabled:
             self.sum_up()
             self._live.stop()
@@ -196,8 +200,10 @@ class RunLog:
                     self.message(f"warning: {self._folder}: {name}: not saved: {error}; make room")
                 return
             logger = self._loggers.pop(name)
+            self._error = error
             with suppress(Exception, SystemExit):  # the same once more
                 logger.close()
+            self._error = None
             self.message(f"warning: the logger {name} failed and gets no more values: {type(error).__name__}: {error}")
 
     def _show(self, progress: TrainingProgress, row: Mapping[str, float]) -> None:

@@ -22,8 +22,7 @@ from ..data.dataset import Annotations
 from ..data.loader import try_user_transform
 from ..distributed import broadcast, on_all_ranks, on_rank_zero, rank, resolve_device, world_size
 from ..errors import ConfigError, DataError
-from ..evaluation.coco_metrics import METRICS
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import evaluate, metric_names
 from ..formatting import plural
 from ..interop.checkpoints import load_checkpoint
 from ..models import DetectionModel, build_model
@@ -156,11 +155,10 @@ def _check(config: Config, model: DetectionModel, train_data: Annotations) -> No
     """Refuse what cannot be trained, before there is a folder."""
     parameter_settings(model, config.train)
     check_loggers(config)
-    if config.train.best_metric not in METRICS:
-        hint = suggest(config.train.best_metric, METRICS)
-        raise ConfigError(
-            f"train.best_metric={config.train.best_metric}: no such metric{hint}; known: {', '.join(METRICS)}"
-        )
+    metric, known = config.train.best_metric, metric_names(model)
+    if metric not in known:
+        hint = suggest(metric, known)
+        raise ConfigError(f"train.best_metric={metric}: no such metric{hint}; known: {', '.join(known)}")
     if config.train.compile:
         require_compiler(model.device)
     try_user_transform(config, train_data)

@@ -45,6 +45,7 @@ def start_from(
     nameless = not checkpoint.class_names and len(class_names) == len(checkpoint.category_ids)
     same_classes = nameless or tuple(class_names) == checkpoint.class_names
     head = {} if same_classes else _class_head(model, weights, checkpoint.class_names, class_names)
+    head = {name: tensor for name, tensor in head.items() if name not in missing}
     try:
         load_weights(model, {**weights, **missing, **head}, where=where)
     except WeightsError as error:
@@ -101,15 +102,25 @@ def _other_structure(checkpoint: Checkpoint, config: DetectorConfig) -> list[str
 def _class_head(
     model: DetectionModel, weights: Mapping[str, Tensor], there: Sequence[str], here: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The tensors with a row for every class: the rows of classes that are there by name, else the model's own."""
-    rows = [(row, there.index(name)) for row, name in enumerate(here) if name in there]
+    """The parameters with rows for classes: rows of known classes from the weights, the others as they are.
+
+    Args:
+        model: the new model.
+        weights: tensors by name.
+        there: names of the classes of the weights, in label order.
+        here: names of the classes of the model.
+    """
+    known = [(label, there.index(name)) for label, name in enumerate(here) if name in there]
     own = model.state_dict()
     head = {name: own[name].clone() for name in model.class_parameters}
-    for name in head.keys() & weights.keys() if rows else ():
-        if weights[name].shape[1:] != head[name].shape[1:]:
+    for name in head.keys() & weights.keys() if known else ():
+        layout = model.class_parameters[name]
+        if weights[name].shape != (layout.count(len(there)), *own[name].shape[1:]):
             head[name] = weights[name]  # `load_weights` refuses it
             continue
-        for row, row_there in rows:
+        for label, label_there in known:
+            head[name][layout.of(label, len(here))] = weights[name][layout.of(label_there, len(there))]
+        for row, row_there in zip(layout.of_none(len(here)), layout.of_none(len(there)), strict=True):
             head[name][row] = weights[name][row_there]
     return head
 
