@@ -1,4 +1,4 @@
-"""Images and annotations: COCO, Pascal VOC and YOLO folders to batches.
+"""Data loading: from COCO, Pascal VOC and YOLO folders to batches.
 
 `load_annotations` -> `Annotations` -> `build_train_loader` or `build_test_loader` -> `Batch`.
 """

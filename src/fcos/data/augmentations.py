@@ -1,4 +1,4 @@
-"""The table of augmentations. A new one is a class here, a row in `AUGMENTATIONS`, and an option of `DataConfig`."""
+"""Augmentations. A new one needs a class in this module, an entry in `AUGMENTATIONS` and an option in `DataConfig`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .geometry import flip_boxes
 
 
 class Placement(NamedTuple):
-    """A part of a resized image.
+    """Window of a resized image.
 
     Attributes:
-        size: (height, width) of the result.
-        whole: (height, width) to which the image is resized.
-        origin: (x, y) of the result in the resized image.
+        size: (height, width) of the window.
+        whole: (height, width) of the entire resized image.
+        origin: (x, y) of the window in the resized image.
     """
 
     size: tuple[int, int]
@@ -31,16 +31,17 @@ class Placement(NamedTuple):
 
     @staticmethod
     def whole_of(size: tuple[int, int]) -> Placement:
-        """All of an image that is resized to (height, width)."""
+        """Return the placement of an entire image that is resized to (height, width)."""
         return Placement(size, size, (0, 0))
 
 
 class Augmentation(ABC):
-    """Draws what happens to an image; a `SizeAugmentation` or an `ImageAugmentation`.
+    """Base class of `SizeAugmentation` and `ImageAugmentation`; draws the random parameters for an image.
 
     Attributes:
-        offset: None: it draws from a generator of its own, as every new augmentation does. A number: it draws from the
-            generator of the oldest augmentations, after so many numbers of the others; recorded runs depend on it.
+        offset: None: the augmentation has a separate random generator; use this for every new augmentation. An integer:
+            the augmentation uses the generator shared by the oldest augmentations and skips this many of its numbers,
+            which the others draw. Recorded runs depend on this value.
     """
 
     offset: ClassVar[int | None] = None
@@ -48,7 +49,7 @@ class Augmentation(ABC):
     @classmethod
     @abstractmethod
     def of(cls, config: DataConfig) -> Augmentation:
-        """With the options of a config."""
+        """Build the augmentation from the options of a config."""
 
     @abstractmethod
     def draw(self, generator: Random) -> Any:
@@ -56,41 +57,41 @@ class Augmentation(ABC):
 
 
 class SizeAugmentation(Augmentation):
-    """Changes the size to which an image is resized, or which part of it is kept: the image is resampled once."""
+    """Augmentation of the size or the window of an image, applied before resizing: the image is resampled only once."""
 
     @abstractmethod
     def place(self, placement: Placement, drawn: Any) -> Placement:
-        """Another placement than the given one.
+        """Return the new placement of an image.
 
         Args:
-            placement: so far.
-            drawn: see `draw`.
+            placement: placement after the previous augmentations.
+            drawn: parameters from `draw`.
         """
 
 
 class ImageAugmentation(Augmentation):
-    """Changes a resized image and its objects."""
+    """Augmentation of a resized image and its objects."""
 
     @abstractmethod
     def change(
         self, image: Image.Image, objects: Objects, drawn: Any, convention: BoxConvention
     ) -> tuple[Image.Image, Objects]:
-        """The changed image with its objects.
+        """Return the augmented image and its objects.
 
         Args:
-            image: RGB.
-            objects: in pixels of `image`.
-            drawn: see `draw`.
-            convention: of the boxes.
+            image: RGB image.
+            objects: objects of the image, boxes in pixels of `image`.
+            drawn: parameters from `draw`.
+            convention: box convention of `objects`.
         """
 
 
 @dataclass(frozen=True)
 class Flip(ImageAugmentation):
-    """Mirror the image left to right.
+    """Random horizontal flip.
 
     Attributes:
-        probability: in 0..1.
+        probability: probability of a flip, 0..1.
     """
 
     offset = 0
@@ -98,17 +99,17 @@ class Flip(ImageAugmentation):
 
     @classmethod
     def of(cls, config: DataConfig) -> Flip:
-        """With `data.flip`."""
+        """Build the augmentation from `data.flip`."""
         return cls(config.flip)
 
     def draw(self, generator: Random) -> bool:
-        """Draw whether to mirror."""
+        """Draw whether to flip the image."""
         return generator.random() < self.probability
 
     def change(
         self, image: Image.Image, objects: Objects, drawn: bool, convention: BoxConvention
     ) -> tuple[Image.Image, Objects]:
-        """See `ImageAugmentation`."""
+        """Flip the image and its boxes if `drawn` is True."""
         if not drawn:
             return image, objects
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -116,7 +117,7 @@ class Flip(ImageAugmentation):
 
 
 class ZoomDraw(NamedTuple):
-    """A further scale, and the (x, y) of the window that is kept, 0: left or upper end, 1: right or lower end."""
+    """Scale factor, and relative (x, y) position of the kept window (0: left or top, 1: right or bottom)."""
 
     scale: float
     window: tuple[float, float]
@@ -124,12 +125,13 @@ class ZoomDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class Zoom(SizeAugmentation):
-    """Scale the image further without making it larger: a random window of what exceeds its size is kept.
+    """Random zoom (large-scale jittering, arXiv:2012.07177).
 
-    No batch becomes larger by it (large-scale jittering, arXiv:2012.07177).
+    The resized image is scaled by a random factor. Where it exceeds its previous size, a random window of that size is
+    kept. Batches therefore do not become larger.
 
     Attributes:
-        scales: (smallest, largest), drawn evenly in the logarithm.
+        scales: (smallest, largest) scale factor; the factor is drawn log-uniformly.
     """
 
     offset = 1
@@ -137,16 +139,16 @@ class Zoom(SizeAugmentation):
 
     @classmethod
     def of(cls, config: DataConfig) -> Zoom:
-        """With `data.zoom`."""
+        """Build the augmentation from `data.zoom`."""
         return cls(config.zoom)
 
     def draw(self, generator: Random) -> ZoomDraw:
-        """The scale and the window."""
+        """Draw the scale factor and the position of the window."""
         scale = math.exp(generator.uniform(*map(math.log, self.scales)))
         return ZoomDraw(scale, (generator.random(), generator.random()))
 
     def place(self, placement: Placement, drawn: ZoomDraw) -> Placement:
-        """See `SizeAugmentation`."""
+        """Scale the resized image and keep the drawn window."""
         height, width = (max(round(side * drawn.scale), 1) for side in placement.whole)
         kept = min(placement.size[0], height), min(placement.size[1], width)
         x, y = drawn.window
@@ -155,10 +157,10 @@ class Zoom(SizeAugmentation):
 
 @dataclass(frozen=True)
 class ColorJitter(ImageAugmentation):
-    """Multiply brightness, contrast and saturation by random factors.
+    """Random colour jitter: multiplies brightness, contrast and saturation by random factors.
 
     Attributes:
-        strength: the factors are 1 +- this, 0..1.
+        strength: largest deviation of the factors from 1, 0..1.
     """
 
     offset = 4
@@ -166,18 +168,18 @@ class ColorJitter(ImageAugmentation):
 
     @classmethod
     def of(cls, config: DataConfig) -> ColorJitter:
-        """With `data.color_jitter`."""
+        """Build the augmentation from `data.color_jitter`."""
         return cls(config.color_jitter)
 
     def draw(self, generator: Random) -> tuple[float, float, float]:
-        """The factors of brightness, contrast and saturation."""
+        """Draw the factors for brightness, contrast and saturation."""
         low, high = 1 - self.strength, 1 + self.strength
         return generator.uniform(low, high), generator.uniform(low, high), generator.uniform(low, high)
 
     def change(
         self, image: Image.Image, objects: Objects, drawn: tuple[float, float, float], convention: BoxConvention
     ) -> tuple[Image.Image, Objects]:
-        """See `ImageAugmentation`."""
+        """Apply the factors to the image; the objects are returned unchanged."""
         if self.strength:
             brightness, contrast, saturation = drawn
             image = ImageEnhance.Brightness(image).enhance(brightness)

@@ -1,4 +1,4 @@
-"""From a Source to Annotations: every image and box is checked, what cannot be used is left out and told."""
+"""Checks of all images and boxes of a Source; the usable ones become Annotations, the others are reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .dataset import Annotations
 from .images import OnImage, check_images
 from .source import Problem, Source
 
-_MANY = 1000  # images that take long to check
+_MANY = 1000  # number of images from which a progress bar is shown
 
 
 def checked(
@@ -25,19 +25,20 @@ def checked(
     decode: bool,
     on_image: OnImage | None = None,
 ) -> tuple[Annotations, list[Problem]]:
-    """Check a split.
+    """Check all images and boxes of a split.
 
-    A box that sticks out of its image is clipped, with a warning where it is more than half a pixel.
+    Boxes that extend beyond their image are clipped. Clipping by more than half a pixel is reported as a warning.
 
     Args:
-        source: the split as read.
-        class_names: the classes in label order; None: those of the source.
-        category_ids: of `class_names`, for the classes that the source lacks; None: the first ids that are free.
-        decode: decode every image instead of looking at its header and end only.
-        on_image: is shown every decoded image.
+        source: split as read from its files.
+        class_names: classes in label order; None: the classes of the source.
+        category_ids: ids of `class_names`, used for classes that the source lacks. If None, or if an id is in use, the
+            class gets the largest id in use plus 1.
+        decode: decode every image instead of checking only its header and end.
+        on_image: callback for every decoded image.
 
     Returns:
-        What is usable, and all problems.
+        The usable images and boxes, and all problems.
 
     Raises:
         DataError: the data has no classes.
@@ -56,7 +57,7 @@ def checked(
     boxes = boxes[kept]
     areas = source.areas[kept]
     own_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    from_file = source.unit == "annotation"  # other formats have no ids of their own
+    from_file = source.unit == "annotation"  # other formats do not store ids
     images = np.flatnonzero(image_ok)
     image_ids = _distinct(source.image_ids[images])
     encoded = [os.fsencode(source.file_names[i]) for i in images]
@@ -87,7 +88,7 @@ def checked(
 
 
 def _distinct(ids: np.ndarray) -> np.ndarray:
-    """Ids [I] of which those that repeat are replaced, from the second on: files that are put together share them."""
+    """Replace repeated ids [I], except for their first occurrence, by unused ones. Concatenated files may share ids."""
     _, first = np.unique(ids, return_index=True)
     again = np.setdiff1d(np.arange(len(ids)), first)
     ids = ids.copy()
@@ -102,14 +103,14 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
 def _check_images(
     source: Source, decode: bool, on_image: OnImage | None
 ) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
-    """Which images are usable [I], their sizes [I, 2] as displayed, and the problems of the others."""
+    """Return a mask of the usable images [I], the image sizes [I, 2] as displayed, and the problems."""
     paths = [source.path(i) for i in range(len(source.file_names))]
     usable, sizes, problems = np.ones(len(paths), dtype=bool), np.zeros((len(paths), 2), dtype=np.int32), []
     with progress_bar("checking images", shown=len(paths) >= _MANY) as update:
         for i, check in enumerate(check_images(paths, decode=decode, on_image=on_image)):
             sizes[i] = check.size
             declared = tuple(source.sizes[i].tolist())
-            # Tools disagree on whether these are before or after the EXIF rotation; boxes are after it.
+            # Some tools write the size before the EXIF rotation, others after it. Boxes refer to the rotated image.
             accepted = ((0, 0), check.size, check.size[::-1] if check.turned else check.size)
             message = check.problem
             kind = "missing image" if message == "no such file" else "unreadable image"
@@ -125,7 +126,7 @@ def _check_images(
 
 
 def _map_labels(source: Source, names: Sequence[str]) -> tuple[np.ndarray, list[Problem]]:
-    """Labels [B] in terms of `names` (-1: not among them), and a problem for each unknown class."""
+    """Return labels [B] as positions in `names`, -1 if absent, and one problem per unknown class that has boxes."""
     position = {name: label for label, name in enumerate(names)}
     new_label = np.array([position.get(name, -1) for name in source.class_names], dtype=np.int64)
     problems = []
@@ -140,7 +141,7 @@ def _map_labels(source: Source, names: Sequence[str]) -> tuple[np.ndarray, list[
 
 
 def _category_ids(source: Source, names: Sequence[str], wanted: Sequence[int] | None) -> tuple[int, ...]:
-    """The id of every name: the source's, else the wanted one, else (where another class has that) a free one."""
+    """Return the id of every name: the source's id, else the wanted id if free, else the largest id in use plus 1."""
     ids = dict(zip(source.class_names, source.category_ids, strict=True))
     for label, name in enumerate(names):
         if name not in ids:
@@ -152,7 +153,10 @@ def _category_ids(source: Source, names: Sequence[str], wanted: Sequence[int] | 
 def _check_boxes(
     source: Source, sizes: np.ndarray, candidates: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
-    """Boxes [B, 4] float32 clipped to their images, which of them are usable [B], and the problems."""
+    """Return boxes [B, 4] float32 clipped to their images, a mask of the usable boxes [B], and the problems.
+
+    Only the boxes in the mask `candidates` [B] are checked.
+    """
     frames = sizes[source.image_of].astype(np.float64)[:, [1, 0, 1, 0]]
     with np.errstate(over="ignore", invalid="ignore"):
         raw = source.boxes * frames if source.relative else source.boxes

@@ -1,4 +1,4 @@
-"""COCO JSON."""
+"""Reader for COCO JSON files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Reporter = Callable[[str, str, str], None]
 
 @contextmanager
 def _paused_collector() -> Iterator[None]:
-    """Garbage collection would search the growing tree again and again: half of the time for a large file."""
+    """Pause garbage collection, whose repeated scans of the growing tree take half of the time for a large file."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -32,13 +32,13 @@ def _paused_collector() -> Iterator[None]:
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
-    """Find a split's JSON file and the folders its images may be in.
+    """Find the JSON file of a split and the folders that may hold its images.
 
-    Known layouts: DIR/SPLIT.json; DIR/annotations/SPLIT.json and the like, also as instances_SPLIT2017.json;
+    Known layouts: SPLIT.json in DIR or DIR/annotations, optionally with prefix and year as in instances_SPLIT2017.json;
     DIR/SPLIT/_annotations.coco.json (Roboflow).
 
     Raises:
-        DataError: several files fit.
+        DataError: several files match.
     """
     names = SPLIT_NAMES[split]
     stem = re.compile(rf"(instances_)?({'|'.join(names)})(_?\d{{4}})?")
@@ -53,11 +53,12 @@ def find(root: Path, split: Split) -> SplitFiles | None:
 
 
 def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
-    """The folders that the file names of a JSON file may be relative to, likeliest first.
+    """Return the folders that the file names in a JSON file may be relative to, most likely first.
 
     Args:
-        annotations: the JSON file. The folders are beside it, named after it or its split.
-        split: what it holds.
+        annotations: JSON file. The folders are next to it (or to its folder `annotations`) and named after it or its
+            split.
+        split: split that the JSON file describes.
     """
     base = annotations.parent.parent if annotations.parent.name == "annotations" else annotations.parent
     stem = annotations.stem.removeprefix("instances_")
@@ -69,13 +70,13 @@ def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
 
 @_paused_collector()
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
-    """Read a JSON file. Images are in the order of their ids, classes in the order of the file.
+    """Read a JSON file. Images are sorted by id; classes keep the order of the file.
 
-    Missing `segmentation`, `iscrowd`, `area`, image size and annotation id are fine. A category without annotations
-    that only serves as the supercategory of others is not a class.
+    `segmentation`, `iscrowd`, `area`, image size and annotation id are optional. A category without annotations that is
+    only the supercategory of others is not a class.
 
     Raises:
-        DataError: the file as a whole is unusable.
+        DataError: the entire file is unusable.
     """
     assert files.annotations is not None
     path = files.annotations
@@ -103,7 +104,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     annotations = [annotations[i] for i in known]
 
     boxes = _boxes(annotations)
-    with np.errstate(invalid="ignore"):  # infinite ones are told later
+    with np.errstate(invalid="ignore"):  # infinite values are reported later
         boxes[:, 2:] += boxes[:, :2]
     file_names = [image["file_name"] for image in images]
     return Source(
@@ -142,13 +143,13 @@ def _load(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
 
 
 def _without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
-    """They are most of a large file, and nothing here reads them: dropped at once, they never fill the memory."""
+    """Drop the unused segmentation of a JSON object during parsing. Segmentations make up most of a large file."""
     entry.pop("segmentation", None)
     return entry
 
 
 def _usable(entries: list[Any], what: str, schema: dict[str, type], report: _Reporter) -> list[dict[str, Any]]:
-    """The entries that have all keys of the schema, and an id not seen before."""
+    """Return the entries that have all keys of the schema and a unique id; report the others."""
     usable, seen = [], set()
     for position, entry in enumerate(entries):
         flaw = _flaw(entry, schema)
@@ -164,7 +165,7 @@ def _usable(entries: list[Any], what: str, schema: dict[str, type], report: _Rep
 
 
 def _is_id(value: object) -> bool:
-    """Whether the evaluation takes it, and an int64 holds it."""
+    """Return True for an integer that the evaluation accepts and that fits into int64."""
     return type(value) is int and 0 <= value < 2**63
 
 
@@ -180,7 +181,7 @@ def _flaw(entry: Any, schema: dict[str, type]) -> str | None:
 
 
 def _numbered(annotations: list[Any]) -> list[Any]:
-    """Give annotations without an id the next free ones."""
+    """Give annotations without an id consecutive ids above the largest existing one."""
     bare = [position for position, a in enumerate(annotations) if type(a) is dict and a.get("id") is None]
     if bare:
         annotations = annotations.copy()
@@ -191,7 +192,7 @@ def _numbered(annotations: list[Any]) -> list[Any]:
 
 
 def _classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[int], list[str]]:
-    """Ids and names of the classes, in the order of the file."""
+    """Return the ids and names of the classes in the order of the file; `used` are the ids that have annotations."""
     for c in categories:
         if not isinstance(c, dict) or not _is_id(c.get("id")) or not isinstance(c.get("name"), str):
             raise DataError(f"{path}: every category needs an id (an integer from 0) and a name, found {c!r:.80}")
@@ -202,18 +203,18 @@ def _classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[in
         twice = sorted({repr(v) for v in values if values.count(v) > 1})
         if twice:
             raise DataError(f"{path}: categories with the same {key}: {', '.join(twice)}")
-    # JSON may hold halves of characters (\udce9), which can be written nowhere.
+    # JSON may hold lone surrogates (\udce9), which cannot be encoded.
     return [c["id"] for c in classes], [c["name"].encode("utf-8", "backslashreplace").decode() for c in classes]
 
 
 def _positions(values: list[int], known: list[int]) -> np.ndarray:
-    """Where each value is in `known`, -1 where it is not: int64 [len(values)]."""
+    """Return the position of each value in `known`, -1 if absent: int64 [len(values)]."""
     position = {value: i for i, value in enumerate(known)}
     return np.array([position.get(value, -1) for value in values], dtype=np.int64)
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """XYWH float64 [B, 4]; NaN where an annotation has something else."""
+    """Return XYWH boxes, float64 [B, 4]; NaN for values that are not numbers."""
     try:
         boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
         if boxes.shape == (len(annotations), 4):
@@ -229,14 +230,14 @@ def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
 
 
 def _size(image: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) as annotated; zeros where absent, the image itself then says."""
+    """Return (height, width) as annotated, or zeros if absent or invalid; the image file then gives the size."""
     height, width = image.get("height", 0), image.get("width", 0)
     known = all(type(side) is int and abs(side) < 2**31 for side in (height, width))
     return (height, width) if known else (0, 0)
 
 
 def _number(value: Any) -> float:
-    """NaN where it is none, or too large for any float."""
+    """Return a value as float; NaN if it is not a number or too large for a float."""
     try:
         return float(value) if isinstance(value, int | float) else np.nan
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Annotations as flat arrays, and the data set that reads and transforms images.
+"""Annotations as flat arrays, and a data set that reads and transforms images.
 
 Shape letters: I images, B boxes of all images, K classes, M boxes of one image, H W image size.
 """
@@ -26,24 +26,24 @@ from .transforms import Transform
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """The checked annotations of a split: a dozen arrays, whatever their number.
+    """Checked annotations of a split, stored in a fixed number of flat arrays.
 
-    Forked loader workers share their memory, and nothing they do copies it; spawned ones get a copy each.
+    Forked loader workers share the memory of the arrays and never copy it. Every spawned worker gets a copy.
 
     Attributes:
-        root: the folder of the images.
-        names: the file names, one after the other, as the file system has them.
-        name_offsets: int64 [I + 1], where each name begins.
-        image_ids: int64 [I], the original ids (1, 2, ... for formats without).
+        root: folder of the images.
+        names: concatenated file names, encoded as in the file system.
+        name_offsets: int64 [I + 1], start of each file name in `names`.
+        image_ids: int64 [I], original ids (1, 2, ... for formats without ids).
         sizes: int32 [I, 2] (height, width), as displayed (after the EXIF rotation).
-        offsets: int64 [I + 1], where each image's boxes begin.
-        boxes: float32 [B, 4] XYXY, continuous, pixels of the original image, inside it.
+        offsets: int64 [I + 1], start of each image's boxes in the arrays [B].
+        boxes: float32 [B, 4] XYXY, continuous, in pixels of the original image, inside it.
         labels: int64 [B] in 0..K-1.
-        crowd: bool [B], to be ignored: neither object nor background (COCO's iscrowd, VOC's difficult).
-        areas: float32 [B], as annotated (COCO: of the segmentation), else of the box.
-        annotation_ids: int64 [B], the original ids (1, 2, ... for formats without).
+        crowd: bool [B], True for ignore regions: neither object nor background (COCO's iscrowd, VOC's difficult).
+        areas: float32 [B], annotated area (COCO: of the segmentation) or else box area.
+        annotation_ids: int64 [B], original ids (1, 2, ... for formats without ids).
         class_names: K names.
-        category_ids: K original ids; label k is category_ids[k].
+        category_ids: K original ids; label k has the id category_ids[k].
     """
 
     root: Path
@@ -64,35 +64,38 @@ class Annotations:
         return len(self.image_ids)
 
     def file_name(self, index: int) -> str:
-        """The name of an image's file as annotated, relative to `root`."""
+        """Return the file name of an image as annotated, relative to `root`."""
         return os.fsdecode(self.names[self.name_offsets[index] : self.name_offsets[index + 1]])
 
     def path(self, index: int) -> Path:
-        """The file of an image."""
+        """Return the path of an image."""
         return self.root / self.file_name(index)
 
     def span(self, index: int) -> slice:
-        """Where the boxes of an image are in `boxes`, `labels`, `crowd`, `areas`, `annotation_ids`."""
+        """Return the slice of an image's boxes in `boxes`, `labels`, `crowd`, `areas` and `annotation_ids`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     @property
     def image_of(self) -> np.ndarray:
-        """int64 [B], the image of each box."""
+        """Position of each box's image, int64 [B]."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     def boxes_per_class(self) -> np.ndarray:
-        """int64 [K], how many boxes each class has, crowds left out."""
+        """Return the number of boxes per class without crowds, int64 [K]."""
         return np.bincount(self.labels[~self.crowd], minlength=len(self.class_names))
 
     def digest(self) -> str:
-        """SHA-256 of what detections are compared with: the classes, ids and sizes of the images, and the boxes."""
+        """Return the SHA-256 of the ground truth used in evaluation: classes, image ids and sizes, and boxes.
+
+        The boxes include their labels, crowd flags and areas.
+        """
         digest = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
         for column in (self.image_ids, self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.areas):
             digest.update(column.tobytes())
         return digest.hexdigest()
 
     def inclusive(self) -> Annotations:
-        """The same in the original's inclusive boxes; boxes of a pixel or less are gone."""
+        """Return a copy with the original's inclusive boxes, without boxes whose width or height is a pixel or less."""
         image_of = self.image_of
         boxes, kept = to_inclusive(torch.from_numpy(self.boxes), torch.from_numpy(self.sizes[image_of]))
         mask = kept.numpy()
@@ -108,9 +111,9 @@ class Annotations:
         )
 
     def to_coco(self) -> dict[str, Any]:
-        """The ground truth as a COCO dictionary with the original ids; the boxes are those of `boxes`, as XYWH.
+        """Return the ground truth as a COCO dictionary with the original ids; its XYWH boxes are computed from `boxes`.
 
-        What is no Unicode in the name of a file is escaped.
+        Bytes of a file name that are not valid Unicode are escaped.
         """
         boxes = self.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
@@ -142,10 +145,10 @@ class Sample(NamedTuple):
 
     Attributes:
         image: uint8 [3, H, W] RGB.
-        objects: in pixels of `image`, in the data set's box convention.
+        objects: objects of the image, boxes in pixels of `image` and in the data set's box convention.
         index: position in the data set.
-        more_views: the same image in further views, uint8 [3, h, w] each.
-        warning: why the user's transform was left out; empty: it was not.
+        more_views: additional views of the same image, uint8 [3, h, w] each.
+        warning: reason why the user's transform was skipped; empty if it was not skipped.
     """
 
     image: Tensor
@@ -156,10 +159,10 @@ class Sample(NamedTuple):
 
 
 class DetectionDataset:
-    """Reads and transforms the images of a split.
+    """Data set that reads and transforms the images of a split.
 
-    `dataset[index]` is a Sample; `dataset.load(index, seed)` draws scale, flip, zoom and colours from the seed.
-    An image is decoded once, also where `more_views` transform it in further ways.
+    `dataset[index]` returns a Sample, with seed 0. `dataset.load(index, seed)` draws scale, flip, zoom and colours from
+    the given seed. An image is decoded only once, even if `more_views` add further transforms of it.
     """
 
     def __init__(
@@ -183,7 +186,7 @@ class DetectionDataset:
         """Read and transform one image.
 
         Raises:
-            DataError: the file cannot be read, or its size is not what it was at the start.
+            DataError: the file cannot be read, or its size has changed since the data was checked.
         """
         path = self.annotations.path(index)
         image = open_rgb(path)
@@ -196,7 +199,7 @@ class DetectionDataset:
         warning = ""
         try:
             pixels, objects = self.transform(image, objects, seed=seed)
-        except DataError as error:  # of the user's transform, which must not end a run halfway or cost an image
+        except DataError as error:  # the user's transform failed; this must neither end a run nor cost an image
             warning = f"{path}: {error}; the image is used without this transform"
             pixels, objects = replace(self.transform, user=None)(image, objects, seed=seed)
         others = tuple(view(image, seed=seed).image for view in self.more_views)

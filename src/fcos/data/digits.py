@@ -1,7 +1,7 @@
 """Sample data without a download: real handwritten digits on real photographs, in COCO layout.
 
-The digits are scikit-learn's 1797 scans (UCI "Optical Recognition of Handwritten Digits", 8x8 pixels), the photographs
-ship inside scikit-learn and scikit-image. Training and validation images share neither a scan nor a photograph. The
+The digits are scikit-learn's 1797 scans (UCI "Optical Recognition of Handwritten Digits", 8x8 pixels). The photographs
+are included in scikit-learn and scikit-image. Training and validation images share neither a scan nor a photograph. The
 same arguments give the same bytes (with the same version of Pillow).
 
 Shape letters: S side of a scene, H W size of a drawn digit, all in pixels.
@@ -22,7 +22,7 @@ from ..errors import DataError
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# (package, file inside it); public domain, CC0 or CC BY; NOTICE names them
+# (package, file in it). The licences are public domain, CC0 or CC BY; see NOTICE.
 PHOTOGRAPHS = {
     "train": (
         ("sklearn", "datasets/images/china.jpg"),
@@ -49,9 +49,9 @@ PALETTE = (  # upper colour, lower colour, rim
     ("#ffb3cf", "#ff6fa8", "#1b1530"),
     ("#ffffff", "#cfd6e4", "#1b1530"),
 )
-DIGITS_PER_IMAGE = (4, 7)  # both ends included
-DIGIT_SIDE = (0.20, 0.42)  # of the side of the scene, before rotation
-MAX_COVERED = 0.10  # of a digit's pixels that later digits may cover
+DIGITS_PER_IMAGE = (4, 7)  # inclusive range
+DIGIT_SIDE = (0.20, 0.42)  # as a fraction of the scene's side, before rotation
+MAX_COVERED = 0.10  # largest fraction of a digit's pixels that later digits may cover
 MAX_ROTATION = 20.0  # degrees; a 6 must not become a 9
 
 
@@ -65,19 +65,19 @@ def make_digits(
     classes: int = 10,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `train.json`, `val.json` (COCO) and `images/*.jpg`.
+    """Write `train.json` and `val.json` (COCO), and `images/*.jpg`.
 
     Args:
-        folder: made when missing, must be empty.
+        folder: output folder. It is created if missing and must be empty.
         train_images: number of training scenes.
         val_images: number of validation scenes.
-        size: side of the square scenes, pixels, at least 64.
-        seed: the same seed gives the same files.
-        classes: digits 0..classes-1 are used, 1..10.
-        progress: called as progress(scenes done, scenes in all).
+        size: side of the square scenes in pixels, 64..4096.
+        seed: random seed. The same seed gives the same files.
+        classes: number of classes, 1..10. The digits 0..classes-1 are used.
+        progress: callback, called as progress(scenes done, total scenes).
 
     Raises:
-        DataError: an argument out of range, a folder that holds something, or a package that is not installed.
+        DataError: an argument is out of range, the folder is not empty, or a package is not installed.
     """
     for name, value, low, high in (
         ("train_images", train_images, 1, 1_000_000),
@@ -129,7 +129,7 @@ def _read_photographs() -> dict[str, list[Image.Image]]:
 
 
 def _read_scans(classes: int) -> dict[str, list[tuple[np.ndarray, int]]]:
-    """Scans as float32 [8, 8] in 0..1 with their labels; every fifth one of a class is for validation."""
+    """Return scans, float32 [8, 8] in 0..1, with their labels; every fifth scan of a class is used for validation."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -143,10 +143,10 @@ def _read_scans(classes: int) -> dict[str, list[tuple[np.ndarray, int]]]:
 def _scene(
     photographs: Sequence[Image.Image], scans: Sequence[tuple[np.ndarray, int]], size: int, rng: np.random.Generator
 ) -> tuple[Image.Image, list[tuple[int, tuple[int, int, int, int]]]]:
-    """Draw one scene; returns it with (label, (x1, y1, x2, y2)) of every digit, in integer pixels."""
+    """Draw one scene; return it with (label, (x1, y1, x2, y2)) of every digit, in integer pixels."""
     scene = _background(photographs[int(rng.integers(len(photographs)))], size, rng)
-    top = np.full((size, size), -1)  # [S, S] which digit a pixel shows, -1: the photograph
-    pixels: list[int] = []  # of every digit
+    top = np.full((size, size), -1)  # [S, S] index of the visible digit, -1: photograph
+    pixels: list[int] = []  # number of opaque pixels of every digit
     objects: list[tuple[int, tuple[int, int, int, int]]] = []
     for _ in range(rng.integers(*DIGITS_PER_IMAGE, endpoint=True)):
         scan, label = scans[int(rng.integers(len(scans)))]
@@ -154,7 +154,7 @@ def _scene(
         digit = _sticker(scan, side, angle=rng.uniform(-MAX_ROTATION, MAX_ROTATION), rng=rng)
         opaque = np.asarray(digit.getchannel("A")) >= 128
         height, width = opaque.shape
-        for _ in range(20):  # places tried; a digit that fits nowhere is left out
+        for _ in range(20):  # attempts; a digit that does not fit is left out
             x, y = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
             candidate = top.copy()
             candidate[y : y + height, x : x + width][opaque] = len(pixels)
@@ -169,7 +169,7 @@ def _scene(
 
 
 def _background(photograph: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A random square of the photograph, 40-100% of its shorter side, mirrored half of the time."""
+    """Return a random square of the photograph, 40-100% of its shorter side, flipped with probability 0.5."""
     side = int(rng.uniform(0.4, 1.0) * min(photograph.size))
     x, y = int(rng.integers(photograph.width - side + 1)), int(rng.integers(photograph.height - side + 1))
     square = photograph.resize((size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side))
@@ -177,11 +177,15 @@ def _background(photograph: Image.Image, size: int, rng: np.random.Generator) ->
 
 
 def _sticker(scan: np.ndarray, side: int, *, angle: float, rng: np.random.Generator) -> Image.Image:
-    """Enlarge a scan [8, 8] to about `side` pixels, rotate (degrees) and colour it: RGBA, cropped to what it shows."""
-    padded = Image.fromarray(np.pad(scan, 2))  # room for the rotation
+    """Enlarge a scan [8, 8] to about `side` pixels, rotate it (degrees) and colour it.
+
+    Returns:
+        RGBA image, cropped to the digit.
+    """
+    padded = Image.fromarray(np.pad(scan, 2))  # leaves room for the rotation
     large = padded.resize((side * 12 // 8, side * 12 // 8), Image.Resampling.BICUBIC)
     ink = np.asarray(large.rotate(float(angle), Image.Resampling.BICUBIC))  # [H, W]
-    shape, stroke = _smoothstep(ink, 0.16, 0.30), _smoothstep(ink, 0.40, 0.54)  # two contours: the rim lies between
+    shape, stroke = _smoothstep(ink, 0.16, 0.30), _smoothstep(ink, 0.40, 0.54)  # the rim is between these contours
     rows, columns = np.flatnonzero((shape >= 0.5).any(axis=1)), np.flatnonzero((shape >= 0.5).any(axis=0))
 
     upper, lower, rim = (np.array(ImageColor.getrgb(name)) for name in PALETTE[int(rng.integers(len(PALETTE)))])

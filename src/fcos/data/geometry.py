@@ -1,4 +1,4 @@
-"""Images and boxes resized, mirrored and cropped together, as the original does it.
+"""Resizing, flipping and cropping of images with their boxes, as in the original.
 
 Sizes are (height, width) in pixels; boxes [M, 4] float32 XYXY in pixels of the image they come with.
 """
@@ -14,19 +14,19 @@ from ..choices import BoxConvention
 
 
 def resize_size(height: int, width: int, short_side: int, max_side: int | None) -> tuple[int, int]:
-    """The size after scaling the shorter side to `short_side`, or less where the longer one would exceed `max_side`.
+    """Return the size with the shorter side scaled to `short_side`, or less if the longer would exceed `max_side`.
 
     Args:
-        height: of the image, pixels, > 0.
-        width: of the image, pixels, > 0.
-        short_side: wanted, pixels.
-        max_side: limit of the longer side; None: there is none.
+        height: image height in pixels, > 0.
+        width: image width in pixels, > 0.
+        short_side: target length of the shorter side in pixels.
+        max_side: upper limit of the longer side in pixels; None: no limit.
 
     Returns:
         (height, width).
 
-    Source: units/resize_rule of the recorded original: the reduced short side is rounded, the long side truncated, so
-    that it may exceed `max_side` when the image is very long. Ours: never below one pixel.
+    Source: units/resize_rule of the recorded original. A reduced short side is rounded and the long side is truncated,
+    so the long side may exceed `max_side` if the image is very long. Ours: the size is at least one pixel.
     """
     small, large = min(height, width), max(height, width)
     if max_side is not None and large / small * short_side > max_side:
@@ -42,10 +42,10 @@ def resize_image(
     """Resize with Pillow's antialiasing bilinear filter.
 
     Args:
-        image: any mode that Pillow filters.
+        image: image of any mode that Pillow can filter.
         size: (height, width) of the result.
-        whole: size to resize to, where the result is a part of it; `size` by default.
-        origin: (x, y) of that part.
+        whole: (height, width) of the entire resized image if the result is a window of it; `size` by default.
+        origin: (x, y) of the window in the entire resized image.
     """
     (height, width), (whole_height, whole_width), (left, top) = size, whole or size, origin
     if image.size == (width, height) == (whole_width, whole_height):
@@ -61,24 +61,24 @@ def resize_image(
 
 
 def resize_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Scale boxes with their image, each axis by its own ratio (in both conventions).
+    """Scale boxes with their image, with separate ratios for x and y (the same in both box conventions).
 
     Args:
         boxes: [M, 4].
         size: (height, width) of the image.
-        new_size: (height, width) that it gets.
+        new_size: (height, width) of the resized image.
     """
     ratio_y, ratio_x = (new / old for new, old in zip(new_size, size, strict=True))
     return boxes * boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
 
 
 def flip_boxes(boxes: Tensor, width: int, convention: BoxConvention) -> Tensor:
-    """Mirror boxes with their image: x becomes width - x, or width - 1 - x for inclusive boxes.
+    """Flip boxes horizontally with their image: x becomes width - x, or width - 1 - x for inclusive boxes.
 
     Args:
         boxes: [M, 4].
-        width: of the image, pixels.
-        convention: of the boxes.
+        width: image width in pixels.
+        convention: box convention.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
     last = width if convention == "continuous" else width - 1
@@ -88,16 +88,16 @@ def flip_boxes(boxes: Tensor, width: int, convention: BoxConvention) -> Tensor:
 def crop_boxes(
     boxes: Tensor, origin: tuple[int, int], size: tuple[int, int], convention: BoxConvention
 ) -> tuple[Tensor, Tensor]:
-    """Move boxes into a window of their image and cut off what is outside.
+    """Crop boxes to a window of their image.
 
     Args:
         boxes: [M, 4].
         origin: (x, y) of the window.
         size: (height, width) of the window.
-        convention: of the boxes.
+        convention: box convention.
 
     Returns:
-        The boxes [M, 4], and the share [M] of each one's area that is left.
+        The boxes [M, 4] in pixels of the window, and the visible fraction [M] of each box's area.
     """
     moved = boxes - boxes.new_tensor([*origin, *origin])
     cut = clip(moved, size, convention=convention)
@@ -108,18 +108,20 @@ def crop_boxes(
 
 
 def to_inclusive(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn continuous boxes into the original's inclusive ones, x2 = x1 + max(width - 1, 0), clipped to the last pixel.
+    """Convert continuous boxes to the original's inclusive boxes.
+
+    x2 = x1 + max(width - 1, 0), clipped to the last pixel; y2 likewise.
 
     Args:
         boxes: [B, 4] continuous, inside their images.
         sizes: [B, 2] (height, width) of the image of each box.
 
     Returns:
-        The boxes [B, 4], and a mask [B] of those that still have a width and a height: the original drops boxes of a
-        pixel or less.
+        The boxes [B, 4], and a mask [B] of the boxes that keep x2 > x1 and y2 > y1. The original drops the other boxes,
+        whose width or height is a pixel or less.
     """
     corner, far = boxes[:, :2], boxes[:, 2:]
     last = sizes.flip(1).to(boxes) - 1
     corner, far = torch.minimum(corner, last), torch.minimum(torch.maximum(far - 1, corner), last)
-    # Not just > 0: x1 + 1 - 1 need not give x1 in float32.
+    # A tolerance instead of > 0: in float32, x1 + 1 - 1 may differ from x1.
     return torch.cat([corner, far], dim=1), (far - corner > 1e-3).all(dim=1)

@@ -1,4 +1,4 @@
-"""Image files to RGB pixels, and the check that finds files which cannot be read before a run needs them."""
+"""Decoding of image files to RGB pixels, and a check that finds unreadable files before a run needs them."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from torch import Tensor
 from ..errors import DataError
 
 OnImage = Callable[[Path, Image.Image], None]
-"""Is shown the path and the decoded pixels of an image, in any thread."""
+"""Callback with the path and the decoded RGB image; may be called from any thread."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 
 
 def open_rgb(path: str | Path) -> Image.Image:
-    """Read an image file as an RGB image, rotated as its EXIF orientation says.
+    """Read an image file as an RGB image, with its EXIF orientation applied.
 
     Raises:
-        DataError: the file is missing, truncated or no image.
+        DataError: the file is missing, truncated or not an image.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:  # of a path, Pillow maps turned TIFFs wrongly
+        # Passes an open file, because Pillow memory-maps rotated TIFFs wrongly if it gets a path.
+        with open(path, "rb") as file, Image.open(file) as image:
             image.load()
             return to_rgb(image)
-    except Exception as error:  # Pillow lets almost any exception escape from a damaged file
+    except Exception as error:  # Pillow may raise almost any exception for a damaged file
         raise DataError(f"{path}: {describe_failure(error)}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB, as a viewer would show it.
 
-    The EXIF orientation is applied. 16-bit values are scaled by 1/256, not clipped. Transparent pixels are laid on
-    white. Grey, palette, CMYK and the other modes are converted by Pillow; of several frames the first is taken.
+    The EXIF orientation is applied. 16-bit values are scaled by 1/256 instead of being clipped. Transparent pixels are
+    blended onto white. Pillow converts grey, palette, CMYK and the other modes. Only the first frame is used.
 
     Raises:
-        DataError: floating-point images, whose range is unknown.
+        DataError: the image has floating-point pixels, whose range is unknown.
     """
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise DataError("floating-point pixels have no known range; convert the image to 8 or 16 bits")
-    if image.mode.startswith("I"):  # I;16, I;16B, ...: 16 bits; I: 32 bits, which Pillow uses for 16-bit files, too
+    if image.mode.startswith("I"):  # I;16, I;16B, ...: 16 bits; I: 32 bits, also used by Pillow for 16-bit files
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -56,12 +57,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
-    """The pixels of an RGB image as uint8 [3, H, W] (a channels-last view, made contiguous where it is copied next)."""
+    """Return the pixels of an RGB image, uint8 [3, H, W]: a channels-last view that the next copy makes contiguous."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def describe_failure(error: Exception) -> str:
-    """Why an image could not be read, in a few words."""
+    """Return a short reason why an image could not be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, Image.UnidentifiedImageError):
@@ -70,7 +71,13 @@ def describe_failure(error: Exception) -> str:
 
 
 class ImageCheck(NamedTuple):
-    """What `check_image` found: (height, width) as displayed, whether EXIF turns it by 90 degrees, or a problem."""
+    """Result of `check_image`.
+
+    Attributes:
+        size: (height, width) as displayed, (0, 0) if there is a problem.
+        turned: True if the EXIF orientation rotates the image by 90 degrees.
+        problem: reason why the image cannot be read, or None.
+    """
 
     size: tuple[int, int]
     turned: bool = False
@@ -78,32 +85,31 @@ class ImageCheck(NamedTuple):
 
 
 def check_image(path: str | Path, *, decode: bool, on_image: OnImage | None = None) -> ImageCheck:
-    """Read an image's size and see whether the file is whole.
+    """Read the size of an image and check that the file is complete.
 
     Args:
-        path: the file.
-        decode: decode every pixel. Otherwise JPEG and PNG files that begin and end as they must are believed, which
-            is many times faster and finds every truncated file; what does not end so, and other formats, are
-            decoded, too.
-        on_image: is shown the image as RGB; only with `decode`.
+        path: image file.
+        decode: decode every image. If False, JPEG and PNG files with a valid start and end marker are accepted without
+            decoding, which is many times faster and still finds every truncated file. Other files are decoded.
+        on_image: callback for the RGB image, called if the file is decoded.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:  # as in open_rgb
+        with open(path, "rb") as file, Image.open(file) as image:  # open file as in open_rgb
             turned = _orientation(image, path) in (5, 6, 7, 8)
             width, height = reversed(image.size) if turned else image.size
             if decode or not _ends_well(image, path):
                 image.load()
                 shown = to_rgb(image)
-                width, height = shown.size  # Pillow turns a TIFF itself, and others not
+                width, height = shown.size  # on loading, Pillow applies the EXIF rotation to TIFFs only
                 if on_image is not None:
                     on_image(Path(path), shown)
-    except Exception as error:  # as in open_rgb
+    except Exception as error:  # any exception, as in open_rgb
         return ImageCheck((0, 0), problem=describe_failure(error))
     return ImageCheck((height, width), turned)
 
 
 def check_images(paths: Sequence[Path], *, decode: bool, on_image: OnImage | None = None) -> Iterator[ImageCheck]:
-    """Check many files in threads, in order; arguments as for `check_image`."""
+    """Check many files in threads; yield the results in order. `decode` and `on_image` are passed to `check_image`."""
 
     def check_some(some: Sequence[Path]) -> list[ImageCheck]:
         return [check_image(path, decode=decode, on_image=on_image) for path in some]
@@ -114,7 +120,7 @@ def check_images(paths: Sequence[Path], *, decode: bool, on_image: OnImage | Non
 
 
 def _orientation(image: Image.Image, path: str | Path) -> int:
-    # In a PNG it may stand behind the pixels: Pillow would decode every file in search of it.
+    # A PNG may store it after the pixels. To find it, Pillow would decode the pixels of every file.
     if image.format == "PNG" and not any("exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info):
         end = _end(path, 1 << 16)
         if b"eXIf" not in end and b"XML:com.adobe.xmp" not in end:
@@ -128,7 +134,7 @@ def _ends_well(image: Image.Image, path: str | Path) -> bool:
 
 
 def _end(path: str | Path, length: int) -> bytes:
-    """The last bytes of a file."""
+    """Return the last `length` bytes of a file."""
     with open(path, "rb") as file:
         file.seek(-min(length, file.seek(0, os.SEEK_END)), os.SEEK_END)
         return file.read()

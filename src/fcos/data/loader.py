@@ -1,7 +1,7 @@
-"""Batches from a data set: padding, worker processes, and images that turn out bad during a run.
+"""Batches from a data set: padding, worker processes, and images that become unreadable during a run.
 
-A file may be damaged where the check at the start does not look, or vanish: that never ends a run. In training the next
-readable image takes the place of a bad one, in detection it is left out; both are told.
+The check at the start does not find every damaged file, and a file may disappear later. Neither ends a run. Training
+replaces an unreadable image by the next readable one, detection skips it; both log a warning.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from .transforms import Transform, detection_views, train_transform
 logger = logging.getLogger(__name__)
 
 _MOST_WARNINGS = 20
-"""So many failures of the user's transform are reported."""
+"""Largest number of failures of the user's transform that are reported."""
 
 
 def padded_size(size: Sequence[int], size_divisor: int) -> tuple[int, int]:
-    """A (height, width) enlarged to the next multiples of `size_divisor`."""
+    """Return (height, width) rounded up to multiples of `size_divisor`."""
     height, width = size
     return -(-height // size_divisor) * size_divisor, -(-width // size_divisor) * size_divisor
 
 
 def pad(images: Sequence[Tensor], *, size_divisor: int) -> tuple[Tensor, Tensor]:
-    """Pad images at the right and the bottom with zeros to one size.
+    """Zero-pad images at the right and the bottom to a common size.
 
     Args:
         images: uint8 [3, h, w] each, at least one.
-        size_divisor: both sides of the padded size are multiples of it.
+        size_divisor: divisor of both sides of the padded size.
 
     Returns:
-        The images [N, 3, H, W] uint8 and their sizes without the padding [N, 2].
+        The padded images, uint8 [N, 3, H, W], and their (height, width) without padding, [N, 2].
     """
     sizes = torch.tensor([image.shape[1:] for image in images])
     padded = torch.zeros(len(images), 3, *padded_size(sizes.amax(dim=0).tolist(), size_divisor), dtype=torch.uint8)
@@ -56,12 +56,12 @@ def pad(images: Sequence[Tensor], *, size_divisor: int) -> tuple[Tensor, Tensor]
 
 
 def pad_views(images: Sequence[Sequence[Tensor]], transforms: Sequence[Transform], *, size_divisor: int) -> list[View]:
-    """Several images in several views, each view padded to one size.
+    """Batch several images in several views; each view is padded to a common size.
 
     Args:
-        images: of every image its views, uint8 [3, h, w] each.
-        transforms: what made the views.
-        size_divisor: see `pad`.
+        images: the views of every image, uint8 [3, h, w] each.
+        transforms: transforms that produced the views, in the same order.
+        size_divisor: divisor of both sides of the padded sizes.
     """
     views = zip(*images, strict=True)
     return [
@@ -71,16 +71,16 @@ def pad_views(images: Sequence[Sequence[Tensor]], transforms: Sequence[Transform
 
 
 def collate(samples: Sequence[Sample], *, size_divisor: int) -> Batch:
-    """Put samples together, see `pad`."""
+    """Collate samples into a batch; `pad` pads the images to a common size."""
     images, sizes = pad([sample.image for sample in samples], size_divisor=size_divisor)
     return Batch(images, sizes, [s.objects for s in samples], torch.tensor([sample.index for sample in samples]))
 
 
 class _Loaded(NamedTuple):
-    """The result of a worker.
+    """Batch as a worker sends it to the main process.
 
-    Errors travel as text: an exception would arrive buried in the worker's traceback. The ground truth of all images
-    travels as one, since every tensor takes a file descriptor on its way.
+    Errors are sent as text, because an exception would be hidden in the worker's traceback. The ground truth of all
+    images is concatenated, because sending a tensor takes a file descriptor.
     """
 
     batch: Batch | None
@@ -90,14 +90,14 @@ class _Loaded(NamedTuple):
     warnings: Sequence[str] = ()
 
     def unpacked(self) -> Batch | None:
-        """The batch with the ground truth of its images."""
+        """Return the batch with the ground truth of each image."""
         if self.batch is None or self.objects is None:
             return self.batch
         return self.batch._replace(targets=self.objects.split(self.counts))
 
 
 class _Reader:
-    """Maps the images of a batch, by index and seed, to the batch; runs in the workers."""
+    """Map-style data set that maps the seeded indices of a batch to the loaded batch; used in the workers."""
 
     def __init__(self, dataset: DetectionDataset, *, training: bool, size_divisor: int) -> None:
         self.dataset, self.training, self.size_divisor = dataset, training, size_divisor
@@ -127,10 +127,10 @@ class _Reader:
 
 
 class Loader:
-    """Yields batches.
+    """Iterable of batches.
 
     Attributes:
-        left_out: how many times an image could not be read and was replaced (training) or left out (detection).
+        left_out: number of times that an unreadable image was replaced (training) or skipped (detection).
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class Loader:
         self._reader, self._batches, self._workers = reader, batches, workers
 
     def __iter__(self) -> Iterator[Batch]:
-        # The loader's own generator: the global random state must not depend on how often an iterator is made.
-        # Workers compute with one thread each; torch sees to that.
+        # With a separate generator, creating an iterator does not change the global random state.
+        # torch limits each worker to one thread.
         batches = DataLoader(
             self._reader,  # pyright: ignore[reportArgumentType]
             sampler=self._batches(),
@@ -154,7 +154,7 @@ class Loader:
         )
         what_now = "another image takes its place" if self._reader.training else "left out"
         told: set[str] = set()
-        failures = 0  # of the user's transform
+        failures = 0  # number of failures of the user's transform
         for loaded in batches:
             if loaded.batch is None and self._reader.training:
                 raise DataError(f"no training image can be read any more; {loaded.errors[0]}")
@@ -175,32 +175,36 @@ def _unchanged(loaded: Any) -> Any:
 
 
 def _leave_the_group(_worker: int) -> None:
-    """Ctrl-C, and SIGTERM from torchrun or a batch system, go to all processes of a group; the parent still needs a
-    batch to end its step, and ends the workers itself."""
+    """Move a worker to a separate OS process group.
+
+    Ctrl-C, and SIGTERM from torchrun or a batch system, are sent to all processes of a group. The parent still needs a
+    batch to finish its step, and then stops the workers.
+    """
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
     parent = multiprocessing.parent_process()
     if os.getppid() == 1 and parent is not None and parent.pid != 1:
-        os._exit(1)  # it was killed as this process began, which torch cannot see: it would wait for ever
+        # The parent was killed while this worker started. torch does not detect this: the worker would wait forever.
+        os._exit(1)
 
 
 def build_train_loader(
     config: Config, annotations: Annotations, *, start_iteration: int = 0, rank: int = 0, world_size: int = 1
 ) -> Loader:
-    """Endless, seeded training batches.
+    """Build a loader of endless, seeded training batches.
 
-    Batch k (images, scales and flips) is the same for any `start_iteration` and number of workers; a process gets its
-    contiguous shard of it, so that the total does not depend on the number of processes.
+    Batch k (images, scales and flips) is the same for any `start_iteration` and number of workers. Each process gets a
+    contiguous shard of it, so the global batch does not depend on the number of processes.
 
     Args:
-        config: reads `data`, `train.batch_size`, `train.seed` and `model.box_convention`.
-        annotations: of the training split.
-        start_iteration: the first batch to give.
-        rank: this process.
-        world_size: number of processes, no more than there are images in a batch.
+        config: configuration; `data`, `train.batch_size`, `train.seed` and `model.box_convention` are used.
+        annotations: annotations of the training split.
+        start_iteration: 0-based number of the first batch.
+        rank: rank of this process.
+        world_size: number of processes, at most the batch size.
 
     Raises:
-        DataError: (while iterating) no image can be read any more.
+        DataError: no image can be read any more (raised during iteration).
     """
     data, batch_size, convention = config.data, config.train.batch_size, config.model.box_convention
     assert batch_size >= world_size
@@ -219,11 +223,11 @@ def build_train_loader(
 
 
 def try_user_transform(config: Config, annotations: Annotations) -> None:
-    """Call the user's own transform, if there is one, on the first image that can be read, if possible one with boxes.
+    """Call the user's transform, if any, on the first readable image, preferably one with boxes.
 
     Raises:
-        ConfigError: `data.transforms` names no function.
-        DataError: it fails, or returns something else than it should.
+        ConfigError: `data.transforms` does not name a function.
+        DataError: the transform fails or returns an invalid result.
     """
     convention = config.model.box_convention
     transform = train_transform(config.data, convention, num_classes=len(annotations.class_names))
@@ -235,7 +239,7 @@ def try_user_transform(config: Config, annotations: Annotations) -> None:
         try:
             image, objects, *_ = plain.load(index, 0)
         except DataError:
-            continue  # training replaces it
+            continue  # training replaces the image
         transform.user(image, objects, seed=0, convention=convention)
         return
 
@@ -243,17 +247,18 @@ def try_user_transform(config: Config, annotations: Annotations) -> None:
 def build_test_loader(
     config: Config, annotations: Annotations, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Loader:
-    """Every image once, without targets, in batches of images that have the same padded size in every view.
+    """Build a loader that yields every image once, without targets.
 
-    The order is not that of the data set: `Batch.indices` tells. So no image is padded further because of another, and
-    what is detected does not depend on the batch size.
+    All images of a batch have the same padded size in every view. No image gets extra padding because of another one,
+    so detections do not depend on the batch size. The order differs from the data set's; `Batch.indices` holds the
+    positions in the data set.
 
     Args:
-        config: reads `data`, and the views of test-time augmentation from `eval`.
-        annotations: of the split.
-        batch_size: images a batch, at most.
-        rank: this process.
-        world_size: number of processes; each gets its shard of the batches.
+        config: configuration; `data` and the test-time augmentation options in `eval` are used.
+        annotations: annotations of the split.
+        batch_size: largest number of images per batch.
+        rank: rank of this process.
+        world_size: number of processes; each gets a shard of the batches.
     """
     data, views = config.data, detection_views(config)
     groups = same_size_batches(annotations.sizes.tolist(), views, data.size_divisor, batch_size)
@@ -266,16 +271,16 @@ def build_test_loader(
 def same_size_batches(
     sizes: Sequence[tuple[int, int]], views: Sequence[Transform], size_divisor: int, batch_size: int
 ) -> list[list[int]]:
-    """Group images by their sizes after the transforms and padding.
+    """Split images into batches whose images have the same padded size in every view.
 
     Args:
         sizes: (height, width) of every image.
-        views: the transforms, each with one short side.
-        size_divisor: padded sides are multiples of it.
-        batch_size: images a batch, at most.
+        views: transforms of the views, each with exactly one short side.
+        size_divisor: divisor of both padded sides.
+        batch_size: largest number of images per batch.
 
     Returns:
-        The indices of the images of every batch; each image is in one.
+        The image indices of every batch; each image is in exactly one batch.
     """
     groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for index, (height, width) in enumerate(sizes):

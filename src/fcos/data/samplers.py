@@ -1,4 +1,4 @@
-"""Which images make up which batch: pure functions of the seed and the iteration."""
+"""Selection of the images of each batch, by pure functions of the seed and the iteration."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ T = TypeVar("T")
 
 
 class SeededIndex(NamedTuple):
-    """An image of a batch, and the seed of its augmentation."""
+    """Index of an image in the data set, and the seed of its augmentation."""
 
     index: int
     seed: int
 
 
 def shuffled(length: int, seed: int) -> np.ndarray:
-    """A permutation of 0..length-1, torch.randperm's for the seed: int64 [length]."""
+    """Return the permutation of 0..length-1 that torch.randperm gives for a seed, int64 [length]."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 def aspect_groups(sizes: np.ndarray) -> np.ndarray:
-    """0 for landscape, 1 for square and portrait images: int64 [I]; sizes [I, 2] (height, width)."""
+    """Return 0 for landscape, 1 for square and portrait images, int64 [I], from sizes [I, 2] (height, width)."""
     return (sizes[:, 0] >= sizes[:, 1]).astype(np.int64)
 
 
 def grouped_batches(order: np.ndarray, group_ids: np.ndarray, batch_size: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Cut a sequence of images into batches whose images are all of one group.
+    """Split a sequence of images into batches, each with images of one group.
 
     Args:
         order: image indices, int64, at least one.
-        group_ids: the group of every image.
-        batch_size: images a batch.
+        group_ids: group of every image, int64 [I].
+        batch_size: number of images per batch.
 
     Returns:
-        The full batches, int64 [F, batch_size], and the smaller ones that remain (one a group at most); both in the
-        order of their first images.
+        The full batches, int64 [F, batch_size], and the remaining smaller ones (at most one per group). Both are sorted
+        by the position of their first image in `order`.
     """
     groups = group_ids[order]
     full, partial = [], []  # positions in `order`
@@ -58,16 +58,16 @@ def grouped_batches(order: np.ndarray, group_ids: np.ndarray, batch_size: int) -
 def endless_batches(
     orders: Iterable[np.ndarray], group_ids: np.ndarray, batch_size: int, *, start: int = 0
 ) -> Iterator[list[int]]:
-    """Full batches over many passes, each of images of one group.
+    """Yield full batches over many passes, each with images of one group.
 
-    What is left over in one pass begins the next (in the original it makes smaller batches, and few images of a rare
-    group would change the statistics of a step).
+    Images that do not fill a batch are put at the start of the next pass. The original makes smaller batches of them
+    instead; a few images of a rare group would then change the statistics of a step.
 
     Args:
-        orders: the image indices of each pass, int64.
-        group_ids: the group of every image.
-        batch_size: images a batch.
-        start: the number, from 0, of the first batch to give.
+        orders: image indices of each pass, int64.
+        group_ids: group of every image, int64 [I].
+        batch_size: number of images per batch.
+        start: 0-based number of the first batch to yield.
 
     Yields:
         The image indices of a batch.
@@ -84,20 +84,20 @@ def endless_batches(
 def seeded_batches(
     length: int, group_ids: np.ndarray, batch_size: int, *, seed: int, start_iteration: int = 0
 ) -> Iterator[list[SeededIndex]]:
-    """Training batches without end; every pass permutes the images anew.
+    """Yield training batches without end; every pass uses a new permutation of the images.
 
-    Batch k depends on k and the arguments besides `start_iteration` only, an augmentation on (seed, k, position in the
-    batch).
+    Batch k depends only on k and on the arguments other than `start_iteration`. The seed of an augmentation depends
+    only on (`seed`, k, position in the batch).
 
     Args:
         length: number of images, at least one.
-        group_ids: the group of every image, see `endless_batches`.
-        batch_size: images a batch.
-        seed: of the permutations and augmentations.
-        start_iteration: the number, from 0, of the first batch to give.
+        group_ids: group of every image, int64 [length]; a batch holds images of one group.
+        batch_size: number of images per batch.
+        seed: seed of the permutations and augmentations.
+        start_iteration: 0-based number of the first batch to yield.
 
     Yields:
-        The images of a batch.
+        The indices and augmentation seeds of the images of a batch.
     """
     assert length > 0
     orders = (shuffled(length, _mixed(seed, epoch)) for epoch in count())
@@ -107,10 +107,10 @@ def seeded_batches(
 
 
 def shard(items: Sequence[T], index: int, count: int) -> Sequence[T]:
-    """The contiguous shard number `index`, from 0, of `count`; their lengths differ by one item at most."""
+    """Return shard `index` (0-based) of `count` contiguous shards, whose lengths differ by at most one item."""
     return items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
 def _mixed(*numbers: int) -> int:
-    """A 64-bit number that changes completely with any of the numbers."""
+    """Return a 64-bit hash of the numbers."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest())

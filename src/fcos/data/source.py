@@ -1,4 +1,4 @@
-"""What a reader of an annotation format gives: one split as its files say it, not yet checked against the images.
+"""Output of the readers of annotation formats: one split as read from its files, not yet checked against the images.
 
 Shape letters: I images, B boxes.
 """
@@ -24,19 +24,19 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""The splits, and what data sets call them."""
+"""Splits, with the names that data sets use for them."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in a data set that is wrong (`error`: it stops a run) or worth knowing (`warning`).
+    """Error or warning about a data set.
 
     Attributes:
-        kind: a few words, the same for all problems of the kind ("empty box").
-        file: the file to mend.
-        id: the place in it ("annotation 17"), or "".
-        message: what was found.
-        severity: an error stops a run unless data.on_error=skip leaves the image or box out.
+        kind: short name of the kind of problem ("empty box").
+        file: file to fix.
+        id: position in the file ("annotation 17"), or "".
+        message: description of the problem.
+        severity: `error` stops a run, unless data.on_error=skip leaves the image or box out; `warning` does not.
     """
 
     kind: str
@@ -50,21 +50,21 @@ class Problem:
 
 
 def summary(problems: Iterable[Problem]) -> str:
-    """Count problems by kind: `empty box (3), missing image`."""
+    """Return the number of problems of each kind as text: `empty box (3), missing image`."""
     counts = Counter(p.kind for p in problems).most_common()
     return ", ".join(f"{kind} ({count})" if count > 1 else kind for kind, count in counts)
 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """Where the files of one split are.
+    """Paths of the files of one split.
 
     Attributes:
-        annotations: COCO: the JSON file. VOC: the folder of XML files. YOLO: the folder of label files, or None for
-            labels beside the images (`/images/` -> `/labels/`).
-        images: the folder that file names are relative to; COCO: several candidates, likeliest first.
-        lists: text files naming the images (VOC and YOLO), or folders of images (YOLO); none: every image.
-        class_names: the names that the layout declares apart from the annotations (YOLO's data.yaml).
+        annotations: COCO: JSON file. VOC: folder of XML files. YOLO: folder of label files, or None for labels next to
+            the images (`/images/` -> `/labels/`).
+        images: folder that file names are relative to. COCO: several candidates, most likely first.
+        lists: text files that list the images (VOC and YOLO), or folders of images (YOLO); empty: all images.
+        class_names: class names that are stored apart from the annotations (YOLO's data.yaml).
     """
 
     annotations: Path | None
@@ -75,25 +75,25 @@ class SplitFiles:
 
 @dataclass(eq=False)
 class Source:
-    """One split as read.
+    """One split as read from its files.
 
     Attributes:
-        root: the folder that `file_names` are relative to.
-        file_names: I names.
-        image_ids: int64 [I].
-        sizes: int32 [I, 2] (height, width) as annotated, 0 where not.
-        annotation_files: one for all images, or I.
-        unit: what the annotation file calls a box ("annotation", "object", "line").
+        root: folder that `file_names` are relative to.
+        file_names: I file names.
+        image_ids: int64 [I], image ids.
+        sizes: int32 [I, 2] (height, width) as annotated, 0 if not annotated.
+        annotation_files: one file for all images, or I files.
+        unit: term for a box in the annotation file ("annotation", "object", "line").
         image_of: int64 [B], position of each box's image.
-        boxes: float64 [B, 4] XYXY in pixels, or fractions of the image where `relative`.
+        boxes: float64 [B, 4] XYXY in pixels, or in fractions of the image if `relative`.
         labels: int64 [B], positions in `class_names`.
-        crowd: bool [B].
-        areas: float64 [B], NaN where not given.
+        crowd: bool [B], True for ignore regions.
+        areas: float64 [B], annotated areas, NaN if not annotated.
         numbers: int64 [B], id or number of the box in its file.
-        class_names: K names.
-        category_ids: their K ids.
-        relative: whether `boxes` are fractions.
-        problems: what could not be read; it is left out of everything above.
+        class_names: K class names.
+        category_ids: K ids of the classes.
+        relative: True if `boxes` are fractions of the image size.
+        problems: problems of images and boxes that could not be read. The other attributes do not contain these.
     """
 
     root: Path
@@ -114,23 +114,23 @@ class Source:
     problems: list[Problem] = field(default_factory=list)
 
     def path(self, image: int) -> Path:
-        """The file of an image."""
+        """Return the path of an image."""
         return self.root / self.file_names[image]
 
     def annotation_file(self, image: int) -> str:
-        """The file that annotates an image."""
+        """Return the annotation file of an image."""
         return str(self.annotation_files[image if len(self.annotation_files) > 1 else 0])
 
     def box_problem(self, box: int, kind: str, message: str, severity: Severity = "error") -> Problem:
-        """A problem of one box."""
+        """Build the Problem of one box."""
         file = self.annotation_file(int(self.image_of[box]))
         return Problem(kind, file, f"{self.unit} {self.numbers[box]}", message, severity)
 
 
 def joined(sources: Sequence[Source]) -> Source:
-    """Put the data sets of one split together: their images one after the other, their classes by name.
+    """Concatenate the data sets of one split; classes with the same name are merged.
 
-    Image ids and the numbers of boxes are those of their files; `checked` gives new ones where they repeat.
+    Image ids and box numbers stay as in the files; `checked` replaces repeated ones.
     """
     first = sources[0]
     if len(sources) == 1:
@@ -165,7 +165,7 @@ def joined(sources: Sequence[Source]) -> Source:
 
 
 def _joined_classes(sources: Sequence[Source]) -> dict[str, int]:
-    """The ids of all class names; a later name whose id is taken gets a free one."""
+    """Return the ids of all class names. If the id of a later name is taken, the name gets the largest id plus 1."""
     ids: dict[str, int] = {}
     for source in sources:
         for name, category_id in zip(source.class_names, source.category_ids, strict=True):
@@ -183,11 +183,11 @@ def _mapped(labels: np.ndarray, new_labels: Sequence[int]) -> np.ndarray:
 
 
 class Format(NamedTuple):
-    """An annotation format.
+    """Annotation format.
 
     Attributes:
-        find: (folder, split) -> its files, or None when the folder has no such split in this format.
-        read: (files, class names in label order or None for the data's own) -> Source.
+        find: function (folder, split) -> SplitFiles, or None if the folder has no such split in this format.
+        read: function (files, class names in label order, or None for the names in the data) -> Source.
     """
 
     find: Callable[[Path, Split], SplitFiles | None]
@@ -195,7 +195,7 @@ class Format(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One box of a format with a file for each image."""
+    """One box of a format with one annotation file per image."""
 
     image: int
     number: int
@@ -205,7 +205,7 @@ class Row(NamedTuple):
 
 
 def source_from_rows(rows: Sequence[Row], **rest: Any) -> Source:
-    """Make a Source from boxes collected one by one; `rest` are its other attributes."""
+    """Build a Source from individual boxes; image ids are 1, 2, ..., and `rest` holds the remaining attributes."""
     count = len(rest["file_names"])
     return Source(
         image_ids=np.arange(1, count + 1, dtype=np.int64),
@@ -223,7 +223,7 @@ def read_text(path: Path) -> str:
     """Read a small text file.
 
     Raises:
-        DataError: it is missing or not text.
+        DataError: the file is missing or not UTF-8 text.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -234,6 +234,6 @@ def read_text(path: Path) -> str:
 
 
 def folder_with(folders: Sequence[Path], names: Sequence[str]) -> Path:
-    """The folder in which most of the first names exist; the last folder when none has any."""
+    """Return the folder that contains most of the first 20 names, or the last folder if none contains any."""
     found = {folder: sum((folder / name).is_file() for name in names[:20]) for folder in folders}
     return max(folders, key=found.__getitem__) if any(found.values()) else folders[-1]

@@ -1,4 +1,4 @@
-"""Finds, reads and checks the splits of a data set: the way from a DataConfig to Annotations."""
+"""Finding, reading and checking the splits of a data set: from a DataConfig to Annotations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS: dict[str, Format] = {
     "yolo": Format(yolo.find, yolo.read),
     "voc": Format(voc.find, voc.read),
 }
-"""The annotation formats; in a folder that holds several, the first one wins."""
+"""Annotation formats by name. If a folder matches several formats, the first one is used."""
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 _SHOWN = 20
@@ -40,17 +40,18 @@ def load_annotations(
     """Read and check one split.
 
     Args:
-        config: where the data is.
+        config: data options, including the location of the data.
         split: `train`, `val` or `test`.
-        class_names: the classes in label order, as those of a checkpoint or of the training split; None:
-            `config.classes`, or the data's own.
-        category_ids: of `class_names`, for the classes that this split does not name itself.
+        class_names: classes in label order, for example those of a checkpoint or of the training split; None:
+            `config.classes`, or else the classes in the data.
+        category_ids: ids of `class_names`, used for classes that this split does not contain.
 
     Returns:
-        The annotations; None when the data has no such split.
+        The annotations, or None if the data has no such split.
 
     Raises:
-        DataError: there is no data, or problems in it (all in one message) while `config.on_error` is `stop`.
+        DataError: no data is configured or found, the split cannot be read, no image is usable, or the data has errors
+            and `config.on_error` is `stop`. The message lists the errors.
     """
     loaded = read_split(config, split, class_names=class_names, category_ids=category_ids, decode=False)
     if loaded is None:
@@ -79,14 +80,18 @@ def read_split(
     decode: bool,
     on_image: OnImage | None = None,
 ) -> tuple[Annotations, list[Problem]] | None:
-    """Read one split, and all its problems; arguments as for `load_annotations`.
+    """Read and check one split; return its annotations and all problems, or None if the data has no such split.
 
     Args:
-        decode: decode every image, which finds damage that does not truncate the file, too.
-        on_image: is shown every decoded image.
+        config: data options, including the location of the data.
+        split: `train`, `val` or `test`.
+        class_names: classes in label order; None: `config.classes`, or else the classes in the data.
+        category_ids: ids of `class_names`, used for classes that this split does not contain.
+        decode: decode every image. This also finds damage that does not truncate the file.
+        on_image: callback for every decoded image.
 
     Raises:
-        DataError: there is no data, or the split as a whole cannot be read.
+        DataError: no data is configured or found, or the entire split cannot be read.
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}; expected {', '.join(SPLITS)}")
@@ -110,15 +115,14 @@ def _read(form: Format, files: SplitFiles, class_names: Sequence[str] | None, sp
 
 
 def locate(config: DataConfig, split: Split) -> tuple[str, list[SplitFiles]] | None:
-    """The format of a split and the files of each of its data sets, from the root folder, from the split's own options,
-    or from both.
+    """Find the format and the files of a split, from the root folder, the options of the split, or both.
 
     Args:
-        config: where the data is.
-        split: train, val or test.
+        config: data options, including the location of the data.
+        split: `train`, `val` or `test`.
 
     Returns:
-        None: there is no such split.
+        The name of the format and the files of each data set of the split, or None if the data has no such split.
 
     Raises:
         DataError: no data is configured or found.
@@ -158,7 +162,7 @@ def _detect(root: Path, wanted: str) -> str:
 def _from_pieces(
     name: str, files: SplitFiles, paths: tuple[Path | None, Path | None, Path | None], split: Split
 ) -> tuple[str, SplitFiles]:
-    """Put the options of a split in place of what was found."""
+    """Return the format and files of a data set, with the paths given in the options replacing those in `files`."""
     annotations, images, image_list = paths
     for path in paths:
         if path is not None and not path.exists():

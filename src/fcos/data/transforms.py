@@ -1,4 +1,4 @@
-"""From a decoded image to the network's size: resizing exactly as the original does, and the augmentations.
+"""Transforms from a decoded image to the network input: resizing exactly as in the original, and augmentations.
 
 Sizes are (height, width) in pixels; boxes [M, 4] float32 XYXY in pixels of the image they come with.
 """
@@ -23,15 +23,15 @@ from .images import image_to_tensor
 from .user_transforms import UserTransform
 
 MIN_VISIBLE = 0.25
-"""Objects of which a smaller share is left in a zoomed image are ignored in training."""
+"""Smallest visible fraction of an object's area in a zoomed image; training ignores objects below it."""
 
 
 class Transformed(NamedTuple):
-    """A transformed image.
+    """Transformed image with its objects.
 
     Attributes:
         image: uint8 [3, h, w] RGB.
-        objects: in pixels of `image`, inside it.
+        objects: objects of the image, boxes in pixels of `image`, inside it.
     """
 
     image: Tensor
@@ -40,14 +40,14 @@ class Transformed(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize an image with its objects, and perhaps augment it.
+    """Transform that resizes an image with its objects and optionally augments it.
 
     Attributes:
-        short_sides: the shorter side is drawn from these.
-        max_side: limit of the longer side.
-        augmentations: in the order in which they are applied.
-        user: the user's own transform, which comes last.
-        box_convention: of the boxes that are passed.
+        short_sides: lengths in pixels from which the shorter side is drawn.
+        max_side: upper limit of the longer side in pixels.
+        augmentations: augmentations in the order in which they are applied.
+        user: the user's transform, applied last.
+        box_convention: convention of the input and output boxes.
     """
 
     short_sides: Sequence[int]
@@ -62,10 +62,10 @@ class Transform:
         return any(isinstance(step, Flip) and step.probability == 1 for step in self.augmentations)
 
     def draw(self, seed: int) -> tuple[int, list[Any]]:
-        """The shorter side and what every augmentation does; the same for the same seed on every machine.
+        """Draw the shorter side and the parameters of every augmentation; a seed gives the same values on any machine.
 
-        An augmentation draws from a generator of its own, so that adding one changes no other. The oldest ones share
-        the generator of the shorter side, see `Augmentation.offset`.
+        Every augmentation has a separate random generator, so adding one does not change the others. Only the oldest
+        ones share the generator of the shorter side (see `Augmentation.offset`).
         """
         shared = random.Random(seed)
         short_side, state = shared.choice(self.short_sides), shared.getstate()
@@ -83,12 +83,12 @@ class Transform:
         """Transform one image.
 
         Args:
-            image: RGB.
-            objects: in pixels of `image`; none by default.
-            seed: of what is drawn.
+            image: RGB image.
+            objects: objects of the image, boxes in pixels of `image`; none by default.
+            seed: seed of the random parameters.
 
         Raises:
-            DataError: the user's transform fails, or returns something else than it should.
+            DataError: the user's transform fails or returns an invalid result.
         """
         objects = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) if objects is None else objects
         short_side, drawn = self.draw(seed)
@@ -109,18 +109,21 @@ class Transform:
 
 
 def _moved(objects: Objects, size: tuple[int, int], placement: Placement, convention: BoxConvention) -> Objects:
-    """Objects with their boxes in the placed image; what is cut off is gone, and slivers are ignored."""
+    """Move objects into the placed image.
+
+    Objects outside are dropped. Objects with a visible fraction below MIN_VISIBLE become ignore regions (crowd).
+    """
     boxes = resize_boxes(objects.boxes, size, placement.whole)
     if placement.size == placement.whole:
         return replace(objects, boxes=boxes)
     boxes, visible = crop_boxes(boxes, placement.origin, placement.size, convention)
-    # A sliver of an object is neither an example of it nor of background.
+    # A small visible piece of an object is neither a good positive example nor background.
     objects = replace(objects, boxes=boxes, is_crowd=objects.is_crowd | (visible < MIN_VISIBLE))
     return objects[visible > 0]
 
 
 def training_sides(config: DataConfig) -> Sequence[int]:
-    """The shorter sides, pixels, that are drawn from in training."""
+    """Return the lengths in pixels from which training draws the shorter side."""
     if config.short_side_range is None:
         return tuple(config.short_side)
     smallest, largest = config.short_side_range
@@ -130,15 +133,15 @@ def training_sides(config: DataConfig) -> Sequence[int]:
 def train_transform(
     config: DataConfig, box_convention: BoxConvention = "continuous", *, num_classes: int | None = None
 ) -> Transform:
-    """The transform of training images: multi-scale resize, and the augmentations.
+    """Build the transform of training images: multi-scale resizing and augmentations.
 
     Args:
-        config: for the sizes, the augmentations and the user's transform.
-        box_convention: of the boxes that are passed.
-        num_classes: the user's transform must return labels below it; None: they are not checked.
+        config: sizes, augmentations and the user's transform.
+        box_convention: convention of the input and output boxes.
+        num_classes: number of classes; labels from the user's transform must be below it. None: they are not checked.
 
     Raises:
-        ConfigError: `data.transforms` names no function.
+        ConfigError: `data.transforms` does not name a function.
     """
     augmentations = tuple(kind.of(config) for kind in AUGMENTATIONS)
     user = None if config.transforms is None else UserTransform.named(config.transforms, num_classes)
@@ -146,13 +149,15 @@ def train_transform(
 
 
 def test_transform(config: DataConfig) -> Transform:
-    """The transform of images for detection: one size, no augmentation."""
+    """Build the transform of images for detection: one short side, no augmentation."""
     return Transform((config.detection_short_side,), config.detection_max_side)
 
 
 def detection_views(config: Config) -> list[Transform]:
-    """The transforms whose images are detected on together: that of `test_transform`, then those of test-time
-    augmentation; some of them mirror every image."""
+    """Build the transforms of all views used in detection: `test_transform`, then those of test-time augmentation.
+
+    Depending on the options in `eval`, some views are flipped horizontally.
+    """
     base, options = test_transform(config.data), config.eval
     scaled = [Transform((scale,), options.scales_max_side) for scale in options.scales]
     views = [base, _mirrored(base)] if options.flip else [base]

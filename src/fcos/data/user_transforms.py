@@ -1,4 +1,4 @@
-"""The user's own training transforms, in the style of torchvision.transforms.v2 (`data.transforms`)."""
+"""Training transforms written by the user in the style of torchvision.transforms.v2 (`data.transforms`)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from ..extensions import load_function
 from ..structures import Objects
 
 _MOST_GROWTH = 16
-"""As torchvision's `RandomZoomOut` enlarges an image at most; without a limit a mistake fills the memory."""
+"""Largest factor by which the number of pixels may grow, the maximum of torchvision's `RandomZoomOut`.
+
+The limit prevents a faulty transform from exhausting memory.
+"""
 
 
 @dataclass(frozen=True)
 class UserTransform:
-    """Calls a transform as torchvision's are called: `image, target = function(image, target)`.
+    """Wrapper of a transform with torchvision's signature, `image, target = function(image, target)`.
 
-    `image` is a `tv_tensors.Image`, uint8 [3, H, W] RGB; `target` is a dictionary of `boxes`
+    `image` is a `tv_tensors.Image`, uint8 [3, H, W] RGB. `target` is a dictionary with `boxes`
     (`tv_tensors.BoundingBoxes`, XYXY in continuous pixels, [M, 4], inside the image) and `labels` (int64 [M]). A label
-    of 0..K-1 is an object; -1 - k marks a region of class k that is ignored (crowd), so that whatever selects boxes
-    selects these too. The function may change the size of the image and leave boxes out. Afterwards boxes are clipped
-    to the image, and those without area dropped.
+    0..K-1 marks an object. A label -1 - k marks an ignore region (crowd) of class k, so transforms that select boxes
+    also select ignore regions. The function may change the image size and remove boxes. Afterwards boxes are clipped to
+    the image, and boxes without area are dropped.
 
     Attributes:
-        function: the transform.
-        name: the option that names it, for messages.
-        num_classes: K; None: labels are not checked against it.
+        function: transform function.
+        name: option that names the function, for error messages.
+        num_classes: number of classes K; None: labels are not checked against it.
     """
 
     function: Callable[..., Any]
@@ -45,10 +48,10 @@ class UserTransform:
 
     @staticmethod
     def named(name: str, num_classes: int | None = None) -> UserTransform:
-        """The transform `package.module:function`.
+        """Load a transform by its name `package.module:function`.
 
         Raises:
-            ConfigError: there is no such function.
+            ConfigError: the function does not exist.
         """
         option = f"data.transforms={name}"
         return UserTransform(load_function(name, option=option), option, num_classes)
@@ -60,17 +63,17 @@ class UserTransform:
 
         Args:
             image: uint8 [3, H, W] RGB.
-            objects: in pixels of `image`.
-            seed: for the generators of torch, numpy and Python while the function runs; it always does the same to the
-                same image of a batch, whatever the number of loader workers.
-            convention: of the boxes, which the function sees as continuous ones.
+            objects: objects of the image, boxes in pixels of `image`.
+            seed: seed of the torch, NumPy and Python generators while the function runs. The result for an image of a
+                batch is therefore the same for any number of loader workers.
+            convention: box convention of `objects`. The function always gets continuous boxes.
 
         Raises:
-            DataError: the function fails, or returns something else.
+            DataError: the function fails or returns an invalid result.
         """
         end = 1.0 if convention == "inclusive" else 0.0
         height, width = image.shape[1:]
-        # After resizing a box may end beyond the image: by rounding, or by a part of a pixel when it was inclusive.
+        # A resized box may extend beyond the image, by rounding or, if inclusive, by a fraction of a pixel.
         boxes = clip(objects.boxes + objects.boxes.new_tensor([0.0, 0.0, end, end]), (height, width))
         target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),  # pyright: ignore[reportCallIssue]
@@ -79,7 +82,7 @@ class UserTransform:
         with _seeded(seed):
             try:
                 result = self.function(tv_tensors.Image(image.contiguous()), target)
-            except (Exception, SystemExit) as error:  # whatever a user's function raises
+            except (Exception, SystemExit) as error:  # a user's function may raise anything
                 reason = " ".join(str(error).split())
                 raise DataError(f"{self.name}: {type(error).__name__}: {reason}") from error
         pixels, boxes, labels = self._checked(result, num_elements=image.numel())
@@ -90,7 +93,7 @@ class UserTransform:
         return pixels, Objects(boxes, torch.where(is_crowd, -1 - labels, labels), is_crowd)[visible]
 
     def _checked(self, result: Any, *, num_elements: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, boxes and labels, if the function returned what it should for an image of `num_elements`."""
+        """Validate the function's result for an image of `num_elements` values; return image, boxes and labels."""
         try:
             image, target = result
             boxes, labels = target["boxes"], target["labels"]
@@ -118,13 +121,13 @@ class UserTransform:
         others = [str(tensor.device) for tensor in (image, boxes, labels) if tensor.device.type != "cpu"]
         if others:
             raise DataError(f"{self.name}: expected tensors on the CPU, found one on {others[0]}")
-        if boxes.numel() or labels.numel():  # an empty list says neither shape nor type
+        if boxes.numel() or labels.numel():  # an empty list has neither shape nor dtype
             self._check_columns(boxes, labels)
         boxes, labels = boxes.to(torch.float32).reshape(-1, 4), labels.to(torch.int64).reshape(-1)
         return image.as_subclass(Tensor).contiguous(), boxes, labels
 
     def _check_columns(self, boxes: Tensor, labels: Tensor) -> None:
-        """Refuse boxes and labels that do not belong together, or that no image has."""
+        """Raise a DataError if boxes or labels are invalid, or if their numbers differ."""
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise DataError(f"{self.name}: expected boxes [M, 4], found {_described(boxes)}")
         if labels.dtype != torch.int64 or labels.shape != (len(boxes),):
@@ -132,7 +135,7 @@ class UserTransform:
                 f"{self.name}: expected a label of torch.int64 for each of {len(boxes)} boxes, found"
                 f" {_described(labels)}"
             )
-        wrong = ~(boxes[:, 2:] >= boxes[:, :2]).all(dim=1)  # not a number, too
+        wrong = ~(boxes[:, 2:] >= boxes[:, :2]).all(dim=1)  # negated, so that NaN is wrong
         if wrong.any():
             raise DataError(
                 f"{self.name}: expected boxes in XYXY, x1 <= x2 and y1 <= y2, found {boxes[wrong][0].tolist()}"
@@ -152,11 +155,11 @@ def _described(tensor: Tensor) -> str:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The global generators of torch, numpy and Python start from a seed, and go on as before afterwards."""
+    """Seed the global generators of torch, NumPy and Python, and restore their states on exit."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(f"{seed}/user")  # the seed alone would repeat what the augmentations have drawn
+    random.seed(f"{seed}/user")  # the bare seed would repeat the augmentations' random numbers
     np.random.seed(random.getrandbits(32))
-    torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed seeds those of GPUs, too
+    torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed would also seed the GPU generators
     try:
         yield
     finally:

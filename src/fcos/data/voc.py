@@ -1,4 +1,4 @@
-"""Pascal VOC: an XML file for each image, and lists of the splits' images in ImageSets/Main."""
+"""Reader for Pascal VOC: one XML file per image, and lists of the images of each split in ImageSets/Main."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def find(root: Path, split: Split) -> SplitFiles | None:
     """Find a split in DIR, DIR/VOC2012 or DIR/VOCdevkit/VOC2012 (any year, but only one).
 
     Raises:
-        DataError: several years.
+        DataError: several folders match.
     """
     years = [folder for parent in (root, root / "VOCdevkit") for folder in sorted(parent.glob("VOC[0-9]*"))]
     folders = [f for f in (root, *years) if (f / "Annotations").is_dir() and (f / "ImageSets/Main").is_dir()]
@@ -35,11 +35,11 @@ def find(root: Path, split: Split) -> SplitFiles | None:
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the XML files of a split.
 
-    Coordinates are taken as they are, as continuous pixels: nothing is subtracted. `difficult` objects become crowd.
-    Without `class_names` the classes are all names in the folder of XML files, sorted (other splits share them).
+    Coordinates are used unchanged as continuous pixels; nothing is subtracted. `difficult` objects become crowd.
+    Without `class_names`, the classes are all names in the folder of XML files, sorted, so all splits share them.
 
     Raises:
-        DataError: the list of images or the folder is missing.
+        DataError: the list of images or the folder of XML files is missing.
     """
     assert files.annotations is not None
     folder, images = files.annotations, files.images[0]
@@ -88,7 +88,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 
 
 def _image_names(files: SplitFiles, folder: Path) -> list[str]:
-    """The images of a split, without suffix; a line of a list may go on with a flag, as VOC's lists of a class do."""
+    """Return the image names of a split without suffix. As in VOC's per-class lists, a flag may follow the name."""
     if not files.lists:
         return sorted(p.stem for p in folder.glob("*.xml"))
     lines = [line.strip() for path in files.lists for line in read_text(path).splitlines() if line.strip()]
@@ -104,15 +104,15 @@ def _all_names(folder: Path) -> list[str]:
                 (e.findtext("name") or "").strip() for e in ElementTree.parse(path).getroot().findall("object")
             )
         except (OSError, ValueError, ElementTree.ParseError):
-            continue  # reported when the file's own split is read
+            continue  # reported when the split that contains the file is read
     return sorted(names - {""})
 
 
 def _object(element: Element, image: int, number: int, labels: dict[str, int]) -> Row:
-    """One object; its class is added to `labels` when new.
+    """Read one object; a new class is added to `labels`.
 
     Raises:
-        ValueError: it has no name or no box.
+        ValueError: the object has no name or no valid box.
     """
     name = (element.findtext("name") or "").strip()
     if not name:
@@ -130,7 +130,7 @@ def _object(element: Element, image: int, number: int, labels: dict[str, int]) -
 
 
 def _size(tree: Element) -> tuple[int, int]:
-    """(height, width) as annotated; zeros where absent or nonsense, the image itself then says."""
+    """Return (height, width) as annotated, or zeros if absent or invalid; the image file then gives the size."""
     texts = [(tree.findtext(f"size/{key}") or "").strip() for key in ("height", "width")]
-    height, width = (int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts)  # int32 holds them
+    height, width = (int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts)  # fits into int32
     return (height, width) if height and width else (0, 0)

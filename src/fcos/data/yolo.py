@@ -1,4 +1,4 @@
-"""YOLO: a text file for each image, `class cx cy width height` in fractions of the image; data.yaml names the rest."""
+"""Reader for YOLO: data.yaml, and one text file per image, `class cx cy width height` in fractions of the image."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, read_t
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
-    """Find a split in data.yaml: a list file, a folder of images, or several of them.
+    """Find a split in data.yaml: a list file, a folder of images, or several of these.
 
-    `root` is the folder of data.yaml, or that file itself. Paths are relative to its `path`, and this to the file.
+    `root` is the folder of data.yaml or the file itself. Paths are relative to the key `path`, which is relative to the
+    folder of data.yaml (the default).
 
     Raises:
         DataError: data.yaml is broken, or names a folder or list that does not exist.
@@ -49,10 +50,11 @@ def find(root: Path, split: Split) -> SplitFiles | None:
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the label files of a split.
 
-    A line with more numbers is a polygon: its box is taken. An image without a label file has no objects.
+    A line with more numbers is a polygon and is converted to its bounding box. An image without a label file has no
+    objects.
 
     Raises:
-        DataError: no class names, no list, or not one label file.
+        DataError: class names are missing, a list file is missing, or no image has a label file.
     """
     names = files.class_names or class_names
     if not names:
@@ -105,7 +107,7 @@ def _yaml_file(root: Path) -> Path | None:
 
 
 def _existing(base: Path, entry: str, yaml_file: Path) -> Path:
-    # Roboflow writes ../train/images though the folder is beside the file.
+    # Roboflow writes ../train/images although the folder is next to data.yaml.
     for path in (base / entry, base / entry.removeprefix("../")):
         if path.exists():
             return path
@@ -124,7 +126,7 @@ def _class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] | Non
 
 
 def _images(files: SplitFiles) -> list[Path]:
-    """The images that the split's lists and folders name, or all."""
+    """Return the images in the lists and folders of the split, or all images if it has none."""
     images: list[Path] = []
     root = files.images[0]
     for path in files.lists or (root,):
@@ -138,7 +140,7 @@ def _images(files: SplitFiles) -> list[Path]:
 
 
 def _label_file(image: Path, root: Path, labels: Path | None) -> Path:
-    """The label file of an image: the first of the usual places where it exists."""
+    """Return the label file of an image: the first usual path that exists, or the first one if none exists."""
     places = []
     before, separator, after = image.as_posix().rpartition("/images/")
     if separator:
@@ -151,10 +153,10 @@ def _label_file(image: Path, root: Path, labels: Path | None) -> Path:
 
 
 def _row(line: str, image: int, number: int, names: Sequence[str]) -> Row:
-    """One line.
+    """Parse one line of a label file.
 
     Raises:
-        ValueError: it is not a box of a known class.
+        ValueError: the line is not a box or polygon of a known class.
     """
     label_text, *texts = line.split()
     try:

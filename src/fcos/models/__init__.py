@@ -1,4 +1,4 @@
-"""The table of detectors, and how one is built from a config."""
+"""Table of detectors, and construction of a detector from a config."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def build_model(config: DetectorConfig, *, num_classes: int, pretrained: bool = 
     """Build the detector that a config describes.
 
     Args:
-        config: the section `model`.
-        num_classes: K.
-        pretrained: fetch the backbone weights that the config names; False when a checkpoint will be loaded anyway.
+        config: section `model` of the config.
+        num_classes: number of classes K.
+        pretrained: whether to load the backbone weights that the config names. False is for callers that load a
+            checkpoint afterwards.
 
     Raises:
-        ConfigError: no such backbone, or strides that it cannot serve.
-        WeightsError: backbone weights that cannot be had.
+        ConfigError: the backbone does not exist or has no maps for the strides of the config.
+        WeightsError: the backbone weights cannot be obtained or do not fit.
     """
     backbone = build_backbone(config.backbone, pretrained=pretrained)
     if pretrained and config.backbone.weights:
@@ -44,7 +45,7 @@ def build_model(config: DetectorConfig, *, num_classes: int, pretrained: bool = 
 
 
 def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS:
-    """Build an FCOS on a backbone, see `build_model`."""
+    """Build an FCOS on a backbone from a config, see `build_model`."""
     levels = _used_levels(backbone, config.strides, name=config.backbone.name)
     fpn = FPN(
         [backbone.channels[name] for name in levels],
@@ -67,19 +68,19 @@ def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS
 
 
 MODELS: dict[str, Callable[[Any, Backbone, int], DetectionModel]] = {"fcos": build_fcos}
-"""What builds a detector, by its `model.name`; called with its section, a backbone and the number of classes."""
+"""Builders of detectors by `model.name`; called with the section `model`, a backbone and the number of classes."""
 
 
 def _options(kind: Callable[..., Any], config: DetectorConfig) -> Any:
-    """A dataclass of options whose fields are named like those of the config."""
+    """Build a dataclass of options from the config fields with the same names."""
     return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})  # pyright: ignore[reportArgumentType]
 
 
 def _used_levels(backbone: Backbone, strides: list[int], *, name: str) -> list[str]:
-    """The maps of a backbone that a pyramid of these strides stands on; what comes after them is removed.
+    """Return the names of the backbone maps that a pyramid with these strides uses, and remove all later maps.
 
     Raises:
-        ConfigError: the first level is no map of the backbone, or later maps cannot be removed.
+        ConfigError: the backbone has no map with the stride of the first level, or later maps cannot be removed.
     """
     levels = [level for level, stride in backbone.strides.items() if stride in strides]
     if not levels or backbone.strides[levels[0]] != strides[0]:
@@ -98,7 +99,7 @@ def _used_levels(backbone: Backbone, strides: list[int], *, name: str) -> list[s
 
 
 def _compare_with_training(config: DetectorConfig) -> None:
-    """Say which options fit the weights of the backbone better than those of the config."""
+    """Warn about options that differ from those that the backbone weights were trained with."""
     name, weights = config.backbone.name, config.backbone.weights or ""
     there: dict[str, Any] = dict(trained_with(name, weights))
     if weights == "imagenet" and name.startswith(PREFIX):
@@ -111,7 +112,7 @@ def _compare_with_training(config: DetectorConfig) -> None:
 
 
 def _alike(here: Any, there: Any) -> bool:
-    """Whether two values of an option are the same; statistics of pixels: to less than one grey level."""
+    """Return whether two values of an option are equal; pixel statistics may differ by less than one grey level."""
     if isinstance(there, list):
         return all(abs(a - b) < 1 for a, b in zip(here, there, strict=True))
     return here == there

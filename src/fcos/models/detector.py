@@ -1,4 +1,4 @@
-"""The interface of detectors for training, evaluation and inference, and the shared pixel normalisation.
+"""Interface of detectors for training, evaluation and inference, and the shared pixel normalisation.
 
 Shape letters: N images, H W image size, K classes.
 """
@@ -19,12 +19,12 @@ from ..structures import Instances, Losses, Objects
 
 @dataclass(frozen=True)
 class Pixels:
-    """Options of the pixel normalisation: from images 0..255 to the input of a network.
+    """Options of the pixel normalisation, which converts images 0..255 to the input of a network.
 
     Attributes:
-        channel_order: the order in which the network wants the channels.
-        mean: subtracted from the channels, in that order.
-        std: divided by.
+        channel_order: channel order that the network expects.
+        mean: mean of each channel, in that order; it is subtracted.
+        std: standard deviation of each channel, in that order; the difference is divided by it.
     """
 
     channel_order: ChannelOrder = "rgb"
@@ -34,16 +34,17 @@ class Pixels:
 
 @dataclass(frozen=True)
 class ClassRows:
-    """The rows of a parameter that belong to each class, along its first dimension.
+    """Layout of a parameter whose rows (its first dimension) belong to classes.
 
-    The rows are `repeats` blocks, each with `before` rows of no class and then `per_class` rows for every class in
-    label order. Class logits of K classes have the defaults, those of A anchors `repeats=A`, those with a background
-    class in front `before=1`, and box offsets of every class and the background `before=4, per_class=4`.
+    The rows form `repeats` blocks. Each block starts with `before` rows that belong to no class, followed by
+    `per_class` rows for every class in label order. The defaults fit the logits of K classes. Logits of A anchors have
+    `repeats=A`, logits with a leading background class have `before=1`, and box offsets of the background and every
+    class have `before=4, per_class=4`.
 
     Attributes:
         repeats: number of blocks.
-        before: rows at the beginning of a block that belong to no class.
-        per_class: rows of a class in a block.
+        before: number of rows at the beginning of a block that belong to no class.
+        per_class: number of rows per class in a block.
     """
 
     repeats: int = 1
@@ -51,37 +52,37 @@ class ClassRows:
     per_class: int = 1
 
     def count(self, num_classes: int) -> int:
-        """The number of all rows."""
+        """Return the total number of rows."""
         return self.repeats * (self.before + num_classes * self.per_class)
 
     def of(self, label: int, num_classes: int) -> list[int]:
-        """The rows of a class."""
+        """Return the indices of the rows of a class."""
         block = self.before + num_classes * self.per_class
         first = self.before + label * self.per_class
         return [block * i + first + j for i in range(self.repeats) for j in range(self.per_class)]
 
     def of_none(self, num_classes: int) -> list[int]:
-        """The rows that belong to no class."""
+        """Return the indices of the rows that belong to no class."""
         block = self.before + num_classes * self.per_class
         return [block * i + j for i in range(self.repeats) for j in range(self.before)]
 
 
 class DetectionModel(nn.Module, ABC):
-    """The contract of a detector, and the pixel normalisation that all detectors share.
+    """Abstract base class of detectors, including the pixel normalisation.
 
-    What it computes follows from the arguments of `forward`, never from `self.training`, which only says whether norm
-    layers update their statistics.
+    The arguments of `forward` decide whether losses or outputs are computed. `self.training` does not; it only
+    controls whether normalisation layers update their statistics.
 
     Attributes:
         num_classes: K.
-        box_convention: of ground truth and detections, see `structures`.
-        default_threshold: score in 0..1 below which detections of a class without a threshold of its own are hidden.
-        loss_names: the keys of `Losses.terms`, in the order in which they are logged; each begins with `loss_`.
-        class_parameters: the parameters with rows for every class, by name. Fine-tuning on other classes carries over
-            the rows of the classes that both data sets have, and rows that belong to no class.
-        optional_modules: the paths of modules that weights may lack; fine-tuning then keeps the initial values of their
+        box_convention: convention of the boxes in ground truth and detections, see `structures`.
+        default_threshold: score threshold in 0..1 for displaying detections of classes without a per-class threshold.
+        loss_names: keys of `Losses.terms` in logging order; each begins with `loss_`.
+        class_parameters: layouts of the parameters with rows for every class, by parameter name. Fine-tuning on other
+            classes keeps the rows of the classes that both data sets have, and the rows that belong to no class.
+        optional_modules: paths of modules that may be missing from weights; fine-tuning then keeps their initial
             parameters.
-        compiled_parts: the paths of the modules that `train.compile` compiles.
+        compiled_parts: paths of the modules that `train.compile` compiles.
     """
 
     class_parameters: Mapping[str, ClassRows]
@@ -110,7 +111,7 @@ class DetectionModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.pixel_mean.device
 
     @abstractmethod
@@ -121,100 +122,99 @@ class DetectionModel(nn.Module, ABC):
         targets: Sequence[Objects] | None = None,
         normalizers: Tensor | None = None,
     ) -> Any:
-        """Losses when targets are given, else the raw outputs.
+        """Compute the losses if targets are given, otherwise the raw outputs.
 
         Args:
             images: [N, 3, H, W] RGB 0..255 (uint8 or float), padded at the right and the bottom.
             sizes: [N, 2] int64 (height, width) without the padding.
-            targets: N ground truths in pixels of `images`, in the model's box convention.
-            normalizers: the denominators of the losses, when the images are part of a larger batch (gradient
-                accumulation): then the losses of all parts add up to those of the batch, and `forward` contains no
-                collective. None: those of `targets`.
+            targets: ground truth of the N images in pixels of `images`, in the model's box convention.
+            normalizers: denominators of the losses of the whole batch, if the images are a micro-batch of it (gradient
+                accumulation). The losses of all micro-batches then add up to those of the batch, and `forward` contains
+                no collective. None: the denominators are computed from `targets`.
 
         Returns:
-            `Losses`, or a NamedTuple of tensors or lists of tensors.
+            `Losses`, or the raw outputs as a NamedTuple of tensors or lists of tensors.
         """
 
     @abstractmethod
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor | None:
-        """The denominators of the losses of a batch, as means over all processes; every process must call it.
+        """Compute the denominators of the losses of a batch as means over all processes. Every process must call it.
 
         Args:
-            targets: the ground truth of all images of the batch.
+            targets: ground truth of all images of the batch.
             size: (height, width) of the padded images.
 
         Returns:
-            What `forward` takes as `normalizers` for each part of the batch. None: the denominators depend on proposals
-            that are sampled in `forward`; the losses of each part are then its own means, without any collective in
-            `forward`, and gradient accumulation weights the parts by their numbers of images.
+            The argument `normalizers` of `forward` for every micro-batch. None if the denominators depend on proposals
+            that are sampled in `forward`. In that case `forward` contains no collective and averages the losses over
+            the micro-batch, and gradient accumulation weights each micro-batch by its number of images.
         """
 
     @abstractmethod
     def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """Detections of every image, best score first, in pixels of `images` and the model's box convention.
+        """Return the detections of every image, best score first, in pixels of `images` and the model's box convention.
 
         Args:
-            images: see `forward`.
-            sizes: see `forward`.
+            images: padded images, see `forward`.
+            sizes: sizes without the padding, see `forward`.
         """
 
     @abstractmethod
     def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """The boxes of every image among which `suppress` chooses; test-time augmentation joins those of several views.
+        """Return the boxes of every image before `suppress`; test-time augmentation concatenates those of its views.
 
         Args:
-            images: see `forward`.
-            sizes: see `forward`.
+            images: padded images, see `forward`.
+            sizes: sizes without the padding, see `forward`.
         """
 
     @abstractmethod
     def suppress(self, candidates: Instances) -> Instances:
-        """The detections among the candidates of an image, best score first."""
+        """Select the detections among the candidates of an image, best score first."""
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Network input [N, 3, H, W]: channel order, mean and deviation; zeros in the padding, whatever was there.
+        """Convert images to the network input [N, 3, H, W]: reorder channels, normalise pixels, zero the padding.
 
         Args:
-            images: see `forward`.
-            sizes: see `forward`.
+            images: padded images, see `forward`; the values in the padding are arbitrary.
+            sizes: sizes without the padding, see `forward`.
         """
         if self.channel_order == "bgr":
             images = images.flip(1)
         normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
         real = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # [N, H, W]
-        return normalized.where(real[:, None], 0.0)  # not a product: 0 times infinity is not 0
+        return normalized.where(real[:, None], 0.0)  # not a product, because 0 * inf is NaN
 
 
 class ProposalStage(Protocol):
-    """A one-stage detector as the first stage of a two-stage one, which gets it from `build_model`.
+    """One-stage detector as the first stage of a two-stage detector, whose builder creates it and passes it.
 
-    The second stage works on the same `features`; the names of the methods are those of the steps of `forward` and
-    `detect`.
+    The second stage uses the same `features`. The methods are the steps of the first stage's `forward` and `detect`.
     """
 
     loss_names: tuple[str, ...]
 
     def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """Images to pyramid levels [N, channels, H_l, W_l], finest first; see `DetectionModel.forward`."""
+        """Compute the pyramid levels [N, channels, H_l, W_l], finest first; see `DetectionModel.forward`."""
         ...
 
     def head(self, features: Sequence[Tensor], /) -> Any:
-        """Pyramid levels to raw outputs."""
+        """Compute the raw outputs from the pyramid levels."""
         ...
 
     def losses(self, outputs: Any, targets: Sequence[Objects], normalizers: Tensor | None = None) -> Losses:
-        """The losses of raw outputs; see `DetectionModel.forward`."""
+        """Compute the losses from raw outputs; see `DetectionModel.forward`."""
         ...
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor | None:
-        """See `DetectionModel.loss_normalizers`."""
+        """Compute the denominators of the losses; see `DetectionModel.loss_normalizers`."""
         ...
 
     def decode(self, outputs: Any, sizes: Tensor) -> list[Instances]:
-        """The candidates of raw outputs; see `DetectionModel.candidates`."""
+        """Convert raw outputs to the candidates of every image; see `DetectionModel.candidates`."""
         ...
 
     def suppress(self, candidates: Instances) -> Instances:
-        """The proposals among the candidates of an image."""
+        """Select the proposals among the candidates of an image."""
         ...

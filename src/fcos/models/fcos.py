@@ -1,8 +1,8 @@
 """FCOS: fully convolutional one-stage object detection. Read this file first.
 
-Every location of every pyramid level predicts K class logits, the distances (left, top, right, bottom) to the sides of
-its object's box, and how central it is in it or, with `quality="iou"`, how well the box fits.
-`forward(images, sizes, targets)` gives the losses, `forward(images, sizes)` the raw outputs, and
+Every location of every pyramid level predicts K class logits, its distances (left, top, right, bottom) to the sides of
+its object's box, and its centerness in that box or, with `quality="iou"`, the IoU of the predicted box.
+`forward(images, sizes, targets)` returns the losses, `forward(images, sizes)` the raw outputs, and
 `detect(images, sizes)` the detections.
 
 Source: Tian et al., ICCV 2019 (arXiv:1904.01355) and TPAMI 2020 (arXiv:2006.09214). Shape letters: N images, L levels,
@@ -32,12 +32,12 @@ from .postprocess import Postprocess, candidates, suppress
 
 
 class FCOSOutputs(NamedTuple):
-    """What the head says about every location, a tensor per level.
+    """Predictions of the head for every location, one tensor per level.
 
     Attributes:
         logits: [N, K, H, W].
         ltrb: [N, 4, H, W] distances in pixels, at least 0.
-        centerness: [N, 1, H, W] logits, also where the branch has learned the IoU.
+        centerness: [N, 1, H, W] logits of the centerness, or of the IoU with `quality="iou"`.
     """
 
     logits: list[Tensor]
@@ -46,22 +46,22 @@ class FCOSOutputs(NamedTuple):
 
 
 class FCOSHead(nn.Module):
-    """Two towers of convolutions, shared by all levels, and the three predictions.
+    """Classification and box towers, shared by all levels, and the convolutions of the three predictions.
 
     Args:
-        channels: of the pyramid and the towers.
+        channels: number of channels of the pyramid and the towers.
         num_classes: K.
-        strides: of the levels, in pixels.
-        num_convs: convolutions in each tower.
-        num_shared_convs: convolutions before the towers, which both share.
-        norm: after each of them `gn` (see `layers.group_norm`), `bn` (batch norm, for every level its own: their
-            statistics differ) or `none`.
-        conv_bias: they have a bias.
-        deformable: the last of them is a `DeformConv`.
-        centerness_on: which tower the centerness is predicted from.
+        strides: strides of the levels in pixels.
+        num_convs: number of convolutions in each tower.
+        num_shared_convs: number of convolutions before the towers, shared by both.
+        norm: normalisation after each of these convolutions: `gn` (see `layers.group_norm`), `bn` (a separate batch
+            norm per level, because statistics differ between levels) or `none`.
+        conv_bias: whether these convolutions have a bias.
+        deformable: whether the last convolution of each tower is a `DeformConv`.
+        centerness_on: tower that the centerness is predicted from.
         regression: `exp`: distances are exp(scale_l x) pixels; `relu_stride`: relu(scale_l x) strides.
-        level_scales: learn the scale_l of every level; else they are 1.
-        prior_probability: the class probability that an untrained head gives everywhere.
+        level_scales: whether the scale_l of every level is learned; otherwise it is 1.
+        prior_probability: class probability that an untrained head predicts at every location.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class FCOSHead(nn.Module):
         nn.init.constant_(self.logits.bias, -math.log((1 - prior_probability) / prior_probability))  # pyright: ignore[reportArgumentType]
 
     def forward(self, features: Sequence[Tensor]) -> FCOSOutputs:
-        """Pyramid levels [N, channels, H_l, W_l] to predictions."""
+        """Compute the predictions from the pyramid levels [N, channels, H_l, W_l]."""
         outputs = FCOSOutputs([], [], [])
         scales = self.scales or [1.0] * len(self.strides)
         for level, (feature, stride, scale) in enumerate(zip(features, self.strides, scales, strict=True)):
@@ -131,29 +131,29 @@ def _tower(
 
 
 def _run(tower: nn.Sequential, x: Tensor, level: int) -> Tensor:
-    """A tower on one level; of a list of layers it is the level's own that counts."""
+    """Run a tower on one level; a `ModuleList` in it has one layer per level."""
     for layer in tower:
         x = layer[level](x) if isinstance(layer, nn.ModuleList) else layer(x)
     return x
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Losses and box arithmetic are never done in half precision."""
+    """Convert half precision to float32, in which losses and boxes are computed."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class FCOS(DetectionModel):
-    """The detector.
+    """The FCOS detector.
 
     Args:
-        backbone: see `backbones.Backbone`.
+        backbone: feature extractor, see `backbones.Backbone`.
         num_classes: K.
-        fpn: pyramid over the backbone's maps whose strides are among those of the levels.
-        head: see `FCOSHead`.
-        assigner: which location learns which box, and the strides of the levels.
-        loss: how the losses are computed.
-        postprocess: which detections are made of the outputs.
-        pixels: the input that the backbone wants.
+        fpn: pyramid on those backbone maps whose stride is the stride of a level.
+        head: prediction head.
+        assigner: options of the target assignment, and the strides of the levels.
+        loss: options of the losses.
+        postprocess: options of the conversion from raw outputs to detections.
+        pixels: pixel normalisation that the backbone expects.
     """
 
     class_parameters = dict.fromkeys(("head.logits.weight", "head.logits.bias"), ClassRows())
@@ -186,7 +186,7 @@ class FCOS(DetectionModel):
         self.assigner = assigner
         self.loss = loss
         self.postprocess = postprocess
-        # Which backbone maps the pyramid stands on.
+        # Names of the backbone maps that the pyramid uses.
         self.backbone_levels = [name for name, stride in backbone.strides.items() if stride in assigner.strides]
 
     def forward(
@@ -196,22 +196,22 @@ class FCOS(DetectionModel):
         targets: Sequence[Objects] | None = None,
         normalizers: Tensor | None = None,
     ) -> FCOSOutputs | Losses:
-        """Losses when targets are given, else the head's outputs; see `DetectionModel.forward`."""
+        """Compute the losses if targets are given, otherwise the head's outputs; see `DetectionModel.forward`."""
         outputs = self.head(self.features(images, sizes))
         return outputs if targets is None else self.losses(outputs, targets, normalizers)
 
     def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """Images to pyramid levels [N, channels, H_l, W_l], finest first; see `DetectionModel.forward`."""
+        """Compute the pyramid levels [N, channels, H_l, W_l], finest first; see `DetectionModel.forward`."""
         maps = self.backbone(self.normalize(images, sizes))
         return self.fpn([maps[name] for name in self.backbone_levels])
 
     def locations(self, outputs: FCOSOutputs) -> list[Tensor]:
-        """The (x, y) of every level's locations, L tensors [H * W, 2] in pixels."""
+        """Return the (x, y) of every level's locations, L tensors [H * W, 2] in pixels."""
         maps = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
         return self.assigner.locations(maps, device=outputs.logits[0].device)
 
     def losses(self, outputs: FCOSOutputs, targets: Sequence[Objects], normalizers: Tensor | None = None) -> Losses:
-        """The losses of the head's outputs, see `fcos_loss`; `stats` counts the boxes that no location learns."""
+        """Compute the losses (see `fcos_loss`); `stats` counts the boxes that are assigned to no location."""
         points = self.locations(outputs)
         assignment = assign_targets(points, targets, self.assigner)
         units = None
@@ -224,27 +224,27 @@ class FCOS(DetectionModel):
         return Losses(terms, {"unassigned": assignment.num_unassigned})
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor:
-        """See `losses.loss_normalizers`: [2]."""
+        """Compute the two denominators of the losses, see `losses.loss_normalizers`."""
         points = self.assigner.locations(self.assigner.maps(size), device=self.device)
         return loss_normalizers(assign_targets(points, targets, self.assigner))
 
     @torch.inference_mode()
     def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """See `DetectionModel.detect`."""
+        """Return the detections of every image, see `DetectionModel.detect`."""
         return [self.suppress(image) for image in self.candidates(images, sizes)]
 
     @torch.inference_mode()
     def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """See `DetectionModel.candidates`."""
+        """Return the boxes of every image before suppression, see `DetectionModel.candidates`."""
         return self.decode(self(images, sizes), sizes)
 
     @torch.no_grad()
     def decode(self, outputs: FCOSOutputs, sizes: Tensor) -> list[Instances]:
-        """The candidates of every image, see `postprocess.candidates`."""
+        """Convert raw outputs to the candidates of every image, see `postprocess.candidates`."""
         sides = [(int(height), int(width)) for height, width in sizes.tolist()]
         return candidates(*outputs, self.locations(outputs), sides, options=self.postprocess)
 
     @torch.no_grad()
     def suppress(self, candidates: Instances) -> Instances:
-        """The detections among the candidates of an image, see `postprocess.suppress`."""
+        """Select the detections among the candidates of an image, see `postprocess.suppress`."""
         return suppress(candidates, self.postprocess)

@@ -1,6 +1,6 @@
-"""The feature pyramid: lateral connections, top-down addition, and further levels above the backbone's last.
+"""Feature pyramid: lateral connections, top-down addition, and extra levels above the last map of the backbone.
 
-Source: Lin et al., CVPR 2017 (arXiv:1612.03144); levels above as in Lin et al., ICCV 2017 (arXiv:1708.02002).
+Source: Lin et al., CVPR 2017 (arXiv:1612.03144); extra levels as in Lin et al., ICCV 2017 (arXiv:1708.02002).
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from .layers import conv_norm_relu
 
 
 class FPN(nn.Module):
-    """Pyramid over the backbone's maps.
+    """Feature pyramid on the maps of a backbone.
 
     Args:
         in_channels: channels of the used backbone maps, finest first.
         channels: channels of every level.
-        extra_levels: how many stride-2 levels to add on top.
-        extra_level_source: compute the first of them from the pyramid's last level (`p5`) or the backbone's (`c5`).
-        norm: `none` or `gn`, on lateral and output convolutions.
-        relu: a ReLU after those convolutions.
+        extra_levels: number of extra levels, each computed with a stride-2 convolution.
+        extra_level_source: input of the first extra level: the last level of the pyramid (`p5`) or the last map of the
+            backbone (`c5`).
+        norm: normalisation after lateral and output convolutions: `none` or `gn`.
+        relu: whether a ReLU follows these convolutions.
     """
 
     def __init__(
@@ -47,17 +48,18 @@ class FPN(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Backbone maps [N, C_i, H_i, W_i], finest first, to levels [N, channels, H_l, W_l], finest first."""
+        """Compute the levels [N, channels, H_l, W_l] from the backbone maps [N, C_i, H_i, W_i], both finest first."""
         top = self.lateral[-1](features[-1])
         levels = [self.output[-1](top)]
         for i in range(len(features) - 2, -1, -1):
             lateral = self.lateral[i](features[i])
-            # To the lateral's size: an odd map is not exactly twice the one above.
+            # Not scale_factor=2: a map with an odd side is not exactly twice as large as the one above.
             top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
             levels.insert(0, self.output[i](top))
         extra = features[-1] if self.extra_from_c5 else levels[-1]
-        # Not in bfloat16: with stride 2 to a map of one column, as only these levels have it, torch 2.15 on CPUs leaves
-        # uninitialised memory in outputs and gradients. The maps are small, so it costs nothing.
+        # No autocast: on CPUs, torch 2.15 leaves uninitialised memory in outputs and gradients of bfloat16 convolutions
+        # with stride 2 whose output has one column. Only these levels have such outputs. The maps are small, so this
+        # costs nothing.
         with torch.autocast(extra.device.type, enabled=False):
             for i, conv in enumerate(self.extra):
                 extra = extra.to(next(conv.parameters()).dtype)

@@ -1,4 +1,4 @@
-"""Small layers that backbones, pyramid and head share."""
+"""Layers shared by backbones, pyramid and head."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from ..distributed import sum_over_processes, world_size
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm of a 1x1 map, too, where a group of one channel becomes its bias: torch's layer refuses that."""
+    """`nn.GroupNorm` that also accepts groups of a single value (one channel of a 1x1 map), where torch raises.
+
+    The output for such a group is the bias.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        """[N, channels, H, W] to the same."""
+        """Normalise a map [N, channels, H, W]; the shape stays the same."""
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def group_norm(channels: int, *, eps: float = 1e-5) -> GroupNorm:
-    """32 groups, as everybody's; groups of two channels where 32 does not divide them."""
+    """Build a group norm with 32 groups, as is usual, or with 2 channels per group if 32 does not divide `channels`."""
     return GroupNorm(32 if channels % 32 == 0 else channels // 2, channels, eps=eps)
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm with the statistics of all processes, on all devices; see `with_gpu_batch_norm`.
+    """Batch norm with statistics over all processes, on any device.
 
-    No `nn.SyncBatchNorm`, which DistributedDataParallel refuses on the CPU.
+    It replaces `nn.SyncBatchNorm` on the CPU, where DistributedDataParallel refuses that layer. On GPUs,
+    `with_gpu_batch_norm` converts it to `nn.SyncBatchNorm`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """[N, channels, H, W] to the same; every process must call it as often as the others."""
+        """Normalise a map [N, channels, H, W]; in training, every process must make the same number of calls."""
         if not self.training or world_size() == 1:
             return super().forward(input)
         assert self.running_mean is not None
@@ -39,7 +43,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         x = input.to(self.weight.dtype)
-        # Two passes: the mean of the squares minus the square of the mean would cancel.
+        # Two passes, because the mean of the squares minus the square of the mean suffers from cancellation.
         counted = sum_over_processes(torch.cat([x.sum(dim=(0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
         mean, count = counted[:-1] / counted[-1], counted[-1].detach()
         centred = x - mean[:, None, None]
@@ -53,7 +57,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 def with_gpu_batch_norm(model: nn.Module) -> nn.Module:
-    """Put torch's fused kernels, which are for GPUs only, in the place of every `SyncBatchNorm`."""
+    """Replace every `SyncBatchNorm` by `nn.SyncBatchNorm`, whose fused kernels run on GPUs only."""
     for path, module in list(model.named_modules()):
         if isinstance(module, SyncBatchNorm):
             model.set_submodule(path, nn.SyncBatchNorm.convert_sync_batchnorm(module))
@@ -72,7 +76,10 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 def conv_norm_relu(
     in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, norm: str = "none", relu: bool = False
 ) -> nn.Module:
-    """A "same" convolution; with a norm it has no bias of its own. A plain `nn.Conv2d` when neither norm nor ReLU."""
+    """Build a "same" convolution, optionally followed by a norm and a ReLU.
+
+    With a norm, the convolution has no bias. Without norm and ReLU, the result is a plain `nn.Conv2d`.
+    """
     conv = nn.Conv2d(
         in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=norm == "none"
     )
@@ -88,20 +95,21 @@ def conv_norm_relu(
 
 
 class DeformConv(nn.Module):
-    """A 3x3 "same" convolution that samples where another convolution, `offset`, says.
+    """Deformable 3x3 "same" convolution, whose sampling points are predicted by another convolution, `offset`.
+
+    For every offset group, `offset` predicts (dy, dx) of each of the nine samples; the logits of all weights follow.
+    As in the original FCOS and unlike in the papers, `offset` is not initialised with zeros.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the result.
-        stride: of both convolutions.
-        groups: of the convolution, not of the offsets.
-        bias: of the convolution; the offsets have one in any case.
-        modulated: version 2, every sample is weighted with a factor in 0..1, too.
-        offset_groups: so many equal parts of the input channels are sampled at places of their own.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: stride of both convolutions.
+        groups: groups of the main convolution; `offset` is not grouped.
+        bias: whether the main convolution has a bias; `offset` always has one.
+        modulated: whether every sample is also multiplied by a predicted weight in 0..1 (version 2).
+        offset_groups: number of equal groups of input channels, each with separate offsets and weights.
 
-    Source: Dai et al., ICCV 2017 (arXiv:1703.06211); Zhu et al., CVPR 2019 (arXiv:1811.11168). `offset` predicts
-    (dy, dx) of the nine samples in turn for every group, then the weights of all as logits. As in the original FCOS it
-    does not begin with zeros, unlike in the papers.
+    Source: Dai et al., ICCV 2017 (arXiv:1703.06211); Zhu et al., CVPR 2019 (arXiv:1811.11168).
     """
 
     def __init__(
@@ -128,9 +136,9 @@ class DeformConv(nn.Module):
                 nn.init.zeros_(part.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] to [N, out_channels, H / stride, W / stride] (rounded up); N may be 0."""
+        """Map [N, in_channels, H, W] to [N, out_channels, H / stride, W / stride] (rounded up); N may be 0."""
         weight = self.conv.weight
-        # The kernel wants one type; under autocast the input or the offsets may be in half precision.
+        # The kernel requires a single dtype; under autocast, the input or the offsets may be in half precision.
         offset, mask = self.offset(x).to(weight.dtype), None
         if self.modulated:
             offset, mask = offset[:, : self.coordinates], offset[:, self.coordinates :].sigmoid()
@@ -140,10 +148,10 @@ class DeformConv(nn.Module):
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Stop learning: parameters get no gradient, batch norm keeps its statistics also in training mode.
+    """Freeze a module: parameters get no gradient, and batch norm keeps its statistics in training mode, too.
 
     Returns:
-        The module, or what replaces it when it is a batch norm itself.
+        The module, or a `FrozenBatchNorm2d` if it is itself a batch norm.
     """
     if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
         frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)

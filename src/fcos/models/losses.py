@@ -1,4 +1,4 @@
-"""The three losses of FCOS and their normalisation over processes.
+"""Losses of FCOS (classification, box, quality) and their normalisation over processes.
 
 Shape letters: N images, R locations over all levels, K classes, P positive locations.
 """
@@ -15,21 +15,21 @@ from ..choices import BoxLoss, Quality
 from ..distributed import mean_over_processes
 from .points import IGNORED, Assignment, centerness_targets
 
-# The original clamps the probability under the logarithm at the smallest normal float32: a positive costs at most
-# alpha * 87.34.
+# The original clamps the probability to the smallest normal float32 before the logarithm, so that the loss of a
+# positive is at most alpha * 87.34.
 _LOG_MIN = float(torch.log(torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float64)))
 
 
 @dataclass(frozen=True)
 class FCOSLoss:
-    """The options of the losses.
+    """Options of the losses.
 
     Attributes:
-        box_loss: see `iou_loss`.
-        quality: what the third branch learns at positive locations: their `centerness`, or the `iou` of the box that is
-            predicted there now with its ground truth, through which no gradient flows.
-        focal_alpha: see `focal_loss`.
-        focal_gamma: see `focal_loss`.
+        box_loss: kind of the box loss, see `iou_loss`.
+        quality: target of the third branch at positive locations: their `centerness`, or the `iou` of the currently
+            predicted box and its ground truth. No gradient flows through the target.
+        focal_alpha: weight of the positive class in the focal loss; the weight of the negative class is 1 - alpha.
+        focal_gamma: focusing exponent of the focal loss.
     """
 
     box_loss: BoxLoss = "iou"
@@ -39,25 +39,25 @@ class FCOSLoss:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """The names of the terms: classification, boxes, third branch."""
+        """Names of the loss terms: classification, box, third branch."""
         return "loss_cls", "loss_box", "loss_centerness" if self.quality == "centerness" else "loss_iou_quality"
 
 
 def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sigmoid focal loss of every logit.
+    """Compute the sigmoid focal loss of every logit.
 
     Args:
-        logits: [R, K].
+        logits: [R, K] class logits.
         labels: [R] int64: the class 0..K-1, `BACKGROUND`, or `IGNORED` (no loss).
-        alpha: weight of the positive class, 1 - alpha that of the negative.
+        alpha: weight of the positive class; the weight of the negative class is 1 - alpha.
         gamma: focusing exponent.
 
     Returns:
-        [R, K], not reduced.
+        [R, K] losses, not reduced.
 
     Source: Lin et al., ICCV 2017 (arXiv:1708.02002), equation 5.
     """
-    # Powers of probabilities as exponentials: a power below 1 of a probability that underflows has no gradient.
+    # p ** gamma is computed as exp(gamma * log p): with gamma < 1, the power has no finite gradient where p underflows.
     loss = (1 - alpha) * (gamma * F.logsigmoid(logits)).exp() * F.softplus(logits)
     rows = torch.nonzero(labels >= 0).squeeze(1)
     columns = labels[rows]
@@ -69,13 +69,13 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: fl
 
 
 def iou_loss(predicted: Tensor, target: Tensor, *, kind: BoxLoss, weight: Tensor | None = None) -> Tensor:
-    """Loss of distance predictions, summed.
+    """Compute the IoU loss of predicted distances, summed over locations.
 
     Args:
-        predicted: [P, 4] distances left, top, right, bottom to the predicted box, at least 0.
-        target: [P, 4] the same for the ground truth, in the same unit.
+        predicted: [P, 4] distances to the left, top, right and bottom side of the predicted box, at least 0.
+        target: [P, 4] distances to the sides of the ground-truth box, in the same unit.
         kind: `iou`: -log IoU; `linear_iou`: 1 - IoU; `giou`: 1 - GIoU.
-        weight: [P]; ignored when it sums to 0 (as the original does), None: ones.
+        weight: [P] weights of the locations. They are ignored if their sum is 0, as in the original. None: all 1.
 
     Source: Yu et al. 2016 (arXiv:1608.01471); GIoU: Rezatofighi et al. 2019 (arXiv:1902.09630). As in the original,
     intersection and union are smoothed by 1, in the unit of the distances.
@@ -95,7 +95,7 @@ def iou_loss(predicted: Tensor, target: Tensor, *, kind: BoxLoss, weight: Tensor
 
 
 def _overlap(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU, smoothed as `iou_loss` says, and union, both [P]."""
+    """Return the IoU (intersection and union smoothed by 1) and the unsmoothed union, both [P]."""
     left, top, right, bottom = predicted.unbind(-1)
     target_left, target_top, target_right, target_bottom = target.unbind(-1)
     shared_left, shared_top, shared_right, shared_bottom = predicted.minimum(target).unbind(-1)
@@ -106,9 +106,9 @@ def _overlap(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def loss_normalizers(assignment: Assignment) -> Tensor:
-    """What the losses of a batch are divided by: [2], its positives (at least 1), and the sum of their centerness.
+    """Compute the loss denominators [2] of a batch: the number of positives (at least 1) and their summed centerness.
 
-    Both are means over the processes, by one collective that every process must call, whatever its data looks like.
+    Both are means over the processes, computed in one collective. Every process must call it, even without positives.
     """
     central = centerness_targets(assignment.ltrb[torch.nonzero(assignment.labels >= 0, as_tuple=True)])  # [P]
     sums = torch.stack([central.new_full((), len(central)), central.sum()])
@@ -126,21 +126,23 @@ def fcos_loss(
     units: Tensor | None = None,
     normalizers: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The losses of a batch. Their sum is minimised.
+    """Compute the losses of a batch. Training minimises their sum.
 
     Args:
         logits: [N, R, K] class logits.
-        ltrb: [N, R, 4] predicted distances, pixels.
-        centerness: [N, R] logits of the third branch, whatever it has to learn.
-        assignment: what the locations have to learn.
+        ltrb: [N, R, 4] predicted distances in pixels.
+        centerness: [N, R] logits of the third branch, for centerness or IoU.
+        assignment: training targets of the locations.
         options: kinds and parameters of the losses.
-        units: [R] pixels a location's distances are divided by before the box loss (its stride); None: 1.
-        normalizers: those of a larger batch that this one is a part of; None: `loss_normalizers(assignment)`.
+        units: [R] pixels that distances are divided by before the box loss (the stride of each location); None: 1.
+        normalizers: [2] denominators of the whole batch, if this is a micro-batch of it; None:
+            `loss_normalizers(assignment)`.
 
     Returns:
-        Scalars. `loss_cls` and `loss_centerness` (with `iou` called `loss_iou_quality`) are divided by the positives of
-        a process (at least 1). `loss_box` is weighted by the centerness targets and divided by their sum; with `iou` it
-        has no weights and is divided by the positives, too. All divisors are means over the processes.
+        Scalars by name. `loss_cls` and `loss_centerness` (`loss_iou_quality` with `quality="iou"`) are divided by the
+        number of positives (at least 1). `loss_box` is weighted by the centerness targets and divided by their sum.
+        With `quality="iou"`, it is not weighted and is also divided by the number of positives. All denominators are
+        means over the processes.
 
     Source: FCOS, equation 2 and section 3.2; the normalisation follows the original code. IoU quality: the
     TPAMI version; as in AdelaiDet (measured) the target is smoothed like the IoU of the box loss, in the same unit.
@@ -163,7 +165,7 @@ def fcos_loss(
     if len(target_ltrb):
         loss_box = iou_loss(predicted_ltrb, target_ltrb, kind=options.box_loss, weight=weight) / divisor
     else:
-        loss_box = predicted_ltrb.sum()  # 0, but connected: every process has the same gradients to reduce
+        loss_box = predicted_ltrb.sum()  # 0, but keeps the graph, so that all ranks reduce the same gradients
     loss_quality = F.binary_cross_entropy_with_logits(
         centerness[image, location], target_quality.to(centerness.dtype), reduction="sum"
     )

@@ -1,6 +1,7 @@
-"""The locations of the pyramid levels, and FCOS's assignment of ground truth to them.
+"""Locations of the pyramid levels, and FCOS's assignment of ground truth to them.
 
-Shape letters: N images, L levels, R locations over all levels, M boxes of an image (padded to the most of a batch).
+Shape letters: N images, L levels, R locations over all levels, M boxes of an image (padded to the largest number in
+the batch).
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ IGNORED = -2
 
 @dataclass(frozen=True)
 class Assigner:
-    """The options that decide which location learns which box.
+    """Options of the assignment of ground-truth boxes to locations.
 
     Attributes:
-        strides: L strides of the pyramid levels, pixels.
-        size_ranges: L (low, high); a level learns a box if the largest of the four distances (pixels) is in its range,
-            both ends included; None: no upper end.
-        center_sampling_radius: in strides; a location must also be this close to the box's centre. 0: anywhere inside.
-        location: see `pyramid_locations`.
-        box_convention: how box areas are counted.
+        strides: L strides of the pyramid levels in pixels.
+        size_ranges: L pairs (low, high) in pixels. A location can be assigned a box if the largest of its four
+            distances to the sides is in the range of its level, both ends included. None: no upper end.
+        center_sampling_radius: largest distance from the box's centre, per axis and in strides, at which a location
+            inside the box can be positive. 0: every location inside the box can be.
+        location: point of a cell that its location is, see `pyramid_locations`.
+        box_convention: convention in which box areas are computed.
     """
 
     strides: Sequence[int] = (8, 16, 32, 64, 128)
@@ -40,22 +42,23 @@ class Assigner:
     box_convention: BoxConvention = "continuous"
 
     def locations(self, maps: Sequence[tuple[int, int]], *, device: torch.device | str = "cpu") -> list[Tensor]:
-        """The locations of every level, see `pyramid_locations`."""
+        """Return the locations of every level, see `pyramid_locations`."""
         return pyramid_locations(maps, self.strides, location=self.location, device=device)
 
     def maps(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """The (height, width) of every level's map of an image of the given padded (height, width)."""
+        """Return the (height, width) of every level's map for an image of the padded (height, width) `size`."""
         return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.strides]
 
 
 class Assignment(NamedTuple):
-    """What every location has to learn.
+    """Training targets of every location.
 
     Attributes:
         labels: [N, R] int64: a class 0..K-1, `BACKGROUND`, or `IGNORED` (inside a crowd box: no classification loss).
-        ltrb: [N, R, 4] float32 distances in pixels from the location to the sides of its box; undefined elsewhere.
-        boxes: [N, R] int64, index of the box in 0..M-1, or -1.
-        num_unassigned: 0-dim int64, boxes (crowd left out) that no location learns.
+        ltrb: [N, R, 4] float32 distances in pixels from the location to the sides of its box; undefined for locations
+            without a box.
+        boxes: [N, R] int64 index of the assigned box in 0..M-1, or -1.
+        num_unassigned: 0-dim int64 number of boxes, crowd boxes excluded, that are assigned to no location.
     """
 
     labels: Tensor
@@ -67,13 +70,13 @@ class Assignment(NamedTuple):
 def locations(
     size: tuple[int, int], stride: int | tuple[int, int], *, offset: float = 0.5, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Which points (x, y) the cells of a map stand for.
+    """Return the locations of a map, one point (x, y) per cell.
 
     Args:
         size: (height, width) of the map.
-        stride: pixels between neighbours; a pair: (down, across).
-        offset: of the point in its cell, in strides: 0.5 the centre, 0 the upper left corner.
-        device: where to put them.
+        stride: distance between neighbouring points in pixels, or a pair (vertical, horizontal).
+        offset: position of the point in its cell, in strides: 0.5 is the centre, 0 the upper left corner.
+        device: device of the result.
 
     Returns:
         [height * width, 2] float32 pixels, row by row: ((column + offset) * stride, (row + offset) * stride).
@@ -91,32 +94,33 @@ def pyramid_locations(
     location: Location = "center",
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """The locations of every level.
+    """Return the locations of every level.
 
     Args:
         maps: L sizes (height, width) of the levels' maps.
         strides: L strides in pixels.
-        location: which point of its cell it is: the `center`, or the upper left `corner` as in torchvision, where
-            cells are padded side // map side apart: less than the stride where that does not divide the side.
-        device: where to put them.
+        location: point of the cell: its `center`, or its upper left `corner` as in torchvision. With `corner`, the
+            points are (padded image side) // (map side) pixels apart, which is less than the stride if the stride does
+            not divide the side.
+        device: device of the result.
 
     Returns:
-        L tensors [height * width, 2], see `locations`.
+        L tensors [height * width, 2] of (x, y) in pixels, row by row.
     """
     if location == "center":
         return [locations(size, stride, device=device) for size, stride in zip(maps, strides, strict=True)]
-    height, width = (side * strides[0] for side in maps[0])  # the padded images hold whole cells of this level
+    height, width = (side * strides[0] for side in maps[0])  # padded images have a whole number of these cells
     return [locations((h, w), (height // h, width // w), offset=0.0, device=device) for h, w in maps]
 
 
 def centerness_targets(ltrb: Tensor) -> Tensor:
-    """How central a location is in its box: sqrt of min/max of left and right times min/max of top and bottom.
+    """Compute the centerness: sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)).
 
     Args:
-        ltrb: [..., 4] positive distances.
+        ltrb: [..., 4] positive distances to the left, top, right and bottom side of the box.
 
     Returns:
-        [...] in 0..1.
+        [...] centerness in 0..1.
 
     Source: FCOS, equation 3.
     """
@@ -127,18 +131,20 @@ def centerness_targets(ltrb: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign_targets(points: Sequence[Tensor], targets: Sequence[Objects], assigner: Assigner) -> Assignment:
-    """Give every location the smallest box it lies in, among those whose size belongs to its level.
+    """Assign to every location the smallest box that contains it and whose size is in the range of its level.
+
+    A location on the edge of a box is not inside it. Of boxes with equal areas, the first is assigned. Crowd boxes are
+    never assigned; locations inside them that have no other box are ignored.
 
     Args:
         points: L tensors [R_l, 2], the (x, y) of every level's locations in pixels.
         targets: ground truth of N images in the same pixels.
-        assigner: the options.
+        assigner: options of the assignment.
 
     Returns:
-        The assignment, levels concatenated in the order given.
+        The assignment, with the levels concatenated in the order of `points`.
 
-    Source: FCOS, section 3.1 and 3.2; center sampling: the TPAMI version, section 3.3. "Inside" is strict. Equal areas:
-    the first box. Crowd boxes teach nothing; other locations inside them are ignored.
+    Source: FCOS, sections 3.1 and 3.2; center sampling: the TPAMI version, section 3.3.
     """
     xy = torch.cat(list(points))  # [R, 2]
     boxes, labels, crowd = _pad(targets, xy.device)
@@ -172,7 +178,7 @@ def assign_targets(points: Sequence[Tensor], targets: Sequence[Objects], assigne
 
 
 def _pad(targets: Sequence[Objects], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes [N, M, 4], labels [N, M] (-1 where padded) and crowd flags [N, M] of all images."""
+    """Return boxes [N, M, 4], labels [N, M] (-1 in the padding) and crowd flags [N, M] of all images."""
     most = max((len(objects) for objects in targets), default=0)
     boxes = torch.zeros(len(targets), most, 4, device=device)
     labels = torch.full((len(targets), most), -1, dtype=torch.int64, device=device)
@@ -187,9 +193,9 @@ def _pad(targets: Sequence[Objects], device: torch.device) -> tuple[Tensor, Tens
 def _smallest_box(
     xy: Tensor, boxes: Tensor, candidates: Tensor, *, limits: Tensor, center_sampling: bool, convention: BoxConvention
 ) -> Tensor:
-    """Index [R] of the box each location learns, one of the candidates, or -1.
+    """Return the index [R] of the box assigned to each location: one of `candidates`, or -1.
 
-    The distances are kept apart: no [R, M, 4] is ever made.
+    Each of the four distances is a tensor [R, M], which avoids a tensor [R, M, 4].
     """
     if len(candidates) == 0:
         return torch.full((len(xy),), -1, device=xy.device)
@@ -209,17 +215,17 @@ def _smallest_box(
         )
     else:
         inside = left.minimum(right).minimum(top.minimum(bottom)) > 0
-    found, first = (inside & (largest >= low) & (largest <= high)).max(dim=1)  # of several the first: the smallest
+    found, first = (inside & (largest >= low) & (largest <= high)).max(dim=1)  # the first match is the smallest
     return torch.where(found, candidates[first], -1)
 
 
 def _inside(xy: Tensor, boxes: Tensor) -> Tensor:
-    """Which locations [R] lie in any of the boxes."""
+    """Return a mask [R] of the locations that are inside any of the boxes."""
     return ((xy[:, None] > boxes[:, :2]) & (xy[:, None] < boxes[:, 2:])).all(dim=-1).any(dim=1)
 
 
 def _count_unassigned(matched: Tensor, real: Tensor) -> Tensor:
-    """How many of the `real` boxes [N, M] no location is matched [N, R] to; 0-dim int64."""
+    """Count the `real` boxes (mask [N, M]) whose index is not in `matched` [N, R]; 0-dim int64."""
     learned = real.new_zeros(len(real), 1 + real.shape[1])
-    learned.scatter_(1, matched + 1, True)  # the first column: no box
+    learned.scatter_(1, matched + 1, True)  # column 0 is for locations without a box
     return (real & ~learned[:, 1:]).sum()

@@ -1,4 +1,4 @@
-"""From the head's outputs to detections: decoding, candidates, suppression, limit.
+"""Conversion of the head's outputs to detections: decoding, candidate selection, suppression, limit.
 
 Shape letters: N images, L levels, K classes, H W map size, C candidates, D detections.
 """
@@ -18,30 +18,31 @@ from ..structures import Instances
 
 
 def decode(points: Tensor, ltrb: Tensor) -> Tensor:
-    """Boxes [..., 4] XYXY from locations [..., 2] (x, y) and distances [..., 4], all in pixels."""
+    """Compute boxes [..., 4] XYXY from locations [..., 2] (x, y) and distances [..., 4], all in pixels."""
     return torch.cat([points - ltrb[..., :2], points + ltrb[..., 2:]], dim=-1)
 
 
 @dataclass(frozen=True)
 class Postprocess:
-    """The options that decide which detections are made of the outputs.
+    """Options of the conversion from raw outputs to detections.
 
     Attributes:
-        score: the square root of class probability times centerness, or that product itself.
-        score_threshold: a candidate is above it, 0..1.
-        threshold_on: what is compared with it: the class probability, or the score.
-        pre_nms_top_k: candidates kept per level and image.
-        top_k_on: what ranks them: the class probability, or the score.
-        nms_threshold: see `class_wise_nms`.
-        max_detections: see `limit_detections`.
-        box_convention: `inclusive` follows the original to the letter: boxes end at width - 1 and height - 1, ties with
-            the last detection stay, and the next two options are on.
-        detect_in_padding: locations in the padding detect too, as in all other projects; the result then depends on the
-            batch.
-        keep_empty_boxes: boxes that have no area inside the image stay.
-        clip_after_nms: boxes overlap as they are predicted and are clipped in the end. As in other projects, boxes
-            without area are then dropped from the `max_detections`, not replaced.
-        default_threshold: score below which detections of a class without a threshold of its own are hidden.
+        score: `sqrt`: square root of class probability times centerness; `product`: the product itself.
+        score_threshold: threshold in 0..1 that candidates must exceed.
+        threshold_on: quantity compared with `score_threshold`: class probability or score.
+        pre_nms_top_k: largest number of candidates kept per level and image.
+        top_k_on: quantity that ranks these candidates: class probability or score.
+        nms_threshold: IoU above which the lower-scoring of two boxes of a class is suppressed; 0 or less: no
+            suppression.
+        max_detections: largest number of detections per image; 0 or less: no limit.
+        box_convention: convention of the boxes. `inclusive` reproduces the original exactly: boxes end at width - 1 and
+            height - 1, detections that tie with the last one are kept, and the next two options are on.
+        detect_in_padding: whether locations in the padding detect, too, as in all other projects; results then depend
+            on the batch.
+        keep_empty_boxes: whether to keep boxes without area inside the image.
+        clip_after_nms: whether to clip boxes after instead of before suppression. Boxes without area are then removed
+            after `max_detections` is applied and are not replaced, as in other projects.
+        default_threshold: score threshold for displaying detections of classes without a per-class threshold.
     """
 
     score: Score = "sqrt"
@@ -67,21 +68,21 @@ def candidates(
     *,
     options: Postprocess,
 ) -> list[Instances]:
-    """The boxes of every image of a batch that may be detections; `suppress` chooses among them.
+    """Decode and score the boxes of every image and keep the best as candidates, the input of `suppress`.
 
     Args:
-        logits: L class logits [N, K, H, W].
-        ltrb: L distances [N, 4, H, W] in pixels.
-        centerness: L logits [N, 1, H, W].
-        points: L locations [H * W, 2] in pixels.
-        sizes: N (height, width) without padding.
-        options: how boxes are scored, kept and clipped.
+        logits: L tensors [N, K, H, W] of class logits.
+        ltrb: L tensors [N, 4, H, W] of distances in pixels.
+        centerness: L tensors [N, 1, H, W] of centerness logits.
+        points: L tensors [H * W, 2] of locations (x, y) in pixels.
+        sizes: (height, width) of the N images without the padding.
+        options: options of scoring, selection and clipping.
 
     Returns:
-        N candidates, level by level, in the frame and convention of the arguments; inside their images unless
-        `clip_after_nms`.
+        Candidates of each of the N images, level by level, in the pixels of `points` and the box convention of
+        `options`. They are clipped to their image unless `clip_after_nms` is set.
 
-    Source: FCOS, section 3.1, where the score is the product; its square root as in the original code.
+    Source: FCOS, section 3.1, where the score is the product; the square root follows the original code.
     """
     anywhere = options.detect_in_padding or options.box_convention == "inclusive"
     results = []
@@ -104,11 +105,11 @@ def candidates(
 
 
 def suppress(candidates: Instances, options: Postprocess) -> Instances:
-    """The detections among the candidates of an image, best score first.
+    """Select the detections among the candidates of an image, best score first.
 
     Args:
-        candidates: see `candidates`; of one view of the image or of several, in one frame.
-        options: threshold of the overlap, limit, and when boxes are clipped.
+        candidates: candidates of one image in one frame, from one view or (test-time augmentation) from several.
+        options: options of suppression, limit and clipping.
     """
     convention = options.box_convention
     kept = class_wise_nms(
@@ -121,7 +122,7 @@ def suppress(candidates: Instances, options: Postprocess) -> Instances:
 
 
 def _inside(instances: Instances, options: Postprocess) -> Instances:
-    """Clipped to the image, and without those that have no area there."""
+    """Clip boxes to the image, and remove those without area unless the options keep them."""
     convention = options.box_convention
     clipped = replace(instances, boxes=clip(instances.boxes, instances.size, convention=convention))
     if options.keep_empty_boxes or convention == "inclusive":
@@ -138,10 +139,13 @@ def _candidates(
     within: tuple[int, int] | None,
     options: Postprocess,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes [C, 4], scores [C] and labels [C] of one level of one image, at most `pre_nms_top_k`; `within` an image."""
+    """Return boxes [C, 4], scores [C] and labels [C] of one level of one image, with C <= `pre_nms_top_k`.
+
+    With `within`, only locations inside that (height, width) are used.
+    """
     flat = logits.flatten()  # [K * H * W]
-    # Comparing logits spares the sigmoid of everything; the exact test follows on what is left. The centerness being 1
-    # at most, a root above the threshold needs a probability above its square.
+    # A first test on logits avoids the sigmoid of all of them; the exact test follows on the rest. As the centerness is
+    # at most 1, sqrt(probability * centerness) > threshold implies probability > threshold**2.
     sqrt, threshold = options.score == "sqrt", options.score_threshold
     least = threshold**2 if options.threshold_on == "score" and sqrt else threshold
     index = torch.nonzero(flat > _logit(least) - 1e-3).squeeze(1)
@@ -153,7 +157,7 @@ def _candidates(
     probability = flat[index].sigmoid()
     product = probability * centerness.flatten()[location].sigmoid()
     compared = probability if options.threshold_on == "class" else product.sqrt() if sqrt else product
-    valid = (compared > threshold) & (product >= 0)  # neither below the threshold nor NaN
+    valid = (compared > threshold) & (product >= 0)  # the second test excludes NaN
     rank = torch.where(valid, probability if options.top_k_on == "class" else product, -1.0)
     rank, best = rank.topk(min(options.pre_nms_top_k, len(rank)))
     best = best[rank >= 0]

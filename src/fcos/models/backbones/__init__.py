@@ -1,4 +1,4 @@
-"""The table of backbones, their contract, and how one is built by its name."""
+"""Table of backbones, their interface, and construction of a backbone by name."""
 
 from __future__ import annotations
 
@@ -17,30 +17,34 @@ from .timm_features import PREFIX, timm_licence
 
 
 class Backbone(Protocol):
-    """A feature extractor (an `nn.Module`).
+    """Feature extractor (an `nn.Module`) that returns several maps.
 
     Attributes:
-        channels: channels of every map by its name.
-        strides: pixels between neighbouring cells of every map by its name, finest first.
+        channels: number of channels of every map, by map name.
+        strides: stride of every map in pixels, by map name, finest first.
     """
 
     channels: dict[str, int]
     strides: dict[str, int]
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images [N, 3, H, W] to maps [N, channels, H / stride, W / stride] (rounded up); N may be 0."""
+        """Compute the maps [N, channels, H / stride, W / stride] (rounded up) by name.
+
+        Args:
+            images: [N, 3, H, W] normalised images; N may be 0.
+        """
         ...
 
     def truncate_after(self, level: str) -> None:
-        """Remove what comes after a map: nothing uses it, it would cost time and never get a gradient.
+        """Remove all layers after a map. They are not used, cost time and never get a gradient.
 
-        Only called when there is something; a user's own backbone that has no map too many needs no such method.
+        It is only called if the pyramid does not use the last map; other user-defined backbones do not need it.
         """
         ...
 
 
 def _builder(section: type[BackboneSection]) -> Callable[..., Backbone]:
-    """The class or function that a section of the config names."""
+    """Import the class or function that a config section names as its builder."""
     module, _, function = section.builder.partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), function)
 
@@ -51,19 +55,19 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     if not section.is_foreign
     for name in section.names()
 }
-"""Our own networks by their names; called with the options of their section of the config."""
+"""Backbones of this project by name; called with the options of their config section."""
 
 
 def build_backbone(config: BackboneSection, *, pretrained: bool = True) -> Backbone:
     """Build the backbone that a config describes.
 
     Args:
-        config: the section `model.backbone`.
-        pretrained: load the weights that it names.
+        config: section `model.backbone` of the config.
+        pretrained: whether to load the weights that the section names.
 
     Raises:
-        ConfigError: there is none, or it breaks the contract.
-        WeightsError: weights that cannot be had.
+        ConfigError: the backbone does not exist, or does not implement the interface `Backbone`.
+        WeightsError: the weights cannot be obtained or do not fit.
     """
     options = config.model_dump()
     if not pretrained and "weights" in options:
@@ -75,11 +79,11 @@ def build_backbone(config: BackboneSection, *, pretrained: bool = True) -> Backb
 
 
 def license_warning(name: str, weights: str | None) -> str:
-    """The licence of a backbone's weights where it may restrict their use; empty: nothing is known against any use.
+    """Return the licence of a backbone's weights if it may restrict their use, or "" if no restriction is known.
 
     Args:
-        name: as for `build_backbone`, which has built it.
-        weights: the option `model.backbone.weights`.
+        name: name of a backbone that `build_backbone` has already built.
+        weights: option `model.backbone.weights`.
     """
     if weights is None:
         return ""
@@ -89,7 +93,11 @@ def license_warning(name: str, weights: str | None) -> str:
 
 
 def _check(backbone: Backbone, name: str) -> None:
-    """Run a backbone that is not ours on an empty image: does it keep the contract?"""
+    """Check a backbone from outside this project: the maps of a black image must have the stated channels and strides.
+
+    Raises:
+        ConfigError: the backbone raises an exception, or its maps have other shapes.
+    """
     height, width = 64, 96
     assert isinstance(backbone, nn.Module)
     training = backbone.training
@@ -97,7 +105,7 @@ def _check(backbone: Backbone, name: str) -> None:
     try:
         with torch.no_grad():
             found = {level: tuple(x.shape) for level, x in backbone(torch.zeros(1, 3, height, width)).items()}
-    except Exception as error:  # whatever a foreign network raises
+    except Exception as error:  # a foreign network can raise anything
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ConfigError(
             f"model.backbone.name={name}: fails on an image of {height}x{width} pixels: {reason}"

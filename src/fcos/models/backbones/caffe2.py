@@ -1,9 +1,9 @@
-"""Backbones in Detectron's files: pickles of Caffe2 blobs.
+"""Loading of backbones from Detectron's files, which are pickles of Caffe2 blobs.
 
-A pickle names functions that are called when it is read, so it can do anything. Here it gets numbers, text, arrays and
-plain containers, and the arrays are made by ourselves: numpy's own functions believe whatever a pickle tells them about
-memory. It also sets attributes: nothing that it gets has any that it could. Names of blobs are facts about Detectron;
-they agree with the recorded ones of the original FCOS.
+A pickle names functions that are called when it is loaded, so it can run any code. This reader admits only numbers,
+text, arrays and plain containers. It builds the arrays itself, because numpy's functions trust what a pickle states
+about memory. A pickle can also set attributes; no admitted object has attributes that it could set. Names of blobs are
+facts about Detectron; they agree with those recorded from the original FCOS.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _BLOB = re.compile(r"(?:res_)?(?:conv1|res([2-5])_(\d+)_branch(1|2[abc]))_(w|(?:
 
 
 def rename(blob: str) -> str | None:
-    """The name in torchvision's ResNet of a blob; None: one that a backbone has no use for.
+    """Return the name in torchvision's ResNet for a blob, or None for a blob that a backbone does not use.
 
-    Those are the biases of convolutions (a norm follows), the classifier (`fc1000`, `pred`) and `_momentum`.
+    Unused are the biases of convolutions (a norm follows), the classifier (`fc1000`, `pred`) and `_momentum`.
     """
     match = _BLOB.fullmatch(blob)
     if match is None:
@@ -42,13 +42,13 @@ def rename(blob: str) -> str | None:
 
 
 def load_backbone(path: Path) -> dict[str, Tensor]:
-    """The backbone in a Detectron file, in torchvision's names.
+    """Load the backbone of a Detectron file as a state dict with torchvision's names.
 
-    Detectron's batch norm is scale and offset only: the statistics are mean 0 and variance 1.
+    Detectron's batch norm only has scale and offset, so its statistics are set to mean 0 and variance 1.
 
     Raises:
-        WeightsError: no pickle, one that asks for more than arrays and plain containers, or one without a backbone.
-        OSError: no such file.
+        WeightsError: the file is not a pickle, contains more than arrays and plain containers, or has no backbone.
+        OSError: the file cannot be opened.
     """
     state: dict[str, Tensor] = {}
     for blob, array in _blobs(path).items():
@@ -65,15 +65,15 @@ def load_backbone(path: Path) -> dict[str, Tensor]:
 
 
 def _blobs(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a pickle by name: those of its dictionary, or of the one under `blobs`."""
+    """Load the arrays of a pickle by name, from its dictionary or from the dictionary under the key `blobs`."""
     with path.open("rb") as file:
         try:
             for count, (operation, number, _) in enumerate(pickletools.genops(file)):
-                if operation.name.endswith("PUT") and (number or 0) > count:  # the reader makes a table of this length
+                if operation.name.endswith("PUT") and (number or 0) > count:  # the unpickler allocates this much
                     raise pickle.UnpicklingError(f"it numbers an object {number} after {count} operations")
             file.seek(0)
-            content = _Unpickler(file, encoding="latin1").load()  # which keeps the bytes of Python 2's strings
-        except Exception as error:  # bytes that are no pickle make the reader fail in any way
+            content = _Unpickler(file, encoding="latin1").load()  # latin1 keeps the bytes of Python 2 strings
+        except Exception as error:  # bytes that are not a pickle can raise any exception
             reason = str(error) or type(error).__name__
             raise WeightsError(f"{path}: not a readable pickle of arrays: {reason}") from None
     content = content.get("blobs", content) if isinstance(content, dict) else None
@@ -83,7 +83,7 @@ def _blobs(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Type:
-    """Stands for `numpy.dtype`: plain numbers only."""
+    """Replacement for `numpy.dtype` that only admits plain numbers."""
 
     def __init__(self, code: str, *_: Any):
         if not re.fullmatch(r"[biuf][1248]", code):
@@ -94,13 +94,16 @@ class _Type:
         self.order = state[1].replace("|", "=")
 
     def read(self, data: Any) -> np.ndarray:
-        """A flat array of bytes' numbers, in memory of its own."""
+        """Copy the numbers in `data` (bytes) to a new flat array."""
         data = data.encode("latin1") if isinstance(data, str) else data
         return np.frombuffer(data, np.dtype(self.order + self.code)).astype(self.code)
 
 
 class _Array:
-    """Stands for `numpy.ndarray` and for what makes an empty one; then the pickle sets its content."""
+    """Replacement for `numpy.ndarray` and for the function that creates an empty one.
+
+    The pickle sets the content with `__setstate__`.
+    """
 
     array = np.empty(0, np.float32)
 
@@ -113,7 +116,7 @@ class _Array:
 
 
 class _Function:
-    """A function without attributes that a pickle can set."""
+    """Callable wrapper of a function, without attributes that a pickle can set."""
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
@@ -139,14 +142,14 @@ def _scalar(kind: _Type, data: Any) -> int | float:
 
 @_Function
 def _bytes(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes for Python 2."""
+    """Return the bytes that Python 3 pickled as text for Python 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}; only latin1 is read")
     return text.encode(encoding)
 
 
 _ADMITTED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): dict,  # has no attributes
+    ("collections", "OrderedDict"): dict,  # a dict has no attributes to set
     ("_codecs", "encode"): _bytes,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
@@ -156,13 +159,17 @@ _OF_NUMPY = {
     ("multiarray", "scalar"): _scalar,
     ("numeric", "_frombuffer"): _from_buffer,
 }
-for _core in ("core", "_core"):  # before numpy 2, since then
+for _core in ("core", "_core"):  # before numpy 2, and since
     _ADMITTED |= {(f"numpy.{_core}.{module}", name): found for (module, name), found in _OF_NUMPY.items()}
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """What a pickle may call."""
+        """Return the replacement for an admitted global of a pickle.
+
+        Raises:
+            UnpicklingError: the global is not admitted.
+        """
         try:
             return _ADMITTED[module_name, global_name]
         except KeyError:

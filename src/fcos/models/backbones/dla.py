@@ -28,15 +28,16 @@ Norm = Callable[[int], nn.Module]
 
 
 class DLA34(Stages):
-    """Stages C2 to C5 (64, 128, 256, 512 channels), named as in the authors' weights so that they load.
+    """DLA-34 with maps C2 to C5 (64, 128, 256, 512 channels).
 
-    Those have two projections more, which influence nothing.
+    Parameters are named as in the authors' weights, so that these load. The authors' weights contain two more
+    projections, which do not affect the output and are ignored.
 
     Args:
-        name: which weights `imagenet` means.
-        weights: see `pretrained.imagenet_weights`; None: random.
-        norm: `bn`, `sync_bn` or `frozen_bn`.
-        frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
+        name: backbone name, which selects the weights for `imagenet`.
+        weights: source of the weights, see `pretrained.imagenet_weights`; None: random initialisation.
+        norm: normalisation: `bn`, `sync_bn` or `frozen_bn`.
+        frozen_stages: number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5).
     """
 
     def __init__(self, *, name: str = "dla34", weights: str | None = None, norm: str = "bn", frozen_stages: int = 0):
@@ -61,7 +62,7 @@ class DLA34(Stages):
         self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images [N, 3, H, W] to the maps C2..C5."""
+        """Compute the maps C2 to C5 of normalised images [N, 3, H, W]."""
         return self._maps(images)
 
     def _stages(self) -> dict[str, list[str]]:
@@ -69,15 +70,15 @@ class DLA34(Stages):
 
 
 class Tree(nn.Module):
-    """Two residual blocks and a root that joins what they and others found.
+    """Two residual blocks in sequence, and a root that combines their outputs with other maps.
 
     Args:
-        in_channels: of the input.
-        channels: of the blocks and the result.
-        stride: of the first block.
-        norm: called with the channels.
-        keeps_input: the root sees the (shrunk) input, too.
-        others: channels that the root gets from elsewhere.
+        in_channels: channels of the input.
+        channels: channels of the blocks and of the output.
+        stride: stride of the first block.
+        norm: function that builds a norm from its number of channels.
+        keeps_input: whether the root also gets the (downsampled) input.
+        others: total channels of the other maps that `forward` passes to the root.
     """
 
     def __init__(
@@ -96,7 +97,12 @@ class Tree(nn.Module):
         )
 
     def forward(self, x: Tensor, others: Sequence[Tensor] = ()) -> Tensor:
-        """[N, in_channels, H, W] to [N, channels, H / stride, W / stride] (rounded up)."""
+        """Map [N, in_channels, H, W] to [N, channels, H / stride, W / stride] (rounded up).
+
+        Args:
+            x: input map.
+            others: other maps for the root, of the size of the output.
+        """
         shrunk = self.downsample(x)
         first = self.tree1(x, self.project(shrunk))
         second = self.tree2(first, first)
@@ -104,7 +110,10 @@ class Tree(nn.Module):
 
 
 class DeepTree(nn.Module):
-    """Two trees, one after the other, the first with stride 2; the root of the second joins everything."""
+    """Two trees in sequence, the first with stride 2.
+
+    The root of the second tree also gets the downsampled input and the output of the first tree.
+    """
 
     def __init__(self, in_channels: int, channels: int, *, norm: Norm):
         super().__init__()
@@ -113,13 +122,13 @@ class DeepTree(nn.Module):
         self.tree2 = Tree(channels, channels, stride=1, norm=norm, others=in_channels + channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] to [N, channels, H / 2, W / 2] (rounded up)."""
+        """Map [N, in_channels, H, W] to [N, channels, H / 2, W / 2] (rounded up)."""
         first = self.tree1(x)
         return self.tree2(first, [self.downsample(x), first])
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a residual that is given."""
+    """Residual block of two 3x3 convolutions; the caller computes the residual."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm):
         super().__init__()
@@ -129,12 +138,12 @@ class Block(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """[N, in_channels, H, W] to the shape of the residual."""
+        """Map [N, in_channels, H, W] to the shape of `residual`, which is added to the convolutions' output."""
         return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + residual)
 
 
 class Root(nn.Module):
-    """A 1x1 convolution of several maps of one size."""
+    """Concatenation of several maps of the same size, followed by a 1x1 convolution."""
 
     def __init__(self, in_channels: int, channels: int, norm: Norm):
         super().__init__()
@@ -142,7 +151,7 @@ class Root(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps of `in_channels` together to [N, channels, H, W]."""
+        """Combine maps that have `in_channels` channels in total to one map [N, channels, H, W]."""
         return self.relu(self.bn(self.conv(torch.cat(list(maps), dim=1))))
 
 

@@ -1,4 +1,4 @@
-"""MobileNetV2 as a feature extractor, built from torchvision's.
+"""MobileNetV2 as a feature extractor, built from torchvision's model.
 
 Source: Sandler et al., CVPR 2018 (arXiv:1801.04381).
 """
@@ -16,13 +16,15 @@ _BLOCKS = {"stem": range(2), "C2": range(2, 4), "C3": range(4, 7), "C4": range(7
 
 
 class MobileNetV2(Stages):
-    """Stages C2 to C5 (24, 32, 96, 320 channels), named as in torchvision so that its weights load.
+    """MobileNetV2 with maps C2 to C5 (24, 32, 96, 320 channels).
+
+    Parameters are named as in torchvision, so that its weights load.
 
     Args:
-        name: which weights `imagenet` means.
-        weights: see `pretrained.imagenet_weights`; None: random.
-        norm: `bn`, `sync_bn` or `frozen_bn`.
-        frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
+        name: backbone name, which selects the weights for `imagenet`.
+        weights: source of the weights, see `pretrained.imagenet_weights`; None: random initialisation.
+        norm: normalisation: `bn`, `sync_bn` or `frozen_bn`.
+        frozen_stages: number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5).
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class MobileNetV2(Stages):
         self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images [N, 3, H, W] to the maps C2..C5."""
+        """Compute the maps C2 to C5 of normalised images [N, 3, H, W]."""
         return self._maps(images)
 
     def _stages(self) -> dict[str, list[str]]:

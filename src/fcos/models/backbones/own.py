@@ -1,4 +1,4 @@
-"""Backbones that a user's own function returns."""
+"""User-defined backbones: networks that a user's function returns."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ...extensions import load_function
 
 
 def build_own(*, name: str, options: dict[str, Any]) -> nn.Module:
-    """Import a function, call it, and check that a backbone comes back.
+    """Import a user's function, call it, and check that it returns a backbone.
 
     Args:
-        name: `package.module:function`.
+        name: function as `package.module:function`.
         options: keyword arguments of the function.
 
     Raises:
-        ConfigError: no such module or function, options that it does not take, or a result that is no `Backbone`.
+        ConfigError: the function cannot be imported, does not accept the options, or does not return a `Backbone`.
     """
     found = load_function(name, option=f"model.backbone.name={name}")
     try:

@@ -1,4 +1,4 @@
-"""Backbone weights trained on ImageNet: the catalogue of those with a name, and loading any of them into a network."""
+"""ImageNet-pretrained backbone weights: a catalogue of named weights, and loading weights into a network."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from .renames import to_torchvision
 _IMAGENET = "imagenet"
 _CATALOG = "catalog://"
 _DETECTRON = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained"
-_CLOUDSTOR = "https://cloudstor.aarnet.edu.au/plus/s"  # closed in 2023, but the original's configs name it
+_CLOUDSTOR = "https://cloudstor.aarnet.edu.au/plus/s"  # closed in 2023, but still named in the original's configs
 _OPENVINO = "https://storage.openvinotoolkit.org/repositories/open_model_zoo/public"
 _CLASSIFIER = ("fc.", "classifier.")
-_COUNTER = "num_batches_tracked"  # of batch norm; files written before PyTorch 0.4.1 have none
+_COUNTER = "num_batches_tracked"  # buffer of batch norm; missing from files written before PyTorch 0.4.1
 _WRAPPINGS = ("state_dict", "model")
 
 
 class Pretrained(NamedTuple):
-    """Backbone weights with a name.
+    """Named backbone weights.
 
     Attributes:
-        file: where they are, and their licence.
-        fits: options of `model` that they were trained with, by their dotted keys.
+        file: addresses and licence of the weights.
+        fits: options of `model` that the weights were trained with, by dotted key.
     """
 
     file: WebFile
@@ -58,7 +58,7 @@ def _torchvision(weights: WeightsEnum) -> Pretrained:
 def _detectron(
     name: str, *paths: str, mirrors: tuple[str, ...] = (), stride_in_1x1: bool = False
 ) -> tuple[str, Pretrained]:
-    """The row of Caffe2 weights that the original calls `catalog://NAME`."""
+    """Build the `CATALOG` item (key and value) of Caffe2 weights that the original calls `catalog://NAME`."""
     first, *others = (f"{_DETECTRON}/{path}.pkl" for path in paths)
     urls = (f"{first}#{name.replace('/', '_')}.pkl", *others, *mirrors)
     file = WebFile(urls, licence="CC BY-SA 3.0 (Detectron's model zoo)")
@@ -74,7 +74,7 @@ CATALOG: dict[str, Pretrained] = {
     "imagenet/dla34": Pretrained(
         WebFile(
             (
-                "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth",  # often out of reach
+                "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth",  # often unreachable
                 f"{_OPENVINO}/2022.1/dla-34/dla34-ba72cf86.pth",
             ),
             licence="BSD-3-Clause (Deep Layer Aggregation)",
@@ -91,7 +91,7 @@ CATALOG: dict[str, Pretrained] = {
             _detectron(
                 "ImageNetPretrained/FAIR/20171220/X-101-64x4d",
                 "20171220/X-101-64x4d",
-                "FBResNeXt/X-101-64x4d",  # its place in Detectron's model zoo
+                "FBResNeXt/X-101-64x4d",  # path in Detectron's model zoo
                 mirrors=(f"{_CLOUDSTOR}/k3ys35075jmU1RP/download#X-101-64x4d.pkl",),
             ),
         ]
@@ -108,12 +108,12 @@ CATALOG: dict[str, Pretrained] = {
         )
     ),
 }
-"""All backbone weights with a name. `imagenet/NAME` is what `model.backbone.weights=imagenet` means for the backbone
-NAME, `catalog://NAME` is the original's name for Caffe2's networks, and the last row is known by its addresses."""
+"""All named backbone weights. `model.backbone.weights=imagenet` selects `imagenet/NAME` for the backbone NAME,
+`catalog://NAME` is the original's name for Caffe2's networks, and the last row is selected by its addresses."""
 
 
 class Packaged(NamedTuple):
-    """Weights that a Python package carries: the backbone of timm they fit, the package, the file in it."""
+    """Weights in a Python package: the timm network that they fit, the package, and the path of the file in it."""
 
     network: str
     package: str
@@ -126,10 +126,10 @@ LITE0 = Packaged(
 
 
 def packaged(network: str) -> Path | None:
-    """The file of weights that an installed package carries for a network of timm; None: there is none.
+    """Return the path of the weights that an installed package contains for a timm network, or None.
 
     Args:
-        network: timm's name, with or without a tag.
+        network: timm's name of the network, with or without a tag.
     """
     if network.partition(".")[0] != LITE0.network:
         return None
@@ -138,25 +138,25 @@ def packaged(network: str) -> Path | None:
 
 
 def trained_with(backbone: str, source: str) -> Mapping[str, str | bool]:
-    """The options of `model` that weights with a name were trained with; empty for a path or an unknown address.
+    """Return the options of `model` that named weights were trained with; empty for a path or an unknown address.
 
     Args:
-        backbone: see `imagenet_weights`.
-        source: see `imagenet_weights`.
+        backbone: name of the backbone in the config.
+        source: name, address or path of the weights, see `imagenet_weights`.
     """
     return CATALOG[key].fits if (key := _key(backbone, source)) in CATALOG else {}
 
 
 def load_pretrained(net: nn.Module, backbone: str, source: str) -> None:
-    """Fill a torchvision network, its classifier left out.
+    """Load weights into a network with torchvision's names, except for the classifier.
 
     Args:
-        net: the network.
-        backbone: see `imagenet_weights`.
-        source: likewise.
+        net: network to load the weights into.
+        backbone: name of the backbone in the config.
+        source: name, address or path of the weights, see `imagenet_weights`.
 
     Raises:
-        WeightsError: see `imagenet_weights`; or the tensors do not fit the network.
+        WeightsError: the weights cannot be obtained (see `imagenet_weights`) or do not fit the network.
     """
     state = imagenet_weights(backbone, source)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_CLASSIFIER)}
@@ -177,16 +177,16 @@ def load_pretrained(net: nn.Module, backbone: str, source: str) -> None:
 
 
 def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
-    """The state dict of a backbone in torchvision's names.
+    """Load the state dict of a backbone, with torchvision's names.
 
     Args:
-        backbone: its name in the config.
-        source: `imagenet` or `catalog://NAME` (see `CATALOG`), an http(s) address, which may end in `#NAME` for the
-            name in the cache, or a path. Files are state dicts, in torchvision's names (DLA-34:
-            its authors') or those of the original's MobileNetV2, or Detectron's when they end in .pkl.
+        backbone: name of the backbone in the config.
+        source: `imagenet` or `catalog://NAME` (see `CATALOG`), an http(s) address, or a path. An address may end in
+            `#NAME`, the file name in the cache. The file is a Detectron pickle if it ends in .pkl, otherwise a state
+            dict with torchvision's names (DLA-34: its authors' names) or those of the original's MobileNetV2.
 
     Raises:
-        WeightsError: no such name or file, a failed download, or a file of another kind.
+        WeightsError: the name or file does not exist, the download fails, or the file is of another kind.
     """
     file = _named(backbone, source)
     if file is None:
@@ -206,7 +206,7 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
         ) from None
     except WeightsError as error:
         raise WeightsError(f"model.backbone.weights: {error}{mend}") from None
-    except Exception as error:  # a damaged file makes the reader fail in any way
+    except Exception as error:  # a damaged file can raise any exception
         reason = str(error).partition("\n")[0]
         raise WeightsError(f"model.backbone.weights: {path}: not a readable state dict: {reason}{mend}") from None
     if isinstance(content, dict):
@@ -219,26 +219,30 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
 
 
 def restricted_licence(backbone: str, source: str) -> str:
-    """The licence of weights that may not be free to use; empty: nothing is known against any use.
+    """Return the licence of weights if it may restrict their use, or "" if no restriction is known.
 
     Args:
-        backbone: see `imagenet_weights`.
-        source: likewise.
+        backbone: name of the backbone in the config.
+        source: name, address or path of the weights, see `imagenet_weights`.
 
     Raises:
-        WeightsError: no such name.
+        WeightsError: no weights have this name.
     """
     file = _named(backbone, source)
     return file.licence or "" if file and file.restricted else ""
 
 
 def _key(backbone: str, source: str) -> str:
-    """The row of `CATALOG` that a source names, if there is one."""
+    """Return the key of a source in `CATALOG`, which has no such key if the weights are not named."""
     return f"{_IMAGENET}/{backbone}" if source == _IMAGENET else source
 
 
 def _named(backbone: str, source: str) -> WebFile | None:
-    """What is downloaded for a source; None: it is a path."""
+    """Return the file to download for a source, or None if the source is a path.
+
+    Raises:
+        WeightsError: no weights have this name, or the source is a URL that is not http(s).
+    """
     key = _key(backbone, source)
     if key in CATALOG:
         return CATALOG[key].file

