@@ -1,1 +1,1 @@
-"""Training: one loop, the optimiser and its schedule, checkpoints, logs, processes."""
+"""Training: the training loop, optimiser and learning-rate schedule, checkpoints, logging, and multiple processes."""

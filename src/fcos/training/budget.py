@@ -1,4 +1,4 @@
-"""How long a run is: a number of iterations, or what fits into a time."""
+"""Length of a run: a number of iterations, or a wall-clock budget."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from collections.abc import Callable
 from typing import Protocol
 
 SAFETY = 1.15
-"""A measured evaluation may take this much longer at the end, when there are other detections."""
+"""Factor on the measured duration of the end of the run: other detections may slow down the final evaluation."""
 UNMEASURED = 0.25
-"""The largest share of the budget that is kept for the end before that has been measured."""
+"""Largest fraction of the budget to reserve for the end of the run before its duration is measured."""
 MARGIN = 2.0
-"""Seconds kept for what is not measured: pictures, closing files, stopping workers."""
+"""Seconds to reserve for work that is not measured: saving pictures, closing files, stopping workers."""
 
 
 class Length(Protocol):
-    """The length of a run."""
+    """Interface for the length of a run."""
 
     def total(self, iteration: int) -> float:
-        """Iterations of the whole run as known after `iteration` of them; not more than that: the run is over."""
+        """Return the estimated total iterations of the run; a value <= `iteration` ends it.
+
+        Args:
+            iteration: number of finished iterations.
+        """
         ...
 
     def advance(self, step_seconds: float) -> None:
-        """Take in the time of a finished step."""
+        """Record the duration of a finished step."""
         ...
 
 
@@ -33,27 +37,29 @@ class IterationLength:
         self.iterations = iterations
 
     def total(self, iteration: int) -> float:
-        """The fixed number."""
+        """Return the fixed number of iterations."""
         return self.iterations
 
     def advance(self, step_seconds: float) -> None:
-        """The clock does not matter."""
+        """Do nothing: the length does not depend on time."""
 
 
 class TimeLength:
-    """A wall-clock budget for start-up, steps, evaluations and saving; the report of the run comes after it.
+    """A wall-clock budget for start-up, steps, evaluations and saving, but not for the report of the run.
 
-    The run's progress is t / (t + r): t seconds spent in steps so far, r seconds left for steps, that is the budget
-    without the time that has passed and without the reserve for the end of the run. It never falls, it reaches 1 when
-    the time is up, and an evaluation in between shortens the rest of the schedule instead of making it jump.
+    The progress of the run is t / (t + r), where t is the time spent in steps so far and r is the time left for steps:
+    the budget minus the elapsed time and the reserve for the end of the run. The progress never decreases and reaches 1
+    when the time is up. An evaluation during training shortens the rest of the schedule instead of making it jump.
 
     Args:
-        seconds: the budget, > 0.
-        elapsed: tells the seconds since the start of the run, pauses between continuations left out.
-        evaluation_steps: images to evaluate at the end, divided by the training batch size. Until `measured_end` is
-            set, evaluating an image is taken to last as long as training on one, which is more than it needs.
-        steps: steps already made, when a run continues.
-        step_seconds: seconds already spent in them.
+        seconds: budget in seconds, > 0.
+        elapsed: function that returns the seconds since the start of the run, excluding the time between a stop and a
+            resume.
+        evaluation_steps: number of images in the final evaluation, divided by the training batch size. Until
+            `measured_end` is set, evaluating an image is assumed to take as long as training on one, which is an
+            overestimate.
+        steps: number of steps before the run was resumed.
+        step_seconds: seconds spent in these steps.
     """
 
     def __init__(
@@ -70,32 +76,32 @@ class TimeLength:
         self.evaluation_steps = evaluation_steps
         self.step_seconds = step_seconds
         self.measured_end: float | None = None
-        """Seconds that the final evaluation and saving take, once known."""
+        """Measured duration of the final evaluation and saving in seconds; None until measured."""
         self._steps = steps
-        self._mean = step_seconds / max(steps, 1)  # of the last ten steps or so
+        self._mean = step_seconds / max(steps, 1)  # seconds per step, over about the last ten steps
         self._progress = 0.0
 
     @property
     def reserve(self) -> float:
-        """Seconds kept for the end of the run."""
+        """Seconds reserved for the end of the run."""
         if self.measured_end is not None:
             return SAFETY * self.measured_end + MARGIN
         return min(self.evaluation_steps * self._mean, UNMEASURED * self.seconds) + MARGIN
 
     def total(self, iteration: int) -> float:
-        """Iterations at the measured speed: infinite at first, `iteration` when no further step fits."""
+        """Return the total at the measured speed: infinite at first, `iteration` if no further step fits."""
         if iteration == 0:
-            return math.inf  # one step is always made
+            return math.inf  # a run has at least one step
         left = self.seconds - self.elapsed() - self.reserve
-        if self._mean > 0:  # a coarse clock may not have moved yet
-            left = left // self._mean * self._mean  # for whole steps
+        if self._mean > 0:  # 0 if a coarse clock has not advanced yet
+            left = left // self._mean * self._mean  # only whole steps
         if left <= 0:
             return iteration
         self._progress = max(self._progress, self.step_seconds / (self.step_seconds + left))
         return iteration / self._progress if self._progress else math.inf
 
     def advance(self, step_seconds: float) -> None:
-        """Take in the time of a finished step."""
+        """Record the duration of a finished step."""
         self.step_seconds += step_seconds
         self._steps += 1
         self._mean += (step_seconds - self._mean) / min(self._steps, 10)

@@ -1,4 +1,4 @@
-"""What is wrong with a training, and what helps: before it starts, and when its numbers are not finite any more."""
+"""Warnings and errors with remedies: likely mistakes before training, non-finite losses or gradients, out of memory."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from ..data.dataset import Annotations
 
 REFERENCE_RATES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
-"""Learning rate and images a step of the paper, and of the small recipe: where the linear rule starts from."""
+"""Reference (learning rate, batch size) of the linear scaling rule per optimiser: SGD as in the FCOS paper, AdamW as in
+the small recipe."""
 FOLDER = "nonfinite"
-"""In the folder of the run: the batches that gave numbers that are not finite."""
+"""Subfolder of the run folder for batches with a non-finite loss or gradient."""
 _FAR = 4.0
 
 
 def linear_rule(config: Config) -> float:
-    """The learning rate by the linear rule: in proportion to the images of a step.
+    """Return the learning rate by the linear scaling rule, proportional to the batch size.
 
     Source: Goyal et al. 2017 (arXiv:1706.02677).
     """
@@ -42,12 +43,12 @@ def linear_rule(config: Config) -> float:
 
 
 def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -> Iterator[str]:
-    """What a careful person would mend before the first step, each with the remedy.
+    """Yield warnings about likely mistakes in config or data, each with a remedy.
 
     Args:
-        config: of the run.
-        data: what it learns from.
-        fresh_backbone: the backbone has random weights.
+        config: config of the run.
+        data: training annotations.
+        fresh_backbone: True if the backbone has random weights.
     """
     backbone, settings = config.model.backbone, config.train
     if fresh_backbone and backbone.norm == "frozen_bn":
@@ -89,23 +90,23 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
 
 
 def _uncovered(size_ranges: Sequence[tuple[float, float | None]], config: DataConfig, data: Annotations) -> int:
-    """How many boxes, after scaling to the largest training size, have their size in no level's range."""
+    """Return the number of non-crowd boxes that no level's size range covers at the largest training size."""
     largest = config.largest_short_side
     sizes, which = np.unique(data.sizes, axis=0, return_inverse=True)
     resized = np.array([resize_size(height, width, largest, config.max_side) for height, width in sizes.tolist()])
     scale = (resized[which] / data.sizes)[data.image_of]  # [B, 2]
     longest = ((data.boxes[:, 2:] - data.boxes[:, :2]) * scale[:, ::-1]).max(axis=1, initial=0)
-    # The largest distance to a side is half the longer side in the centre, and all of it at an edge.
+    # The largest distance from a location to a side is half the longer side at the centre, all of it at an edge.
     covered = [(longest >= low) & (longest / 2 <= (math.inf if high is None else high)) for low, high in size_ranges]
     return int((~np.any(covered, axis=0) & ~data.crowd).sum())
 
 
 @contextmanager
 def full_memory_is_told() -> Iterator[None]:
-    """Say what helps when the memory of the GPU is full.
+    """Turn a CUDA out-of-memory error into an error that suggests remedies.
 
     Raises:
-        TrainingError: it is.
+        TrainingError: the GPU is out of memory.
     """
     try:
         yield
@@ -117,15 +118,15 @@ def full_memory_is_told() -> Iterator[None]:
 
 
 def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: float) -> str:
-    """Say which number is not finite, where it comes from and what helps; the batch is saved for a closer look.
+    """Return a message on which number is not finite, its origin and remedies; save the batch for inspection.
 
-    Every process must call it.
+    Every process must call this function.
 
     Args:
-        run: before the step.
-        batch: the shard of this process, on the device of the run.
-        losses: the loss terms of all processes.
-        norm: of the gradients.
+        run: the run, in the state before the step.
+        batch: shard of this process, on the device of the run.
+        losses: loss terms by name, averaged over all processes.
+        norm: gradient norm.
     """
     iteration = run.state.iteration + 1
     what = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
@@ -134,7 +135,7 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
     batch_is = f"could not be kept: {unkept[0]}" if unkept else f"is kept in {run.folder / FOLDER}"
     assert batch.targets is not None
     height, width = batch.images.shape[-2:]
-    normalizers = run.model.loss_normalizers(batch.targets, (height, width))  # which all processes compute together
+    normalizers = run.model.loss_normalizers(batch.targets, (height, width))  # a collective
     origins = [origin for part in all_gather(_origins(run, batch, normalizers)) for origin in part]
     names = [name for part in all_gather(_files(run, batch)) for name in part]
     settings, kept = run.config.train, run.folder / LAST
@@ -148,7 +149,11 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
 
 
 def _save_batch(run: Run, batch: Batch, iteration: int) -> str:
-    """Write what a process was to learn from, as tensors and plain data (`torch.load` reads it); why it failed."""
+    """Save the shard of this process as tensors and plain data for `torch.load`.
+
+    Returns:
+        The error message if the file cannot be written, else an empty string.
+    """
     assert batch.targets is not None
     folder = run.folder / FOLDER
     content = {
@@ -172,10 +177,10 @@ def _files(run: Run, batch: Batch) -> list[str]:
 
 
 def _origins(run: Run, batch: Batch, normalizers: torch.Tensor | None) -> list[str]:
-    """Which images, and which of their boxes, give numbers that are not finite; else which gradients are not."""
+    """Return the images or boxes with non-finite outputs or losses; if there are none, the non-finite gradients."""
     assert batch.targets is not None
     found: list[str] = []
-    ones = None if normalizers is None else torch.ones_like(normalizers)  # the batch's own need not be finite
+    ones = None if normalizers is None else torch.ones_like(normalizers)  # those of the batch may not be finite
     for i, file in enumerate(_files(run, batch)):
         image = batch.images[i : i + 1], batch.sizes[i : i + 1]
         with detecting(run.model), autocast(run.device, run.config.train.precision):
@@ -190,7 +195,7 @@ def _origins(run: Run, batch: Batch, normalizers: torch.Tensor | None) -> list[s
 
 
 def _is_finite(outputs: Any) -> bool:
-    """Whether all tensors in the outputs of a detector are."""
+    """Return whether all tensors in the (nested) outputs of a detector are finite."""
     if isinstance(outputs, torch.Tensor):
         return bool(outputs.isfinite().all())
     return all(map(_is_finite, outputs))
@@ -199,13 +204,13 @@ def _is_finite(outputs: Any) -> bool:
 def _bad_boxes(
     run: Run, image: tuple[torch.Tensor, torch.Tensor], objects: Objects, normalizers: torch.Tensor | None
 ) -> Iterator[str]:
-    """The boxes of an image with a loss that is not finite when it holds no other box.
+    """Yield a description of each box whose loss is not finite when it is the only box in the image.
 
     Args:
-        run: whose model is used.
-        image: [1, 3, H, W] and its size [1, 2].
-        objects: of the image.
-        normalizers: see `DetectionModel.forward`.
+        run: run with the model.
+        image: image [1, 3, H, W] and its size [1, 2].
+        objects: ground truth of the image.
+        normalizers: denominators of the losses, see `DetectionModel.forward`.
     """
     for number in range(len(objects)):
         alone = objects[number : number + 1]

@@ -1,5 +1,4 @@
-"""Processes started by torchrun or torch's elastic launcher: how they join, what they leave for their successors, and
-how a lost one is reported."""
+"""Support for torchrun and the elastic launcher: process group, values across restarts, errors for lost processes."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from ..errors import TrainingError
 
 
 def orphaned() -> bool:
-    """Whether torchrun, or what else uses its launcher, has started this process with others and is gone."""
+    """Return whether the elastic launcher (of torchrun, for example) that started this process and others is gone."""
     return world_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
 
 
@@ -28,17 +27,17 @@ _PARENT = os.getppid()
 
 @contextmanager
 def lost_processes_are_told() -> Iterator[None]:
-    """Say in a line what torch's backends say in a traceback when another process is gone.
+    """Turn the backend's error about a lost process into a one-line error.
 
     Raises:
-        TrainingError: a process is gone; the launcher's message names it.
+        TrainingError: another process is gone or out of reach; the launcher's message names it.
     """
     try:
         yield
     except RuntimeError as error:
         text = str(error)
         unreachable = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
-        together = max(world_size(), int(os.environ.get("WORLD_SIZE", "1")))  # it may be while they join
+        together = max(world_size(), int(os.environ.get("WORLD_SIZE", "1")))  # the group may not be initialised yet
         if together == 1 or not (unreachable or any(words in text for words in _LOST)):
             raise
         number = rank() or os.environ.get("RANK", "0")
@@ -62,36 +61,40 @@ _LOST = (
     "connectFullMesh failed",
     "remote process exited",  # nccl
 )
-"""What the backends say of a process that is gone; of other mistakes, as collectives that do not match, they do not."""
+"""Phrases in backend errors that indicate a lost process, and no other mistake such as mismatched collectives."""
 
 
 def remember(key: str, value: str) -> None:
-    """Keep something for the processes that the elastic launcher starts instead of these, should they fail."""
+    """Store a value for the processes that the elastic launcher starts after a failure; no-op without a launcher."""
     store = _launcher_store()
     if store is not None:
         store.set(key, value)
 
 
 def recalled(key: str) -> str | None:
-    """What earlier processes of this launch remembered; None: nothing, or there is no launcher."""
+    """Return the value that `remember` stored in this launch; None if there is no such value or no launcher."""
     store = _launcher_store()
     return store.get(key).decode() if store is not None and store.check([key]) else None
 
 
 def first_to_tell(message: str) -> bool:
-    """Whether no other process of this launch has asked for this message; always, where there is no launcher."""
+    """Return True for the first call with this message in a launch; always True without a launcher."""
     store = _launcher_store()
     return store is None or store.add(f"fcos/told/{message}", 1) == 1
 
 
 def _own_store(number: int) -> Any:
-    """A store of these processes alone, in that of rank 0; None: they were not started by torchrun.
+    """Return a store for the process group, served by rank 0; None if torchrun did not start this process.
 
-    Torchrun's own outlives processes that it restarts: the new ones would find the addresses of the old ones in it, and
-    wait for them for ever. Of the old rank 0 only a port is found there, which nobody listens to any more.
+    Torchrun's store outlives the processes that it restarts. The new processes would find the addresses of the old ones
+    in it and wait for them forever. Therefore torchrun's store only passes on the port of rank 0. The port of an old
+    rank 0 does no harm, because nothing listens on it any more.
+
+    Args:
+        number: rank of this process.
 
     Raises:
-        TrainingError: rank 0 cannot be reached for as long as the launcher's store waits for anything.
+        TrainingError: rank 0 cannot be reached within the timeout of torchrun's store.
     """
     launcher = _launcher_store()
     if launcher is None:
@@ -102,7 +105,7 @@ def _own_store(number: int) -> Any:
         return store
     deadline = time.monotonic() + launcher.timeout.total_seconds()
     while True:
-        port = int(launcher.get(_PORT))  # waits until it is there
+        port = int(launcher.get(_PORT))  # waits until rank 0 has set it
         try:
             store = _store(port, timeout=timedelta(seconds=2))
         except dist.DistError:
@@ -120,21 +123,21 @@ _PORT = "fcos/port"
 
 
 def _launcher_store() -> Any:
-    """The store in torchrun's process, which outlives those that it starts; None: it did not start this one."""
+    """Return torchrun's store, which outlives the processes it starts; None if torchrun did not start this one."""
     from_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     return _store(int(os.environ["MASTER_PORT"])) if from_torchrun else None
 
 
 def _store(port: int, *, serve: bool = False, **options: Any) -> Any:
-    """Serve a store on the machine of rank 0, or use that of another one."""
+    """Return a TCP store at MASTER_ADDR: serve a new one (rank 0), or connect to an existing one."""
     address = os.environ["MASTER_ADDR"]
     return dist.TCPStore(address, port, is_master=serve, **options)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def join_processes(device: torch.device) -> None:
-    """Join the processes that torchrun started (nccl on GPUs, gloo else); alone: nothing happens.
+    """Initialise the process group if torchrun started several processes (nccl on GPUs, otherwise gloo).
 
-    Nobody leaves before the program ends, as nothing is gained by it.
+    The group is destroyed only when the program exits, because leaving it earlier has no benefit.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or initialised():
         return

@@ -1,4 +1,4 @@
-"""Where a run was trained: versions and hardware."""
+"""Software versions and hardware of a run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FILE = "environment.json"
 
 
 def save_environment(folder: Path, device: torch.device) -> None:
-    """Write `environment.json` into the folder of a run, of what runs it from now on."""
+    """Write `environment.json` to the run folder; a resumed run overwrites it with its current environment."""
     text = json.dumps(environment(device), indent=1, ensure_ascii=False)
     write_text(folder / FILE, text + "\n")
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Versions of what computes, and on what."""
+    """Return the versions of the packages, Python and system, and the hardware, by name."""
     packages = ("fcos-vision", "torch", "torchvision", "numpy", "pillow", "hotcoco")
     found = {
         **{name: version(name) for name in packages},

@@ -1,4 +1,4 @@
-"""The folder of a run: which one it is, and from which of its checkpoints the run continues."""
+"""Run folders: choosing or creating the folder of a run, and loading the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ DAMAGED = Path("weights/damaged.pt")
 
 
 def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | None:
-    """Find the folder of the run to continue; None: a new run, and nothing is in its way.
+    """Return the folder of the run to resume, or None for a new run.
 
     Args:
-        config: `output_dir` names the folder; null: runs/NAME, runs/NAME-2 and so on. To continue, null means the one
-            that was written to last.
-        name: NAME.
-        launch_key: under which the folder is remembered when the elastic launcher starts the processes again: then the
-            run continues there, whatever the config says.
+        config: config of the run. `output_dir` is the run folder; null stands for runs/NAME, runs/NAME-2 and so on. To
+            resume, null selects the one that was written to last.
+        name: NAME of the run.
+        launch_key: key of the folder in the elastic launcher's store. If the launcher has restarted the processes, the
+            run resumes in this folder, regardless of the config.
 
     Raises:
-        ConfigError: nothing to continue; a run is there already and should not be continued; or a file is in the way.
+        ConfigError: there is no run to resume, a new run would use the folder of an existing one, or the path is a
+            file.
     """
     before = recalled(launch_key)
     if before is not None:
@@ -58,7 +59,7 @@ def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | No
 
 
 def new_folder(config: Config, name: str) -> Path:
-    """Make the folder of a new run, see `find_folder`."""
+    """Create the folder of a new run, `output_dir` or the first free one of runs/NAME, runs/NAME-2 and so on."""
     folder = config.output_dir
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def _numbered(name: str) -> Path:
     for number in itertools.count(1):
         folder = RUNS / (name if number == 1 else f"{name}-{number}")
         try:
-            folder.mkdir()  # fails where another run, perhaps one that starts just now, was first
+            folder.mkdir()  # fails if another run, perhaps started at the same time, has it
             return folder
         except FileExistsError:
             continue
@@ -81,23 +82,23 @@ def _numbered(name: str) -> Path:
 
 
 def _newest(name: str) -> Path | None:
-    """The folder runs/NAME or runs/NAME-N that was written to last."""
+    """Return the folder runs/NAME or runs/NAME-N that was written to last."""
     pattern = re.compile(re.escape(name) + r"(-\d+)?")
     found = [folder for folder in RUNS.glob("*") if pattern.fullmatch(folder.name) and _files(folder)]
     return max(found, key=lambda folder: max(p.stat().st_mtime for p in _files(folder)), default=None)
 
 
 def _files(folder: Path) -> list[Path]:
-    """What makes a folder that of a run."""
+    """Return the checkpoints and config.yaml in a folder; any of them makes it a run folder."""
     return [*generations(folder / LAST), *(path for path in [folder / CONFIG] if path.is_file())]
 
 
 class Continued(NamedTuple):
-    """From what a run continues.
+    """Checkpoint to resume from, with a note for the user.
 
     Attributes:
-        checkpoint: None: nothing had been saved yet.
-        note: what the user should know of it, in lines; empty: the last checkpoint was there and good.
+        checkpoint: the checkpoint; None if nothing was saved yet.
+        note: message of one or more lines; empty if the last checkpoint was readable.
     """
 
     checkpoint: Checkpoint | None
@@ -105,13 +106,13 @@ class Continued(NamedTuple):
 
 
 def load_last(folder: Path) -> Continued:
-    """Read the newest checkpoint that is whole, and put it in the place of the last one.
+    """Load the newest readable checkpoint, and rename it to weights/last.pt.
 
-    Damaged ones that are newer are moved out of the way; what a killed process left of a file that it was writing is
+    Newer checkpoints that are damaged are renamed to weights/damaged.pt. Temporary files of killed processes are
     removed.
 
     Raises:
-        WeightsError: there are checkpoints, and none can be read.
+        WeightsError: none of the existing checkpoints can be read.
     """
     for leftover in (folder / LAST).parent.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
@@ -139,7 +140,7 @@ def load_last(folder: Path) -> Continued:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file; one that is there stays whole until then.
+    """Write a text file atomically: an existing file stays intact until the new one is complete.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -154,10 +155,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def names_folder(folder: Path) -> Iterator[None]:
-    """Say which folder it is that cannot be written; of a full disk the system does not.
+    """Turn an OSError into an error with the folder's name, which the system's message for a full disk lacks.
 
     Raises:
-        TrainingError: instead of an OSError.
+        TrainingError: nothing can be written to the folder.
     """
     try:
         yield

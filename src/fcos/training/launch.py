@@ -1,4 +1,4 @@
-"""`train.devices`: several processes on this machine, started and watched by torch's elastic launcher."""
+"""Training on several devices of this machine (`train.devices`), with torch's elastic launcher."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from .folder import BEST, CONFIG, LAST, find_folder, new_folder
 from .loop import TrainResult
 
 TOLD = 2
-"""Exit code of a process that has told what was wrong."""
+"""Exit code of a process that has printed its own error message."""
 SECONDS_TO_END = 30
-"""So long after one process is gone, or after a signal, the others are killed if they have not ended."""
+"""Seconds after a failure or signal until processes that are still running are killed."""
 
 
 def processes_to_start(config: Config) -> int:
-    """How many processes `train.devices` wants to be started; 1: none, this one trains.
+    """Return the number of processes to start for `train.devices`; 1 if this process trains itself.
 
     Raises:
-        ConfigError: the machine does not have so many GPUs, the batch not so many images, or torchrun has already
-            started another number of processes.
+        ConfigError: `train.devices` exceeds the number of GPUs or of images in a batch, or torchrun has already started
+            a different number of processes.
     """
     count, started = config.train.devices, os.environ.get("WORLD_SIZE")
     if count is None or started is not None:
@@ -64,17 +64,18 @@ def processes_to_start(config: Config) -> int:
 
 
 def launch(config: Config, name: str, processes: int) -> TrainResult:
-    """Train in several processes, see `loop.train`; each is `fcos train` on a file with the config.
+    """Train in several processes, each of which runs `fcos train` on a temporary copy of the config.
 
     Args:
-        config: the whole run.
-        name: see `loop.train`.
-        processes: how many, see `processes_to_start`.
+        config: config of the whole run.
+        name: name of the run, see `loop.train`.
+        processes: number of processes, see `processes_to_start`.
 
     Raises:
-        ConfigError: see `folder.find_folder`.
-        TrainingError: a process failed or was killed; the others have ended, too. What it told itself is not repeated.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; weights/last.pt is of the last step.
+        ConfigError: the run folder cannot be used, see `folder.find_folder`.
+        TrainingError: a process failed or was killed, and the others were stopped. `told` is True if the process has
+            already printed its error message.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; weights/last.pt holds the last step.
     """
     named = find_folder(config, name) or config.output_dir
     folder = named or new_folder(config, name)
@@ -99,14 +100,14 @@ def launch(config: Config, name: str, processes: int) -> TrainResult:
         raise KeyboardInterrupt from None
     finally:
         if named is None:
-            with suppress(OSError):  # a mistake leaves no folder
+            with suppress(OSError):  # a failed start must not leave an empty folder
                 (folder / LAST).parent.rmdir()
                 folder.rmdir()
     return TrainResult(folder, load_checkpoint(folder / BEST).metrics)
 
 
 def _explained(failures: dict[int, ProcessFailure], folder: Path) -> TrainingError:
-    """Which process is the cause, and how it ended; `told` where it has said so itself."""
+    """Return an error that names the failed process and its exit; `told` is True if it has printed its own message."""
     number, failure = min(failures.items(), key=lambda item: (_rank(item[1].exitcode), item[1].timestamp))
     if failure.exitcode < 0:
         how = f"was ended by {failure.signal_name()}"
@@ -121,22 +122,26 @@ def _explained(failures: dict[int, ProcessFailure], folder: Path) -> TrainingErr
 
 
 def _rank(exitcode: int) -> int:
-    """The lower, the more likely is a process that ended so the cause, and not one that missed it or was stopped."""
-    if exitcode == -signal.SIGTERM:  # which the launcher sends to the others
+    """Return a sort key by exit code: processes with lower keys are more likely the cause than a consequence."""
+    if exitcode == -signal.SIGTERM:  # sent by the launcher to the other processes
         return 3
     return 2 if exitcode == TOLD else 1 if exitcode > 0 else 0
 
 
 @contextmanager
 def _surroundings(processes: int) -> Iterator[None]:
-    """Processes find the modules of this one and share its threads; logs and handlers of the launcher end here."""
+    """Prepare this process for the launcher, and restore its environment variables and signal handlers afterwards.
+
+    The started processes get the module search path and an equal share of the CPU threads of this process. The
+    launcher's logging is disabled.
+    """
     threads = str(max(1, torch.get_num_threads() // processes))
     wanted = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
     before = {key: os.environ.get(key) for key in wanted}
-    main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+    main = threading.current_thread() is threading.main_thread()  # only the main thread may set signal handlers
     handlers = {number: signal.getsignal(number) for number in _HANDLED} if main else {}
     os.environ.update(wanted)
-    logging.disable(logging.ERROR)  # what it says of failures is said by `_explained`
+    logging.disable(logging.ERROR)  # `_explained` reports the failures instead
     try:
         yield
     finally:

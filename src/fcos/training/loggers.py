@@ -1,7 +1,7 @@
-"""Loggers for the numbers of a run: one small interface, and the table of its implementations.
+"""Loggers for the metrics of a run: the `Logger` interface and its implementations.
 
-A logger of your own is `train.loggers=[csv, package.module:function]`; the function gets a `RunStart` and returns a
-`Logger`.
+To add a custom logger, set `train.loggers=[csv, package.module:function]`. The function takes a `RunStart` and returns
+a `Logger`.
 """
 
 from __future__ import annotations
@@ -27,37 +27,39 @@ logger = logging.getLogger(__name__)
 
 
 class Logger(Protocol):
-    """Takes the numbers of a run, in rank 0 only."""
+    """Interface for loggers, which run on rank 0 only."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of an iteration.
+        """Log the values of an iteration.
 
         Args:
-            step: the iteration, from 1.
-            values: by `train/NAME` (means over the last `train.log_every` iterations) or `val/NAME` (an evaluation).
+            step: iteration, from 1.
+            values: values by name, `train/NAME` (means over the last `train.log_every` iterations) or `val/NAME`
+                (metrics of an evaluation).
 
         Raises:
-            OSError: with an `errno`: a file cannot be written now. The logger keeps the values for the next call. After
-                any other exception it is closed and gets no more values.
+            OSError: a file cannot be written at the moment (`errno` is set); the logger must keep the values until the
+                next call. After any other exception the logger is closed and not called again.
         """
         ...
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write all remaining values and close the logger."""
         ...
 
 
 class RunStart(NamedTuple):
-    """The run as a logger sees it at its start.
+    """Information about a new or resumed run for its loggers.
 
     Attributes:
-        folder: of the run; a continued run finds there what it wrote before.
-        config: resolved.
-        iteration: at which the run starts or continues; what earlier files have of later iterations is done again.
-        logged_iteration: up to which training has been logged; it can lie before `iteration`.
-        evaluations: the number of evaluations that were logged.
-        error: returns, when the logger is closed, the exception that ended the run or its logging; None: the run is
-            finished.
+        folder: run folder; for a resumed run it holds the files that were logged before.
+        config: resolved config.
+        iteration: number of finished iterations at the start. Values already logged for later iterations are obsolete,
+            because these iterations are repeated.
+        logged_iteration: last iteration in the training rows logged so far; may be less than `iteration`.
+        evaluations: number of evaluations logged so far.
+        error: function that `Logger.close` can call for the exception that ended the run or this logger; it returns
+            None if the run has finished.
     """
 
     folder: Path
@@ -69,10 +71,10 @@ class RunStart(NamedTuple):
 
 
 def build_loggers(start: RunStart) -> dict[str, Logger]:
-    """The loggers that `train.loggers` names, by their names.
+    """Build the loggers listed in `train.loggers`, by name.
 
     Raises:
-        ConfigError: one cannot be started; see also `check_loggers`.
+        ConfigError: a logger is unknown or cannot be started.
         OSError: the disk is full or not writable.
     """
     loggers: dict[str, Logger] = {}
@@ -81,7 +83,7 @@ def build_loggers(start: RunStart) -> dict[str, Logger]:
             loggers[name] = _start(name, start)
     except Exception:
         for logger in loggers.values():
-            with suppress(Exception):  # the first problem is the one to report
+            with suppress(Exception):  # report only the first error
                 logger.close()
         raise
     return loggers
@@ -90,7 +92,7 @@ def build_loggers(start: RunStart) -> dict[str, Logger]:
 def _start(name: str, start: RunStart) -> Logger:
     try:
         return _builder(name)(start)
-    except (Exception, SystemExit) as error:  # of a service or a user's own function
+    except (Exception, SystemExit) as error:  # a service or a user's function may raise anything
         if isinstance(error, FCOSError) or is_disk_error(error):
             raise
         reason = " ".join(str(error).split())
@@ -101,17 +103,17 @@ def _start(name: str, start: RunStart) -> Logger:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether a file could not be written, as on a full disk; a lost connection is another matter."""
+    """Return whether a file could not be written, for example on a full disk; False for lost connections."""
     return (
         isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError)
     )
 
 
 def check_loggers(config: Config) -> None:
-    """Refuse loggers that do not exist or whose package is missing, before the run has a folder.
+    """Check the loggers in `train.loggers`, before the run folder is created.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: a logger does not exist, or its package is missing.
     """
     for name in config.train.loggers:
         _builder(name)
@@ -139,9 +141,10 @@ def _import(package: str, name: str) -> Any:
 
 
 class CSVLogger:
-    """Writes metrics.csv: a row for each call, with the columns iteration, epoch, minutes, split and one for each name.
+    """Logger that writes metrics.csv.
 
-    A name that is new adds a column.
+    Each call of `log` adds a row with the columns iteration, epoch, minutes, split and one column per value name. A new
+    name adds a column.
     """
 
     def __init__(self, start: RunStart) -> None:
@@ -152,7 +155,7 @@ class CSVLogger:
         self._open(list(dict.fromkeys([*_FIRST_COLUMNS, *(name for row in rows for name in row)])), rows)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Logger.log`."""
+        """Log the values of an iteration, see `Logger.log`."""
         row = {"iteration": str(step)}
         for key, value in values.items():
             row["split"], _, name = key.partition("/")
@@ -166,17 +169,17 @@ class CSVLogger:
                 rows = list(csv.DictReader(file))
             self._open(list(dict.fromkeys([*self._columns, *new])), rows)
         while self._waiting:
-            self._writer.writerow(self._waiting[0])  # what does not fit on the disk stays in the file's buffer
+            self._writer.writerow(self._waiting[0])  # if the disk is full, the row stays in the file's buffer
             self._waiting.pop(0)
         self._file.flush()
 
     def close(self) -> None:
-        """See `Logger.close`."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
     def _open(self, columns: list[str], rows: list[dict[str, str]]) -> None:
-        """Write the file anew with these columns and rows, and open it behind them."""
+        """Rewrite the file with these columns and rows, and open it for appending."""
         new = self._path.with_suffix(".new")
         try:
             with new.open("w", newline="", encoding="utf-8") as file:
@@ -187,7 +190,7 @@ class CSVLogger:
         finally:
             new.unlink(missing_ok=True)
         if self._file is not None:
-            self._file.close()  # empty-handed: what it held has been flushed
+            self._file.close()  # its buffer has already been flushed
         self._columns = columns
         self._file = self._path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, columns, restval="")
@@ -197,12 +200,12 @@ _FIRST_COLUMNS = ("iteration", "epoch", "minutes", "split")
 
 
 def _rows_to_keep(path: Path, start: RunStart) -> list[dict[str, str]]:
-    """The rows of metrics.csv that a continued run does not do again."""
+    """Return the rows of metrics.csv that a resumed run keeps: those whose iterations it does not repeat."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
-        rows = [row for row in reader if None not in row.values() and None not in row]  # the last may be cut short
+        rows = [row for row in reader if None not in row.values() and None not in row]  # the last may be truncated
         is_ours = {"iteration", "split"} <= set(reader.fieldnames or ("iteration", "split"))
     if not is_ours:
         other = path.with_name("metrics.old.csv")
@@ -215,31 +218,31 @@ def _rows_to_keep(path: Path, start: RunStart) -> list[dict[str, str]]:
         for row in rows
         if row.get("iteration", "").isdecimal() and int(row["iteration"]) <= limits.get(row.get("split", ""), -1)
     ]
-    again = [row for row in kept if row["split"] == "val"][start.evaluations :]  # killed between the row and the saving
+    again = [row for row in kept if row["split"] == "val"][start.evaluations :]  # killed before the checkpoint save
     return [row for row in kept if row not in again]
 
 
 class TensorBoardLogger:
-    """Writes TensorBoard's event files with torch's `SummaryWriter`.
+    """Logger that writes TensorBoard event files with torch's `SummaryWriter`.
 
-    That writer has a thread, which dies on a full disk. Values that it may not have written are kept, and a new writer
-    writes them to another file when there is room.
+    `SummaryWriter` writes in a thread, which dies if the disk is full. This logger keeps the values that may not have
+    been written. As soon as the disk has room, a new writer writes them to another file.
     """
 
     def __init__(self, start: RunStart) -> None:
         self._folder = start.folder
         self._threads: set[threading.Thread] = set()
-        self._others: set[threading.Thread] | None = None  # while a writer is made, the threads that are not its own
+        self._others: set[threading.Thread] | None = None  # threads that existed before the writer being created
         self._waiting: list[tuple[int, Mapping[str, float]]] = []
         self._previous_hook, threading.excepthook = threading.excepthook, self._on_thread_error
         try:
-            self._writer: Any = self._open(purge_step=start.iteration + 1)  # forgets the steps that are done again
+            self._writer: Any = self._open(purge_step=start.iteration + 1)  # discards the steps that will be repeated
         except OSError:
             threading.excepthook = self._previous_hook
             raise
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Logger.log`."""
+        """Log the values of an iteration, see `Logger.log`."""
         self._waiting.append((step, values))
         if self._writer is None:
             self._writer = self._open()
@@ -254,7 +257,7 @@ class TensorBoardLogger:
         self._waiting.clear()
 
     def close(self) -> None:
-        """See `Logger.close`."""
+        """Close the writer and restore the previous exception hook."""
         try:
             if self._writer is not None:
                 self._writer.close()
@@ -262,10 +265,10 @@ class TensorBoardLogger:
             threading.excepthook = self._previous_hook
 
     def _open(self, **options: Any) -> Any:
-        """A writer of a new file.
+        """Return a `SummaryWriter` with a new event file.
 
         Raises:
-            OSError: the disk is full; then there is no new file.
+            OSError: the disk is full; the incomplete file is removed.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -281,22 +284,22 @@ class TensorBoardLogger:
             self._others = None
 
     def _abandon(self) -> None:
-        """Let go of a writer whose thread is dead."""
+        """Close and drop a writer whose thread has died."""
         writer, self._writer = self._writer, None
-        with suppress(OSError):  # the same that ended the thread
+        with suppress(OSError):  # the error that ended the thread, again
             writer.close()
 
     def _on_thread_error(self, arguments: Any) -> None:
-        """Print no traceback of the writer's thread: its error is raised again where the next value is logged."""
+        """Suppress the traceback of the writer's thread; the next `log` raises its error again."""
         is_new = self._others is not None and arguments.thread not in self._others
         if not is_new and arguments.thread not in self._threads:
             self._previous_hook(arguments)
 
 
 class WandbLogger:
-    """Logs to Weights & Biases. A continued run continues there, too.
+    """Logger for Weights & Biases. A resumed run also resumes in W&B.
 
-    The project is WANDB_PROJECT, else `fcos`; WANDB_MODE=offline keeps everything on this machine.
+    The project is WANDB_PROJECT, or `fcos` if it is not set. With WANDB_MODE=offline all data stays on this machine.
     """
 
     def __init__(self, start: RunStart) -> None:
@@ -313,26 +316,27 @@ class WandbLogger:
         )
         _keep_id(start, "wandb", self._run.id)
         self._start = start
-        self._run.define_metric("*", step_metric="iteration")  # W&B's own step never goes back, as a resumed run does
+        self._run.define_metric("*", step_metric="iteration")  # W&B's step cannot decrease, but a resumed run goes back
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Logger.log`."""
+        """Log the values of an iteration, see `Logger.log`."""
         self._run.log({"iteration": step, **values})
 
     def close(self) -> None:
-        """See `Logger.close`."""
+        """Finish the W&B run, as failed if the run did not finish."""
         self._run.finish(exit_code=0 if _outcome(self._start) == "FINISHED" else 1)
 
 
 class MLflowLogger:
-    """Logs to MLflow: to MLFLOW_TRACKING_URI, else where MLflow does by itself. A continued run continues there, too.
+    """Logger for MLflow. A resumed run also resumes in MLflow.
 
-    The experiment is MLFLOW_EXPERIMENT_NAME, else `fcos`.
+    The server is MLFLOW_TRACKING_URI, or MLflow's default if it is not set. The experiment is MLFLOW_EXPERIMENT_NAME,
+    or `fcos` if it is not set.
     """
 
     def __init__(self, start: RunStart) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 keep a training waiting for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 blocks training for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         _import("mlflow", "mlflow")
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
@@ -355,12 +359,12 @@ class MLflowLogger:
         self._id = known
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See `Logger.log`."""
+        """Log the values of an iteration, see `Logger.log`."""
         now = int(time.time() * 1000)
         self._client.log_batch(self._id, metrics=[self._metric(name, v, now, step) for name, v in values.items()])
 
     def close(self) -> None:
-        """See `Logger.close`."""
+        """Set the status of the MLflow run to the outcome of the run."""
         self._client.set_terminated(self._id, status=_outcome(self._start))
 
 
@@ -368,13 +372,13 @@ _LONGEST_PARAM, _MOST_PARAMS = 500, 100  # MLflow's limits
 
 
 def _outcome(start: RunStart) -> Literal["FINISHED", "KILLED", "FAILED"]:
-    """How the run ended, in MLflow's words."""
+    """Return the outcome of the run as an MLflow status."""
     error = start.error()
     return "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 def _earlier_id(start: RunStart, service: str) -> str | None:
-    """The id under which a service knows the run that is continued."""
+    """Return the id that a service gave to the resumed run; None for a new run or if there is no id."""
     file = start.folder / f"{service}_id.txt"
     return file.read_text(encoding="utf-8").strip() if start.iteration and file.is_file() else None
 
@@ -389,6 +393,6 @@ LOGGERS: dict[str, Callable[[RunStart], Logger]] = {
     "wandb": WandbLogger,
     "mlflow": MLflowLogger,
 }
-"""All loggers by their names in `train.loggers`."""
+"""Built-in loggers by their names in `train.loggers`."""
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
-"""The packages that loggers need beside our own dependencies; the extras are named like the loggers."""
+"""Additional packages that loggers require. The extras of `fcos-vision` have the same names as the loggers."""

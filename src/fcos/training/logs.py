@@ -1,4 +1,4 @@
-"""The log of a run: rows of numbers to its loggers, progress on the terminal."""
+"""Log of a run: rows of values for the loggers, and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ from .folder import names_folder
 from .loggers import Logger, RunStart, build_loggers, is_disk_error
 
 PLAIN_SECONDS = 5.0
-"""Where the output is no terminal, lines come no faster than this."""
+"""Minimum seconds between progress lines if the output is not a terminal."""
 
 
 class TrainingProgress(NamedTuple):
-    """Where a run stands: steps done, epochs done, minutes since its start without pauses, share done (0..1)."""
+    """Progress of a run.
+
+    Attributes:
+        iteration: number of finished steps.
+        epoch: number of finished passes over the training data, fractional.
+        minutes: minutes since the start of the run, excluding the time between a stop and a resume.
+        fraction: finished fraction of the run, 0..1.
+    """
 
     iteration: int
     epoch: float
@@ -35,15 +42,15 @@ class TrainingProgress(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What all processes know after a step: the mean of the loss terms, sums of the rest.
+    """Result of a training step, the same on all processes.
 
     Attributes:
-        losses: the loss terms.
-        grad_norm: of the gradients, before clipping.
-        boxes: in the batch.
-        stats: counts of boxes, see `Losses.stats`.
-        stop: one of the processes was asked to stop.
-        skipped: why the weights were left as they are; empty when they have learned.
+        losses: loss terms by name, averaged over the processes.
+        grad_norm: gradient norm before clipping.
+        boxes: number of ground-truth boxes in the batch, over all processes.
+        stats: counts of these boxes by name, see `Losses.stats`.
+        stop: True if any process was asked to stop.
+        skipped: reason why a non-finite step was skipped; empty otherwise.
     """
 
     losses: dict[str, float]
@@ -55,13 +62,13 @@ class StepResult(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a training step was like.
+    """A finished training step with its timing.
 
     Attributes:
-        result: its losses and counts.
-        lr: the rate in force for weights.
-        seconds: it took.
-        waited: seconds of them, for data.
+        result: losses and counts.
+        lr: learning rate `train.lr` after schedule and warm-up, before multipliers such as `bias_lr_factor`.
+        seconds: duration of the step in seconds.
+        waited: part of `seconds` spent waiting for data.
     """
 
     result: StepResult
@@ -71,16 +78,17 @@ class Step(NamedTuple):
 
 
 class RunLog:
-    """Writes rows of means and shows how far the run is.
+    """Context manager that writes averaged values to the loggers and shows the progress of the run.
 
-    Rank 0 does; the others say nothing.
+    Only rank 0 writes and prints.
 
     Args:
-        folder: of the run.
-        config: reads `train.log_every`, the steps that a row sums up, `train.batch_size` and `train.best_metric`.
-        iteration: where a continued run stands; rows beyond it belong to steps that will be done again.
-        evaluations: done so far, each with a row.
-        steps: where the steps are kept that no row sums up yet; those of a continued run are in it.
+        folder: run folder.
+        config: config of the run; `train.log_every` is the number of steps per row.
+        iteration: number of finished iterations; rows already logged for later iterations are obsolete.
+        evaluations: number of finished evaluations, each of which has a row.
+        steps: list for the steps not yet summarised in a row, shared with the caller; for a resumed run it holds those
+            of the checkpoint.
     """
 
     def __init__(
@@ -106,7 +114,7 @@ class RunLog:
         display.add_row(self._status)
         self._live = Live(display, console=self._console, transient=True, refresh_per_second=4)
         self._folder = folder
-        self._warned: set[str] = set()  # the loggers of whose full disk the user was warned
+        self._warned: set[str] = set()  # loggers with a reported disk error
         self._error: BaseException | None = None
         start = RunStart(
             folder, config, iteration, iteration - len(self._steps), evaluations, error=lambda: self._error
@@ -127,12 +135,12 @@ class RunLog:
                 self._call(name, lambda logger=logger: logger.close())
 
     def message(self, text: str) -> None:
-        """Print a line, above the progress bar if there is one."""
+        """Print a message, above the progress bar if it is shown."""
         if self.enabled:
             self._console.print(text, markup=False)
 
     def step(self, progress: TrainingProgress, step: Step) -> None:
-        """Take in a training step; every `log_every` of them make a row, and what remains at the end."""
+        """Add a training step. A row is written every `log_every` iterations and once more at the end."""
         if not self.enabled:
             return
         self._steps.append((progress, step))
@@ -144,7 +152,7 @@ class RunLog:
             self.message(f"warning: step skipped: {step.result.skipped}")
 
     def sum_up(self) -> None:
-        """Make a row of the steps since the last one, if there are any."""
+        """Write a row that summarises the steps since the last row, if there are any."""
         if not self._steps:
             return
         progresses, steps = zip(*self._steps, strict=True)
@@ -168,11 +176,11 @@ class RunLog:
         self._show(progress, row)
 
     def evaluating(self, done: int, total: int) -> None:
-        """Show how far an evaluation is, in images."""
+        """Show the progress of an evaluation as `done` of `total` images."""
         self._status.plain = f"evaluating {done}/{total}"
 
     def evaluation(self, progress: TrainingProgress, metrics: Mapping[str, float]) -> None:
-        """Write a row of evaluation figures."""
+        """Write a row of evaluation metrics, and print the main ones."""
         if not self.enabled:
             return
         self._write("val", progress, metrics)
@@ -187,9 +195,10 @@ class RunLog:
             self._call(name, lambda logger=logger: logger.log(progress.iteration, dict(named)))
 
     def _call(self, name: str, function: Callable[[], None]) -> None:
-        """Call a logger, whose failure does not end a training.
+        """Call a logger; an exception does not end the run.
 
-        After a full disk it writes the values with the next ones; any other error is its last.
+        After a disk error, such as a full disk, the logger stays and can write its values later. After any other
+        exception it is closed and removed.
         """
         try:
             function()
@@ -201,7 +210,7 @@ class RunLog:
                 return
             logger = self._loggers.pop(name)
             self._error = error
-            with suppress(Exception, SystemExit):  # the same once more
+            with suppress(Exception, SystemExit):  # the same error again
                 logger.close()
             self._error = None
             self.message(f"warning: the logger {name} failed and gets no more values: {type(error).__name__}: {error}")
@@ -228,7 +237,7 @@ def _started(start: RunStart) -> dict[str, Logger]:
 
 
 def _shares(results: Sequence[StepResult]) -> dict[str, float]:
-    """What share of the boxes each statistic counts."""
+    """Return each statistic of `StepResult.stats` as a fraction of all ground-truth boxes."""
     boxes = max(sum(step.boxes for step in results), 1)
     return {f"{name}_share": sum(step.stats[name] for step in results) / boxes for name in results[-1].stats}
 

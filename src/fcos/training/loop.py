@@ -1,4 +1,4 @@
-"""Training, from a config to a folder with weights. `train` reads top to bottom."""
+"""The training loop, from a config to a run folder with weights. Start reading at `train`."""
 
 from __future__ import annotations
 
@@ -42,18 +42,20 @@ from .step import count_micro_batches, require_compiler, train_step, wrapped
 from .validation_pictures import save_pictures
 
 MEASURE_AT = 0.25
-"""Share of a wall-clock budget after which its end is measured: the model detects enough by then to be typical."""
+"""Fraction of a wall-clock budget after which the end of the run (evaluation and saving) is timed. By then the model
+detects enough objects for a typical evaluation time."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training left behind.
+    """Result of a training run.
 
     Attributes:
-        run: its folder, with weights/best.pt.
-        metrics: figures of these weights on val by name, see `Evaluation`; empty without a val split.
-        train_data: the annotations it learned from; None when other processes trained (`train.devices`).
-        val_data: those it was measured on; None when there is no val split, or other processes trained.
+        run: run folder, with weights/best.pt.
+        metrics: validation metrics of weights/best.pt by name, see `Evaluation`; empty without a val split, or if
+            `train.best_metric` is undefined on it.
+        train_data: training annotations; None if other processes trained (`train.devices`).
+        val_data: validation annotations; None without a val split, or if other processes trained.
     """
 
     run: Path
@@ -65,20 +67,21 @@ class TrainResult:
 @full_memory_is_told()
 @lost_processes_are_told()
 def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = time.monotonic) -> TrainResult:
-    """Train a detector, evaluate it, and leave everything in a folder.
+    """Train a detector, evaluate it, and write weights, metrics and logs to the run folder.
 
     Args:
-        config: the whole run.
-        name: the folder is runs/NAME, unless `config.output_dir` says otherwise.
-        clock: tells seconds; the budget `train.max_minutes` starts when this function is entered.
+        config: config of the whole run.
+        name: name of the run; its folder is runs/NAME unless `config.output_dir` is set.
+        clock: function that returns the time in seconds; the budget `train.max_minutes` starts when this function is
+            called.
 
     Raises:
-        ConfigError: options that contradict each other or the data; a folder that holds a run already.
-        DataError: see `load_annotations`.
-        WeightsError: weights to start from that cannot be read or do not fit.
-        TrainingError: the loss or its gradients are not finite any more, or another process is gone; weights/last.pt is
-            of before. Or the memory of the GPU is full, or the end of the run could not be saved.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, to any of the processes; weights/last.pt is of the last step.
+        ConfigError: options contradict each other or the data, or the folder already holds a run.
+        DataError: the annotations cannot be used, see `load_annotations`.
+        WeightsError: the initial weights cannot be read or do not fit the model.
+        TrainingError: the loss or its gradients are not finite, or another process is gone; weights/last.pt is then
+            from an earlier iteration. Also raised if the GPU is out of memory, or if the final files cannot be saved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped one of the processes; weights/last.pt holds the last step.
     """
     started = clock()
     settings = config.train
@@ -92,7 +95,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         ) as log,
         StopRequest(run, log) as stop_request,
     ):
-        on_rank_zero(run.save_config)  # all that can be refused has been: a second start finds no run in its way
+        on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
         log.message(_introduction(run, origin, micro_batches))
         _warn_of_warmup(run, length.total(0), log)
         _evaluate_belatedly(run, log, stop_request, total=_total(length, state.iteration))
@@ -127,7 +130,11 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
 
 
 def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, int, str]:
-    """What learns, from what, kept where; the micro-batches of a batch; where the weights come from."""
+    """Set up a new or resumed run.
+
+    Returns:
+        The run, the number of micro-batches per batch, and a text for the user on the origin of the weights.
+    """
     launch_key = f"fcos/{next(_trainings)}"
     folder = on_rank_zero(lambda: find_folder(config, name, launch_key=launch_key))
     train_data, val_data = on_all_ranks(lambda: _load_data(config))
@@ -136,11 +143,11 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     model, origin, licence = on_all_ranks(lambda: _build(config, train_data, resumed))
     if device.type == "cuda":
         with_gpu_batch_norm(model)
-    # Channels last: a tenth faster on the CPU.
+    # Channels-last training is about 10% faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
     on_all_ranks(lambda: _check(config, model, train_data))
     most_boxes = int(np.diff(train_data.offsets).max(initial=0))
-    # The processes count together, so not before all have passed the checks.
+    # Counting is a collective, so all processes must have passed the checks.
     micro_batches = on_all_ranks(lambda: count_micro_batches(model, config, most_boxes=most_boxes))
     folder = folder or on_rank_zero(lambda: new_folder(config, name))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
@@ -152,7 +159,7 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
 
 
 def _check(config: Config, model: DetectionModel, train_data: Annotations) -> None:
-    """Refuse what cannot be trained, before there is a folder."""
+    """Raise an error for options that cannot be trained with, before the run folder is created."""
     parameter_settings(model, config.train)
     check_loggers(config)
     metric, known = config.train.best_metric, metric_names(model)
@@ -165,7 +172,7 @@ def _check(config: Config, model: DetectionModel, train_data: Annotations) -> No
 
 
 _trainings = itertools.count()
-"""Numbers the trainings of this process, which are the same ones when the elastic launcher starts it again."""
+"""Counter of the `train` calls of this process. It identifies a run across restarts by the elastic launcher."""
 
 
 def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
@@ -182,7 +189,7 @@ def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
 
 
 def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tuple[DetectionModel, str, str]:
-    """The model, a line that says where its weights come from, and their licence."""
+    """Build the model; return it with a line on the origin of its weights, and their licence."""
     weights = None if resumed else config.train.weights
     fresh = resumed is None and weights is None
     model = build_model(config.model, num_classes=len(data.class_names), pretrained=fresh)
@@ -215,7 +222,7 @@ def _length(run: Run) -> Length:
 
 
 def _batches(run: Run) -> Iterator[Batch]:
-    """The shards of this process, from the next step on."""
+    """Return an iterator over this process's shards of the batches, starting with the next iteration."""
     loader = build_train_loader(
         run.config, run.train_data, start_iteration=run.state.iteration, rank=rank(), world_size=world_size()
     )
@@ -223,19 +230,19 @@ def _batches(run: Run) -> Iterator[Batch]:
 
 
 def _total(length: Length, iteration: int) -> float:
-    """The length of the run, the same on all processes; the clocks of several differ."""
+    """Return the total iterations of the run; under a time budget those of rank 0, because clocks differ."""
     total = length.total(iteration)
     return broadcast(total) if isinstance(length, TimeLength) else total
 
 
 def _report_unassigned(run: Run, log: RunLog) -> None:
-    """Say once how many boxes could not be learned, and what helps."""
+    """Warn once per run about boxes that were assigned to no location, and suggest remedies."""
     state = run.state
     if state.reported:
         return
     state.reported = True
     unassigned = state.stats.get("unassigned", 0)
-    if unassigned and isinstance(run.config.model, FCOSConfig):  # whose options the message names
+    if unassigned and isinstance(run.config.model, FCOSConfig):  # the message names options of FCOS
         log.message(
             f"warning: {unassigned} of {state.boxes} boxes so far ({unassigned / state.boxes:.1%}) are"
             " learned by no location, most often because they are small or covered by others; larger images"
@@ -244,12 +251,12 @@ def _report_unassigned(run: Run, log: RunLog) -> None:
 
 
 def _evaluation_due(run: Run, progress: TrainingProgress) -> bool:
-    """Whether the run has just passed a multiple of `eval_every`; the end of the run is another matter."""
+    """Return whether a multiple of `eval_every` was passed since the last evaluation; `_finish` handles the end."""
     return run.val_data is not None and progress.fraction < 1 and _marks(run, progress) > run.marks
 
 
 def _marks(run: Run, progress: TrainingProgress) -> int:
-    """How many multiples of `eval_every` are passed."""
+    """Return the number of multiples of `eval_every` that the run has passed."""
     every = run.config.train.eval_every
     if every is None:
         return 0
@@ -257,28 +264,31 @@ def _marks(run: Run, progress: TrainingProgress) -> int:
 
 
 def _evaluate_belatedly(run: Run, log: RunLog, stop_request: StopRequest, *, total: float) -> None:
-    """Do the evaluation that was due when the run was stopped."""
+    """Run the evaluation that was still due when the run stopped."""
     before = max(run.state.evaluated_at, 0)
     progress = run.progress(total)
-    # Length and `eval_every` may be others than when it was last evaluated.
+    # The length of the run and `eval_every` may have changed since the last evaluation.
     run.marks = _marks(run, progress._replace(iteration=before, fraction=before / total))
     if _evaluation_due(run, progress):
         _evaluate(run, log, stop_request, progress)
 
 
 def _out_of_patience(run: Run) -> bool:
-    """Whether so many evaluations were no better than the best that the run ends early."""
+    """Return whether early stopping applies: the last `train.patience` evaluations brought no new best."""
     patience = run.config.train.patience
     return patience is not None and run.state.stale >= patience
 
 
 def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: TrainingProgress) -> None:
-    """Evaluate on val; the weights are saved before, once more with their figures, and as best.pt if they are."""
+    """Evaluate on the validation set.
+
+    Writes weights/last.pt before the evaluation and again with the metrics, and weights/best.pt if they are the best.
+    """
 
     def show(done: int, total: int) -> None:
         log.evaluating(done, total)
         if stop_request.requested:
-            raise KeyboardInterrupt  # all has just been saved
+            raise KeyboardInterrupt  # the checkpoint was saved just before the evaluation
 
     assert run.val_data is not None
     run.save_last()
@@ -297,12 +307,12 @@ def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: Traini
                 evaluation.thresholds,
                 default_threshold=run.model.default_threshold,
             )
-        except OSError as error:  # a full disk ends no training
+        except OSError as error:  # a full disk must not end the run
             log.message(f"warning: no pictures of the detections: {error}")
 
 
 def _finish(run: Run, log: RunLog, stop_request: StopRequest) -> None:
-    """What comes after the last step."""
+    """Finish the run after its last iteration: evaluate, save, and print a summary."""
     log.sum_up()
     _report_unassigned(run, log)
     if _out_of_patience(run):
@@ -310,7 +320,8 @@ def _finish(run: Run, log: RunLog, stop_request: StopRequest) -> None:
         log.message(f"stopped early: no better {metric} in the last {run.state.stale} evaluations")
     elif run.val_data is None:
         run.save_last()
-    elif run.state.evaluated_at != run.state.iteration or not run.state.best:  # else: it was killed after that
+    elif run.state.evaluated_at != run.state.iteration or not run.state.best:
+        # Otherwise the run was resumed after its final evaluation.
         _evaluate(run, log, stop_request, run.progress(max(run.state.iteration, 1)))
     if not run.state.best:
         run.save_best_without_figures()
@@ -326,11 +337,14 @@ def _finish(run: Run, log: RunLog, stop_request: StopRequest) -> None:
 
 
 class _Enough(Exception):
-    """Ends an evaluation whose speed is known."""
+    """Signal that ends an evaluation once its speed is known."""
 
 
 def _measure_end(run: Run, seconds: float, clock: Callable[[], float], stop_request: StopRequest) -> float:
-    """Estimate the seconds that the end of the run takes, three savings and an evaluation, in about `seconds`."""
+    """Estimate the duration of the end of the run (three saves and an evaluation) in seconds.
+
+    The measurement itself takes about `seconds`; with several processes it takes a whole evaluation.
+    """
     began = clock()
     run.save_last()
     saving = 3 * (clock() - began)
@@ -341,9 +355,9 @@ def _measure_end(run: Run, seconds: float, clock: Callable[[], float], stop_requ
 
     def progress(done: int, total: int) -> None:
         if stop_request.requested:
-            raise KeyboardInterrupt  # all has just been saved
+            raise KeyboardInterrupt  # the checkpoint has just been saved
         marks.append((clock(), done, total))
-        if len(marks) > 1 and clock() - began > seconds and world_size() == 1:  # several evaluate together to the end
+        if len(marks) > 1 and clock() - began > seconds and world_size() == 1:  # all processes must finish together
             raise _Enough
 
     try:
@@ -355,7 +369,7 @@ def _measure_end(run: Run, seconds: float, clock: Callable[[], float], stop_requ
 
 
 def _introduction(run: Run, origin: str, micro_batches: int) -> str:
-    """What is trained, on what, from what, and how; then what had better be mended first."""
+    """Return the first lines of the log: run, data, origin of the weights, batch, learning rate and warnings."""
     train_data, val_data, settings = run.train_data, run.val_data, run.config.train
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
     val = "no val split, the last weights become best.pt" if val_data is None else plural(len(val_data), "val image")

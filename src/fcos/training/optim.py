@@ -1,7 +1,7 @@
-"""Optimiser, learning-rate schedule, arithmetic and weight averaging.
+"""Optimiser, learning-rate schedule, mixed precision and weight averaging.
 
-The rules are the original's (numbers in tests/parity/goldens): one learning rate and weight decay per trainable
-parameter, decided by its name alone; `optimizer.step()` before the schedule advances.
+The rules are those of the original (reference values in tests/parity/goldens): the name of a trainable parameter alone
+determines its learning rate and weight decay, and `optimizer.step()` runs before the schedule advances.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..models.layers import freeze
 
 
 class ParameterSetting(NamedTuple):
-    """How one parameter learns; `lr` is the rate before warm-up and schedule."""
+    """Learning rate (before warm-up and schedule) and weight decay of a parameter."""
 
     name: str
     parameter: nn.Parameter
@@ -33,14 +33,14 @@ class ParameterSetting(NamedTuple):
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Stop parameters from learning, and the batch norms of which they are all parameters from taking statistics.
+    """Freeze parameters by name. Batch norms whose parameters are all frozen also keep their statistics.
 
     Args:
-        model: batch norms in it are replaced.
-        patterns: of names of parameters, as file names have them: `backbone.*`.
+        model: model to modify in place; batch norms that become frozen are replaced.
+        patterns: glob patterns of parameter names, such as `backbone.*`.
 
     Raises:
-        ConfigError: a pattern that fits no parameter.
+        ConfigError: a pattern matches no parameter.
     """
     frozen = {name for pattern in patterns for name in _named_like(pattern, model, option="train.freeze")}
     for path, module in list(model.named_modules()):
@@ -62,18 +62,19 @@ def _named_like(pattern: str, model: nn.Module, *, option: str) -> list[str]:
 
 
 def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterSetting]:
-    """Give every trainable parameter its learning rate and weight decay, in `named_parameters` order.
+    """Return the learning rate and weight decay of every trainable parameter, in `named_parameters` order.
 
-    "bias" in the name multiplies the rate by `bias_lr_factor` and sets the decay to `bias_weight_decay`; the offsets of
-    deformable convolutions have their rate multiplied by `offset_lr_factor`; the weights of normalisation layers decay
-    like all others. `lr_factors` multiply the rates of what their patterns name.
+    A parameter with "bias" in its name has its learning rate multiplied by `bias_lr_factor` and uses
+    `bias_weight_decay`. For the offsets of deformable convolutions, the learning rate is multiplied by
+    `offset_lr_factor`. `lr_factors` multiplies the learning rates of the parameters that match its patterns. The
+    weights of normalisation layers use `weight_decay` like all others.
 
     Args:
-        model: with what is frozen already frozen.
-        config: rates, decays and their factors.
+        model: model whose frozen parameters have `requires_grad=False` already.
+        config: learning rates, weight decays and their factors.
 
     Raises:
-        ConfigError: a pattern that fits no parameter; or nothing learns.
+        ConfigError: a pattern matches no parameter, or no parameter is trainable.
     """
     factors: dict[str, float] = {}
     for pattern, factor in config.lr_factors.items():
@@ -93,17 +94,17 @@ def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterS
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Build SGD or AdamW with one group for each distinct pair of rate and decay.
+    """Build SGD or AdamW with one parameter group per distinct pair of learning rate and weight decay.
 
-    Every group remembers its rate before the schedule as `initial_lr`. The fused kernels are used: the same numbers
-    within one rounding, in a third of the time on the CPU.
+    Every group stores its learning rate before the schedule as `initial_lr`. The optimiser uses the fused kernels,
+    which give the same results within one rounding, in a third of the time on the CPU.
 
     Args:
-        model: on its device, see `parameter_settings`.
-        config: the optimiser, its rates and decays.
+        model: model on its device, with frozen parameters already frozen.
+        config: optimiser, learning rates and weight decays.
 
     Raises:
-        ConfigError: see `parameter_settings`.
+        ConfigError: a pattern matches no parameter, or no parameter is trainable.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for setting in parameter_settings(model, config):
@@ -118,26 +119,27 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The arithmetic of backbone and head; losses and boxes keep to float32 themselves."""
+    """Return the autocast context for backbone and head. Losses and boxes stay in float32 in any case."""
     dtype = getattr(torch, precision)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def learning_rate_factor(step: int, total: float, config: TrainConfig) -> float:
-    """Say by what the learning rates are multiplied in a step.
+    """Return the learning-rate multiplier of a step, from warm-up and schedule.
 
     Args:
-        step: steps done before this one, from 0.
-        total: steps of the whole run, > 0; an estimate (not a whole number, infinite at first) under a time budget.
+        step: number of steps before this one, from 0.
+        total: number of steps of the whole run, > 0. Under a time budget this is an estimate, which may be fractional
+            and is infinite at first.
         config: schedule and warm-up; `milestones` below 1 are fractions of `total`.
 
     Returns:
-        The product of warm-up (0..1) and decay (0..1).
+        Product of warm-up (0..1) and decay (0..1).
     """
     if config.schedule == "cosine":
         decay = 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
     else:
-        # Half a step of slack: a fraction of the run falls on the nearest step, whatever its rounding.
+        # Half a step of slack makes a milestone given as a fraction fall on the nearest step, regardless of rounding.
         passed = sum((m if m >= 1 else m * total) <= step + 0.5 for m in config.milestones)
         decay = config.gamma**passed
     if config.warmup == "none" or step >= config.warmup_iterations:
@@ -149,16 +151,16 @@ def learning_rate_factor(step: int, total: float, config: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
-    """Multiply every group's initial rate by a factor."""
+    """Set the learning rate of every group to its `initial_lr` times a factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
 
 class WeightAverage:
-    """Exponential moving average of a model's weights, as a model of its own.
+    """Exponential moving average (EMA) of a model's weights, kept in a copy of the model.
 
-    The decay in update t (from 0) is min(decay, (1 + t) / (10 + t)), so that the random start is soon forgotten.
-    Batch-norm statistics are averaged with the weights that they belong to; integer buffers are copied.
+    The decay in update t (from 0) is min(decay, (1 + t) / (10 + t)), so that the random initial weights soon lose their
+    influence. Batch-norm statistics are averaged like the weights; integer buffers are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -168,7 +170,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Update the average with the model's weights after a step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))

@@ -1,4 +1,4 @@
-"""A run: what it carries from step to step, and what is saved of it."""
+"""State of a training run: model, optimiser, counters, saving and resuming, and stop requests."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainState:
-    """The plain numbers that a run continues from.
+    """Counters and metrics of a run that a checkpoint stores for resuming.
 
     Attributes:
-        iteration: steps done.
-        seconds: since the start, pauses between continuations left out.
-        step_seconds: seconds of them spent in training steps.
-        evaluations: done during training.
-        evaluated_at: iteration of the last of them; -1: there was none.
-        best: figures of the best one, see `train.best_metric`; empty before the first that has this figure.
-        boxes: seen in training.
-        stats: counts of boxes, see `Losses.stats`.
-        reported: whether the user was warned of them.
-        skips: steps in a row, up to now, that were skipped because their numbers were not finite.
-        stale: evaluations since the best one.
+        iteration: number of finished training steps.
+        seconds: seconds since the start of the run, excluding the time between a stop and a resume.
+        step_seconds: seconds spent in training steps.
+        evaluations: number of evaluations during training.
+        evaluated_at: iteration of the last evaluation; -1 if there was none.
+        best: metrics of the best evaluation by `train.best_metric`; empty until an evaluation defines this metric.
+        boxes: number of ground-truth boxes seen in training.
+        stats: counts of these boxes by name, see `Losses.stats`.
+        reported: True once unassigned boxes were reported to the user.
+        skips: number of consecutive steps skipped so far because of a non-finite loss or gradient.
+        stale: number of evaluations since the best one.
     """
 
     iteration: int = 0
@@ -62,20 +62,20 @@ class TrainState:
 
 
 class Run:
-    """What a run works with and carries from step to step.
+    """Everything that a run keeps from step to step, with saving and resuming.
 
     Args:
-        folder: see `folder.find_folder`.
-        config: resolved.
-        model: the detector that learns, on its device.
-        train_data: what it learns from.
-        val_data: what it is measured on.
-        elapsed: tells the seconds since `train` was entered.
-        licence: of the weights that it started from, see `Checkpoint`.
+        folder: run folder, see `folder.find_folder`.
+        config: resolved config.
+        model: the detector to train, on its device.
+        train_data: training annotations.
+        val_data: validation annotations; None without a val split.
+        elapsed: function that returns the seconds since `train` was called.
+        licence: licence of the initial weights, see `Checkpoint`.
 
     Attributes:
-        unlogged: steps that no row of metrics.csv sums up yet; `RunLog` fills and empties it.
-        marks: how many multiples of `eval_every` had been passed when it was last evaluated.
+        unlogged: steps not yet summarised in a row of metrics.csv; filled and emptied by `RunLog`.
+        marks: number of multiples of `eval_every` that had been passed at the last evaluation.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Run:
         licence: str = "",
     ) -> None:
         self.folder = folder
-        settings = config.train.model_copy(update={"resume": False})  # continuing is asked for each time
+        settings = config.train.model_copy(update={"resume": False})  # resuming must be requested each time
         self.config = config.model_copy(update={"output_dir": folder, "train": settings})
         self.model = model
         self.train_data = train_data
@@ -112,7 +112,7 @@ class Run:
         self._earlier = 0.0
 
     def save_config(self) -> None:
-        """Write config.yaml, not before it is known that the run can be continued with it, and environment.json."""
+        """Write config.yaml and environment.json. Call this only after all checks of the config have passed."""
         if rank() == 0:
             with names_folder(self.folder):
                 write_text(self.folder / CONFIG, self.config.to_yaml())
@@ -120,21 +120,21 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.device
 
     def elapsed(self) -> float:
-        """Seconds since the start of the run, pauses between continuations left out."""
+        """Return the seconds since the start of the run, excluding the time between a stop and a resume."""
         return self._earlier + self._elapsed()
 
     def progress(self, total: float) -> TrainingProgress:
-        """Where the run stands, `total` iterations being its length."""
+        """Return the current progress of a run of `total` iterations."""
         iteration = self.state.iteration
         epoch = iteration * self.config.train.batch_size / len(self.train_data)
         return TrainingProgress(iteration, epoch, self.elapsed() / 60, iteration / total)
 
     def count(self, step: Step) -> None:
-        """Take in a finished step."""
+        """Add a finished step to the counters."""
         self.state.iteration += 1
         self.state.step_seconds += step.seconds
         self.state.boxes += step.result.boxes
@@ -143,20 +143,21 @@ class Run:
 
     @property
     def detector(self) -> DetectionModel:
-        """The model that is evaluated and saved: the average if there is one."""
+        """Model to evaluate and save: the weight average if `train.ema` is set, otherwise the trained model."""
         return cast("DetectionModel", self.average.model) if self.average else self.model
 
     def save_last(self, evaluation: Evaluation | None = None) -> None:
-        """Write weights/last.pt with all that is needed to continue, see `Saver`.
+        """Write weights/last.pt with everything needed to resume.
 
-        The best weights are in it, too, while they could not be written to weights/best.pt.
+        It also holds the best weights as long as they cannot be written to weights/best.pt. A full disk is only
+        reported, see `Saver`.
         """
         self._saver.save_best_again()
         best = self._saver.unsaved_best
         self.state.seconds = self.elapsed()
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
-            group["lr"] = group["initial_lr"]  # every step sets its own
+            group["lr"] = group["initial_lr"]  # the schedule sets `lr` in every step
         training = {
             "state": asdict(self.state),
             "optimizer": optimizer,
@@ -172,10 +173,10 @@ class Run:
         self._saver.save_last(self._weights(evaluation), training)
 
     def save_if_best(self, evaluation: Evaluation) -> None:
-        """Write weights/best.pt, val/metrics.json and val/detections.json if `train.best_metric` is a new maximum."""
+        """Write weights/best.pt, val/metrics.json and val/detections.json if `train.best_metric` has a new maximum."""
         name = self.config.train.best_metric
         value = evaluation.metrics[name]
-        if math.isnan(value):  # val has no such object: nothing got better or worse
+        if math.isnan(value):  # undefined because val has no such object: neither better nor worse
             return
         self.state.stale += 1
         best = self.state.best.get(name, math.nan)
@@ -186,34 +187,34 @@ class Run:
             self._saver.save_evaluation(evaluation)
 
     def save_best_without_figures(self) -> None:
-        """Write the weights of now to weights/best.pt, when there is nothing to tell which were best."""
+        """Write the current weights to weights/best.pt, for runs without metrics to choose the best weights by."""
         self._saver.save_best(self._weights(None))
 
     def require_saved(self) -> None:
-        """See `Saver.require_saved`."""
+        """Raise TrainingError if the last attempt to write a file failed, see `Saver.require_saved`."""
         self._saver.require_saved(self.command)
 
     @property
     def command(self) -> str:
-        """How to go on after a stop."""
+        """Hint for the user with the command that resumes the run."""
         return f"continue with: fcos train {self.folder / CONFIG} train.resume=true"
 
     def _learning(self) -> list[str]:
-        """The names of the parameters that learn, in the order of the optimiser's state."""
+        """Return the names of the trainable parameters, in the order of the optimiser state."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _weights(self, evaluation: Evaluation | None) -> Weights:
-        """The current weights with the figures of their evaluation."""
+        """Return the current weights with the metrics of their evaluation, if any."""
         metrics, thresholds = (evaluation.metrics, evaluation.thresholds) if evaluation else ({}, {})
         return Weights(self.detector, metrics, thresholds, self.state.iteration)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from weights/last.pt; rates and decays are those of the config of today.
+        """Resume from weights/last.pt. Learning rates and weight decays are taken from the current config.
 
         Raises:
-            ConfigError: the file holds no training, or that of another optimiser, other parameters or other classes.
-            WeightsError: weights of another model.
+            ConfigError: the file holds no training state, or its optimiser, trainable parameters or classes differ.
+            WeightsError: the weights are of another model.
         """
         where = str(self.folder / LAST)
         if checkpoint.training is None:
@@ -238,7 +239,7 @@ class Run:
         if self.average:
             load_weights(self.average.model, checkpoint.model, where=where)
             self.average.updates = saved["updates"]
-        # Options of today put the parameters into other groups, so each finds its state by its name.
+        # The current options may group the parameters differently, so the state is matched by parameter name.
         state = {names.index(before[i]): values for i, values in saved["optimizer"]["state"].items()}
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if saved.get("scaler"):
@@ -259,10 +260,10 @@ class Run:
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM asks the run to save and stop after the step in hand; a second one stops at once.
+    """Context manager that handles Ctrl-C and SIGTERM: the run saves and stops after the current step.
 
-    That the launcher of several processes is gone asks for the same: nobody could stop them any more, and who continues
-    the run would do so beside them.
+    A second signal stops it at once. The run also stops if the launcher of several processes is gone: nothing else
+    would stop these processes, and they would keep training beside a resumed run.
     """
 
     def __init__(self, run: Run, log: RunLog) -> None:
@@ -271,7 +272,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # no other thread may handle signals
+        if threading.current_thread() is threading.main_thread():  # only the main thread may set signal handlers
             self._previous = {
                 number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
             }
@@ -279,21 +280,21 @@ class StopRequest:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if world_size() == 1 or kind in (None, KeyboardInterrupt):
-            self._restore()  # else a launcher, as it misses another process, sends SIGTERM before it is told why we end
+            self._restore()  # not on errors: the launcher's SIGTERM would end this process before its error is shown
         if kind is KeyboardInterrupt and (self._run.folder / LAST).is_file():
             reason = "interrupted: the launcher is gone" if orphaned() else "interrupted"
             self._log.message(f"{reason}; {self._run.command}")
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked; what the others were is for the training step to tell."""
+        """True if this process was asked to stop. `train_step` combines the requests of all processes."""
         return self._signalled or orphaned()
 
     def stop(self) -> NoReturn:
-        """Save and raise KeyboardInterrupt, on every process."""
+        """Write weights/last.pt and raise KeyboardInterrupt. Every process must call this method."""
         self._run.save_last()
         self._run.require_saved()
-        barrier()  # a launcher ends the others as soon as one is gone
+        barrier()  # the launcher stops all processes as soon as one ends
         raise KeyboardInterrupt
 
     def _request(self, *_: object) -> None:

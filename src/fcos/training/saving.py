@@ -1,4 +1,4 @@
-"""Saving the weights of a run. A full disk does not end a training: what could not be written is written later."""
+"""Saving the weights of a run. A full disk does not end the run: failed writes are repeated later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Weights(NamedTuple):
-    """Weights to save, and what their file says of them, see `Checkpoint`."""
+    """Weights to save, with the metadata of their file, see `Checkpoint`."""
 
     model: nn.Module
     metrics: dict[str, float]
@@ -33,19 +33,20 @@ class Weights(NamedTuple):
 
 
 class Saver:
-    """Writes weights files and evaluations into the folder of a run; rank 0 does, and all processes know the outcome.
+    """Writer of weights files and evaluations to the run folder.
 
-    A file that cannot be written is reported once, the previous one stays, and the next save tries again.
+    Only rank 0 writes weights, and all processes learn the outcome. If a file cannot be written, the error is reported
+    once, the previous file stays, and the next save tries again.
 
     Args:
-        folder: of the run.
-        config: resolved; goes into every file.
-        class_names: [K].
-        category_ids: [K].
-        licence: of the weights that the run started from, see `Checkpoint`.
+        folder: run folder.
+        config: resolved config, stored in every file.
+        class_names: class names, [K].
+        category_ids: category ids, [K].
+        licence: licence of the initial weights, see `Checkpoint`.
 
     Attributes:
-        unsaved_best: the best weights, while they could not be written to best.pt.
+        unsaved_best: best weights that could not yet be written to weights/best.pt; None if there are none.
     """
 
     def __init__(
@@ -57,21 +58,21 @@ class Saver:
         self._problems: dict[Path, str] = {}
 
     def save_last(self, weights: Weights, training: dict[str, Any]) -> None:
-        """Write weights/last.pt."""
+        """Write weights/last.pt with the training state for resuming."""
         self._save(LAST, weights, training)
 
     def save_best(self, weights: Weights) -> None:
-        """Write weights/best.pt, or keep a copy of the weights until there is room."""
+        """Write weights/best.pt; if that fails, keep a copy of the weights in `unsaved_best`."""
         saved = self._save(BEST, weights, None)
         self.unsaved_best = None if saved else weights._replace(model=copy.deepcopy(weights.model).cpu())
 
     def save_best_again(self) -> None:
-        """Try once more to write the best weights, if they could not be written before."""
+        """Try again to write `unsaved_best` to weights/best.pt, if it is set."""
         if self.unsaved_best and self._save(BEST, self.unsaved_best, None):
             self.unsaved_best = None
 
     def save_evaluation(self, evaluation: Evaluation) -> None:
-        """Write val/metrics.json and val/detections.json; a failure is a warning, `fcos val` can write them again."""
+        """Write val/metrics.json and val/detections.json. A failure is only a warning: `fcos val` can repeat this."""
         if rank() == 0:
             try:
                 save_evaluation(evaluation, self.folder / "val")
@@ -79,10 +80,10 @@ class Saver:
                 logger.warning("warning: %s: not saved: %s", self.folder / "val", error)
 
     def require_saved(self, command: str) -> None:
-        """Check that every file has been written, before the run ends.
+        """Check that every weights file has been written, before the run ends.
 
         Args:
-            command: how to continue the run, for the message.
+            command: hint for the error message on how to resume the run.
 
         Raises:
             TrainingError: the last attempt to write a file failed.
@@ -93,7 +94,7 @@ class Saver:
             raise TrainingError(f"{problems}; what was saved before is still there; make room, then {command}")
 
     def _save(self, file: Path, weights: Weights, training: dict[str, Any] | None) -> bool:
-        """Write a file; returns whether that succeeded, the same on all processes."""
+        """Write a weights file; return True if this succeeded, the same on all processes."""
         problem = None
         if rank() == 0:
             try:
@@ -127,7 +128,7 @@ class Saver:
 
 
 def upgraded(training: dict[str, Any]) -> dict[str, Any]:
-    """The `training` of a checkpoint of this or an earlier version, in the form of this version."""
+    """Convert the `training` entry of a checkpoint of this or an earlier version to the current format."""
     state = {name: value for name, value in training["state"].items() if name not in ("marks", "unassigned")}
     if "unassigned" in training["state"]:
         state["stats"] = {"unassigned": training["state"]["unassigned"]}

@@ -1,4 +1,4 @@
-"""How a new training starts from a detector's weights, perhaps those of another project."""
+"""Fine-tuning: starting a new run from the weights of a detector, possibly of another project."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ from ..models import DetectionModel
 def start_from(
     model: DetectionModel, checkpoint: Checkpoint, config: DetectorConfig, class_names: Sequence[str], *, where: str
 ) -> str:
-    """Start a new training from a detector's weights; of the class head the rows of classes that it knows by name.
+    """Load the weights of a checkpoint into the model of a new run.
 
-    Classes without names are taken to be the same when their number is. Optional modules that the weights lack keep
-    their initial values. Mean and deviation of the pixels stay those of the config.
+    If the classes differ, the class head gets the rows of classes with the same names and keeps its initial values for
+    the others. If the checkpoint has no class names, an equal number of classes is taken to mean the same classes.
+    Optional modules that the checkpoint lacks keep their initial values. Pixel mean and standard deviation stay those
+    of the config.
 
     Args:
-        model: built from `config`.
-        checkpoint: of another training, perhaps of another project.
-        config: the section `model` of the new training.
-        class_names: of the new training.
-        where: for messages.
+        model: model built from `config`, modified in place.
+        checkpoint: checkpoint of another run, possibly of another project.
+        config: section `model` of the new run.
+        class_names: class names of the new run.
+        where: path or address of the checkpoint, for messages.
 
     Returns:
-        What was taken, and what is used otherwise than in the training of the weights; then a line for the tensors that
-        are not, or not wholly, from the weights, if there are any.
+        Message with the number of loaded tensors and the options of role `meaning` that differ from the training of the
+        weights. A line each follows for the class head if the classes differ, and for missing optional modules.
 
     Raises:
-        WeightsError: see `load_weights`; the options that would fit are named where the weights' own are known.
+        WeightsError: the weights do not fit the model, see `load_weights`. If the config of the weights is known, the
+            message names the options that would fit.
     """
     own, weights = model.state_dict(), {k: w for k, w in checkpoint.model.items() if k not in PIXELS}
     optional = tuple(f"{path}." for path in model.optional_modules)
@@ -51,7 +54,7 @@ def start_from(
     except WeightsError as error:
         other = _other_structure(checkpoint, config)
         raise WeightsError(f"{error}: {' '.join(other)}" if other else str(error)) from None
-    used = weights.keys() & own.keys()  # others are counters, see `load_weights`
+    used = weights.keys() & own.keys()  # the rest are batch-norm counters, see `load_weights`
     taken = f"all {len(used)}" if same_classes else len(used - head.keys())
     summary = f"weights: {taken} tensors from {where}"
     sections = _conventions(checkpoint, config), config.model_dump(mode="json")
@@ -68,29 +71,29 @@ def start_from(
 
 
 def _conventions(checkpoint: Checkpoint, config: DetectorConfig) -> Mapping[str, Any]:
-    """What is known of the section `model` of the weights' own training."""
-    if checkpoint.project == "fcos_core" and config.box_convention != "inclusive":  # else it is as in the original
+    """Return the section `model` of the config that the weights were trained with, as far as it is known."""
+    if checkpoint.project == "fcos_core" and config.box_convention != "inclusive":  # else it already follows fcos_core
         return with_fcos_core_conventions({"model": config.model_dump(mode="json")})["model"]
     return checkpoint.config.get("model", {})
 
 
 def _other_structure(checkpoint: Checkpoint, config: DetectorConfig) -> list[str]:
-    """The options that make a model of the structure of the weights, as one types them; empty: unknown, or as it is."""
+    """Return the command-line options that give the model the structure of the weights; empty if unknown or equal."""
     if checkpoint.project == "fcos_core" or "model" not in checkpoint.config:
         return []
     try:
         section = Config.model_validate({"model": checkpoint.config["model"]}).model
-    except ValueError:  # of another version
+    except ValueError:  # the config is of another version
         return []
     if type(section) is not type(config):
         return [f"model.name={section.name}"]
     there, here = (flatten(model.model_dump(mode="json")) for model in (section, config))
-    if there["backbone.name"] != here["backbone.name"]:  # with the name come the defaults of its section
+    if there["backbone.name"] != here["backbone.name"]:  # another name has other defaults
         default = type(section.backbone).model_validate({"name": there["backbone.name"]})
         here |= flatten(default.model_dump(mode="json", exclude={"name"}), "backbone.")
     for options in (there, here):
         if options.get("backbone.norm") in ("frozen_bn", "sync_bn"):
-            options["backbone.norm"] = "bn"  # the same tensors
+            options["backbone.norm"] = "bn"  # the tensors are the same
     options = options_of(type(config))
     return [
         f"model.{key}={as_option(value)}"
@@ -102,13 +105,16 @@ def _other_structure(checkpoint: Checkpoint, config: DetectorConfig) -> list[str
 def _class_head(
     model: DetectionModel, weights: Mapping[str, Tensor], there: Sequence[str], here: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The parameters with rows for classes: rows of known classes from the weights, the others as they are.
+    """Return the parameters with per-class rows, with the rows of shared classes from the weights.
+
+    The rows of other classes keep their initial values. If any class is shared, rows that belong to no class are also
+    taken from the weights.
 
     Args:
-        model: the new model.
-        weights: tensors by name.
-        there: names of the classes of the weights, in label order.
-        here: names of the classes of the model.
+        model: model of the new run.
+        weights: tensors of the checkpoint by name.
+        there: class names of the weights, in label order.
+        here: class names of the model, in label order.
     """
     known = [(label, there.index(name)) for label, name in enumerate(here) if name in there]
     own = model.state_dict()
@@ -116,7 +122,7 @@ def _class_head(
     for name in head.keys() & weights.keys() if known else ():
         layout = model.class_parameters[name]
         if weights[name].shape != (layout.count(len(there)), *own[name].shape[1:]):
-            head[name] = weights[name]  # `load_weights` refuses it
+            head[name] = weights[name]  # `load_weights` raises an error for it
             continue
         for label, label_there in known:
             head[name][layout.of(label, len(here))] = weights[name][layout.of(label_there, len(there))]
@@ -126,7 +132,7 @@ def _class_head(
 
 
 def _carried(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
-    """What became of the class head where the classes differ."""
+    """Return a message on which rows of the class head were loaded when the classes differ."""
     known = [name for name in class_names if name in checkpoint.class_names]
     fresh = [name for name in class_names if name not in checkpoint.class_names]
     if not known:

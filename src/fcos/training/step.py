@@ -1,4 +1,4 @@
-"""A training step: from a batch to changed weights."""
+"""One training step: forward, backward and optimiser step on a batch, with gradient accumulation."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from .optim import autocast
 from .run import Run, StopRequest
 
 SKIPS = 10
-"""So many steps in a row that are skipped for numbers that are not finite end a run all the same."""
+"""Number of consecutive skipped steps (non-finite loss or gradients) that ends a run even with `on_nonfinite=skip`."""
 
 
 def require_compiler(device: torch.device) -> None:
-    """Be sure that torch.compile finds what it needs.
+    """Check that torch.compile finds the C++ compiler that it needs on the CPU.
 
     Raises:
-        ConfigError: there is no C++ compiler for the CPU.
+        ConfigError: the device is the CPU and no C++ compiler is installed.
     """
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
@@ -45,22 +45,25 @@ def require_compiler(device: torch.device) -> None:
 
 
 def compile_modules(model: DetectionModel) -> None:
-    """Compile the parts of a model that can be, with torch.compile, when they first run; losses stay as they are."""
+    """Compile the modules in `compiled_parts` (not the losses) with torch.compile, each at its first call."""
     for path in model.compiled_parts:
         model.get_submodule(path).compile()
 
 
 def count_micro_batches(model: DetectionModel, config: Config, *, most_boxes: int) -> int:
-    """In how many micro-batches a batch is learned, the same number on all processes; see `train.micro_batch`.
+    """Return the number of micro-batches per batch, the same on all processes.
+
+    With `train.micro_batch=auto`, halve the micro-batch until it fits into GPU memory on all processes. Every process
+    must call this function.
 
     Args:
-        model: on its device.
-        config: of the run.
-        most_boxes: of an image.
+        model: the detector, on its device.
+        config: config of the run.
+        most_boxes: largest number of boxes in an image.
 
     Raises:
-        ConfigError: there are more processes than images in a batch, or, with `sync_bn`, than all
-            micro-batches need.
+        ConfigError: there are more processes than images in a batch, or, with `sync_bn`, a process has fewer images
+            than micro-batches.
     """
     batch_size, micro_batch, count = config.train.batch_size, config.train.micro_batch, world_size()
     if batch_size < count:
@@ -83,28 +86,28 @@ def count_micro_batches(model: DetectionModel, config: Config, *, most_boxes: in
 
 
 def _fits(model: DetectionModel, config: Config, size: int, most_boxes: int) -> bool:
-    """Whether the memory of the GPU takes so many of the largest images; on a CPU nobody can tell, so it does."""
+    """Return whether `size` images of the largest size fit into GPU memory; always True without CUDA."""
     device, data = model.device, config.data
     if device.type != "cuda":
         return True
-    # Where a batch may have both orientations, it is padded to a square.
+    # A batch with both orientations is padded to a square.
     short_side = data.largest_short_side if data.group_by_aspect else data.max_side
     height, width = padded_size((short_side, data.max_side), data.size_divisor)
     images = torch.zeros(size, 3, height, width, dtype=torch.uint8, device=device)
     sizes = torch.tensor([[height, width]] * size, device=device)
     box, label = torch.tensor([[0.0, 0.0, width, height]], device=device), torch.tensor([0], device=device)
     targets = [Objects(box.expand(most_boxes, 4), label.expand(most_boxes))] * size
-    # Before memory can be short: this is a collective.
+    # A collective: call it before this process can run out of memory.
     normalizers = model.loss_normalizers([Objects(box[:0], label[:0])], (height, width))
     normalizers = None if normalizers is None else torch.ones_like(normalizers)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.reset_peak_memory_stats(device)
-    model.eval()  # batch norm must neither learn from this nor wait for other processes
+    model.eval()  # batch norm must neither update its statistics nor wait for other processes
     try:
         with autocast(device, config.train.precision):
             losses = model(images, sizes, targets, normalizers)
         torch.stack(list(losses.terms.values())).sum().backward()
-        # A fifth is left for what a run has besides: the optimiser's state, buckets of gradients, gaps.
+        # Leave a fifth for everything else: optimiser state, gradient buckets, fragmentation.
         return torch.cuda.max_memory_allocated(device) < 0.8 * total
     except torch.OutOfMemoryError:
         return False
@@ -115,18 +118,18 @@ def _fits(model: DetectionModel, config: Config, size: int, most_boxes: int) -> 
 
 
 def wrapped(run: Run) -> nn.Module:
-    """The model, compiled if wanted, and wrapped where several processes learn together."""
+    """Return the model, compiled if `train.compile` is set, and wrapped in DDP if several processes train."""
     if run.config.train.compile:
         compile_modules(run.model)
     if world_size() == 1:
         return run.model
-    if is_own(run.config.model.backbone.name):  # it may leave out parts, always or at random
+    if is_own(run.config.model.backbone.name):  # it may leave parameters unused
         return DistributedDataParallel(_WithUnused(run.model), find_unused_parameters=True)
     return DistributedDataParallel(run.model)
 
 
 class _WithUnused(nn.Module):
-    """A model and a parameter that nothing uses: without any, torch tells the user to turn an option of ours off."""
+    """Model with one unused parameter, so that DDP(find_unused_parameters=True) does not warn that there is none."""
 
     def __init__(self, model: DetectionModel):
         super().__init__()
@@ -140,21 +143,21 @@ class _WithUnused(nn.Module):
 def train_step(
     ddp_model: nn.Module, batch: Batch, run: Run, stop_request: StopRequest, *, micro_batches: int
 ) -> StepResult:
-    """Train on a batch.
+    """Run one training step on a batch.
 
     Args:
-        ddp_model: the model, wrapped where several processes learn together.
-        batch: the shard of this process.
-        run: whose optimiser, loss scale and weight average are used.
-        stop_request: tells whether this process was asked to stop.
-        micro_batches: how many, one after the other; the gradients of all are added up.
+        ddp_model: the model, wrapped in DDP if several processes train.
+        batch: shard of this process.
+        run: the run, whose optimiser, gradient scaler, weight average and state are updated.
+        stop_request: stop request of this process, shared with the other processes through the result.
+        micro_batches: number of micro-batches for gradient accumulation.
 
     Raises:
-        TrainingError: a loss term or the norm of the gradients is not finite, and `train.on_nonfinite` says stop; or
-            the tenth time in a row. The weights are those of before.
+        TrainingError: a loss term or the gradient norm is not finite, and `train.on_nonfinite` is `stop` or this is the
+            tenth such step in a row. The weights are left unchanged.
     """
     settings, state = run.config.train, run.state
-    num_boxes = _count_boxes(batch)  # before the transfer: counting on a GPU would wait for it
+    num_boxes = _count_boxes(batch)  # before the transfer: counting on the GPU would synchronize
     batch = batch.to(run.device)
     statistics = [(buffer, buffer.clone()) for buffer in _batch_statistics(run.model)]
     run.optimizer.zero_grad(set_to_none=True)
@@ -163,7 +166,7 @@ def train_step(
     run.scaler.unscale_(run.optimizer)
     parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters])
-    # All that the processes must agree on, in one collective, and from the device in one transfer.
+    # One collective and one device-to-host transfer for everything that the processes must agree on.
     terms = torch.stack(list(losses.terms.values()))
     stats = [count.to(terms) for count in losses.stats.values()]
     own = terms.new_tensor([num_boxes, stop_request.requested])
@@ -181,10 +184,10 @@ def train_step(
             run.average.update(run.model)
         state.skips = 0
     elif all(map(math.isfinite, values)) and run.scaler.get_scale() > 1:
-        pass  # the scaled gradients exceed float16, as they do until `update` has found a scale that fits them
+        pass  # the scaled gradients overflow float16; `update` lowers the scale until they fit
     else:
         for buffer, before in statistics:
-            buffer.copy_(before)  # batch norm has seen numbers that it would never forget
+            buffer.copy_(before)  # non-finite running statistics would never recover
         skipped = explain_non_finite(run, batch, named, grad_norm)
         state.skips += 1
         if settings.on_nonfinite == "stop" or state.skips == SKIPS:
@@ -195,14 +198,14 @@ def train_step(
 
 
 def _accumulate(ddp_model: nn.Module, batch: Batch, run: Run, micro_batches: int) -> Losses:
-    """Add up losses and gradients over the micro-batches of a batch; they are those of the whole."""
+    """Accumulate losses and gradients over the micro-batches of a batch; the sums equal those of the whole batch."""
     images, sizes, targets, *_ = batch
     assert targets is not None
     terms: dict[str, Tensor] = {}
     stats: dict[str, Tensor] = {}
     height, width = images.shape[-2:]
-    # All processes decide alike, also those with fewer images than micro-batches: this is a collective. Of a single
-    # micro-batch `forward` computes the normalizers, without assigning the targets twice.
+    # A collective, so the condition must not depend on the number of images, which differs between processes. For a
+    # single micro-batch, `forward` computes the normalizers, which avoids assigning the targets twice.
     several = micro_batches > 1
     normalizers = run.model.loss_normalizers(targets, (height, width)) if several else None
     count = min(micro_batches, len(images))
@@ -226,6 +229,6 @@ def _batch_statistics(model: nn.Module) -> list[Tensor]:
 
 
 def _count_boxes(batch: Batch) -> int:
-    """Ground-truth boxes, crowd left out."""
+    """Return the number of ground-truth boxes in a batch, excluding crowd boxes."""
     assert batch.targets is not None
     return sum(int((~objects.is_crowd).sum()) for objects in batch.targets)

@@ -1,4 +1,4 @@
-"""Pictures of validation images, predictions beside ground truth."""
+"""Pictures of validation images with predictions and ground truth side by side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 COUNT = 8
 _LONGEST_NAME = 200
 LONGEST = 1024
-"""Larger images are shrunk to this side before drawing, pixels."""
+"""Maximum side in pixels; larger images are downscaled before drawing."""
 
 
 def save_pictures(
@@ -35,14 +35,14 @@ def save_pictures(
     *,
     default_threshold: float,
 ) -> None:
-    """Write up to eight pictures, of images spread evenly over a split, with the boxes that `fcos predict` would show.
+    """Write pictures of up to eight images, spread evenly over a split, with the boxes that `fcos predict` would show.
 
     Args:
-        folder: is made; earlier pictures of the same images are replaced.
-        annotations: the split.
-        detections: COCO results, as `evaluate` gives them.
-        thresholds: by class name, as `evaluate` gives them.
-        default_threshold: of classes of which `thresholds` has none.
+        folder: output folder, created if needed; existing pictures of the same images are overwritten.
+        annotations: annotations of the split.
+        detections: detections in COCO's result format, see `Evaluation.detections`.
+        thresholds: score thresholds by class name, see `Evaluation.thresholds`.
+        default_threshold: score threshold of the other classes.
     """
     folder.mkdir(exist_ok=True)
     names = dict(zip(annotations.category_ids, annotations.class_names, strict=True))
@@ -54,7 +54,7 @@ def save_pictures(
         try:
             image = open_rgb(annotations.path(i))
         except DataError:
-            continue  # the evaluation has said so
+            continue  # already reported by the evaluation
         image.thumbnail((LONGEST, LONGEST))
         predictions = _predictions(by_image[int(annotations.image_ids[i])], annotations, i)
         picture = draw_pair(image, predictions, _ground_truth(annotations, i))
@@ -62,7 +62,7 @@ def save_pictures(
         parts = name.relative_to(name.anchor).parts
         try:
             picture.save(folder / "_".join(parts)[-_LONGEST_NAME:], quality=90)
-        except (OSError, ValueError) as error:  # a full disk, sides that JPEG does not have
+        except (OSError, ValueError) as error:  # a full disk, or sides that JPEG does not support
             logger.warning("no picture of %s: %s", annotations.path(i), error)
 
 
