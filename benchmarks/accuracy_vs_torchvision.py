@@ -2,10 +2,10 @@
 
     python benchmarks/accuracy_vs_torchvision.py --data DIR [DIR ...] [--minutes 10]
 
-Both get the same MobileNetV2 weights (ImageNet), images, image size and wall-clock time, one after the other,
-and the same evaluator. torchvision's detector is trained as well as we know how: AdamW, cosine schedule, warm-up,
-batches of 4, decoded images held in memory, a width that suits small data. Its clock runs in training only; ours
-includes everything.
+Both are trained one after the other with the same ImageNet-pretrained MobileNetV2 weights, images, image size and
+wall-clock time, and evaluated by the same code. torchvision's detector is trained as well as we know how: AdamW, cosine
+schedule, warm-up, batches of 4, decoded images kept in memory, and a width that suits small data sets. Its time limit
+covers only the training loop; ours covers everything.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ LEARNING_RATE, WEIGHT_DECAY, WARMUP_STEPS, CLIP_NORM = 1e-3, 1e-4, 50, 10.0
 
 
 class Example(NamedTuple):
-    """An image ready for the network."""
+    """Image prepared for the network, with its ground truth."""
 
     image: Tensor  # uint8 [3, H, W]
     boxes: Tensor  # float32 [M, 4] XYXY in pixels of `image`
-    labels: Tensor  # int64 [M], 1..K: torchvision counts a background
+    labels: Tensor  # int64 [M], 1..K: in torchvision 0 is the background
     index: int
 
 
 def examples(config: fcos.Config, annotations: Annotations) -> list[Example]:
-    """Every image of a split, resized as our own training resizes it."""
+    """Load every image of a split, resized as for our evaluation."""
     found = []
     for batch in build_test_loader(config, annotations, batch_size=1):
         index, (height, width) = int(batch.indices[0]), batch.sizes[0].tolist()
@@ -54,7 +54,7 @@ def examples(config: fcos.Config, annotations: Annotations) -> list[Example]:
 
 
 def batches(data: list[Example], batch_size: int) -> list[list[Example]]:
-    """One epoch in random order; a batch holds either landscape or portrait images, so that little is padded."""
+    """Return the batches of one epoch in random order; landscape and portrait images are separate, to limit padding."""
     shuffled = [data[i] for i in torch.randperm(len(data)).tolist()]
     groups = ([e for e in shuffled if (e.image.shape[1] > e.image.shape[2]) is portrait] for portrait in (False, True))
     found = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
@@ -71,7 +71,7 @@ def flipped(example: Example) -> Example:
 
 
 def train_torchvision(model: nn.Module, data: list[Example], *, minutes: float, batch_size: int) -> int:
-    """Train until the time is over, the learning rate a cosine of the time that has passed; returns the steps done."""
+    """Train until the time is over, with a cosine schedule over the elapsed time; return the number of steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     model.train()
     steps, start = 0, time.perf_counter()
@@ -113,7 +113,7 @@ def evaluate_torchvision(model: nn.Module, data: list[Example], annotations: Ann
 
 
 def compare(data: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Both detectors on one data set."""
+    """Train and evaluate both detectors on one data set."""
     fixed = [f"data={data}", f"train.max_minutes={options.minutes}", "train.eval_every=null"]
     config = fcos.load_config(RECIPE, [*fixed, *options.overrides])
     annotations = load_annotations(config.data, "train")

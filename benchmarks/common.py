@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, tables, result files, torchvision's FCOS on MobileNetV2."""
+"""Functions shared by the benchmarks: machine description, tables, result files, torchvision's FCOS on MobileNetV2."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, threads and versions."""
+    """Describe the machine: date, processor, threads and versions."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -45,13 +45,13 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Format a table: numbers to the right."""
+    """Format a Markdown table; all columns but the first are right-aligned."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def write(name: str, title: str, facts: dict[str, Any], table: str, data: dict[str, Any]) -> None:
-    """Print the table and keep it in results/NAME.md and results/NAME.json (null where a figure is not defined)."""
+    """Print the table and save it as results/NAME.md, and the data as results/NAME.json (null for None)."""
     text = f"# {title}\n\n" + ", ".join(f"{key} {value}" for key, value in facts.items()) + f"\n\n{table}\n"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
@@ -60,15 +60,15 @@ def write(name: str, title: str, facts: dict[str, Any], table: str, data: dict[s
 
 
 def fcos_section(config: fcos.Config) -> FCOSConfig:
-    """The section `model` of a config of FCOS."""
+    """Return the section `model` of a config for FCOS."""
     assert isinstance(config.model, FCOSConfig)
     return config.model
 
 
 def torchvision_mobilenet(num_labels: int, *, channels: int, num_convs: int, pretrained: bool) -> FCOS:
-    """torchvision's FCOS on MobileNetV2 with levels P3 to P7, of the given width and depth of the head.
+    """Build torchvision's FCOS on MobileNetV2 with levels P3 to P7 and the given channels and depth of the head.
 
-    Its thresholds are those of our recipes, and images are taken as they are, in the size they come in.
+    It uses the thresholds of our recipes and does not resize images.
     """
     body = mobilenet_v2()
     if pretrained:
@@ -85,6 +85,6 @@ def torchvision_mobilenet(num_labels: int, *, channels: int, num_convs: int, pre
 
 
 def without_resize(model: FCOS) -> FCOS:
-    """Take images as they come (its own option for that holds in training only)."""
+    """Disable torchvision's resizing of images (its option for that has an effect in training only)."""
     model.transform.resize = lambda image, target=None: (image, target)
     return model

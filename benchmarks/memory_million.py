@@ -1,13 +1,14 @@
-"""Measure start-up and memory with a million annotations, beside torchvision's CocoDetection.
+"""Measure start-up time and memory with a million annotations, compared with torchvision's CocoDetection.
 
     python benchmarks/memory_million.py [--images 118000] [--annotations 1000000] [--share 1]
 
-The data is made: a COCO file with a polygon of ten corners for every box, and as many names of a few small pictures.
-The parent reads it, and four loader workers serve an epoch; before, during and after it the kernel tells how much
-memory every process has. A forked worker shares its parent's memory until one of the two writes to it, and CPython
-writes to every object that it looks at: a data set of Python objects is copied little by little, into every worker.
+The data is synthetic: a COCO file with a polygon of ten corners for every box, and hard links to a few small pictures
+as images. The parent process reads it, and four loader workers load an epoch. The memory of every process is read from
+the kernel before, during and after the epoch. A forked worker shares its parent's memory until one of them writes to
+it, and CPython writes to every object that it accesses (reference counts). A data set of Python objects is therefore
+gradually copied into every worker.
 
-Each side runs in a process of its own. Linux only.
+Both sides run in separate processes. Linux only.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ from fcos.data.samplers import seeded_batches
 
 WORKERS, BATCH_SIZE, CLASSES = 4, 16, 80
 SIDES = (64, 48), (48, 64), (64, 40), (56, 56)  # width and height of the pictures
-PICTURES = 32  # files: a file system allows some 65000 names each
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of what is watched, after which memory is read
+PICTURES = 32  # files; a file system allows about 65000 hard links to each
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the measured batches, after which memory is read
 RESUME_AT = 500_000
 Start = Callable[[], tuple[int, Iterable[Any]]]
 
 
 def make_data(folder: Path, images: int, annotations: int) -> None:
-    """Write train.json and the pictures; the number of boxes of an image is distributed geometrically."""
+    """Write train.json and the pictures; the number of boxes per image has a geometric distribution."""
     generator = np.random.default_rng(0)
     for k in range(PICTURES):
         width, height = SIDES[k % len(SIDES)]
@@ -86,7 +87,10 @@ def make_data(folder: Path, images: int, annotations: int) -> None:
 
 
 def memory(process: int | str = "self") -> dict[str, float]:
-    """MiB of a process: resident; what it alone has; its share of what is no file (1/n of a page of n processes)."""
+    """Read the memory of a process in MiB: resident, private, and proportional share of memory not backed by files.
+
+    The share counts a page that n processes have in common as 1/n.
+    """
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
     size = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines}
     return {
@@ -97,7 +101,7 @@ def memory(process: int | str = "self") -> dict[str, float]:
 
 
 def ours(folder: Path) -> tuple[int, Iterable[Any]]:
-    """`load_annotations` with its checks, and the training loader."""
+    """Start our side: `load_annotations` with its checks, and the training loader."""
     options = ["data.short_side=32", "data.max_side=64", f"data.workers={WORKERS}", f"train.batch_size={BATCH_SIZE}"]
     config = fcos.load_config("fcos_mnv2_small", [f"data={folder}", *options])
     annotations = load_annotations(config.data, "train")
@@ -106,14 +110,14 @@ def ours(folder: Path) -> tuple[int, Iterable[Any]]:
 
 
 def torchvisions(folder: Path) -> tuple[int, Iterable[Any]]:
-    """`CocoDetection`, which keeps the dictionaries and lists of the file; it looks at no picture before its turn."""
+    """Start torchvision's side: `CocoDetection` keeps the dicts and lists of the file and checks no pictures."""
     data = CocoDetection(folder / "images", str(folder / "train.json"), transform=v2.Resize(32))
     return len(data), DataLoader(data, BATCH_SIZE, shuffle=True, num_workers=WORKERS, collate_fn=list)
 
 
 def measure(start: Start, share: float) -> dict[str, Any]:
-    """Start, take a share of an epoch, and read the memory of all processes in between."""
-    multiprocessing.set_start_method("fork", force=True)  # of the workers; this process was spawned
+    """Start one side, load a share of an epoch, and read the memory of all processes in between."""
+    multiprocessing.set_start_method("fork", force=True)  # for the workers; this process was spawned
     before, began = memory(), time.perf_counter()
     images, batches = start()
     found: dict[str, Any] = {
@@ -122,7 +126,7 @@ def measure(start: Start, share: float) -> dict[str, Any]:
         "epoch": [],
     }
     count = int(images * share / BATCH_SIZE)
-    marks = [WORKERS, *(int(part * count) for part in SHARES)]  # the first: every worker has given a batch
+    marks = [WORKERS, *(int(part * count) for part in SHARES)]  # the first mark: every worker has returned a batch
     began = time.perf_counter()
     for done, _ in enumerate(islice(batches, count), start=1):
         if done in marks:
@@ -138,7 +142,7 @@ def _peak() -> float:
 
 
 def resume_seconds(images: int) -> float:
-    """Seconds until it is known which images a training that continues at RESUME_AT reads; the best of five times."""
+    """Return the seconds until the sampler yields its first batch when a run resumes at RESUME_AT, best of five."""
     groups = np.arange(images) % 3 // 2
     return min(
         timeit.repeat(
@@ -150,7 +154,7 @@ def resume_seconds(images: int) -> float:
 
 
 def rows_of(found: dict[str, Any]) -> dict[str, str]:
-    """The figures of a side for the table; the parent comes first in every list of processes."""
+    """Format the figures of one side for the table; the parent is the first in every list of processes."""
     start, epoch = found["start_mib"], found["epoch"]
 
     def worker(entry: dict[str, Any]) -> float:

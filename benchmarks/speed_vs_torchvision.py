@@ -1,9 +1,9 @@
-"""Time torchvision's FCOS and ours side by side: inference, post-processing, training step, data loading.
+"""Measure the speed of torchvision's FCOS and ours: inference, post-processing, training step, data loading.
 
     python benchmarks/speed_vs_torchvision.py [--repeats 7] [--only mobilenet resnet loading]
 
-Same architecture (random weights), same input, same memory format, one process. The two take turns, so that a busy
-machine slows both; the table shows medians.
+Both have the same architecture (random weights), input and memory format, and run in one process. Their runs alternate,
+so that other load on the machine slows both; the table shows medians.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from fcos.models.postprocess import candidates, suppress
 from fcos.structures import Objects
 
 CLASSES = 80
-OBJECTS = 10  # in a training image
+OBJECTS = 10  # per training image
 Job = Callable[[], object]
 
 
 class Pair(NamedTuple):
-    """A detector of each kind, of the same architecture, and the input they are timed on."""
+    """Two detectors of the same architecture, ours and torchvision's, and the input for the measurements."""
 
     ours: FCOS
     theirs: TorchvisionFCOS
@@ -50,7 +50,7 @@ class Pair(NamedTuple):
 
 
 def mobilenet() -> Pair:
-    # Everything learns, as in torchvision's.
+    # All layers are trained, as in torchvision's.
     config = fcos_section(fcos.load_config("fcos_mnv2_small", ["model.backbone.frozen_stages=0"]))
     ours = _build(config)
     theirs = torchvision_mobilenet(
@@ -78,12 +78,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def _channels_last(model: M) -> M:
-    """Ours always is; it makes torchvision's a fifth faster, too."""
+    """Convert a model to channels-last memory format, which ours always uses; it makes torchvision's a fifth faster."""
     return model.to(memory_format=torch.channels_last)
 
 
 def inference(pair: Pair) -> tuple[Job, Job]:
-    """One image, from pixels to (no) detections: untrained networks are sure of nothing."""
+    """Return the inference jobs for one image; untrained networks yield no detections, as all scores are low."""
     image = torch.randint(0, 256, (3, *pair.size), dtype=torch.uint8)
     pair.ours.eval()
     pair.theirs.eval()
@@ -96,7 +96,7 @@ def inference(pair: Pair) -> tuple[Job, Job]:
 
 
 def postprocessing(pair: Pair) -> tuple[Job, Job]:
-    """Crowded outputs: thousands of candidates on every large level, objects of all sizes."""
+    """Return the post-processing jobs for crowded outputs: thousands of candidates per large level, all box sizes."""
     generator = torch.Generator().manual_seed(0)
     height, width = pair.size
     strides = pair.ours.assigner.strides
@@ -113,7 +113,7 @@ def postprocessing(pair: Pair) -> tuple[Job, Job]:
         found = candidates(logits, ltrb, centerness, points, [pair.size], options=options)
         return [suppress(each, options) for each in found]
 
-    def rows(levels: list[Tensor]) -> list[Tensor]:  # torchvision: [N, H * W, C]
+    def rows(levels: list[Tensor]) -> list[Tensor]:  # layout of torchvision: [N, H * W, C]
         return [level.flatten(2).transpose(1, 2).contiguous() for level in levels]
 
     outputs = {"cls_logits": rows(logits), "bbox_regression": rows(distances), "bbox_ctrness": rows(centerness)}
@@ -122,7 +122,7 @@ def postprocessing(pair: Pair) -> tuple[Job, Job]:
 
 
 def training_step(pair: Pair) -> tuple[Job, Job]:
-    """Forward, backward and SGD step."""
+    """Return the jobs for a training step: forward, backward and SGD step."""
     height, width = pair.size
     count = pair.batch_size
     images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
@@ -151,7 +151,7 @@ def training_step(pair: Pair) -> tuple[Job, Job]:
 
 
 def loading(data: Path, workers: int) -> tuple[Job, Job]:
-    """50 training batches of 4 images: decode, resize, flip, collate; start-up of the workers left out."""
+    """Return the jobs that load 50 training batches of 4 images: decode, resize, flip, collate; no worker start-up."""
     config = fcos.load_config(
         "fcos_mnv2_small",
         [
@@ -191,7 +191,7 @@ def loading(data: Path, workers: int) -> tuple[Job, Job]:
 
 
 def median_times(ours: Job, theirs: Job, repeats: int) -> tuple[float, float]:
-    """Median seconds of each; they take turns."""
+    """Return the median seconds of both jobs, which alternate."""
     times: tuple[list[float], list[float]] = ([], [])
     for job in (ours, theirs):
         job()  # warm-up

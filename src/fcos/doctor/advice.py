@@ -1,8 +1,8 @@
-"""Options that let a pyramid learn more boxes: tried out, cheapest first.
+"""Search for options with which a feature pyramid learns more boxes (see `coverage`), cheapest first.
 
-What is tried: larger inputs; a pyramid that begins finer (P2 to P6) or has a finer level more (P2 to P7); size ranges
-of eight strides a level as in the paper, or from quantiles of the boxes; where center sampling leaves boxes out, a
-larger radius, or none.
+The search tries larger inputs; a pyramid that begins with a finer level (P2 to P6), or has an additional finer level
+(P2 to P7); size ranges that end at eight strides of their level as in the paper, or at quantiles of the box sizes; and,
+if center sampling excludes boxes, a larger radius or no center sampling.
 """
 
 from __future__ import annotations
@@ -21,41 +21,42 @@ from .labels import double_boxes
 from .setting import Setting
 
 ENOUGH_RECALL = 0.98
-"""Best possible recall below which something should be changed; the paper calls 98.4 % on COCO sufficient."""
+"""Best possible recall below which the options should be changed; the paper calls 98.4 % on COCO sufficient."""
 MUCH_AMBIGUITY = 0.05
-"""Share of positive locations that boxes of different classes want, above which center sampling is tried; the paper
-has 3.75 % on COCO."""
-CENTER_SAMPLING = 1.5  # that of the improved FCOS
-_MOST_IMAGES = 200  # for trying out
+"""Share of positive locations that match boxes of different classes above which center sampling is tried; the paper
+reports 3.75 % on COCO."""
+CENTER_SAMPLING = 1.5  # radius of the improved FCOS, in strides
+_MOST_IMAGES = 200  # number of images on which settings are tried
 _SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)
-_RADII = (CENTER_SAMPLING, 2.5, 0.0)  # 0: everywhere in a box
-_FINEST = 4  # stride of C2, the finest map that the backbones have
-_STRIDES_IN_RANGE = 8  # the paper's ranges end at eight strides of their level
-_LEVEL_NEEDS = 2  # strides that a box should have on its level: then it holds a location
+_RADII = (CENTER_SAMPLING, 2.5, 0.0)  # 0: no center sampling, any location inside a box
+_FINEST = 4  # stride of C2, the finest feature map of the backbones
+_STRIDES_IN_RANGE = 8  # the size ranges of the paper end at eight strides of their level
+_LEVEL_NEEDS = 2  # a box should be at least this many strides long on its level, so that it contains a location
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A setting, the options that lead to it, and what it costs."""
+    """A setting to try, with the options that set it and its cost relative to the current setting."""
 
     setting: Setting
     options: tuple[str, ...]
-    pixels: float  # of the input, relative to now
-    locations: float
+    pixels: float  # of the input, relative to the current setting
+    locations: float  # of all levels, relative to the current setting
 
 
 def advise(
     annotations: Annotations, coverage: Coverage, *, progress: Callable[[int, int], None] | None = None
 ) -> list[Advice]:
-    """Find the cheapest change after which the best possible recall is `ENOUGH_RECALL`, and one against ambiguity.
+    """Find the cheapest options with a best possible recall of `ENOUGH_RECALL`, and options that reduce ambiguity.
 
-    Boxes that are marked twice count once: no setting can mend them. Hence the figures before the change may differ
-    from those of `coverage`, also because fewer images are tried.
+    If no options reach this recall, those with the highest recall are returned. Boxes annotated twice count once,
+    because no options can fix them. For this reason, and because fewer images are used, the figures before the change
+    may differ from those of `coverage`.
 
     Args:
-        annotations: of the split that was covered.
-        coverage: its coverage with the present setting.
-        progress: called with the number of settings tried and the number of all.
+        annotations: annotations of the split of `coverage`.
+        coverage: coverage with the current setting.
+        progress: callback that receives the number of settings tried and the total.
     """
     advice: list[Advice] = []
     twice = annotations.crowd.copy()
@@ -80,12 +81,12 @@ def advise(
 
 
 def _ambiguity(coverage: Coverage) -> float:
-    """The share of the locations that boxes of different classes want."""
+    """Return the share of the positive locations that boxes of different classes match."""
     return coverage.ambiguous_classes.sum() / max(coverage.positives.sum(), 1)
 
 
 def _sample(annotations: Annotations) -> np.ndarray:
-    """Images with boxes, spread evenly over the split."""
+    """Return the positions of up to `_MOST_IMAGES` images with boxes, spread evenly over the split."""
     images = np.flatnonzero(np.diff(annotations.offsets) > 0)
     return images[np.linspace(0, len(images) - 1, min(len(images), _MOST_IMAGES)).round().astype(int)]
 
@@ -123,7 +124,7 @@ def _more_recall(
 
 
 def _trials(coverage: Coverage, longest: float) -> Iterator[_Trial]:
-    """What is tried; `longest` is the largest ratio of an image's sides."""
+    """Yield the settings to try; `longest` is the largest ratio of longer to shorter side of an image."""
     setting = coverage.setting
     old = sum(1 / stride**2 for stride in setting.strides)
     radii = [setting.center_sampling_radius]
@@ -131,7 +132,7 @@ def _trials(coverage: Coverage, longest: float) -> Iterator[_Trial]:
         radii += [radius for radius in _RADII if not 0 < radius <= setting.center_sampling_radius]
     for scale, strides in itertools.product(_SCALES, _pyramids(setting.strides)):
         resized = setting.enlarged(scale, longest)
-        scale = resized.middle_side / setting.middle_side  # noqa: PLW2901 (rounded)
+        scale = resized.middle_side / setting.middle_side  # noqa: PLW2901 (as rounded)
         ranges = [_of_strides(strides), _of_quantiles(coverage, strides, scale)]
         if strides == setting.strides:
             ranges.insert(0, setting.size_ranges)
@@ -144,7 +145,7 @@ def _trials(coverage: Coverage, longest: float) -> Iterator[_Trial]:
 
 
 def _pyramids(strides: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The present levels; as many that begin finer; all of these."""
+    """Return the strides of the pyramids to try: current levels; as many levels from stride 4 on; both together."""
     finer = tuple(_FINEST * 2**i for i in range(len(strides)))
     if strides[0] <= _FINEST:
         return [strides]
@@ -152,12 +153,12 @@ def _pyramids(strides: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _of_strides(strides: tuple[int, ...]) -> tuple[tuple[float, float | None], ...]:
-    """The paper's ranges: each ends at eight strides of its level."""
+    """Return the size ranges of the paper: each ends at eight strides of its level."""
     return _ranges([_STRIDES_IN_RANGE * stride for stride in strides[:-1]])
 
 
 def _of_quantiles(coverage: Coverage, strides: tuple[int, ...], scale: float) -> tuple[tuple[float, float | None], ...]:
-    """Ranges that give every level as many boxes, but no level boxes that are too small for it."""
+    """Return size ranges with about equally many boxes per level, but no boxes that are too small for their level."""
     longest = coverage.extents.max(axis=1) * scale
     shares = np.arange(1, len(strides)) / len(strides)
     ends = np.quantile(longest, shares).round().astype(int).tolist()

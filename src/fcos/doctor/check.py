@@ -1,7 +1,7 @@
-"""`fcos doctor`: what a careful person checks before a long training.
+"""Checks of `fcos doctor`.
 
-Read every split and decode every image; then compare the images, look at the boxes, and ask the pyramid of the config
-which boxes it can learn.
+They read every split and decode every image, then compare the images, inspect the boxes, and compute which boxes the
+feature pyramid of the config can learn.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from .setting import Setting, resized_in_training
 from .statistics import class_shifts, describe
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
-"""What is being done -> a context that gives a function for the number of steps done and of all."""
+"""Function from the name of a task to a context manager that yields a progress callback (steps done, total) or None."""
 MOST_COVERED = 5000
-"""Images, spread evenly over the split, whose coverage is counted."""
+"""Maximum number of images, spread evenly over the split, for which the coverage is computed."""
 POOR_RECALL = 0.96
-"""Best possible recall of a class below which it is named."""
+"""Best possible recall of a class below which the class is reported."""
 
 
 def check(config: Config, *, recipe: str = "defaults", progress: Progress | None = None) -> Report:
-    """Look for everything that is wrong or strange in a data set.
+    """Check a data set for errors and anomalies.
 
-    The classes of val and test must be among those of train (as `fcos train` demands).
+    The classes of val and test must be among those of train, as in `fcos train`.
 
     Args:
-        config: where the data is, and the pyramid and input size that it is meant for.
-        recipe: what to call the config.
-        progress: shows how far the longer parts are.
+        config: config with the location of the data, and the pyramid and input size to check it for.
+        recipe: name of the config in the report.
+        progress: shows the progress of the longer tasks.
 
     Raises:
-        DataError: there is no data, or its layout is not understood.
+        DataError: the data is missing, or its layout is not recognised.
     """
     progress = progress or (lambda _: nullcontext(None))
-    locate(config.data, "train")  # no data at all is not a problem of a split
+    locate(config.data, "train")  # raises if there is no data at all, which is not a problem of a single split
     report = Report(recipe, config.data.on_error == "skip")
     setting = Setting.of(config.model, config.data) if isinstance(config.model, FCOSConfig) else None
     prints: dict[Path, np.ndarray] = {}
@@ -75,7 +75,7 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
 
 
 def _read(config: DataConfig, report: Report, on_image: OnImage) -> None:
-    """Fill in the problems and the usable annotations of every split."""
+    """Add the problems and the usable annotations of every split to the report."""
     class_names = None
     for split in SPLITS:
         try:
@@ -132,12 +132,12 @@ def _twin_findings(splits: Mapping[str, Annotations], prints: Mapping[Path, np.n
 
 
 def _parts(case: Case) -> list[Case]:
-    """The places of each split."""
+    """Group the places of a case by split."""
     return [tuple(place for place in case if place.split == split) for split in dict.fromkeys(p.split for p in case)]
 
 
 def _firsts_first(case: Case) -> Case:
-    """The first place of every split in front: where a long case is cut, every split is shown."""
+    """Move the first place of every split to the front, so that a long case shows every split where it is cut."""
     firsts = {part[0] for part in _parts(case)}
     return tuple(sorted(case, key=lambda place: place not in firsts))
 

@@ -1,7 +1,8 @@
-"""Which boxes of a data set a pyramid can learn: best possible recall and ambiguous samples.
+"""Coverage of a data set by a feature pyramid: best possible recall and ambiguous samples.
 
-The figures of tables 1 and 2 of the FCOS paper (ICCV 2019), for one's own data. What a location learns is asked from
-`assign_targets`, the function that training uses.
+These are the quantities of tables 1 and 2 of the FCOS paper (ICCV 2019), for any data set. Locations are assigned to
+boxes by `assign_targets`, as in training. A box is learned if at least one location is assigned to it. A location
+matches a box if it would be assigned to it without the other boxes of the image.
 
 Shape letters: B boxes of all images, M boxes of an image, L levels, R locations over all levels.
 """
@@ -33,15 +34,23 @@ FATES = {
     BETWEEN: "they lie between the locations of the levels for their size",
     DROPPED: "a pixel or less, which the inclusive convention drops",
 }
-"""What becomes of a box; all but the first: no location learns it."""
+"""Outcomes for a box: learned, or the reason why no location is assigned to it."""
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
-"""COCO's sizes: the area in square pixels from, and below."""
-_MOST_AT_ONCE = 4_000_000  # pairs of box and location, to bound the memory
+"""COCO object sizes by name: minimum area (included) and maximum area (excluded) in square pixels."""
+_MOST_AT_ONCE = 4_000_000  # pairs of box and location, to limit memory use
 
 
 class LevelCounts(NamedTuple):
-    """A level: its stride, the boxes meant for it, how many of them are learned (on any level), its locations that
-    learn a box, those of them that several boxes want, and those that boxes of several classes want."""
+    """Counts of a pyramid level.
+
+    Attributes:
+        stride: pixels.
+        boxes: number of boxes meant for the level, see `Coverage.meant`.
+        learned: number of these boxes that are learned, on any level.
+        locations: number of positive locations of the level, which are assigned to a box.
+        ambiguous: number of positive locations that match several boxes.
+        ambiguous_classes: number of positive locations that match boxes of different classes.
+    """
 
     stride: int
     boxes: int
@@ -53,20 +62,20 @@ class LevelCounts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """What becomes of the boxes, crowd left out, of the images looked at.
+    """Result of `cover` for the boxes of a number of images, without crowds.
 
     Attributes:
-        setting: the pyramid and the size of the images.
-        images: how many were looked at.
+        setting: pyramid and image sizes.
+        images: number of images.
         boxes: int64 [B], positions in the annotations.
         labels: int64 [B].
-        fates: int64 [B], one of `FATES`.
-        extents: float32 [B, 2], width and height in pixels of the resized image, in the setting's convention.
-        meant: int64 [B], the first level whose size range holds half of the longer side; -1: none.
-        learned_on: bool [B, L], the levels with a location that learns the box.
-        positives: int64 [L], locations that learn a box.
-        ambiguous: int64 [L], those that several boxes want.
-        ambiguous_classes: int64 [L], those that boxes of different classes want.
+        fates: int64 [B], a key of `FATES`.
+        extents: float32 [B, 2], width and height in pixels of the resized image, in the box convention of the setting.
+        meant: int64 [B], first level whose size range contains half of the longer side; -1 if no range does.
+        learned_on: bool [B, L], levels with a location that is assigned to the box.
+        positives: int64 [L], number of positive locations, which are assigned to a box.
+        ambiguous: int64 [L], number of positive locations that match several boxes.
+        ambiguous_classes: int64 [L], number of positive locations that match boxes of different classes.
     """
 
     setting: Setting
@@ -88,24 +97,24 @@ class Coverage:
 
     @property
     def recall(self) -> float:
-        """Best possible recall: the share of boxes that some location learns; NaN without boxes."""
+        """Best possible recall: the share of boxes that are learned; NaN without boxes."""
         return _share((self.fates == LEARNED).sum(), len(self.fates))
 
     @property
     def areas(self) -> np.ndarray:
-        """[B] square pixels of the resized image."""
+        """Areas of the boxes, [B] square pixels of the resized image."""
         return self.extents.prod(axis=1)
 
     def of(self, chosen: np.ndarray) -> tuple[int, int]:
-        """How many boxes are among the chosen [B], and how many of them are learned."""
+        """Count the boxes selected by a mask [B], and those of them that are learned."""
         return int(chosen.sum()), int((self.fates[chosen] == LEARNED).sum())
 
     def by_size(self) -> dict[str, tuple[int, int]]:
-        """COCO size -> boxes, learned ones."""
+        """Count the boxes, and those that are learned, for every COCO object size."""
         return {name: self.of((self.areas >= low) & (self.areas < high)) for name, (low, high) in SIZES.items()}
 
     def by_level(self) -> list[LevelCounts]:
-        """The counts of every level."""
+        """Return the counts of every level."""
         counts = (self.positives.tolist(), self.ambiguous.tolist(), self.ambiguous_classes.tolist())
         return [
             LevelCounts(stride, *self.of(self.meant == level), *rest)
@@ -114,7 +123,7 @@ class Coverage:
 
 
 def _within(least: np.ndarray, most: np.ndarray, setting: Setting) -> np.ndarray:
-    """Which levels' size ranges hold a distance between `least` and `most`, both [M], ends included: [M, L]."""
+    """Return [M, L] bool: levels whose size range overlaps `least` to `most`, both [M] pixels; ends are included."""
     ranges = [(low, np.inf if high is None else high) for low, high in setting.size_ranges]
     return np.stack([(most >= low) & (least <= high) for low, high in ranges], axis=1)
 
@@ -124,7 +133,7 @@ def _share(part: float, whole: float) -> float:
 
 
 class _Tally:
-    """What `cover` counts, image by image."""
+    """Counts that `cover` accumulates over the images."""
 
     def __init__(self, setting: Setting, count: int) -> None:
         levels = len(setting.strides)
@@ -135,7 +144,7 @@ class _Tally:
         self.positives, self.ambiguous, self.ambiguous_classes = (np.zeros(levels, dtype=np.int64) for _ in range(3))
 
     def coverage(self, setting: Setting, annotations: Annotations, images: int) -> Coverage:
-        """The result, for the boxes looked at that are not crowd."""
+        """Return the result for the boxes of the counted images, without crowds."""
         boxes = np.flatnonzero(self.looked & ~annotations.crowd)
         return Coverage(
             setting=setting,
@@ -159,15 +168,15 @@ def cover(
     recall_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Coverage:
-    """Find out what becomes of every box.
+    """Compute which boxes are learned, why the others are not, and how many locations are ambiguous.
 
     Args:
-        annotations: of a split.
-        setting: the pyramid and the size of the images.
-        images: positions of the images to look at; None: all.
-        recall_only: leave out what `Coverage.recall` does not need: why a box is not learned (all are `BETWEEN`), and
-            the ambiguous samples.
-        progress: called with the number of images done and the number of all.
+        annotations: annotations of a split.
+        setting: pyramid and image sizes.
+        images: positions of the images to use; None uses all.
+        recall_only: compute only what `Coverage.recall` needs. The ambiguous samples are not counted, and the reason
+            why a box is not learned is not determined (it is `BETWEEN`, or `DROPPED`).
+        progress: callback that receives the number of images done and the total.
     """
     images = np.arange(len(annotations)) if images is None else images
     boxes, kept = torch.from_numpy(annotations.boxes), torch.ones(len(annotations.boxes), dtype=torch.bool)
@@ -199,7 +208,7 @@ def cover(
 def _count_image(
     tally: _Tally, rows: np.ndarray, points: list[Tensor], objects: Objects, setting: Setting, *, recall_only: bool
 ) -> None:
-    """Add an image with at least one box; `rows` are the positions of its boxes [M] in the tally."""
+    """Add an image with at least one box to the tally; `rows` are the positions of its boxes in the tally, [M]."""
     levels = len(points)
     level = torch.repeat_interleave(torch.arange(levels), torch.tensor([len(p) for p in points]))  # [R]
     assigner = setting.assigner
@@ -215,7 +224,7 @@ def _count_image(
     tally.positives += np.bincount(level[positive].numpy(), minlength=levels)
     fates = torch.where(learned, LEARNED, BETWEEN)
     if not recall_only:
-        # Only boxes that overlap others can want the same location; nobody else need be asked.
+        # Only boxes that overlap others can match the same location, so the other learned boxes are skipped.
         asked = torch.nonzero(((box_iou(boxes, boxes) > 0).sum(dim=1) > 1) | ~learned).squeeze(1)
         wishes, several, classes = _wishes(points, objects[asked], assigner)
         wanted = learned.clone()
@@ -226,7 +235,7 @@ def _count_image(
         if len(lost):
             near, _, _ = _wishes(points, objects[lost], replace(assigner, center_sampling_radius=0.0))
             fates[lost[near]] = OFF_CENTER
-            # The farthest side of a location inside is between half of the longer side and the whole of it away.
+            # For a location inside a box, the distance to the farthest side is between half and all of the longer side.
             longest = (boxes[lost, 2:] - boxes[lost, :2]).amax(dim=1).numpy()
             covered = _within(longest / 2, np.nextafter(longest, 0), setting).any(axis=1)
             fates[lost[torch.from_numpy(~covered)]] = NO_LEVEL
@@ -235,10 +244,11 @@ def _count_image(
 
 
 def _wishes(points: list[Tensor], objects: Objects, assigner: Assigner) -> tuple[Tensor, Tensor, Tensor]:
-    """What the boxes of an image would learn if each were alone in it.
+    """Match locations to the boxes of an image as if each box were alone in it.
 
     Returns:
-        Which boxes [M] want a location at all; which locations [R] several boxes want; and boxes of several classes.
+        Three masks: boxes that match at least one location [M], locations that match several boxes [R], and locations
+        that match boxes of different classes [R].
     """
     count = sum(map(len, points))
     wanted, times = [], torch.zeros(count, dtype=torch.int64)

@@ -1,12 +1,14 @@
-"""Images that are there twice: the same pixels, or nearly the same picture, also mirrored.
+"""Detection of duplicate images: identical pixels, or nearly identical pictures, including mirrored ones.
 
-A 64-bit difference hash (is a cell of the image brighter than its left neighbour?) finds candidates; a finer one of 256
-bits decides, and counts only neighbours that differ visibly: in an image of one colour nothing does, and it is like its
-exact copies only. Source: N. Krawetz, "Kind of like that", 2013 (difference hash); M. Norouzi et al., "Fast search in
-Hamming space with multi-index hashing", CVPR 2012. The package ImageHash has such hashes, but needs scipy and
-PyWavelets, and has no search.
+A 64-bit difference hash (one bit per cell: is it brighter than its left neighbour?) finds candidates. A finer hash of
+256 bits decides; it counts only neighbouring cells that differ visibly. An image of a single colour has no such cells,
+so only its exact copies are duplicates.
 
-Shape letters: I images, U images of different pixels.
+Source: N. Krawetz, "Kind of like that", 2013 (difference hash); M. Norouzi et al., "Fast search in Hamming space with
+multi-index hashing", CVPR 2012. The package ImageHash provides such hashes, but requires scipy and PyWavelets and has
+no search.
+
+Shape letters: I images, U images with distinct pixels.
 """
 
 from __future__ import annotations
@@ -20,24 +22,26 @@ import numpy as np
 from PIL import Image
 
 NEAR_BITS = 7
-"""Candidates differ in at most so many of the 64 bits."""
+"""Maximum number of differing bits, of 64, between candidates."""
 NEAR_SHARE = 0.2
-"""Of the fine hash's visible differences at most this share may disagree."""
-_LEAST_VISIBLE = 32  # of the 256, for a comparison to mean anything
-_VISIBLE = 3  # grey levels between neighbouring cells
-_COARSE, _FINE = 8, 16
-_BANDS = 4  # of 16 bits: where at most 7 of 64 bits differ, at most one does in one of the bands
+"""Maximum share of the visible differences of the fine hash that may disagree between near duplicates."""
+_LEAST_VISIBLE = 32  # visible differences, of 256, that a meaningful comparison needs
+_VISIBLE = 3  # least difference in grey levels between neighbouring cells
+_COARSE, _FINE = 8, 16  # cells per side
+_BANDS = 4  # bands of 16 bits: if at most 7 of 64 bits differ, at least one band differs in at most one bit
 _PROBES = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint64)
-_MOST_AT_ONCE = 4_000_000  # candidates, to bound the memory
+_MOST_AT_ONCE = 4_000_000  # candidates, to limit memory use
 WORDS = 19
+"""Number of 64-bit words of a fingerprint."""
 
 
 class Twins(NamedTuple):
-    """Groups of images, each ascending, the largest group first.
+    """Groups of duplicate images, given by their positions in ascending order; the largest group comes first.
 
     Attributes:
-        exact: with the same pixels.
-        near: that look the same, directly or through others; groups that are in `exact` as a whole are left out.
+        exact: groups with identical pixels.
+        near: groups of images that look the same, directly or through other images of the group. Groups that are also
+            in `exact` are left out.
     """
 
     exact: list[list[int]]
@@ -45,10 +49,10 @@ class Twins(NamedTuple):
 
 
 def fingerprint(image: Image.Image) -> np.ndarray:
-    """What is kept of an RGB image to compare it: uint64 [WORDS].
+    """Compute the fingerprint of an RGB image for comparisons, uint64 [WORDS].
 
-    A digest of the pixels; then for the image and for its mirror image the hash, and the fine hash as four words of
-    signs and four words saying which of them are visible.
+    It consists of a digest of the pixels (one word) and, for the image and then for its mirror image, the hash (one
+    word), the signs of the fine hash (four words), and a mask of its visible differences (four words).
     """
     pixels = hashlib.blake2b(image.tobytes(), digest_size=8, key=f"{image.width}x{image.height}".encode())
     words = [np.frombuffer(pixels.digest(), dtype=np.uint64)]
@@ -58,7 +62,7 @@ def fingerprint(image: Image.Image) -> np.ndarray:
     )
     for mirror in (slice(None), slice(None, None, -1)):
         rough, differences = np.diff(coarse[:, mirror]), np.diff(fine[:, mirror])
-        # Every band gets bits from all over the image: rows of a clear sky alone would be alike in many images.
+        # Every band has bits from all over the image: a band of sky only would be the same in many images.
         words.append(_packed((rough > 0).reshape(-1, _BANDS).T))
         words.append(_packed(differences > 0))
         words.append(_packed(np.abs(differences) >= _VISIBLE))
@@ -70,10 +74,10 @@ def _packed(bits: np.ndarray) -> np.ndarray:
 
 
 def find_twins(fingerprints: np.ndarray) -> Twins:
-    """Find the images that are there twice.
+    """Find groups of duplicate images.
 
     Args:
-        fingerprints: uint64 [I, WORDS], see `fingerprint`.
+        fingerprints: uint64 [I, WORDS], fingerprints of the images, see `fingerprint`.
     """
     if not len(fingerprints):
         return Twins([], [])
@@ -88,17 +92,20 @@ def find_twins(fingerprints: np.ndarray) -> Twins:
 
 
 def _groups(keys: np.ndarray) -> list[list[int]]:
-    """Positions with the same key."""
+    """Group the positions that have the same key."""
     order = np.argsort(keys, kind="stable")
     cuts = np.flatnonzero(np.diff(keys[order])) + 1
     return [part.tolist() for part in np.split(order, cuts)]
 
 
 def _near_pairs(prints: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of images [U, WORDS] that are nearly the same, the second perhaps mirrored, in arrays of any length.
+    """Yield pairs of nearly identical images as two arrays of positions; one image of a pair may be mirrored.
 
-    Of images with one hash the first is compared with the others, and searches for all of them: their number must not
-    count in the square.
+    Among images with the same hash, only the first is compared with the others, and with images of other hashes.
+    Otherwise the cost would grow with the square of their number.
+
+    Args:
+        prints: uint64 [U, WORDS].
     """
     plain, mirrored = prints[:, 1:10], prints[:, 10:19]
     visible = np.bitwise_count(plain[:, 5:]).sum(axis=1) >= _LEAST_VISIBLE
@@ -114,7 +121,7 @@ def _near_pairs(prints: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _candidates(queries: np.ndarray, hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (in `queries`, in `hashes`) of hashes that differ in at most `NEAR_BITS` bits."""
+    """Yield positions in `queries` and in `hashes` of pairs that differ in at most `NEAR_BITS` bits."""
     for band in range(_BANDS):
         shift = np.uint64(16 * band)
         keys, wanted = ((words >> shift) & np.uint64(0xFFFF) for words in (hashes, queries))
@@ -132,7 +139,7 @@ def _candidates(queries: np.ndarray, hashes: np.ndarray) -> Iterator[tuple[np.nd
 
 
 def _parts(counts: np.ndarray) -> Iterator[slice]:
-    """Consecutive pieces of `counts` whose sum is about `_MOST_AT_ONCE`."""
+    """Yield consecutive slices of `counts`, each with a sum of about `_MOST_AT_ONCE`."""
     ends = np.cumsum(counts)
     cuts = np.searchsorted(ends, np.arange(_MOST_AT_ONCE, ends[-1] if len(ends) else 0, _MOST_AT_ONCE)) + 1
     edges = np.unique([0, *cuts.tolist(), len(counts)]).tolist()
@@ -140,7 +147,7 @@ def _parts(counts: np.ndarray) -> Iterator[slice]:
 
 
 def _agreeing(details: np.ndarray, others: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the pairs whose fine hashes agree where one of the two images has a visible difference."""
+    """Select the pairs whose fine hashes agree, where at least one of the two images has a visible difference."""
     visible = details[a, 5:] | others[b, 5:]
     differ = np.bitwise_count((details[a, 1:5] ^ others[b, 1:5]) & visible).sum(axis=1)
     agree = differ <= NEAR_SHARE * np.bitwise_count(visible).sum(axis=1)
@@ -148,7 +155,7 @@ def _agreeing(details: np.ndarray, others: np.ndarray, a: np.ndarray, b: np.ndar
 
 
 def _connected(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """For every item the smallest one that it is connected with: [count]."""
+    """Return, for every item, the smallest item that it is connected with, [count]."""
     parent = list(range(count))
 
     def root(i: int) -> int:

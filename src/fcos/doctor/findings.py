@@ -1,4 +1,4 @@
-"""What `fcos doctor` found: the findings, the figures behind them, and both as plain data."""
+"""Report of `fcos doctor`: findings, the figures behind them, and their conversion to plain data."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .statistics import Histogram, SplitCounts
 
 
 class Place(NamedTuple):
-    """Where something was found.
+    """Image, and optionally boxes in it, that a finding is about.
 
     Attributes:
         split: train, val or test.
-        image: position in the annotations of the split.
-        boxes: positions in them of the boxes concerned.
-        note: what is special here, in a few words.
+        image: position of the image in the annotations of the split.
+        boxes: positions of the boxes in the annotations of the split.
+        note: short description of the case.
     """
 
     split: str
@@ -29,20 +29,20 @@ class Place(NamedTuple):
 
 
 Case = tuple[Place, ...]
-"""The places that belong together: one for a box, several for images that are alike."""
+"""Places that belong together: one place for a box, several for images that look the same."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a careful person looks at before a long training.
+    """Anomaly in a data set that should be reviewed before a long training.
 
     Attributes:
-        kind: a few words, the same in every data set.
-        severity: a `warning` costs accuracy or makes figures wrong; a `note` is worth a look.
-        message: what was found, with its figures.
-        remedy: what to do.
-        cases: all of them, the worst first; empty where it is about the data set as a whole.
-        classes: names of all classes concerned, where it is about classes; the message names the first few.
+        kind: name of the check, independent of the data set.
+        severity: `warning` if it costs accuracy or makes metrics wrong, `note` if it is worth a look.
+        message: description with figures.
+        remedy: recommended action.
+        cases: all cases, worst first; empty for a finding about the data set as a whole.
+        classes: names of all affected classes, for a finding about classes; the message names only the first few.
     """
 
     kind: str
@@ -55,11 +55,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Advice:
-    """Options that mend a finding.
+    """Options that fix a finding.
 
     Attributes:
-        options: `key=value`, to paste behind `fcos train RECIPE`.
-        effect: what they change, measured.
+        options: `key=value` options to append to `fcos train RECIPE`.
+        effect: measured effect of the options.
     """
 
     options: tuple[str, ...]
@@ -68,19 +68,20 @@ class Advice:
 
 @dataclass
 class Report:
-    """The outcome of `check`.
+    """Result of `check`.
 
     Attributes:
-        recipe: whose pyramid and input size the coverage is for.
-        skips: whether `data.on_error=skip` is set, so that runs leave out what is broken.
-        problems: split -> what is broken (errors of the readers), or worth a look (their warnings).
-        splits: split -> its usable annotations.
-        counts: split -> counts.
-        histograms: split -> figures over its boxes and images.
-        findings: what else was found, the most important first.
-        covered: which split `coverage` is about, "" where there is none.
-        coverage: what becomes of its boxes.
-        advice: options that mend the findings about coverage.
+        recipe: name of the config whose pyramid and input size the coverage is for.
+        skips: True if `data.on_error=skip` is set, so that runs leave out broken images and boxes.
+        problems: problems found while reading, by split: errors (broken data) and warnings (worth a look).
+        splits: usable annotations by split.
+        counts: counts of images and boxes by split.
+        histograms: histograms over boxes and images by split.
+        findings: all other findings, warnings first.
+        covered: split that `coverage` is about; empty if no split has boxes.
+        coverage: boxes that the pyramid learns, and those that it does not; None without boxes or for a detector other
+            than FCOS.
+        advice: options that fix the findings about coverage.
     """
 
     recipe: str
@@ -96,17 +97,17 @@ class Report:
 
     @property
     def errors(self) -> dict[str, int]:
-        """Split -> number of its errors, where there are any."""
+        """Number of errors by split, for splits with errors."""
         counts = {split: sum(p.severity == "error" for p in found) for split, found in self.problems.items()}
         return {split: count for split, count in counts.items() if count}
 
     @property
     def failed(self) -> bool:
-        """Whether there is an error, in any split."""
+        """True if any split has an error."""
         return bool(self.errors)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data for JSON; NaN is None."""
+        """Convert the report to plain data for JSON, with None for NaN."""
         return {
             "recipe": self.recipe,
             "failed": self.failed,

@@ -1,7 +1,7 @@
-"""Labels that geometry alone makes suspicious.
+"""Detection of suspicious labels from their geometry.
 
-"Unlike the others" always means: more robust standard deviations (median absolute deviation times 1.4826) from the
-median than stated, so that a few wrong labels do not hide themselves.
+A value is an outlier if it is more than a given number of robust standard deviations (median absolute deviation times
+1.4826) from the median. A few wrong labels hardly change these statistics, so they do not hide themselves.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from ..formatting import plural
 from .findings import Case, Finding, Place
 
 SAME_BOX = 0.9
-"""Boxes with a larger IoU are thought to be of one object."""
+"""IoU above which two boxes are considered to be of the same object."""
 ODD_SIZE = 6.0
-"""Robust deviations of log(sqrt(area)) from that of the class."""
+"""Robust standard deviations of log(sqrt(area)) from the median of the class above which a size is odd."""
 ODD_COUNT = 4.0
-"""Robust deviations of sqrt(number of boxes of an image); the root makes counts spread evenly."""
+"""Robust standard deviations of sqrt(number of boxes of an image) from the median above which a count is odd; the root
+stabilises the variance of counts."""
 WHOLE_IMAGE = 0.95
-"""Share of the image's area."""
+"""Share of the image area from which a box covers the whole image."""
 LONG = 10.0
-"""Longer over shorter side, where the class does not have it usually."""
-_ENOUGH = 20  # boxes or images, for a median to mean something
-_LEAST_SPREAD = 0.1  # of logarithms: a tenth more or less is never odd
-_MOST_ROWS = 1024  # of a table of overlaps, to bound the memory
-_MANY_BOXES = 4  # in the usual image, where few boxes are a reason to look
+"""Ratio of longer to shorter side from which a box is very long, if that is unusual in its class."""
+_ENOUGH = 20  # boxes or images that a meaningful median needs
+_LEAST_SPREAD = 0.1  # of logarithms: about 10 %; with a smaller spread, small deviations would be odd
+_MOST_ROWS = 1024  # of an IoU matrix, to limit memory use
+_MANY_BOXES = 4  # median count from which few boxes are suspicious
 
 
 def label_findings(splits: Mapping[str, Annotations]) -> list[Finding]:
-    """Look at all boxes, crowd left out.
+    """Find suspicious boxes and images with suspicious numbers of boxes.
 
     Args:
-        splits: split -> its annotations, of the same classes.
+        splits: annotations by split, with the same classes in all splits.
     """
     return [finding for finding in (*_doubles(splits), *_odd_boxes(splits), *_odd_counts(splits)) if finding.cases]
 
@@ -70,7 +71,7 @@ def _doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
 
 
 def double_boxes(annotations: Annotations) -> Iterator[tuple[int, int, int, float]]:
-    """(image, box, later box, IoU) of the pairs whose IoU is above `SAME_BOX`, crowd left out."""
+    """Yield (image, box, later box, IoU) for pairs of boxes with an IoU above `SAME_BOX`, without crowds."""
     boxes, crowd = torch.from_numpy(annotations.boxes), torch.from_numpy(annotations.crowd)
     for image in np.flatnonzero(np.diff(annotations.offsets) > 1).tolist():
         span = annotations.span(image)
@@ -90,9 +91,10 @@ def _worst(scored: list[tuple[float, Case]]) -> list[Case]:
 
 
 Usual = Mapping[int, tuple[tuple[float, float], tuple[float, float]]]
-"""Label -> median and robust deviation of log(sqrt(area)), and of log(width / height)."""
+"""Median and robust standard deviation of log(sqrt(area)), then of log(width / height), by label."""
 Judge = Callable[[Annotations], tuple[np.ndarray, Callable[[int], str]]]
-"""Annotations -> how doubtful every box is, [B], 0 where it is not; and what to say of one."""
+"""Function from annotations to a suspicion score for every box ([B], 0 for inconspicuous boxes) and a function from the
+position of a box to a note about it."""
 
 
 def _odd_boxes(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
@@ -138,7 +140,7 @@ def _judge_size(annotations: Annotations, *, usual: Usual) -> tuple[np.ndarray, 
     doubts = np.abs(_deviations(size, annotations.labels, {label: of for label, (of, _) in usual.items()}))
 
     def note(i: int) -> str:
-        """How large the box is, how large the class is, and which class it would fit."""
+        """Describe the size of a box, the usual size of its class, and the best-fitting class if there is one."""
         own, names = int(annotations.labels[i]), annotations.class_names
         others = {label: abs(size[i] - middle) / spread for label, ((middle, spread), _) in usual.items()}
         nearest = min(others, key=others.__getitem__)
@@ -164,7 +166,7 @@ def _judge_share(annotations: Annotations) -> tuple[np.ndarray, Callable[[int], 
 
 
 def _deviations(values: np.ndarray, labels: np.ndarray, usual: Mapping[int, tuple[float, float]]) -> np.ndarray:
-    """How many robust deviations [B] from the median of its class each value is; 0 in rare classes."""
+    """Return [B] signed distances from the median of the class in robust standard deviations; 0 in rare classes."""
     deviations = np.zeros(len(values))
     for label, (middle, spread) in usual.items():
         own = labels == label
@@ -173,13 +175,13 @@ def _deviations(values: np.ndarray, labels: np.ndarray, usual: Mapping[int, tupl
 
 
 def _log_size_and_ratio(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of sqrt(area) and of width over height of boxes [B, 4]."""
+    """Compute log(sqrt(area)) and log(width / height), both [B], of boxes [B, 4]."""
     width, height = np.log((boxes[:, 2:] - boxes[:, :2]).astype(np.float64)).T
     return (width + height) / 2, width - height
 
 
 def _usual(splits: Mapping[str, Annotations]) -> Usual:
-    """What is usual in the classes with enough boxes."""
+    """Compute the usual size and shape of every class with enough boxes."""
     if not splits:
         return {}
     kept = [~annotations.crowd for annotations in splits.values()]
@@ -191,7 +193,7 @@ def _usual(splits: Mapping[str, Annotations]) -> Usual:
 
 
 def _spread(values: np.ndarray, least: float = _LEAST_SPREAD) -> tuple[float, float]:
-    """Median and robust standard deviation, the latter at least `least`."""
+    """Return the median and the robust standard deviation of values; the latter is at least `least`."""
     middle = float(np.median(values))
     return middle, max(1.4826 * float(np.median(np.abs(values - middle))), least)
 
@@ -207,7 +209,8 @@ def _odd_counts(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     usual = 0
     if len(everywhere) >= _ENOUGH:
         usual = int(np.median(everywhere))
-        middle, spread = _spread(np.sqrt(everywhere), least=0.5)  # that of numbers drawn by chance (Poisson)
+        # 0.5: the standard deviation of the square root of Poisson counts.
+        middle, spread = _spread(np.sqrt(everywhere), least=0.5)
         for split, numbers in counts.items():
             deviation = (np.sqrt(numbers) - middle) / spread
             for image in np.flatnonzero(np.abs(deviation) > ODD_COUNT).tolist():

@@ -1,4 +1,4 @@
-"""The report of `fcos doctor` in files: one HTML page with pictures, and JSON with everything."""
+"""Files of `fcos doctor`: an HTML page with pictures, and a JSON file with the complete report."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_PICTURES = 6
-"""Of a finding."""
+"""Maximum number of pictures per finding."""
 MOST_ROWS = 100
-"""Of a list; the JSON file has all."""
-_SIDE = 480  # of a picture, pixels
-_CONTEXT = 3.0  # what is shown around a box, in its longer sides
-_LEAST_SHOWN = 0.25  # of the image's shorter side
+"""Maximum number of rows per table; the JSON file is complete."""
+_SIDE = 480  # longer side of a picture, pixels
+_CONTEXT = 3.0  # shown around a box, as a multiple of its longer side
+_LEAST_SHOWN = 0.25  # minimum shown, as a share of the shorter side of the image
 
 
 def save(report: Report, folder: Path) -> None:
     """Write `doctor.html` and `doctor.json`.
 
     Args:
-        report: what was found.
-        folder: is made where it is missing.
+        report: the report.
+        folder: output folder, created if it is missing.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -54,7 +54,7 @@ def save(report: Report, folder: Path) -> None:
 
 
 def make_page(report: Report) -> Page:
-    """The page; pictures are read anew, those that cannot be are left out."""
+    """Create the page; images are read again, and those that can no longer be read are left out."""
     roots = dict.fromkeys(str(annotations.root) for annotations in report.splits.values())
     page = Page("Data check", ", ".join(roots), "Written by fcos doctor; all figures and cases are in doctor.json.")
     _overview(page.section("Overview"), report)
@@ -146,7 +146,7 @@ def _row(place: Place, annotations: Annotations) -> list[str]:
 
 
 def _picture(case: Case, splits: Mapping[str, Annotations]) -> PageImage | None:
-    """The images of a case side by side, or the surroundings of its boxes; None: an image cannot be read any more."""
+    """Draw the images of a case, or the surroundings of its boxes, side by side; None if an image cannot be read."""
     try:
         shown = case[:MOST_ALIKE]
         parts = [_drawn(place, splits[place.split], alone=len(case) == 1) for place in shown]
@@ -164,7 +164,10 @@ def _picture(case: Case, splits: Mapping[str, Annotations]) -> PageImage | None:
 
 
 def _drawn(place: Place, annotations: Annotations, *, alone: bool) -> Image.Image:
-    """What is around the boxes of a place; the whole image where none are named, with its boxes if it stands alone."""
+    """Draw the section of an image around the boxes of a place, or the whole image if the place has no boxes.
+
+    With `alone` (the only place of its case), a whole image is drawn with all its boxes.
+    """
     span = annotations.span(place.image)
     every = range(span.start, span.stop) if alone else ()
     own = torch.tensor(place.boxes or every, dtype=torch.int64)
@@ -187,7 +190,7 @@ def _drawn(place: Place, annotations: Annotations, *, alone: bool) -> Image.Imag
 
 
 def _window(boxes: torch.Tensor, image: Image.Image) -> tuple[int, int, int, int]:
-    """The part of an image around boxes that shows where they are: x1, y1, x2, y2."""
+    """Return the section of an image to show around boxes, as (x1, y1, x2, y2) in pixels."""
     near, far = boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)
     side = max(float((far - near).max()) * _CONTEXT, _LEAST_SHOWN * min(image.size))
     middle = ((near + far) / 2).tolist()
@@ -264,7 +267,7 @@ def _bar(count: int, most: int) -> Cell:
 
 
 def _charts(report: Report) -> Iterator[Chart]:
-    """Every histogram with a line for each split, as shares: splits differ in their number of boxes."""
+    """Yield a chart for every histogram, with one line per split, as shares, because splits differ in size."""
     for rows in zip(*report.histograms.values(), strict=True):
         histograms = dict(zip(report.histograms, rows, strict=True))
         if any(sum(histogram.counts) for histogram in rows):
@@ -279,7 +282,7 @@ def _draw_histograms(histograms: dict[str, Histogram], axes: Axes) -> None:
                 [100 * count / total for count in histogram.counts], histogram.edges, label=split, linewidth=1.6
             )
     edges = next(iter(histograms.values())).edges
-    if edges[0] > 0 and edges[-1] / edges[0] > 50:  # powers of two
+    if edges[0] > 0 and edges[-1] / edges[0] > 50:  # the edges are powers of two
         axes.set_xscale("log", base=2)
     axes.set_ylabel("%")
     axes.legend()

@@ -1,4 +1,4 @@
-"""What decides where a box is learned: the pyramid and the size of the images."""
+"""Options that decide which location learns which box: the feature pyramid and the image sizes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..data.geometry import resize_size
 from ..data.transforms import training_sides
 from ..models.points import Assigner
 
-_WHOLE = 32  # pixels, of which enlarged sides are a multiple
+_WHOLE = 32  # pixels; enlarged sides are multiples of it
 
 
 def resized_in_training(config: DataConfig, height: int, width: int) -> tuple[int, int]:
-    """An image's (height, width) at the middle one of the training sizes."""
+    """Return the (height, width) of an image resized to the median training size."""
     return resize_size(height, width, _middle(training_sides(config)), config.max_side)
 
 
@@ -29,14 +29,20 @@ def _middle(sides: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides where a box is learned.
+    """Options of a config that decide which location learns which box.
 
     Attributes:
-        strides: of the levels, pixels.
-        size_ranges: see `assign_targets`; likewise `center_sampling_radius`, `box_convention`.
-        location: see `pyramid_locations`.
-        short_sides: the shorter side is drawn from these in training: a range, or those that are listed.
-        max_side: as in `DataConfig`; likewise `test_short_side`, `test_max_side`, `size_divisor`.
+        strides: strides of the levels, pixels.
+        size_ranges: (low, high) of every level; a level learns a box if the largest distance from the location to a
+            side (pixels) is in its range. None: no upper end. See `Assigner`.
+        center_sampling_radius: largest distance of a location from the centre of its box, in strides; 0: no limit.
+        location: point of a cell that is its location, `center` or `corner`, see `pyramid_locations`.
+        box_convention: `continuous` or `inclusive`, see `structures`.
+        short_sides: shorter sides of training images, pixels, from which one is drawn per image: a range or a tuple.
+        max_side: limit of the longer side, pixels.
+        test_short_side: shorter side in detection, pixels; None: the largest of the training sizes.
+        test_max_side: limit of the longer side in detection, pixels; None: `max_side`.
+        size_divisor: number that padded sides are multiples of.
     """
 
     strides: tuple[int, ...]
@@ -52,7 +58,7 @@ class Setting:
 
     @staticmethod
     def of(model: FCOSConfig, data: DataConfig) -> Setting:
-        """The setting of a config. Zoom is left out."""
+        """Return the setting of a config; the zoom augmentation is ignored."""
         sides = training_sides(data)
         return Setting(
             strides=tuple(model.strides),
@@ -69,20 +75,21 @@ class Setting:
 
     @property
     def middle_side(self) -> int:
-        """The middle one of the shorter sides in training, pixels: boxes are looked at there."""
+        """Median of the shorter sides in training, pixels; the coverage is computed at this size."""
         return _middle(self.short_sides)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """An image's (height, width) at the middle one of the training sizes."""
+        """Return the (height, width) of an image resized to the median training size."""
         return resize_size(height, width, self.middle_side, self.max_side)
 
     def enlarged(self, scale: float, longest: float) -> Setting:
-        """All sizes of images, in training and in detection, times a factor, in whole 32 pixels; a limit of the longer
-        side where it would be met.
+        """Multiply all image sizes, in training and in detection, by a factor, rounded up to multiples of 32 pixels.
+
+        A limit of the longer side is multiplied only if an image would exceed it.
 
         Args:
-            scale: the factor, at least 1; 1 changes nothing.
-            longest: the largest ratio of an image's sides.
+            scale: factor, at least 1; 1 changes nothing.
+            longest: largest ratio of longer to shorter side of an image.
         """
         if scale == 1:
             return self
@@ -107,16 +114,16 @@ class Setting:
 
     @property
     def assigner(self) -> Assigner:
-        """What training assigns boxes with."""
+        """Assigner with these options, as used in training."""
         return Assigner(self.strides, self.size_ranges, self.center_sampling_radius, self.location, self.box_convention)
 
     def locations(self, size: tuple[int, int]) -> list[Tensor]:
-        """The locations [R_l, 2] of every level in an image of padded (height, width)."""
+        """Return the locations of every level, [R_l, 2] pixels, for an image of the given padded (height, width)."""
         return self.assigner.locations(self.assigner.maps(size))
 
     @property
     def values(self) -> dict[str, object]:
-        """The options of a config that make the setting; those of sizes that are not in force are left out."""
+        """Config options of this setting, by key; unused options for sizes are left out."""
         sides = self.short_sides
         if isinstance(sides, range):
             short_side: dict[str, object] = {"data.short_side_range": (sides[0], sides[-1])}
@@ -137,5 +144,5 @@ class Setting:
 
     @property
     def options(self) -> list[str]:
-        """`values` as `key=value` on the command line."""
+        """Options of `values` as `key=value` for the command line."""
         return [f"{key}={as_option(value)}" for key, value in self.values.items()]

@@ -1,4 +1,4 @@
-"""Counts and histograms of a split, and how the splits differ."""
+"""Counts and histograms of the splits, and differences between the splits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..data.dataset import Annotations
 from .coverage import SIZES
 
 SHIFT = 5.0
-"""Standard errors by which the shares of a class differ between splits before it is told; boxes of one image are alike,
-so that two or three mean nothing."""
+"""Difference between the shares of a class in two splits, in standard errors, above which it is reported. It is large
+because the boxes of an image are not independent, so that two or three standard errors mean nothing."""
 SHIFT_FACTOR = 1.5
-"""... and the factor."""
+"""Ratio of the shares above which the difference is reported, provided that it also exceeds `SHIFT`."""
 _SIZE_EDGES = 2.0 ** np.arange(1, 11.01, 0.5)
 _SIDE_EDGES = 2.0 ** np.arange(4, 14.01, 0.5)
 _RATIO_EDGES = 2.0 ** np.arange(-4, 4.01, 0.5)
@@ -23,15 +23,15 @@ _RATIO_EDGES = 2.0 ** np.arange(-4, 4.01, 0.5)
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What is usable of one split.
+    """Counts of the usable annotations of a split.
 
     Attributes:
         images: number of images.
-        images_without_boxes: how many of them have none.
-        boxes: number of boxes, crowd included.
-        crowd: how many of them are crowd.
-        per_class: class name -> boxes that are not crowd.
-        per_size: COCO's size, after the resize of training -> boxes that are not crowd.
+        images_without_boxes: number of images without boxes.
+        boxes: number of boxes, including crowds.
+        crowd: number of crowd boxes.
+        per_class: number of boxes by class name, without crowds.
+        per_size: number of boxes by COCO object size after the resize of training, without crowds.
     """
 
     images: int
@@ -43,13 +43,13 @@ class SplitCounts:
 
 
 class Histogram(NamedTuple):
-    """How often a value lies between an edge and the next (the last edge belongs to the last bin).
+    """Histogram of a quantity; a bin includes its lower edge, and the last bin also its upper edge.
 
     Attributes:
-        name: what is counted, with its unit.
-        edges: [bins + 1]; the first and the last bin also hold what is beyond.
-        counts: [bins].
-        median: NaN where there is nothing.
+        name: name of the quantity, with its unit.
+        edges: [bins + 1]; the first and the last bin also count values beyond them.
+        counts: [bins] number of values.
+        median: median of the values; None without values.
     """
 
     name: str
@@ -61,11 +61,14 @@ class Histogram(NamedTuple):
 def describe(
     splits: Mapping[str, Annotations], resized: Callable[[int, int], tuple[int, int]]
 ) -> tuple[dict[str, SplitCounts], dict[str, list[Histogram]]]:
-    """Count every split; the histograms of all splits have the same edges.
+    """Compute counts and histograms of every split; the histograms of all splits have the same edges.
 
     Args:
-        splits: split -> its annotations.
-        resized: gives the (height, width) in training of an image of a height and width.
+        splits: annotations by split.
+        resized: function from the height and width of an image to its (height, width) in training.
+
+    Returns:
+        Counts by split, and histograms by split.
     """
     most = max((int(np.diff(annotations.offsets).max(initial=1)) for annotations in splits.values()), default=1)
     edges = np.unique(np.linspace(0, most + 1, min(most + 2, 21)).astype(int)).astype(float)
@@ -79,7 +82,7 @@ def _describe(
     per_image = np.diff(annotations.offsets)
     objects = ~annotations.crowd
     scales = [np.divide(resized(*size), size) for size in annotations.sizes.tolist()]
-    scale = np.array(scales).reshape(-1, 2)[annotations.image_of[objects]]  # down, across
+    scale = np.array(scales).reshape(-1, 2)[annotations.image_of[objects]]  # vertical, horizontal
     extents = (annotations.boxes[:, 2:] - annotations.boxes[:, :2])[objects] * scale[:, ::-1]
     areas = extents.prod(axis=1)
     counts = SplitCounts(
@@ -105,7 +108,7 @@ def _histogram(name: str, values: np.ndarray, edges: np.ndarray) -> Histogram:
 
 
 def class_shifts(counts: Mapping[str, SplitCounts]) -> list[tuple[str, str, float, float]]:
-    """(class, split, share in train, share there) of classes that are much rarer or more frequent than in train."""
+    """Find classes much rarer or more frequent than in train: (class, split, share in train, share in split)."""
     if "train" not in counts:
         return []
     shifts = []

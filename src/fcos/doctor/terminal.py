@@ -1,4 +1,4 @@
-"""The report of `fcos doctor` on a terminal: what matters first, a screen or two."""
+"""Terminal output of `fcos doctor`: one or two screens, most important items first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
 def render(report: Report) -> RenderableType:
-    """Problems, findings, advice, tables, for a rich console; long lists are cut, the report itself has all."""
+    """Render problems, findings, advice and tables for a rich console; long lists are cut, `report` has all items."""
     parts = [*_problems(report), *(_finding(finding, report.splits) for finding in report.findings)]
     if report.advice:
         parts += [Text("\nWhat would help", style="bold"), *_advice(report)]
@@ -35,7 +35,7 @@ def render(report: Report) -> RenderableType:
 
 
 def _problems(report: Report) -> Iterator[RenderableType]:
-    """What is broken: errors of all splits; then what the readers noticed besides."""
+    """Yield the errors of all splits, then the warnings of the readers."""
     for severity, name in (("error", "error"), ("warning", "note")):
         for split, problems in report.problems.items():
             chosen = [p for p in problems if p.severity == severity]
@@ -67,7 +67,7 @@ def _finding(finding: Finding, splits: Mapping[str, Annotations]) -> RenderableT
 
 
 def describe_case(case: Case, splits: Mapping[str, Annotations]) -> str:
-    """Splits, files, ids of the annotations and notes of a case, in a line; of many images alike the first ones."""
+    """Describe a case in one line: split, file, annotation ids and note of its first `MOST_ALIKE` places."""
     texts = []
     for place in case[:MOST_ALIKE]:
         annotations = splits[place.split]
@@ -135,7 +135,7 @@ def _setting_line(report: Report) -> str:
 
 
 def consequences(report: Report) -> Iterator[str]:
-    """What the errors of each split do to a run, and whether leaving out what is broken helps."""
+    """Yield a sentence for every split with errors: whether they stop a run, and whether skipping broken data helps."""
     for split, count in report.errors.items():
         errors, usable = f"{plural(count, 'error')} in {split}", len(report.splits.get(split, ())) > 0
         run = "`fcos val --split test`" if split == "test" else "a training"

@@ -1,1 +1,1 @@
-"""How good a detector is on annotated images."""
+"""Evaluation of detectors on annotated images."""

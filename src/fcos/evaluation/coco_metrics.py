@@ -1,4 +1,4 @@
-"""The COCO figures. hotcoco computes them as pycocotools does; the tests compare the two on random data."""
+"""COCO metrics, computed by hotcoco with the definitions of pycocotools; the tests compare both on random data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .thresholds import best_thresholds
 if TYPE_CHECKING:
     from hotcoco import COCOeval
 
-# The 12 figures: what is averaged, IoU (None: 0.50 to 0.95), object size, detections per image.
+# The 12 metrics: averaged quantity, IoU (None: mean over 0.50 to 0.95), object size, detections per image and class.
 _FIGURES = {
     "AP": ("precision", None, "all", 100),
     "AP50": ("precision", 0.50, "all", 100),
@@ -30,19 +30,19 @@ _FIGURES = {
     "ARl": ("recall", None, "large", 100),
 }
 METRICS = tuple(_FIGURES)
-"""The names of the COCO figures of boxes."""
+"""Names of the 12 COCO metrics of boxes."""
 DETAILS = tuple(name for name, (_, _, size, limit) in _FIGURES.items() if size != "all" or limit != 100)
-"""Those of one object size, or of fewer detections than 100."""
+"""The metrics of a single object size or of fewer than 100 detections."""
 
 
 class CocoMetrics(NamedTuple):
-    """What `coco_metrics` computes.
+    """Result of `coco_metrics`.
 
     Attributes:
-        overall: the 12 figures by name (`METRICS`), in 0..1; NaN where the ground truth has no such object.
-        per_class: the same 12 figures for every class name.
-        thresholds: the score threshold of best F1 at IoU 0.5, by class name; without the classes of which no object was
-            found.
+        overall: the 12 metrics by name (`METRICS`), in 0..1; NaN if the ground truth has no object that they apply to.
+        per_class: the same 12 metrics for every class name.
+        thresholds: the score threshold with the highest F1 at IoU 0.5, by class name. Classes without a correct
+            detection are missing.
     """
 
     overall: dict[str, float]
@@ -51,11 +51,11 @@ class CocoMetrics(NamedTuple):
 
 
 def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> CocoMetrics:
-    """Average precision and recall of detections, as COCO defines them (100 detections per image at most).
+    """Compute average precision and recall as COCO defines them, with at most 100 detections per image and class.
 
     Args:
-        ground_truth: a COCO annotation tree with `images`, `annotations` and `categories`; crowds are ignored regions.
-        detections: COCO results, see `to_coco_results`.
+        ground_truth: COCO annotations, a dict with `images`, `annotations` and `categories`; crowds are ignore regions.
+        detections: detections in the COCO result format, see `to_coco_results`.
     """
     run = compare(ground_truth, detections)
     assert run.eval is not None
@@ -83,7 +83,7 @@ def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
 
 
 def compare(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> COCOeval:
-    """Match detections with the ground truth, both as in `coco_metrics`, and accumulate the matches."""
+    """Match detections to the ground truth, both as in `coco_metrics`, and accumulate the results."""
     from hotcoco import COCO, COCOeval
 
     truth = COCO(ground_truth)
@@ -94,29 +94,29 @@ def compare(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> C
 
 
 def match_states(run: COCOeval, count: int) -> np.ndarray:
-    """What became of every detection at IoU 0.5.
+    """Classify every detection as correct, wrong or ignored at IoU 0.5.
 
     Args:
-        run: see `compare`.
-        count: of the detections.
+        run: result of `compare`.
+        count: number of detections.
 
     Returns:
-        int8 [count]: 1 matched to an object of its class, 0 not, -1 ignored: in a crowd, or after the first 100 of an
-        image and class.
+        int8 [count]: 1 for a detection matched to an object of its class, 0 for an unmatched one, -1 for an ignored one
+        (in a crowd, or beyond the first 100 of its image and class).
     """
     states = np.full(count, -1, dtype=np.int8)
-    for number, state in run.image_diagnostics(iou_thr=0.5)["dt_status"].items():  # numbered from 1 in their order
+    for number, state in run.image_diagnostics(iou_thr=0.5)["dt_status"].items():  # keys: positions, counted from 1
         states[number - 1] = state == "tp"
     return states
 
 
 def to_coco_results(instances: Instances, *, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The detections of an image in COCO's result format: `image_id`, `category_id`, `bbox` XYWH and `score`.
+    """Convert the detections of an image to the COCO result format: `image_id`, `category_id`, `bbox` (XYWH), `score`.
 
     Args:
-        instances: continuous boxes in pixels of the original image.
-        image_id: the image's id in the annotations.
-        category_ids: [K], the category id of every label.
+        instances: detections with continuous boxes in pixels of the original image.
+        image_id: id of the image in the annotations.
+        category_ids: [K], category id of every label.
     """
     return [
         {

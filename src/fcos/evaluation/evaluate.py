@@ -1,4 +1,4 @@
-"""Run a detector over annotated images and compute the COCO figures."""
+"""Evaluation of a detector on annotated images with the COCO metrics."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Attributes:
-        metrics: any metrics by name, in 0..1; NaN where the data has no such object. `evaluate` computes the 12 COCO
-            metrics of boxes: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl. Those of anything else
-            have a suffix, as in `AP_mask`.
-        per_class: metrics by name for every class name, the same names for all classes.
-        detections: every detection in COCO's result format, with the original category ids.
-        boxes_per_class: ground-truth boxes of every class name, crowds left out.
-        thresholds: the score threshold of best F1 (IoU 0.5) of every class name of which an object was found.
-        annotations_digest: tells what the detections were compared with, see `Annotations.digest`; empty: not known.
+        metrics: metrics by name, in 0..1; NaN if the data has no object that a metric applies to. `evaluate` computes
+            the 12 COCO metrics of boxes: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl. Metrics of
+            other outputs have a suffix, as in `AP_mask`.
+        per_class: metrics by name for every class name; all classes have the same metrics.
+        detections: all detections in the COCO result format, with the original category ids.
+        boxes_per_class: number of ground-truth boxes by class name, without crowds.
+        thresholds: the score threshold with the highest F1 at IoU 0.5, by class name. Classes without a correct
+            detection are missing.
+        annotations_digest: SHA-256 of the annotations used, see `Annotations.digest`; empty if unknown.
     """
 
     metrics: dict[str, float]
@@ -48,7 +49,7 @@ class Evaluation:
 
 
 def metric_names(model: DetectionModel) -> tuple[str, ...]:
-    """The names of the metrics that `evaluate` computes for a detector."""
+    """Return the names of the metrics that `evaluate` computes for a detector."""
     return METRICS
 
 
@@ -60,21 +61,24 @@ def evaluate(
     device: torch.device | str,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Detect on every image of a split and compare with its annotations.
+    """Run the detector on every image of a split and compare the detections with the annotations.
 
-    The result does not depend on the batch size: a batch holds images of one padded shape only. With several processes
-    every process detects on its share with the batch-norm statistics of rank 0, and all of them return the figures of
-    the whole split. Images that cannot be read any more are told; their objects count as missed.
+    The result does not depend on the batch size, because all images of a batch have the same padded shape. With several
+    processes, each process runs the detector on its share of the images with the batch-norm statistics of rank 0, and
+    all of them return the metrics of the whole split. Images that can no longer be read cause a warning, and their
+    objects count as missed.
 
     Args:
-        model: the detector, on `device`; whether its modules train or not is restored afterwards.
-        annotations: the split; its labels are those of the model.
-        config: for the sizes and views of the images, how many make a batch, and the number of loader workers.
-        device: where the model is.
-        progress: called with the number of images done (estimated from those of this process) and of all.
+        model: detector on `device`; the training mode of its modules is restored afterwards.
+        annotations: annotations of the split, with the labels of the model.
+        config: config with the image sizes, test-time augmentation, batch size and number of loader workers.
+        device: device of the model.
+        progress: callback that receives the number of images done and the total. With several processes the former is
+            an estimate from the images of this process.
 
     Raises:
-        KeyboardInterrupt: from `progress`, or Ctrl-C; on every process, at the end of the others' shares.
+        KeyboardInterrupt: `progress` raised it, or the user pressed Ctrl-C. With several processes all of them raise
+            it, after the others have finished their shares.
     """
     broadcast_buffers(model)
     batch_size = config.eval.batch_size
@@ -105,13 +109,13 @@ def _detect(
     device: torch.device | str,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[dict[str, Any]], int]:
-    """The detections on the images of a loader, and how many of these could not be read."""
+    """Return the detections on the images of a loader, and the number of images that could not be read."""
     detections, done = [], 0
     with detecting(model):
         for batch in loader:
             indices = batch.indices.tolist()
             sizes = [(height, width) for height, width in annotations.sizes[indices].tolist()]
-            clip = model.box_convention == "continuous"  # the original does not
+            clip = model.box_convention == "continuous"  # the original does not clip here
             results = detect_on_originals(model, batch.to(device).views, sizes, clip=clip)
             for index, instances in zip(indices, results, strict=True):
                 image_id = int(annotations.image_ids[index])
@@ -124,7 +128,7 @@ def _detect(
 
 @contextmanager
 def detecting(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's own mode is restored."""
+    """Set evaluation mode and disable gradients; restore the training mode of every module on exit."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -138,7 +142,11 @@ def detecting(model: torch.nn.Module) -> Iterator[None]:
 def _joined(
     shares: Sequence[tuple[list[dict[str, Any]], int] | None], annotations: Annotations
 ) -> list[dict[str, Any]]:
-    """The detections of all processes, in the order of the images' ids."""
+    """Join the detections of all processes, ordered by image id and descending score; warn of unreadable images.
+
+    Raises:
+        KeyboardInterrupt: a process was interrupted (its share is None).
+    """
     detections, unread = [], 0
     for share in shares:
         if share is None:

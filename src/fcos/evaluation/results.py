@@ -1,4 +1,4 @@
-"""An evaluation as tables for people and as files for programs."""
+"""Evaluations printed as tables and saved as JSON files."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _COLUMNS = 6
 
 
 def headline_metrics(names: Iterable[str], best_metric: str) -> list[str]:
-    """The metrics that a log line or a summary has room for: none by object size or with fewer detections.
+    """Select the metrics for a log line or a summary: leave out those in `DETAILS` (one size, or few detections).
 
     Args:
-        names: of all metrics, such as `AP`, `APs` or `AP_mask`.
-        best_metric: the metric that decides which weights are the best, which is always among them.
+        names: names of all metrics, such as `AP`, `APs` or `AP_mask`.
+        best_metric: metric that selects the best weights; it is always kept.
     """
     return [name for name in names if name == best_metric or name.partition("_")[0] not in DETAILS]
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print all metrics, and those of every class with its score threshold: ruled on a terminal, else plain text."""
+    """Print the metrics, overall and per class with score thresholds, as tables; ruled lines on a terminal only."""
     names = list(evaluation.metrics)
     for start in range(0, len(names), _COLUMNS):
         part = names[start : start + _COLUMNS]
         _print_table(console, part, [[figure(evaluation.metrics[name], HYPHEN) for name in part]])
-    wide = [name for name in DETAILS if name.startswith("AR")]  # left out, the table would be too wide
+    wide = [name for name in DETAILS if name.startswith("AR")]  # left out, or the table would be too wide
     shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in wide]
     rows = [
         [
@@ -50,7 +50,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write `metrics.json` (null where a figure is not defined) and `detections.json` (COCO's result format)."""
+    """Write `metrics.json` (null for undefined metrics) and `detections.json` (COCO result format) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {
         "metrics": _defined(evaluation.metrics),
@@ -60,12 +60,12 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "annotations_digest": evaluation.annotations_digest,
     }
     (folder / "detections.json").write_text(json.dumps(evaluation.detections, allow_nan=False), encoding="utf-8")
-    # Last: where these figures are, the detections are complete, see `reporting/record.py`.
+    # Written last: `reporting/record.py` relies on complete detections wherever metrics.json exists.
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:
-    """Read what `save_evaluation` wrote; None: it is not there, not complete, or damaged."""
+    """Load an evaluation saved by `save_evaluation`; return None if it is missing, incomplete or damaged."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         return Evaluation(
@@ -74,14 +74,14 @@ def load_evaluation(folder: Path) -> Evaluation | None:
             detections=json.loads((folder / "detections.json").read_text(encoding="utf-8")),
             boxes_per_class=metrics["boxes_per_class"],
             thresholds=metrics["thresholds"],
-            annotations_digest=metrics.get("annotations_digest", ""),  # earlier versions did not write it
+            annotations_digest=metrics.get("annotations_digest", ""),  # missing in files of earlier versions
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def default_folder(weights: Path, split: str) -> Path:
-    """Where an evaluation is written: RUN/SPLIT for RUN/weights/NAME.pt, else a folder beside the file."""
+    """Return the default output folder: RUN/SPLIT for RUN/weights/NAME.pt, otherwise NAME_SPLIT beside the file."""
     if weights.parent.name == "weights":
         return weights.parent.parent / split
     return weights.with_name(f"{weights.stem}_{split}")

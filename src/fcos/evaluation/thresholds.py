@@ -1,4 +1,4 @@
-"""The score threshold of every class at which its F1 is highest."""
+"""Per-class score thresholds with the highest F1."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 def best_thresholds(
     detections: Sequence[Mapping[str, Any]], states: np.ndarray, boxes_per_class: Mapping[int, int]
 ) -> dict[int, float]:
-    """Find the threshold of every class, see `best_threshold`.
+    """Find the score threshold with the highest F1 for every class, see `best_threshold`.
 
     Args:
-        detections: D COCO results.
-        states: [D], see `match_states`.
-        boxes_per_class: objects of every category id, crowds left out.
+        detections: D detections in the COCO result format.
+        states: [D]; 1 for correct, 0 for wrong, -1 for ignored detections, see `match_states`.
+        boxes_per_class: number of objects by category id, without crowds.
 
     Returns:
-        By category id; without the classes of which no object was found.
+        Thresholds by category id. Classes without a correct detection are missing.
     """
     categories = np.array([d["category_id"] for d in detections], dtype=np.int64)
     scores = np.array([d["score"] for d in detections], dtype=np.float64)
@@ -33,25 +33,25 @@ def best_thresholds(
 
 
 def best_threshold(scores: np.ndarray, correct: np.ndarray, boxes: int) -> float | None:
-    """Find the threshold at which the F1 of a class's detections, 2 TP / (detections + objects), is highest.
+    """Find the score threshold with the highest F1, 2 TP / (detections + objects), for the detections of one class.
 
-    Matching is greedy from the highest score down, so a threshold takes detections away without changing which of the
-    others are correct. Of equally good thresholds the highest is taken, and of the gap between two scores its middle,
-    where the choice depends on neither.
+    Matching is greedy from the highest score down, so a threshold removes detections without changing which of the
+    others are correct. Among equally good thresholds the highest is chosen. The result is halfway between the lowest
+    score that is shown and the next lower score (or 0), so that it does not depend on the exact value of either.
 
     Args:
-        scores: [D] of the detections in 0..1.
-        correct: [D] whether each is matched to an object.
+        scores: [D] scores of the detections, in 0..1.
+        correct: [D] bool, True for detections matched to an object.
         boxes: number of objects.
 
     Returns:
-        Detections that score at least this are shown; None: no detection is correct.
+        The threshold; detections that score at least this are shown. None if no detection is correct.
     """
     if not correct.any():
         return None
-    values, group = np.unique(-scores, return_inverse=True)  # descending; equal scores stay or go together
+    values, group = np.unique(-scores, return_inverse=True)  # descending; equal scores are kept or removed together
     shown = np.bincount(group).cumsum()
     f1 = 2 * np.bincount(group, weights=correct).cumsum() / (shown + boxes)
-    best = int(f1.argmax())  # the first of several
+    best = int(f1.argmax())  # the first maximum: the highest threshold
     lowest_shown, next_score = -values[best], -values[best + 1] if best + 1 < len(values) else 0.0
     return float((lowest_shown + next_score) / 2)

@@ -1,1 +1,1 @@
-"""Detection on images of any origin, and pictures of the result."""
+"""Detection on images from any source, and drawing of the results."""

@@ -1,4 +1,4 @@
-"""Detection on padded images, perhaps in several views (test-time augmentation): the path of evaluation and prediction.
+"""Detection on padded images, optionally in several views (test-time augmentation), for evaluation and prediction.
 
 Shape letters: V views, N images.
 """
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 def detect_on_originals(
     model: DetectionModel, views: Sequence[View], sizes: Sequence[tuple[int, int]], *, clip: bool = True
 ) -> list[Instances]:
-    """Detections in pixels of the images before they were resized, best first: continuous boxes, on the CPU.
+    """Run a detector and return the detections in pixels of the original images, before they were resized.
 
     Args:
         model: the detector.
-        views: see `detect_in_views`.
-        sizes: N (height, width) before resizing.
-        clip: move boxes into the image. Rounding puts them outside by a part of a pixel, and so do inclusive boxes when
-            they are enlarged, which the original does not correct in an evaluation.
+        views: V views of the same N images, see `detect_in_views`.
+        sizes: N (height, width) of the images before resizing.
+        clip: clip boxes to the image. Without clipping, rounding can put them outside by a fraction of a pixel, and so
+            can scaling inclusive boxes back from an enlarged image. The original does not clip them in an evaluation.
+
+    Returns:
+        N detections with continuous boxes, best first, on the CPU.
     """
     found = zip(detect_in_views(model, views), sizes, strict=True)
     resized = [image.to("cpu").resize_to(size).to_continuous(model.box_convention) for image, size in found]
@@ -34,16 +37,17 @@ def detect_on_originals(
 
 
 def detect_in_views(model: DetectionModel, views: Sequence[View]) -> list[Instances]:
-    """Detections of every image, best first: the candidates of all its views, and then one suppression and one limit.
+    """Detect objects in one or several views of the same images, with one non-maximum suppression per image.
 
     Args:
         model: the detector.
         views: V views of the same N images in the same order, on the model's device.
 
     Returns:
-        N detections in pixels of the first view and the model's box convention.
+        N detections, best first, in pixels of the first view and in the model's box convention. The limit on their
+        number applies to the merged detections.
 
-    Source: as in the original, agreeing with its recorded numbers (units/bbox_aug).
+    Source: the original; the results agree with numbers recorded from it (units/bbox_aug).
     """
     if len(views) == 1:
         return model.detect(views[0].images, views[0].sizes)
@@ -52,14 +56,14 @@ def detect_in_views(model: DetectionModel, views: Sequence[View]) -> list[Instan
 
 
 def candidates_of(model: DetectionModel, view: View) -> list[Instances]:
-    """The candidates of every image in one view, mirrored back.
+    """Return the candidates of every image in one view, with the boxes of a mirrored view flipped back.
 
     Args:
         model: the detector.
-        view: N images, on the model's device.
+        view: one view of N images, on the model's device.
 
     Returns:
-        N candidates in pixels of the view and the model's box convention.
+        Candidates of N images in pixels of the view and in the model's box convention.
     """
     found = model.candidates(view.images, view.sizes)
     if not view.flipped:
@@ -68,6 +72,6 @@ def candidates_of(model: DetectionModel, view: View) -> list[Instances]:
 
 
 def _joined(candidates: Sequence[Instances]) -> Instances:
-    """All candidates of an image, in the frame of the first view."""
+    """Concatenate the candidates of an image from all views, in pixels of the first view."""
     first = candidates[0]
     return Instances.concatenate([each.resize_to(first.size) for each in candidates])

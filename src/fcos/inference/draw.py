@@ -1,7 +1,7 @@
-"""Pictures of detections.
+"""Drawing of detections.
 
-A label is a filled tag in the colour of its class. Tags of confident detections choose their place first: outside the
-box when there is room, always inside the picture, away from the tags that stand already.
+A label is a filled tag in the colour of its class. The tags of the most confident detections are placed first. A tag is
+placed outside its box if there is room, always inside the picture, and away from tags that are already placed.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from .inputs import Picture, to_picture
 
 log = logging.getLogger(__name__)
 
-# Okabe and Ito's colours, told apart with every kind of colour vision (the blue made lighter, for dark pictures).
+# Okabe and Ito's colours, distinguishable with any kind of colour vision; the blue is lighter, for dark pictures.
 _PALETTE = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (30, 120, 200), (213, 94, 0), (204, 121, 167)]
 _ASCII = frozenset(map(chr, range(32, 127)))
 _INK = (17, 17, 17)
 _PAPER = (255, 255, 255)
-_READABLE_SIDE = 480  # pictures whose shorter side is less are enlarged
-_LARGEST_SIDE = 8192  # but not beyond this
-_without_font: list[str] = []  # the first name that no font can write: a process is warned of one
+_READABLE_SIDE = 480  # pixels; smaller pictures are enlarged to about this shorter side
+_LARGEST_SIDE = 8192  # pixels; enlarging stops at this longer side
+_without_font: list[str] = []  # the first name that no font can render; a process warns only once
 
 
 class Mark(NamedTuple):
-    """A box to be drawn.
+    """A box to draw.
 
     Attributes:
         box: XYXY, pixels of the picture.
         color: RGB, 0..255.
-        name: on its tag; where the picture is too narrow for it, its end is left out.
-        score: behind the name; None: none. Without both there is no tag.
-        dashed: the line is.
+        name: text of the tag; its end is cut off if the picture is too narrow.
+        score: score written after the name; None writes no score. Without name and score, no tag is drawn.
+        dashed: draw a dashed line.
     """
 
     box: Sequence[float]
@@ -60,10 +60,10 @@ class _Tag(NamedTuple):
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """The RGB colour of a class: always the same for the same label in 0..K-1, neighbours clearly different."""
+    """Return the RGB colour of a label in 0..K-1: the same in every call, clearly different for adjacent labels."""
     if label < len(_PALETTE):
         return _PALETTE[label]
-    # Steps of the golden ratio never come back to an earlier hue; three lightnesses tell close hues apart.
+    # Golden-ratio steps never repeat a hue; three levels of lightness distinguish close hues.
     hue, lightness = (0.11 + label * 0.61803398875) % 1.0, (0.55, 0.72, 0.42)[label % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.75)
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -80,17 +80,18 @@ def draw(
 
     Args:
         image: a path, URL, PIL image, array or tensor as in `Detector.predict`.
-        instances: what to draw; boxes in pixels of a frame of `instances.size`, which is scaled to the image.
+        instances: detections to draw. Their boxes are in pixels of a frame of `instances.size` and are scaled to the
+            image.
         scores: write the score after the name.
-        scale: whole factor the picture is enlarged by first; None: enlarge pictures whose shorter side is less than 480
-            pixels, so that lines and text can be seen.
+        scale: whole-number factor by which the picture is enlarged first. None enlarges small pictures to a shorter
+            side of about 480 pixels, so that lines and text are legible.
 
     Returns:
-        An RGB picture, `scale` times as large as the image.
+        RGB picture, `scale` times as large as the image.
 
     Raises:
-        DataError: `image` is no picture.
-        ValueError: a scale that is not a whole number from 1.
+        DataError: `image` is not a picture.
+        ValueError: `scale` is not a whole number of at least 1.
     """
     picture = enlarged(to_picture(image), scale)
     found = instances.to("cpu").resize_to((picture.height, picture.width))
@@ -102,7 +103,7 @@ def draw(
 
 
 def enlarged(picture: Image.Image, scale: int | None = None) -> Image.Image:
-    """A copy, `scale` times as large; None, and errors: see `draw`."""
+    """Return a copy that is `scale` times as large; for `scale=None` and errors see `draw`."""
     if scale is None:
         readable, largest = round(_READABLE_SIDE / max(1, min(picture.size))), _LARGEST_SIDE // max(1, *picture.size)
         scale = max(1, min(readable, largest))
@@ -114,12 +115,12 @@ def enlarged(picture: Image.Image, scale: int | None = None) -> Image.Image:
 
 
 def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | None = None) -> None:
-    """Draw boxes and their tags onto a picture; the first marks are on top and choose their tags' places first.
+    """Draw boxes and their tags onto a picture; the first marks are drawn on top, and their tags are placed first.
 
     Args:
-        picture: is changed.
-        marks: what to draw.
-        text_size: height of the letters, pixels; None: for the picture at its full size.
+        picture: picture to draw on; it is modified.
+        marks: boxes to draw.
+        text_size: font size in pixels; None derives it from the size of the picture.
     """
     line = max(2, round(0.0028 * (picture.width * picture.height) ** 0.5))
     size = text_size or max(11, round(0.021 * (picture.width * picture.height) ** 0.5))
@@ -139,18 +140,18 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | 
 
 
 def draw_pair(image: Picture, predictions: Instances, ground_truth: Instances) -> Image.Image:
-    """Draw predictions (left) beside the ground truth (right) with a caption over each.
+    """Draw predictions (left) beside the ground truth (right), each with a caption above it.
 
     Args:
-        image: see `draw`.
-        predictions: shown with their scores; boxes as in `draw`.
-        ground_truth: shown without scores.
+        image: a path, URL, PIL image, array or tensor as in `draw`.
+        predictions: detections, drawn with their scores; boxes as in `draw`.
+        ground_truth: annotated objects, drawn without scores; boxes as in `draw`.
 
     Returns:
-        An RGB picture; a small image is enlarged as in `draw`.
+        RGB picture; a small image is enlarged as in `draw`.
 
     Raises:
-        DataError: `image` is no picture.
+        DataError: `image` is not a picture.
     """
     panels = [
         (f"predicted: {len(predictions)}", draw(image, predictions)),
@@ -170,7 +171,7 @@ def draw_pair(image: Picture, predictions: Instances, ground_truth: Instances) -
 
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib; for letters that it lacks, a font of the system. Warns once of none."""
+    """Load DejaVu Sans (part of matplotlib), or a system font for letters that it lacks; warn once if none has them."""
     import matplotlib as mpl
 
     own = Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
@@ -190,7 +191,7 @@ def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
 
 @cache
 def _system_font(letters: frozenset[str]) -> Path | None:
-    """The first font of the system that has these letters and ASCII, a regular one if possible."""
+    """Return the first system font with these letters and ASCII, preferably a regular one; None if there is none."""
     from matplotlib.font_manager import findSystemFonts
 
     files = sorted(map(Path, findSystemFonts()), key=lambda file: ("Regular" not in file.name, file))
@@ -199,7 +200,7 @@ def _system_font(letters: frozenset[str]) -> Path | None:
 
 @cache
 def _letters(font: Path) -> frozenset[str]:
-    """What a font can write; empty when it cannot be read."""
+    """Return the characters that a font has; an empty set if the font cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -215,8 +216,8 @@ def _open_font(file: Path, size: int) -> ImageFont.FreeTypeFont:
 
 def _draw_box(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
     x1, y1, x2, y2 = mark.box
-    x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)  # the last covered pixel
-    halo = max(1, line // 2)  # a dark rim keeps light colours visible on light ground
+    x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)  # the last pixel that the box covers
+    halo = max(1, line // 2)  # a dark rim keeps light colours visible on a light background
     canvas.rectangle((x1 - halo, y1 - halo, x2 + halo, y2 + halo), outline=(0, 0, 0, 90), width=line + 2 * halo)
     if not mark.dashed:
         canvas.rectangle((x1, y1, x2, y2), outline=mark.color, width=line)
@@ -231,7 +232,7 @@ def _draw_box(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
 
 
 def _tag_text(mark: Mark, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """Name and score in so many pixels; of a long name the end is left out, of the score nothing."""
+    """Return name and score, at most `room` pixels wide; a long name is cut off at its end, the score is kept."""
     name, score = printable(mark.name), "" if mark.score is None else f"  {mark.score:.2f}"
     if font.getlength(name + score) <= room:
         return name + score
@@ -243,7 +244,7 @@ def _tag_text(mark: Mark, font: ImageFont.FreeTypeFont, room: int) -> str:
 def _place_tag(
     text: str, box: Sequence[float], placed: list[_Tag], *, size: tuple[float, float], picture_size: tuple[int, int]
 ) -> _Tag:
-    """The first place around the box where the tag covers no other one, else the one where it covers least."""
+    """Place a tag at the first position around the box without overlap with placed tags, or with the least overlap."""
     width, height = size
     x1, y1, x2, y2 = box
     corners = [

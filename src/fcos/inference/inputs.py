@@ -1,4 +1,4 @@
-"""A picture in any form - file, address, PIL image, array, tensor - as RGB image."""
+"""Conversion of pictures in any form (file, URL, PIL image, array, tensor) to RGB images."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """A path, an http(s) URL, a PIL image, an array ([H, W, 3] RGB or [H, W] grey, uint8), or a tensor ([3, H, W] RGB or
 [1, H, W] grey, uint8 or float in 0..1)."""
 
-_TIMEOUT = 20  # seconds without an answer
+_TIMEOUT = 20  # seconds to wait for a response
 
 
 def to_picture(image: Picture, *, where: str = "image") -> Image.Image:
-    """A picture of any form as RGB image.
+    """Convert a picture in any form to an RGB image.
 
     Args:
-        image: see `Picture`.
-        where: what messages call a picture that has no path or address.
+        image: a path, URL, PIL image, array or tensor, see `Picture`.
+        where: name used in error messages for a picture without a path or URL.
 
     Raises:
-        DataError: it is no picture, or cannot be read.
+        DataError: `image` is not a picture, or cannot be read.
     """
     if isinstance(image, str | Path):
         return fetch(str(image)) if is_url(str(image)) else open_rgb(image)
@@ -61,7 +61,7 @@ def _from_tensor(image: Tensor, where: str) -> np.ndarray:
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise DataError(f"{where}: expected a tensor [3, H, W] (RGB) or [1, H, W] (grey), found {list(image.shape)}")
     if image.is_floating_point():
-        if not bool(((image >= 0) & (image <= 1)).all()):  # NaN is neither
+        if not bool(((image >= 0) & (image <= 1)).all()):  # also False for NaN
             found = f"{image.min().item():g}..{image.max().item():g}"
             raise DataError(f"{where}: a tensor of floats must lie in 0..1, found {found}; or give uint8 0..255")
         image = (image * 255).round().to(torch.uint8)
@@ -71,10 +71,10 @@ def _from_tensor(image: Tensor, where: str) -> np.ndarray:
 
 
 def fetch(url: str) -> Image.Image:
-    """Download a picture, as RGB image.
+    """Download a picture and convert it to an RGB image.
 
     Raises:
-        DataError: no answer, an error of the server, or something that is no picture.
+        DataError: the server does not respond, responds with an error, or returns something that is not a picture.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "fcos"})
     try:
@@ -87,5 +87,5 @@ def fetch(url: str) -> Image.Image:
     try:
         with Image.open(BytesIO(content)) as image:
             return to_rgb(image)
-    except Exception as error:  # Pillow lets almost any exception escape from a damaged file
+    except Exception as error:  # Pillow can raise almost any exception for a damaged file
         raise DataError(f"{url}: {describe_failure(error)} ({kind}, {len(content)} bytes)") from None

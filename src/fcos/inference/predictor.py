@@ -1,4 +1,4 @@
-"""A detector that takes pictures in any form and answers in pixels of the original."""
+"""Detector for pictures in any form, with results in pixels of the original pictures."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Detector:
-    """A model with what belongs to it: sizes, class names, category ids.
+    """Trained model with its config, class names, category ids and score thresholds.
 
     Attributes:
-        model: in evaluation mode.
-        config: what it was trained with.
-        class_names: [K]; empty when unknown.
-        category_ids: [K], the training data's own id of every class.
+        model: model in evaluation mode.
+        config: config that the model was trained with.
+        class_names: [K] names of the classes; empty if unknown.
+        category_ids: [K] ids of the classes in the training data.
     """
 
     def __init__(
@@ -51,14 +51,15 @@ class Detector:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.device
 
     @property
     def thresholds(self) -> Tensor:
-        """[K] float64, the scores below which `predict` shows nothing of a class.
+        """Per-class score thresholds, [K] float64; `predict` leaves out detections with lower scores.
 
-        Those of best F1 on val, which `fcos train` leaves in best.pt; of other classes the model's default.
+        They have the highest F1 on the validation set and are stored in best.pt by `fcos train`. Classes without a
+        stored threshold use the model's `default_threshold`.
         """
         default = self.model.default_threshold
         names = self.class_names or [""] * self.model.num_classes
@@ -76,23 +77,25 @@ class Detector:
     def predict(
         self, images: Picture | Sequence[Picture], *, threshold: float | None = None, batch_size: int | None = None
     ) -> Instances | list[Instances]:
-        """Detect on one picture or several, of any sizes.
+        """Detect objects in one or several pictures of any size.
+
+        The config sets test-time augmentation (`eval.flip` and `eval.scales`).
 
         Args:
             images: a path, http(s) URL, PIL image, array ([H, W, 3] RGB or [H, W] grey, uint8) or tensor ([3, H, W] RGB
                 or [1, H, W] grey, uint8 or float in 0..1); or a list of them.
-            threshold: lower scores are left out, 0..1; None: those of the classes, `thresholds`. The model's own limits
-                hold beside it (for FCOS: `model.score_threshold`, `model.max_detections`).
-            batch_size: pictures a step; None: `config.eval.batch_size`. The result does not depend on it: pictures are
-                batched with others of the same padded shape only. `eval.flip` and `eval.scales` augment.
+            threshold: score threshold for all classes, in 0..1; None uses the per-class `thresholds`. The limits in the
+                model's config also apply (for FCOS: `model.score_threshold` and `model.max_detections`).
+            batch_size: number of pictures processed at a time; None uses `config.eval.batch_size`. The result does not
+                depend on it, because only pictures of the same padded shape form a batch.
 
         Returns:
-            For every picture its detections, best first: continuous XYXY boxes inside the original picture, on the CPU.
-            A single result for a single picture.
+            The detections of every picture, best first, with continuous XYXY boxes inside the original picture, on the
+            CPU. A list for a list of pictures, a single result for a single picture.
 
         Raises:
-            DataError: a file that is no picture, or an array of another shape, type or range.
-            ValueError: a threshold outside 0..1, or a batch size below 1.
+            DataError: a file is not a picture, or an array has a wrong shape, type or range.
+            ValueError: the threshold is outside 0..1, or the batch size is below 1.
         """
         if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
             return self.predict([images], threshold=threshold, batch_size=batch_size)[0]
@@ -110,7 +113,7 @@ class Detector:
         return results
 
     def _detect(self, pictures: Sequence[Image.Image]) -> list[Instances]:
-        """Detections in pixels of each picture; those of one padded shape pass the model together."""
+        """Return the detections in pixels of each picture; pictures with the same padded shape form a batch."""
         sizes = [(picture.height, picture.width) for picture in pictures]
         divisor = self.config.data.size_divisor
         results: dict[int, Instances] = {}

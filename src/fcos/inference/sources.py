@@ -1,4 +1,4 @@
-"""Pictures from files, folders, globs and the web; annotated copies and a JSON file out."""
+"""Detection on files, folders, globs and URLs, with annotated copies and a JSON file as output."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .inputs import to_picture
 if TYPE_CHECKING:
     from .predictor import Detector
 
-_WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # pictures of other kinds are written as PNG
-_CHUNK = 16  # pictures held in memory
+_WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # pictures in other formats are written as PNG
+_CHUNK = 16  # pictures held in memory at a time
 
 
 @dataclass(frozen=True)
 class PredictedFile:
-    """What became of one source.
+    """Result of `predict_files` for one source.
 
     Attributes:
         source: path or URL.
-        picture: the annotated copy; None when it failed.
-        instances: what was found, in pixels of the original; None when it failed.
-        error: why it failed.
+        picture: path of the annotated copy; None on failure.
+        instances: detections in pixels of the original picture; None if the picture could not be read.
+        error: reason for the failure; None on success.
     """
 
     source: str
@@ -44,10 +44,10 @@ class PredictedFile:
 
 
 def expand(source: str) -> list[str]:
-    """The pictures that a file name, folder, glob (`**` also enters folders) or URL stands for, sorted.
+    """Expand a file name, folder, glob or URL to a sorted list of pictures; `**` in a glob matches any subfolders.
 
     Raises:
-        DataError: there is none.
+        DataError: nothing matches `source`.
     """
     path = Path(source)
     if is_url(source) or path.is_file():
@@ -73,22 +73,22 @@ def predict_files(
     write_json: bool = False,
     report: Callable[[PredictedFile], None],
 ) -> bool:
-    """Detect on every picture and write annotated copies into a folder; a picture that fails does not stop the others.
+    """Detect objects in every picture and write annotated copies into a folder; a failure does not stop the others.
 
     Args:
-        detector: what detects.
-        sources: see `expand`.
-        out: made when missing. Copies keep their file names, numbered where two are equal.
-        threshold: see `Detector.predict`.
-        write_json: also write `predictions.json`: file, size, and per object name, category id, score and box (XYXY,
-            continuous pixels of the original picture).
-        report: called with every result.
+        detector: the detector.
+        sources: files, folders, globs or URLs, see `expand`.
+        out: output folder, created if it is missing. Copies keep their file names; duplicate names get a number.
+        threshold: score threshold in 0..1; None uses the per-class thresholds, see `Detector.predict`.
+        write_json: also write `predictions.json` with file and size of every picture and, per object, name, category
+            id, score and box (continuous XYXY, pixels of the original picture).
+        report: callback that receives every result.
 
     Returns:
-        Whether all went well.
+        True if all sources succeeded.
 
     Raises:
-        DataError: `out` is a folder that pictures come from.
+        DataError: `out` is a folder that contains pictures to read.
     """
     results: list[PredictedFile] = []
     files: list[str] = []
@@ -106,7 +106,7 @@ def predict_files(
         for result in _predict(detector, files, out, threshold):
             results.append(result)
             report(result)
-    finally:  # an interrupted run leaves what it has
+    finally:  # also after an interruption: keeps the results so far
         if write_json:
             rows = [json.dumps(_to_json(result, detector.category_ids)) for result in results]
             (out / "predictions.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
@@ -134,7 +134,7 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
 
 
 def _file_name(source: str, taken: set[str]) -> str:
-    """The file name of a source, with a number when another source has it already (whatever the case of letters)."""
+    """Return the output file name of a source, with a number if the name is taken (compared without case)."""
     path = Path(unquote(urlsplit(source).path) if is_url(source) else source)
     stem, suffix = path.stem or "picture", path.suffix if path.suffix.lower() in _WRITTEN else ".png"
     name, number = stem + suffix, 1

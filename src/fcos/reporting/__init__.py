@@ -1,1 +1,1 @@
-"""What became of a run, on one page: `fcos report`."""
+"""HTML report of a training run: `fcos report`."""

@@ -1,6 +1,6 @@
-"""Which detections are right, which are wrong, and what was missed.
+"""Correct detections, wrong detections and missed objects of an evaluation.
 
-D detections of all images, B annotated boxes, K classes.
+Shape letters: D detections of all images, B annotated boxes, K classes.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """The detections on a split beside its annotations, matched at IoU 0.5 as COCO does.
+    """Detections on a split, matched to its annotations at IoU 0.5 as COCO does.
+
+    A detection is shown if it scores at least the threshold of its class.
 
     Attributes:
-        annotations: the split.
-        run: the comparison, for the curves and figures that hotcoco computes.
-        confusion: [K + 1, K + 1] shown detections and objects: rows are the true class, columns the predicted one, the
-            last row what is no object, the last column what was missed. Boxes are matched whatever their class.
-        thresholds: [K] scores from which detections are shown.
+        annotations: annotations of the split.
+        run: hotcoco's comparison, for the curves and figures that it computes.
+        confusion: [K + 1, K + 1] confusion matrix of the shown detections. Rows are true classes, columns predicted
+            classes. The last row counts detections without an object, the last column missed objects. Boxes are matched
+            regardless of class.
+        thresholds: [K] score thresholds of the classes.
         boxes: [D, 4] XYXY, pixels.
         labels: [D].
         scores: [D].
-        images: [D] positions in `annotations`.
-        states: [D] see `match_states`.
-        shown: [D] whether the score reaches the threshold of the class, ignored ones left out.
-        missed: [B] objects that no shown detection is matched to; crowds are none.
+        images: [D] positions of the images in `annotations`.
+        states: [D]; 1 for correct, 0 for wrong, -1 for ignored detections, see `match_states`.
+        shown: [D] bool, detections that are shown and not ignored.
+        missed: [B] bool, objects that no shown detection is matched to; False for crowds.
     """
 
     annotations: Annotations
@@ -51,11 +54,11 @@ class Analysis:
     missed: np.ndarray
 
     def counts_of_classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """[K] of every class: shown detections that are right, those that are wrong, missed objects."""
+        """Count correct shown detections, wrong shown detections and missed objects of every class, each [K]."""
         return self._counts(self.labels, self.annotations.labels, len(self.thresholds))
 
     def counts_of_images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same of every image."""
+        """Count correct shown detections, wrong shown detections and missed objects of every image, each [images]."""
         return self._counts(self.images, self.annotations.image_of, len(self.annotations))
 
     def _counts(self, of: np.ndarray, of_boxes: np.ndarray, kinds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,12 +67,12 @@ class Analysis:
 
 
 def analyse(annotations: Annotations, evaluation: Evaluation, *, default_threshold: float) -> Analysis:
-    """Match the detections of an evaluation with the annotations.
+    """Match the detections of an evaluation to the annotations.
 
     Args:
-        annotations: the split.
-        evaluation: of this split.
-        default_threshold: of classes of which `evaluation.thresholds` has none.
+        annotations: annotations of the split.
+        evaluation: evaluation on this split.
+        default_threshold: score threshold of the classes that are missing in `evaluation.thresholds`.
     """
     detections = evaluation.detections
     truth = annotations.to_coco()
@@ -99,14 +102,18 @@ def analyse(annotations: Annotations, evaluation: Evaluation, *, default_thresho
 
 
 def _missed(annotations: Annotations, matches: Mapping[int, int], shown: np.ndarray) -> np.ndarray:
-    """Matching goes from the highest score down, so hiding low scores changes nothing for the others."""
-    detection = np.array([matches.get(i, 0) for i in annotations.annotation_ids.tolist()], dtype=np.int64)  # from 1
+    """Return the objects without a shown detection, [B] bool, without crowds.
+
+    Matching goes from the highest score down, so hiding detections with low scores does not change the other matches.
+    """
+    # Positions of the matched detections, counted from 1; 0 for unmatched objects.
+    detection = np.array([matches.get(i, 0) for i in annotations.annotation_ids.tolist()], dtype=np.int64)
     found = np.concatenate([[False], shown])[detection]
     return ~found & ~annotations.crowd
 
 
 def _confusion(truth: dict[str, Any], shown: list[dict[str, Any]]) -> np.ndarray:
-    """hotcoco orders the classes by their ids, here they stand in the order of the labels."""
+    """Compute the confusion matrix with the classes ordered by label; hotcoco orders them by category id."""
     found = compare(truth, shown).confusion_matrix(iou_thr=0.5)
     position = {category: i for i, category in enumerate(found["cat_ids"])}
     order = [position[c["id"]] for c in truth["categories"]] + [len(position)]

@@ -1,4 +1,4 @@
-"""The sections of a report about the detections on val: figures, curves, thresholds, confusions, errors."""
+"""Report sections about the detections on val: metrics, curves, thresholds, confusion matrix, errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MOST_CLASSES = 20
 
 
 def add_figures(page: Page, evaluation: Evaluation) -> None:
-    """All metrics, of all classes and of each."""
+    """Add the metrics of all classes together and of each class."""
     section = page.section("Metrics on val")
     names = list(evaluation.metrics)
     everything = (ALL, sum(evaluation.boxes_per_class.values()), evaluation.metrics)
@@ -85,7 +85,7 @@ def _bars_of_classes(axes: Axes, evaluation: Evaluation) -> None:
 
 
 def add_curves(page: Page, analysis: Analysis) -> None:
-    """Precision over recall, of all classes and of each."""
+    """Add precision-recall curves: the mean of all classes, and one curve per class."""
     assert analysis.run.eval is not None
     table = np.asarray(analysis.run.eval["precision"])[..., 0, -1]  # [IoU, recall, K], all sizes, 100 detections
     table = np.where(table < 0, np.nan, table)[..., _order(analysis)]
@@ -111,17 +111,21 @@ def add_curves(page: Page, analysis: Analysis) -> None:
 
 
 def _precision_of_classes(axes: Axes, table: np.ndarray, analysis: Analysis) -> None:
-    """The curves of all classes; of many the best and the worst have colours and names."""
+    """Plot one curve per class; if there are many, only the best and the worst classes have a colour and a name."""
     names, area = analysis.annotations.class_names, table.mean(axis=0)
     chosen, others = _picked([int(label) for label in np.argsort(-area) if not np.isnan(area[label])])
-    # Without the mark, a figure behind a name that is written from the right would go before it.
+    # Without the mark, the number would be displayed before a name in a right-to-left script.
     title = "{}\N{LEFT-TO-RIGHT MARK} {:.2f}".format
     curves = {title(_short(names[label]), area[label]): table[:, label] for label in chosen}
     _precision_curves(axes, curves, [table[:, label] for label in others])
 
 
 def _picked(ranked: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
-    """Of many classes the best and the worst, whose curves have colours and names, and others, which are grey."""
+    """Split classes, ranked from best to worst, into those with a colour and a name and those drawn in grey.
+
+    Up to `_MOST_CURVES` classes all have a colour. Of more classes the best and the worst do, and at most about
+    `_MOST_GREY` others, spread evenly, are grey.
+    """
     if len(ranked) <= _MOST_CURVES:
         return ranked, []
     others = ranked[3 : 3 - _MOST_CURVES]
@@ -139,7 +143,7 @@ def _precision_curves(axes: Axes, curves: dict[str, np.ndarray], others: Sequenc
 
 
 def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
-    """The score thresholds that predict uses, and what they give."""
+    """Add the score thresholds that `fcos predict` uses, with the resulting F1, precision and recall."""
     section = page.section("Score thresholds")
     assert record.best is not None
     assert record.evaluation is not None
@@ -195,7 +199,7 @@ def _f1_curves(axes: Axes, analysis: Analysis, f1: np.ndarray) -> None:
 
 
 def add_confusion(page: Page, analysis: Analysis) -> None:
-    """Which class is taken for which."""
+    """Add the confusion matrix of the classes."""
     section = page.section("Confusions")
     matrix, names = analysis.confusion, analysis.annotations.class_names
     wrong = matrix.copy()
@@ -227,7 +231,7 @@ def add_confusion(page: Page, analysis: Analysis) -> None:
 
 
 def add_errors(page: Page, analysis: Analysis) -> None:
-    """What kinds of errors there are, and what each costs."""
+    """Add the kinds of errors, with the AP50 that each costs (TIDE, Bolya et al. 2020)."""
     found = analysis.run.tide_errors(pos_thr=0.5, bg_thr=0.1)
     section = page.section("Kinds of errors")
     section.text(
@@ -245,13 +249,13 @@ def add_errors(page: Page, analysis: Analysis) -> None:
 
 
 def _order(analysis: Analysis) -> list[int]:
-    """Positions in hotcoco's tables, which are ordered by category id, of the labels."""
+    """Return the position of every label in hotcoco's tables, which are ordered by category id."""
     position = {category: i for i, category in enumerate(analysis.run.params.cat_ids)}
     return [position[category] for category in analysis.annotations.category_ids]
 
 
 def _height(curves: int) -> int:
-    """Of a chart, by the rows of its legend."""
+    """Return the height of a chart with a legend for `curves` curves."""
     return 215 + 17 * -(-min(curves, _MOST_CURVES) // 2)
 
 

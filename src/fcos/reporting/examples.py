@@ -1,4 +1,4 @@
-"""The images on which a detector does best and worst."""
+"""Report section with the images that have the best and the worst detections."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .analysis import Analysis
 
 COUNT = 6
 _LONGEST = 640
-_TEXT = 0.027  # letters, of the longer side: to be read where the picture is as wide as a phone
+_TEXT = 0.027  # font size as a share of the longer side; legible on a picture as wide as a phone
 _MOST_TAGS = 12
-# Of Okabe and Ito's colours, told apart with every kind of colour vision.
+# Okabe and Ito's colours, distinguishable with any kind of colour vision.
 _RIGHT, _WRONG, _MISSED = (0, 158, 115), (213, 94, 0), (240, 228, 66)
 
 
 def add_pictures(page: Page, analysis: Analysis) -> None:
-    """Up to six pictures of each, by the F1 of what is shown."""
+    """Add up to `COUNT` worst and as many best images, ranked by the F1 of the shown detections."""
     found, wrong, missed = analysis.counts_of_images()
     errors = wrong + missed
     f1 = 2 * found / np.maximum(2 * found + errors, 1)
-    images = np.flatnonzero(found + errors)  # nothing to be found and nothing shown tells nothing
+    images = np.flatnonzero(found + errors)  # leaves out images with neither objects nor shown detections
     worst = images[np.lexsort((-errors[images], f1[images]))]
     best = images[np.lexsort((-found[images], -f1[images]))]
     each = min(COUNT, len(images) // 2)
@@ -57,10 +57,10 @@ def _add(section: Section, analysis: Analysis, captions: dict[int, str]) -> None
 
 
 def _draw(analysis: Analysis, i: int) -> Image.Image:
-    """The image with what was found, wrong and missed, errors on top.
+    """Draw correct detections, wrong detections and missed objects onto an image, with the errors on top.
 
     Raises:
-        DataError: it cannot be read any more.
+        DataError: the image can no longer be read.
     """
     annotations = analysis.annotations
     picture = open_rgb(annotations.path(i))

@@ -1,4 +1,4 @@
-"""The sections of a report that need no detections: summary, curves, speed, classes, environment."""
+"""Report sections that need no detections: summary, curves, speed, classes, environment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_POINTS = 300
-_MOST_MARKERS = 30  # a single point has no line
+_MOST_MARKERS = 30  # a curve with few points has markers, as a single point has no line
 _MEANINGS = {"AP50": "IoU 0.5", "AP75": "IoU 0.75", "AR100": "recall of 100 detections an image"}
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def add_summary(page: Page, record: Record) -> None:
-    """What the run is, and what it has come to."""
+    """Add the model, the headline metrics, the length of the run, and the remarks."""
     config, best = record.config, record.best
     page.subtitle = f"{config.model.name} with {config.model.backbone.name}, {record.folder}"
     section = page.section("Summary")
@@ -51,7 +51,7 @@ def add_summary(page: Page, record: Record) -> None:
 
 
 def add_history(page: Page, record: Record) -> None:
-    """The curves over the iterations."""
+    """Add the curves of loss, metrics, learning rate and gradient norm over the iterations."""
     section = page.section("Training")
     names = ["loss", *(name for name in record.columns if name.startswith("loss_"))]
     losses = {name.removeprefix("loss_"): record.column("train", name) for name in names}
@@ -73,7 +73,7 @@ def add_history(page: Page, record: Record) -> None:
 
 
 def add_speed(page: Page, record: Record) -> None:
-    """How fast it went, what it waited for, and what it took."""
+    """Add the training speed, the time spent waiting for data, and the GPU memory."""
     speed, waited = record.column("train", "images_per_second"), record.column("train", "data_share")
     if not len(speed[0]):
         return
@@ -104,7 +104,7 @@ def add_speed(page: Page, record: Record) -> None:
 
 
 def add_classes(page: Page, record: Record) -> None:
-    """How many objects of every class there are."""
+    """Add the number of boxes of every class in train and val."""
     splits = {name: data for name, data in (("train", record.data.train), ("val", record.data.val)) if data is not None}
     if not splits:
         return
@@ -122,7 +122,7 @@ def add_classes(page: Page, record: Record) -> None:
 
 
 def add_environment(page: Page, record: Record) -> None:
-    """Where it was trained, and with which options."""
+    """Add the versions and hardware of the run, and its resolved config."""
     section = page.section("Environment and config")
     if record.environment:
         section.table(["", "as the run was started"], [[name, value] for name, value in record.environment.items()])
@@ -145,14 +145,14 @@ def _curves(axes: Axes, series: Series, *, log: bool = False, top: float | None 
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[Sequence[float], Sequence[float]]:
-    """Means of neighbours, where there are more points than a chart can show."""
+    """Average neighbouring points if there are more than `_MOST_POINTS`."""
     parts = min(len(x), _MOST_POINTS)
     x_means, y_means = ([part.mean() for part in np.array_split(values, parts)] if parts else [] for values in (x, y))
     return x_means, y_means
 
 
 def _length(record: Record) -> tuple[int, str]:
-    """Iterations done and the time that they took."""
+    """Return the number of iterations done and their duration as text."""
     iterations, minutes = record.column(None, "iteration")[1], record.column(None, "minutes")[1]
     done = int(iterations.max(initial=0))
     if not len(minutes):

@@ -1,4 +1,4 @@
-"""What the folder of a run tells."""
+"""Contents of a run folder."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ..training.folder import BEST, CONFIG
 
 _SPLITS = ("train", "val")
 _NAMES = {"data=": _SPLITS, "data.root=": _SPLITS, "data.train": ("train",), "data.val": ("val",)}
-"""How overrides begin that say where the data lies, and of which splits."""
+"""Prefixes of the overrides that locate the data, with the splits that they concern."""
 _MEANS = ("data.format=", "data.on_error=", "data.workers=", "eval.batch_size=", "device=")
-"""How those begin that say how it is read, and evaluated if it is."""
+"""Prefixes of the overrides for reading the data and for the evaluation."""
 _MOVED = "fcos report RUN data=DIR"
-"""What a user types whose data has moved."""
+"""Command for users whose data has moved, shown in messages."""
 SAME = 1e-3
-"""Two evaluations of the same weights differ by less than this in every figure, whatever machine made them."""
+"""Tolerance: two evaluations of the same weights differ by less than this in every metric, on any machine."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of a run; None: there is none, or it cannot be read any more."""
+    """Splits of a run; None for a split that does not exist or can no longer be read."""
 
     train: Annotations | None
     val: Annotations | None
@@ -44,17 +44,17 @@ class Splits:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a run.
+    """Data about a run, read from its folder.
 
     Attributes:
-        folder: of the run.
-        config: resolved.
-        rows: of metrics.csv.
-        best: weights/best.pt; None: not there yet, or not readable.
-        data: what it learned from and was measured on.
-        evaluation: of best.pt on val; None: there is none.
-        environment: versions and hardware by name; empty when unknown.
-        remarks: what is missing, and why.
+        folder: run folder.
+        config: resolved config.
+        rows: rows of metrics.csv, by column name.
+        best: checkpoint weights/best.pt; None if it does not exist yet or cannot be read.
+        data: train and val splits of the run.
+        evaluation: evaluation of best.pt on val, or None.
+        environment: versions and hardware by name; empty if unknown.
+        remarks: messages about missing items, with the reasons.
     """
 
     folder: Path
@@ -68,17 +68,17 @@ class Record:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the columns of metrics.csv."""
+        """Names of the columns of metrics.csv."""
         return list(self.rows[0]) if self.rows else []
 
     @property
     def metric_names(self) -> list[str]:
-        """The columns of metrics.csv with a number in a row of val, without those that say when that was."""
+        """Columns of metrics.csv with numbers in val rows, except iteration, epoch, minutes and split."""
         measured = [name for name in self.columns if len(self.column("val", name)[0])]
         return [name for name in measured if name not in ("iteration", "epoch", "minutes", "split")]
 
     def column(self, split: str | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The iterations and values of a column of metrics.csv where it has numbers; split None: of all rows."""
+        """Return (iterations, values) of a column of metrics.csv, for rows with a number; split None: all splits."""
         pairs = [
             (int(row["iteration"]), value)
             for row in self.rows
@@ -98,16 +98,17 @@ def read_record(
     """Read the folder of a run.
 
     Args:
-        folder: of the run, finished or not.
-        overrides: `key=value`, where the data lies now, and how it is evaluated.
-        data: its splits; None: read again.
-        evaluate: evaluates a weights file on val, for a run whose val/ holds no evaluation, or one of other weights or
-            data; the result is saved where there was none. None: such a run has no evaluation.
+        folder: run folder; the run may be unfinished.
+        overrides: `key=value` options for the current location of the data and for its evaluation.
+        data: splits of the run; None reads them from disk.
+        evaluate: function that evaluates a weights file on val. It is called if val/ has no evaluation of these weights
+            on this data, and its result is saved if val/ has no evaluation at all. With None, such a run has no
+            evaluation.
 
     Raises:
-        ConfigError: the folder holds no run, its config is of another version, or an override is wrong or changes
-            nothing.
-        DataError: the data that an override names cannot be read, or is not that of the run.
+        ConfigError: the folder is not a run folder, its config belongs to another version, or an override is wrong or
+            has no effect.
+        DataError: data named by an override cannot be read, or is not the data of the run.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -131,8 +132,8 @@ def read_record(
 
 
 def _refuse_others(overrides: Sequence[str], config: Config) -> None:
-    """Overrides that change nothing on the page are a mistake."""
-    own = f"model.backbone.name={config.model.backbone.name}"  # by which a user trusts code of his own
+    """Raise ConfigError for overrides that have no effect on the report."""
+    own = f"model.backbone.name={config.model.backbone.name}"  # with it the user allows custom code
     known = (*_NAMES, *_MEANS)
     others = [text.partition("=")[0] for text in overrides if text != own and not text.startswith(known)]
     if others:
@@ -152,7 +153,10 @@ def _best(folder: Path, remarks: list[str]) -> Checkpoint | None:
 
 
 def _read_data(config: Config, best: Checkpoint | None, remarks: list[str], named: set[str]) -> Splits:
-    """The splits that can be read, with the classes of the weights; those that the user has just named must be."""
+    """Read the splits with the classes of the weights; a split that cannot be read is an error if an override names it.
+
+    Otherwise it is None, and the reason is added to the remarks.
+    """
     known: Checkpoint | Annotations | None = best
     splits: dict[str, Annotations | None] = {}
     errors: dict[str, list[str]] = {}
@@ -182,13 +186,13 @@ def _evaluation(
     evaluate: Callable[[Path, Annotations], Evaluation] | None,
     remarks: list[str],
 ) -> Evaluation | None:
-    """That of best.pt: the saved one if it is of these weights and this data, else a new one."""
+    """Return the saved evaluation if it belongs to best.pt and this data; otherwise evaluate best.pt or return None."""
     saved = load_evaluation(folder / "val")
     flaw = _flaw(saved, best, val)
     if flaw is None:
         return saved
     if val is None:
-        if best.metrics:  # else there has never been one
+        if best.metrics:  # otherwise the run was never evaluated
             remarks.append(f"{flaw}, and there is no new one without the val split.")
         return None
     if evaluate is None:
@@ -206,7 +210,7 @@ def _evaluation(
 
 
 def _flaw(saved: Evaluation | None, best: Checkpoint, val: Annotations | None) -> str | None:
-    """Why the saved evaluation cannot be shown as that of best.pt on val; None: it can."""
+    """Return why the saved evaluation is not a valid evaluation of best.pt on val; None if it is valid."""
     if saved is None:
         return "val/ holds no complete evaluation"
     same = bool(best.metrics) and same_figures(best.metrics, saved.metrics)
@@ -218,12 +222,12 @@ def _flaw(saved: Evaluation | None, best: Checkpoint, val: Annotations | None) -
 
 
 def same_figures(first: dict[str, float], second: dict[str, float]) -> bool:
-    """Whether figures by name are those of the same weights; what is not defined in the first does not count."""
+    """Return whether two dicts of metrics agree within `SAME`; NaN in the first one is ignored."""
     return all(abs(value - second.get(name, math.nan)) < SAME for name, value in first.items() if not math.isnan(value))
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv; the last one of an interrupted run may be cut short and is left out then."""
+    """Read the rows of metrics.csv; an incomplete last row of an interrupted run is left out."""
     path = folder / "metrics.csv"
     if not path.is_file():
         return []

@@ -1,4 +1,4 @@
-"""The page of a run, from top to bottom."""
+"""Creation of the report page of a run."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ def write_report(
     data: Splits | None = None,
     evaluate: Callable[[Path, Annotations], Evaluation] | None = None,
 ) -> Path:
-    """Write `report.html` into the folder of a run, finished or not; an earlier one is replaced. Remarks are told, too.
+    """Write `report.html` into the folder of a run, replacing an earlier report; remarks are also logged as warnings.
 
     Args:
-        folder: of the run.
-        overrides: see `read_record`.
-        data: see `read_record`.
-        evaluate: see `read_record`.
+        folder: run folder; the run may be unfinished.
+        overrides: `key=value` options for the data and the evaluation, see `read_record`.
+        data: splits of the run; None reads them from disk.
+        evaluate: function that evaluates a weights file on val if needed, see `read_record`.
 
     Returns:
-        The file.
+        Path of the report.
 
     Raises:
-        ConfigError: see `read_record`; or a folder stands in the way.
-        DataError: see `read_record`.
+        ConfigError: the folder is not a run folder, or an override is wrong, see `read_record`; or `report.html` is a
+            folder.
+        DataError: data named by an override cannot be read, or is not the data of the run.
         OSError: the disk is full or not writable.
     """
     path = folder / FILE
