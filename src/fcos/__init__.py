@@ -1,6 +1,6 @@
 """FCOS: train, evaluate and run the fully convolutional one-stage object detector.
 
-The names below are the public interface. They are imported when first used, so that `import fcos` stays cheap.
+The names below are the public API. They are imported on first use, so that `import fcos` stays fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m fcos` is the command `fcos` (torchrun needs this form)."""
+"""Entry point of `python -m fcos`, the same as the command `fcos` (torchrun needs this form)."""
 
 from .cli import main
 

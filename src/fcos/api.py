@@ -1,6 +1,6 @@
-"""The Python counterpart of the command line: `load`, `train`, `evaluate`, `report`, `convert`.
+"""Python counterpart of the command line: `load`, `train`, `evaluate`, `report`, `convert`.
 
-Options are given as on the command line, as `key=value` texts: `fcos.train("fcos_mnv2_small", "data=cells")`.
+Options are `key=value` strings, as on the command line: `fcos.train("fcos_mnv2_small", "data=cells")`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _CLASSES_OF_COCO = 80
 _DATA_PLACES = ("root", "format", "train", "val", "test", "classes")
-"""The options of `data` that say where the data is, rather than how it is read: new data replaces all of them."""
+"""Options of `data` that locate the data, as opposed to how it is read. New data replaces all of them."""
 
 
 def load(
@@ -41,26 +41,25 @@ def load(
     config: str | Path | Config | None = None,
     device: str | None = None,
 ) -> Detector:
-    """Load a detector that is ready to `predict`, with the score thresholds that its training measured, if any.
+    """Load a detector for inference, with the per-class score thresholds from its training, if any.
 
     Args:
-        source: the weights: runs/NAME/weights/best.pt, or a file of the original FCOS, AdelaiDet, detectron2,
-            mmdetection or torchvision, perhaps at an http(s) address; or the name `torchvision/fcos_resnet50_fpn`
-            (COCO; downloaded once). A recipe or YAML file stands for the weights that its `train.weights` names, else
-            for the weights before training: random ones in the head, those of `model.backbone.weights` in the backbone,
-            and 80 classes unless `model.num_classes` says otherwise.
+        source: weights, a recipe or a YAML file. Weights are a path or http(s) URL of a file such as
+            runs/NAME/weights/best.pt or of a checkpoint of the original FCOS, AdelaiDet, detectron2, mmdetection or
+            torchvision; or the name `torchvision/fcos_resnet50_fpn` (COCO; downloaded once). A recipe or YAML file
+            loads the weights in its `train.weights`. If this is null, the detector is untrained, with a random head, a
+            backbone with `model.backbone.weights`, and 80 classes unless `model.num_classes` is set.
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
             names the classes of a file of another project.
-        config: recipe, YAML file or `Config` for all options that the weights do not determine. Most files hold their
-            own config, which determines all of `model` except what only chooses among detections (thresholds and
-            limits); files of the original FCOS determine nothing, so that they need a config. None: the config of the
-            file.
-        device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: that of the config, an override `device=`
-            among them.
+        config: recipe, YAML file or `Config` for all options that the weights do not determine. Most files contain a
+            config, which determines all of `model` except options that only select detections (thresholds and limits).
+            Files of the original FCOS contain none and require this argument. None: the config in the file.
+        device: `auto` (CUDA, else MPS, else CPU) or a torch device; None: the device of the config, including an
+            override `device=`.
 
     Raises:
-        WeightsError: no such file, or no weights of a known project.
-        ConfigError: a wrong override or device; a config is needed, or given beside a recipe.
+        WeightsError: the file does not exist or does not contain weights of a known project.
+        ConfigError: an override or the device is wrong; a config is missing, or was given in addition to a recipe.
     """
     from .distributed import resolve_device
     from .inference.predictor import Detector
@@ -97,22 +96,23 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     """Train a detector.
 
     Args:
-        recipe: a recipe's name, a YAML file, or a whole config.
+        recipe: name of a recipe, path of a YAML file, or a complete config.
         overrides: `key=value`, e.g. `data=cells`, `train.max_minutes=10`.
 
     Returns:
-        The folder of the run and the metrics of its best weights.
+        The run folder and the metrics of the best weights.
 
     Raises:
-        ConfigError: a wrong option.
-        DataError: data that cannot be used.
-        TrainingError: with `train.devices`, also what else its processes told on their stderr, or that one was killed.
+        ConfigError: an option is wrong.
+        DataError: the data cannot be used.
+        TrainingError: the training cannot continue. With `train.devices`, also if a process was killed or failed for
+            any other reason, which it printed to stderr.
     """
     if isinstance(recipe, Config):
         config, name = _override(recipe.to_dict(), overrides, where="config"), "fcos"
     else:
         config, name = load_config(recipe, overrides), Path(recipe).stem
-    from .training.launch import launch, processes_to_start  # after the config: a mistake in it is told at once
+    from .training.launch import launch, processes_to_start  # slow import: config errors come first
     from .training.loop import train as run
 
     processes = processes_to_start(config)
@@ -124,7 +124,7 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
 
 
 def _write_report(result: TrainResult) -> None:
-    """Write the page of a finished run. A failure is only a warning: the run itself is saved."""
+    """Write the report of a finished run. A failure only causes a warning, because the run itself is saved."""
     from .distributed import rank
     from .reporting.record import Splits
     from .reporting.report import write_report
@@ -146,19 +146,19 @@ def evaluate(
     split: str = "val",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Compute the COCO figures of a weights file on a split; the processes that torchrun started share the images.
+    """Compute the COCO metrics of a weights file on a split. Under torchrun the images are divided among processes.
 
     Args:
-        weights: a weights file or name, see `load`.
-        overrides: `key=value`; `data=DIR` replaces the data that the weights were trained on; `device=cpu`.
-        config: see `load`.
+        weights: weights file or name, see `load`.
+        overrides: `key=value`, e.g. `device=cpu`; `data=DIR` replaces the data that the weights were trained on.
+        config: config of weights that contain none, see `load`.
         split: `train`, `val` or `test`.
-        progress: called with the number of images done and the number of all.
+        progress: callback, called with the number of finished images and the total.
 
     Raises:
-        WeightsError: no such file, or no weights of a known project.
-        DataError: no such split, data that cannot be used, or classes that the weights do not know.
-        ConfigError: a wrong override; a config is needed.
+        WeightsError: the file does not exist or does not contain weights of a known project.
+        DataError: the split does not exist, the data cannot be used, or its classes are not those of the weights.
+        ConfigError: an override is wrong, or a config is missing.
     """
     from .data import load_annotations
     from .distributed import resolve_device
@@ -173,7 +173,7 @@ def evaluate(
     annotations = load_annotations(resolved.data, split, class_names=names, category_ids=ids if names else None)
     if annotations is None:
         raise DataError(f"data: {resolved.data.root} has no split {split!r}; give another one with --split")
-    # Classes without names are the data's: in torchvision by their ids, in the original by their order.
+    # Unnamed classes are matched to those of the data: torchvision's by category id, the original's by order.
     found = annotations.category_ids
     if not names and (found != ids if checkpoint.project == "torchvision" else len(found) != len(ids)):
         here, there = (", ".join(map(str, some)) for some in (found, ids))
@@ -186,25 +186,25 @@ def evaluate(
 
 
 def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Write `report.html` into the folder of a run: curves, figures, errors, pictures, config on one page.
+    """Write `report.html` into a run folder: curves, metrics, errors, images and config on one page.
 
-    A finished training has made it already. Detections on val are those of the best evaluation; where they are missing,
-    weights/best.pt is evaluated again.
+    `train` writes this page at the end of a run. The validation detections are those of the best evaluation; if they
+    are missing, weights/best.pt is evaluated again.
 
     Args:
-        run: the folder of a training, finished or not.
-        overrides: `key=value`: where the data lies now, `data=DIR`, which is `data.root`, or `data.train...` and
-            `data.val...`; how it is read, `data.format` and `data.on_error`; `data.workers`, `eval.batch_size` and
-            `device` of that evaluation; `model.backbone.name` as the run has it, which trusts code of your own.
-        progress: of that evaluation, see `evaluate`.
+        run: run folder; the run may be unfinished.
+        overrides: `key=value`. Current location of the data: `data=DIR` (short for `data.root`), or `data.train...` and
+            `data.val...`. Options for reading it: `data.format`, `data.on_error`. Options of a new evaluation:
+            `data.workers`, `eval.batch_size`, `device`. `model.backbone.name` with the value of the run allows it to
+            execute a user-defined backbone.
+        progress: callback of a new evaluation, see `evaluate`.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        ConfigError: the folder holds no run, its config is of another version, or an override is wrong or changes
-            nothing.
-        DataError: the data that an override names cannot be read, or is not that of the run.
+        ConfigError: the folder is not a run, its config has another version, or an override is wrong or has no effect.
+        DataError: the data in an override cannot be read or is not that of the run.
         OSError: the disk is full or not writable.
     """
     from .distributed import resolve_device
@@ -222,22 +222,23 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
 def convert(
     weights: str | Path, out: str | Path, *overrides: str, to: Form = "fcos", config: str | Path | Config | None = None
 ) -> str:
-    """Write a detector's weights to a new file in our own or another project's form.
+    """Convert a detector's weights to a new file in the format of this project or another one.
 
     Args:
-        weights: a weights file or name, see `load`.
-        out: the new file.
+        weights: weights file or name, see `load`.
+        out: path of the new file.
         overrides: `key=value`; `data.classes=[cat, dog]` names the classes of a file of another project.
-        to: `fcos`: ours, with the config and the classes; `fcos_core`: the original's, {"model": state dict};
-            `torchvision`: a state dict.
-        config: see `load`.
+        to: format of the new file. `fcos`: ours, with config and classes; `fcos_core`: the original's,
+            {"model": state dict}; `torchvision`: a state dict.
+        config: config of weights that contain none, see `load`.
 
     Returns:
-        What was matched, reshaped and left, in lines.
+        Summary with one line each for the tensors that were matched, reshaped, left out and added.
 
     Raises:
-        WeightsError: no weights of a known project; a detector that the other project cannot compute; `out` is there.
-        ConfigError: a wrong form or override; a config is needed.
+        WeightsError: the weights are not of a known project, the target project cannot compute the detector, or `out`
+            exists.
+        ConfigError: the format or an override is wrong, or a config is missing.
         OSError: the disk is full or not writable.
     """
     from .interop import FORMS
@@ -245,7 +246,7 @@ def convert(
 
     if to not in FORMS:
         raise ConfigError(f"to: expected {', '.join(FORMS)}, found {to!r}")
-    refuse_existing(Path(out))  # before a download
+    refuse_existing(Path(out))  # before a possible download
     model, checkpoint, resolved = _restore(weights, overrides, config)
     return write_as(to, Path(out), model, checkpoint, resolved, where=str(weights))
 
@@ -257,7 +258,7 @@ def _is_recipe(source: str | Path) -> bool:
 def _restore(
     weights: str | Path, overrides: Sequence[str], config: str | Path | Config | None
 ) -> tuple[DetectionModel, Checkpoint, Config]:
-    """The detector of a weights file, on the CPU, with the config it was trained with as far as that still applies."""
+    """Load the detector of a weights file on the CPU, its checkpoint, and its training config with overrides."""
     import torch
 
     from .checkpoint import load_weights
@@ -289,17 +290,17 @@ def _restore(
         raise ConfigError(f"{weights}: asks to run code of yours; if you trust it there, say so by adding {own}")
     model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     load_weights(model, checkpoint.model, where=str(weights))
-    # Channels last: a fifth faster on the CPU.
+    # Channels-last is a fifth faster on the CPU.
     return model.eval().to(memory_format=torch.channels_last), checkpoint, resolved
 
 
 def _config_of(
     checkpoint: Checkpoint, config: str | Path | Config | None, pairs: Sequence[str], *, where: str
 ) -> dict[str, Any]:
-    """The config tree that belongs to weights: their own, or the given one where they have none.
+    """Return the config tree for weights: the one in their file, or `config` if the file contains none.
 
-    A config that is given with weights that have their own decides every option that the weights do not: where the data
-    is, and the options of `model` that only choose among detections.
+    If there are both, `config` sets every option that the weights do not determine: all sections except `model`, and
+    the options of `model` that only select detections.
     """
     from .interop.checkpoints import with_fcos_core_conventions
 
@@ -322,6 +323,6 @@ def _config_of(
 
 
 def _override(tree: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:
-    tree = deepcopy(tree)  # a checkpoint keeps what it says
+    tree = deepcopy(tree)  # the checkpoint's config must not change
     apply_overrides(tree, overrides)
     return validate(tree, where=where)

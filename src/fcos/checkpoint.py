@@ -1,7 +1,7 @@
-"""Weights files: tensors and plain data only, so that loading one never runs code from it.
+"""Weights files, which contain only tensors and plain data, so that loading one never executes code.
 
-A file is one dictionary: `format` ("fcos"), `version`, `model` (state dict), `config`, `class_names`, `category_ids`,
-`metrics`, `thresholds`, `iteration`, `licence`, and `training` (what a run needs to continue, or None).
+A file contains one dictionary: `format` ("fcos"), `version`, `model` (state dict), `config`, `class_names`,
+`category_ids`, `metrics`, `thresholds`, `iteration`, `licence`, and `training` (state for resuming a run, or None).
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from .formatting import some
 FORMAT = "fcos"
 VERSION = 1
 PIXELS = ("pixel_mean", "pixel_std")
-"""Tensors that not every project saves with the weights."""
+"""Pixel normalisation tensors, which some projects do not save with the weights."""
 _COUNTER = ".num_batches_tracked"
 _NEEDED = {"version": int, "model": dict, "config": dict, "class_names": list, "category_ids": list}
-"""What no file of ours is without."""
+"""Required keys of our files, with the types of their values."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weights file.
+    """Contents of a weights file.
 
     Attributes:
-        model: the detector's state dict, on the CPU.
-        config: the resolved config of the run, plain data; of weights of other projects what is known of it. Those of
-            `fcos_core` do not tell how the head is made: they also need the config they were trained with.
-        class_names: [K]; empty when unknown.
-        category_ids: [K], the data's own id of every class.
-        metrics: of the last evaluation of these weights; empty when there was none.
-        thresholds: score above which `predict` shows detections of a class, by its name, see `best_thresholds`; empty
-            when these weights were not evaluated.
-        iteration: steps trained.
-        licence: of the weights, where one must mind it; empty: nothing is known against any use.
-        training: optimiser and everything else a run needs to continue; None in files that are only for detection.
-        project: who wrote the file.
-        original: the file's tensors in that project's own names; empty for files of ours.
-        original_names: the name in the file of each tensor of `model`; empty for files of ours.
+        model: state dict of the detector, on the CPU.
+        config: resolved config of the run as plain data. For weights of other projects, the part of it that the file
+            determines; files of `fcos_core` do not describe the head, so they also require their training config.
+        class_names: K names; empty if unknown.
+        category_ids: K category ids of the classes in the data set.
+        metrics: metrics of the last evaluation of these weights; empty if they were not evaluated.
+        thresholds: score threshold of `predict` by class name, see `best_thresholds`; empty if these weights were not
+            evaluated.
+        iteration: number of training steps.
+        licence: licence of the weights if it may restrict their use; empty: no restriction is known.
+        training: state of the optimiser and everything else needed to resume a run; None in files for inference only.
+        project: project that wrote the file.
+        original: tensors of the file under that project's names; empty for files of ours.
+        original_names: name in the file of each tensor of `model`; empty for files of ours.
     """
 
     model: dict[str, Tensor]
@@ -80,20 +80,20 @@ def save_checkpoint(
     training: dict[str, Any] | None = None,
     keep: int = 1,
 ) -> None:
-    """Write a weights file; until it is complete on the disk, a file that was there stays as it is.
+    """Write a weights file atomically: an existing file is replaced only when the new one is complete on disk.
 
     Args:
-        path: where to; the folder exists.
-        model: whose state dict is saved.
-        config: the resolved config.
-        class_names: [K].
-        category_ids: [K].
-        metrics: figures of an evaluation of these weights.
-        thresholds: see `Checkpoint`.
-        iteration: steps trained.
-        licence: see `Checkpoint`.
-        training: tensors and plain data (str, int, float, bool, None, list, tuple, dict).
-        keep: see `write`.
+        path: path of the file, in an existing folder.
+        model: detector whose state dict is saved.
+        config: resolved config.
+        class_names: K class names.
+        category_ids: K category ids.
+        metrics: metrics of an evaluation of these weights.
+        thresholds: per-class score thresholds, see `Checkpoint`.
+        iteration: number of training steps.
+        licence: licence that may restrict the use of the weights, see `Checkpoint`.
+        training: state for resuming: tensors and plain data (str, int, float, bool, None, list, tuple, dict).
+        keep: number of generations to keep, see `write`.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -115,12 +115,12 @@ def save_checkpoint(
 
 
 def write(path: Path, content: Any, *, keep: int = 1) -> None:
-    """`torch.save`, but until the file is complete on the disk, one that was there stays as it is.
+    """Write a file with `torch.save` atomically: an existing file is replaced only when the new one is on disk.
 
     Args:
-        path: where to; the folder exists.
+        path: path of the file, in an existing folder.
         content: tensors and plain data.
-        keep: how many generations stay, see `generations`. At every moment the newest of them is whole.
+        keep: number of generations to keep, see `generations`. The newest one is complete at any time.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -135,7 +135,7 @@ def write(path: Path, content: Any, *, keep: int = 1) -> None:
             for number, earlier in reversed(list(enumerate(generations(path), start=1))):
                 _rename(earlier, path.with_name(f"{path.stem}-{number}{path.suffix}"), leave=earlier == path)
         temporary.replace(path)
-    except RuntimeError as error:  # torch's writer hides what the system said
+    except RuntimeError as error:  # raised by torch's writer instead of the OSError
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def write(path: Path, content: Any, *, keep: int = 1) -> None:
 
 
 def _rename(file: Path, name: Path, *, leave: bool) -> None:
-    """Give a file another name; with `leave` the old one stays too, where the file system can do that."""
+    """Rename a file. With `leave` the old name stays as a hard link, if the file system supports this."""
     if leave:
         try:
             name.hardlink_to(file)
@@ -155,7 +155,7 @@ def _rename(file: Path, name: Path, *, leave: bool) -> None:
 
 
 def generations(path: Path) -> list[Path]:
-    """A file and the earlier ones of its name that are there, newest first: last.pt, last-1.pt, last-2.pt."""
+    """List the existing generations of a file, newest first: last.pt, last-1.pt, last-2.pt."""
     earlier = {}
     for file in path.parent.glob(f"{path.stem}-*{path.suffix}"):
         number = file.stem.removeprefix(f"{path.stem}-")
@@ -165,14 +165,14 @@ def generations(path: Path) -> list[Path]:
 
 
 def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:
-    """What is in a file that `torch.save` wrote, on the CPU; no code from it is run.
+    """Load the content of a `torch.save` file onto the CPU without executing code from it.
 
     Args:
-        path: the file.
-        safe_globals: see `torch.serialization.safe_globals`.
+        path: path of the file.
+        safe_globals: additional allowed types, see `torch.serialization.safe_globals`.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds Python objects.
+        WeightsError: the file is missing, damaged, or contains other Python objects.
     """
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "no such file"
@@ -180,8 +180,8 @@ def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:
     try:
         with torch.serialization.safe_globals(list(safe_globals)):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no weights make the reader fail in any way
-        if not _is_zip(path):  # of PyTorch before 1.6
+    except Exception as error:  # arbitrary bytes can cause any exception in torch.load
+        if not _is_zip(path):  # PyTorch has written zip files since version 1.6
             reason = f"no weights file, or one that was cut short ({path.stat().st_size} bytes)"
         elif isinstance(error, pickle.UnpicklingError):
             raise WeightsError(
@@ -197,12 +197,12 @@ def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:
 def _is_zip(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # it is one, and damaged
+    except zipfile.BadZipFile:  # a damaged zip file
         return True
 
 
 def _verify(path: Path) -> None:
-    """Compare the check sums of a file of ours: torch writes them, but does not look at them when it reads."""
+    """Verify the checksums of a file of ours, which torch writes but ignores when reading."""
     try:
         with zipfile.ZipFile(path) as parts:
             bad = parts.testzip()
@@ -210,30 +210,30 @@ def _verify(path: Path) -> None:
             for part in parts.infolist():
                 if part.external_attr & _FOLDER:
                     problem = f"{part.filename} is marked as a folder"
-    except Exception as error:  # as above
+    except Exception as error:  # as in `read`
         problem = str(error)
     if problem:
         raise WeightsError(f"{path}: damaged: {problem}; copy it again or use an earlier one")
 
 
 _FOLDER = 0x10
-"""An attribute in the directory of a zip file, which no check sum covers; torch reads nothing where it is set."""
+"""Attribute bit of a zip entry. No checksum covers it, and torch reads no data from an entry that has it."""
 
 
 def is_ours(content: Any) -> bool:
-    """Whether what `read` gave is of a file that `save_checkpoint` wrote."""
+    """Return whether the result of `read` comes from a file written by `save_checkpoint`."""
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
-    """A checkpoint from what is in a file of ours.
+    """Build a checkpoint from the content of a file of ours.
 
     Args:
-        content: as `read` gave it.
-        path: the file, whose check sums are compared.
+        content: result of `read`.
+        path: path of the file, whose checksums are verified.
 
     Raises:
-        WeightsError: the file is damaged, or of a newer version.
+        WeightsError: the file is damaged or has a newer version.
     """
     _verify(path)
     lacks = [name for name, kind in _NEEDED.items() if not isinstance(content.get(name), kind)]
@@ -264,23 +264,23 @@ def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
 
 
 def _are_numbers(values: Any) -> bool:
-    """Whether it is a dictionary with nothing else below its names."""
+    """Return whether `values` is a dictionary of numbers."""
     return isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
-    """Load a complete state dict.
+    """Load a complete state dict into a model.
 
-    Only what other projects or norms do not have may be missing, mean and deviation of the pixels and the counters of
-    batch norm; then the model's stay. Counters that the model has no use for are left out.
+    Only `pixel_mean`, `pixel_std` and batch-norm counters (`num_batches_tracked`) may be missing, since other projects
+    or norm layers do not have them; the model then keeps its values. Counters that the model does not have are ignored.
 
     Args:
-        model: to fill.
-        weights: its state dict.
-        where: they came from, for messages.
+        model: model to load into.
+        weights: state dict of the model.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: tensors are missing, left over, or of another shape; a few of each are named.
+        WeightsError: tensors are missing, unexpected or of another shape; the message lists a few of each.
     """
     own = model.state_dict()
     optional = {name: own[name] for name in own if name in PIXELS or name.endswith(_COUNTER)}
@@ -300,7 +300,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
 
 
 def other_shapes(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """The tensors of `weights` whose shape is not that of the model's `own`, each with both."""
+    """Describe the tensors whose shape in `weights` differs from that in the model's `own`, each with both shapes."""
     return [
         f"{name} {list(weights[name].shape)} for {list(own[name].shape)}"
         for name in own

@@ -1,4 +1,4 @@
-"""The options that take one of a few values, each defined once; the config and the code it builds share them."""
+"""Literal types of options with a fixed set of values, shared by the config and the code built from it."""
 
 from typing import Literal
 
@@ -20,8 +20,8 @@ Score = Literal["sqrt", "product"]
 RankedBy = Literal["class", "score"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2", "mmdetection"]
-"""Who can have written a weights file."""
+"""Projects whose weights files can be read."""
 Form = Literal["fcos", "fcos_core", "torchvision"]
-"""Whose weights files can be written."""
+"""Formats in which weights files can be written, named after their projects."""
 OtherProject = Literal["fcos_core", "torchvision"]
-"""The same without our own."""
+"""Other projects in whose format weights files can be written."""

@@ -1,4 +1,4 @@
-"""The command `fcos`: parsing only. Everything heavy is imported inside the verbs."""
+"""Command-line interface `fcos`: argument parsing only. Commands import heavy modules when they run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ app.add_typer(samples_app, name="samples")
 
 
 def _folder(path: Path | None) -> Path | None:
-    """Refuses a file as the folder of an option, before anything is computed."""
+    """Reject an option whose folder, or one of its parents, is a file, before anything is computed."""
     for part in (path, *path.parents) if path is not None else ():
         if part.exists() and not part.is_dir():
             raise typer.BadParameter(f"{part} is a file; give a folder")
@@ -62,16 +62,16 @@ FileOverrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What the file does not say, e.g. data.classes=[a,b].")
 ]
 _NO_OPTIONS = {"ignore_unknown_options": True}
-"""For verbs without options of their own: -1 is a value, as in the original's TEST.DETECTIONS_PER_IMG -1."""
+"""Settings of commands without options: -1 is a value, as in the original's TEST.DETECTIONS_PER_IMG -1."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a user's mistake is a message on stderr and exit code 2.
+    """Run the command line. A user error prints a message on stderr and exits with code 2.
 
     Args:
-        arguments: its words; None: those of the command line.
+        arguments: command-line arguments; None: those of the process.
     """
-    for stream in (sys.stdout, sys.stderr):  # names of files need not be Unicode
+    for stream in (sys.stdout, sys.stderr):  # file names may be invalid Unicode
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fcos").setLevel(logging.INFO if _first() else logging.WARNING)
@@ -81,10 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def mistakes_told() -> Iterator[None]:
-    """A user's mistake becomes a message on stderr, of one of the processes that torchrun started, and exit code 2."""
+    """Turn a user error into a message on stderr and exit code 2. Under torchrun only one process prints it."""
     try:
         yield
-    except (FCOSError, OSError) as error:  # a folder that cannot be written, a full disk
+    except (FCOSError, OSError) as error:  # OSError: full disk, folder that is not writable
         if not getattr(error, "told", False) and _first_to_tell(str(error)):
             print(f"fcos: {error}", file=sys.stderr)
         sys.exit(2)
@@ -123,7 +123,7 @@ def train(
     from . import api
 
     result = api.train(recipe, *overrides or ())
-    if "WORLD_SIZE" not in os.environ:  # else it is one process of several
+    if "WORLD_SIZE" not in os.environ:  # not a process of a distributed run
         print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} PICTURE...")
 
 
@@ -138,7 +138,7 @@ def val(
         typer.Option(help="Folder for metrics.json and detections.json; default: RUN/SPLIT.", callback=_folder),
     ] = None,
 ) -> None:
-    """Compute the COCO figures of a detector on annotated images.
+    """Compute the COCO metrics of a detector on annotated images.
 
     \b
     For example:
@@ -153,7 +153,7 @@ def val(
     if not _first():
         return
     print_evaluation(result, _console())
-    file = Path(weights) if Path(weights).exists() else Path(Path(weights).name)  # or a name with a slash
+    file = Path(weights) if Path(weights).exists() else Path(Path(weights).name)  # a name such as torchvision/...
     folder = out or default_folder(file, split)
     save_evaluation(result, folder)
     print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
@@ -167,7 +167,7 @@ def report(
         typer.Argument(metavar="KEY=VALUE", help="Where its data lies now, data=DIR; how it is evaluated, device=cpu."),
     ] = None,
 ) -> None:
-    """Write RUN/report.html: curves, figures per class, errors, pictures, config, all on one page.
+    """Write RUN/report.html: curves, per-class metrics, errors, images and config on one page.
 
     \b
     For example:
@@ -200,9 +200,9 @@ def predict(  # noqa: PLR0917 (options of the command line)
     ] = None,
     write_json: Annotated[bool, typer.Option("--json", help="Also write OUT/predictions.json.")] = False,
 ) -> None:
-    """Detect on pictures and write annotated copies.
+    """Detect objects in images and write annotated copies.
 
-    Options may stand among the sources as KEY=VALUE.
+    KEY=VALUE options may be mixed with the sources.
 
     \b
     For example:
@@ -245,7 +245,7 @@ def convert(
     to: Annotated[Form, typer.Option(help="Whose form to write: ours, the original's or torchvision's.")] = "fcos",
     config: OriginalConfig = None,
 ) -> None:
-    """Write weights of any known project in our form, with config and classes, or in another project's.
+    """Convert weights of any known project to our format, with config and classes, or to another project's.
 
     \b
     For example:
@@ -268,10 +268,10 @@ def doctor(
         Path | None, typer.Option(help="Folder for doctor.html, with pictures, and doctor.json.", callback=_folder)
     ] = None,
 ) -> None:
-    """Check a data set: broken files, doubtful labels, twins, boxes that cannot be learned. Exit code 1: something must
-    be mended.
+    """Check a data set for broken files, doubtful labels, duplicates and boxes that cannot be learned. Exit code 1:
+    something must be fixed.
 
-    Which boxes can be learned depends on the detector; without RECIPE it is fcos_mnv2_small.
+    RECIPE selects the detector, which determines the boxes that can be learned; default: fcos_mnv2_small.
 
     \b
     For example:
@@ -290,7 +290,7 @@ def doctor(
     recipe = recipe or "fcos_mnv2_small"
     config = load_config(recipe, overrides)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # where this fails, it does so before the check, which takes a while
+        out.mkdir(parents=True, exist_ok=True)  # fails before the check, which takes long
     report = check(config, recipe=recipe, progress=progress_bar)
     _console().print(render(report))
     if out is not None:
@@ -309,7 +309,7 @@ def digits(  # noqa: PLR0917 (options of the command line)
     classes: Annotated[int, typer.Option(help="How many of the ten digits.")] = 10,
     seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
 ) -> None:
-    """Write handwritten digits on photographs, in COCO layout."""
+    """Write a sample data set in COCO layout: handwritten digits on photographs."""
     from .data.digits import make_digits
 
     with progress_bar("drawing") as progress:
@@ -339,7 +339,7 @@ def config_show(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe or a YAML file.")],
     overrides: Overrides = None,
 ) -> None:
-    """Print the whole resolved config as YAML, every option explained."""
+    """Print the complete resolved config as YAML, with a description of every option."""
     from .config.text import annotated_yaml
     from .recipes import load_config
 
@@ -351,7 +351,7 @@ def config_diff(
     first: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe or a YAML file.")],
     second: Annotated[str, typer.Argument(metavar="RECIPE", help="Another one.")],
 ) -> None:
-    """Print the options in which two configs differ."""
+    """Print the options that differ between two configs."""
     from .config.text import changes
     from .recipes import load_config
 
@@ -360,7 +360,7 @@ def config_diff(
 
 
 def _first() -> bool:
-    """Whether this process speaks for all that torchrun started."""
+    """Return whether this process has rank 0, which prints for all processes of torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -1,6 +1,6 @@
-"""The little that several processes need: who am I, what do the others have, and which device.
+"""Helpers for distributed training: rank, world size, collectives, and the device of a process.
 
-Without torchrun everything here is a no-op for one process.
+Without a process group all of them act as for a single process.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ T = TypeVar("T")
 
 
 def initialised() -> bool:
-    """Whether this process has joined a process group."""
+    """Return whether this process has joined a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """This process' number, from 0."""
+    """Return the rank of this process, 0 without a process group."""
     return dist.get_rank() if initialised() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes in the process group, 1 without one."""
     return dist.get_world_size() if initialised() else 1
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
-    """Average a tensor over all processes, with one all-reduce; without gradient, the input is left alone.
+    """Return the mean of a tensor over all processes, computed with one all-reduce, without gradient.
 
-    Every process must call it, with the same shape, whatever its data looks like.
+    The input is not modified. Every process must call this with the same shape, independent of its data.
     """
     if world_size() == 1:
         return tensor.detach()
@@ -58,15 +58,15 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """Add up a tensor over all processes, with gradient: of the sum of all processes' losses.
+    """Return the sum of a tensor over all processes, with the gradient of the sum of all processes' losses.
 
-    Every process must call it, with the same shape, and take the gradient as often as the others.
+    Every process must call this with the same shape and run the same number of backward passes.
     """
     return tensor if world_size() == 1 else _Sum.apply(tensor)  # pyright: ignore[reportReturnType]
 
 
 def broadcast(value: T) -> T:
-    """The value of rank 0, on all processes."""
+    """Return the value of rank 0 on all processes."""
     values = [value]
     if world_size() > 1:
         dist.broadcast_object_list(values)
@@ -74,7 +74,7 @@ def broadcast(value: T) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """The values of all processes in their order, on all processes."""
+    """Return the values of all processes, ordered by rank, on all processes."""
     values: list[Any] = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -82,11 +82,11 @@ def all_gather(value: T) -> list[T]:
 
 
 def on_all_ranks(function: Callable[[], T]) -> T:
-    """Run a function on every process: where it fails on one of them for a user's reason, it fails on all.
+    """Run a function on every process. If it raises a user error on one of them, raise this error on all.
 
     Raises:
-        FCOSError, OSError: that of the lowest rank that failed; on the others its `told` is true, so that it is
-            told once.
+        FCOSError, OSError: the error of the lowest rank that failed. On other ranks its `told` is True, so that it is
+            printed only once.
     """
     value: Any = None
     problem: Exception | None = None
@@ -104,35 +104,35 @@ def on_all_ranks(function: Callable[[], T]) -> T:
 
 
 def on_rank_zero(function: Callable[[], T]) -> T:
-    """What a function gives on rank 0, on all processes; it is not run on the others.
+    """Run a function on rank 0 only and return its result on all processes.
 
     Raises:
-        FCOSError, OSError: see `on_all_ranks`.
+        FCOSError, OSError: the error of rank 0, raised on all processes, see `on_all_ranks`.
     """
     value: Any = on_all_ranks(lambda: function() if rank() == 0 else None)
     return broadcast(value)
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if world_size() > 1:
         dist.barrier()
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give all processes the buffers of rank 0: batch-norm statistics differ by the last batch."""
+    """Broadcast the buffers of rank 0: batch-norm statistics of the processes differ by the last batch."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn `auto` (CUDA, else MPS, else CPU) or a torch device's name into a device that is there.
+    """Return the device for `auto` (CUDA, else MPS, else CPU) or the name of a torch device.
 
-    Under torchrun `auto` and `cuda` mean the GPU of this process (LOCAL_RANK).
+    Under torchrun, `auto` and `cuda` select the GPU of this process (LOCAL_RANK).
 
     Raises:
-        ConfigError: not a device, or not on this machine.
+        ConfigError: the name is not a device, or this machine does not have the device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

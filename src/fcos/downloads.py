@@ -1,4 +1,4 @@
-"""Files from the net: mirrors, cache, downloads that broke off, hashes, licences."""
+"""Download of weights files: mirrors, cache, resumed downloads, hashes, licences."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from .progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 10.0  # seconds without an answer, or without a further byte
+_PATIENCE = 10.0  # timeout in seconds for the response and for each read
 _CHUNK = 1 << 20
 _LONGEST_NAME = 200
 _BROKEN_OFF = (TimeoutError, ConnectionError, SSLError, HTTPException)
-_told: set[tuple[str, str]] = set()  # licences, and of what
+_told: set[tuple[str, str]] = set()  # (licence, weights) of warnings already logged
 
 
 @dataclass(frozen=True)
 class WebFile:
-    """A file of weights on the net.
+    """Weights file that can be downloaded.
 
     Attributes:
-        urls: where it is, in the order they are tried. `#NAME` at the end of the first is the file's name in the cache.
-        licence: of the weights; None: not known here (the address is the user's).
-        restricted: the licence allows no commercial use, or nobody says what it is: told when it is first used.
+        urls: URLs in the order in which they are tried. `#NAME` at the end of the first sets the name in the cache.
+        licence: licence of the weights; None: unknown (URL given by the user).
+        restricted: True if the licence forbids commercial use or is not stated anywhere. The first use logs a warning.
     """
 
     urls: tuple[str, ...]
@@ -45,7 +45,7 @@ class WebFile:
 
     @property
     def name(self) -> str:
-        """In the cache. Without `#NAME` or a hash it is the whole address: many files are called R-50.pkl."""
+        """File name in the cache. Without `#NAME` or a hash it is the whole URL, as many files are called R-50.pkl."""
         address, _, name = self.urls[0].partition("#")
         if not name:
             last = address.partition("?")[0].rpartition("/")[2]
@@ -54,24 +54,23 @@ class WebFile:
 
 
 def is_url(source: str) -> bool:
-    """Whether it is an http(s) address."""
+    """Return whether `source` is an http(s) URL."""
     return source.startswith(("http://", "https://"))
 
 
 def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
-    """The file of an address in the torch hub cache, where it is downloaded to when it is missing.
+    """Return the path of a file in the torch hub cache, after downloading it if it is missing.
 
-    What a download that broke off has left behind is used by the next one. Of several processes one downloads.
+    An interrupted download is resumed by the next call. If several processes call this, only one downloads.
 
     Args:
-        source: an address (http or https), or several with their licence. When the name in the cache is
-            NAME-HASH.EXTENSION (seven hexadecimal digits or more, not a number), the SHA-256 of a download must begin
-            with HASH.
-        name: of the weights, for the message.
-        otherwise: what else a user without a network can do, for the message.
+        source: http(s) URL, or a `WebFile`. If the name in the cache is NAME-HASH.EXTENSION (HASH: at least seven
+            hexadecimal digits, not only 0-9), the SHA-256 of the download must begin with HASH.
+        name: name of the weights, for messages.
+        otherwise: alternative for a user without network access, for the error message.
 
     Raises:
-        WeightsError: no address has it; every one is named with the reason, and where the file belongs.
+        WeightsError: every URL failed; the message gives the reason for each, and the path for a manual download.
     """
     file = WebFile((source,)) if isinstance(source, str) else source
     path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
@@ -83,13 +82,13 @@ def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
 
 
 def tell_licence(licence: str | None, where: str, *, derived: bool = False) -> None:
-    """Warn, once, of weights that may not be free to use.
+    """Log one warning about a licence that may restrict the use of weights.
 
     Args:
-        licence: None or empty: nothing is known against any use.
-        where: the weights, for the message.
-        derived: they have the licence of others that they were trained or converted from; then it is not told again
-            after it was told of those.
+        licence: licence of the weights; None or empty: no restriction is known.
+        where: path or name of the weights, for the message.
+        derived: True if the weights inherit the licence of the weights they were trained or converted from. No warning
+            is logged if there was already one about this licence.
     """
     if not licence or (licence, where) in _told or (derived and any(licence == told for told, _ in _told)):
         return
@@ -98,12 +97,12 @@ def tell_licence(licence: str | None, where: str, *, derived: bool = False) -> N
 
 
 def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
-    """Download a file; as `hub_file`, whose Raises it has."""
+    """Download a file to `path`, trying all its URLs. Raises `WeightsError` as `hub_file` does."""
     failures = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
-            if path.is_file():  # by another process in the meantime
+            if path.is_file():  # downloaded by another process in the meantime
                 return
             for address in file.urls:
                 url = address.partition("#")[0]
@@ -111,7 +110,7 @@ def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
                 if failure is None:
                     return
                 failures.append(f"{url} ({failure})")
-    except OSError as error:  # no place for the cache
+    except OSError as error:  # the cache folder is not writable
         failures = [f"to {path.parent} ({error})"]
     reasons = ",\n  ".join(failures)
     raise WeightsError(
@@ -120,13 +119,13 @@ def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
 
 
 def _hash_in(name: str) -> str:
-    """What the SHA-256 of a file begins with, from its name; empty: it does not say. Digits alone may be a date."""
+    """Return the SHA-256 prefix in a file name, empty if there is none. Digits 0-9 alone may be a date."""
     found = re.search(r"-(?=\d*[a-f])([0-9a-f]{7,64})\.", name)
     return found[1] if found else ""
 
 
 def _download(file: WebFile, url: str, path: Path) -> str | None:
-    """Fetch a file; why it is not there afterwards, if it is not."""
+    """Download a file from one URL to `path`. Return None on success, else the reason for the failure."""
     licence = f" (licence: {file.licence})" if file.licence else ""
     print(f"downloading {url} to {path}{licence}", file=sys.stderr)
     expected = _hash_in(path.name)
@@ -134,7 +133,7 @@ def _download(file: WebFile, url: str, path: Path) -> str | None:
         part = _receive(url, path, expected)
         with part.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: no address
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
         reason = error.reason if type(error) is URLError else error
         return str(reason) or type(reason).__name__
     if not part.stat().st_size:
@@ -151,7 +150,10 @@ def _download(file: WebFile, url: str, path: Path) -> str | None:
 
 
 def _receive(url: str, path: Path, expected: str) -> Path:
-    """The complete file, under a name that keeps parts of different files (or of their versions) from being mixed."""
+    """Download a complete file, resuming if possible, and return its path, which ends in `.part`.
+
+    The name contains the expected hash or the version, so that parts of different files or versions are never mixed.
+    """
     with closing(_open(url)) as answer:
         length, version = answer.headers.get("Content-Length"), _version(answer)
         total = None if length is None else int(length)
@@ -160,7 +162,7 @@ def _receive(url: str, path: Path, expected: str) -> Path:
             _save(answer, part, total)
     while total is not None and (before := _size(part)) < total:
         with closing(_open(url, start=before)) as answer:
-            rest = answer.status == 206  # 200: the server sends the whole file once more
+            rest = answer.status == 206  # 200: the server sends the whole file again
             first = f"bytes {before}-" if rest else ""
             same = _version(answer) == version and answer.headers.get("Content-Range", "").startswith(first)
             if same:
@@ -175,7 +177,7 @@ def _receive(url: str, path: Path, expected: str) -> Path:
 
 
 def _version(answer: HTTPResponse) -> str:
-    """What differs between a file and another one, or a later one, under the same address."""
+    """Return a string that identifies the version of a file under its URL: ETag or Last-Modified, and size."""
     of_all = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get("Content-Length")
     return f"{answer.headers.get('ETag') or answer.headers.get('Last-Modified')} {of_all}"
 
@@ -185,12 +187,15 @@ def _open(url: str, *, start: int = 0) -> HTTPResponse:
     try:
         return urlopen(Request(url, headers=headers), timeout=_PATIENCE)
     except HTTPError as error:
-        error.close()  # it is also the connection
+        error.close()  # closes the connection
         raise
 
 
 def _save(answer: HTTPResponse, part: Path, total: int | None, *, append: bool = False) -> None:
-    """Write what comes. That it breaks off is an error only where the number of bytes does not show it."""
+    """Write a response to a partial file.
+
+    A lost connection raises an error only if the total size is unknown; otherwise the caller sees it from the size.
+    """
     name = part.name.partition(".")[0]
     with part.open("ab" if append else "wb") as file, progress_bar(name, in_bytes=True) as update:
         try:

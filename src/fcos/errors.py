@@ -1,27 +1,27 @@
-"""The errors a user can cause. The command line prints their message and exits with code 2."""
+"""User errors. The command line prints their message and exits with code 2."""
 
 
 class FCOSError(ValueError):
-    """A mistake the user can mend; the message says where, what was expected, what was found and what to do.
+    """Error that the user can fix; the message says where it is, what was expected, what was found and what to do.
 
     Attributes:
-        told: another process has the same error, and tells it.
+        told: True if another process reports this error, so that this one must not print it.
     """
 
     told = False
 
 
 class ConfigError(FCOSError):
-    """A wrong option, recipe name or YAML file."""
+    """Wrong option, recipe name or YAML file."""
 
 
 class DataError(FCOSError):
-    """A wrong image, annotation or data folder."""
+    """Wrong image, annotation or data folder."""
 
 
 class WeightsError(FCOSError):
-    """A weights file that is missing, damaged, or does not fit the model."""
+    """Weights file that is missing, damaged, or does not fit the model."""
 
 
 class TrainingError(FCOSError):
-    """A training that cannot go on, for example because the loss is not finite any more."""
+    """Training that cannot continue, for example because the loss is no longer finite."""

@@ -1,4 +1,4 @@
-"""Functions of the user's own that options name as `package.module:function`."""
+"""User-defined functions, given in options as `package.module:function`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import Any
 from .errors import ConfigError
 
 FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
-"""The pattern of such a name."""
+"""Regular expression of `package.module:function`."""
 
 
 def load_function(name: str, *, option: str) -> Callable[..., Any]:
-    """Import what an option names.
+    """Import the function that an option names.
 
     Args:
         name: `package.module:function`.
         option: the option with its value, for messages.
 
     Raises:
-        ConfigError: no such module, one that cannot be imported, no such function in it, or something that cannot be
-            called.
+        ConfigError: the module does not exist, cannot be imported or has no such function, or the name is not callable.
     """
     module, _, function = name.partition(":")
     try:
@@ -30,7 +29,7 @@ def load_function(name: str, *, option: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{option}: no module {error.name!r}; it must be installed, or its folder on PYTHONPATH"
         ) from error
-    except (Exception, SystemExit) as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         reason = " ".join(str(error).split())
         raise ConfigError(f"{option}: importing {module!r} failed: {type(error).__name__}: {reason}") from error
     if found is None:

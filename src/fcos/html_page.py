@@ -1,7 +1,7 @@
-"""One self-contained HTML page: text, key figures, tables, charts, pictures. It asks the net for nothing.
+"""Builder of a self-contained HTML page with text, key figures, tables, charts and images, without network requests.
 
-Charts are drawn by matplotlib and stand in the page as SVG whose ink follows the page, light or dark; pictures are data
-URIs. Whatever comes from a user, names of classes and files, is text and never markup. The same content gives the same
+Charts are drawn by matplotlib and embedded as SVG, whose colours follow the light or dark theme of the page. Images are
+embedded as data URIs. User text, such as names of classes and files, is always escaped. The same content gives the same
 bytes. Used by `fcos report` and `fcos doctor`.
 """
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("page.html")
 COLORS = ("#2f7fd8", "#e08a00", "#18a077", "#d5485a", "#9a6bd0", "#3fb3cf", "#8c7a5b", "#8a93a0")
-"""Of a chart's series: told apart by most eyes, visible on white and on black."""
+"""Colours of the series of a chart: distinguishable for most people, visible on white and on black."""
 WIDTH = 340
-"""Of a chart; on a phone a unit is about a pixel."""
+"""Width of a chart in units; one unit is about one pixel on a phone."""
 _RIGHT_TO_LEFT = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]+"
-_INK, _LINE = "#0a0b0c", "#0a0b0d"  # what CSS replaces
+_INK, _LINE = "#0a0b0c", "#0a0b0d"  # placeholders, replaced by colours of the page in `_svg`
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text that can be selected, in the page's font
-    "text.parse_math": False,  # a $ in a name is a $
+    "svg.fonttype": "none",  # keeps text selectable and in the page's font
+    "text.parse_math": False,  # names may contain $
     "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _LINE,
@@ -53,12 +53,12 @@ _STYLE: dict[Any, Any] = {
 
 
 class Cell(NamedTuple):
-    """A table's cell that is more than a text or a number.
+    """Table cell with a bar or a background colour.
 
     Attributes:
-        text: right-aligned, as a number is.
-        bar: length of a bar behind the text, 0..1.
-        heat: strength of a background colour, 0..1.
+        text: text of the cell, right-aligned like a number.
+        bar: length of a bar behind the text, 0..1; None: no bar.
+        heat: strength of the background colour, 0..1; None: no colour.
     """
 
     text: str
@@ -67,7 +67,7 @@ class Cell(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A key figure: what it is, how much, and a few words below."""
+    """Key figure: label, value, and a short note below."""
 
     label: str
     value: str
@@ -75,13 +75,13 @@ class Tile(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A chart to be drawn.
+    """Chart drawn with matplotlib.
 
     Attributes:
-        title: stands above it.
-        draw: draws on the axes that it is given, in `COLORS` (their default cycle); what a user wrote is made
-            `printable` first.
-        height: units, of which a chart is `WIDTH` wide and its letters are 10 high.
+        title: title above the chart.
+        draw: function that draws on the given axes, whose default colour cycle is `COLORS`. It must pass user text
+            through `printable`.
+        height: height in the units of `WIDTH`; the font size is 10 of them.
     """
 
     title: str
@@ -90,14 +90,14 @@ class Chart(NamedTuple):
 
 
 class PageImage(NamedTuple):
-    """A picture and what stands below it."""
+    """Image with a caption below it."""
 
     image: Image.Image
     caption: str
 
 
 class Legend(NamedTuple):
-    """What lines of a colour (RGB, 0..255) mean in pictures."""
+    """Legend entry for lines of one colour (RGB, 0..255) in images."""
 
     color: tuple[int, int, int]
     label: str
@@ -106,13 +106,13 @@ class Legend(NamedTuple):
 
 @dataclass
 class Section:
-    """A part of a page; its blocks stand in the order in which they are added."""
+    """Section of a page, which shows its blocks in the order in which they were added."""
 
     title: str
     blocks: list[dict[str, Any]] = field(default_factory=list)
 
     def heading(self, text: str) -> None:
-        """Begin a part of the section."""
+        """Add a heading."""
         self._add("heading", text=text)
 
     def text(self, text: str, *, style: Literal["", "note", "warning"] = "") -> None:
@@ -126,12 +126,13 @@ class Section:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str | float | Cell | None]], caption: str = ""
     ) -> None:
-        """Add a table, which scrolls by itself where it is too wide or too high.
+        """Add a table. Tables that are too wide or too high get scroll bars.
 
         Args:
-            columns: the headings.
-            rows: the cells; texts are left-aligned, numbers right, floats with three decimals, NaN and None a dash.
-            caption: stands above it.
+            columns: column headings.
+            rows: cells of each row. Text is left-aligned, numbers are right-aligned; floats have three decimals, NaN
+                and None are shown as a dash.
+            caption: caption above the table.
         """
         cells = [[_cell(value) for value in row] for row in rows]
         numeric = (
@@ -140,19 +141,19 @@ class Section:
         self._add("table", columns=list(zip(columns, numeric, strict=True)), rows=cells, caption=caption)
 
     def charts(self, charts: Sequence[Chart]) -> None:
-        """Add charts, side by side where there is room."""
+        """Add charts, side by side if they fit."""
         self._add("charts", charts=[{"title": chart.title, "svg": _svg(chart)} for chart in charts])
 
     def pictures(self, pictures: Sequence[PageImage]) -> None:
-        """Add pictures, side by side where there is room."""
+        """Add images, side by side if they fit."""
         self._add("pictures", pictures=[_embed(picture) for picture in pictures])
 
     def legend(self, entries: Sequence[Legend]) -> None:
-        """Explain the lines of the pictures."""
+        """Add a legend for the lines in the images."""
         self._add("legend", entries=entries)
 
     def details(self, title: str, text: str) -> None:
-        """Add a preformatted text that is folded away."""
+        """Add a preformatted text that is collapsed by default."""
         self._add("details", title=title, text=text)
 
     def _add(self, kind: str, **content: Any) -> None:
@@ -161,12 +162,13 @@ class Section:
 
 @dataclass
 class Page:
-    """A page.
+    """HTML page.
 
     Attributes:
-        title: what it is about.
-        subtitle: a line below.
-        footer: the last line.
+        title: title of the page.
+        subtitle: line below the title.
+        footer: last line of the page.
+        sections: sections in the order in which they are shown.
     """
 
     title: str
@@ -180,7 +182,7 @@ class Page:
         return self.sections[-1]
 
     def html(self) -> str:
-        """The page's text."""
+        """Return the page as HTML."""
         from jinja2 import Environment, StrictUndefined
 
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -189,7 +191,7 @@ class Page:
         return "\n".join(map(printable, text.split("\n")))
 
     def save(self, path: Path) -> None:
-        """Write the page; until it is complete, one that was there stays as it is.
+        """Write the page to a file atomically: an existing file is replaced only when the new one is complete.
 
         Raises:
             OSError: the disk is full or not writable.
@@ -203,7 +205,7 @@ class Page:
 
 
 def _isolated(text: str) -> Any:
-    """A text in which what is written from the right keeps its place: a figure behind a name would go before it."""
+    """Escape a text and isolate right-to-left words, so that a number after them is not displayed before them."""
     from markupsafe import Markup, escape
 
     words = f"{_RIGHT_TO_LEFT}(?: {_RIGHT_TO_LEFT})*"
@@ -224,7 +226,7 @@ def _percent(share: float | None) -> float | None:
 
 
 def _svg(chart: Chart) -> Any:
-    """The chart as an SVG element for the inside of a page."""
+    """Draw a chart as an SVG element to embed in a page."""
     import matplotlib as mpl
     from cycler import cycler
     from markupsafe import Markup
@@ -232,15 +234,15 @@ def _svg(chart: Chart) -> Any:
 
     style: dict[Any, Any] = {**_STYLE, "axes.prop_cycle": cycler(color=COLORS), "svg.hashsalt": "fcos"}
     with mpl.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser has it
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # only the browser needs the glyphs
         figure = Figure(figsize=(WIDTH / 72, chart.height / 72), layout="constrained")
         axes = figure.subplots()
         chart.draw(axes)
         for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_scale() == "log":  # matplotlib's labels are formulas, which are not parsed
+            if axis.get_scale() == "log":  # default labels are mathtext, which is off
                 low, high = axis.get_view_interval()
                 axis.set_major_formatter("{x:g}")
-                digits = "25" if high < 100 * low else ""  # there is room for few
+                digits = "25" if high < 100 * low else ""  # minor labels only fit on short ranges
                 axis.set_minor_formatter(lambda x, _, digits=digits: f"{x:g}" if f"{x:e}"[0] in digits else "")
         file = io.StringIO()
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -251,7 +253,7 @@ def _svg(chart: Chart) -> Any:
     head, rest = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     assert box
-    # Ids that something refers to are hashes of the content; the others would repeat from chart to chart.
+    # Drops ids that would repeat in every chart. Ids that are referenced are hashes of the content and stay.
     rest = re.sub(r' id="\w+_\d+"', "", rest)
     return Markup(f'<svg {box[0]} role="img">{rest}')
 

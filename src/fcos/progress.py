@@ -1,4 +1,4 @@
-"""The progress bar of whatever takes long."""
+"""Progress bar for long operations."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Update = Callable[[int, int | None], None]
-"""Takes the number of steps done, and that of all; None: it is not known."""
+"""Callback that takes the number of finished steps and the total; total None: unknown."""
 
 
 @contextmanager
 def progress_bar(what: str, *, shown: bool = True, in_bytes: bool = False) -> Iterator[Update]:
-    """A progress bar on the terminal (stderr), nothing elsewhere.
+    """Show a progress bar on stderr if it is a terminal.
 
     Args:
-        what: is being done.
-        shown: False: nothing on the terminal either.
-        in_bytes: a step is a byte; tell sizes.
+        what: description of the operation.
+        shown: False disables the bar.
+        in_bytes: True if the steps are bytes; the bar then shows sizes.
+
+    Yields:
+        Callback that updates the bar.
     """
     if not shown or not sys.stderr.isatty():
         yield lambda _done, _total: None

@@ -1,4 +1,4 @@
-"""What travels through the detector, and the units of everything.
+"""Data structures that pass through the detector, and their units.
 
 Boxes are XYXY in absolute pixels of the stated frame, float32. In the `continuous` convention (the default everywhere)
 a box covers [x1, x2) and its width is x2 - x1. In the `inclusive` convention of the original code x2 is the last
@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """The ground truth of one image.
+    """Ground truth of one image.
 
     Attributes:
-        boxes: [M, 4] float XYXY, pixels of the image that they come with.
+        boxes: [M, 4] float XYXY in pixels of the image.
         labels: [M] int64 in 0..K-1.
-        is_crowd: [M] bool; such a box is neither object nor background: locations inside it are ignored. None: no box
-            is one.
+        is_crowd: [M] bool. A crowd box is an ignore region, neither object nor background. None: no crowd boxes.
 
     Raises:
-        ValueError: tensors of another shape or type, or of different lengths.
+        ValueError: a tensor has a wrong shape or dtype, or the lengths differ.
     """
 
     boxes: Tensor
@@ -55,27 +54,27 @@ class Objects:
         return _map_columns(self, lambda column: column[index])
 
     def to(self, device: torch.device | str) -> Objects:
-        """Move to a device."""
+        """Copy all tensors to a device."""
         return _map_columns(self, lambda column: column.to(device, non_blocking=True))
 
     @staticmethod
     def concatenate(images: Sequence[Objects]) -> Objects:
-        """Concatenate the objects of at least one image; `split` is the inverse."""
+        """Concatenate the objects of one or more images; `split` is the inverse."""
         return _concatenate(images)
 
     def split(self, counts: Sequence[int]) -> list[Objects]:
-        """Split into the objects of each image, `counts` being their numbers."""
+        """Split into the objects of each image, given their numbers."""
         parts = {name: column.split(list(counts)) for name, column in _columns(self).items()}
         return [replace(self, **{name: parts[name][i] for name in parts}) for i in range(len(counts))]
 
 
 Rows = TypeVar("Rows", bound="Objects | Instances")
 _COLUMNS = {"boxes": ((4,), None), "labels": ((), torch.int64), "is_crowd": ((), torch.bool), "scores": ((), None)}
-"""Shape behind the first dimension, and type; None: any floating-point type."""
+"""Shape without the first dimension, and dtype of each column; dtype None: any floating-point dtype."""
 
 
 def _columns(rows: Objects | Instances) -> dict[str, Tensor]:
-    """The fields with a row for every box."""
+    """Return the fields that have one row per box."""
     return {field.name: getattr(rows, field.name) for field in fields(rows) if field.name in _COLUMNS}
 
 
@@ -84,14 +83,14 @@ def _map_columns(rows: Rows, function: Callable[[Tensor], Tensor]) -> Rows:
 
 
 def _concatenate(parts: Sequence[Rows]) -> Rows:
-    """Concatenate the columns; the other fields are those of the first part."""
+    """Concatenate the columns; take the other fields from the first part."""
     return replace(
         parts[0], **{name: torch.cat([_columns(part)[name] for part in parts]) for name in _columns(parts[0])}
     )
 
 
 def _require_columns(rows: Objects | Instances) -> None:
-    """Check shapes and types, but no values: reading them would wait for a GPU."""
+    """Check shapes and dtypes. Values are not checked, as reading them would synchronize with the GPU."""
     what = type(rows).__name__
     count = len(rows.boxes) if isinstance(rows.boxes, Tensor) and rows.boxes.ndim else 0
     for name, column in _columns(rows).items():
@@ -111,12 +110,12 @@ def _name_of(dtype: torch.dtype) -> str:
 
 
 class View(NamedTuple):
-    """The images of a batch as the detector sees them.
+    """View of the images of a batch (resized or mirrored) that is passed to the detector.
 
     Attributes:
         images: [N, 3, H, W] uint8 RGB, zero-padded at the right and the bottom.
         sizes: [N, 2] int64, (height, width) of every image without the padding.
-        flipped: whether the images are mirrored left to right.
+        flipped: True if the images are mirrored left to right.
     """
 
     images: Tensor
@@ -124,19 +123,19 @@ class View(NamedTuple):
     flipped: bool = False
 
     def to(self, device: torch.device | str) -> View:
-        """Move to a device."""
+        """Copy all tensors to a device."""
         return View(self.images.to(device, non_blocking=True), self.sizes.to(device), self.flipped)
 
 
 class Batch(NamedTuple):
-    """What a loader yields.
+    """Batch of a data loader.
 
     Attributes:
         images: [N, 3, H, W] uint8 RGB, zero-padded at the right and the bottom.
         sizes: [N, 2] int64, (height, width) of every image without the padding.
-        targets: N ground truths in pixels of `images`; None when detecting.
-        indices: [N] int64, positions in the data set's `Annotations` (its `path(i)`, `image_ids[i]`, `sizes[i]`).
-        more_views: the same images at other sizes or mirrored, for test-time augmentation.
+        targets: ground truth of the N images in pixels of `images`; None for inference.
+        indices: [N] int64, indices into the data set's `Annotations` (`path(i)`, `image_ids[i]`, `sizes[i]`).
+        more_views: the same images resized differently or mirrored, for test-time augmentation.
     """
 
     images: Tensor
@@ -147,11 +146,11 @@ class Batch(NamedTuple):
 
     @property
     def views(self) -> list[View]:
-        """The images as they are, and all other views of them."""
+        """`images` as a view, followed by `more_views`."""
         return [View(self.images, self.sizes), *self.more_views]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Move to a device; the ground truth of all images in one transfer."""
+        """Copy to a device. The ground truth of all images is concatenated first, to save transfers."""
         targets = self.targets
         if targets:
             targets = Objects.concatenate(targets).to(device).split([len(objects) for objects in targets])
@@ -160,12 +159,12 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a detector answers to a batch with ground truth.
+    """Losses of a detector for a batch with ground truth.
 
     Attributes:
-        terms: scalars by name, see `DetectionModel.loss_names`; their sum is minimised.
-        stats: 0-dim counts of ground-truth boxes (crowd left out) by name, such as `unassigned`: those that nothing in
-            the model learns. Training logs them as shares of all boxes.
+        terms: scalar losses by name, see `DetectionModel.loss_names`; their sum is minimised.
+        stats: 0-dim counts of ground-truth boxes (without crowd boxes) by name, such as `unassigned`, the boxes that
+            are not the target of any prediction. Training logs them as fractions of all boxes.
     """
 
     terms: Mapping[str, Tensor]
@@ -174,17 +173,17 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """The detections of one image.
+    """Detections of one image.
 
     Attributes:
         boxes: [D, 4] float32 XYXY in pixels of a frame of `size`.
         labels: [D] int64 in 0..K-1.
         scores: [D] float32 in 0..1.
         size: (height, width) of the frame.
-        class_names: the K names; empty when unknown.
+        class_names: K class names; empty if unknown.
 
     Raises:
-        ValueError: tensors of another shape or type, or of different lengths; a wrong size or wrong class names.
+        ValueError: a tensor has a wrong shape or dtype, the lengths differ, or the size or class names are invalid.
     """
 
     boxes: Tensor
@@ -211,11 +210,11 @@ class Instances:
         return len(self.boxes)
 
     def __getitem__(self, index: SupportsIndex | Tensor | slice | Sequence[int]) -> Instances:
-        """Select detections by a mask, indices or a slice; a number selects one, which stays `Instances`.
+        """Select detections by a mask, indices or a slice. An integer gives `Instances` with one detection.
 
         Raises:
-            IndexError: there is no such detection.
-            TypeError: a single value that is no whole number; a bool is none, a mask has one for every detection.
+            IndexError: an index is out of range.
+            TypeError: a single index is not an integer. A single bool is rejected: a mask needs one per detection.
         """
         picked: Any = index
         if isinstance(index, Sequence):
@@ -228,36 +227,36 @@ class Instances:
         return _map_columns(self, lambda column: column[picked])
 
     def __iter__(self) -> Iterator[Instances]:
-        """Every detection alone."""
+        """Iterate over the detections, each as `Instances` of length 1."""
         return (self[i] for i in range(len(self)))
 
     @property
     def names(self) -> list[str]:
-        """The class name of every detection (the label as text when the names are unknown)."""
+        """Class name of every detection (the label as text if the names are unknown)."""
         return [self.class_names[i] if self.class_names else str(i) for i in self.labels.tolist()]
 
     def to(self, device: torch.device | str) -> Instances:
-        """Move to a device."""
+        """Copy all tensors to a device."""
         return _map_columns(self, lambda column: column.to(device))
 
     @staticmethod
     def concatenate(parts: Sequence[Instances]) -> Instances:
-        """Concatenate detections in frames of one size, which is that of the first part."""
+        """Concatenate detections, all in frames of the same size; size and class names are those of the first part."""
         return _concatenate(parts)
 
     def resize_to(self, size: tuple[int, int]) -> Instances:
-        """Scale the boxes to a frame of another (height, width), each axis by its own ratio."""
+        """Scale the boxes to a frame of size (height, width); the scales of the two axes are independent."""
         scale_y, scale_x = (new / old for new, old in zip(size, self.size, strict=True))
         return replace(self, boxes=self.boxes * self.boxes.new_tensor([scale_x, scale_y] * 2), size=size)
 
     def clip(self) -> Instances:
-        """Move the corners of continuous boxes into the frame."""
+        """Clip boxes in the `continuous` convention to the frame."""
         height, width = self.size
         limit = self.boxes.new_tensor([width, height] * 2)
         return replace(self, boxes=torch.minimum(self.boxes.clamp(min=0), limit))
 
     def to_continuous(self, convention: BoxConvention) -> Instances:
-        """Convert boxes of the given convention to `continuous` ones, inside the frame."""
+        """Convert boxes of the given convention to `continuous`. Boxes inside the frame stay inside."""
         if convention == "continuous":
             return self
         return replace(self, boxes=self.boxes + self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))

@@ -1,3 +1,3 @@
-"""A module of the user's that fails when it is imported."""
+"""User module that raises an error on import."""
 
 RATIO = 1 / 0

@@ -1,4 +1,4 @@
-"""A detector that is small, untrained and talkative, for tests of what is around it."""
+"""Small untrained detector that produces many detections, for tests of the code around a detector."""
 
 import torch
 
@@ -13,20 +13,20 @@ CATEGORY_IDS = (18, 3, 90)
 
 
 def build_fcos(config: DetectorConfig, *, num_classes: int, pretrained: bool = False) -> FCOS:
-    """The FCOS that a section `model` describes."""
+    """Build the FCOS model that a `model` config section describes."""
     model = build_model(config, num_classes=num_classes, pretrained=pretrained)
     assert isinstance(model, FCOS)
     return model
 
 
 def fcos_section(config: Config) -> FCOSConfig:
-    """The section `model` of a config of FCOS."""
+    """Return the `model` section of an FCOS config."""
     assert isinstance(config.model, FCOSConfig)
     return config.model
 
 
 def fcos_of(detector: Detector) -> FCOS:
-    """The model of a detector that is an FCOS."""
+    """Return the FCOS model of a detector."""
     assert isinstance(detector.model, FCOS)
     return detector.model
 
@@ -48,7 +48,7 @@ def tiny_config(**model) -> Config:
 
 
 def tiny_model(config: Config) -> FCOS:
-    """Its logits spread over positive and negative values, so that it detects something everywhere."""
+    """Build a model with positive and negative logits, so that it detects something everywhere."""
     model = build_fcos(config.model, num_classes=len(NAMES))
     torch.nn.init.normal_(model.head.logits.weight, std=0.2)
     state = model.state_dict()

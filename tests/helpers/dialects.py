@@ -1,6 +1,6 @@
-"""Recorded models of AdelaiDet, detectron2 and mmdetection, and their numbers (formats: goldens/README.md).
+"""Recorded models of AdelaiDet, detectron2 and mmdetection, and their outputs (formats: goldens/README.md).
 
-The weights pass `from_content` as a file of the project would; everything else follows from what it answers.
+The weights pass through `from_content` like a file of the project; its result determines everything else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fcos.interop.checkpoints import from_content
 
 @dataclass
 class Dialect:
-    """A recorded model: its manifest and numbers, its weights through our conversion."""
+    """Recorded model: its manifest, its recorded outputs, and its weights converted by our code."""
 
     name: str
     manifest: dict[str, Any]
@@ -53,7 +53,7 @@ def dialect(goldens: Path, name: str, *, filled: bool = True) -> Dialect:
 
 
 def names(config: pytest.Config) -> list[str]:
-    """The recorded models."""
+    """Return the names of the recorded models."""
     index = folder(config) / "dialects" / "index.json"
     return [row[0] for row in json.loads(index.read_text())["models"]] if index.exists() else []
 
@@ -64,7 +64,7 @@ def network_input(goldens: Path, model: Dialect) -> Tensor:
 
 
 def used_tensors(model: Dialect) -> list[list[Any]]:
-    """The project's tensors; parts of its model that influence nothing are left out."""
+    """Return the tensors of the project, without layers that do not influence the output."""
     idle = model.manifest.get("dla34_parameters_without_influence_in_test_mode", [])
     layers = tuple(name.rpartition(".")[0] for name in idle)
     return [row for row in model.manifest["tensors"] if not (layers and row[0].startswith(layers))]

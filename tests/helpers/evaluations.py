@@ -1,4 +1,4 @@
-"""Evaluations of made-up detections, and their F1 by pycocotools."""
+"""Random ground truth and detections, and their F1 according to pycocotools."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 Task = tuple[dict[str, Any], list[dict[str, Any]]]
-"""COCO ground truth and detections."""
+"""COCO ground truth, and detections in COCO's result format."""
 
 
 def random_task(seed: int, *, images: int = 12, classes: int = 4) -> Task:
-    """Ground truth with crowds, empty images and a class without objects; detections near it, with tied scores."""
+    """Return ground truth with crowds, empty images and an empty class, and nearby detections with tied scores."""
     rng = np.random.default_rng(seed)
     image_rows = [{"id": 7 * i + 3, "width": 640, "height": 480, "file_name": f"{i}.jpg"} for i in range(images)]
     categories = [{"id": 90 - 13 * c, "name": f"class {c}"} for c in range(classes)]
@@ -49,7 +49,7 @@ def random_task(seed: int, *, images: int = 12, classes: int = 4) -> Task:
 
 
 def f1_of_classes(task: Task, threshold: float, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
-    """F1 of what scores at least a threshold, counted from pycocotools' matches at IoU 0.5."""
+    """Compute the F1 of each class for detections with score >= threshold, from pycocotools' matches at IoU 0.5."""
     ground_truth, detections = task
     truth: Any = COCO()
     truth.dataset = ground_truth

@@ -3,10 +3,10 @@
     from fill import fill_state_dict
     new = fill_state_dict({name: shape, ...}, seed)      # -> {name: numpy array}
 
-The rule (README.md says the same in words)
+Rules (also described in README.md):
   * generator: numpy.random.Generator(PCG64(crc32(utf8(name + "|" + str(seed)))))
-  * one draw per tensor, in float64, cast to float32 at the very end
-  * the first matching line of the table in `rule` decides how the draw is scaled
+  * one draw per tensor, in float64, cast to float32 at the end
+  * the first matching row of a table decides how the draw is scaled
 """
 
 import re
@@ -31,7 +31,7 @@ WEIGHT_GAINS = [
     (r"\.bbox_pred\.weight$", 0.6),
     (r"\.cls_score\.weight$", 0.4),
 ]
-# the same for first dimensions above 100 only (a RetinaNet head: anchors x classes)
+# the same, only for tensors whose first dimension is above 100 (RetinaNet head: anchors x classes)
 WIDE_WEIGHT_GAINS = [
     (r"rpn\.head\.cls_logits\.weight$", 0.3),
 ]
@@ -41,7 +41,7 @@ VAR_GAINS = [
     (r"backbone\.body\.features\.0\.1\.running_var$", 4096.0),
 ]
 
-# (pattern, multiplier) for one dimensional weights (affine norms)
+# (pattern, multiplier) for one-dimensional weights (affine norms)
 NORM_GAINS = [
     (r"\.bn3\.weight$", 0.35),  # last norm of a residual branch
     (r"backbone\.body\.features\.\d+\.conv\.", 0.8),
@@ -90,9 +90,12 @@ def fill_array(name, shape, seed):  # noqa: PLR0911 - the rule is a list of case
 
 
 def fill_state_dict(shapes, seed):
-    """shapes: mapping name -> shape (or anything with .shape).
+    """Fill all tensors of a state dict.
 
-    Anchor buffers (names containing "cell_anchors") are left out: a model keeps its own.
+    Anchor buffers (names containing "cell_anchors") are left out, so that a model keeps them.
+
+    Args:
+        shapes: mapping from name to shape, or to an object with `.shape`.
     """
     out = {}
     for name, value in shapes.items():

@@ -1,7 +1,7 @@
-"""Synthetic weights and head outputs of the dialects, from names and shapes (numpy only).
+"""Synthetic weights and head outputs for models of other projects, from names and shapes (numpy only).
 
-Every tensor is one draw in float64 of `PCG64(crc32(name|seed))`, cast to float32 at the end. The first matching row of
-a table decides how it is scaled; rows of a manifest's `fill.extra`, [kind, pattern, value], come before the tables.
+Each tensor is one draw from `PCG64(crc32(name|seed))` in float64, cast to float32 at the end. The first matching row of
+a table decides how it is scaled. Rows of a manifest's `fill.extra`, [kind, pattern, value], precede the tables.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def generator(name: str, seed: int) -> np.random.Generator:
 
 
 def fill_array(name: str, shape: Sequence[int], seed: int, extra: Sequence[Sequence[Any]] = ()) -> np.ndarray:
-    """The tensor of that name."""
+    """Return the synthetic values of the tensor with the given name."""
 
     def setting(kind: str, default: float) -> float:
         rows = [(pattern, value) for its_kind, pattern, value in extra if its_kind == kind] + TABLES[kind]
@@ -63,9 +63,12 @@ def fill_array(name: str, shape: Sequence[int], seed: int, extra: Sequence[Seque
 
 
 def head_outputs(grids: Sequence[Sequence[int]], seed: int, params: Sequence[float]) -> list[list[np.ndarray]]:
-    """Logits [1, C, h, w], regression before its activation and quality logits of an image, level by level.
+    """Return the class logits [1, C, h, w], regression before its activation, and quality logits of each level.
 
-    `params`: classes, then mean and deviation of each of the three.
+    Args:
+        grids: (h, w) of each level.
+        seed: seed of the draws.
+        params: number of classes, then mean and standard deviation of each of the three outputs.
     """
     kinds = [("cls", int(params[0]), *params[1:3]), ("reg", 4, *params[3:5]), ("ctr", 1, *params[5:7])]
     return [

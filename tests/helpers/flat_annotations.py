@@ -1,4 +1,4 @@
-"""Annotations without files, and a small pyramid."""
+"""`Annotations` without image files, and the `Setting` of a small pyramid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from fcos.doctor.setting import Setting
 
 
 def annotations_of(boxes: Sequence[Sequence[Sequence[float]]], sizes: Sequence[tuple[int, int]]) -> Annotations:
-    """Boxes of every image: x1, y1, x2, y2, label in 0..2, and perhaps 1 for crowd; sizes: (height, width)."""
+    """Build annotations from the boxes of every image and the image sizes.
+
+    Args:
+        boxes: for each image its boxes (x1, y1, x2, y2, label in 0..2), with an additional 1 for crowd boxes.
+        sizes: (height, width) of each image.
+    """
     flat = [box for image in boxes for box in image]
     return Annotations(
         root=Path("."),
@@ -33,7 +38,7 @@ def annotations_of(boxes: Sequence[Sequence[Sequence[float]]], sizes: Sequence[t
 
 
 def setting_of(short_side: int = 48, **options: Any) -> Setting:
-    """Three levels over images of 48 x 60 pixels, changed by options."""
+    """Return a setting with three levels for images of 48 x 60 pixels; `options` replace its values."""
     return Setting(
         **{
             "strides": (4, 8, 16),

@@ -1,4 +1,4 @@
-"""State dicts of other projects, by the recorded models that have them."""
+"""State dicts of other projects, built from recorded names and shapes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 DIALECTS = Path(__file__).parents[1] / "parity" / "goldens" / "dialects"
 CLASS_HEAD = ("cls_logits", "cls_score", "conv_cls")
-"""The layers with a row for every class, as these projects name them."""
+"""Names of the layers with one row per class in these projects."""
 
 
 def state_of(model: str, *, classes: int = 80, device: str = "meta") -> dict[str, Tensor]:
-    """A state dict with the names and shapes of a recorded model."""
+    """Return a state dict with the names and shapes of a recorded model."""
     state = {}
     for name, shape, *_ in json.loads((DIALECTS / f"{model}.json").read_text())["tensors"]:
         rows = [classes, *shape[1:]] if name.split(".")[-2] in CLASS_HEAD else shape

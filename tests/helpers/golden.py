@@ -1,4 +1,4 @@
-"""Reading the recorded numbers (formats: goldens/README.md)."""
+"""Loading of the recorded reference values (formats: goldens/README.md)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from fcos.models.postprocess import Postprocess
 
 
 def folder(config: pytest.Config) -> Path:
-    """The recordings that this run compares with."""
+    """Return the folder with the recordings that this test run compares with."""
     return Path(str(config.getoption("--goldens"))).resolve()
 
 
 def cases(file: Path, *, skip: tuple[str, ...] = ()) -> list[str]:
-    """The case names of a unit file: the first part of its keys."""
+    """Return the case names in a file of `units`: the first parts of its keys."""
     with np.load(file) as numbers:
         return sorted({key.split("/")[0] for key in numbers.files if "/" in key} - set(skip))
 
@@ -41,7 +41,7 @@ def load(file: Path) -> dict[str, np.ndarray]:
 
 
 def postprocess_of(section: FCOSConfig) -> Postprocess:
-    """The options of the post-processing in a section `model`."""
+    """Return the post-processing options of a `model` config section."""
     return Postprocess(**{field.name: getattr(section, field.name) for field in fields(Postprocess)})
 
 
@@ -50,7 +50,7 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 def sample(values: Tensor, count: int = 5) -> np.ndarray:
-    """The recorded entries of a tensor, padded with NaN."""
+    """Return the entries of a tensor that the recordings contain, padded with NaN."""
     flat = values.detach().reshape(-1).double().numpy()
     index = np.unique(np.linspace(0, flat.size - 1, count).astype(np.int64)) if flat.size >= count else slice(None)
     row = np.full(count, np.nan)
@@ -60,7 +60,7 @@ def sample(values: Tensor, count: int = 5) -> np.ndarray:
 
 
 class Model:
-    """One recorded model: its config through our translation, its weights through our renaming, its numbers."""
+    """Recorded model of the original: its outputs, its config converted to ours, and its synthetic weights."""
 
     def __init__(self, goldens: Path, entry: dict[str, Any]):
         self.name = Path(entry["file"]).stem
@@ -79,7 +79,7 @@ class Model:
         }
 
     def build(self, *, normalise: bool = False, dtype: torch.dtype = torch.float32) -> FCOS:
-        """The filled model. Without `normalise` it takes network inputs as they are."""
+        """Build the model with the synthetic weights. Without `normalise` it expects normalised images."""
         model = build_fcos(self.section, num_classes=self.section.num_classes or 0)
         missing, unexpected = model.load_state_dict(convert_state_dict(self.state), strict=False)
         assert not unexpected
@@ -91,7 +91,7 @@ class Model:
         return model.to(dtype)
 
     def parameters(self, model: FCOS) -> list[torch.nn.Parameter]:
-        """The model's parameters in the recorded order."""
+        """Return the parameters of the model in the recorded order."""
         named = dict(model.named_parameters())
         return [named[rename(name)] for name in self.numbers["param_names"].tolist()]
 
@@ -101,5 +101,5 @@ class Model:
 
 
 def model_entries(config: pytest.Config) -> list[dict[str, Any]]:
-    """The models that the folder's index lists."""
+    """Return the models listed in the index of the recordings."""
     return json.loads((folder(config) / "models" / "index.json").read_text())["models"]

@@ -1,6 +1,6 @@
-"""A detector that the package does not have; a test adds it to a copy of the package, as `models/grid.py`.
+"""Detector that is not in the package; a test adds it to a copy of the package as `models/grid.py`.
 
-Every cell of one feature map predicts class logits and a box. It shares no code with FCOS.
+Every cell of one feature map predicts class logits and a box. No code is shared with FCOS.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class GridOutputs(NamedTuple):
 
 
 class Grid(DetectionModel):
-    """A detector with one feature map, whose cells learn the objects with their centre inside.
+    """Detector on one feature map, in which each cell learns the objects whose centre it contains.
 
     Args:
-        backbone: its last feature map is used.
-        num_classes: K.
-        score_threshold: detections score more.
-        default_threshold: see `DetectionModel`.
-        pixels: see `DetectionModel`.
+        backbone: feature extractor; only its last map is used.
+        num_classes: number of classes K.
+        score_threshold: candidates must score above this, 0..1.
+        default_threshold: score threshold for classes without a per-class threshold, see `DetectionModel`.
+        pixels: pixel normalisation, see `DetectionModel`.
     """
 
     class_parameters = dict.fromkeys(("classes.weight", "classes.bias"), ClassRows())
@@ -71,7 +71,7 @@ class Grid(DetectionModel):
         targets: Sequence[Objects] | None = None,
         normalizers: Tensor | None = None,
     ) -> GridOutputs | Losses:
-        """See `DetectionModel.forward`."""
+        """Compute losses if targets are given, else the raw outputs, see `DetectionModel.forward`."""
         assert normalizers is None
         features = self.backbone(self.normalize(images, sizes))[self.level]
         logits, corners = self.classes(features).float(), self.corners(features).float()
@@ -81,7 +81,7 @@ class Grid(DetectionModel):
         return outputs if targets is None else self.losses(outputs, targets)
 
     def losses(self, outputs: GridOutputs, targets: Sequence[Objects]) -> Losses:
-        """Means over cells and over objects."""
+        """Compute the classification and box losses, both divided by the number of objects."""
         wanted = torch.zeros_like(outputs.logits)
         terms, cells = [outputs.boxes.sum() * 0], set()
         for image, target in enumerate(targets):
@@ -100,17 +100,17 @@ class Grid(DetectionModel):
         )
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> None:
-        """None: parts of a batch are weighted by their images."""
+        """Return None: micro-batches are weighted by their numbers of images."""
         return None
 
     @torch.inference_mode()
     def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """See `DetectionModel.detect`."""
+        """Return the detections of each image, see `DetectionModel.detect`."""
         return [self.suppress(candidates) for candidates in self.candidates(images, sizes)]
 
     @torch.inference_mode()
     def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """See `DetectionModel.candidates`."""
+        """Return the boxes before NMS of each image, see `DetectionModel.candidates`."""
         found = []
         for logits, boxes, size in zip(*self(images, sizes), sizes.tolist(), strict=True):
             scores, labels = logits.sigmoid().flatten(1).max(0)
@@ -121,12 +121,12 @@ class Grid(DetectionModel):
 
     @torch.inference_mode()
     def suppress(self, candidates: Instances) -> Instances:
-        """See `DetectionModel.suppress`."""
+        """Apply NMS to the candidates of an image, see `DetectionModel.suppress`."""
         return candidates[class_wise_nms(candidates.boxes, candidates.scores, candidates.labels, 0.5)]
 
 
 def build_grid(config: DetectorConfig, backbone: Backbone, num_classes: int) -> Grid:
-    """Build a `Grid` on a backbone, see `build_model`."""
+    """Build a `Grid` on a backbone, as `build_model` expects."""
     return Grid(
         backbone,
         num_classes,

@@ -1,4 +1,4 @@
-"""Ground truth of several images from lists of tensors."""
+"""Ground truth of several images, built from lists of tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fcos.structures import Objects
 def objects_of(
     boxes: Sequence[Tensor], labels: Sequence[Tensor], crowd: Sequence[Tensor] | None = None
 ) -> list[Objects]:
-    """One `Objects` for each image; without `crowd` no box is one."""
+    """Build one `Objects` per image; without `crowd` there are no crowd boxes."""
     flags = [None] * len(boxes) if crowd is None else crowd
     return [Objects(*columns) for columns in zip(boxes, labels, flags, strict=True)]  # pyright: ignore[reportArgumentType]
 

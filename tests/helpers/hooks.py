@@ -1,4 +1,4 @@
-"""Events within a training: hooks on the modules of a kind, wherever they are built while a block runs."""
+"""Forward hooks on all modules of a class, even if they are built while the context manager is active."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 @contextmanager
 def before_forward(kind: type[nn.Module], act: Callable[[Any], object]) -> Iterator[None]:
-    """Call `act(module)` before every forward pass."""
+    """Call `act(module)` before every forward pass of a module of class `kind`."""
 
     def hook(module: nn.Module, _: Any) -> None:
         if isinstance(module, kind):
@@ -27,7 +27,7 @@ def before_forward(kind: type[nn.Module], act: Callable[[Any], object]) -> Itera
 
 @contextmanager
 def after_forward(kind: type[nn.Module], change: Callable[[tuple[Any, ...], Any], Any]) -> Iterator[None]:
-    """Replace what a forward pass returns by `change(arguments, output)`."""
+    """Replace the output of every module of class `kind` by `change(arguments, output)`."""
 
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
         return change(arguments, output) if isinstance(module, kind) else None
@@ -40,7 +40,7 @@ def after_forward(kind: type[nn.Module], change: Callable[[tuple[Any, ...], Any]
 
 
 def at_call(number: int, act: Callable[[Any], object]) -> Callable[[Any], None]:
-    """Limit a function for `before_forward` to one call, counted from 1."""
+    """Wrap a function for `before_forward` so that it only runs in the given call, counted from 1."""
     calls = 0
 
     def act_once(module: Any) -> None:

@@ -1,4 +1,4 @@
-"""The surroundings of a process that torchrun has started."""
+"""Environment of a process started by torchrun."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class StoreWithoutFirst:
-    """torchrun's store, in which process 0 has written its port, 4711, and then nobody listens there."""
+    """Store of torchrun in which rank 0 has registered port 4711, where connections fail."""
 
     timeout = timedelta(seconds=0)
 
@@ -23,7 +23,7 @@ class StoreWithoutFirst:
 
 
 def be_second_without_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make this process the second of two, the first of which, on `node1`, is out of reach."""
+    """Make this process rank 1 of two, with an unreachable rank 0 on `node1`."""
     monkeypatch.setattr(torch.distributed, "TCPStore", StoreWithoutFirst)
     surroundings = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for key, value in {**surroundings, "WORLD_SIZE": "2", "RANK": "1"}.items():

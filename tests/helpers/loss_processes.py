@@ -1,4 +1,4 @@
-"""The losses of two processes, each with a batch of its own."""
+"""Losses of two processes with different batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).parent / "programs" / "loss_process.py"
 
 
 class LossCall(NamedTuple):
-    """The arguments of `fcos_loss`; `predictions` are its first three."""
+    """Arguments of `fcos_loss`; `predictions` are the first three."""
 
     predictions: Sequence[Tensor]
     assignment: Assignment
@@ -29,18 +29,18 @@ class LossCall(NamedTuple):
 
 
 class LossResult(NamedTuple):
-    """The terms, and the gradients of their sum by the predictions."""
+    """Loss terms, and the gradients of their sum with respect to the predictions."""
 
     terms: dict[str, Tensor]
     gradients: list[Tensor]
 
 
 def losses_of_two_processes(folder: Path, calls: Sequence[LossCall]) -> list[LossResult]:
-    """Call `fcos_loss` in two processes of a group.
+    """Call `fcos_loss` in two processes of a process group.
 
     Args:
-        folder: an empty one, for files.
-        calls: the arguments of each process.
+        folder: empty folder for temporary files.
+        calls: arguments of `fcos_loss` for each process.
     """
     for rank, call in enumerate(calls):
         given = {

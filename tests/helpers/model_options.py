@@ -1,4 +1,4 @@
-"""Every option of the section `model` with another value, for tests that no option is forgotten."""
+"""Changed values for all options of the `model` section, for tests that no option is forgotten."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _OTHERS: dict[str, Any] = {
     "backbone.weights": "net.pth",
     "backbone.deformable_stages": ["C5"],
 }
-"""What the type of an option does not tell."""
+"""Changed values of options for which `_other` cannot derive one from the type."""
 
 
 def changed_sections(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """By the dotted key of every option of a section the whole section with another value of it."""
+    """Return copies of a section with one changed option each, by the dotted key of this option."""
     model = FCOSConfig.model_validate(section)
     changed = {}
     for key, value in flatten(model.model_dump(mode="json")).items():

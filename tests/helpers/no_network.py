@@ -1,4 +1,4 @@
-"""A guard that sees requests which leave this machine, those of child processes included."""
+"""Guard against HTTP requests to other machines, including requests of child processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 
 @contextmanager
 def no_requests(patch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """Send all HTTP requests to a proxy that refuses them, and fail if there was one.
+    """Redirect all HTTP requests to a proxy that refuses them, and fail at the end if there was one.
 
-    Yields the first line of each request. A test that makes requests on purpose empties the list.
+    Yields:
+        List of the first line of each request. A test that makes requests on purpose clears it.
     """
     requests: list[bytes] = []
 

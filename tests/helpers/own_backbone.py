@@ -1,4 +1,4 @@
-"""Backbones as a user might write them, named by `model.backbone.name=own_backbone:FUNCTION`."""
+"""User-defined backbones for `model.backbone.name=own_backbone:FUNCTION`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Own(nn.Module):
-    """Maps of strides 8 to 32 (and 64 on request) from convolutions without overlap."""
+    """Backbone of non-overlapping convolutions with maps of strides 8, 16, 32, and so on for more `levels`."""
 
     def __init__(self, width: int = 4, *, levels: int = 3, wrong_stride: bool = False):
         super().__init__()
@@ -26,7 +26,7 @@ class Own(nn.Module):
 
 
 class PartlyUnused(Own):
-    """Has parameters that its maps do not depend on."""
+    """Backbone with parameters that do not influence its maps."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class PartlyUnused(Own):
 
 
 class LeavesOut(Own):
-    """Leaves a branch out at random in training."""
+    """Backbone that randomly skips a branch in training."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class LeavesOut(Own):
 
 
 class Drops(Own):
-    """Leaves numbers out at random in training."""
+    """Backbone with dropout on its maps in training."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = super().forward(images)

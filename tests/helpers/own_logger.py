@@ -1,4 +1,4 @@
-"""Loggers as a user might write them: `train.loggers=[own_logger:FUNCTION]`."""
+"""User-defined loggers for `train.loggers=[own_logger:FUNCTION]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fcos.training.loggers import RunStart
 
 
 class Lines:
-    """Appends a JSON line for each call to RUN/lines.json."""
+    """Logger that appends one JSON line per call to RUN/lines.json."""
 
     def __init__(self, start: RunStart) -> None:
         self.file = (start.folder / "lines.json").open("a")
@@ -22,21 +22,21 @@ class Lines:
 
 
 class Unreachable:
-    """Cannot be started."""
+    """Logger that fails on construction."""
 
     def __init__(self, start: RunStart) -> None:
         raise RuntimeError(f"no server\nfor {start.folder.name}")
 
 
 class Disconnected(Lines):
-    """Loses its server."""
+    """Logger that has lost the connection to its server."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         raise ConnectionResetError(104, "Connection reset by peer")
 
 
 class Careless:
-    """Changes what it is given, and has no `close`."""
+    """Logger that modifies its arguments and has no `close`."""
 
     def __init__(self, start: RunStart) -> None:
         pass
@@ -46,14 +46,14 @@ class Careless:
 
 
 class Leaving(Lines):
-    """Ends the program."""
+    """Logger that exits the program."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         raise SystemExit(3)
 
 
 class Failing(Lines):
-    """Fails in the second call."""
+    """Logger that fails from the second call on."""
 
     calls = 0
 

@@ -1,4 +1,4 @@
-"""Transforms as a user might write them, named by `data.transforms=own_transforms:FUNCTION`."""
+"""User-defined transforms for `data.transforms=own_transforms:FUNCTION`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 Target = dict[str, Any]
 
-# ------------------------------------------------------------------------------------------------- as they should be
+# --------------------------------------------------------------------------------------------------- valid transforms
 
 flip = v2.RandomHorizontalFlip(1.0)
 pipeline = v2.Compose(
@@ -31,7 +31,7 @@ def identity(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 
 def noise(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Three bands of noise, from the generators of torch, numpy and Python."""
+    """Replace the image by three bands of noise from the random generators of torch, numpy and Python."""
     _, height, width = image.shape
     bands = [
         torch.randint(256, (3, height, width), dtype=torch.uint8),
@@ -42,12 +42,12 @@ def noise(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 
 def lists(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """Boxes and labels as lists, which are empty where there is no object."""
+    """Return boxes and labels as lists, which are empty for images without objects."""
     return image, {"boxes": target["boxes"].tolist(), "labels": target["labels"].tolist()}
 
 
 def moved(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """An image without its left 20 pixels, and boxes that are not cut."""
+    """Crop 20 pixels at the left and shift the boxes without clipping them."""
     boxes = target["boxes"].as_subclass(Tensor) - torch.tensor([20.0, 0.0, 20.0, 0.0])
     return image[:, :, 20:], {**target, "boxes": boxes}
 
@@ -57,7 +57,7 @@ def only_crowd(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     return image, {"boxes": target["boxes"][kept], "labels": target["labels"][kept]}
 
 
-# ------------------------------------------------------------------------------------------------------------ mistakes
+# ------------------------------------------------------------------------------------------------- invalid transforms
 
 not_callable = 3
 
@@ -163,7 +163,7 @@ def plain_xywh(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 
 def is_wrapped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """The arguments are what torchvision's own transforms take."""
+    """Check that the arguments have the types that torchvision's transforms expect."""
     boxes = target["boxes"]
     assert isinstance(image, tv_tensors.Image)
     assert image.dtype == torch.uint8

@@ -1,4 +1,4 @@
-"""A backbone that the package does not have; a test adds it to a copy of the package."""
+"""Backbone that is not in the package; a test adds it to a copy of the package."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from torch import Tensor, nn
 
 
 class Patches(nn.Module):
-    """Maps of strides 8 and 16 from convolutions without overlap, with the zeros that whole strides need.
+    """Backbone of non-overlapping convolutions with maps of strides 8 and 16.
+
+    Images are zero-padded to a multiple of 16.
 
     Args:
         name: `patches`.
         weights: None.
         norm: `bn`.
         frozen_stages: 0.
-        width: channels of every map.
+        width: number of channels of every map.
     """
 
     def __init__(self, *, name: str, weights: None, norm: str, frozen_stages: int, width: int):

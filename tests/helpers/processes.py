@@ -1,4 +1,4 @@
-"""What tests that start processes share: how long they wait, and the ports that they take."""
+"""Helpers for tests that start processes: timeouts and free ports."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from contextlib import suppress
 from multiprocessing.process import BaseProcess
 
 SECONDS = 600
-"""Far more than any of them needs on a busy machine: what takes so long hangs."""
+"""Timeout after which a process counts as hanging; far more than any process needs on a busy machine."""
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr; a process that hangs is killed, which is a failure."""
+    """Wait for a process and return its exit code, stdout and stderr. If it hangs, kill it and raise."""
     try:
         out, err = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
@@ -26,7 +26,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | BaseProcess) -> bool:
-    """Whether something has become true before a process ended; one that hangs is killed."""
+    """Return whether a condition becomes true before a process ends. A process that hangs is killed."""
     deadline = time.monotonic() + SECONDS
     while True:
         ended = not process.is_alive() if isinstance(process, BaseProcess) else process.poll() is not None
@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | B
 
 
 def free_port() -> int:
-    """A port below those that the system hands out, and apart from those of other processes of pytest."""
+    """Return a free port below the ephemeral range, in a range that differs between pytest processes."""
     for number in itertools.islice(_NUMBERS, 100):
         port = 10_000 + (16 * os.getpid() + number) % 20_000
         with socket.socket() as place, suppress(OSError):

@@ -1,4 +1,4 @@
-"""Runs that were not trained, for tests of their reports, and what a page says of them."""
+"""Synthetic run folders for tests of reports, and extraction of text from the HTML page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROWS = [
 
 @dataclass
 class Made:
-    """A run that was not trained."""
+    """Synthetic run folder, its data and its evaluation."""
 
     folder: Path
     data: Path
@@ -58,18 +58,18 @@ class Made:
 def made_run(
     root: Path, *, classes: int = 4, rename: str | None = None, detections: bool = True, objects: bool = True
 ) -> Made:
-    """Write a run with made-up detections into `root/runs/mine`, and its data into `root/data`.
+    """Write a run with random detections to `root/runs/mine`, and its data to `root/data`.
 
     Args:
-        root: an empty folder.
-        classes: how many there are.
-        rename: another name for the first.
-        detections: whether there are any.
-        objects: whether there are any but crowds.
+        root: empty folder.
+        classes: number of classes.
+        rename: new name of the first class; None: unchanged.
+        detections: False: no detections.
+        objects: False: all ground-truth boxes are crowd boxes.
     """
     truth, found = random_task(1, classes=classes)
     found = found if detections else []
-    for row in (*truth["categories"], *truth["annotations"], *found):  # ids are not negative
+    for row in (*truth["categories"], *truth["annotations"], *found):  # makes the ids positive
         row["id" if "name" in row else "category_id"] += 13 * classes
     if rename is not None:
         truth["categories"][0]["name"] = rename
@@ -87,7 +87,7 @@ def made_run(
     (folder / "metrics.csv").write_text("\n".join(ROWS) + "\n")
     val = load_annotations(config.data, "val")
     assert val is not None
-    truth = val.to_coco()  # boxes inside the images, as everything sees them
+    truth = val.to_coco()  # boxes are clipped to the images on loading
     figures = coco_metrics(truth, found)
     boxes = {
         c["name"]: sum(a["category_id"] == c["id"] and not a["iscrowd"] for a in truth["annotations"])
@@ -101,12 +101,12 @@ def made_run(
 
 
 def section(page: str, title: str) -> str:
-    """The text of a page below a heading."""
+    """Return the HTML of the section with the given heading."""
     return page.partition(f"<h2>{title}</h2>")[2].partition("</section>")[0]
 
 
 def table(page: str) -> dict[str, list[str]]:
-    """The cells of a section's first table by the name of their row."""
+    """Return the cells of the first table in a section by row name."""
     body = page.partition("<tbody>")[2].partition("</tbody>")[0]
     rows = {}
     for row in body.split("<tr>")[1:]:

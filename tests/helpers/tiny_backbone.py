@@ -1,6 +1,7 @@
-"""Backbones that cost next to nothing: `model.backbone.name=tiny_backbone:Tiny`, or `plain` without batch norm.
+"""Very cheap backbones: `model.backbone.name=tiny_backbone:Tiny`, or `tiny_backbone:plain` without batch norm.
 
-KILL_AT="RANK:CALL" in the environment kills this process in that call, unless the launcher has started it again.
+The environment variable KILL_AT="RANK:CALL" kills the process of this rank in this forward call, unless the launcher
+has restarted it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ MODEL = {
     "strides": [8, 16],
     "size_ranges": [[-1, 32], [32, None]],
 }
-"""A detector on one of them."""
+"""`model` config section of a detector with the backbone `Tiny`."""
 
 
 class Tiny(nn.Module):
-    """Two convolutions of strides 8 and 16."""
+    """Backbone of two convolutions with maps of strides 8 and 16."""
 
     def __init__(self, *, norm: bool = True):
         super().__init__()

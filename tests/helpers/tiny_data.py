@@ -1,4 +1,4 @@
-"""A data set of three small images in every annotation format."""
+"""Data set of three small images in all annotation formats."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_images(folder: Path, sizes: dict[str, tuple[int, int]] | None = None) 
 
 
 def coco_tree() -> dict[str, Any]:
-    """Ids that are neither 1, 2, ... nor in order."""
+    """Return COCO annotations whose ids are neither consecutive nor sorted."""
     ids = {name: 10 * (i + 1) for i, name in enumerate(SIZES)}
     return {
         "images": [{"id": ids[n], "file_name": n, "width": w, "height": h} for n, (w, h) in SIZES.items()],

@@ -1,4 +1,4 @@
-"""The config: its schema, its text forms, and overrides. Importing it does not import torch."""
+"""Config schema, its text formats, and overrides. Importing this package does not import torch."""
 
 from .detectors import DetectorConfig, FCOSConfig
 from .schema import (

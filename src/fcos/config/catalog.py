@@ -1,7 +1,7 @@
-"""The data sets that the original names in DATASETS.TRAIN and DATASETS.TEST, as files below one folder.
+"""Catalog of the data sets that the original refers to in DATASETS.TRAIN and DATASETS.TEST, with their paths.
 
-The folder is `datasets`, or what the environment variable FCOS_DATASETS says. Names and places are facts about that
-project.
+Paths are relative to the folder `datasets`, or to that in the environment variable FCOS_DATASETS. Names and paths are
+facts about the original project.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT_VARIABLE = "FCOS_DATASETS"
 
 
 class _Paths(NamedTuple):
-    """Of a data set, relative to the root."""
+    """Paths of a data set, relative to the root folder."""
 
     annotations: str
     images: str
@@ -61,17 +61,17 @@ CATALOG: dict[str, _Paths] = {
 
 
 def split_of(names: Sequence[str], *, key: str) -> dict[str, list[str]]:
-    """The section `data.train` or `data.val` for data sets by their names; empty without any.
+    """Build the section `data.train` or `data.val` from names of data sets.
 
-    A name that only somebody's own catalogue has leaves the section empty, too, and is told: the data is then given
-    with data=DIR.
+    The section is empty if there are no names, or if a name is not in this catalog. In the latter case a warning tells
+    the user to give data=DIR.
 
     Args:
-        names: of the catalogue.
-        key: for messages.
+        names: names of data sets in the catalog.
+        key: option of the original that contains the names, for messages.
 
     Raises:
-        ConfigError: data sets of different formats.
+        ConfigError: the data sets have different formats.
     """
     unknown = [name for name in names if name not in CATALOG]
     if unknown:
@@ -92,7 +92,7 @@ def split_of(names: Sequence[str], *, key: str) -> dict[str, list[str]]:
 
 
 def place_hint(path: Path) -> str:
-    """What to do about a missing file or folder, for messages; empty where it is none of the catalogue's."""
+    """Return advice about a missing file or folder of the catalog for messages; empty for other paths."""
     root = _root()
     if not any(path == root / file for entry in CATALOG.values() for file in entry if file):
         return ""

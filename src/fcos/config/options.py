@@ -1,7 +1,7 @@
-"""Fields of a detector's config that state what they influence, and sections chosen by their name.
+"""Fields of a detector's config with declared roles, and sections selected by name.
 
-Every list of model options elsewhere (what a checkpoint determines, what a conversion may leave out, which options a
-message names) is derived from these roles.
+All other lists of model options (those that a checkpoint determines, those that a conversion may leave out, those in
+messages) are derived from these roles.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pydantic_core import CoreSchema, core_schema
 from ..choices import OtherProject
 
 RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
-"""Settings of all sections of a config."""
+"""Pydantic settings of all config sections."""
 Role = Literal["classes", "shape", "meaning", "training", "detection", "convention"]
-"""The influence of an option.
+"""Influence of an option on weights, training or detection.
 
-- `classes`: the rows of the class head.
+- `classes`: number of rows of the class head.
 - `shape`: names or shapes of tensors.
-- `meaning`: what the tensors mean, but not their shapes.
+- `meaning`: interpretation of the tensors, but not their shapes.
 - `training`: training only.
 - `detection`: detection only.
 - `convention`: detection, fixed by the project that trained the weights (for example, how scores are computed).
@@ -31,12 +31,12 @@ Role = Literal["classes", "shape", "meaning", "training", "detection", "conventi
 
 
 class OptionInfo(NamedTuple):
-    """The roles of an option of a detector.
+    """Roles of an option of a detector.
 
     Attributes:
-        roles: see `Role`.
-        needs: another option of the section, without which this one has no effect; empty: it always has.
-        free_for: projects for which weights may be written whatever the option says, each with the reason.
+        roles: influences of the option, see `Role`.
+        needs: another option of the section; this one only has an effect if that one is set. Empty: always in effect.
+        free_for: projects to whose format weights can be converted for any value of the option, each with the reason.
     """
 
     roles: frozenset[Role]
@@ -51,13 +51,13 @@ def option(
     free_for: Mapping[OtherProject, str] | None = None,
     **limits: Any,
 ) -> Any:
-    """A field of a detector's config.
+    """Define a field of a detector's config.
 
     Args:
-        default: its value when nothing is given.
-        *roles: what it influences, at least one.
-        needs: see `OptionInfo`.
-        free_for: see `OptionInfo`.
+        default: default value.
+        *roles: roles of the option, at least one.
+        needs: another option that this one depends on, see `OptionInfo`.
+        free_for: projects that accept any value, see `OptionInfo`.
         **limits: constraints of `pydantic.Field`, such as `ge=1`.
     """
     extra = {"roles": list(roles), "needs": needs, "free_for": dict(free_for or {})}
@@ -65,9 +65,9 @@ def option(
 
 
 def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
-    """The options of a detector's config by their dotted keys; of a section with variants, those of all variants.
+    """Return the options of a detector's config by dotted key, including those of all variants of a section.
 
-    Fields that only name a variant (`name` of the detector itself) have no role and are left out.
+    Fields without a role are left out: they only select a variant (`name` of the detector).
     """
     found: dict[str, OptionInfo] = {}
     for key, field in section.model_fields.items():
@@ -81,29 +81,32 @@ def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
 
 
 def info_of(options: Mapping[str, OptionInfo], key: str) -> OptionInfo | None:
-    """The roles of an option; an entry of a dictionary (`backbone.options.width`) has those of the dictionary."""
+    """Return the roles of an option, or None if unknown.
+
+    An entry of a dictionary (`backbone.options.width`) has the roles of the dictionary.
+    """
     while key not in options and "." in key:
         key = key.rpartition(".")[0]
     return options.get(key)
 
 
 def with_role(options: Mapping[str, OptionInfo], role: Role, *, only: bool = False) -> list[str]:
-    """The dotted keys of the options that have a role.
+    """Return the dotted keys of the options with a role.
 
     Args:
-        options: see `options_of`.
-        role: the role.
-        only: leave out options that have other roles, too.
+        options: options by dotted key, see `options_of`.
+        role: role to select.
+        only: leave out options that also have other roles.
     """
     return [key for key, info in options.items() if role in info.roles and (not only or len(info.roles) == 1)]
 
 
 def in_effect(values: Mapping[str, Any], options: Mapping[str, OptionInfo]) -> dict[str, Any]:
-    """The values without those of options that have no effect beside the others.
+    """Return the values without those of options that have no effect, given the other values.
 
     Args:
-        values: options by their dotted keys.
-        options: see `options_of`.
+        values: values of options by dotted key.
+        options: options by dotted key, see `options_of`.
     """
 
     def has_effect(key: str) -> bool:
@@ -117,10 +120,10 @@ def in_effect(values: Mapping[str, Any], options: Mapping[str, OptionInfo]) -> d
 
 
 def free_options(options: Mapping[str, OptionInfo], project: OtherProject) -> list[str]:
-    """The options that may differ from another project's in weights for it.
+    """Return the options that may have any value when weights are converted to another project's format.
 
-    The class head has a row for every class, and what only training or only the choice of detections depends on is set
-    anew there. The fields name the exceptions with their reasons.
+    The number of classes follows from the class head. Options that only affect training or the selection of detections
+    are set again in the other project. All other options must match, unless `free_for` gives a reason.
     """
     free = [*with_role(options, "classes"), *with_role(options, "training")]
     free += with_role(options, "detection", only=True)
@@ -129,26 +132,26 @@ def free_options(options: Mapping[str, OptionInfo], project: OtherProject) -> li
 
 @dataclass(frozen=True)
 class OneOf:
-    """Annotates a field that is one of several sections, told apart by a function of the raw value.
+    """Annotation of a field that holds one of several sections, selected by a function of the raw value.
 
-    Unlike `pydantic.Discriminator` it takes the sections as a table, of one row or of many.
+    Unlike `pydantic.Discriminator`, it takes the sections as a sequence, which may have a single item.
 
     Attributes:
-        sections: the classes.
-        choose: the class name of the section that a value is meant for, or any other text when there is none.
+        sections: classes of the sections.
+        choose: function from the raw value to the class name of its section, or to any other text if there is none.
     """
 
     sections: Sequence[type[BaseModel]]
     choose: Callable[[Any], str]
 
     def __get_pydantic_core_schema__(self, _source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """A tagged union over the class names."""
+        """Build a tagged union of the sections with their class names as tags."""
         choices = {section.__name__: handler.generate_schema(section) for section in self.sections}
         return core_schema.tagged_union_schema(choices, self.choose)
 
 
 def _sections_of(field: FieldInfo) -> Iterator[type[BaseModel]]:
-    """The classes of the section that a field holds, if it holds one."""
+    """Yield the possible section classes of a field; none if it does not hold a section."""
     variants = [mark for mark in field.metadata if isinstance(mark, OneOf)]
     if variants:
         yield from variants[0].sections

@@ -1,4 +1,4 @@
-"""`key=value` overrides, and the check of a config tree against the schema, with every mistake explained."""
+"""`key=value` overrides, and validation of a config tree against the schema with readable error messages."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .text import parse_yaml, suggest
 
 _DETECTOR_NAME = "model.name"
 _BACKBONE_NAME = "model.backbone.name"
-_VARIANTS = {section.__name__: section for section in (*DETECTORS.values(), *SECTIONS)}  # pydantic's places name them
+_VARIANTS = {section.__name__: section for section in (*DETECTORS.values(), *SECTIONS)}  # names in pydantic's `loc`
 _DEFAULT_VARIANTS = {"model": DETECTORS[DEFAULT_DETECTOR], "backbone": BACKBONES[DEFAULT_BACKBONE]}
 _NAMED = {"model": ("detector", list(DETECTORS)), "backbone": ("backbone", list(BACKBONES))}
-"""Sections chosen by `name`: the noun for messages, and the known names."""
+"""Sections selected by `name`: the noun for messages, and the known names."""
 _FIRST = (f"{_DETECTOR_NAME}=", f"{_BACKBONE_NAME}=", "data=", "data.root=")
-"""Overrides after which the options of another backbone or data set are gone."""
+"""Overrides that reset the options of a detector, backbone or data set if they change it."""
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Set `key=value` texts in a plain tree.
+    """Apply `key=value` strings to a config tree.
 
     Args:
-        tree: sections and options; changed in place.
-        overrides: `key=value`. Another backbone's name or data folder comes first, whatever the order, then its
-            options.
+        tree: nested dictionaries of sections and options; modified in place.
+        overrides: `key=value`. The name of a detector or backbone and the data folder are applied first, because they
+            reset the options that belong to them.
 
     Raises:
-        ConfigError: texts of another form, or a key below a value.
+        ConfigError: a string does not have the form `key=value`, or its key treats an option as a section.
     """
     problems = []
     for override in sorted(overrides, key=lambda text: not text.startswith(_FIRST)):
@@ -50,15 +50,15 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
 
 
 def validate(tree: dict[str, Any], *, where: str, names: Mapping[str, str] | None = None) -> Config:
-    """Check a plain tree against the schema.
+    """Validate a config tree against the schema.
 
     Args:
-        tree: sections and options.
-        where: for messages.
-        names: what another project calls options, for messages.
+        tree: nested dictionaries of sections and options.
+        where: source of the tree, for messages.
+        names: another project's names of options by dotted key, for messages.
 
     Raises:
-        ConfigError: one line for every mistake.
+        ConfigError: the tree is invalid; the message has one line per error.
     """
     try:
         return Config.model_validate(tree)
@@ -79,12 +79,12 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         node = child
     default = {_DETECTOR_NAME: DEFAULT_DETECTOR, _BACKBONE_NAME: DEFAULT_BACKBONE}.get(key)
     if default is not None and value != node.get("name", default):
-        node.clear()  # the options were meant for the old one
+        node.clear()  # the options belong to the previous detector or backbone
     if key == "data" and isinstance(node.get("data"), dict) and not isinstance(value, dict):
         node, last, key = node["data"], "root", "data.root"
     if key == "data.root":
         for split in ("train", "val", "test"):
-            node.pop(split, None)  # the files were those of the old one
+            node.pop(split, None)  # the files belong to the previous data set
     node[last] = value
     if key in ("train.iterations", "train.epochs", "train.max_minutes") and value is not None:
         for other in ("iterations", "epochs", "max_minutes"):
@@ -93,11 +93,11 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _fields(location: Sequence[Any]) -> list[str]:
-    """The option names that are allowed at a place in the tree."""
+    """Return the option names that are allowed at a location in the tree."""
     section: Any = Config
     for part in location:
         if part in _DEFAULT_VARIANTS:
-            section = _DEFAULT_VARIANTS[part]  # a known variant may follow
+            section = _DEFAULT_VARIANTS[part]  # unless the location names a variant next
         elif part in _VARIANTS:
             section = _VARIANTS[part]
         else:
@@ -107,15 +107,15 @@ def _fields(location: Sequence[Any]) -> list[str]:
 
 
 def _explain(error: Any, names: Mapping[str, str]) -> str:
-    """One line on what pydantic found wrong."""
+    """Return a one-line message for a pydantic error."""
     place = [part for part in error["loc"] if part not in _VARIANTS]
     key = ".".join(map(str, place)) or "config"
-    option = ".".join(part for part in place if isinstance(part, str))  # without the number of an item
+    option = ".".join(part for part in place if isinstance(part, str))  # without list indices
     if option in names:
         key = f"{names[option]} ({key})"
     kind, value = error["type"], error["input"]
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    if kind == "value_error":  # from our own validators, complete; those of a section name the option first
+    if kind == "value_error":  # from our validators; messages about a section begin with the option
         theirs = names.get(f"{option}.{message.partition(' ')[0]}")
         return f"{theirs} ({key}): {message}" if theirs else f"{key}: {message}"
     if kind == "extra_forbidden":

@@ -1,6 +1,6 @@
-"""The config tree: the field is the schema, its docstring the documentation, its default the FCOS paper's recipe.
+"""Schema of the config. Docstrings of fields are their documentation; defaults follow the recipe of the FCOS paper.
 
-The options of detectors are in `detectors.py`. `overrides.py` checks plain data against this tree.
+The options of detectors are in `detectors.py`. `overrides.py` validates plain data against this schema.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class _Section(BaseModel):
 
 
 def expand_user(path: str | Path) -> Path:
-    """A path with its ~ replaced; one of a user who is not there stays: it may be the name of a file."""
+    """Expand `~` in a path. `~NAME` of an unknown user stays as it is, since it may be a file name."""
     return Path(os.path.expanduser(path))
 
 
 OnProblem = Literal["stop", "skip"]
 UserPath = Annotated[Path, AfterValidator(expand_user)]
-"""Not every shell expands the ~ of `data=~/pictures`."""
+"""Path with `~` expanded, since not every shell expands it in `data=~/pictures`."""
 UserPaths = Annotated[
     list[UserPath],
     BeforeValidator(lambda value: [] if value is None else value if isinstance(value, list | tuple) else [value]),
@@ -46,14 +46,14 @@ UserPaths = Annotated[
 
 
 class SplitConfig(_Section):
-    """One split given piece by piece; lists put several data sets of one format together."""
+    """Explicit paths of one split. Lists combine several data sets of the same format."""
 
     annotations: UserPaths = []
-    """COCO: the JSON file. VOC: the folder of XML files. YOLO: the folder of label files."""
+    """Annotations. COCO: JSON file; VOC: folder of XML files; YOLO: folder of label files."""
     images: UserPaths = []
-    """The folder that file names are relative to; of several data sets the folder of each, or one for all."""
+    """Image folder, to which file names are relative; for several data sets one folder each, or one for all."""
     image_list: UserPaths = []
-    """VOC and YOLO: the text file that names the images of the split; absent: all."""
+    """VOC and YOLO: text file that lists the images of the split; empty: all images."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> SplitConfig:
@@ -68,7 +68,7 @@ class SplitConfig(_Section):
 
     @property
     def data_sets(self) -> list[tuple[Path | None, Path | None, Path | None]]:
-        """(annotations, images, image_list) of every data set."""
+        """Paths (annotations, images, image_list) of each data set."""
         count = max(len(self.annotations), len(self.images), len(self.image_list))
         images = self.images * count if len(self.images) == 1 else self.images
         columns = (self.annotations, images, self.image_list)
@@ -76,45 +76,44 @@ class SplitConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Where images and annotations come from. `data=DIR` is short for `data.root=DIR`."""
+    """Location, loading and augmentation of the data. `data=DIR` is short for `data.root=DIR`."""
 
     root: UserPath | None = None
-    """A folder in COCO, Pascal VOC or YOLO layout, told apart by itself."""
+    """Data folder in COCO, Pascal VOC or YOLO layout, which is detected automatically (see `format`)."""
     format: Literal["auto", "coco", "voc", "yolo"] = "auto"
     train: SplitConfig = Field(default_factory=SplitConfig)
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)
     classes: list[str] | None = None
-    """Class names in label order, for annotation formats that do not carry them; null: from the data."""
+    """Class names in label order, for annotations that do not contain them; null: from the data."""
     on_error: OnProblem = "stop"
-    """`skip`: leave out images and annotations that cannot be used, and say which."""
+    """Unusable images and annotations: `stop` with an error, or `skip` them and report which."""
     short_side: list[int] = [800]
-    """Training: the shorter side of the image is scaled to one of these (multi-scale training), in pixels."""
+    """Training: length of the shorter side after resizing, in pixels; drawn from this list (multi-scale training)."""
     short_side_range: tuple[int, int] | None = None
-    """Training: draw the shorter side from this range, both ends included, instead of from `short_side`."""
+    """Training: draw the length of the shorter side from this range, ends included, instead of from `short_side`."""
     max_side: int = Field(default=1333, ge=1)
-    """The longer side is at most this after scaling."""
+    """Maximum length of the longer side after resizing, in pixels."""
     test_short_side: int | None = Field(default=None, ge=1)
-    """Detection: the shorter side; null: the largest of the training sizes."""
+    """Detection: length of the shorter side, in pixels; null: the largest one used in training."""
     test_max_side: int | None = Field(default=None, ge=1)
-    """Detection: the limit of the longer side; null: `max_side`."""
+    """Detection: maximum length of the longer side, in pixels; null: `max_side`."""
     flip: float = Field(default=0.5, ge=0, le=1)
-    """Probability of a horizontal flip in training."""
+    """Training: probability of a horizontal flip."""
     zoom: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
-    """Training: scale the image by a further factor from this range without making it larger: a random window of what
-    exceeds its size is kept. It makes a small data set last longer; [0.5, 2] is a lot."""
+    """Training: rescale the resized image by a random factor from this range (large-scale jittering). A random crop
+    keeps it from becoming larger. Useful for long training on small data sets; [0.5, 2] is strong."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
-    """Training: multiply brightness, contrast and saturation by random factors of 1 +- this."""
+    """Training: multiply brightness, contrast and saturation by random factors in 1 +- this value."""
     transforms: Annotated[str, Field(pattern=FUNCTION)] | None = None
-    """Training: your own transform, `package.module:function`, called after all others as those of
-    torchvision.transforms.v2 are: `image, target = function(image, {"boxes": ..., "labels": ...})`; see
-    docs/training.md."""
+    """Training: user-defined transform `package.module:function`, called after all others as in torchvision's
+    transforms.v2: `image, target = function(image, {"boxes": ..., "labels": ...})`; see docs/training.md."""
     size_divisor: int = Field(default=32, ge=1)
-    """Batches are padded at the right and the bottom to a multiple of this."""
+    """Batches are padded at the right and the bottom to a multiple of this, in pixels."""
     group_by_aspect: bool = True
-    """Batches hold either landscape or portrait images."""
+    """Training: do not mix landscape and portrait images in a batch."""
     workers: int = Field(default=2, ge=0)
-    """Loader processes; 0: load in the main process."""
+    """Number of data loader processes; 0: load in the main process."""
 
     @model_validator(mode="before")
     @classmethod
@@ -145,100 +144,101 @@ class DataConfig(_Section):
 
     @property
     def largest_short_side(self) -> int:
-        """The largest shorter side in training, pixels."""
+        """Largest length of the shorter side in training, in pixels."""
         return self.short_side_range[1] if self.short_side_range else max(self.short_side)
 
     @property
     def detection_short_side(self) -> int:
-        """The shorter side in detection, pixels."""
+        """Length of the shorter side in detection, in pixels."""
         return self.test_short_side or self.largest_short_side
 
     @property
     def detection_max_side(self) -> int:
-        """The limit of the longer side in detection, pixels."""
+        """Maximum length of the longer side in detection, in pixels."""
         return self.test_max_side or self.max_side
 
 
 class TrainConfig(_Section):
-    """Optimisation. The length is `iterations`, `epochs` or `max_minutes` (give one; the defaults yield)."""
+    """Optimisation. Give the length as one of `iterations`, `epochs` and `max_minutes`, which replaces the default."""
 
     batch_size: int = Field(default=16, ge=1)
-    """Images a step, over all processes."""
+    """Images per step, over all processes."""
     devices: int | None = Field(default=None, ge=1)
-    """Start so many processes on this machine, each with its GPU or, with `device=cpu`, its share of the cores; null:
-    one, or those that torchrun started."""
+    """Number of processes to start on this machine, each with one GPU or, with `device=cpu`, a share of the cores;
+    null: one process, or those that torchrun started."""
     micro_batch: PositiveInt | Literal["auto"] | None = None
-    """Images that a process has in its network at a time: it adds up the gradients of as many micro-batches as
-    `batch_size` takes. `auto`: as many as fit into the memory of the GPU; null: all. Losses and weights are the same,
-    only batch norm that learns (`bn`, `sync_bn`) sees the images of a micro-batch alone."""
+    """Maximum number of images per process in one forward pass (gradient accumulation over micro-batches). `auto`: as
+    many as fit into GPU memory; null: no accumulation. Losses and weights do not change, except that batch norm that is
+    not frozen (`bn`, `sync_bn`) computes its statistics per micro-batch."""
     iterations: int | None = Field(default=90000, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     max_minutes: float | None = Field(default=None, gt=0)
-    """Wall-clock budget of the whole run, evaluation included; the schedule follows the measured speed."""
+    """Wall-clock budget of the whole run in minutes, evaluation included; the schedule follows the measured speed."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
     bias_lr_factor: float = Field(default=2.0, ge=0)
-    """Learning rate of biases relative to `lr`."""
+    """Learning-rate multiplier of biases."""
     offset_lr_factor: float = Field(default=1.0, ge=0)
-    """Learning rate of the offsets of deformable convolutions relative to the others."""
+    """Learning-rate multiplier of the layers that predict the offsets of deformable convolutions."""
     bias_weight_decay: float = Field(default=0.0, ge=0)
     lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Learning rate of parts of the model relative to the others: {pattern: factor}, the pattern being one of names of
-    tensors: `{backbone.*: 0.1}`. Where several fit, the last one counts."""
+    """Learning-rate multipliers by glob of parameter names: `{backbone.*: 0.1}`. If several globs match, the last one
+    applies."""
     freeze: list[str] = []
-    """Parts of the model that do not learn, as patterns of names of tensors: `[backbone.*, fpn.*]`; their batch norm
-    keeps its statistics."""
+    """Parameters to freeze, as globs of their names: `[backbone.*, fpn.*]`. Batch norm whose parameters are all frozen
+    keeps its running statistics."""
     schedule: Literal["multistep", "cosine"] = "multistep"
     milestones: list[float] = [2 / 3, 8 / 9]
-    """`multistep`: where the rate falls by `gamma`: iterations, or fractions of the run where below 1."""
+    """`multistep`: iterations at which the learning rate is multiplied by `gamma`; values below 1: fractions of the
+    run."""
     gamma: float = Field(default=0.1, gt=0, le=1)
     warmup: Literal["none", "constant", "linear"] = "constant"
     warmup_iterations: int = Field(default=500, ge=0)
     warmup_factor: float = Field(default=1 / 3, ge=0, le=1)
     clip_norm: float | None = Field(default=None, gt=0)
-    """Clip the total gradient norm to this."""
+    """Maximum total gradient norm for gradient clipping; null: no clipping."""
     ema: float | None = Field(default=None, gt=0, lt=1)
-    """Evaluate and save an exponential moving average of the weights with this decay a step; null: none."""
+    """Decay per step of an exponential moving average of the weights, which is evaluated and saved; null: no EMA."""
     precision: Precision = "float32"
-    """Arithmetic of backbone and head; losses and boxes stay in float32. `float16` scales the loss as it needs."""
+    """Precision of backbone and head (autocast); losses and boxes stay in float32. `float16` uses loss scaling."""
     compile: bool = False
-    """Compile the network with torch.compile: the first steps take minutes, the others less. Needs a C++ compiler on
-    the CPU."""
+    """Compile the network with torch.compile: the first steps take minutes, later ones are faster. On the CPU this
+    needs a C++ compiler."""
     on_nonfinite: OnProblem = "stop"
-    """When the loss or its gradients are not finite: stop the run, or leave the weights as they are and go on (ten
-    times in a row stop it all the same). Either way the batch is kept in RUN/nonfinite."""
+    """If the loss or a gradient is not finite: `stop` the run, or `skip` the update (ten skipped steps in a row stop
+    the run). In both cases the batch is saved in RUN/nonfinite."""
     eval_every: float | None = Field(default=None, gt=0)
-    """Evaluate on val every so many iterations, or fractions of the run where below 1; null: at the end only."""
+    """Iterations between evaluations on the validation set; below 1: fraction of the run; null: only at the end."""
     best_metric: str = "AP"
-    """The figure of an evaluation that decides which weights are the best, such as AP, AP50 or AR100."""
+    """Validation metric that selects the best weights, such as AP, AP50 or AR100."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop early after so many evaluations in a row without a better `best_metric`; null: never."""
+    """Early stopping: number of evaluations in a row without a better `best_metric`; null: no early stopping."""
     checkpoint_every: int = Field(default=2500, ge=1)
-    """Save weights/last.pt every so many iterations."""
+    """Iterations between checkpoints (weights/last.pt)."""
     keep: int = Field(default=2, ge=1)
-    """How many of the last checkpoints stay: last.pt, last-1.pt and so on. A run continues from an earlier one where
-    the last one is damaged."""
+    """Number of latest checkpoints to keep: last.pt, last-1.pt and so on. If the latest is damaged, the run resumes
+    from an earlier one."""
     log_every: int = Field(default=20, ge=1)
-    """A row of numbers sums up so many iterations."""
+    """Iterations summarised in one logged row."""
     loggers: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = [
         "csv",
         "tensorboard",
     ]
-    """Where the numbers go: `csv` (RUN/metrics.csv, which the report reads), `tensorboard`, `wandb` or `mlflow` (each
-    needs `pip install "fcos-vision[NAME]"`), or `package.module:function`, your own."""
+    """Loggers: `csv` (RUN/metrics.csv, which the report reads), `tensorboard`, `wandb` and `mlflow` (both need
+    `pip install "fcos-vision[NAME]"`), or a user-defined `package.module:function`."""
     weights: str | None = None
-    """Weights of a detector to start from: a path or an http(s) address (`#NAME` at its end: the name in the cache) of
-    a file of ours or of another project, or `torchvision/fcos_resnet50_fpn`."""
+    """Detector weights to start from (fine-tuning): a path or http(s) URL of a file of fcos or another project, or
+    `torchvision/fcos_resnet50_fpn`. `#NAME` at the end of a URL sets the file name in the cache."""
     resume: bool = False
-    """Continue the run in `output_dir` from its weights/last.pt, or from the start if nothing had been saved yet."""
+    """Resume the run in `output_dir` from its weights/last.pt, or start it if there is no checkpoint yet."""
     seed: int = 0
 
     @model_validator(mode="before")
     @classmethod
     def _one_length(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.keys() & {"epochs", "max_minutes"}:  # null, too: then one must be given
+        if isinstance(value, dict) and value.keys() & {"epochs", "max_minutes"}:  # null as well: then one must be given
             value = {"iterations": None, **value}
         return value
 
@@ -257,36 +257,36 @@ class EvalConfig(_Section):
     """Evaluation and prediction."""
 
     batch_size: int = Field(default=8, ge=1)
-    """Images a step; the result does not depend on it."""
+    """Images per step; the result does not depend on it."""
     flip: bool = False
-    """Test-time augmentation: detect on the mirrored image, too. Every view costs the time and memory of an image."""
+    """Test-time augmentation: also detect on the mirrored image. Every view costs the time and memory of an image."""
     scales: list[PositiveInt] = []
-    """Test-time augmentation: detect at these lengths of the shorter side, too, in pixels."""
+    """Test-time augmentation: also detect at these lengths of the shorter side, in pixels."""
     scales_max_side: int = Field(default=4000, ge=1)
-    """The longer side is at most this at `scales`."""
+    """Maximum length of the longer side at `scales`, in pixels."""
     scales_flip: bool = False
-    """Detect on the mirrored image at `scales`, too."""
+    """Also detect on the mirrored image at `scales`."""
 
 
 class Config(_Section):
-    """A whole run."""
+    """Complete config of a run."""
 
     model: Annotated[DetectorConfig, OneOf(tuple(DETECTORS.values()), choose_detector)] = Field(
         default_factory=FCOSConfig
     )
-    """The detector, chosen by `name`; a config without it is one of FCOS."""
+    """Detector, selected by `name`; default: FCOS."""
     data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     output_dir: UserPath | None = None
-    """The run's folder; null: runs/NAME, numbered when taken."""
+    """Run folder; null: runs/NAME, or runs/NAME-2 and so on if it exists."""
     device: str = "auto"
-    """`auto` (CUDA, else MPS, else CPU), or a torch device."""
+    """`auto` (CUDA, else MPS, else CPU), or the name of a torch device."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data (str, int, float, bool, None, list, dict) that `Config(**d)` reads back."""
+        """Return the config as plain data (str, int, float, bool, None, list, dict), which `Config(**d)` restores."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """The resolved config as YAML."""
+        """Return the resolved config as YAML."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)

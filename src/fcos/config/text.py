@@ -1,4 +1,4 @@
-"""Config values as text: parsing YAML, suggesting names, formatting options and whole configs."""
+"""Config values as text: YAML parsing, suggestions for misspelled names, formatting of options and configs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .schema import Config
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its trap: `1e-4` is a number."""
+    """Loader for YAML 1.1 that also reads `1e-4` as a number, not as a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -26,11 +26,11 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
-    """Parse YAML text safely; scientific notation is a float.
+    """Parse YAML text safely. Numbers in scientific notation are floats.
 
     Args:
-        text: YAML.
-        where: it comes from, for messages.
+        text: YAML text.
+        where: source of the text, for messages.
 
     Raises:
         ConfigError: the text is not YAML.
@@ -42,13 +42,13 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """A remark on the known word that is close to a wrong one; empty when none is."""
+    """Return a "did you mean" hint with the known word closest to a wrong one; empty if none is close."""
     close = difflib.get_close_matches(word, known, n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def annotated_yaml(config: Config) -> str:
-    """The resolved config as YAML with the explanation of every option above it."""
+    """Return the resolved config as YAML with the description of each option as a comment above it."""
     return "".join(line + "\n" for line in _lines(config, config.to_dict(), indent=""))
 
 
@@ -70,14 +70,14 @@ def _inline(value: Any) -> str:
 
 
 def changes(first: Config, second: Config) -> list[tuple[str, str, str]]:
-    """(dotted key, first value, second value) of every option that differs; `-` where one does not have it."""
+    """Return (dotted key, first value, second value) of each option that differs; `-` if a config lacks it."""
     a, b = ({key: _inline(value) for key, value in flatten(c.to_dict()).items()} for c in (first, second))
     keys = dict.fromkeys([*a, *b])
     return [(key, a.get(key, "-"), b.get(key, "-")) for key in keys if a.get(key) != b.get(key)]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The options of a tree by their dotted keys, each with `prefix` before it."""
+    """Flatten nested sections to options by dotted key, with `prefix` in front of each key."""
     options: dict[str, Any] = {}
     for key, value in tree.items():
         options |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -85,8 +85,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_option(value: Any) -> str:
-    """A value as one types it after `key=`: no spaces, `null` for none, whole numbers without a point."""
+    """Format a value for use after `key=`: no spaces, `null` for None, whole numbers without a decimal point."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(as_option, value))}]"
     whole = isinstance(value, float) and value.is_integer()
-    return _inline([int(value) if whole else value])[1:-1]  # as within a list, where more text needs quotes
+    return _inline([int(value) if whole else value])[1:-1]  # as a list item, which needs quotes in more cases

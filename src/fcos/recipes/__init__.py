@@ -1,7 +1,7 @@
-"""Recipes and config files: found by name or path, read, and checked.
+"""Loading and validation of recipes (configs shipped with the package) and config files.
 
 `load_config("fcos_r50_fpn_1x", ["data=path", "train.lr=5e-3"])` reads a shipped recipe or a YAML file and applies
-overrides. All mistakes are reported together, each with its place and a suggestion.
+overrides. All errors are reported together, each with its option and a suggestion.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ RECIPES = Path(__file__).parent
 
 
 def recipe_names() -> list[str]:
-    """The shipped recipes."""
+    """Return the sorted names of the shipped recipes."""
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
 
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe or a YAML file and apply `key=value` overrides.
 
-    A YAML whose top keys are UPPER_CASE is one of the original's, read by `interop.fcos_core.config`.
+    A YAML file with UPPER_CASE top-level keys is a config of the original and is converted to ours.
 
     Args:
-        source: a recipe's name or the path of a YAML file; None: the defaults.
-        overrides: `key=value`; with one of the original's YAMLs `KEY VALUE` pairs may stand among them.
+        source: name of a recipe or path of a YAML file; None: the defaults.
+        overrides: `key=value`. For a YAML file of the original, the list may also contain its `KEY VALUE` pairs.
 
     Raises:
-        ConfigError: unknown recipe, file, key or value; all mistakes in one message.
+        ConfigError: the recipe or file does not exist, or a key or value is invalid; one message lists all errors.
     """
     tree = read_config_tree(source)
     name = str(source) if source is not None else "defaults"
@@ -53,13 +53,13 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
 
 
 def read_config_tree(source: str | Path | None) -> dict[str, Any]:
-    """The plain tree of a recipe or YAML file, before overrides and defaults.
+    """Read a recipe or YAML file as nested dictionaries, without overrides and defaults.
 
     Args:
-        source: see `load_config`.
+        source: name of a recipe or path of a YAML file; None: an empty tree.
 
     Raises:
-        ConfigError: no such recipe or file, or no mapping of options in it.
+        ConfigError: the recipe or file does not exist, or it does not contain a mapping of options.
     """
     if source is None:
         return {}
