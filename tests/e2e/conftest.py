@@ -13,7 +13,7 @@ SIDE = 96
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve grey, noisy pictures with a red and a blue rectangle each; the same ones for train and val."""
+    """Return a data set of twelve grey, noisy images with a red and a blue rectangle each, used for train and val."""
     root = tmp_path_factory.mktemp("rectangles")
     (root / "images").mkdir()
     generator = np.random.default_rng(0)

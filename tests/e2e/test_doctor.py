@@ -1,5 +1,7 @@
-"""`fcos doctor` on a small data set with the peculiarities of real ones (BCCD, raccoon): what is there is found, from
-the files to the terminal, the page and the JSON."""
+"""`fcos doctor` on a small data set with the defects of real ones (BCCD, raccoon), from files to terminal, page, JSON.
+
+Defects that are in the data are reported, and no others.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,13 @@ TRAIN, VAL = 24, 6
 
 
 def scene(seed: int) -> Image.Image:
-    """Smooth blobs, as in a photograph."""
+    """Return an image of smooth blobs that resembles a photograph."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)
 
 
 def boxes_of(seed: int) -> list[list[float]]:
-    """x, y, width, height, label: two red, a white and a plate, of about the usual sizes."""
+    """Return rows of (x, y, width, height, label): two red, a white and a plate box, of about the usual sizes."""
     generator = np.random.default_rng(1000 + seed)
     boxes = []
     for label, corner in ((0, (2, 2)), (0, (60, 2)), (1, (2, 45)), (2, (100, 70))):
@@ -40,7 +42,7 @@ def boxes_of(seed: int) -> list[list[float]]:
 
 
 class Folder:
-    """A COCO folder in the making."""
+    """COCO data set that tests can change before it is written."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -87,7 +89,7 @@ def findings(root: Path, *words: str) -> dict[str, dict[str, Any]]:
 
 
 def cases(finding: dict[str, Any]) -> list[list[tuple[str, list[int]]]]:
-    """File and annotations of every place of every case."""
+    """Return, for every case, a list of (file stem, annotation ids), one per image."""
     return [
         [(Path(p["file"]).stem, [box["annotation"] for box in p["boxes"]]) for p in case] for case in finding["cases"]
     ]
@@ -98,7 +100,7 @@ def test_sound_data_has_no_findings(folder: Folder) -> None:
 
 
 def test_a_near_twin_across_the_splits(folder: Folder) -> None:
-    """As BloodImage_00037 (val) and 00038 (train)."""
+    """Like BloodImage_00037 (val) and 00038 (train) of BCCD."""
     folder.pictures["val"][2] = folder.pictures["train"][5].resize((160, 120))
     found = findings(folder.write())
     assert list(found) == ["same picture in two splits"]
@@ -106,7 +108,7 @@ def test_a_near_twin_across_the_splits(folder: Folder) -> None:
 
 
 def test_identical_files_and_near_doubles_within_a_split(folder: Folder) -> None:
-    """As raccoon-52 and 74, to which 50 is nearly the same; one is mirrored, and grey images are nothing special."""
+    """Like raccoon-52 and 74 (identical) and 50 (a near duplicate). Mirrored and grey images are not reported."""
     train = folder.pictures["train"]
     train[7], train[9] = train[3], train[3].resize((64, 48)).resize(SIZE)
     train[11] = train[10].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -119,7 +121,7 @@ def test_identical_files_and_near_doubles_within_a_split(folder: Folder) -> None
 
 
 def test_a_plate_marked_white_a_white_marked_plate_and_doubles(folder: Folder) -> None:
-    """As BloodImage_00113, 00133 and 00135, and the seven near-double red cells."""
+    """Like BloodImage_00113, 00133 and 00135 of BCCD, and its seven near-duplicate boxes of red cells."""
     folder.boxes["train"][4][3][4] = 1
     folder.boxes["val"][0][2][4] = 2
     double = folder.boxes["train"][6][0]
@@ -132,7 +134,7 @@ def test_a_plate_marked_white_a_white_marked_plate_and_doubles(folder: Folder) -
 
 
 def test_images_left_unmarked(folder: Folder) -> None:
-    """As the images of BCCD in which only the white cell has a box."""
+    """Like the images of BCCD in which only the white cell has a box."""
     for image in folder.boxes["train"] + folder.boxes["val"]:
         x, y = image[1][0] - 8, image[1][1] + 22
         image += [[x + 6 * i, y, *(np.array([20, 20]) + i / 10), 0] for i in range(6)]
@@ -159,7 +161,7 @@ def test_a_training_split_without_any_box(folder: Folder) -> None:
 
 def test_broken_files_give_exit_code_1_and_do_not_hide_the_rest(folder: Folder) -> None:
     folder.boxes["train"][4][3][4] = 1
-    folder.boxes["train"][2][1][2] = 0  # an empty box, as BloodImage_00343 has one
+    folder.boxes["train"][2][1][2] = 0  # an empty box, as in BloodImage_00343
     root = folder.write()
     image = root / "images/train20.png"
     image.write_bytes(image.read_bytes()[:-300])
@@ -234,7 +236,7 @@ def test_small_objects_get_options_that_can_be_pasted(folder: Folder) -> None:
     assert again.exit_code == 0
     recall = re.search(r"best possible recall ([\d.]+)%", again.output)
     assert recall
-    assert float(recall[1]) == pytest.approx(float(advice[3]), abs=0.06)  # both are rounded
+    assert float(recall[1]) == pytest.approx(float(advice[3]), abs=0.06)  # both numbers are rounded
     assert "What would help" not in again.output
 
 
@@ -299,7 +301,7 @@ def test_of_many_images_alike_the_first_are_named(folder: Folder) -> None:
 
 
 def test_of_many_images_alike_in_two_splits_one_of_each_is_named(folder: Folder) -> None:
-    """As the frames of a video: the others are twins within their split, too."""
+    """Like frames of a video: the images are also duplicates within their split."""
     folder.pictures["train"][2:6] = [scene(2)] * 4
     folder.pictures["val"][1] = scene(2)
     root = folder.write()

@@ -1,4 +1,4 @@
-"""On BCCD and raccoon the doctor finds what is known to be wrong with them, as far as geometry and pixels show it."""
+"""`fcos doctor` finds the known defects of BCCD and raccoon, as far as geometry and pixels show them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_up(root: Path, form: str) -> Report:
 
 
 def places(report: Report, kind: str) -> list[set[str]]:
-    """SPLIT NUMBER of the images of every case."""
+    """Return, for every case of a finding, the set of its images as "SPLIT NUMBER"."""
     found = [finding for finding in report.findings if finding.kind == kind]
     return [
         {
@@ -44,7 +44,7 @@ def test_bccd(form: str, data_sets: Path) -> None:
     assert set().union(*found) == doubles
     assert len(found) == len(doubles)
     assert places(report, "image twice") == places(report, "image nearly twice") == []
-    # Red cells are marked incompletely; where only the white one is, the number of boxes shows it.
+    # Red cells are labelled incompletely. If only the white cell has a box, the number of boxes shows it.
     assert {"train 00250", "val 00152", "test 00303"} <= set().union(*places(report, "image with few boxes"))
 
 

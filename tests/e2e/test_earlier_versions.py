@@ -1,6 +1,6 @@
-"""A run of version 0.1.0 of `tests/fixtures` is read, evaluated and continued.
+"""A run of version 0.1.0, stored in `tests/fixtures`, can be read, evaluated and resumed.
 
-It learned from the rectangles of `data` and was saved after iteration 230 of 240; metrics.csv has the rows up to 240.
+It was trained on the rectangles of `data` and saved after iteration 230 of 240; metrics.csv has the rows up to 240.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ TRUSTED = "model.backbone.name=tiny_backbone:Tiny"
 SAVED_AT = 230
 TIMINGS = ("minutes", "images_per_second", "data_share", "memory_mb")
 NUMBERS: dict[str, Any] = {"rel": 3e-4}
-"""Other processors add up float32 numbers in another order; weights that differ by a millionth give a tenth of this."""
+"""Tolerance for float32 sums in another order on other processors: weights that differ by 1e-6 give a tenth of it."""
 FIGURES: dict[str, Any] = {"abs": 1e-6, "nan_ok": True}
-"""No overlap with an object is so close to a threshold (6e-5) that such differences move it across."""
+"""Tolerance of the metrics: no overlap with an object is so close to a threshold (6e-5) that it could cross it."""
 
 
 @pytest.fixture
 def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The run, where it was: `run` in the working directory, beside `data`."""
+    """Copy the recorded run to its original place: `run` in the working directory, beside `data`."""
     shutil.copytree(RECORDED, tmp_path / "run")
     (tmp_path / "data").symlink_to(data)
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def command(*words: str | Path) -> str:
-    """Run `fcos WORDS` in this process; returns its output."""
+    """Run `fcos WORDS` in this process and return its output."""
     result = CliRunner().invoke(app, list(map(str, words)))
     assert result.exit_code == 0, result.output
     return result.output
@@ -53,7 +53,7 @@ def detections_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows(run: Path) -> Iterator[dict[str, Any]]:
-    """The rows of metrics.csv behind the saved iteration, without timings."""
+    """Yield the rows of metrics.csv after the saved iteration, without timings."""
     with (run / "metrics.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             if int(row["iteration"]) > SAVED_AT:
@@ -86,7 +86,7 @@ def test_its_weights_have_the_figures_that_were_saved(run: Path) -> None:
 
 
 def figure_tables(saved: dict[str, Any]) -> list[dict[str, float]]:
-    """The figures of all classes and of each; NaN where there are none."""
+    """Return the metrics over all classes, then those of each class; NaN if undefined."""
     tables = [saved["metrics"], *saved["per_class"].values()]
     return [{key: float("nan") if value is None else value for key, value in table.items()} for table in tables]
 

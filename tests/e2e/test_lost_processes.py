@@ -1,4 +1,4 @@
-"""A process of several is killed: the others end and say why, and torchrun's restart continues the run."""
+"""One of several processes is killed: the others stop and report the reason, and a torchrun restart resumes the run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fcos.config import Config
 from fcos.interop.checkpoints import load_checkpoint
 
 STEPS = 8
-KILLED = "1:5"  # rank and call; one belongs to the start, so three steps have been done
+KILLED = "1:5"  # rank and call; one call happens at the start, so three steps are complete
 
 
 def start(folder: Path, *words: object, kill_at: str = "") -> subprocess.Popen[str]:
-    """`python -m WORDS` in a folder."""
+    """Start `python -m WORDS` in a folder."""
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, words)],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -33,7 +33,7 @@ def start(folder: Path, *words: object, kill_at: str = "") -> subprocess.Popen[s
 
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with the config of a run, and a finished run of the same name."""
+    """Return a working directory with the config of a run and a finished run of the same name."""
     folder = tmp_path_factory.mktemp("lost")
     config = Config.model_validate(
         {
@@ -58,7 +58,7 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def restarted(folder: Path) -> str:
-    """The output of a run whose second process was killed, and which torchrun started again."""
+    """Return the output of a run whose second process was killed and that torchrun restarted."""
     launch = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "fcos")
     code, out, err = finish(start(folder, *launch, "train", "tiny.yaml", kill_at=KILLED))
     assert code == 0, err
@@ -66,7 +66,7 @@ def restarted(folder: Path) -> str:
 
 
 def saved_at(file: Path) -> int:
-    """The time of a file; 0 in the middle of a save, where there are no hard links."""
+    """Return a file's modification time, or 0 if it does not exist: during a save without hard links it may not."""
     try:
         return file.stat().st_mtime_ns
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def test_the_others_end_and_say_why(restarted: str) -> None:
 
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> tuple[int, str]:
-    """Exit code and stderr of a command whose second process was killed after the third step."""
+    """Return exit code and stderr of a command whose second process was killed after the third step."""
     command = ("fcos", "train", "tiny.yaml", "train.devices=2", "output_dir=killed")
     code, _, err = finish(start(folder, *command, kill_at=KILLED))
     return code, err
@@ -143,7 +143,7 @@ def test_it_continues_as_told_and_sigterm_saves_and_stops_all(folder: Path, kill
 
 
 def test_processes_whose_launcher_was_killed_save_and_stop(folder: Path) -> None:
-    """`finish` waits until all that write to the launcher's output have ended."""
+    """`finish` waits until all processes that write to the launcher's output have ended."""
     process = start(
         folder, "fcos", "train", "tiny.yaml", "train.devices=2", "output_dir=orphans", "train.iterations=100000"
     )

@@ -1,4 +1,4 @@
-"""The original's commands, word for word, in two processes, on pictures under its catalogue's names."""
+"""The original's commands, word for word, in two processes, on images under the names of its catalogue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TORCHRUN = "torch.distributed.run --nproc_per_node=2 --master_port={port}"
 
 
 def command(line: str) -> str:
-    """Run `python -m LINE`; returns its output."""
+    """Run `python -m LINE` and return its output."""
     done = run(line)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -44,7 +44,7 @@ def run(line: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory like the original's: its commands and configs, `datasets/coco`."""
+    """Return a working directory like the original's, with its commands and configs and `datasets/coco`."""
     for name in ("tools", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     coco = tmp_path / "datasets/coco"
@@ -94,7 +94,7 @@ def test_without_a_test_no_val_split_may_be_given(
 
 @pytest.fixture
 def evaluation_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run the evaluation command in this process, which ends with exit code 2; returns its words to the user."""
+    """Run the evaluation command in this process, check exit code 2, and return its stderr."""
 
     def run(*words: str | Path) -> str:
         monkeypatch.setattr(sys, "argv", ["test_net.py", "--config-file", *map(str, words)])

@@ -1,4 +1,4 @@
-"""Two and three processes, started as users do, train, stop, continue and evaluate like one."""
+"""Two and three processes, started as users do, train, stop, resume and evaluate like one process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PROGRAM = Path(__file__).parents[1] / "helpers/programs/stopped_processes.py"
 
 
 def torchrun(*arguments: str | Path) -> str:
-    """Run a program in two processes; returns what they printed."""
+    """Run a program in two processes and return their output."""
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)],
         capture_output=True, text=True, timeout=SECONDS, check=False,
@@ -41,16 +41,16 @@ def torchrun(*arguments: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of the same config, `one` in one process and `two` in two, which were stopped in between."""
+    """Return a folder with two runs of a config, `one` in one process and `two` in two, with a stop in between."""
     folder = tmp_path_factory.mktemp("processes")
     config = Config.model_validate(
         {
-            # Batch norm is frozen: its statistics would be those of a process' part of the batch.
+            # Batch norm is frozen: otherwise its statistics would come from one process's share of the batch.
             "model": {
                 "backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"},
                 "fpn": {"channels": 64},
                 "head": {"num_convs": 1, "prior_probability": 0.2},
-                "strides": [8, 16],  # the backbone has further stages, which learn nothing
+                "strides": [8, 16],  # further stages of the backbone get no gradient
                 "size_ranges": [[-1, 32], [32, None]],
             },
             "data": {"root": data, "short_side": SIDE, "max_side": SIDE, "workers": 0},
@@ -137,11 +137,11 @@ def test_rank_zero_speaks_for_all(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def uneven(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of the same config in 1, 2 and 3 processes, in folders of these names.
+    """Return the folder of runs of the same config in 1, 2 and 3 processes, in subfolders of these names.
 
-    The batches are of five images, a third of all images has no object, and val has two images: there are steps in
-    which a process has no object, and in evaluations one has no image. Every batch has objects: without any the
-    original's normalisation by at least one positive location a process depends on the number of processes.
+    Batches have five images, a third of all images has no object, and val has two images. So there are steps in which a
+    process has no object, and evaluations in which one has no image. Every batch has objects: without any, the
+    original's normaliser (at least one positive location per process) would depend on the number of processes.
     """
     folder = tmp_path_factory.mktemp("uneven")
     (folder / "images").symlink_to(data / "images")

@@ -1,4 +1,4 @@
-"""The README's examples, word for word but for the length of the training and the weights that would be downloaded."""
+"""Examples of the README, word for word except for the length of the training and for weights that need a download."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHORT = [
 
 @pytest.fixture
 def folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of somebody with a data set and a photograph."""
+    """Return the working directory of a user with a data set and a photograph."""
     for name in ("DIR", "cells"):
         (tmp_path / name).symlink_to(data)
     for name in ("PHOTO.jpg", "photo.jpg"):
@@ -56,7 +56,7 @@ def test_from_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short, replaced = re.subn(r'"train\.max_minutes=\d+"', options, code[1])
     assert replaced == 1
     exec(compile(short, "README.md", "exec"), {})
-    ap50 = float(capsys.readouterr().out.splitlines()[-1])  # one step teaches nothing: no detection is printed after it
+    ap50 = float(capsys.readouterr().out.splitlines()[-1])  # the last line: one step is too short for detections
     assert 0 <= ap50 < 0.5
     assert (folder / "detections.jpg").is_file()
 

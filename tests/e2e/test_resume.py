@@ -1,4 +1,4 @@
-"""A run that is killed or stopped at any moment and continued ends with exactly what an uninterrupted one ends with."""
+"""A run that is killed or stopped at any moment and then resumed gives exactly the result of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ TIMINGS = ("minutes", "images_per_second", "data_share")
 
 
 def run_command(words: list[str], log: Path) -> None:
-    """`fcos WORDS`, in a process of its own; what it prints goes to a file."""
+    """Run `fcos WORDS`, the target of a child process; its output goes to a file."""
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    multiprocessing.set_start_method("fork", force=True)  # of loader workers; a forkserver's child would use that
+    multiprocessing.set_start_method("fork", force=True)  # for loader workers; default here: forkserver
     from fcos.cli import main
 
     main(words)
 
 
 class Commands:
-    """Starts commands in processes that find torch imported: a start takes milliseconds."""
+    """Starts commands in processes forked with torch already imported, which takes milliseconds."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log.txt"
@@ -55,7 +55,7 @@ class Commands:
         return process
 
     def finish(self, process: BaseProcess) -> str:
-        """Wait for a process and return what it printed; one that hangs is killed, which is a failure."""
+        """Wait for a process and return its output. A process that hangs is killed and fails the test."""
         process.join(SECONDS)
         if process.exitcode is None:
             process.kill()
@@ -71,7 +71,7 @@ class Commands:
 
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of several runs of the same config; `whole` was not interrupted."""
+    """Return the folder of several runs of the same config, of which `whole` is not interrupted."""
     folder = tmp_path_factory.mktemp("resume")
     config = Config.model_validate(
         {
@@ -110,26 +110,26 @@ def commands(folder: Path) -> Commands:
 
 @pytest.fixture(scope="module")
 def duration(folder: Path, commands: Commands) -> float:
-    """Seconds that the uninterrupted run took."""
-    commands.run("--version")  # starts the server
+    """Return the duration of the uninterrupted run in seconds."""
+    commands.run("--version")  # starts the fork server
     began = time.monotonic()
     commands.run("train", folder / "config.yaml", f"output_dir={folder / 'whole'}")
     return time.monotonic() - began
 
 
 def train_words(folder: Path, run: str, *, workers: int) -> list[object]:
-    """The command that starts a run or continues it."""
+    """Return the command that starts a run or resumes it."""
     again = folder / run / "config.yaml"
     words = [again, "train.resume=true"] if again.is_file() else [folder / "config.yaml", f"output_dir={folder / run}"]
     return ["train", *words, f"data.workers={workers}"]
 
 
 def iteration(run: Path) -> int:
-    """Steps done, as far as they were saved: of a copy, which nobody replaces while it is read."""
+    """Return the iteration of the last save, read from a copy because a running process may replace the file."""
     copy = run.with_suffix(".pt")
     try:
         copy.write_bytes((run / "weights/last.pt").read_bytes())
-    except FileNotFoundError:  # not yet there, or, without hard links, not there in the middle of a save
+    except FileNotFoundError:  # not yet saved, or in the middle of a save without hard links
         return 0
     return load_checkpoint(copy).iteration
 
@@ -144,7 +144,7 @@ def cut_short(file: Path) -> bytes:
 
 
 def with_a_wrong_byte(file: Path) -> bytes:
-    """In a tensor: between the records of a file are bytes that mean nothing."""
+    """Return a file's content with one wrong byte in a tensor: bytes between the records of a file have no meaning."""
     with ZipFile(file) as records:
         tensor = records.read(max(records.infolist(), key=lambda record: record.file_size))
     content = bytearray(file.read_bytes())
@@ -158,7 +158,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def compare(expected: Any, found: Any, where: str = "") -> None:
-    """Bit by bit, but for what a clock said."""
+    """Compare bit by bit, except for measured times."""
     if isinstance(expected, torch.Tensor):
         assert torch.equal(expected, found), where
     elif isinstance(expected, dict):
@@ -196,7 +196,7 @@ def test_killed_at_twenty_random_moments(folder: Path, commands: Commands, durat
         if process.exitcode is None:
             process.kill()
             process.join()
-            assert kills < KILLS, commands.log.read_text()  # it hangs
+            assert kills < KILLS, commands.log.read_text()  # fails if it hangs
             kills += 1
             continue
         assert process.exitcode == 0, commands.log.read_text()
@@ -226,7 +226,7 @@ def test_stopped_by_signals_and_continued_as_told(folder: Path, commands: Comman
             assert process.exitcode == 130, log
             words = shlex.split(told[0].partition("continue with: fcos ")[2])
             signals.pop()
-        else:  # the training was over before the signal came
+        else:  # the training ended before the signal
             assert f"{STEPS} iterations, " in log
             assert_as_uninterrupted(folder, run.name)
             runs += 1
@@ -244,7 +244,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(folder: Path, comman
         assert wait_until(last.with_stem("last-1").is_file, process), commands.log.read_text()
         process.kill()
         process.join()
-        # In the middle of a save last.pt is the same file as last-1.pt, or, without hard links, not there.
+        # In the middle of a save last.pt is the same file as last-1.pt, or does not exist without hard links.
         content = damage(last if last.exists() else last.with_stem("last-1"))
         last.unlink(missing_ok=True)
         last.write_bytes(content)

@@ -1,4 +1,4 @@
-"""From images on the disk to a detector that finds what it was shown, through every part in between."""
+"""Training from images on disk to a detector that finds the training objects, through every component."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command of docs/training.md, word for word but for length, size and number of processes: see `adapted`."""
+"""Every command of docs/training.md, word for word except for length, size and number of processes (`adapted`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHORT = [
 
 
 def adapted(words: list[str]) -> list[str]:
-    """A training of one or two small steps, from random weights, on the CPU."""
+    """Change a training command to one or two small steps from random weights on the CPU."""
     kept = [word for word in words if not word.startswith(("train.max_minutes=", "train.epochs="))]
     smaller = {"fcos_imprv_r50_fpn_1x": "fcos_mnv2_small", "train.devices=8": "train.devices=2"}
     kept = [smaller.get(word, word) for word in kept]
@@ -42,7 +42,7 @@ def adapted(words: list[str]) -> list[str]:
 
 
 def run(line: str) -> str:
-    """`fcos ...`, in this process."""
+    """Run an `fcos` command in this process and return its output."""
     words = shlex.split(line)[1:]
     result = CliRunner().invoke(app, adapted(words) if words[0] == "train" else words)
     assert result.exit_code == 0, f"{line}\n{result.output}"
@@ -50,7 +50,7 @@ def run(line: str) -> str:
 
 
 def launch(line: str, *, processes: int, nodes: int = 1) -> str:
-    """`torchrun ...` with so many processes a node; all nodes are this machine. Returns what they print."""
+    """Run a `torchrun` command with N processes per node, all nodes on this machine, and return the output."""
     line = line.replace("--nproc_per_node=8", f"--nproc_per_node={processes}").replace(
         "HOST:29400", f"localhost:{free_port()}"
     )
@@ -74,7 +74,7 @@ def launch(line: str, *, processes: int, nodes: int = 1) -> str:
 
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The working directory of somebody who has followed the guide: all its `fcos` commands were run, in order."""
+    """Return a working directory in which all `fcos` commands of the guide were run in order."""
     folder = tmp_path_factory.mktemp("guide")
     (folder / "DIR").symlink_to(data)
     shutil.copy(data / "images/0.png", folder / "PHOTO.jpg")

@@ -1,4 +1,4 @@
-"""Test-time augmentation against the recorded numbers: every view alone, and all of them together."""
+"""Test-time augmentation against the recorded numbers: each view separately, and the merged result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fcos.models.fcos import FCOS
 from fcos.structures import View
 
 BASE_AND_SCALES = {"base": 0, "flip": 1, "scale96": 2, "scale160": 4}
-"""The recorded views among ours, of which the mirrored ones at a scale are recorded in the merged result only."""
+"""Index of each recorded view among ours; mirrored views at other scales are recorded in the merged result only."""
 
 
 class Recorded(NamedTuple):
@@ -67,7 +67,7 @@ def test_candidates_of_a_view(recorded: Recorded, name: str) -> None:
             recorded.numbers[f"view_{name}/{key}{i}"] for key in ("count", "score_sum", "box_sum")
         )
         assert len(found) == int(count)
-        # The tolerances of the recordings, 1e-3 px and 1e-5, for every candidate.
+        # The recordings' tolerances, 1e-3 pixels and 1e-5, add up over the candidates.
         assert float(found.scores.double().sum()) == pytest.approx(float(score_sum), abs=1e-5 * len(found))
         np.testing.assert_allclose(found.boxes.double().sum(0).numpy(), box_sum, rtol=0, atol=1e-3 * len(found))
 
@@ -78,7 +78,7 @@ def test_all_views_together(recorded: Recorded) -> None:
         assert list(found.size) == recorded.numbers[f"out{i}/size_wh"].tolist()[::-1]
         np.testing.assert_allclose(found.scores, scores, rtol=0, atol=1e-5)
         remaining = list(range(len(found)))
-        for box, score, label in zip(boxes, scores, labels, strict=True):  # equal scores have no order
+        for box, score, label in zip(boxes, scores, labels, strict=True):  # equal scores may come in any order
             match = next(
                 j
                 for j in remaining

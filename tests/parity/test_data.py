@@ -41,13 +41,13 @@ def test_resize_rule(goldens: Path) -> None:
 
 
 def test_every_drawn_size_is_one_of_ours(goldens: Path) -> None:
-    """The original draws with Python's global stream; we share the rule, not the stream."""
+    """The original draws from Python's global random state; this project uses the same rule with another generator."""
     table = _json(goldens, "train_transform_draws.json")
     for sequence in table["sequences"]:
         kind, *sides = sequence["transform"].split("_")
         sides = [int(side) for side in sides]
         options = {"short_side_range": sides} if kind == "range" else {"short_side": sides}
-        max_side = 900 if kind == "choice" else 1333  # not in the file, but plain from its rows
+        max_side = 900 if kind == "choice" else 1333  # not in the file, but evident from its rows
         transform = train_transform(DataConfig.model_validate({**options, "max_side": max_side}))
         for row in _rows(table, sequence["rows"]):
             sizes = {resize_size(row["h"], row["w"], short_side, max_side) for short_side in transform.short_sides}
@@ -95,7 +95,7 @@ def test_network_inputs_are_the_recorded_ones(goldens: Path) -> None:
     images = [tensor(numbers[f"resized{i}"]).permute(2, 0, 1) for i in _images(numbers)]
     for i, image in zip(_images(numbers), images, strict=True):
         found = normalized(original, image[None], torch.tensor([image.shape[1:]]))[0]
-        # The original divides by 255 and multiplies again: 3e-6 of values up to 153.
+        # The original divides by 255 and multiplies again: an error of 3e-6 for values up to 153.
         torch.testing.assert_close(found, tensor(numbers[f"tensor{i}"]), rtol=0, atol=5e-6, msg=str(i))
     found = normalized(without_bgr, images[0][None], torch.tensor([images[0].shape[1:]]))[0]
     torch.testing.assert_close(found, tensor(numbers["rgb_norm0"]), rtol=0, atol=RTOL)
@@ -150,9 +150,10 @@ def test_aspect_groups(goldens: Path) -> None:
 
 
 def test_iterations_go_through_the_images_in_the_recorded_order(goldens: Path) -> None:
-    """Ours fills every batch across passes, the original ends a pass with a smaller one: the same images, cut anew.
+    """The images come in the same order but are split into batches differently.
 
-    A resumed run of the original starts a new permutation; ours continues, which the unit tests show.
+    Our batches continue across epochs; the original ends an epoch with a smaller batch. A resumed run of the original
+    starts a new permutation; ours continues the old one, see the unit tests.
     """
     for case in _json(goldens, "samplers.json")["iteration"]:
         batches = endless_batches(cycle([np.arange(case["n"])]), np.zeros(case["n"], dtype=int), case["batch_size"])
@@ -162,7 +163,7 @@ def test_iterations_go_through_the_images_in_the_recorded_order(goldens: Path) -
 
 
 def test_processes_get_contiguous_parts_of_a_seeded_permutation(goldens: Path) -> None:
-    """The original fills up with images from the start, so that all parts are equally long."""
+    """The original repeats images from the start, so that all shards have the same length."""
     for case in _json(goldens, "samplers.json")["distributed"]:
         order = shuffled(case["n"], case["epoch"]).tolist() if case["shuffle"] else list(range(case["n"]))
         order += order[: -case["n"] % case["replicas"]]
@@ -171,7 +172,7 @@ def test_processes_get_contiguous_parts_of_a_seeded_permutation(goldens: Path) -
 
 @pytest.fixture
 def coco(goldens: Path, tmp_path: Path) -> tuple[dict[str, Any], Annotations]:
-    """The recorded small COCO file, read by us; its empty box is an error here, so it is skipped."""
+    """Return the recorded small COCO file and our annotations of it; its empty box is an error here and is skipped."""
     recorded = _json(goldens, "coco_dataset.json")
     (tmp_path / "train.json").write_text(json.dumps(recorded["coco"]))
     for image in recorded["coco"]["images"]:
@@ -182,7 +183,7 @@ def coco(goldens: Path, tmp_path: Path) -> tuple[dict[str, Any], Annotations]:
 
 
 def test_images_are_in_the_order_of_their_ids(coco: tuple[dict[str, Any], Annotations]) -> None:
-    """We train on all of them (BEHAVIOUR 8, 22), the original on those with a usable box or a crowd."""
+    """This project trains on all images (BEHAVIOUR 8, 22), the original on those with a usable box or a crowd."""
     recorded, annotations = coco
     assert annotations.image_ids.tolist() == recorded["all_ids"]
     assert set(recorded["train_ids"]) <= set(recorded["all_ids"])
@@ -194,7 +195,7 @@ def test_classes_are_in_the_order_of_the_file(coco: tuple[dict[str, Any], Annota
 
 
 def test_inclusive_targets(coco: tuple[dict[str, Any], Annotations]) -> None:
-    """The original leaves crowds out, we mark them."""
+    """The original drops crowds; this project marks them."""
     recorded, annotations = coco
     dataset = DetectionDataset(annotations, transform=Transform((1,), 1), box_convention="inclusive")
     inclusive = dataset.annotations

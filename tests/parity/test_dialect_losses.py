@@ -1,7 +1,7 @@
-"""Losses and gradients of AdelaiDet's models: the branch learns centerness or IoU, real-time detectors among them.
+"""Losses and gradients of AdelaiDet's models with centerness and with IoU, including real-time detectors.
 
-Models and formats: `dialects`. The tolerances are those of the recordings: 1e-6 in float64, where their focal
-loss, boxes and locations are float32 nevertheless; 1e-5 in float32, 1e-4 with batch statistics.
+`dialects` describes models and formats. The tolerances are those of the recordings: 1e-6 in float64, where their focal
+loss, boxes and locations are still float32; 1e-5 in float32; 1e-4 with batch statistics.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def model(request: pytest.FixtureRequest) -> Dialect:
 
 
 def build(model: Dialect, dtype: torch.dtype) -> FCOS:
-    """The filled model in training mode; it takes network inputs as they are."""
+    """Build the model with the recorded weights, in training mode, without pixel normalisation."""
     quality = "iou" if model.manifest["facts"]["quality"] == "iou" else "centerness"  # weights do not show it
     config = model.section.model_copy(update={"quality": quality, "channel_order": "rgb"})
     net = build_fcos(config, num_classes=len(model.checkpoint.category_ids))
@@ -56,7 +56,7 @@ def build(model: Dialect, dtype: torch.dtype) -> FCOS:
 
 
 def losses(goldens: Path, model: Dialect, net: FCOS, case: str) -> dict[str, torch.Tensor]:
-    """The loss terms of a recorded case by their recorded names."""
+    """Compute the loss terms of a recorded case, by their recorded names."""
     boxes, labels = (
         [tensor(model.numbers[f"train{case}/{part}{i}"]) for i in range(2)] for part in ("boxes", "labels")
     )

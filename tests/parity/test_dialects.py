@@ -1,6 +1,6 @@
-"""Weights of AdelaiDet, detectron2 and mmdetection against what these projects compute with them.
+"""Outputs with weights of AdelaiDet, detectron2 and mmdetection against those of these projects.
 
-Formats and tolerances: goldens/README.md.
+goldens/README.md describes formats and tolerances.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ UNIT_MODELS = {
     ("mmdetection", "post"): "mmdetection__fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco",
     ("mmdetection", "post_exp"): "mmdetection__fcos_r50-caffe_fpn_gn-head_1x_coco",
 }
-"""Whose settings the synthetic head outputs were decoded with."""
+"""Models whose settings were used to decode the synthetic head outputs, by project and key prefix."""
 
 
 def post_cases(config: pytest.Config) -> list[tuple[str, str]]:
-    """(project, key) of the recorded decodings."""
+    """Return (project, key) of the recorded decodings."""
     found = []
     for file in sorted((folder(config) / "dialects").glob("*__units.npz")):
         with np.load(file) as numbers:
@@ -67,7 +67,7 @@ def net(model: Dialect) -> FCOS:
 
 @pytest.fixture(scope="module")
 def images(request: pytest.FixtureRequest, model: Dialect) -> tuple[Tensor, Tensor]:
-    """The recorded network input as RGB pixels, and the sizes without padding."""
+    """Return the recorded network input as RGB pixels, and the image sizes without padding."""
     facts, sizes = model.manifest["facts"], tensor(model.numbers["image_sizes_hw"])
     mean, std = (torch.tensor(facts[key])[:, None, None] for key in ("pixel_mean", "pixel_std"))
     recorded = network_input(folder(request.config), model)
@@ -93,7 +93,7 @@ def test_every_tensor_finds_its_place(model: Dialect, net: FCOS) -> None:
 def test_what_learns_there_learns_here(model: Dialect, net: FCOS) -> None:
     learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     ours = zip(model.checkpoint.model, used_tensors(model), strict=True)
-    # Factors of a batch norm with fixed statistics do not learn here; in some models of mmdetection they do.
+    # Batch norm with fixed statistics has no trainable factors here; in some models of mmdetection it has.
     assert learning == {name: trained for name, (*_, trained) in ours if name in learning}
 
 
@@ -131,7 +131,7 @@ def test_normalised_input(
 
 @pytest.fixture(scope="module")
 def outputs(model: Dialect, net: FCOS, images: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    """Backbone, pyramid and head outputs by their recorded names, distances as the project's head returns them."""
+    """Compute backbone, pyramid and head outputs by their recorded names, with distances as in the project's head."""
     with torch.inference_mode():
         features = net.backbone(net.normalize(*images))
         pyramid = net.fpn([features[name] for name in net.backbone_levels])
@@ -153,7 +153,7 @@ def test_outputs(model: Dialect, outputs: dict[str, Tensor], part: str) -> None:
     for key in levels:
         ours, expected = outputs[key[5:]], model.numbers[key]
         if model.manifest["dialect"] == "detectron2" and part == "reg":
-            expected = np.maximum(expected, 0)  # it decodes relu of what its head returns
+            expected = np.maximum(expected, 0)  # detectron2 applies relu when it decodes
         if f"{key}/shape" not in model.numbers:
             assert ours.shape == expected.shape
             rtol = 2e-5 if part == "reg" else 0.0
@@ -173,7 +173,7 @@ def test_outputs(model: Dialect, outputs: dict[str, Tensor], part: str) -> None:
 def check(
     found: Instances, numbers: dict[str, np.ndarray], key: str, *, score: float = 1e-5, box: float = 2e-3
 ) -> None:
-    """The same detections, in any order where scores are equal within the tolerance."""
+    """Check that detections are the same; those with equal scores, within the tolerance, may come in any order."""
     case, _, prefix = key.rpartition("/")
     expected = [numbers[f"{case}/{prefix}{part}"] for part in ("boxes", "scores", "labels")]
     assert len(found) == len(expected[1])
@@ -203,7 +203,7 @@ def test_detections(model: Dialect, net: FCOS, images: tuple[Tensor, Tensor], al
 
 
 def every_alone(model: Dialect, pixels: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The images one by one, padded as the project pads a single image."""
+    """Return the images one by one, padded as the project pads a single image."""
     shapes = [model.numbers[f"single{i}/tensor_shape"].tolist() for i in range(len(sizes))]
     return [(pixels[i : i + 1, :, : s[2], : s[3]], sizes[i : i + 1]) for i, s in enumerate(shapes)]
 
@@ -222,7 +222,7 @@ def test_decoding_of_other_outputs(goldens: Path, post_case: tuple[str, str]) ->
     project, case = post_case
     numbers = load(goldens / "dialects" / f"{project}__units.npz")
     settings = dialect(DEFAULT_GOLDENS, UNIT_MODELS[project, case.split("/")[0]], filled=False).section
-    if case.endswith("_thresh_with_ctr"):  # on the product, which AdelaiDet can be told to; we say it of its root
+    if case.endswith("_thresh_with_ctr"):  # AdelaiDet's option thresholds the product; ours its root
         settings = settings.model_copy(update={"threshold_on": "score", "score_threshold": 0.05**0.5})
     if case.endswith("_no_nms"):
         settings = settings.model_copy(update={"nms_threshold": 0.0})

@@ -1,4 +1,4 @@
-"""Conversion of detections to COCO results, and the figures, in the original's inclusive boxes."""
+"""Conversion of detections to COCO results, and the metrics, with the original's inclusive boxes."""
 
 import json
 
@@ -15,7 +15,7 @@ def recorded(goldens):
 
 
 def results(recorded, predictions):
-    """What `evaluate` does with a model's detections; the recorded labels count from 1, background being 0."""
+    """Convert detections to COCO results as `evaluate` does; recorded labels start at 1 because 0 is background."""
     data = recorded["coco"]
     sizes = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
     category_ids = [category["id"] for category in data["categories"]]
@@ -37,7 +37,7 @@ def test_results_equal_the_recorded_ones(recorded):
     found, expected = results(recorded, recorded["predictions"]), recorded["coco_results"]
     assert [(d["image_id"], d["category_id"]) for d in found] == [(d["image_id"], d["category_id"]) for d in expected]
     for ours, theirs in zip(found, expected, strict=True):
-        # The original converts to xywh in float32, too, but adds 1 after subtracting.
+        # The original also converts to xywh in float32, but adds 1 after subtracting.
         assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=3e-5)
         assert ours["score"] == theirs["score"]
 

@@ -1,4 +1,4 @@
-"""Which tensor of our backbones a tensor of an ImageNet file fills, against the recorded rows."""
+"""Mapping from tensors of ImageNet files to those of our backbones, against the recorded rows."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def ours(keys: list[str]) -> list[str]:
-    """Names in our backbone of keys of the original's model."""
+    """Return our backbone's tensor names for keys of the original's model."""
     return [rename(key).removeprefix("backbone.") for key in keys]
 
 
 def values(shape: list[int], name: str) -> np.ndarray:
-    """Numbers that another tensor does not have."""
+    """Return values that differ between tensors."""
     return ((np.arange(np.prod(shape)) + sum(name.encode())) % 997).astype(np.float32).reshape(shape)
 
 
 def build(goldens: Path, recorded: dict[str, Any], weights: Path) -> dict[str, Tensor]:
-    """The state dict of the backbone that the recorded config describes, with weights from a file."""
+    """Return the state dict of the backbone in the recorded config, with weights from a file."""
     manifest = goldens / "manifests" / "fcos" / f"{Path(recorded['config']).stem}.json"
     config = validate(config_from_yaml(json.loads(manifest.read_text())["merged_config"]), where=manifest.name)
     options = {**config.model.backbone.model_dump(), "weights": str(weights)}
@@ -58,7 +58,7 @@ def test_every_blob_has_the_recorded_name(detectron_file: Path) -> None:
 def test_exactly_the_recorded_tensors_are_filled(
     detectron_file: Path, goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the first block of every stage; the names of the others are tested above."""
+    """Only the first block of every stage is built; the names in the other blocks are tested above."""
     for name, shape in resnet.SHAPES.items():
         monkeypatch.setitem(resnet.SHAPES, name, shape._replace(blocks=(1, 1, 1, 1)))
     recorded = json.loads(detectron_file.read_text())

@@ -1,8 +1,8 @@
-"""Fresh models against the recorded statistics of the original's: one draw each, so up to what chance explains.
+"""Initial weights against the recorded statistics of the original's, one random draw each.
 
-A standard deviation of n numbers scatters by its value times sqrt((kurtosis - 1) / 4n), at most sqrt(1 / 2n) (normal),
-a mean by std / sqrt(n); both draws scatter, which makes sqrt(2). Beyond five of these deviations chance gets once in
-two million comparisons; the seed is fixed.
+The sample standard deviation of n numbers has a relative standard error of sqrt((kurtosis - 1) / 4n), at most
+sqrt(1 / 2n) (normal distribution); the mean has a standard error of std / sqrt(n). Both draws are random, hence a
+factor of sqrt(2). Chance exceeds five of these errors once in two million comparisons; the seed is fixed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODELS = ["fcos_imprv_dcnv2_R_50_FPN_1x", "fcos_bn_bs16_MNV2_FPN_1x"]
 
 @pytest.fixture(scope="module", params=MODELS)
 def pairs(request: pytest.FixtureRequest) -> list[tuple[str, list[Any], Tensor]]:
-    """(the original's name, [shape, mean, std, min, max], our tensor) of every tensor."""
+    """Return (the original's name, [shape, mean, std, min, max], our tensor) of every tensor."""
     goldens: Path = folder(request.config)
     recorded = json.loads((goldens / "init_stats" / f"{request.param}.json").read_text())
     manifest = json.loads((goldens / "manifests" / "fcos" / f"{request.param}.json").read_text())
@@ -55,7 +55,7 @@ def test_random_tensors_have_the_recorded_mean_and_spread(pairs: list[tuple[str,
 
 
 def test_the_same_tensors_are_uniform_within_the_same_bounds(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
-    """Uniform numbers reach sqrt(3) deviations and no further, of thousands of normal ones some exceed twice that."""
+    """Uniform values stay within sqrt(3) standard deviations; of thousands of normal values some exceed twice that."""
     uniform = 0
     for name, (_, _, std, low, high), tensor in pairs:
         if low < high and tensor.numel() > 1000:
@@ -63,6 +63,6 @@ def test_the_same_tensors_are_uniform_within_the_same_bounds(pairs: list[tuple[s
             uniform += is_uniform
             ours = tensor.abs().max().item()
             assert (ours < 2 * tensor.std().item()) == is_uniform, name
-            if is_uniform:  # the largest of n is short of the bound by a fraction of 1 / n on average
+            if is_uniform:  # the largest of n values is below the bound by a fraction of about 1 / n
                 assert ours == pytest.approx(max(-low, high), rel=20 / tensor.numel() + ROUNDING), name
     assert uniform >= 8

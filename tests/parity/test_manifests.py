@@ -1,6 +1,6 @@
-"""Every FCOS config of the original against its recorded manifest: tensors, what learns, at which rate and decay.
+"""FCOS configs of the original against their recorded manifests: tensors, trainable parameters, their lr and decay.
 
-The models are built on the meta device: nothing here depends on a value. Only the order of the tensors is not compared:
+The models are built on the meta device, because no test depends on a value. The order of the tensors is not compared:
 within a ResNet block and within the pyramid it is torchvision's and ours, and no number depends on it.
 """
 
@@ -24,7 +24,7 @@ from fcos.training.optim import build_optimizer, learning_rate_factor, parameter
 
 
 class Row(NamedTuple):
-    """A recorded tensor, its name translated to ours."""
+    """Recorded tensor, with its name translated to ours."""
 
     name: str
     shape: tuple[int, ...]
@@ -98,5 +98,5 @@ def test_learning_rates_over_iterations(manifest: Manifest) -> None:
     assert train.iterations is not None
     for iteration, expected in manifest.recorded["lr_values_at_iteration"].items():
         set_learning_rate(optimizer, learning_rate_factor(int(iteration), train.iterations, train))
-        # the same double arithmetic in another order
+        # The same float64 arithmetic in another order.
         assert sorted({g["lr"] for g in optimizer.param_groups}) == pytest.approx(expected, rel=1e-12)

@@ -1,8 +1,8 @@
 """Whole models against the recorded numbers: outputs, losses, gradients, optimiser steps, detections.
 
-The float64 numbers are the strict test; float32 tolerances are those of the recordings' README. Centerness targets stay
-float32 there, as in the original, and their square root is MKL's, which differs by one unit in the last place between
-processor vendors (goldens/README.md): what depends on it agrees to `STRICT_BOX`, all else to `STRICT`.
+The float64 numbers are the strict test; float32 tolerances are those of the recordings' README. Centerness targets are
+float32 in both cases, as in the original. They use MKL's square root, which differs by one unit in the last place
+between processor vendors (goldens/README.md). Results that depend on it agree to `STRICT_BOX`, all others to `STRICT`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 @pytest.fixture(scope="module")
 def outputs(model: Model) -> dict[str, Tensor]:
-    """Backbone, pyramid and head outputs in test mode, by their recorded names."""
+    """Compute backbone, pyramid and head outputs in evaluation mode, by their recorded names."""
     net = model.build().eval()
     sizes = tensor(model.inputs["image_sizes_hw"])
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def test_normalised_input(model: Model) -> None:
     sizes = tensor(model.inputs["image_sizes_hw"])
     for i, (height, width) in enumerate(sizes.tolist()):
         images[i, :, :height, :width] = tensor(model.inputs[f"image{i}"]).permute(2, 0, 1)
-    # the original divides by 255 and multiplies again: one rounding of values up to 255
+    # The original divides by 255 and multiplies again: one rounding error of values up to 255.
     torch.testing.assert_close(net.normalize(images, sizes), recorded, rtol=0, atol=3e-5)
 
 
@@ -121,7 +121,7 @@ def test_losses_and_gradients(model: Model, dtype: torch.dtype) -> None:
 def check_losses(
     named: dict[str, Tensor], recorded: np.ndarray, *, rtol: tuple[float, float], atol: float = 0.0
 ) -> None:
-    """Compare the losses, `rtol` for classification and the others; zeros without positives are exact."""
+    """Compare the losses. `rtol` is for classification and for the others; zero losses without positives are exact."""
     for name, expected in zip(LOSSES, recorded, strict=True):
         tolerance = rtol[0] if name == "loss_cls" else rtol[1]
         assert named[name].item() == pytest.approx(float(expected), rel=tolerance, abs=atol), name
@@ -133,10 +133,10 @@ def check_gradients(model: Model, net: FCOS, key: str, dtype: torch.dtype) -> No
     assert [p.requires_grad for p in parameters] == (~np.isnan(expected)).tolist()
     learning = ~np.isnan(expected)
     norms = np.array([p.grad.double().norm().item() if p.grad is not None else 0.0 for p in parameters])
-    expected = np.maximum(expected, 0)  # -1: the original has no gradient where ours is connected and zero
+    expected = np.maximum(expected, 0)  # -1: no gradient in the original; ours is zero
     largest = np.nanmax(expected)
     if dtype == torch.float64:
-        noise = 1e-12 * largest  # biases in front of a batch-statistics norm have no gradient but rounding
+        noise = 1e-12 * largest  # gradients of biases before batch norm are only rounding noise
         tolerance = (strict_rtol(model) * expected + noise)[learning]
         assert (np.abs(norms - expected)[learning] <= tolerance).all(), key
     elif model.section.backbone.norm in ("bn", "sync_bn"):
@@ -147,7 +147,7 @@ def check_gradients(model: Model, net: FCOS, key: str, dtype: torch.dtype) -> No
     if f"{key}/grad_samples" in model.numbers and dtype == torch.float64:
         samples = np.stack([sample(p.grad) if p.grad is not None else np.full(5, np.nan) for p in parameters])
         recorded = model.numbers[f"{key}/grad_samples"]
-        # entries that nearly cancel: relative to a typical entry of their tensor
+        # For entries that nearly cancel, the error is relative to a typical entry of their tensor.
         typical = expected / np.sqrt([p.numel() for p in parameters])
         real = learning & (expected > 1e-9 * largest)  # the others are rounding noise, bounded above
         error = np.abs(samples - recorded)[real] / (np.abs(recorded) + typical[:, None])[real]
@@ -155,7 +155,7 @@ def check_gradients(model: Model, net: FCOS, key: str, dtype: torch.dtype) -> No
 
 
 def strict_rtol(model: Model) -> np.ndarray:
-    """`STRICT` for the parameters that only the classification loss reaches."""
+    """Return the tolerance per parameter: `STRICT` if only the classification loss reaches it, else `STRICT_BOX`."""
     alone = "cls_logits", *(["cls_tower"] if model.section.head.centerness_on == "box" else [])
     names = model.numbers["param_names"].tolist()
     return np.array([STRICT if any(part in name for part in alone) else STRICT_BOX for name in names])
@@ -174,7 +174,7 @@ def test_optimizer_steps(model: Model, dtype: torch.dtype) -> None:
     atol = 0.0 if strict else 0.1 if batch_norm else 3e-3
     for step in range(4):
         named = losses(model, net, "A")
-        # after the first step every loss has the weights that the box loss has moved
+        # After the first step every loss depends on weights that the box loss has changed.
         rtol = (STRICT_BOX, STRICT_BOX) if strict else (1e-5, 1e-5)
         check_losses(named, model.numbers[f"{prefix}steps/losses"][step], rtol=rtol, atol=atol)
         if step == 3:
@@ -201,7 +201,7 @@ def check_weights(model: Model, net: FCOS, start: list[Tensor], key: str, *, str
     if strict:
         np.testing.assert_allclose(moved, expected, rtol=STRICT_BOX, atol=1e-13)
         samples = np.stack([sample(p) for p in parameters])
-        # Single entries, where weight and step partly cancel.
+        # In single entries, weight and step partly cancel.
         np.testing.assert_allclose(samples, recorded[f"{key}/param_samples"], rtol=2 * STRICT_BOX, atol=1e-10)
     elif not chaotic:
         big = expected > 1e-3 * expected.max()
@@ -220,7 +220,7 @@ def test_detections(model: Model) -> None:
         remaining = list(range(len(instances)))
         for box, score, label in zip(
             *(model.numbers[f"det{i}/{key}"] for key in ("boxes", "scores", "labels")), strict=True
-        ):  # the order inside a group of equal scores is undefined
+        ):  # equal scores may come in any order
             match = next(
                 j
                 for j in remaining
@@ -232,5 +232,5 @@ def test_detections(model: Model) -> None:
 
 
 def test_margins_are_recorded(model: Model) -> None:
-    """The decisions above are safe: no recorded score is closer to the threshold than float32 noise."""
+    """No recorded score is so close to the threshold that float32 noise could change the decisions above."""
     assert float(model.numbers["margin/score_threshold"]) > 1e-6

@@ -11,7 +11,7 @@ import pytest
 from fcos.config import TrainConfig
 from fcos.training.optim import learning_rate_factor
 
-RTOL = 1e-12  # the same double arithmetic in another order
+RTOL = 1e-12  # the same float64 arithmetic in another order
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -39,7 +39,7 @@ def test_short_schedules(schedule: dict[str, Any]) -> None:
 
 
 def test_our_defaults_are_the_recorded_schedules(manifest: Path) -> None:
-    """Milestones as fractions of the run hit the original's iterations, whatever its length."""
+    """Milestones as fractions of the run give the original's iterations for runs of any length."""
     recorded = json.loads(manifest.read_text())
     solver = recorded["merged_config"]["SOLVER"]
     config = TrainConfig.model_validate({"lr": solver["BASE_LR"]})

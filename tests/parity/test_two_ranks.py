@@ -1,4 +1,4 @@
-"""Losses of two processes, normalised over both; a rank without positives does not hang."""
+"""Losses of two processes, normalised over both; a rank without positive locations does not hang."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def call(numbers: dict[str, np.ndarray], case: str, rank: int) -> LossCall:
-    """The recorded outputs and targets of a process; the improved model's distances are recorded in strides."""
+    """Return the recorded outputs and targets of a process. The improved model's distances are recorded in strides."""
     improved, key = case.startswith("imprv"), f"{case}/rank{rank}"
     assigner = Assigner(center_sampling_radius=1.5 if improved else 0.0, box_convention="inclusive")
     points = assigner.locations([(int(height), int(width)) for height, width in numbers["grids"].tolist()])
@@ -49,7 +49,7 @@ def test_losses_of_two_processes(goldens: Path, rank_case: str, tmp_path: Path) 
         in_recorded_units = ltrb if units is None else ltrb * units[:, None]
         norms = [gradient.double().norm().item() for gradient in (logits, in_recorded_units, quality)]
         key = f"{rank_case}/rank{rank}"
-        # float32 sums in another order
+        # float32 rounding: sums in another order.
         losses = [found.terms[name].item() for name in LOSSES]
         np.testing.assert_allclose(losses, numbers[f"{key}/losses"], rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(norms, numbers[f"{key}/grad_norms_cls_reg_ctr"], rtol=1e-5, atol=1e-7)

@@ -1,4 +1,4 @@
-"""Targets, losses, decoding, suppression and geometry against the recorded numbers."""
+"""Targets, losses, decoding, non-maximum suppression and geometry against the recorded numbers."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_targets(goldens: Path, target_case: str, radius: float) -> None:
     assignment, points, recorded = _assign(goldens, target_case, radius)
     key = f"{target_case}/r{radius}_n0"
     if target_case == "first_box_centre_x_zero" and radius:
-        # The original turns such an image into background, a defect that is not followed: all three boxes are learned.
+        # The original assigns background to the whole image, a bug not reproduced here: all three boxes get positives.
         assert len(recorded[f"{key}/pos"]) == 0
         assert sorted(assignment.labels[assignment.labels >= 0].unique().tolist()) == [0, 1, 2]
         return
     grids = [len(p) for p in points]
-    # The original's order: levels first, inside a level images first.
+    # The original's order: by level, then by image.
     ours = [level.flatten() for level in assignment.labels.split(grids, dim=1)]
     labels = torch.cat(ours)
     ltrb = torch.cat([level.flatten(0, 1) for level in assignment.ltrb.split(grids, dim=1)])
@@ -102,7 +102,7 @@ def test_focal_loss(goldens: Path, focal_case: str) -> None:
         assert logits.grad is not None
         return loss.detach(), logits.grad
 
-    # float32 rounding of two formulas for the same function: log(sigmoid(x)) and -softplus(-x) differ by about 1e-6
+    # float32 rounding of two formulas for the same function: log(sigmoid(x)) and -softplus(-x) differ by about 1e-6.
     loss, grad = run(tensor(recorded["upstream"]))
     np.testing.assert_allclose(loss, recorded["loss"], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(grad, recorded["grad_upstream"], rtol=1e-5, atol=1e-7)
@@ -129,7 +129,7 @@ def test_iou_loss_of_single_boxes(goldens: Path, kind) -> None:
     recorded = load(goldens / "units" / "iou_loss.npz")
     predicted, target = tensor(recorded["pred"]), tensor(recorded["target"])
     each = [iou_loss(p[None], t[None], kind=kind).item() for p, t in zip(predicted, target, strict=True)]
-    # linear losses are differences from 1: their rounding is absolute
+    # Linear losses are differences from 1: their rounding error is absolute.
     np.testing.assert_allclose(each, recorded[f"{kind}/each"], rtol=RTOL, atol=1e-7)
 
 
@@ -205,7 +205,7 @@ def test_deformable_convolution(goldens: Path, deform_case: str) -> None:
     y = layer(x)
     y.backward(tensor(recorded["upstream"]))
     gradients = {"grad_x": x.grad} | {f"grad/{name}": p.grad for name, p in layer.named_parameters()}
-    # The tolerance of the recordings: two runs differ by 2.4e-6.
+    # The recordings' tolerance: two runs of the original differ by 2.4e-6.
     for key, ours in {"y": y.detach(), **gradients}.items():
         np.testing.assert_allclose(ours, recorded[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
@@ -232,9 +232,9 @@ def _xywh(boxes: torch.Tensor) -> torch.Tensor:
 def test_annotated_boxes_become_inclusive(goldens: Path, source: str, result: str) -> None:
     recorded = load(goldens / "units" / "boxlist.npz")
     corner, extent = tensor(recorded[source]).split(2, dim=1)
-    large = torch.full((len(corner), 2), 1000)  # the recorded ones are not clipped
+    large = torch.full((len(corner), 2), 1000)  # large enough that no box is clipped, as in the recordings
     boxes, _ = to_inclusive(torch.cat([corner, corner + extent], dim=1), large)
-    # Two orders of adding x, w and -1: near 100 neighbours in float32 are 8e-6 apart.
+    # x, w and -1 are added in another order: near 100, adjacent float32 numbers are 8e-6 apart.
     np.testing.assert_allclose(boxes, recorded[result], rtol=RTOL, atol=1e-5)
 
 
@@ -244,7 +244,7 @@ def test_suppression_begins_above_the_recorded_iou(goldens: Path) -> None:
     overlapping = [(i, j, float(recorded["iou"][i, j])) for i, j in np.argwhere(recorded["iou"] > 0)]
     assert len(overlapping) > 20
     for i, j, iou in overlapping:
-        pair = torch.stack([boxes[i], boxes[len(boxes) - 1 - j]])  # recorded against the boxes in reverse
+        pair = torch.stack([boxes[i], boxes[len(boxes) - 1 - j]])  # recorded for the boxes in reverse order
         for threshold, kept in ((iou * 0.99999, [0]), (iou * 1.00001, [0, 1])):
             ours = class_wise_nms(
                 pair, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), threshold, convention="inclusive"

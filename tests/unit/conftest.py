@@ -1,4 +1,4 @@
-"""What the tests of whole trainings share."""
+"""Fixtures for tests of complete trainings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
-    """Config of a run of two steps in `tmp_path/run`; options of `train` as keywords."""
+    """Return a function that builds the config of a two-step run in `tmp_path/run`; keywords are options of `train`."""
 
     def build(*, model: dict[str, Any] | None = None, **settings: Any) -> Config:
         length = {} if settings.keys() & {"epochs", "max_minutes"} else {"iterations": 2}

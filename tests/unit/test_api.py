@@ -1,4 +1,4 @@
-"""`fcos.train` passes on what it is told; `fcos.load` and `fcos.evaluate` are tested where their results are."""
+"""`fcos.train` passes on its arguments. Other test modules cover `fcos.load` and `fcos.evaluate`."""
 
 import pytest
 from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
@@ -11,7 +11,7 @@ from fcos.training import loop
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Arguments with which the training loop was called."""
+    """Return a list that collects the arguments of calls to the training loop, which is replaced."""
     calls = []
     monkeypatch.setattr(loop, "train", lambda config, *, name: calls.append((config, name)))
     return calls

@@ -26,7 +26,7 @@ SOURCES: list[Literal["p5", "c5"]] = ["p5", "c5"]
 
 @pytest.fixture(autouse=True)
 def _few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ResNets with one block a stage: everything tested here is in the first blocks."""
+    """Reduce ResNets to one block per stage: the first blocks have everything that is tested here."""
     for name, shape in resnet.SHAPES.items():
         monkeypatch.setitem(resnet.SHAPES, name, shape._replace(blocks=(1, 1, 1, 1)))
 
@@ -38,7 +38,7 @@ def build(name: str, **options: Any) -> nn.Module:
 
 
 def stages(backbone: nn.Module) -> list[list[nn.Module]]:
-    """The modules of (stem, C2, C3, C4, C5)."""
+    """Return the modules of (stem, C2, C3, C4, C5)."""
     parts = dict(backbone.named_children())
     if "features" in parts:
         features = list(parts["features"].children())
@@ -116,7 +116,7 @@ def test_group_norm_has_32_groups_where_32_divides_the_channels(channels: int, g
 def test_group_norm_of_one_channel_a_group_takes_a_map_of_1x1() -> None:
     norm = NORMS["gn"](32)
     nn.init.constant_(norm.bias, 0.5)  # pyright: ignore[reportArgumentType]
-    # (x - mean) / sqrt(eps) is computed as two terms of some hundreds, whose float32 rounding is left over.
+    # (x - mean) / sqrt(eps) is computed as the difference of two terms of a few hundred, with their float32 rounding.
     torch.testing.assert_close(norm(torch.randn(1, 32, 1, 1)), torch.full((1, 32, 1, 1), 0.5), rtol=0, atol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Detectron's pickles: what is read, what is refused, and the names of its blobs."""
+"""Detectron's pickles: readable files, refused files, and the names of the blobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fcos.errors import WeightsError
 from fcos.models.backbones import caffe2 as detectron
 from fcos.models.backbones.caffe2 import load_backbone, rename
 
-# {"conv1_w": np.array([1, 2], "<f4")} as Python 2 with numpy 1.x writes it.
+# {"conv1_w": np.array([1, 2], "<f4")} as written by Python 2 with numpy 1.x.
 PYTHON_2 = (
     b"\x80\x02}q\x00U\x07conv1_wq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85q\x04"
     b"U\x01bq\x05\x87q\x06Rq\x07(K\x01K\x02\x85q\x08cnumpy\ndtype\nq\tU\x02f4q\nK\x00K\x01\x87q\x0bRq\x0c(K\x03U\x01<q\r"
@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def read(file: Path, content: Any, protocol: int = 2) -> list[Any]:
-    """The first blob of a pickle, as it comes out."""
+    """Return the values of the first blob of a pickle, as loaded."""
     file.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
     return load_backbone(file)["conv1.weight"].tolist()
 
@@ -42,7 +42,7 @@ def refusal(file: Path, content: Any) -> str:
     return str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------------------- what is read
+# ------------------------------------------------------------------------------------------------------- readable files
 
 
 def test_a_pickle_of_python_2(file: Path) -> None:
@@ -91,11 +91,11 @@ def test_a_norm_without_statistics_gets_those_that_change_nothing(file: Path) ->
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
-# ------------------------------------------------------------------------------------------------------ what is refused
+# -------------------------------------------------------------------------------------------------------- refused files
 
 
 class _Call:
-    """Pickled as the call of a function."""
+    """Object that is pickled as a function call."""
 
     def __init__(self, function: Any, *args: Any):
         self.call = function, args

@@ -1,4 +1,4 @@
-"""ImageNet weights that have a name or an address."""
+"""ImageNet weights given by name or URL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOBILENET = CATALOG["mobilenet_v2-ecbe2b5.pth"].file
 
 
 def asked_for(source: str, monkeypatch: pytest.MonkeyPatch, *, backbone: str = "resnet50") -> WebFile:
-    """The file that a source stands for."""
+    """Return the file that is requested for a source of weights."""
     asked: list[Any] = []
 
     def stop(file: Any, *_: Any, **__: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Box geometry, suppression, limit."""
+"""Box geometry, non-maximum suppression, maximum number of detections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONVENTIONS: list[BoxConvention] = ["continuous", "inclusive"]
 
 
 def random_boxes(count: int, *, extent: float = 100.0, whole: bool = False) -> Tensor:
-    """Some overlap; with `whole` pixels, overlaps are ratios of small integers and many are equal."""
+    """Return boxes of which some overlap. With `whole` pixels, many overlaps are equal ratios of small integers."""
     corner, size = torch.rand(count, 2) * extent, torch.rand(count, 2) * extent * 0.4 + 1
     boxes = torch.cat([corner, corner + size], dim=1)
     return boxes.round() if whole else boxes
@@ -50,17 +50,17 @@ def test_geometry_of_no_boxes_has_the_right_shapes() -> None:
     assert area(none).shape == (0,)
 
 
-# ------------------------------------------------------------------------------------------------------ suppression
+# ------------------------------------------------------------------------------------------ non-maximum suppression
 
 
 @pytest.fixture(params=["class by class", "in one call"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of suppressing, on the CPU."""
+    """Run a test with both implementations of suppression, on the CPU."""
     monkeypatch.setattr(module, "IN_ONE_CALL", {"cpu"} if request.param == "in one call" else set())
 
 
 def looped(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[int]:
-    """torchvision's suppression of every class alone."""
+    """Apply torchvision's suppression to each class separately."""
     kept = []
     for label in labels.unique().tolist():
         members = torch.nonzero(labels == label).squeeze(1)
@@ -98,7 +98,7 @@ def test_an_overlap_of_exactly_the_threshold_stays(tenths: int, label: int) -> N
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("far", [20000.1, 20000.3, 33333.337, 12345.678])
 def test_a_far_box_of_another_class_does_not_change_what_is_exact(far: float) -> None:
-    """Where classes are moved apart, that must not round small boxes."""
+    """An offset that separates the classes must not round the coordinates of small boxes."""
     far_box, labels = [far, far, far + 0.7, far + 0.3], torch.tensor([79, 79, 0])
     half = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], far_box])
     more = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.001], far_box])
@@ -151,7 +151,7 @@ def test_a_threshold_of_zero_suppresses_nothing_but_sorts(threshold: float) -> N
     assert class_wise_nms(boxes, torch.tensor([0.2, 0.9, 0.2]), torch.zeros(3).long(), threshold).tolist() == [1, 0, 2]
 
 
-# ------------------------------------------------------------------------------------------------------------ limit
+# --------------------------------------------------------------------------------------------------- maximum number
 
 
 @pytest.mark.parametrize("limit", [0, -1, 5, 6])

@@ -62,7 +62,7 @@ def test_a_saved_detector_detects_as_before(tmp_path: Path) -> None:
     save(tmp_path / "a.pt", model, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
     loaded = fcos.load(tmp_path / "a.pt", device="cpu")
     images, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
-    model = model.to(memory_format=torch.channels_last)  # as loaded ones are
+    model = model.to(memory_format=torch.channels_last)  # as in loaded models
     (before,), (after,) = model.detect(images, sizes), loaded.model.detect(images, sizes)
     assert len(before) > 0
     assert torch.equal(before.boxes, after.boxes)
@@ -117,9 +117,9 @@ def no_links(*_: Any) -> None:
 def test_there_is_a_good_file_whenever_the_process_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, links: bool
 ) -> None:
-    """Killed before the first, the second, ... change in the folder; from then on nothing is changed any more.
+    """The process is killed before the first, second, ... change in the folder; later changes do not happen.
 
-    On file systems with hard links the newest one always has its own name.
+    On file systems with hard links, the newest file always has its final name.
     """
     path = tmp_path / "last.pt"
     changes = 0
@@ -157,7 +157,7 @@ def test_a_full_disk_is_an_oserror_and_keeps_the_old_file(tmp_path: Path, room: 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large"):  # what the system says of this limit
+        with pytest.raises(OSError, match="File too large"):  # the system's error for this limit
             save(path, nn.Linear(100, 100), iteration=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -190,7 +190,7 @@ def test_damaged_file(tmp_path: Path) -> None:
 
 
 def test_no_wrong_byte_goes_unseen(tmp_path: Path) -> None:
-    """torch itself does not look at the check sums: of a third of the bytes it would give wrong numbers."""
+    """torch does not verify checksums: a wrong byte in a third of the file would give wrong numbers."""
     model = nn.Linear(8, 8)
     training = {"state": {"iteration": 3}, "optimizer": {"momentum": torch.randn(40)}}
     path = save(tmp_path / "a.pt", model, training=training)
@@ -212,7 +212,7 @@ def test_no_wrong_byte_goes_unseen(tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_is_marked_as_a_folder(tmp_path: Path) -> None:
-    """torch would give whatever the memory held; no check sum covers the mark."""
+    """torch would return uninitialised memory; no checksum covers this flag."""
     path = save(tmp_path / "a.pt")
     content = bytearray(path.read_bytes())
     name_in_directory = content.rindex(b"archive/data/0")

@@ -17,7 +17,7 @@ from fcos.recipes import load_config
 
 @pytest.fixture
 def fcos(monkeypatch, capsys):
-    """Run the command: (exit code, stdout, stderr)."""
+    """Return a function that runs the command and returns (exit code, stdout, stderr)."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["fcos", *map(str, arguments)])
@@ -41,7 +41,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    """A COCO folder with one annotated picture in train and val."""
+    """Return a COCO folder with the same annotated image in train and val."""
     folder = tmp_path / "data"
     folder.mkdir()
     Image.radial_gradient("L").convert("RGB").resize((120, 80)).save(folder / "a.png")

@@ -1,4 +1,4 @@
-"""The config tree: recipes, overrides, and what a user reads after a mistake."""
+"""The config tree: recipes, overrides, and error messages."""
 
 from __future__ import annotations
 

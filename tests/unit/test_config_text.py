@@ -1,4 +1,4 @@
-"""Options as text: their dotted keys, and values as one types them."""
+"""Options as text: dotted keys, and values as typed on the command line."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_names_that_are_not_ascii(tmp_path: Path) -> None:
 
 
 def test_a_million_boxes_are_a_handful_of_objects() -> None:
-    """Loader workers share arrays; Python objects would be copied into each of them as their counts change."""
+    """Loader workers share arrays. Python objects would be copied into each, as their reference counts change."""
     annotations = _many(100_000, 1_000_000)
     values = [getattr(annotations, f.name) for f in fields(annotations)]
     arrays = [v for v in values if isinstance(v, np.ndarray)]
@@ -136,7 +136,7 @@ def test_an_image_that_changed_its_size_is_told(train: Annotations) -> None:
 
 
 def test_names_need_not_be_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some file systems have such names, others refuse them: no file is made."""
+    """Only some file systems allow such names, so no file is written."""
     odd = os.fsdecode(b"caf\xe9.png")
     tree = coco_tree()
     tree["images"][0]["file_name"] = odd
@@ -156,7 +156,7 @@ def test_every_image_is_used_also_without_boxes(train: Annotations) -> None:
 
 
 def test_objects_cut_off_by_zooming_are_ignored_or_gone(train: Annotations) -> None:
-    """The same arithmetic on the boxes alone tells what each sample must hold."""
+    """The expected objects are computed from the boxes alone, with the same arithmetic."""
     zoom = Zoom((1.5, 4.0))
     transform = Transform((30,), 100, (zoom,))
     dataset = DetectionDataset(train, transform=transform)

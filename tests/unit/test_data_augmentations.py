@@ -1,4 +1,4 @@
-"""The table of augmentations: the draws of earlier versions stay, and a new augmentation shifts none of them."""
+"""Table of augmentations: random draws are those of earlier versions, and a new augmentation changes none of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SUBSETS = [names for count in range(4) for names in combinations(OLD, count)]
 
 
 class Drawn(NamedTuple):
-    """The numbers that earlier versions drew for an image."""
+    """Random numbers that earlier versions drew for an image."""
 
     short_side: int
     flip: bool
@@ -51,7 +51,7 @@ class Drawn(NamedTuple):
 
 
 def historical_draws(seed: int, sides: Any) -> Drawn:
-    """One generator for all, in this order, whether or not a number was used."""
+    """Draw all numbers from one generator in this order, even those that are not used."""
     generator = Random(seed)
     return Drawn(
         short_side=generator.choice(sides),
@@ -85,7 +85,7 @@ def test_a_config_draws_what_it_always_drew() -> None:
 def historical_transform(
     image: Image.Image, boxes: torch.Tensor, drawn: Drawn, max_side: int, convention: BoxConvention
 ) -> tuple[Image.Image, torch.Tensor, torch.Tensor]:
-    """Image, boxes, and the visible share of each box, as earlier versions computed them."""
+    """Compute image, boxes, and the visible share of each box as earlier versions did."""
     size = image.height, image.width
     new_size = resize_size(*size, drawn.short_side, max_side)
     zoomed = max(round(new_size[0] * drawn.zoom), 1), max(round(new_size[1] * drawn.zoom), 1)
@@ -126,7 +126,7 @@ def test_images_and_objects_are_what_they_always_were(convention: BoxConvention)
 
 @dataclass(frozen=True)
 class Squeeze(SizeAugmentation):
-    """A new augmentation: make the image narrower."""
+    """New augmentation that makes the image narrower."""
 
     @classmethod
     def of(cls, config: DataConfig) -> Squeeze:
@@ -142,7 +142,7 @@ class Squeeze(SizeAugmentation):
 
 @dataclass(frozen=True)
 class Negative(ImageAugmentation):
-    """A new augmentation: the negative of half of the images, of which no object is left."""
+    """New augmentation that turns half of the images into negatives, without objects."""
 
     @classmethod
     def of(cls, config: DataConfig) -> Negative:

@@ -37,7 +37,7 @@ def _load(data: DataConfig, split: Split = "train") -> Annotations:
 
 
 def _contents(annotations: Annotations) -> set[tuple[str, str, tuple[float, ...]]]:
-    """File name, class name and box, of every box."""
+    """Return (file name, class name, box) of every box."""
     return {
         (annotations.path(i).name, annotations.class_names[label], tuple(np.round(box, 3).tolist()))
         for i in range(len(annotations))
@@ -75,8 +75,11 @@ def test_coco_wins_over_yolo_over_voc_unless_told(tmp_path: Path) -> None:
 
 
 def _one_folder_in_every_format(root: Path) -> None:
-    """As published sets look that were converted: one copy of the images, in VOC's folder, a grey one among them; a box
-    without area that only VOC has; classes in another order than VOC's; tags and keys that nobody needs."""
+    """Write a data set like published ones that were converted between formats.
+
+    It has one copy of the images, in VOC's folder, one of them grey; a box without area that only VOC has; classes in
+    another order than VOC's; tags and keys without meaning.
+    """
     write_voc(root)
     Image.open(root / "JPEGImages/c.png").convert("L").save(root / "JPEGImages/c.png")
     xml = voc_xml("b.png", [("cat", (9, 5, 9, 7)), BOXES[2][1:]])
@@ -267,14 +270,14 @@ def test_labels_follow_given_class_names(tmp_path: Path) -> None:
     assert annotations is not None
     assert annotations.class_names == ("bird", "dog", "cat")
     assert annotations.labels.tolist() == [2, 1, 1]
-    assert annotations.category_ids == (8, 6, 7)  # bird is not in the file: a free id
+    assert annotations.category_ids == (8, 6, 7)  # bird is not in the file and gets a free id
 
 
 @pytest.mark.parametrize(("wanted", "found"), [((40, 50, 60), (40, 6, 7)), ((7, 50, 60), (8, 6, 7))])
 def test_a_class_that_a_split_lacks_keeps_the_id_it_has_elsewhere(
     wanted: tuple[int, ...], found: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """Unless another class of the split has that id."""
+    """If another class of the split has that id, the missing class gets a free one."""
     data, names = config(write_coco(tmp_path)), ("bird", "dog", "cat")
     annotations = load_annotations(data, "train", class_names=names, category_ids=wanted)
     assert annotations is not None

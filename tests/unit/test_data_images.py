@@ -62,7 +62,7 @@ def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
 def test_a_turned_tiff_has_the_size_and_the_pixels_of_its_png(
     mode: str, orientation: int, compression: str, tmp_path: Path
 ) -> None:
-    """Pillow turns TIFFs while it reads them, and no other format."""
+    """TIFF is the only format that Pillow rotates while it reads."""
     image = Image.fromarray(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8)))
     image = image.convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
     image.save(tmp_path / "x.tif", exif=_exif(orientation), compression=compression)
@@ -106,7 +106,7 @@ def test_to_rgb_leaves_its_argument_alone() -> None:
 
 
 def test_an_orientation_behind_the_pixels_of_a_png_is_seen(tmp_path: Path) -> None:
-    """The standard allows it; Pillow writes the chunk in front."""
+    """The standard allows an eXIf chunk after the pixels; Pillow writes it before them."""
     Image.fromarray(PIXELS).save(tmp_path / "x.png", exif=_exif(6))
     content = (tmp_path / "x.png").read_bytes()
     start = content.index(b"eXIf") - 4

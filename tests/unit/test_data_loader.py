@@ -131,10 +131,10 @@ def test_batches_are_full_and_of_one_group() -> None:
 
 
 def _batches_one_by_one(orders: Iterable[np.ndarray], groups: np.ndarray, batch_size: int) -> Iterator[list[int]]:
-    """The same as endless_batches, image by image."""
+    """Yield the same batches as `endless_batches`, computed image by image."""
     left: list[int] = []
     for order in orders:
-        growing: dict[int, list[tuple[int, int]]] = {}  # by group: places in the pass, and images
+        growing: dict[int, list[tuple[int, int]]] = {}  # by group: (position in the epoch, image)
         full = []
         for entry in enumerate([*left, *order.tolist()]):
             batch = growing.setdefault(int(groups[entry[1]]), [])
@@ -204,7 +204,7 @@ def test_a_process_without_images_detects_nothing(data: tuple[Path, Annotations]
 
 
 def _damage_the_middle(path: Path) -> None:
-    """Begins and ends as it must, so that the check at the start believes it."""
+    """Overwrite the middle of a file; start and end stay intact, so that the check at the start accepts it."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 200] = bytes(200)
     path.write_bytes(content)
@@ -223,7 +223,7 @@ def test_an_image_that_turns_out_bad_is_replaced_in_training(
     batches = _first(loader, 11)
     assert all(len(batch.images) == 4 for batch in batches)
     assert 4 not in {index for batch in batches for index in batch.indices.tolist()}
-    assert loader.left_out == 4  # 44 images of 11, each once in a pass
+    assert loader.left_out == 4  # 44 images are four epochs of 11
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
     assert re.search(r"4\.png: cannot be read: .*; another image takes its place", caplog.text)
 
@@ -269,7 +269,7 @@ def test_losing_every_image_stops_training(data: tuple[Path, Annotations]) -> No
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interruption_does_not_reach_the_workers(name: str, data: tuple[Path, Annotations]) -> None:
-    """What a terminal does on Ctrl-C, torchrun or a batch system to end a run: all processes of the group get it."""
+    """The whole process group gets the signal, as on Ctrl-C or when torchrun or a batch system ends a run."""
     root, _ = data
     run = subprocess.run(
         [sys.executable, str(PROGRAM), str(root), name],

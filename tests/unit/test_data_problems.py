@@ -1,4 +1,4 @@
-"""Every mistake gives a message with file and id at the start, or is left out and told."""
+"""Mistakes in the data raise an error with file and id at the start, or are skipped with a warning."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_mistake_in_coco_stops_or_is_left_out(mistake: str, tmp_path: Path, ca
     annotations = load_annotations(config(tmp_path, on_error="skip"), "train")
     assert annotations is not None
     assert len(annotations.boxes) == boxes
-    assert re.search(r"left out of the train split: [a-z ]+\n", caplog.text)  # a single problem
+    assert re.search(r"left out of the train split: [a-z ]+\n", caplog.text)  # one problem
 
 
 def test_an_area_too_large_for_any_float_is_not_given(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_an_area_too_large_for_any_float_is_not_given(tmp_path: Path) -> None:
     tree["annotations"][0]["area"] = 10**400
     annotations = load_annotations(config(write_coco(tmp_path, tree)), "train")
     assert annotations is not None
-    assert annotations.areas[0] == 10 * 20  # that of the box
+    assert annotations.areas[0] == 10 * 20  # area of the box
 
 
 @pytest.mark.parametrize(

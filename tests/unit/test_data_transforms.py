@@ -77,7 +77,7 @@ def test_detection_uses_one_size_and_no_flip(options: dict, short_side: int) -> 
 
 
 def test_a_zoomed_box_holds_the_same_content() -> None:
-    """A white square on black stays exactly under its box, whatever is cut off."""
+    """A white square on black stays exactly under its box, even if parts are cut off."""
     image = Image.new("RGB", (120, 90))
     image.paste("white", (40, 30, 80, 60))
     transform = Transform((90,), 200, (Flip(0.5), Zoom((0.4, 3.0))))
@@ -134,7 +134,7 @@ def test_colours_change_within_the_strength_and_geometry_does_not() -> None:
     assert means.unique().numel() > 20
     assert 0.65 * 120 < means.min() < 0.9 * 120 < 1.1 * 120 < means.max() < 1.35 * 120
     assert all(torch.equal(p.objects.boxes, BOXES) for p in pixels)
-    # Of one colour, only the saturation changes how far the channels are apart beside how bright they are.
+    # In an image of one colour, only saturation changes the difference of the channels relative to their brightness.
     spread = torch.stack([(p.image[2, 0, 0] - p.image[0, 0, 0]) / p.image[1, 0, 0].float() for p in pixels])
     assert spread.min() < 0.9 / 3
     assert spread.max() > 1.1 / 3

@@ -1,4 +1,4 @@
-"""A user's own transform, `data.transforms=package.module:function`."""
+"""User-defined transform, `data.transforms=package.module:function`."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def call(
     return transform(IMAGE, objects, seed=seed, convention=convention)
 
 
-# --------------------------------------------------------------------------------------------------- what it is given
+# -------------------------------------------------------------------------------------------------------------- input
 
 
 def test_it_gets_what_transforms_of_torchvision_take() -> None:
     call(user("is_wrapped"))
     image = Image.new("RGB", (60, 40))
-    Transform((20,), 100, user=user("is_wrapped"))(image, OBJECTS)  # the pixels of an image lie otherwise in memory
+    Transform((20,), 100, user=user("is_wrapped"))(image, OBJECTS)  # images have another memory layout
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_it_sees_continuous_boxes_inside_the_image(convention: BoxConvention) -> None:
-    """An object at the edge would leave the image when it is resized: by rounding, or by less than a pixel."""
+    """Resizing could move an object at the edge out of the image, by rounding or by less than a pixel."""
     seen: list[Tensor] = []
 
     def look(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -83,7 +83,7 @@ def test_crowd_has_negative_labels() -> None:
     assert seen == [[0, -2, 2, -2]]
 
 
-# ------------------------------------------------------------------------------------------------ what becomes of it
+# ------------------------------------------------------------------------------------------------------------ output
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -96,7 +96,7 @@ def test_the_identity_changes_nothing(name: str, convention: BoxConvention) -> N
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_the_identity_moves_no_box_visibly(convention: BoxConvention) -> None:
-    """One more pixel and one less is not always the same number in float32."""
+    """Adding and subtracting one pixel does not always give the same float32 number."""
     corners = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([50.0, 30.0])
     boxes = torch.cat([corners, corners + torch.tensor([7.7, 8.8])], dim=1)
     objects = Objects(boxes, torch.zeros(1000, dtype=torch.int64))
@@ -117,7 +117,7 @@ def test_a_flip_of_torchvision_is_our_flip(convention: BoxConvention) -> None:
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 def test_content_stays_under_its_box_in_a_pipeline_of_torchvision(convention: BoxConvention) -> None:
-    """A white square on black, flipped, rotated and scaled: the box is the one around it."""
+    """A white square on black is flipped, rotated and scaled: its box still encloses it."""
     last = 1 if convention == "inclusive" else 0
     image = Image.new("RGB", (60, 40))
     image.paste("white", (20, 10, 40, 30))
@@ -181,7 +181,7 @@ def test_the_same_seed_gives_the_same_and_another_one_something_else() -> None:
         assert_same_objects(same_objects, objects)
         assert first.shape != other.shape or not torch.equal(first, other)
     one, other = (call(user("noise"), seed=seed)[0] for seed in (5, 6))
-    assert all((one[:, row] != other[:, row]).any() for row in range(40))  # the bands of all generators
+    assert all((one[:, row] != other[:, row]).any() for row in range(40))  # each generator fills a band of rows
 
 
 @pytest.mark.parametrize("name", ["noise", "raises"])
@@ -198,7 +198,7 @@ def test_the_global_generators_go_on_as_before(name: str) -> None:
 
 
 def test_the_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without loader workers the transform runs in the process that trains."""
+    """Without loader workers, the transform runs in the training process."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
     call(user("noise"))
 
@@ -212,7 +212,7 @@ def test_the_state_of_a_gpu_stays() -> None:
 
 
 def test_random_numbers_are_not_those_of_the_augmentations() -> None:
-    """Else a transform that mirrors half of the images would mirror those of the smaller sizes."""
+    """Otherwise a transform that mirrors half of the images would mirror those resized to the smaller sizes."""
     drawn = []
     transform = Transform(
         range(100, 200), 1000, user=UserTransform(lambda *args: drawn.append(random.random()) or args, "test")

@@ -1,4 +1,4 @@
-"""The contract of detectors, of one-stage detectors as a first stage, of backbones, and of their options."""
+"""Contracts of detectors, of one-stage detectors as a first stage, of backbones, and of their options."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STRIDES = {
 
 
 def build(strides: Sequence[int] = (8, 16), *, num_classes: int = 3, **options: Any) -> DetectionModel:
-    """An untrained FCOS, whose batch norm keeps its statistics."""
+    """Build an untrained FCOS with frozen batch norm."""
     ends = [-1, *(4 * stride for stride in strides[:-1]), None]
     config = tiny_config(
         strides=list(strides),
@@ -52,7 +52,7 @@ def build(strides: Sequence[int] = (8, 16), *, num_classes: int = 3, **options: 
 
 
 def batch(height: int = 64, width: int = 96, *, images: int = 3) -> tuple[Tensor, Tensor, list[Objects]]:
-    """Images with two objects that reach the lower right corner and a crowd, with one object, with none, and so on."""
+    """Build images that in turn have two objects, reaching the lower right corner, and a crowd; one object; none."""
     pixels = torch.randint(0, 256, (images, 3, height, width), dtype=torch.uint8)
     frame = torch.tensor([width, height, width, height])
     boxes = torch.tensor([[0.1, 0.1, 1.0, 1.0], [0.6, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5]]) * frame
@@ -150,7 +150,7 @@ def test_a_detector_without_all_methods_cannot_be_made() -> None:
 
 
 class TwoStageOutputs(NamedTuple):
-    """Pyramid levels, what the first stage says of them, and its proposals."""
+    """Pyramid levels, outputs of the first stage, and its proposals."""
 
     features: list[Tensor]
     first: Any
@@ -158,13 +158,13 @@ class TwoStageOutputs(NamedTuple):
 
 
 class TwoStage(DetectionModel):
-    """Proposals of a one-stage detector with one class, classified and shifted by a second stage.
+    """Two-stage detector: the second stage classifies and shifts proposals of a one-stage detector with one class.
 
     Args:
-        first: finds objects of any class.
+        first: detector of objects of any class.
         num_classes: K.
-        channels: of the first stage's features.
-        stride: of the finest of them.
+        channels: number of channels of the first stage's features.
+        stride: stride of the finest features, pixels.
     """
 
     class_parameters = dict.fromkeys(("classes.weight", "classes.bias"), ClassRows())
@@ -210,7 +210,7 @@ class TwoStage(DetectionModel):
         return Losses(dict(zip(self.loss_names, [*first.terms.values(), *own], strict=True)), first.stats)
 
     def second(self, outputs: TwoStageOutputs) -> tuple[Tensor, Tensor]:
-        """Class logits and boxes of all proposals, the shifts being shares of their sides."""
+        """Compute class logits and boxes of all proposals; shifts are relative to the sides of a proposal."""
         boxes = [proposals.boxes for proposals in outputs.proposals]
         pooled = roi_align(outputs.features[0], boxes, 2, 1 / self.stride).flatten(1)
         every = torch.cat(boxes)
@@ -240,7 +240,7 @@ class TwoStage(DetectionModel):
 
 
 def matched(proposals: Instances, objects: Objects) -> tuple[Tensor, Tensor]:
-    """Classes and boxes that the proposals of an image have to learn; class -1 and themselves where none overlaps."""
+    """Return target classes and boxes of an image's proposals; without an overlap, class -1 and the proposal itself."""
     if not len(objects):
         return torch.full((len(proposals),), -1), proposals.boxes
     overlap, index = box_iou(proposals.boxes, objects.boxes).max(1)
@@ -276,7 +276,7 @@ def test_the_second_stage_teaches_the_features_of_the_first(two_stage: TwoStage)
     two_stage(images, sizes, targets).terms["loss_classes"].backward()
     reached = {name for name, p in two_stage.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert {name for name in reached if name.startswith("first.backbone")}
-    assert not {name for name in reached if name.startswith("first.head")}  # proposals are given to the second stage
+    assert not {name for name in reached if name.startswith("first.head")}  # proposals carry no gradient to its head
 
 
 def test_a_two_stage_detector_is_detected_with_like_any_other(two_stage: TwoStage) -> None:
@@ -324,7 +324,7 @@ def test_losses_of_parts_add_up_to_those_of_the_batch(
 
 
 def option_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a section's options, without those of the backbone."""
+    """Yield the dotted keys of a section's options, without those of the backbone."""
     for key, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from option_names(field.annotation, f"{prefix}{key}.")

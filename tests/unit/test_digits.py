@@ -1,4 +1,4 @@
-"""Sample images of digits: `fcos samples digits`."""
+"""Sample images of digits, written by `fcos samples digits`."""
 
 import importlib.util
 import json

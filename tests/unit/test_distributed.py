@@ -102,7 +102,7 @@ def test_other_mistakes_of_a_backend_stay_what_they_are(
 
 @pytest.mark.parametrize(
     ("processes", "launched", "expected"),
-    [(1, True, False), (2, False, False), (2, True, True)],  # the second were joined by hand: a shell was the parent
+    [(1, True, False), (2, False, False), (2, True, True)],  # second case: started by hand, parent is a shell
 )
 def test_only_processes_of_a_launcher_miss_it(
     monkeypatch: pytest.MonkeyPatch, processes: int, launched: bool, expected: bool

@@ -1,4 +1,4 @@
-"""DLA-34 beyond what all backbones are tested for; its numbers: tests/parity/test_dialects.py."""
+"""DLA-34, in addition to the tests of all backbones; tests/parity/test_dialects.py compares its numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fcos.models.backbones.pretrained import CATALOG, Pretrained
 
 
 def authors_state() -> dict[str, Tensor]:
-    """The authors' file: with projections that nothing uses, and a classifier."""
+    """Return a state dict like the authors' file, with unused projections and a classifier."""
     torch.manual_seed(3)
     state = DLA34().state_dict()
     for level, channels in (("level3", (128, 64)), ("level4", (256, 128))):

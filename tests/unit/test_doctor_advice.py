@@ -1,4 +1,4 @@
-"""What the doctor advises does what it says, and is the cheapest of what it tries."""
+"""Advice of `fcos doctor` has the stated effect and is the cheapest that it considers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ USUAL = ((-1, 64), (64, 128), (128, None))
 
 
 def squares(side: float, count: int = 60) -> Annotations:
-    """One box in each image, at any place."""
+    """Return images with one square box each, at random positions."""
     places = np.random.default_rng(0).uniform(0, 64 - side, (count, 2)).tolist()
     return annotations_of([[(x, y, x + side, y + side, 0)] for x, y in places], [(64, 64)] * count)
 
@@ -36,7 +36,7 @@ def setting_for(config: Config) -> Setting:
 
 
 def with_options(setting: Setting, options: tuple[str, ...]) -> Setting:
-    """The setting as a training with the options pasted would have it."""
+    """Return the setting of a training with the advised options added."""
     return setting_for(load_config(None, [*setting.options, *options]))
 
 
@@ -104,7 +104,7 @@ def test_a_gap_in_the_size_ranges_is_closed_for_nothing() -> None:
 
 
 def test_quantiles_part_boxes_that_hide_each_other() -> None:
-    """Two boxes around one another, both of the first level: its locations go to the smaller one."""
+    """One box encloses the other and both belong to the first level: its locations are assigned to the smaller one."""
     pairs = [[(20, 20, 40, 40, 0), (19, 19, 45, 45, 0)]] * 30
     setting = setting_of(strides=(8, 16), size_ranges=((-1, 64), (64, None)), short_side=64, center_sampling_radius=0.6)
     annotations = annotations_of(pairs, [(64, 64)] * 30)
@@ -138,7 +138,7 @@ def test_what_cannot_be_mended_is_said_or_left() -> None:
 
 
 def test_boxes_that_are_marked_twice_are_no_reason_for_another_setting() -> None:
-    """One of the two boxes always loses."""
+    """In every setting one of the two boxes gets no location."""
     pairs = [[(10, 10, 40, 40, 0), (10, 10, 40, 40, 0)]] * 5
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)
     assert advice_for(annotations_of(pairs, [(64, 64)] * 5), setting) == []

@@ -1,4 +1,4 @@
-"""Which boxes a pyramid can learn, against plain loops over boxes and locations."""
+"""Boxes that a pyramid can learn, against plain loops over boxes and locations."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def random_annotations(seed: int) -> Annotations:
             crowd = float(generator.random() < 0.15)
             image.append((x, y, min(x + w, width), min(y + h, height), float(generator.integers(3)), crowd))
         if image:
-            image.append((*image[0][:4], 2.0, 0.0))  # twice
+            image.append((*image[0][:4], 2.0, 0.0))  # a duplicate
         boxes.append(image)
     return annotations_of(boxes, SIZES)
 
 
-# ------------------------------------------------------------------------------------------------------ the plain count
+# ---------------------------------------------------------------------------------------------------------- plain loops
 
 
 class Slow(NamedTuple):
@@ -49,7 +49,7 @@ class Slow(NamedTuple):
 
 
 def slow_cover(annotations: Annotations, setting: Setting) -> Slow:
-    """One location and one box at a time."""
+    """Compute coverage with a loop over locations and boxes."""
     inclusive = setting.box_convention == "inclusive"
     levels = len(setting.strides)
     fates, positives, ambiguous, classes = [], [0] * levels, [0] * levels, [0] * levels
@@ -59,7 +59,7 @@ def slow_cover(annotations: Annotations, setting: Setting) -> Slow:
         span = annotations.span(i)
         for k in range(span.start, span.stop):
             x1, y1, x2, y2 = annotations.boxes[k].tolist()
-            if inclusive:  # the last pixel belongs to the box; what has no width then is left out
+            if inclusive:  # the last pixel belongs to the box; boxes without width are then dropped
                 x2, y2 = max(x2 - 1, x1), max(y2 - 1, y1)
                 x1, x2, y1, y2 = min(x1, size[1] - 1), min(x2, size[1] - 1), min(y1, size[0] - 1), min(y2, size[0] - 1)
                 if x2 - x1 <= 1e-3 or y2 - y1 <= 1e-3:
@@ -107,7 +107,7 @@ def _fate(box: tuple[float, ...] | None, learned: bool, wanted: bool, padded: tu
     if wanted:
         return LEARNED if learned else TAKEN
     longest = max(box[2] - box[0], box[3] - box[1])
-    some = np.linspace(longest / 2, longest, 10_001)[:-1]  # how far the farthest side of a point inside can be
+    some = np.linspace(longest / 2, longest, 10_001)[:-1]  # possible distances from an inner point to its farthest side
     if not any(
         ((some >= low) & (some <= (np.inf if high is None else high))).any() for low, high in setting.size_ranges
     ):
@@ -182,7 +182,7 @@ def test_some_images_count_as_they_do_among_all() -> None:
 
 
 def test_crowded_boxes_in_small_pieces_are_the_same() -> None:
-    """With millions of locations, most of them in padding, few boxes are examined at once."""
+    """With millions of locations, most of them in padding, only a few boxes are processed at once."""
     annotations = random_annotations(seed=3)
     whole = cover(annotations, setting_of())
     part = cover(annotations, setting_of(size_divisor=2560))
@@ -196,7 +196,7 @@ def test_progress_is_told_for_every_image() -> None:
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-# --------------------------------------------------------------------------------------------------------- edge of data
+# ----------------------------------------------------------------------------------------------- edge cases of the data
 
 
 def one_box(*box: float, **options: object) -> Coverage:

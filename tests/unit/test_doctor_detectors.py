@@ -1,4 +1,4 @@
-"""The doctor on the config of a detector that is not FCOS: the data is checked, and nothing is said of a pyramid."""
+"""`fcos doctor` with the config of a detector other than FCOS: checks the data and reports nothing about a pyramid."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ KINDS_OF_COVERAGE = {
 
 
 class OtherConfig(DetectorConfig):
-    """A detector without a pyramid."""
+    """Config of a detector without a pyramid."""
 
     name: Literal["other"] = "other"
 
     @property
     def default_threshold(self) -> float:
-        """Half."""
+        """Score threshold of 0.5."""
         return 0.5
 
 
 @pytest.fixture
 def fcos_config(tmp_path: Path) -> Config:
-    """Four pictures, the first one twice; a box is there twice, and another one lies between the locations of FCOS."""
+    """Return a config with four images, two of them equal, a duplicate box, and a box between the locations of FCOS."""
     generator = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for i in (0, 1, 2, 3):

@@ -1,4 +1,4 @@
-"""Twins among images: found however they were saved, and nothing else."""
+"""Duplicate images are found in any file format or quality, and nothing else is reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcos.doctor.duplicates import NEAR_BITS, WORDS, Twins, find_twins, fingerpr
 
 
 def scene(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
-    """Smooth blobs, as in a photograph."""
+    """Return an image of smooth blobs that resembles a photograph."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
@@ -97,7 +97,7 @@ def test_no_images_have_no_twins() -> None:
 
 
 def _random_hashes(count: int) -> np.ndarray:
-    """Clusters of hashes that differ in a few bits."""
+    """Return clusters of hashes that differ in a few bits."""
     generator = np.random.default_rng(0)
     centers = generator.integers(0, 2**63, count // 8, dtype=np.uint64)
     hashes = np.repeat(centers, 8)
@@ -108,7 +108,7 @@ def _random_hashes(count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("crowded", [False, True])
 def test_the_search_finds_exactly_the_hashes_within_the_bound(crowded: bool) -> None:
-    """Millions of candidates, which hashes with a quarter in common have, are compared in pieces."""
+    """Candidate pairs share a quarter of their hash; millions of them are compared in chunks."""
     hashes = _random_hashes(400)
     if crowded:
         hashes = np.unique(np.concatenate([hashes, _random_hashes(4000) & ~np.uint64(0xFFFF)]))
@@ -119,12 +119,12 @@ def test_the_search_finds_exactly_the_hashes_within_the_bound(crowded: bool) -> 
     distances = np.bitwise_count(queries[:, None] ^ hashes[None])
     expected = set(map(tuple, np.argwhere(distances <= NEAR_BITS).tolist()))
     assert found == expected
-    assert len(expected) > 2 * len(queries)  # not only themselves
+    assert len(expected) > 2 * len(queries)  # not only each hash with itself
 
 
 def test_many_copies_are_one_group_without_comparing_all_pairs() -> None:
     prints = np.tile(fingerprint(scene(1)), (5000, 1))
-    prints[:, 0] = np.arange(5000)  # each with other pixels
+    prints[:, 0] = np.arange(5000)  # each print has other pixels
     twins = find_twins(prints)
     assert twins == Twins([], [list(range(5000))])
 

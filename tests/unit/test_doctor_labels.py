@@ -1,4 +1,4 @@
-"""Labels that geometry makes suspicious: found where they are, and not elsewhere."""
+"""Labels that are suspicious by their geometry are reported, and no others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGE, SMALL, LONG = 0, 1, 2  # classes
 
 
 def usual_boxes() -> list[list[Box]]:
-    """Thirty images with two large, a small and a long box each, none of them odd."""
+    """Return thirty images with two large boxes, a small and a long one each, none of them suspicious."""
     generator = np.random.default_rng(0)
     images: list[list[Box]] = []
     for _ in range(30):
@@ -92,7 +92,7 @@ def test_a_crowd_is_no_double() -> None:
 
 
 def test_doubles_among_very_many_boxes() -> None:
-    """So many are compared in pieces; the pairs lie in one piece, in two, and at the end of the last one."""
+    """This many boxes are compared in chunks; pairs are within a chunk, across two, and at the end of the last one."""
     boxes: list[Box] = [(10.0 * i, 0, 10.0 * i + 8, 8, LARGE) for i in range(2500)]
     pairs = [(1, 5), (2, 1030), (1023, 1024), (1500, 2400), (2498, 2499)]
     for first, second in pairs:
@@ -101,7 +101,7 @@ def test_doubles_among_very_many_boxes() -> None:
 
 
 def test_a_small_box_of_a_large_class_and_the_class_it_fits() -> None:
-    """As BCCD's platelet that is marked as a white cell."""
+    """Like the platelet in BCCD that is labelled as a white cell."""
     images = usual_boxes()
     images[7][0] = (5, 5, 20, 20, LARGE)
     finding = found(of(*images))["size unlike its class"]

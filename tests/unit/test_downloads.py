@@ -1,4 +1,4 @@
-"""Downloads into the torch hub cache, from a server on this machine."""
+"""Downloads into the torch hub cache, from a local server."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ OTHER = DATA[::-1]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one file under every address; requests for /gone/... fail."""
+    """Server that returns one file for every path; requests for /gone/... fail."""
 
     daemon_threads = True
     data = DATA
     version = "1"
     ranges = True
     announce = True
-    """Say the number of bytes."""
+    """True to send the Content-Length header."""
     limit: int | None = None
-    """Bytes after which every answer breaks off."""
+    """Number of bytes after which every response is cut off."""
     rest: tuple[str, bytes] | None = None
-    """Content-Range and content of the answers to a Range, instead of the right ones."""
+    """Wrong Content-Range and content for responses to Range requests."""
     then: tuple[bytes, str] | None = None
-    """Data and version after the first answer."""
+    """Data and version after the first response."""
     release: threading.Event | None = None
-    """Answers wait for it."""
+    """Event that responses wait for."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: list[str] = []
-        """First bytes of the ranges that were asked for; empty: the whole file."""
+        """First bytes of the requested ranges; an empty string for the whole file."""
 
     def handle_error(self, *_: object) -> None:
-        """Clients may stop listening."""
+        """Ignore errors: clients may close the connection."""
 
     def url(self, path: str = FILE) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[: server.limit])
 
     def log_message(self, *_: object) -> None:
-        """Nothing on the terminal."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_is_told(server: Server, cache: Path) -> 
     assert f"weights: could not download to {cache} (" in failure(server.url())
 
 
-# --------------------------------------------------------------------------------------------- downloads that broke off
+# ------------------------------------------------------------------------------------------------ interrupted downloads
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(server: Server, cache: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_file_that_changes_between_two_answers_is_not_mixed(
     "rest",
     [
         ("bytes 0-6239/10240", DATA[:6240]),
-        ("bytes 4000-10239/10240", DATA),  # too many
+        ("bytes 4000-10239/10240", DATA),  # too many bytes
         ("bytes 4000-20479/20480", DATA[4000:]),
     ],
 )
@@ -249,7 +249,7 @@ def test_a_server_need_not_say_how_much_it_sends(server: Server) -> None:
     assert fetch(server.url()).read_bytes() == DATA
 
 
-# ------------------------------------------------------------------------------------------------- what is not the file
+# ---------------------------------------------------------------------------------------------------------- wrong files
 
 
 def test_another_file_is_not_kept(server: Server, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of detections."""
+"""Drawings of detections."""
 
 import string
 import subprocess
@@ -27,7 +27,7 @@ def instances(boxes, *, size, labels=None, scores=None, names=()):
 
 
 def changed(before, after):
-    """[H, W]: where two pictures differ."""
+    """Return a mask [H, W] of the pixels in which two images differ."""
     return (np.asarray(before) != np.asarray(after)).any(axis=2)
 
 
@@ -81,12 +81,12 @@ def test_the_score_can_be_left_out():
 
 @pytest.mark.parametrize("box", [[0, 0, 30, 20], [600, 0, 640, 30], [0, 440, 30, 480], [610, 450, 640, 480]])
 def test_the_tag_of_a_box_in_a_corner_is_complete(box):
-    """As many pixels of the tag as in the middle of the picture, which it would not have if it were cut."""
+    """A tag that is cut off would have fewer dark pixels than one in the middle of the image."""
     width, height = box[2] - box[0], box[3] - box[1]
     middle = instances([[300, 200, 300 + width, 200 + height]], size=(480, 640), names=("cell",))
     corner = instances([box], size=(480, 640), names=("cell",))
 
-    def ink(found):  # the text is the only thing as dark
+    def ink(found):  # only text is this dark
         return int((np.asarray(draw(GREY, found)) < 30).all(axis=2).sum())
 
     assert ink(corner) == pytest.approx(ink(middle), rel=0.25)
@@ -95,9 +95,9 @@ def test_the_tag_of_a_box_in_a_corner_is_complete(box):
 def test_tags_of_two_equal_boxes_stand_apart():
     alone = draw(GREY, instances([[100, 200, 300, 400]], size=(480, 640), labels=[1]))
     both = draw(GREY, instances([[100, 200, 300, 400]] * 2, size=(480, 640), labels=[1, 2], scores=[0.9, 0.8]))
-    tag = changed(alone, GREY)[:198]  # that of the first one, above the box
+    tag = changed(alone, GREY)[:198]  # of the first box, above it
     assert not changed(alone, both)[:198][tag].any()
-    assert changed(both, alone)[402:].any()  # the second one below
+    assert changed(both, alone)[402:].any()  # the second tag is below the box
 
 
 def test_the_first_thousand_classes_have_many_colours():
@@ -151,16 +151,16 @@ def test_tags_grow_with_their_letters():
 
 @pytest.mark.parametrize("letters", ["Äéñß", "Жщя", "Ωλπ", "אבג"])
 def test_letters_of_many_alphabets_have_shapes_of_their_own(letters):
-    """A letter that the font lacks is an empty box, the same for all of them."""
+    """All letters that the font lacks are drawn as the same empty box."""
     pictures = []
-    for letter in (*letters, "\uffff"):  # the last is no letter
+    for letter in (*letters, "\uffff"):  # the last is not a letter
         pictures.append(GREY.copy())
         draw_marks(pictures[-1], [Mark((100, 200, 300, 400), (0, 158, 115), letter)], text_size=40)
     assert len({picture.crop((0, 0, 640, 198)).tobytes() for picture in pictures}) == len(pictures)
 
 
 def drawn_texts(monkeypatch, **mark):
-    """The texts of the tags of a mark, with their left and right ends."""
+    """Return the texts of a mark's tags with their left and right ends."""
     texts, ends = [], []
 
     class Canvas(ImageDraw.ImageDraw):
@@ -204,7 +204,7 @@ def test_a_name_that_fits_is_whole(monkeypatch):
 
 
 def write_font(path, letters):
-    """A font in which every letter is a box as wide as its place among them."""
+    """Write a font that draws each letter as a box, whose width is proportional to the letter's index."""
     builder = FontBuilder(unitsPerEm=1000)
     names = [".notdef", *(f"letter{i}" for i in range(len(letters)))]
     builder.setupGlyphOrder(names)
@@ -227,9 +227,9 @@ def write_font(path, letters):
 
 
 def draw_names(folder, *names):
-    """Draw names as 0.png, 1.png, ... in a folder, whose fonts are those of the system for the process that does it.
+    """Draw names as 0.png, 1.png, ... in a folder, in a process that uses the folder's fonts as system fonts.
 
-    Returns the lines of its warnings.
+    Returns the lines of the process's warnings.
     """
     run = subprocess.run(
         [sys.executable, "-X", "utf8", str(PROGRAM), str(folder), *names],

@@ -1,4 +1,4 @@
-"""The COCO figures against pycocotools, which defines them."""
+"""COCO metrics against pycocotools, the reference implementation."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ def test_figures_equal_those_of_pycocotools(seed):
     expected = pycocotools_figures(ground_truth, detections).stats
     found = coco_metrics(ground_truth, detections).overall
     assert list(found) == list(METRICS)
-    # Measured: the tables behind the figures are bit-identical; only the order of summation may differ.
+    # Measured: the tables behind the metrics are bit-identical; only the order of summation may differ.
     np.testing.assert_allclose(
         list(found.values()), np.where(expected == -1, np.nan, expected), rtol=0, atol=1e-12, equal_nan=True
     )

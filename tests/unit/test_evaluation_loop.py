@@ -1,4 +1,4 @@
-"""`evaluate`: from a model and annotated images to figures and files."""
+"""`evaluate`: from a model and annotated images to metrics and files."""
 
 import json
 import math
@@ -34,7 +34,10 @@ SIZES = [(120, 80), (80, 120), (122, 80), (64, 64), (200, 90), (118, 80), (120, 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Seven pictures of several shapes, the last two without objects; ids out of order, two of three classes used."""
+    """Return a data set of seven images of several shapes, the last two without objects.
+
+    Their ids are not sorted, and only two of three classes have objects.
+    """
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for i, (width, height) in enumerate(SIZES):
@@ -68,7 +71,7 @@ def annotations(config):
 
 
 class Oracle(torch.nn.Module):
-    """Stands for a detector that finds exactly the annotated boxes, in the frame it is given."""
+    """Detector stub that returns exactly the annotated boxes, scaled to the input size."""
 
     def __init__(self, annotations, order, convention):
         super().__init__()
@@ -84,7 +87,7 @@ class Oracle(torch.nn.Module):
             original = Instances(boxes, labels, torch.ones(len(boxes)), tuple(self.annotations.sizes[index].tolist()))
             found = original.resize_to((height, width))
             if self.box_convention == "inclusive":
-                # Conversion back adds the pixel in the original picture.
+                # The conversion back to continuous boxes adds one pixel of the original image.
                 scale = [width / original.size[1], height / original.size[0]]
                 found.boxes[:, 2:] -= torch.tensor(scale)
             results.append(found)
@@ -133,7 +136,7 @@ def corners(results):
 @pytest.mark.parametrize("views", [{}, AUGMENTED], ids=["one view", "six views"])
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
 def test_evaluation_and_prediction_find_exactly_the_same(convention, views, annotations, folder):
-    """In the inclusive convention only a prediction moves boxes into the image, as the original does not."""
+    """In the inclusive convention only prediction clips boxes to the image; evaluation does not, as in the original."""
     config = tiny_config(box_convention=convention)
     sections = {
         "data": config.data.model_copy(update={"root": folder}),
@@ -284,7 +287,7 @@ def test_where_an_evaluation_is_written(tmp_path):
 
 
 class TestWeights:
-    """`fcos.evaluate`, from a weights file."""
+    """Tests of `fcos.evaluate` with a weights file."""
 
     @pytest.fixture
     def weights(self, config, tmp_path):

@@ -1,4 +1,4 @@
-"""A backbone and a detector that the package does not have, added to a copy of it."""
+"""A new backbone and a new detector, added to a copy of the package."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_new_backbone_is_a_module_a_section_and_a_row(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """The folder that the verbs filled with the detector `grid`, and what each call printed."""
+    """Return a folder with the results of all verbs for the new detector `grid`, and the output of each call."""
     folder = tmp_path_factory.mktemp("grid")
     package = copy_package(folder)
     shutil.copy(HELPERS / "grid.py", package / "models" / "grid.py")

@@ -1,4 +1,4 @@
-"""The detector as a whole: sizes, batches, what forward returns, training steps, precision."""
+"""The complete detector: sizes, batches, return values of forward, training steps, precision."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def two_boxes(images: int = 2) -> list[Objects]:
 
 @pytest.fixture(scope="module")
 def shared() -> FCOS:
-    """For tests that change nothing in it."""
+    """Return a detector shared by tests that do not change it."""
     torch.manual_seed(0)
     return tiny_model(tiny_config())
 
@@ -137,7 +137,7 @@ def test_the_images_are_left_alone(shared: FCOS) -> None:
     assert torch.equal(images, before)
 
 
-# ------------------------------------------------------------------------------------------------ what forward returns
+# -------------------------------------------------------------------------------------------- return values of forward
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -171,7 +171,7 @@ def test_a_second_stage_can_learn_from_proposals(shared: FCOS) -> None:
     (candidates,) = shared.decode(shared(images, sizes), sizes)
     for boxes in (candidates.boxes, shared.suppress(candidates).boxes):
         factor = torch.ones((), requires_grad=True)
-        (factor * boxes).sum().backward()  # which keeps the boxes for the backward pass
+        (factor * boxes).sum().backward()  # autograd keeps the boxes for the backward pass
         torch.testing.assert_close(factor.grad, boxes.sum())
 
 
@@ -269,7 +269,7 @@ def test_a_step_moves_everything_that_learns(backbone: str, norm: str, regressio
         backbone={"name": backbone, "weights": None, "norm": norm, "frozen_stages": 1},
         head={"num_convs": 1, "regression": regression},
     )
-    torch.nn.init.constant_(model.state_dict()["head.ltrb.bias"], 0.5)  # relu alive
+    torch.nn.init.constant_(model.state_dict()["head.ltrb.bias"], 0.5)  # keeps relu active
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses = step(model, two_boxes())
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
@@ -279,7 +279,7 @@ def test_a_step_moves_everything_that_learns(backbone: str, norm: str, regressio
         assert (parameter.grad is not None) == parameter.requires_grad, name
         if parameter.grad is None:
             assert torch.equal(parameter, before[name]), name
-        elif parameter.grad.abs().max() > 1e-4:  # a step that rounding does not swallow
+        elif parameter.grad.abs().max() > 1e-4:  # the step is larger than rounding errors
             assert not torch.equal(parameter, before[name]), name
 
 

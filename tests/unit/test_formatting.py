@@ -1,4 +1,4 @@
-"""Text for people."""
+"""Formatting of text for users."""
 
 import math
 

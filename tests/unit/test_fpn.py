@@ -1,4 +1,4 @@
-"""The pyramid above the backbones."""
+"""The feature pyramid on top of the backbones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_coarser_levels_reach_the_finer_ones_and_not_the_other_way_round() -> No
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_bfloat16_does_not_reach_the_extra_levels(rows: int) -> None:
-    """With stride 2 to a map of one column it gives garbage."""
+    """On CPUs, bfloat16 convolutions with stride 2 and a one-column output give wrong results."""
     fpn = FPN([256], 256, extra_levels=2, extra_level_source="c5")
     features = [torch.randn(2, 256, rows, 2).bfloat16()]
 

@@ -1,4 +1,4 @@
-"""The page that reports are made of."""
+"""HTML page used by reports."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Weights of AdelaiDet, detectron2 and mmdetection: names, what the tensors tell, classes. Numbers: tests/parity."""
+"""Weights of AdelaiDet, detectron2 and mmdetection: names, inferred structure, classes. tests/parity checks numbers."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_classes_of_coco_are_known_by_their_names(caplog: pytest.LogCaptureF
 
 
 class HistoryBuffer:
-    """Pickled like mmengine's, which keeps its own functions in its state."""
+    """Stand-in for mmengine's class, which keeps its own functions in its pickled state."""
 
     def __init__(self) -> None:
         self.log, self.count = np.array([0.5, 0.25]), np.float64(2)
@@ -192,7 +192,7 @@ def test_what_lies_beside_offsets_is_the_convolution_of_a_deformable_layer() -> 
 def tensors(
     more: Mapping[str, Tensor] | None = None, *, levels: int = 5, blocks: int = 6, first: tuple[int, int] = (64, 64)
 ) -> dict[str, Tensor]:
-    """As many tensors, in our names, as the structure is read from."""
+    """Return the tensors, by our names, from which the structure is inferred."""
     shapes = {
         **{f"backbone.layer3.{i}.conv3.weight": (1024, 256, 1, 1) for i in range(blocks)},
         "backbone.layer1.0.conv2.weight": (*first, 3, 3),

@@ -1,4 +1,4 @@
-"""Weights files of other projects: recognised by themselves, with their classes; by name; never running code."""
+"""Weights files of other projects: recognised automatically, with classes; loaded by name; without running code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOBILE = json.loads((MANIFESTS / "fcos_syncbn_bs32_c128_MNV2_FPN_1x.json").read_
 
 
 def original_state(classes: int = 80) -> dict[str, Tensor]:
-    """A state dict with the names and shapes of the original's MobileNetV2 detector."""
+    """Return a state dict with the names and shapes of the original's MobileNetV2 detector."""
     torch.manual_seed(0)
     state = {}
     for name, shape, *_ in MOBILE["tensors"]:
@@ -46,7 +46,7 @@ def original_state(classes: int = 80) -> dict[str, Tensor]:
 
 
 def original_file(path: Path, classes: int = 80, *, module: str = "", old_format: bool = False) -> Path:
-    """A checkpoint as the original's training writes it."""
+    """Write a checkpoint like those of the original's training."""
     content = {
         "model": {module + name: tensor for name, tensor in original_state(classes).items()},
         "optimizer": {"state": {}, "param_groups": [{"lr": 0.01, "params": [0]}]},
@@ -64,7 +64,7 @@ def original_yaml(tmp_path: Path) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------------ the original's
+# ----------------------------------------------------------------------------------------------- files of the original
 
 
 @pytest.mark.parametrize(("module", "old_format"), [("", False), ("module.", True)])
@@ -111,7 +111,7 @@ def test_a_recipe_stands_for_each_of_the_original_configs(original: str) -> None
     assert ours.model == theirs.model
     assert ours.train == theirs.train
     sizes = "short_side", "short_side_range", "max_side", "detection_short_side", "detection_max_side", "size_divisor"
-    if theirs.data.short_side_range:  # then the list is not looked at
+    if theirs.data.short_side_range:  # then `short_side` has no effect
         ours.data.short_side = theirs.data.short_side
     assert [getattr(ours.data, name) for name in sizes] == [getattr(theirs.data, name) for name in sizes]
 
@@ -154,7 +154,7 @@ def test_classes_taken_for_those_of_coco_are_told(caplog: pytest.LogCaptureFixtu
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """One annotated picture; the three classes are not in the order of their names."""
+    """Return a data set of one annotated image with three classes that are not sorted by name."""
     folder = tmp_path / "data"
     folder.mkdir()
     Image.radial_gradient("L").convert("RGB").resize((96, 64)).save(folder / "a.png")
@@ -199,12 +199,12 @@ def test_the_command_line(
     assert (tmp_path / "a.jpg").is_file() or (tmp_path / "a.png").is_file()
 
 
-# -------------------------------------------------------------------------------------------------------- torchvision's
+# ------------------------------------------------------------------------------------------------- files of torchvision
 
 
 @pytest.fixture(scope="module")
 def coco_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A torch hub cache that holds torchvision's COCO weights, as far as names and shapes go."""
+    """Return a file in a torch hub cache with the names and shapes of torchvision's COCO weights."""
     path = tmp_path_factory.mktemp("hub") / "checkpoints" / "fcos_resnet50_fpn_coco-99b0c9b7.pth"
     path.parent.mkdir()
     state = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()

@@ -1,4 +1,4 @@
-"""Weights files from one project's form into another's."""
+"""Conversion of weights files between the formats of projects."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_to_the_original_and_back_is_the_identity(tmp_path: Path) -> None:
     count = len(load_checkpoint(ours).model)
     assert told.splitlines()[0] == f"matched: {count - 2} of {count} tensors, {count - 2} under another name"
     assert told.splitlines()[1] == "left: 2: pixel_mean, pixel_std"
-    told = convert(there, back, "data.classes=[dog, cat, owl]", config=config)  # in the order of the category ids
+    told = convert(there, back, "data.classes=[dog, cat, owl]", config=config)  # sorted by category id
     assert told.splitlines()[1] == "new: 2: pixel_mean, pixel_std"
     made = load_checkpoint(back)
     assert (made.project, made.class_names, made.category_ids) == ("fcos", ("dog", "cat", "owl"), (1, 2, 3))
@@ -80,7 +80,7 @@ def test_to_torchvision_and_back_is_the_identity(tmp_path: Path) -> None:
     ours, there, back = (tmp_path / name for name in ("ours.pt", "there.pth", "back.pt"))
     config = tiny_config(**model_config(), fpn={"channels": 256})
     model = build_model(config.model, num_classes=3, pretrained=False)
-    ids = tuple(sorted(CATEGORY_IDS))  # their order there
+    ids = tuple(sorted(CATEGORY_IDS))  # torchvision's order of the classes
     save_checkpoint(ours, model=model, config=config, class_names=NAMES, category_ids=ids)
     told = convert(ours, there, to="torchvision")
     assert (

@@ -1,4 +1,4 @@
-"""The original's configs."""
+"""Conversion of the original's configs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_default_of_the_original_is_known() -> None:
     assert config == read("MODEL.FCOS.NUM_CLASSES", "81")  # our table has the same defaults
 
 
-# These decide something only together with others: tested below.
+# These keys have an effect only together with others; see the tests below.
 AUGMENTATION = ("ENABLED", "H_FLIP", "SCALES", "MAX_SIZE", "SCALE_H_FLIP")
 CONDITIONAL = {"MODEL.USE_SYNCBN", *(f"TEST.BBOX_AUG.{key}" for key in AUGMENTATION)}
 
@@ -222,7 +222,7 @@ def test_pairs_must_be_pairs() -> None:
     assert "expected KEY VALUE pairs" in refusal("SOLVER.BASE_LR")
 
 
-# -------------------------------------------------------------------------------------------------------- what differs
+# --------------------------------------------------------------------------------------------------------- differences
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_test_time_augmentation_has_a_switch_of_its_own() -> None:
 
 def test_classes_lose_the_background() -> None:
     assert read("MODEL.FCOS.NUM_CLASSES", "21").model.num_classes == 20
-    assert read().model.num_classes is None  # not said: from the data
+    assert read().model.num_classes is None  # not given: taken from the data
 
 
 def test_one_size_or_several_or_a_range() -> None:
@@ -353,7 +353,7 @@ def test_a_file_of_the_original_with_pairs_and_our_overrides(tmp_path: Path) -> 
     assert config.train.weights == pairs[-1]
     assert config.model.backbone.name == "resnet101"
     assert (config.train.lr, config.train.iterations) == (1e-3, 100)
-    assert config.train.milestones == [60000, 60000, 80000]  # the rate falls twice at once, as there
+    assert config.train.milestones == [60000, 60000, 80000]  # two drops of the lr at once, as in the original
     assert fcos_section(config).center_sampling_radius == 1.5
     assert config.data.short_side == [640]
     assert config.data.root == Path("cells")

@@ -1,4 +1,4 @@
-"""The original's weight names, there and back."""
+"""The original's weight names, converted in both directions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_names_there_and_back_are_the_same(name: str) -> None:
 
 
 def manifest_checkpoint(name: str, **options: Any) -> tuple[list[str], Checkpoint]:
-    """The names there, and a checkpoint as far as names and classes are concerned; row 0 of its head is class 0 ..."""
+    """Return the original's tensor names, and a checkpoint with dummy tensors: [0, 1, 2], one value per class row."""
     manifest = json.loads((GOLDENS / "manifests" / "fcos" / f"{name}.json").read_text())
     names = [row[0] for row in manifest["tensors"]]
     model = {rename(n): torch.arange(3.0) for n in names}
@@ -63,7 +63,7 @@ def manifest_checkpoint(name: str, **options: Any) -> tuple[list[str], Checkpoin
 @pytest.mark.parametrize("name", manifest_names())
 def test_every_model_of_the_original_can_be_written_for_it(name: str) -> None:
     names, checkpoint = manifest_checkpoint(name)
-    checkpoint.model["pixel_mean"] = torch.zeros(3, 1, 1)  # ours only
+    checkpoint.model["pixel_mean"] = torch.zeros(3, 1, 1)  # not in the original
     assert list(to_fcos_core(checkpoint)) == names
 
 
@@ -101,7 +101,7 @@ def test_the_settings_of_a_recipe_of_ours_are_complete() -> None:
 
 
 def assert_same_section(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Two sections `model` of three classes compute the same; the weights of the backbone are not compared."""
+    """Check that two `model` sections with three classes compute the same, without comparing backbone weights."""
     sections = [flatten(FCOSConfig.model_validate(section).model_dump()) for section in (found, expected)]
     other = {key: pytest.approx(sections[1][key], rel=1e-12) for key in ("pixel_mean", "pixel_std")}  # by 255 and back
     assert sections[0] == sections[1] | other | {"num_classes": 3, "backbone.weights": None}
@@ -114,7 +114,7 @@ UNTOLD = {
     **dict.fromkeys(("detect_in_padding", "keep_empty_boxes"), "on with inclusive boxes"),
     **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),
 }
-"""Options of `model` that may change without another setting of the original, and why."""
+"""Options of `model` that may change without changing any setting of the original, and the reasons."""
 
 
 def test_no_option_of_the_model_is_forgotten() -> None:

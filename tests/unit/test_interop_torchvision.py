@@ -1,4 +1,4 @@
-"""torchvision's FCOS beside ours, in one process: the same detections; names and classes there and back."""
+"""Same detections as torchvision's FCOS in the same process; names and classes converted in both directions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLASSES = 5
 
 
 def talkative(num_classes: int = CLASSES + 1, **options: Any) -> TorchvisionFCOS:
-    """torchvision's model with weights for which it detects much, of every class and size."""
+    """Build torchvision's model with weights that give many detections, of every class and size."""
     torch.manual_seed(1)
     model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes, **options).eval()
     state = model.state_dict()
@@ -63,7 +63,7 @@ def detector(checkpoint: Checkpoint) -> FCOS:
 
 @pytest.fixture(scope="module")
 def every_row(theirs: TorchvisionFCOS) -> FCOS:
-    """Our detector with background as a class, so that labels are theirs."""
+    """Build our detector with background as a class, so that its labels are torchvision's."""
     state = from_names(theirs.state_dict())
     config = validate(from_torchvision(theirs.state_dict()).config, where="torchvision")
     model = build_fcos(config.model, num_classes=CLASSES + 1, pretrained=False)
@@ -72,19 +72,19 @@ def every_row(theirs: TorchvisionFCOS) -> FCOS:
 
 
 def resizing(min_size: int) -> GeneralizedRCNNTransform:
-    """torchvision's input for small images."""
+    """Build torchvision's input transform for small images."""
     return GeneralizedRCNNTransform(min_size, 192, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
 
 
 def network_input(transform: GeneralizedRCNNTransform, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The input of torchvision's network, as our images (RGB 0..255) and sizes."""
+    """Return the input of torchvision's network as our images (RGB 0..255) and sizes."""
     batch, _ = transform(list(images))
     mean, std = (torch.tensor(values)[:, None, None] for values in (transform.image_mean, transform.image_std))
     return (batch.tensors * std + mean) * 255, torch.tensor(batch.image_sizes)
 
 
 def assert_same(found: Instances, expected: dict[str, Tensor], labels: Tensor | None = None) -> None:
-    """The tolerances of the project: 0.01 pixels, 1e-4. Scores as close as rounding may come in any order."""
+    """Compare with the project's tolerances: 0.01 pixels, 1e-4. Detections with nearly equal scores may swap places."""
     assert len(found) == len(expected["scores"])
     torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-4)
     same = (found.labels if labels is None else labels)[:, None] == expected["labels"]
@@ -97,10 +97,10 @@ def assert_same(found: Instances, expected: dict[str, Tensor], labels: Tensor | 
 @pytest.mark.parametrize(
     ("sizes", "min_size"),
     [
-        ([(96, 128)], 96),  # as it is
-        ([(75, 101)], 96),  # enlarged; sides are no multiple of 32
+        ([(96, 128)], 96),  # not resized
+        ([(75, 101)], 96),  # enlarged; sides are not multiples of 32
         ([(160, 90), (96, 70)], 64),  # a batch of two sizes, with padding
-        ([(64, 64), (130, 64), (64, 200)], 64),  # much padding; P6 and P7 do not divide the sides
+        ([(64, 64), (130, 64), (64, 200)], 64),  # much padding; strides of P6 and P7 do not divide the sides
     ],
 )
 @torch.inference_mode()
@@ -137,7 +137,7 @@ def test_the_threshold_is_on_the_score(
 @torch.inference_mode()
 def test_the_labels_of_torchvision_are_our_category_ids(theirs: TorchvisionFCOS) -> None:
     state = theirs.state_dict()
-    state["head.classification_head.cls_logits.bias"] = torch.tensor([-20.0, -1, -1, -1, -1, -1])  # no background
+    state["head.classification_head.cls_logits.bias"] = torch.tensor([-20.0, -1, -1, -1, -1, -1])  # never background
     theirs = talkative()
     theirs.load_state_dict(state)
     theirs.transform = resizing(96)
@@ -149,7 +149,7 @@ def test_the_labels_of_torchvision_are_our_category_ids(theirs: TorchvisionFCOS)
 
 
 class Beside(NamedTuple):
-    """torchvision's model as its users build it, and ours from a file of its weights."""
+    """torchvision's model as its users build it, and our detector loaded from its weights file."""
 
     theirs: TorchvisionFCOS
     ours: Detector
@@ -176,7 +176,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Beside:
 
 
 def picture(*size: int) -> Tensor:
-    """uint8 [3, H, W]. Of multiples of 16 both projects make the same pixels in twice the size: nothing is rounded."""
+    """Return a uint8 image [3, H, W] of multiples of 16: both projects double its size without rounding, so alike."""
     return torch.randint(0, 16, (3, *size), dtype=torch.uint8) * 16
 
 
@@ -190,7 +190,7 @@ def test_a_picture_is_detected_on_as_by_torchvision(beside: Beside, size: tuple[
 
 @torch.inference_mode()
 def test_pictures_are_detected_on_as_by_torchvision(beside: Beside) -> None:
-    """One padded size in a batch of torchvision's; it would detect in the padding that a larger picture adds."""
+    """The images share one padded size in torchvision's batch: it would detect in padding added by a larger image."""
     images = [picture(96, 97), picture(48, 55), picture(96, 128), picture(48, 61)]
     found = beside.ours.predict(images, threshold=0)
     for ours, their in zip(found, beside.theirs([image / 255 for image in images]), strict=True):
@@ -233,7 +233,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def class_head(rows: int) -> dict[str, Tensor]:
-    """A state dict as far as the classes are concerned; every row holds its number."""
+    """Return the class head of a state dict, with each row filled with its index."""
     numbers = torch.arange(float(rows))
     return {
         "head.classification_head.cls_logits.weight": numbers[:, None, None, None].expand(rows, 2, 3, 3).clone(),

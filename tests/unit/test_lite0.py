@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with the weights of its package, beside the implementation that these are published for."""
+"""EfficientNet-Lite0 with the weights of its package, against the implementation they were published for."""
 
 from __future__ import annotations
 

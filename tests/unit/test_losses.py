@@ -26,7 +26,7 @@ def grad(tensor: Tensor) -> Tensor:
     return tensor.grad
 
 
-# -------------------------------------------------------------------------------------------------------------- focal
+# --------------------------------------------------------------------------------------------------------- focal loss
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 0.9])
@@ -84,7 +84,7 @@ def test_focal_loss_of_no_locations() -> None:
     assert focal_loss(torch.zeros(0, 3), torch.zeros(0).long()).shape == (0, 3)
 
 
-# ---------------------------------------------------------------------------------------------------------------- IoU
+# ----------------------------------------------------------------------------------------------------------- IoU loss
 
 
 def corners(ltrb: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def corners(ltrb: Tensor) -> Tensor:
 
 
 def test_large_boxes_have_torchvisions_giou() -> None:
-    """The smoothing by 1 square pixel is the only difference: it vanishes with the area, here 1e10 and more."""
+    """Only the smoothing by 1 square pixel differs; it is negligible for large areas, here at least 1e10."""
     predicted, target = (torch.rand(50, 4, dtype=torch.float64) * 9e5 + 1e5 for _ in "12")
     expected = torchvision.ops.generalized_box_iou_loss(corners(predicted), corners(target), reduction="sum")
     assert iou_loss(predicted, target, kind="giou").item() == pytest.approx(expected.item(), rel=1e-8)
@@ -137,11 +137,11 @@ def test_a_predicted_box_without_extent_has_a_finite_loss_and_gradient(kind: Box
     assert grad(predicted).isfinite().all()
 
 
-# ------------------------------------------------------------------------------------------------------------ together
+# ----------------------------------------------------------------------------------------------------- combined losses
 
 
 def made_up(*labels: list[int]) -> Assignment:
-    """An assignment of images with these labels; the distances are 1, 2, 4 and 8 pixels everywhere."""
+    """Return an assignment of images with these labels; all distances are 1, 2, 4 and 8 pixels."""
     rows = torch.tensor(labels)
     ltrb = torch.tensor([1.0, 2.0, 4.0, 8.0]).expand(*rows.shape, 4)
     return Assignment(rows, ltrb, (rows >= 0).long() - 1, torch.tensor(0))
@@ -196,7 +196,7 @@ def test_images_without_objects_do_not_change_the_normalisers() -> None:
     logits, ltrb, centerness = predictions(1, 4)
     objects = made_up([0, BACKGROUND, 2, BACKGROUND])
     alone = fcos_loss(logits, ltrb, centerness, objects, FCOSLoss())
-    quiet = torch.full_like(logits, -60.0)  # costs nothing as background
+    quiet = torch.full_like(logits, -60.0)  # no loss as background
     both = fcos_loss(
         torch.cat([logits, quiet]), ltrb.repeat(2, 1, 1), centerness.repeat(2, 1),
         made_up([0, BACKGROUND, 2, BACKGROUND], [BACKGROUND] * 4), FCOSLoss(),
@@ -215,7 +215,7 @@ def test_repeating_a_batch_changes_no_loss() -> None:
 
 
 def test_an_image_beside_one_with_more_boxes_has_the_losses_that_it_has_alone() -> None:
-    """The boxes of a batch are padded to the most of an image."""
+    """Box tensors of a batch are padded to the largest number of boxes in an image."""
     few = objects_of([torch.tensor([[8.0, 8.0, 40.0, 50.0]])], [torch.tensor([1])])
     many = objects_of([torch.rand(8, 1) + torch.tensor([0.0, 0.0, 60.0, 60.0])], [torch.arange(8)])
     assigner = Assigner()

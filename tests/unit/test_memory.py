@@ -1,6 +1,6 @@
-"""What a data set takes does not become objects of Python: forked workers would copy them one by one.
+"""A data set does not hold Python objects per annotation, because forked workers would copy them one by one.
 
-A million annotations are measured in benchmarks/memory_million.py.
+benchmarks/memory_million.py measures a million annotations.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fcos.data.source import SplitFiles
 
 IMAGES, FEW, MANY = 200, 500, 20_000
 BYTES_OF_A_BOX = 4 * 4 + 8 + 1 + 4 + 8
-"""Corners, label, crowd, area, annotation id."""
+"""Bytes of a box: corners, label, crowd, area, annotation id."""
 
 
 def reader(folder: Path, annotations: int, *, images: int = IMAGES) -> Any:
-    """What the loader hands to its workers."""
+    """Return the object that the loader passes to its workers."""
     folder.mkdir()
     Image.new("RGB", (40, 30)).save(folder / "one.png")
     for i in range(images):
@@ -50,7 +50,7 @@ def reader(folder: Path, annotations: int, *, images: int = IMAGES) -> Any:
 
 
 def count_objects(root: object) -> int:
-    """The objects that can be reached from one, code left out."""
+    """Count the objects reachable from `root`, without code."""
     seen, waiting = {id(root)}, [root]
     while waiting:
         for found in gc.get_referents(waiting.pop()):
@@ -69,7 +69,7 @@ def test_objects_of_python_do_not_grow_with_the_data(tmp_path: Path) -> None:
 
 def test_a_spawned_worker_gets_some_bytes_for_every_box(tmp_path: Path) -> None:
     few, many = (len(pickle.dumps(reader(tmp_path / str(count), count))) for count in (FEW, MANY))
-    # A per cent: the few bytes with which pickle begins every array depend on its length.
+    # One per cent: the size of pickle's array headers depends on the array's length.
     assert many - few == pytest.approx((MANY - FEW) * BYTES_OF_A_BOX, rel=0.01)
 
 
@@ -91,4 +91,4 @@ def test_polygons_never_fill_the_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert len(source.boxes) == 500
-    assert peak < 2.5 * file.stat().st_size  # the file as bytes and as text; the numbers would be twice as much again
+    assert peak < 2.5 * file.stat().st_size  # the file as bytes and as text; numbers would double it

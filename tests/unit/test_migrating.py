@@ -1,4 +1,4 @@
-"""docs/migrating.md tells the truth about every option of the original."""
+"""docs/migrating.md is correct for every option of the original."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OURS = leaves(load_config(None).to_dict())
 
 
 def place(key: str) -> str:
-    """The row of the table for a key: its own, else that of its section."""
+    """Return the row of the table for a key, or that of its section if the key has none."""
     section = key.rpartition(".")[0]
     assert key in ROWS or f"{section}.*" in ROWS, f"{key} is not in the table"
     return ROWS.get(key, ROWS.get(f"{section}.*", ""))

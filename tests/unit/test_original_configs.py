@@ -1,4 +1,4 @@
-"""The original's files and data sets under their names."""
+"""The original's config files and data sets under their original names."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MANIFESTS = sorted((ROOT / "tests/parity/goldens/manifests/fcos").glob("*.json")
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
 def test_each_file_gives_the_config_that_was_recorded(manifest: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorded: dict[str, Any] = json.loads(manifest.read_text())["merged_config"]
-    assert recorded["MODEL"]["FCOS"].pop("NUM_CLASSES") == 81  # the default; what no file says comes from the data
+    assert recorded["MODEL"]["FCOS"].pop("NUM_CLASSES") == 81  # the default; no file gives it, so the data does
     expected = validate(config_from_yaml(recorded), where=manifest.stem)
     with caplog.at_level(logging.INFO, logger="fcos"):
         caplog.clear()
         assert load_config(ROOT / "configs/fcos" / f"{manifest.stem}.yaml") == expected
-    assert caplog.messages == []  # nothing in it is without effect
+    assert caplog.messages == []  # no key is without effect
 
 
 def test_there_is_a_file_for_each_recorded_config() -> None:

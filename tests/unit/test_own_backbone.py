@@ -1,4 +1,4 @@
-"""A user's own backbone, `package.module:function`."""
+"""User-defined backbone, `package.module:function`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From outputs to detections, against plain loops; thresholds, limits, padding, nothing at all."""
+"""From network outputs to detections, against plain loops; thresholds, limits, padding, empty results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Outputs(NamedTuple):
     centerness: list[Tensor]
 
     def detect(self, *sizes: tuple[int, int], **chosen: Any) -> list[Instances]:
-        """Detect with these options of `Postprocess`."""
+        """Return detections with the given options of `Postprocess`."""
         points = [locations((x.shape[2], x.shape[3]), stride) for x, stride in zip(self.logits, STRIDES, strict=False)]
         options = Postprocess(**chosen)
         return [suppress(found, options) for found in candidates(*self, points, sizes, options=options)]
@@ -46,7 +46,7 @@ def random_outputs(
 
 
 def flat_outputs(*logits: list[float], ltrb: float = 4.0) -> Outputs:
-    """One level with one row of locations at 4, 12 ..., these logits per class and boxes of 8 pixels around them."""
+    """Return one level with a row of locations at x = 4, 12, ..., their class logits, and 8-pixel boxes around them."""
     level = torch.tensor(logits)[None, :, None, :]
     width = level.shape[-1]
     return Outputs([level], [torch.full((1, 4, 1, width), ltrb)], [torch.full((1, 1, 1, width), 40.0)])
@@ -63,7 +63,7 @@ def overlap(a: list[float], b: list[float], extra: float) -> float:
 def slow_detections(
     outputs: Outputs, size: tuple[int, int], *, threshold: float, top_k: int, nms: float, limit: int, inclusive: bool
 ) -> list[tuple[float, int, list[float]]]:
-    """(score, label, box) of one image, location by location and class by class."""
+    """Compute (score, label, box) of one image with loops over locations and classes."""
     extra = 1.0 if inclusive else 0.0
     height, width = size
     found = []
@@ -140,12 +140,12 @@ def test_decoding_goes_from_the_location_to_the_sides() -> None:
     assert decode(torch.tensor([[10.0, 20.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist() == [[9, 18, 13, 24]]
 
 
-# ---------------------------------------------------------------------------------------------------------- the frame
+# -------------------------------------------------------------------------------------------------------- image frame
 
 
 def test_the_padding_detects_nothing_in_the_continuous_convention() -> None:
     outputs = flat_outputs([5.0, 5.0, 5.0, 5.0])
-    (instances,) = outputs.detect((8, 20))  # locations at x = 4 and 12, the others at 20 and 28 are outside
+    (instances,) = outputs.detect((8, 20))  # x = 4 and 12 are inside, 20 and 28 in the padding
     assert instances.boxes.tolist() == [[0, 0, 8, 8], [8, 0, 16, 8]]
     (original,) = outputs.detect((8, 20), box_convention="inclusive")
     assert original.boxes[:, 2].max() == 19
@@ -175,7 +175,7 @@ def test_boxes_end_at_the_image(convention: BoxConvention, end: list[int]) -> No
     outputs = random_outputs()
     huge = Outputs(outputs.logits, [torch.full_like(x, 1e30) for x in outputs.ltrb], outputs.centerness)
     (instances,) = huge.detect((64, 96), box_convention=convention)
-    assert len(instances) == 3  # one a class
+    assert len(instances) == 3  # one per class
     assert instances.boxes.tolist() == [[0, 0, *end]] * 3
     assert instances.size == (64, 96)
 
@@ -204,7 +204,7 @@ def test_boxes_may_overlap_as_predicted_and_be_clipped_after() -> None:
 
 @pytest.mark.parametrize(("keep_empty_boxes", "count"), [(False, 1), (True, 2)])
 def test_boxes_clipped_after_the_choice_are_not_replaced(keep_empty_boxes: bool, count: int) -> None:
-    outputs = flat_outputs([3.0, 4.0, 2.0])  # the best one lies in the padding
+    outputs = flat_outputs([3.0, 4.0, 2.0])  # the best one is in the padding
     (instances,) = outputs.detect(
         (8, 8), max_detections=2, detect_in_padding=True, clip_after_nms=True, keep_empty_boxes=keep_empty_boxes
     )
@@ -217,7 +217,7 @@ def test_boxes_clipped_after_the_choice_are_not_replaced(keep_empty_boxes: bool,
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.9])
 def test_a_probability_exactly_at_the_threshold_is_out(threshold: float) -> None:
     logit = torch.tensor(threshold).logit()
-    for _ in range(100):  # to the logit whose probability in float32 is the threshold itself
+    for _ in range(100):  # search the logit whose float32 probability equals the threshold
         difference = logit.sigmoid() - torch.tensor(threshold)
         if difference == 0:
             break
@@ -292,7 +292,7 @@ def test_no_limit_keeps_everything(limit: int) -> None:
     assert len(instances) == 150
 
 
-# ------------------------------------------------------------------------------------------------------------ nothing
+# ------------------------------------------------------------------------------------------------------ empty results
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -322,7 +322,7 @@ def test_what_is_not_a_number_is_not_detected() -> None:
     outputs = random_outputs()
     for levels in outputs:
         levels[0][..., 0] = math.nan
-    outputs.logits[0][..., 1] = 5.0  # good candidates whose centerness is not known
+    outputs.logits[0][..., 1] = 5.0  # good candidates without a defined centerness
     outputs.centerness[0][..., 1] = math.nan
     (instances,) = outputs.detect((64, 96), pre_nms_top_k=30)
     assert len(instances) > 0

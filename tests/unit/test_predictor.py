@@ -1,4 +1,4 @@
-"""`Detector`: pictures in any form in, boxes in pixels of the original out."""
+"""`Detector`: accepts images in any form and returns boxes in pixels of the original image."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -48,13 +48,13 @@ def test_detections_are_named_sorted_and_inside_the_original_picture(detector):
 
 
 def test_boxes_are_in_pixels_of_the_original_whatever_the_detection_size(detector):
-    """A picture twice as large in both directions gives the same detections, twice as large."""
+    """An image of twice the width and height gives the same detections at twice the size."""
     small = picture(120, 96)
     large = small.resize((240, 192), Image.Resampling.NEAREST)
     one, two = detector.predict(small), detector.predict(large)
     best = one.boxes[0] * 2
     distance = (two.boxes - best).abs().amax(dim=1).min()
-    assert distance < 4  # the enlarged pixels are not quite the same picture
+    assert distance < 4  # resizing changes the pixels slightly
 
 
 def test_all_forms_of_a_picture_give_the_same(detector, tmp_path):
@@ -108,7 +108,7 @@ def test_inclusive_boxes_come_out_continuous():
     config = tiny_config(box_convention="inclusive")
     detector = Detector(tiny_model(config), config)
     found = detector.predict(picture(120, 96), threshold=0)
-    # Detection at the picture's own size: the last pixel, 119, becomes the edge at 120.
+    # The image is not resized: the last pixel, 119, becomes the edge at 120.
     assert found.boxes[:, 2].max().item() == 120
     assert (found.boxes[:, 2:] - found.boxes[:, :2]).min() >= 1
 
@@ -140,7 +140,7 @@ def test_a_missing_file_is_named(detector, tmp_path):
 
 @pytest.mark.parametrize(("score", "threshold"), [("sqrt", 0.5), ("product", 0.25)])
 def test_the_default_threshold_is_one_of_probability_and_centerness(score, threshold):
-    config = tiny_config(score=score, max_detections=0)  # all
+    config = tiny_config(score=score, max_detections=0)  # no limit
     detector = Detector(tiny_model(config), config, class_names=NAMES)
     expected = detector.predict(picture(), threshold=threshold)
     assert 0 < len(expected) < len(detector.predict(picture(), threshold=0))
@@ -221,7 +221,7 @@ class TestLoad:
 
 @contextmanager
 def served(folder: Path):
-    """The address of a local web server over a folder."""
+    """Serve a folder with a local web server and yield its URL."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -263,7 +263,7 @@ class TestUrls:
             detector.predict(f"{address}/a.jpg")
 
 
-@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")  # supervision says so when it is imported without OpenCV
+@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")  # supervision's import warns without OpenCV
 def test_supervision_gets_boxes_scores_classes_and_names(detector):
     found = detector.predict(picture())
     detections = found.to_supervision()

@@ -1,4 +1,4 @@
-"""The progress bar."""
+"""Progress bar."""
 
 import io
 import sys

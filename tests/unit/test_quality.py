@@ -1,4 +1,4 @@
-"""The branch that learns the IoU of the predicted box; AdelaiDet's numbers: tests/parity/test_dialect_losses.py."""
+"""Quality branch that predicts the IoU of the box; tests/parity/test_dialect_losses.py compares it with AdelaiDet's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made_up(labels: list[int]) -> Assignment:
 
 
 def predictions() -> tuple[Tensor, Tensor, Tensor]:
-    """Class logits, the boxes `FOUND` and logits of the branch at two locations."""
+    """Return class logits, the boxes `FOUND` and logits of the quality branch at two locations."""
     logits, quality = torch.randn(1, 2, 3, dtype=torch.float64), torch.tensor([[0.5, -1.0]], dtype=torch.float64)
     ltrb = torch.tensor([FOUND], dtype=torch.float64)
     return logits.requires_grad_(), ltrb.requires_grad_(), quality.requires_grad_()
@@ -91,7 +91,7 @@ def test_two_processes_of_which_one_has_no_positives(tmp_path: Path) -> None:
     first, second = losses_of_two_processes(tmp_path, calls)
     assert all(gradient.isfinite().all() for found in (first, second) for gradient in found.gradients)
     alone = fcos_loss(*predictions(), made_up([0, 2]), OPTIONS, units=units)
-    # one positive a process on average; alone the two are divided by two
+    # Two processes normalise by their mean of one positive; a single process divides the same loss by two.
     for name in ("loss_box", "loss_iou_quality"):
         assert first.terms[name].item() == pytest.approx(2 * alone[name].item(), rel=1e-12)
         assert second.terms[name] == 0
@@ -108,12 +108,12 @@ def build() -> FCOS:
         size_ranges=[(-1, None), (-1, None)],
     )
     model = build_fcos(config.model, num_classes=3)
-    torch.nn.init.constant_(model.state_dict()["head.ltrb.bias"], 1.0)  # relu alive
+    torch.nn.init.constant_(model.state_dict()["head.ltrb.bias"], 1.0)  # keeps relu active
     return model
 
 
 def ious_and_scores(model: FCOS, images: Tensor, sizes: Tensor, targets: list[Objects]) -> Tensor:
-    """[2, P] at the positive locations: the IoU of the predicted box with its ground truth, and what is said of it."""
+    """Return [2, P] for P positive locations: the IoU of predicted box and ground truth, and the predicted quality."""
     with torch.no_grad():
         outputs = model(images, sizes)
     assigned = assign_targets(model.locations(outputs), targets, model.assigner)
@@ -133,7 +133,7 @@ def test_scores_follow_the_ious_of_a_learned_image() -> None:
     targets = objects_of([boxes], [torch.tensor([0, 2])])
     first = sum(model(images, sizes, targets).terms.values())
     branch = [p for name, p in model.named_parameters() if name.startswith(("head.cls_tower", "head.centerness"))]
-    # First everything; then the boxes stay as they are, some better than others, and the branch learns to tell which.
+    # First all parameters are trained. Then the boxes stay fixed, and the branch learns which of them are better.
     for parameters, lr, steps in ((list(model.parameters()), 2e-3, 20), (branch, 1e-2, 60)):
         optimizer = torch.optim.AdamW(parameters, lr=lr)
         for _ in range(steps):

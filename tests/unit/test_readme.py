@@ -1,4 +1,4 @@
-"""Promises of the pages about the code."""
+"""Statements of the documentation about the code."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""Recipes beyond the original's: the real-time detectors, and levels for small objects. Others: test_config."""
+"""Recipes that the original lacks: real-time detectors and levels for small objects; test_config has the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REAL_TIME = {
     "fcos_rt_r50_fpn_4x": "adelaidet__RT_MS_R_50_4x_syncbn",
     "fcos_rt_dla34_fpn_4x": "adelaidet__RT_MS_DLA_34_4x_syncbn_shared_towers",
 }
-"""Recipes and recorded models of the same structure."""
+"""Recorded models with the same structure, by recipe."""
 SMALL = "fcos_imprv_r50_fpn_p2_1x"
 FINE = ["model.strides=[4,8,16,32,64]", "model.size_ranges=[[-1,32],[32,64],[64,128],[128,256],[256,null]]"]
 NETS = [*BACKBONES, "timm/test_resnet", "timm/test_efficientnet"]
@@ -32,14 +32,14 @@ NETS = [*BACKBONES, "timm/test_resnet", "timm/test_efficientnet"]
 
 @pytest.fixture(autouse=True)
 def _few_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ResNets with one block a stage, except where all tensors are looked at."""
+    """Reduce ResNets to one block per stage, except in tests that compare all tensors."""
     if "recorded" not in request.fixturenames:
         for name, shape in resnet.SHAPES.items():
             monkeypatch.setitem(resnet.SHAPES, name, shape._replace(blocks=(1, 1, 1, 1)))
 
 
 def build(*options: str, recipe: str | None = SMALL) -> FCOS:
-    """An untrained narrow detector of 3 classes."""
+    """Build an untrained narrow detector with 3 classes."""
     config = load_config(recipe, [*options, "model.fpn.channels=32", "model.head.num_convs=1"])
     return build_fcos(config.model, num_classes=3)
 
@@ -71,14 +71,14 @@ def test_two_steps_on_three_images(recipe: str, data: Path, tmp_path: Path) -> N
 def test_the_real_time_recipes_have_the_tensors_of_the_recorded_models(recipe: str, recorded: str) -> None:
     theirs = from_content({"model": state_of(recorded, device="cpu")}, where=recipe)
     model = build_fcos(load_config(recipe).model, num_classes=80)
-    load_weights(model, theirs.model, where=recipe)  # WeightsError: a tensor too many, missing or of another shape
+    load_weights(model, theirs.model, where=recipe)  # raises WeightsError if tensors or shapes differ
 
 
 @pytest.mark.parametrize(("recipe", "recorded"), REAL_TIME.items())
 def test_the_real_time_recipes_detect_and_learn_as_the_recorded_models(recipe: str, recorded: str) -> None:
     theirs = from_content({"model": state_of(recorded)}, where=recipe).config
     ours = load_config(recipe).to_dict()
-    # Backbone, pixels, clipping and padding belong to the ImageNet weights and conventions of that project.
+    # Backbone, pixels, clipping and padding follow that project's ImageNet weights and conventions, so they may differ.
     keys = ("strides", "size_ranges", "center_sampling_radius", "box_loss")
     assert {key: ours["model"][key] for key in keys} == {key: as_data(theirs["model"][key]) for key in keys}
     assert ours["model"]["head"] == {**ours["model"]["head"], **theirs["model"]["head"]}

@@ -1,4 +1,4 @@
-"""`fcos report`: the numbers on the page, and runs of every kind."""
+"""`fcos report`: numbers on the page, and runs of every kind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make(tmp_path: Path) -> Callable[..., Made]:
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Made, str]:
-    """A complete run and its page; not to be changed."""
+    """Return a complete run and its page, which tests must not change."""
     made = made_run(tmp_path_factory.mktemp("usual"))
     return made, made.page()
 
@@ -110,7 +110,7 @@ def test_errors_are_those_of_hotcoco(usual: tuple[Made, str]) -> None:
 
 
 def test_confusions_agree_with_the_objects_and_what_is_shown(usual: tuple[Made, str]) -> None:
-    """The ids are in descending order, so a matrix in the order of the ids would be upside down."""
+    """The category ids are in descending order, so a matrix sorted by id would be reversed."""
     made, page = usual
     names = list(made.evaluation.boxes_per_class)
     rows = table(section(page, "Confusions"))
@@ -194,7 +194,7 @@ def test_a_name_written_from_the_right_stands_before_its_figure(make: Callable[.
 
 
 class TestRunsOfEveryKind:
-    """Missing parts are told, and the rest is there."""
+    """The page names missing parts and shows the rest."""
 
     def test_without_a_val_split(self, make: Callable[..., Made]) -> None:
         made = make()
@@ -281,7 +281,7 @@ class TestRunsOfEveryKind:
         assert "best.pt was evaluated for this report" in made.page(evaluate=evaluate)
         assert asked == [made.folder / "weights/best.pt"]
         assert ("best.pt was evaluated for this report" in made.page(evaluate=evaluate)) == (not missing)
-        assert missing or (made.folder / "val/metrics.json").read_bytes() == before  # a user's own is kept
+        assert missing or (made.folder / "val/metrics.json").read_bytes() == before  # a user's file is kept
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`fcos report` of runs whose data or files have changed since: what is left is shown, and what to do is told."""
+"""`fcos report` of runs whose data or files have changed: the page shows what is left and how to get the rest."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TestData:
             main(["report", str(made.folder), f"data={made.data.with_name('elsewhere')}"])
         assert not stop.value.code
         assert "written: " in capsys.readouterr().out
-        assert (made.folder / "report.html").read_text() == page  # the config among it
+        assert (made.folder / "report.html").read_text() == page  # including the config
 
     def test_of_which_only_val_is_left_can_be_named(self, made: Made) -> None:
         new = made.data.rename(made.data.with_name("elsewhere"))
@@ -111,7 +111,7 @@ def change_a_class(boxes: list[dict[str, Any]]) -> None:
 
 
 def evaluation_now(made: Made) -> Evaluation:
-    """The same detections, compared with what is annotated now."""
+    """Evaluate the saved detections with the current annotations."""
     val = load_annotations(made.config.data, "val")
     assert val is not None
     figures = coco_metrics(val.to_coco(), made.evaluation.detections)
@@ -126,7 +126,7 @@ def evaluation_now(made: Made) -> Evaluation:
 
 
 class TestChangedLabels:
-    """The saved figures are of the labels of then, so none of them stands beside those of now."""
+    """The saved metrics belong to the previous labels, so the page does not mix them with current ones."""
 
     @pytest.mark.parametrize("change", [remove_every_second, change_a_class])
     def test_are_evaluated_again(self, made: Made, change: Callable[[list[dict[str, Any]]], object]) -> None:
@@ -145,7 +145,7 @@ class TestChangedLabels:
         assert "Metrics on val" not in page
 
     def test_of_which_none_is_left_have_no_analysis(self, made: Made) -> None:
-        """Warnings are errors here, those of means of nothing too."""
+        """Warnings are errors in tests, including numpy's about the mean of an empty array."""
         change_boxes(made, list.clear)
         page = made.page(evaluate=lambda *_: evaluation_now(made))
         assert table(section(page, "Metrics on val"))["all classes"][:2] == ["0", "\N{EN DASH}"]
@@ -153,7 +153,7 @@ class TestChangedLabels:
 
 
 class TestMistakes:
-    """An option that the user types has an effect, or it is refused and nothing is written."""
+    """A command-line option has an effect, or it is refused and nothing is written."""
 
     def refuse(self, made: Made, capsys: pytest.CaptureFixture[str], *words: object) -> str:
         before = made.page()
@@ -237,7 +237,7 @@ class TestEvaluations:
 
 
 class TestEvaluationsOfAnEarlierVersion:
-    """Their metrics.json has no digest of the data."""
+    """Their metrics.json lacks a digest of the data."""
 
     @pytest.fixture
     def earlier(self, made: Made) -> Made:
@@ -293,7 +293,7 @@ class TestFiles:
         assert f"<dt>Duration</dt><dd>{duration}</dd>" in page
 
     def test_of_gradients_that_are_zero(self, made: Made) -> None:
-        """Warnings are errors here, that of a logarithmic axis without positive values too."""
+        """Warnings are errors in tests, including the one about a logarithmic axis without positive values."""
         (made.folder / "metrics.csv").write_text("iteration,split,loss,grad_norm\n1,train,3,0\n2,train,3,0\n")
         assert "Gradient norm" in made.page()
 
@@ -320,7 +320,7 @@ class TestFiles:
 
 
 def test_many_classes_do_not_make_a_large_page(tmp_path: Path) -> None:
-    """The best curve, the worst and a hundred others are drawn."""
+    """The page draws the best curve, the worst and a hundred others."""
     page = made_run(tmp_path, classes=300).page()
     curves = section(page, "Precision and recall").count('style="fill: none; stroke: #8a93a0')
     assert 0 < curves <= 2 * 100

@@ -17,7 +17,7 @@ from fcos.recipes import load_config
 
 
 def other_tree() -> dict[str, Any]:
-    """The same pictures with the ids of `coco_tree`; the classes in another order, with other ids, and a new one."""
+    """Return `coco_tree` with the same images and ids, its classes in another order with other ids, and a new class."""
     tree = coco_tree()
     tree["categories"] = [{"id": 3, "name": "owl"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "cat"}]
     new_id = {7: 9, 6: 7}

@@ -1,4 +1,4 @@
-"""Layers and steps whose numbers several processes share, in forked processes: torch need not be imported again."""
+"""Layers and steps that combine numbers of several processes; forked processes need not import torch again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fcos.training.run import Run
 def in_processes(
     count: int, work: Callable[..., Any], folder: Path, *args: Any, start_method: str = "fork"
 ) -> list[Any]:
-    """Run `work(rank, count, *args)` in a group of processes; returns the results of all."""
+    """Run `work(rank, count, *args)` in a process group and return the results of all processes."""
     folder.mkdir()
     start_processes(_process, (count, work, folder, args), nprocs=count, start_method=start_method)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
@@ -46,7 +46,7 @@ def _process(rank: int, count: int, work: Callable[..., Any], folder: Path, args
 
 
 def normalise(rank: int, count: int, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:
-    """A training step of batch norm on a share of `x`; the loss is a weighted sum of squares over all processes."""
+    """Run a training step of batch norm on a shard of `x`; the loss is a weighted sum of squares over all processes."""
     norm = SyncBatchNorm(x.shape[1]).to(x.dtype)
     share = x[shard(range(len(x)), rank, count)].clone().requires_grad_()
     y = norm(share)
@@ -91,11 +91,11 @@ def test_on_gpus_torch_synchronises() -> None:
 
 OWN = {"backbone": {"name": "own_backbone:Own"}}
 UNDISTURBED: Any = SimpleNamespace(requested=False)
-"""A `StopRequest` that nobody asks for."""
+"""Stand-in for a `StopRequest` without a request to stop."""
 
 
 def five_images() -> tuple[torch.Tensor, torch.Tensor, list[Objects]]:
-    """Five images; only the last two have objects, so rank 0 has no positives."""
+    """Return five images, of which only the last two have objects, so that rank 0 has no positives."""
     images = torch.randint(0, 256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     boxes = [torch.empty(0, 4)] * 3 + [
         torch.tensor([[4.0, 6, 40, 50], [30, 10, 60, 24]]),
@@ -105,7 +105,7 @@ def five_images() -> tuple[torch.Tensor, torch.Tensor, list[Objects]]:
 
 
 def prepare(rank: int, count: int, config: Config, first: int = 0) -> tuple[Run, Batch]:
-    """A run, and of the five images (or those from the `first` on) the shard of this process."""
+    """Return a run and this process's shard of the five images, or of those from index `first` on."""
     torch.manual_seed(0)
     model = build_model(config.model, num_classes=2).double()
     images, sizes, targets = five_images()
@@ -122,7 +122,7 @@ def gradients(run: Run) -> dict[str, torch.Tensor]:
 
 
 def train_steps(rank: int, count: int, config: Config, micro_batches: int, first: int = 0) -> dict[str, Any]:
-    """Loss terms and gradients of the five images, of which this process has a shard, in micro-batches."""
+    """Compute loss terms and gradients of this process's shard of the five images, in micro-batches."""
     run, own = prepare(rank, count, config, first)
     result = step.train_step(step.wrapped(run), own, run, UNDISTURBED, micro_batches=micro_batches)
     return {"terms": result.losses, "gradients": gradients(run)}
@@ -131,7 +131,7 @@ def train_steps(rank: int, count: int, config: Config, micro_batches: int, first
 def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    """Three micro-batches: rank 0 has two images and none with an object, the second three."""
+    """In three micro-batches, rank 0 has two images without objects, and rank 1 has three images."""
     config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
     expected = train_steps(0, 1, config, 1)
     for found in in_processes(2, train_steps, tmp_path / "group", config, 3):
@@ -141,7 +141,7 @@ def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
 def test_a_process_with_fewer_images_than_micro_batches_keeps_pace(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    """One image and two images in two micro-batches: the collectives of both processes must stay in step."""
+    """The ranks have one and two images in two micro-batches: their collectives must stay in step."""
     config = configure(model={"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}})
     expected = train_steps(0, 1, config, 1, 2)
     for found in in_processes(2, train_steps, tmp_path / "group", config, 2, 2):
@@ -155,11 +155,11 @@ def test_a_backbone_of_ones_own_may_have_parameters_that_nothing_uses(
     expected = train_steps(0, 1, config, 1)
     for found in in_processes(2, train_steps, tmp_path / "group", config, 2):
         found["gradients"] = {name: g for name, g in found["gradients"].items() if "classifier" not in name}
-        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # as above
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order
 
 
 def train_at_random(rank: int, count: int, config: Config) -> list[dict[str, torch.Tensor]]:
-    """Gradients of steps in which the processes leave out what they like."""
+    """Return the gradients of steps in which each process skips a branch at random."""
     run, own = prepare(rank, count, config)
     ddp_model = step.wrapped(run)
     torch.manual_seed(rank)
@@ -175,13 +175,13 @@ def test_a_backbone_of_ones_own_may_leave_out_parts_at_random(
 ) -> None:
     config = configure(model={"backbone": {"name": "own_backbone:LeavesOut"}})
     first, second = in_processes(2, train_at_random, tmp_path / "group", config)
-    torch.testing.assert_close(first, second, rtol=0, atol=0)  # the mean of both, in each
-    assert len({"backbone.branch.weight" in gradients for gradients in first}) == 2  # both have left it out in a step
-    assert "find_unused_parameters" not in capfd.readouterr().err  # torch's advice when nothing is unused
+    torch.testing.assert_close(first, second, rtol=0, atol=0)  # both have the mean
+    assert len({"backbone.branch.weight" in gradients for gradients in first}) == 2  # both skipped it in some step
+    assert "find_unused_parameters" not in capfd.readouterr().err  # torch's advice if no parameter is unused
 
 
 def refused(rank: int, count: int, config: Config) -> str:
-    """Train where the second process has no compiler; returns what the user is told."""
+    """Train with a second process that has no compiler, and return the error message."""
     os.environ["CXX"] = "g++" if rank == 0 else "no-such-compiler"
     with pytest.raises(ConfigError) as caught:
         loop.train(config)
@@ -196,7 +196,7 @@ def test_a_check_that_fails_on_one_machine_alone_ends_all(configure: Callable[..
 
 
 def detections(rank: int, _: int, config: Config, means: list[list[float]]) -> list[list[dict[str, Any]]]:
-    """Evaluate on val once for each of the running means that the processes have."""
+    """Evaluate on val once for each entry of `means`, which gives a running mean per process."""
     torch.manual_seed(0)
     model = build_fcos(config.model, num_classes=2)
     norms = [norm for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
@@ -215,7 +215,7 @@ def test_an_evaluation_uses_the_statistics_of_the_first_process(
 ) -> None:
     config = configure(model={**tiny_backbone.MODEL, "max_detections": 5})
     means = [[0.5, 0.5], [-0.5, -0.5], [0.5, -0.5]]
-    # Not forked: the threads that compute COCO's figures do not survive that.
+    # Not forked: a fork would not keep the threads that compute COCO's metrics.
     by_rank = in_processes(2, detections, tmp_path / "group", config, means, start_method="spawn")
     for high, low, mixed in by_rank:
         assert len(high) == 3 * 5

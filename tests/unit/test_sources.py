@@ -1,4 +1,4 @@
-"""Detection on files: what is found, what is written, what happens to bad ones."""
+"""Detection on files: finding images, writing results, handling bad files."""
 
 import json
 
@@ -20,7 +20,7 @@ def detector():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures in two folders, one file name in both, and a file that is none."""
+    """Return a folder with images in two folders, one file name in both, and a file that is not an image."""
     (tmp_path / "in" / "more").mkdir(parents=True)
     for name in ("b.png", "a.JPG", "more/a.jpg"):
         Image.radial_gradient("L").convert("RGB").resize((120, 80)).save(tmp_path / "in" / name)

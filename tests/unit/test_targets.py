@@ -1,4 +1,4 @@
-"""Which location learns what, against plain loops over locations and boxes."""
+"""Assignment of targets to locations, against plain loops over locations and boxes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Range = tuple[float, float | None]
 
 
 class Pyramid(NamedTuple):
-    """Levels of a small image; half the usual sizes, so that small boxes reach every level."""
+    """Pyramid levels of a small image, with half the usual size ranges so that small boxes reach every level."""
 
     strides: list[int]
     size_ranges: list[Range]
@@ -60,7 +60,7 @@ def slow_assignment(
     pyramid: Pyramid, boxes: Sequence[Sequence[float]], labels: Sequence[int], crowd: Sequence[bool], *,
     radius: float, convention: BoxConvention,
 ) -> tuple[list[int], list[int]]:  # fmt: skip
-    """Label and box of every location: the definition of the paper, one location and one box at a time."""
+    """Compute label and box of every location by the paper's definition, with loops over locations and boxes."""
     extra = 1 if convention == "inclusive" else 0
     found_labels, found_boxes = [], []
     for points, stride, (low, high) in zip(pyramid.points, pyramid.strides, pyramid.size_ranges, strict=True):
@@ -87,7 +87,7 @@ def slow_assignment(
 
 
 def random_targets(count: int, size: tuple[int, int], *, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes of all sizes inside the image; with `whole` multiples of 4 pixels many distances and areas are equal."""
+    """Return boxes of all sizes inside the image. With `whole`, corners are multiples of 4 and many areas are equal."""
     height, width = size
     ends = torch.rand(count, 2, 2) * torch.tensor([width, height])
     if whole:
@@ -147,7 +147,7 @@ def test_every_image_is_assigned_as_if_it_were_alone() -> None:
 
 
 def test_both_ends_of_a_size_range_belong_to_it() -> None:
-    """A location at 4, 4 of a box from 0 to 24: the largest distance is 20."""
+    """For the location (4, 4) and a box from 0 to 24, the largest distance is 20."""
     cases: list[tuple[Range, int]] = [((0, 20), 0), ((20, 30), 0), ((0, 19.99), -1), ((20.01, None), -1)]
     for size_range, expected in cases:
         pyramid = Pyramid([8], [size_range])
@@ -158,9 +158,9 @@ def test_a_box_at_the_common_end_of_two_ranges_is_learned_on_both_levels() -> No
     pyramid = Pyramid([4, 8], [(-1, 20), (20, None)], size=(24, 24))
     assignment = pyramid.assign(one_image([0, 0, 24, 24]))
     fine, coarse = assignment.boxes[0].split([36, 9])
-    # on the fine level x = 6, 10, 14 or 18 with the same of y have at most 18 pixels; x = 2 has 22
+    # Fine level: the largest distance is at most 18 if x and y are among 6, 10, 14 and 18; x = 2 has 22.
     assert (fine.view(6, 6) >= 0).nonzero().tolist() == [[r, c] for r in (1, 2, 3, 4) for c in (1, 2, 3, 4)]
-    # on the coarse one x = 4 and 20 have exactly 20, x = 12 only with such a y
+    # Coarse level: x = 4 and 20 have exactly 20, x = 12 only if y is 4 or 20.
     assert (coarse.view(3, 3) >= 0).tolist() == [[True, True, True], [True, False, True], [True, True, True]]
     shared = Pyramid([8, 16], [(-1, 20), (20, None)], size=(16, 16)).assign(one_image([0, 0, 24, 24])).boxes[0]
     assert shared.tolist() == [0, 0, 0, 0, -1]
@@ -171,7 +171,7 @@ def test_the_size_is_that_of_the_whole_box_also_with_center_sampling() -> None:
     assert (pyramid.assign(one_image([0, 0, 64, 64]), radius=1.5).boxes == -1).all()
 
 
-# ------------------------------------------------------------------------------------------------------------- inside
+# --------------------------------------------------------------------------------------------- locations inside boxes
 
 
 def test_a_location_on_a_side_is_not_inside() -> None:
@@ -180,7 +180,7 @@ def test_a_location_on_a_side_is_not_inside() -> None:
 
 
 def test_a_location_exactly_at_the_radius_is_not_near() -> None:
-    # centre at 28, 28; the radius of one stride reaches from 20 to 36, where locations are
+    # The centre is (28, 28). A radius of one stride reaches exactly the locations at 20 and 36.
     assert (ONE.assign(one_image([0, 0, 56, 56]), radius=1.0).boxes >= 0).sum() == 1
     assert (ONE.assign(one_image([0, 0, 56, 56]), radius=1.001).boxes >= 0).sum() == 9
 
@@ -218,7 +218,7 @@ def test_of_equal_areas_the_first_box_wins(convention: BoxConvention) -> None:
 
 
 def test_the_convention_can_decide_which_area_is_smaller() -> None:
-    flat, square = [0, 10, 40, 15], [6, 6, 20, 20.3]  # 200 and 200.2; inclusive 246 and 229.5
+    flat, square = [0, 10, 40, 15], [6, 6, 20, 20.3]  # areas 200 and 200.2; inclusive 246 and 229.5
     at = int(ONE.points[0].tolist().index([12.0, 12.0]))
     assert ONE.assign(one_image(flat, square)).boxes[0, at] == 0
     assert ONE.assign(one_image(flat, square), convention="inclusive").boxes[0, at] == 1
@@ -254,7 +254,7 @@ def test_a_crowd_is_ignored_on_every_level() -> None:
     assert (assignment.labels == IGNORED).all()
 
 
-# ------------------------------------------------------------------------------------------------ nothing and padding
+# ------------------------------------------------------------------------------------------- empty images and padding
 
 
 @pytest.mark.parametrize("radius", [0.0, 1.5])

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the views, and that prediction and evaluation use them alike."""
+"""Test-time augmentation: the views, which prediction and evaluation use in the same way."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_the_same_view_twice_changes_nothing(convention) -> None:
 
 
 def test_another_scale_finds_the_same_place() -> None:
-    """What is found best in a picture of twice the size only, lies there in pixels of the original."""
+    """Detections from an image of twice the size are in pixels of the original image."""
     image = picture()
     alone = detector({"scales": [192], "scales_max_side": 400}, score_threshold=0).predict(image, threshold=0)
     assert (alone.boxes >= 0).all()
@@ -102,7 +102,7 @@ def test_results_do_not_depend_on_the_batch() -> None:
 
 @pytest.fixture
 def data(tmp_path):
-    """Three pictures, the middle one missing in the end, and their annotations."""
+    """Return a data set of three images, of which the middle one is missing."""
     images = []
     for i, (width, height) in enumerate([(120, 80), (80, 120), (122, 80)]):
         picture(width, height, seed=i).save(tmp_path / f"{i}.png")

@@ -1,4 +1,4 @@
-"""Score thresholds of best F1, against trying every threshold."""
+"""Score thresholds with the best F1, against a search over every threshold."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_no_threshold_is_better(seed: int, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize("seed", range(20))
 def test_the_highest_of_equally_good_thresholds_in_the_middle_of_its_gap(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    scores = generator.integers(1, 9, 12) / 10  # many are equal
+    scores = generator.integers(1, 9, 12) / 10  # with many ties
     correct, boxes = generator.random(12) < 0.5, 9
     found = best_threshold(scores, correct, boxes)
 
@@ -76,7 +76,7 @@ def test_training_leaves_them_in_best_and_in_metrics(configure: Callable[..., Co
 
 
 class TestPredict:
-    """What a detector shows when no threshold is given."""
+    """Detections that a detector shows if no threshold is given."""
 
     @pytest.fixture
     def picture(self) -> Image.Image:

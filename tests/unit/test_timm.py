@@ -21,7 +21,7 @@ from fcos.models.backbones.timm_features import Timm
 from fcos.recipes import load_config
 
 LEVELS = ["C2", "C3", "C4", "C5"]
-NETS = ["test_resnet", "test_efficientnet", "convnext_atto"]  # flat, with blocks, rounding sizes down
+NETS = ["test_resnet", "test_efficientnet", "convnext_atto"]  # flat; with blocks; rounds sizes down
 
 
 def build(name: str, *, weights: str | None = None, norm: str = "bn", frozen_stages: int = 0) -> Timm:
@@ -68,7 +68,7 @@ def test_after_end_at_the_other_maps_stay_and_every_parameter_gets_a_gradient(na
 
 def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation() -> None:
     torch.manual_seed(0)
-    plain = build("test_efficientnet").eval()  # the activations are inside timm's batch norm
+    plain = build("test_efficientnet").eval()  # timm's batch norm includes the activation
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.get_buffer("running_mean"))
@@ -122,12 +122,12 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 class NotFound(HfHubHTTPError):
     def __init__(self, message: str):
-        Exception.__init__(self, message)  # its parent's wants an answer of the library that the hub's client is on
+        Exception.__init__(self, message)  # the parent's __init__ needs an HTTP response object
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that answers, though without the file."""
+    """Make the hub respond that the file does not exist."""
 
     def not_found(*_: Any, **__: Any) -> None:
         raise NotFound("404")
@@ -137,7 +137,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def downloads(hub: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Networks whose weights break off; the names that were tried."""
+    """Make every download of weights fail, and return the list of names that were tried."""
     create, tried = timm.create_model, []
 
     def broken_off(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
@@ -172,7 +172,7 @@ def test_a_hub_that_cannot_be_reached_is_not_tried_for_long(
 
 @pytest.fixture
 def random_weights(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks that have random weights where pretrained ones are asked for."""
+    """Make timm create networks with random weights where pretrained ones are requested."""
     create = timm.create_model
 
     def create_random(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
@@ -186,7 +186,7 @@ def random_weights(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     ("mean", "told"),
     [
         ([127.5, 127.5, 127.5], []),
-        ([127, 127, 128], []),  # less than a grey level
+        ([127, 127, 128], []),  # differs by less than a grey level
         (
             [123.675, 116.28, 103.53],
             [

@@ -17,7 +17,7 @@ class Clock:
 
 
 def steps(length: TimeLength, clock: Clock, seconds: Callable[[int], float]) -> Iterator[tuple[int, float]]:
-    """Train on a fake clock: step k takes `seconds(k)`; yields iteration and progress before every step."""
+    """Train on a fake clock, where step k takes `seconds(k)`; yield iteration and progress before every step."""
     iteration = 0
     while iteration < (total := length.total(iteration)):
         yield iteration, iteration / total
@@ -84,7 +84,7 @@ def test_an_evaluation_in_between_takes_its_time_from_the_steps() -> None:
 
 
 def test_a_slow_first_step_does_not_end_the_run() -> None:
-    """Before the end is measured the reserve is a guess from the speed, and may not eat up everything."""
+    """Until the final work is measured, its reserve is estimated from the speed, and must not use up the budget."""
     clock = Clock()
     length = TimeLength(100, elapsed=clock, evaluation_steps=1000)
     ran = list(steps(length, clock, lambda k: 10.0 if k == 0 else 0.1))

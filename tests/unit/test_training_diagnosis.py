@@ -23,7 +23,7 @@ def warnings_of(config: Config, *, fresh_backbone: bool = False) -> list[str]:
 
 @pytest.fixture
 def quiet(configure: Callable[..., Config]) -> Callable[..., Config]:
-    """Like `configure`, with nothing to warn of."""
+    """Return a function like `configure` whose configs cause no warnings."""
     return lambda **options: configure(**{"lr": 0.00125, **options})
 
 
@@ -74,7 +74,7 @@ def test_a_class_without_a_box(quiet: Callable[..., Config], data: Path) -> None
     [
         ([[-1, 8], [8, None]], 0),
         # Scaled by 32 / 30: the longer sides are 21.3, 32 and 17.1 pixels.
-        ([[-1, 8], [8, 10]], 2),  # halves of 10.7 and 16 exceed 10, that of 8.5 does not
+        ([[-1, 8], [8, 10]], 2),  # half sides 10.7 and 16 exceed 10, 8.5 does not
         ([[-1, 4], [20, None]], 1),
         ([[-1, 2], [64, None]], 3),
     ],

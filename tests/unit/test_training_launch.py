@@ -1,4 +1,4 @@
-"""The number of processes that `train.devices` starts, and mistakes that are told before anything starts."""
+"""Number of processes that `train.devices` starts, and mistakes reported before any process starts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch, device: str,
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, exit_codes: dict[int, int]) -> None:
-    """Let processes end with these exit codes instead of training."""
+    """Make processes end with these exit codes instead of training."""
     failures = {
         rank: ProcessFailure(local_rank=rank, pid=7, exitcode=code, error_file="none")
         for rank, code in exit_codes.items()

@@ -1,4 +1,4 @@
-"""Loggers with the real libraries, none of which may ask the network for anything."""
+"""Loggers with the real libraries, none of which may send a request to the network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOSSES = ["train/loss", "train/loss_cls", "train/loss_box", "train/loss_centerne
 
 @pytest.fixture(autouse=True)
 def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """The requests that would have left this machine; a test with any left in the list fails."""
+    """Yield a list of requests that would have left this machine; a test fails if it is not empty at the end."""
     connect = socket.socket.connect
 
     def refuse(self: socket.socket, address: Any) -> None:
@@ -38,13 +38,13 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
         assert local, f"a connection to {address}"
         connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)  # of libraries that ask no proxy
+    monkeypatch.setattr(socket.socket, "connect", refuse)  # libraries that ignore proxies
     with no_requests(monkeypatch) as made:
         yield made
 
 
 def wandb_records(file: Path) -> list[Any]:
-    """The records of a .wandb file, which has the format of LevelDB's logs: blocks with parts of records."""
+    """Return the records of a .wandb file, which has LevelDB's log format: blocks with parts of records."""
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     content, position, record, records = file.read_bytes(), 7, b"", []
@@ -56,7 +56,7 @@ def wandb_records(file: Path) -> list[Any]:
         length, kind = struct.unpack_from("<HB", content, position + 4)
         record += content[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a complete record, or the last part of one
             records.append(Record.FromString(record))
             record = b""
     return records
@@ -172,8 +172,8 @@ def test_a_logger_that_cannot_start_stops_the_run(configure: Callable[..., Confi
     hook = threading.excepthook
     with pytest.raises(ConfigError, match=message):
         fcos.train(configure(loggers=["tensorboard", "own_logger:Unreachable"]))
-    assert threading.excepthook is hook  # the logger that had started is closed
-    fcos.train(configure(loggers=["csv"]))  # the same folder: nothing stands in the way
+    assert threading.excepthook is hook  # the logger that started first is closed
+    fcos.train(configure(loggers=["csv"]))  # the same folder can be used again
 
 
 def test_a_lost_connection_is_no_full_disk(
@@ -214,13 +214,13 @@ def test_a_full_disk_leaves_the_hook_of_threads_alone(tmp_path: Path) -> None:
 def test_a_missing_package_is_named_with_its_extra(
     configure: Callable[..., Config], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, name, None)  # simulates a missing package
     with pytest.raises(ConfigError, match=rf'train.loggers={name}: .*pip install "fcos-vision\[{name}\]"'):
         fcos.train(configure(loggers=[name]))
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+@pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
 def test_mlflow_gets_options_and_numbers_and_a_continued_run_continues(
     configure: Callable[..., Config], services: list[str]
 ) -> None:
@@ -241,7 +241,7 @@ def test_mlflow_gets_options_and_numbers_and_a_continued_run_continues(
     assert {*LOSSES, "val/AP"} <= found.data.metrics.keys()
 
 
-@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+@pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
 def test_wandb_offline_writes_its_files_into_the_run(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +263,7 @@ def test_wandb_offline_writes_its_files_into_the_run(
 
 
 def outcomes(folder: Path) -> tuple[str, list[int]]:
-    """The status of a run in MLflow, and its exit code in W&B."""
+    """Return the status of a run in MLflow and its exit codes in W&B."""
     from mlflow import MlflowClient
 
     run = MlflowClient().get_run((folder / "mlflow_id.txt").read_text().strip())
@@ -273,13 +273,13 @@ def outcomes(folder: Path) -> tuple[str, list[int]]:
 
 @pytest.fixture
 def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Loggers of services that keep everything on this machine."""
+    """Return the loggers of services, configured to keep everything on this machine."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("WANDB_MODE", "offline")
     return ["mlflow", "wandb"]
 
 
-@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+@pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
 @pytest.mark.parametrize(
     ("error", "expected"), [(KeyboardInterrupt, ("KILLED", [1])), (TrainingError, ("FAILED", [1]))]
 )
@@ -297,7 +297,7 @@ def test_services_are_told_that_a_run_did_not_finish(
     assert outcomes(config.output_dir) == expected
 
 
-@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+@pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
 def test_a_run_that_is_started_while_an_exception_is_handled_finishes(
     configure: Callable[..., Config], services: list[str]
 ) -> None:
@@ -307,7 +307,7 @@ def test_a_run_that_is_started_while_an_exception_is_handled_finishes(
         assert outcomes(train(configure(loggers=services)).run) == ("FINISHED", [0])
 
 
-@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+@pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
 def test_a_service_that_gets_no_more_values_is_told_that_they_are_not_complete(
     configure: Callable[..., Config], services: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,13 +321,13 @@ def test_a_service_that_gets_no_more_values_is_told_that_they_are_not_complete(
     assert outcomes(train(configure(loggers=services)).run) == ("FAILED", [0])
 
 
-@pytest.mark.filterwarnings("ignore")  # of these libraries about themselves
+@pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
 def test_a_server_that_cannot_be_reached_stops_the_run_at_its_start(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)  # where nobody listens any more
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)  # nothing listens here any more
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ConfigError, match=r"train.loggers=mlflow: cannot be started: .*Connection refused"):
         train(configure(loggers=["mlflow"]))

@@ -93,7 +93,7 @@ def test_a_continued_run_replaces_the_rows_that_it_does_again(tmp_path: Path) ->
         for i in range(1, 5):
             log.step(progress(i), step(loss=i))
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("train,")  # the disk was full
+        file.write("train,")  # as after a full disk
     with RunLog(tmp_path, config(1), iteration=2) as log:
         log.step(progress(3), step(loss=30))
     assert [(row["iteration"], row["loss_cls"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "30")]
@@ -110,7 +110,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
 
 @contextmanager
 def files_up_to(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes: as on a full disk, what still fits is written, and the rest is an error."""
+    """Limit files to `size` bytes. As on a full disk, the data that fits is written and the rest raises an error."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -125,7 +125,7 @@ def test_rows_that_a_full_disk_did_not_take_follow_when_there_is_room(
     with RunLog(tmp_path, config(1)) as log:
         log.step(progress(1), step())
         (board,) = tmp_path.glob("events.*")
-        for path in (tmp_path / "metrics.csv", board):  # each of them is cut in the middle of a row
+        for path in (tmp_path / "metrics.csv", board):  # cuts each file in the middle of a row
             with files_up_to(path.stat().st_size + 30):
                 log.step(progress(2), step())
             log.step(progress(3), step())
@@ -139,7 +139,7 @@ def test_rows_that_a_full_disk_did_not_take_follow_when_there_is_room(
 
 
 def test_a_disk_that_stays_full_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    room = 1500  # for the first rows, and for what is printed
+    room = 1500  # for the first rows and the printed output
     with RunLog(tmp_path, config(1)) as log, files_up_to(room):
         for i in range(1, 300):
             log.step(progress(i), step())
@@ -179,7 +179,7 @@ def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path: Path) -> No
 def test_lines_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most one in five seconds, each with all that matters."""
+    """At most one line in five seconds is printed, each with all important values."""
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     with RunLog(tmp_path, config(1)) as log:

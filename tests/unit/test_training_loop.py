@@ -1,4 +1,4 @@
-"""The loop with a real, very small detector on three small images."""
+"""The training loop with a real, very small detector on three small images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rows(run: Path, split: str) -> list[dict[str, str]]:
 
 
 def fake_evaluate(monkeypatch: pytest.MonkeyPatch, aps: list[float], then: Callable[[], None] = lambda: None) -> None:
-    """Evaluations without detecting; they find these APs, one after the other."""
+    """Replace evaluations by stubs that return these APs, one after the other."""
     found = iter(aps)
 
     def evaluate(*_: Any, progress: Callable[[int, int], None], **__: Any) -> Evaluation:
@@ -172,7 +172,7 @@ def test_the_first_step_obeys_rate_and_clipping(configure: Callable[..., Config]
 
 
 def test_epochs_are_counted_in_images(configure: Callable[..., Config], tmp_path: Path) -> None:
-    train(configure(epochs=2.5))  # of three images, two a step
+    train(configure(epochs=2.5))  # three images per epoch, two per step
     last = rows(tmp_path / "run", "train")[-1]
     assert last["iteration"] == "4"
     assert float(last["epoch"]) == pytest.approx(8 / 3, rel=1e-5)
@@ -198,12 +198,12 @@ def test_a_time_budget_holds_for_the_whole_run(
     with before_forward(FCOS, lambda _: pass_time(1.0)):
         train(config, clock=lambda: now)
 
-    assert 60 - 8 * 0.15 - 2 - 1 < now <= 60  # safety, margin, less than a step
+    assert 60 - 8 * 0.15 - 2 - 1 < now <= 60  # safety, margin, less than one step
     training = rows(tmp_path / "run", "train")
     rates = [float(row["lr"]) for row in training]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.01 * rates[0]
-    # 60 seconds - 2 * 5 of data - 3 * 8 of evaluations (one to measure) - 4 as above
+    # 60 seconds - 2 * 5 for data - 3 * 8 for evaluations (one to measure) - 4 as above.
     assert len(training) == pytest.approx(60 - 10 - 24 - 4, abs=1)
     assert len(rows(tmp_path / "run", "val")) == 2
 
@@ -213,7 +213,7 @@ def test_the_end_of_a_run_is_measured_on_a_part_of_val(monkeypatch: pytest.Monke
 
     def evaluate(*_: Any, progress: Callable[[int, int], None], **__: Any) -> None:
         nonlocal now, done
-        now += 3.0  # starting the workers
+        now += 3.0  # start of the workers
         for done in range(10, 1001, 10):
             now += 0.5
             progress(done, 1000)
@@ -252,7 +252,7 @@ def test_start_from_the_weights_of_another_run(
     train(second.model_copy(update={"output_dir": tmp_path / "second"}))
     before, after = load_checkpoint(weights).model, load_checkpoint(tmp_path / "second/weights/last.pt").model
     torch.testing.assert_close(after["head.logits.weight"], before["head.logits.weight"])
-    learned = len(before) - 2  # mean and deviation of the pixels are the config's
+    learned = len(before) - 2  # pixel mean and std come from the config
     assert f"weights: all {learned} tensors from {weights}" in capsys.readouterr().out
 
 

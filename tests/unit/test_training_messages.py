@@ -1,6 +1,6 @@
-"""The training guide explains what a training says, in the words of the message.
+"""The training guide explains the messages of a training, in the words of the message.
 
-A warning that no situation here provokes is not looked at.
+Warnings that no situation here causes are not checked.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ PHRASES = [
 
 
 SUMMED_UP = "; left out"
-"""Is said of every image that an evaluation cannot read; the guide explains the line that counts them."""
+"""Part of the warning for every image that an evaluation cannot read; the guide explains the line that counts them."""
 
 
 @dataclass
 class Setting:
-    """The parts of a situation; `configure` has a detector that costs next to nothing."""
+    """Fixtures used by a situation; `configure` builds configs with a very cheap detector."""
 
     configure: Callable[..., Config]
     data: Path
@@ -217,7 +217,7 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
     a_lost_process: ["another process is gone or out of reach"],
     a_first_process_out_of_reach: ["process 0 cannot be reached at"],
 }
-"""The phrases of the guide that are said in a situation."""
+"""Phrases of the guide that appear in the messages of each situation."""
 
 
 def test_the_guide_explains_these_messages() -> None:

@@ -1,4 +1,4 @@
-"""Mistakes for which a training is refused, and the choice of the run to continue."""
+"""Mistakes that prevent a training, and the choice of the run to resume."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_continuing_with_another_optimizer(configure: Callable[..., Config]) -> 
 
 
 def test_continuing_with_other_parameters(configure: Callable[..., Config]) -> None:
-    """As many as before, and of the same shapes."""
+    """The other parameters have the same number and shapes as before."""
     train(configure(iterations=1, freeze=["head.cls_tower.*"]))
     assert "other parameters learned" in refused(resume(configure(iterations=2, freeze=["head.box_tower.*"])))
 
@@ -81,7 +81,7 @@ def test_folders_are_numbered_and_the_newest_is_continued(
     config = configure(iterations=1).model_copy(update={"output_dir": None})
     folders = [train(config, name="cells").run for _ in range(2)]
     assert folders == [Path("runs/cells"), Path("runs/cells-2")]
-    train(config, name="cells2")  # the newest, but of another name
+    train(config, name="cells2")  # the newest run, but with another name
     os.utime("runs/cells/weights/last.pt", (0, 0))
     assert train(resume(config), name="cells").run == Path("runs/cells-2")
 

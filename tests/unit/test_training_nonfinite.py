@@ -1,4 +1,4 @@
-"""Trainings whose numbers are not finite: what they do, and what they say."""
+"""Trainings with non-finite losses or gradients: their behaviour and messages."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from fcos.training.loop import train
 def poison(
     *, when: Callable[[int, Tensor], bool], change: Callable[[Tensor], Tensor] = lambda loss: loss * math.nan
 ) -> Iterator[None]:
-    """Change `loss_box` by the number of the training step, from 1, and the labels of the objects."""
+    """Change `loss_box` if `when` returns True for the step number (from 1) and the labels of the objects."""
     number = 0
 
     def poisoned(arguments: tuple[Any, ...], output: Losses | FCOSOutputs) -> Losses | None:
         nonlocal number
         if not isinstance(output, Losses):
             return None
-        number += torch.is_grad_enabled()  # else a step is looked at again
+        number += torch.is_grad_enabled()  # without gradients, a step is only diagnosed again
         labels = torch.cat([objects.labels for objects in arguments[2]])
         if not when(number, labels):
             return None
@@ -45,7 +45,7 @@ def poison(
 
 
 def with_gradient(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Keep a loss, but change its gradient."""
+    """Return a function that keeps a loss but changes its gradient."""
 
     def changed(loss: Tensor) -> Tensor:
         if loss.requires_grad:
@@ -120,7 +120,7 @@ def test_ten_bad_steps_in_a_row_stop_all_the_same(configure: Callable[..., Confi
 
 
 def test_batch_norm_forgets_a_skipped_step(configure: Callable[..., Config]) -> None:
-    """Pixels that the backbone turns into infinities reach the running statistics before the loss."""
+    """Infinite activations reach the running statistics before the loss is computed."""
     config = configure(iterations=1, on_nonfinite="skip", model={"pixel_std": [1e-38, 1.0, 1.0]})
     end, start = load_checkpoint(train(config).run / "weights/last.pt").model, fresh_state(config)
     assert all(torch.equal(end[name], start[name]) for name in end)
@@ -131,7 +131,7 @@ def test_float16_looks_for_a_scale_that_fits_and_remembers_it(configure: Callabl
     config = configure(precision="float16", model=frozen_bn)
     too_large = with_gradient(lambda gradient: gradient.where(gradient < 2**15, math.inf))
     with poison(when=lambda *_: True, change=too_large):
-        run = train(config).run  # two steps: 65536 is too much, 32768, too; nothing is learned yet
+        run = train(config).run  # two steps: the scales 65536 and 32768 are too large, so no update
         last, start = load_checkpoint(run / "weights/last.pt"), fresh_state(config)
         assert last.training is not None
         assert last.training["scaler"]["scale"] == 2**14
@@ -143,12 +143,12 @@ def test_float16_looks_for_a_scale_that_fits_and_remembers_it(configure: Callabl
     )
 
 
-# ----------------------------------------------------------------------------------------------------- what is to blame
+# ------------------------------------------------------------------------------------------------------- reported cause
 
 
 def test_the_box_whose_loss_is_not_finite_is_named(configure: Callable[..., Config]) -> None:
     config = configure(iterations=9)
-    with poison(when=lambda _, labels: bool((labels == 0).any())):  # the only cat
+    with poison(when=lambda _, labels: bool((labels == 0).any())):  # the only object of class cat
         message = refused(config.model_copy(update={"data": config.data.model_copy(update={"flip": 0.0})}))
     assert "a.png: loss_box of cat [2.1" in message  # 2 pixels, scaled by 32 / 30
     assert "dog" not in message
@@ -160,10 +160,10 @@ def test_denominators_that_are_not_finite_hide_no_box(
     monkeypatch.setattr(FCOS, "loss_normalizers", lambda *_: torch.tensor([math.nan, 1.0]))
     message = refused(configure(micro_batch=1))
     assert "the loss is not finite (loss_cls=nan" in message
-    assert ".png; gradients of " in message  # and of no image alone
+    assert ".png; gradients of " in message  # no single image is named as the cause
     assert "loss_cls of" not in message
     config = configure(micro_batch=1, batch_size=3)
-    with poison(when=lambda _, labels: bool((labels == 0).any())):  # the only cat
+    with poison(when=lambda _, labels: bool((labels == 0).any())):  # the only object of class cat
         message = refused(config.model_copy(update={"output_dir": None}))
     assert "a.png: loss_box of cat [" in message
     assert "loss_cls of" not in message
@@ -200,9 +200,9 @@ def test_gradients_that_are_not_finite_are_named(configure: Callable[..., Config
 
 
 def test_a_batch_that_cannot_be_kept_does_not_hide_the_reason(configure: Callable[..., Config], tmp_path: Path) -> None:
-    """Every gradient is finite, but their squares are not."""
+    """All gradients are finite, but their squares overflow."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/nonfinite").touch()  # in the way
+    (tmp_path / "run/nonfinite").touch()  # a file blocks the folder
     with poison(when=lambda *_: True, change=with_gradient(lambda gradient: gradient * 1e30)):
         message = refused(configure())
     assert "iteration 1: the gradients are not finite" in message

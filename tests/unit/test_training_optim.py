@@ -116,7 +116,7 @@ def test_average_includes_batch_statistics_and_copies_counters() -> None:
     model(torch.randn(8, 2) + 5)
     average.update(model)
     ours, theirs = average.model.state_dict(), model.state_dict()
-    torch.testing.assert_close(ours["running_mean"], 0.9 * theirs["running_mean"])  # first decay: 1 / 10
+    torch.testing.assert_close(ours["running_mean"], 0.9 * theirs["running_mean"])  # first decay: 0.1
     assert ours["num_batches_tracked"] == theirs["num_batches_tracked"] == 1
 
 

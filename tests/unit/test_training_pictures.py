@@ -1,4 +1,4 @@
-"""Validation pictures of a run."""
+"""Validation images with detections that a run saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that cannot save, and the checkpoints from which runs continue."""
+"""Runs that cannot save, and the checkpoints from which runs resume."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def resume(config: Config) -> Config:
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, *, files: str, when: Callable[[int], bool]) -> None:
-    """Savings of these files fail where `when(iteration)`."""
+    """Make saving of these files fail with ENOSPC if `when(iteration)` is True."""
     original = saving.save_checkpoint
 
     def save(path: Path, *, iteration: int, **options: Any) -> None:
@@ -65,7 +65,7 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(
 
 
 def give_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
-    """Evaluations have these APs, whatever was detected."""
+    """Make evaluations return these APs, independent of the detections."""
     left, original = iter(aps), loop.evaluate
 
     def evaluate(*args: Any, **options: Any) -> Evaluation:
@@ -76,7 +76,7 @@ def give_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
 
 
 def give_metrics(monkeypatch: pytest.MonkeyPatch, *metrics: dict[str, float]) -> None:
-    """Evaluations have these figures, whatever was detected."""
+    """Make evaluations return these metrics, independent of the detections."""
     left, original = iter(metrics), loop.evaluate
 
     def evaluate(*args: Any, **options: Any) -> Evaluation:
@@ -94,7 +94,7 @@ def test_the_best_weights_are_those_of_the_best_metric(
     expected: tuple[str, int, float],
 ) -> None:
     metric, iteration, value = expected
-    figures = [(0.1, 0.9, math.nan), (0.3, 0.5, math.nan), (0.2, 0.4, 0.25)]  # the third one is undefined at first
+    figures = [(0.1, 0.9, math.nan), (0.3, 0.5, math.nan), (0.2, 0.4, 0.25)]  # APl is undefined at first
     give_metrics(monkeypatch, *({"AP": ap, "AP50": ap50, "APl": apl} for ap, ap50, apl in figures))
     result = train(configure(iterations=3, eval_every=1, best_metric=metric))
     best = load_checkpoint(result.run / BEST)
@@ -124,7 +124,7 @@ def test_an_unknown_best_metric_is_refused_before_there_is_a_folder(
 def test_the_best_weights_are_saved_when_there_is_room_again(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
-    """The second of four evaluations is the best; there is room again for the next file, or not before a stop."""
+    """The second of four evaluations is the best. There is room again for the next save, or only after a stop."""
     config = configure(iterations=4, eval_every=1)
     give_aps(monkeypatch, *(0.1, 0.5, 0.05, 0.05) * 2)
     expected = load_checkpoint(train(config.model_copy(update={"output_dir": tmp_path / "spacious"})).run / BEST)
@@ -146,7 +146,7 @@ def test_the_best_weights_are_saved_when_there_is_room_again(
 
 
 def test_a_checkpoint_of_an_older_version_is_continued_from(configure: Callable[..., Config]) -> None:
-    """It counted what `eval_every` had passed, and knew nothing of best weights that are not in best.pt."""
+    """It counted passed multiples of `eval_every`, and could not store best weights that are not in best.pt."""
     last = train(configure(iterations=1)).run / "weights/last.pt"
     content = torch.load(last, weights_only=True)
     content["training"]["state"]["marks"] = 3
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_an_older_version_is_continued_from(configure: Callable[
 
 
 def test_counts_of_an_older_version_go_on(configure: Callable[..., Config], data: Path, tmp_path: Path) -> None:
-    """It counted only the boxes that no location learns, in the state and in the steps without a row."""
+    """It counted only boxes without an assigned location, in the state and in the steps without a row."""
     tree = coco_tree()
     tree["annotations"][0]["bbox"] = [5.0, 5.0, 1.0, 1.0]
     write_coco(data, tree)
@@ -281,7 +281,7 @@ def test_a_file_of_before_steps_were_kept_in_it_is_continued_from(
 
 
 def test_parameters_keep_their_momentum_when_their_groups_change(configure: Callable[..., Config]) -> None:
-    """The two towers are alike in shape; centerness and logits are not."""
+    """The two towers have the same shapes; centerness and logits have not."""
     before = configure(lr_factors={"head.cls_tower.*": 0.5, "head.logits.*": 0.1})
     checkpoint = load_checkpoint(train(before).run / "weights/last.pt")
     after = configure(lr_factors={"head.box_tower.*": 0.5, "head.centerness.*": 0.1})
@@ -299,7 +299,7 @@ def test_parameters_keep_their_momentum_when_their_groups_change(configure: Call
 
 
 class OnGPU(FCOS):
-    """Says that it is on a GPU, on machines without one, too."""
+    """FCOS that reports a GPU as its device, also on machines without one."""
 
     @property
     def device(self) -> torch.device:

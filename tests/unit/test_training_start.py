@@ -1,4 +1,4 @@
-"""A new training that starts from the weights of another one."""
+"""Fine-tuning: a new training that starts from the weights of another one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
 
 
 def start(path: Path, names: tuple[str, ...]) -> tuple[FCOS, FCOS, FCOS, str]:
-    """A detector of `NAMES` that was saved; one of `names` before and after it starts from that; and what is told."""
+    """Save a detector of `NAMES` and start one of `names` from it.
+
+    Returns the saved detector, the new one before and after the start, and the summary.
+    """
     config = tiny_config()
     old = tiny_model(config)
     save(path, old, config)
@@ -44,7 +47,7 @@ def start(path: Path, names: tuple[str, ...]) -> tuple[FCOS, FCOS, FCOS, str]:
 def test_start_from_the_same_classes_takes_all_and_says_so_in_a_line(tmp_path: Path) -> None:
     old, _, new, summary = start(tmp_path / "a.pt", NAMES)
     assert same(new.state_dict(), old.state_dict())
-    assert summary == f"weights: all {len(old.state_dict()) - 2} tensors from a.pt"  # pixels are the config's
+    assert summary == f"weights: all {len(old.state_dict()) - 2} tensors from a.pt"  # without pixel mean and std
 
 
 def test_start_from_counts_no_tensors_that_are_left_out(tmp_path: Path) -> None:
@@ -54,7 +57,7 @@ def test_start_from_counts_no_tensors_that_are_left_out(tmp_path: Path) -> None:
     save(tmp_path / "a.pt", tiny_model(learning), learning)
     new = tiny_model(frozen)
     summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), frozen.model, NAMES, where="a.pt")
-    assert summary == f"weights: all {len(new.state_dict()) - 2} tensors from a.pt"  # pixels are the config's
+    assert summary == f"weights: all {len(new.state_dict()) - 2} tensors from a.pt"  # without pixel mean and std
 
 
 def test_start_from_names_all_that_makes_our_network_the_originals() -> None:
@@ -100,7 +103,7 @@ def test_start_from_other_classes_leaves_the_class_head_fresh(tmp_path: Path) ->
 
 
 class Heads(nn.Module):
-    """What `start_from` asks of a detector, with parameters whose rows belong to classes in several ways."""
+    """Module with the attributes that `start_from` needs, and parameters with several layouts of class rows."""
 
     class_parameters: ClassVar[dict[str, ClassRows]] = {
         "anchors": ClassRows(repeats=2),
@@ -143,7 +146,7 @@ def test_start_from_a_class_head_of_another_width_is_refused(tmp_path: Path) -> 
 
 
 def told_structure(section: dict[str, Any], project: Project = "fcos", **here: Any) -> str:
-    """The advice on weights of a detector with this section `model`, which do not fit."""
+    """Return the advice in the error for weights that do not fit, of a detector with this `model` section."""
     config = tiny_config(**here)
     model = build_fcos(config.model, num_classes=3, pretrained=False)
     weights = Checkpoint({}, {"model": section}, NAMES, CATEGORY_IDS, project=project)

@@ -1,4 +1,4 @@
-"""A step with everything that can be switched on: micro-batches, precision, compilation, freezing, own rates."""
+"""A training step with all its options: micro-batches, precision, compilation, freezing, learning-rate multipliers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_switch_does_not_change_the_losses(
     run = train(configure(model=FROZEN_BN, **options)).run
     found, state = losses_of(run), load_checkpoint(run / "weights/last.pt").model
     assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
-    if options.get("precision") == "float16":  # which does not learn before it has found its scale
+    if options.get("precision") == "float16":  # no update until the loss scale is small enough
         expected, found = expected[:1], found[:1]
     assert found == pytest.approx(expected, rel=tolerance, abs=0)
 
@@ -102,7 +102,7 @@ def test_losses_and_gradients_of_micro_batches_add_up_to_those_of_the_batch(
 def test_parts_without_normalizers_of_the_batch_are_weighted_by_their_images(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three images in parts of one and two, whose losses are means over their own objects."""
+    """Three images in micro-batches of one and two, whose losses are means over their own objects."""
     monkeypatch.setattr(FCOS, "loss_normalizers", lambda *_: None)
     config = configure(model=FROZEN_BN, micro_batch=2, batch_size=3, iterations=1, lr=0.01, weight_decay=0.0)
     start: dict[str, torch.Tensor] = {}
@@ -134,7 +134,7 @@ def test_parts_without_normalizers_of_the_batch_are_weighted_by_their_images(
         changes.append((start[name] - learned[name]).flatten())
         expected.append(torch.stack([lr * count / 3 * part[name].flatten() for count, _, part in parts]).sum(0))
     change, wanted = torch.cat(changes), torch.cat(expected)
-    assert (change - wanted).norm() < 1e-4 * wanted.norm()  # changes of weights near 1 have few digits
+    assert (change - wanted).norm() < 1e-4 * wanted.norm()  # differences of weights near 1 have few digits
 
 
 def test_the_order_of_the_memory_does_not_change_the_losses(configure: Callable[..., Config]) -> None:
@@ -142,10 +142,10 @@ def test_the_order_of_the_memory_does_not_change_the_losses(configure: Callable[
     images, shapes, targets = images_and_targets(2)
     expected = model(images, shapes, targets).terms
     found = model.to(memory_format=torch.channels_last)(images, shapes, targets).terms
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # other kernels
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # other convolution kernels
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look at it
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # caused inside torch
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_model_has_the_same_losses_and_gradients(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, backend: str

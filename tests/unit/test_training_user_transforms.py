@@ -1,4 +1,4 @@
-"""The user's own transforms in batches and trainings."""
+"""User-defined transforms in batches and trainings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONVENTIONS: tuple[BoxConvention, ...] = ("continuous", "inclusive")
 
 @pytest.fixture
 def many(tmp_path: Path) -> tuple[Path, Annotations]:
-    """Eleven images of both orientations with up to three boxes each, one of them a crowd."""
+    """Return a data set of eleven images of both orientations with up to three boxes each, one of them a crowd."""
     sizes = {f"{i}.png": (40, 30) if i % 3 else (30, 40) for i in range(11)}
     tree = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(sizes)],
@@ -110,7 +110,7 @@ def test_it_is_tried_on_an_image_with_boxes_if_one_can_be_read(many: tuple[Path,
         try_user_transform(settings(root, "label_missing"), annotations)
     for i in range(len(annotations)):
         annotations.path(i).unlink(missing_ok=True)
-    try_user_transform(settings(root, "label_missing"), annotations)  # training tells of the images
+    try_user_transform(settings(root, "label_missing"), annotations)  # the training itself reports missing images
 
 
 def test_trying_it_leaves_the_generators_alone(many: tuple[Path, Annotations]) -> None:
@@ -150,7 +150,7 @@ def test_a_training_uses_it(configure: Callable[..., Config], monkeypatch: pytes
         fcos.train(configure(), f"output_dir={tmp_path / str(i)}", *options)
         for i, options in enumerate([(name,), (name,), ()])
     ]
-    assert len(calls) == 2 * (1 + 2 * 2)  # one image is tried, then two steps of two images
+    assert len(calls) == 2 * (1 + 2 * 2)  # a trial with one image, then two steps of two images
     assert "transforms: own_transforms:counted" in (runs[0].run / "config.yaml").read_text()
     one, again, without = (fcos.load(run.run / "weights/last.pt").model.state_dict() for run in runs)
     assert all(torch.equal(one[key], again[key]) for key in one)

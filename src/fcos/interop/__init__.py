@@ -1,4 +1,4 @@
-"""The only place that knows other projects: their configs, weight names and conventions."""
+"""Conversion from and to other projects: the only package with their configs, weight names and conventions."""
 
 from typing import get_args
 

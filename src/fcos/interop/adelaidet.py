@@ -1,9 +1,10 @@
-"""AdelaiDet's FCOS: its weights into our detector, also the real-time models and those with IoU for centerness.
+"""Conversion of AdelaiDet's FCOS weights, including real-time models and those that predict IoU instead of centerness.
 
-On the same network input the detections are the same, except that AdelaiDet keeps all that score the same as the last
-of 100; a resized side may differ by a pixel, see `detectron2`. The IoU models detect like the others: only what the
-branch has learned differs. Their files do not show it: whoever goes on training from one gives `model.quality=iou`.
-Names and settings are facts about that project; none of its code is used.
+On the same network input the detections are the same, with one exception: AdelaiDet also keeps detections whose score
+equals that of the 100th. Resized images may differ by one pixel, because AdelaiDet rounds like `detectron2`. IoU models
+are used like the others; only the training target of the quality branch differs. Their files do not show this target:
+to continue training from such a file, set `model.quality=iou`. Names and settings are facts about that project; none of
+its code is used.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ _HEAD_RULES: list[Rule] = [
     (r"^head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
 ]
 _UNUSED = ("backbone.level3.project.", "backbone.level4.project.")
-"""Tensors of DLA-34 that influence nothing."""
+"""Prefixes of tensors of DLA-34 that have no effect on its output."""
 _REAL_TIME_LEVELS = 3
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the names of AdelaiDet's FCOS."""
+    """Return whether a state dict has the tensor names of AdelaiDet's FCOS."""
     head = "proposal_generator.fcos_head."
     return {f"{head}cls_logits.bias", f"{head}ctrness.bias"} <= state.keys()
 
 
 def convert(state: Mapping[str, Tensor], *, where: str) -> Converted:
-    """The weights in our names, with those they had, and the config that computes what AdelaiDet does.
+    """Return the weights under our names, their original names, and the config that reproduces AdelaiDet's results.
 
     Args:
-        state: tensors in the project's names.
-        where: for messages.
+        state: state dict with AdelaiDet's tensor names.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: a backbone or neck that is not known here.
+        WeightsError: the backbone or neck is not supported.
     """
     names = new_names(state, [*BACKBONE_RULES, *_HEAD_RULES])
     weights = {name: state[old] for name, old in names.items()}

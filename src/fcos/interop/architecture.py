@@ -1,6 +1,7 @@
-"""How a detector of another project is built, as its tensors tell: names by table, structure by names and shapes.
+"""Conversion of another project's state dict: tensor names by table, detector structure from names and shapes.
 
-What weights do not show (thresholds, pixels, where a block strides) is said in the module of each project.
+The module of each project adds what weights do not show (thresholds, pixel normalisation, the convolution of a block
+that has the stride).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from ..config.text import as_option
 from ..errors import WeightsError
 
 CLASS_HEAD = "head.logits."
-"""Prefix of the tensors of our FCOS with a row for every class."""
+"""Prefix of the tensors of our FCOS that have one row per class."""
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-"""A regular expression and what replaces it in a name."""
+"""Regular expression and its replacement in a tensor name, as for `re.sub`."""
 
 _RESNETS = {
     (6, (64, 64)): "resnet50",
@@ -27,19 +28,19 @@ _RESNETS = {
     (23, (256, 8)): "resnext101_32x8d",
     (23, (256, 4)): "resnext101_64x4d",
 }
-"""Backbones by the blocks of C4 and the channels (out, in) of the first 3x3 convolution of C2."""
+"""Backbones by the number of blocks in C4 and the shape[:2] of the weight of the first 3x3 convolution in C2."""
 _STAGES = {"C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}
 _SIZE_ENDS = (-1, 64, 128, 256, 512)
-_MODULATED = 27  # numbers a sample group of a modulated 3x3 convolution needs; 18 without the weights
+_MODULATED = 27  # offset channels per group of a modulated 3x3 convolution: 18 offsets and 9 modulation weights
 
 
 class Converted(NamedTuple):
-    """Weights of another project in our terms.
+    """Weights of another project, converted to our names and config.
 
     Attributes:
         weights: tensors by our names.
-        names: the project's name of each tensor by ours.
-        config: the sections `model` and `data` that compute the same.
+        names: the project's tensor names by our names.
+        config: sections `model` and `data` that reproduce the project's results.
     """
 
     weights: dict[str, Tensor]
@@ -48,17 +49,17 @@ class Converted(NamedTuple):
 
 
 def shifted(prefix: str, by: int) -> Callable[[re.Match[str]], str]:
-    """A replacement: `prefix` and the number in the first group plus `by`."""
+    """Return a replacement for `re.sub`: `prefix`, followed by the number in the first group plus `by`."""
     return lambda match: f"{prefix}{int(match[1]) + by}"
 
 
 def with_prefixes(name: str, table: Iterable[tuple[str, str]], *, back: bool = False) -> str:
-    """A name with another beginning.
+    """Replace the prefix of a tensor name.
 
     Args:
-        name: of a tensor.
-        table: beginnings (old, new); the first row that fits counts. A name that none fits stays.
-        back: from new to old.
+        name: tensor name.
+        table: pairs of prefixes (old, new); the first match is used. A name without a match is returned unchanged.
+        back: replace new prefixes by old ones instead.
     """
     for row in table:
         old, new = reversed(row) if back else row
@@ -68,12 +69,12 @@ def with_prefixes(name: str, table: Iterable[tuple[str, str]], *, back: bool = F
 
 
 def new_names(state: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
-    """The names of another project's tensors by ours.
+    """Return another project's tensor names by our names.
 
     Args:
-        state: names in the project's form.
-        rules: applied to every name, all of them, one after the other. A deformable convolution then has its offsets
-            under NAME.offset, its own tensors under NAME or NAME.conv.
+        state: tensor names of the other project.
+        rules: renaming rules, all applied in order to every name. They must put the offsets of a deformable convolution
+            under NAME.offset, and its other tensors under NAME or NAME.conv.
     """
     names = {}
     for old in state:
@@ -89,14 +90,14 @@ def new_names(state: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
 
 
 def class_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
-    """The number of rows of the class head.
+    """Return the number of rows in the class head.
 
     Args:
-        weights: in our names.
-        where: for messages.
+        weights: tensors by our names.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: weight or bias are missing, or have not a row each for every one of at least one class.
+        WeightsError: the weight or bias of the class head is missing, has a wrong shape, or has no rows.
     """
     tensors = [weights.get(f"{CLASS_HEAD}{part}") for part in ("weight", "bias")]
     weight, bias = ([] if tensor is None else list(tensor.shape) for tensor in tensors)
@@ -110,10 +111,10 @@ def class_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
 
 
 def require_fcos(checkpoint: Checkpoint, *, where: str, project: str) -> None:
-    """Refuse to write weights of another detector for a project's FCOS.
+    """Raise an error unless a checkpoint to be written for another project is an FCOS detector.
 
     Raises:
-        WeightsError: it is another detector.
+        WeightsError: the checkpoint is of another detector.
     """
     name = checkpoint.config["model"].get("name", "fcos")
     if name != "fcos":
@@ -123,22 +124,22 @@ def require_fcos(checkpoint: Checkpoint, *, where: str, project: str) -> None:
 def require_same(
     own: Mapping[str, Any], there: Mapping[str, Any], *, free: Iterable[str], where: str, project: str
 ) -> None:
-    """Refuse to write weights for a project that would compute something else with them.
+    """Raise an error if a project's model would compute something else with the weights to be written for it.
 
     Args:
-        own: the options of a section `model` by their dotted keys.
-        there: those of what the project computes.
-        free: options that do not matter.
-        where: for messages.
-        project: likewise.
+        own: options of the checkpoint's `model` section, by dotted key.
+        there: options that reproduce the project's results, by dotted key.
+        free: options that may differ.
+        where: source of the weights, for messages.
+        project: name of the project, for messages.
 
     Raises:
-        WeightsError: an option that is not free differs.
+        WeightsError: an option differs that is not in `free`.
     """
     other = [
         f"model.{key}={as_option(own[key])} (there: {as_option(value)})"
         for key, value in there.items()
-        if key in own and key not in free and own[key] != value  # options of another backbone go with its name
+        if key in own and key not in free and own[key] != value  # another backbone may lack options
     ]
     if other:
         raise WeightsError(
@@ -148,14 +149,14 @@ def require_same(
 
 
 def model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
-    """As much of a config's section `model` as the tensors show.
+    """Infer the options of a `model` section that follow from the tensors.
 
     Args:
-        weights: in our names.
-        where: for messages.
+        weights: tensors by our names.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: a backbone or neck that is not known here.
+        WeightsError: the backbone or neck is not supported.
     """
     lateral = weights.get("fpn.lateral.0.weight")
     if lateral is None:

@@ -1,4 +1,4 @@
-"""`load_checkpoint`: any weights file. The one place that recognises files of others, and what they say."""
+"""Loading of weights files (`load_checkpoint`). Only this module detects which project wrote a file."""
 
 from __future__ import annotations
 
@@ -33,23 +33,25 @@ _FCOS_CORE_CONVENTIONS = {
     "pixel_std": (1.0, 1.0, 1.0),
 }
 _RESTRICTED = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
-_LICENCE = "that of {}, for non-commercial use only, if its authors published them"  # who trained them no file tells
+_LICENCE = "that of {}, for non-commercial use only, if its authors published them"  # no file names the authors
 _WRAPPINGS = ("model", "state_dict", "model_state_dict")
 _BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED]
-"""For `torch.serialization.safe_globals`: the options of torchvision's training script, and what mmengine adds."""
+"""Entries for `torch.serialization.safe_globals`: options of torchvision's training script, and mmengine's log."""
 
 
 def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = None) -> Checkpoint:
-    """Read a detector's weights, onto the CPU.
+    """Load a detector's weights onto the CPU.
 
     Args:
-        source: a file of ours or of the FCOS of another project (the original, AdelaiDet, detectron2, mmdetection,
-            torchvision); or `torchvision/fcos_resnet50_fpn`, which is downloaded once.
-        class_names: for a file that does not know them; None: see `from_content`.
+        source: path or URL of a weights file of this project or of another project's FCOS (the original, AdelaiDet,
+            detectron2, mmdetection, torchvision), or `torchvision/fcos_resnet50_fpn`. Downloads are cached.
+        class_names: [K], for a file of another project; ignored for ours. None: the names in the file, or those of COCO
+            if the number of classes matches, see `from_content`.
 
     Raises:
-        WeightsError: the file is missing, damaged, or of another kind; or a failed download.
+        WeightsError: the file is missing, damaged or not supported, the download failed, or `class_names` has another
+            length than K.
     """
     where = str(source)
     downloaded = where in torchvision.WEIGHTS or is_url(where)
@@ -70,16 +72,18 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
 def from_fcos_core(
     state: Mapping[str, Tensor], *, class_names: Sequence[str] | None = None, where: str = "weights"
 ) -> Checkpoint:
-    """A checkpoint from the state dict of the original FCOS, which does not tell the whole detector: see `Checkpoint`.
+    """Build a checkpoint from a state dict of the original FCOS.
+
+    The tensors do not determine the whole detector: the config they were trained with is needed, too, see `Checkpoint`.
 
     Args:
-        state: without `module.` in front of the names.
-        class_names: in the order of the labels there, which is that of the category ids; None: those of COCO where
-            there are 80 classes, else unknown.
-        where: for messages.
+        state: state dict without the prefix `module.`.
+        class_names: [K], in the original's label order, which is the order of the category ids. None: names of COCO if
+            there are 80 classes, otherwise unknown.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: another number of names than of classes.
+        WeightsError: the class head is damaged, or `class_names` has another length than K.
     """
     names = {fcos_core.rename(name): name for name in state}
     weights = {name: state[old] for name, old in names.items()}
@@ -95,14 +99,14 @@ def _with_conventions(
     class_names: Sequence[str] | None,
     where: str,
 ) -> Checkpoint:
-    """A checkpoint of a project whose config follows from the tensors, but for what is logged here."""
+    """Build a checkpoint of a project whose config follows from the tensors; log the options that do not."""
     converted = convert(state, where=where)
     weights, model = converted.weights, converted.config["model"]
     taken = {"backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1"), "channel_order": model["channel_order"]}
     for key in PIXELS:
         if key in weights and weights[key].numel() == 3:
             weights[key] = weights[key].reshape(3, 1, 1)
-            model[key] = [round(value, 4) for value in weights[key].flatten().tolist()]  # of float32
+            model[key] = [round(value, 4) for value in weights[key].flatten().tolist()]  # without float32 noise
         else:
             taken[key] = model[key]
     options = " ".join(f"model.{key}={as_option(value)}" for key, value in taken.items() if value is not None)
@@ -117,7 +121,7 @@ def _checkpoint(
     class_names: Sequence[str] | None,
     where: str,
 ) -> Checkpoint:
-    """Weights with the classes of their head, which has no row for background."""
+    """Build a checkpoint of weights whose class head has one row per class and none for background."""
     count = class_rows(converted.weights, where=where)
     if class_names is not None and len(class_names) != count:
         raise WeightsError(f"{where}: has {count} classes, found {len(class_names)} names in data.classes")
@@ -140,7 +144,7 @@ class _Convert(Protocol):
 
 
 class _Dialect(NamedTuple):
-    """How one project's weights are known, and read."""
+    """Functions that recognise and convert the weights of one project."""
 
     recognizes: Callable[[Mapping[str, Tensor]], bool]
     convert: _Convert
@@ -156,16 +160,16 @@ _DIALECTS = [
 
 
 def from_content(content: Any, *, where: str, class_names: Sequence[str] | None = None) -> Checkpoint:
-    """A checkpoint from what `torch.load` found in a file of another project.
+    """Build a checkpoint from the content of another project's weights file, as returned by `torch.load`.
 
     Args:
-        content: a state dict, or a dictionary that holds one; a `module.` in front of every name is dropped.
-        where: for messages.
-        class_names: see `from_fcos_core`, `from_torchvision`; None: those that the file tells (mmdetection's), or those
-            of COCO where their number says so, which is logged, else unknown.
+        content: state dict, or a dictionary that contains one. A prefix `module.` of all names is removed.
+        where: source of the weights, for messages.
+        class_names: [K], in the project's label order. None: the names in the file (mmdetection), or those of COCO if
+            the number of classes matches, which is logged, otherwise unknown.
 
     Raises:
-        WeightsError: weights of no project that is known here.
+        WeightsError: the file is of no supported project or damaged, or `class_names` has another length than K.
     """
     state = _state_dict(content)
     dialect = next((dialect for dialect in _DIALECTS if dialect.recognizes(state)), None)
@@ -187,7 +191,7 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The tensors of a file by name, unwrapped; empty when there are none."""
+    """Return the tensors of a file by name, taken out of any wrapper; empty if there are none."""
     if not isinstance(content, Mapping):
         return {}
     inner = next((content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), content)
@@ -211,10 +215,10 @@ def _unknown(content: Any, state: Mapping[str, Tensor]) -> str:
 
 
 def with_fcos_core_conventions(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole config of ours as the original FCOS would compute it; its own YAML says all this itself."""
+    """Return a complete config of ours with the original FCOS's conventions, which its own YAML already implies."""
     model = {**tree["model"], **_FCOS_CORE_CONVENTIONS}
     backbone = model["backbone"]
-    if backbone["norm"] == "frozen_bn" and "norm_eps" in backbone:  # its ImageNet weights differ in where they stride
+    if backbone["norm"] == "frozen_bn" and "norm_eps" in backbone:  # stride_in_1x1 as in its ImageNet weights
         resnet = {"norm_eps": 0.0, "stride_in_1x1": not backbone["name"].startswith("resnext")}
         model["backbone"] = {**backbone, **resnet}
     return {**tree, "model": model}

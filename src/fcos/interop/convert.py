@@ -1,4 +1,4 @@
-"""Weights files from one project's form into another's, and what became of every tensor."""
+"""Conversion of weights files between the formats of projects, with a report on the tensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .fcos_core.weights import rename_back, to_fcos_core
 from .torchvision_fcos import name_back, to_torchvision
 
 RENAMED: dict[Form, Callable[[str], str]] = {"fcos": str, "fcos_core": rename_back, "torchvision": name_back}
-"""The name of a tensor of ours in every form that is written."""
+"""Functions from our tensor names to those of each output format."""
 
 
 def refuse_existing(out: Path) -> None:
-    """No file is overwritten, and no folder is made.
+    """Raise an error unless `out` is a new file in an existing folder: no file is overwritten, no folder is created.
 
     Raises:
-        WeightsError: there is something at `out`, or its folder is missing.
+        WeightsError: `out` exists already, or its folder does not exist.
     """
     if out.exists():
         raise WeightsError(f"{out}: exists already and is not overwritten; give another name, or remove it first")
@@ -34,22 +34,22 @@ def refuse_existing(out: Path) -> None:
 
 
 def write_as(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint, config: Config, *, where: str) -> str:
-    """Write a detector's weights in a project's form.
+    """Write a detector's weights in the format of a project.
 
     Args:
-        to: `fcos`: ours, with the config and the classes; `fcos_core`: {"model": state dict}; `torchvision`: a state
-            dict.
-        out: a new file.
-        model: built from `config`.
-        checkpoint: whose tensors fit the model.
-        config: of the detector.
-        where: the weights came from, for messages.
+        to: output format. `fcos`: ours, with config and classes; `fcos_core`: {"model": state dict}; `torchvision`: a
+            state dict.
+        out: path of a new file.
+        model: detector built from `config`.
+        checkpoint: weights that fit `model`; tensors that it lacks are taken from `model`.
+        config: config of the detector.
+        where: source of the weights, for messages.
 
     Returns:
-        A line for what was matched, reshaped and left.
+        Report on matched, reshaped, left and new tensors, see `report`.
 
     Raises:
-        WeightsError: see `to_fcos_core` and `to_torchvision`; `refuse_existing`.
+        WeightsError: the project's model cannot compute this detector, `out` exists, or its folder does not.
         OSError: the disk is full or not writable.
     """
     refuse_existing(out)
@@ -58,7 +58,7 @@ def write_as(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint,
     converted = replace(checkpoint, model=weights, config=config.to_dict())
     if to == "fcos":
         written = weights
-        model.load_state_dict(weights, assign=True)  # the file's own tensors, not copies in another memory format
+        model.load_state_dict(weights, assign=True)  # assign: a copy would take the model's memory format
         save_checkpoint(
             out,
             model=model,
@@ -84,12 +84,14 @@ def write_as(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint,
 
 
 def report(source: Mapping[str, Tensor], written: Mapping[str, Tensor], pairs: Mapping[str, str]) -> str:
-    """What became of the tensors of a file, in a line for each of: matched, reshaped, left, new.
+    """Report on the tensors of a conversion, with a line each for matched, reshaped, left and new ones.
+
+    Lines without tensors are omitted, except the first.
 
     Args:
-        source: in the names of the file that was read.
-        written: in the names of the one that was written.
-        pairs: the name in the file that was read of each tensor that was written from it.
+        source: tensors by their names in the input file.
+        written: tensors by their names in the output file.
+        pairs: names in the input file by names in the output file, for the tensors that are in both.
     """
     reshaped = [
         f"{old} {list(source[old].shape)} -> {new} {list(written[new].shape)}"

@@ -1,7 +1,8 @@
-"""detectron2's own FCOS (`fcos_R_50_FPN_1x`): its weights into our detector with its exact conventions.
+"""Conversion of weights of detectron2's own FCOS (`fcos_R_50_FPN_1x`), with its exact conventions.
 
-On the same network input the detections are the same; a resized side may differ by a pixel, because detectron2 rounds
-where we, as the original FCOS, truncate. Names and settings are facts about that project; none of its code is used.
+On the same network input the detections are the same. Resized images may differ by one pixel, because detectron2 rounds
+the size where this project, like the original FCOS, truncates. Names and settings are facts about that project; none of
+its code is used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BACKBONE_RULES: list[Rule] = [
     (r"^(backbone\..*)conv(\d)\.norm\.", r"\1bn\2."),
     (r"^(backbone\..*)conv2_offset\.", r"\1conv2.offset."),
 ]
-"""Names of a ResNet and its pyramid in detectron2, and in what is built upon it."""
+"""Renaming rules for a ResNet and its pyramid in detectron2 and in projects built on it."""
 _HEAD_RULES: list[Rule] = [
     (r"^head\.cls_subnet\.", "head.cls_tower."),
     (r"^head\.bbox_subnet\.", "head.box_tower."),
@@ -40,24 +41,24 @@ CONVENTIONS = {
     "pixel_mean": (103.53, 116.28, 123.675),
     "pixel_std": (1.0, 1.0, 1.0),
 }
-"""Options of `model` that weights do not show, in detectron2 and in what is built upon it."""
+"""Options of `model` that weights do not show, for detectron2 and projects built on it."""
 HEAD_CONVENTIONS = {"centerness_on": "box", "regression": "relu_stride"}
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the names of detectron2's FCOS."""
+    """Return whether a state dict has the tensor names of detectron2's FCOS."""
     return {"head.cls_score.bias", "head.ctrness.bias"} <= state.keys()
 
 
 def convert(state: Mapping[str, Tensor], *, where: str) -> Converted:
-    """The weights in our names, with those they had, and the config that computes what detectron2 does.
+    """Return the weights under our names, their original names, and the config that reproduces detectron2's results.
 
     Args:
-        state: tensors in the project's names.
-        where: for messages.
+        state: state dict with detectron2's tensor names.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: a backbone or neck that is not known here.
+        WeightsError: the backbone or neck is not supported.
     """
     names = new_names(state, [*BACKBONE_RULES, *_HEAD_RULES])
     weights = {name: state[old] for name, old in names.items()}

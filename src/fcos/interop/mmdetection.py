@@ -1,12 +1,12 @@
-"""mmdetection's FCOS: its weights into our detector with its exact conventions.
+"""Conversion of mmdetection's FCOS weights, with its exact conventions.
 
-On the same network input the detections are the same. The input itself differs a little: mmdetection resizes with
-OpenCV, which does not average when it shrinks. Names and settings are facts about that project; none of its code is
-used.
+On the same network input the detections are the same. The input itself differs slightly: mmdetection resizes with
+OpenCV, which does not antialias when it downscales. Names and settings are facts about that project; none of its code
+is used.
 
-Backbones are taken to be as in its published configs: ResNets of style caffe, ResNeXts of style pytorch. Its two
-families of configs tell themselves apart by the bias in the towers: the first has none; the improved one has
-(center sampling, distances in strides, centerness on the box branch, GIoU).
+Backbones are assumed to be as in its published configs: ResNets of style caffe, ResNeXts of style pytorch. The bias of
+the tower convolutions distinguishes its two families of configs: the first has no bias. The improved one (center
+sampling, distances in strides, centerness on the box branch, GIoU) has one.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _PIXELS = {
     "improved": ("bgr", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),
     "pytorch": ("rgb", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
-"""Order of the channels, mean and deviation."""
+"""Channel order, mean and standard deviation of the pixels."""
 _IMPROVED = {"center_sampling_radius": 1.5, "box_loss": "giou", "nms_threshold": 0.6}
 
 
 class _Discarded:
-    """Takes the place of an object, whatever it is made from."""
+    """Placeholder for an unpickled object; accepts and discards all its data."""
 
     def __init__(self, *_: object):
         pass
@@ -59,21 +59,21 @@ _OF_A_LOG = (
     "numpy.dtype",
 )
 DISCARDED = [(_Discarded, name) for name in _OF_A_LOG]
-"""For `torch.serialization.safe_globals`: the log of a run, which mmengine saves beside the weights, is not made."""
+"""Entries for `torch.serialization.safe_globals` that discard the training log, which mmengine saves with weights."""
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the names of mmdetection's FCOS."""
+    """Return whether a state dict has the tensor names of mmdetection's FCOS."""
     names = [{f"bbox_head.{prefix}_{part}.bias" for part in ("cls", "centerness")} for prefix in ("conv", "fcos")]
     return any(pair <= state.keys() for pair in names)
 
 
 def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | None:
-    """The names that a file tells; None: it tells none, or not as many different ones as its class head has rows.
+    """Return the class names in a file; None unless they are distinct and as many as the rows of the class head.
 
     Args:
-        content: of the file.
-        state: the tensors in it; other projects' have no names here.
+        content: content of the file.
+        state: its tensors by name. For the tensors of other projects the result is None.
     """
     rows = [tensor.shape for name, tensor in state.items() if name in _CLASS_BIASES]
     meta = content.get("meta") if isinstance(content, Mapping) else None
@@ -88,23 +88,23 @@ def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | 
 
 
 def convert(state: Mapping[str, Tensor], *, where: str) -> Converted:
-    """The weights in our names, with those they had, and the config that computes what mmdetection does.
+    """Return the weights under our names, their original names, and the config that reproduces mmdetection's results.
 
     Args:
-        state: tensors in the project's names.
-        where: for messages.
+        state: state dict with mmdetection's tensor names.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: a backbone or neck that is not known here.
+        WeightsError: the backbone or neck is not supported.
     """
     names = new_names(state, _RULES)
     weights = {name: state[old] for name, old in names.items()}
     scales = {name: tensor for name, tensor in weights.items() if name.startswith("head.scales.")}
-    weights |= {name: tensor.reshape(1) for name, tensor in scales.items() if tensor.numel() == 1}  # without axes there
+    weights |= {name: tensor.reshape(1) for name, tensor in scales.items() if tensor.numel() == 1}  # 0-dim in the file
     section = model_section(weights, where=where)
     improved = section["head"]["conv_bias"]
     pytorch = section["backbone"]["name"].startswith("resnext")
-    # Its batch norm does not learn.
+    # mmdetection freezes batch norm.
     section["backbone"] |= {"stride_in_1x1": not pytorch, "norm": "frozen_bn"}
     if improved:
         section["head"] |= {"centerness_on": "box", "regression": "relu_stride"}

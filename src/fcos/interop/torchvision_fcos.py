@@ -1,12 +1,12 @@
-"""torchvision's `fcos_resnet50_fpn`: its weights into our detector with its exact conventions, and back.
+"""Conversion of weights of torchvision's `fcos_resnet50_fpn`, with its exact conventions, in both directions.
 
-On the same network input the detections are the same. The input itself differs a little: torchvision shrinks images by
-bilinear interpolation without antialiasing, we, as the original FCOS, with Pillow's bilinear filter, which averages
-over all pixels.
+On the same network input the detections are the same. The input itself differs slightly: torchvision downscales images
+by bilinear interpolation without antialiasing. This project, like the original FCOS, uses Pillow's bilinear filter,
+which averages over all pixels.
 
-torchvision's labels begin with 1: row 0 of its class head is "background" and only ever learns to say no. Its COCO
-weights have a row for each of the category ids 0..90, eleven of which are no class of COCO. Such rows are left out
-here, and so are those that `to_torchvision` fills in; what remains has torchvision's label as its category id.
+torchvision's labels start at 1: row 0 of its class head is "background", which has no positive examples. Its COCO
+weights have one row for each of the category ids 0..90, eleven of which are not classes of COCO. Such rows are removed
+here, as are the filler rows that `to_torchvision` adds. The category id of each remaining row is torchvision's label.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WEIGHTS = {
         (FCOS_ResNet50_FPN_Weights.COCO_V1.url,), licence="BSD-3-Clause (torchvision)"
     )
 }
-"""What can be loaded by name."""
+"""Weights that can be loaded by name."""
 COCO_CLASSES = {
     i: name
     for i, name in enumerate(FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
@@ -42,7 +42,7 @@ COCO_CLASSES = {
 _ROWS_OF_COCO = 91
 _LABELS_OF_COCO = range(1, _ROWS_OF_COCO)
 _NEVER = -10.0
-"""Logit of the rows that are no class, in weights for torchvision: a score below 0.01 everywhere."""
+"""Bias of class-head rows without a class in weights for torchvision: their scores are below 0.01 everywhere."""
 
 _PREFIXES = [
     ("backbone.body.", "backbone."),
@@ -56,23 +56,23 @@ _PREFIXES = [
     ("head.regression_head.bbox_reg.", "head.ltrb."),
     ("head.regression_head.bbox_ctrness.", "head.centerness."),
 ]
-"""Beginnings of the names of the same tensors, (torchvision's, ours)."""
+"""Prefixes of the names of the same tensors, (torchvision's, ours)."""
 _OLD_PREFIXES = [
     *((f"backbone.fpn.inner_blocks.{i}.", f"fpn.lateral.{i}.") for i in range(3)),
     *((f"backbone.fpn.layer_blocks.{i}.", f"fpn.output.{i}.") for i in range(3)),
 ]
-"""As torchvision wrote them before 0.13, its COCO weights among them."""
+"""Prefixes that torchvision used before 0.13; its COCO weights still have them."""
 
 _PIXELS = {"pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}  # 255 times torchvision's
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the names of torchvision's FCOS."""
+    """Return whether a state dict has the tensor names of torchvision's FCOS."""
     return {"head.classification_head.cls_logits.bias", "head.regression_head.bbox_ctrness.bias"} <= state.keys()
 
 
 def from_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in torchvision's names to ours; unknown names stay. All rows of the class head stay, too."""
+    """Rename torchvision's tensors to our names. Unknown names and all rows of the class head are kept."""
     return {_our_name(name): tensor for name, tensor in state.items()}
 
 
@@ -81,20 +81,20 @@ def _our_name(name: str) -> str:
 
 
 def name_back(name: str) -> str:
-    """The name in torchvision's model of a tensor of ours."""
+    """Return the name in torchvision's model for our name of a tensor."""
     return with_prefixes(name, _PREFIXES, back=True)
 
 
 def to_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_names`."""
+    """Rename the tensors of our state dict to torchvision's names; inverse of `from_names`."""
     return {name_back(name): tensor for name, tensor in state.items()}
 
 
 def model_config(*, frozen_norm: bool = True) -> dict[str, Any]:
-    """The section `model` that computes what torchvision's `fcos_resnet50_fpn` does.
+    """Return a `model` section that reproduces torchvision's `fcos_resnet50_fpn`.
 
     Args:
-        frozen_norm: batch norm does not learn, nor do stem and C2, as where torchvision starts from ImageNet.
+        frozen_norm: freeze batch norm, stem and C2, as torchvision does when it starts from ImageNet weights.
     """
     return {
         "backbone": {
@@ -118,16 +118,16 @@ def model_config(*, frozen_norm: bool = True) -> dict[str, Any]:
 def from_torchvision(
     state: Mapping[str, Tensor], *, class_names: Sequence[str] | None = None, where: str = "weights"
 ) -> Checkpoint:
-    """A checkpoint from the state dict of torchvision's `fcos_resnet50_fpn`.
+    """Build a checkpoint from a state dict of torchvision's `fcos_resnet50_fpn`.
 
     Args:
-        state: with any number of classes.
-        class_names: of the labels, in their order; None: those of COCO where the class head has 91 rows, which is
-            torchvision's own number, and all of COCO's are used, else unknown.
-        where: for messages.
+        state: state dict with any number of classes.
+        class_names: [K], in label order. None: names of COCO if the class head has 91 rows, as in torchvision's own
+            weights, and uses the rows of all COCO classes; otherwise unknown.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: another number of names than of classes; a damaged class head.
+        WeightsError: the class head is damaged or has no class, or `class_names` has another length than K.
     """
     weights = from_names(state)
     rows = class_rows(weights, where=where)
@@ -161,21 +161,21 @@ def from_torchvision(
 
 
 def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str, Tensor]:
-    """A state dict for `fcos_resnet50_fpn(num_classes=ROWS)`, ROWS being the length of its class head's bias.
+    """Build a state dict for `fcos_resnet50_fpn(num_classes=ROWS)`, where ROWS is the length of the class head's bias.
 
     Args:
-        checkpoint: of a detector with torchvision's conventions, one that was fine-tuned from its weights for example.
-            Where the category ids are all 1..90 they become the labels there, else the labels are 1..K in our order.
-        where: for messages.
+        checkpoint: detector with torchvision's conventions, for example one fine-tuned from its weights. Its category
+            ids become torchvision's labels if all are in 1..90; otherwise the labels are 1..K in our order.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: a detector that torchvision's model cannot compute.
+        WeightsError: torchvision's model cannot compute this detector.
     """
     require_fcos(checkpoint, where=where, project="torchvision's fcos_resnet50_fpn")
     sections = checkpoint.config["model"], model_config()
     own, there = (flatten(FCOSConfig.model_validate(section).model_dump()) for section in sections)
     for options in (own, there):
-        options["backbone.norm"] = "gn" if options["backbone.norm"] == "gn" else "bn"  # frozen or not
+        options["backbone.norm"] = "gn" if options["backbone.norm"] == "gn" else "bn"  # frozen or trainable
     options = options_of(FCOSConfig)
     own, free = in_effect(own, options), free_options(options, "torchvision")
     require_same(own, there, free=free, where=where, project="torchvision's fcos_resnet50_fpn")

@@ -1,1 +1,1 @@
-"""The original FCOS: its weight names, its YAML, and the keys of its config."""
+"""Weight names, YAML configs and config keys of the original FCOS."""

@@ -1,7 +1,7 @@
-"""The original FCOS (`fcos_core`): its UPPER_CASE YAML and its `KEY VALUE` overrides.
+"""Conversion of the original FCOS's (`fcos_core`) configs: YAML with UPPER_CASE keys and `KEY VALUE` overrides.
 
-A config from here selects the original's exact conventions: inclusive boxes, BGR 0..255, frozen batch norm without
-epsilon. `keys.py` lists the keys, `mapping.py` says what they are called here.
+A converted config selects the original's exact conventions: inclusive boxes, BGR 0..255, frozen batch norm without
+epsilon. `keys.py` lists the original's keys, `mapping.py` maps them to our options.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ _ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES")
 
 
 def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
-    """Our config tree from the original's.
+    """Convert the original's config to our config tree.
 
     Args:
-        tree: the parsed YAML with UPPER_CASE keys.
+        tree: parsed YAML with UPPER_CASE keys.
         pairs: `KEY VALUE KEY VALUE ...` from the command line.
-        where: for messages.
+        where: source of the config, for messages.
 
     Raises:
-        ConfigError: every key that is unknown, or has a value we have no counterpart for.
+        ConfigError: keys are unknown or have a value without a counterpart in our config (the message lists all of
+            them), or `pairs` has an odd length.
     """
     given = {key: _literal(value) for key, value in flatten(tree).items()}
     if len(pairs) % 2:
@@ -63,9 +64,10 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
 
 
 def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The `KEY VALUE` pairs among words of a command line, and the other words.
+    """Split the words of a command line into `KEY VALUE` pairs and other words.
 
-    A value may be any text. A word that only begins like a key is one unless there is such a file: TEST.jpg.
+    A value may be any text. A word that is not a key but starts like one ("TEST.") counts as a key, unless a file of
+    that name exists, such as TEST.jpg.
     """
     pairs: list[str] = []
     others: list[str] = []
@@ -79,17 +81,17 @@ def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _literal(value: Any) -> Any:
-    """Text that is a Python literal is that literal, as in the original: "(60000, 80000)"."""
+    """Evaluate text that is a Python literal, as the original does: "(60000, 80000)". Other values are unchanged."""
     if not isinstance(value, str):
         return value
     try:
         return ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that it documents
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval documents
         return value
 
 
 def _refusal(key: str, value: Any) -> list[str]:
-    """What is wrong with a value, looked at alone."""
+    """Return error messages for the value of a single key; empty if it is valid."""
     default = DEFAULTS[key]
     if key in FIXED:
         plain = tuple(value) if isinstance(value, list) else value
@@ -113,7 +115,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _expected_list(key: str, value: Any) -> str | None:
-    """What was expected instead of a value that is no fitting list; None: it fits."""
+    """Return a description of the list that `key` expects; None if `value` is valid."""
     if key == "INPUT.MIN_SIZE_TRAIN" and _is_number(value):
         return None
     if key.startswith("DATASETS."):
@@ -135,7 +137,7 @@ def _expected_list(key: str, value: Any) -> str | None:
 
 
 def _backbone_refusal(get: Callable[[str], Any]) -> list[str]:
-    """What is wrong with the keys of the backbone together."""
+    """Return error messages for the combination of the backbone's keys; empty if it is valid."""
     body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
     bodies = [*dict.fromkeys(name for name, _, _ in RESNETS), MOBILENET]
     if body not in bodies:

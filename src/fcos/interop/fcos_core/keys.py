@@ -1,4 +1,4 @@
-"""The keys of the original FCOS' config: their defaults, and which decide nothing here.
+"""Config keys of the original FCOS: their defaults, and those without effect here.
 
 Keys and defaults are facts about that project; none of its code or text is used.
 """
@@ -87,7 +87,7 @@ DEFAULTS: dict[str, Any] = {
     "TEST.BBOX_AUG.SCALE_H_FLIP": False,
     "OUTPUT_DIR": ".",
 }
-"""Keys that decide something for FCOS, with the original's defaults."""
+"""Keys that affect an FCOS model, with the original's defaults."""
 FIXED = {
     "MODEL.FCOS_ON": "another detector than FCOS",
     "MODEL.RETINANET_ON": "RetinaNet",
@@ -102,7 +102,7 @@ FIXED = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "another width",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": "another width",
 }
-"""Keys of which we have the default only, and what another value asks for."""
+"""Keys that are supported with their default only, and the feature that another value would need."""
 _IDLE_SECTIONS = {
     "MODEL": "RPN_ONLY CLS_AGNOSTIC_BBOX_REG",
     "MODEL.RPN": """
@@ -139,4 +139,4 @@ _IDLE_SECTIONS = {
     "TEST": "EXPECTED_RESULTS EXPECTED_RESULTS_SIGMA_TOL",
 }
 IDLE = ["PATHS_CATALOG", *(f"{section}.{key}" for section, keys in _IDLE_SECTIONS.items() for key in keys.split())]
-"""Keys that decide nothing for an FCOS model."""
+"""Keys without effect on an FCOS model."""

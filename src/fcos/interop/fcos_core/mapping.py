@@ -1,4 +1,4 @@
-"""The original's keys and our options: one table, read in both directions."""
+"""Table of the original's config keys and our options, used for conversion in both directions."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ RESNETS = {
     ("R-101-FPN-RETINANET", 32, 8): "resnext101_32x8d",
     ("R-101-FPN-RETINANET", 64, 4): "resnext101_64x4d",
 }
-"""Our ResNets by body, groups, and width of a group."""
+"""Our ResNets by (body, groups, width per group)."""
 BLOCK_NORMS = {
     ("BottleneckWithFixedBatchNorm", "StemWithFixedBatchNorm"): "frozen_bn",
     ("BottleneckWithGN", "StemWithGN"): "gn",
 }
-"""Our norms by the functions of blocks and stem."""
+"""Our norms by (block function, stem function)."""
 _STAGES = ("C2", "C3", "C4", "C5")
 _BACKBONE_FILES = (".pkl", "mobilenet_v2-ecbe2b5.pth")
-"""How a MODEL.WEIGHT that is not from the catalogue ends when it is a backbone's; all others are a detector's."""
+"""Suffixes of a MODEL.WEIGHT outside the catalogue that holds a backbone; all other files hold a detector."""
 
 
 class Row(NamedTuple):
-    """Keys of the original and options of ours that say the same.
+    """Keys of the original and the equivalent options of ours.
 
     Attributes:
-        keys: of the original.
-        options: dotted keys of our config.
-        ours: the values of the keys to those of the options.
-        theirs: the values of the options to those of the keys, or of the first of them; None: the row is not read in
-            this direction.
-        body: `resnet` or `mobilenet` where the row belongs to one kind of backbone.
+        keys: keys of the original.
+        options: dotted keys of our options.
+        ours: function from the values of `keys` to the values of `options`.
+        theirs: function from the values of `options` to the values of `keys`, or of only the first keys. None: the
+            row is not used in this direction.
+        body: `resnet` or `mobilenet` if the row applies to one kind of backbone only; otherwise empty.
     """
 
     keys: tuple[str, ...]
@@ -48,27 +48,27 @@ class Row(NamedTuple):
 
 
 def _same(key: str, option: str, body: str = "") -> Row:
-    """A key and an option with the same values."""
+    """Map a key to an option with the same values."""
     return Row((key,), (option,), lambda value: (value,), lambda value: (value,), body)
 
 
 def _flag(key: str, option: str, off: str, on: str, body: str = "") -> Row:
-    """A key that is True or False, and an option with two values."""
+    """Map a key that is True or False to an option with two values."""
     return Row((key,), (option,), lambda value: (on if value else off,), lambda value: (value == on,), body)
 
 
 def _no_frozen_stage(_: int) -> tuple[int]:
-    """No frozen stage: the original freezes MobileNetV2 otherwise, and training alone depends on it."""
+    """Return 0: the original freezes MobileNetV2 differently, which matters for training only."""
     return (0,)
 
 
 def _one_way(keys: tuple[str, ...] | str, option: str, ours: Callable[..., Any]) -> Row:
-    """Keys that decide an option which weights do not depend on."""
+    """Map keys to an option that weights do not depend on, and that is not converted back."""
     return Row((keys,) if isinstance(keys, str) else keys, (option,), lambda *values: (ours(*values),))
 
 
 def _augmentation(key: str, option: str, off: Any) -> Row:
-    """An option of test-time augmentation, and its value while that is disabled."""
+    """Map a key of test-time augmentation to an option, with the value `off` if augmentation is disabled."""
     keys = f"TEST.BBOX_AUG.{key}", "TEST.BBOX_AUG.ENABLED"
     return _one_way(keys, option, lambda value, enabled: value if enabled else off)
 
@@ -92,7 +92,7 @@ def _body_back(name: str) -> tuple[Any, ...]:
 
 
 def _extra_level_source(use_c5: bool, channels: int, body: str) -> str:
-    """P6 comes from C5 only when asked for and when C5 has other channels than the pyramid."""
+    """Return the source of P6: C5 if requested and if C5 has other channels than the pyramid, otherwise P5."""
     return "c5" if use_c5 and channels != (320 if body == MOBILENET else 2048) else "p5"
 
 
@@ -101,7 +101,7 @@ def _is_backbone_file(weight: str) -> bool:
 
 
 def _block_functions(norm: str) -> tuple[str, str]:
-    """Of a norm that the original does not have, those of frozen batch norm."""
+    """Return the block and stem functions of a norm; those of frozen batch norm if the original lacks it."""
     functions = {known: names for names, known in BLOCK_NORMS.items()}
     return functions.get(norm, functions["frozen_bn"])
 
@@ -110,7 +110,7 @@ ROWS: list[Row] = [
     # The detector.
     Row(
         ("MODEL.FCOS.NUM_CLASSES",), ("model.num_classes",), lambda count: (count - 1,), lambda count: (count + 1,)
-    ),  # theirs counts the background
+    ),  # the original counts background as a class
     _same("MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "model.fpn.channels"),
     _flag("MODEL.FPN.USE_GN", "model.fpn.norm", off="none", on="gn"),
     _same("MODEL.FPN.USE_RELU", "model.fpn.relu"),
@@ -141,7 +141,7 @@ ROWS: list[Row] = [
         _pixels,
         _pixels_back,
     ),
-    # Its backbone.
+    # The backbone.
     Row(
         ("MODEL.BACKBONE.CONV_BODY", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"),
         ("model.backbone.name",),
@@ -217,25 +217,25 @@ ROWS: list[Row] = [
     _augmentation("SCALE_H_FLIP", "eval.scales_flip", off=False),
     # The run.
     _one_way("OUTPUT_DIR", "output_dir", lambda folder: None if folder in ("", ".") else folder),
-    _one_way("MODEL.DEVICE", "device", lambda device: "auto" if device == "cuda" else device),  # its only way to run
+    _one_way("MODEL.DEVICE", "device", lambda device: "auto" if device == "cuda" else device),  # original: CUDA only
 ]
-"""What says the same in both projects."""
+"""Equivalent settings of both projects."""
 
 KEYS = {
     option: key
     for row in ROWS
     for option, key in zip(row.options, row.keys, strict=False)
-    if not key.startswith("DATASETS.")  # which decide whole sections
+    if not key.startswith("DATASETS.")  # these decide whole sections
 }
-"""What messages call our options: the key that decides each."""
+"""Key of the original that decides each of our options; messages name it instead of the option."""
 
 
 def to_options(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[str, Any]:
-    """Our options by their dotted keys, from the original's keys.
+    """Convert the original's keys to our options, by dotted key.
 
     Args:
-        get: the value of a key, given or its default.
-        num_classes_given: whether the number of classes is given; else it is taken from the data.
+        get: function that returns the value of a key, given or default.
+        num_classes_given: True if the config gives the number of classes; otherwise the data determines it.
     """
     body = "mobilenet" if get("MODEL.BACKBONE.CONV_BODY") == MOBILENET else "resnet"
     options: dict[str, Any] = {}
@@ -248,11 +248,11 @@ def to_options(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[st
 
 
 def to_keys(options: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """The original's keys that say a section `model` of ours, but for those whose value is their default.
+    """Convert a `model` section of ours to the original's keys, without those at their default.
 
     Args:
-        options: of the section, by their dotted keys, with a backbone of the original.
-        num_classes: K.
+        options: options of the section by dotted key, with a backbone that the original has.
+        num_classes: K, without background.
     """
     effective = in_effect(options, options_of(FCOSConfig))
     values = {f"model.{key}": value for key, value in effective.items()} | {"model.num_classes": num_classes}

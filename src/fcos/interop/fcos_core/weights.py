@@ -1,6 +1,6 @@
-"""The original FCOS (`fcos_core`): its weight names, from them and back.
+"""Conversion of weights of the original FCOS (`fcos_core`), in both directions.
 
-Names are facts about that project; none of its code or text is used. Its configs: `config.py`.
+Names are facts about that project; none of its code or text is used. `config.py` converts its configs.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _PREFIXES = [
     *((f"rpn.head.scales.{i}.scale", f"head.scales.{i}") for i in range(5)),
     ("rpn.head.", "head."),
 ]
-"""Beginnings of the names of the same tensors, (the original's, ours)."""
+"""Prefixes of the names of the same tensors, (the original's, ours)."""
 _BACKBONE = "backbone."
 _BACKBONES = ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2")
 _STRIDES = [8, 16, 32, 64, 128]
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the names of the original FCOS."""
+    """Return whether a state dict has the tensor names of the original FCOS."""
     return {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys()
 
 
 def rename(name: str) -> str:
-    """The name in our model of a tensor of the original's model."""
+    """Return the name in our model for the original's name of a tensor."""
     renamed = with_prefixes(name, _PREFIXES)
     if not renamed.startswith(_BACKBONE):
         return renamed
@@ -53,29 +53,29 @@ def rename(name: str) -> str:
 
 
 def rename_back(name: str) -> str:
-    """The inverse of `rename` for the original's backbones."""
+    """Return the original's name for our name of a tensor; inverse of `rename` for the original's backbones."""
     if name.startswith(_BACKBONE):
         name = _BACKBONE + original_mobilenet_name(name.removeprefix(_BACKBONE))
     return with_prefixes(name, _PREFIXES, back=True)
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's state dict in the original's names to ours."""
+    """Rename the tensors of the original's state dict to our names."""
     return {rename(name): tensor for name, tensor in state.items()}
 
 
 def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str, Tensor]:
-    """A state dict for the original's model.
+    """Build a state dict for the original's model.
 
-    Its YAML says the rest; what it must say is logged as `KEY VALUE` pairs.
+    The original also needs a YAML config. Its settings that differ from the defaults are logged as `KEY VALUE` pairs.
 
     Args:
-        checkpoint: of a detector with the original's conventions. Its classes come in the order of their category ids,
-            as there.
-        where: for messages.
+        checkpoint: detector with the original's conventions. Its class rows are sorted by category id, as in the
+            original.
+        where: source of the weights, for messages.
 
     Raises:
-        WeightsError: a detector that the original cannot compute.
+        WeightsError: the original cannot compute this detector.
     """
     require_fcos(checkpoint, where=where, project="the original FCOS")
     own = flatten(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
@@ -85,7 +85,7 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     settings = to_keys(own, len(checkpoint.category_ids))
     there = flatten(FCOSConfig.model_validate(config_from_yaml(settings)["model"]).model_dump())
     if name == "mobilenet_v2" and own["backbone.norm"] == "frozen_bn":
-        own["backbone.norm"] = "bn"  # it computes the same
+        own["backbone.norm"] = "bn"  # the same computation in inference
     options = options_of(FCOSConfig)
     own, free = in_effect(own, options), free_options(options, "fcos_core")
     require_same(own, there, free=free, where=where, project="the original FCOS")
