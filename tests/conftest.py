@@ -1,4 +1,4 @@
-"""Where the recorded numbers are: `pytest tests/parity --goldens DIR` runs the same tests on another folder."""
+"""Options of the test suite. `pytest tests/parity --goldens DIR` runs the parity tests on other recorded numbers."""
 
 import logging
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def data_sets(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(autouse=True)
 def _licences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is told once in a process; every test shall see it."""
+    """Licence warnings appear once per process; reset them so that every test sees its own."""
     monkeypatch.setattr(downloads, "_told", set())
 
 

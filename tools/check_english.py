@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 OPENING = re.compile(r"(What|Which|How|Of|Those|Whether|Where|Who)\b")
-PHRASE = re.compile(r"\b((is|are|was|were|be|been) told|of before|of now|mend(s|ed|ing)?|told apart)\b")
+PHRASE = re.compile(
+    r"\b((is|are|was|were|be|been)\stold|(?<!instead\s)of\sbefore|of\snow|men[d](s|ed|ing)?|told\sapart)\b"
+)
 
 
 def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
