@@ -348,7 +348,7 @@ def test_control_characters_of_names_are_escaped(folder: Folder, monkeypatch: py
 def test_a_folder_is_taken_for_the_data_that_is_meant(folder: Folder) -> None:
     root = folder.write()
     result = CliRunner().invoke(app, ["doctor", str(root)])
-    assert str(result.exception) == f"{root}: a folder is no recipe, did you mean data={root}?"
+    assert str(result.exception) == f"{root}: is a folder, not a recipe; did you mean data={root}?"
 
 
 def test_a_file_is_refused_as_the_folder_of_the_report_before_anything_is_read(folder: Folder) -> None:

@@ -18,7 +18,7 @@ from fcos.data import DetectionDataset, Transform, load_annotations, train_trans
 from fcos.data.dataset import Annotations, Sample
 from fcos.data.geometry import flip_boxes, resize_boxes, resize_image, resize_size
 from fcos.data.loader import collate
-from fcos.data.samplers import aspect_groups, endless_batches, grouped_batches, shard, shuffled
+from fcos.data.samplers import aspect_groups, endless_batches, grouped_batches, permutation, shard
 from fcos.models import build_model
 from fcos.structures import Batch, Objects
 
@@ -165,7 +165,7 @@ def test_iterations_go_through_the_images_in_the_recorded_order(goldens: Path) -
 def test_processes_get_contiguous_parts_of_a_seeded_permutation(goldens: Path) -> None:
     """The original repeats images from the start, so that all shards have the same length."""
     for case in _json(goldens, "samplers.json")["distributed"]:
-        order = shuffled(case["n"], case["epoch"]).tolist() if case["shuffle"] else list(range(case["n"]))
+        order = permutation(case["n"], case["epoch"]).tolist() if case["shuffle"] else list(range(case["n"]))
         order += order[: -case["n"] % case["replicas"]]
         assert list(shard(order, case["rank"], case["replicas"])) == case["indices"], case
 

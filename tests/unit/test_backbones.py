@@ -261,7 +261,7 @@ def test_weights_of_another_network_do_not_fit(tmp_path: Path) -> None:
 
 def test_weights_of_another_norm_do_not_fit(tmp_path: Path) -> None:
     text = refused(tmp_path, classifier("resnet50").state_dict(), name="resnet50", norm="gn")
-    assert "use a norm of the weights' kind" in text
+    assert "use the kind of norm that the weights have" in text
 
 
 def test_weights_of_another_width_do_not_fit(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_weights_of_another_width_do_not_fit(tmp_path: Path) -> None:
     text = refused(tmp_path, state)
     assert "does not fit mobilenet_v2: " in text
     first = "features.0.0.weight [16, 3, 3, 3] for [32, 3, 3, 3], features.0.1.weight [16] for [32], "
-    assert f" tensors of another shape: {first}" in text
+    assert f" tensors with a different shape: {first}" in text
     assert text.endswith("; give weights of mobilenet_v2, or model.backbone.weights=null")
 
 
@@ -314,7 +314,7 @@ def test_a_pickle_of_detectron_loads(tmp_path: Path) -> None:
 
 def test_a_pickle_that_is_refused_is_named(tmp_path: Path) -> None:
     (tmp_path / "net.pkl").write_bytes(pickle.dumps({"conv1_w": Path}))
-    with pytest.raises(WeightsError, match=r"model\.backbone\.weights: .*net\.pkl: .*it asks for pathlib"):
+    with pytest.raises(WeightsError, match=r"model\.backbone\.weights: .*net\.pkl: .*it refers to pathlib"):
         build("resnet50", weights=str(tmp_path / "net.pkl"))
 
 

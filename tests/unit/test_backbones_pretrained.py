@@ -118,7 +118,7 @@ def test_weights_with_a_name_tell_what_they_were_trained_with(
     monkeypatch.setattr(resnet, "load_pretrained", lambda *_: None)
     config = FCOSConfig(backbone=ResNetConfig(weights=source), **options)
     build_model(config, num_classes=1)
-    told = f"model.backbone.weights={source} of resnet50: trained with {other}, which fits them better"
+    told = f"model.backbone.weights={source} of resnet50: trained with {other}; use the same options"
     assert caplog.messages == ([told] if other else [])
     caplog.clear()
     build_model(config, num_classes=1, pretrained=False)
@@ -133,7 +133,7 @@ def test_an_unknown_name_gets_a_suggestion_and_the_known_ones() -> None:
 
 
 def test_addresses_of_another_kind_are_not_read() -> None:
-    with pytest.raises(WeightsError, match=r"'s3://x' is not read; give `imagenet`"):
+    with pytest.raises(WeightsError, match=r"'s3://x' is not supported; give `imagenet`"):
         BACKBONES["mobilenet_v2"](weights="s3://x")
 
 

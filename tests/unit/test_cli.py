@@ -279,7 +279,7 @@ class TestConfig:
 
     def test_show_explains_the_options(self, fcos):
         _, out, _ = fcos("config", "show", "fcos_mnv2_small")
-        assert "  # Probability of a horizontal flip in training.\n  flip: " in out
+        assert "  # Training: probability of a horizontal flip.\n  flip: " in out
 
     def test_values_may_begin_with_a_dash(self, fcos, tmp_path):
         config = tmp_path / "old.yaml"

@@ -85,7 +85,7 @@ def test_a_file_of_the_original_that_is_not_there_is_answered_with_its_recipe(pa
     [
         ("model: [", "not valid YAML"),
         ("- a\n- b\n", "expected a mapping"),
-        ("MODEL: {}\n1: 2\n", "the key 1, which is no text"),
+        ("MODEL: {}\n1: 2\n", "the key 1, which is not text"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(text: str, expected: str, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_folder_in_the_file_and_pieces_on_the_command_line(tmp_path: Path) -> 
 
 
 def test_class_names_that_repeat_are_refused() -> None:
-    assert message("data.classes=[a,b,a]") == "defaults: data.classes: class names must differ, found a, b, a"
+    assert message("data.classes=[a,b,a]") == "defaults: data.classes: class names must be unique, found a, b, a"
 
 
 def test_one_short_side_needs_no_list() -> None:
@@ -233,12 +233,12 @@ def test_a_backbone_name_that_is_no_text_is_refused(value: str) -> None:
 
 def test_a_backbone_name_that_yaml_reads_as_something_else_is_shown_as_such() -> None:
     text = message("model.backbone.name=mybb:")
-    assert "model.backbone.name: no backbone {'mybb': None}, as YAML reads it; expected text; known: resnet50" in text
+    assert "model.backbone.name: no backbone {'mybb': None} (as YAML parses it); expected text; known: resnet50" in text
 
 
 def test_options_of_another_backbone_are_unknown() -> None:
     text = message("model.backbone.name=mobilenet_v2", "model.backbone.stride_in_1x1=true")
-    assert "model.backbone.stride_in_1x1: no such option; known here: name, weights, norm, frozen_stages" in text
+    assert "model.backbone.stride_in_1x1: no such option; known options: name, weights, norm, frozen_stages" in text
 
 
 # ------------------------------------------------------------------------------------------------- the run's length
@@ -283,13 +283,13 @@ def test_a_wrong_length_is_one_mistake(value: str) -> None:
 
 def test_a_wrong_key_gets_a_suggestion_and_the_known_ones() -> None:
     text = message("train.lrr=3")
-    assert text.startswith("defaults: train.lrr: no such option, did you mean 'lr'?; known here: batch_size, ")
+    assert text.startswith("defaults: train.lrr: no such option, did you mean 'lr'?; known options: batch_size, ")
 
 
 @pytest.mark.parametrize(
     ("override", "known"),
     [
-        ("modle.head.norm=gn", "known here: model, data, train, eval"),
+        ("modle.head.norm=gn", "known options: model, data, train, eval"),
         ("model.head.num_conv=1", "did you mean 'num_convs'?"),
         ("data.train.annotation=x", "did you mean 'annotations'?"),
         ("model.fpn.chanels=3", "did you mean 'channels'?"),
@@ -358,7 +358,7 @@ def test_offset_groups_divide_the_channels_of_the_deformable_stages() -> None:
 
 def test_inconsistencies_of_the_levels_and_the_channels_are_told_together() -> None:
     text = message("model.strides=[8,17]", "model.fpn.channels=100")
-    assert "2 levels but size_ranges 5" in text
+    assert "2 levels but size_ranges has 5" in text
     assert "must double" in text
     assert "multiple of 32" in text
 

@@ -131,7 +131,7 @@ def test_inclusive_boxes_end_in_their_last_pixel(train: Annotations) -> None:
 
 def test_an_image_that_changed_its_size_is_told(train: Annotations) -> None:
     Image.new("RGB", (12, 12)).save(train.path(0))
-    with pytest.raises(DataError, match=r"a\.png: is 12x12, was 40x30 when the data was checked"):
+    with pytest.raises(DataError, match=r"a\.png: is 12x12, but was 40x30 when the data was checked"):
         DetectionDataset(train, transform=Transform((30,), 100))[0]
 
 

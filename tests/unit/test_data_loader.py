@@ -20,7 +20,7 @@ from fcos.data import Annotations, build_test_loader, build_train_loader, datase
 from fcos.data.dataset import Sample
 from fcos.data.images import open_rgb
 from fcos.data.loader import collate
-from fcos.data.samplers import endless_batches, seeded_batches, shard, shuffled
+from fcos.data.samplers import endless_batches, permutation, seeded_batches, shard
 from fcos.errors import DataError
 from fcos.structures import Batch, Objects
 
@@ -149,7 +149,7 @@ def _batches_one_by_one(orders: Iterable[np.ndarray], groups: np.ndarray, batch_
 @pytest.mark.parametrize(("images", "number_of_groups", "batch_size"), [(50, 5, 7), (3, 2, 8), (1, 1, 1), (64, 1, 16)])
 def test_batches_are_those_of_a_plain_count(images: int, number_of_groups: int, batch_size: int) -> None:
     groups = np.arange(images) * 7919 % number_of_groups
-    orders = [shuffled(images, epoch) for epoch in range(60)]
+    orders = [permutation(images, epoch) for epoch in range(60)]
     expected = list(_batches_one_by_one(orders, groups, batch_size))
     assert list(endless_batches(orders, groups, batch_size)) == expected
     for start in (1, len(expected) // 2, len(expected) - 1, len(expected)):
@@ -223,9 +223,9 @@ def test_an_image_that_turns_out_bad_is_replaced_in_training(
     batches = _first(loader, 11)
     assert all(len(batch.images) == 4 for batch in batches)
     assert 4 not in {index for batch in batches for index in batch.indices.tolist()}
-    assert loader.left_out == 4  # 44 images are four epochs of 11
+    assert loader.num_skipped == 4  # 44 images are four epochs of 11
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
-    assert re.search(r"4\.png: cannot be read: .*; another image takes its place", caplog.text)
+    assert re.search(r"4\.png: cannot be read: .*; another image is used instead", caplog.text)
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
@@ -236,8 +236,8 @@ def test_detection_goes_on_without_a_bad_image(
     annotations.path(4).unlink()
     loader = build_test_loader(_settings(root, on_error=on_error), annotations, batch_size=1)
     assert sorted(int(batch.indices) for batch in loader) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
-    assert loader.left_out == 1
-    assert "4.png: no such file; left out" in caplog.text
+    assert loader.num_skipped == 1
+    assert "4.png: no such file; skipped" in caplog.text
 
 
 def test_an_image_is_decoded_once_for_all_its_views(
@@ -263,7 +263,7 @@ def test_losing_every_image_stops_training(data: tuple[Path, Annotations]) -> No
     root, annotations = data
     for index in range(len(annotations)):
         annotations.path(index).unlink()
-    with pytest.raises(DataError, match="no training image can be read any more"):
+    with pytest.raises(DataError, match="none of the training images can be read any more; first error: "):
         _first(build_train_loader(_settings(root), annotations), 1)
 
 

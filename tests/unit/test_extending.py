@@ -88,7 +88,7 @@ def test_a_new_backbone_is_a_module_a_section_and_a_row(tmp_path: Path) -> None:
         "no backbone 'patch', did you mean 'patches'?; known: " + ", ".join(found["known"])
     )
     assert "patches" in found["known"]
-    assert found["wrong_option"].endswith("known here: name, weights, norm, frozen_stages, width")
+    assert found["wrong_option"].endswith("known options: name, weights, norm, frozen_stages, width")
     assert found["roles"] == ["shape"]
     assert found["explained"]
 
@@ -173,7 +173,7 @@ def test_a_new_detector_that_diverges_is_diagnosed(grid: tuple[Path, dict[str, s
         ("original", "weights of grid; the original FCOS computes FCOS only"),
         ("grid into fcos", "model.name=grid"),
         ("config of fcos", "weights of grid, but the config is of fcos; give one of grid"),
-        ("wrong option", "model.head: no such option; known here: name, num_classes, backbone"),
+        ("wrong option", "model.head: no such option; known options: name, num_classes, backbone"),
     ],
 )
 def test_detectors_that_are_mixed_up_are_named(grid: tuple[Path, dict[str, str]], call: str, message: str) -> None:

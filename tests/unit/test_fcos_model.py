@@ -381,7 +381,7 @@ def test_levels_from_any_map_of_the_backbone(strides: list[int], fpn: dict) -> N
 
 @pytest.mark.parametrize("strides", [[2, 4, 8], [64, 128], [3, 6]])
 def test_strides_that_the_backbone_does_not_have_are_refused(strides: list[int]) -> None:
-    with pytest.raises(ConfigError, match=r"the first level must be a map of mobilenet_v2, which has strides \[4, 8"):
+    with pytest.raises(ConfigError, match=r"the first stride must be one of the strides of mobilenet_v2: \[4, 8"):
         build(strides=strides, size_ranges=[[0, None]] * len(strides))
 
 

@@ -155,7 +155,7 @@ def test_unknown_keys_are_refused_among_those_without_effect_too(key: str) -> No
         ("MODEL.FCOS.IOU_LOSS_TYPE", "diou", "MODEL.FCOS.IOU_LOSS_TYPE (model.box_loss): should be 'iou', "),
         ("MODEL.FCOS.NUM_CLASSES", "1", "MODEL.FCOS.NUM_CLASSES=1: expected a whole number of at least 2"),
         ("MODEL.FCOS.NUM_CLASSES", "1.5", "MODEL.FCOS.NUM_CLASSES=1.5: expected a whole number of at least 2"),
-        ("INPUT.MIN_SIZE_TRAIN", "()", "INPUT.MIN_SIZE_TRAIN (data): short_side must hold positive pixel counts"),
+        ("INPUT.MIN_SIZE_TRAIN", "()", "INPUT.MIN_SIZE_TRAIN (data): short_side must contain positive pixel counts"),
         ("INPUT.MIN_SIZE_RANGE_TRAIN", "(800, 640)", "INPUT.MIN_SIZE_RANGE_TRAIN (data): short_side_range must be"),
         (
             "MODEL.BACKBONE.FREEZE_CONV_BODY_AT",

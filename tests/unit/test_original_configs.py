@@ -113,7 +113,7 @@ def test_a_name_of_somebodys_own_catalogue_is_told(caplog: pytest.LogCaptureFixt
         (
             "DATASETS.TRAIN",
             "('coco_2014_train', 'voc_2007_val')",
-            "COCO and Pascal VOC annotations cannot be put toget",
+            "COCO and Pascal VOC annotations cannot be combined",
         ),
     ],
 )

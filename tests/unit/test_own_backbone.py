@@ -56,7 +56,7 @@ def test_the_function_gets_the_options() -> None:
             [NAME, "model.strides=[8, 16]", "model.size_ranges=[[-1, 64], [64, null]]"],
             "maps after C4, .* no method truncate_after",
         ),
-        ([NAME, "model.backbone.width=6"], "no such option; known here: name, options"),
+        ([NAME, "model.backbone.width=6"], "no such option; known options: name, options"),
     ],
 )
 def test_mistakes_are_told(overrides: list[str], message: str) -> None:

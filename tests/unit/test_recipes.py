@@ -126,13 +126,12 @@ def test_a_level_finer_than_the_backbone_is_refused(backbone: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(*options, recipe=None)
     assert str(caught.value) == (
-        f"model.strides=[2, 4, 8, 16, 32]: the first level must be a map of {backbone}, which has strides"
-        " [4, 8, 16, 32]"
+        f"model.strides=[2, 4, 8, 16, 32]: the first stride must be one of the strides of {backbone}: [4, 8, 16, 32]"
     )
 
 
 def test_every_level_needs_a_range() -> None:
-    with pytest.raises(ConfigError, match=r"strides has 4 levels but size_ranges 5; give one range a level"):
+    with pytest.raises(ConfigError, match=r"strides has 4 levels but size_ranges has 5; give one range per level"):
         load_config(SMALL, ["model.strides=[4,8,16,32]"])
 
 

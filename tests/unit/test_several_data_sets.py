@@ -72,7 +72,7 @@ def test_ids_that_repeat_are_replaced_and_told(two: DataConfig) -> None:
     assert len(set(annotations.annotation_ids.tolist())) == 2 * len(BOXES)
     told = [p for p in problems if p.kind == "repeated image id"]
     assert [(p.severity, p.message.split(";")[0]) for p in told] == [
-        ("warning", "3 images with the id of another file's image")
+        ("warning", "3 images with an id that another file also uses")
     ]
 
 
@@ -99,7 +99,7 @@ def test_a_problem_is_told_with_its_own_file_and_number(two: DataConfig, tmp_pat
     tree["annotations"][0]["bbox"] = [5, 5, -3, 4]
     path = tmp_path / "two/train.json"
     path.write_text(json.dumps(tree))
-    with pytest.raises(DataError, match=rf"{path}, annotation {tree['annotations'][0]['id']}: box .* ends before"):
+    with pytest.raises(DataError, match=rf"{path}, annotation {tree['annotations'][0]['id']}: box .* has x2 < x1"):
         load(two)
 
 
@@ -124,12 +124,12 @@ def test_formats_cannot_be_mixed(tmp_path: Path) -> None:
         "annotations": [coco / "train.json", voc / "Annotations"],
         "images": [coco / "images", voc / "JPEGImages"],
     }
-    with pytest.raises(DataError, match="coco and voc annotations cannot be put together"):
+    with pytest.raises(DataError, match="coco and voc annotations cannot be combined"):
         load(config(train=folders))
 
 
 def test_every_part_has_its_own_folder() -> None:
-    with pytest.raises(ConfigError, match=r"data\.train: .* lists of one length, found 3, 2 and 0 paths"):
+    with pytest.raises(ConfigError, match=r"data\.train: .* lists of the same length, found 3, 2 and 0 paths"):
         load_config(None, ["data.train.annotations=[a.json,b.json,c.json]", "data.train.images=[a,b]"])
 
 

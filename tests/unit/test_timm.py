@@ -98,7 +98,8 @@ def test_frozen_stages_do_not_learn_and_the_next_one_does(name: str) -> None:
 
 def test_frozen_batch_norm_is_refused_where_there_is_none() -> None:
     with pytest.raises(
-        ConfigError, match=r"norm=frozen_bn: timm/convnext_atto has no batch norm; use bn, which leaves"
+        ConfigError,
+        match=r"norm=frozen_bn: timm/convnext_atto has no batch norm; use bn, which does not change its norm",
     ):
         build("convnext_atto", norm="frozen_bn")
 
@@ -151,7 +152,7 @@ def downloads(hub: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_pretrained_weights_that_cannot_be_had_are_told(downloads: list[str]) -> None:
-    with pytest.raises(WeightsError, match=r"imagenet: timm could not get .* timm/test_resnet: broken off; .*=null"):
+    with pytest.raises(WeightsError, match=r"imagenet: timm could not load .* timm/test_resnet: broken off; .*=null"):
         build("test_resnet", weights="imagenet")
     assert downloads == ["test_resnet"]
 
@@ -165,7 +166,8 @@ def test_a_hub_that_cannot_be_reached_is_not_tried_for_long(
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: "model.safetensors" if cached else None)
-    with pytest.raises(WeightsError, match="broken off" if cached else "timm/test_resnet: no route; fetch its state"):
+    refusal = "broken off" if cached else "timm/test_resnet: no route; download the state"
+    with pytest.raises(WeightsError, match=refusal):
         build("test_resnet", weights="imagenet")
     assert downloads == (["test_resnet"] if cached else [])
 
@@ -191,7 +193,7 @@ def random_weights(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
             [123.675, 116.28, 103.53],
             [
                 "model.backbone.weights=imagenet of timm/test_resnet: trained with"
-                " model.pixel_mean=[127.5,127.5,127.5], which fits them better"
+                " model.pixel_mean=[127.5,127.5,127.5]; use the same options"
             ],
         ),
     ],
@@ -211,9 +213,9 @@ def test_pixel_statistics_of_the_weights_are_told_when_the_config_has_others(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet19", "timm has no 'resnet19', did you mean 'resnet18'"),
-        ("resnet18.nosuch", "timm has no maps of it: Invalid pretrained tag"),
-        ("test_vit", r"its maps have strides \[16, 16, 16\]; a backbone of FCOS needs one of 8, 16 and 32"),
+        ("resnet19", "timm has no network 'resnet19', did you mean 'resnet18'"),
+        ("resnet18.nosuch", "timm cannot extract its feature maps: Invalid pretrained tag"),
+        ("test_vit", r"its maps have strides \[16, 16, 16\]; FCOS needs exactly one map of each stride 8, 16 and 32"),
     ],
 )
 def test_networks_that_are_no_backbones_are_refused(name: str, message: str) -> None:
@@ -245,5 +247,5 @@ def test_a_config_names_it() -> None:
 
 
 def test_a_wrong_option_is_answered_with_those_of_timm() -> None:
-    with pytest.raises(ConfigError, match=r"backbone.stride_in_1x1: no such option; known here: name, weights"):
+    with pytest.raises(ConfigError, match=r"backbone.stride_in_1x1: no such option; known options: name, weights"):
         load_config(None, ["model.backbone.name=timm/resnet18", "model.backbone.stride_in_1x1=true"])

@@ -39,7 +39,7 @@ PHRASES = [
 ]
 
 
-SUMMED_UP = "; left out"
+SUMMED_UP = "; skipped"
 """Part of the warning for every image that an evaluation cannot read; the guide explains the line that counts them."""
 
 
@@ -195,7 +195,7 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
         "classes have no box to learn from",
         "boxes are of a size that no level covers",
         "ends within the warm-up",
-        "have no box; they are all background",
+        "have no boxes; they are used as background",
     ],
     boxes_of_a_pixel: ["are learned by no location"],
     weights_with_a_licence: ["trained with", "mind the licence of these weights"],
@@ -206,11 +206,11 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
     a_missing_checkpoint: ["is missing", "continuing from the one before"],
     nothing_saved: ["nothing was saved in"],
     an_image_that_vanishes: [
-        "another image takes its place",
+        "another image is used instead",
         "images could not be read; their objects count as missed",
     ],
-    broken_and_protruding_boxes: ["left out of the", "sticks out of the image; clipped"],
-    the_same_ids_twice: ["they get new ones"],
+    broken_and_protruding_boxes: ["skipped in the", "extends beyond the image; clipped"],
+    the_same_ids_twice: ["new ids assigned"],
     no_progress: ["stopped early"],
     no_val: ["the last weights, nothing was measured"],
     a_signal: ["interrupted"],

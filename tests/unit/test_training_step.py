@@ -213,7 +213,7 @@ def test_a_run_without_progress_stops_early(
 
 
 def test_patience_needs_evaluations(configure: Callable[..., Config]) -> None:
-    with pytest.raises(ValueError, match="patience counts evaluations; give eval_every, too"):
+    with pytest.raises(ValueError, match="patience counts evaluations; give eval_every as well"):
         configure(patience=2)
 
 

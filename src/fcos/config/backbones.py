@@ -72,12 +72,14 @@ class ResNetConfig(BackboneSection):
 
     @field_validator("offset_groups")
     @classmethod
-    def _equal_parts(cls, groups: int, info: ValidationInfo) -> int:
-        channels = 256 if info.data["name"].startswith("resnext") else 64  # of the 3x3 convolutions of C2
+    def _check_offset_groups(cls, groups: int, info: ValidationInfo) -> int:
+        c2_channels = 256 if info.data["name"].startswith("resnext") else 64  # of the 3x3 convolutions of C2
         for number, stage in enumerate(("C2", "C3", "C4", "C5")):
-            found = channels * 2**number
-            if stage in info.data.get("deformable_stages", ()) and found % groups:
-                raise ValueError(f"must divide the {found} channels of the 3x3 convolutions of {stage}, found {groups}")
+            channels = c2_channels * 2**number
+            if stage in info.data.get("deformable_stages", ()) and channels % groups:
+                raise ValueError(
+                    f"must divide the {channels} channels of the 3x3 convolutions of {stage}, found {groups}"
+                )
         return groups
 
 
@@ -175,7 +177,7 @@ def section_of(name: str) -> type[BackboneSection] | None:
     return next((section for section in SECTIONS if section.claims(name)), None)
 
 
-def _choose(value: Any) -> str:
+def _choose_section(value: Any) -> str:
     """Return the class name of the section for a raw value, or the backbone name itself if it is unknown."""
     if not isinstance(value, dict | BaseModel):
         return ResNetConfig.__name__  # its validation error explains the expected section
@@ -184,4 +186,4 @@ def _choose(value: Any) -> str:
     return str(name) if section is None else section.__name__
 
 
-BackboneConfig = Annotated[BackboneSection, OneOf(SECTIONS, _choose)]
+BackboneConfig = Annotated[BackboneSection, OneOf(SECTIONS, _choose_section)]

@@ -28,29 +28,31 @@ class _Paths(NamedTuple):
     image_list: str | None = None
 
 
-def _coco(images: str, annotations: str) -> _Paths:
+def _coco_paths(images: str, annotations: str) -> _Paths:
     return _Paths(f"coco/annotations/{annotations}.json", f"coco/{images}")
 
 
-def _voc(year: int, split: str) -> _Paths:
+def _voc_paths(year: int, split: str) -> _Paths:
     folder = f"voc/VOC{year}"
     return _Paths(f"{folder}/Annotations", f"{folder}/JPEGImages", f"{folder}/ImageSets/Main/{split}.txt")
 
 
-def _voc_as_coco(year: int, split: str) -> _Paths:
+def _voc_coco_paths(year: int, split: str) -> _Paths:
     return _Paths(f"voc/VOC{year}/Annotations/pascal_{split}{year}.json", f"voc/VOC{year}/JPEGImages")
 
 
 _COCO_2014 = {"train": "train2014", "val": "val2014", "minival": "val2014", "valminusminival": "val2014"}
 _VOC_SPLITS = [(2007, "train"), (2007, "val"), (2007, "test"), (2012, "train"), (2012, "val"), (2012, "test")]
 CATALOG: dict[str, _Paths] = {
-    "coco_2017_train": _coco("train2017", "instances_train2017"),
-    "coco_2017_val": _coco("val2017", "instances_val2017"),
-    "coco_2017_test_dev": _coco("test2017", "image_info_test-dev2017"),
-    **{f"coco_2014_{s}": _coco(images, f"instances_{s}2014") for s, images in _COCO_2014.items()},
-    **{f"keypoints_coco_2014_{s}": _coco(images, f"person_keypoints_{s}2014") for s, images in _COCO_2014.items()},
-    **{f"voc_{year}_{split}": _voc(year, split) for year, split in _VOC_SPLITS},
-    **{f"voc_{year}_{s}_cocostyle": _voc_as_coco(year, s) for year, s in _VOC_SPLITS if (year, s) != (2012, "test")},
+    "coco_2017_train": _coco_paths("train2017", "instances_train2017"),
+    "coco_2017_val": _coco_paths("val2017", "instances_val2017"),
+    "coco_2017_test_dev": _coco_paths("test2017", "image_info_test-dev2017"),
+    **{f"coco_2014_{s}": _coco_paths(images, f"instances_{s}2014") for s, images in _COCO_2014.items()},
+    **{
+        f"keypoints_coco_2014_{s}": _coco_paths(images, f"person_keypoints_{s}2014") for s, images in _COCO_2014.items()
+    },
+    **{f"voc_{year}_{split}": _voc_paths(year, split) for year, split in _VOC_SPLITS},
+    **{f"voc_{year}_{s}_cocostyle": _voc_coco_paths(year, s) for year, s in _VOC_SPLITS if (year, s) != (2012, "test")},
     **{
         f"cityscapes_fine_instanceonly_seg_{split}_cocostyle": _Paths(
             f"cityscapes/annotations/instancesonly_filtered_gtFine_{split}.json", "cityscapes/images"
@@ -83,7 +85,7 @@ def split_of(names: Sequence[str], *, key: str) -> dict[str, list[str]]:
     entries = [CATALOG[name] for name in names]
     lists = [str(root / entry.image_list) for entry in entries if entry.image_list]
     if len(lists) not in (0, len(entries)):
-        raise ConfigError(f"{key}={', '.join(names)}: COCO and Pascal VOC annotations cannot be put together")
+        raise ConfigError(f"{key}={', '.join(names)}: COCO and Pascal VOC annotations cannot be combined")
     split = {
         "annotations": [str(root / entry.annotations) for entry in entries],
         "images": [str(root / entry.images) for entry in entries],

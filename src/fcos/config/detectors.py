@@ -26,7 +26,7 @@ from .backbones import DEFAULT_BACKBONE, BackboneConfig, ResNetConfig
 from .options import RULES, OtherProject, option
 
 _GROUPS = 32  # number of groups of the group norm in `models.layers`
-_ROUNDED: dict[OtherProject, str] = {"fcos_core": "its config holds them, perhaps rounded"}
+_ROUNDED: dict[OtherProject, str] = {"fcos_core": "its config contains them, possibly rounded"}
 _INCLUSIVE: dict[OtherProject, str] = {"fcos_core": "inclusive boxes imply it"}
 
 
@@ -91,7 +91,7 @@ class DetectorConfig(_Section):
 
     @field_validator("backbone", mode="before")
     @classmethod
-    def _default_backbone(cls, value: Any) -> Any:
+    def _set_default_backbone(cls, value: Any) -> Any:
         return {"name": DEFAULT_BACKBONE, **value} if isinstance(value, dict) else value
 
     @property
@@ -159,15 +159,15 @@ class FCOSConfig(DetectorConfig):
         return threshold**2 if self.score == "product" else threshold**0.5
 
     @model_validator(mode="after")
-    def _consistent(self) -> FCOSConfig:
+    def _check_consistency(self) -> FCOSConfig:
         problems = []
         if len(self.strides) != len(self.size_ranges):
-            counts = f"strides has {len(self.strides)} levels but size_ranges {len(self.size_ranges)}"
-            problems.append(f"{counts}; give one range a level")
+            counts = f"strides has {len(self.strides)} levels but size_ranges has {len(self.size_ranges)}"
+            problems.append(f"{counts}; give one range per level")
         if not self.strides or self.strides[0] < 1 or any(b != 2 * a for a, b in pairwise(self.strides)):
             problems.append(f"strides must double from level to level, found {self.strides}")
         if any(high is not None and low > high for low, high in self.size_ranges):
-            problems.append(f"size_ranges must be (lower end, upper end), found {self.size_ranges}")
+            problems.append(f"size_ranges must be pairs (low, high), found {self.size_ranges}")
         if "gn" in (self.fpn.norm, self.head.norm) and self.fpn.channels % _GROUPS:
             problems.append(f"fpn.channels must be a multiple of {_GROUPS} with norm gn, found {self.fpn.channels}")
         if problems:

@@ -67,17 +67,17 @@ def option(
 def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
     """Return the options of a detector's config by dotted key, including those of all variants of a section.
 
-    Fields without a role are left out: they only select a variant (`name` of the detector).
+    Fields without a role are skipped: they only select a variant (`name` of the detector).
     """
-    found: dict[str, OptionInfo] = {}
+    options: dict[str, OptionInfo] = {}
     for key, field in section.model_fields.items():
         for child in _sections_of(field):
             for name, info in options_of(child).items():
-                assert found.setdefault(f"{key}.{name}", info) == info, f"{key}.{name}: variants differ in its roles"
+                assert options.setdefault(f"{key}.{name}", info) == info, f"{key}.{name}: variants differ in its roles"
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "roles" in extra:
-            found[key] = OptionInfo(frozenset(extra["roles"]), extra["needs"], extra["free_for"])  # pyright: ignore[reportArgumentType]
-    return found
+            options[key] = OptionInfo(frozenset(extra["roles"]), extra["needs"], extra["free_for"])  # pyright: ignore[reportArgumentType]
+    return options
 
 
 def info_of(options: Mapping[str, OptionInfo], key: str) -> OptionInfo | None:
@@ -96,7 +96,7 @@ def with_role(options: Mapping[str, OptionInfo], role: Role, *, only: bool = Fal
     Args:
         options: options by dotted key, see `options_of`.
         role: role to select.
-        only: leave out options that also have other roles.
+        only: skip options that also have other roles.
     """
     return [key for key, info in options.items() if role in info.roles and (not only or len(info.roles) == 1)]
 
@@ -152,7 +152,7 @@ class OneOf:
 
 def _sections_of(field: FieldInfo) -> Iterator[type[BaseModel]]:
     """Yield the possible section classes of a field; none if it does not hold a section."""
-    variants = [mark for mark in field.metadata if isinstance(mark, OneOf)]
+    variants = [item for item in field.metadata if isinstance(item, OneOf)]
     if variants:
         yield from variants[0].sections
     elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -18,9 +18,9 @@ _DETECTOR_NAME = "model.name"
 _BACKBONE_NAME = "model.backbone.name"
 _VARIANTS = {section.__name__: section for section in (*DETECTORS.values(), *SECTIONS)}  # names in pydantic's `loc`
 _DEFAULT_VARIANTS = {"model": DETECTORS[DEFAULT_DETECTOR], "backbone": BACKBONES[DEFAULT_BACKBONE]}
-_NAMED = {"model": ("detector", list(DETECTORS)), "backbone": ("backbone", list(BACKBONES))}
+_NAMED_SECTIONS = {"model": ("detector", list(DETECTORS)), "backbone": ("backbone", list(BACKBONES))}
 """Sections selected by `name`: the noun for messages, and the known names."""
-_FIRST = (f"{_DETECTOR_NAME}=", f"{_BACKBONE_NAME}=", "data=", "data.root=")
+_APPLIED_FIRST = (f"{_DETECTOR_NAME}=", f"{_BACKBONE_NAME}=", "data=", "data.root=")
 """Overrides that reset the options of a detector, backbone or data set if they change it."""
 
 
@@ -36,7 +36,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         ConfigError: a string does not have the form `key=value`, or its key treats an option as a section.
     """
     problems = []
-    for override in sorted(overrides, key=lambda text: not text.startswith(_FIRST)):
+    for override in sorted(overrides, key=lambda text: not text.startswith(_APPLIED_FIRST)):
         key, separator, text = override.partition("=")
         if not separator or not all(key.split(".")):
             problems.append(f"override {override!r}: expected key=value, for example train.lr=0.005")
@@ -68,7 +68,7 @@ def validate(tree: dict[str, Any], *, where: str, names: Mapping[str, str] | Non
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
+    *parents, name = key.split(".")
     node: dict[str, Any] = tree
     for depth, parent in enumerate(parents):
         child = node.setdefault(parent, {})
@@ -81,55 +81,55 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     if default is not None and value != node.get("name", default):
         node.clear()  # the options belong to the previous detector or backbone
     if key == "data" and isinstance(node.get("data"), dict) and not isinstance(value, dict):
-        node, last, key = node["data"], "root", "data.root"
+        node, name, key = node["data"], "root", "data.root"
     if key == "data.root":
         for split in ("train", "val", "test"):
             node.pop(split, None)  # the files belong to the previous data set
-    node[last] = value
+    node[name] = value
     if key in ("train.iterations", "train.epochs", "train.max_minutes") and value is not None:
         for other in ("iterations", "epochs", "max_minutes"):
-            if other != last:
+            if other != name:
                 node[other] = None
 
 
 def _fields(location: Sequence[Any]) -> list[str]:
     """Return the option names that are allowed at a location in the tree."""
     section: Any = Config
-    for part in location:
-        if part in _DEFAULT_VARIANTS:
-            section = _DEFAULT_VARIANTS[part]  # unless the location names a variant next
-        elif part in _VARIANTS:
-            section = _VARIANTS[part]
+    for key in location:
+        if key in _DEFAULT_VARIANTS:
+            section = _DEFAULT_VARIANTS[key]  # unless the location names a variant next
+        elif key in _VARIANTS:
+            section = _VARIANTS[key]
         else:
-            field = getattr(section, "model_fields", {}).get(part)
+            field = getattr(section, "model_fields", {}).get(key)
             section = field.annotation if field is not None else None
     return list(getattr(section, "model_fields", {}))
 
 
 def _explain(error: Any, names: Mapping[str, str]) -> str:
     """Return a one-line message for a pydantic error."""
-    place = [part for part in error["loc"] if part not in _VARIANTS]
-    key = ".".join(map(str, place)) or "config"
-    option = ".".join(part for part in place if isinstance(part, str))  # without list indices
+    path = [step for step in error["loc"] if step not in _VARIANTS]
+    key = ".".join(map(str, path)) or "config"
+    option = ".".join(step for step in path if isinstance(step, str))  # without list indices
     if option in names:
         key = f"{names[option]} ({key})"
-    kind, value = error["type"], error["input"]
+    error_type, value = error["type"], error["input"]
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    if kind == "value_error":  # from our validators; messages about a section begin with the option
-        theirs = names.get(f"{option}.{message.partition(' ')[0]}")
-        return f"{theirs} ({key}): {message}" if theirs else f"{key}: {message}"
-    if kind == "extra_forbidden":
+    if error_type == "value_error":  # from our validators; messages about a section begin with the option
+        other_name = names.get(f"{option}.{message.partition(' ')[0]}")
+        return f"{other_name} ({key}): {message}" if other_name else f"{key}: {message}"
+    if error_type == "extra_forbidden":
         *parents, last = error["loc"]
         known = _fields(parents)
-        return f"{key}: no such option{suggest(str(last), known)}; known here: {', '.join(known)}"
-    if kind == "union_tag_invalid":
-        name, (noun, known) = value["name"], _NAMED[place[-1]]
-        hint = suggest(name, known) if isinstance(name, str) else ", as YAML reads it; expected text"
+        return f"{key}: no such option{suggest(str(last), known)}; known options: {', '.join(known)}"
+    if error_type == "union_tag_invalid":
+        name, (noun, known) = value["name"], _NAMED_SECTIONS[path[-1]]
+        hint = suggest(name, known) if isinstance(name, str) else " (as YAML parses it); expected text"
         return f"{key}.name: no {noun} {name!r}{hint}; known: {', '.join(known)}"
-    if kind in ("model_type", "model_attributes_type"):
+    if error_type in ("model_type", "model_attributes_type"):
         return f"{key}: should be a section with options ({', '.join(_fields(error['loc']))}), found {value!r}"
-    if kind == "string_pattern_mismatch":
+    if error_type == "string_pattern_mismatch":
         message = "expected timm/NAME" if value.startswith("timm/") else "expected package.module:function"
-    if kind in ("string_type", "path_type") and isinstance(value, int | float | date):
-        return f"{key}: should be text, found a {type(value).__name__}; quote it twice to keep it text: '\"{value}\"'"
+    if error_type in ("string_type", "path_type") and isinstance(value, int | float | date):
+        return f"{key}: should be text, found {type(value).__name__}; quote it twice to keep it text: '\"{value}\"'"
     return f"{key}: {message}, found {value!r}"

@@ -56,12 +56,12 @@ class SplitConfig(_Section):
     """VOC and YOLO: text file that lists the images of the split; empty: all images."""
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> SplitConfig:
+    def _check_lengths(self) -> SplitConfig:
         annotations, images, lists = (len(paths) for paths in (self.annotations, self.images, self.image_list))
         count = max(annotations, images, lists)
         if annotations not in (0, count) or images not in (0, 1, count) or lists not in (0, count):
             raise ValueError(
-                "annotations, images and image_list must be lists of one length, found"
+                "annotations, images and image_list must be lists of the same length, found"
                 f" {annotations}, {images} and {lists} paths"
             )
         return self
@@ -117,25 +117,25 @@ class DataConfig(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _shorthand(cls, value: Any) -> Any:
+    def _expand_shorthand(cls, value: Any) -> Any:
         return {"root": value} if isinstance(value, str | Path | int | float) else value
 
     @field_validator("short_side", mode="before")
     @classmethod
-    def _one_side(cls, value: Any) -> Any:
+    def _wrap_short_side(cls, value: Any) -> Any:
         return [value] if isinstance(value, int) else value
 
     @field_validator("classes")
     @classmethod
-    def _distinct(cls, classes: list[str] | None) -> list[str] | None:
+    def _check_unique(cls, classes: list[str] | None) -> list[str] | None:
         if classes is not None and len(set(classes)) != len(classes):
-            raise ValueError(f"class names must differ, found {', '.join(classes):.200}")
+            raise ValueError(f"class names must be unique, found {', '.join(classes):.200}")
         return classes
 
     @model_validator(mode="after")
-    def _sides(self) -> DataConfig:
+    def _check_sides(self) -> DataConfig:
         if not self.short_side or min(self.short_side) < 1:
-            raise ValueError(f"short_side must hold positive pixel counts, found {self.short_side}")
+            raise ValueError(f"short_side must contain positive pixel counts, found {self.short_side}")
         if self.short_side_range is not None and not 1 <= self.short_side_range[0] <= self.short_side_range[1]:
             raise ValueError(f"short_side_range must be (smallest, largest), found {self.short_side_range}")
         if self.zoom[0] > self.zoom[1]:
@@ -237,19 +237,19 @@ class TrainConfig(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_length(cls, value: Any) -> Any:
+    def _drop_default_length(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.keys() & {"epochs", "max_minutes"}:  # null as well: then one must be given
             value = {"iterations": None, **value}
         return value
 
     @model_validator(mode="after")
-    def _length(self) -> TrainConfig:
+    def _check_length(self) -> TrainConfig:
         given = [k for k in ("iterations", "epochs", "max_minutes") if getattr(self, k) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of iterations, epochs and max_minutes, found {found}")
         if self.patience is not None and self.eval_every is None:
-            raise ValueError("patience counts evaluations; give eval_every, too")
+            raise ValueError("patience counts evaluations; give eval_every as well")
         return self
 
 

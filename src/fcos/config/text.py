@@ -41,37 +41,37 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML: {error}") from None
 
 
-def suggest(word: str, known: Sequence[str]) -> str:
+def suggest(word: str, known_words: Sequence[str]) -> str:
     """Return a "did you mean" hint with the known word closest to a wrong one; empty if none is close."""
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word, known_words, n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
 
 def annotated_yaml(config: Config) -> str:
     """Return the resolved config as YAML with the description of each option as a comment above it."""
-    return "".join(line + "\n" for line in _lines(config, config.to_dict(), indent=""))
+    return "".join(line + "\n" for line in _annotated_lines(config, config.to_dict(), indent=""))
 
 
-def _lines(section: BaseModel, values: dict[str, Any], *, indent: str) -> Iterator[str]:
+def _annotated_lines(section: BaseModel, values: dict[str, Any], *, indent: str) -> Iterator[str]:
     for key, field in type(section).model_fields.items():
         for text in (field.description or "").splitlines():
             yield f"{indent}# {text}"
         child = getattr(section, key)
         if isinstance(child, BaseModel):
             yield f"{indent}{key}:"
-            yield from _lines(child, values[key], indent=indent + "  ")
+            yield from _annotated_lines(child, values[key], indent=indent + "  ")
         else:
-            yield f"{indent}{key}: {_inline(values[key])}"
+            yield f"{indent}{key}: {_to_inline_yaml(values[key])}"
 
 
-def _inline(value: Any) -> str:
+def _to_inline_yaml(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def changes(first: Config, second: Config) -> list[tuple[str, str, str]]:
     """Return (dotted key, first value, second value) of each option that differs; `-` if a config lacks it."""
-    a, b = ({key: _inline(value) for key, value in flatten(c.to_dict()).items()} for c in (first, second))
+    a, b = ({key: _to_inline_yaml(value) for key, value in flatten(c.to_dict()).items()} for c in (first, second))
     keys = dict.fromkeys([*a, *b])
     return [(key, a.get(key, "-"), b.get(key, "-")) for key in keys if a.get(key) != b.get(key)]
 
@@ -88,5 +88,7 @@ def as_option(value: Any) -> str:
     """Format a value for use after `key=`: no spaces, `null` for None, whole numbers without a decimal point."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(as_option, value))}]"
-    whole = isinstance(value, float) and value.is_integer()
-    return _inline([int(value) if whole else value])[1:-1]  # as a list item, which needs quotes in more cases
+    is_whole = isinstance(value, float) and value.is_integer()
+    return _to_inline_yaml([int(value) if is_whole else value])[
+        1:-1
+    ]  # as a list item, which needs quotes in more cases

@@ -150,9 +150,9 @@ class Zoom(SizeAugmentation):
     def place(self, placement: Placement, drawn: ZoomDraw) -> Placement:
         """Scale the resized image and keep the drawn window."""
         height, width = (max(round(side * drawn.scale), 1) for side in placement.whole)
-        kept = min(placement.size[0], height), min(placement.size[1], width)
+        size = min(placement.size[0], height), min(placement.size[1], width)
         x, y = drawn.window
-        return Placement(kept, (height, width), (round(x * (width - kept[1])), round(y * (height - kept[0]))))
+        return Placement(size, (height, width), (round(x * (width - size[1])), round(y * (height - size[0]))))
 
 
 @dataclass(frozen=True)

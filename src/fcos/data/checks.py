@@ -14,10 +14,10 @@ from .dataset import Annotations
 from .images import OnImage, check_images
 from .source import Problem, Source
 
-_MANY = 1000  # number of images from which a progress bar is shown
+_PROGRESS_BAR_MIN = 1000  # number of images from which a progress bar is shown
 
 
-def checked(
+def check_source(
     source: Source,
     *,
     class_names: Sequence[str] | None,
@@ -51,52 +51,52 @@ def checked(
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
     problems = [*source.problems, *problems, *unknown, *box_problems]
 
-    kept = np.flatnonzero(box_ok)
-    kept = kept[np.argsort(source.image_of[kept], kind="stable")]
-    counts = np.bincount(source.image_of[kept], minlength=len(image_ok))[image_ok]
-    boxes = boxes[kept]
-    areas = source.areas[kept]
-    own_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    from_file = source.unit == "annotation"  # other formats do not store ids
+    order = np.flatnonzero(box_ok)
+    order = order[np.argsort(source.image_of[order], kind="stable")]
+    counts = np.bincount(source.image_of[order], minlength=len(image_ok))[image_ok]
+    boxes = boxes[order]
+    areas = source.areas[order]
+    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    has_file_ids = source.unit == "annotation"  # other formats do not store ids
     images = np.flatnonzero(image_ok)
-    image_ids = _distinct(source.image_ids[images])
+    image_ids = _make_ids_unique(source.image_ids[images])
     encoded = [os.fsencode(source.file_names[i]) for i in images]
     annotations = Annotations(
         root=source.root,
         names=b"".join(encoded),
-        name_offsets=_offsets(np.array([len(name) for name in encoded], dtype=np.int64)),
+        name_offsets=_to_offsets(np.array([len(name) for name in encoded], dtype=np.int64)),
         image_ids=image_ids,
         sizes=sizes[images],
-        offsets=_offsets(counts),
+        offsets=_to_offsets(counts),
         boxes=boxes,
-        labels=labels[kept],
-        crowd=source.crowd[kept],
-        areas=np.where(areas > 0, areas, own_areas).astype(np.float32),
-        annotation_ids=_distinct(source.numbers[kept]) if from_file else np.arange(1, len(kept) + 1),
+        labels=labels[order],
+        crowd=source.crowd[order],
+        areas=np.where(areas > 0, areas, box_areas).astype(np.float32),
+        annotation_ids=_make_ids_unique(source.numbers[order]) if has_file_ids else np.arange(1, len(order) + 1),
         class_names=names,
         category_ids=_category_ids(source, names, category_ids),
     )
-    renamed = int((image_ids != source.image_ids[images]).sum())
-    if renamed and from_file:
-        message = f"{plural(renamed, 'image')} with the id of another file's image; they get new ones"
+    num_new_ids = int((image_ids != source.image_ids[images]).sum())
+    if num_new_ids and has_file_ids:
+        message = f"{plural(num_new_ids, 'image')} with an id that another file also uses; new ids assigned"
         problems.append(Problem("repeated image id", str(source.root), "", message, "warning"))
-    without = int((counts == 0).sum())
-    if without:
-        message = f"{without} of {len(images)} images have no box; they are all background"
+    num_without_boxes = int((counts == 0).sum())
+    if num_without_boxes:
+        message = f"{num_without_boxes} of {len(images)} images have no boxes; they are used as background"
         problems.append(Problem("image without boxes", str(source.root), "", message, "warning"))
     return annotations, problems
 
 
-def _distinct(ids: np.ndarray) -> np.ndarray:
+def _make_ids_unique(ids: np.ndarray) -> np.ndarray:
     """Replace repeated ids [I], except for their first occurrence, by unused ones. Concatenated files may share ids."""
     _, first = np.unique(ids, return_index=True)
-    again = np.setdiff1d(np.arange(len(ids)), first)
+    repeated = np.setdiff1d(np.arange(len(ids)), first)
     ids = ids.copy()
-    ids[again] = ids.max(initial=0) + 1 + np.arange(len(again))
+    ids[repeated] = ids.max(initial=0) + 1 + np.arange(len(repeated))
     return ids
 
 
-def _offsets(counts: np.ndarray) -> np.ndarray:
+def _to_offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
@@ -106,18 +106,18 @@ def _check_images(
     """Return a mask of the usable images [I], the image sizes [I, 2] as displayed, and the problems."""
     paths = [source.path(i) for i in range(len(source.file_names))]
     usable, sizes, problems = np.ones(len(paths), dtype=bool), np.zeros((len(paths), 2), dtype=np.int32), []
-    with progress_bar("checking images", shown=len(paths) >= _MANY) as update:
+    with progress_bar("checking images", shown=len(paths) >= _PROGRESS_BAR_MIN) as update:
         for i, check in enumerate(check_images(paths, decode=decode, on_image=on_image)):
             sizes[i] = check.size
             declared = tuple(source.sizes[i].tolist())
             # Some tools write the size before the EXIF rotation, others after it. Boxes refer to the rotated image.
-            accepted = ((0, 0), check.size, check.size[::-1] if check.turned else check.size)
+            accepted = ((0, 0), check.size, check.size[::-1] if check.is_rotated else check.size)
             message = check.problem
             kind = "missing image" if message == "no such file" else "unreadable image"
             if message is None and declared not in accepted:
                 kind = "wrong image size"
-                (height, width), said = check.size, f"{declared[1]}x{declared[0]}"
-                message = f"{source.annotation_file(i)} says {said} but the image is {width}x{height}"
+                (height, width), declared_size = check.size, f"{declared[1]}x{declared[0]}"
+                message = f"{source.annotation_file(i)} says {declared_size} but the image is {width}x{height}"
             if message is not None:
                 usable[i] = False
                 problems.append(Problem(kind, str(paths[i]), f"image {source.image_ids[i]}", message))
@@ -127,26 +127,26 @@ def _check_images(
 
 def _map_labels(source: Source, names: Sequence[str]) -> tuple[np.ndarray, list[Problem]]:
     """Return labels [B] as positions in `names`, -1 if absent, and one problem per unknown class that has boxes."""
-    position = {name: label for label, name in enumerate(names)}
-    new_label = np.array([position.get(name, -1) for name in source.class_names], dtype=np.int64)
+    label_of_name = {name: label for label, name in enumerate(names)}
+    new_labels = np.array([label_of_name.get(name, -1) for name in source.class_names], dtype=np.int64)
     problems = []
-    for old in np.flatnonzero(new_label < 0):
+    for old in np.flatnonzero(new_labels < 0):
         boxes = np.flatnonzero(source.labels == old)
         if len(boxes):
-            count, known = plural(len(boxes), "box"), f"{', '.join(names):.200}"
-            message = f"{count} of class {source.class_names[old]!r}, which is none of {known}"
+            count, expected = plural(len(boxes), "box"), f"{', '.join(names):.200}"
+            message = f"{count} of class {source.class_names[old]!r}; expected one of {expected}"
             problems.append(source.box_problem(int(boxes[0]), "unknown class", message))
-    labels = new_label[source.labels] if len(source.labels) else source.labels
+    labels = new_labels[source.labels] if len(source.labels) else source.labels
     return labels, problems
 
 
-def _category_ids(source: Source, names: Sequence[str], wanted: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the id of every name: the source's id, else the wanted id if free, else the largest id in use plus 1."""
+def _category_ids(source: Source, names: Sequence[str], preferred: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the id of every name: the source's id, else the preferred one if free, else the largest id plus 1."""
     ids = dict(zip(source.class_names, source.category_ids, strict=True))
     for label, name in enumerate(names):
         if name not in ids:
-            taken = set(ids.values())
-            ids[name] = wanted[label] if wanted and wanted[label] not in taken else max(taken, default=0) + 1
+            used = set(ids.values())
+            ids[name] = preferred[label] if preferred and preferred[label] not in used else max(used, default=0) + 1
     return tuple(ids[name] for name in names)
 
 
@@ -170,21 +170,23 @@ def _check_boxes(
     clipped = (np.abs(boxes - raw) > 0.5).any(axis=1)
     problems: list[Problem] = []
     for i in np.flatnonzero(candidates & ~finite):
-        problems.append(source.box_problem(int(i), "box without numbers", "its box is not four finite numbers"))
+        problems.append(
+            source.box_problem(int(i), "box without numbers", "its box does not consist of four finite numbers")
+        )
     remaining = candidates & finite
     for kind, mask, text in (
-        ("inverted box", inverted, "ends before it begins"),
-        ("box outside image", outside & ~(extent == 0).any(axis=1), "lies outside the image"),
+        ("inverted box", inverted, "has x2 < x1 or y2 < y1"),
+        ("box outside image", outside & ~(extent == 0).any(axis=1), "is outside the image"),
         ("empty box", empty, "has no area"),
     ):
         bad = np.flatnonzero(remaining & mask)
-        problems += [source.box_problem(int(i), kind, f"{_show(raw[i], frames[i])} {text}") for i in bad]
+        problems += [source.box_problem(int(i), kind, f"{_format_box(raw[i], frames[i])} {text}") for i in bad]
         remaining[bad] = False
     for i in np.flatnonzero(remaining & clipped):
-        message = f"{_show(raw[i], frames[i])} sticks out of the image; clipped"
+        message = f"{_format_box(raw[i], frames[i])} extends beyond the image; clipped"
         problems.append(source.box_problem(int(i), "clipped box", message, "warning"))
     return boxes, remaining, problems
 
 
-def _show(box: np.ndarray, frame: np.ndarray) -> str:
+def _format_box(box: np.ndarray, frame: np.ndarray) -> str:
     return f"box x1 y1 x2 y2 = {' '.join(f'{v:g}' for v in box)} of the {frame[0]:g}x{frame[1]:g} image"

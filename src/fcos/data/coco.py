@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import DataError
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, folder_with
 
-_KIND_NAMES = {int: "an integer from 0", str: "text", list: "a list of four numbers"}
+_KIND_NAMES = {int: "an integer >= 0", str: "a string", list: "a list of four numbers"}
 _Reporter = Callable[[str, str, str], None]
 
 
@@ -41,15 +41,15 @@ def find(root: Path, split: Split) -> SplitFiles | None:
         DataError: several files match.
     """
     names = SPLIT_NAMES[split]
-    stem = re.compile(rf"(instances_)?({'|'.join(names)})(_?\d{{4}})?")
-    found = [p for folder in (root, root / "annotations") for p in folder.glob("*.json") if stem.fullmatch(p.stem)]
-    found += [p for name in names for p in (root / name).glob("_annotations.coco.json")]
-    if len(found) > 1:
+    pattern = re.compile(rf"(instances_)?({'|'.join(names)})(_?\d{{4}})?")
+    paths = [p for folder in (root, root / "annotations") for p in folder.glob("*.json") if pattern.fullmatch(p.stem)]
+    paths += [p for name in names for p in (root / name).glob("_annotations.coco.json")]
+    if len(paths) > 1:
         raise DataError(
-            f"{root}: several files for {split}: {', '.join(sorted(str(p.relative_to(root)) for p in found))};"
+            f"{root}: found several files for {split}: {', '.join(sorted(str(p.relative_to(root)) for p in paths))};"
             f" choose one with data.{split}.annotations=FILE"
         )
-    return SplitFiles(found[0], image_folders(found[0], split)) if found else None
+    return SplitFiles(paths[0], image_folders(paths[0], split)) if paths else None
 
 
 def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
@@ -80,17 +80,17 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """
     assert files.annotations is not None
     path = files.annotations
-    images, annotations, categories = _load(path)
+    images, annotations, categories = _load_lists(path)
     problems: list[Problem] = []
 
     def report(kind: str, where: str, message: str) -> None:
         problems.append(Problem(kind, str(path), where, message))
 
-    images = _usable(images, "image", {"id": int, "file_name": str}, report)
+    images = _select_usable(images, "image", {"id": int, "file_name": str}, report)
     images.sort(key=lambda image: image["id"])
     schema = {"id": int, "image_id": int, "category_id": int, "bbox": list}
-    annotations = _usable(_numbered(annotations), "annotation", schema, report)
-    ids, names = _classes(path, categories, {a["category_id"] for a in annotations})
+    annotations = _select_usable(_add_missing_ids(annotations), "annotation", schema, report)
+    ids, names = _read_classes(path, categories, {a["category_id"] for a in annotations})
 
     image_of = _positions([a["image_id"] for a in annotations], [image["id"] for image in images])
     labels = _positions([a["category_id"] for a in annotations], ids)
@@ -100,10 +100,10 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     for position in np.flatnonzero((labels < 0) & (image_of >= 0)):
         a = annotations[position]
         report("unknown category", f"annotation {a['id']}", f"its category_id {a['category_id']} is not in the file")
-    known = np.flatnonzero((image_of >= 0) & (labels >= 0))
-    annotations = [annotations[i] for i in known]
+    valid = np.flatnonzero((image_of >= 0) & (labels >= 0))
+    annotations = [annotations[i] for i in valid]
 
-    boxes = _boxes(annotations)
+    boxes = _read_boxes(annotations)
     with np.errstate(invalid="ignore"):  # infinite values are reported later
         boxes[:, 2:] += boxes[:, :2]
     file_names = [image["file_name"] for image in images]
@@ -111,14 +111,14 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         root=folder_with(files.images, file_names),
         file_names=file_names,
         image_ids=np.array([image["id"] for image in images], dtype=np.int64),
-        sizes=np.array([_size(image) for image in images], dtype=np.int32).reshape(-1, 2),
+        sizes=np.array([_read_size(image) for image in images], dtype=np.int32).reshape(-1, 2),
         annotation_files=[path],
         unit="annotation",
-        image_of=image_of[known],
+        image_of=image_of[valid],
         boxes=boxes,
-        labels=labels[known],
+        labels=labels[valid],
         crowd=np.array([bool(a.get("iscrowd")) for a in annotations], dtype=bool),
-        areas=np.array([_number(a.get("area")) for a in annotations], dtype=np.float64),
+        areas=np.array([_to_float(a.get("area")) for a in annotations], dtype=np.float64),
         numbers=np.array([a["id"] for a in annotations], dtype=np.int64),
         class_names=names,
         category_ids=ids,
@@ -126,9 +126,9 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     )
 
 
-def _load(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
+def _load_lists(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
     try:
-        tree = json.loads(path.read_bytes(), object_hook=_without_polygons)
+        tree = json.loads(path.read_bytes(), object_hook=_drop_segmentation)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -137,27 +137,28 @@ def _load(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
         found = ", ".join(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
         raise DataError(
-            f"{path}: expected a COCO file, an object with the lists {', '.join(keys)}; found {found or 'none'}"
+            f"{path}: expected a COCO file, an object with the lists {', '.join(keys)};"
+            f" found {found or 'an empty object'}"
         )
     return tree["images"], tree["annotations"], tree["categories"]
 
 
-def _without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
+def _drop_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
     """Drop the unused segmentation of a JSON object during parsing. Segmentations make up most of a large file."""
     entry.pop("segmentation", None)
     return entry
 
 
-def _usable(entries: list[Any], what: str, schema: dict[str, type], report: _Reporter) -> list[dict[str, Any]]:
+def _select_usable(entries: list[Any], noun: str, schema: dict[str, type], report: _Reporter) -> list[dict[str, Any]]:
     """Return the entries that have all keys of the schema and a unique id; report the others."""
     usable, seen = [], set()
     for position, entry in enumerate(entries):
-        flaw = _flaw(entry, schema)
+        flaw = _find_flaw(entry, schema)
         if flaw is not None:
-            where = f"{what} {entry.get('id')}" if isinstance(entry, dict) else f"{what} at position {position}"
-            report(f"broken {what}", where, flaw)
+            where = f"{noun} {entry.get('id')}" if isinstance(entry, dict) else f"{noun} at position {position}"
+            report(f"broken {noun}", where, flaw)
         elif entry["id"] in seen:
-            report(f"duplicated {what} id", f"{what} {entry['id']}", f"another {what} has the same id")
+            report(f"duplicated {noun} id", f"{noun} {entry['id']}", f"another {noun} has the same id")
         else:
             seen.add(entry["id"])
             usable.append(entry)
@@ -169,51 +170,51 @@ def _is_id(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _flaw(entry: Any, schema: dict[str, type]) -> str | None:
+def _find_flaw(entry: Any, schema: dict[str, type]) -> str | None:
     if type(entry) is not dict:
         return f"expected an object, found {entry!r:.60}"
-    for key, kind in schema.items():
+    for key, expected_type in schema.items():
         value: Any = entry.get(key)
-        if type(value) is not kind or (kind is int and not _is_id(value)):
-            found = f"found {value!r:.60}" if key in entry else "which is missing"
-            return f"expected {key} ({_KIND_NAMES[kind]}), {found}"
+        if type(value) is not expected_type or (expected_type is int and not _is_id(value)):
+            found = f"found {value!r:.60}" if key in entry else "found none"
+            return f"expected {key} ({_KIND_NAMES[expected_type]}), {found}"
     return None
 
 
-def _numbered(annotations: list[Any]) -> list[Any]:
+def _add_missing_ids(annotations: list[Any]) -> list[Any]:
     """Give annotations without an id consecutive ids above the largest existing one."""
-    bare = [position for position, a in enumerate(annotations) if type(a) is dict and a.get("id") is None]
-    if bare:
+    without_id = [position for position, a in enumerate(annotations) if type(a) is dict and a.get("id") is None]
+    if without_id:
         annotations = annotations.copy()
-        taken = (a["id"] for a in annotations if type(a) is dict and type(a.get("id")) is int)
-        for number, position in enumerate(bare, start=1 + max(taken, default=0)):
+        used_ids = (a["id"] for a in annotations if type(a) is dict and type(a.get("id")) is int)
+        for number, position in enumerate(without_id, start=1 + max(used_ids, default=0)):
             annotations[position] = {**annotations[position], "id": number}
     return annotations
 
 
-def _classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[int], list[str]]:
+def _read_classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[int], list[str]]:
     """Return the ids and names of the classes in the order of the file; `used` are the ids that have annotations."""
     for c in categories:
         if not isinstance(c, dict) or not _is_id(c.get("id")) or not isinstance(c.get("name"), str):
-            raise DataError(f"{path}: every category needs an id (an integer from 0) and a name, found {c!r:.80}")
+            raise DataError(f"{path}: every category needs an id (an integer >= 0) and a name, found {c!r:.80}")
     parents = {c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]}
     classes = [c for c in categories if c["id"] in used or c["name"] not in parents]
     for key in ("id", "name"):
         values = [c[key] for c in classes]
-        twice = sorted({repr(v) for v in values if values.count(v) > 1})
-        if twice:
-            raise DataError(f"{path}: categories with the same {key}: {', '.join(twice)}")
+        repeated = sorted({repr(v) for v in values if values.count(v) > 1})
+        if repeated:
+            raise DataError(f"{path}: categories with the same {key}: {', '.join(repeated)}")
     # JSON may hold lone surrogates (\udce9), which cannot be encoded.
     return [c["id"] for c in classes], [c["name"].encode("utf-8", "backslashreplace").decode() for c in classes]
 
 
-def _positions(values: list[int], known: list[int]) -> np.ndarray:
-    """Return the position of each value in `known`, -1 if absent: int64 [len(values)]."""
-    position = {value: i for i, value in enumerate(known)}
-    return np.array([position.get(value, -1) for value in values], dtype=np.int64)
+def _positions(values: list[int], targets: list[int]) -> np.ndarray:
+    """Return the position of each value in `targets`, -1 if absent: int64 [len(values)]."""
+    position_of = {value: i for i, value in enumerate(targets)}
+    return np.array([position_of.get(value, -1) for value in values], dtype=np.int64)
 
 
-def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
+def _read_boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
     """Return XYWH boxes, float64 [B, 4]; NaN for values that are not numbers."""
     try:
         boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
@@ -225,18 +226,18 @@ def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
     for row, annotation in zip(boxes, annotations, strict=True):
         box = annotation["bbox"]
         if len(box) == 4:
-            row[:] = [_number(v) for v in box]
+            row[:] = [_to_float(v) for v in box]
     return boxes
 
 
-def _size(image: dict[str, Any]) -> tuple[int, int]:
+def _read_size(image: dict[str, Any]) -> tuple[int, int]:
     """Return (height, width) as annotated, or zeros if absent or invalid; the image file then gives the size."""
     height, width = image.get("height", 0), image.get("width", 0)
-    known = all(type(side) is int and abs(side) < 2**31 for side in (height, width))
-    return (height, width) if known else (0, 0)
+    is_valid = all(type(side) is int and abs(side) < 2**31 for side in (height, width))
+    return (height, width) if is_valid else (0, 0)
 
 
-def _number(value: Any) -> float:
+def _to_float(value: Any) -> float:
     """Return a value as float; NaN if it is not a number or too large for a float."""
     try:
         return float(value) if isinstance(value, int | float) else np.nan

@@ -97,8 +97,8 @@ class Annotations:
     def inclusive(self) -> Annotations:
         """Return a copy with the original's inclusive boxes, without boxes whose width or height is a pixel or less."""
         image_of = self.image_of
-        boxes, kept = to_inclusive(torch.from_numpy(self.boxes), torch.from_numpy(self.sizes[image_of]))
-        mask = kept.numpy()
+        boxes, is_kept = to_inclusive(torch.from_numpy(self.boxes), torch.from_numpy(self.sizes[image_of]))
+        mask = is_kept.numpy()
         counts = np.bincount(image_of[mask], minlength=len(self))
         return replace(
             self,
@@ -121,7 +121,7 @@ class Annotations:
         columns = (self.annotation_ids, self.image_ids[self.image_of], categories, boxes, self.areas, self.crowd)
         return {
             "images": [
-                {"id": image_id, "file_name": _unicode(self.file_name(i)), "height": height, "width": width}
+                {"id": image_id, "file_name": _escape_invalid(self.file_name(i)), "height": height, "width": width}
                 for i, (image_id, (height, width)) in enumerate(
                     zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
                 )
@@ -136,7 +136,7 @@ class Annotations:
         }
 
 
-def _unicode(name: str) -> str:
+def _escape_invalid(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -192,7 +192,9 @@ class DetectionDataset:
         image = open_rgb(path)
         height, width = self.annotations.sizes[index].tolist()
         if (image.height, image.width) != (height, width):
-            raise DataError(f"{path}: is {image.width}x{image.height}, was {width}x{height} when the data was checked")
+            raise DataError(
+                f"{path}: is {image.width}x{image.height}, but was {width}x{height} when the data was checked"
+            )
         span = self.annotations.span(index)
         columns = (self.annotations.boxes, self.annotations.labels, self.annotations.crowd)
         objects = Objects(*(torch.from_numpy(column[span]) for column in columns))
@@ -202,5 +204,5 @@ class DetectionDataset:
         except DataError as error:  # the user's transform failed; this must neither end a run nor cost an image
             warning = f"{path}: {error}; the image is used without this transform"
             pixels, objects = replace(self.transform, user=None)(image, objects, seed=seed)
-        others = tuple(view(image, seed=seed).image for view in self.more_views)
-        return Sample(pixels, objects, index, others, warning)
+        more_views = tuple(view(image, seed=seed).image for view in self.more_views)
+        return Sample(pixels, objects, index, more_views, warning)

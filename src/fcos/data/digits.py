@@ -89,7 +89,7 @@ def make_digits(
         if not low <= value <= high:
             raise DataError(f"samples digits: {name} must be {low}..{high}, found {value}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"samples digits: {folder} exists already; give a new or an empty folder")
+        raise DataError(f"samples digits: {folder} already exists; give a new or empty folder")
     photographs, scans = _read_photographs(), _read_scans(classes)
     (folder / "images").mkdir(parents=True)
     done, total = 0, train_images + val_images
@@ -98,7 +98,7 @@ def make_digits(
         annotations: list[dict[str, Any]] = []
         for index in range(count):
             rng = np.random.default_rng([seed, split == "val", index])
-            scene, objects = _scene(photographs[split], scans[split], size, rng)
+            scene, objects = _draw_scene(photographs[split], scans[split], size, rng)
             name = f"{split}_{index:04}.jpg"
             scene.save(folder / "images" / name, quality=92)
             images.append({"id": index + 1, "file_name": f"images/{name}", "width": size, "height": size})
@@ -140,35 +140,35 @@ def _read_scans(classes: int) -> dict[str, list[tuple[np.ndarray, int]]]:
     return scans
 
 
-def _scene(
+def _draw_scene(
     photographs: Sequence[Image.Image], scans: Sequence[tuple[np.ndarray, int]], size: int, rng: np.random.Generator
 ) -> tuple[Image.Image, list[tuple[int, tuple[int, int, int, int]]]]:
     """Draw one scene; return it with (label, (x1, y1, x2, y2)) of every digit, in integer pixels."""
-    scene = _background(photographs[int(rng.integers(len(photographs)))], size, rng)
-    top = np.full((size, size), -1)  # [S, S] index of the visible digit, -1: photograph
+    scene = _crop_background(photographs[int(rng.integers(len(photographs)))], size, rng)
+    visible_digit = np.full((size, size), -1)  # [S, S] index of the visible digit, -1: photograph
     pixels: list[int] = []  # number of opaque pixels of every digit
     objects: list[tuple[int, tuple[int, int, int, int]]] = []
     for _ in range(rng.integers(*DIGITS_PER_IMAGE, endpoint=True)):
         scan, label = scans[int(rng.integers(len(scans)))]
         side = round(size * rng.uniform(*DIGIT_SIDE))
-        digit = _sticker(scan, side, angle=rng.uniform(-MAX_ROTATION, MAX_ROTATION), rng=rng)
+        digit = _draw_digit(scan, side, angle=rng.uniform(-MAX_ROTATION, MAX_ROTATION), rng=rng)
         opaque = np.asarray(digit.getchannel("A")) >= 128
         height, width = opaque.shape
-        for _ in range(20):  # attempts; a digit that does not fit is left out
+        for _ in range(20):  # attempts; a digit that does not fit is skipped
             x, y = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
-            candidate = top.copy()
+            candidate = visible_digit.copy()
             candidate[y : y + height, x : x + width][opaque] = len(pixels)
             visible = np.bincount(candidate[candidate >= 0], minlength=len(pixels) + 1)
             if all(visible[k] >= (1 - MAX_COVERED) * count for k, count in enumerate(pixels)):
                 scene.paste(digit, (x, y), digit)
-                top = candidate
+                visible_digit = candidate
                 pixels.append(int(opaque.sum()))
                 objects.append((label, (x, y, x + width, y + height)))
                 break
     return scene, objects
 
 
-def _background(photograph: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+def _crop_background(photograph: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
     """Return a random square of the photograph, 40-100% of its shorter side, flipped with probability 0.5."""
     side = int(rng.uniform(0.4, 1.0) * min(photograph.size))
     x, y = int(rng.integers(photograph.width - side + 1)), int(rng.integers(photograph.height - side + 1))
@@ -176,7 +176,7 @@ def _background(photograph: Image.Image, size: int, rng: np.random.Generator) ->
     return ImageOps.mirror(square) if rng.random() < 0.5 else square
 
 
-def _sticker(scan: np.ndarray, side: int, *, angle: float, rng: np.random.Generator) -> Image.Image:
+def _draw_digit(scan: np.ndarray, side: int, *, angle: float, rng: np.random.Generator) -> Image.Image:
     """Enlarge a scan [8, 8] to about `side` pixels, rotate it (degrees) and colour it.
 
     Returns:

@@ -28,9 +28,9 @@ def resize_size(height: int, width: int, short_side: int, max_side: int | None) 
     Source: units/resize_rule of the recorded original. A reduced short side is rounded and the long side is truncated,
     so the long side may exceed `max_side` if the image is very long. Ours: the size is at least one pixel.
     """
-    small, large = min(height, width), max(height, width)
-    if max_side is not None and large / small * short_side > max_side:
-        short_side = max(round(max_side * small / large), 1)
+    short, long = min(height, width), max(height, width)
+    if max_side is not None and long / short * short_side > max_side:
+        short_side = max(round(max_side * short / long), 1)
     if height <= width:
         return short_side, int(short_side * width / height)
     return int(short_side * height / width), short_side
@@ -81,8 +81,8 @@ def flip_boxes(boxes: Tensor, width: int, convention: BoxConvention) -> Tensor:
         convention: box convention.
     """
     x1, y1, x2, y2 = boxes.unbind(-1)
-    last = width if convention == "continuous" else width - 1
-    return torch.stack([last - x2, y1, last - x1, y2], dim=-1)
+    right_edge = width if convention == "continuous" else width - 1
+    return torch.stack([right_edge - x2, y1, right_edge - x1, y2], dim=-1)
 
 
 def crop_boxes(
@@ -100,11 +100,11 @@ def crop_boxes(
         The boxes [M, 4] in pixels of the window, and the visible fraction [M] of each box's area.
     """
     moved = boxes - boxes.new_tensor([*origin, *origin])
-    cut = clip(moved, size, convention=convention)
-    left = area(cut, convention=convention) / area(moved, convention=convention)
+    clipped = clip(moved, size, convention=convention)
+    visible = area(clipped, convention=convention) / area(moved, convention=convention)
     # An inclusive box outside the window still covers the pixels of its edge.
     outside = (moved[:, 2:] < 0).any(dim=1) | (moved[:, :2] > moved.new_tensor([size[1], size[0]])).any(dim=1)
-    return cut, left.masked_fill(outside, 0.0)
+    return clipped, visible.masked_fill(outside, 0.0)
 
 
 def to_inclusive(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,8 +120,11 @@ def to_inclusive(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         The boxes [B, 4], and a mask [B] of the boxes that keep x2 > x1 and y2 > y1. The original drops the other boxes,
         whose width or height is a pixel or less.
     """
-    corner, far = boxes[:, :2], boxes[:, 2:]
-    last = sizes.flip(1).to(boxes) - 1
-    corner, far = torch.minimum(corner, last), torch.minimum(torch.maximum(far - 1, corner), last)
+    top_left, bottom_right = boxes[:, :2], boxes[:, 2:]
+    last_pixel = sizes.flip(1).to(boxes) - 1
+    top_left, bottom_right = (
+        torch.minimum(top_left, last_pixel),
+        torch.minimum(torch.maximum(bottom_right - 1, top_left), last_pixel),
+    )
     # A tolerance instead of > 0: in float32, x1 + 1 - 1 may differ from x1.
-    return torch.cat([corner, far], dim=1), (far - corner > 1e-3).all(dim=1)
+    return torch.cat([top_left, bottom_right], dim=1), (bottom_right - top_left > 1e-3).all(dim=1)

@@ -47,7 +47,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise DataError("floating-point pixels have no known range; convert the image to 8 or 16 bits")
+        raise DataError("the range of floating-point pixels is unknown; convert the image to 8 or 16 bits")
     if image.mode.startswith("I"):  # I;16, I;16B, ...: 16 bits; I: 32 bits, also used by Pillow for 16-bit files
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
     if image.has_transparency_data:
@@ -66,7 +66,7 @@ def describe_failure(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, or damaged at the start"
+        return "not an image, or the start of the file is damaged"
     return f"cannot be read: {error or type(error).__name__}"
 
 
@@ -75,12 +75,12 @@ class ImageCheck(NamedTuple):
 
     Attributes:
         size: (height, width) as displayed, (0, 0) if there is a problem.
-        turned: True if the EXIF orientation rotates the image by 90 degrees.
+        is_rotated: True if the EXIF orientation rotates the image by 90 degrees.
         problem: reason why the image cannot be read, or None.
     """
 
     size: tuple[int, int]
-    turned: bool = False
+    is_rotated: bool = False
     problem: str | None = None
 
 
@@ -95,45 +95,45 @@ def check_image(path: str | Path, *, decode: bool, on_image: OnImage | None = No
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:  # open file as in open_rgb
-            turned = _orientation(image, path) in (5, 6, 7, 8)
-            width, height = reversed(image.size) if turned else image.size
-            if decode or not _ends_well(image, path):
+            is_rotated = _read_orientation(image, path) in (5, 6, 7, 8)
+            width, height = reversed(image.size) if is_rotated else image.size
+            if decode or not _has_end_marker(image, path):
                 image.load()
-                shown = to_rgb(image)
-                width, height = shown.size  # on loading, Pillow applies the EXIF rotation to TIFFs only
+                rgb = to_rgb(image)
+                width, height = rgb.size  # on loading, Pillow applies the EXIF rotation to TIFFs only
                 if on_image is not None:
-                    on_image(Path(path), shown)
+                    on_image(Path(path), rgb)
     except Exception as error:  # any exception, as in open_rgb
         return ImageCheck((0, 0), problem=describe_failure(error))
-    return ImageCheck((height, width), turned)
+    return ImageCheck((height, width), is_rotated)
 
 
 def check_images(paths: Sequence[Path], *, decode: bool, on_image: OnImage | None = None) -> Iterator[ImageCheck]:
     """Check many files in threads; yield the results in order. `decode` and `on_image` are passed to `check_image`."""
 
-    def check_some(some: Sequence[Path]) -> list[ImageCheck]:
-        return [check_image(path, decode=decode, on_image=on_image) for path in some]
+    def check_chunk(chunk: Sequence[Path]) -> list[ImageCheck]:
+        return [check_image(path, decode=decode, on_image=on_image) for path in chunk]
 
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
-        for checks in pool.map(check_some, [paths[i : i + 64] for i in range(0, len(paths), 64)]):
+        for checks in pool.map(check_chunk, [paths[i : i + 64] for i in range(0, len(paths), 64)]):
             yield from checks
 
 
-def _orientation(image: Image.Image, path: str | Path) -> int:
+def _read_orientation(image: Image.Image, path: str | Path) -> int:
     # A PNG may store it after the pixels. To find it, Pillow would decode the pixels of every file.
     if image.format == "PNG" and not any("exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info):
-        end = _end(path, 1 << 16)
+        end = _read_end(path, 1 << 16)
         if b"eXIf" not in end and b"XML:com.adobe.xmp" not in end:
             return 1
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def _ends_well(image: Image.Image, path: str | Path) -> bool:
+def _has_end_marker(image: Image.Image, path: str | Path) -> bool:
     marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(image.format or "")
-    return marker is not None and _end(path, len(marker)) == marker
+    return marker is not None and _read_end(path, len(marker)) == marker
 
 
-def _end(path: str | Path, length: int) -> bytes:
+def _read_end(path: str | Path, length: int) -> bytes:
     """Return the last `length` bytes of a file."""
     with open(path, "rb") as file:
         file.seek(-min(length, file.seek(0, os.SEEK_END)), os.SEEK_END)

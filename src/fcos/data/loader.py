@@ -28,7 +28,7 @@ from .transforms import Transform, detection_views, train_transform
 
 logger = logging.getLogger(__name__)
 
-_MOST_WARNINGS = 20
+_MAX_WARNINGS = 20
 """Largest number of failures of the user's transform that are reported."""
 
 
@@ -89,7 +89,7 @@ class _Loaded(NamedTuple):
     counts: tuple[int, ...] = ()
     warnings: Sequence[str] = ()
 
-    def unpacked(self) -> Batch | None:
+    def unpack(self) -> Batch | None:
         """Return the batch with the ground truth of each image."""
         if self.batch is None or self.objects is None:
             return self.batch
@@ -121,22 +121,22 @@ class _Reader:
             counts = tuple(len(sample.objects) for sample in samples)
             warnings = [sample.warning for sample in samples if sample.warning]
             return _Loaded(batch._replace(targets=None), errors, objects, counts, warnings)
-        seen = [sample.more_views for sample in samples]
-        more = pad_views(seen, self.dataset.more_views, size_divisor=self.size_divisor)
-        return _Loaded(batch._replace(targets=None, more_views=more), errors)
+        views = [sample.more_views for sample in samples]
+        more_views = pad_views(views, self.dataset.more_views, size_divisor=self.size_divisor)
+        return _Loaded(batch._replace(targets=None, more_views=more_views), errors)
 
 
 class Loader:
     """Iterable of batches.
 
     Attributes:
-        left_out: number of times that an unreadable image was replaced (training) or skipped (detection).
+        num_skipped: number of times that an unreadable image was replaced (training) or skipped (detection).
     """
 
     def __init__(
         self, reader: _Reader, batches: Callable[[], Iterable[Sequence[SeededIndex]]], *, workers: int
     ) -> None:
-        self.left_out = 0
+        self.num_skipped = 0
         self._reader, self._batches, self._workers = reader, batches, workers
 
     def __iter__(self) -> Iterator[Batch]:
@@ -146,35 +146,35 @@ class Loader:
             self._reader,  # pyright: ignore[reportArgumentType]
             sampler=self._batches(),
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=_identity,
             num_workers=self._workers,
-            worker_init_fn=_leave_the_group,
+            worker_init_fn=_leave_process_group,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
-        what_now = "another image takes its place" if self._reader.training else "left out"
-        told: set[str] = set()
-        failures = 0  # number of failures of the user's transform
+        consequence = "another image is used instead" if self._reader.training else "skipped"
+        logged: set[str] = set()
+        num_failures = 0  # of the user's transform
         for loaded in batches:
             if loaded.batch is None and self._reader.training:
-                raise DataError(f"no training image can be read any more; {loaded.errors[0]}")
-            self.left_out += len(loaded.errors)
-            failures += len(loaded.warnings)
-            warnings = loaded.warnings if failures <= _MOST_WARNINGS else ()
-            for warning in (*(f"{error}; {what_now}" for error in loaded.errors), *warnings):
-                if warning not in told:
+                raise DataError(f"none of the training images can be read any more; first error: {loaded.errors[0]}")
+            self.num_skipped += len(loaded.errors)
+            num_failures += len(loaded.warnings)
+            warnings = loaded.warnings if num_failures <= _MAX_WARNINGS else ()
+            for warning in (*(f"{error}; {consequence}" for error in loaded.errors), *warnings):
+                if warning not in logged:
                     logger.warning("%s", warning)
-                told.add(warning)
-            batch = loaded.unpacked()
+                logged.add(warning)
+            batch = loaded.unpack()
             if batch is not None:
                 yield batch
 
 
-def _unchanged(loaded: Any) -> Any:
+def _identity(loaded: Any) -> Any:
     return loaded
 
 
-def _leave_the_group(_worker: int) -> None:
+def _leave_process_group(_worker: int) -> None:
     """Move a worker to a separate OS process group.
 
     Ctrl-C, and SIGTERM from torchrun or a batch system, are sent to all processes of a group. The parent still needs a
@@ -213,10 +213,10 @@ def build_train_loader(
     groups = aspect_groups(annotations.sizes) if data.group_by_aspect else np.zeros(len(annotations), dtype=np.int64)
 
     def batches() -> Iterator[Sequence[SeededIndex]]:
-        whole = seeded_batches(
+        global_batches = seeded_batches(
             len(annotations), groups, batch_size, seed=config.train.seed, start_iteration=start_iteration
         )
-        return (shard(batch, rank, world_size) for batch in whole)
+        return (shard(batch, rank, world_size) for batch in global_batches)
 
     reader = _Reader(dataset, training=True, size_divisor=data.size_divisor)
     return Loader(reader, batches, workers=data.workers)

@@ -20,7 +20,7 @@ class SeededIndex(NamedTuple):
     seed: int
 
 
-def shuffled(length: int, seed: int) -> np.ndarray:
+def permutation(length: int, seed: int) -> np.ndarray:
     """Return the permutation of 0..length-1 that torch.randperm gives for a seed, int64 [length]."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).numpy()
 
@@ -45,14 +45,14 @@ def grouped_batches(order: np.ndarray, group_ids: np.ndarray, batch_size: int) -
     groups = group_ids[order]
     full, partial = [], []  # positions in `order`
     for group in np.unique(groups):
-        places = np.flatnonzero(groups == group)
-        end = len(places) // batch_size * batch_size
-        full.append(places[:end].reshape(-1, batch_size))
-        if end < len(places):
-            partial.append(places[end:])
+        positions = np.flatnonzero(groups == group)
+        end = len(positions) // batch_size * batch_size
+        full.append(positions[:end].reshape(-1, batch_size))
+        if end < len(positions):
+            partial.append(positions[end:])
     batches = np.concatenate(full)
     batches = batches[np.argsort(batches[:, 0])]
-    return order[batches], [order[places] for places in sorted(partial, key=lambda places: places[0])]
+    return order[batches], [order[positions] for positions in sorted(partial, key=lambda positions: positions[0])]
 
 
 def endless_batches(
@@ -72,10 +72,10 @@ def endless_batches(
     Yields:
         The image indices of a batch.
     """
-    left = np.empty(0, dtype=np.int64)
+    leftover = np.empty(0, dtype=np.int64)
     for order in orders:
-        batches, partial = grouped_batches(np.concatenate([left, order]), group_ids, batch_size)
-        left = np.concatenate([left[:0], *partial])
+        batches, partial = grouped_batches(np.concatenate([leftover, order]), group_ids, batch_size)
+        leftover = np.concatenate([leftover[:0], *partial])
         for batch in batches[start:]:
             yield batch.tolist()
         start = max(0, start - len(batches))
@@ -100,10 +100,10 @@ def seeded_batches(
         The indices and augmentation seeds of the images of a batch.
     """
     assert length > 0
-    orders = (shuffled(length, _mixed(seed, epoch)) for epoch in count())
+    orders = (permutation(length, _hash_seed(seed, epoch)) for epoch in count())
     batches = endless_batches(orders, group_ids, batch_size, start=start_iteration)
     for iteration, batch in enumerate(batches, start=start_iteration):
-        yield [SeededIndex(index, _mixed(seed, iteration, position)) for position, index in enumerate(batch)]
+        yield [SeededIndex(index, _hash_seed(seed, iteration, position)) for position, index in enumerate(batch)]
 
 
 def shard(items: Sequence[T], index: int, count: int) -> Sequence[T]:
@@ -111,6 +111,6 @@ def shard(items: Sequence[T], index: int, count: int) -> Sequence[T]:
     return items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
-def _mixed(*numbers: int) -> int:
+def _hash_seed(*numbers: int) -> int:
     """Return a 64-bit hash of the numbers."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest())

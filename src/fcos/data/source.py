@@ -36,7 +36,7 @@ class Problem:
         file: file to fix.
         id: position in the file ("annotation 17"), or "".
         message: description of the problem.
-        severity: `error` stops a run, unless data.on_error=skip leaves the image or box out; `warning` does not.
+        severity: `error` stops a run, unless data.on_error=skip skips the image or box; `warning` does not.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Problem:
         return f"{self.file}{', ' if self.id else ''}{self.id}: {self.message}"
 
 
-def summary(problems: Iterable[Problem]) -> str:
+def summarize(problems: Iterable[Problem]) -> str:
     """Return the number of problems of each kind as text: `empty box (3), missing image`."""
     counts = Counter(p.kind for p in problems).most_common()
     return ", ".join(f"{kind} ({count})" if count > 1 else kind for kind, count in counts)
@@ -127,36 +127,36 @@ class Source:
         return Problem(kind, file, f"{self.unit} {self.numbers[box]}", message, severity)
 
 
-def joined(sources: Sequence[Source]) -> Source:
+def join_sources(sources: Sequence[Source]) -> Source:
     """Concatenate the data sets of one split; classes with the same name are merged.
 
-    Image ids and box numbers stay as in the files; `checked` replaces repeated ones.
+    Image ids and box numbers stay as in the files; `check_source` replaces repeated ones.
     """
     first = sources[0]
     if len(sources) == 1:
         return first
     root = Path(os.path.commonpath([os.path.abspath(source.root) for source in sources]))
     folders = [Path(os.path.relpath(source.root, root)) for source in sources]
-    ids = _joined_classes(sources)
+    ids = _merge_classes(sources)
     labels = {name: label for label, name in enumerate(ids)}
     starts = np.cumsum([0, *(len(source.file_names) for source in sources)])
 
-    def together(column: str) -> Any:
+    def concatenate(column: str) -> Any:
         return np.concatenate([getattr(source, column) for source in sources])
 
     return Source(
         root=root,
         file_names=[str(folder / name) for s, folder in zip(sources, folders, strict=True) for name in s.file_names],
-        image_ids=together("image_ids"),
-        sizes=together("sizes"),
-        annotation_files=[file for s in sources for file in _one_for_each(s.annotation_files, len(s.file_names))],
+        image_ids=concatenate("image_ids"),
+        sizes=concatenate("sizes"),
+        annotation_files=[file for s in sources for file in _repeat_file(s.annotation_files, len(s.file_names))],
         unit=first.unit,
         image_of=np.concatenate([s.image_of + start for s, start in zip(sources, starts, strict=False)]),
-        boxes=together("boxes"),
-        labels=np.concatenate([_mapped(s.labels, [labels[name] for name in s.class_names]) for s in sources]),
-        crowd=together("crowd"),
-        areas=together("areas"),
-        numbers=together("numbers"),
+        boxes=concatenate("boxes"),
+        labels=np.concatenate([_relabel(s.labels, [labels[name] for name in s.class_names]) for s in sources]),
+        crowd=concatenate("crowd"),
+        areas=concatenate("areas"),
+        numbers=concatenate("numbers"),
         class_names=list(ids),
         category_ids=list(ids.values()),
         relative=first.relative,
@@ -164,7 +164,7 @@ def joined(sources: Sequence[Source]) -> Source:
     )
 
 
-def _joined_classes(sources: Sequence[Source]) -> dict[str, int]:
+def _merge_classes(sources: Sequence[Source]) -> dict[str, int]:
     """Return the ids of all class names. If the id of a later name is taken, the name gets the largest id plus 1."""
     ids: dict[str, int] = {}
     for source in sources:
@@ -174,11 +174,11 @@ def _joined_classes(sources: Sequence[Source]) -> dict[str, int]:
     return ids
 
 
-def _one_for_each(files: list[Path], count: int) -> list[Path]:
-    return files if len(files) == count else files * count
+def _repeat_file(files: list[Path], num_images: int) -> list[Path]:
+    return files if len(files) == num_images else files * num_images
 
 
-def _mapped(labels: np.ndarray, new_labels: Sequence[int]) -> np.ndarray:
+def _relabel(labels: np.ndarray, new_labels: Sequence[int]) -> np.ndarray:
     return np.array(new_labels, dtype=np.int64)[labels]
 
 
@@ -204,9 +204,9 @@ class Row(NamedTuple):
     crowd: bool = False
 
 
-def source_from_rows(rows: Sequence[Row], **rest: Any) -> Source:
-    """Build a Source from individual boxes; image ids are 1, 2, ..., and `rest` holds the remaining attributes."""
-    count = len(rest["file_names"])
+def source_from_rows(rows: Sequence[Row], **attributes: Any) -> Source:
+    """Build a Source from individual boxes; image ids are 1, 2, ..., and `attributes` holds the other fields."""
+    count = len(attributes["file_names"])
     return Source(
         image_ids=np.arange(1, count + 1, dtype=np.int64),
         image_of=np.array([row.image for row in rows], dtype=np.int64),
@@ -215,7 +215,7 @@ def source_from_rows(rows: Sequence[Row], **rest: Any) -> Source:
         crowd=np.array([row.crowd for row in rows], dtype=bool),
         areas=np.full(len(rows), np.nan),
         numbers=np.array([row.number for row in rows], dtype=np.int64),
-        **rest,
+        **attributes,
     )
 
 
@@ -235,5 +235,5 @@ def read_text(path: Path) -> str:
 
 def folder_with(folders: Sequence[Path], names: Sequence[str]) -> Path:
     """Return the folder that contains most of the first 20 names, or the last folder if none contains any."""
-    found = {folder: sum((folder / name).is_file() for name in names[:20]) for folder in folders}
-    return max(folders, key=found.__getitem__) if any(found.values()) else folders[-1]
+    num_files = {folder: sum((folder / name).is_file() for name in names[:20]) for folder in folders}
+    return max(folders, key=num_files.__getitem__) if any(num_files.values()) else folders[-1]

@@ -12,10 +12,10 @@ from ..config import DataConfig, expand_user
 from ..config.catalog import place_hint
 from ..errors import DataError
 from . import coco, voc, yolo
-from .checks import checked
+from .checks import check_source
 from .dataset import Annotations
 from .images import OnImage
-from .source import Format, Problem, Source, Split, SplitFiles, joined, summary
+from .source import Format, Problem, Source, Split, SplitFiles, join_sources, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ FORMATS: dict[str, Format] = {
 """Annotation formats by name. If a folder matches several formats, the first one is used."""
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 def load_annotations(
@@ -59,15 +59,15 @@ def load_annotations(
     annotations, problems = loaded
     errors = [p for p in problems if p.severity == "error"]
     if errors and (config.on_error == "stop" or not len(annotations)):
-        skip = ", or set data.on_error=skip to leave out what cannot be used" if len(annotations) else ""
-        remedy = f"Mend {'it' if len(errors) == 1 else 'them'}{skip}."
-        raise DataError(f"{_listed(f'problems in the {split} split', errors)}\n{remedy}")
+        skip = ", or set data.on_error=skip to skip unusable images and boxes" if len(annotations) else ""
+        remedy = f"Fix {'it' if len(errors) == 1 else 'them'}{skip}."
+        raise DataError(f"{_format_problems(f'problems in the {split} split', errors)}\n{remedy}")
     if errors:
-        logger.warning("%s", _listed(f"left out of the {split} split", errors))
+        logger.warning("%s", _format_problems(f"skipped in the {split} split", errors))
     warnings = [p for p in problems if p.severity == "warning"]
     for kind in dict.fromkeys(p.kind for p in warnings):
-        alike = [p for p in warnings if p.kind == kind]
-        logger.info("%s split: %s", split, alike[0] if len(alike) == 1 else summary(alike))
+        same_kind = [p for p in warnings if p.kind == kind]
+        logger.info("%s split: %s", split, same_kind[0] if len(same_kind) == 1 else summarize(same_kind))
     return annotations
 
 
@@ -98,19 +98,19 @@ def read_split(
     located = locate(config, split)
     if located is None:
         return None
-    name, files = located
-    wanted = class_names if class_names is not None else config.classes
-    if wanted is not None and len(set(wanted)) != len(wanted):
-        raise DataError(f"class names must differ, found {', '.join(wanted):.200}")
-    source = joined([_read(FORMATS[name], part, wanted, split) for part in files])
-    return checked(source, class_names=wanted, category_ids=category_ids, decode=decode, on_image=on_image)
+    format_name, files = located
+    names = class_names if class_names is not None else config.classes
+    if names is not None and len(set(names)) != len(names):
+        raise DataError(f"class names must be unique, found {', '.join(names):.200}")
+    source = join_sources([_read_source(FORMATS[format_name], split_files, names, split) for split_files in files])
+    return check_source(source, class_names=names, category_ids=category_ids, decode=decode, on_image=on_image)
 
 
-def _read(form: Format, files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:
-    source = form.read(files, class_names)
+def _read_source(data_format: Format, files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:
+    source = data_format.read(files, class_names)
     if not source.file_names:
         where = files.lists[0] if files.lists else files.annotations or files.images[0]
-        source.problems.append(Problem("empty split", str(where), "", f"holds no usable image for {split}"))
+        source.problems.append(Problem("empty split", str(where), "", f"contains no usable image for {split}"))
     return source
 
 
@@ -131,35 +131,35 @@ def locate(config: DataConfig, split: Split) -> tuple[str, list[SplitFiles]] | N
     if config.root is None:
         if not any(getattr(config, s).data_sets for s in SPLITS):
             raise DataError("no data: give data=DIR, or data.train.annotations=... and data.train.images=...")
-        name, files = config.format, None
+        format_name, files = config.format, None
     else:
         root = expand_user(config.root)
-        name = _detect(root, config.format)
-        files = FORMATS[name].find(root, split)
+        format_name = _detect_format(root, config.format)
+        files = FORMATS[format_name].find(root, split)
     if not data_sets:
-        return None if files is None else (name, [files])
-    located = [_from_pieces(name, files or SplitFiles(None, ()), paths, split) for paths in data_sets]
+        return None if files is None else (format_name, [files])
+    located = [_apply_paths(format_name, files or SplitFiles(None, ()), paths, split) for paths in data_sets]
     names = sorted({form for form, _ in located})
     if len(names) > 1:
-        raise DataError(f"data.{split}: {' and '.join(names)} annotations cannot be put together; give one format")
-    return names[0], [found for _, found in located]
+        raise DataError(f"data.{split}: {' and '.join(names)} annotations cannot be combined; give one format")
+    return names[0], [split_files for _, split_files in located]
 
 
-def _detect(root: Path, wanted: str) -> str:
+def _detect_format(root: Path, data_format: str) -> str:
     if not root.exists():
         raise DataError(f"{root}: no such data folder")
     for name, form in FORMATS.items():
-        if wanted in ("auto", name) and any(form.find(root, split) is not None for split in SPLITS):
+        if data_format in ("auto", name) and any(form.find(root, split) is not None for split in SPLITS):
             return name
-    inside = ", ".join(sorted(p.name for p in root.iterdir())[:10]) if root.is_dir() else "a file"
+    entries = ", ".join(sorted(p.name for p in root.iterdir())[:10]) if root.is_dir() else "a file"
     raise DataError(
-        f"{root}: no {'data set' if wanted == 'auto' else wanted + ' data'} recognised. Expected train.json or"
-        " annotations/instances_train2017.json (COCO), data.yaml (YOLO), or Annotations and ImageSets/Main (VOC), found"
-        f" {inside or 'an empty folder'}. Other layouts: data.train.annotations=... data.train.images=..."
+        f"{root}: no {'data set' if data_format == 'auto' else data_format + ' data'} recognised. Expected train.json"
+        " or annotations/instances_train2017.json (COCO), data.yaml (YOLO), or Annotations and ImageSets/Main (VOC),"
+        f" found {entries or 'an empty folder'}. Other layouts: data.train.annotations=... data.train.images=..."
     )
 
 
-def _from_pieces(
+def _apply_paths(
     name: str, files: SplitFiles, paths: tuple[Path | None, Path | None, Path | None], split: Split
 ) -> tuple[str, SplitFiles]:
     """Return the format and files of a data set, with the paths given in the options replacing those in `files`."""
@@ -179,16 +179,16 @@ def _from_pieces(
     if image_list is not None:
         files = replace(files, lists=(image_list,))
     if name == "coco" and files.lists:
-        raise DataError(f"data.{split}.image_list: a COCO file lists its images itself")
+        raise DataError(f"data.{split}.image_list: not supported for COCO, whose JSON file already lists the images")
     if name != "yolo" and files.annotations is None:
-        raise DataError(f"data.{split}.annotations is missing: the {name} annotations of the split")
+        raise DataError(f"data.{split}.annotations: expected the {name} annotations of the split, found none")
     if not files.images or (images and not images.is_dir()):
-        raise DataError(f"data.{split}.images={images or ''}: expected the folder of the images")
+        raise DataError(f"data.{split}.images={images or ''}: expected the image folder")
     return name, files
 
 
-def _listed(what: str, problems: Sequence[Problem]) -> str:
-    lines = [f"{what}: {summary(problems)}", *(str(p) for p in problems[:_SHOWN])]
-    if len(problems) > _SHOWN:
-        lines.append(f"... and {len(problems) - _SHOWN} more; `fcos doctor --out DIR` lists all")
+def _format_problems(title: str, problems: Sequence[Problem]) -> str:
+    lines = [f"{title}: {summarize(problems)}", *(str(p) for p in problems[:_MAX_SHOWN])]
+    if len(problems) > _MAX_SHOWN:
+        lines.append(f"... and {len(problems) - _MAX_SHOWN} more; `fcos doctor --out DIR` lists all")
     return "\n  ".join(lines)

@@ -94,21 +94,21 @@ class Transform:
         short_side, drawn = self.draw(seed)
         size = image.height, image.width
         placement = Placement.whole_of(resize_size(*size, short_side, self.max_side))
-        for step, numbers in zip(self.augmentations, drawn, strict=True):
+        for step, parameters in zip(self.augmentations, drawn, strict=True):
             if isinstance(step, SizeAugmentation):
-                placement = step.place(placement, numbers)
+                placement = step.place(placement, parameters)
         image = resize_image(image, placement.size, whole=placement.whole, origin=placement.origin)
-        objects = _moved(objects, size, placement, self.box_convention)
-        for step, numbers in zip(self.augmentations, drawn, strict=True):
+        objects = _move_objects(objects, size, placement, self.box_convention)
+        for step, parameters in zip(self.augmentations, drawn, strict=True):
             if isinstance(step, ImageAugmentation):
-                image, objects = step.change(image, objects, numbers, self.box_convention)
+                image, objects = step.change(image, objects, parameters, self.box_convention)
         pixels = image_to_tensor(image)
         if self.user is not None:
             pixels, objects = self.user(pixels, objects, seed=seed, convention=self.box_convention)
         return Transformed(pixels, objects)
 
 
-def _moved(objects: Objects, size: tuple[int, int], placement: Placement, convention: BoxConvention) -> Objects:
+def _move_objects(objects: Objects, size: tuple[int, int], placement: Placement, convention: BoxConvention) -> Objects:
     """Move objects into the placed image.
 
     Objects outside are dropped. Objects with a visible fraction below MIN_VISIBLE become ignore regions (crowd).
@@ -143,7 +143,7 @@ def train_transform(
     Raises:
         ConfigError: `data.transforms` does not name a function.
     """
-    augmentations = tuple(kind.of(config) for kind in AUGMENTATIONS)
+    augmentations = tuple(augmentation.of(config) for augmentation in AUGMENTATIONS)
     user = None if config.transforms is None else UserTransform.named(config.transforms, num_classes)
     return Transform(training_sides(config), config.max_side, augmentations, user, box_convention)
 
@@ -160,11 +160,11 @@ def detection_views(config: Config) -> list[Transform]:
     """
     base, options = test_transform(config.data), config.eval
     scaled = [Transform((scale,), options.scales_max_side) for scale in options.scales]
-    views = [base, _mirrored(base)] if options.flip else [base]
+    views = [base, _mirror(base)] if options.flip else [base]
     for view in scaled:
-        views += [view, _mirrored(view)] if options.scales_flip else [view]
+        views += [view, _mirror(view)] if options.scales_flip else [view]
     return views
 
 
-def _mirrored(view: Transform) -> Transform:
+def _mirror(view: Transform) -> Transform:
     return replace(view, augmentations=(Flip(1.0),))

@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..extensions import load_function
 from ..structures import Objects
 
-_MOST_GROWTH = 16
+_MAX_GROWTH = 16
 """Largest factor by which the number of pixels may grow, the maximum of torchvision's `RandomZoomOut`.
 
 The limit prevents a faulty transform from exhausting memory.
@@ -79,20 +79,20 @@ class UserTransform:
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),  # pyright: ignore[reportCallIssue]
             "labels": torch.where(objects.is_crowd, -1 - objects.labels, objects.labels),
         }
-        with _seeded(seed):
+        with _seed_generators(seed):
             try:
                 result = self.function(tv_tensors.Image(image.contiguous()), target)
             except (Exception, SystemExit) as error:  # a user's function may raise anything
                 reason = " ".join(str(error).split())
                 raise DataError(f"{self.name}: {type(error).__name__}: {reason}") from error
-        pixels, boxes, labels = self._checked(result, num_elements=image.numel())
+        pixels, boxes, labels = self._validate(result, num_elements=image.numel())
         boxes = clip(boxes, (pixels.shape[1], pixels.shape[2]))
         visible = (boxes[:, 2:] - boxes[:, :2] > end).all(dim=1)
         boxes = boxes - boxes.new_tensor([0.0, 0.0, end, end])
         is_crowd = labels < 0
         return pixels, Objects(boxes, torch.where(is_crowd, -1 - labels, labels), is_crowd)[visible]
 
-    def _checked(self, result: Any, *, num_elements: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _validate(self, result: Any, *, num_elements: int) -> tuple[Tensor, Tensor, Tensor]:
         """Validate the function's result for an image of `num_elements` values; return image, boxes and labels."""
         try:
             image, target = result
@@ -104,12 +104,12 @@ class UserTransform:
             ) from None
         is_image = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3
         if not is_image or not image.numel():
-            found = _described(image) if isinstance(image, Tensor) else type(image).__name__
+            found = _describe(image) if isinstance(image, Tensor) else type(image).__name__
             raise DataError(f"{self.name}: expected an image of torch.uint8 [3, H, W], found {found}")
-        if image.numel() > _MOST_GROWTH * num_elements:
+        if image.numel() > _MAX_GROWTH * num_elements:
             height, width = image.shape[1:]
             raise DataError(
-                f"{self.name}: expected an image of at most {_MOST_GROWTH} times the pixels that it got, found"
+                f"{self.name}: expected an image with at most {_MAX_GROWTH} times the pixels of the input, found"
                 f" {height}x{width}"
             )
         if isinstance(boxes, tv_tensors.BoundingBoxes) and boxes.format != tv_tensors.BoundingBoxFormat.XYXY:
@@ -118,9 +118,9 @@ class UserTransform:
             boxes, labels = (torch.as_tensor(column).as_subclass(Tensor) for column in (boxes, labels))
         except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{self.name}: expected tensors of boxes and labels: {error}") from None
-        others = [str(tensor.device) for tensor in (image, boxes, labels) if tensor.device.type != "cpu"]
-        if others:
-            raise DataError(f"{self.name}: expected tensors on the CPU, found one on {others[0]}")
+        other_devices = [str(tensor.device) for tensor in (image, boxes, labels) if tensor.device.type != "cpu"]
+        if other_devices:
+            raise DataError(f"{self.name}: expected tensors on the CPU, found a tensor on {other_devices[0]}")
         if boxes.numel() or labels.numel():  # an empty list has neither shape nor dtype
             self._check_columns(boxes, labels)
         boxes, labels = boxes.to(torch.float32).reshape(-1, 4), labels.to(torch.int64).reshape(-1)
@@ -129,40 +129,40 @@ class UserTransform:
     def _check_columns(self, boxes: Tensor, labels: Tensor) -> None:
         """Raise a DataError if boxes or labels are invalid, or if their numbers differ."""
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise DataError(f"{self.name}: expected boxes [M, 4], found {_described(boxes)}")
+            raise DataError(f"{self.name}: expected boxes [M, 4], found {_describe(boxes)}")
         if labels.dtype != torch.int64 or labels.shape != (len(boxes),):
             raise DataError(
                 f"{self.name}: expected a label of torch.int64 for each of {len(boxes)} boxes, found"
-                f" {_described(labels)}"
+                f" {_describe(labels)}"
             )
-        wrong = ~(boxes[:, 2:] >= boxes[:, :2]).all(dim=1)  # negated, so that NaN is wrong
-        if wrong.any():
+        is_wrong = ~(boxes[:, 2:] >= boxes[:, :2]).all(dim=1)  # negated, so that NaN is wrong
+        if is_wrong.any():
             raise DataError(
-                f"{self.name}: expected boxes in XYXY, x1 <= x2 and y1 <= y2, found {boxes[wrong][0].tolist()}"
+                f"{self.name}: expected boxes in XYXY, x1 <= x2 and y1 <= y2, found {boxes[is_wrong][0].tolist()}"
             )
         if self.num_classes is not None:
-            wrong = (labels >= self.num_classes) | (labels < -self.num_classes)
-            if wrong.any():
+            is_wrong = (labels >= self.num_classes) | (labels < -self.num_classes)
+            if is_wrong.any():
                 raise DataError(
                     f"{self.name}: expected labels 0..{self.num_classes - 1} (crowd: -1..{-self.num_classes}), found"
-                    f" {int(labels[wrong][0])}"
+                    f" {int(labels[is_wrong][0])}"
                 )
 
 
-def _described(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seed_generators(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and Python, and restore their states on exit."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(f"{seed}/user")  # the bare seed would repeat the augmentations' random numbers
     np.random.seed(random.getrandbits(32))
     torch.default_generator.manual_seed(random.getrandbits(63))  # torch.manual_seed would also seed the GPU generators
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

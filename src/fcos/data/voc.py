@@ -20,8 +20,8 @@ def find(root: Path, split: Split) -> SplitFiles | None:
     Raises:
         DataError: several folders match.
     """
-    years = [folder for parent in (root, root / "VOCdevkit") for folder in sorted(parent.glob("VOC[0-9]*"))]
-    folders = [f for f in (root, *years) if (f / "Annotations").is_dir() and (f / "ImageSets/Main").is_dir()]
+    year_folders = [folder for parent in (root, root / "VOCdevkit") for folder in sorted(parent.glob("VOC[0-9]*"))]
+    folders = [f for f in (root, *year_folders) if (f / "Annotations").is_dir() and (f / "ImageSets/Main").is_dir()]
     if len(folders) > 1:
         raise DataError(f"{root}: several data sets: {', '.join(map(str, folders))}; choose one with data=FOLDER")
     for folder in folders:
@@ -45,12 +45,12 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     folder, images = files.annotations, files.images[0]
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of XML files")
-    names = list(class_names if class_names is not None else _all_names(folder))
+    names = list(class_names if class_names is not None else _collect_class_names(folder))
     labels = {name: label for label, name in enumerate(names)}
     by_stem = {p.stem: p.name for p in sorted(images.glob("*")) if p.suffix.lower() in IMAGE_SUFFIXES}
     file_names, sizes, xml_files, rows, problems = [], [], [], [], []
     seen: set[str] = set()
-    for name in _image_names(files, folder):
+    for name in _read_image_names(files, folder):
         xml_file = folder / f"{name}.xml"
         if name in seen:
             problems.append(Problem("duplicated image", str(files.lists[0]), name, "is listed twice"))
@@ -66,13 +66,13 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             continue
         for number, element in enumerate(tree.findall("object"), start=1):
             try:
-                row = _object(element, len(file_names), number, labels)
+                row = _read_object(element, len(file_names), number, labels)
             except ValueError as error:
                 problems.append(Problem("broken object", str(xml_file), f"object {number}", str(error)))
             else:
                 rows.append(row)
         file_names.append(by_stem.get(name) or tree.findtext("filename", "").strip() or f"{name}.jpg")
-        sizes.append(_size(tree))
+        sizes.append(_read_size(tree))
         xml_files.append(xml_file)
     return source_from_rows(
         rows,
@@ -87,7 +87,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     )
 
 
-def _image_names(files: SplitFiles, folder: Path) -> list[str]:
+def _read_image_names(files: SplitFiles, folder: Path) -> list[str]:
     """Return the image names of a split without suffix. As in VOC's per-class lists, a flag may follow the name."""
     if not files.lists:
         return sorted(p.stem for p in folder.glob("*.xml"))
@@ -96,7 +96,7 @@ def _image_names(files: SplitFiles, folder: Path) -> list[str]:
     return [name[: -len(Path(name).suffix)] if name.lower().endswith(IMAGE_SUFFIXES) else name for name in names]
 
 
-def _all_names(folder: Path) -> list[str]:
+def _collect_class_names(folder: Path) -> list[str]:
     names: set[str] = set()
     for path in folder.glob("*.xml"):
         try:
@@ -108,7 +108,7 @@ def _all_names(folder: Path) -> list[str]:
     return sorted(names - {""})
 
 
-def _object(element: Element, image: int, number: int, labels: dict[str, int]) -> Row:
+def _read_object(element: Element, image: int, number: int, labels: dict[str, int]) -> Row:
     """Read one object; a new class is added to `labels`.
 
     Raises:
@@ -129,7 +129,7 @@ def _object(element: Element, image: int, number: int, labels: dict[str, int]) -
     )
 
 
-def _size(tree: Element) -> tuple[int, int]:
+def _read_size(tree: Element) -> tuple[int, int]:
     """Return (height, width) as annotated, or zeros if absent or invalid; the image file then gives the size."""
     texts = [(tree.findtext(f"size/{key}") or "").strip() for key in ("height", "width")]
     height, width = (int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts)  # fits into int32

@@ -23,7 +23,7 @@ def find(root: Path, split: Split) -> SplitFiles | None:
     Raises:
         DataError: data.yaml is broken, or names a folder or list that does not exist.
     """
-    yaml_file = _yaml_file(root)
+    yaml_file = _find_yaml(root)
     if yaml_file is None:
         return None
     try:
@@ -37,13 +37,15 @@ def find(root: Path, split: Split) -> SplitFiles | None:
         return None
     base = yaml_file.parent / str(tree.get("path") or ".")
     base = base if base.is_dir() else yaml_file.parent
-    paths = [_existing(base, str(entry), yaml_file) for entry in (entries if isinstance(entries, list) else [entries])]
-    beside = yaml_file.parent / "labels"
+    paths = [
+        _resolve_entry(base, str(entry), yaml_file) for entry in (entries if isinstance(entries, list) else [entries])
+    ]
+    labels_folder = yaml_file.parent / "labels"
     return SplitFiles(
-        annotations=beside if beside.is_dir() else None,
+        annotations=labels_folder if labels_folder.is_dir() else None,
         images=(base,),
         lists=tuple(paths),
-        class_names=_class_names(tree, yaml_file),
+        class_names=_read_class_names(tree, yaml_file),
     )
 
 
@@ -58,20 +60,18 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """
     names = files.class_names or class_names
     if not names:
-        raise DataError(
-            f"{files.annotations}: the label files have no class names; give them: data.classes=[a, b, ...]"
-        )
-    root, images = files.images[0], _images(files)
-    label_files = [_label_file(image, root, files.annotations) for image in images]
+        raise DataError(f"{files.annotations}: the label files contain no class names; give data.classes=[a, b, ...]")
+    root, images = files.images[0], _list_images(files)
+    label_files = [_find_label_file(image, root, files.annotations) for image in images]
     file_names, kept_files, rows, problems = [], [], [], []
-    found, seen = 0, set()
+    num_label_files, seen = 0, set()
     for image, label_file in zip(images, label_files, strict=True):
         if image in seen:
             problems.append(Problem("duplicated image", str(image), "", "is listed twice"))
             continue
         seen.add(image)
         if label_file.is_file():
-            found += 1
+            num_label_files += 1
             try:
                 lines = read_text(label_file).splitlines()
             except DataError as error:
@@ -79,12 +79,12 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
                 continue
             for number, line in enumerate(lines, start=1):
                 try:
-                    rows += [_row(line, len(file_names), number, names)] if line.strip() else []
+                    rows += [_parse_line(line, len(file_names), number, names)] if line.strip() else []
                 except ValueError as error:
                     problems.append(Problem("broken line", str(label_file), f"line {number}", str(error)))
         file_names.append(image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image))
         kept_files.append(label_file)
-    if images and not found:
+    if images and not num_label_files:
         raise DataError(f"{root}: no label file found for any of {len(images)} images; looked for {label_files[0]}")
     return source_from_rows(
         rows,
@@ -100,13 +100,13 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     )
 
 
-def _yaml_file(root: Path) -> Path | None:
+def _find_yaml(root: Path) -> Path | None:
     if root.is_file():
         return root
     return next((p for name in ("data.yaml", "data.yml", "dataset.yaml") if (p := root / name).is_file()), None)
 
 
-def _existing(base: Path, entry: str, yaml_file: Path) -> Path:
+def _resolve_entry(base: Path, entry: str, yaml_file: Path) -> Path:
     # Roboflow writes ../train/images although the folder is next to data.yaml.
     for path in (base / entry, base / entry.removeprefix("../")):
         if path.exists():
@@ -114,18 +114,18 @@ def _existing(base: Path, entry: str, yaml_file: Path) -> Path:
     raise DataError(f"{yaml_file}: {entry!r} does not exist (looked in {base})")
 
 
-def _class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] | None:
+def _read_class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] | None:
     names = tree.get("names")
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         names = [names[label] for label in range(len(names))]
     if names is not None and (not isinstance(names, list) or len({str(n) for n in names}) != len(names)):
         raise DataError(
-            f"{yaml_file}: names must list different class names, or map 0, 1, ... to them; found {names!r:.80}"
+            f"{yaml_file}: names must list unique class names, or map 0, 1, ... to them; found {names!r:.80}"
         )
     return tuple(str(name) for name in names) if names else None
 
 
-def _images(files: SplitFiles) -> list[Path]:
+def _list_images(files: SplitFiles) -> list[Path]:
     """Return the images in the lists and folders of the split, or all images if it has none."""
     images: list[Path] = []
     root = files.images[0]
@@ -134,25 +134,25 @@ def _images(files: SplitFiles) -> list[Path]:
             images += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         else:
             names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-            beside = bool(names) and (path.parent / names[0]).is_file()
-            images += [(path.parent if beside else root) / name for name in names]
+            is_next_to_list = bool(names) and (path.parent / names[0]).is_file()
+            images += [(path.parent if is_next_to_list else root) / name for name in names]
     return images
 
 
-def _label_file(image: Path, root: Path, labels: Path | None) -> Path:
+def _find_label_file(image: Path, root: Path, labels: Path | None) -> Path:
     """Return the label file of an image: the first usual path that exists, or the first one if none exists."""
-    places = []
-    before, separator, after = image.as_posix().rpartition("/images/")
+    candidates = []
+    parent, separator, relative_path = image.as_posix().rpartition("/images/")
     if separator:
-        places.append(Path(f"{before}/labels/{after}").with_suffix(".txt"))
+        candidates.append(Path(f"{parent}/labels/{relative_path}").with_suffix(".txt"))
     if labels is not None:
         relative = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
-        places += [labels / relative.with_suffix(".txt"), labels / f"{image.stem}.txt"]
-    places.append(image.with_suffix(".txt"))
-    return next((place for place in places if place.is_file()), places[0])
+        candidates += [labels / relative.with_suffix(".txt"), labels / f"{image.stem}.txt"]
+    candidates.append(image.with_suffix(".txt"))
+    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
 
-def _row(line: str, image: int, number: int, names: Sequence[str]) -> Row:
+def _parse_line(line: str, image: int, number: int, names: Sequence[str]) -> Row:
     """Parse one line of a label file.
 
     Raises:
@@ -166,7 +166,7 @@ def _row(line: str, image: int, number: int, names: Sequence[str]) -> Row:
     if len(values) != 4 and not (len(values) >= 6 and len(values) % 2 == 0):
         raise ValueError(f"expected `class cx cy width height` in numbers, found {line!r:.60}")
     if not 0 <= label < len(names):
-        raise ValueError(f"class {label} is unknown, there are {len(names)} (0 to {len(names) - 1})")
+        raise ValueError(f"class {label} is unknown; expected 0 to {len(names) - 1}")
     if len(values) == 4:
         cx, cy, w, h = values
         box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)

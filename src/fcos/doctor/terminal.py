@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.dataset import Annotations
-from ..data.source import summary
+from ..data.source import summarize
 from ..formatting import HYPHEN, percent, plural, printable
 from .findings import Case, Finding, Report
 
@@ -40,7 +40,7 @@ def _problems(report: Report) -> Iterator[RenderableType]:
         for split, problems in report.problems.items():
             chosen = [p for p in problems if p.severity == severity]
             if chosen:
-                yield Text(f"{split}, {name}s: {summary(chosen)}", style=f"bold {_STYLES[name]}")
+                yield Text(f"{split}, {name}s: {summarize(chosen)}", style=f"bold {_STYLES[name]}")
                 yield from (
                     Padding(Text(printable(str(problem))), (0, 0, 0, 2), expand=False)
                     for problem in chosen[:MOST_PROBLEMS]

@@ -123,7 +123,7 @@ def _detect(
             done += len(batch.indices)
             if progress is not None:
                 progress(min(done * world_size(), len(annotations)), len(annotations))
-    return detections, loader.left_out
+    return detections, loader.num_skipped
 
 
 @contextmanager

@@ -60,9 +60,9 @@ def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS
         num_classes,
         fpn=fpn,
         head=FCOSHead(config.fpn.channels, num_classes, strides=config.strides, **config.head.model_dump()),
-        assigner=_options(Assigner, config),
-        loss=_options(FCOSLoss, config),
-        postprocess=_options(Postprocess, config),
+        assigner=_build_options(Assigner, config),
+        loss=_build_options(FCOSLoss, config),
+        postprocess=_build_options(Postprocess, config),
         pixels=Pixels(config.channel_order, config.pixel_mean, config.pixel_std),
     )
 
@@ -71,9 +71,9 @@ MODELS: dict[str, Callable[[Any, Backbone, int], DetectionModel]] = {"fcos": bui
 """Builders of detectors by `model.name`; called with the section `model`, a backbone and the number of classes."""
 
 
-def _options(kind: Callable[..., Any], config: DetectorConfig) -> Any:
+def _build_options(options_class: Callable[..., Any], config: DetectorConfig) -> Any:
     """Build a dataclass of options from the config fields with the same names."""
-    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})  # pyright: ignore[reportArgumentType]
+    return options_class(**{field.name: getattr(config, field.name) for field in fields(options_class)})  # pyright: ignore[reportArgumentType]
 
 
 def _used_levels(backbone: Backbone, strides: list[int], *, name: str) -> list[str]:
@@ -85,7 +85,7 @@ def _used_levels(backbone: Backbone, strides: list[int], *, name: str) -> list[s
     levels = [level for level, stride in backbone.strides.items() if stride in strides]
     if not levels or backbone.strides[levels[0]] != strides[0]:
         raise ConfigError(
-            f"model.strides={strides}: the first level must be a map of {name}, which has strides"
+            f"model.strides={strides}: the first stride must be one of the strides of {name}:"
             f" {list(backbone.strides.values())}"
         )
     if levels[-1] != list(backbone.strides)[-1]:
@@ -101,18 +101,18 @@ def _used_levels(backbone: Backbone, strides: list[int], *, name: str) -> list[s
 def _compare_with_training(config: DetectorConfig) -> None:
     """Warn about options that differ from those that the backbone weights were trained with."""
     name, weights = config.backbone.name, config.backbone.weights or ""
-    there: dict[str, Any] = dict(trained_with(name, weights))
+    trained: dict[str, Any] = dict(trained_with(name, weights))
     if weights == "imagenet" and name.startswith(PREFIX):
-        there |= pixel_statistics(name)
-    here = flatten(config.model_dump())
-    other = {key: value for key, value in there.items() if not _alike(here.get(key, value), value)}
-    if other:
-        options = " ".join(f"model.{key}={as_option(value)}" for key, value in other.items())
-        log.warning("model.backbone.weights=%s of %s: trained with %s, which fits them better", weights, name, options)
+        trained |= pixel_statistics(name)
+    current = flatten(config.model_dump())
+    differing = {key: value for key, value in trained.items() if not _is_equal(current.get(key, value), value)}
+    if differing:
+        options = " ".join(f"model.{key}={as_option(value)}" for key, value in differing.items())
+        log.warning("model.backbone.weights=%s of %s: trained with %s; use the same options", weights, name, options)
 
 
-def _alike(here: Any, there: Any) -> bool:
+def _is_equal(current: Any, trained: Any) -> bool:
     """Return whether two values of an option are equal; pixel statistics may differ by less than one grey level."""
-    if isinstance(there, list):
-        return all(abs(a - b) < 1 for a, b in zip(here, there, strict=True))
-    return here == there
+    if isinstance(trained, list):
+        return all(abs(a - b) < 1 for a, b in zip(current, trained, strict=True))
+    return current == trained

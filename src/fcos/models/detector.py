@@ -183,8 +183,8 @@ class DetectionModel(nn.Module, ABC):
             images = images.flip(1)
         normalized = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
-        real = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # [N, H, W]
-        return normalized.where(real[:, None], 0.0)  # not a product, because 0 * inf is NaN
+        is_image = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])  # [N, H, W]
+        return normalized.where(is_image[:, None], 0.0)  # not a product, because 0 * inf is NaN
 
 
 class ProposalStage(Protocol):

@@ -84,16 +84,16 @@ class FCOSHead(nn.Module):
         self.strides = list(strides)
         self.centerness_on_box = centerness_on == "box"
         self.regression = regression
-        tower = partial(_tower, channels, len(strides), norm=norm, bias=conv_bias)
+        tower = partial(_build_tower, channels, len(strides), norm=norm, bias=conv_bias)
         self.shared_tower = tower(num_convs=num_shared_convs, deformable=False)
         self.cls_tower, self.box_tower = (tower(num_convs=num_convs, deformable=deformable) for _ in range(2))
         self.logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.ltrb = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in strides if level_scales])
-        deformed = [module.conv for module in self.modules() if isinstance(module, DeformConv)]
+        deformable_convs = [module.conv for module in self.modules() if isinstance(module, DeformConv)]
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module not in deformed:
+            if isinstance(module, nn.Conv2d) and module not in deformable_convs:
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -104,8 +104,8 @@ class FCOSHead(nn.Module):
         outputs = FCOSOutputs([], [], [])
         scales = self.scales or [1.0] * len(self.strides)
         for level, (feature, stride, scale) in enumerate(zip(features, self.strides, scales, strict=True)):
-            shared = _run(self.shared_tower, feature, level)
-            cls_feature, box_feature = (_run(tower, shared, level) for tower in (self.cls_tower, self.box_tower))
+            shared = _run_tower(self.shared_tower, feature, level)
+            cls_feature, box_feature = (_run_tower(tower, shared, level) for tower in (self.cls_tower, self.box_tower))
             distances = _at_least_float32(self.ltrb(box_feature)) * scale
             outputs.logits.append(_at_least_float32(self.logits(cls_feature)))
             outputs.ltrb.append(F.relu(distances) * stride if self.regression == "relu_stride" else distances.exp())
@@ -114,7 +114,7 @@ class FCOSHead(nn.Module):
         return outputs
 
 
-def _tower(
+def _build_tower(
     channels: int, levels: int, *, num_convs: int, norm: TowerNorm, bias: bool, deformable: bool
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
@@ -130,7 +130,7 @@ def _tower(
     return nn.Sequential(*layers)
 
 
-def _run(tower: nn.Sequential, x: Tensor, level: int) -> Tensor:
+def _run_tower(tower: nn.Sequential, x: Tensor, level: int) -> Tensor:
     """Run a tower on one level; a `ModuleList` in it has one layer per level."""
     for layer in tower:
         x = layer[level](x) if isinstance(layer, nn.ModuleList) else layer(x)
@@ -218,8 +218,8 @@ class FCOS(DetectionModel):
         if self.head.regression == "relu_stride":
             pairs = zip(points, self.assigner.strides, strict=True)
             units = torch.cat([level.new_full((len(level),), stride) for level, stride in pairs])
-        flat = (torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2) for levels in outputs)
-        logits, ltrb, quality = flat  # [N, R, K], [N, R, 4], [N, R, 1]
+        flattened = (torch.cat([level.flatten(2) for level in levels], dim=2).transpose(1, 2) for levels in outputs)
+        logits, ltrb, quality = flattened  # [N, R, K], [N, R, 4], [N, R, 1]
         terms = fcos_loss(logits, ltrb, quality.squeeze(2), assignment, self.loss, units=units, normalizers=normalizers)
         return Losses(terms, {"unassigned": assignment.num_unassigned})
 

@@ -42,9 +42,9 @@ class FPN(nn.Module):
         self.lateral = nn.ModuleList(conv_norm_relu(c, channels, 1, norm=norm, relu=relu) for c in in_channels)
         self.output = nn.ModuleList(conv_norm_relu(channels, channels, 3, norm=norm, relu=relu) for _ in in_channels)
         self.extra_from_c5 = extra_level_source == "c5"
-        first = in_channels[-1] if self.extra_from_c5 else channels
+        first_channels = in_channels[-1] if self.extra_from_c5 else channels
         self.extra = nn.ModuleList(
-            conv_norm_relu(first if i == 0 else channels, channels, 3, stride=2) for i in range(extra_levels)
+            conv_norm_relu(first_channels if i == 0 else channels, channels, 3, stride=2) for i in range(extra_levels)
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

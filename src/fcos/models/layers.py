@@ -44,8 +44,8 @@ class SyncBatchNorm(nn.BatchNorm2d):
         assert self.momentum is not None
         x = input.to(self.weight.dtype)
         # Two passes, because the mean of the squares minus the square of the mean suffers from cancellation.
-        counted = sum_over_processes(torch.cat([x.sum(dim=(0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
-        mean, count = counted[:-1] / counted[-1], counted[-1].detach()
+        sums = sum_over_processes(torch.cat([x.sum(dim=(0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
         centred = x - mean[:, None, None]
         variance = sum_over_processes(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
@@ -126,14 +126,14 @@ class DeformConv(nn.Module):
         super().__init__()
         self.stride = stride
         self.modulated = modulated
-        self.coordinates = 18 * offset_groups
-        numbers = self.coordinates + (9 * offset_groups if modulated else 0)
-        self.offset = nn.Conv2d(in_channels, numbers, 3, stride=stride, padding=1)
+        self.num_coordinates = 18 * offset_groups
+        num_outputs = self.num_coordinates + (9 * offset_groups if modulated else 0)
+        self.offset = nn.Conv2d(in_channels, num_outputs, 3, stride=stride, padding=1)
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=bias)
         nn.init.kaiming_uniform_(self.offset.weight, a=1)
-        for part in (self.offset, self.conv):
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+        for conv in (self.offset, self.conv):
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, H / stride, W / stride] (rounded up); N may be 0."""
@@ -141,7 +141,7 @@ class DeformConv(nn.Module):
         # The kernel requires a single dtype; under autocast, the input or the offsets may be in half precision.
         offset, mask = self.offset(x).to(weight.dtype), None
         if self.modulated:
-            offset, mask = offset[:, : self.coordinates], offset[:, self.coordinates :].sigmoid()
+            offset, mask = offset[:, : self.num_coordinates], offset[:, self.num_coordinates :].sigmoid()
         return deform_conv2d(
             x.to(weight.dtype), offset, weight, self.conv.bias, (self.stride, self.stride), (1, 1), mask=mask
         )

@@ -80,7 +80,7 @@ def iou_loss(predicted: Tensor, target: Tensor, *, kind: BoxLoss, weight: Tensor
     Source: Yu et al. 2016 (arXiv:1608.01471); GIoU: Rezatofighi et al. 2019 (arXiv:1902.09630). As in the original,
     intersection and union are smoothed by 1, in the unit of the distances.
     """
-    iou, union = _overlap(predicted, target)
+    iou, union = _compute_iou(predicted, target)
     if kind == "iou":
         loss = -iou.log()
     elif kind == "linear_iou":
@@ -94,7 +94,7 @@ def iou_loss(predicted: Tensor, target: Tensor, *, kind: BoxLoss, weight: Tensor
     return loss.sum()
 
 
-def _overlap(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _compute_iou(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the IoU (intersection and union smoothed by 1) and the unsmoothed union, both [P]."""
     left, top, right, bottom = predicted.unbind(-1)
     target_left, target_top, target_right, target_bottom = target.unbind(-1)
@@ -110,8 +110,8 @@ def loss_normalizers(assignment: Assignment) -> Tensor:
 
     Both are means over the processes, computed in one collective. Every process must call it, even without positives.
     """
-    central = centerness_targets(assignment.ltrb[torch.nonzero(assignment.labels >= 0, as_tuple=True)])  # [P]
-    sums = torch.stack([central.new_full((), len(central)), central.sum()])
+    centerness = centerness_targets(assignment.ltrb[torch.nonzero(assignment.labels >= 0, as_tuple=True)])  # [P]
+    sums = torch.stack([centerness.new_full((), len(centerness)), centerness.sum()])
     num_positives, centerness_sum = mean_over_processes(sums)
     return torch.stack([num_positives.clamp(min=1.0), centerness_sum])
 
@@ -149,19 +149,19 @@ def fcos_loss(
     """
     image, location = torch.nonzero(assignment.labels >= 0, as_tuple=True)  # [P]
     predicted_ltrb, target_ltrb = ltrb[image, location], assignment.ltrb[image, location]  # [P, 4]
-    central = centerness_targets(target_ltrb)  # [P]
+    target_centerness = centerness_targets(target_ltrb)  # [P]
     num_positives, centerness_sum = loss_normalizers(assignment) if normalizers is None else normalizers
 
     alpha, gamma = options.focal_alpha, options.focal_gamma
     loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()
     if units is not None:
-        unit = units[location, None]
-        predicted_ltrb, target_ltrb = predicted_ltrb / unit, target_ltrb / unit
+        location_units = units[location, None]
+        predicted_ltrb, target_ltrb = predicted_ltrb / location_units, target_ltrb / location_units
     if options.quality == "centerness":
-        target_quality, weight, divisor = central, central, centerness_sum
+        target_quality, weight, divisor = target_centerness, target_centerness, centerness_sum
     else:
-        overlap, _ = _overlap(predicted_ltrb.detach(), target_ltrb)
-        target_quality, weight, divisor = overlap, None, num_positives
+        iou, _ = _compute_iou(predicted_ltrb.detach(), target_ltrb)
+        target_quality, weight, divisor = iou, None, num_positives
     if len(target_ltrb):
         loss_box = iou_loss(predicted_ltrb, target_ltrb, kind=options.box_loss, weight=weight) / divisor
     else:

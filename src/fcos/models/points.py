@@ -147,10 +147,10 @@ def assign_targets(points: Sequence[Tensor], targets: Sequence[Objects], assigne
     Source: FCOS, sections 3.1 and 3.2; center sampling: the TPAMI version, section 3.3.
     """
     xy = torch.cat(list(points))  # [R, 2]
-    boxes, labels, crowd = _pad(targets, xy.device)
+    boxes, labels, crowd = _pad_targets(targets, xy.device)
     if labels.numel() == 0:  # no images, or no box in any of them
-        none = torch.full((len(targets), len(xy)), BACKGROUND, device=xy.device)
-        return Assignment(none, xy.new_zeros(*none.shape, 4), none, none.new_zeros(()))
+        unassigned = torch.full((len(targets), len(xy)), BACKGROUND, device=xy.device)
+        return Assignment(unassigned, xy.new_zeros(*unassigned.shape, 4), unassigned, unassigned.new_zeros(()))
     limits = xy.new_tensor(
         [
             (low, torch.inf if high is None else high, assigner.center_sampling_radius * stride)
@@ -158,10 +158,10 @@ def assign_targets(points: Sequence[Tensor], targets: Sequence[Objects], assigne
         ]
     )
     counts = torch.tensor([len(p) for p in points], device=xy.device)
-    limits = limits.repeat_interleave(counts, dim=0, output_size=len(xy))  # [R, 3]: low, high, reach
+    limits = limits.repeat_interleave(counts, dim=0, output_size=len(xy))  # [R, 3]: low, high, radius
     rows = []
     for image_boxes, image_labels, image_crowd in zip(boxes, labels, crowd, strict=True):
-        index = _smallest_box(
+        index = _find_smallest_box(
             xy,
             image_boxes,
             torch.nonzero((image_labels >= 0) & ~image_crowd).squeeze(1),
@@ -169,20 +169,26 @@ def assign_targets(points: Sequence[Tensor], targets: Sequence[Objects], assigne
             center_sampling=assigner.center_sampling_radius > 0,
             convention=assigner.box_convention,
         )
-        some = index.clamp(min=0)
-        background = torch.where(_inside(xy, image_boxes[image_crowd]), IGNORED, BACKGROUND)
-        learned = torch.where(index >= 0, image_labels[some], background)
-        rows.append((learned, torch.cat([xy - image_boxes[some, :2], image_boxes[some, 2:] - xy], dim=1), index))
-    learned, ltrb, matched = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Assignment(learned, ltrb, matched, _count_unassigned(matched, (labels >= 0) & ~crowd))
+        box_index = index.clamp(min=0)
+        background = torch.where(_is_inside_any(xy, image_boxes[image_crowd]), IGNORED, BACKGROUND)
+        location_labels = torch.where(index >= 0, image_labels[box_index], background)
+        rows.append(
+            (
+                location_labels,
+                torch.cat([xy - image_boxes[box_index, :2], image_boxes[box_index, 2:] - xy], dim=1),
+                index,
+            )
+        )
+    location_labels, ltrb, matched = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Assignment(location_labels, ltrb, matched, _count_unassigned(matched, (labels >= 0) & ~crowd))
 
 
-def _pad(targets: Sequence[Objects], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _pad_targets(targets: Sequence[Objects], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes [N, M, 4], labels [N, M] (-1 in the padding) and crowd flags [N, M] of all images."""
-    most = max((len(objects) for objects in targets), default=0)
-    boxes = torch.zeros(len(targets), most, 4, device=device)
-    labels = torch.full((len(targets), most), -1, dtype=torch.int64, device=device)
-    crowd = torch.zeros(len(targets), most, dtype=torch.bool, device=device)
+    max_boxes = max((len(objects) for objects in targets), default=0)
+    boxes = torch.zeros(len(targets), max_boxes, 4, device=device)
+    labels = torch.full((len(targets), max_boxes), -1, dtype=torch.int64, device=device)
+    crowd = torch.zeros(len(targets), max_boxes, dtype=torch.bool, device=device)
     for i, objects in enumerate(targets):
         boxes[i, : len(objects)] = objects.boxes
         labels[i, : len(objects)] = objects.labels
@@ -190,7 +196,7 @@ def _pad(targets: Sequence[Objects], device: torch.device) -> tuple[Tensor, Tens
     return boxes, labels, crowd
 
 
-def _smallest_box(
+def _find_smallest_box(
     xy: Tensor, boxes: Tensor, candidates: Tensor, *, limits: Tensor, center_sampling: bool, convention: BoxConvention
 ) -> Tensor:
     """Return the index [R] of the box assigned to each location: one of `candidates`, or -1.
@@ -201,31 +207,31 @@ def _smallest_box(
         return torch.full((len(xy),), -1, device=xy.device)
     candidates = candidates[area(boxes[candidates], convention=convention).argsort(stable=True)]
     x, y = xy.split(1, dim=1)  # [R, 1]
-    low, high, reach = limits.split(1, dim=1)
+    low, high, radius = limits.split(1, dim=1)
     x1, y1, x2, y2 = boxes[candidates].unbind(-1)  # [M]
     left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # [R, M]
     largest = left.maximum(right).maximum(top.maximum(bottom))
     if center_sampling:
         center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
-        inside = (
-            (x > (center_x - reach).maximum(x1))
-            & (x < (center_x + reach).minimum(x2))
-            & (y > (center_y - reach).maximum(y1))
-            & (y < (center_y + reach).minimum(y2))
+        is_inside = (
+            (x > (center_x - radius).maximum(x1))
+            & (x < (center_x + radius).minimum(x2))
+            & (y > (center_y - radius).maximum(y1))
+            & (y < (center_y + radius).minimum(y2))
         )
     else:
-        inside = left.minimum(right).minimum(top.minimum(bottom)) > 0
-    found, first = (inside & (largest >= low) & (largest <= high)).max(dim=1)  # the first match is the smallest
-    return torch.where(found, candidates[first], -1)
+        is_inside = left.minimum(right).minimum(top.minimum(bottom)) > 0
+    has_box, first = (is_inside & (largest >= low) & (largest <= high)).max(dim=1)  # the first match is the smallest
+    return torch.where(has_box, candidates[first], -1)
 
 
-def _inside(xy: Tensor, boxes: Tensor) -> Tensor:
+def _is_inside_any(xy: Tensor, boxes: Tensor) -> Tensor:
     """Return a mask [R] of the locations that are inside any of the boxes."""
     return ((xy[:, None] > boxes[:, :2]) & (xy[:, None] < boxes[:, 2:])).all(dim=-1).any(dim=1)
 
 
-def _count_unassigned(matched: Tensor, real: Tensor) -> Tensor:
-    """Count the `real` boxes (mask [N, M]) whose index is not in `matched` [N, R]; 0-dim int64."""
-    learned = real.new_zeros(len(real), 1 + real.shape[1])
-    learned.scatter_(1, matched + 1, True)  # column 0 is for locations without a box
-    return (real & ~learned[:, 1:]).sum()
+def _count_unassigned(matched: Tensor, is_object: Tensor) -> Tensor:
+    """Count the boxes of the mask `is_object` [N, M] whose index is not in `matched` [N, R]; 0-dim int64."""
+    is_assigned = is_object.new_zeros(len(is_object), 1 + is_object.shape[1])
+    is_assigned.scatter_(1, matched + 1, True)  # column 0 is for locations without a box
+    return (is_object & ~is_assigned[:, 1:]).sum()

@@ -84,23 +84,23 @@ def candidates(
 
     Source: FCOS, section 3.1, where the score is the product; the square root follows the original code.
     """
-    anywhere = options.detect_in_padding or options.box_convention == "inclusive"
+    use_padding = options.detect_in_padding or options.box_convention == "inclusive"
     results = []
     for image, size in enumerate(sizes):
         levels = [
-            _candidates(
+            _select_candidates(
                 logits[level][image],
                 ltrb[level][image],
                 centerness[level][image],
                 points[level],
-                within=None if anywhere else size,
+                image_size=None if use_padding else size,
                 options=options,
             )
             for level in range(len(points))
         ]
-        boxes, scores, labels = (torch.cat(parts) for parts in zip(*levels, strict=True))
-        every = Instances(boxes, labels, scores, size)
-        results.append(every if options.clip_after_nms else _inside(every, options))
+        boxes, scores, labels = (torch.cat(tensors) for tensors in zip(*levels, strict=True))
+        image_candidates = Instances(boxes, labels, scores, size)
+        results.append(image_candidates if options.clip_after_nms else _clip_to_image(image_candidates, options))
     return results
 
 
@@ -112,16 +112,16 @@ def suppress(candidates: Instances, options: Postprocess) -> Instances:
         options: options of suppression, limit and clipping.
     """
     convention = options.box_convention
-    kept = class_wise_nms(
+    keep = class_wise_nms(
         candidates.boxes, candidates.scores, candidates.labels, options.nms_threshold, convention=convention
     )
     limit, keep_ties = options.max_detections, convention == "inclusive"
-    kept = kept[limit_detections(candidates.scores[kept], limit, keep_ties=keep_ties)]
-    detections = candidates[kept]
-    return _inside(detections, options) if options.clip_after_nms else detections
+    keep = keep[limit_detections(candidates.scores[keep], limit, keep_ties=keep_ties)]
+    detections = candidates[keep]
+    return _clip_to_image(detections, options) if options.clip_after_nms else detections
 
 
-def _inside(instances: Instances, options: Postprocess) -> Instances:
+def _clip_to_image(instances: Instances, options: Postprocess) -> Instances:
     """Clip boxes to the image, and remove those without area unless the options keep them."""
     convention = options.box_convention
     clipped = replace(instances, boxes=clip(instances.boxes, instances.size, convention=convention))
@@ -130,34 +130,34 @@ def _inside(instances: Instances, options: Postprocess) -> Instances:
     return clipped[(clipped.boxes[:, 2:] > clipped.boxes[:, :2]).all(dim=1)]
 
 
-def _candidates(
+def _select_candidates(
     logits: Tensor,
     ltrb: Tensor,
     centerness: Tensor,
     points: Tensor,
     *,
-    within: tuple[int, int] | None,
+    image_size: tuple[int, int] | None,
     options: Postprocess,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return boxes [C, 4], scores [C] and labels [C] of one level of one image, with C <= `pre_nms_top_k`.
 
-    With `within`, only locations inside that (height, width) are used.
+    With `image_size` (height, width), only locations inside the image are used.
     """
     flat = logits.flatten()  # [K * H * W]
     # A first test on logits avoids the sigmoid of all of them; the exact test follows on the rest. As the centerness is
     # at most 1, sqrt(probability * centerness) > threshold implies probability > threshold**2.
     sqrt, threshold = options.score == "sqrt", options.score_threshold
-    least = threshold**2 if options.threshold_on == "score" and sqrt else threshold
-    index = torch.nonzero(flat > _logit(least) - 1e-3).squeeze(1)
+    min_probability = threshold**2 if options.threshold_on == "score" and sqrt else threshold
+    index = torch.nonzero(flat > _logit(min_probability) - 1e-3).squeeze(1)
     label, location = index // len(points), index % len(points)
-    if within is not None:
-        height, width = within
-        real = (points[location] < points.new_tensor([width, height])).all(dim=1)
-        index, label, location = index[real], label[real], location[real]
+    if image_size is not None:
+        height, width = image_size
+        is_inside = (points[location] < points.new_tensor([width, height])).all(dim=1)
+        index, label, location = index[is_inside], label[is_inside], location[is_inside]
     probability = flat[index].sigmoid()
     product = probability * centerness.flatten()[location].sigmoid()
-    compared = probability if options.threshold_on == "class" else product.sqrt() if sqrt else product
-    valid = (compared > threshold) & (product >= 0)  # the second test excludes NaN
+    thresholded = probability if options.threshold_on == "class" else product.sqrt() if sqrt else product
+    valid = (thresholded > threshold) & (product >= 0)  # the second test excludes NaN
     rank = torch.where(valid, probability if options.top_k_on == "class" else product, -1.0)
     rank, best = rank.topk(min(options.pre_nms_top_k, len(rank)))
     best = best[rank >= 0]

@@ -43,10 +43,10 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
         from ..interop.fcos_core.mapping import KEYS as names
 
         pairs, overrides = split_pairs(overrides)
-        strange = next((word for word in overrides if "=" not in word), None)
-        if strange is not None:
-            hint = suggest(strange.upper(), KNOWN)
-            raise ConfigError(f"{name}: {strange!r}: expected key=value, or a KEY of the original and its VALUE{hint}")
+        invalid = next((word for word in overrides if "=" not in word), None)
+        if invalid is not None:
+            hint = suggest(invalid.upper(), KNOWN)
+            raise ConfigError(f"{name}: {invalid!r}: expected key=value, or a KEY of the original and its VALUE{hint}")
         tree = config_from_yaml(tree, pairs, where=name)
     apply_overrides(tree, overrides)
     return validate(tree, where=name, names=names)
@@ -68,7 +68,7 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
         path = RECIPES / f"{source}.yaml"
         if not path.is_file():
             if Path(source).is_dir():
-                raise ConfigError(f"{source}: a folder is no recipe, did you mean data={source}?")
+                raise ConfigError(f"{source}: is a folder, not a recipe; did you mean data={source}?")
             name, known = str(source), recipe_names()
             raise ConfigError(
                 f"no recipe {name!r}{suggest(name, known)}; recipes: {', '.join(known)}"
@@ -85,5 +85,5 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected a mapping of options, found {type(tree).__name__}")
     for key in tree:
         if not isinstance(key, str):
-            raise ConfigError(f"{path}: expected names of options, found the key {key!r}, which is no text")
+            raise ConfigError(f"{path}: expected option names, found the key {key!r}, which is not text")
     return tree

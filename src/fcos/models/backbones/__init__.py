@@ -43,14 +43,14 @@ class Backbone(Protocol):
         ...
 
 
-def _builder(section: type[BackboneSection]) -> Callable[..., Backbone]:
+def _import_builder(section: type[BackboneSection]) -> Callable[..., Backbone]:
     """Import the class or function that a config section names as its builder."""
     module, _, function = section.builder.partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), function)
 
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
-    name: partial(_builder(section), name=name)
+    name: partial(_import_builder(section), name=name)
     for section in SECTIONS
     if not section.is_foreign
     for name in section.names()
@@ -72,9 +72,9 @@ def build_backbone(config: BackboneSection, *, pretrained: bool = True) -> Backb
     options = config.model_dump()
     if not pretrained and "weights" in options:
         options["weights"] = None
-    backbone = _builder(type(config))(**options)
+    backbone = _import_builder(type(config))(**options)
     if config.is_foreign:
-        _check(backbone, config.name)
+        _check_maps(backbone, config.name)
     return backbone
 
 
@@ -92,7 +92,7 @@ def license_warning(name: str, weights: str | None) -> str:
     return restricted_licence(name, weights)
 
 
-def _check(backbone: Backbone, name: str) -> None:
+def _check_maps(backbone: Backbone, name: str) -> None:
     """Check a backbone from outside this project: the maps of a black image must have the stated channels and strides.
 
     Raises:
@@ -100,21 +100,21 @@ def _check(backbone: Backbone, name: str) -> None:
     """
     height, width = 64, 96
     assert isinstance(backbone, nn.Module)
-    training = backbone.training
+    was_training = backbone.training
     backbone.eval()
     try:
         with torch.no_grad():
-            found = {level: tuple(x.shape) for level, x in backbone(torch.zeros(1, 3, height, width)).items()}
+            shapes = {level: tuple(x.shape) for level, x in backbone(torch.zeros(1, 3, height, width)).items()}
     except Exception as error:  # a foreign network can raise anything
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ConfigError(
             f"model.backbone.name={name}: fails on an image of {height}x{width} pixels: {reason}"
         ) from error
-    backbone.train(training)
+    backbone.train(was_training)
     channels, strides = backbone.channels, backbone.strides
     expected = {c: (1, channels[c], -(-height // stride), -(-width // stride)) for c, stride in strides.items()}
-    if found != expected:
+    if shapes != expected:
         raise ConfigError(
-            f"model.backbone.name={name}: of an image of {height}x{width} pixels expected maps {expected}, as its"
-            f" channels and strides say, found {found}"
+            f"model.backbone.name={name}: expected maps {expected} for an image of {height}x{width} pixels, from its"
+            f" channels and strides, found {shapes}"
         )

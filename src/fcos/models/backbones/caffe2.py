@@ -51,7 +51,7 @@ def load_backbone(path: Path) -> dict[str, Tensor]:
         OSError: the file cannot be opened.
     """
     state: dict[str, Tensor] = {}
-    for blob, array in _blobs(path).items():
+    for blob, array in _read_blobs(path).items():
         name = rename(blob)
         if name is None:
             continue
@@ -60,17 +60,17 @@ def load_backbone(path: Path) -> dict[str, Tensor]:
             norm = name.removesuffix("weight")
             state |= {f"{norm}running_mean": torch.zeros(array.shape), f"{norm}running_var": torch.ones(array.shape)}
     if not state:
-        raise WeightsError(f"{path}: holds no blobs of a ResNet (expected conv1_w, res2_0_branch2a_w, ...)")
+        raise WeightsError(f"{path}: contains no ResNet blobs (expected conv1_w, res2_0_branch2a_w, ...)")
     return state
 
 
-def _blobs(path: Path) -> dict[str, np.ndarray]:
+def _read_blobs(path: Path) -> dict[str, np.ndarray]:
     """Load the arrays of a pickle by name, from its dictionary or from the dictionary under the key `blobs`."""
     with path.open("rb") as file:
         try:
             for count, (operation, number, _) in enumerate(pickletools.genops(file)):
                 if operation.name.endswith("PUT") and (number or 0) > count:  # the unpickler allocates this much
-                    raise pickle.UnpicklingError(f"it numbers an object {number} after {count} operations")
+                    raise pickle.UnpicklingError(f"it gives an object the number {number} after {count} operations")
             file.seek(0)
             content = _Unpickler(file, encoding="latin1").load()  # latin1 keeps the bytes of Python 2 strings
         except Exception as error:  # bytes that are not a pickle can raise any exception
@@ -87,7 +87,7 @@ class _Type:
 
     def __init__(self, code: str, *_: Any):
         if not re.fullmatch(r"[biuf][1248]", code):
-            raise pickle.UnpicklingError(f"an array of the type {code!r}; only plain numbers are read")
+            raise pickle.UnpicklingError(f"an array of type {code!r}; only plain numbers are supported")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -111,8 +111,8 @@ class _Array:
         pass
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, fortran, data = state
-        self.array = kind.read(data).reshape(shape, order="F" if fortran else "C")
+        _, shape, dtype, fortran, data = state
+        self.array = dtype.read(data).reshape(shape, order="F" if fortran else "C")
 
 
 class _Function:
@@ -129,38 +129,40 @@ class _Function:
 
 
 @_Function
-def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str, *_: Any) -> _Array:
-    made = _Array()
-    made.__setstate__((1, shape, kind, order == "F", data))
-    return made
+def _from_buffer(data: Any, dtype: _Type, shape: tuple[int, ...], order: str, *_: Any) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", data))
+    return array
 
 
 @_Function
-def _scalar(kind: _Type, data: Any) -> int | float:
-    return kind.read(data).item()
+def _scalar(dtype: _Type, data: Any) -> int | float:
+    return dtype.read(data).item()
 
 
 @_Function
 def _bytes(text: str, encoding: str) -> bytes:
     """Return the bytes that Python 3 pickled as text for Python 2."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}; only latin1 is read")
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}; only latin1 is supported")
     return text.encode(encoding)
 
 
-_ADMITTED: dict[tuple[str, str], Any] = {
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): dict,  # a dict has no attributes to set
     ("_codecs", "encode"): _bytes,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
 }
-_OF_NUMPY = {
+_NUMPY_FUNCTIONS = {
     ("multiarray", "_reconstruct"): _Array,
     ("multiarray", "scalar"): _scalar,
     ("numeric", "_frombuffer"): _from_buffer,
 }
 for _core in ("core", "_core"):  # before numpy 2, and since
-    _ADMITTED |= {(f"numpy.{_core}.{module}", name): found for (module, name), found in _OF_NUMPY.items()}
+    _ALLOWED |= {
+        (f"numpy.{_core}.{module}", name): replacement for (module, name), replacement in _NUMPY_FUNCTIONS.items()
+    }
 
 
 class _Unpickler(pickle.Unpickler):
@@ -171,9 +173,9 @@ class _Unpickler(pickle.Unpickler):
             UnpicklingError: the global is not admitted.
         """
         try:
-            return _ADMITTED[module_name, global_name]
+            return _ALLOWED[module_name, global_name]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"it asks for {module_name}.{global_name}, and only arrays and plain containers are read, because"
+                f"it refers to {module_name}.{global_name}; only arrays and plain containers are allowed, because"
                 " everything else can run code"
             ) from None

@@ -23,7 +23,7 @@ _STAGES = {
     "C5": ["level5"],
 }
 _CHANNELS = (16, 32, 64, 128, 256, 512)
-_WITHOUT_INFLUENCE = ("level3.project.", "level4.project.")
+_UNUSED_PROJECTIONS = ("level3.project.", "level4.project.")
 Norm = Callable[[int], nn.Module]
 
 
@@ -54,7 +54,7 @@ class DLA34(Stages):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.register_load_state_dict_pre_hook(_leave_out)
+        self.register_load_state_dict_pre_hook(_drop_unused_projections)
         if weights is not None:
             load_pretrained(self, name, weights)
         self.channels = {"C2": c2, "C3": c3, "C4": c4, "C5": c5}
@@ -78,17 +78,24 @@ class Tree(nn.Module):
         stride: stride of the first block.
         norm: function that builds a norm from its number of channels.
         keeps_input: whether the root also gets the (downsampled) input.
-        others: total channels of the other maps that `forward` passes to the root.
+        extra_channels: total channels of the other maps that `forward` passes to the root.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, *, stride: int, norm: Norm, keeps_input: bool = False, others: int = 0
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        norm: Norm,
+        keeps_input: bool = False,
+        extra_channels: int = 0,
     ):
         super().__init__()
         self.keeps_input = keeps_input
         self.tree1 = Block(in_channels, channels, stride, norm)
         self.tree2 = Block(channels, channels, 1, norm)
-        self.root = Root(2 * channels + others + (in_channels if keeps_input else 0), channels, norm)
+        self.root = Root(2 * channels + extra_channels + (in_channels if keeps_input else 0), channels, norm)
         self.downsample = nn.MaxPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
         self.project = (
             nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), norm(channels))
@@ -96,17 +103,17 @@ class Tree(nn.Module):
             else nn.Identity()
         )
 
-    def forward(self, x: Tensor, others: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, x: Tensor, extra_maps: Sequence[Tensor] = ()) -> Tensor:
         """Map [N, in_channels, H, W] to [N, channels, H / stride, W / stride] (rounded up).
 
         Args:
             x: input map.
-            others: other maps for the root, of the size of the output.
+            extra_maps: other maps for the root, of the size of the output.
         """
-        shrunk = self.downsample(x)
-        first = self.tree1(x, self.project(shrunk))
+        downsampled = self.downsample(x)
+        first = self.tree1(x, self.project(downsampled))
         second = self.tree2(first, first)
-        return self.root([second, first, *([shrunk] if self.keeps_input else []), *others])
+        return self.root([second, first, *([downsampled] if self.keeps_input else []), *extra_maps])
 
 
 class DeepTree(nn.Module):
@@ -119,7 +126,7 @@ class DeepTree(nn.Module):
         super().__init__()
         self.downsample = nn.MaxPool2d(2, ceil_mode=True)
         self.tree1 = Tree(in_channels, channels, stride=2, norm=norm)
-        self.tree2 = Tree(channels, channels, stride=1, norm=norm, others=in_channels + channels)
+        self.tree2 = Tree(channels, channels, stride=1, norm=norm, extra_channels=in_channels + channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, channels, H / 2, W / 2] (rounded up)."""
@@ -155,8 +162,8 @@ class Root(nn.Module):
         return self.relu(self.bn(self.conv(torch.cat(list(maps), dim=1))))
 
 
-def _leave_out(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
-    for name in [name for name in state if name.removeprefix(prefix).startswith(_WITHOUT_INFLUENCE)]:
+def _drop_unused_projections(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
+    for name in [name for name in state if name.removeprefix(prefix).startswith(_UNUSED_PROJECTIONS)]:
         del state[name]
 
 

@@ -21,24 +21,24 @@ def build_own(*, name: str, options: dict[str, Any]) -> nn.Module:
     Raises:
         ConfigError: the function cannot be imported, does not accept the options, or does not return a `Backbone`.
     """
-    found = load_function(name, option=f"model.backbone.name={name}")
+    function = load_function(name, option=f"model.backbone.name={name}")
     try:
-        inspect.signature(found).bind(**options)
+        inspect.signature(function).bind(**options)
     except TypeError as error:
         raise ConfigError(f"model.backbone.options of {name}: {error}; found {options}") from None
-    backbone = found(**options)
-    lacking = [key for key in ("channels", "strides") if not isinstance(getattr(backbone, key, None), dict)]
-    if not isinstance(backbone, nn.Module) or lacking:
+    backbone = function(**options)
+    missing = [key for key in ("channels", "strides") if not isinstance(getattr(backbone, key, None), dict)]
+    if not isinstance(backbone, nn.Module) or missing:
         raise ConfigError(
             f"model.backbone.name={name}: expected an nn.Module with the dictionaries channels and strides, found"
-            f" {type(backbone).__name__}" + (f" without {' and '.join(lacking)}" if lacking else "")
+            f" {type(backbone).__name__}" + (f" without {' and '.join(missing)}" if missing else "")
         )
     channels: Any = backbone.channels
     strides: Any = backbone.strides
-    sides = list(strides.values())
-    if not sides or sides != sorted(sides) or list(channels) != list(strides):
+    stride_values = list(strides.values())
+    if not stride_values or stride_values != sorted(stride_values) or list(channels) != list(strides):
         raise ConfigError(
-            f"model.backbone.name={name}: channels and strides must have the same maps, the finest first; found"
+            f"model.backbone.name={name}: channels and strides must have the same keys, finest map first; found"
             f" channels {channels} and strides {strides}"
         )
     return backbone

@@ -41,11 +41,11 @@ class Pretrained(NamedTuple):
 
     Attributes:
         file: addresses and licence of the weights.
-        fits: options of `model` that the weights were trained with, by dotted key.
+        trained_with: options of `model` that the weights were trained with, by dotted key.
     """
 
     file: WebFile
-    fits: Mapping[str, str | bool] = {}
+    trained_with: Mapping[str, str | bool] = {}
 
 
 _RGB = {"channel_order": "rgb", "backbone.stride_in_1x1": False}
@@ -59,8 +59,8 @@ def _detectron(
     name: str, *paths: str, mirrors: tuple[str, ...] = (), stride_in_1x1: bool = False
 ) -> tuple[str, Pretrained]:
     """Build the `CATALOG` item (key and value) of Caffe2 weights that the original calls `catalog://NAME`."""
-    first, *others = (f"{_DETECTRON}/{path}.pkl" for path in paths)
-    urls = (f"{first}#{name.replace('/', '_')}.pkl", *others, *mirrors)
+    first_url, *other_urls = (f"{_DETECTRON}/{path}.pkl" for path in paths)
+    urls = (f"{first_url}#{name.replace('/', '_')}.pkl", *other_urls, *mirrors)
     file = WebFile(urls, licence="CC BY-SA 3.0 (Detectron's model zoo)")
     return f"{_CATALOG}{name}", Pretrained(file, {"channel_order": "bgr", "backbone.stride_in_1x1": stride_in_1x1})
 
@@ -125,7 +125,7 @@ LITE0 = Packaged(
 )  # Apache-2.0
 
 
-def packaged(network: str) -> Path | None:
+def packaged_weights(network: str) -> Path | None:
     """Return the path of the weights that an installed package contains for a timm network, or None.
 
     Args:
@@ -144,7 +144,7 @@ def trained_with(backbone: str, source: str) -> Mapping[str, str | bool]:
         backbone: name of the backbone in the config.
         source: name, address or path of the weights, see `imagenet_weights`.
     """
-    return CATALOG[key].fits if (key := _key(backbone, source)) in CATALOG else {}
+    return CATALOG[key].trained_with if (key := _catalog_key(backbone, source)) in CATALOG else {}
 
 
 def load_pretrained(net: nn.Module, backbone: str, source: str) -> None:
@@ -163,7 +163,7 @@ def load_pretrained(net: nn.Module, backbone: str, source: str) -> None:
     shapes = other_shapes(net.state_dict(), state)
     if shapes:
         raise WeightsError(
-            f"model.backbone.weights={source} does not fit {backbone}: {len(shapes)} tensors of another shape:"
+            f"model.backbone.weights={source} does not fit {backbone}: {len(shapes)} tensors with a different shape:"
             f" {', '.join(shapes[:3])}; give weights of {backbone}, or model.backbone.weights=null"
         )
     missing, unexpected = net.load_state_dict(state, strict=False)
@@ -172,7 +172,7 @@ def load_pretrained(net: nn.Module, backbone: str, source: str) -> None:
         raise WeightsError(
             f"model.backbone.weights={source} does not fit {backbone} with this norm: {len(missing)} tensors missing"
             f" {missing[:3]}, {len(unexpected)} unknown {unexpected[:3]};"
-            " use a norm of the weights' kind or model.backbone.weights=null"
+            " use the kind of norm that the weights have, or model.backbone.weights=null"
         )
 
 
@@ -188,13 +188,15 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: the name or file does not exist, the download fails, or the file is of another kind.
     """
-    file = _named(backbone, source)
+    file = _find_file(backbone, source)
     if file is None:
-        path, mend = expand_user(source), ""
+        path, advice = expand_user(source), ""
     else:
-        otherwise = "train from random ones: model.backbone.weights=null (MODEL.WEIGHT '' with a YAML of the original)"
+        otherwise = (
+            "train from random weights: model.backbone.weights=null (MODEL.WEIGHT '' with a YAML of the original)"
+        )
         path = hub_file(file, f"model.backbone.weights={source}", otherwise=otherwise)
-        mend = "; delete it to download it again"
+        advice = "; delete it to download it again"
     try:
         if path.suffix == ".pkl":
             return load_backbone(path)
@@ -205,16 +207,16 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
             " null)"
         ) from None
     except WeightsError as error:
-        raise WeightsError(f"model.backbone.weights: {error}{mend}") from None
+        raise WeightsError(f"model.backbone.weights: {error}{advice}") from None
     except Exception as error:  # a damaged file can raise any exception
         reason = str(error).partition("\n")[0]
-        raise WeightsError(f"model.backbone.weights: {path}: not a readable state dict: {reason}{mend}") from None
+        raise WeightsError(f"model.backbone.weights: {path}: not a readable state dict: {reason}{advice}") from None
     if isinstance(content, dict):
         content = next((content[key] for key in _WRAPPINGS if key in content), content)
     tensors = content.items() if isinstance(content, dict) else ()
     state = {str(name): tensor for name, tensor in tensors if isinstance(tensor, Tensor)}
     if not state:
-        raise WeightsError(f"model.backbone.weights: {path}: expected a state dict of tensors{mend}")
+        raise WeightsError(f"model.backbone.weights: {path}: expected a state dict of tensors{advice}")
     return to_torchvision(state)
 
 
@@ -228,39 +230,39 @@ def restricted_licence(backbone: str, source: str) -> str:
     Raises:
         WeightsError: no weights have this name.
     """
-    file = _named(backbone, source)
+    file = _find_file(backbone, source)
     return file.licence or "" if file and file.restricted else ""
 
 
-def _key(backbone: str, source: str) -> str:
+def _catalog_key(backbone: str, source: str) -> str:
     """Return the key of a source in `CATALOG`, which has no such key if the weights are not named."""
     return f"{_IMAGENET}/{backbone}" if source == _IMAGENET else source
 
 
-def _named(backbone: str, source: str) -> WebFile | None:
+def _find_file(backbone: str, source: str) -> WebFile | None:
     """Return the file to download for a source, or None if the source is a path.
 
     Raises:
         WeightsError: no weights have this name, or the source is a URL that is not http(s).
     """
-    key = _key(backbone, source)
+    key = _catalog_key(backbone, source)
     if key in CATALOG:
         return CATALOG[key].file
     if source == _IMAGENET:
         raise WeightsError(
-            f"model.backbone.weights=imagenet: no ImageNet weights are known for {backbone}; give a path or an http(s)"
+            f"model.backbone.weights=imagenet: no ImageNet weights are known for {backbone}; give a path, an http(s)"
             " address, or null for random weights"
         )
     if is_url(source):
-        return next((known.file for known in CATALOG.values() if source in known.file.urls), WebFile((source,)))
+        return next((entry.file for entry in CATALOG.values() if source in entry.file.urls), WebFile((source,)))
     if source.startswith(_CATALOG):
         known = [key for key in CATALOG if key.startswith(_CATALOG)]
         raise WeightsError(
-            f"model.backbone.weights: no {source}{suggest(source, known)}; backbones with a name: {', '.join(known)}"
+            f"model.backbone.weights: no {source}{suggest(source, known)}; known names: {', '.join(known)}"
         )
     if "://" in source:
         raise WeightsError(
-            f"model.backbone.weights: {source!r} is not read; give `imagenet`, {_CATALOG}NAME, an http(s) address, a"
-            " path, or null"
+            f"model.backbone.weights: {source!r} is not supported; give `imagenet`, {_CATALOG}NAME, an http(s) address,"
+            " a path, or null"
         )
     return None

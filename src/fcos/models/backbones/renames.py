@@ -16,7 +16,7 @@ _FIRST_MOBILE_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 _OTHER_MOBILE_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
 
 _FIRST_BLOCKS = (0, 1, 3, 5, 8, 11, 15)  # first block of each of timm's seven stages
-_AROUND = {"conv_stem": "conv_stem", "bn0": "bn1", "conv_head": "conv_head", "bn1": "bn2", "fc": "classifier"}
+_OUTSIDE_BLOCKS = {"conv_stem": "conv_stem", "bn0": "bn1", "conv_head": "conv_head", "bn1": "bn2", "fc": "classifier"}
 _IN_FIRST_BLOCK = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
 _IN_OTHER_BLOCKS = {
     "expand_conv": "conv_pw",
@@ -30,27 +30,27 @@ _IN_OTHER_BLOCKS = {
 
 def without_module(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefix `module.`, which data-parallel training adds, if every name has it."""
-    shared = "module." if all(name.startswith("module.") for name in state) else ""
-    return {name.removeprefix(shared): tensor for name, tensor in state.items()}
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def mobilenet_name(name: str) -> str:
     """Translate a name `features.N.conv.M...` of the original FCOS's MobileNetV2 to torchvision's; keep other names."""
-    block = re.match(r"^features\.(\d+)\.conv\.(\d)\.", name)
-    if not block:
+    match = re.match(r"^features\.(\d+)\.conv\.(\d)\.", name)
+    if not match:
         return name
-    layers = _FIRST_MOBILE_BLOCK if block[1] == "1" else _OTHER_MOBILE_BLOCKS
-    return f"features.{block[1]}.conv.{layers.get(block[2], block[2])}.{name[block.end() :]}"
+    layers = _FIRST_MOBILE_BLOCK if match[1] == "1" else _OTHER_MOBILE_BLOCKS
+    return f"features.{match[1]}.conv.{layers.get(match[2], match[2])}.{name[match.end() :]}"
 
 
 def original_mobilenet_name(name: str) -> str:
     """Translate a name of torchvision's MobileNetV2 to the original FCOS's; the inverse of `mobilenet_name`."""
-    block = re.match(r"^features\.(\d+)\.conv\.(\d(?:\.\d)?)\.", name)
-    if not block:
+    match = re.match(r"^features\.(\d+)\.conv\.(\d(?:\.\d)?)\.", name)
+    if not match:
         return name
-    layers = _FIRST_MOBILE_BLOCK if block[1] == "1" else _OTHER_MOBILE_BLOCKS
-    back = {ours: theirs for theirs, ours in layers.items()}
-    return f"features.{block[1]}.conv.{back[block[2]]}.{name[block.end() :]}"
+    layers = _FIRST_MOBILE_BLOCK if match[1] == "1" else _OTHER_MOBILE_BLOCKS
+    original_layers = {ours: theirs for theirs, ours in layers.items()}
+    return f"features.{match[1]}.conv.{original_layers[match[2]]}.{name[match.end() :]}"
 
 
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,10 +77,10 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r"^_(?:blocks\.(\d+)\._)?(\w+)", _rename, name): tensor for name, tensor in state.items()}
 
 
-def _rename(layer: re.Match[str]) -> str:
-    if layer[1] is None:
-        return _AROUND.get(layer[2], layer[2])
-    block = int(layer[1])
+def _rename(match: re.Match[str]) -> str:
+    if match[1] is None:
+        return _OUTSIDE_BLOCKS.get(match[2], match[2])
+    block = int(match[1])
     stage = bisect_right(_FIRST_BLOCKS, block) - 1
     layers = _IN_OTHER_BLOCKS if stage else _IN_FIRST_BLOCK
-    return f"blocks.{stage}.{block - _FIRST_BLOCKS[stage]}.{layers.get(layer[2], layer[2])}"
+    return f"blocks.{stage}.{block - _FIRST_BLOCKS[stage]}.{layers.get(match[2], match[2])}"

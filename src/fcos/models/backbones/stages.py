@@ -33,11 +33,11 @@ class Stages(nn.Module, ABC):
                 delattr(self.get_submodule(parent), key)
             del self.channels[name], self.strides[name]
 
-    def _freeze(self, count: int, how: Callable[[nn.Module], nn.Module] = freeze) -> None:
-        """Freeze the first `count` stages, including the stem; `how` freezes one module and returns its replacement."""
+    def _freeze(self, count: int, freeze_module: Callable[[nn.Module], nn.Module] = freeze) -> None:
+        """Freeze the first `count` stages, including the stem; `freeze_module` returns a module's replacement."""
         if count:
             for path in chain.from_iterable(list(self._stages().values())[:count]):
-                self.set_submodule(path, how(self.get_submodule(path)))
+                self.set_submodule(path, freeze_module(self.get_submodule(path)))
 
     def _maps(self, images: Tensor) -> dict[str, Tensor]:
         """Run the stages in sequence and return the output of each, except that of the stem."""

