@@ -144,9 +144,9 @@ class Section:
         """Add charts, side by side if they fit."""
         self._add("charts", charts=[{"title": chart.title, "svg": _svg(chart)} for chart in charts])
 
-    def pictures(self, pictures: Sequence[PageImage]) -> None:
+    def images(self, images: Sequence[PageImage]) -> None:
         """Add images, side by side if they fit."""
-        self._add("pictures", pictures=[_embed(picture) for picture in pictures])
+        self._add("images", images=[_embed(image) for image in images])
 
     def legend(self, entries: Sequence[Legend]) -> None:
         """Add a legend for the lines in the images."""
@@ -258,8 +258,8 @@ def _svg(chart: Chart) -> Any:
     return Markup(f'<svg {box[0]} role="img">{rest}')
 
 
-def _embed(picture: PageImage) -> dict[str, Any]:
+def _embed(image: PageImage) -> dict[str, Any]:
     file = io.BytesIO()
-    picture.image.convert("RGB").save(file, "JPEG", quality=85)
+    image.image.convert("RGB").save(file, "JPEG", quality=85)
     uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-    return {"uri": uri, "caption": picture.caption, "width": picture.image.width, "height": picture.image.height}
+    return {"uri": uri, "caption": image.caption, "width": image.image.width, "height": image.image.height}

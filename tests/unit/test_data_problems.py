@@ -336,7 +336,7 @@ def test_the_doctor_misses_a_train_split(tmp_path: Path) -> None:
     write_coco(tmp_path, split="val")
     report = check(config(tmp_path))
     assert report.failed
-    assert "there is no train split" in _text(tmp_path)
+    assert "no train split found" in _text(tmp_path)
 
 
 def test_the_doctor_shows_class_names_as_they_are(tmp_path: Path) -> None:

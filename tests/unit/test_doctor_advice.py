@@ -132,7 +132,7 @@ def test_center_sampling_goes_together_with_a_larger_input() -> None:
 def test_what_cannot_be_mended_is_said_or_left() -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000)
     (advice,) = advice_for(squares(0.8), setting)
-    assert "nothing that was tried reaches 98%" in advice.effect
+    assert "no setting tried reaches 98%" in advice.effect
     nowhere = annotations_of([[(8.5, 8.5, 8.6, 8.6, 0)]], [(64, 64)])
     assert advice_for(nowhere, setting) == []
 
@@ -151,7 +151,7 @@ def test_that_double_boxes_count_once_is_said() -> None:
     assert cover(annotations, setting).recall == 0.5
     (advice,) = advice_for(annotations, setting)
     assert advice.effect.startswith("best possible recall 66.7% -> ")
-    assert " on 5 images, double boxes counted once; " in advice.effect
+    assert " on 5 images, duplicate boxes counted once; " in advice.effect
 
 
 def test_doubles_of_two_classes_are_no_reason_for_center_sampling() -> None:

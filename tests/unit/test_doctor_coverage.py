@@ -215,10 +215,10 @@ def test_a_box_above_all_size_ranges() -> None:
 
 
 def test_the_level_of_a_box_is_that_of_its_half_side() -> None:
-    assert one_box(0, 0, 30, 10).meant.tolist() == [1]
-    assert one_box(0, 0, 33, 10).meant.tolist() == [2]
-    assert one_box(0, 0, 31, 10, box_convention="inclusive").meant.tolist() == [1]
-    assert one_box(0, 0, 12, 12, size_ranges=((-1, 5), (8, 16), (16, None))).meant.tolist() == [-1]
+    assert one_box(0, 0, 30, 10).expected_level.tolist() == [1]
+    assert one_box(0, 0, 33, 10).expected_level.tolist() == [2]
+    assert one_box(0, 0, 31, 10, box_convention="inclusive").expected_level.tolist() == [1]
+    assert one_box(0, 0, 12, 12, size_ranges=((-1, 5), (8, 16), (16, None))).expected_level.tolist() == [-1]
 
 
 def test_data_without_boxes_has_no_recall() -> None:

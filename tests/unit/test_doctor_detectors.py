@@ -77,6 +77,6 @@ def test_its_report_can_be_read_in_every_form(fcos_config: Config, capsys: pytes
     Console(width=120).print(render(report))
     texts.append(capsys.readouterr().out)
     for text in texts:
-        assert "1 pair of boxes of one class" in " ".join(text.split())
+        assert "1 pair of boxes of the same class" in " ".join(text.split())
         assert "pyramid" not in text
         assert "recall" not in text

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from fcos.doctor import duplicates
-from fcos.doctor.duplicates import NEAR_BITS, WORDS, Twins, find_twins, fingerprint
+from fcos.doctor.duplicates import NEAR_BITS, WORDS, DuplicateGroups, find_duplicates, fingerprint
 
 
 def scene(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
@@ -19,8 +19,8 @@ def scene(seed: int, size: tuple[int, int] = (120, 90)) -> Image.Image:
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def twins_of(*images: Image.Image) -> Twins:
-    return find_twins(np.stack([fingerprint(image) for image in images]))
+def duplicates_among(*images: Image.Image) -> DuplicateGroups:
+    return find_duplicates(np.stack([fingerprint(image) for image in images]))
 
 
 def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -30,11 +30,13 @@ def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 
 def test_different_pictures_are_no_twins() -> None:
-    assert twins_of(*(scene(seed) for seed in range(40))) == Twins([], [])
+    assert duplicates_among(*(scene(seed) for seed in range(40))) == DuplicateGroups([], [])
 
 
 def test_the_same_pixels_are_exact_twins_and_not_near_ones() -> None:
-    assert twins_of(scene(0), scene(1), scene(0), scene(2), scene(1), scene(0)) == Twins([[0, 2, 5], [1, 4]], [])
+    assert duplicates_among(scene(0), scene(1), scene(0), scene(2), scene(1), scene(0)) == DuplicateGroups(
+        [[0, 2, 5], [1, 4]], []
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,31 +52,33 @@ def test_the_same_pixels_are_exact_twins_and_not_near_ones() -> None:
     ids=["compressed", "enlarged", "shrunk", "darker", "mirrored", "mirrored, shrunk, compressed"],
 )
 def test_a_changed_picture_is_a_near_twin(change) -> None:
-    assert twins_of(scene(0), scene(1), change(scene(1)), scene(2)) == Twins([], [[1, 2]])
+    assert duplicates_among(scene(0), scene(1), change(scene(1)), scene(2)) == DuplicateGroups([], [[1, 2]])
 
 
 def test_images_of_one_colour_are_like_their_exact_copies_only() -> None:
     plain = [Image.new("RGB", (120, 90), color) for color in ("red", "red", "#fe0000")]
-    assert twins_of(*plain) == Twins([[0, 1]], [])
+    assert duplicates_among(*plain) == DuplicateGroups([[0, 1]], [])
 
 
 def test_a_part_of_a_picture_is_no_twin() -> None:
-    assert twins_of(scene(0), scene(0).crop((30, 20, 120, 90))) == Twins([], [])
+    assert duplicates_among(scene(0), scene(0).crop((30, 20, 120, 90))) == DuplicateGroups([], [])
 
 
 def test_an_upside_down_picture_is_no_twin() -> None:
-    assert twins_of(scene(0), scene(0).transpose(Image.Transpose.FLIP_TOP_BOTTOM)) == Twins([], [])
+    assert duplicates_among(scene(0), scene(0).transpose(Image.Transpose.FLIP_TOP_BOTTOM)) == DuplicateGroups([], [])
 
 
 def test_a_near_twin_of_exact_twins_joins_their_group() -> None:
-    assert twins_of(scene(3), scene(4), scene(3), as_jpeg(scene(3), 60)) == Twins([[0, 2]], [[0, 2, 3]])
+    assert duplicates_among(scene(3), scene(4), scene(3), as_jpeg(scene(3), 60)) == DuplicateGroups(
+        [[0, 2]], [[0, 2, 3]]
+    )
 
 
 def test_flat_images_are_only_like_their_own_copies() -> None:
     noise = np.random.default_rng(0).integers(0, 2, (4, 90, 120, 3), dtype=np.uint8)
     flat = [Image.new("RGB", (120, 90), color) for color in ("white", "black", "grey", "white")]
     grainy = [Image.fromarray(200 + pixels) for pixels in noise]
-    assert twins_of(*flat, *grainy) == Twins([[0, 3]], [])
+    assert duplicates_among(*flat, *grainy) == DuplicateGroups([[0, 3]], [])
 
 
 def test_small_marks_on_white_paper_are_told_apart() -> None:
@@ -83,17 +87,17 @@ def test_small_marks_on_white_paper_are_told_apart() -> None:
         page = Image.new("RGB", (120, 90), "white")
         page.paste(scene(7).resize((15, 40)), (x, 30))
         pages.append(page)
-    assert twins_of(*pages).near == []
+    assert duplicates_among(*pages).near == []
 
 
 def test_one_pixel_and_one_row_have_fingerprints() -> None:
     prints = [fingerprint(Image.new("RGB", size, "red")) for size in ((1, 1), (50, 1), (1, 50))]
     assert [(p.shape, p.dtype) for p in prints] == [((WORDS,), np.uint64)] * 3
-    assert find_twins(np.stack(prints)) == Twins([], [])
+    assert find_duplicates(np.stack(prints)) == DuplicateGroups([], [])
 
 
 def test_no_images_have_no_twins() -> None:
-    assert find_twins(np.zeros((0, WORDS), dtype=np.uint64)) == Twins([], [])
+    assert find_duplicates(np.zeros((0, WORDS), dtype=np.uint64)) == DuplicateGroups([], [])
 
 
 def _random_hashes(count: int) -> np.ndarray:
@@ -125,10 +129,10 @@ def test_the_search_finds_exactly_the_hashes_within_the_bound(crowded: bool) -> 
 def test_many_copies_are_one_group_without_comparing_all_pairs() -> None:
     prints = np.tile(fingerprint(scene(1)), (5000, 1))
     prints[:, 0] = np.arange(5000)  # each print has other pixels
-    twins = find_twins(prints)
-    assert twins == Twins([], [list(range(5000))])
+    duplicates_found = find_duplicates(prints)
+    assert duplicates_found == DuplicateGroups([], [list(range(5000))])
 
 
 def test_groups_are_ordered_by_size() -> None:
     pictures: Sequence[int] = (5, 6, 5, 6, 6)
-    assert twins_of(*(scene(seed) for seed in pictures)).exact == [[1, 3, 4], [0, 2]]
+    assert duplicates_among(*(scene(seed) for seed in pictures)).exact == [[1, 3, 4], [0, 2]]

@@ -64,7 +64,7 @@ def test_an_object_marked_twice() -> None:
     (finding,) = found(of(*images)).values()
     assert finding.kind == "double box"
     assert boxes_of(finding) == [("train", 4, (17, 20))]
-    assert "1 pair of boxes of one class" in finding.message
+    assert "1 pair of boxes of the same class" in finding.message
 
 
 def test_the_worst_double_comes_first_and_three_of_a_kind_are_three_pairs() -> None:
@@ -106,13 +106,13 @@ def test_a_small_box_of_a_large_class_and_the_class_it_fits() -> None:
     images[7][0] = (5, 5, 20, 20, LARGE)
     finding = found(of(*images))["size unlike its class"]
     assert boxes_of(finding) == [("train", 7, (28,))]
-    assert finding.cases[0][0].note.endswith("; b fits")
+    assert finding.cases[0][0].note.endswith("; size fits b")
 
 
 def test_a_large_box_of_a_small_class_in_another_split() -> None:
     finding = found(of(*usual_boxes()), test=of([(5, 5, 65, 66, SMALL)]))["size unlike its class"]
     assert boxes_of(finding) == [("test", 0, (0,))]
-    assert finding.cases[0][0].note.startswith("60 pixels, b usually 1")
+    assert finding.cases[0][0].note.startswith("60 pixels, median of b: 1")
 
 
 def test_a_class_with_few_boxes_has_no_usual_size() -> None:
@@ -143,7 +143,7 @@ def test_images_with_far_fewer_and_far_more_boxes_than_usual() -> None:
     assert boxes_of(kinds["image with few boxes"]) == [("val", 0, ()), ("train", 30, ())]
     assert boxes_of(kinds["image with many boxes"]) == [("train", 31, ())]
     assert kinds["image with few boxes"].cases[1][0].note == "1 box"
-    assert "than usual (10)" in kinds["image with many boxes"].message
+    assert "than usual (median 10)" in kinds["image with many boxes"].message
 
 
 def test_images_without_boxes_are_usual_where_there_are_few() -> None:

@@ -24,7 +24,7 @@ def full_page(name: str = "cells") -> Page:
     section.table([name, "n"], [[name, Cell(name, bar=0.5)], [name, Cell(name, heat=0.5)]], name)
     section.charts([Chart(name, lambda axes: axes.set_xlabel(printable(name)))])
     section.charts([Chart("bars", lambda axes: axes.bar([printable(name)], [1.0]))])
-    section.pictures([PageImage(Image.new("RGB", (8, 4), "red"), name)])
+    section.images([PageImage(Image.new("RGB", (8, 4), "red"), name)])
     section.legend([Legend((1, 2, 3), name, dashed=True)])
     section.details(name, name)
     return page

@@ -120,8 +120,8 @@ def test_inclusive_boxes_come_out_continuous():
         (np.zeros((3, 8, 8), np.uint8), r"expected an array .*, found \[3, 8, 8\] of uint8"),
         (np.zeros((0, 8, 3), np.uint8), r"found \[0, 8, 3\]"),
         (torch.zeros(8, 8, 3), r"expected a tensor \[3, H, W\].*, found \[8, 8, 3\]"),
-        (torch.full((3, 8, 8), 255.0), r"must lie in 0\.\.1, found 255\.\.255"),
-        (torch.full((3, 8, 8), torch.nan), r"must lie in 0\.\.1, found nan"),
+        (torch.full((3, 8, 8), 255.0), r"expected a float tensor in 0\.\.1, found 255\.\.255"),
+        (torch.full((3, 8, 8), torch.nan), r"expected a float tensor in 0\.\.1, found nan"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), r"expected a tensor of uint8 .*, found torch\.int64"),
         (Image.new("F", (8, 8)), "floating-point pixels"),
         (42, "expected a path, PIL image, array or tensor, found int"),
@@ -245,7 +245,7 @@ class TestUrls:
         assert_same(found, detector.predict(tmp_path / "a b.png"), pixels=0, score=0)
 
     def test_the_answer_of_the_server_is_told(self, detector, tmp_path):
-        with served(tmp_path) as address, pytest.raises(DataError, match=r"none\.jpg: the server answers 404"):
+        with served(tmp_path) as address, pytest.raises(DataError, match=r"none\.jpg: the server responded with 404"):
             detector.predict(f"{address}/none.jpg")
 
     def test_a_page_is_no_picture(self, detector, tmp_path):
@@ -259,7 +259,7 @@ class TestUrls:
     def test_a_server_that_is_not_there_is_told(self, detector, tmp_path):
         with served(tmp_path) as address:
             pass
-        with pytest.raises(DataError, match=r"cannot be fetched: .*refused"):
+        with pytest.raises(DataError, match=r"cannot be downloaded: .*refused"):
             detector.predict(f"{address}/a.jpg")
 
 

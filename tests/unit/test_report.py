@@ -102,7 +102,7 @@ def test_errors_are_those_of_hotcoco(usual: tuple[Made, str]) -> None:
     run = COCOeval(truth, truth.load_res(made.task[1]), "bbox")
     run.evaluate()
     expected = run.tide_errors()
-    rows = table(section(page, "Kinds of errors"))
+    rows = table(section(page, "Error types"))
     assert [row[:2] for row in rows.values()] == [
         [f"+{expected['delta_ap'][kind]:.3f}", str(expected["counts"][kind])]
         for kind in ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
@@ -113,8 +113,8 @@ def test_confusions_agree_with_the_objects_and_what_is_shown(usual: tuple[Made, 
     """The category ids are in descending order, so a matrix sorted by id would be reversed."""
     made, page = usual
     names = list(made.evaluation.boxes_per_class)
-    rows = table(section(page, "Confusions"))
-    assert list(rows) == [*names, "nothing"]
+    rows = table(section(page, "Confusion matrix"))
+    assert list(rows) == [*names, "background"]
     matrix = np.array([[int(cell or 0) for cell in row] for row in rows.values()])
     assert matrix[:-1].sum(axis=1).tolist() == [
         sum(a["category_id"] == c["id"] and not a["iscrowd"] for a in made.task[0]["annotations"])
@@ -131,7 +131,7 @@ def test_confusions_agree_with_the_objects_and_what_is_shown(usual: tuple[Made, 
 def test_pictures_count_what_they_show(usual: tuple[Made, str]) -> None:
     made, page = usual
     part = section(page, "Best and worst images")
-    captions = re.findall(r"<figcaption>(\S+): (\d+) found, (\d+) wrong, (\d+) missed", part)
+    captions = re.findall(r"<figcaption>(\S+): (\d+) correct, (\d+) wrong, (\d+) missed", part)
     assert len(captions) == len({name for name, *_ in captions}) == part.count("<img")
     val = load_annotations(made.config.data, "val")
     assert val is not None
@@ -152,7 +152,7 @@ def test_the_summary_tells_what_metrics_csv_does(usual: tuple[Made, str]) -> Non
     assert tiles["AP"] == f"{made.evaluation.metrics['AP']:.3f}"
     assert (tiles["Iterations"], tiles["Duration"], tiles["Images"], tiles["Classes"]) == ("20", "90 s", "12", "4")
     assert (tiles["Training speed"], tiles["Waiting for data"]) == ("25.0", "30.0%")
-    assert "more data.workers" in page
+    assert "increase data.workers" in page
 
 
 def test_the_same_run_gives_the_same_page(usual: tuple[Made, str]) -> None:
@@ -201,7 +201,7 @@ class TestRunsOfEveryKind:
         (made.data / "val.json").unlink()
         made.save_best(metrics={}, thresholds={})
         page = made.page()
-        assert "no val split" in page
+        assert "The data has no val split: no validation was run" in page
         assert "Score thresholds" not in page
         assert "Learning rate" in page
 
@@ -218,14 +218,14 @@ class TestRunsOfEveryKind:
         made = make()
         (made.folder / "metrics.csv").unlink()
         page = made.page()
-        assert "no row of training yet" in page
+        assert "no training rows yet" in page
         assert "Metrics on val" in page
 
     def test_with_80_classes(self, make: Callable[..., Made]) -> None:
         page = make(classes=80).page()
         assert len(table(section(page, "Metrics on val"))) == 81
-        assert "Of 80 classes, the 20 with the most mistakes" in page
-        assert len(table(section(page, "Confusions"))) == 21
+        assert "Only the 20 of 80 classes with the most errors are shown." in page
+        assert len(table(section(page, "Confusion matrix"))) == 21
 
     def test_without_a_detection(self, make: Callable[..., Made]) -> None:
         page = make(detections=False).page()
@@ -239,26 +239,26 @@ class TestRunsOfEveryKind:
     def test_an_image_that_is_gone_has_no_picture(self, make: Callable[..., Made]) -> None:
         made = make()
         before = made.page()
-        name = re.findall(r"<figcaption>(\S+): \d+ found", before)[0]
+        name = re.findall(r"<figcaption>(\S+): \d+ correct", before)[0]
         val = load_annotations(made.config.data, "val")
         (made.data / name).unlink()
         page = made.page(data=Splits(val, val))
         assert page.count("<img") == before.count("<img") - 1
-        assert f"No picture of {name}" in page
+        assert f"Cannot show {name}" in page
 
     def test_data_that_is_gone(self, make: Callable[..., Made]) -> None:
         made = make()
         (made.data / "val.json").unlink()
         (made.data / "train.json").unlink()
         page = made.page()
-        assert "The data of the run (train and val) cannot be read any more" in page
+        assert "The data of the run (train and val) can no longer be read" in page
         assert f"<dt>AP</dt><dd>{made.evaluation.metrics['AP']:.3f}" in page
 
     def test_weights_without_thresholds(self, make: Callable[..., Made]) -> None:
         made = make()
         made.save_best(thresholds={})
         page = made.page()
-        assert "best.pt holds other thresholds or none" in page
+        assert "best.pt contains other thresholds or none" in page
         assert table(section(page, "Score thresholds")).keys() == made.evaluation.boxes_per_class.keys()
 
     @pytest.mark.parametrize("missing", [True, False], ids=["missing", "of other weights"])
@@ -288,8 +288,8 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as stop:
         main(["report", str(tmp_path)])
     assert stop.value.code == 2
-    assert "no run, there is no config.yaml in it" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="no run"):
+    assert "not a run folder, it has no config.yaml" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="not a run folder"):
         fcos.report(tmp_path / "nowhere")
 
 
@@ -316,7 +316,7 @@ def test_best_pt_is_evaluated_again_with_the_options_of_the_command(
     shutil.rmtree(run / "val")
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     page = fcos.report(run, f"data={tmp_path / 'elsewhere'}", "device=cpu", "eval.batch_size=1").read_text()
-    assert "val/ holds no complete evaluation; best.pt was evaluated for this report." in page
+    assert "val/ contains no complete evaluation; best.pt was evaluated for this report." in page
     assert json.loads((run / "val/metrics.json").read_text()) == before
 
 

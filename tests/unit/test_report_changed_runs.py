@@ -37,7 +37,7 @@ class TestData:
     def test_that_has_moved_can_be_named(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
         page = made.page()
         made.data.rename(made.data.with_name("elsewhere"))
-        assert "if it lies elsewhere now: fcos report RUN data=DIR" in made.page()
+        assert "If it has moved: fcos report RUN data=DIR" in made.page()
         with pytest.raises(SystemExit) as stop:
             main(["report", str(made.folder), f"data={made.data.with_name('elsewhere')}"])
         assert not stop.value.code
@@ -48,26 +48,26 @@ class TestData:
         new = made.data.rename(made.data.with_name("elsewhere"))
         (new / "train.json").unlink()
         val = [f"data.val.annotations={new / 'val.json'}", f"data.val.images={new}"]
-        with pytest.raises(DataError, match=r"(?s)no such data folder.*lies elsewhere now: fcos report RUN data=DIR"):
+        with pytest.raises(DataError, match=r"(?s)no such data folder.*of the run has moved: fcos report RUN data=DIR"):
             made.page(overrides=val)
         assert "Score thresholds" in made.page(overrides=["data.root=null", *val])
 
     @pytest.mark.parametrize("option", ["data.on_error=skip", "data.format=coco"])
     def test_that_is_gone_is_a_remark_where_an_option_does_not_name_it(self, made: Made, option: str) -> None:
         shutil.rmtree(made.data)
-        assert "cannot be read any more; if it lies elsewhere now: fcos report" in made.page(overrides=[option])
+        assert "can no longer be read. If it has moved: fcos report" in made.page(overrides=[option])
 
     def test_of_which_a_split_that_is_not_named_is_gone_is_a_remark(self, made: Made) -> None:
         (made.data / "train.json").write_text("{")
         page = made.page(overrides=[f"data.val.annotations={made.data / 'val.json'}"])
-        assert "The data of the run (train) cannot be read any more" in page
+        assert "The data of the run (train) can no longer be read" in page
         assert "Score thresholds" in page
 
     def test_that_is_gone_leaves_the_saved_figures(self, made: Made) -> None:
         before = made.page()
         shutil.rmtree(made.data)
         page = made.page()
-        assert page.count("cannot be read any more") == 1
+        assert page.count("can no longer be read") == 1
         assert "(train and val)" in page
         title = "Metrics on val"
         assert table(section(page, title)) == table(section(before, title))
@@ -77,14 +77,14 @@ class TestData:
         before = made.page()
         (made.data / "train.json").write_text("{")
         page = made.page()
-        assert "The data of the run (train) cannot be read any more" in page
-        for title in ("Score thresholds", "Confusions", "Kinds of errors", "Best and worst images"):
+        assert "The data of the run (train) can no longer be read" in page
+        for title in ("Score thresholds", "Confusion matrix", "Error types", "Best and worst images"):
             assert section(page, title) == section(before, title) != ""
 
     def test_without_its_val_split_leaves_the_figures(self, made: Made) -> None:
         (made.data / "val.json").unlink()
         page = made.page()
-        assert "The data has no val split any more." in page
+        assert "The data no longer has a val split." in page
         assert "Metrics on val" in page
 
     def test_in_which_a_class_has_another_name(self, made: Made) -> None:
@@ -132,8 +132,8 @@ class TestChangedLabels:
     def test_are_evaluated_again(self, made: Made, change: Callable[[list[dict[str, Any]]], object]) -> None:
         change_boxes(made, change)
         page = made.page(evaluate=lambda *_: evaluation_now(made))
-        assert "The evaluation in val/ is not of best.pt on val; best.pt was evaluated for this report" in page
-        figures, classes = (table(section(page, t)) for t in ("Metrics on val", "Classes in the data"))
+        assert "The evaluation in val/ belongs to other weights or data; best.pt was evaluated for this report" in page
+        figures, classes = (table(section(page, t)) for t in ("Metrics on val", "Boxes per class"))
         assert {name: row[0] for name, row in figures.items() if name in classes} == {
             name: row[2] for name, row in classes.items()
         }
@@ -141,7 +141,8 @@ class TestChangedLabels:
     def test_without_a_new_evaluation_have_no_figures(self, made: Made) -> None:
         change_boxes(made, remove_every_second)
         page = made.page()
-        assert "The evaluation in val/ is not of best.pt on val; `fcos report RUN` evaluates best.pt." in page
+        told = "The evaluation in val/ belongs to other weights or data; run `fcos report RUN` to evaluate best.pt."
+        assert told in page
         assert "Metrics on val" not in page
 
     def test_of_which_none_is_left_have_no_analysis(self, made: Made) -> None:
@@ -168,7 +169,7 @@ class TestMistakes:
     def test_data_that_is_nowhere(self, made: Made, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         err = self.refuse(made, capsys, f"data={tmp_path / 'nowhere'}")
         assert "nowhere: no such data folder" in err
-        assert "If the data of the run lies elsewhere now: fcos report RUN data=DIR" in err
+        assert "If the data of the run has moved: fcos report RUN data=DIR" in err
 
     @pytest.mark.parametrize("split", ["train", "val"])
     def test_a_split_that_is_nowhere(
@@ -186,8 +187,8 @@ class TestMistakes:
 
     def test_options_that_change_nothing(self, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
         err = self.refuse(made, capsys, "train.lr=3", "device=cpu", "data.test_short_side=32")
-        assert "train.lr, data.test_short_side: without effect on a report; it takes data=DIR" in err
-        taken = " ".join(err.split()).partition("lies now, and ")[2].split(", ")
+        assert "train.lr, data.test_short_side: no effect on a report; fcos report accepts data=DIR" in err
+        taken = " ".join(err.split()).partition("location of the data, and ")[2].split(", ")
         assert "device" in taken
         assert all(f"`{name}" in str(fcos.report.__doc__) for name in taken)
 
@@ -199,7 +200,7 @@ class TestMistakes:
         made.page()
         (record,) = caplog.records
         assert record.levelname == "WARNING"
-        assert record.message.startswith("report: The data of the run (train and val) cannot be read any more")
+        assert record.message.startswith("report: The data of the run (train and val) can no longer be read")
 
     def test_a_user_s_own_backbone_may_be_trusted(self, made: Made) -> None:
         fcos.report(made.folder, f"model.backbone.name={made.config.model.backbone.name}")
@@ -216,12 +217,15 @@ class TestEvaluations:
             raise DataError("no luck today")
 
         page = without.page(evaluate=fail)
-        assert "val/ holds no complete evaluation, and there is no new one: no luck today" in page
+        assert "val/ contains no complete evaluation, and the evaluation of best.pt failed: no luck today" in page
         assert "Learning rate" in page
 
     def test_that_are_gone_with_the_data_are_told(self, without: Made) -> None:
         shutil.rmtree(without.data)
-        assert "val/ holds no complete evaluation, and there is no new one without the val split." in without.page()
+        assert (
+            "val/ contains no complete evaluation, and best.pt cannot be evaluated without the val split."
+            in without.page()
+        )
 
     def test_that_never_were_need_no_remark(self, without: Made) -> None:
         without.save_best(metrics={})
@@ -232,8 +236,8 @@ class TestEvaluations:
     def test_may_differ_by_rounding_from_best_pt(self, without: Made, by: float, held: bool) -> None:
         other = {name: threshold + by for name, threshold in without.evaluation.thresholds.items()}
         page = without.page(evaluate=lambda *_: replace(without.evaluation, thresholds=other))
-        assert (", which best.pt holds" in page) == held
-        assert ("best.pt holds other thresholds or none" in page) == (not held)
+        assert (" and are stored in best.pt" in page) == held
+        assert ("best.pt contains other thresholds or none" in page) == (not held)
 
 
 class TestEvaluationsOfAnEarlierVersion:
@@ -257,20 +261,21 @@ class TestEvaluationsOfAnEarlierVersion:
     def test_are_made_again_beside_the_data(self, earlier: Made) -> None:
         before = (earlier.folder / "val/metrics.json").read_bytes()
         page = earlier.page(evaluate=lambda *_: earlier.evaluation)
-        told = "The evaluation in val/ does not record its data; best.pt was evaluated for this report, val/ stays"
-        assert told in page
+        told = "does not record which data it used; best.pt was evaluated for this report, val/ is unchanged"
+        assert f"The evaluation in val/ {told}" in page
         assert "Score thresholds" in page
         assert (earlier.folder / "val/metrics.json").read_bytes() == before
 
     def test_at_the_end_of_a_training_say_what_makes_them_again(self, earlier: Made) -> None:
-        told = "The evaluation in val/ does not record its data; `fcos report RUN` evaluates best.pt."
+        told = "The evaluation in val/ does not record which data it used; run `fcos report RUN` to evaluate best.pt."
         assert told in earlier.page()
 
     def test_of_other_weights_are_not_shown(self, earlier: Made) -> None:
         earlier.save_best(metrics={**earlier.evaluation.metrics, "AP": 0.9})
         shutil.rmtree(earlier.data)
         page = earlier.page()
-        assert "The evaluation in val/ is not of best.pt on val, and there is no new one without the val split." in page
+        told = "belongs to other weights or data, and best.pt cannot be evaluated without the val split."
+        assert f"The evaluation in val/ {told}" in page
         assert "Metrics on val" not in page
 
 
@@ -300,7 +305,7 @@ class TestFiles:
     @pytest.mark.parametrize("content", ["[]", '{"metrics": []}', "null"])
     def test_of_figures_that_are_none(self, made: Made, content: str) -> None:
         (made.folder / "val/metrics.json").write_text(content)
-        assert "val/ holds no complete evaluation; `fcos report RUN` evaluates best.pt." in made.page()
+        assert "val/ contains no complete evaluation; run `fcos report RUN` to evaluate best.pt." in made.page()
 
     @pytest.mark.parametrize(("content", "known"), [("[1]", False), ('{"torch": 2}', True)])
     def test_of_an_odd_environment(self, made: Made, content: str, known: bool) -> None:
@@ -310,12 +315,14 @@ class TestFiles:
     def test_of_another_version(self, made: Made) -> None:
         path = made.folder / "config.yaml"
         path.write_text(path.read_text() + "gone_option: 3\n")
-        with pytest.raises(ConfigError, match=r"(?s)gone_option: no such option.*another version of fcos made the run"):
+        with pytest.raises(
+            ConfigError, match=r"(?s)gone_option: no such option.*another version of fcos created the run"
+        ):
             made.page()
 
     def test_of_a_folder_where_the_page_belongs(self, made: Made) -> None:
         (made.folder / "report.html").mkdir()
-        with pytest.raises(ConfigError, match=r"report\.html: this is a folder.*move it away"):
+        with pytest.raises(ConfigError, match=r"report\.html: expected a file, found a folder; move or rename it"):
             made.page()
 
 

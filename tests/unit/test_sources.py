@@ -52,7 +52,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_a_file(folder):
     [
         ("nothing.jpg", "no such file or folder"),
         ("*.gif", "no file matches"),
-        ("empty", r"no picture in this folder; looked for \.jpg"),
+        ("empty", r"no images in this folder; expected files with the suffixes \.jpg"),
     ],
 )
 def test_a_source_without_pictures_is_told(folder, source, message):
@@ -106,7 +106,7 @@ def test_bad_files_are_reported_and_the_others_are_done(detector, folder, tmp_pa
 
 def test_the_originals_are_never_overwritten(detector, folder):
     before = (folder / "b.png").read_bytes()
-    with pytest.raises(DataError, match="give another one"):
+    with pytest.raises(DataError, match="choose another one"):
         run(detector, [folder / "b.png"], folder)
     assert (folder / "b.png").read_bytes() == before
 

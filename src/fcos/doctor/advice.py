@@ -26,12 +26,12 @@ MUCH_AMBIGUITY = 0.05
 """Share of positive locations that match boxes of different classes above which center sampling is tried; the paper
 reports 3.75 % on COCO."""
 CENTER_SAMPLING = 1.5  # radius of the improved FCOS, in strides
-_MOST_IMAGES = 200  # number of images on which settings are tried
+_MAX_IMAGES = 200  # number of images on which settings are tried
 _SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)
 _RADII = (CENTER_SAMPLING, 2.5, 0.0)  # 0: no center sampling, any location inside a box
 _FINEST = 4  # stride of C2, the finest feature map of the backbones
 _STRIDES_IN_RANGE = 8  # the size ranges of the paper end at eight strides of their level
-_LEVEL_NEEDS = 2  # a box should be at least this many strides long on its level, so that it contains a location
+_MIN_STRIDES_PER_BOX = 2  # a box should be at least this many strides long on its level, so that it contains a location
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,22 @@ def advise(
         progress: callback that receives the number of settings tried and the total.
     """
     advice: list[Advice] = []
-    twice = annotations.crowd.copy()
-    twice[[later for _, _, later, _ in double_boxes(annotations)]] = True
+    is_ignored = annotations.crowd.copy()
+    is_ignored[[later for _, _, later, _ in double_boxes(annotations)]] = True
     images = _sample(annotations)
-    where = f"on {plural(len(images), 'image')}"
-    if (twice != annotations.crowd).any():
-        where += ", double boxes counted once"
-    annotations = replace(annotations, crowd=twice)
+    basis = f"on {plural(len(images), 'image')}"
+    if (is_ignored != annotations.crowd).any():
+        basis += ", duplicate boxes counted once"
+    annotations = replace(annotations, crowd=is_ignored)
     if coverage.recall < ENOUGH_RECALL:
-        advice += _more_recall(annotations, coverage, images, where, progress)
+        advice += _improve_recall(annotations, coverage, images, basis, progress)
     if _ambiguity(coverage) > MUCH_AMBIGUITY and not coverage.setting.center_sampling_radius:
         setting = replace(coverage.setting, center_sampling_radius=CENTER_SAMPLING)
-        now, then = (cover(annotations, tried, images=images) for tried in (coverage.setting, setting))
-        if _ambiguity(then) < _ambiguity(now):
+        before, after = (cover(annotations, tried, images=images) for tried in (coverage.setting, setting))
+        if _ambiguity(after) < _ambiguity(before):
             effect = (
-                f"locations wanted by boxes of different classes: {_ambiguity(now):.1%} -> {_ambiguity(then):.1%};"
-                f" best possible recall {now.recall:.1%} -> {then.recall:.1%} {where}"
+                f"locations that match boxes of different classes: {_ambiguity(before):.1%} -> {_ambiguity(after):.1%};"
+                f" best possible recall {before.recall:.1%} -> {after.recall:.1%} {basis}"
             )
             advice.append(Advice((f"model.center_sampling_radius={CENTER_SAMPLING}",), effect))
     return advice
@@ -86,25 +86,25 @@ def _ambiguity(coverage: Coverage) -> float:
 
 
 def _sample(annotations: Annotations) -> np.ndarray:
-    """Return the positions of up to `_MOST_IMAGES` images with boxes, spread evenly over the split."""
+    """Return the positions of up to `_MAX_IMAGES` images with boxes, spread evenly over the split."""
     images = np.flatnonzero(np.diff(annotations.offsets) > 0)
-    return images[np.linspace(0, len(images) - 1, min(len(images), _MOST_IMAGES)).round().astype(int)]
+    return images[np.linspace(0, len(images) - 1, min(len(images), _MAX_IMAGES)).round().astype(int)]
 
 
-def _more_recall(
+def _improve_recall(
     annotations: Annotations,
     coverage: Coverage,
     images: np.ndarray,
-    where: str,
+    basis: str,
     progress: Callable[[int, int], None] | None,
 ) -> list[Advice]:
-    now = cover(annotations, coverage.setting, images=images, recall_only=True)
-    if now.recall >= ENOUGH_RECALL:
+    before = cover(annotations, coverage.setting, images=images, recall_only=True)
+    if before.recall >= ENOUGH_RECALL:
         return []
     sides = annotations.sizes[images]
     longest = float((sides.max(axis=1) / sides.min(axis=1)).max(initial=1.0))
     trials = sorted(_trials(coverage, longest), key=lambda trial: (trial.locations, trial.pixels, len(trial.options)))
-    best, best_recall = None, now.recall
+    best, best_recall = None, before.recall
     for done, trial in enumerate(trials):
         if progress is not None:
             progress(done, len(trials))
@@ -115,9 +115,9 @@ def _more_recall(
             break
     if best is None:
         return []
-    reached = "" if best_recall >= ENOUGH_RECALL else f" (nothing that was tried reaches {ENOUGH_RECALL:.0%})"
+    shortfall = "" if best_recall >= ENOUGH_RECALL else f" (no setting tried reaches {ENOUGH_RECALL:.0%})"
     effect = (
-        f"best possible recall {now.recall:.1%} -> {best_recall:.1%}{reached} {where};"
+        f"best possible recall {before.recall:.1%} -> {best_recall:.1%}{shortfall} {basis};"
         f" {best.locations:.1f} times the locations, {best.pixels:.1f} times the pixels"
     )
     return [Advice(best.options, effect)]
@@ -126,21 +126,21 @@ def _more_recall(
 def _trials(coverage: Coverage, longest: float) -> Iterator[_Trial]:
     """Yield the settings to try; `longest` is the largest ratio of longer to shorter side of an image."""
     setting = coverage.setting
-    old = sum(1 / stride**2 for stride in setting.strides)
+    density = sum(1 / stride**2 for stride in setting.strides)
     radii = [setting.center_sampling_radius]
     if (coverage.fates == OFF_CENTER).any():
         radii += [radius for radius in _RADII if not 0 < radius <= setting.center_sampling_radius]
     for scale, strides in itertools.product(_SCALES, _pyramids(setting.strides)):
         resized = setting.enlarged(scale, longest)
         scale = resized.middle_side / setting.middle_side  # noqa: PLW2901 (as rounded)
-        ranges = [_of_strides(strides), _of_quantiles(coverage, strides, scale)]
+        ranges = [_ranges_from_strides(strides), _ranges_from_quantiles(coverage, strides, scale)]
         if strides == setting.strides:
             ranges.insert(0, setting.size_ranges)
         for size_ranges, radius in itertools.product(dict.fromkeys(ranges), radii):
             trial = replace(resized, strides=strides, size_ranges=size_ranges, center_sampling_radius=radius)
             options = tuple(option for option in trial.options if option not in setting.options)
             if options:
-                locations = scale**2 * sum(1 / stride**2 for stride in strides) / old
+                locations = scale**2 * sum(1 / stride**2 for stride in strides) / density
                 yield _Trial(trial, options, scale**2, locations)
 
 
@@ -152,21 +152,23 @@ def _pyramids(strides: tuple[int, ...]) -> list[tuple[int, ...]]:
     return list(dict.fromkeys([strides, finer, tuple(sorted({*finer, *strides}))]))
 
 
-def _of_strides(strides: tuple[int, ...]) -> tuple[tuple[float, float | None], ...]:
+def _ranges_from_strides(strides: tuple[int, ...]) -> tuple[tuple[float, float | None], ...]:
     """Return the size ranges of the paper: each ends at eight strides of its level."""
-    return _ranges([_STRIDES_IN_RANGE * stride for stride in strides[:-1]])
+    return _ranges_from_ends([_STRIDES_IN_RANGE * stride for stride in strides[:-1]])
 
 
-def _of_quantiles(coverage: Coverage, strides: tuple[int, ...], scale: float) -> tuple[tuple[float, float | None], ...]:
+def _ranges_from_quantiles(
+    coverage: Coverage, strides: tuple[int, ...], scale: float
+) -> tuple[tuple[float, float | None], ...]:
     """Return size ranges with about equally many boxes per level, but no boxes that are too small for their level."""
     longest = coverage.extents.max(axis=1) * scale
     shares = np.arange(1, len(strides)) / len(strides)
     ends = np.quantile(longest, shares).round().astype(int).tolist()
-    smallest = [_LEVEL_NEEDS * stride for stride in strides[1:]]
-    return _ranges(list(itertools.accumulate(map(max, ends, smallest), max)))
+    smallest = [_MIN_STRIDES_PER_BOX * stride for stride in strides[1:]]
+    return _ranges_from_ends(list(itertools.accumulate(map(max, ends, smallest), max)))
 
 
-def _ranges(ends: list[int]) -> tuple[tuple[float, float | None], ...]:
+def _ranges_from_ends(ends: list[int]) -> tuple[tuple[float, float | None], ...]:
     lows: list[int] = [-1, *ends]
     highs: list[int | None] = [*ends, None]
     return tuple(zip(lows, highs, strict=True))

@@ -23,7 +23,7 @@ from ..errors import DataError
 from ..formatting import plural, some
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
 from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
-from .duplicates import find_twins, fingerprint
+from .duplicates import find_duplicates, fingerprint
 from .findings import Case, Finding, Place, Report
 from .labels import label_findings
 from .setting import Setting, resized_in_training
@@ -31,7 +31,7 @@ from .statistics import class_shifts, describe
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
 """Function from the name of a task to a context manager that yields a progress callback (steps done, total) or None."""
-MOST_COVERED = 5000
+MAX_COVERED = 5000
 """Maximum number of images, spread evenly over the split, for which the coverage is computed."""
 POOR_RECALL = 0.96
 """Best possible recall of a class below which the class is reported."""
@@ -54,19 +54,23 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
     locate(config.data, "train")  # raises if there is no data at all, which is not a problem of a single split
     report = Report(recipe, config.data.on_error == "skip")
     setting = Setting.of(config.model, config.data) if isinstance(config.model, FCOSConfig) else None
-    prints: dict[Path, np.ndarray] = {}
+    fingerprints: dict[Path, np.ndarray] = {}
 
     def on_image(path: Path, image: Image.Image) -> None:
-        prints[path] = fingerprint(image)
+        fingerprints[path] = fingerprint(image)
 
-    _read(config.data, report, on_image)
+    _read_splits(config.data, report, on_image)
     report.counts, report.histograms = describe(report.splits, partial(resized_in_training, config.data))
-    findings = [*_twin_findings(report.splits, prints), *_class_findings(report), *label_findings(report.splits)]
+    findings = [
+        *_duplicate_findings(report.splits, fingerprints),
+        *_class_findings(report),
+        *label_findings(report.splits),
+    ]
     report.covered = next((split for split, annotations in report.splits.items() if len(annotations.boxes)), "")
     if report.covered and setting is not None:
         annotations = report.splits[report.covered]
-        with progress("asking the pyramid") as update:
-            report.coverage = cover(annotations, setting, images=_covered_images(annotations), progress=update)
+        with progress("computing the best possible recall") as update:
+            report.coverage = cover(annotations, setting, images=_sample_images(annotations), progress=update)
         findings += _coverage_findings(report.coverage, report.covered, annotations)
         with progress("trying other settings") as update:
             report.advice = advise(annotations, report.coverage, progress=update)
@@ -74,7 +78,7 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
     return report
 
 
-def _read(config: DataConfig, report: Report, on_image: OnImage) -> None:
+def _read_splits(config: DataConfig, report: Report, on_image: OnImage) -> None:
     """Add the problems and the usable annotations of every split to the report."""
     class_names = None
     for split in SPLITS:
@@ -85,60 +89,68 @@ def _read(config: DataConfig, report: Report, on_image: OnImage) -> None:
             continue
         if loaded is None:
             if split == "train":
-                message = "there is no train split; give data.train.annotations and data.train.images"
+                message = "no train split found; set data.train.annotations and data.train.images"
                 report.problems[split] = [Problem("missing split", split, "", message)]
             continue
         report.splits[split], report.problems[split] = loaded
         class_names = class_names or report.splits[split].class_names
 
 
-def _covered_images(annotations: Annotations) -> np.ndarray:
+def _sample_images(annotations: Annotations) -> np.ndarray:
     count = len(annotations)
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_COVERED)).round().astype(int))
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_COVERED)).round().astype(int))
 
 
 # --------------------------------------------------------------------------------------------------------------- images
 
 
-def _twin_findings(splits: Mapping[str, Annotations], prints: Mapping[Path, np.ndarray]) -> Iterator[Finding]:
+def _duplicate_findings(
+    splits: Mapping[str, Annotations], fingerprints: Mapping[Path, np.ndarray]
+) -> Iterator[Finding]:
     places = [Place(split, i) for split, annotations in splits.items() for i in range(len(annotations))]
     if not places:
         return
-    twins = find_twins(np.stack([prints[splits[place.split].path(place.image)] for place in places]))
-    exact, near = ([tuple(places[i] for i in group) for group in groups] for groups in twins)
-    leaks = [_firsts_first(case) for case in (*exact, *near) if len(_parts(case)) > 1]
+    duplicates = find_duplicates(np.stack([fingerprints[splits[place.split].path(place.image)] for place in places]))
+    exact, near = ([tuple(places[i] for i in group) for group in groups] for groups in duplicates)
+    leaks = [_move_firsts_to_front(case) for case in (*exact, *near) if len(_group_by_split(case)) > 1]
     if leaks:
         first = next(iter(splits))
         count = len({place for case in leaks for place in case if place.split != first})
         yield Finding(
             "same picture in two splits",
             "warning",
-            f"{plural(count, 'image')} with a picture of another split (the same pixels, nearly the same, or mirrored)",
-            f"Keep each in one split: figures on val and test are too good when {first} has the picture, too.",
+            f"{plural(count, 'image')} with a duplicate in another split (identical, nearly identical, or mirrored)",
+            f"Keep each image in one split only. Images of val and test that are also in {first} make the metrics too"
+            " high.",
             leaks,
         )
-    told: set[Case] = set()
+    reported: set[Case] = set()
     for kind, groups, text in (
-        ("image twice", exact, "with the same pixels as another one of their split"),
-        ("image nearly twice", near, "nearly the same as another one of their split, perhaps mirrored"),
+        ("image twice", exact, "with the same pixels as another image of the same split"),
+        ("image nearly twice", near, "nearly identical to another image of the same split, possibly mirrored"),
     ):
-        parts = [part for case in groups for part in _parts(case) if len(part) > 1 and part not in told]
-        cases = sorted(parts, key=len, reverse=True)
-        told.update(cases)
+        in_one_split = [
+            group for case in groups for group in _group_by_split(case) if len(group) > 1 and group not in reported
+        ]
+        cases = sorted(in_one_split, key=len, reverse=True)
+        reported.update(cases)
         if cases:
             count = sum(map(len, cases)) - len(cases)
-            remedy = "Keep one of each, unless it shall weigh more. Where their boxes differ, one of them is wrong."
+            remedy = (
+                "Keep one image of each group, unless it is repeated on purpose, to give it more weight. If the boxes"
+                " of the copies differ, at least one annotation is wrong."
+            )
             yield Finding(kind, "note", f"{plural(count, 'image')} {text}", remedy, cases)
 
 
-def _parts(case: Case) -> list[Case]:
+def _group_by_split(case: Case) -> list[Case]:
     """Group the places of a case by split."""
     return [tuple(place for place in case if place.split == split) for split in dict.fromkeys(p.split for p in case)]
 
 
-def _firsts_first(case: Case) -> Case:
+def _move_firsts_to_front(case: Case) -> Case:
     """Move the first place of every split to the front, so that a long case shows every split where it is cut."""
-    firsts = {part[0] for part in _parts(case)}
+    firsts = {group[0] for group in _group_by_split(case)}
     return tuple(sorted(case, key=lambda place: place not in firsts))
 
 
@@ -150,25 +162,27 @@ def _class_findings(report: Report) -> Iterator[Finding]:
         absent = [name for name, count in counts.per_class.items() if not count]
         if absent:
             consequence = (
-                "cannot be learned" if split == "train" else "is not measured there: AP is the mean of the others"
+                "cannot be learned" if split == "train" else "is not evaluated: AP is the mean of the other classes"
             )
             yield Finding(
                 f"class without boxes in {split}",
                 "warning" if split == "train" else "note",
-                f"{split} has no box of {some(absent)}",
-                f"A class without boxes {consequence}. Add some, or leave the class out.",
+                f"{split} has no boxes of {some(absent)}",
+                f"A class without boxes in {split} {consequence}. Add boxes, or remove the class.",
                 classes=absent,
             )
     shifts = class_shifts(report.counts)
     if shifts:
         texts = [
-            f"{name}: {before:.1%} of the boxes of train, {now:.1%} of {split}" for name, split, before, now in shifts
+            f"{name}: {share_in_train:.1%} of the boxes in train, {share_in_split:.1%} in {split}"
+            for name, split, share_in_train, share_in_split in shifts
         ]
         yield Finding(
             "classes distributed otherwise",
             "warning",
             some(texts, "; "),
-            "Draw the splits anew, so that figures on val tell what training is for.",
+            "Split the data again, so that classes are equally frequent in all splits and the metrics are"
+            " representative.",
             classes=list(dict.fromkeys(name for name, *_ in shifts)),
         )
 
@@ -183,12 +197,14 @@ _KINDS = {
     DROPPED: "box of a pixel",
 }
 _REMEDIES = {
-    TAKEN: "Look whether they are marked twice. Else a finer first level, a larger input or center sampling helps.",
-    NO_LEVEL: "Let model.size_ranges cover all sizes: -1 at the low end, null at the high one, and no gaps.",
-    OFF_CENTER: "Raise model.center_sampling_radius, or enlarge the input.",
-    BETWEEN: "Enlarge the input (data.short_side or data.short_side_range, data.max_side), or begin with a finer level"
-    " (model.strides).",
-    DROPPED: "Such boxes are hardly ever right. Else set model.box_convention=continuous.",
+    TAKEN: "Check whether objects are annotated twice. Otherwise, a finer first level (model.strides), a larger input"
+    " (data.short_side) or center sampling (model.center_sampling_radius) helps.",
+    NO_LEVEL: "Make model.size_ranges cover all sizes without gaps: the first range starts at -1, the last ends at"
+    " null.",
+    OFF_CENTER: "Increase model.center_sampling_radius, or the input size (data.short_side).",
+    BETWEEN: "Increase the input size (data.short_side or data.short_side_range, data.max_side), or start with a finer"
+    " level (model.strides).",
+    DROPPED: "Such boxes are usually annotation errors. If they are correct, set model.box_convention=continuous.",
 }
 
 
@@ -199,21 +215,21 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
     for fate, remedy in _REMEDIES.items():
         chosen = np.flatnonzero(coverage.fates == fate)
         cases = [
-            (Place(split, int(image_of[coverage.boxes[i]]), (int(coverage.boxes[i]),), _extent(coverage, i)),)
+            (Place(split, int(image_of[coverage.boxes[i]]), (int(coverage.boxes[i]),), _describe_extent(coverage, i)),)
             for i in chosen[np.argsort(coverage.areas[chosen], kind="stable")].tolist()
         ]
         if cases:
             message = (
-                f"{len(cases)} of {total} boxes ({len(cases) / total:.2%}) of {split} teach nothing: {FATES[fate]}"
+                f"{len(cases)} of {total} boxes ({len(cases) / total:.2%}) in {split} cannot be learned: {FATES[fate]}"
             )
             yield Finding(_KINDS[fate], severity, message, remedy, cases)
-    counts = {name: coverage.of(coverage.labels == label) for label, name in enumerate(annotations.class_names)}
+    counts = {name: coverage.count(coverage.labels == label) for label, name in enumerate(annotations.class_names)}
     recalls = {name: learned / boxes for name, (boxes, learned) in counts.items() if boxes}
     poor = sorted((recall, name) for name, recall in recalls.items() if recall < POOR_RECALL)
     if poor:
         texts = [f"{name} {recall:.0%}" for recall, name in poor]
-        message = f"At best these shares of a class can be found: {some(texts)}"
-        remedy = "See the boxes that no location learns."
+        message = f"Classes with a low best possible recall: {some(texts)}"
+        remedy = "See the findings about boxes that cannot be learned."
         classes = [name for _, name in poor]
         yield Finding("class that is hardly learned", severity, message, remedy, classes=classes)
     positives = max(int(coverage.positives.sum()), 1)
@@ -222,20 +238,22 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
         yield Finding(
             "ambiguous locations",
             "warning",
-            f"{several:.1%} of the locations that learn an object could learn another one as well, {classes:.1%} one of"
-            " another class; the smallest box takes them",
-            "Center sampling, a finer first level or a larger input reduces it.",
+            f"{several:.1%} of the positive locations match several boxes, {classes:.1%} boxes of different classes;"
+            " each location is assigned to the smallest box",
+            "Center sampling (model.center_sampling_radius), a finer first level (model.strides) or a larger input"
+            " (data.short_side) reduces the ambiguity.",
         )
     idle = [str(level.stride) for level in coverage.by_level() if not level.boxes and not level.locations]
     if idle and (coverage.fates == LEARNED).any():
         yield Finding(
             "level without boxes",
             "note",
-            f"No box is learned on the levels of stride {some(idle)} at this input size",
-            "Harmless. A larger input would use them; other size ranges would share the boxes out.",
+            f"No box is assigned to the levels with stride {some(idle)} at this input size",
+            "Harmless. A larger input would use these levels; other size ranges (model.size_ranges) would distribute"
+            " the boxes over all levels.",
         )
 
 
-def _extent(coverage: Coverage, i: int) -> str:
+def _describe_extent(coverage: Coverage, i: int) -> str:
     width, height = coverage.extents[i].tolist()
-    return f"{width:.1f} x {height:.1f} pixels when resized" if width else "a pixel or less"
+    return f"{width:.1f} x {height:.1f} pixels after resizing" if width else "a pixel or less"

@@ -37,7 +37,7 @@ FATES = {
 """Outcomes for a box: learned, or the reason why no location is assigned to it."""
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 """COCO object sizes by name: minimum area (included) and maximum area (excluded) in square pixels."""
-_MOST_AT_ONCE = 4_000_000  # pairs of box and location, to limit memory use
+_MAX_AT_ONCE = 4_000_000  # pairs of box and location, to limit memory use
 
 
 class LevelCounts(NamedTuple):
@@ -45,7 +45,7 @@ class LevelCounts(NamedTuple):
 
     Attributes:
         stride: pixels.
-        boxes: number of boxes meant for the level, see `Coverage.meant`.
+        boxes: number of boxes whose `Coverage.expected_level` is this level.
         learned: number of these boxes that are learned, on any level.
         locations: number of positive locations of the level, which are assigned to a box.
         ambiguous: number of positive locations that match several boxes.
@@ -71,7 +71,7 @@ class Coverage:
         labels: int64 [B].
         fates: int64 [B], a key of `FATES`.
         extents: float32 [B, 2], width and height in pixels of the resized image, in the box convention of the setting.
-        meant: int64 [B], first level whose size range contains half of the longer side; -1 if no range does.
+        expected_level: int64 [B], first level whose size range contains half of the longer side; -1 if no range does.
         learned_on: bool [B, L], levels with a location that is assigned to the box.
         positives: int64 [L], number of positive locations, which are assigned to a box.
         ambiguous: int64 [L], number of positive locations that match several boxes.
@@ -88,12 +88,12 @@ class Coverage:
     positives: np.ndarray
     ambiguous: np.ndarray
     ambiguous_classes: np.ndarray
-    meant: np.ndarray = field(init=False)
+    expected_level: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         longest = self.extents.max(axis=1) - (self.setting.box_convention == "inclusive")
-        holds = _within(longest / 2, longest / 2, self.setting)
-        object.__setattr__(self, "meant", np.where(holds.any(axis=1), holds.argmax(axis=1), -1))
+        in_range = _levels_in_range(longest / 2, longest / 2, self.setting)
+        object.__setattr__(self, "expected_level", np.where(in_range.any(axis=1), in_range.argmax(axis=1), -1))
 
     @property
     def recall(self) -> float:
@@ -105,24 +105,24 @@ class Coverage:
         """Areas of the boxes, [B] square pixels of the resized image."""
         return self.extents.prod(axis=1)
 
-    def of(self, chosen: np.ndarray) -> tuple[int, int]:
+    def count(self, chosen: np.ndarray) -> tuple[int, int]:
         """Count the boxes selected by a mask [B], and those of them that are learned."""
         return int(chosen.sum()), int((self.fates[chosen] == LEARNED).sum())
 
     def by_size(self) -> dict[str, tuple[int, int]]:
         """Count the boxes, and those that are learned, for every COCO object size."""
-        return {name: self.of((self.areas >= low) & (self.areas < high)) for name, (low, high) in SIZES.items()}
+        return {name: self.count((self.areas >= low) & (self.areas < high)) for name, (low, high) in SIZES.items()}
 
     def by_level(self) -> list[LevelCounts]:
         """Return the counts of every level."""
         counts = (self.positives.tolist(), self.ambiguous.tolist(), self.ambiguous_classes.tolist())
         return [
-            LevelCounts(stride, *self.of(self.meant == level), *rest)
+            LevelCounts(stride, *self.count(self.expected_level == level), *rest)
             for level, (stride, *rest) in enumerate(zip(self.setting.strides, *counts, strict=True))
         ]
 
 
-def _within(least: np.ndarray, most: np.ndarray, setting: Setting) -> np.ndarray:
+def _levels_in_range(least: np.ndarray, most: np.ndarray, setting: Setting) -> np.ndarray:
     """Return [M, L] bool: levels whose size range overlaps `least` to `most`, both [M] pixels; ends are included."""
     ranges = [(low, np.inf if high is None else high) for low, high in setting.size_ranges]
     return np.stack([(most >= low) & (least <= high) for low, high in ranges], axis=1)
@@ -137,7 +137,7 @@ class _Tally:
 
     def __init__(self, setting: Setting, count: int) -> None:
         levels = len(setting.strides)
-        self.looked = np.zeros(count, dtype=bool)
+        self.counted = np.zeros(count, dtype=bool)
         self.fates = np.full(count, DROPPED, dtype=np.int64)
         self.extents = np.zeros((count, 2), dtype=np.float32)
         self.learned_on = np.zeros((count, levels), dtype=bool)
@@ -145,7 +145,7 @@ class _Tally:
 
     def coverage(self, setting: Setting, annotations: Annotations, images: int) -> Coverage:
         """Return the result for the boxes of the counted images, without crowds."""
-        boxes = np.flatnonzero(self.looked & ~annotations.crowd)
+        boxes = np.flatnonzero(self.counted & ~annotations.crowd)
         return Coverage(
             setting=setting,
             images=images,
@@ -179,17 +179,17 @@ def cover(
         progress: callback that receives the number of images done and the total.
     """
     images = np.arange(len(annotations)) if images is None else images
-    boxes, kept = torch.from_numpy(annotations.boxes), torch.ones(len(annotations.boxes), dtype=torch.bool)
+    boxes, is_kept = torch.from_numpy(annotations.boxes), torch.ones(len(annotations.boxes), dtype=torch.bool)
     if setting.box_convention == "inclusive":
-        boxes, kept = to_inclusive(boxes, torch.from_numpy(annotations.sizes[annotations.image_of]))
+        boxes, is_kept = to_inclusive(boxes, torch.from_numpy(annotations.sizes[annotations.image_of]))
     sizes = {i: setting.resized(*annotations.sizes[i].tolist()) for i in images.tolist()}
     padded = {i: padded_size(size, setting.size_divisor) for i, size in sizes.items()}
     tally, points, points_of = _Tally(setting, len(boxes)), [], None
     for done, i in enumerate(sorted(sizes, key=padded.__getitem__), start=1):
         span = annotations.span(i)
-        tally.looked[span] = True
+        tally.counted[span] = True
         rows = torch.arange(span.start, span.stop)
-        rows = rows[kept[span]]
+        rows = rows[is_kept[span]]
         if len(rows):
             if padded[i] != points_of:
                 points, points_of = setting.locations(padded[i]), padded[i]
@@ -212,10 +212,10 @@ def _count_image(
     levels = len(points)
     level = torch.repeat_interleave(torch.arange(levels), torch.tensor([len(p) for p in points]))  # [R]
     assigner = setting.assigner
-    matched = assign_targets(points, [objects], assigner).boxes[0]  # [R]
-    positive = matched >= 0
+    assigned = assign_targets(points, [objects], assigner).boxes[0]  # [R]
+    positive = assigned >= 0
     learned_on = torch.zeros(len(rows), levels, dtype=torch.bool)
-    learned_on[matched[positive], level[positive]] = True
+    learned_on[assigned[positive], level[positive]] = True
     learned = learned_on.any(dim=1)
     boxes = objects.boxes
     extra = 1.0 if setting.box_convention == "inclusive" else 0.0
@@ -225,25 +225,27 @@ def _count_image(
     fates = torch.where(learned, LEARNED, BETWEEN)
     if not recall_only:
         # Only boxes that overlap others can match the same location, so the other learned boxes are skipped.
-        asked = torch.nonzero(((box_iou(boxes, boxes) > 0).sum(dim=1) > 1) | ~learned).squeeze(1)
-        wishes, several, classes = _wishes(points, objects[asked], assigner)
-        wanted = learned.clone()
-        wanted[asked] = wishes
+        examined = torch.nonzero(((box_iou(boxes, boxes) > 0).sum(dim=1) > 1) | ~learned).squeeze(1)
+        examined_has_match, several, classes = _find_matches(points, objects[examined], assigner)
+        has_match = learned.clone()
+        has_match[examined] = examined_has_match
         tally.ambiguous += np.bincount(level[positive & several].numpy(), minlength=levels)
         tally.ambiguous_classes += np.bincount(level[positive & classes].numpy(), minlength=levels)
-        lost = torch.nonzero(~learned & ~wanted).squeeze(1)
-        if len(lost):
-            near, _, _ = _wishes(points, objects[lost], replace(assigner, center_sampling_radius=0.0))
-            fates[lost[near]] = OFF_CENTER
+        unmatched = torch.nonzero(~learned & ~has_match).squeeze(1)
+        if len(unmatched):
+            has_uncentered_match, _, _ = _find_matches(
+                points, objects[unmatched], replace(assigner, center_sampling_radius=0.0)
+            )
+            fates[unmatched[has_uncentered_match]] = OFF_CENTER
             # For a location inside a box, the distance to the farthest side is between half and all of the longer side.
-            longest = (boxes[lost, 2:] - boxes[lost, :2]).amax(dim=1).numpy()
-            covered = _within(longest / 2, np.nextafter(longest, 0), setting).any(axis=1)
-            fates[lost[torch.from_numpy(~covered)]] = NO_LEVEL
-        fates[~learned & wanted] = TAKEN
+            longest = (boxes[unmatched, 2:] - boxes[unmatched, :2]).amax(dim=1).numpy()
+            covered = _levels_in_range(longest / 2, np.nextafter(longest, 0), setting).any(axis=1)
+            fates[unmatched[torch.from_numpy(~covered)]] = NO_LEVEL
+        fates[~learned & has_match] = TAKEN
     tally.fates[rows] = fates.numpy()
 
 
-def _wishes(points: list[Tensor], objects: Objects, assigner: Assigner) -> tuple[Tensor, Tensor, Tensor]:
+def _find_matches(points: list[Tensor], objects: Objects, assigner: Assigner) -> tuple[Tensor, Tensor, Tensor]:
     """Match locations to the boxes of an image as if each box were alone in it.
 
     Returns:
@@ -251,20 +253,20 @@ def _wishes(points: list[Tensor], objects: Objects, assigner: Assigner) -> tuple
         that match boxes of different classes [R].
     """
     count = sum(map(len, points))
-    wanted, times = [], torch.zeros(count, dtype=torch.int64)
+    has_match, num_matches = [], torch.zeros(count, dtype=torch.int64)
     lowest, highest = torch.full((count,), torch.iinfo(torch.int64).max), torch.full((count,), -1)
-    step = max(_MOST_AT_ONCE // count, 1)
+    step = max(_MAX_AT_ONCE // count, 1)
     for start in range(0, len(objects), step):
-        some = objects[start : start + step]
-        alone = [some[i : i + 1] for i in range(len(some))]
-        wants = assign_targets(points, alone, assigner).boxes >= 0  # [m, R]
-        labels = some.labels[:, None]
-        wanted.append(wants.any(dim=1))
-        times += wants.sum(dim=0)
-        lowest = lowest.minimum(torch.where(wants, labels, lowest).amin(dim=0))
-        highest = highest.maximum(torch.where(wants, labels, -1).amax(dim=0))
+        chunk = objects[start : start + step]
+        single_objects = [chunk[i : i + 1] for i in range(len(chunk))]
+        is_match = assign_targets(points, single_objects, assigner).boxes >= 0  # [m, R]
+        labels = chunk.labels[:, None]
+        has_match.append(is_match.any(dim=1))
+        num_matches += is_match.sum(dim=0)
+        lowest = lowest.minimum(torch.where(is_match, labels, lowest).amin(dim=0))
+        highest = highest.maximum(torch.where(is_match, labels, -1).amax(dim=0))
     return (
-        torch.cat(wanted) if wanted else torch.zeros(0, dtype=torch.bool),
-        times > 1,
-        (times > 1) & (lowest < highest),
+        torch.cat(has_match) if has_match else torch.zeros(0, dtype=torch.bool),
+        num_matches > 1,
+        (num_matches > 1) & (lowest < highest),
     )

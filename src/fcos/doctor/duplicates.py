@@ -25,17 +25,17 @@ NEAR_BITS = 7
 """Maximum number of differing bits, of 64, between candidates."""
 NEAR_SHARE = 0.2
 """Maximum share of the visible differences of the fine hash that may disagree between near duplicates."""
-_LEAST_VISIBLE = 32  # visible differences, of 256, that a meaningful comparison needs
+_MIN_VISIBLE = 32  # visible differences, of 256, that a meaningful comparison needs
 _VISIBLE = 3  # least difference in grey levels between neighbouring cells
 _COARSE, _FINE = 8, 16  # cells per side
 _BANDS = 4  # bands of 16 bits: if at most 7 of 64 bits differ, at least one band differs in at most one bit
 _PROBES = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint64)
-_MOST_AT_ONCE = 4_000_000  # candidates, to limit memory use
+_MAX_AT_ONCE = 4_000_000  # candidates, to limit memory use
 WORDS = 19
 """Number of 64-bit words of a fingerprint."""
 
 
-class Twins(NamedTuple):
+class DuplicateGroups(NamedTuple):
     """Groups of duplicate images, given by their positions in ascending order; the largest group comes first.
 
     Attributes:
@@ -61,41 +61,41 @@ def fingerprint(image: Image.Image) -> np.ndarray:
         np.asarray(grey.resize((side + 1, side), Image.Resampling.BOX), dtype=np.int16) for side in (_COARSE, _FINE)
     )
     for mirror in (slice(None), slice(None, None, -1)):
-        rough, differences = np.diff(coarse[:, mirror]), np.diff(fine[:, mirror])
+        coarse_differences, fine_differences = np.diff(coarse[:, mirror]), np.diff(fine[:, mirror])
         # Every band has bits from all over the image: a band of sky only would be the same in many images.
-        words.append(_packed((rough > 0).reshape(-1, _BANDS).T))
-        words.append(_packed(differences > 0))
-        words.append(_packed(np.abs(differences) >= _VISIBLE))
+        words.append(_pack((coarse_differences > 0).reshape(-1, _BANDS).T))
+        words.append(_pack(fine_differences > 0))
+        words.append(_pack(np.abs(fine_differences) >= _VISIBLE))
     return np.concatenate(words)
 
 
-def _packed(bits: np.ndarray) -> np.ndarray:
+def _pack(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits.ravel()).view(np.uint64)
 
 
-def find_twins(fingerprints: np.ndarray) -> Twins:
+def find_duplicates(fingerprints: np.ndarray) -> DuplicateGroups:
     """Find groups of duplicate images.
 
     Args:
         fingerprints: uint64 [I, WORDS], fingerprints of the images, see `fingerprint`.
     """
     if not len(fingerprints):
-        return Twins([], [])
+        return DuplicateGroups([], [])
     _, first, member = np.unique(fingerprints[:, 0], return_index=True, return_inverse=True)
     digest_groups = _groups(member)
     unique = fingerprints[first]  # [U, WORDS]
-    near = _connected(len(unique), list(_near_pairs(unique)))
+    near = _connect(len(unique), list(_near_pairs(unique)))
     exact = [group for group in digest_groups if len(group) > 1]
-    known = set(map(tuple, exact))
-    alike = [group for group in _groups(near[member]) if len(group) > 1 and tuple(group) not in known]
-    return Twins(*(sorted(groups, key=lambda g: (-len(g), g)) for groups in (exact, alike)))
+    exact_groups = set(map(tuple, exact))
+    near_groups = [group for group in _groups(near[member]) if len(group) > 1 and tuple(group) not in exact_groups]
+    return DuplicateGroups(*(sorted(groups, key=lambda g: (-len(g), g)) for groups in (exact, near_groups)))
 
 
 def _groups(keys: np.ndarray) -> list[list[int]]:
     """Group the positions that have the same key."""
     order = np.argsort(keys, kind="stable")
     cuts = np.flatnonzero(np.diff(keys[order])) + 1
-    return [part.tolist() for part in np.split(order, cuts)]
+    return [group.tolist() for group in np.split(order, cuts)]
 
 
 def _near_pairs(prints: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -108,53 +108,55 @@ def _near_pairs(prints: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         prints: uint64 [U, WORDS].
     """
     plain, mirrored = prints[:, 1:10], prints[:, 10:19]
-    visible = np.bitwise_count(plain[:, 5:]).sum(axis=1) >= _LEAST_VISIBLE
-    known = np.flatnonzero(visible)
-    hashes, first, member = np.unique(plain[known, 0], return_index=True, return_inverse=True)
-    a, b = known[first][member], known
-    yield _agreeing(plain, plain, a[a != b], b[a != b])
-    known = known[first]
-    for queries, details in ((hashes, plain), (mirrored[known, 0], mirrored)):
-        for query, found in _candidates(queries, hashes):
-            a, b = known[query], known[found]
-            yield _agreeing(details, plain, a[a != b], b[a != b])
+    visible = np.bitwise_count(plain[:, 5:]).sum(axis=1) >= _MIN_VISIBLE
+    positions = np.flatnonzero(visible)
+    hashes, first, member = np.unique(plain[positions, 0], return_index=True, return_inverse=True)
+    a, b = positions[first][member], positions
+    yield _select_agreeing(plain, plain, a[a != b], b[a != b])
+    positions = positions[first]
+    for queries, details in ((hashes, plain), (mirrored[positions, 0], mirrored)):
+        for query, match in _candidates(queries, hashes):
+            a, b = positions[query], positions[match]
+            yield _select_agreeing(details, plain, a[a != b], b[a != b])
 
 
 def _candidates(queries: np.ndarray, hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield positions in `queries` and in `hashes` of pairs that differ in at most `NEAR_BITS` bits."""
     for band in range(_BANDS):
         shift = np.uint64(16 * band)
-        keys, wanted = ((words >> shift) & np.uint64(0xFFFF) for words in (hashes, queries))
+        keys, query_keys = ((words >> shift) & np.uint64(0xFFFF) for words in (hashes, queries))
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         for probe in _PROBES:
-            start, end = (np.searchsorted(keys, wanted ^ probe, side) for side in ("left", "right"))
+            start, end = (np.searchsorted(keys, query_keys ^ probe, side) for side in ("left", "right"))
             counts = end - start
-            for part in _parts(counts):
-                rows = np.repeat(np.arange(part.start, part.stop), counts[part])
-                steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
-                found = order[start[rows] + steps]
-                near = np.bitwise_count(queries[rows] ^ hashes[found]) <= NEAR_BITS
-                yield rows[near], found[near]
+            for chunk in _chunks(counts):
+                rows = np.repeat(np.arange(chunk.start, chunk.stop), counts[chunk])
+                steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts[chunk]) - counts[chunk], counts[chunk])
+                matches = order[start[rows] + steps]
+                near = np.bitwise_count(queries[rows] ^ hashes[matches]) <= NEAR_BITS
+                yield rows[near], matches[near]
 
 
-def _parts(counts: np.ndarray) -> Iterator[slice]:
-    """Yield consecutive slices of `counts`, each with a sum of about `_MOST_AT_ONCE`."""
+def _chunks(counts: np.ndarray) -> Iterator[slice]:
+    """Yield consecutive slices of `counts`, each with a sum of about `_MAX_AT_ONCE`."""
     ends = np.cumsum(counts)
-    cuts = np.searchsorted(ends, np.arange(_MOST_AT_ONCE, ends[-1] if len(ends) else 0, _MOST_AT_ONCE)) + 1
+    cuts = np.searchsorted(ends, np.arange(_MAX_AT_ONCE, ends[-1] if len(ends) else 0, _MAX_AT_ONCE)) + 1
     edges = np.unique([0, *cuts.tolist(), len(counts)]).tolist()
     yield from (slice(a, b) for a, b in pairwise(edges))
 
 
-def _agreeing(details: np.ndarray, others: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _select_agreeing(
+    details: np.ndarray, other_details: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Select the pairs whose fine hashes agree, where at least one of the two images has a visible difference."""
-    visible = details[a, 5:] | others[b, 5:]
-    differ = np.bitwise_count((details[a, 1:5] ^ others[b, 1:5]) & visible).sum(axis=1)
+    visible = details[a, 5:] | other_details[b, 5:]
+    differ = np.bitwise_count((details[a, 1:5] ^ other_details[b, 1:5]) & visible).sum(axis=1)
     agree = differ <= NEAR_SHARE * np.bitwise_count(visible).sum(axis=1)
     return a[agree], b[agree]
 
 
-def _connected(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def _connect(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Return, for every item, the smallest item that it is connected with, [count]."""
     parent = list(range(count))
 

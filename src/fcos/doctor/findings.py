@@ -98,7 +98,7 @@ class Report:
     @property
     def errors(self) -> dict[str, int]:
         """Number of errors by split, for splits with errors."""
-        counts = {split: sum(p.severity == "error" for p in found) for split, found in self.problems.items()}
+        counts = {split: sum(p.severity == "error" for p in problems) for split, problems in self.problems.items()}
         return {split: count for split, count in counts.items() if count}
 
     @property
@@ -111,7 +111,9 @@ class Report:
         return {
             "recipe": self.recipe,
             "failed": self.failed,
-            "problems": {split: [problem.__dict__ for problem in found] for split, found in self.problems.items()},
+            "problems": {
+                split: [problem.__dict__ for problem in problems] for split, problems in self.problems.items()
+            },
             "counts": {split: counts.__dict__ for split, counts in self.counts.items()},
             "histograms": {s: [h._asdict() for h in histograms] for s, histograms in self.histograms.items()},
             "findings": [_finding(finding, self.splits) for finding in self.findings],
@@ -152,7 +154,7 @@ def _coverage(report: Report) -> dict[str, Any]:
         "fates": fates,
         "sizes": {size: dict(zip(("boxes", "learned"), c, strict=True)) for size, c in coverage.by_size().items()},
         "classes": {
-            name: dict(zip(("boxes", "learned"), coverage.of(coverage.labels == label), strict=True))
+            name: dict(zip(("boxes", "learned"), coverage.count(coverage.labels == label), strict=True))
             for label, name in enumerate(names)
         },
         "levels": [level._asdict() for level in coverage.by_level()],

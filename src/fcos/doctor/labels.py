@@ -28,9 +28,9 @@ WHOLE_IMAGE = 0.95
 """Share of the image area from which a box covers the whole image."""
 LONG = 10.0
 """Ratio of longer to shorter side from which a box is very long, if that is unusual in its class."""
-_ENOUGH = 20  # boxes or images that a meaningful median needs
-_LEAST_SPREAD = 0.1  # of logarithms: about 10 %; with a smaller spread, small deviations would be odd
-_MOST_ROWS = 1024  # of an IoU matrix, to limit memory use
+_MIN_SAMPLES = 20  # boxes or images that a meaningful median needs
+_MIN_SPREAD = 0.1  # of logarithms: about 10 %; with a smaller spread, small deviations would be odd
+_MAX_ROWS = 1024  # of an IoU matrix, to limit memory use
 _MANY_BOXES = 4  # median count from which few boxes are suspicious
 
 
@@ -40,33 +40,38 @@ def label_findings(splits: Mapping[str, Annotations]) -> list[Finding]:
     Args:
         splits: annotations by split, with the same classes in all splits.
     """
-    return [finding for finding in (*_doubles(splits), *_odd_boxes(splits), *_odd_counts(splits)) if finding.cases]
+    return [
+        finding
+        for finding in (*_find_doubles(splits), *_find_odd_boxes(splits), *_find_odd_counts(splits))
+        if finding.cases
+    ]
 
 
 # --------------------------------------------------------------------------------------------------- boxes in one place
 
 
-def _doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
-    same: list[tuple[float, Case]] = []
-    other: list[tuple[float, Case]] = []
-    for split, part in splits.items():
-        for image, a, b, iou in double_boxes(part):
-            one_class = part.labels[a] == part.labels[b]
+def _find_doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
+    same_class: list[tuple[float, Case]] = []
+    other_class: list[tuple[float, Case]] = []
+    for split, split_annotations in splits.items():
+        for image, a, b, iou in double_boxes(split_annotations):
+            is_same_class = split_annotations.labels[a] == split_annotations.labels[b]
             case = (Place(split, image, (a, b), f"IoU {iou:.2f}"),)
-            (same if one_class else other).append((iou, case))
+            (same_class if is_same_class else other_class).append((iou, case))
     yield Finding(
         "double box",
         "warning",
-        f"{plural(len(same), 'pair')} of boxes of one class with an IoU above {SAME_BOX}: one object marked twice?",
-        "Remove one of each: the object counts twice, and one of the two is missed or taken for a false detection.",
-        _worst(same),
+        f"{plural(len(same_class), 'pair')} of boxes of the same class with an IoU above {SAME_BOX}: annotated twice?",
+        "Remove one box of each pair. Otherwise the object counts twice, and the evaluation reports a missed object or"
+        " a false detection.",
+        _worst_first(same_class),
     )
     yield Finding(
         "box of two classes",
         "warning",
-        f"{plural(len(other), 'pair')} of boxes of different classes with an IoU above {SAME_BOX}",
-        "Decide on one class; one object with two classes teaches the detector contradictions.",
-        _worst(other),
+        f"{plural(len(other_class), 'pair')} of boxes of different classes with an IoU above {SAME_BOX}",
+        "Keep one class per object: two classes for the same object are contradictory training targets.",
+        _worst_first(other_class),
     )
 
 
@@ -76,86 +81,94 @@ def double_boxes(annotations: Annotations) -> Iterator[tuple[int, int, int, floa
     for image in np.flatnonzero(np.diff(annotations.offsets) > 1).tolist():
         span = annotations.span(image)
         rows = torch.nonzero(~crowd[span]).squeeze(1) + span.start
-        for start in range(0, len(rows), _MOST_ROWS):
-            iou = box_iou(boxes[rows[start : start + _MOST_ROWS]], boxes[rows])
+        for start in range(0, len(rows), _MAX_ROWS):
+            iou = box_iou(boxes[rows[start : start + _MAX_ROWS]], boxes[rows])
             for a, b in torch.nonzero(iou > SAME_BOX).tolist():
                 if a + start < b:
                     yield image, int(rows[a + start]), int(rows[b]), float(iou[a, b])
 
 
-def _worst(scored: list[tuple[float, Case]]) -> list[Case]:
+def _worst_first(scored: list[tuple[float, Case]]) -> list[Case]:
     return [case for _, case in sorted(scored, key=lambda item: -item[0])]
 
 
 # ---------------------------------------------------------------------------------------------- boxes unlike the others
 
 
-Usual = Mapping[int, tuple[tuple[float, float], tuple[float, float]]]
+ClassStatistics = Mapping[int, tuple[tuple[float, float], tuple[float, float]]]
 """Median and robust standard deviation of log(sqrt(area)), then of log(width / height), by label."""
 Judge = Callable[[Annotations], tuple[np.ndarray, Callable[[int], str]]]
 """Function from annotations to a suspicion score for every box ([B], 0 for inconspicuous boxes) and a function from the
 position of a box to a note about it."""
 
 
-def _odd_boxes(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
-    usual = _usual(splits)
-    odd = _cases(splits, partial(_judge_size, usual=usual))
+def _find_odd_boxes(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
+    statistics = _class_statistics(splits)
+    odd = _find_cases(splits, partial(_judge_size, statistics=statistics))
     yield Finding(
         "size unlike its class",
         "warning",
-        f"{plural(len(odd), 'box')} far smaller or larger than the others of the class: wrong class, or a slip?",
-        "Look at them, and correct the class or the box.",
+        f"{plural(len(odd), 'box')} far smaller or larger than other boxes of the class: wrong class or wrong box?",
+        "Check these boxes, and correct the class or the box.",
         odd,
     )
-    long = _cases(splits, partial(_judge_shape, usual=usual))
+    long = _find_cases(splits, partial(_judge_shape, statistics=statistics))
     yield Finding(
         "very long box",
         "warning",
-        f"{plural(len(long), 'box')} at least {LONG:.0f} times as long as wide, unlike the others of the class",
-        "Look at them; such a box is often a slip of the hand.",
+        f"{plural(len(long), 'box')} with an aspect ratio of at least {LONG:.0f}:1, which is unusual for the class",
+        "Check these boxes: they are often annotation errors.",
         long,
     )
-    whole = _cases(splits, _judge_share)
+    whole = _find_cases(splits, _judge_share)
     yield Finding(
         "box around the whole image",
         "note",
-        f"{plural(len(whole), 'box')} covering {WHOLE_IMAGE:.0%} of the image or more",
-        "Look whether they mark an object, or the image as a whole; the latter do not belong here.",
+        f"{plural(len(whole), 'box')} covering at least {WHOLE_IMAGE:.0%} of the image",
+        "Check whether each box marks an object or labels the image as a whole. Remove boxes that label a whole image.",
         whole,
     )
 
 
-def _cases(splits: Mapping[str, Annotations], judge: Judge) -> list[Case]:
-    found: list[tuple[float, Case]] = []
-    for split, part in splits.items():
-        doubts, note = judge(part)
-        image_of = part.image_of
-        for i in np.flatnonzero((doubts > 0) & ~part.crowd).tolist():
-            found.append((float(doubts[i]), (Place(split, int(image_of[i]), (i,), note(i)),)))
-    return _worst(found)
+def _find_cases(splits: Mapping[str, Annotations], judge: Judge) -> list[Case]:
+    scored: list[tuple[float, Case]] = []
+    for split, split_annotations in splits.items():
+        suspicion, note = judge(split_annotations)
+        image_of = split_annotations.image_of
+        for i in np.flatnonzero((suspicion > 0) & ~split_annotations.crowd).tolist():
+            scored.append((float(suspicion[i]), (Place(split, int(image_of[i]), (i,), note(i)),)))
+    return _worst_first(scored)
 
 
-def _judge_size(annotations: Annotations, *, usual: Usual) -> tuple[np.ndarray, Callable[[int], str]]:
+def _judge_size(annotations: Annotations, *, statistics: ClassStatistics) -> tuple[np.ndarray, Callable[[int], str]]:
     size, _ = _log_size_and_ratio(annotations.boxes)
-    doubts = np.abs(_deviations(size, annotations.labels, {label: of for label, (of, _) in usual.items()}))
+    deviations = np.abs(
+        _deviations(size, annotations.labels, {label: of_size for label, (of_size, _) in statistics.items()})
+    )
 
     def note(i: int) -> str:
         """Describe the size of a box, the usual size of its class, and the best-fitting class if there is one."""
-        own, names = int(annotations.labels[i]), annotations.class_names
-        others = {label: abs(size[i] - middle) / spread for label, ((middle, spread), _) in usual.items()}
-        nearest = min(others, key=others.__getitem__)
-        text = f"{np.exp(size[i]):.0f} pixels, {names[own]} usually {np.exp(usual[own][0][0]):.0f}"
-        return f"{text}; {names[nearest]} fits" if others[nearest] < ODD_SIZE / 2 else text
+        label_of_box, names = int(annotations.labels[i]), annotations.class_names
+        class_deviations = {
+            label: abs(size[i] - median) / spread for label, ((median, spread), _) in statistics.items()
+        }
+        nearest = min(class_deviations, key=class_deviations.__getitem__)
+        usual_size = np.exp(statistics[label_of_box][0][0])
+        text = f"{np.exp(size[i]):.0f} pixels, median of {names[label_of_box]}: {usual_size:.0f}"
+        return f"{text}; size fits {names[nearest]}" if class_deviations[nearest] < ODD_SIZE / 2 else text
 
-    return np.where(doubts > ODD_SIZE, doubts, 0), note
+    return np.where(deviations > ODD_SIZE, deviations, 0), note
 
 
-def _judge_shape(annotations: Annotations, *, usual: Usual) -> tuple[np.ndarray, Callable[[int], str]]:
+def _judge_shape(annotations: Annotations, *, statistics: ClassStatistics) -> tuple[np.ndarray, Callable[[int], str]]:
     _, ratio = _log_size_and_ratio(annotations.boxes)
-    far = np.abs(_deviations(ratio, annotations.labels, {label: of for label, (_, of) in usual.items()})) > ODD_SIZE
+    is_outlier = (
+        np.abs(_deviations(ratio, annotations.labels, {label: of_ratio for label, (_, of_ratio) in statistics.items()}))
+        > ODD_SIZE
+    )
     extents = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
-    doubts = np.where(far & (np.abs(ratio) >= np.log(LONG)), np.abs(ratio), 0)
-    return doubts, lambda i: f"{extents[i, 0]:.0f} x {extents[i, 1]:.0f}"
+    suspicion = np.where(is_outlier & (np.abs(ratio) >= np.log(LONG)), np.abs(ratio), 0)
+    return suspicion, lambda i: f"{extents[i, 0]:.0f} x {extents[i, 1]:.0f}"
 
 
 def _judge_share(annotations: Annotations) -> tuple[np.ndarray, Callable[[int], str]]:
@@ -165,12 +178,12 @@ def _judge_share(annotations: Annotations) -> tuple[np.ndarray, Callable[[int], 
     return np.where(share >= WHOLE_IMAGE, share, 0), lambda i: f"{share[i]:.0%} of the image"
 
 
-def _deviations(values: np.ndarray, labels: np.ndarray, usual: Mapping[int, tuple[float, float]]) -> np.ndarray:
+def _deviations(values: np.ndarray, labels: np.ndarray, statistics: Mapping[int, tuple[float, float]]) -> np.ndarray:
     """Return [B] signed distances from the median of the class in robust standard deviations; 0 in rare classes."""
     deviations = np.zeros(len(values))
-    for label, (middle, spread) in usual.items():
-        own = labels == label
-        deviations[own] = (values[own] - middle) / spread
+    for label, (median, spread) in statistics.items():
+        in_class = labels == label
+        deviations[in_class] = (values[in_class] - median) / spread
     return deviations
 
 
@@ -180,39 +193,42 @@ def _log_size_and_ratio(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (width + height) / 2, width - height
 
 
-def _usual(splits: Mapping[str, Annotations]) -> Usual:
+def _class_statistics(splits: Mapping[str, Annotations]) -> ClassStatistics:
     """Compute the usual size and shape of every class with enough boxes."""
     if not splits:
         return {}
-    kept = [~annotations.crowd for annotations in splits.values()]
-    labels = np.concatenate([a.labels[keep] for a, keep in zip(splits.values(), kept, strict=True)])
-    boxes = np.concatenate([a.boxes[keep] for a, keep in zip(splits.values(), kept, strict=True)])
+    masks = [~annotations.crowd for annotations in splits.values()]
+    labels = np.concatenate([a.labels[mask] for a, mask in zip(splits.values(), masks, strict=True)])
+    boxes = np.concatenate([a.boxes[mask] for a, mask in zip(splits.values(), masks, strict=True)])
     size, ratio = _log_size_and_ratio(boxes)
-    frequent = np.flatnonzero(np.bincount(labels) >= _ENOUGH).tolist()
-    return {label: (_spread(size[labels == label]), _spread(ratio[labels == label])) for label in frequent}
+    frequent = np.flatnonzero(np.bincount(labels) >= _MIN_SAMPLES).tolist()
+    return {
+        label: (_median_and_spread(size[labels == label]), _median_and_spread(ratio[labels == label]))
+        for label in frequent
+    }
 
 
-def _spread(values: np.ndarray, least: float = _LEAST_SPREAD) -> tuple[float, float]:
+def _median_and_spread(values: np.ndarray, least: float = _MIN_SPREAD) -> tuple[float, float]:
     """Return the median and the robust standard deviation of values; the latter is at least `least`."""
-    middle = float(np.median(values))
-    return middle, max(1.4826 * float(np.median(np.abs(values - middle))), least)
+    median = float(np.median(values))
+    return median, max(1.4826 * float(np.median(np.abs(values - median))), least)
 
 
 # --------------------------------------------------------------------------------------------- images unlike the others
 
 
-def _odd_counts(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
+def _find_odd_counts(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     counts = {split: np.diff(annotations.offsets) for split, annotations in splits.items()}
-    everywhere = np.concatenate(list(counts.values())) if counts else np.zeros(0)
+    all_counts = np.concatenate(list(counts.values())) if counts else np.zeros(0)
     few: list[tuple[float, Case]] = []
     many: list[tuple[float, Case]] = []
-    usual = 0
-    if len(everywhere) >= _ENOUGH:
-        usual = int(np.median(everywhere))
+    usual_count = 0
+    if len(all_counts) >= _MIN_SAMPLES:
+        usual_count = int(np.median(all_counts))
         # 0.5: the standard deviation of the square root of Poisson counts.
-        middle, spread = _spread(np.sqrt(everywhere), least=0.5)
+        median, spread = _median_and_spread(np.sqrt(all_counts), least=0.5)
         for split, numbers in counts.items():
-            deviation = (np.sqrt(numbers) - middle) / spread
+            deviation = (np.sqrt(numbers) - median) / spread
             for image in np.flatnonzero(np.abs(deviation) > ODD_COUNT).tolist():
                 chosen = many if deviation[image] > 0 else few
                 case = (Place(split, image, (), plural(int(numbers[image]), "box")),)
@@ -220,15 +236,15 @@ def _odd_counts(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     yield Finding(
         "image with few boxes",
         "note",
-        f"{plural(len(few), 'image')} with far fewer boxes than usual ({usual}): objects left unmarked?",
-        "Look at them: an object without a box teaches the detector not to find it.",
-        _worst(few) if usual >= _MANY_BOXES else [],
+        f"{plural(len(few), 'image')} with far fewer boxes than usual (median {usual_count}): missing annotations?",
+        "Check these images: an object without a box is learned as background.",
+        _worst_first(few) if usual_count >= _MANY_BOXES else [],
     )
     yield Finding(
         "image with many boxes",
         "note",
-        f"{plural(len(many), 'image')} with far more boxes than usual ({usual})",
-        "Look whether the boxes are right. Where they are, a detector that returns more than model.max_detections"
-        " objects of an image leaves the others out.",
-        _worst(many),
+        f"{plural(len(many), 'image')} with far more boxes than usual (median {usual_count})",
+        "Check these boxes. If they are correct, make sure that model.max_detections, the maximum number of detections"
+        " per image, is large enough.",
+        _worst_first(many),
     )

@@ -23,18 +23,18 @@ from ..structures import Instances
 from .advice import ENOUGH_RECALL
 from .findings import Case, Finding, Place, Report
 from .statistics import Histogram
-from .terminal import MOST_ALIKE, consequences, describe_case
+from .terminal import MAX_ALIKE, consequences, describe_case
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_PICTURES = 6
+MAX_IMAGES = 6
 """Maximum number of pictures per finding."""
-MOST_ROWS = 100
+MAX_ROWS = 100
 """Maximum number of rows per table; the JSON file is complete."""
 _SIDE = 480  # longer side of a picture, pixels
 _CONTEXT = 3.0  # shown around a box, as a multiple of its longer side
-_LEAST_SHOWN = 0.25  # minimum shown, as a share of the shorter side of the image
+_MIN_WINDOW = 0.25  # minimum shown, as a share of the shorter side of the image
 
 
 def save(report: Report, folder: Path) -> None:
@@ -56,45 +56,45 @@ def save(report: Report, folder: Path) -> None:
 def make_page(report: Report) -> Page:
     """Create the page; images are read again, and those that can no longer be read are left out."""
     roots = dict.fromkeys(str(annotations.root) for annotations in report.splits.values())
-    page = Page("Data check", ", ".join(roots), "Written by fcos doctor; all figures and cases are in doctor.json.")
+    page = Page("Data check", ", ".join(roots), "Created by fcos doctor. doctor.json contains all numbers and cases.")
     _overview(page.section("Overview"), report)
     if any(report.problems.values()):
-        _problems(page.section("What is broken" if report.failed else "Noticed while reading"), report)
+        _problems(page.section("Errors in the data" if report.failed else "Notes on the data"), report)
     for finding in report.findings:
         _finding(page.section(finding.kind.capitalize()), finding, report.splits)
     if report.coverage is not None and len(report.coverage.boxes):
-        _coverage(page.section("What the pyramid can learn"), report)
-    _data(page.section("The data"), report)
+        _coverage(page.section("Best possible recall"), report)
+    _statistics(page.section("Data statistics"), report)
     return page
 
 
 def _overview(section: Section, report: Report) -> None:
     warnings = sum(finding.severity == "warning" for finding in report.findings)
     notes = len(report.findings) - warnings
-    notes += sum(len({p.kind for p in found if p.severity == "warning"}) for found in report.problems.values())
+    notes += sum(len({p.kind for p in problems if p.severity == "warning"}) for problems in report.problems.values())
     tiles = [
         Tile("Errors", str(sum(report.errors.values())), f"in {', '.join(report.errors)}" if report.failed else ""),
-        Tile("Warnings", str(warnings), "worth mending"),
-        Tile("Notes", str(notes), "worth a look"),
+        Tile("Warnings", str(warnings), "should be fixed"),
+        Tile("Notes", str(notes), "worth checking"),
     ]
     tiles += [
-        Tile(f"Images of {split}", str(counts.images), plural(counts.boxes, "box"))
+        Tile(f"Images in {split}", str(counts.images), plural(counts.boxes, "box"))
         for split, counts in report.counts.items()
     ]
     if report.coverage is not None and len(report.coverage.boxes):
         recall = f"{report.coverage.recall:.2%}"
-        tiles.append(Tile("Best possible recall", recall, f"should be {ENOUGH_RECALL:.0%}; {report.recipe}"))
+        tiles.append(Tile("Best possible recall", recall, f"with {report.recipe}; aim for {ENOUGH_RECALL:.0%} or more"))
     section.tiles(tiles)
     for finding in report.findings:
         section.text(finding.message, style="warning" if finding.severity == "warning" else "")
     if not report.findings:
-        section.text("Nothing strange was found in what can be read.")
+        section.text("No findings in the data that could be read.")
     _advice(section, report)
 
 
 def _advice(section: Section, report: Report) -> None:
     if report.advice:
-        section.heading("What would help")
+        section.heading("Recommended options")
         for advice in report.advice:
             section.text(shlex.join(advice.options))
             section.text(advice.effect, style="note")
@@ -110,30 +110,30 @@ def _problems(section: Section, report: Report) -> None:
     ]
     for text in consequences(report):
         section.text(text, style="warning")
-    section.table(["", "split", "kind", "where", "found"], rows[:MOST_ROWS])
-    _cut(section, len(rows))
+    section.table(["severity", "split", "kind", "file", "message"], rows[:MAX_ROWS])
+    _note_truncation(section, len(rows))
 
 
-def _cut(section: Section, count: int, shown: str = "") -> None:
-    if count > MOST_ROWS:
-        section.text(f"{shown}{count - MOST_ROWS} more are in doctor.json.", style="note")
+def _note_truncation(section: Section, count: int, selection: str = "") -> None:
+    if count > MAX_ROWS:
+        section.text(f"{selection}doctor.json lists {count - MAX_ROWS} more.", style="note")
 
 
 def _finding(section: Section, finding: Finding, splits: Mapping[str, Annotations]) -> None:
     section.text(finding.message, style="warning" if finding.severity == "warning" else "")
     section.text(finding.remedy)
-    pictures = [_picture(case, splits) for case in finding.cases[:MOST_PICTURES]]
-    shown = [picture for picture in pictures if picture is not None]
-    if shown:
-        section.pictures(shown)
-    if len(finding.cases) > len(shown) or any(len(case) > MOST_ALIKE for case in finding.cases):
+    images = [_draw_case(case, splits) for case in finding.cases[:MAX_IMAGES]]
+    drawn_images = [image for image in images if image is not None]
+    if drawn_images:
+        section.images(drawn_images)
+    if len(finding.cases) > len(drawn_images) or any(len(case) > MAX_ALIKE for case in finding.cases):
         rows = [
             [str(number), *_row(place, splits[place.split])]
             for number, case in enumerate(finding.cases, start=1)
             for place in case
         ]
-        section.table(["case", "split", "file", "class", "annotation", "note"], rows[:MOST_ROWS])
-        _cut(section, len(rows))
+        section.table(["case", "split", "file", "class", "annotation", "note"], rows[:MAX_ROWS])
+        _note_truncation(section, len(rows))
 
 
 def _row(place: Place, annotations: Annotations) -> list[str]:
@@ -145,54 +145,54 @@ def _row(place: Place, annotations: Annotations) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def _picture(case: Case, splits: Mapping[str, Annotations]) -> PageImage | None:
+def _draw_case(case: Case, splits: Mapping[str, Annotations]) -> PageImage | None:
     """Draw the images of a case, or the surroundings of its boxes, side by side; None if an image cannot be read."""
     try:
-        shown = case[:MOST_ALIKE]
-        parts = [_drawn(place, splits[place.split], alone=len(case) == 1) for place in shown]
+        shown = case[:MAX_ALIKE]
+        crops = [_draw_place(place, splits[place.split], alone=len(case) == 1) for place in shown]
     except DataError:
         return None
-    height = min(part.height for part in parts)
-    scaled = [part.resize((max(round(part.width * height / part.height), 1), height)) for part in parts]
-    sheet = Image.new("RGB", (sum(part.width for part in scaled) + 4 * (len(scaled) - 1), height), (127, 127, 127))
+    height = min(crop.height for crop in crops)
+    scaled = [crop.resize((max(round(crop.width * height / crop.height), 1), height)) for crop in crops]
+    sheet = Image.new("RGB", (sum(crop.width for crop in scaled) + 4 * (len(scaled) - 1), height), (127, 127, 127))
     left = 0
-    for part in scaled:
-        sheet.paste(part, (left, 0))
-        left += part.width + 4
+    for crop in scaled:
+        sheet.paste(crop, (left, 0))
+        left += crop.width + 4
     sheet.thumbnail((_SIDE, _SIDE))
     return PageImage(sheet, describe_case(case, splits))
 
 
-def _drawn(place: Place, annotations: Annotations, *, alone: bool) -> Image.Image:
+def _draw_place(place: Place, annotations: Annotations, *, alone: bool) -> Image.Image:
     """Draw the section of an image around the boxes of a place, or the whole image if the place has no boxes.
 
     With `alone` (the only place of its case), a whole image is drawn with all its boxes.
     """
     span = annotations.span(place.image)
-    every = range(span.start, span.stop) if alone else ()
-    own = torch.tensor(place.boxes or every, dtype=torch.int64)
-    boxes = torch.from_numpy(annotations.boxes)[own]
-    labels = torch.from_numpy(annotations.labels)[own]
+    all_boxes = range(span.start, span.stop) if alone else ()
+    selected = torch.tensor(place.boxes or all_boxes, dtype=torch.int64)
+    boxes = torch.from_numpy(annotations.boxes)[selected]
+    labels = torch.from_numpy(annotations.labels)[selected]
     image = open_rgb(annotations.path(place.image))
-    left, top, right, bottom = _window(boxes, image) if place.boxes else (0, 0, image.width, image.height)
+    left, top, right, bottom = _choose_window(boxes, image) if place.boxes else (0, 0, image.width, image.height)
     size = bottom - top, right - left
-    part = image.crop((left, top, right, bottom))
-    factor = _SIDE / max(part.size)
-    part = part.resize((max(round(part.width * factor), 1), max(round(part.height * factor), 1)))
-    found = Instances(
+    crop = image.crop((left, top, right, bottom))
+    factor = _SIDE / max(crop.size)
+    crop = crop.resize((max(round(crop.width * factor), 1), max(round(crop.height * factor), 1)))
+    instances = Instances(
         boxes - boxes.new_tensor([left, top, left, top]),
         labels,
-        torch.ones(len(own)),
+        torch.ones(len(selected)),
         size,
         annotations.class_names,
     )
-    return draw(part, found, scores=False, scale=1)
+    return draw(crop, instances, scores=False, scale=1)
 
 
-def _window(boxes: torch.Tensor, image: Image.Image) -> tuple[int, int, int, int]:
+def _choose_window(boxes: torch.Tensor, image: Image.Image) -> tuple[int, int, int, int]:
     """Return the section of an image to show around boxes, as (x1, y1, x2, y2) in pixels."""
     near, far = boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)
-    side = max(float((far - near).max()) * _CONTEXT, _LEAST_SHOWN * min(image.size))
+    side = max(float((far - near).max()) * _CONTEXT, _MIN_WINDOW * min(image.size))
     middle = ((near + far) / 2).tolist()
     low, high = [], []
     for center, whole in zip(middle, image.size, strict=True):
@@ -210,9 +210,9 @@ def _coverage(section: Section, report: Report) -> None:
     assert coverage is not None
     setting = coverage.setting
     section.text(
-        f"A box is learned when at least one location is assigned to it. Counted on {plural(coverage.images, 'image')}"
-        f" of {report.covered} at a shorter side of {setting.middle_side} with {report.recipe}:"
-        f" {', '.join(setting.options)}."
+        "A box can be learned if at least one location is assigned to it. The best possible recall is the share of"
+        f" these boxes, computed for {report.recipe} on {plural(coverage.images, 'image')} of {report.covered} with a"
+        f" shorter side of {setting.middle_side} pixels: {', '.join(setting.options)}."
     )
 
     def row(name: str, boxes: int, learned: int) -> list[str | float | Cell | None]:
@@ -220,13 +220,13 @@ def _coverage(section: Section, report: Report) -> None:
 
     columns = ["boxes", "learned", "best possible recall"]
     rows = [row(name, *numbers) for name, numbers in coverage.by_size().items()]
-    section.table(["size when resized", *columns], [*rows, row("all", *coverage.of(coverage.fates >= 0))])
+    section.table(["size after resizing", *columns], [*rows, row("all", *coverage.count(coverage.fates >= 0))])
     names = report.splits[report.covered].class_names
-    by_class = [(name, *coverage.of(coverage.labels == label)) for label, name in enumerate(names)]
-    if len(by_class) > MOST_ROWS:
+    by_class = [(name, *coverage.count(coverage.labels == label)) for label, name in enumerate(names)]
+    if len(by_class) > MAX_ROWS:
         by_class.sort(key=lambda counts: counts[2] / counts[1] if counts[1] else np.inf)
-    section.table(["class", *columns], [row(*counts) for counts in by_class[:MOST_ROWS]])
-    _cut(section, len(by_class), "The classes of the lowest best possible recall; ")
+    section.table(["class", *columns], [row(*counts) for counts in by_class[:MAX_ROWS]])
+    _note_truncation(section, len(by_class), "Classes with the lowest best possible recall; ")
     levels = [
         [
             *row(f"stride {stride}", boxes, learned),
@@ -236,15 +236,17 @@ def _coverage(section: Section, report: Report) -> None:
         ]
         for stride, boxes, learned, positive, several, classes in coverage.by_level()
     ]
-    section.table(["level", *columns, "locations", "ambiguous", "of several classes"], levels)
+    section.table(["level", *columns, "positive locations", "ambiguous", "several classes"], levels)
     section.text(
-        "A box is listed at the level whose size range holds half of its longer side, and is learned if any level"
-        " learns it. Ambiguous: the share of the locations that several boxes want; the smallest gets them.",
+        "A box is listed at the first level whose size range contains half of its longer side, and counts as learned if"
+        " a location of any level is assigned to it. Positive locations are those assigned to a box. Ambiguous: share"
+        " of positive locations that match several boxes; they are assigned to the smallest one. Several classes: share"
+        " of positive locations that match boxes of different classes.",
         style="note",
     )
 
 
-def _data(section: Section, report: Report) -> None:
+def _statistics(section: Section, report: Report) -> None:
     rows = [
         [split, c.images, c.images_without_boxes, c.boxes, *c.per_size.values(), c.crowd]
         for split, c in report.counts.items()
@@ -255,11 +257,11 @@ def _data(section: Section, report: Report) -> None:
     names = dict.fromkeys(name for c in report.counts.values() for name in c.per_class)
     most = [max(c.per_class.values(), default=0) or 1 for c in report.counts.values()]
     by_class = [(name, [c.per_class.get(name, 0) for c in report.counts.values()]) for name in names]
-    if len(by_class) > MOST_ROWS:
+    if len(by_class) > MAX_ROWS:
         by_class.sort(key=lambda row: (min(row[1]), sum(row[1])))
-    cells = [[name, *map(_bar, counts, most)] for name, counts in by_class[:MOST_ROWS]]
+    cells = [[name, *map(_bar, counts, most)] for name, counts in by_class[:MAX_ROWS]]
     section.table(["class", *report.counts], cells)
-    _cut(section, len(by_class), "The classes with the fewest boxes in any split; ")
+    _note_truncation(section, len(by_class), "Classes with the fewest boxes in any split; ")
 
 
 def _bar(count: int, most: int) -> Cell:

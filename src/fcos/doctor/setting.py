@@ -15,7 +15,7 @@ from ..data.geometry import resize_size
 from ..data.transforms import training_sides
 from ..models.points import Assigner
 
-_WHOLE = 32  # pixels; enlarged sides are multiples of it
+_SIDE_STEP = 32  # pixels; enlarged sides are multiples of it
 
 
 def resized_in_training(config: DataConfig, height: int, width: int) -> tuple[int, int]:
@@ -95,7 +95,7 @@ class Setting:
             return self
 
         def scaled(side: int) -> int:
-            return math.ceil(side * scale / _WHOLE) * _WHOLE
+            return math.ceil(side * scale / _SIDE_STEP) * _SIDE_STEP
 
         def limit(side: int, short_side: int) -> int:
             return scaled(side) if short_side * longest > side else side

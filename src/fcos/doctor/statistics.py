@@ -70,8 +70,8 @@ def describe(
     Returns:
         Counts by split, and histograms by split.
     """
-    most = max((int(np.diff(annotations.offsets).max(initial=1)) for annotations in splits.values()), default=1)
-    edges = np.unique(np.linspace(0, most + 1, min(most + 2, 21)).astype(int)).astype(float)
+    max_boxes = max((int(np.diff(annotations.offsets).max(initial=1)) for annotations in splits.values()), default=1)
+    edges = np.unique(np.linspace(0, max_boxes + 1, min(max_boxes + 2, 21)).astype(int)).astype(float)
     described = {split: _describe(annotations, resized, edges) for split, annotations in splits.items()}
     return {s: counts for s, (counts, _) in described.items()}, {s: rows for s, (_, rows) in described.items()}
 
@@ -122,7 +122,7 @@ def class_shifts(counts: Mapping[str, SplitCounts]) -> list[tuple[str, str, floa
             shares = numbers[0] / totals[0], numbers[1] / totals[1]
             pooled = sum(numbers) / sum(totals)
             error = np.sqrt(pooled * (1 - pooled) * (1 / totals[0] + 1 / totals[1]))
-            far = max(shares) > SHIFT_FACTOR * min(shares)
-            if far and abs(shares[0] - shares[1]) > SHIFT * error:
+            is_far = max(shares) > SHIFT_FACTOR * min(shares)
+            if is_far and abs(shares[0] - shares[1]) > SHIFT * error:
                 shifts.append((name, split, *shares))
     return shifts

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hotcoco import COCOeval
 
 # The 12 metrics: averaged quantity, IoU (None: mean over 0.50 to 0.95), object size, detections per image and class.
-_FIGURES = {
+_DEFINITIONS = {
     "AP": ("precision", None, "all", 100),
     "AP50": ("precision", 0.50, "all", 100),
     "AP75": ("precision", 0.75, "all", 100),
@@ -29,9 +29,9 @@ _FIGURES = {
     "ARm": ("recall", None, "medium", 100),
     "ARl": ("recall", None, "large", 100),
 }
-METRICS = tuple(_FIGURES)
+METRICS = tuple(_DEFINITIONS)
 """Names of the 12 COCO metrics of boxes."""
-DETAILS = tuple(name for name, (_, _, size, limit) in _FIGURES.items() if size != "all" or limit != 100)
+DETAILS = tuple(name for name, (_, _, size, limit) in _DEFINITIONS.items() if size != "all" or limit != 100)
 """The metrics of a single object size or of fewer than 100 detections."""
 
 
@@ -61,8 +61,8 @@ def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
     assert run.eval is not None
     tables = {kind: np.asarray(run.eval[kind]) for kind in ("precision", "recall")}
 
-    def figure(name: str, category: slice) -> float:
-        kind, iou, size, limit = _FIGURES[name]
+    def metric(name: str, category: slice) -> float:
+        kind, iou, size, limit = _DEFINITIONS[name]
         rows = slice(None) if iou is None else np.isclose(run.params.iou_thrs, iou)
         values = tables[kind][rows]  # [IoU, (recall,) class, size, limit]
         values = values[..., category, run.params.area_rng_lbl.index(size), run.params.max_dets.index(limit)]
@@ -73,9 +73,9 @@ def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
     boxes = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd"))
     thresholds = best_thresholds(detections, match_states(run, len(detections)), boxes)
     return CocoMetrics(
-        overall={name: figure(name, slice(None)) for name in METRICS},
+        overall={name: metric(name, slice(None)) for name in METRICS},
         per_class={
-            names[category_id]: {name: figure(name, slice(k, k + 1)) for name in METRICS}
+            names[category_id]: {name: metric(name, slice(k, k + 1)) for name in METRICS}
             for k, category_id in enumerate(run.params.cat_ids)
         },
         thresholds={name: thresholds[i] for i, name in names.items() if i in thresholds},

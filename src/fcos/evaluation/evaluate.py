@@ -89,14 +89,14 @@ def evaluate(
     except KeyboardInterrupt:
         if world_size() == 1:
             raise
-    detections = _joined(all_gather(share), annotations)
-    figures = coco_metrics(annotations.to_coco(), detections)
+    detections = _merge_shares(all_gather(share), annotations)
+    metrics = coco_metrics(annotations.to_coco(), detections)
     return Evaluation(
-        figures.overall,
-        figures.per_class,
+        metrics.overall,
+        metrics.per_class,
         detections,
         dict(zip(annotations.class_names, annotations.boxes_per_class().tolist(), strict=True)),
-        figures.thresholds,
+        metrics.thresholds,
         annotations.digest(),
     )
 
@@ -139,7 +139,7 @@ def detecting(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _joined(
+def _merge_shares(
     shares: Sequence[tuple[list[dict[str, Any]], int] | None], annotations: Annotations
 ) -> list[dict[str, Any]]:
     """Join the detections of all processes, ordered by image id and descending score; warn of unreadable images.
@@ -147,12 +147,14 @@ def _joined(
     Raises:
         KeyboardInterrupt: a process was interrupted (its share is None).
     """
-    detections, unread = [], 0
+    detections, num_unreadable = [], 0
     for share in shares:
         if share is None:
             raise KeyboardInterrupt
         detections += share[0]
-        unread += share[1]
-    if unread and rank() == 0:
-        logger.warning("%d of %d images could not be read; their objects count as missed", unread, len(annotations))
+        num_unreadable += share[1]
+    if num_unreadable and rank() == 0:
+        logger.warning(
+            "%d of %d images could not be read; their objects count as missed", num_unreadable, len(annotations)
+        )
     return sorted(detections, key=lambda d: (d["image_id"], -d["score"]))

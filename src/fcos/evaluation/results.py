@@ -33,18 +33,18 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print the metrics, overall and per class with score thresholds, as tables; ruled lines on a terminal only."""
     names = list(evaluation.metrics)
     for start in range(0, len(names), _COLUMNS):
-        part = names[start : start + _COLUMNS]
-        _print_table(console, part, [[figure(evaluation.metrics[name], HYPHEN) for name in part]])
-    wide = [name for name in DETAILS if name.startswith("AR")]  # left out, or the table would be too wide
-    shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in wide]
+        names_of_row = names[start : start + _COLUMNS]
+        _print_table(console, names_of_row, [[figure(evaluation.metrics[name], HYPHEN) for name in names_of_row]])
+    hidden = [name for name in DETAILS if name.startswith("AR")]  # left out, or the table would be too wide
+    shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in hidden]
     rows = [
         [
             escape(printable(name)),
             str(evaluation.boxes_per_class[name]),
-            *(figure(figures[key], HYPHEN) for key in shown),
+            *(figure(metrics[key], HYPHEN) for key in shown),
             figure(evaluation.thresholds.get(name), HYPHEN),
         ]
-        for name, figures in evaluation.per_class.items()
+        for name, metrics in evaluation.per_class.items()
     ]
     _print_table(console, ("class", "boxes", *shown, "threshold"), rows)
 
@@ -53,8 +53,8 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write `metrics.json` (null for undefined metrics) and `detections.json` (COCO result format) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {
-        "metrics": _defined(evaluation.metrics),
-        "per_class": {name: _defined(figures) for name, figures in evaluation.per_class.items()},
+        "metrics": _nan_to_none(evaluation.metrics),
+        "per_class": {name: _nan_to_none(values) for name, values in evaluation.per_class.items()},
         "boxes_per_class": evaluation.boxes_per_class,
         "thresholds": evaluation.thresholds,
         "annotations_digest": evaluation.annotations_digest,
@@ -69,8 +69,8 @@ def load_evaluation(folder: Path) -> Evaluation | None:
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         return Evaluation(
-            metrics=_with_nan(metrics["metrics"]),
-            per_class={name: _with_nan(figures) for name, figures in metrics["per_class"].items()},
+            metrics=_none_to_nan(metrics["metrics"]),
+            per_class={name: _none_to_nan(values) for name, values in metrics["per_class"].items()},
             detections=json.loads((folder / "detections.json").read_text(encoding="utf-8")),
             boxes_per_class=metrics["boxes_per_class"],
             thresholds=metrics["thresholds"],
@@ -99,9 +99,9 @@ def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequen
         console.print()
 
 
-def _defined(figures: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+def _nan_to_none(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
-def _with_nan(figures: dict[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in figures.items()}
+def _none_to_nan(metrics: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in metrics.items()}

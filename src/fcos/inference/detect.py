@@ -31,8 +31,8 @@ def detect_on_originals(
     Returns:
         N detections with continuous boxes, best first, on the CPU.
     """
-    found = zip(detect_in_views(model, views), sizes, strict=True)
-    resized = [image.to("cpu").resize_to(size).to_continuous(model.box_convention) for image, size in found]
+    detections = zip(detect_in_views(model, views), sizes, strict=True)
+    resized = [image.to("cpu").resize_to(size).to_continuous(model.box_convention) for image, size in detections]
     return [image.clip() for image in resized] if clip else resized
 
 
@@ -51,8 +51,8 @@ def detect_in_views(model: DetectionModel, views: Sequence[View]) -> list[Instan
     """
     if len(views) == 1:
         return model.detect(views[0].images, views[0].sizes)
-    found = [candidates_of(model, view) for view in views]
-    return [model.suppress(_joined(candidates)) for candidates in zip(*found, strict=True)]
+    per_view = [candidates_of(model, view) for view in views]
+    return [model.suppress(_merge_views(candidates)) for candidates in zip(*per_view, strict=True)]
 
 
 def candidates_of(model: DetectionModel, view: View) -> list[Instances]:
@@ -65,13 +65,16 @@ def candidates_of(model: DetectionModel, view: View) -> list[Instances]:
     Returns:
         Candidates of N images in pixels of the view and in the model's box convention.
     """
-    found = model.candidates(view.images, view.sizes)
+    candidates = model.candidates(view.images, view.sizes)
     if not view.flipped:
-        return found
-    return [replace(each, boxes=flip_boxes(each.boxes, each.size[1], model.box_convention)) for each in found]
+        return candidates
+    return [
+        replace(instances, boxes=flip_boxes(instances.boxes, instances.size[1], model.box_convention))
+        for instances in candidates
+    ]
 
 
-def _joined(candidates: Sequence[Instances]) -> Instances:
+def _merge_views(candidates: Sequence[Instances]) -> Instances:
     """Concatenate the candidates of an image from all views, in pixels of the first view."""
     first = candidates[0]
-    return Instances.concatenate([each.resize_to(first.size) for each in candidates])
+    return Instances.concatenate([instances.resize_to(first.size) for instances in candidates])

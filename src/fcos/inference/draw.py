@@ -30,7 +30,7 @@ _INK = (17, 17, 17)
 _PAPER = (255, 255, 255)
 _READABLE_SIDE = 480  # pixels; smaller pictures are enlarged to about this shorter side
 _LARGEST_SIDE = 8192  # pixels; enlarging stops at this longer side
-_without_font: list[str] = []  # the first name that no font can render; a process warns only once
+_undrawable: list[str] = []  # the first name that no font can render; a process warns only once
 
 
 class Mark(NamedTuple):
@@ -94,11 +94,11 @@ def draw(
         ValueError: `scale` is not a whole number of at least 1.
     """
     picture = enlarged(to_picture(image), scale)
-    found = instances.to("cpu").resize_to((picture.height, picture.width))
-    order = found.scores.argsort(descending=True, stable=True).tolist()
-    boxes, labels, names = found.boxes.tolist(), found.labels.tolist(), found.names
-    written = found.scores.tolist() if scores else [None] * len(found)
-    draw_marks(picture, [Mark(boxes[i], class_color(labels[i]), names[i], written[i]) for i in order])
+    scaled = instances.to("cpu").resize_to((picture.height, picture.width))
+    order = scaled.scores.argsort(descending=True, stable=True).tolist()
+    boxes, labels, names = scaled.boxes.tolist(), scaled.labels.tolist(), scaled.names
+    shown_scores = scaled.scores.tolist() if scores else [None] * len(scaled)
+    draw_marks(picture, [Mark(boxes[i], class_color(labels[i]), names[i], shown_scores[i]) for i in order])
     return picture
 
 
@@ -108,7 +108,7 @@ def enlarged(picture: Image.Image, scale: int | None = None) -> Image.Image:
         readable, largest = round(_READABLE_SIDE / max(1, min(picture.size))), _LARGEST_SIDE // max(1, *picture.size)
         scale = max(1, min(readable, largest))
     if not isinstance(scale, int) or scale < 1:
-        raise ValueError(f"scale: expected a whole number from 1, found {scale}")
+        raise ValueError(f"scale: expected an integer of at least 1, found {scale}")
     if scale == 1:
         return picture.copy()
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
@@ -174,32 +174,32 @@ def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
     """Load DejaVu Sans (part of matplotlib), or a system font for letters that it lacks; warn once if none has them."""
     import matplotlib as mpl
 
-    own = Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
-    lacking = frozenset(text) - _letters(own)
-    if not lacking:
-        return _open_font(own, size)
-    file = _system_font(lacking)
-    if file is None and not _without_font:
-        _without_font.append(text)
+    default_font = Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    missing = frozenset(text) - _characters(default_font)
+    if not missing:
+        return _open_font(default_font, size)
+    file = _find_system_font(missing)
+    if file is None and not _undrawable:
+        _undrawable.append(text)
         log.warning(
-            "pictures: no font of this system has all letters of %s (further names are not told); install one that has,"
-            " for example the Noto fonts (Debian and Ubuntu: apt install fonts-noto fonts-noto-cjk)",
+            "pictures: no installed font has all characters of %s (other names are not reported); install one, for"
+            " example the Noto fonts (Debian and Ubuntu: apt install fonts-noto fonts-noto-cjk)",
             text,
         )
-    return _open_font(file or own, size)
+    return _open_font(file or default_font, size)
 
 
 @cache
-def _system_font(letters: frozenset[str]) -> Path | None:
+def _find_system_font(characters: frozenset[str]) -> Path | None:
     """Return the first system font with these letters and ASCII, preferably a regular one; None if there is none."""
     from matplotlib.font_manager import findSystemFonts
 
     files = sorted(map(Path, findSystemFonts()), key=lambda file: ("Regular" not in file.name, file))
-    return next((file for file in files if letters | _ASCII <= _letters(file)), None)
+    return next((file for file in files if characters | _ASCII <= _characters(file)), None)
 
 
 @cache
-def _letters(font: Path) -> frozenset[str]:
+def _characters(font: Path) -> frozenset[str]:
     """Return the characters that a font has; an empty set if the font cannot be read."""
     from matplotlib.ft2font import FT2Font
 

@@ -63,7 +63,7 @@ def _from_tensor(image: Tensor, where: str) -> np.ndarray:
     if image.is_floating_point():
         if not bool(((image >= 0) & (image <= 1)).all()):  # also False for NaN
             found = f"{image.min().item():g}..{image.max().item():g}"
-            raise DataError(f"{where}: a tensor of floats must lie in 0..1, found {found}; or give uint8 0..255")
+            raise DataError(f"{where}: expected a float tensor in 0..1, found {found}; for 0..255, use uint8")
         image = (image * 255).round().to(torch.uint8)
     elif image.dtype != torch.uint8:
         raise DataError(f"{where}: expected a tensor of uint8 (0..255) or floats (0..1), found {image.dtype}")
@@ -78,14 +78,14 @@ def fetch(url: str) -> Image.Image:
     """
     request = urllib.request.Request(url, headers={"User-Agent": "fcos"})
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            content, kind = answer.read(), answer.headers.get_content_type()
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+            content, content_type = response.read(), response.headers.get_content_type()
     except urllib.error.HTTPError as error:
-        raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
+        raise DataError(f"{url}: the server responded with {error.code} {error.reason}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{url}: cannot be fetched: {getattr(error, 'reason', error)}") from None
+        raise DataError(f"{url}: cannot be downloaded: {getattr(error, 'reason', error)}") from None
     try:
         with Image.open(BytesIO(content)) as image:
             return to_rgb(image)
     except Exception as error:  # Pillow can raise almost any exception for a damaged file
-        raise DataError(f"{url}: {describe_failure(error)} ({kind}, {len(content)} bytes)") from None
+        raise DataError(f"{url}: {describe_failure(error)} ({content_type}, {len(content)} bytes)") from None

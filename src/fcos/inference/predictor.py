@@ -46,7 +46,7 @@ class Detector:
         self.config = config
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids) or tuple(range(model.num_classes))
-        self._own_thresholds = dict(thresholds or {})
+        self._stored_thresholds = dict(thresholds or {})
         self._transforms = detection_views(config)
 
     @property
@@ -63,7 +63,7 @@ class Detector:
         """
         default = self.model.default_threshold
         names = self.class_names or [""] * self.model.num_classes
-        return torch.tensor([self._own_thresholds.get(name, default) for name in names], dtype=torch.float64)
+        return torch.tensor([self._stored_thresholds.get(name, default) for name in names], dtype=torch.float64)
 
     @overload
     def predict(

@@ -22,8 +22,9 @@ from .inputs import to_picture
 if TYPE_CHECKING:
     from .predictor import Detector
 
-_WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # pictures in other formats are written as PNG
-_CHUNK = 16  # pictures held in memory at a time
+# Pictures in other formats are written as PNG.
+_OUTPUT_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_CHUNK_SIZE = 16  # pictures held in memory at a time
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,17 @@ def expand(source: str) -> list[str]:
     if is_url(source) or path.is_file():
         return [source]
     if path.is_dir():
-        found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise DataError(f"{source}: no picture in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
-        return found
-    found = sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file())
-    if not found:
-        what = "no file matches" if glob.has_magic(source) else "no such file or folder"
-        raise DataError(f"{source}: {what}")
-    return found
+        files = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError(
+                f"{source}: no images in this folder; expected files with the suffixes {', '.join(IMAGE_SUFFIXES)}"
+            )
+        return files
+    files = sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file())
+    if not files:
+        reason = "no file matches" if glob.has_magic(source) else "no such file or folder"
+        raise DataError(f"{source}: {reason}")
+    return files
 
 
 def predict_files(
@@ -100,7 +103,9 @@ def predict_files(
             report(results[-1])
     files = list(dict.fromkeys(files))
     if any(not is_url(file) and Path(file).resolve().parent == out.resolve() for file in files):
-        raise DataError(f"{out}: the pictures come from this folder and would be overwritten; give another one (--out)")
+        raise DataError(
+            f"{out}: the input images are in this folder and would be overwritten; choose another one (--out)"
+        )
     out.mkdir(parents=True, exist_ok=True)
     try:
         for result in _predict(detector, files, out, threshold):
@@ -114,17 +119,17 @@ def predict_files(
 
 
 def _predict(detector: Detector, files: list[str], out: Path, threshold: float | None) -> Iterator[PredictedFile]:
-    taken: set[str] = set()
-    for start in range(0, len(files), _CHUNK):
+    used_names: set[str] = set()
+    for start in range(0, len(files), _CHUNK_SIZE):
         images: dict[str, Image.Image] = {}
-        for file in files[start : start + _CHUNK]:
+        for file in files[start : start + _CHUNK_SIZE]:
             try:
                 images[file] = to_picture(file)
             except DataError as error:
                 yield PredictedFile(file, error=str(error))
-        found = detector.predict(list(images.values()), threshold=threshold)
-        for (file, image), instances in zip(images.items(), found, strict=True):
-            picture = out / _file_name(file, taken)
+        detections = detector.predict(list(images.values()), threshold=threshold)
+        for (file, image), instances in zip(images.items(), detections, strict=True):
+            picture = out / _file_name(file, used_names)
             try:
                 draw(image, instances).save(picture, quality=92)
             except OSError as error:
@@ -133,28 +138,30 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
                 yield PredictedFile(file, picture, instances)
 
 
-def _file_name(source: str, taken: set[str]) -> str:
+def _file_name(source: str, used_names: set[str]) -> str:
     """Return the output file name of a source, with a number if the name is taken (compared without case)."""
     path = Path(unquote(urlsplit(source).path) if is_url(source) else source)
-    stem, suffix = path.stem or "picture", path.suffix if path.suffix.lower() in _WRITTEN else ".png"
+    stem, suffix = path.stem or "picture", path.suffix if path.suffix.lower() in _OUTPUT_SUFFIXES else ".png"
     name, number = stem + suffix, 1
-    while name.lower() in taken:
+    while name.lower() in used_names:
         number += 1
         name = f"{stem}_{number}{suffix}"
-    taken.add(name.lower())
+    used_names.add(name.lower())
     return name
 
 
 def _to_json(result: PredictedFile, category_ids: Sequence[int]) -> dict[str, Any]:
     if result.instances is None:
         return {"file": result.source, "error": result.error}
-    found = result.instances
-    objects = zip(found.names, found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    instances = result.instances
+    objects = zip(
+        instances.names, instances.labels.tolist(), instances.scores.tolist(), instances.boxes.tolist(), strict=True
+    )
     return {
         "file": result.source,
         "picture": None if result.picture is None else result.picture.name,
-        "width": found.size[1],
-        "height": found.size[0],
+        "width": instances.size[1],
+        "height": instances.size[0],
         "detections": [
             {"name": name, "category_id": category_ids[label], "score": score, "box": box}
             for name, label, score, box in objects

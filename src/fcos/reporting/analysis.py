@@ -53,17 +53,21 @@ class Analysis:
     shown: np.ndarray
     missed: np.ndarray
 
-    def counts_of_classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def count_by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Count correct shown detections, wrong shown detections and missed objects of every class, each [K]."""
         return self._counts(self.labels, self.annotations.labels, len(self.thresholds))
 
-    def counts_of_images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def count_by_image(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Count correct shown detections, wrong shown detections and missed objects of every image, each [images]."""
         return self._counts(self.images, self.annotations.image_of, len(self.annotations))
 
-    def _counts(self, of: np.ndarray, of_boxes: np.ndarray, kinds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        found, wrong = (np.bincount(of[self.shown & (self.states == state)], minlength=kinds) for state in (1, 0))
-        return found, wrong, np.bincount(of_boxes[self.missed], minlength=kinds)
+    def _counts(
+        self, groups: np.ndarray, box_groups: np.ndarray, num_groups: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        correct, wrong = (
+            np.bincount(groups[self.shown & (self.states == state)], minlength=num_groups) for state in (1, 0)
+        )
+        return correct, wrong, np.bincount(box_groups[self.missed], minlength=num_groups)
 
 
 def analyse(annotations: Annotations, evaluation: Evaluation, *, default_threshold: float) -> Analysis:
@@ -107,14 +111,14 @@ def _missed(annotations: Annotations, matches: Mapping[int, int], shown: np.ndar
     Matching goes from the highest score down, so hiding detections with low scores does not change the other matches.
     """
     # Positions of the matched detections, counted from 1; 0 for unmatched objects.
-    detection = np.array([matches.get(i, 0) for i in annotations.annotation_ids.tolist()], dtype=np.int64)
-    found = np.concatenate([[False], shown])[detection]
-    return ~found & ~annotations.crowd
+    detection_of = np.array([matches.get(i, 0) for i in annotations.annotation_ids.tolist()], dtype=np.int64)
+    is_detected = np.concatenate([[False], shown])[detection_of]
+    return ~is_detected & ~annotations.crowd
 
 
 def _confusion(truth: dict[str, Any], shown: list[dict[str, Any]]) -> np.ndarray:
     """Compute the confusion matrix with the classes ordered by label; hotcoco orders them by category id."""
-    found = compare(truth, shown).confusion_matrix(iou_thr=0.5)
-    position = {category: i for i, category in enumerate(found["cat_ids"])}
+    result = compare(truth, shown).confusion_matrix(iou_thr=0.5)
+    position = {category: i for i, category in enumerate(result["cat_ids"])}
     order = [position[c["id"]] for c in truth["categories"]] + [len(position)]
-    return np.asarray(found["matrix"]).astype(np.int64)[np.ix_(order, order)]
+    return np.asarray(result["matrix"]).astype(np.int64)[np.ix_(order, order)]

@@ -16,9 +16,9 @@ from .record import Record
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST_POINTS = 300
-_MOST_MARKERS = 30  # a curve with few points has markers, as a single point has no line
-_MEANINGS = {"AP50": "IoU 0.5", "AP75": "IoU 0.75", "AR100": "recall of 100 detections an image"}
+_MAX_POINTS = 300
+_MAX_MARKERS = 30  # a curve with few points has markers, as a single point has no line
+_MEANINGS = {"AP50": "IoU 0.5", "AP75": "IoU 0.75", "AR100": "recall, 100 detections per image"}
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -28,24 +28,28 @@ def add_summary(page: Page, record: Record) -> None:
     page.subtitle = f"{config.model.name} with {config.model.backbone.name}, {record.folder}"
     section = page.section("Summary")
     metrics = record.evaluation.metrics if record.evaluation else best.metrics if best else {}
-    iterations, duration = _length(record)
+    iterations, duration = _run_length(record)
     best_metric = config.train.best_metric
     names = headline_metrics(metrics, best_metric) or [best_metric]
-    meanings = _MEANINGS | ({best_metric: f"on val, of iteration {best.iteration:,}"} if best and metrics else {})
+    meanings = _MEANINGS | ({best_metric: f"on val, at iteration {best.iteration:,}"} if best and metrics else {})
     images = "train" if record.data.val is None else f"train, {len(record.data.val):,} val"
     train = record.data.train
     section.tiles(
         [
             *(Tile(name, figure(metrics.get(name)), meanings.get(name, "")) for name in names),
-            Tile("Iterations", f"{iterations:,}", f"of {config.train.batch_size} images"),
-            Tile("Duration", duration, "evaluations included"),
+            Tile("Iterations", f"{iterations:,}", f"batch size {config.train.batch_size}"),
+            Tile("Duration", duration, "including evaluations"),
             Tile("Images", DASH if train is None else f"{len(train):,}", images if train else ""),
             Tile("Classes", f"{len(classes):,}" if (classes := _class_names(record)) else DASH),
         ]
     )
     if record.data.val is None and not record.remarks:
-        meaning = " any more" if metrics else ": nothing was measured, and best.pt holds the last weights"
-        section.text(f"The data has no val split{meaning}.", style="note")
+        if metrics:
+            section.text("The data no longer has a val split.", style="note")
+        else:
+            section.text(
+                "The data has no val split: no validation was run, and best.pt contains the last weights.", style="note"
+            )
     for remark in record.remarks:
         section.text(remark, style="warning")
 
@@ -57,13 +61,13 @@ def add_history(page: Page, record: Record) -> None:
     losses = {name.removeprefix("loss_"): record.column("train", name) for name in names}
     losses = {"total" if name == "loss" else name: series for name, series in losses.items() if len(series[0])}
     if not losses:
-        section.text("metrics.csv has no row of training yet.", style="note")
+        section.text("metrics.csv has no training rows yet.", style="note")
         return
     norm, rate = record.column("train", "grad_norm"), record.column("train", "lr")
     charts = [
         Chart("Loss", lambda axes: _curves(axes, losses)),
         Chart("Learning rate", lambda axes: _curves(axes, {"": rate})),
-        Chart("Gradient norm, before clipping", lambda axes: _curves(axes, {"": norm}, log=True)),
+        Chart("Gradient norm before clipping", lambda axes: _curves(axes, {"": norm}, log=True)),
     ]
     metrics = headline_metrics(record.metric_names, record.config.train.best_metric)
     if metrics:
@@ -84,11 +88,11 @@ def add_speed(page: Page, record: Record) -> None:
     share = float(waited[1].mean()) if len(waited[1]) else math.nan
     section.tiles(
         [
-            Tile("Training speed", f"{np.median(speed[1]):.1f}", "images a second, median"),
-            Tile("Waiting for data", percent(share), "of the time, mean"),
-            Tile("GPU memory", f"{memory.max():,.0f} MB" if len(memory) else DASH, "most, as torch counts it"),
+            Tile("Training speed", f"{np.median(speed[1]):.1f}", "images per second, median"),
+            Tile("Waiting for data", percent(share), "of training time, mean"),
+            Tile("GPU memory", f"{memory.max():,.0f} MB" if len(memory) else DASH, "peak, allocated by PyTorch"),
             *(
-                Tile(f"{name.capitalize()} boxes", percent(float(values.mean())), "of those to learn from, mean")
+                Tile(f"{name.capitalize()} boxes", percent(float(values.mean())), "of training boxes, mean")
                 for name, values in boxes.items()
                 if len(values)
             ),
@@ -96,10 +100,11 @@ def add_speed(page: Page, record: Record) -> None:
     )
     if share > 0.2:
         section.text(
-            "The loader does not keep up: more data.workers, or smaller image files, make it faster.", style="warning"
+            "Training often waits for the data loader: increase data.workers, or use smaller image files.",
+            style="warning",
         )
-    charts = [Chart("Images a second", lambda axes: _curves(axes, {"": speed}))]
-    charts += [Chart("Share of the time spent waiting for data", lambda axes: _curves(axes, {"": waited}, top=1.0))]
+    charts = [Chart("Images per second", lambda axes: _curves(axes, {"": speed}))]
+    charts += [Chart("Share of time spent waiting for data", lambda axes: _curves(axes, {"": waited}, top=1.0))]
     section.charts(charts)
 
 
@@ -108,7 +113,7 @@ def add_classes(page: Page, record: Record) -> None:
     splits = {name: data for name, data in (("train", record.data.train), ("val", record.data.val)) if data is not None}
     if not splits:
         return
-    section = page.section("Classes in the data")
+    section = page.section("Boxes per class")
     counts = {name: data.boxes_per_class() for name, data in splits.items()}
     rows = []
     for label, name in enumerate(_class_names(record)):
@@ -125,15 +130,15 @@ def add_environment(page: Page, record: Record) -> None:
     """Add the versions and hardware of the run, and its resolved config."""
     section = page.section("Environment and config")
     if record.environment:
-        section.table(["", "as the run was started"], [[name, value] for name, value in record.environment.items()])
+        section.table(["", "at the start of the run"], [[name, value] for name, value in record.environment.items()])
     else:
-        section.text("The run has no environment.json: versions and hardware are not known.", style="note")
-    section.details("The resolved config", record.config.to_yaml())
+        section.text("The run has no environment.json: versions and hardware are unknown.", style="note")
+    section.details("Resolved config", record.config.to_yaml())
 
 
 def _curves(axes: Axes, series: Series, *, log: bool = False, top: float | None = None) -> None:
     for name, (x, y) in series.items():
-        axes.plot(*_thinned(x, y), label=name, marker="o" if len(x) <= _MOST_MARKERS else "", markersize=3.5)
+        axes.plot(*_thin_out(x, y), label=name, marker="o" if len(x) <= _MAX_MARKERS else "", markersize=3.5)
     axes.set_xlabel("iteration")
     axes.locator_params(axis="x", integer=True, nbins=8, min_n_ticks=1)
     if log and any((y > 0).any() for _, y in series.values()):
@@ -144,21 +149,23 @@ def _curves(axes: Axes, series: Series, *, log: bool = False, top: float | None 
         axes.legend(ncols=2)
 
 
-def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[Sequence[float], Sequence[float]]:
-    """Average neighbouring points if there are more than `_MOST_POINTS`."""
-    parts = min(len(x), _MOST_POINTS)
-    x_means, y_means = ([part.mean() for part in np.array_split(values, parts)] if parts else [] for values in (x, y))
+def _thin_out(x: np.ndarray, y: np.ndarray) -> tuple[Sequence[float], Sequence[float]]:
+    """Average neighbouring points if there are more than `_MAX_POINTS`."""
+    num_groups = min(len(x), _MAX_POINTS)
+    x_means, y_means = (
+        [group.mean() for group in np.array_split(values, num_groups)] if num_groups else [] for values in (x, y)
+    )
     return x_means, y_means
 
 
-def _length(record: Record) -> tuple[int, str]:
+def _run_length(record: Record) -> tuple[int, str]:
     """Return the number of iterations done and their duration as text."""
     iterations, minutes = record.column(None, "iteration")[1], record.column(None, "minutes")[1]
     done = int(iterations.max(initial=0))
     if not len(minutes):
         return done, DASH
-    most = float(minutes.max())
-    return done, f"{most * 60:.0f} s" if most < 2 else f"{most:.1f} min" if most < 120 else f"{most / 60:.1f} h"
+    total = float(minutes.max())
+    return done, f"{total * 60:.0f} s" if total < 2 else f"{total:.1f} min" if total < 120 else f"{total / 60:.1f} h"
 
 
 def _class_names(record: Record) -> Sequence[str]:

@@ -24,9 +24,9 @@ from ..training.environment import FILE as ENVIRONMENT
 from ..training.folder import BEST, CONFIG
 
 _SPLITS = ("train", "val")
-_NAMES = {"data=": _SPLITS, "data.root=": _SPLITS, "data.train": ("train",), "data.val": ("val",)}
+_DATA_OPTIONS = {"data=": _SPLITS, "data.root=": _SPLITS, "data.train": ("train",), "data.val": ("val",)}
 """Prefixes of the overrides that locate the data, with the splits that they concern."""
-_MEANS = ("data.format=", "data.on_error=", "data.workers=", "eval.batch_size=", "device=")
+_EVALUATION_OPTIONS = ("data.format=", "data.on_error=", "data.workers=", "eval.batch_size=", "device=")
 """Prefixes of the overrides for reading the data and for the evaluation."""
 _MOVED = "fcos report RUN data=DIR"
 """Command for users whose data has moved, shown in messages."""
@@ -82,7 +82,7 @@ class Record:
         pairs = [
             (int(row["iteration"]), value)
             for row in self.rows
-            if split in (None, row.get("split")) and (value := _number(row.get(name))) is not None
+            if split in (None, row.get("split")) and (value := _to_number(row.get(name))) is not None
         ]
         numbers = np.array(pairs, dtype=np.float64).reshape(-1, 2)
         return numbers[:, 0], numbers[:, 1]
@@ -113,73 +113,81 @@ def read_record(
     path = folder / CONFIG
     if not path.is_file():
         raise ConfigError(
-            f"{folder}: no run, there is no {CONFIG} in it; expected the folder that a training made, for example"
+            f"{folder}: not a run folder, it has no {CONFIG}; expected the output folder of a training, for example"
             " runs/fcos_mnv2_small"
         )
     try:
         config, remarks = load_config(path), []
     except ConfigError as error:
         raise ConfigError(
-            f"{error}\nIf nobody has changed this file, another version of fcos made the run; use that one for it"
+            f"{error}\nIf this file was not edited, another version of fcos created the run; use that version for it"
         ) from None
-    moved = load_config(path, overrides)
-    _refuse_others(overrides, config)
-    best = _best(folder, remarks)
-    named = {split for text in overrides for start in _NAMES if text.startswith(start) for split in _NAMES[start]}
-    data = data or _read_data(moved, best, remarks, named)
-    evaluation = None if best is None else _evaluation(folder, best, data.val, evaluate, remarks)
-    return Record(folder, config, _rows(folder), best, data, evaluation, _environment(folder), remarks)
+    current_config = load_config(path, overrides)
+    _reject_unused_overrides(overrides, config)
+    best = _load_best(folder, remarks)
+    named_splits = {
+        split
+        for text in overrides
+        for start in _DATA_OPTIONS
+        if text.startswith(start)
+        for split in _DATA_OPTIONS[start]
+    }
+    data = data or _read_data(current_config, best, remarks, named_splits)
+    evaluation = None if best is None else _find_evaluation(folder, best, data.val, evaluate, remarks)
+    return Record(folder, config, _read_rows(folder), best, data, evaluation, _read_environment(folder), remarks)
 
 
-def _refuse_others(overrides: Sequence[str], config: Config) -> None:
+def _reject_unused_overrides(overrides: Sequence[str], config: Config) -> None:
     """Raise ConfigError for overrides that have no effect on the report."""
-    own = f"model.backbone.name={config.model.backbone.name}"  # with it the user allows custom code
-    known = (*_NAMES, *_MEANS)
-    others = [text.partition("=")[0] for text in overrides if text != own and not text.startswith(known)]
-    if others:
+    backbone_override = f"model.backbone.name={config.model.backbone.name}"  # with it the user allows custom code
+    allowed = (*_DATA_OPTIONS, *_EVALUATION_OPTIONS)
+    unused = [
+        text.partition("=")[0] for text in overrides if text != backbone_override and not text.startswith(allowed)
+    ]
+    if unused:
         raise ConfigError(
-            f"{', '.join(others)}: without effect on a report; it takes data=DIR, where the data lies now, and"
-            f" {', '.join(start.removesuffix('=') for start in known[1:])}"
+            f"{', '.join(unused)}: no effect on a report; fcos report accepts data=DIR, the current location of the"
+            f" data, and {', '.join(start.removesuffix('=') for start in allowed[1:])}"
         )
 
 
-def _best(folder: Path, remarks: list[str]) -> Checkpoint | None:
+def _load_best(folder: Path, remarks: list[str]) -> Checkpoint | None:
     try:
         return load_checkpoint(folder / BEST)
     except WeightsError as error:
-        there = (folder / BEST).exists()
-        remarks.append(str(error) if there else f"There is no {BEST} yet: the run has not been evaluated so far.")
+        exists = (folder / BEST).exists()
+        remarks.append(str(error) if exists else f"{BEST} does not exist yet: the run has not been evaluated so far.")
         return None
 
 
-def _read_data(config: Config, best: Checkpoint | None, remarks: list[str], named: set[str]) -> Splits:
+def _read_data(config: Config, best: Checkpoint | None, remarks: list[str], named_splits: set[str]) -> Splits:
     """Read the splits with the classes of the weights; a split that cannot be read is an error if an override names it.
 
     Otherwise it is None, and the reason is added to the remarks.
     """
-    known: Checkpoint | Annotations | None = best
+    source: Checkpoint | Annotations | None = best
     splits: dict[str, Annotations | None] = {}
     errors: dict[str, list[str]] = {}
     for split in _SPLITS:
-        classes = {} if known is None else {"class_names": known.class_names, "category_ids": known.category_ids}
+        classes = {} if source is None else {"class_names": source.class_names, "category_ids": source.category_ids}
         try:
             splits[split] = load_annotations(config.data, split, **classes)
         except (DataError, ConfigError) as error:
-            if split in named:
-                raise type(error)(f"{error}\nIf the data of the run lies elsewhere now: {_MOVED}") from None
+            if split in named_splits:
+                raise type(error)(f"{error}\nIf the data of the run has moved: {_MOVED}") from None
             errors.setdefault(str(error), []).append(split)
-        known = splits.get(split) if known is None else known
-    if "val" in named and best is not None and best.metrics and splits.get("val") is None:
-        raise DataError(f"data: {config.data.root} has no val split, and the run was measured on one")
+        source = splits.get(split) if source is None else source
+    if "val" in named_splits and best is not None and best.metrics and splits.get("val") is None:
+        raise DataError(f"data: {config.data.root} has no val split, but the run was evaluated on one")
     for error, names in errors.items():
         remarks.append(
-            f"The data of the run ({' and '.join(names)}) cannot be read any more; if it lies elsewhere now: {_MOVED}."
-            f" What is wrong: {error}"
+            f"The data of the run ({' and '.join(names)}) can no longer be read. If it has moved: {_MOVED}."
+            f" Error: {error}"
         )
     return Splits(splits.get("train"), splits.get("val"))
 
 
-def _evaluation(
+def _find_evaluation(
     folder: Path,
     best: Checkpoint,
     val: Annotations | None,
@@ -188,45 +196,45 @@ def _evaluation(
 ) -> Evaluation | None:
     """Return the saved evaluation if it belongs to best.pt and this data; otherwise evaluate best.pt or return None."""
     saved = load_evaluation(folder / "val")
-    flaw = _flaw(saved, best, val)
+    flaw = _find_flaw(saved, best, val)
     if flaw is None:
         return saved
     if val is None:
         if best.metrics:  # otherwise the run was never evaluated
-            remarks.append(f"{flaw}, and there is no new one without the val split.")
+            remarks.append(f"{flaw}, and best.pt cannot be evaluated without the val split.")
         return None
     if evaluate is None:
-        remarks.append(f"{flaw}; `fcos report RUN` evaluates best.pt.")
+        remarks.append(f"{flaw}; run `fcos report RUN` to evaluate best.pt.")
         return None
     try:
         evaluation = evaluate(folder / BEST, val)
     except FCOSError as error:
-        remarks.append(f"{flaw}, and there is no new one: {error}")
+        remarks.append(f"{flaw}, and the evaluation of best.pt failed: {error}")
         return None
     if saved is None:
         save_evaluation(evaluation, folder / "val")
-    remarks.append(f"{flaw}; best.pt was evaluated for this report{'' if saved is None else ', val/ stays as it is'}.")
+    remarks.append(f"{flaw}; best.pt was evaluated for this report{'' if saved is None else ', val/ is unchanged'}.")
     return evaluation
 
 
-def _flaw(saved: Evaluation | None, best: Checkpoint, val: Annotations | None) -> str | None:
+def _find_flaw(saved: Evaluation | None, best: Checkpoint, val: Annotations | None) -> str | None:
     """Return why the saved evaluation is not a valid evaluation of best.pt on val; None if it is valid."""
     if saved is None:
-        return "val/ holds no complete evaluation"
-    same = bool(best.metrics) and same_figures(best.metrics, saved.metrics)
-    if same and (val is None or saved.annotations_digest == val.digest()):
+        return "val/ contains no complete evaluation"
+    same_metrics = bool(best.metrics) and nearly_equal(best.metrics, saved.metrics)
+    if same_metrics and (val is None or saved.annotations_digest == val.digest()):
         return None
-    if same and not saved.annotations_digest:
-        return "The evaluation in val/ does not record its data"
-    return "The evaluation in val/ is not of best.pt on val"
+    if same_metrics and not saved.annotations_digest:
+        return "The evaluation in val/ does not record which data it used"
+    return "The evaluation in val/ belongs to other weights or data"
 
 
-def same_figures(first: dict[str, float], second: dict[str, float]) -> bool:
+def nearly_equal(first: dict[str, float], second: dict[str, float]) -> bool:
     """Return whether two dicts of metrics agree within `SAME`; NaN in the first one is ignored."""
     return all(abs(value - second.get(name, math.nan)) < SAME for name, value in first.items() if not math.isnan(value))
 
 
-def _rows(folder: Path) -> list[dict[str, str]]:
+def _read_rows(folder: Path) -> list[dict[str, str]]:
     """Read the rows of metrics.csv; an incomplete last row of an interrupted run is left out."""
     path = folder / "metrics.csv"
     if not path.is_file():
@@ -236,16 +244,16 @@ def _rows(folder: Path) -> list[dict[str, str]]:
     return [row for row in rows if row.get("iteration", "").isdecimal()]
 
 
-def _number(text: str | None) -> float | None:
+def _to_number(text: str | None) -> float | None:
     try:
         return float(text or "")
     except ValueError:
         return None
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _read_environment(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        values = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {name: str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    return {name: str(value) for name, value in values.items()} if isinstance(values, dict) else {}

@@ -11,8 +11,8 @@ from ..errors import ConfigError
 from ..evaluation.evaluate import Evaluation
 from ..html_page import Page
 from .analysis import analyse
-from .detection import add_confusion, add_curves, add_errors, add_figures, add_thresholds
-from .examples import add_pictures
+from .detection import add_confusion, add_curves, add_errors, add_metrics, add_thresholds
+from .examples import add_images
 from .history import add_classes, add_environment, add_history, add_speed, add_summary
 from .record import Splits, read_record
 
@@ -47,15 +47,17 @@ def write_report(
     """
     path = folder / FILE
     if path.is_dir():
-        raise ConfigError(f"{path}: this is a folder, where the page is to be written; move it away")
+        raise ConfigError(
+            f"{path}: expected a file, found a folder; move or rename it, so that the report can be written"
+        )
     record = read_record(folder, overrides, data=data, evaluate=evaluate)
     for remark in record.remarks:
         logger.warning("report: %s", remark)
-    page = Page(f"Run {folder.resolve().name}", footer="Made by fcos report. This file asks the net for nothing.")
+    page = Page(f"Run {folder.resolve().name}", footer="Created by fcos report. This page makes no network requests.")
     add_summary(page, record)
     add_history(page, record)
     if record.evaluation is not None:
-        add_figures(page, record.evaluation)
+        add_metrics(page, record.evaluation)
         if record.data.val is not None and not record.data.val.crowd.all():
             default = record.config.model.default_threshold
             analysis = analyse(record.data.val, record.evaluation, default_threshold=default)
@@ -63,7 +65,7 @@ def write_report(
             add_thresholds(page, analysis, record)
             add_confusion(page, analysis)
             add_errors(page, analysis)
-            add_pictures(page, analysis)
+            add_images(page, analysis)
     add_speed(page, record)
     add_classes(page, record)
     add_environment(page, record)
