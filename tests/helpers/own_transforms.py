@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -105,11 +106,11 @@ def array_image(image: Tensor, target: Target) -> tuple[np.ndarray, Target]:
 
 
 def huge_image(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    return torch.zeros(3, 240, 161, dtype=torch.uint8), target
+    return torch.zeros(3, 2000, 2001, dtype=torch.uint8), target
 
 
 def large_image(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    return torch.zeros(3, 160, 240, dtype=torch.uint8), target
+    return torch.zeros(3, 2000, 2000, dtype=torch.uint8), target
 
 
 def image_elsewhere(image: Tensor, target: Target) -> tuple[Tensor, Target]:
@@ -146,6 +147,10 @@ def no_boxes(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 def boxes_with_scores(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     return image, {**target, "boxes": torch.cat([target["boxes"], target["boxes"][:, :1]], dim=1)}
+
+
+def infinite(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    return image, {**target, "boxes": target["boxes"] + torch.tensor([0.0, 0.0, math.inf, math.inf])}
 
 
 def not_a_number(image: Tensor, target: Target) -> tuple[Tensor, Target]:

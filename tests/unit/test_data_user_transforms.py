@@ -230,12 +230,12 @@ REFUSED = {
     "raises": "RuntimeError: the third augmentation is broken",
     "returns_none": "expected it to return (image, {'boxes': ..., 'labels': ...}), found NoneType",
     "image_alone": "expected it to return (image, {'boxes': ..., 'labels': ...}), found Image",
-    "other_keys": "expected it to return (image, {'boxes': ..., 'labels': ...}), found tuple",
+    "other_keys": "expected it to return (image, {'boxes': ..., 'labels': ...}), found (image, {bboxes, labels})",
     "dictionary": "expected it to return (image, {'boxes': ..., 'labels': ...}), found dict",
     "float_image": "expected an image of torch.uint8 [3, H, W], found torch.float32 [3, 40, 60]",
     "channels_last": "expected an image of torch.uint8 [3, H, W], found torch.uint8 [40, 60, 3]",
     "array_image": "expected an image of torch.uint8 [3, H, W], found ndarray",
-    "huge_image": "expected an image with at most 16 times the pixels of the input, found 240x161",
+    "huge_image": "expected an image of at most 4,000,000 pixels, found 2000x2001",
     "image_elsewhere": "expected tensors on the CPU, found a tensor on meta",
     "boxes_elsewhere": "expected tensors on the CPU, found a tensor on meta",
     "no_pixels": "expected an image of torch.uint8 [3, H, W], found torch.uint8 [3, 0, 60]",
@@ -247,6 +247,7 @@ REFUSED = {
     "boxes_with_scores": "expected boxes [M, 4], found torch.float32 [4, 5]",
     "xywh": "expected boxes in XYXY, found XYWH",
     "plain_xywh": "expected boxes in XYXY, x1 <= x2 and y1 <= y2, found [20.0, 30.0, 25.0, 2.0]",
+    "infinite": "expected boxes in XYXY, x1 <= x2 and y1 <= y2, found [10.0, 10.0, inf, inf]",
     "not_a_number": "expected boxes in XYXY, x1 <= x2 and y1 <= y2, found [10.0, inf, 30.0, 30.0]",
 }
 

@@ -19,11 +19,10 @@ from ..errors import DataError
 from ..extensions import load_function
 from ..structures import Objects
 
-_MAX_GROWTH = 16
-"""Largest factor by which the number of pixels may grow, the maximum of torchvision's `RandomZoomOut`.
+_MAX_GROWTH, _ALWAYS_ALLOWED = 16, 4_000_000
+"""Limits of the output in input pixels (as for torchvision's `RandomZoomOut`) and in pixels; the larger one applies.
 
-The limit prevents a faulty transform from exhausting memory.
-"""
+Without a limit, a mistake in a transform can exhaust the memory."""
 
 
 @dataclass(frozen=True)
@@ -85,33 +84,31 @@ class UserTransform:
             except (Exception, SystemExit) as error:  # a user's function may raise anything
                 reason = " ".join(str(error).split())
                 raise DataError(f"{self.name}: {type(error).__name__}: {reason}") from error
-        pixels, boxes, labels = self._validate(result, num_elements=image.numel())
+        pixels, boxes, labels = self._validate(result, num_pixels=height * width)
         boxes = clip(boxes, (pixels.shape[1], pixels.shape[2]))
         visible = (boxes[:, 2:] - boxes[:, :2] > end).all(dim=1)
         boxes = boxes - boxes.new_tensor([0.0, 0.0, end, end])
         is_crowd = labels < 0
         return pixels, Objects(boxes, torch.where(is_crowd, -1 - labels, labels), is_crowd)[visible]
 
-    def _validate(self, result: Any, *, num_elements: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Validate the function's result for an image of `num_elements` values; return image, boxes and labels."""
+    def _validate(self, result: Any, *, num_pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Validate the function's result for an image of `num_pixels`; return image, boxes and labels."""
         try:
             image, target = result
             boxes, labels = target["boxes"], target["labels"]
         except (TypeError, ValueError, KeyError, IndexError):
             raise DataError(
                 f"{self.name}: expected it to return (image, {{'boxes': ..., 'labels': ...}}), found"
-                f" {type(result).__name__}"
+                f" {_describe_result(result)}"
             ) from None
         is_image = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3
         if not is_image or not image.numel():
             found = _describe(image) if isinstance(image, Tensor) else type(image).__name__
             raise DataError(f"{self.name}: expected an image of torch.uint8 [3, H, W], found {found}")
-        if image.numel() > _MAX_GROWTH * num_elements:
-            height, width = image.shape[1:]
-            raise DataError(
-                f"{self.name}: expected an image with at most {_MAX_GROWTH} times the pixels of the input, found"
-                f" {height}x{width}"
-            )
+        height, width = image.shape[1:]
+        limit = max(_MAX_GROWTH * num_pixels, _ALWAYS_ALLOWED)
+        if height * width > limit:
+            raise DataError(f"{self.name}: expected an image of at most {limit:,} pixels, found {height}x{width}")
         if isinstance(boxes, tv_tensors.BoundingBoxes) and boxes.format != tv_tensors.BoundingBoxFormat.XYXY:
             raise DataError(f"{self.name}: expected boxes in XYXY, found {boxes.format.name}")
         try:
@@ -135,7 +132,7 @@ class UserTransform:
                 f"{self.name}: expected a label of torch.int64 for each of {len(boxes)} boxes, found"
                 f" {_describe(labels)}"
             )
-        is_wrong = ~(boxes[:, 2:] >= boxes[:, :2]).all(dim=1)  # negated, so that NaN is wrong
+        is_wrong = ~((boxes[:, 2:] >= boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1))
         if is_wrong.any():
             raise DataError(
                 f"{self.name}: expected boxes in XYXY, x1 <= x2 and y1 <= y2, found {boxes[is_wrong][0].tolist()}"
@@ -147,6 +144,12 @@ class UserTransform:
                     f"{self.name}: expected labels 0..{self.num_classes - 1} (crowd: -1..{-self.num_classes}), found"
                     f" {int(labels[is_wrong][0])}"
                 )
+
+
+def _describe_result(result: Any) -> str:
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict):
+        return f"(image, {{{', '.join(map(str, result[1]))}}})"
+    return type(result).__name__
 
 
 def _describe(tensor: Tensor) -> str:
