@@ -38,6 +38,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/check_english.py src tests tools benchmarks examples docs README.md CHANGELOG.md
 	$(MAKE) --no-print-directory docs
 
 docs: $(INSTALLED)

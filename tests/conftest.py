@@ -32,7 +32,7 @@ def data_sets(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(autouse=True)
 def _licences(monkeypatch: pytest.MonkeyPatch) -> None:
     """Licence warnings appear once per process; reset them so that every test sees its own."""
-    monkeypatch.setattr(downloads, "_told", set())
+    monkeypatch.setattr(downloads, "_warned", set())
 
 
 @pytest.fixture(autouse=True)

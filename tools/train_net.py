@@ -12,17 +12,21 @@ from fcos.cli import main
 
 parser = argparse.ArgumentParser(description="Train a detector from a config of the original FCOS.")
 parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys")
-parser.add_argument("--skip-test", action="store_true", help="leave DATASETS.TEST out: no evaluation")
-parser.add_argument("--local_rank", "--local-rank", type=int, help="given by the launcher; its variables say the same")
-parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="options that replace the file's")
+parser.add_argument("--skip-test", action="store_true", help="skip DATASETS.TEST: no evaluation")
+parser.add_argument(
+    "--local_rank", "--local-rank", type=int, help="set by the launcher; ignored: LOCAL_RANK holds the same value"
+)
+parser.add_argument(
+    "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="options that override those of the file"
+)
 
 if __name__ == "__main__":
-    given = parser.parse_args()
-    own_data = next((word for word in given.opts if word.startswith(("data=", "data.root=", "data.val."))), None)
-    if given.skip_test and own_data:
+    arguments = parser.parse_args()
+    data_option = next((word for word in arguments.opts if word.startswith(("data=", "data.root=", "data.val."))), None)
+    if arguments.skip_test and data_option:
         parser.error(
-            f"--skip-test leaves DATASETS.TEST out, but {own_data} brings a val split; give data.train.annotations=FILE"
-            " data.train.images=DIR alone"
+            f"--skip-test skips DATASETS.TEST, but {data_option} adds a val split; give only"
+            " data.train.annotations=FILE data.train.images=DIR"
         )
-    without_test = ["DATASETS.TEST", "()"] if given.skip_test else []
-    main(["train", given.config_file, "--", *given.opts, *without_test])
+    without_test = ["DATASETS.TEST", "()"] if arguments.skip_test else []
+    main(["train", arguments.config_file, "--", *arguments.opts, *without_test])

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CLASSES_OF_COCO = 80
-_DATA_PLACES = ("root", "format", "train", "val", "test", "classes")
+_NUM_COCO_CLASSES = 80
+_DATA_LOCATION_OPTIONS = ("root", "format", "train", "val", "test", "classes")
 """Options of `data` that locate the data, as opposed to how it is read. New data replaces all of them."""
 
 
@@ -68,23 +68,25 @@ def load(
 
     if _is_recipe(source):
         if config is not None:
-            raise ConfigError(f"config: {source} is a config itself; give weights with a config, or leave it out")
+            raise ConfigError(
+                f"config: not allowed, because {source} is itself a config; give weights, or remove config"
+            )
         resolved = load_config(source, overrides)
         if not resolved.train.weights:
-            place = resolve_device(device or resolved.device)
-            model = build_model(resolved.model, num_classes=resolved.model.num_classes or _CLASSES_OF_COCO)
-            return Detector(model.to(place), resolved)
+            target_device = resolve_device(device or resolved.device)
+            model = build_model(resolved.model, num_classes=resolved.model.num_classes or _NUM_COCO_CLASSES)
+            return Detector(model.to(target_device), resolved)
         source, config = resolved.train.weights, resolved
         overrides = tuple(split_pairs(overrides)[1])
-    model, checkpoint, resolved = _restore(source, overrides, config)
-    place = resolve_device(device or resolved.device)
+    model, checkpoint, resolved = _restore_detector(source, overrides, config)
+    target_device = resolve_device(device or resolved.device)
     names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
     thresholds = checkpoint.thresholds
     if isinstance(resolved.model, FCOSConfig):
-        trained_with = checkpoint.config.get("model", {}).get("score", resolved.model.score)
-        thresholds = {name: resolved.model.rescale(value, score=trained_with) for name, value in thresholds.items()}
+        trained_score = checkpoint.config.get("model", {}).get("score", resolved.model.score)
+        thresholds = {name: resolved.model.rescale(value, score=trained_score) for name, value in thresholds.items()}
     return Detector(
-        model.to(place),
+        model.to(target_device),
         resolved,
         class_names=names,
         category_ids=checkpoint.category_ids,
@@ -167,19 +169,20 @@ def evaluate(
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split: expected train, val or test, found {split!r}")
-    model, checkpoint, resolved = _restore(weights, overrides, config)
+    model, checkpoint, resolved = _restore_detector(weights, overrides, config)
     device = resolve_device(resolved.device)
     names, ids = checkpoint.class_names or None, checkpoint.category_ids
     annotations = load_annotations(resolved.data, split, class_names=names, category_ids=ids if names else None)
     if annotations is None:
-        raise DataError(f"data: {resolved.data.root} has no split {split!r}; give another one with --split")
+        where = resolved.data.root or "the data set of this config"
+        raise DataError(f"data: {where} has no split {split!r}; choose another one with --split")
     # Unnamed classes are matched to those of the data: torchvision's by category id, the original's by order.
-    found = annotations.category_ids
-    if not names and (found != ids if checkpoint.project == "torchvision" else len(found) != len(ids)):
-        here, there = (", ".join(map(str, some)) for some in (found, ids))
+    data_ids = annotations.category_ids
+    if not names and (data_ids != ids if checkpoint.project == "torchvision" else len(data_ids) != len(ids)):
+        data_ids_text, weights_ids_text = (", ".join(map(str, values)) for values in (data_ids, ids))
         raise DataError(
-            f"data: classes with the ids {here:.80}, but {weights} knows {there:.80}, without"
-            " their names; give them with data.classes=[NAME, ...]"
+            f"data: the classes have the ids {data_ids_text:.80}, but {weights} has {weights_ids_text:.80} and no class"
+            " names; name its classes with data.classes=[NAME, ...]"
         )
     join_processes(device)
     return run(model.to(device), annotations, resolved, device=device, progress=progress)
@@ -212,7 +215,7 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
     from .reporting.report import write_report
 
     def measure(weights: Path, val: Annotations) -> Evaluation:
-        model, _, resolved = _restore(weights, overrides, None)
+        model, _, resolved = _restore_detector(weights, overrides, None)
         device = resolve_device(resolved.device)
         return run_evaluation(model.to(device), val, resolved, device=device, progress=progress)
 
@@ -247,7 +250,7 @@ def convert(
     if to not in FORMS:
         raise ConfigError(f"to: expected {', '.join(FORMS)}, found {to!r}")
     refuse_existing(Path(out))  # before a possible download
-    model, checkpoint, resolved = _restore(weights, overrides, config)
+    model, checkpoint, resolved = _restore_detector(weights, overrides, config)
     return write_as(to, Path(out), model, checkpoint, resolved, where=str(weights))
 
 
@@ -255,7 +258,7 @@ def _is_recipe(source: str | Path) -> bool:
     return Path(source).suffix in (".yaml", ".yml") or (str(source) in recipe_names() and not Path(source).exists())
 
 
-def _restore(
+def _restore_detector(
     weights: str | Path, overrides: Sequence[str], config: str | Path | Config | None
 ) -> tuple[DetectionModel, Checkpoint, Config]:
     """Load the detector of a weights file on the CPU, its checkpoint, and its training config with overrides."""
@@ -268,33 +271,35 @@ def _restore(
     from .models import build_model
 
     if _is_recipe(weights):
-        raise WeightsError(f"{weights}: a recipe or config; expected the weights that were trained with it")
-    known = str(weights) in WEIGHTS or "//" in str(weights) or Path(weights).suffix or Path(weights).exists()
-    if not known:
+        raise WeightsError(f"{weights}: this is a recipe or config; expected weights that were trained with it")
+    may_be_weights = str(weights) in WEIGHTS or "//" in str(weights) or Path(weights).suffix or Path(weights).exists()
+    if not may_be_weights:
         raise WeightsError(
-            f"{weights}: no such weights file, and no recipe either; recipes: {', '.join(recipe_names())}; weights with"
-            f" a name: {', '.join(WEIGHTS)}"
+            f"{weights}: neither a weights file nor a recipe; recipes: {', '.join(recipe_names())}; named"
+            f" weights: {', '.join(WEIGHTS)}"
         )
     pairs, options = split_pairs(overrides) if isinstance(config, str | Path) else ([], overrides)
-    given: dict[str, Any] = {}
-    apply_overrides(given, [text for text in options if text.startswith("data")])
-    data = given.get("data", {})
+    parsed: dict[str, Any] = {}
+    apply_overrides(parsed, [text for text in options if text.startswith("data")])
+    data = parsed.get("data", {})
     names = data.get("classes") if isinstance(data, dict) else None
     checkpoint = load_checkpoint(weights, class_names=names if isinstance(names, list) else None)
-    tree = {**_config_of(checkpoint, config, pairs, where=str(weights)), "output_dir": None}
-    if not isinstance(data, dict) or any(key in data for key in _DATA_PLACES):
-        tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_PLACES}
+    tree = {**_config_tree(checkpoint, config, pairs, where=str(weights)), "output_dir": None}
+    if not isinstance(data, dict) or any(key in data for key in _DATA_LOCATION_OPTIONS):
+        tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_LOCATION_OPTIONS}
     resolved = _override(tree, options, where=f"{weights}, config")
-    own = f"model.backbone.name={resolved.model.backbone.name}"
-    if checkpoint.project == "fcos" and is_own(resolved.model.backbone.name) and own not in options:
-        raise ConfigError(f"{weights}: asks to run code of yours; if you trust it there, say so by adding {own}")
+    backbone_option = f"model.backbone.name={resolved.model.backbone.name}"
+    if checkpoint.project == "fcos" and is_own(resolved.model.backbone.name) and backbone_option not in options:
+        raise ConfigError(
+            f"{weights}: loading it runs the code of a user-defined backbone; if you trust it, add {backbone_option}"
+        )
     model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     load_weights(model, checkpoint.model, where=str(weights))
     # Channels-last is a fifth faster on the CPU.
     return model.eval().to(memory_format=torch.channels_last), checkpoint, resolved
 
 
-def _config_of(
+def _config_tree(
     checkpoint: Checkpoint, config: str | Path | Config | None, pairs: Sequence[str], *, where: str
 ) -> dict[str, Any]:
     """Return the config tree for weights: the one in their file, or `config` if the file contains none.
@@ -308,17 +313,22 @@ def _config_of(
         return {**checkpoint.config, "device": "auto"}
     if config is None:
         raise ConfigError(
-            f"{where}: a checkpoint of the original FCOS, which does not tell how its head is made; name the config it"
+            f"{where}: a checkpoint of the original FCOS, which does not describe its head; give the config it"
             " was trained with: --config fcos_imprv_r50_fpn_1x (a recipe, or the original's YAML file)"
         )
-    given = config if isinstance(config, Config) else load_config(config, pairs)
-    tree = given.to_dict()
+    given_config = config if isinstance(config, Config) else load_config(config, pairs)
+    tree = given_config.to_dict()
     if checkpoint.project != "fcos_core":
-        section, name = given.model, checkpoint.config["model"].get("name", DEFAULT_DETECTOR)
+        section, name = given_config.model, checkpoint.config["model"].get("name", DEFAULT_DETECTOR)
         if section.name != name:
-            raise ConfigError(f"{where}: weights of {name}, but the config is of {section.name}; give one of {name}")
-        chosen = with_role(options_of(type(section)), "detection", only=True)
-        return {**tree, "model": {**checkpoint.config["model"], **{key: getattr(section, key) for key in chosen}}}
+            raise ConfigError(
+                f"{where}: weights of {name}, but the config is for {section.name}; give a config for {name}"
+            )
+        detection_options = with_role(options_of(type(section)), "detection", only=True)
+        return {
+            **tree,
+            "model": {**checkpoint.config["model"], **{key: getattr(section, key) for key in detection_options}},
+        }
     return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
 
 

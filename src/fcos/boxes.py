@@ -13,11 +13,11 @@ from torchvision.ops import nms
 
 from .choices import BoxConvention
 
-IN_ONE_CALL = {"cuda"}
+SINGLE_CALL_DEVICES = {"cuda"}
 """Device types on which NMS of all classes is a single call, because the call overhead exceeds the work."""
 
 
-def _extra(convention: BoxConvention) -> float:
+def _extra_pixels(convention: BoxConvention) -> float:
     """Return the pixels that the convention adds to a difference of coordinates: width = x2 - x1 + extra."""
     return 1.0 if convention == "inclusive" else 0.0
 
@@ -25,13 +25,13 @@ def _extra(convention: BoxConvention) -> float:
 def area(boxes: Tensor, *, convention: BoxConvention = "continuous") -> Tensor:
     """Compute the areas [D] in square pixels."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    extra = _extra(convention)
+    extra = _extra_pixels(convention)
     return (x2 - x1 + extra) * (y2 - y1 + extra)
 
 
 def clip(boxes: Tensor, size: tuple[int, int], *, convention: BoxConvention = "continuous") -> Tensor:
     """Clip boxes [D, 4] to an image of size (height, width): x to 0..width, or 0..width-1 if inclusive; y likewise."""
-    height, width = (float(side) - _extra(convention) for side in size)
+    height, width = (float(side) - _extra_pixels(convention) for side in size)
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
 
@@ -58,7 +58,7 @@ def class_wise_nms(
     boxes, labels = boxes[order], labels[order]
     if convention == "inclusive":
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    suppress = _nms_in_one_call if boxes.device.type in IN_ONE_CALL else _nms_class_by_class
+    suppress = _nms_in_one_call if boxes.device.type in SINGLE_CALL_DEVICES else _nms_class_by_class
     # Ranks replace the scores, so that equal scores keep their input order in nms.
     ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
     return order[suppress(boxes, ranks, labels, threshold).sort().values]

@@ -26,8 +26,8 @@ FORMAT = "fcos"
 VERSION = 1
 PIXELS = ("pixel_mean", "pixel_std")
 """Pixel normalisation tensors, which some projects do not save with the weights."""
-_COUNTER = ".num_batches_tracked"
-_NEEDED = {"version": int, "model": dict, "config": dict, "class_names": list, "category_ids": list}
+_COUNTER_SUFFIX = ".num_batches_tracked"
+_REQUIRED_KEYS = {"version": int, "model": dict, "config": dict, "class_names": list, "category_ids": list}
 """Required keys of our files, with the types of their values."""
 
 
@@ -133,7 +133,7 @@ def write(path: Path, content: Any, *, keep: int = 1) -> None:
             os.fsync(file.fileno())
         if keep > 1:
             for number, earlier in reversed(list(enumerate(generations(path), start=1))):
-                _rename(earlier, path.with_name(f"{path.stem}-{number}{path.suffix}"), leave=earlier == path)
+                _rename(earlier, path.with_name(f"{path.stem}-{number}{path.suffix}"), keep_old=earlier == path)
         temporary.replace(path)
     except RuntimeError as error:  # raised by torch's writer instead of the OSError
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
@@ -143,9 +143,9 @@ def write(path: Path, content: Any, *, keep: int = 1) -> None:
         old.unlink()
 
 
-def _rename(file: Path, name: Path, *, leave: bool) -> None:
-    """Rename a file. With `leave` the old name stays as a hard link, if the file system supports this."""
-    if leave:
+def _rename(file: Path, name: Path, *, keep_old: bool) -> None:
+    """Rename a file. With `keep_old` the old name stays as a hard link, if the file system supports this."""
+    if keep_old:
         try:
             name.hardlink_to(file)
             return
@@ -175,17 +175,17 @@ def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:
         WeightsError: the file is missing, damaged, or contains other Python objects.
     """
     if not path.is_file():
-        what = "this is a folder" if path.is_dir() else "no such file"
-        raise WeightsError(f"{path}: {what}; expected a weights file, for example runs/NAME/weights/best.pt")
+        problem = "this is a folder" if path.is_dir() else "no such file"
+        raise WeightsError(f"{path}: {problem}; expected a weights file, for example runs/NAME/weights/best.pt")
     try:
         with torch.serialization.safe_globals(list(safe_globals)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # arbitrary bytes can cause any exception in torch.load
         if not _is_zip(path):  # PyTorch has written zip files since version 1.6
-            reason = f"no weights file, or one that was cut short ({path.stat().st_size} bytes)"
+            reason = f"not a weights file, or a truncated one ({path.stat().st_size} bytes)"
         elif isinstance(error, pickle.UnpicklingError):
             raise WeightsError(
-                f"{path}: not a weights file: it holds Python objects, which are never loaded because they can run"
+                f"{path}: not a weights file: it contains Python objects, which are never loaded because they can run"
                 " code; expected tensors and plain data only, as in torch.save(model.state_dict(), PATH)"
             ) from None
         else:
@@ -204,12 +204,12 @@ def _is_zip(path: Path) -> bool:
 def _verify(path: Path) -> None:
     """Verify the checksums of a file of ours, which torch writes but ignores when reading."""
     try:
-        with zipfile.ZipFile(path) as parts:
-            bad = parts.testzip()
-            problem = f"wrong check sum of {bad}" if bad else ""
-            for part in parts.infolist():
-                if part.external_attr & _FOLDER:
-                    problem = f"{part.filename} is marked as a folder"
+        with zipfile.ZipFile(path) as archive:
+            damaged_entry = archive.testzip()
+            problem = f"wrong checksum of {damaged_entry}" if damaged_entry else ""
+            for entry in archive.infolist():
+                if entry.external_attr & _FOLDER:
+                    problem = f"{entry.filename} is marked as a folder"
     except Exception as error:  # as in `read`
         problem = str(error)
     if problem:
@@ -236,27 +236,27 @@ def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
         WeightsError: the file is damaged or has a newer version.
     """
     _verify(path)
-    lacks = [name for name, kind in _NEEDED.items() if not isinstance(content.get(name), kind)]
-    if lacks:
-        raise WeightsError(f"{path}: damaged: lacks {', '.join(lacks)}; copy it again or use an earlier one")
+    missing = [name for name, kind in _REQUIRED_KEYS.items() if not isinstance(content.get(name), kind)]
+    if missing:
+        raise WeightsError(f"{path}: damaged: lacks {', '.join(missing)}; copy it again or use an earlier one")
     if content["version"] > VERSION:
         raise WeightsError(
             f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
             " upgrade with pip install -U fcos-vision"
         )
     names, ids = content["class_names"], content["category_ids"]
-    figures = {name: content.get(name, {}) for name in ("metrics", "thresholds")}
-    odd = [name for name, values in figures.items() if not _are_numbers(values)]
+    values_by_key = {name: content.get(name, {}) for name in ("metrics", "thresholds")}
+    invalid = [name for name, values in values_by_key.items() if not _are_numbers(values)]
     if len(names) not in (0, len(ids)):
-        odd.append(f"class_names ({len(names)} for {len(ids)} category_ids)")
-    if odd:
-        raise WeightsError(f"{path}: damaged: odd {', '.join(odd)}; copy it again or use an earlier one")
+        invalid.append(f"class_names ({len(names)} for {len(ids)} category_ids)")
+    if invalid:
+        raise WeightsError(f"{path}: damaged: invalid {', '.join(invalid)}; copy it again or use an earlier one")
     return Checkpoint(
         model=content["model"],
         config=content["config"],
         class_names=tuple(names),
         category_ids=tuple(ids),
-        **figures,
+        **values_by_key,
         iteration=content.get("iteration", 0),
         licence=content.get("licence", ""),
         training=content.get("training"),
@@ -280,29 +280,32 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
         where: source of the weights, for messages.
 
     Raises:
-        WeightsError: tensors are missing, unexpected or of another shape; the message lists a few of each.
+        WeightsError: tensors are missing, unexpected or of a different shape; the message lists a few of each.
     """
-    own = model.state_dict()
-    optional = {name: own[name] for name in own if name in PIXELS or name.endswith(_COUNTER)}
-    weights = {**optional, **{name: w for name, w in weights.items() if name in own or not name.endswith(_COUNTER)}}
-    problems = {
-        "missing": [name for name in own if name not in weights],
-        "not in the model": [name for name in weights if name not in own],
-        "of another shape": other_shapes(own, weights),
+    tensors = model.state_dict()
+    optional = {name: tensors[name] for name in tensors if name in PIXELS or name.endswith(_COUNTER_SUFFIX)}
+    weights = {
+        **optional,
+        **{name: w for name, w in weights.items() if name in tensors or not name.endswith(_COUNTER_SUFFIX)},
     }
-    found = [f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names]
-    if found:
+    problems = {
+        "missing": [name for name in tensors if name not in weights],
+        "not in the model": [name for name in weights if name not in tensors],
+        "of a different shape": describe_shape_mismatches(tensors, weights),
+    }
+    descriptions = [f"{len(names)} {kind}: {some(names)}" for kind, names in problems.items() if names]
+    if descriptions:
         raise WeightsError(
-            f"{where}: the weights do not fit the model (of {len(own)} tensors, {'; '.join(found)});"
+            f"{where}: the weights do not fit the model (of {len(tensors)} tensors, {'; '.join(descriptions)});"
             " use the model options they were trained with"
         )
     model.load_state_dict(dict(weights))
 
 
-def other_shapes(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """Describe the tensors whose shape in `weights` differs from that in the model's `own`, each with both shapes."""
+def describe_shape_mismatches(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Describe the tensors whose shapes in `weights` and in the model's `tensors` differ, each with both shapes."""
     return [
-        f"{name} {list(weights[name].shape)} for {list(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
+        f"{name} {list(weights[name].shape)} instead of {list(tensors[name].shape)}"
+        for name in tensors
+        if name in weights and weights[name].shape != tensors[name].shape
     ]

@@ -33,33 +33,34 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Look at recipes and configs.", no_args_is_help=True)
-samples_app = typer.Typer(help="Make sample data.", no_args_is_help=True)
+config_app = typer.Typer(help="Show and compare recipes and configs.", no_args_is_help=True)
+samples_app = typer.Typer(help="Create sample data.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(samples_app, name="samples")
 
 
-def _folder(path: Path | None) -> Path | None:
+def _check_folder(path: Path | None) -> Path | None:
     """Reject an option whose folder, or one of its parents, is a file, before anything is computed."""
-    for part in (path, *path.parents) if path is not None else ():
-        if part.exists() and not part.is_dir():
-            raise typer.BadParameter(f"{part} is a file; give a folder")
+    for candidate in (path, *path.parents) if path is not None else ():
+        if candidate.exists() and not candidate.is_dir():
+            raise typer.BadParameter(f"{candidate} is a file; expected a folder")
     return path
 
 
 Weights = Annotated[
-    str, typer.Argument(metavar="WEIGHTS", help="A weights file, or a name: torchvision/fcos_resnet50_fpn.")
+    str, typer.Argument(metavar="WEIGHTS", help="Weights file or name, e.g. torchvision/fcos_resnet50_fpn.")
 ]
 OriginalConfig = Annotated[
     str | None,
     typer.Option(
-        "--config", help="YAML file or recipe: options that the weights do not hold; those of the original hold none."
+        "--config",
+        help="YAML file or recipe with the options that the weights lack; weights of the original require it.",
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.")]
 TestOverrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. eval.flip=true.")]
 FileOverrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What the file does not say, e.g. data.classes=[a,b].")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options that the file lacks, e.g. data.classes=[a,b].")
 ]
 _NO_OPTIONS = {"ignore_unknown_options": True}
 """Settings of commands without options: -1 is a value, as in the original's TEST.DETECTIONS_PER_IMG -1."""
@@ -74,32 +75,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # file names may be invalid Unicode
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("fcos").setLevel(logging.INFO if _first() else logging.WARNING)
-    with mistakes_told():
+    logging.getLogger("fcos").setLevel(logging.INFO if _is_rank_zero() else logging.WARNING)
+    with report_user_errors():
         app(arguments, prog_name="fcos")
 
 
 @contextmanager
-def mistakes_told() -> Iterator[None]:
+def report_user_errors() -> Iterator[None]:
     """Turn a user error into a message on stderr and exit code 2. Under torchrun only one process prints it."""
     try:
         yield
     except (FCOSError, OSError) as error:  # OSError: full disk, folder that is not writable
-        if not getattr(error, "told", False) and _first_to_tell(str(error)):
+        if not getattr(error, "told", False) and _is_first_report(str(error)):
             print(f"fcos: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def _first_to_tell(message: str) -> bool:
+def _is_first_report(message: str) -> bool:
     if "RANK" not in os.environ:
         return True
-    from .training.elastic import first_to_tell
+    from .training.elastic import is_first_report
 
-    return first_to_tell(message)
+    return is_first_report(message)
 
 
 @app.callback(invoke_without_command=True)
-def _options(
+def _global_options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
@@ -111,7 +112,7 @@ def _options(
 
 @app.command(context_settings=_NO_OPTIONS)
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe (see: fcos config list) or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (see: fcos config list) or YAML file.")],
     overrides: Overrides = None,
 ) -> None:
     """Train a detector.
@@ -124,7 +125,7 @@ def train(
 
     result = api.train(recipe, *overrides or ())
     if "WORLD_SIZE" not in os.environ:  # not a process of a distributed run
-        print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} PICTURE...")
+        print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} IMAGE...")
 
 
 @app.command()
@@ -135,7 +136,7 @@ def val(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for metrics.json and detections.json; default: RUN/SPLIT.", callback=_folder),
+        typer.Option(help="Folder for metrics.json and detections.json; default: RUN/SPLIT.", callback=_check_folder),
     ] = None,
 ) -> None:
     """Compute the COCO metrics of a detector on annotated images.
@@ -148,9 +149,9 @@ def val(
     from . import api
     from .evaluation.results import default_folder, print_evaluation, save_evaluation
 
-    with progress_bar("evaluating", shown=_first()) as progress:
+    with progress_bar("evaluating", shown=_is_rank_zero()) as progress:
         result = api.evaluate(weights, *overrides or (), config=config, split=split, progress=progress)
-    if not _first():
+    if not _is_rank_zero():
         return
     print_evaluation(result, _console())
     file = Path(weights) if Path(weights).exists() else Path(Path(weights).name)  # a name such as torchvision/...
@@ -161,10 +162,13 @@ def val(
 
 @app.command(context_settings=_NO_OPTIONS)
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training, finished or not.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder; the run may be unfinished.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Where its data lies now, data=DIR; how it is evaluated, device=cpu."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Options, e.g. data=DIR (where the data is now), device=cpu (for a new evaluation).",
+        ),
     ] = None,
 ) -> None:
     """Write RUN/report.html: curves, per-class metrics, errors, images and config on one page.
@@ -186,7 +190,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
     weights: Weights,
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.")],
     config: OriginalConfig = None,
-    out: Annotated[Path, typer.Option(help="Folder for the annotated pictures.", callback=_folder)] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the annotated images.", callback=_check_folder)] = Path(
         "predictions"
     ),
     threshold: Annotated[
@@ -194,7 +198,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
         typer.Option(
             min=0,
             max=1,
-            help="Leave out lower scores; default: each class's best F1 on val, else 0.5.",
+            help="Score threshold; default: per class, the one with the best F1 on val, otherwise 0.5.",
             show_default=False,
         ),
     ] = None,
@@ -214,14 +218,14 @@ def predict(  # noqa: PLR0917 (options of the command line)
     from .interop.fcos_core.config import split_pairs
 
     original = config is not None or weights.endswith((".yaml", ".yml"))
-    pairs, others = split_pairs(sources) if original else ([], sources)
-    options = [s for s in others if _OVERRIDE.match(s) and not Path(s).exists()]
-    pictures = [s for s in others if s not in options]
-    if not pictures:
-        raise ConfigError(f"no picture given: only options, {' '.join(sources)}; add files, folders, globs or URLs")
+    pairs, words = split_pairs(sources) if original else ([], sources)
+    options = [s for s in words if _OVERRIDE.match(s) and not Path(s).exists()]
+    images = [s for s in words if s not in options]
+    if not images:
+        raise ConfigError(f"no images given, only options: {' '.join(sources)}; add files, folders, globs or URLs")
     detector = api.load(weights, *pairs, *options, config=config)
-    done = predict_files(detector, pictures, out, threshold=threshold, write_json=write_json, report=_report)
-    if not done:
+    success = predict_files(detector, images, out, threshold=threshold, write_json=write_json, report=_report)
+    if not success:
         raise typer.Exit(2)
 
 
@@ -233,16 +237,18 @@ def _report(result: PredictedFile) -> None:
         print(f"fcos: {result.error}", file=sys.stderr)
     elif result.instances is not None:
         counts = Counter(map(printable, result.instances.names))
-        found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-        print(f"{result.source}: {found} -> {result.picture}")
+        detections = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+        print(f"{result.source}: {detections} -> {result.picture}")
 
 
 @app.command()
 def convert(
     weights: Weights,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file.")],
     overrides: FileOverrides = None,
-    to: Annotated[Form, typer.Option(help="Whose form to write: ours, the original's or torchvision's.")] = "fcos",
+    to: Annotated[
+        Form, typer.Option(help="Output format: fcos (ours), fcos_core (the original FCOS) or torchvision.")
+    ] = "fcos",
     config: OriginalConfig = None,
 ) -> None:
     """Convert weights of any known project to our format, with config and classes, or to another project's.
@@ -262,10 +268,10 @@ def convert(
 def doctor(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE] KEY=VALUE", help="data=DIR, and what it is to be trained with."),
+        typer.Argument(metavar="[RECIPE] KEY=VALUE", help="data=DIR, and the recipe and options to train with."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for doctor.html, with pictures, and doctor.json.", callback=_folder)
+        Path | None, typer.Option(help="Folder for doctor.html (with images) and doctor.json.", callback=_check_folder)
     ] = None,
 ) -> None:
     """Check a data set for broken files, doubtful labels, duplicates and boxes that cannot be learned. Exit code 1:
@@ -302,12 +308,12 @@ def doctor(
 
 @samples_app.command()
 def digits(  # noqa: PLR0917 (options of the command line)
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder.")],
     train_images: Annotated[int, typer.Option(help="Number of training images.")] = 600,
     val_images: Annotated[int, typer.Option(help="Number of validation images.")] = 100,
-    size: Annotated[int, typer.Option(help="Width and height, pixels.")] = 192,
-    classes: Annotated[int, typer.Option(help="How many of the ten digits.")] = 10,
-    seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
+    size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 192,
+    classes: Annotated[int, typer.Option(help="Number of digit classes, 1 to 10.")] = 10,
+    seed: Annotated[int, typer.Option(help="Random seed; each seed gives different images.")] = 0,
 ) -> None:
     """Write a sample data set in COCO layout: handwritten digits on photographs."""
     from .data.digits import make_digits
@@ -336,7 +342,7 @@ def config_list() -> None:
 
 @config_app.command("show", context_settings=_NO_OPTIONS)
 def config_show(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file.")],
     overrides: Overrides = None,
 ) -> None:
     """Print the complete resolved config as YAML, with a description of every option."""
@@ -348,8 +354,8 @@ def config_show(
 
 @config_app.command("diff")
 def config_diff(
-    first: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe or a YAML file.")],
-    second: Annotated[str, typer.Argument(metavar="RECIPE", help="Another one.")],
+    first: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file.")],
+    second: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file to compare with.")],
 ) -> None:
     """Print the options that differ between two configs."""
     from .config.text import changes
@@ -359,7 +365,7 @@ def config_diff(
         print(f"{key}: {old} -> {new}")
 
 
-def _first() -> bool:
+def _is_rank_zero() -> bool:
     """Return whether this process has rank 0, which prints for all processes of torchrun."""
     return os.environ.get("RANK", "0") == "0"
 

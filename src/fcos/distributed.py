@@ -89,12 +89,12 @@ def on_all_ranks(function: Callable[[], T]) -> T:
             printed only once.
     """
     value: Any = None
-    problem: Exception | None = None
+    local_error: Exception | None = None
     try:
         value = function()
     except (FCOSError, OSError) as error:
-        problem = error
-    failed = [(number, error) for number, error in enumerate(all_gather(problem)) if error is not None]
+        local_error = error
+    failed = [(number, error) for number, error in enumerate(all_gather(local_error)) if error is not None]
     if failed:
         number, error = failed[0]
         if number != rank():
@@ -143,17 +143,19 @@ def resolve_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise ConfigError(f"device: expected auto, cpu, mps, cuda or cuda:N, found {name!r}")
     if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if device.index is not None and processes > 1:
+        num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if device.index is not None and num_processes > 1:
             raise ConfigError(
-                f"device: {name!r} is one GPU for the {processes} processes of this machine; give device=cuda, by which"
-                " each has its own"
+                f"device: {name!r} selects one GPU for all {num_processes} processes of this machine; use device=cuda,"
+                " which gives each process its own GPU"
             )
-        if index >= count:
-            raise ConfigError(f"device: {name!r} is not there, this machine has {count} CUDA devices; try device=auto")
+        if index >= num_gpus:
+            raise ConfigError(
+                f"device: {name!r} is not available, this machine has {num_gpus} CUDA devices; try device=auto"
+            )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device: 'mps' is not there; try device=auto")
+        raise ConfigError("device: 'mps' is not available; try device=auto")
     return device

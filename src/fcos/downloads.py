@@ -22,11 +22,11 @@ from .progress import progress_bar
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 10.0  # timeout in seconds for the response and for each read
-_CHUNK = 1 << 20
-_LONGEST_NAME = 200
-_BROKEN_OFF = (TimeoutError, ConnectionError, SSLError, HTTPException)
-_told: set[tuple[str, str]] = set()  # (licence, weights) of warnings already logged
+_TIMEOUT = 10.0  # timeout in seconds for the response and for each read
+_CHUNK_SIZE = 1 << 20
+_MAX_NAME_LENGTH = 200
+_CONNECTION_ERRORS = (TimeoutError, ConnectionError, SSLError, HTTPException)
+_warned: set[tuple[str, str]] = set()  # (licence, weights) of warnings already logged
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class WebFile:
         address, _, name = self.urls[0].partition("#")
         if not name:
             last = address.partition("?")[0].rpartition("/")[2]
-            name = last if _hash_in(last) else address.partition("://")[2]
-        return re.sub(r"[^\w.-]+", "_", name).strip("._")[-_LONGEST_NAME:]
+            name = last if _parse_hash(last) else address.partition("://")[2]
+        return re.sub(r"[^\w.-]+", "_", name).strip("._")[-_MAX_NAME_LENGTH:]
 
 
 def is_url(source: str) -> bool:
@@ -75,13 +75,13 @@ def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
     file = WebFile((source,)) if isinstance(source, str) else source
     path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
     if not path.is_file():
-        _fetch(file, path, name, otherwise=otherwise)
+        _download_to(file, path, name, otherwise=otherwise)
     if file.restricted:
-        tell_licence(file.licence, name)
+        warn_about_licence(file.licence, name)
     return path
 
 
-def tell_licence(licence: str | None, where: str, *, derived: bool = False) -> None:
+def warn_about_licence(licence: str | None, where: str, *, derived: bool = False) -> None:
     """Log one warning about a licence that may restrict the use of weights.
 
     Args:
@@ -90,13 +90,13 @@ def tell_licence(licence: str | None, where: str, *, derived: bool = False) -> N
         derived: True if the weights inherit the licence of the weights they were trained or converted from. No warning
             is logged if there was already one about this licence.
     """
-    if not licence or (licence, where) in _told or (derived and any(licence == told for told, _ in _told)):
+    if not licence or (licence, where) in _warned or (derived and any(licence == warned for warned, _ in _warned)):
         return
-    _told.add((licence, where))
-    log.warning("%s: mind the licence of these weights: %s", where, licence)
+    _warned.add((licence, where))
+    log.warning("%s: the licence of these weights may restrict their use: %s", where, licence)
 
 
-def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
+def _download_to(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
     """Download a file to `path`, trying all its URLs. Raises `WeightsError` as `hub_file` does."""
     failures = []
     try:
@@ -104,8 +104,8 @@ def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
         with FileLock(path.with_name(f".{path.name}.lock")):
             if path.is_file():  # downloaded by another process in the meantime
                 return
-            for address in file.urls:
-                url = address.partition("#")[0]
+            for source in file.urls:
+                url = source.partition("#")[0]
                 failure = _download(file, url, path)
                 if failure is None:
                     return
@@ -114,84 +114,86 @@ def _fetch(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
         failures = [f"to {path.parent} ({error})"]
     reasons = ",\n  ".join(failures)
     raise WeightsError(
-        f"{name}: could not download {reasons}; fetch the file elsewhere and put it at {path}, or {otherwise}"
+        f"{name}: could not download {reasons}; download it on another machine and copy it to {path}, or {otherwise}"
     )
 
 
-def _hash_in(name: str) -> str:
+def _parse_hash(name: str) -> str:
     """Return the SHA-256 prefix in a file name, empty if there is none. Digits 0-9 alone may be a date."""
-    found = re.search(r"-(?=\d*[a-f])([0-9a-f]{7,64})\.", name)
-    return found[1] if found else ""
+    match = re.search(r"-(?=\d*[a-f])([0-9a-f]{7,64})\.", name)
+    return match[1] if match else ""
 
 
 def _download(file: WebFile, url: str, path: Path) -> str | None:
     """Download a file from one URL to `path`. Return None on success, else the reason for the failure."""
     licence = f" (licence: {file.licence})" if file.licence else ""
     print(f"downloading {url} to {path}{licence}", file=sys.stderr)
-    expected = _hash_in(path.name)
+    expected = _parse_hash(path.name)
     try:
-        part = _receive(url, path, expected)
+        part = _download_part(url, path, expected)
         with part.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
         reason = error.reason if type(error) is URLError else error
         return str(reason) or type(reason).__name__
     if not part.stat().st_size:
         part.unlink()
-        return "an empty file"
-    if not found.startswith(expected):
+        return "the file is empty"
+    if not sha256.startswith(expected):
         part.unlink()
-        other = "" if file.licence else f"; if that is no hash, name the file otherwise: {url}#NAME"
-        return f"another file: its SHA-256 begins with {found[: len(expected)]}, expected {expected}{other}"
+        hint = "" if file.licence else f"; if this is not a hash, set another file name: {url}#NAME"
+        return f"wrong file: its SHA-256 begins with {sha256[: len(expected)]}, expected {expected}{hint}"
     part.replace(path)
-    for left in path.parent.glob(f"{path.name}.*.part"):
-        left.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f"{path.name}.*.part"):
+        leftover.unlink(missing_ok=True)
     return None
 
 
-def _receive(url: str, path: Path, expected: str) -> Path:
+def _download_part(url: str, path: Path, expected: str) -> Path:
     """Download a complete file, resuming if possible, and return its path, which ends in `.part`.
 
     The name contains the expected hash or the version, so that parts of different files or versions are never mixed.
     """
-    with closing(_open(url)) as answer:
-        length, version = answer.headers.get("Content-Length"), _version(answer)
+    with closing(_open_url(url)) as response:
+        length, version = response.headers.get("Content-Length"), _version_id(response)
         total = None if length is None else int(length)
         part = path.with_name(f"{path.name}.{expected or hashlib.sha256(version.encode()).hexdigest()[:8]}.part")
-        if total is None or not 0 < _size(part) <= total:
-            _save(answer, part, total)
-    while total is not None and (before := _size(part)) < total:
-        with closing(_open(url, start=before)) as answer:
-            rest = answer.status == 206  # 200: the server sends the whole file again
-            first = f"bytes {before}-" if rest else ""
-            same = _version(answer) == version and answer.headers.get("Content-Range", "").startswith(first)
-            if same:
-                _save(answer, part, total, append=rest)
-        if not same or _size(part) > total:
+        if total is None or not 0 < _file_size(part) <= total:
+            _save_response(response, part, total)
+    while total is not None and (start := _file_size(part)) < total:
+        with closing(_open_url(url, start=start)) as response:
+            is_partial = response.status == 206  # 200: the server sends the whole file again
+            range_prefix = f"bytes {start}-" if is_partial else ""
+            is_same_file = _version_id(response) == version and response.headers.get("Content-Range", "").startswith(
+                range_prefix
+            )
+            if is_same_file:
+                _save_response(response, part, total, append=is_partial)
+        if not is_same_file or _file_size(part) > total:
             part.unlink()
-            what = "then the server sent another file or another part; the next try begins anew"
-            raise ConnectionError(f"broken off after {before} of {total} bytes, {what}")
-        if _size(part) <= before:
-            raise ConnectionError(f"broken off after {before} of {total} bytes; the next try goes on from there")
+            problem = "then the server sent a different file or range; the next attempt starts over"
+            raise ConnectionError(f"interrupted after {start} of {total} bytes, {problem}")
+        if _file_size(part) <= start:
+            raise ConnectionError(f"interrupted after {start} of {total} bytes; the next attempt resumes from there")
     return part
 
 
-def _version(answer: HTTPResponse) -> str:
+def _version_id(response: HTTPResponse) -> str:
     """Return a string that identifies the version of a file under its URL: ETag or Last-Modified, and size."""
-    of_all = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get("Content-Length")
-    return f"{answer.headers.get('ETag') or answer.headers.get('Last-Modified')} {of_all}"
+    size = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length")
+    return f"{response.headers.get('ETag') or response.headers.get('Last-Modified')} {size}"
 
 
-def _open(url: str, *, start: int = 0) -> HTTPResponse:
+def _open_url(url: str, *, start: int = 0) -> HTTPResponse:
     headers = {"User-Agent": "fcos"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        return urlopen(Request(url, headers=headers), timeout=_PATIENCE)
+        return urlopen(Request(url, headers=headers), timeout=_TIMEOUT)
     except HTTPError as error:
         error.close()  # closes the connection
         raise
 
 
-def _save(answer: HTTPResponse, part: Path, total: int | None, *, append: bool = False) -> None:
+def _save_response(response: HTTPResponse, part: Path, total: int | None, *, append: bool = False) -> None:
     """Write a response to a partial file.
 
     A lost connection raises an error only if the total size is unknown; otherwise the caller sees it from the size.
@@ -199,13 +201,13 @@ def _save(answer: HTTPResponse, part: Path, total: int | None, *, append: bool =
     name = part.name.partition(".")[0]
     with part.open("ab" if append else "wb") as file, progress_bar(name, in_bytes=True) as update:
         try:
-            while chunk := answer.read(_CHUNK):
+            while chunk := response.read(_CHUNK_SIZE):
                 file.write(chunk)
                 update(file.tell(), total)
-        except _BROKEN_OFF:
+        except _CONNECTION_ERRORS:
             if total is None:
                 raise
 
 
-def _size(part: Path) -> int:
+def _file_size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0

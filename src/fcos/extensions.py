@@ -24,16 +24,16 @@ def load_function(name: str, *, option: str) -> Callable[..., Any]:
     """
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        attribute = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{option}: no module {error.name!r}; it must be installed, or its folder on PYTHONPATH"
-        ) from error
+        raise ConfigError(f"{option}: no module {error.name!r}; install it, or add its folder to PYTHONPATH") from error
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         reason = " ".join(str(error).split())
         raise ConfigError(f"{option}: importing {module!r} failed: {type(error).__name__}: {reason}") from error
-    if found is None:
+    if attribute is None:
         raise ConfigError(f"{option}: the module {module!r} has no function {function!r}")
-    if not callable(found):
-        raise ConfigError(f"{option}: {function!r} of the module {module!r} is no function: {type(found).__name__}")
-    return found
+    if not callable(attribute):
+        raise ConfigError(
+            f"{option}: {function!r} of the module {module!r} is not a function: {type(attribute).__name__}"
+        )
+    return attribute

@@ -11,11 +11,11 @@ Update = Callable[[int, int | None], None]
 
 
 @contextmanager
-def progress_bar(what: str, *, shown: bool = True, in_bytes: bool = False) -> Iterator[Update]:
+def progress_bar(description: str, *, shown: bool = True, in_bytes: bool = False) -> Iterator[Update]:
     """Show a progress bar on stderr if it is a terminal.
 
     Args:
-        what: description of the operation.
+        description: description of the operation.
         shown: False disables the bar.
         in_bytes: True if the steps are bytes; the bar then shows sizes.
 
@@ -30,5 +30,5 @@ def progress_bar(what: str, *, shown: bool = True, in_bytes: bool = False) -> It
 
     columns = (*Progress.get_default_columns(), *([DownloadColumn()] if in_bytes else []))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

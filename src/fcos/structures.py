@@ -64,8 +64,8 @@ class Objects:
 
     def split(self, counts: Sequence[int]) -> list[Objects]:
         """Split into the objects of each image, given their numbers."""
-        parts = {name: column.split(list(counts)) for name, column in _columns(self).items()}
-        return [replace(self, **{name: parts[name][i] for name in parts}) for i in range(len(counts))]
+        columns = {name: column.split(list(counts)) for name, column in _columns(self).items()}
+        return [replace(self, **{name: columns[name][i] for name in columns}) for i in range(len(counts))]
 
 
 Rows = TypeVar("Rows", bound="Objects | Instances")
@@ -91,21 +91,24 @@ def _concatenate(parts: Sequence[Rows]) -> Rows:
 
 def _require_columns(rows: Objects | Instances) -> None:
     """Check shapes and dtypes. Values are not checked, as reading them would synchronize with the GPU."""
-    what = type(rows).__name__
+    class_name = type(rows).__name__
     count = len(rows.boxes) if isinstance(rows.boxes, Tensor) and rows.boxes.ndim else 0
     for name, column in _columns(rows).items():
-        rest, dtype = _COLUMNS[name]
-        shape, kind = [count, *rest], "floating-point" if dtype is None else _name_of(dtype)
+        row_shape, dtype = _COLUMNS[name]
+        shape, dtype_name = [count, *row_shape], "floating-point" if dtype is None else _dtype_name(dtype)
         if not isinstance(column, Tensor):
-            raise ValueError(f"{what}.{name}: expected a tensor {shape} {kind}, found {type(column).__name__}")
+            raise ValueError(
+                f"{class_name}.{name}: expected a tensor {shape} {dtype_name}, found {type(column).__name__}"
+            )
         fits = column.is_floating_point() if dtype is None else column.dtype == dtype
         if list(column.shape) != shape or not fits:
             raise ValueError(
-                f"{what}.{name}: expected {shape} {kind}, found {list(column.shape)} {_name_of(column.dtype)}"
+                f"{class_name}.{name}: expected {shape} {dtype_name}, found {list(column.shape)}"
+                f" {_dtype_name(column.dtype)}"
             )
 
 
-def _name_of(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -204,7 +207,7 @@ class Instances:
         object.__setattr__(self, "size", (height, width))
         names = self.class_names
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"Instances.class_names: expected a tuple of texts, found {names!r:.80}")
+            raise ValueError(f"Instances.class_names: expected a tuple of strings, found {names!r:.80}")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -216,15 +219,15 @@ class Instances:
             IndexError: an index is out of range.
             TypeError: a single index is not an integer. A single bool is rejected: a mask needs one per detection.
         """
-        picked: Any = index
+        selection: Any = index
         if isinstance(index, Sequence):
-            picked = torch.as_tensor(index, dtype=None if len(index) else torch.int64, device=self.boxes.device)
+            selection = torch.as_tensor(index, dtype=None if len(index) else torch.int64, device=self.boxes.device)
         elif not isinstance(index, slice) and getattr(index, "ndim", 0) == 0:
             if isinstance(index, bool) or (isinstance(index, Tensor) and index.dtype == torch.bool):
-                raise TypeError(f"expected a number or a mask of {len(self)} bools, found {index}")
-            place = range(len(self))[operator.index(index)]
-            picked = slice(place, place + 1)
-        return _map_columns(self, lambda column: column[picked])
+                raise TypeError(f"expected an integer or a mask of {len(self)} bools, found {index}")
+            position = range(len(self))[operator.index(index)]
+            selection = slice(position, position + 1)
+        return _map_columns(self, lambda column: column[selection])
 
     def __iter__(self) -> Iterator[Instances]:
         """Iterate over the detections, each as `Instances` of length 1."""

@@ -355,8 +355,8 @@ def test_a_file_is_refused_as_the_folder_of_the_report_before_anything_is_read(f
     folder.root.write_text("")
     result = doctor(folder.root / "none", out=folder.root)
     assert result.exit_code == 2
-    assert f"{folder.root} is a file; give a folder" in result.output
-    assert f"{folder.root} is a file; give a folder" in doctor(folder.root / "none", out=folder.root / "a/b").output
+    assert f"{folder.root} is a file; expected a folder" in result.output
+    assert f"{folder.root} is a file; expected a folder" in doctor(folder.root / "none", out=folder.root / "a/b").output
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_read(folder: Folder) -> None:

@@ -93,7 +93,7 @@ def figure_tables(saved: dict[str, Any]) -> list[dict[str, float]]:
 
 def test_it_continues_to_the_same_end(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(load_config(run / "config.yaml", ["train.resume=true"]))
-    assert f"weights: of iteration {SAVED_AT} of this run" in capsys.readouterr().out
+    assert f"weights: iteration {SAVED_AT} of this run" in capsys.readouterr().out
     found, expected = list(rows(run)), list(rows(RECORDED))
     assert [(row["split"], row["iteration"]) for row in found] == [("train", 235), ("train", 240), ("val", 240)]
     for row, recorded in zip(found, expected, strict=True):

@@ -83,7 +83,7 @@ def compare(expected: Any, found: Any) -> None:
 
 
 def test_the_launcher_s_restart_continues_in_the_folder_of_the_launch(folder: Path, restarted: str) -> None:
-    assert "weights: of iteration 3 of this run" in restarted
+    assert "weights: iteration 3 of this run" in restarted
     assert sorted(path.name for path in (folder / "runs").iterdir()) == ["tiny", "tiny-2"]
     assert load_checkpoint(folder / "runs/tiny/weights/last.pt").iteration == 1
     assert load_checkpoint(folder / "runs/tiny-2/weights/last.pt").iteration == STEPS
@@ -104,7 +104,10 @@ def test_it_ends_with_the_same_bits_as_a_run_on_two_nodes_that_nobody_disturbed(
 
 
 def test_the_others_end_and_say_why(restarted: str) -> None:
-    assert "fcos: process 0: another process is gone or out of reach, see its message or the launcher's (" in restarted
+    assert (
+        "fcos: process 0: another process has ended or cannot be reached; see its message or the launcher's ("
+        in restarted
+    )
     assert "exitcode: -9) local_rank: 1" in restarted
     assert "Traceback" not in restarted
 
@@ -121,10 +124,10 @@ def test_without_restarts_the_command_names_the_process_that_was_killed(killed: 
     code, err = killed
     assert code == 2
     first, last = err.strip().splitlines()
-    assert first.startswith("fcos: process 0: another process is gone")
+    assert first.startswith("fcos: process 0: another process has ended")
     assert last == (
-        "fcos: process 1 was ended by SIGKILL, as when memory is short; the others were stopped; continue with:"
-        " fcos train killed/config.yaml train.resume=true"
+        "fcos: process 1 was terminated by SIGKILL, possibly because the system ran out of memory; the other"
+        " processes were stopped; continue with: fcos train killed/config.yaml train.resume=true"
     )
 
 
@@ -137,7 +140,7 @@ def test_it_continues_as_told_and_sigterm_saves_and_stops_all(folder: Path, kill
     process.terminate()
     code, out, err = finish(process)
     assert (code, err) == (130, "")
-    assert "weights: of iteration 3 of this run" in out
+    assert "weights: iteration 3 of this run" in out
     assert out.endswith("interrupted; continue with: fcos train killed/config.yaml train.resume=true\n")
     assert load_checkpoint(last).iteration > 3
 
@@ -153,7 +156,7 @@ def test_processes_whose_launcher_was_killed_save_and_stop(folder: Path) -> None
     code, out, err = finish(process)
     assert (code, err) == (-9, "")
     assert out.endswith(
-        "interrupted: the launcher is gone; continue with: fcos train orphans/config.yaml train.resume=true\n"
+        "interrupted: the launcher has ended; continue with: fcos train orphans/config.yaml train.resume=true\n"
     )
     assert load_checkpoint(last).training is not None
 

@@ -89,7 +89,7 @@ def test_without_a_test_no_val_split_may_be_given(
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", CONFIG, "--skip-test", word])
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(ROOT / "tools/train_net.py"), run_name="__main__")
-    assert f"--skip-test leaves DATASETS.TEST out, but {word} brings a val split" in capsys.readouterr().err
+    assert f"--skip-test skips DATASETS.TEST, but {word} adds a val split" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def evaluation_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 def test_weights_must_be_named(evaluation_command: Callable[..., str]) -> None:
     told = evaluation_command(ROOT / CONFIG, "TEST.IMS_PER_BATCH", "4")
-    assert told == f"fcos: {ROOT / CONFIG}: names no weights of a detector; give MODEL.WEIGHT FILE\n"
+    assert told == f"fcos: {ROOT / CONFIG}: no detector weights; set MODEL.WEIGHT FILE\n"
 
 
 def test_a_wrong_key_of_the_evaluation_command_is_told(evaluation_command: Callable[..., str]) -> None:

@@ -250,5 +250,6 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(folder: Path, comman
         last.write_bytes(content)
     log = commands.run(*train_words(folder, "damaged", workers=0))
     assert f"warning: {last}: damaged" in log
-    assert f"continuing from the one before (kept as {last.with_stem('damaged')}), {last.with_stem('last-1')}" in log
+    previous, damaged = last.with_stem("last-1"), last.with_stem("damaged")
+    assert f"resuming from the previous checkpoint, {previous}; the damaged file is now {damaged}" in log
     assert_as_uninterrupted(folder, "damaged")

@@ -103,7 +103,7 @@ def test_commands_leave_what_the_guide_says(folder: Path) -> None:
 
 def test_a_continued_run_goes_on(folder: Path) -> None:
     assert load_checkpoint(folder / "runs/cells/weights/last.pt").iteration == 2
-    assert "weights: of iteration 1 of this run" in (folder / "output.txt").read_text()
+    assert "weights: iteration 1 of this run" in (folder / "output.txt").read_text()
 
 
 def test_the_first_lines_are_as_shown(folder: Path) -> None:
@@ -123,7 +123,7 @@ def test_several_processes(folder: Path) -> None:
 
 def test_several_processes_with_torchs_launcher(folder: Path) -> None:
     (line,) = (line for line in COMMANDS if line.startswith("torchrun --nproc_per_node"))
-    assert "2 images over 2 processes, at most 1 at a time" in launch(line, processes=2)
+    assert "2 images over 2 processes, at most 1 in a micro-batch" in launch(line, processes=2)
     assert load_checkpoint(folder / "runs/launched/weights/best.pt").iteration == 1
 
 

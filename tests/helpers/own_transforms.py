@@ -149,6 +149,16 @@ def boxes_with_scores(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     return image, {**target, "boxes": torch.cat([target["boxes"], target["boxes"][:, :1]], dim=1)}
 
 
+def no_objects(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    return image, {"boxes": target["boxes"][:0], "labels": target["labels"][:0]}
+
+
+def fractions(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Boxes in 0..1 instead of pixels."""
+    height, width = image.shape[1:]
+    return image, {**target, "boxes": target["boxes"] / torch.tensor([width, height, width, height])}
+
+
 def infinite(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     return image, {**target, "boxes": target["boxes"] + torch.tensor([0.0, 0.0, math.inf, math.inf])}
 

@@ -62,5 +62,5 @@ def test_a_device_among_the_overrides_counts():
 
 
 def test_a_config_beside_a_recipe_is_refused():
-    with pytest.raises(ConfigError, match="config: fcos_mnv2_small is a config itself"):
+    with pytest.raises(ConfigError, match="config: not allowed, because fcos_mnv2_small is itself a config"):
         fcos.load("fcos_mnv2_small", config="fcos_r50_fpn_1x")

@@ -268,8 +268,8 @@ def test_weights_of_another_width_do_not_fit(tmp_path: Path) -> None:
     state = torchvision.models.mobilenet_v2(width_mult=0.5).state_dict()
     text = refused(tmp_path, state)
     assert "does not fit mobilenet_v2: " in text
-    first = "features.0.0.weight [16, 3, 3, 3] for [32, 3, 3, 3], features.0.1.weight [16] for [32], "
-    assert f" tensors with a different shape: {first}" in text
+    first = "features.0.0.weight [16, 3, 3, 3] instead of [32, 3, 3, 3], features.0.1.weight [16] instead of [32], "
+    assert f" tensors of a different shape: {first}" in text
     assert text.endswith("; give weights of mobilenet_v2, or model.backbone.weights=null")
 
 

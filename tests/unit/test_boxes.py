@@ -56,7 +56,7 @@ def test_geometry_of_no_boxes_has_the_right_shapes() -> None:
 @pytest.fixture(params=["class by class", "in one call"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with both implementations of suppression, on the CPU."""
-    monkeypatch.setattr(module, "IN_ONE_CALL", {"cpu"} if request.param == "in one call" else set())
+    monkeypatch.setattr(module, "SINGLE_CALL_DEVICES", {"cpu"} if request.param == "in one call" else set())
 
 
 def looped(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[int]:
@@ -114,7 +114,7 @@ def test_both_ways_agree_on_whole_pixels(
     boxes, scores = random_boxes(500, extent=12, whole=True), torch.rand(500).round(decimals=1)
     labels = torch.randint(80, (500,)) // 8 * 8
     by_class = class_wise_nms(boxes, scores, labels, threshold, convention=convention)
-    monkeypatch.setattr(module, "IN_ONE_CALL", {"cpu"})
+    monkeypatch.setattr(module, "SINGLE_CALL_DEVICES", {"cpu"})
     in_one_call = class_wise_nms(boxes, scores, labels, threshold, convention=convention)
     assert by_class.tolist() == in_one_call.tolist()
 

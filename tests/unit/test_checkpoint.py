@@ -178,7 +178,7 @@ def test_file_cut_short(tmp_path: Path, share: float) -> None:
     path = save(tmp_path / "a.pt")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    assert "cut short" in message(path)
+    assert "truncated" in message(path)
 
 
 def test_damaged_file(tmp_path: Path) -> None:
@@ -287,14 +287,18 @@ def test_a_file_with_odd_parts_is_told(tmp_path: Path, odd: dict[str, Any]) -> N
 def test_a_file_whose_parts_do_not_belong_together_is_told(tmp_path: Path, odd: dict[str, Any], told: str) -> None:
     path = save(tmp_path / "a.pt")
     torch.save(torch.load(path, weights_only=True) | odd, path)
-    assert f"damaged: odd {told}; copy it again" in message(path)
+    assert f"damaged: invalid {told}; copy it again" in message(path)
 
 
 def test_fill_names_what_does_not_fit() -> None:
     weights = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
     with pytest.raises(WeightsError) as caught:
         load_weights(nn.Linear(2, 2), weights, where="x.pt")
-    for part in ("1 missing: bias", "1 not in the model: scale", "1 of another shape: weight [3, 2] for [2, 2]"):
+    for part in (
+        "1 missing: bias",
+        "1 not in the model: scale",
+        "1 of a different shape: weight [3, 2] instead of [2, 2]",
+    ):
         assert part in str(caught.value)
 
 

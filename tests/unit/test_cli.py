@@ -84,7 +84,7 @@ def test_a_file_where_a_folder_is_to_be_written_is_told_first(fcos, tmp_path, wo
     (tmp_path / "notes").write_text("mine")
     code, _, err = fcos(*words, "--out", tmp_path / "notes")
     assert code == 2
-    assert f"{tmp_path / 'notes'} is a file; give a folder" in err
+    assert f"{tmp_path / 'notes'} is a file; expected a folder" in err
 
 
 def test_python_m_fcos_is_the_same_command_and_mistakes_show_no_traceback():
@@ -101,12 +101,12 @@ def test_python_m_fcos_is_the_same_command_and_mistakes_show_no_traceback():
 def test_one_of_several_processes_tells_a_mistake(fcos, monkeypatch, first):
     asked = []
 
-    def first_to_tell(message):
+    def is_first_report(message):
         asked.append(message)
         return first
 
     monkeypatch.setenv("RANK", "3")
-    monkeypatch.setattr("fcos.training.elastic.first_to_tell", first_to_tell)
+    monkeypatch.setattr("fcos.training.elastic.is_first_report", is_first_report)
     code, _, err = fcos("train", "fcos_mnv2_smal")
     assert code == 2
     assert err == (f"fcos: {asked[0]}\n" if first else "")
@@ -211,7 +211,7 @@ class TestPredict:
     def test_no_picture_is_told_before_the_weights_are_read(self, fcos, options):
         code, out, err = fcos("predict", "missing.pt", *options)
         assert (code, out) == (2, "")
-        assert err.startswith("fcos: no picture given: only options, ")
+        assert err.startswith("fcos: no images given, only options: ")
 
     def test_a_threshold_outside_0_to_1_is_refused(self, fcos, weights, data):
         code, _, err = fcos("predict", weights, data, "--threshold", "30")

@@ -262,9 +262,9 @@ def test_a_mistake_is_told_in_one_line(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no_such_module:f", "no module 'no_such_module'; it must be installed, or its folder on PYTHONPATH"),
+        ("no_such_module:f", "no module 'no_such_module'; install it, or add its folder to PYTHONPATH"),
         ("own_transforms:f", "the module 'own_transforms' has no function 'f'"),
-        ("own_transforms:not_callable", "'not_callable' of the module 'own_transforms' is no function: int"),
+        ("own_transforms:not_callable", "'not_callable' of the module 'own_transforms' is not a function: int"),
     ],
 )
 def test_a_function_that_is_not_there_is_told(name: str, message: str) -> None:

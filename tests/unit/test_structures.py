@@ -68,7 +68,7 @@ def test_a_value_that_is_no_whole_number_is_a_type_error(index: Any) -> None:
 
 
 def test_a_bool_is_told_what_a_mask_is() -> None:
-    with pytest.raises(TypeError, match="expected a number or a mask of 3 bools, found True"):
+    with pytest.raises(TypeError, match="expected an integer or a mask of 3 bools, found True"):
         FOUND[True]
 
 
@@ -122,8 +122,8 @@ def test_ground_truth_of_the_wrong_kind_is_refused(columns: dict[str, Any], mess
         ({"size": (30,)}, "Instances.size: expected (height, width), two positive integers, found (30,)"),
         ({"size": (30.0, 40)}, "Instances.size: expected (height, width), two positive integers, found (30.0, 40)"),
         ({"size": (0, 40)}, "Instances.size: expected (height, width), two positive integers, found (0, 40)"),
-        ({"class_names": "cat"}, "Instances.class_names: expected a tuple of texts, found 'cat'"),
-        ({"class_names": (1, 2)}, "Instances.class_names: expected a tuple of texts, found (1, 2)"),
+        ({"class_names": "cat"}, "Instances.class_names: expected a tuple of strings, found 'cat'"),
+        ({"class_names": (1, 2)}, "Instances.class_names: expected a tuple of strings, found (1, 2)"),
     ],
 )
 def test_detections_of_the_wrong_kind_are_refused(columns: dict[str, Any], message: str) -> None:

@@ -42,7 +42,7 @@ def test_the_linear_rule(quiet: Callable[..., Config], optimizer: str, batch_siz
 @pytest.mark.parametrize("rate", [0.01, 1e-4])
 def test_a_rate_far_from_the_rule(quiet: Callable[..., Config], rate: float) -> None:
     (warning,) = warnings_of(quiet(lr=rate))
-    assert f"train.lr={rate:g} is {rate / 0.00125:.2g} times what is usual for sgd with 2 images a step" in warning
+    assert f"train.lr={rate:g} is {rate / 0.00125:.2g} times the usual value for sgd with train.batch_size=2" in warning
     assert warning.endswith("try train.lr=0.0013")
 
 
@@ -57,7 +57,7 @@ def test_random_weights_behind_frozen_batch_norm(quiet: Callable[..., Config]) -
 def test_random_weights_of_stages_that_do_not_learn(quiet: Callable[..., Config]) -> None:
     model = {"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "bn", "frozen_stages": 2}}
     (warning,) = warnings_of(quiet(model=model), fresh_backbone=True)
-    assert warning.startswith("the backbone has random weights and 2 stages that do not learn")
+    assert warning.startswith("the backbone has random weights and 2 frozen stages, which stay random")
     assert warnings_of(quiet(model=model)) == []
 
 
@@ -66,7 +66,7 @@ def test_a_class_without_a_box(quiet: Callable[..., Config], data: Path) -> None
     tree["categories"].append({"id": 9, "name": "owl"})
     write_coco(data, tree)
     (warning,) = warnings_of(quiet())
-    assert warning.startswith("1 of 3 classes have no box to learn from: owl; add images of them")
+    assert warning.startswith("1 of 3 classes have no training boxes: owl; add images of these classes")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_class_without_a_box(quiet: Callable[..., Config], data: Path) -> None
 )
 def test_boxes_that_no_level_covers(quiet: Callable[..., Config], ranges: list[Any], count: int) -> None:
     found = warnings_of(quiet(model={"strides": [8, 16], "size_ranges": ranges}))
-    assert [text.split(" of a size")[0] for text in found] == ([f"{count} of 3 boxes are"] if count else [])
+    assert [text.split(" a size")[0] for text in found] == ([f"{count} of 3 boxes have"] if count else [])
 
 
 def test_warnings_are_said_once_at_the_start(
@@ -90,11 +90,14 @@ def test_warnings_are_said_once_at_the_start(
     train(configure(lr=1e-4, warmup="linear", warmup_iterations=500))
     out = capsys.readouterr().out
     assert out.count("the run of about 2 iterations ends within the warm-up") == 1
-    assert out.count("warning: train.lr=0.0001 is 0.08 times what is usual") == 1
-    assert "step: 2 images over 1 process, at most 2 at a time; learning rate 0.0001, by the linear rule 0.00125" in out
+    assert out.count("warning: train.lr=0.0001 is 0.08 times the usual value") == 1
+    assert (
+        "step: 2 images over 1 process, at most 2 in a micro-batch; learning rate 0.0001 (linear scaling rule: 0.00125"
+        in out
+    )
 
 
 def test_freezing_a_random_backbone(quiet: Callable[..., Config]) -> None:
     (warning,) = warnings_of(quiet(freeze=["backbone.*"]), fresh_backbone=True)
-    assert warning.startswith("the backbone has random weights, and train.freeze=['backbone.*'] keeps some of them")
+    assert warning.startswith("the backbone has random weights, and train.freeze=['backbone.*'] freezes some of them")
     assert warnings_of(quiet(freeze=["fpn.*"]), fresh_backbone=True) == []

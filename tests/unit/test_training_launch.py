@@ -33,13 +33,17 @@ def test_torchrun_has_started_the_processes_already(devices: int | None, monkeyp
 @pytest.mark.parametrize("devices", [1, 3])
 def test_torchrun_has_started_another_number(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=rf"train\.devices={devices}: but 2 processes .* give train\.devices=null"):
+    with pytest.raises(
+        ConfigError, match=rf"train\.devices={devices}: torchrun has started 2 processes; set train\.devices=null"
+    ):
         processes_to_start(config(devices))
 
 
 def test_fewer_images_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(ConfigError, match=r"train\.devices=3: at least one image .* train\.batch_size is 2"):
+    with pytest.raises(
+        ConfigError, match=r"train\.devices=3: expected at least one image per process, found train\.batch_size=2"
+    ):
         processes_to_start(config(3, batch_size=2))
 
 
@@ -48,7 +52,10 @@ def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch, device: str,
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=rf"device={device} there is {present} .* use train\.devices={present}, or"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"expected at most {present} with device={device} on this machine; use train\.devices={present}, or",
+    ):
         processes_to_start(config(3, device))
 
 
@@ -68,15 +75,15 @@ def fail(monkeypatch: pytest.MonkeyPatch, exit_codes: dict[int, int]) -> None:
 @pytest.mark.parametrize(
     ("exit_codes", "text", "told"),
     [
-        ({0: 2, 1: -9}, "process 1 was ended by SIGKILL, as when memory is short", False),
-        ({0: -11, 1: 2}, "process 0 was ended by SIGSEGV; the others", False),
+        ({0: 2, 1: -9}, "process 1 was terminated by SIGKILL, possibly because the system ran out of memory", False),
+        ({0: -11, 1: 2}, "process 0 was terminated by SIGSEGV; the other processes", False),
         ({0: 1}, "process 0 ended with exit code 1", False),
         ({0: 2, 1: 2}, "process 0 ended with exit code 2", True),
         ({0: 2, 1: 1}, "process 1 ended with exit code 1", False),
         ({0: -15, 1: 1}, "process 1 ended with exit code 1", False),
         ({0: -15, 1: 2}, "process 1 ended with exit code 2", True),
-        ({0: -15, 1: -9}, "process 1 was ended by SIGKILL", False),
-        ({0: -15, 1: -15}, "process 0 was ended by SIGTERM", False),
+        ({0: -15, 1: -9}, "process 1 was terminated by SIGKILL", False),
+        ({0: -15, 1: -15}, "process 0 was terminated by SIGTERM", False),
     ],
 )
 def test_the_process_that_is_the_cause_is_named(

@@ -134,7 +134,7 @@ def test_rows_that_a_full_disk_did_not_take_follow_when_there_is_room(
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}, purge_orphaned_data=False).Reload()
     assert {event.step for event in events.Scalars("train/loss")} == {1, 2, 3}
     told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
-    problem = "not saved: [Errno 27] File too large; make room"
+    problem = "not saved: [Errno 27] File too large; free up disk space"
     assert told == [f"warning: {tmp_path}: {name}: {problem}" for name in ("csv", "tensorboard")]
 
 
@@ -162,7 +162,7 @@ def test_a_table_with_a_word_that_is_no_split(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path) -> None:
-    message = re.escape(f"{tmp_path}: nothing can be written there: [Errno 27] File too large; make room")
+    message = re.escape(f"{tmp_path}: cannot write to this folder: [Errno 27] File too large; free up disk space")
     with files_up_to(10), pytest.raises(TrainingError, match=message):
         RunLog(tmp_path, config(1))
 

@@ -157,7 +157,7 @@ def test_without_val_the_last_weights_are_the_best(
     assert load_checkpoint(tmp_path / "run/weights/best.pt").iteration == 2
     out = capsys.readouterr().out
     assert "no val split, the last weights become best.pt" in out
-    assert "the last weights, nothing was measured" in out
+    assert "the last weights, no validation" in out
 
 
 def test_the_first_step_obeys_rate_and_clipping(configure: Callable[..., Config], tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_backbone_of_ones_own_is_trained(
     configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(configure(model={"backbone": {"name": "own_backbone:Own"}}))
-    assert "weights: backbone as its function made it, the rest random" in capsys.readouterr().out
+    assert "weights: backbone initialised by its function, the rest random" in capsys.readouterr().out
 
 
 def test_start_from_the_weights_of_another_run(
@@ -296,5 +296,5 @@ def test_boxes_that_no_location_learns_are_reported_once(
     write_coco(data, tree)
     train(configure(iterations=6))
     out = capsys.readouterr().out
-    assert out.count("learned by no location") == 1
+    assert out.count("not assigned to any location") == 1
     assert "data.short_side" in out

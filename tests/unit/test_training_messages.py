@@ -26,7 +26,7 @@ from tiny_data import coco_tree, write_coco, write_json
 import fcos
 from fcos.config import Config
 from fcos.models import DetectionModel
-from fcos.training.elastic import join_processes, lost_processes_are_told
+from fcos.training.elastic import explain_lost_processes, join_processes
 from fcos.training.loop import train
 
 GUIDE = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
@@ -94,6 +94,15 @@ def odd_options(setting: Setting) -> None:
 def boxes_of_a_pixel(setting: Setting) -> None:
     change_boxes(setting.data, [5.0, 5.0, 1.0, 1.0])
     setting.train()
+
+
+def a_transform_without_boxes(setting: Setting) -> None:
+    config = setting.configure(iterations=1, batch_size=3)
+    train(config.model_copy(update={"data": setting.change_data(transforms="own_transforms:no_objects").data}))
+
+
+def a_metric_without_objects(setting: Setting) -> None:
+    setting.train(best_metric="APl")
 
 
 def weights_with_a_licence(setting: Setting) -> None:
@@ -177,7 +186,7 @@ def a_signal(setting: Setting) -> None:
 
 def a_lost_process(setting: Setting) -> None:
     setting.monkeypatch.setenv("WORLD_SIZE", "2")
-    with lost_processes_are_told():
+    with explain_lost_processes():
         raise RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:4711")
 
 
@@ -188,22 +197,24 @@ def a_first_process_out_of_reach(setting: Setting) -> None:
 
 SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
     random_frozen_norm: ["the backbone has random weights and frozen batch norm"],
-    random_frozen_stages: ["stages that do not learn"],
-    random_frozen_parameters: ["keeps some of them"],
+    random_frozen_stages: ["frozen stages, which stay random"],
+    random_frozen_parameters: ["freezes some of them"],
     odd_options: [
-        "times what is usual for",
-        "classes have no box to learn from",
-        "boxes are of a size that no level covers",
+        "times the usual value for",
+        "classes have no training boxes",
+        "boxes have a size that no level covers",
         "ends within the warm-up",
         "have no boxes; they are used as background",
     ],
-    boxes_of_a_pixel: ["are learned by no location"],
-    weights_with_a_licence: ["trained with", "mind the licence of these weights"],
+    a_transform_without_boxes: ["none of the training images so far has a box", "check the boxes that"],
+    a_metric_without_objects: ["is undefined because val has no objects that it counts"],
+    boxes_of_a_pixel: ["are not assigned to any location"],
+    weights_with_a_licence: ["trained with", "the licence of these weights may restrict their use"],
     pixels_that_become_infinite: ["step skipped"],
     files_in_the_way: ["not saved", "no report of the run", "no pictures of the detections"],
     a_folder_in_the_way_of_a_picture: ["no picture of"],
-    a_logger_that_fails: ["failed and gets no more values"],
-    a_missing_checkpoint: ["is missing", "continuing from the one before"],
+    a_logger_that_fails: ["failed and was closed"],
+    a_missing_checkpoint: ["is missing", "resuming from the previous checkpoint"],
     nothing_saved: ["nothing was saved in"],
     an_image_that_vanishes: [
         "another image is used instead",
@@ -212,9 +223,9 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
     broken_and_protruding_boxes: ["skipped in the", "extends beyond the image; clipped"],
     the_same_ids_twice: ["new ids assigned"],
     no_progress: ["stopped early"],
-    no_val: ["the last weights, nothing was measured"],
+    no_val: ["the last weights, no validation"],
     a_signal: ["interrupted"],
-    a_lost_process: ["another process is gone or out of reach"],
+    a_lost_process: ["another process has ended or cannot be reached"],
     a_first_process_out_of_reach: ["process 0 cannot be reached at"],
 }
 """Phrases of the guide that appear in the messages of each situation."""

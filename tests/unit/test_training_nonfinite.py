@@ -75,7 +75,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(configure: Callable[..., Config
     assert "iteration 4: the loss is not finite (loss_cls=" in message
     assert "loss_box=nan" in message
     assert any(f"images: {name}" in message for name in ("a.png", "b.png", "c.png"))
-    assert "last.pt is from before" in message
+    assert "last.pt is from an earlier iteration" in message
     last = load_checkpoint(tmp_path / "run/weights/last.pt")
     assert last.iteration == 2
     assert all(t.isfinite().all() for t in last.model.values())
@@ -194,9 +194,9 @@ def test_gradients_that_are_not_finite_are_named(configure: Callable[..., Config
     with before_forward(FCOSHead, at_call(1, poison_gradient)):
         message = refused(configure())
     assert "iteration 1: the gradients are not finite (loss_cls=" in message
-    assert "norm of the gradients=" in message
-    assert ".png; gradients of head.centerness.weight; the batch is kept in" in message
-    assert "nothing had been saved yet" in message
+    assert "gradient norm=" in message
+    assert ".png; gradients of head.centerness.weight; the batch is saved in" in message
+    assert "no checkpoint had been saved yet" in message
 
 
 def test_a_batch_that_cannot_be_kept_does_not_hide_the_reason(configure: Callable[..., Config], tmp_path: Path) -> None:
@@ -206,6 +206,6 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_reason(configure: Callabl
     with poison(when=lambda *_: True, change=with_gradient(lambda gradient: gradient * 1e30)):
         message = refused(configure())
     assert "iteration 1: the gradients are not finite" in message
-    assert "norm of the gradients=inf" in message
-    unkept = f"the batch could not be kept: [Errno 17] File exists: '{tmp_path / 'run/nonfinite'}'"
-    assert f".png; no image gives that alone; {unkept}" in message
+    assert "gradient norm=inf" in message
+    unkept = f"the batch could not be saved: [Errno 17] File exists: '{tmp_path / 'run/nonfinite'}'"
+    assert f".png; no single image reproduces this; {unkept}" in message

@@ -25,6 +25,7 @@ from fcos.config import Config
 from fcos.data import load_annotations
 from fcos.errors import ConfigError, TrainingError, WeightsError
 from fcos.evaluation.evaluate import Evaluation
+from fcos.evaluation.results import load_evaluation
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
 from fcos.models.fcos import FCOS
@@ -111,6 +112,18 @@ def test_patience_counts_evaluations_without_a_better_best_metric(
     assert "stopped early: no better AP50 in the last 2 evaluations" in capsys.readouterr().out
 
 
+def test_an_undefined_best_metric_keeps_the_evaluation_of_the_last_weights(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_metrics(monkeypatch, {"AP": 0.1, "APl": math.nan}, {"AP": 0.2, "APl": math.nan})
+    run = train(configure(eval_every=1, best_metric="APl")).run
+    best, evaluation = load_checkpoint(run / BEST), load_evaluation(run / "val")
+    assert evaluation is not None
+    assert (best.iteration, best.metrics["AP"], evaluation.metrics["AP"]) == (2, 0.2, 0.2)
+    assert best.thresholds == evaluation.thresholds
+    assert capsys.readouterr().out.count("train.best_metric=APl is undefined because val has no objects") == 1
+
+
 def test_an_unknown_best_metric_is_refused_before_there_is_a_folder(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -132,7 +145,7 @@ def test_the_best_weights_are_saved_when_there_is_room_again(
     with monkeypatch.context() as patches:
         fill_disk(patches, files="best", when=lambda iteration: iteration == 2 and (stopped or next(failures) == 0))
         if stopped:
-            with pytest.raises(TrainingError, match=r"best\.pt: not saved: .*make room, then continue with"):
+            with pytest.raises(TrainingError, match=r"best\.pt: not saved: .*free up disk space, then continue with"):
                 train(config)
             assert load_checkpoint(tmp_path / "run" / BEST).metrics["AP"] == 0.1
         else:
@@ -203,7 +216,7 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_can_be_continued
             train(config)
     command = f"continue with: fcos train {tmp_path / 'run/config.yaml'} train.resume=true"
     assert f"{files}.pt: not saved: [Errno 28] No space left on device" in str(caught.value)
-    assert str(caught.value).endswith(f"make room, then {command}")
+    assert str(caught.value).endswith(f"free up disk space, then {command}")
     cli_words = command.partition("fcos ")[2].split()
     with pytest.raises(SystemExit, match="0"):
         cli.main(cli_words)
@@ -226,7 +239,7 @@ def test_a_disk_that_is_full_at_the_start_is_named_and_the_config_of_before_stay
     monkeypatch.setattr(Path, "write_text", write_half)
     with pytest.raises(TrainingError) as caught:
         train(resume(configure(iterations=2)))
-    assert str(caught.value).startswith(f"{run}: nothing can be written there: [Errno 28] No space left on device")
+    assert str(caught.value).startswith(f"{run}: cannot write to this folder: [Errno 28] No space left on device")
     assert {path: path.read_bytes() for path in before} == before
     assert not list(run.glob(".*"))
 
@@ -238,7 +251,7 @@ def test_a_run_that_had_saved_nothing_starts_from_the_beginning(
     folder.mkdir()
     (folder / "config.yaml").write_text(configure().to_yaml())
     train(resume(configure()))
-    assert f"nothing was saved in {folder} yet: starting from the beginning" in capsys.readouterr().out
+    assert f"nothing was saved in {folder} yet; starting from the beginning" in capsys.readouterr().out
     assert load_checkpoint(folder / "weights/last.pt").iteration == 2
 
 

@@ -66,7 +66,7 @@ def test_start_from_names_all_that_makes_our_network_the_originals() -> None:
     weights = Checkpoint(model.state_dict(), {"model": {}}, ("cat",), (1,), project="fcos_core")
     summary = start_from(model, weights, config.model, ["cat"], where="a.pth")
     told = summary.partition("; they were trained with ")[2]
-    assert set(told.removesuffix(", which fits them better").split()) == {
+    assert set(told.removesuffix("; use the same options").split()) == {
         "model.backbone.norm_eps=0",
         "model.backbone.stride_in_1x1=true",
         "model.box_convention=inclusive",
@@ -85,21 +85,24 @@ def test_start_from_carries_rows_of_the_class_head_over_by_name(tmp_path: Path) 
     assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
     assert summary.splitlines() == [
         f"weights: {len(old.state_dict()) - 4} tensors from a.pt",
-        "  head.logits.weight, head.logits.bias: partly, 2 of 4 rows by class name (owl, cat); fresh: horse, cow",
+        "  head.logits.weight, head.logits.bias: loaded 2 of 4 rows by class name (owl, cat);"
+        " newly initialised: horse, cow",
     ]
 
 
 def test_start_from_the_same_classes_in_another_order(tmp_path: Path) -> None:
     old, _, new, summary = start(tmp_path / "a.pt", NAMES[::-1])
     assert torch.equal(new.head.logits.weight, old.head.logits.weight.flip(0))
-    assert summary.endswith("head.logits.bias: taken, 3 of 3 rows by class name (owl, dog, cat)")
+    assert summary.endswith("head.logits.bias: loaded 3 of 3 rows by class name (owl, dog, cat)")
 
 
 def test_start_from_other_classes_leaves_the_class_head_fresh(tmp_path: Path) -> None:
     old, fresh, new, summary = start(tmp_path / "a.pt", ("horse", "cow"))
     assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
     assert torch.equal(new.head.logits.weight, fresh.head.logits.weight)
-    assert summary.endswith("fresh, because the classes differ: cat, dog, owl there, horse, cow here")
+    assert summary.endswith(
+        "newly initialised, because the classes differ: the weights have cat, dog, owl, the data has horse, cow"
+    )
 
 
 class Heads(nn.Module):
@@ -132,8 +135,8 @@ def test_start_from_heads_with_anchors_a_background_and_boxes_of_classes() -> No
         "masks.scores": [100, 101, 102],
     }
     assert summary.splitlines()[1:] == [
-        "  anchors, scores, boxes: partly, 2 of 3 rows by class name (dog, cat); fresh: owl",
-        "  masks.scores: fresh, because the weights have none",
+        "  anchors, scores, boxes: loaded 2 of 3 rows by class name (dog, cat); newly initialised: owl",
+        "  masks.scores: newly initialised, because the weights do not contain them",
     ]
 
 
@@ -141,7 +144,7 @@ def test_start_from_a_class_head_of_another_width_is_refused(tmp_path: Path) -> 
     save(tmp_path / "a.pt", tiny_model(tiny_config()), Config())
     config = tiny_config(fpn={"channels": 32})
     new = build_fcos(config.model, num_classes=2, pretrained=False)
-    with pytest.raises(WeightsError, match=r"of another shape: .*fpn"):
+    with pytest.raises(WeightsError, match=r"of a different shape: .*fpn"):
         start_from(new, load_checkpoint(tmp_path / "a.pt"), config.model, ("cat", "cow"), where="a.pt")
 
 
@@ -204,7 +207,7 @@ def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path
     summary = start_from(
         build_fcos(config.model, num_classes=2, pretrained=False), nameless, config.model, ["a", "b"], where="a.pt"
     )
-    assert "the classes differ: 3 without names there, a, b here" in summary
+    assert "the classes differ: the weights have 3 unnamed classes, the data has a, b" in summary
 
 
 def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: Path) -> None:
@@ -214,9 +217,9 @@ def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: 
     summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), tiny_config().model, NAMES, where="a.pt")
     assert [scale.item() for scale in new.head.scales] == [1.0] * 5
     first, scales = summary.splitlines()
-    assert first.endswith("; they were trained with model.location=corner, which fits them better")
+    assert first.endswith("; they were trained with model.location=corner; use the same options")
     assert scales.startswith("  head.scales.0, head.scales.1")
-    assert scales.endswith("head.scales.4: fresh, because the weights have none")
+    assert scales.endswith("head.scales.4: newly initialised, because the weights do not contain them")
 
 
 def test_start_from_names_every_option_that_gives_the_tensors_another_meaning(tmp_path: Path) -> None:
@@ -226,7 +229,7 @@ def test_start_from_names_every_option_that_gives_the_tensors_another_meaning(tm
     new = build_fcos(here.model, num_classes=3, pretrained=False)
     summary = start_from(new, load_checkpoint(tmp_path / "a.pt"), here.model, NAMES, where="a.pt")
     told = summary.partition("; they were trained with ")[2]
-    assert set(told.removesuffix(", which fits them better").split()) == {
+    assert set(told.removesuffix("; use the same options").split()) == {
         "model.pixel_mean=[1.5,2,3]",
         "model.head.centerness_on=cls",
         "model.head.regression=relu_stride",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -155,6 +156,23 @@ def test_a_training_uses_it(configure: Callable[..., Config], monkeypatch: pytes
     one, again, without = (fcos.load(run.run / "weights/last.pt").model.state_dict() for run in runs)
     assert all(torch.equal(one[key], again[key]) for key in one)
     assert not all(torch.equal(one[key], without[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_objects", "none of the training images so far has a box"),
+        ("fractions", r"\d of \d boxes so far are not assigned to any location"),
+    ],
+)
+def test_a_transform_that_loses_the_boxes_is_named(
+    name: str, message: str, configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(iterations=1, batch_size=3)
+    data = config.data.model_copy(update={"transforms": f"own_transforms:{name}", "flip": 0.0})
+    fcos.train(config.model_copy(update={"data": data}))
+    out = capsys.readouterr().out
+    assert re.search(rf"warning: {message}; check the boxes that data.transforms=own_transforms:{name} returns", out)
 
 
 def test_evaluation_and_detection_do_without(configure: Callable[..., Config], tmp_path: Path) -> None:

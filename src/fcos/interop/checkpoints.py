@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint import PIXELS, Checkpoint, Project, from_ours, is_ours, read
 from ..config import expand_user
 from ..config.text import as_option
-from ..downloads import hub_file, is_url, tell_licence
+from ..downloads import hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
 from ..formatting import some
 from ..models.backbones.renames import without_module
@@ -65,7 +65,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     except WeightsError as error:
         raise WeightsError(f"{error}{'; delete it to download it again' if downloaded else ''}") from None
     checkpoint = ours or from_content(content, where=where, class_names=class_names)
-    tell_licence(checkpoint.licence, where, derived=ours is not None)
+    warn_about_licence(checkpoint.licence, where, derived=ours is not None)
     return checkpoint
 
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 REFERENCE_RATES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
 """Reference (learning rate, batch size) of the linear scaling rule per optimiser: SGD as in the FCOS paper, AdamW as in
 the small recipe."""
-FOLDER = "nonfinite"
+BATCH_FOLDER = "nonfinite"
 """Subfolder of the run folder for batches with a non-finite loss or gradient."""
-_FAR = 4.0
+_MAX_RATE_RATIO = 4.0
 
 
 def linear_rule(config: Config) -> float:
@@ -53,56 +53,58 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
     backbone, settings = config.model.backbone, config.train
     if fresh_backbone and backbone.norm == "frozen_bn":
         yield (
-            "the backbone has random weights and frozen batch norm, which then normalises nothing and learns"
-            " badly; use model.backbone.weights=imagenet, train.weights=FILE, or another model.backbone.norm"
+            "the backbone has random weights and frozen batch norm, which then normalises nothing, so the network"
+            " hardly learns; use model.backbone.weights=imagenet, train.weights=FILE, or another model.backbone.norm"
         )
     elif fresh_backbone and backbone.frozen_stages:
         yield (
-            f"the backbone has random weights and {backbone.frozen_stages} stages that do not learn;"
+            f"the backbone has random weights and {backbone.frozen_stages} frozen stages, which stay random;"
             " use model.backbone.frozen_stages=0, or model.backbone.weights=imagenet"
         )
     elif fresh_backbone and any(pattern.startswith(("backbone", "*")) for pattern in settings.freeze):
         yield (
-            f"the backbone has random weights, and train.freeze={settings.freeze} keeps some of them;"
-            " leave the option out, or use model.backbone.weights=imagenet"
+            f"the backbone has random weights, and train.freeze={settings.freeze} freezes some of them;"
+            " remove the option, or use model.backbone.weights=imagenet"
         )
-    rule = linear_rule(config)
-    if not 1 / _FAR <= settings.lr / rule <= _FAR:
+    recommended_lr = linear_rule(config)
+    if not 1 / _MAX_RATE_RATIO <= settings.lr / recommended_lr <= _MAX_RATE_RATIO:
         yield (
-            f"train.lr={settings.lr:g} is {settings.lr / rule:.2g} times what is usual for {settings.optimizer} with"
-            f" {settings.batch_size} images a step; try train.lr={rule:.2g}"
+            f"train.lr={settings.lr:g} is {settings.lr / recommended_lr:.2g} times the usual value for"
+            f" {settings.optimizer} with train.batch_size={settings.batch_size}; try train.lr={recommended_lr:.2g}"
         )
     counts = data.boxes_per_class()
-    without = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
-    if without:
+    classes_without_boxes = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
+    if classes_without_boxes:
         yield (
-            f"{len(without)} of {len(counts)} classes have no box to learn from: {some(without)};"
-            " add images of them, or leave them out of the annotations"
+            f"{len(classes_without_boxes)} of {len(counts)} classes have no training boxes:"
+            f" {some(classes_without_boxes)}; add images of these classes, or remove the classes from the annotations"
         )
     if isinstance(config.model, FCOSConfig):
         ranges = config.model.size_ranges
-        uncovered = _uncovered(ranges, config.data, data)
-        if uncovered:
+        num_uncovered = _count_uncovered(ranges, config.data, data)
+        if num_uncovered:
             yield (
-                f"{uncovered} of {len(data.boxes)} boxes are of a size that no level covers; give model.size_ranges"
-                f" without gaps that ends with null, now {[list(ends) for ends in ranges]}"
+                f"{num_uncovered} of {len(data.boxes)} boxes have a size that no level covers; set model.size_ranges to"
+                f" ranges without gaps, the last one up to null (now {[list(ends) for ends in ranges]})"
             )
 
 
-def _uncovered(size_ranges: Sequence[tuple[float, float | None]], config: DataConfig, data: Annotations) -> int:
+def _count_uncovered(size_ranges: Sequence[tuple[float, float | None]], config: DataConfig, data: Annotations) -> int:
     """Return the number of non-crowd boxes that no level's size range covers at the largest training size."""
-    largest = config.largest_short_side
-    sizes, which = np.unique(data.sizes, axis=0, return_inverse=True)
-    resized = np.array([resize_size(height, width, largest, config.max_side) for height, width in sizes.tolist()])
-    scale = (resized[which] / data.sizes)[data.image_of]  # [B, 2]
-    longest = ((data.boxes[:, 2:] - data.boxes[:, :2]) * scale[:, ::-1]).max(axis=1, initial=0)
+    short_side = config.largest_short_side
+    sizes, size_index = np.unique(data.sizes, axis=0, return_inverse=True)
+    resized = np.array([resize_size(height, width, short_side, config.max_side) for height, width in sizes.tolist()])
+    scale = (resized[size_index] / data.sizes)[data.image_of]  # [B, 2]
+    longer_sides = ((data.boxes[:, 2:] - data.boxes[:, :2]) * scale[:, ::-1]).max(axis=1, initial=0)
     # The largest distance from a location to a side is half the longer side at the centre, all of it at an edge.
-    covered = [(longest >= low) & (longest / 2 <= (math.inf if high is None else high)) for low, high in size_ranges]
+    covered = [
+        (longer_sides >= low) & (longer_sides / 2 <= (math.inf if high is None else high)) for low, high in size_ranges
+    ]
     return int((~np.any(covered, axis=0) & ~data.crowd).sum())
 
 
 @contextmanager
-def full_memory_is_told() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     """Turn a CUDA out-of-memory error into an error that suggests remedies.
 
     Raises:
@@ -112,7 +114,7 @@ def full_memory_is_told() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"the memory of the GPU is full ({str(error).splitlines()[0]}); try train.micro_batch=auto,"
+            f"GPU out of memory ({str(error).splitlines()[0]}); try train.micro_batch=auto,"
             " train.precision=bfloat16, a smaller data.short_side, or, in an evaluation, a smaller eval.batch_size"
         ) from None
 
@@ -129,22 +131,23 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
         norm: gradient norm.
     """
     iteration = run.state.iteration + 1
-    what = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
-    numbers = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "norm of the gradients": norm}.items())
-    unkept = [problem for problem in all_gather(_save_batch(run, batch, iteration)) if problem]
-    batch_is = f"could not be kept: {unkept[0]}" if unkept else f"is kept in {run.folder / FOLDER}"
+    subject = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
+    values = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "gradient norm": norm}.items())
+    save_errors = [problem for problem in all_gather(_save_batch(run, batch, iteration)) if problem]
+    batch_note = f"could not be saved: {save_errors[0]}" if save_errors else f"is saved in {run.folder / BATCH_FOLDER}"
     assert batch.targets is not None
     height, width = batch.images.shape[-2:]
     normalizers = run.model.loss_normalizers(batch.targets, (height, width))  # a collective
-    origins = [origin for part in all_gather(_origins(run, batch, normalizers)) for origin in part]
-    names = [name for part in all_gather(_files(run, batch)) for name in part]
-    settings, kept = run.config.train, run.folder / LAST
-    other = "train.precision=bfloat16 or float32, " if settings.precision == "float16" else ""
+    origins = [origin for part in all_gather(_find_origins(run, batch, normalizers)) for origin in part]
+    names = [name for part in all_gather(_file_names(run, batch)) for name in part]
+    settings, last = run.config.train, run.folder / LAST
+    precision_hint = "train.precision=bfloat16 or float32, " if settings.precision == "float16" else ""
     return (
-        f"iteration {iteration}: the {what} not finite ({numbers}); images: {some(names)};"
-        f" {some(origins, '; ') or 'no image gives that alone'}; the batch {batch_is};"
-        f" {f'{kept} is from before' if kept.is_file() else 'nothing had been saved yet'};"
-        f" try {other}a lower train.lr (now {settings.lr:g}), a longer train.warmup_iterations, or train.clip_norm=10"
+        f"iteration {iteration}: the {subject} not finite ({values}); images: {some(names)};"
+        f" {some(origins, '; ') or 'no single image reproduces this'}; the batch {batch_note};"
+        f" {f'{last} is from an earlier iteration' if last.is_file() else 'no checkpoint had been saved yet'}; try"
+        f" {precision_hint}a lower train.lr (now {settings.lr:g}), a longer train.warmup_iterations, or"
+        " train.clip_norm=10"
     )
 
 
@@ -155,10 +158,10 @@ def _save_batch(run: Run, batch: Batch, iteration: int) -> str:
         The error message if the file cannot be written, else an empty string.
     """
     assert batch.targets is not None
-    folder = run.folder / FOLDER
+    folder = run.folder / BATCH_FOLDER
     content = {
         "iteration": iteration,
-        "files": _files(run, batch),
+        "files": _file_names(run, batch),
         "images": batch.images.cpu(),
         "sizes": batch.sizes.cpu(),
         "objects": [(o.boxes.cpu(), o.labels.cpu(), o.is_crowd.cpu()) for o in batch.targets],
@@ -172,26 +175,30 @@ def _save_batch(run: Run, batch: Batch, iteration: int) -> str:
     return ""
 
 
-def _files(run: Run, batch: Batch) -> list[str]:
+def _file_names(run: Run, batch: Batch) -> list[str]:
     return [run.train_data.file_name(i) for i in batch.indices.tolist()]
 
 
-def _origins(run: Run, batch: Batch, normalizers: torch.Tensor | None) -> list[str]:
+def _find_origins(run: Run, batch: Batch, normalizers: torch.Tensor | None) -> list[str]:
     """Return the images or boxes with non-finite outputs or losses; if there are none, the non-finite gradients."""
     assert batch.targets is not None
-    found: list[str] = []
-    ones = None if normalizers is None else torch.ones_like(normalizers)  # those of the batch may not be finite
-    for i, file in enumerate(_files(run, batch)):
+    origins: list[str] = []
+    unit_normalizers = (
+        None if normalizers is None else torch.ones_like(normalizers)
+    )  # those of the batch may not be finite
+    for i, file in enumerate(_file_names(run, batch)):
         image = batch.images[i : i + 1], batch.sizes[i : i + 1]
         with detecting(run.model), autocast(run.device, run.config.train.precision):
             if _is_finite(run.model(*image)):
-                found += [f"{file}: {text}" for text in _bad_boxes(run, image, batch.targets[i], ones)]
+                origins += [
+                    f"{file}: {text}" for text in _describe_bad_boxes(run, image, batch.targets[i], unit_normalizers)
+                ]
             else:
-                found.append(f"{file}: the network's outputs are not finite")
-    if not found:
+                origins.append(f"{file}: the network's outputs are not finite")
+    if not origins:
         bad = [name for name, p in run.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        found = [f"gradients of {some(bad)}"] if bad else []
-    return found
+        origins = [f"gradients of {some(bad)}"] if bad else []
+    return origins
 
 
 def _is_finite(outputs: Any) -> bool:
@@ -201,7 +208,7 @@ def _is_finite(outputs: Any) -> bool:
     return all(map(_is_finite, outputs))
 
 
-def _bad_boxes(
+def _describe_bad_boxes(
     run: Run, image: tuple[torch.Tensor, torch.Tensor], objects: Objects, normalizers: torch.Tensor | None
 ) -> Iterator[str]:
     """Yield a description of each box whose loss is not finite when it is the only box in the image.
@@ -212,10 +219,10 @@ def _bad_boxes(
         objects: ground truth of the image.
         normalizers: denominators of the losses, see `DetectionModel.forward`.
     """
-    for number in range(len(objects)):
-        alone = objects[number : number + 1]
-        terms = run.model(*image, [alone], normalizers).terms
+    for index in range(len(objects)):
+        box = objects[index : index + 1]
+        terms = run.model(*image, [box], normalizers).terms
         bad = [name for name, term in terms.items() if not term.isfinite()]
         if bad:
-            corners = ", ".join(f"{value:.6g}" for value in alone.boxes.flatten().tolist())
-            yield f"{' and '.join(bad)} of {run.train_data.class_names[int(alone.labels)]} [{corners}]"
+            corners = ", ".join(f"{value:.6g}" for value in box.boxes.flatten().tolist())
+            yield f"{' and '.join(bad)} of {run.train_data.class_names[int(box.labels)]} [{corners}]"

@@ -17,37 +17,39 @@ from ..distributed import initialised, rank, world_size
 from ..errors import TrainingError
 
 
-def orphaned() -> bool:
+def is_orphaned() -> bool:
     """Return whether the elastic launcher (of torchrun, for example) that started this process and others is gone."""
-    return world_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
+    return world_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT_PID
 
 
-_PARENT = os.getppid()
+_PARENT_PID = os.getppid()
 
 
 @contextmanager
-def lost_processes_are_told() -> Iterator[None]:
+def explain_lost_processes() -> Iterator[None]:
     """Turn the backend's error about a lost process into a one-line error.
 
     Raises:
-        TrainingError: another process is gone or out of reach; the launcher's message names it.
+        TrainingError: another process has ended or cannot be reached; the launcher's message names it.
     """
     try:
         yield
     except RuntimeError as error:
         text = str(error)
         unreachable = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
-        together = max(world_size(), int(os.environ.get("WORLD_SIZE", "1")))  # the group may not be initialised yet
-        if together == 1 or not (unreachable or any(words in text for words in _LOST)):
+        # The group may not be initialised yet.
+        num_processes = max(world_size(), int(os.environ.get("WORLD_SIZE", "1")))
+        if num_processes == 1 or not (unreachable or any(words in text for words in _LOST_PROCESS_PHRASES)):
             raise
         number = rank() or os.environ.get("RANK", "0")
         reason = text.splitlines()[0].partition(". ")[0]
         raise TrainingError(
-            f"process {number}: another process is gone or out of reach, see its message or the launcher's ({reason})"
+            f"process {number}: another process has ended or cannot be reached; see its message or the launcher's"
+            f" ({reason})"
         ) from None
 
 
-_LOST = (
+_LOST_PROCESS_PHRASES = (
     "Connection closed by peer",  # gloo
     "Connection reset by peer",
     "Connection timed out",
@@ -71,19 +73,19 @@ def remember(key: str, value: str) -> None:
         store.set(key, value)
 
 
-def recalled(key: str) -> str | None:
+def recall(key: str) -> str | None:
     """Return the value that `remember` stored in this launch; None if there is no such value or no launcher."""
     store = _launcher_store()
     return store.get(key).decode() if store is not None and store.check([key]) else None
 
 
-def first_to_tell(message: str) -> bool:
+def is_first_report(message: str) -> bool:
     """Return True for the first call with this message in a launch; always True without a launcher."""
     store = _launcher_store()
-    return store is None or store.add(f"fcos/told/{message}", 1) == 1
+    return store is None or store.add(f"fcos/reported/{message}", 1) == 1
 
 
-def _own_store(number: int) -> Any:
+def _process_group_store(number: int) -> Any:
     """Return a store for the process group, served by rank 0; None if torchrun did not start this process.
 
     Torchrun's store outlives the processes that it restarts. The new processes would find the addresses of the old ones
@@ -100,35 +102,35 @@ def _own_store(number: int) -> Any:
     if launcher is None:
         return None
     if number == 0:
-        store = _store(0, serve=True)
-        launcher.set(_PORT, str(store.port))
+        store = _connect_store(0, serve=True)
+        launcher.set(_PORT_KEY, str(store.port))
         return store
     deadline = time.monotonic() + launcher.timeout.total_seconds()
     while True:
-        port = int(launcher.get(_PORT))  # waits until rank 0 has set it
+        port = int(launcher.get(_PORT_KEY))  # waits until rank 0 has set it
         try:
-            store = _store(port, timeout=timedelta(seconds=2))
+            store = _connect_store(port, timeout=timedelta(seconds=2))
         except dist.DistError:
             if time.monotonic() < deadline:
                 continue
             raise TrainingError(
-                f"process {number}: process 0 cannot be reached at {os.environ['MASTER_ADDR']}:{port}; this port and"
-                " others, which the system chooses, must be open between the machines"
+                f"process {number}: process 0 cannot be reached at {os.environ['MASTER_ADDR']}:{port}; the"
+                " machines must be able to connect to each other on this port and on ports that the system chooses"
             ) from None
         store.set_timeout(launcher.timeout)
         return store
 
 
-_PORT = "fcos/port"
+_PORT_KEY = "fcos/port"
 
 
 def _launcher_store() -> Any:
     """Return torchrun's store, which outlives the processes it starts; None if torchrun did not start this one."""
     from_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
-    return _store(int(os.environ["MASTER_PORT"])) if from_torchrun else None
+    return _connect_store(int(os.environ["MASTER_PORT"])) if from_torchrun else None
 
 
-def _store(port: int, *, serve: bool = False, **options: Any) -> Any:
+def _connect_store(port: int, *, serve: bool = False, **options: Any) -> Any:
     """Return a TCP store at MASTER_ADDR: serve a new one (rank 0), or connect to an existing one."""
     address = os.environ["MASTER_ADDR"]
     return dist.TCPStore(address, port, is_master=serve, **options)  # pyright: ignore[reportPrivateImportUsage]
@@ -145,5 +147,5 @@ def join_processes(device: torch.device) -> None:
         torch.cuda.set_device(device)
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_own_store(number), rank=number, world_size=count)
+    dist.init_process_group(backend, store=_process_group_store(number), rank=number, world_size=count)
     atexit.register(dist.destroy_process_group)

@@ -25,7 +25,7 @@ def save_environment(folder: Path, device: torch.device) -> None:
 def environment(device: torch.device) -> dict[str, str]:
     """Return the versions of the packages, Python and system, and the hardware, by name."""
     packages = ("fcos-vision", "torch", "torchvision", "numpy", "pillow", "hotcoco")
-    found = {
+    entries = {
         **{name: version(name) for name in packages},
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -35,8 +35,8 @@ def environment(device: torch.device) -> dict[str, str]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        found["gpu"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-    return found
+        entries["gpu"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    return entries
 
 
 def _processor() -> str:

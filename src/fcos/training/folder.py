@@ -13,7 +13,7 @@ from ..checkpoint import Checkpoint, generations
 from ..config import Config
 from ..errors import ConfigError, TrainingError, WeightsError
 from ..interop.checkpoints import load_checkpoint
-from .elastic import recalled
+from .elastic import recall
 
 LAST = Path("weights/last.pt")
 BEST = Path("weights/best.pt")
@@ -36,24 +36,24 @@ def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | No
         ConfigError: there is no run to resume, a new run would use the folder of an existing one, or the path is a
             file.
     """
-    before = recalled(launch_key)
-    if before is not None:
-        return Path(before)
+    earlier_folder = recall(launch_key)
+    if earlier_folder is not None:
+        return Path(earlier_folder)
     folder = config.output_dir
     for path in (folder or RUNS, *(folder or RUNS).parents):
         if path.exists() and not path.is_dir():
-            raise ConfigError(f"output_dir: {path} is a file; expected a folder, or a name that is free")
+            raise ConfigError(f"output_dir: {path} is a file; expected a folder, or a path that does not exist")
     if config.train.resume:
-        folder = folder or _newest(name)
-        if folder is None or not _files(folder):
+        folder = folder or _newest_run(name)
+        if folder is None or not _run_files(folder):
             raise ConfigError(
-                f"train.resume: no {LAST} in {folder or RUNS / name}; expected the folder of a run as output_dir,"
-                " or leave train.resume out to start one"
+                f"train.resume: no {LAST} in {folder or RUNS / name}; set output_dir to a run folder,"
+                " or remove train.resume to start a new run"
             )
         return folder
-    if folder is not None and _files(folder):
+    if folder is not None and _run_files(folder):
         raise ConfigError(
-            f"output_dir: {folder} holds a run already; continue it with train.resume=true, or name another folder"
+            f"output_dir: {folder} already contains a run; resume it with train.resume=true, or choose another folder"
         )
     return None
 
@@ -64,12 +64,12 @@ def new_folder(config: Config, name: str) -> Path:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     else:
-        folder = _numbered(name)
+        folder = _create_numbered(name)
     (folder / LAST).parent.mkdir(exist_ok=True)
     return folder
 
 
-def _numbered(name: str) -> Path:
+def _create_numbered(name: str) -> Path:
     RUNS.mkdir(exist_ok=True)
     for number in itertools.count(1):
         folder = RUNS / (name if number == 1 else f"{name}-{number}")
@@ -81,19 +81,19 @@ def _numbered(name: str) -> Path:
     raise AssertionError
 
 
-def _newest(name: str) -> Path | None:
+def _newest_run(name: str) -> Path | None:
     """Return the folder runs/NAME or runs/NAME-N that was written to last."""
     pattern = re.compile(re.escape(name) + r"(-\d+)?")
-    found = [folder for folder in RUNS.glob("*") if pattern.fullmatch(folder.name) and _files(folder)]
-    return max(found, key=lambda folder: max(p.stat().st_mtime for p in _files(folder)), default=None)
+    run_folders = [folder for folder in RUNS.glob("*") if pattern.fullmatch(folder.name) and _run_files(folder)]
+    return max(run_folders, key=lambda folder: max(p.stat().st_mtime for p in _run_files(folder)), default=None)
 
 
-def _files(folder: Path) -> list[Path]:
+def _run_files(folder: Path) -> list[Path]:
     """Return the checkpoints and config.yaml in a folder; any of them makes it a run folder."""
     return [*generations(folder / LAST), *(path for path in [folder / CONFIG] if path.is_file())]
 
 
-class Continued(NamedTuple):
+class ResumePoint(NamedTuple):
     """Checkpoint to resume from, with a note for the user.
 
     Attributes:
@@ -105,7 +105,7 @@ class Continued(NamedTuple):
     note: str
 
 
-def load_last(folder: Path) -> Continued:
+def load_last(folder: Path) -> ResumePoint:
     """Load the newest readable checkpoint, and rename it to weights/last.pt.
 
     Newer checkpoints that are damaged are renamed to weights/damaged.pt. Temporary files of killed processes are
@@ -114,29 +114,31 @@ def load_last(folder: Path) -> Continued:
     Raises:
         WeightsError: none of the existing checkpoints can be read.
     """
-    for leftover in (folder / LAST).parent.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    for temporary in (folder / LAST).parent.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
     problems: list[str] = []
-    bad: list[Path] = []
+    damaged_paths: list[Path] = []
     for path in generations(folder / LAST):
         try:
             checkpoint = load_checkpoint(path)
         except WeightsError as error:
             problems.append(str(error))
-            bad.append(path)
+            damaged_paths.append(path)
             continue
-        for damaged in bad:
+        for damaged in damaged_paths:
             damaged.replace(folder / DAMAGED)
         if path == folder / LAST:
-            return Continued(checkpoint, "")
+            return ResumePoint(checkpoint, "")
         path.replace(folder / LAST)
-        lost = [f"warning: {problem}" for problem in problems] or [f"warning: {folder / LAST} is missing"]
-        kept = f" (kept as {folder / DAMAGED})" if bad else ""
-        return Continued(checkpoint, "\n".join([*lost, f"  continuing from the one before{kept}, {path}"]))
+        warnings = [f"warning: {problem}" for problem in problems] or [f"warning: {folder / LAST} is missing"]
+        renamed = f"; the damaged file is now {folder / DAMAGED}" if damaged_paths else ""
+        return ResumePoint(
+            checkpoint, "\n".join([*warnings, f"  resuming from the previous checkpoint, {path}{renamed}"])
+        )
     if problems:
         raise WeightsError(f"train.resume: no checkpoint can be read: {' | '.join(problems)}")
     (folder / LAST).parent.mkdir(exist_ok=True)
-    return Continued(None, f"nothing was saved in {folder} yet: starting from the beginning")
+    return ResumePoint(None, f"nothing was saved in {folder} yet; starting from the beginning")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -154,7 +156,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def names_folder(folder: Path) -> Iterator[None]:
+def explain_write_errors(folder: Path) -> Iterator[None]:
     """Turn an OSError into an error with the folder's name, which the system's message for a full disk lacks.
 
     Raises:
@@ -163,4 +165,6 @@ def names_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TrainingError(f"{folder}: nothing can be written there: {error}; make room, then start again") from None
+        raise TrainingError(
+            f"{folder}: cannot write to this folder: {error}; free up disk space, then start again"
+        ) from None

@@ -25,9 +25,9 @@ from ..interop.checkpoints import load_checkpoint
 from .folder import BEST, CONFIG, LAST, find_folder, new_folder
 from .loop import TrainResult
 
-TOLD = 2
+EXIT_CODE_REPORTED = 2
 """Exit code of a process that has printed its own error message."""
-SECONDS_TO_END = 30
+SHUTDOWN_SECONDS = 30
 """Seconds after a failure or signal until processes that are still running are killed."""
 
 
@@ -42,23 +42,23 @@ def processes_to_start(config: Config) -> int:
     if count is None or started is not None:
         if count is not None and started != str(count):
             raise ConfigError(
-                f"train.devices={count}: but {started} processes were started by torchrun; give train.devices=null, the"
-                " option is for starts without torchrun"
+                f"train.devices={count}: torchrun has started {started} processes; set train.devices=null, because"
+                " this option is only for runs without torchrun"
             )
         return 1
     if count == 1:
         return 1
     if count > config.train.batch_size:
         raise ConfigError(
-            f"train.devices={count}: at least one image for each process is needed, train.batch_size is"
-            f" {config.train.batch_size}"
+            f"train.devices={count}: expected at least one image per process, found"
+            f" train.batch_size={config.train.batch_size}"
         )
     device = resolve_device(config.device)
-    present = torch.cuda.device_count() if device.type == "cuda" and config.device in ("auto", "cuda") else 1
-    if device.type != "cpu" and count > present:
+    num_devices = torch.cuda.device_count() if device.type == "cuda" and config.device in ("auto", "cuda") else 1
+    if device.type != "cpu" and count > num_devices:
         raise ConfigError(
-            f"train.devices={count}: with device={config.device} there is {present} on this machine; use"
-            f" train.devices={present}, or device=cpu"
+            f"train.devices={count}: expected at most {num_devices} with device={config.device} on this machine; use"
+            f" train.devices={num_devices}, or device=cpu"
         )
     return count
 
@@ -77,8 +77,8 @@ def launch(config: Config, name: str, processes: int) -> TrainResult:
             already printed its error message.
         KeyboardInterrupt: Ctrl-C or SIGTERM; weights/last.pt holds the last step.
     """
-    named = find_folder(config, name) or config.output_dir
-    folder = named or new_folder(config, name)
+    chosen_folder = find_folder(config, name) or config.output_dir
+    folder = chosen_folder or new_folder(config, name)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -87,69 +87,72 @@ def launch(config: Config, name: str, processes: int) -> TrainResult:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        shutdown_timeout=SECONDS_TO_END,
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
     try:
-        with tempfile.TemporaryDirectory() as place, _surroundings(processes):
-            file = Path(place) / f"{name}.yaml"
+        with tempfile.TemporaryDirectory() as temporary_folder, _launch_environment(processes):
+            file = Path(temporary_folder) / f"{name}.yaml"
             file.write_text(config.model_copy(update={"output_dir": folder}).to_yaml(), encoding="utf-8")
             elastic_launch(settings, sys.executable)("-m", "fcos", "train", str(file))
     except ChildFailedError as error:
-        raise _explained(error.failures, folder) from None
+        raise _build_error(error.failures, folder) from None
     except SignalException:
         raise KeyboardInterrupt from None
     finally:
-        if named is None:
+        if chosen_folder is None:
             with suppress(OSError):  # a failed start must not leave an empty folder
                 (folder / LAST).parent.rmdir()
                 folder.rmdir()
     return TrainResult(folder, load_checkpoint(folder / BEST).metrics)
 
 
-def _explained(failures: dict[int, ProcessFailure], folder: Path) -> TrainingError:
+def _build_error(failures: dict[int, ProcessFailure], folder: Path) -> TrainingError:
     """Return an error that names the failed process and its exit; `told` is True if it has printed its own message."""
-    number, failure = min(failures.items(), key=lambda item: (_rank(item[1].exitcode), item[1].timestamp))
+    number, failure = min(failures.items(), key=lambda item: (_cause_order(item[1].exitcode), item[1].timestamp))
     if failure.exitcode < 0:
-        how = f"was ended by {failure.signal_name()}"
+        exit_reason = f"was terminated by {failure.signal_name()}"
         if failure.signal_name() == "SIGKILL":
-            how += ", as when memory is short"
+            exit_reason += ", possibly because the system ran out of memory"
     else:
-        how = f"ended with exit code {failure.exitcode}"
+        exit_reason = f"ended with exit code {failure.exitcode}"
     command = f"fcos train {folder / CONFIG} train.resume=true"
-    error = TrainingError(f"process {number} {how}; the others were stopped; continue with: {command}")
-    error.told = failure.exitcode == TOLD
+    error = TrainingError(f"process {number} {exit_reason}; the other processes were stopped; continue with: {command}")
+    error.told = failure.exitcode == EXIT_CODE_REPORTED
     return error
 
 
-def _rank(exitcode: int) -> int:
+def _cause_order(exitcode: int) -> int:
     """Return a sort key by exit code: processes with lower keys are more likely the cause than a consequence."""
     if exitcode == -signal.SIGTERM:  # sent by the launcher to the other processes
         return 3
-    return 2 if exitcode == TOLD else 1 if exitcode > 0 else 0
+    return 2 if exitcode == EXIT_CODE_REPORTED else 1 if exitcode > 0 else 0
 
 
 @contextmanager
-def _surroundings(processes: int) -> Iterator[None]:
+def _launch_environment(processes: int) -> Iterator[None]:
     """Prepare this process for the launcher, and restore its environment variables and signal handlers afterwards.
 
     The started processes get the module search path and an equal share of the CPU threads of this process. The
     launcher's logging is disabled.
     """
     threads = str(max(1, torch.get_num_threads() // processes))
-    wanted = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-    before = {key: os.environ.get(key) for key in wanted}
-    main = threading.current_thread() is threading.main_thread()  # only the main thread may set signal handlers
-    handlers = {number: signal.getsignal(number) for number in _HANDLED} if main else {}
-    os.environ.update(wanted)
-    logging.disable(logging.ERROR)  # `_explained` reports the failures instead
+    variables = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    previous = {key: os.environ.get(key) for key in variables}
+    # Only the main thread may set signal handlers.
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in _HANDLED_SIGNALS} if is_main_thread else {}
+    os.environ.update(variables)
+    logging.disable(logging.ERROR)  # `_build_error` reports the failures instead
     try:
         yield
     finally:
         logging.disable(logging.NOTSET)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for key, value in before.items():
+        for key, value in previous.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-_HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+_HANDLED_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+]

@@ -80,7 +80,7 @@ def build_loggers(start: RunStart) -> dict[str, Logger]:
     loggers: dict[str, Logger] = {}
     try:
         for name in dict.fromkeys(start.config.train.loggers):
-            loggers[name] = _start(name, start)
+            loggers[name] = _start_logger(name, start)
     except Exception:
         for logger in loggers.values():
             with suppress(Exception):  # report only the first error
@@ -89,16 +89,16 @@ def build_loggers(start: RunStart) -> dict[str, Logger]:
     return loggers
 
 
-def _start(name: str, start: RunStart) -> Logger:
+def _start_logger(name: str, start: RunStart) -> Logger:
     try:
-        return _builder(name)(start)
+        return _find_builder(name)(start)
     except (Exception, SystemExit) as error:  # a service or a user's function may raise anything
         if isinstance(error, FCOSError) or is_disk_error(error):
             raise
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"train.loggers={name}: cannot be started: {type(error).__name__}: {reason}; fix that, or leave the"
-            " logger out"
+            f"train.loggers={name}: cannot start the logger: {type(error).__name__}: {reason}; fix this, or"
+            " remove the logger"
         ) from error
 
 
@@ -116,28 +116,30 @@ def check_loggers(config: Config) -> None:
         ConfigError: a logger does not exist, or its package is missing.
     """
     for name in config.train.loggers:
-        _builder(name)
+        _find_builder(name)
         package = PACKAGES.get(name)
         if package is not None:
-            _import(package, name)
+            _import_package(package, name)
 
 
-def _builder(name: str) -> Callable[[RunStart], Logger]:
+def _find_builder(name: str) -> Callable[[RunStart], Logger]:
     option = f"train.loggers={name}"
     if ":" in name:
         return load_function(name, option=option)
     if name not in LOGGERS:
-        known = ", ".join([*LOGGERS, "package.module:function"])
-        raise ConfigError(f"{option}: no such logger{suggest(name, list(LOGGERS))}; known: {known}")
+        names = ", ".join([*LOGGERS, "package.module:function"])
+        raise ConfigError(f"{option}: no such logger{suggest(name, list(LOGGERS))}; known: {names}")
     return LOGGERS[name]
 
 
-def _import(package: str, name: str) -> Any:
+def _import_package(package: str, name: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
         install = f'pip install "fcos-vision[{name}]"'
-        raise ConfigError(f"train.loggers={name}: its package cannot be imported ({error}); {install}") from None
+        raise ConfigError(
+            f"train.loggers={name}: its package cannot be imported ({error}); install it with: {install}"
+        ) from None
 
 
 class CSVLogger:
@@ -150,7 +152,7 @@ class CSVLogger:
     def __init__(self, start: RunStart) -> None:
         self._path = start.folder / "metrics.csv"
         rows = _rows_to_keep(self._path, start)
-        self._waiting: list[dict[str, str]] = []
+        self._pending: list[dict[str, str]] = []
         self._file: TextIO | None = None
         self._open(list(dict.fromkeys([*_FIRST_COLUMNS, *(name for row in rows for name in row)])), rows)
 
@@ -160,17 +162,17 @@ class CSVLogger:
         for key, value in values.items():
             row["split"], _, name = key.partition("/")
             row[name] = f"{value:.6g}"
-        self._waiting.append(row)
+        self._pending.append(row)
         assert self._file is not None
-        new = [name for row in self._waiting for name in row if name not in self._columns]
-        if new:
+        new_columns = [name for row in self._pending for name in row if name not in self._columns]
+        if new_columns:
             self._file.flush()
             with self._path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            self._open(list(dict.fromkeys([*self._columns, *new])), rows)
-        while self._waiting:
-            self._writer.writerow(self._waiting[0])  # if the disk is full, the row stays in the file's buffer
-            self._waiting.pop(0)
+            self._open(list(dict.fromkeys([*self._columns, *new_columns])), rows)
+        while self._pending:
+            self._writer.writerow(self._pending[0])  # if the disk is full, the row stays in the file's buffer
+            self._pending.pop(0)
         self._file.flush()
 
     def close(self) -> None:
@@ -180,15 +182,15 @@ class CSVLogger:
 
     def _open(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         """Rewrite the file with these columns and rows, and open it for appending."""
-        new = self._path.with_suffix(".new")
+        temporary = self._path.with_suffix(".new")
         try:
-            with new.open("w", newline="", encoding="utf-8") as file:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, columns, restval="")
                 writer.writeheader()
                 writer.writerows(rows)
-            new.replace(self._path)
+            temporary.replace(self._path)
         finally:
-            new.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         if self._file is not None:
             self._file.close()  # its buffer has already been flushed
         self._columns = columns
@@ -208,9 +210,9 @@ def _rows_to_keep(path: Path, start: RunStart) -> list[dict[str, str]]:
         rows = [row for row in reader if None not in row.values() and None not in row]  # the last may be truncated
         is_ours = {"iteration", "split"} <= set(reader.fieldnames or ("iteration", "split"))
     if not is_ours:
-        other = path.with_name("metrics.old.csv")
-        path.replace(other)
-        logger.warning("warning: %s: has no columns iteration and split; kept as %s", path, other)
+        renamed = path.with_name("metrics.old.csv")
+        path.replace(renamed)
+        logger.warning("warning: %s: no columns iteration and split; renamed to %s", path, renamed)
         return []
     limits = {"train": start.logged_iteration, "val": start.iteration}
     kept = [
@@ -218,8 +220,8 @@ def _rows_to_keep(path: Path, start: RunStart) -> list[dict[str, str]]:
         for row in rows
         if row.get("iteration", "").isdecimal() and int(row["iteration"]) <= limits.get(row.get("split", ""), -1)
     ]
-    again = [row for row in kept if row["split"] == "val"][start.evaluations :]  # killed before the checkpoint save
-    return [row for row in kept if row not in again]
+    repeated = [row for row in kept if row["split"] == "val"][start.evaluations :]  # killed before the checkpoint save
+    return [row for row in kept if row not in repeated]
 
 
 class TensorBoardLogger:
@@ -231,9 +233,9 @@ class TensorBoardLogger:
 
     def __init__(self, start: RunStart) -> None:
         self._folder = start.folder
-        self._threads: set[threading.Thread] = set()
-        self._others: set[threading.Thread] | None = None  # threads that existed before the writer being created
-        self._waiting: list[tuple[int, Mapping[str, float]]] = []
+        self._writer_threads: set[threading.Thread] = set()
+        self._existing_threads: set[threading.Thread] | None = None  # set while a writer is being created
+        self._pending: list[tuple[int, Mapping[str, float]]] = []
         self._previous_hook, threading.excepthook = threading.excepthook, self._on_thread_error
         try:
             self._writer: Any = self._open(purge_step=start.iteration + 1)  # discards the steps that will be repeated
@@ -243,18 +245,18 @@ class TensorBoardLogger:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log the values of an iteration, see `Logger.log`."""
-        self._waiting.append((step, values))
+        self._pending.append((step, values))
         if self._writer is None:
             self._writer = self._open()
         try:
-            for waiting, row in self._waiting:
+            for iteration, row in self._pending:
                 for name, value in row.items():
-                    self._writer.add_scalar(name, value, waiting)
+                    self._writer.add_scalar(name, value, iteration)
             self._writer.flush()
         except OSError:
             self._abandon()
             raise
-        self._waiting.clear()
+        self._pending.clear()
 
     def close(self) -> None:
         """Close the writer and restore the previous exception hook."""
@@ -272,16 +274,16 @@ class TensorBoardLogger:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        self._others, files = set(threading.enumerate()), set(self._folder.glob("events.*"))
+        self._existing_threads, existing = set(threading.enumerate()), set(self._folder.glob("events.*"))
         try:
             return SummaryWriter(str(self._folder), **options)
         except OSError:
-            for file in set(self._folder.glob("events.*")) - files:
+            for file in set(self._folder.glob("events.*")) - existing:
                 file.unlink(missing_ok=True)
             raise
         finally:
-            self._threads |= set(threading.enumerate()) - self._others
-            self._others = None
+            self._writer_threads |= set(threading.enumerate()) - self._existing_threads
+            self._existing_threads = None
 
     def _abandon(self) -> None:
         """Close and drop a writer whose thread has died."""
@@ -291,8 +293,8 @@ class TensorBoardLogger:
 
     def _on_thread_error(self, arguments: Any) -> None:
         """Suppress the traceback of the writer's thread; the next `log` raises its error again."""
-        is_new = self._others is not None and arguments.thread not in self._others
-        if not is_new and arguments.thread not in self._threads:
+        is_new = self._existing_threads is not None and arguments.thread not in self._existing_threads
+        if not is_new and arguments.thread not in self._writer_threads:
             self._previous_hook(arguments)
 
 
@@ -305,16 +307,16 @@ class WandbLogger:
     def __init__(self, start: RunStart) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
-        wandb = _import("wandb", "wandb")
+        wandb = _import_package("wandb", "wandb")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "fcos"),
             name=start.folder.name,
             dir=str(start.folder),
             config=start.config.to_dict(),
-            id=_earlier_id(start, "wandb"),
+            id=_load_id(start, "wandb"),
             resume="allow",
         )
-        _keep_id(start, "wandb", self._run.id)
+        _save_id(start, "wandb", self._run.id)
         self._start = start
         self._run.define_metric("*", step_metric="iteration")  # W&B's step cannot decrease, but a resumed run goes back
 
@@ -338,25 +340,27 @@ class MLflowLogger:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 blocks training for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        _import("mlflow", "mlflow")
+        _import_package("mlflow", "mlflow")
+        for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # `RunLog` reports every error once
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
         self._client, self._metric, self._start = MlflowClient(), Metric, start
-        known = _earlier_id(start, "mlflow")
-        if known is None:
+        run_id = _load_id(start, "mlflow")
+        if run_id is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "fcos")
             experiment = self._client.get_experiment_by_name(name)
             number = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-            known = self._client.create_run(number, run_name=start.folder.name).info.run_id
+            run_id = self._client.create_run(number, run_name=start.folder.name).info.run_id
             options = flatten(start.config.to_dict())
             params = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in options.items()]
-            for first in range(0, len(params), _MOST_PARAMS):
-                self._client.log_batch(known, params=params[first : first + _MOST_PARAMS])
-            _keep_id(start, "mlflow", known)
+            for start_index in range(0, len(params), _MOST_PARAMS):
+                self._client.log_batch(run_id, params=params[start_index : start_index + _MOST_PARAMS])
+            _save_id(start, "mlflow", run_id)
         else:
-            self._client.update_run(known, status="RUNNING")
-        self._id = known
+            self._client.update_run(run_id, status="RUNNING")
+        self._id = run_id
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log the values of an iteration, see `Logger.log`."""
@@ -377,14 +381,14 @@ def _outcome(start: RunStart) -> Literal["FINISHED", "KILLED", "FAILED"]:
     return "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-def _earlier_id(start: RunStart, service: str) -> str | None:
+def _load_id(start: RunStart, service: str) -> str | None:
     """Return the id that a service gave to the resumed run; None for a new run or if there is no id."""
     file = start.folder / f"{service}_id.txt"
     return file.read_text(encoding="utf-8").strip() if start.iteration and file.is_file() else None
 
 
-def _keep_id(start: RunStart, service: str, known: str) -> None:
-    write_text(start.folder / f"{service}_id.txt", f"{known}\n")
+def _save_id(start: RunStart, service: str, run_id: str) -> None:
+    write_text(start.folder / f"{service}_id.txt", f"{run_id}\n")
 
 
 LOGGERS: dict[str, Callable[[RunStart], Logger]] = {

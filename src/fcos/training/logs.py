@@ -18,10 +18,10 @@ from rich.text import Text
 from ..config import Config
 from ..distributed import on_all_ranks, rank
 from ..evaluation.results import headline_metrics
-from .folder import names_folder
+from .folder import explain_write_errors
 from .loggers import Logger, RunStart, build_loggers, is_disk_error
 
-PLAIN_SECONDS = 5.0
+PLAIN_OUTPUT_SECONDS = 5.0
 """Minimum seconds between progress lines if the output is not a terminal."""
 
 
@@ -105,8 +105,8 @@ class RunLog:
         self._best_metric = config.train.best_metric
         self._console = Console(highlight=False, soft_wrap=True)
         self._steps = steps if steps is not None and self.enabled else []
-        self._began: tuple[float, float] | None = None  # time and fraction at the first step
-        self._printed = time.monotonic()
+        self._first_step: tuple[float, float] | None = None  # time and fraction at the first step
+        self._printed_at = time.monotonic()
         self._bar = ProgressBar(total=1.0, width=40)
         self._status = Text("starting")
         display = Table.grid()
@@ -119,7 +119,7 @@ class RunLog:
         start = RunStart(
             folder, config, iteration, iteration - len(self._steps), evaluations, error=lambda: self._error
         )
-        self._loggers: dict[str, Logger] = on_all_ranks(lambda: _started(start) if self.enabled else {})
+        self._loggers: dict[str, Logger] = on_all_ranks(lambda: _build_loggers(start) if self.enabled else {})
 
     def __enter__(self) -> RunLog:
         if self.enabled and self._console.is_terminal:
@@ -144,7 +144,7 @@ class RunLog:
         if not self.enabled:
             return
         self._steps.append((progress, step))
-        self._began = self._began or (time.monotonic(), progress.fraction)
+        self._first_step = self._first_step or (time.monotonic(), progress.fraction)
         self._bar.update(progress.fraction)
         if progress.iteration % self._every == 0:
             self.sum_up()
@@ -167,7 +167,7 @@ class RunLog:
             "lr": steps[-1].lr,
             "images_per_second": len(steps) * self._batch_size / seconds,
             "data_share": sum(step.waited for step in steps) / seconds,
-            **_shares(results),
+            **_stat_fractions(results),
             "grad_norm": results[-1].grad_norm,
         }
         if torch.cuda.is_available():
@@ -184,15 +184,15 @@ class RunLog:
         if not self.enabled:
             return
         self._write("val", progress, metrics)
-        shown = headline_metrics(metrics, self._best_metric)
-        figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown)
-        self.message(f"val at iteration {progress.iteration}: {figures}")
+        names = headline_metrics(metrics, self._best_metric)
+        values = "  ".join(f"{name} {metrics[name]:.3f}" for name in names)
+        self.message(f"val at iteration {progress.iteration}: {values}")
 
     def _write(self, split: str, progress: TrainingProgress, row: Mapping[str, float]) -> None:
         values = {"epoch": progress.epoch, "minutes": progress.minutes, **row}
-        named = {f"{split}/{name}": value for name, value in values.items()}
+        prefixed = {f"{split}/{name}": value for name, value in values.items()}
         for name, logger in list(self._loggers.items()):
-            self._call(name, lambda logger=logger: logger.log(progress.iteration, dict(named)))
+            self._call(name, lambda logger=logger: logger.log(progress.iteration, dict(prefixed)))
 
     def _call(self, name: str, function: Callable[[], None]) -> None:
         """Call a logger; an exception does not end the run.
@@ -206,43 +206,43 @@ class RunLog:
             if is_disk_error(error):
                 if name not in self._warned:
                     self._warned.add(name)
-                    self.message(f"warning: {self._folder}: {name}: not saved: {error}; make room")
+                    self.message(f"warning: {self._folder}: {name}: not saved: {error}; free up disk space")
                 return
             logger = self._loggers.pop(name)
             self._error = error
             with suppress(Exception, SystemExit):  # the same error again
                 logger.close()
             self._error = None
-            self.message(f"warning: the logger {name} failed and gets no more values: {type(error).__name__}: {error}")
+            self.message(f"warning: the logger {name} failed and was closed: {type(error).__name__}: {error}")
 
     def _show(self, progress: TrainingProgress, row: Mapping[str, float]) -> None:
         now = time.monotonic()
-        began, first = self._began or (now, progress.fraction)
-        done = progress.fraction - first
-        eta = _duration((now - began) * (1 - progress.fraction) / done) if done > 0 else "?"
+        start_time, start_fraction = self._first_step or (now, progress.fraction)
+        fraction_done = progress.fraction - start_fraction
+        eta = _duration((now - start_time) * (1 - progress.fraction) / fraction_done) if fraction_done > 0 else "?"
         terms = "  ".join(f"{name.removeprefix('loss_')} {row[name]:.3f}" for name in row if name.startswith("loss_"))
         line = (
             f"{progress.fraction:4.0%}  iteration {progress.iteration}  loss {row['loss']:.3f} ({terms})"
             f"  lr {row['lr']:.2e}  {row['images_per_second']:.1f} images/s  data {row['data_share']:.0%}  ETA {eta}"
         )
         self._status.plain = line
-        if not self._console.is_terminal and now - self._printed >= PLAIN_SECONDS:
-            self._printed = now
+        if not self._console.is_terminal and now - self._printed_at >= PLAIN_OUTPUT_SECONDS:
+            self._printed_at = now
             self.message(line)
 
 
-def _started(start: RunStart) -> dict[str, Logger]:
-    with names_folder(start.folder):
+def _build_loggers(start: RunStart) -> dict[str, Logger]:
+    with explain_write_errors(start.folder):
         return build_loggers(start)
 
 
-def _shares(results: Sequence[StepResult]) -> dict[str, float]:
+def _stat_fractions(results: Sequence[StepResult]) -> dict[str, float]:
     """Return each statistic of `StepResult.stats` as a fraction of all ground-truth boxes."""
     boxes = max(sum(step.boxes for step in results), 1)
     return {f"{name}_share": sum(step.stats[name] for step in results) / boxes for name in results[-1].stats}
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remaining_seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{remaining_seconds:02}" if hours else f"{minutes}:{remaining_seconds:02}"

@@ -22,7 +22,7 @@ from ..data.dataset import Annotations
 from ..data.loader import try_user_transform
 from ..distributed import broadcast, on_all_ranks, on_rank_zero, rank, resolve_device, world_size
 from ..errors import ConfigError, DataError
-from ..evaluation.evaluate import evaluate, metric_names
+from ..evaluation.evaluate import Evaluation, evaluate, metric_names
 from ..formatting import plural
 from ..interop.checkpoints import load_checkpoint
 from ..models import DetectionModel, build_model
@@ -30,15 +30,15 @@ from ..models.backbones import license_warning
 from ..models.layers import with_gpu_batch_norm
 from ..structures import Batch
 from .budget import IterationLength, Length, TimeLength
-from .diagnosis import REFERENCE_RATES, full_memory_is_told, linear_rule, start_warnings
-from .elastic import join_processes, lost_processes_are_told, remember
+from .diagnosis import REFERENCE_RATES, explain_out_of_memory, linear_rule, start_warnings
+from .elastic import explain_lost_processes, join_processes, remember
 from .folder import BEST, find_folder, load_last, new_folder
 from .loggers import check_loggers
 from .logs import RunLog, Step, TrainingProgress
 from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
 from .run import Run, StopRequest
 from .start import start_from
-from .step import count_micro_batches, require_compiler, train_step, wrapped
+from .step import count_micro_batches, require_compiler, train_step, wrap_model
 from .validation_pictures import save_pictures
 
 MEASURE_AT = 0.25
@@ -64,8 +64,8 @@ class TrainResult:
     val_data: Annotations | None = field(default=None, repr=False)
 
 
-@full_memory_is_told()
-@lost_processes_are_told()
+@explain_out_of_memory()
+@explain_lost_processes()
 def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = time.monotonic) -> TrainResult:
     """Train a detector, evaluate it, and write weights, metrics and logs to the run folder.
 
@@ -83,12 +83,12 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             from an earlier iteration. Also raised if the GPU is out of memory, or if the final files cannot be saved.
         KeyboardInterrupt: Ctrl-C or SIGTERM stopped one of the processes; weights/last.pt holds the last step.
     """
-    started = clock()
+    start_time = clock()
     settings = config.train
     device = resolve_device(config.device)
     join_processes(device)
-    run, micro_batches, origin = _set_up(config, name, device, lambda: clock() - started)
-    ddp_model, state, length = wrapped(run), run.state, _length(run)
+    run, micro_batches, origin = _set_up(config, name, device, lambda: clock() - start_time)
+    ddp_model, state, length = wrap_model(run), run.state, _build_length(run)
     with (
         RunLog(
             run.folder, run.config, iteration=state.iteration, evaluations=state.evaluations, steps=run.unlogged
@@ -96,18 +96,18 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         StopRequest(run, log) as stop_request,
     ):
         on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
-        log.message(_introduction(run, origin, micro_batches))
-        _warn_of_warmup(run, length.total(0), log)
-        _evaluate_belatedly(run, log, stop_request, total=_total(length, state.iteration))
+        log.message(_start_message(run, origin, micro_batches))
+        _warn_about_warmup(run, length.total(0), log)
+        _evaluate_if_overdue(run, log, stop_request, total=_total(length, state.iteration))
         batches = _batches(run)
         while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
-            began = clock()
+            step_start = clock()
             batch = next(batches)
-            waited = clock() - began
+            waited = clock() - step_start
             factor = learning_rate_factor(state.iteration, total, settings)
             set_learning_rate(run.optimizer, factor)
             result = train_step(ddp_model, batch, run, stop_request, micro_batches=micro_batches)
-            step = Step(result, lr=settings.lr * factor, seconds=clock() - began, waited=waited)
+            step = Step(result, lr=settings.lr * factor, seconds=clock() - step_start, waited=waited)
             length.advance(step.seconds)
             run.count(step)
             progress = run.progress(total)
@@ -123,7 +123,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
                 _evaluate(run, log, stop_request, progress)
             if isinstance(length, TimeLength) and length.measured_end is None and progress.fraction >= MEASURE_AT:
                 length.measured_end = _measure_end(run, 0.02 * length.seconds, clock, stop_request)
-                _warn_of_warmup(run, total, log)
+                _warn_about_warmup(run, total, log)
 
         _finish(run, log, stop_request)
     return TrainResult(run.folder, state.best, run.train_data, run.val_data)
@@ -135,7 +135,7 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     Returns:
         The run, the number of micro-batches per batch, and a text for the user on the origin of the weights.
     """
-    launch_key = f"fcos/{next(_trainings)}"
+    launch_key = f"fcos/{next(_train_calls)}"
     folder = on_rank_zero(lambda: find_folder(config, name, launch_key=launch_key))
     train_data, val_data = on_all_ranks(lambda: _load_data(config))
     resumed, note = on_rank_zero(partial(load_last, folder)) if folder else (None, "")
@@ -145,7 +145,7 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
         with_gpu_batch_norm(model)
     # Channels-last training is about 10% faster on the CPU.
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    on_all_ranks(lambda: _check(config, model, train_data))
+    on_all_ranks(lambda: _check_options(config, model, train_data))
     most_boxes = int(np.diff(train_data.offsets).max(initial=0))
     # Counting is a collective, so all processes must have passed the checks.
     micro_batches = on_all_ranks(lambda: count_micro_batches(model, config, most_boxes=most_boxes))
@@ -158,20 +158,20 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     return run, micro_batches, f"{note}\n{origin}" if note else origin
 
 
-def _check(config: Config, model: DetectionModel, train_data: Annotations) -> None:
+def _check_options(config: Config, model: DetectionModel, train_data: Annotations) -> None:
     """Raise an error for options that cannot be trained with, before the run folder is created."""
     parameter_settings(model, config.train)
     check_loggers(config)
-    metric, known = config.train.best_metric, metric_names(model)
-    if metric not in known:
-        hint = suggest(metric, known)
-        raise ConfigError(f"train.best_metric={metric}: no such metric{hint}; known: {', '.join(known)}")
+    metric, metrics = config.train.best_metric, metric_names(model)
+    if metric not in metrics:
+        hint = suggest(metric, metrics)
+        raise ConfigError(f"train.best_metric={metric}: no such metric{hint}; known: {', '.join(metrics)}")
     if config.train.compile:
         require_compiler(model.device)
     try_user_transform(config, train_data)
 
 
-_trainings = itertools.count()
+_train_calls = itertools.count()
 """Counter of the `train` calls of this process. It identifies a run across restarts by the elastic launcher."""
 
 
@@ -181,9 +181,11 @@ def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
         raise DataError(
             f"data: no train split in {config.data.root}; expected data=DIR, or data.train.annotations=FILE"
         )
-    wanted, found = config.model.num_classes, len(train_data.class_names)
-    if wanted not in (None, found):
-        raise ConfigError(f"model.num_classes: {wanted}, but the data has {found} classes; leave the option out")
+    num_classes, num_data_classes = config.model.num_classes, len(train_data.class_names)
+    if num_classes not in (None, num_data_classes):
+        raise ConfigError(
+            f"model.num_classes: {num_classes}, but the data has {num_data_classes} classes; remove the option"
+        )
     names, ids = train_data.class_names, train_data.category_ids
     return train_data, load_annotations(config.data, "val", class_names=names, category_ids=ids)
 
@@ -195,17 +197,17 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
     model = build_model(config.model, num_classes=len(data.class_names), pretrained=fresh)
     freeze_parameters(model, config.train.freeze)
     if resumed:
-        return model, f"weights: of iteration {resumed.iteration} of this run", resumed.licence
+        return model, f"weights: iteration {resumed.iteration} of this run", resumed.licence
     if weights:
-        start = load_checkpoint(weights)
-        return model, start_from(model, start, config.model, data.class_names, where=weights), start.licence
+        checkpoint = load_checkpoint(weights)
+        return model, start_from(model, checkpoint, config.model, data.class_names, where=weights), checkpoint.licence
     backbone = config.model.backbone
-    own = "as its function made it" if is_own(backbone.name) else "random"
+    initialisation = "initialised by its function" if is_own(backbone.name) else "random"
     licence = license_warning(backbone.name, backbone.weights)
-    return model, f"weights: backbone {backbone.weights or own}, the rest random", licence
+    return model, f"weights: backbone {backbone.weights or initialisation}, the rest random", licence
 
 
-def _length(run: Run) -> Length:
+def _build_length(run: Run) -> Length:
     settings, images = run.config.train, len(run.train_data)
     if settings.max_minutes is not None:
         return TimeLength(
@@ -242,20 +244,26 @@ def _report_unassigned(run: Run, log: RunLog) -> None:
         return
     state.reported = True
     unassigned = state.stats.get("unassigned", 0)
-    if unassigned and isinstance(run.config.model, FCOSConfig):  # the message names options of FCOS
+    transform = run.config.data.transforms
+    check = f"check the boxes that data.transforms={transform} returns: XYXY in pixels of the returned image"
+    if transform and not state.boxes and len(run.train_data.boxes):
+        log.message(f"warning: none of the training images so far has a box; {check}")
+    elif transform and unassigned > 0.9 * state.boxes:
+        log.message(f"warning: {unassigned} of {state.boxes} boxes so far are not assigned to any location; {check}")
+    elif unassigned and isinstance(run.config.model, FCOSConfig):  # the message names options of FCOS
         log.message(
             f"warning: {unassigned} of {state.boxes} boxes so far ({unassigned / state.boxes:.1%}) are"
-            " learned by no location, most often because they are small or covered by others; larger images"
-            " (data.short_side), a smaller stride (model.strides) or other model.size_ranges give them one"
+            " not assigned to any location, usually because they are small or covered by other boxes; try larger images"
+            " (data.short_side), a smaller stride (model.strides) or other model.size_ranges"
         )
 
 
 def _evaluation_due(run: Run, progress: TrainingProgress) -> bool:
     """Return whether a multiple of `eval_every` was passed since the last evaluation; `_finish` handles the end."""
-    return run.val_data is not None and progress.fraction < 1 and _marks(run, progress) > run.marks
+    return run.val_data is not None and progress.fraction < 1 and _count_marks(run, progress) > run.marks
 
 
-def _marks(run: Run, progress: TrainingProgress) -> int:
+def _count_marks(run: Run, progress: TrainingProgress) -> int:
     """Return the number of multiples of `eval_every` that the run has passed."""
     every = run.config.train.eval_every
     if every is None:
@@ -263,12 +271,12 @@ def _marks(run: Run, progress: TrainingProgress) -> int:
     return math.floor((progress.iteration if every >= 1 else progress.fraction) / every + 1e-9)
 
 
-def _evaluate_belatedly(run: Run, log: RunLog, stop_request: StopRequest, *, total: float) -> None:
+def _evaluate_if_overdue(run: Run, log: RunLog, stop_request: StopRequest, *, total: float) -> None:
     """Run the evaluation that was still due when the run stopped."""
-    before = max(run.state.evaluated_at, 0)
+    last_evaluated = max(run.state.evaluated_at, 0)
     progress = run.progress(total)
     # The length of the run and `eval_every` may have changed since the last evaluation.
-    run.marks = _marks(run, progress._replace(iteration=before, fraction=before / total))
+    run.marks = _count_marks(run, progress._replace(iteration=last_evaluated, fraction=last_evaluated / total))
     if _evaluation_due(run, progress):
         _evaluate(run, log, stop_request, progress)
 
@@ -279,7 +287,7 @@ def _out_of_patience(run: Run) -> bool:
     return patience is not None and run.state.stale >= patience
 
 
-def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: TrainingProgress) -> None:
+def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: TrainingProgress) -> Evaluation:
     """Evaluate on the validation set.
 
     Writes weights/last.pt before the evaluation and again with the metrics, and weights/best.pt if they are the best.
@@ -294,9 +302,15 @@ def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: Traini
     run.save_last()
     evaluation = evaluate(run.detector, run.val_data, run.config, device=run.device, progress=show)
     run.state.evaluations += 1
-    run.state.evaluated_at, run.marks = run.state.iteration, _marks(run, progress)
+    run.state.evaluated_at, run.marks = run.state.iteration, _count_marks(run, progress)
     run.save_if_best(evaluation)
     log.evaluation(progress, evaluation.metrics)
+    metric = run.config.train.best_metric
+    if run.state.evaluations == 1 and math.isnan(evaluation.metrics[metric]):
+        log.message(
+            f"warning: train.best_metric={metric} is undefined because val has no objects that it counts; best.pt will"
+            " contain the last weights"
+        )
     run.save_last(evaluation)
     if rank() == 0:
         try:
@@ -309,12 +323,14 @@ def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: Traini
             )
         except OSError as error:  # a full disk must not end the run
             log.message(f"warning: no pictures of the detections: {error}")
+    return evaluation
 
 
 def _finish(run: Run, log: RunLog, stop_request: StopRequest) -> None:
     """Finish the run after its last iteration: evaluate, save, and print a summary."""
     log.sum_up()
     _report_unassigned(run, log)
+    evaluation = None
     if _out_of_patience(run):
         metric = run.config.train.best_metric
         log.message(f"stopped early: no better {metric} in the last {run.state.stale} evaluations")
@@ -322,21 +338,21 @@ def _finish(run: Run, log: RunLog, stop_request: StopRequest) -> None:
         run.save_last()
     elif run.state.evaluated_at != run.state.iteration or not run.state.best:
         # Otherwise the run was resumed after its final evaluation.
-        _evaluate(run, log, stop_request, run.progress(max(run.state.iteration, 1)))
+        evaluation = _evaluate(run, log, stop_request, run.progress(max(run.state.iteration, 1)))
     if not run.state.best:
-        run.save_best_without_figures()
+        run.save_last_as_best(evaluation)
     run.require_saved()
-    metric, figures = run.config.train.best_metric, run.state.best
-    best = "the last weights, nothing was measured"
-    if figures:
-        best = f"{metric} {figures[metric]:.3f} on val"
+    metric, best_metrics = run.config.train.best_metric, run.state.best
+    description = "the last weights, no validation"
+    if best_metrics:
+        description = f"{metric} {best_metrics[metric]:.3f} on val"
     elif run.state.evaluations:
-        best = f"the last weights, val has no object that {metric} counts"
-    done = plural(run.state.iteration, "iteration")
-    log.message(f"{done}, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {best}")
+        description = f"the last weights, {metric} is undefined because val has no objects that it counts"
+    iterations = plural(run.state.iteration, "iteration")
+    log.message(f"{iterations}, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {description}")
 
 
-class _Enough(Exception):
+class _SpeedKnown(Exception):
     """Signal that ends an evaluation once its speed is known."""
 
 
@@ -345,56 +361,56 @@ def _measure_end(run: Run, seconds: float, clock: Callable[[], float], stop_requ
 
     The measurement itself takes about `seconds`; with several processes it takes a whole evaluation.
     """
-    began = clock()
+    start_time = clock()
     run.save_last()
-    saving = 3 * (clock() - began)
+    save_seconds = 3 * (clock() - start_time)
     if run.val_data is None:
-        return saving
-    began = clock()
-    marks: list[tuple[float, int, int]] = []
+        return save_seconds
+    start_time = clock()
+    samples: list[tuple[float, int, int]] = []
 
     def progress(done: int, total: int) -> None:
         if stop_request.requested:
             raise KeyboardInterrupt  # the checkpoint has just been saved
-        marks.append((clock(), done, total))
-        if len(marks) > 1 and clock() - began > seconds and world_size() == 1:  # all processes must finish together
-            raise _Enough
+        samples.append((clock(), done, total))
+        # Several processes must finish together.
+        if len(samples) > 1 and clock() - start_time > seconds and world_size() == 1:
+            raise _SpeedKnown
 
     try:
         evaluate(run.detector, run.val_data, run.config, device=run.device, progress=progress)
-    except _Enough:
-        (first, some, _), (last, more, total) = marks[0], marks[-1]
-        return saving + last - began + (last - first) / (more - some) * (total - more)
-    return saving + clock() - began
+    except _SpeedKnown:
+        (first_time, first_done, _), (last_time, last_done, total) = samples[0], samples[-1]
+        remaining_seconds = (last_time - first_time) / (last_done - first_done) * (total - last_done)
+        return save_seconds + last_time - start_time + remaining_seconds
+    return save_seconds + clock() - start_time
 
 
-def _introduction(run: Run, origin: str, micro_batches: int) -> str:
+def _start_message(run: Run, origin: str, micro_batches: int) -> str:
     """Return the first lines of the log: run, data, origin of the weights, batch, learning rate and warnings."""
     train_data, val_data, settings = run.train_data, run.val_data, run.config.train
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
     val = "no val split, the last weights become best.pt" if val_data is None else plural(len(val_data), "val image")
     counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
-    rule, images = REFERENCE_RATES[settings.optimizer]
-    at_a_time = -(-settings.batch_size // (world_size() * micro_batches))
-    share = (
-        f"{plural(settings.batch_size, 'image')} over {plural(world_size(), 'process')}, at most {at_a_time} at a time"
-    )
+    base_lr, base_images = REFERENCE_RATES[settings.optimizer]
+    micro_batch = -(-settings.batch_size // (world_size() * micro_batches))
+    images, processes = plural(settings.batch_size, "image"), plural(world_size(), "process")
     lines = [
         f"run: {run.folder}, on {run.device}, {parameters:.1f} M parameters",
         f"data: {', '.join(plural(count, noun) for count, noun in counts)}; {val}",
         origin,
-        f"step: {share}; learning rate {settings.lr:g}, by the linear rule {linear_rule(run.config):g}"
-        f" ({rule:g} for {images} images)",
+        f"step: {images} over {processes}, at most {micro_batch} in a micro-batch; learning rate {settings.lr:g}"
+        f" (linear scaling rule: {linear_rule(run.config):g}, from {base_lr:g} for {base_images} images)",
     ]
     fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None
     lines += [f"warning: {text}" for text in start_warnings(run.config, train_data, fresh_backbone=fresh)]
     return "\n".join(lines)
 
 
-def _warn_of_warmup(run: Run, total: float, log: RunLog) -> None:
+def _warn_about_warmup(run: Run, total: float, log: RunLog) -> None:
     settings = run.config.train
     if settings.warmup != "none" and total <= settings.warmup_iterations:
         log.message(
             f"warning: the run of about {plural(round(total), 'iteration')} ends within the warm-up; set"
-            f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of it"
+            f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of the iterations"
         )

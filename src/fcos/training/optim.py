@@ -42,7 +42,7 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
     Raises:
         ConfigError: a pattern matches no parameter.
     """
-    frozen = {name for pattern in patterns for name in _named_like(pattern, model, option="train.freeze")}
+    frozen = {name for pattern in patterns for name in _match_names(pattern, model, option="train.freeze")}
     for path, module in list(model.named_modules()):
         names = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
         if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and names and frozen.issuperset(names):
@@ -52,13 +52,13 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def _named_like(pattern: str, model: nn.Module, *, option: str) -> list[str]:
+def _match_names(pattern: str, model: nn.Module, *, option: str) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
-    found = fnmatch.filter(names, pattern)
-    if not found:
+    matches = fnmatch.filter(names, pattern)
+    if not matches:
         examples = ", ".join(names[:: max(len(names) // 4, 1)])
-        raise ConfigError(f"{option}: no parameter has a name like {pattern!r}; there are for example {examples}")
-    return found
+        raise ConfigError(f"{option}: {pattern!r} matches no parameter; examples of names: {examples}")
+    return matches
 
 
 def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterSetting]:
@@ -78,7 +78,7 @@ def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterS
     """
     factors: dict[str, float] = {}
     for pattern, factor in config.lr_factors.items():
-        factors |= dict.fromkeys(_named_like(pattern, model, option="train.lr_factors"), factor)
+        factors |= dict.fromkeys(_match_names(pattern, model, option="train.lr_factors"), factor)
     settings = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -89,7 +89,7 @@ def parameter_settings(model: nn.Module, config: TrainConfig) -> list[ParameterS
                 rate *= config.offset_lr_factor
             settings.append(ParameterSetting(name, parameter, rate, decay))
     if not settings:
-        raise ConfigError("nothing is left to learn; name fewer parameters in train.freeze")
+        raise ConfigError("no trainable parameter is left; freeze fewer parameters with train.freeze")
     return settings
 
 
@@ -140,8 +140,8 @@ def learning_rate_factor(step: int, total: float, config: TrainConfig) -> float:
         decay = 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
     else:
         # Half a step of slack makes a milestone given as a fraction fall on the nearest step, regardless of rounding.
-        passed = sum((m if m >= 1 else m * total) <= step + 0.5 for m in config.milestones)
-        decay = config.gamma**passed
+        num_passed = sum((m if m >= 1 else m * total) <= step + 0.5 for m in config.milestones)
+        decay = config.gamma**num_passed
     if config.warmup == "none" or step >= config.warmup_iterations:
         return decay
     if config.warmup == "constant":
@@ -176,6 +176,6 @@ class WeightAverage:
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         averaged, latest = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
         get_ema_multi_avg_fn(decay)(averaged, latest, self.updates)
-        for mine, new in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(new)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)

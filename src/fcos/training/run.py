@@ -17,12 +17,12 @@ from ..checkpoint import Checkpoint, load_weights
 from ..config import Config
 from ..distributed import barrier, rank, world_size
 from ..errors import ConfigError
-from .elastic import orphaned
+from .elastic import is_orphaned
 from .environment import save_environment
-from .folder import CONFIG, LAST, names_folder, write_text
+from .folder import CONFIG, LAST, explain_write_errors, write_text
 from .logs import RunLog, Step, StepResult, TrainingProgress
 from .optim import WeightAverage, build_optimizer
-from .saving import Saver, Weights, upgraded
+from .saving import Saver, Weights, upgrade_training_state
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
@@ -109,12 +109,12 @@ class Run:
             licence=licence,
         )
         self._elapsed = elapsed
-        self._earlier = 0.0
+        self._earlier_seconds = 0.0
 
     def save_config(self) -> None:
         """Write config.yaml and environment.json. Call this only after all checks of the config have passed."""
         if rank() == 0:
-            with names_folder(self.folder):
+            with explain_write_errors(self.folder):
                 write_text(self.folder / CONFIG, self.config.to_yaml())
                 save_environment(self.folder, self.device)
 
@@ -125,7 +125,7 @@ class Run:
 
     def elapsed(self) -> float:
         """Return the seconds since the start of the run, excluding the time between a stop and a resume."""
-        return self._earlier + self._elapsed()
+        return self._earlier_seconds + self._elapsed()
 
     def progress(self, total: float) -> TrainingProgress:
         """Return the current progress of a run of `total` iterations."""
@@ -161,7 +161,7 @@ class Run:
         training = {
             "state": asdict(self.state),
             "optimizer": optimizer,
-            "learning": self._learning(),
+            "learning": self._trainable_names(),
             "scaler": self.scaler.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
             "updates": self.average.updates if self.average else 0,
@@ -186,20 +186,26 @@ class Run:
             self._saver.save_best(self._weights(evaluation))
             self._saver.save_evaluation(evaluation)
 
-    def save_best_without_figures(self) -> None:
-        """Write the current weights to weights/best.pt, for runs without metrics to choose the best weights by."""
-        self._saver.save_best(self._weights(None))
+    def save_last_as_best(self, evaluation: Evaluation | None) -> None:
+        """Write the current weights to weights/best.pt, for runs in which `train.best_metric` was never defined.
+
+        Args:
+            evaluation: Evaluation of these weights, which is written to val/; None: there is no val split.
+        """
+        self._saver.save_best(self._weights(evaluation))
+        if evaluation is not None:
+            self._saver.save_evaluation(evaluation)
 
     def require_saved(self) -> None:
         """Raise TrainingError if the last attempt to write a file failed, see `Saver.require_saved`."""
-        self._saver.require_saved(self.command)
+        self._saver.require_saved(self.resume_hint)
 
     @property
-    def command(self) -> str:
+    def resume_hint(self) -> str:
         """Hint for the user with the command that resumes the run."""
         return f"continue with: fcos train {self.folder / CONFIG} train.resume=true"
 
-    def _learning(self) -> list[str]:
+    def _trainable_names(self) -> list[str]:
         """Return the names of the trainable parameters, in the order of the optimiser state."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -219,20 +225,20 @@ class Run:
         where = str(self.folder / LAST)
         if checkpoint.training is None:
             raise ConfigError(
-                f"train.resume: {where} is for detection only; start a new run with train.weights={where}"
+                f"train.resume: {where} contains no training state; start a new run with train.weights={where}"
             )
-        saved = upgraded(checkpoint.training)
+        saved = upgrade_training_state(checkpoint.training)
         if checkpoint.class_names != self.train_data.class_names:
             raise ConfigError(
-                f"train.resume: {where} has the classes {', '.join(checkpoint.class_names)}, the data"
-                f" {', '.join(self.train_data.class_names)}; to train on other classes start a new run with"
+                f"train.resume: {where} has the classes {', '.join(checkpoint.class_names)}, but the data has"
+                f" {', '.join(self.train_data.class_names)}; to train on other classes, start a new run with"
                 f" train.weights={where}"
             )
-        names, before = self._learning(), saved.get("learning", self._learning())
+        names, saved_names = self._trainable_names(), saved.get("learning", self._trainable_names())
         groups = self.optimizer.state_dict()["param_groups"]
-        if set(groups[0]) != set(saved["optimizer"]["param_groups"][0]) or set(names) != set(before):
+        if set(groups[0]) != set(saved["optimizer"]["param_groups"][0]) or set(names) != set(saved_names):
             raise ConfigError(
-                f"train.resume: {where} was trained with another optimiser, or other parameters learned;"
+                f"train.resume: {where} was saved with a different optimiser or different trainable parameters;"
                 f" restore these options, or start a new run with train.weights={where}"
             )
         load_weights(self.model, saved["weights"] or checkpoint.model, where=where)
@@ -240,20 +246,20 @@ class Run:
             load_weights(self.average.model, checkpoint.model, where=where)
             self.average.updates = saved["updates"]
         # The current options may group the parameters differently, so the state is matched by parameter name.
-        state = {names.index(before[i]): values for i, values in saved["optimizer"]["state"].items()}
+        state = {names.index(saved_names[i]): values for i, values in saved["optimizer"]["state"].items()}
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
         self.state = TrainState(**saved["state"])
         if saved.get("best"):
-            best, *known = saved["best"]
-            self._saver.unsaved_best = Weights(copy.deepcopy(self.detector).cpu(), *known)
+            best, *metadata = saved["best"]
+            self._saver.unsaved_best = Weights(copy.deepcopy(self.detector).cpu(), *metadata)
             load_weights(self._saver.unsaved_best.model, best, where=where)
         self.unlogged[:] = [
-            (TrainingProgress(*progress), Step(StepResult(*result), *rest))
-            for progress, result, *rest in saved["steps"]
+            (TrainingProgress(*progress), Step(StepResult(*result), *timing))
+            for progress, result, *timing in saved["steps"]
         ]
-        self._earlier = self.state.seconds
+        self._earlier_seconds = self.state.seconds
         torch.set_rng_state(saved["rng"])
         if saved["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
@@ -282,13 +288,13 @@ class StopRequest:
         if world_size() == 1 or kind in (None, KeyboardInterrupt):
             self._restore()  # not on errors: the launcher's SIGTERM would end this process before its error is shown
         if kind is KeyboardInterrupt and (self._run.folder / LAST).is_file():
-            reason = "interrupted: the launcher is gone" if orphaned() else "interrupted"
-            self._log.message(f"{reason}; {self._run.command}")
+            reason = "interrupted: the launcher has ended" if is_orphaned() else "interrupted"
+            self._log.message(f"{reason}; {self._run.resume_hint}")
 
     @property
     def requested(self) -> bool:
         """True if this process was asked to stop. `train_step` combines the requests of all processes."""
-        return self._signalled or orphaned()
+        return self._signalled or is_orphaned()
 
     def stop(self) -> NoReturn:
         """Write weights/last.pt and raise KeyboardInterrupt. Every process must call this method."""

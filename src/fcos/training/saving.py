@@ -55,7 +55,7 @@ class Saver:
         self.folder, self.config, self.licence = folder, config, licence
         self.class_names, self.category_ids = class_names, category_ids
         self.unsaved_best: Weights | None = None
-        self._problems: dict[Path, str] = {}
+        self._errors: dict[Path, str] = {}
 
     def save_last(self, weights: Weights, training: dict[str, Any]) -> None:
         """Write weights/last.pt with the training state for resuming."""
@@ -79,23 +79,23 @@ class Saver:
             except OSError as error:
                 logger.warning("warning: %s: not saved: %s", self.folder / "val", error)
 
-    def require_saved(self, command: str) -> None:
+    def require_saved(self, resume_hint: str) -> None:
         """Check that every weights file has been written, before the run ends.
 
         Args:
-            command: hint for the error message on how to resume the run.
+            resume_hint: hint for the error message on how to resume the run.
 
         Raises:
             TrainingError: the last attempt to write a file failed.
         """
         self.save_best_again()
-        if self._problems:
-            problems = "; ".join(f"{self.folder / file}: not saved: {why}" for file, why in self._problems.items())
-            raise TrainingError(f"{problems}; what was saved before is still there; make room, then {command}")
+        if self._errors:
+            errors = "; ".join(f"{self.folder / file}: not saved: {error}" for file, error in self._errors.items())
+            raise TrainingError(f"{errors}; files saved earlier are unchanged; free up disk space, then {resume_hint}")
 
     def _save(self, file: Path, weights: Weights, training: dict[str, Any] | None) -> bool:
         """Write a weights file; return True if this succeeded, the same on all processes."""
-        problem = None
+        message = None
         if rank() == 0:
             try:
                 save_checkpoint(
@@ -112,28 +112,28 @@ class Saver:
                     keep=self.config.train.keep if file == LAST else 1,
                 )
             except OSError as error:
-                problem = str(error)
-                if problem != self._problems.get(file):
+                message = str(error)
+                if message != self._errors.get(file):
                     logger.warning(
-                        "warning: %s: not saved: %s; what was saved before is still there, and saving is tried again;"
-                        " make room",
+                        "warning: %s: not saved: %s; files saved earlier are unchanged, and saving will be tried again;"
+                        " free up disk space",
                         self.folder / file,
-                        problem,
+                        message,
                     )
-        problem = broadcast(problem)
-        self._problems.pop(file, None)
-        if problem is not None:
-            self._problems[file] = problem
-        return problem is None
+        message = broadcast(message)
+        self._errors.pop(file, None)
+        if message is not None:
+            self._errors[file] = message
+        return message is None
 
 
-def upgraded(training: dict[str, Any]) -> dict[str, Any]:
+def upgrade_training_state(training: dict[str, Any]) -> dict[str, Any]:
     """Convert the `training` entry of a checkpoint of this or an earlier version to the current format."""
     state = {name: value for name, value in training["state"].items() if name not in ("marks", "unassigned")}
     if "unassigned" in training["state"]:
         state["stats"] = {"unassigned": training["state"]["unassigned"]}
     steps = []
-    for progress, (losses, grad_norm, boxes, stats, *learned), *step in training.get("steps", []):
+    for progress, (losses, grad_norm, boxes, stats, *rest), *step in training.get("steps", []):
         stats = {"unassigned": stats} if isinstance(stats, int) else stats  # noqa: PLW2901
-        steps.append((progress, (losses, grad_norm, boxes, stats, *learned), *step))
+        steps.append((progress, (losses, grad_norm, boxes, stats, *rest), *step))
     return {**training, "state": state, "steps": steps}

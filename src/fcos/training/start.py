@@ -42,9 +42,9 @@ def start_from(
         WeightsError: the weights do not fit the model, see `load_weights`. If the config of the weights is known, the
             message names the options that would fit.
     """
-    own, weights = model.state_dict(), {k: w for k, w in checkpoint.model.items() if k not in PIXELS}
+    tensors, weights = model.state_dict(), {k: w for k, w in checkpoint.model.items() if k not in PIXELS}
     optional = tuple(f"{path}." for path in model.optional_modules)
-    missing = {name: own[name] for name in own if name.startswith(optional) and name not in weights}
+    missing = {name: tensors[name] for name in tensors if name.startswith(optional) and name not in weights}
     nameless = not checkpoint.class_names and len(class_names) == len(checkpoint.category_ids)
     same_classes = nameless or tuple(class_names) == checkpoint.class_names
     head = {} if same_classes else _class_head(model, weights, checkpoint.class_names, class_names)
@@ -52,32 +52,38 @@ def start_from(
     try:
         load_weights(model, {**weights, **missing, **head}, where=where)
     except WeightsError as error:
-        other = _other_structure(checkpoint, config)
-        raise WeightsError(f"{error}: {' '.join(other)}" if other else str(error)) from None
-    used = weights.keys() & own.keys()  # the rest are batch-norm counters, see `load_weights`
-    taken = f"all {len(used)}" if same_classes else len(used - head.keys())
-    summary = f"weights: {taken} tensors from {where}"
-    sections = _conventions(checkpoint, config), config.model_dump(mode="json")
-    there, here = ({key: as_option(value) for key, value in flatten(section).items()} for section in sections)
-    meanings = with_role(options_of(type(config)), "meaning")
-    other = " ".join(f"model.{key}={there[key]}" for key in meanings if key in there and there[key] != here.get(key))
-    if other:
-        summary += f"; they were trained with {other}, which fits them better"
+        differences = _structure_options(checkpoint, config)
+        raise WeightsError(f"{error}: {' '.join(differences)}" if differences else str(error)) from None
+    used_names = weights.keys() & tensors.keys()  # the rest are batch-norm counters, see `load_weights`
+    loaded = f"all {len(used_names)}" if same_classes else len(used_names - head.keys())
+    summary = f"weights: {loaded} tensors from {where}"
+    sections = _trained_model_options(checkpoint, config), config.model_dump(mode="json")
+    trained_options, options = (
+        {key: as_option(value) for key, value in flatten(section).items()} for section in sections
+    )
+    keys = with_role(options_of(type(config)), "meaning")
+    differences = " ".join(
+        f"model.{key}={trained_options[key]}"
+        for key in keys
+        if key in trained_options and trained_options[key] != options.get(key)
+    )
+    if differences:
+        summary += f"; they were trained with {differences}; use the same options"
     if head:
-        summary += f"\n  {', '.join(head)}: {_carried(checkpoint, class_names)}"
+        summary += f"\n  {', '.join(head)}: {_describe_class_head(checkpoint, class_names)}"
     if missing:
-        summary += f"\n  {some(list(missing))}: fresh, because the weights have none"
+        summary += f"\n  {some(list(missing))}: newly initialised, because the weights do not contain them"
     return summary
 
 
-def _conventions(checkpoint: Checkpoint, config: DetectorConfig) -> Mapping[str, Any]:
+def _trained_model_options(checkpoint: Checkpoint, config: DetectorConfig) -> Mapping[str, Any]:
     """Return the section `model` of the config that the weights were trained with, as far as it is known."""
     if checkpoint.project == "fcos_core" and config.box_convention != "inclusive":  # else it already follows fcos_core
         return with_fcos_core_conventions({"model": config.model_dump(mode="json")})["model"]
     return checkpoint.config.get("model", {})
 
 
-def _other_structure(checkpoint: Checkpoint, config: DetectorConfig) -> list[str]:
+def _structure_options(checkpoint: Checkpoint, config: DetectorConfig) -> list[str]:
     """Return the command-line options that give the model the structure of the weights; empty if unknown or equal."""
     if checkpoint.project == "fcos_core" or "model" not in checkpoint.config:
         return []
@@ -87,23 +93,23 @@ def _other_structure(checkpoint: Checkpoint, config: DetectorConfig) -> list[str
         return []
     if type(section) is not type(config):
         return [f"model.name={section.name}"]
-    there, here = (flatten(model.model_dump(mode="json")) for model in (section, config))
-    if there["backbone.name"] != here["backbone.name"]:  # another name has other defaults
-        default = type(section.backbone).model_validate({"name": there["backbone.name"]})
-        here |= flatten(default.model_dump(mode="json", exclude={"name"}), "backbone.")
-    for options in (there, here):
-        if options.get("backbone.norm") in ("frozen_bn", "sync_bn"):
-            options["backbone.norm"] = "bn"  # the tensors are the same
-    options = options_of(type(config))
+    trained_options, options = (flatten(model.model_dump(mode="json")) for model in (section, config))
+    if trained_options["backbone.name"] != options["backbone.name"]:  # another name has other defaults
+        default = type(section.backbone).model_validate({"name": trained_options["backbone.name"]})
+        options |= flatten(default.model_dump(mode="json", exclude={"name"}), "backbone.")
+    for section_options in (trained_options, options):
+        if section_options.get("backbone.norm") in ("frozen_bn", "sync_bn"):
+            section_options["backbone.norm"] = "bn"  # the tensors are the same
+    option_info = options_of(type(config))
     return [
         f"model.{key}={as_option(value)}"
-        for key, value in in_effect(there, options).items()
-        if (info := info_of(options, key)) and "shape" in info.roles and value != here.get(key)
+        for key, value in in_effect(trained_options, option_info).items()
+        if (info := info_of(option_info, key)) and "shape" in info.roles and value != options.get(key)
     ]
 
 
 def _class_head(
-    model: DetectionModel, weights: Mapping[str, Tensor], there: Sequence[str], here: Sequence[str]
+    model: DetectionModel, weights: Mapping[str, Tensor], weight_classes: Sequence[str], model_classes: Sequence[str]
 ) -> dict[str, Tensor]:
     """Return the parameters with per-class rows, with the rows of shared classes from the weights.
 
@@ -113,30 +119,37 @@ def _class_head(
     Args:
         model: model of the new run.
         weights: tensors of the checkpoint by name.
-        there: class names of the weights, in label order.
-        here: class names of the model, in label order.
+        weight_classes: class names of the weights, in label order.
+        model_classes: class names of the model, in label order.
     """
-    known = [(label, there.index(name)) for label, name in enumerate(here) if name in there]
-    own = model.state_dict()
-    head = {name: own[name].clone() for name in model.class_parameters}
-    for name in head.keys() & weights.keys() if known else ():
+    shared = [(label, weight_classes.index(name)) for label, name in enumerate(model_classes) if name in weight_classes]
+    tensors = model.state_dict()
+    head = {name: tensors[name].clone() for name in model.class_parameters}
+    for name in head.keys() & weights.keys() if shared else ():
         layout = model.class_parameters[name]
-        if weights[name].shape != (layout.count(len(there)), *own[name].shape[1:]):
+        if weights[name].shape != (layout.count(len(weight_classes)), *tensors[name].shape[1:]):
             head[name] = weights[name]  # `load_weights` raises an error for it
             continue
-        for label, label_there in known:
-            head[name][layout.of(label, len(here))] = weights[name][layout.of(label_there, len(there))]
-        for row, row_there in zip(layout.of_none(len(here)), layout.of_none(len(there)), strict=True):
-            head[name][row] = weights[name][row_there]
+        for label, weight_label in shared:
+            head[name][layout.of(label, len(model_classes))] = weights[name][
+                layout.of(weight_label, len(weight_classes))
+            ]
+        for row, weight_row in zip(
+            layout.of_none(len(model_classes)), layout.of_none(len(weight_classes)), strict=True
+        ):
+            head[name][row] = weights[name][weight_row]
     return head
 
 
-def _carried(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
+def _describe_class_head(checkpoint: Checkpoint, class_names: Sequence[str]) -> str:
     """Return a message on which rows of the class head were loaded when the classes differ."""
-    known = [name for name in class_names if name in checkpoint.class_names]
-    fresh = [name for name in class_names if name not in checkpoint.class_names]
-    if not known:
-        there = some(checkpoint.class_names) or f"{len(checkpoint.category_ids)} without names"
-        return f"fresh, because the classes differ: {there} there, {some(class_names)} here"
-    rows = f"{len(known)} of {len(class_names)} rows by class name ({some(known)})"
-    return f"partly, {rows}; fresh: {some(fresh)}" if fresh else f"taken, {rows}"
+    shared = [name for name in class_names if name in checkpoint.class_names]
+    new = [name for name in class_names if name not in checkpoint.class_names]
+    if not shared:
+        weight_classes = some(checkpoint.class_names) or f"{len(checkpoint.category_ids)} unnamed classes"
+        return (
+            f"newly initialised, because the classes differ: the weights have {weight_classes}, the data has"
+            f" {some(class_names)}"
+        )
+    rows = f"{len(shared)} of {len(class_names)} rows by class name ({some(shared)})"
+    return f"loaded {rows}; newly initialised: {some(new)}" if new else f"loaded {rows}"

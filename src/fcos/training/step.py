@@ -26,7 +26,7 @@ from .logs import StepResult
 from .optim import autocast
 from .run import Run, StopRequest
 
-SKIPS = 10
+MAX_SKIPS = 10
 """Number of consecutive skipped steps (non-finite loss or gradients) that ends a run even with `on_nonfinite=skip`."""
 
 
@@ -39,8 +39,8 @@ def require_compiler(device: torch.device) -> None:
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(
-            f"train.compile: torch.compile needs a C++ compiler on the CPU, and {compiler} is not there; install one"
-            " (apt-get install g++), name it in CXX, or leave the option out"
+            f"train.compile: torch.compile needs a C++ compiler on the CPU, but {compiler} was not found; install one"
+            " (apt-get install g++), set CXX, or remove the option"
         )
 
 
@@ -65,38 +65,38 @@ def count_micro_batches(model: DetectionModel, config: Config, *, most_boxes: in
         ConfigError: there are more processes than images in a batch, or, with `sync_bn`, a process has fewer images
             than micro-batches.
     """
-    batch_size, micro_batch, count = config.train.batch_size, config.train.micro_batch, world_size()
-    if batch_size < count:
+    batch_size, micro_batch, num_processes = config.train.batch_size, config.train.micro_batch, world_size()
+    if batch_size < num_processes:
         raise ConfigError(
-            f"train.batch_size={batch_size}: at least one image for each of the {count} processes is needed"
+            f"train.batch_size={batch_size}: expected at least one image for each of the {num_processes} processes"
         )
-    most = -(-batch_size // count)
+    largest_shard = -(-batch_size // num_processes)
     if micro_batch == "auto":
-        micro_batch = most
+        micro_batch = largest_shard
         while micro_batch > 1 and not all(all_gather(_fits(model, config, micro_batch, most_boxes))):
             micro_batch = -(-micro_batch // 2)
-    micro_batches = -(-most // (micro_batch or most))
-    if micro_batches > batch_size // count and config.model.backbone.norm == "sync_bn":
+    micro_batches = -(-largest_shard // (micro_batch or largest_shard))
+    if micro_batches > batch_size // num_processes and config.model.backbone.norm == "sync_bn":
         raise ConfigError(
-            f"train.micro_batch={micro_batch}: sync_bn needs as many micro-batches on all {count} processes, but some"
-            f" have {batch_size // count} images of a batch and others {most}; let train.batch_size be a multiple of"
-            f" {count}"
+            f"train.micro_batch={micro_batch}: sync_bn needs the same number of micro-batches on all {num_processes}"
+            f" processes, but some get {batch_size // num_processes} images of a batch and others {largest_shard}; set"
+            f" train.batch_size to a multiple of {num_processes}"
         )
     return micro_batches
 
 
-def _fits(model: DetectionModel, config: Config, size: int, most_boxes: int) -> bool:
-    """Return whether `size` images of the largest size fit into GPU memory; always True without CUDA."""
+def _fits(model: DetectionModel, config: Config, num_images: int, most_boxes: int) -> bool:
+    """Return whether `num_images` images of the largest size fit into GPU memory; always True without CUDA."""
     device, data = model.device, config.data
     if device.type != "cuda":
         return True
     # A batch with both orientations is padded to a square.
     short_side = data.largest_short_side if data.group_by_aspect else data.max_side
     height, width = padded_size((short_side, data.max_side), data.size_divisor)
-    images = torch.zeros(size, 3, height, width, dtype=torch.uint8, device=device)
-    sizes = torch.tensor([[height, width]] * size, device=device)
+    images = torch.zeros(num_images, 3, height, width, dtype=torch.uint8, device=device)
+    sizes = torch.tensor([[height, width]] * num_images, device=device)
     box, label = torch.tensor([[0.0, 0.0, width, height]], device=device), torch.tensor([0], device=device)
-    targets = [Objects(box.expand(most_boxes, 4), label.expand(most_boxes))] * size
+    targets = [Objects(box.expand(most_boxes, 4), label.expand(most_boxes))] * num_images
     # A collective: call it before this process can run out of memory.
     normalizers = model.loss_normalizers([Objects(box[:0], label[:0])], (height, width))
     normalizers = None if normalizers is None else torch.ones_like(normalizers)
@@ -117,18 +117,18 @@ def _fits(model: DetectionModel, config: Config, size: int, most_boxes: int) -> 
         torch.cuda.empty_cache()
 
 
-def wrapped(run: Run) -> nn.Module:
+def wrap_model(run: Run) -> nn.Module:
     """Return the model, compiled if `train.compile` is set, and wrapped in DDP if several processes train."""
     if run.config.train.compile:
         compile_modules(run.model)
     if world_size() == 1:
         return run.model
     if is_own(run.config.model.backbone.name):  # it may leave parameters unused
-        return DistributedDataParallel(_WithUnused(run.model), find_unused_parameters=True)
+        return DistributedDataParallel(_UnusedParameterModel(run.model), find_unused_parameters=True)
     return DistributedDataParallel(run.model)
 
 
-class _WithUnused(nn.Module):
+class _UnusedParameterModel(nn.Module):
     """Model with one unused parameter, so that DDP(find_unused_parameters=True) does not warn that there is none."""
 
     def __init__(self, model: DetectionModel):
@@ -169,32 +169,34 @@ def train_step(
     # One collective and one device-to-host transfer for everything that the processes must agree on.
     terms = torch.stack(list(losses.terms.values()))
     stats = [count.to(terms) for count in losses.stats.values()]
-    own = terms.new_tensor([num_boxes, stop_request.requested])
-    means = mean_over_processes(torch.cat([terms, norm.to(terms)[None], own, *(count[None] for count in stats)]))
-    values = means[: len(terms)].tolist()
+    process_counts = terms.new_tensor([num_boxes, stop_request.requested])
+    means = mean_over_processes(
+        torch.cat([terms, norm.to(terms)[None], process_counts, *(count[None] for count in stats)])
+    )
+    loss_values = means[: len(terms)].tolist()
     grad_norm, boxes, stops, *counts = means[len(terms) :].tolist()
-    named = dict(zip(losses.terms, values, strict=True))
+    losses_by_name = dict(zip(losses.terms, loss_values, strict=True))
 
     skipped = ""
-    if all(map(math.isfinite, (*values, grad_norm))):
+    if all(map(math.isfinite, (*loss_values, grad_norm))):
         if settings.clip_norm:
             clip_grads_with_norm_(parameters, settings.clip_norm, norm)
         run.scaler.step(run.optimizer)
         if run.average:
             run.average.update(run.model)
         state.skips = 0
-    elif all(map(math.isfinite, values)) and run.scaler.get_scale() > 1:
+    elif all(map(math.isfinite, loss_values)) and run.scaler.get_scale() > 1:
         pass  # the scaled gradients overflow float16; `update` lowers the scale until they fit
     else:
         for buffer, before in statistics:
             buffer.copy_(before)  # non-finite running statistics would never recover
-        skipped = explain_non_finite(run, batch, named, grad_norm)
+        skipped = explain_non_finite(run, batch, losses_by_name, grad_norm)
         state.skips += 1
-        if settings.on_nonfinite == "stop" or state.skips == SKIPS:
+        if settings.on_nonfinite == "stop" or state.skips == MAX_SKIPS:
             raise TrainingError(skipped)
     run.scaler.update()
     totals = {name: round(mean * world_size()) for name, mean in zip(losses.stats, counts, strict=True)}
-    return StepResult(named, grad_norm, round(boxes * world_size()), totals, stops > 0, skipped)
+    return StepResult(losses_by_name, grad_norm, round(boxes * world_size()), totals, stops > 0, skipped)
 
 
 def _accumulate(ddp_model: nn.Module, batch: Batch, run: Run, micro_batches: int) -> Losses:
@@ -206,17 +208,17 @@ def _accumulate(ddp_model: nn.Module, batch: Batch, run: Run, micro_batches: int
     height, width = images.shape[-2:]
     # A collective, so the condition must not depend on the number of images, which differs between processes. For a
     # single micro-batch, `forward` computes the normalizers, which avoids assigning the targets twice.
-    several = micro_batches > 1
-    normalizers = run.model.loss_normalizers(targets, (height, width)) if several else None
+    is_split = micro_batches > 1
+    normalizers = run.model.loss_normalizers(targets, (height, width)) if is_split else None
     count = min(micro_batches, len(images))
     for number in range(count):
         rows = shard(range(len(images)), number, count)
-        part = slice(rows[0], rows[-1] + 1)
-        last = number == count - 1
-        with ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) and not last else nullcontext():
+        micro_batch = slice(rows[0], rows[-1] + 1)
+        is_last = number == count - 1
+        with ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) and not is_last else nullcontext():
             with autocast(run.device, run.config.train.precision):
-                losses: Losses = ddp_model(images[part], sizes[part], targets[part], normalizers)
-            share = len(rows) / len(images) if several and normalizers is None else 1.0
+                losses: Losses = ddp_model(images[micro_batch], sizes[micro_batch], targets[micro_batch], normalizers)
+            share = len(rows) / len(images) if is_split and normalizers is None else 1.0
             run.scaler.scale(share * torch.stack(list(losses.terms.values())).sum()).backward()
         terms = {name: terms.get(name, 0) + share * term.detach() for name, term in losses.terms.items()}
         stats = {name: stats.get(name, 0) + count for name, count in losses.stats.items()}

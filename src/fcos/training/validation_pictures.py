@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COUNT = 8
-_LONGEST_NAME = 200
-LONGEST = 1024
+NUM_PICTURES = 8
+_MAX_NAME_LENGTH = 200
+MAX_SIDE = 1024
 """Maximum side in pixels; larger images are downscaled before drawing."""
 
 
@@ -50,35 +50,37 @@ def save_pictures(
     for detection in detections:
         if detection["score"] >= thresholds.get(names[detection["category_id"]], default_threshold):
             by_image[detection["image_id"]].append(detection)
-    for i in np.unique(np.linspace(0, len(annotations) - 1, COUNT).round().astype(int)).tolist():
+    for i in np.unique(np.linspace(0, len(annotations) - 1, NUM_PICTURES).round().astype(int)).tolist():
         try:
             image = open_rgb(annotations.path(i))
         except DataError:
             continue  # already reported by the evaluation
-        image.thumbnail((LONGEST, LONGEST))
-        predictions = _predictions(by_image[int(annotations.image_ids[i])], annotations, i)
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        predictions = _to_instances(by_image[int(annotations.image_ids[i])], annotations, i)
         picture = draw_pair(image, predictions, _ground_truth(annotations, i))
         name = Path(annotations.file_name(i)).with_suffix(".jpg")
-        parts = name.relative_to(name.anchor).parts
+        components = name.relative_to(name.anchor).parts
         try:
-            picture.save(folder / "_".join(parts)[-_LONGEST_NAME:], quality=90)
+            picture.save(folder / "_".join(components)[-_MAX_NAME_LENGTH:], quality=90)
         except (OSError, ValueError) as error:  # a full disk, or sides that JPEG does not support
             logger.warning("no picture of %s: %s", annotations.path(i), error)
 
 
-def _predictions(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:
+def _to_instances(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:
     boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = [annotations.category_ids.index(d["category_id"]) for d in detections]
-    return _instances(boxes, torch.tensor(labels, dtype=torch.int64), [d["score"] for d in detections], annotations, i)
+    return _build_instances(
+        boxes, torch.tensor(labels, dtype=torch.int64), [d["score"] for d in detections], annotations, i
+    )
 
 
 def _ground_truth(annotations: Annotations, i: int) -> Instances:
-    own = annotations.span(i)
-    boxes, labels = torch.from_numpy(annotations.boxes[own]), torch.from_numpy(annotations.labels[own])
-    return _instances(boxes, labels, [1.0] * len(boxes), annotations, i)
+    rows = annotations.span(i)
+    boxes, labels = torch.from_numpy(annotations.boxes[rows]), torch.from_numpy(annotations.labels[rows])
+    return _build_instances(boxes, labels, [1.0] * len(boxes), annotations, i)
 
 
-def _instances(boxes: torch.Tensor, labels: torch.Tensor, scores: list[float], annotations: Annotations, i: int):
+def _build_instances(boxes: torch.Tensor, labels: torch.Tensor, scores: list[float], annotations: Annotations, i: int):
     height, width = annotations.sizes[i].tolist()
     return Instances(boxes, labels, torch.tensor(scores), (height, width), annotations.class_names)

@@ -18,7 +18,7 @@ from torchvision.models import (
     WeightsEnum,
 )
 
-from ...checkpoint import other_shapes
+from ...checkpoint import describe_shape_mismatches
 from ...config import expand_user
 from ...config.text import suggest
 from ...downloads import WebFile, hub_file, is_url
@@ -160,10 +160,10 @@ def load_pretrained(net: nn.Module, backbone: str, source: str) -> None:
     """
     state = imagenet_weights(backbone, source)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_CLASSIFIER)}
-    shapes = other_shapes(net.state_dict(), state)
+    shapes = describe_shape_mismatches(net.state_dict(), state)
     if shapes:
         raise WeightsError(
-            f"model.backbone.weights={source} does not fit {backbone}: {len(shapes)} tensors with a different shape:"
+            f"model.backbone.weights={source} does not fit {backbone}: {len(shapes)} tensors of a different shape:"
             f" {', '.join(shapes[:3])}; give weights of {backbone}, or model.backbone.weights=null"
         )
     missing, unexpected = net.load_state_dict(state, strict=False)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...config.text import suggest
-from ...downloads import tell_licence
+from ...downloads import warn_about_licence
 from ...errors import ConfigError, WeightsError
 from ..layers import freeze
 from .pretrained import LITE0, imagenet_weights, packaged_weights
@@ -173,7 +173,7 @@ def _create_pretrained(name: str) -> Any:
             f"model.backbone.weights=imagenet: timm could not load the weights of {name}: {reason}; {package}download"
             " the state dict elsewhere and give its path, or train from random weights: model.backbone.weights=null"
         ) from None
-    tell_licence(timm_licence(name), name)
+    warn_about_licence(timm_licence(name), name)
     return net
 
 
