@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .choices import Project
 from .config import Config
 from .errors import WeightsError
-from .formatting import some
+from .formatting import join_some
 
 FORMAT = "fcos"
 VERSION = 1
@@ -293,7 +293,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
         "not in the model": [name for name in weights if name not in tensors],
         "of a different shape": describe_shape_mismatches(tensors, weights),
     }
-    descriptions = [f"{len(names)} {kind}: {some(names)}" for kind, names in problems.items() if names]
+    descriptions = [f"{len(names)} {kind}: {join_some(names)}" for kind, names in problems.items() if names]
     if descriptions:
         raise WeightsError(
             f"{where}: the weights do not fit the model (of {len(tensors)} tensors, {'; '.join(descriptions)});"

@@ -20,13 +20,13 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith(('s', 'x')) else 's'}"
 
 
-def some(texts: Sequence[str], separator: str = ", ") -> str:
+def join_some(texts: Sequence[str], separator: str = ", ") -> str:
     """Join the first `SHOWN` texts and count the others: `a, b, c, d, e and 4 more`."""
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return separator.join(texts[:SHOWN]) + more
 
 
-def figure(value: float | None, undefined: str = DASH) -> str:
+def format_metric(value: float | None, undefined: str = DASH) -> str:
     """Format a number with three decimals, or return `undefined` if it is None or NaN."""
     return undefined if value is None or math.isnan(value) else f"{value:.3f}"
 

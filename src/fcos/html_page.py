@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .formatting import figure, printable
+from .formatting import format_metric, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,7 +218,7 @@ def _cell(value: str | float | Cell | None) -> dict[str, Any]:
     plain = {"bar": None, "heat": None, "number": not isinstance(value, str)}
     if isinstance(value, str):
         return {"text": printable(value), **plain}
-    return {"text": figure(value) if value is None or isinstance(value, float) else f"{value:,}", **plain}
+    return {"text": format_metric(value) if value is None or isinstance(value, float) else f"{value:,}", **plain}
 
 
 def _percent(share: float | None) -> float | None:

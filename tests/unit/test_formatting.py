@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fcos.formatting import DASH, HYPHEN, figure, percent, plural, printable, some
+from fcos.formatting import DASH, HYPHEN, format_metric, join_some, percent, plural, printable
 
 
 @pytest.mark.parametrize(
@@ -16,14 +16,14 @@ def test_a_noun_follows_its_count(count: int, noun: str, text: str) -> None:
 
 
 def test_of_many_the_first_five_are_named() -> None:
-    assert some([]) == ""
-    assert some(list("abcde")) == "a, b, c, d, e"
-    assert some(list("abcdefg"), "; ") == "a; b; c; d; e and 2 more"
+    assert join_some([]) == ""
+    assert join_some(list("abcde")) == "a, b, c, d, e"
+    assert join_some(list("abcdefg"), "; ") == "a; b; c; d; e and 2 more"
 
 
 def test_a_figure_has_three_decimals_or_is_a_dash() -> None:
-    assert [figure(value) for value in (0.12345, 1, None, math.nan)] == ["0.123", "1.000", DASH, DASH]
-    assert figure(math.nan, HYPHEN) == "-"
+    assert [format_metric(value) for value in (0.12345, 1, None, math.nan)] == ["0.123", "1.000", DASH, DASH]
+    assert format_metric(math.nan, HYPHEN) == "-"
 
 
 def test_a_share_is_in_per_cent_or_a_dash() -> None:

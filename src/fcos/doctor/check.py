@@ -20,7 +20,7 @@ from ..data.images import OnImage
 from ..data.source import Problem
 from ..data.splits import SPLITS, locate, read_split
 from ..errors import DataError
-from ..formatting import plural, some
+from ..formatting import join_some, plural
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
 from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
 from .duplicates import find_duplicates, fingerprint
@@ -167,7 +167,7 @@ def _class_findings(report: Report) -> Iterator[Finding]:
             yield Finding(
                 f"class without boxes in {split}",
                 "warning" if split == "train" else "note",
-                f"{split} has no boxes of {some(absent)}",
+                f"{split} has no boxes of {join_some(absent)}",
                 f"A class without boxes in {split} {consequence}. Add boxes, or remove the class.",
                 classes=absent,
             )
@@ -180,7 +180,7 @@ def _class_findings(report: Report) -> Iterator[Finding]:
         yield Finding(
             "classes distributed otherwise",
             "warning",
-            some(texts, "; "),
+            join_some(texts, "; "),
             "Split the data again, so that classes are equally frequent in all splits and the metrics are"
             " representative.",
             classes=list(dict.fromkeys(name for name, *_ in shifts)),
@@ -228,7 +228,7 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
     poor = sorted((recall, name) for name, recall in recalls.items() if recall < POOR_RECALL)
     if poor:
         texts = [f"{name} {recall:.0%}" for recall, name in poor]
-        message = f"Classes with a low best possible recall: {some(texts)}"
+        message = f"Classes with a low best possible recall: {join_some(texts)}"
         remedy = "See the findings about boxes that cannot be learned."
         classes = [name for _, name in poor]
         yield Finding("class that is hardly learned", severity, message, remedy, classes=classes)
@@ -248,7 +248,7 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
         yield Finding(
             "level without boxes",
             "note",
-            f"No box is assigned to the levels with stride {some(idle)} at this input size",
+            f"No box is assigned to the levels with stride {join_some(idle)} at this input size",
             "Harmless. A larger input would use these levels; other size ranges (model.size_ranges) would distribute"
             " the boxes over all levels.",
         )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..formatting import HYPHEN, figure, printable
+from ..formatting import HYPHEN, format_metric, printable
 from .coco_metrics import DETAILS
 from .evaluate import Evaluation
 
@@ -34,15 +34,17 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     names = list(evaluation.metrics)
     for start in range(0, len(names), _COLUMNS):
         names_of_row = names[start : start + _COLUMNS]
-        _print_table(console, names_of_row, [[figure(evaluation.metrics[name], HYPHEN) for name in names_of_row]])
+        _print_table(
+            console, names_of_row, [[format_metric(evaluation.metrics[name], HYPHEN) for name in names_of_row]]
+        )
     hidden = [name for name in DETAILS if name.startswith("AR")]  # left out, or the table would be too wide
     shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in hidden]
     rows = [
         [
             escape(printable(name)),
             str(evaluation.boxes_per_class[name]),
-            *(figure(metrics[key], HYPHEN) for key in shown),
-            figure(evaluation.thresholds.get(name), HYPHEN),
+            *(format_metric(metrics[key], HYPHEN) for key in shown),
+            format_metric(evaluation.thresholds.get(name), HYPHEN),
         ]
         for name, metrics in evaluation.per_class.items()
     ]

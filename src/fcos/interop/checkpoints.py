@@ -17,7 +17,7 @@ from ..config import expand_user
 from ..config.text import as_option
 from ..downloads import hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
-from ..formatting import some
+from ..formatting import join_some
 from ..models.backbones.renames import without_module
 from . import adelaidet, detectron2, mmdetection
 from . import torchvision_fcos as torchvision
@@ -206,9 +206,9 @@ def _unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     if any(name in state for name in _BACKBONES):
         return f"the weights of a backbone alone; use them with model.backbone.weights=PATH; here {expected}"
     if state:
-        return f"weights of no project that is known here: {expected}, found the tensors {some(list(state))}"
+        return f"weights of no project that is known here: {expected}, found the tensors {join_some(list(state))}"
     if isinstance(content, Mapping):
-        found = f"the keys {some([str(key) for key in content])}" if content else "an empty dictionary"
+        found = f"the keys {join_some([str(key) for key in content])}" if content else "an empty dictionary"
     else:
         found = f"a {type(content).__name__}"
     return f"no weights of a detector: {expected}, found {found}"

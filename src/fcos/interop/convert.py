@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checkpoint import Checkpoint, save_checkpoint, write
 from ..config import Config
 from ..errors import WeightsError
-from ..formatting import some
+from ..formatting import join_some
 from ..models import DetectionModel
 from . import Form
 from .fcos_core.weights import rename_back, to_fcos_core
@@ -103,6 +103,6 @@ def report(source: Mapping[str, Tensor], written: Mapping[str, Tensor], pairs: M
     added = [name for name in written if name not in pairs]
     lines = [f"matched: {len(pairs)} of {len(source)} tensors, {renamed} under another name"]
     lines += [
-        f"{what}: {len(names)}: {some(names)}" for what, names in (("reshaped", reshaped), ("left", left)) if names
+        f"{what}: {len(names)}: {join_some(names)}" for what, names in (("reshaped", reshaped), ("left", left)) if names
     ]
-    return "\n".join([*lines, f"new: {len(added)}: {some(added)}"] if added else lines)
+    return "\n".join([*lines, f"new: {len(added)}: {join_some(added)}"] if added else lines)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..evaluation.coco_metrics import METRICS
 from ..evaluation.evaluate import Evaluation
-from ..formatting import figure, printable
+from ..formatting import format_metric, printable
 from ..html_page import Cell, Chart, Page
 from .analysis import Analysis
 from .record import Record, nearly_equal
@@ -40,7 +40,7 @@ def add_metrics(page: Page, evaluation: Evaluation) -> None:
     overall = (ALL, sum(evaluation.boxes_per_class.values()), evaluation.metrics)
     classes = [(name, boxes, evaluation.per_class[name]) for name, boxes in evaluation.boxes_per_class.items()]
     rows = [
-        [title, boxes, *(Cell(figure(v), bar=None if i else np.nan_to_num(v)) for i, v in enumerate(values))]
+        [title, boxes, *(Cell(format_metric(v), bar=None if i else np.nan_to_num(v)) for i, v in enumerate(values))]
         for title, boxes, figures in (overall, *classes)
         for values in [[figures.get(name, math.nan) for name in names]]
     ]
@@ -180,7 +180,7 @@ def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
         [
             name,
             Cell(f"{analysis.thresholds[k]:.3f}{'' if name in computed else ' (default)'}"),
-            Cell(figure(f1[k]), bar=np.nan_to_num(f1[k])),
+            Cell(format_metric(f1[k]), bar=np.nan_to_num(f1[k])),
             precision[k],
             recall[k],
             int(correct[k]),

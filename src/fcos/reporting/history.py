@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..evaluation.results import headline_metrics
-from ..formatting import DASH, figure, percent
+from ..formatting import DASH, format_metric, percent
 from ..html_page import Cell, Chart, Page, Tile
 from .record import Record
 
@@ -36,7 +36,7 @@ def add_summary(page: Page, record: Record) -> None:
     train = record.data.train
     section.tiles(
         [
-            *(Tile(name, figure(metrics.get(name)), meanings.get(name, "")) for name in names),
+            *(Tile(name, format_metric(metrics.get(name)), meanings.get(name, "")) for name in names),
             Tile("Iterations", f"{iterations:,}", f"batch size {config.train.batch_size}"),
             Tile("Duration", duration, "including evaluations"),
             Tile("Images", DASH if train is None else f"{len(train):,}", images if train else ""),

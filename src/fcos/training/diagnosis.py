@@ -16,7 +16,7 @@ from ..data import resize_size
 from ..distributed import all_gather, rank
 from ..errors import TrainingError
 from ..evaluation.evaluate import detecting
-from ..formatting import some
+from ..formatting import join_some
 from ..structures import Batch, Objects
 from .folder import LAST
 from .optim import autocast
@@ -77,7 +77,8 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
     if classes_without_boxes:
         yield (
             f"{len(classes_without_boxes)} of {len(counts)} classes have no training boxes:"
-            f" {some(classes_without_boxes)}; add images of these classes, or remove the classes from the annotations"
+            f" {join_some(classes_without_boxes)}; add images of these classes, or remove the classes from the"
+            " annotations"
         )
     if isinstance(config.model, FCOSConfig):
         ranges = config.model.size_ranges
@@ -93,6 +94,7 @@ def _count_uncovered(size_ranges: Sequence[tuple[float, float | None]], config: 
     """Return the number of non-crowd boxes that no level's size range covers at the largest training size."""
     short_side = config.largest_short_side
     sizes, size_index = np.unique(data.sizes, axis=0, return_inverse=True)
+    size_index = size_index.reshape(-1)  # NumPy 2.0 returns a column
     resized = np.array([resize_size(height, width, short_side, config.max_side) for height, width in sizes.tolist()])
     scale = (resized[size_index] / data.sizes)[data.image_of]  # [B, 2]
     longer_sides = ((data.boxes[:, 2:] - data.boxes[:, :2]) * scale[:, ::-1]).max(axis=1, initial=0)
@@ -143,8 +145,8 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
     settings, last = run.config.train, run.folder / LAST
     precision_hint = "train.precision=bfloat16 or float32, " if settings.precision == "float16" else ""
     return (
-        f"iteration {iteration}: the {subject} not finite ({values}); images: {some(names)};"
-        f" {some(origins, '; ') or 'no single image reproduces this'}; the batch {batch_note};"
+        f"iteration {iteration}: the {subject} not finite ({values}); images: {join_some(names)};"
+        f" {join_some(origins, '; ') or 'no single image reproduces this'}; the batch {batch_note};"
         f" {f'{last} is from an earlier iteration' if last.is_file() else 'no checkpoint had been saved yet'}; try"
         f" {precision_hint}a lower train.lr (now {settings.lr:g}), a longer train.warmup_iterations, or"
         " train.clip_norm=10"
@@ -197,7 +199,7 @@ def _find_origins(run: Run, batch: Batch, normalizers: torch.Tensor | None) -> l
                 origins.append(f"{file}: the network's outputs are not finite")
     if not origins:
         bad = [name for name, p in run.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        origins = [f"gradients of {some(bad)}"] if bad else []
+        origins = [f"gradients of {join_some(bad)}"] if bad else []
     return origins
 
 

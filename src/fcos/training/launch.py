@@ -11,7 +11,9 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -79,6 +81,8 @@ def launch(config: Config, name: str, processes: int) -> TrainResult:
     """
     chosen_folder = find_folder(config, name) or config.output_dir
     folder = chosen_folder or new_folder(config, name)
+    has_timeout = any(field.name == "shutdown_timeout" for field in fields(LaunchConfig))  # torch 2.11 lacks it
+    shutdown: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_SECONDS} if has_timeout else {}
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -87,7 +91,7 @@ def launch(config: Config, name: str, processes: int) -> TrainResult:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        shutdown_timeout=SHUTDOWN_SECONDS,
+        **shutdown,
     )
     try:
         with tempfile.TemporaryDirectory() as temporary_folder, _launch_environment(processes):

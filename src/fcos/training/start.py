@@ -12,7 +12,7 @@ from ..config import Config, DetectorConfig
 from ..config.options import in_effect, info_of, options_of, with_role
 from ..config.text import as_option, flatten
 from ..errors import WeightsError
-from ..formatting import some
+from ..formatting import join_some
 from ..interop.checkpoints import with_fcos_core_conventions
 from ..models import DetectionModel
 
@@ -72,7 +72,7 @@ def start_from(
     if head:
         summary += f"\n  {', '.join(head)}: {_describe_class_head(checkpoint, class_names)}"
     if missing:
-        summary += f"\n  {some(list(missing))}: newly initialised, because the weights do not contain them"
+        summary += f"\n  {join_some(list(missing))}: newly initialised, because the weights do not contain them"
     return summary
 
 
@@ -146,10 +146,10 @@ def _describe_class_head(checkpoint: Checkpoint, class_names: Sequence[str]) -> 
     shared = [name for name in class_names if name in checkpoint.class_names]
     new = [name for name in class_names if name not in checkpoint.class_names]
     if not shared:
-        weight_classes = some(checkpoint.class_names) or f"{len(checkpoint.category_ids)} unnamed classes"
+        weight_classes = join_some(checkpoint.class_names) or f"{len(checkpoint.category_ids)} unnamed classes"
         return (
             f"newly initialised, because the classes differ: the weights have {weight_classes}, the data has"
-            f" {some(class_names)}"
+            f" {join_some(class_names)}"
         )
-    rows = f"{len(shared)} of {len(class_names)} rows by class name ({some(shared)})"
-    return f"loaded {rows}; newly initialised: {some(new)}" if new else f"loaded {rows}"
+    rows = f"{len(shared)} of {len(class_names)} rows by class name ({join_some(shared)})"
+    return f"loaded {rows}; newly initialised: {join_some(new)}" if new else f"loaded {rows}"
