@@ -69,7 +69,7 @@ def test_a_file_of_the_original_needs_its_config_and_the_made_one_does_not(tmp_p
     config = tiny_config(**ORIGINAL)
     there, back = tmp_path / "there.pth", tmp_path / "back.pt"
     convert(saved(tmp_path / "ours.pt", config), there, to="fcos_core")
-    with pytest.raises(ConfigError, match="name the config"):
+    with pytest.raises(ConfigError, match="give the config it was trained with"):
         convert(there, back)
     assert not back.exists()
     convert(there, back, config=config)
