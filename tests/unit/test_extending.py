@@ -172,8 +172,8 @@ def test_a_new_detector_that_diverges_is_diagnosed(grid: tuple[Path, dict[str, s
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("torchvision", "weights of grid; torchvision's fcos_resnet50_fpn computes FCOS only"),
-        ("original", "weights of grid; the original FCOS computes FCOS only"),
+        ("torchvision", "weights of grid, but torchvision's fcos_resnet50_fpn supports only FCOS"),
+        ("original", "weights of grid, but the original FCOS supports only FCOS"),
         ("grid into fcos", "model.name=grid"),
         ("config of fcos", "weights of grid, but the config is for fcos; give a config for grid"),
         ("wrong option", "model.head: no such option; known options: name, num_classes, backbone"),

@@ -19,7 +19,7 @@ from torch import Tensor
 import fcos
 from fcos.config import FCOSConfig
 from fcos.errors import WeightsError
-from fcos.interop.architecture import model_section, new_names, shifted
+from fcos.interop.architecture import infer_model_section, map_names, shift_number
 from fcos.interop.checkpoints import from_content, load_checkpoint
 from fcos.interop.torchvision_fcos import COCO_CLASSES
 
@@ -43,13 +43,13 @@ def test_classes_that_are_not_those_of_coco(model: str) -> None:
     unnamed = from_content(state, where="x.pth")
     assert (unnamed.class_names, unnamed.category_ids) == ((), (1, 2, 3))
     assert from_content(state, where="x.pth", class_names=["a", "b", "c"]).class_names == ("a", "b", "c")
-    with pytest.raises(WeightsError, match=r"x\.pth: has 3 classes, found 2 names in data\.classes"):
+    with pytest.raises(WeightsError, match=r"x\.pth: the weights have 3 classes, but data\.classes has 2 names"):
         from_content(state, where="x.pth", class_names=["a", "b"])
 
 
 @pytest.mark.parametrize("model", OTHERS)
 def test_of_these_only_adelaidet_restricts_the_use(model: str) -> None:
-    licence = "that of AdelaiDet, for non-commercial use only, if its authors published them"
+    licence = "licence of AdelaiDet (non-commercial use only) if its authors published these weights"
     assert from_content(state_of(model), where="x.pth").licence == (licence if model.startswith("adelaidet") else "")
 
 
@@ -75,7 +75,7 @@ def test_pixel_statistics_in_a_file_are_those_of_the_detector(caplog: pytest.Log
     section = FCOSConfig.model_validate(checkpoint.config["model"])
     assert (section.pixel_mean, section.pixel_std) == ((123.675, 116.28, 103.53), (1.0, 1.0, 1.0))
     assert checkpoint.model["pixel_mean"].shape == (3, 1, 1)
-    assert "weights do not show it: model.backbone.stride_in_1x1=true model.channel_order=bgr" in caplog.text
+    assert "weights do not determine: model.backbone.stride_in_1x1=true model.channel_order=bgr" in caplog.text
     assert "pixel" not in caplog.text
 
 
@@ -125,7 +125,7 @@ def test_the_classes_of_coco_are_known_by_their_names(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO):
         checkpoint = from_content(content, where="x.pth")
     assert checkpoint.category_ids == tuple(COCO_CLASSES)
-    assert "taken to be those of COCO" not in caplog.text
+    assert "classes are those of COCO" not in caplog.text
 
 
 class HistoryBuffer:
@@ -160,9 +160,12 @@ def test_the_log_that_mmengine_saves_beside_the_weights_is_discarded(
 def test_what_is_taken_for_granted_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         from_content(state_of(MMDETECTION), where="x.pth")
-    assert "x.pth: 80 classes, taken to be those of COCO" in caplog.text
-    told = "model.backbone.stride_in_1x1=true model.channel_order=bgr model.pixel_mean=[102.9801,115.9465,122.7717]"
-    assert f"x.pth: as in the configs of mmdetection itself, since weights do not show it: {told}" in caplog.text
+    assert "x.pth: assuming that the 80 classes are those of COCO" in caplog.text
+    options = "model.backbone.stride_in_1x1=true model.channel_order=bgr model.pixel_mean=[102.9801,115.9465,122.7717]"
+    assert (
+        f"x.pth: using the values of mmdetection's configs for options that weights do not determine: {options}"
+        in caplog.text
+    )
 
 
 def test_a_file_of_mmdetection_detects(tmp_path: Path) -> None:
@@ -178,13 +181,13 @@ def test_a_file_of_mmdetection_detects(tmp_path: Path) -> None:
 
 
 def test_every_rule_is_applied_in_turn() -> None:
-    rules = [(r"^a\.", "b."), (r"^b\.p(\d)", shifted("level.", -3))]
-    assert list(new_names(["a.p3.x", "other"], rules).items()) == [("level.0.x", "a.p3.x"), ("other", "other")]
+    rules = [(r"^a\.", "b."), (r"^b\.p(\d)", shift_number("level.", -3))]
+    assert list(map_names(["a.p3.x", "other"], rules).items()) == [("level.0.x", "a.p3.x"), ("other", "other")]
 
 
 def test_what_lies_beside_offsets_is_the_convolution_of_a_deformable_layer() -> None:
     names = ["a.offset.weight", "a.offset.bias", "a.weight", "a.bias", "b.weight", "c.offset.weight", "c.conv.weight"]
-    found = new_names(names, [])
+    found = map_names(names, [])
     assert found.keys() == {*names} - {"a.weight", "a.bias"} | {"a.conv.weight", "a.conv.bias"}
     assert found["a.conv.bias"] == "a.bias"
 
@@ -214,12 +217,14 @@ def tensors(
     ],
 )
 def test_the_backbone_shows_in_the_shapes(blocks: int, first: tuple[int, int], name: str) -> None:
-    assert model_section(tensors(blocks=blocks, first=first), where="x")["backbone"]["name"] == name
+    assert infer_model_section(tensors(blocks=blocks, first=first), where="x")["backbone"]["name"] == name
 
 
 def test_another_backbone_is_told() -> None:
-    with pytest.raises(WeightsError, match=r"x\.pth: expected a detector on .*resnet50, .* found another"):
-        model_section(tensors(blocks=36), where="x.pth")
+    with pytest.raises(
+        WeightsError, match=r"x\.pth: expected a detector with one of the backbones .*resnet50, .* found another"
+    ):
+        infer_model_section(tensors(blocks=36), where="x.pth")
 
 
 @pytest.mark.parametrize("model", OTHERS)
@@ -230,29 +235,29 @@ def test_another_neck_is_told(model: str) -> None:
 
 
 def test_levels_and_widths_show_in_the_shapes() -> None:
-    section = model_section(tensors(levels=3), where="x")
+    section = infer_model_section(tensors(levels=3), where="x")
     assert section["strides"] == [8, 16, 32]
     assert section["size_ranges"] == [(-1, 64), (64, 128), (128, None)]
     assert section["fpn"] == {"channels": 64}
-    assert model_section(tensors(levels=5), where="x")["strides"] == [8, 16, 32, 64, 128]
+    assert infer_model_section(tensors(levels=5), where="x")["strides"] == [8, 16, 32, 64, 128]
 
 
 @pytest.mark.parametrize(("rows", "modulated", "groups"), [(18, False, 1), (27, True, 1), (108, True, 4)])
 def test_deformable_stages_show_in_the_names(rows: int, modulated: bool, groups: int) -> None:
     offsets = {f"backbone.layer{i}.0.conv2.offset.weight": torch.empty(rows, 64, 3, 3) for i in (3, 4)}
-    backbone = model_section(tensors(offsets), where="x")["backbone"]
+    backbone = infer_model_section(tensors(offsets), where="x")["backbone"]
     assert backbone["deformable_stages"] == ["C4", "C5"]
     assert (backbone["modulated"], backbone["offset_groups"]) == (modulated, groups)
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "expected_values"),
     [
         ([], {"num_convs": 1, "norm": "none", "conv_bias": False, "deformable": False, "level_scales": False}),
         (["0.bias", "1.weight", "1.bias"], {"norm": "gn", "conv_bias": True}),
         (["1.0.weight", "1.0.running_mean"], {"norm": "bn", "conv_bias": False}),
     ],
 )
-def test_the_towers_show_in_the_names(more: list[str], told: dict[str, object]) -> None:
-    head = model_section(tensors({f"head.cls_tower.{name}": torch.empty(64) for name in more}), where="x")["head"]
-    assert {key: head[key] for key in told} == told
+def test_the_towers_show_in_the_names(more: list[str], expected_values: dict[str, object]) -> None:
+    head = infer_model_section(tensors({f"head.cls_tower.{name}": torch.empty(64) for name in more}), where="x")["head"]
+    assert {key: head[key] for key in expected_values} == expected_values

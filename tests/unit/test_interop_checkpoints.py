@@ -141,14 +141,14 @@ def test_unknown_classes_are_numbered_as_in_their_project(tmp_path: Path, origin
 def test_classes_can_be_named(tmp_path: Path, original_yaml: Path) -> None:
     path = original_file(tmp_path / "cells.pth", classes=3)
     assert fcos.load(path, "data.classes=[a, b, c]", config=original_yaml).class_names == ("a", "b", "c")
-    with pytest.raises(WeightsError, match=r"cells\.pth: has 3 classes, found 2 names in data\.classes"):
+    with pytest.raises(WeightsError, match=r"cells\.pth: the weights have 3 classes, but data\.classes has 2 names"):
         fcos.load(path, "data.classes=[a, b]", config=original_yaml)
 
 
 def test_classes_taken_for_those_of_coco_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert from_content(original_state(), where="x.pth").class_names == tuple(COCO_CLASSES.values())
-    assert "x.pth: 80 classes, taken to be those of COCO" in caplog.text
+    assert "x.pth: assuming that the 80 classes are those of COCO" in caplog.text
     assert "fcos convert x.pth OUT data.classes=[NAME, ...]" in caplog.text
 
 
@@ -252,7 +252,7 @@ def test_a_damaged_download_is_to_be_deleted(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "x.pth"
     path.write_text("<html>Not found</html>")
-    with pytest.raises(WeightsError, match=r"; delete it to download it again$") as caught:
+    with pytest.raises(WeightsError, match=r"; delete the file to download it again$") as caught:
         load_checkpoint("http://127.0.0.1:9/download#x.pth")
     assert str(path) in str(caught.value)
     with pytest.raises(WeightsError, match=r"; copy it again or use an earlier one$"):
@@ -283,7 +283,7 @@ def test_the_originals_licence_is_told_once_in_a_process_also_of_converted_files
     ours = tmp_path / "ours.pt"
     fcos.load(address, config=original_yaml)
     fcos.convert(address, ours, config=original_yaml)
-    licence = "that of the original FCOS, for non-commercial use only, if its authors published them"
+    licence = "licence of the original FCOS (non-commercial use only) if its authors published these weights"
     assert caplog.messages == [f"{address}: the licence of these weights may restrict their use: {licence}"]
     code, _, err = finish(
         subprocess.Popen(
@@ -354,15 +354,16 @@ def test_weights_of_an_unknown_project() -> None:
 )
 def test_a_class_head_of_another_shape(names: Sequence[str]) -> None:
     odd = {name: torch.zeros(()) for name in names}
-    assert refusal(odd).endswith("expected its weight [K, C, 3, 3] and its bias [K] for K classes, found none and []")
+    expected = "a weight of shape [K, C, 3, 3] and a bias of shape [K] for K classes"
+    assert refusal(odd).endswith(f"expected a class head with {expected}, found weight: none, bias: []")
 
 
 @pytest.mark.parametrize(
     ("weight", "bias", "found"),
     [
-        (None, 3, "none and [3]"),
-        (3, 4, "[3, 8, 3, 3] and [4]"),
-        (0, 0, "[0, 8, 3, 3] and [0]"),
+        (None, 3, "weight: none, bias: [3]"),
+        (3, 4, "weight: [3, 8, 3, 3], bias: [4]"),
+        (0, 0, "weight: [0, 8, 3, 3], bias: [0]"),
     ],
 )
 @pytest.mark.parametrize("head", ["rpn.head.", "head.classification_head."])
@@ -380,13 +381,13 @@ def test_torchvisions_background_alone_is_no_class() -> None:
     state = dict(named("head.regression_head.bbox_ctrness.bias"))
     state |= {"head.classification_head.cls_logits.weight": torch.ones(1, 8, 3, 3)}
     state |= {"head.classification_head.cls_logits.bias": torch.zeros(1)}
-    assert "found a class head of background alone (1 rows)" in refusal(state)
+    assert "found a class head with background only (1 row)" in refusal(state)
 
 
 def test_a_relative_of_fcos_is_not_taken_for_it() -> None:
     torchvisions = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2).state_dict()
-    assert "no project that is known" in refusal(torchvisions)
-    assert "no project that is known" in refusal(named("rpn.head.cls_logits.bias", "rpn.head.bbox_pred.bias"))
+    assert "unknown weights format" in refusal(torchvisions)
+    assert "unknown weights format" in refusal(named("rpn.head.cls_logits.bias", "rpn.head.bbox_pred.bias"))
 
 
 @pytest.mark.parametrize("name", ["layer1.0.conv1.weight", "features.0.0.weight"])

@@ -51,12 +51,12 @@ def test_to_the_original_and_back_is_the_identity(tmp_path: Path) -> None:
     config = tiny_config(**ORIGINAL)
     ours = saved(tmp_path / "ours.pt", config)
     there, back, again = (tmp_path / name for name in ("there.pth", "back.pt", "again.pth"))
-    told = convert(ours, there, to="fcos_core")
+    summary = convert(ours, there, to="fcos_core")
     count = len(load_checkpoint(ours).model)
-    assert told.splitlines()[0] == f"matched: {count - 2} of {count} tensors, {count - 2} under another name"
-    assert told.splitlines()[1] == "left: 2: pixel_mean, pixel_std"
-    told = convert(there, back, "data.classes=[dog, cat, owl]", config=config)  # sorted by category id
-    assert told.splitlines()[1] == "new: 2: pixel_mean, pixel_std"
+    assert summary.splitlines()[0] == f"matched: {count - 2} of {count} tensors, {count - 2} renamed"
+    assert summary.splitlines()[1] == "skipped: 2: pixel_mean, pixel_std"
+    summary = convert(there, back, "data.classes=[dog, cat, owl]", config=config)  # sorted by category id
+    assert summary.splitlines()[1] == "new: 2: pixel_mean, pixel_std"
     made = load_checkpoint(back)
     assert (made.project, made.class_names, made.category_ids) == ("fcos", ("dog", "cat", "owl"), (1, 2, 3))
     assert made.config["model"] == config.to_dict()["model"]
@@ -82,13 +82,15 @@ def test_to_torchvision_and_back_is_the_identity(tmp_path: Path) -> None:
     model = build_model(config.model, num_classes=3, pretrained=False)
     ids = tuple(sorted(CATEGORY_IDS))  # torchvision's order of the classes
     save_checkpoint(ours, model=model, config=config, class_names=NAMES, category_ids=ids)
-    told = convert(ours, there, to="torchvision")
+    summary = convert(ours, there, to="torchvision")
     assert (
-        "reshaped: 2: head.logits.weight [3, 256, 3, 3] -> head.classification_head.cls_logits.weight [91, 25" in told
+        "reshaped: 2: head.logits.weight [3, 256, 3, 3] -> head.classification_head.cls_logits.weight [91, 25"
+        in summary
     )
-    told = convert(there, back)
+    summary = convert(there, back)
     assert (
-        "reshaped: 2: head.classification_head.cls_logits.weight [91, 256, 3, 3] -> head.logits.weight [3, 25" in told
+        "reshaped: 2: head.classification_head.cls_logits.weight [91, 256, 3, 3] -> head.logits.weight [3, 25"
+        in summary
     )
     made = load_checkpoint(back)
     assert made.category_ids == ids
@@ -128,21 +130,21 @@ def test_another_form_is_refused(tmp_path: Path) -> None:
 def test_nothing_is_written_when_the_other_project_cannot_compute_it(tmp_path: Path) -> None:
     ours = saved(tmp_path / "ours.pt", tiny_config())
     for to in ("fcos_core", "torchvision"):
-        with pytest.raises(WeightsError, match="computes something else"):
+        with pytest.raises(WeightsError, match="cannot reproduce this detector"):
             convert(ours, tmp_path / "out.pt", to=to)
     assert [path.name for path in tmp_path.iterdir()] == ["ours.pt"]
 
 
 def test_the_report_names_what_was_left_and_what_is_new() -> None:
     a, b = torch.zeros(2, 3), torch.zeros(5)
-    told = report(
+    summary = report(
         {"x.weight": a, "y.bias": b, "rpn.head.cls_logits.bias": b[:3]},
         {"z.weight": a, "w.bias": torch.ones(1), "head.logits.bias": torch.zeros(2)},
         {"z.weight": "x.weight", "head.logits.bias": "rpn.head.cls_logits.bias"},
     )
-    assert told.splitlines() == [
-        "matched: 2 of 3 tensors, 2 under another name",
+    assert summary.splitlines() == [
+        "matched: 2 of 3 tensors, 2 renamed",
         "reshaped: 1: rpn.head.cls_logits.bias [3] -> head.logits.bias [2]",
-        "left: 1: y.bias",
+        "skipped: 1: y.bias",
         "new: 1: w.bias",
     ]

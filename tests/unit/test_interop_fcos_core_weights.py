@@ -77,7 +77,9 @@ def test_the_settings_that_the_original_needs_are_told(
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x", backbone={"stride_in_1x1": False}, **options)
     with caplog.at_level(logging.INFO, logger="fcos"):
         to_fcos_core(checkpoint, where="best.pt")
-    where, _, pairs = caplog.messages[0].partition(": beside its defaults the config there needs ")
+    where, _, pairs = caplog.messages[0].partition(
+        ": settings that the original's config needs in addition to its defaults: "
+    )
     assert where == "best.pt"
     assert_same_section(config_from_yaml({}, shlex.split(pairs))["model"], checkpoint.config["model"])
 
@@ -109,7 +111,7 @@ def assert_same_section(found: dict[str, Any], expected: dict[str, Any]) -> None
 
 UNTOLD = {
     "num_classes": "the rows of the class head",
-    **dict.fromkeys(("backbone.modulated", "backbone.offset_groups"), "told where a stage is deformable"),
+    **dict.fromkeys(("backbone.modulated", "backbone.offset_groups"), "given where a stage is deformable"),
     **dict.fromkeys(("backbone.weights", "backbone.frozen_stages", "size_ranges", "quality"), "training only"),
     **dict.fromkeys(("detect_in_padding", "keep_empty_boxes"), "on with inclusive boxes"),
     **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),
@@ -119,14 +121,14 @@ UNTOLD = {
 
 def test_no_option_of_the_model_is_forgotten() -> None:
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
-    told = to_keys(flatten(checkpoint.config["model"]), 3)
+    settings = to_keys(flatten(checkpoint.config["model"]), 3)
     forgotten = set()
     for key, section in changed_sections(checkpoint.config["model"]).items():
         try:
             to_fcos_core(replace(checkpoint, config={"model": section}))
         except WeightsError:
             continue
-        if to_keys(flatten(section), 3) == told:
+        if to_keys(flatten(section), 3) == settings:
             forgotten.add(key)
     assert forgotten <= UNTOLD.keys()
     options, values = options_of(FCOSConfig), flatten(checkpoint.config["model"])
@@ -142,32 +144,32 @@ def test_classes_are_written_in_the_order_of_their_category_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected_text"),
     [
-        ({"strides": [4, 8, 16, 32, 64]}, "model.strides=[4,8,16,32,64] (there: [8,16,32,64,128])"),
-        ({"location": "corner"}, "model.location=corner (there: center)"),
-        ({"box_convention": "continuous"}, "model.box_convention=continuous (there: inclusive)"),
-        ({"head": {"level_scales": False}}, "model.head.level_scales=false (there: true)"),
-        ({"threshold_on": "score"}, "model.threshold_on=score (there: class)"),
-        ({"top_k_on": "class"}, "model.top_k_on=class (there: score)"),
-        ({"clip_after_nms": True}, "model.clip_after_nms=true (there: false)"),
-        ({"fpn": {"channels": 2048, "extra_level_source": "c5"}}, "model.fpn.extra_level_source=c5 (there: p5)"),
-        ({"head": {"num_shared_convs": 1}}, "model.head.num_shared_convs=1 (there: 0)"),
-        ({"backbone": {"norm": "bn"}}, "model.backbone.norm=bn (there: frozen_bn)"),
-        ({"backbone": {"norm_eps": 1e-5}}, "model.backbone.norm_eps=1.0e-05 (there: 0)"),
+        ({"strides": [4, 8, 16, 32, 64]}, "model.strides=[4,8,16,32,64] (expected [8,16,32,64,128])"),
+        ({"location": "corner"}, "model.location=corner (expected center)"),
+        ({"box_convention": "continuous"}, "model.box_convention=continuous (expected inclusive)"),
+        ({"head": {"level_scales": False}}, "model.head.level_scales=false (expected true)"),
+        ({"threshold_on": "score"}, "model.threshold_on=score (expected class)"),
+        ({"top_k_on": "class"}, "model.top_k_on=class (expected score)"),
+        ({"clip_after_nms": True}, "model.clip_after_nms=true (expected false)"),
+        ({"fpn": {"channels": 2048, "extra_level_source": "c5"}}, "model.fpn.extra_level_source=c5 (expected p5)"),
+        ({"head": {"num_shared_convs": 1}}, "model.head.num_shared_convs=1 (expected 0)"),
+        ({"backbone": {"norm": "bn"}}, "model.backbone.norm=bn (expected frozen_bn)"),
+        ({"backbone": {"norm_eps": 1e-5}}, "model.backbone.norm_eps=1.0e-05 (expected 0)"),
     ],
 )
-def test_what_the_original_cannot_compute_is_refused(options: dict[str, Any], told: str) -> None:
+def test_what_the_original_cannot_compute_is_refused(options: dict[str, Any], expected_text: str) -> None:
     with pytest.raises(WeightsError) as caught:
         to_fcos_core(manifest_checkpoint("fcos_imprv_R_50_FPN_1x", **options)[1], where="best.pt")
-    assert str(caught.value).startswith("best.pt: the original FCOS computes something else: ")
-    assert told in str(caught.value)
+    assert str(caught.value).startswith("best.pt: the original FCOS cannot reproduce this detector: ")
+    assert expected_text in str(caught.value)
 
 
 def test_a_backbone_that_the_original_has_not_is_refused() -> None:
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
     checkpoint.config["model"]["backbone"] = {"name": "dla34"}
-    with pytest.raises(WeightsError, match=r"model\.backbone\.name=dla34 \(there: resnet50 or resnet101 or"):
+    with pytest.raises(WeightsError, match=r"model\.backbone\.name=dla34 \(expected resnet50 or resnet101 or"):
         to_fcos_core(checkpoint)
 
 

@@ -24,7 +24,13 @@ from fcos.config.options import free_options, in_effect, options_of
 from fcos.config.overrides import validate
 from fcos.config.text import flatten
 from fcos.errors import WeightsError
-from fcos.interop.torchvision_fcos import COCO_CLASSES, from_names, from_torchvision, to_names, to_torchvision
+from fcos.interop.torchvision_fcos import (
+    COCO_CLASSES,
+    from_torchvision,
+    to_our_names,
+    to_torchvision,
+    to_torchvision_names,
+)
 from fcos.models.fcos import FCOS
 from fcos.structures import Instances
 
@@ -64,7 +70,7 @@ def detector(checkpoint: Checkpoint) -> FCOS:
 @pytest.fixture(scope="module")
 def every_row(theirs: TorchvisionFCOS) -> FCOS:
     """Build our detector with background as a class, so that its labels are torchvision's."""
-    state = from_names(theirs.state_dict())
+    state = to_our_names(theirs.state_dict())
     config = validate(from_torchvision(theirs.state_dict()).config, where="torchvision")
     model = build_fcos(config.model, num_classes=CLASSES + 1, pretrained=False)
     load_weights(model, state, where="torchvision")
@@ -206,14 +212,14 @@ def test_pictures_of_many_sizes_are_detected_on_as_each_by_torchvision(beside: B
 
 def test_names_come_back(theirs: TorchvisionFCOS) -> None:
     state = theirs.state_dict()
-    assert_equal(to_names(from_names(state)), state)
+    assert_equal(to_torchvision_names(to_our_names(state)), state)
 
 
 def test_names_of_before_torchvision_0_13_are_known(theirs: TorchvisionFCOS) -> None:
     state = theirs.state_dict()
     old = {name.replace("_blocks.0.0.", "_blocks.0."): tensor for name, tensor in state.items()}
     assert "backbone.fpn.layer_blocks.0.weight" in old
-    assert_equal(from_names(old), from_names(state))
+    assert_equal(to_our_names(old), to_our_names(state))
 
 
 def test_a_detector_comes_back(theirs: TorchvisionFCOS) -> None:
@@ -257,7 +263,7 @@ def test_other_classes_have_no_names_unless_told() -> None:
     assert (checkpoint.category_ids, checkpoint.class_names) == ((1, 2), ())
     named = from_torchvision(class_head(3), class_names=["cat", "dog"])
     assert (named.category_ids, named.class_names) == ((1, 2), ("cat", "dog"))
-    with pytest.raises(WeightsError, match=r"x\.pth: has 2 classes .* found 3 names"):
+    with pytest.raises(WeightsError, match=r"x\.pth: the weights have 2 classes .* data\.classes has 3 names"):
         from_torchvision(class_head(3), class_names=["cat", "dog", "owl"], where="x.pth")
 
 
@@ -284,19 +290,19 @@ def test_category_ids_come_back(ids: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected_text"),
     [
-        ({"location": "center"}, "model.location=center (there: corner)"),
+        ({"location": "center"}, "model.location=center (expected corner)"),
         ({"head": {"level_scales": True}}, "model.head.level_scales=true"),
-        ({"score": "product"}, "model.score=product (there: sqrt)"),
-        ({"threshold_on": "class"}, "model.threshold_on=class (there: score)"),
-        ({"top_k_on": "class"}, "model.top_k_on=class (there: score)"),
+        ({"score": "product"}, "model.score=product (expected sqrt)"),
+        ({"threshold_on": "class"}, "model.threshold_on=class (expected score)"),
+        ({"top_k_on": "class"}, "model.top_k_on=class (expected score)"),
         ({"pixel_mean": [0.0, 0.0, 0.0]}, "model.pixel_mean=[0,0,0]"),
         ({"backbone": {"name": "mobilenet_v2"}}, "model.backbone.name=mobilenet_v2"),
         ({"backbone": {"norm": "gn"}}, "model.backbone.norm=gn"),
     ],
 )
-def test_what_torchvision_cannot_compute_is_refused(options: dict[str, Any], told: str) -> None:
+def test_what_torchvision_cannot_compute_is_refused(options: dict[str, Any], expected_text: str) -> None:
     checkpoint = from_torchvision(class_head(3))
     model = checkpoint.config["model"]
     head = {**model["head"], **options.get("head", {})}
@@ -304,7 +310,7 @@ def test_what_torchvision_cannot_compute_is_refused(options: dict[str, Any], tol
     with pytest.raises(WeightsError) as caught:
         to_torchvision(checkpoint, where="run/weights/best.pt")
     assert str(caught.value).startswith("run/weights/best.pt: ")
-    assert told in str(caught.value)
+    assert expected_text in str(caught.value)
 
 
 def test_no_option_of_the_model_is_forgotten() -> None:

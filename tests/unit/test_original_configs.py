@@ -109,7 +109,11 @@ def test_a_name_of_somebodys_own_catalogue_is_told(caplog: pytest.LogCaptureFixt
     [
         ("DATASETS.TRAIN", "coco_2014_train", "expected a list of names"),
         ("DATASETS.TRAIN", "(3,)", "expected a list of names"),
-        ("DATASETS.TEST", "('coco_2014_minival', 'coco_2014_val')", "one name: data sets are tested one at a time"),
+        (
+            "DATASETS.TEST",
+            "('coco_2014_minival', 'coco_2014_val')",
+            "a single name, because data sets are evaluated one at a time",
+        ),
         (
             "DATASETS.TRAIN",
             "('coco_2014_train', 'voc_2007_val')",

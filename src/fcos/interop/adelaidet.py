@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .architecture import Converted, Rule, model_section, new_names
+from .architecture import Converted, Rule, infer_model_section, map_names
 from .detectron2 import BACKBONE_RULES, CONVENTIONS, HEAD_CONVENTIONS
 
 _HEAD_RULES: list[Rule] = [
@@ -25,9 +25,9 @@ _HEAD_RULES: list[Rule] = [
     (r"^head\.ctrness\.", "head.centerness."),
     (r"^head\.scales\.(\d+)\.scale$", r"head.scales.\1"),
 ]
-_UNUSED = ("backbone.level3.project.", "backbone.level4.project.")
+_UNUSED_PREFIXES = ("backbone.level3.project.", "backbone.level4.project.")
 """Prefixes of tensors of DLA-34 that have no effect on its output."""
-_REAL_TIME_LEVELS = 3
+_NUM_REAL_TIME_LEVELS = 3
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
@@ -46,16 +46,16 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> Converted:
     Raises:
         WeightsError: the backbone or neck is not supported.
     """
-    names = new_names(state, [*BACKBONE_RULES, *_HEAD_RULES])
+    names = map_names(state, [*BACKBONE_RULES, *_HEAD_RULES])
     weights = {name: state[old] for name, old in names.items()}
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_UNUSED)}
-    section = {**model_section(weights, where=where), **CONVENTIONS}
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_UNUSED_PREFIXES)}
+    section = {**infer_model_section(weights, where=where), **CONVENTIONS}
     name = section["backbone"]["name"]
     if name.startswith("res"):
         section["backbone"]["stride_in_1x1"] = not name.startswith("resnext")
     section["head"] |= HEAD_CONVENTIONS
     if name == "resnext101_32x8d":
         section["pixel_std"] = (57.375, 57.12, 58.395)
-    real_time = len(section["strides"]) == _REAL_TIME_LEVELS
-    sides = {"short_side": [512], "max_side": 736} if real_time else {"short_side": [800], "max_side": 1333}
-    return Converted(weights, names, {"model": section, "data": sides})
+    is_real_time = len(section["strides"]) == _NUM_REAL_TIME_LEVELS
+    image_sizes = {"short_side": [512], "max_side": 736} if is_real_time else {"short_side": [800], "max_side": 1333}
+    return Converted(weights, names, {"model": section, "data": image_sizes})

@@ -30,8 +30,9 @@ _RESNETS = {
 }
 """Backbones by the number of blocks in C4 and the shape[:2] of the weight of the first 3x3 convolution in C2."""
 _STAGES = {"C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}
-_SIZE_ENDS = (-1, 64, 128, 256, 512)
-_MODULATED = 27  # offset channels per group of a modulated 3x3 convolution: 18 offsets and 9 modulation weights
+_SIZE_LIMITS = (-1, 64, 128, 256, 512)
+# Offset channels per group of a modulated 3x3 convolution: 18 offsets and 9 modulation weights.
+_MODULATED_CHANNELS = 27
 
 
 class Converted(NamedTuple):
@@ -48,12 +49,12 @@ class Converted(NamedTuple):
     config: dict[str, Any]
 
 
-def shifted(prefix: str, by: int) -> Callable[[re.Match[str]], str]:
+def shift_number(prefix: str, by: int) -> Callable[[re.Match[str]], str]:
     """Return a replacement for `re.sub`: `prefix`, followed by the number in the first group plus `by`."""
     return lambda match: f"{prefix}{int(match[1]) + by}"
 
 
-def with_prefixes(name: str, table: Iterable[tuple[str, str]], *, back: bool = False) -> str:
+def replace_prefix(name: str, table: Iterable[tuple[str, str]], *, back: bool = False) -> str:
     """Replace the prefix of a tensor name.
 
     Args:
@@ -68,7 +69,7 @@ def with_prefixes(name: str, table: Iterable[tuple[str, str]], *, back: bool = F
     return name
 
 
-def new_names(state: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
+def map_names(state: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
     """Return another project's tensor names by our names.
 
     Args:
@@ -82,14 +83,14 @@ def new_names(state: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
         for pattern, replacement in rules:
             names[old] = re.sub(pattern, replacement, names[old])
     deformable = {name.removesuffix(".offset.weight") for name in names.values() if name.endswith(".offset.weight")}
-    found = {}
+    old_names = {}
     for old, name in names.items():
-        layer, _, part = name.rpartition(".")
-        found[f"{layer}.conv.{part}" if layer in deformable else name] = old
-    return found
+        layer, _, parameter = name.rpartition(".")
+        old_names[f"{layer}.conv.{parameter}" if layer in deformable else name] = old
+    return old_names
 
 
-def class_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
+def count_classes(weights: Mapping[str, Tensor], *, where: str) -> int:
     """Return the number of rows in the class head.
 
     Args:
@@ -99,13 +100,13 @@ def class_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
     Raises:
         WeightsError: the weight or bias of the class head is missing, has a wrong shape, or has no rows.
     """
-    tensors = [weights.get(f"{CLASS_HEAD}{part}") for part in ("weight", "bias")]
+    tensors = [weights.get(f"{CLASS_HEAD}{parameter}") for parameter in ("weight", "bias")]
     weight, bias = ([] if tensor is None else list(tensor.shape) for tensor in tensors)
     if len(weight) != 4 or bias != weight[:1] or not bias[0]:
-        found = " and ".join("none" if tensor is None else str(list(tensor.shape)) for tensor in tensors)
+        shapes = ["none" if tensor is None else str(list(tensor.shape)) for tensor in tensors]
         raise WeightsError(
-            f"{where}: damaged or without a class head: expected its weight [K, C, 3, 3] and its bias [K] for K"
-            f" classes, found {found}"
+            f"{where}: damaged weights or no class head: expected a class head with a weight of shape [K, C, 3, 3] and"
+            f" a bias of shape [K] for K classes, found weight: {shapes[0]}, bias: {shapes[1]}"
         )
     return bias[0]
 
@@ -118,17 +119,17 @@ def require_fcos(checkpoint: Checkpoint, *, where: str, project: str) -> None:
     """
     name = checkpoint.config["model"].get("name", "fcos")
     if name != "fcos":
-        raise WeightsError(f"{where}: weights of {name}; {project} computes FCOS only")
+        raise WeightsError(f"{where}: weights of {name}, but {project} supports only FCOS")
 
 
 def require_same(
-    own: Mapping[str, Any], there: Mapping[str, Any], *, free: Iterable[str], where: str, project: str
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], *, free: Iterable[str], where: str, project: str
 ) -> None:
     """Raise an error if a project's model would compute something else with the weights to be written for it.
 
     Args:
-        own: options of the checkpoint's `model` section, by dotted key.
-        there: options that reproduce the project's results, by dotted key.
+        ours: options of the checkpoint's `model` section, by dotted key.
+        theirs: options that reproduce the project's results, by dotted key.
         free: options that may differ.
         where: source of the weights, for messages.
         project: name of the project, for messages.
@@ -136,19 +137,19 @@ def require_same(
     Raises:
         WeightsError: an option differs that is not in `free`.
     """
-    other = [
-        f"model.{key}={as_option(own[key])} (there: {as_option(value)})"
-        for key, value in there.items()
-        if key in own and key not in free and own[key] != value  # another backbone may lack options
+    differences = [
+        f"model.{key}={as_option(ours[key])} (expected {as_option(value)})"
+        for key, value in theirs.items()
+        if key in ours and key not in free and ours[key] != value  # another backbone may lack options
     ]
-    if other:
+    if differences:
         raise WeightsError(
-            f"{where}: {project} computes something else: {', '.join(other)}; to convert in spite of an option that"
-            " shapes no tensor, give the value it has there as KEY=VALUE"
+            f"{where}: {project} cannot reproduce this detector: {', '.join(differences)}; to convert anyway, set the"
+            " expected value with KEY=VALUE, which works for options that do not change tensor shapes"
         )
 
 
-def model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
+def infer_model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
     """Infer the options of a `model` section that follow from the tensors.
 
     Args:
@@ -163,43 +164,50 @@ def model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any
         raise WeightsError(f"{where}: expected a detector with a feature pyramid (FPN), found another neck")
     levels = sum(bool(re.fullmatch(r"fpn\.(output|extra)\.\d+\.weight", name)) for name in weights)
     return {
-        "backbone": _backbone(weights, where=where),
+        "backbone": _infer_backbone(weights, where=where),
         "fpn": {"channels": lateral.shape[0]},
-        "head": _head(weights),
+        "head": _infer_head(weights),
         "strides": [8 * 2**level for level in range(levels)],
-        "size_ranges": list(pairwise([*_SIZE_ENDS[:levels], None])),
+        "size_ranges": list(pairwise([*_SIZE_LIMITS[:levels], None])),
     }
 
 
-def _backbone(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
+def _infer_backbone(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
     if "backbone.level5.root.conv.weight" in weights:
         return {"name": "dla34", "weights": None}
     blocks = sum(bool(re.fullmatch(r"backbone\.layer3\.\d+\.conv3\.weight", name)) for name in weights)
     first = weights.get("backbone.layer1.0.conv2.weight")
     name = None if first is None else _RESNETS.get((blocks, (first.shape[0], first.shape[1])))
     if name is None:
-        known = ", ".join([*_RESNETS.values(), "dla34"])
-        raise WeightsError(f"{where}: expected a detector on one of {known}, found another backbone")
+        supported = ", ".join([*_RESNETS.values(), "dla34"])
+        raise WeightsError(
+            f"{where}: expected a detector with one of the backbones {supported}, found another backbone"
+        )
     norm = "bn" if "backbone.layer2.0.bn1.num_batches_tracked" in weights else "frozen_bn"
     section: dict[str, Any] = {"name": name, "weights": None, "norm": norm, "frozen_stages": 2}
     offsets = {stage: weights.get(f"backbone.{layer}.0.conv2.offset.weight") for stage, layer in _STAGES.items()}
     for stage, offset in offsets.items():
         if offset is not None:
-            modulated = len(offset) % _MODULATED == 0
+            is_modulated = len(offset) % _MODULATED_CHANNELS == 0
             section.setdefault("deformable_stages", []).append(stage)
-            section |= {"modulated": modulated, "offset_groups": len(offset) // (_MODULATED if modulated else 18)}
+            section |= {
+                "modulated": is_modulated,
+                "offset_groups": len(offset) // (_MODULATED_CHANNELS if is_modulated else 18),
+            }
     return section
 
 
-def _head(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    tower = {name: t for name, t in weights.items() if name.startswith(("head.cls_tower.", "head.shared_tower."))}
+def _infer_head(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    tower = {
+        name: tensor for name, tensor in weights.items() if name.startswith(("head.cls_tower.", "head.shared_tower."))
+    }
     convs = [name for name, tensor in tower.items() if tensor.dim() == 4 and ".offset." not in name]
     shared = [name for name in convs if name.startswith("head.shared_tower.")]
-    affine = any(name.endswith(".weight") and tensor.dim() == 1 for name, tensor in tower.items())
+    has_affine = any(name.endswith(".weight") and tensor.dim() == 1 for name, tensor in tower.items())
     return {
         "num_convs": len(convs) - len(shared),
         "num_shared_convs": len(shared),
-        "norm": "bn" if any(name.endswith(".running_mean") for name in tower) else "gn" if affine else "none",
+        "norm": "bn" if any(name.endswith(".running_mean") for name in tower) else "gn" if has_affine else "none",
         "conv_bias": all(name.removesuffix("weight") + "bias" in tower for name in convs),
         "deformable": any(".offset." in name for name in tower),
         "level_scales": "head.scales.0" in weights,

@@ -17,11 +17,11 @@ from ..config import expand_user
 from ..config.text import as_option
 from ..downloads import hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
-from ..formatting import join_some
+from ..formatting import join_some, plural
 from ..models.backbones.renames import without_module
 from . import adelaidet, detectron2, mmdetection
 from . import torchvision_fcos as torchvision
-from .architecture import Converted, class_rows
+from .architecture import Converted, count_classes
 from .fcos_core import weights as fcos_core
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ _FCOS_CORE_CONVENTIONS = {
     "pixel_mean": (102.9801, 115.9465, 122.7717),
     "pixel_std": (1.0, 1.0, 1.0),
 }
-_RESTRICTED = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
-_LICENCE = "that of {}, for non-commercial use only, if its authors published them"  # no file names the authors
-_WRAPPINGS = ("model", "state_dict", "model_state_dict")
-_BACKBONES = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
-_SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED]
+_RESTRICTED_PROJECTS = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
+_LICENCE = "licence of {} (non-commercial use only) if its authors published these weights"  # no file names the authors
+_STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
+_BACKBONE_TENSORS = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
+_SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED_GLOBALS]
 """Entries for `torch.serialization.safe_globals`: options of torchvision's training script, and mmengine's log."""
 
 
@@ -63,7 +63,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
         content = read(path, safe_globals=_SAFE_GLOBALS)
         ours = from_ours(content, path) if is_ours(content) else None
     except WeightsError as error:
-        raise WeightsError(f"{error}{'; delete it to download it again' if downloaded else ''}") from None
+        raise WeightsError(f"{error}{'; delete the file to download it again' if downloaded else ''}") from None
     checkpoint = ours or from_content(content, where=where, class_names=class_names)
     warn_about_licence(checkpoint.licence, where, derived=ours is not None)
     return checkpoint
@@ -88,10 +88,10 @@ def from_fcos_core(
     names = {fcos_core.rename(name): name for name in state}
     weights = {name: state[old] for name, old in names.items()}
     converted = Converted(weights, names, {"model": _FCOS_CORE_CONVENTIONS})
-    return _checkpoint(converted, "fcos_core", class_names=class_names, where=where)
+    return _build_checkpoint(converted, "fcos_core", class_names=class_names, where=where)
 
 
-def _with_conventions(
+def _convert_with_conventions(
     project: Project,
     convert: Callable[..., Converted],
     state: Mapping[str, Tensor],
@@ -102,19 +102,24 @@ def _with_conventions(
     """Build a checkpoint of a project whose config follows from the tensors; log the options that do not."""
     converted = convert(state, where=where)
     weights, model = converted.weights, converted.config["model"]
-    taken = {"backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1"), "channel_order": model["channel_order"]}
+    assumed = {
+        "backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1"),
+        "channel_order": model["channel_order"],
+    }
     for key in PIXELS:
         if key in weights and weights[key].numel() == 3:
             weights[key] = weights[key].reshape(3, 1, 1)
             model[key] = [round(value, 4) for value in weights[key].flatten().tolist()]  # without float32 noise
         else:
-            taken[key] = model[key]
-    options = " ".join(f"model.{key}={as_option(value)}" for key, value in taken.items() if value is not None)
-    log.info("%s: as in the configs of %s itself, since weights do not show it: %s", where, project, options)
-    return _checkpoint(converted, project, class_names=class_names, where=where)
+            assumed[key] = model[key]
+    options = " ".join(f"model.{key}={as_option(value)}" for key, value in assumed.items() if value is not None)
+    log.info(
+        "%s: using the values of %s's configs for options that weights do not determine: %s", where, project, options
+    )
+    return _build_checkpoint(converted, project, class_names=class_names, where=where)
 
 
-def _checkpoint(
+def _build_checkpoint(
     converted: Converted,
     project: Project,
     *,
@@ -122,24 +127,27 @@ def _checkpoint(
     where: str,
 ) -> Checkpoint:
     """Build a checkpoint of weights whose class head has one row per class and none for background."""
-    count = class_rows(converted.weights, where=where)
-    if class_names is not None and len(class_names) != count:
-        raise WeightsError(f"{where}: has {count} classes, found {len(class_names)} names in data.classes")
+    num_classes = count_classes(converted.weights, where=where)
+    if class_names is not None and len(class_names) != num_classes:
+        raise WeightsError(
+            f"{where}: the weights have {plural(num_classes, 'class')}, but data.classes has"
+            f" {plural(len(class_names), 'name')}"
+        )
     classes = dict(enumerate(class_names or (), 1))
-    of_coco = tuple(torchvision.COCO_CLASSES.values())
-    if count == len(of_coco) and (class_names is None or tuple(class_names) == of_coco):
+    coco_names = tuple(torchvision.COCO_CLASSES.values())
+    if num_classes == len(coco_names) and (class_names is None or tuple(class_names) == coco_names):
         classes = torchvision.COCO_CLASSES
     return Checkpoint(
         model=converted.weights,
         config=converted.config,
         class_names=tuple(classes.values()),
-        category_ids=tuple(classes) or tuple(range(1, count + 1)),
+        category_ids=tuple(classes) or tuple(range(1, num_classes + 1)),
         project=project,
         original_names=converted.names,
     )
 
 
-class _Convert(Protocol):
+class _Converter(Protocol):
     def __call__(self, state: Mapping[str, Tensor], *, class_names: Sequence[str] | None, where: str) -> Checkpoint: ...
 
 
@@ -147,15 +155,15 @@ class _Dialect(NamedTuple):
     """Functions that recognise and convert the weights of one project."""
 
     recognizes: Callable[[Mapping[str, Tensor]], bool]
-    convert: _Convert
+    convert: _Converter
 
 
 _DIALECTS = [
     _Dialect(torchvision.recognizes, torchvision.from_torchvision),
     _Dialect(fcos_core.recognizes, from_fcos_core),
-    _Dialect(adelaidet.recognizes, partial(_with_conventions, "adelaidet", adelaidet.convert)),
-    _Dialect(detectron2.recognizes, partial(_with_conventions, "detectron2", detectron2.convert)),
-    _Dialect(mmdetection.recognizes, partial(_with_conventions, "mmdetection", mmdetection.convert)),
+    _Dialect(adelaidet.recognizes, partial(_convert_with_conventions, "adelaidet", adelaidet.convert)),
+    _Dialect(detectron2.recognizes, partial(_convert_with_conventions, "detectron2", detectron2.convert)),
+    _Dialect(mmdetection.recognizes, partial(_convert_with_conventions, "mmdetection", mmdetection.convert)),
 ]
 
 
@@ -174,44 +182,44 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
     state = _state_dict(content)
     dialect = next((dialect for dialect in _DIALECTS if dialect.recognizes(state)), None)
     if dialect is None:
-        raise WeightsError(f"{where}: {_unknown(content, state)}")
+        raise WeightsError(f"{where}: {_describe_unknown(content, state)}")
     if class_names is None:
         class_names = mmdetection.class_names(content, state)
     checkpoint = dialect.convert(state, class_names=class_names, where=where)
     if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
         log.info(
-            "%s: %d classes, taken to be those of COCO; if they are not, name them once and for all in a new file: fcos"
+            "%s: assuming that the %d classes are those of COCO; if they are not, save the correct names with: fcos"
             " convert %s OUT data.classes=[NAME, ...]",
             where,
             len(checkpoint.class_names),
             where,
         )
-    owner = _RESTRICTED.get(checkpoint.project)
-    return replace(checkpoint, original=state, licence=_LICENCE.format(owner) if owner else "")
+    project_title = _RESTRICTED_PROJECTS.get(checkpoint.project)
+    return replace(checkpoint, original=state, licence=_LICENCE.format(project_title) if project_title else "")
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
     """Return the tensors of a file by name, taken out of any wrapper; empty if there are none."""
     if not isinstance(content, Mapping):
         return {}
-    inner = next((content[key] for key in _WRAPPINGS if isinstance(content.get(key), Mapping)), content)
-    return without_module({str(name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)})
+    tensors = next((content[key] for key in _STATE_DICT_KEYS if isinstance(content.get(key), Mapping)), content)
+    return without_module({str(name): tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)})
 
 
-def _unknown(content: Any, state: Mapping[str, Tensor]) -> str:
+def _describe_unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     expected = (
         "expected a file that `fcos train` wrote, a checkpoint of the FCOS of AdelaiDet, detectron2, mmdetection or the"
         " original (fcos_core), or a state dict of torchvision's fcos_resnet50_fpn"
     )
-    if any(name in state for name in _BACKBONES):
-        return f"the weights of a backbone alone; use them with model.backbone.weights=PATH; here {expected}"
+    if any(name in state for name in _BACKBONE_TENSORS):
+        return f"weights of a backbone: {expected}; to start from these weights, set model.backbone.weights=PATH"
     if state:
-        return f"weights of no project that is known here: {expected}, found the tensors {join_some(list(state))}"
+        return f"unknown weights format: {expected}, found the tensors {join_some(list(state))}"
     if isinstance(content, Mapping):
         found = f"the keys {join_some([str(key) for key in content])}" if content else "an empty dictionary"
     else:
         found = f"a {type(content).__name__}"
-    return f"no weights of a detector: {expected}, found {found}"
+    return f"not the weights of a detector: {expected}, found {found}"
 
 
 def with_fcos_core_conventions(tree: Mapping[str, Any]) -> dict[str, Any]:

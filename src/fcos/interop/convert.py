@@ -15,9 +15,13 @@ from ..formatting import join_some
 from ..models import DetectionModel
 from . import Form
 from .fcos_core.weights import rename_back, to_fcos_core
-from .torchvision_fcos import name_back, to_torchvision
+from .torchvision_fcos import to_torchvision, to_torchvision_name
 
-RENAMED: dict[Form, Callable[[str], str]] = {"fcos": str, "fcos_core": rename_back, "torchvision": name_back}
+OUTPUT_NAMES: dict[Form, Callable[[str], str]] = {
+    "fcos": str,
+    "fcos_core": rename_back,
+    "torchvision": to_torchvision_name,
+}
 """Functions from our tensor names to those of each output format."""
 
 
@@ -28,9 +32,9 @@ def refuse_existing(out: Path) -> None:
         WeightsError: `out` exists already, or its folder does not exist.
     """
     if out.exists():
-        raise WeightsError(f"{out}: exists already and is not overwritten; give another name, or remove it first")
+        raise WeightsError(f"{out}: exists already and is not overwritten; give another name or remove it first")
     if not out.parent.is_dir():
-        raise WeightsError(f"{out}: no such folder {out.parent}; make it first")
+        raise WeightsError(f"{out}: no such folder {out.parent}; create it first")
 
 
 def write_as(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint, config: Config, *, where: str) -> str:
@@ -46,15 +50,15 @@ def write_as(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint,
         where: source of the weights, for messages.
 
     Returns:
-        Report on matched, reshaped, left and new tensors, see `report`.
+        Report on matched, reshaped, skipped and new tensors, see `report`.
 
     Raises:
         WeightsError: the project's model cannot compute this detector, `out` exists, or its folder does not.
         OSError: the disk is full or not writable.
     """
     refuse_existing(out)
-    own: dict[str, Tensor] = model.state_dict()
-    weights = {name: checkpoint.model.get(name, tensor) for name, tensor in own.items()}
+    model_state: dict[str, Tensor] = model.state_dict()
+    weights = {name: checkpoint.model.get(name, tensor) for name, tensor in model_state.items()}
     converted = replace(checkpoint, model=weights, config=config.to_dict())
     if to == "fcos":
         written = weights
@@ -76,15 +80,15 @@ def write_as(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint,
     else:
         written = to_torchvision(converted, where=where)
         write(out, written)
-    ours = checkpoint.project == "fcos"
-    origin = {name: name if ours else checkpoint.original_names.get(name, "") for name in checkpoint.model}
-    source = checkpoint.model if ours else checkpoint.original
-    pairs = {RENAMED[to](name): old for name, old in origin.items() if old in source}
+    is_ours = checkpoint.project == "fcos"
+    origin = {name: name if is_ours else checkpoint.original_names.get(name, "") for name in checkpoint.model}
+    source = checkpoint.model if is_ours else checkpoint.original
+    pairs = {OUTPUT_NAMES[to](name): old for name, old in origin.items() if old in source}
     return report(source, written, {new: old for new, old in pairs.items() if new in written})
 
 
 def report(source: Mapping[str, Tensor], written: Mapping[str, Tensor], pairs: Mapping[str, str]) -> str:
-    """Report on the tensors of a conversion, with a line each for matched, reshaped, left and new ones.
+    """Report on the tensors of a conversion, with a line each for matched, reshaped, skipped and new ones.
 
     Lines without tensors are omitted, except the first.
 
@@ -98,11 +102,13 @@ def report(source: Mapping[str, Tensor], written: Mapping[str, Tensor], pairs: M
         for new, old in pairs.items()
         if source[old].shape != written[new].shape
     ]
-    renamed = sum(new != old for new, old in pairs.items())
-    left = [name for name in source if name not in pairs.values()]
+    num_renamed = sum(new != old for new, old in pairs.items())
+    skipped = [name for name in source if name not in pairs.values()]
     added = [name for name in written if name not in pairs]
-    lines = [f"matched: {len(pairs)} of {len(source)} tensors, {renamed} under another name"]
+    lines = [f"matched: {len(pairs)} of {len(source)} tensors, {num_renamed} renamed"]
     lines += [
-        f"{what}: {len(names)}: {join_some(names)}" for what, names in (("reshaped", reshaped), ("left", left)) if names
+        f"{title}: {len(names)}: {join_some(names)}"
+        for title, names in (("reshaped", reshaped), ("skipped", skipped))
+        if names
     ]
     return "\n".join([*lines, f"new: {len(added)}: {join_some(added)}"] if added else lines)

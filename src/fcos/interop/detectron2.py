@@ -11,14 +11,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .architecture import Converted, Rule, model_section, new_names, shifted
+from .architecture import Converted, Rule, infer_model_section, map_names, shift_number
 
 BACKBONE_RULES: list[Rule] = [
     (r"^backbone\.bottom_up\.(stem\.)?", "backbone."),
-    (r"^backbone\.res(\d)", shifted("backbone.layer", -1)),
-    (r"^backbone\.fpn_lateral(\d)", shifted("fpn.lateral.", -3)),
-    (r"^backbone\.fpn_output(\d)", shifted("fpn.output.", -3)),
-    (r"^backbone\.top_block\.p(\d)", shifted("fpn.extra.", -6)),
+    (r"^backbone\.res(\d)", shift_number("backbone.layer", -1)),
+    (r"^backbone\.fpn_lateral(\d)", shift_number("fpn.lateral.", -3)),
+    (r"^backbone\.fpn_output(\d)", shift_number("fpn.output.", -3)),
+    (r"^backbone\.top_block\.p(\d)", shift_number("fpn.extra.", -6)),
     (r"^(backbone\..*)shortcut\.norm\.", r"\1downsample.1."),
     (r"^(backbone\..*)shortcut\.", r"\1downsample.0."),
     (r"^(backbone\..*)conv(\d)\.norm\.", r"\1bn\2."),
@@ -60,9 +60,9 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> Converted:
     Raises:
         WeightsError: the backbone or neck is not supported.
     """
-    names = new_names(state, [*BACKBONE_RULES, *_HEAD_RULES])
+    names = map_names(state, [*BACKBONE_RULES, *_HEAD_RULES])
     weights = {name: state[old] for name, old in names.items()}
-    section = model_section(weights, where=where)
+    section = infer_model_section(weights, where=where)
     section["backbone"]["stride_in_1x1"] = True
     section["head"] |= HEAD_CONVENTIONS
     section |= {**CONVENTIONS, "score_threshold": 0.2, "threshold_on": "score"}

@@ -16,14 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .architecture import Converted, Rule, model_section, new_names, shifted
+from .architecture import Converted, Rule, infer_model_section, map_names, shift_number
 
 _TOWERS = {"cls_convs": "cls_tower", "reg_convs": "box_tower"}
 _RULES: list[Rule] = [
     (r"\.conv_offset\.", ".offset."),
-    (r"^neck\.lateral_convs\.(\d)\.conv", shifted("fpn.lateral.", 0)),
-    (r"^neck\.fpn_convs\.([012])\.conv", shifted("fpn.output.", 0)),
-    (r"^neck\.fpn_convs\.(\d)\.conv", shifted("fpn.extra.", -3)),
+    (r"^neck\.lateral_convs\.(\d)\.conv", shift_number("fpn.lateral.", 0)),
+    (r"^neck\.fpn_convs\.([012])\.conv", shift_number("fpn.output.", 0)),
+    (r"^neck\.fpn_convs\.(\d)\.conv", shift_number("fpn.extra.", -3)),
     (r"^bbox_head\.(cls_convs|reg_convs)\.(\d)\.conv", lambda m: f"head.{_TOWERS[m[1]]}.{3 * int(m[2])}"),
     (r"^bbox_head\.(cls_convs|reg_convs)\.(\d)\.gn", lambda m: f"head.{_TOWERS[m[1]]}.{3 * int(m[2]) + 1}"),
     (r"^bbox_head\.(?:conv|fcos)_cls\.", "head.logits."),
@@ -51,20 +51,20 @@ class _Discarded:
         pass
 
 
-_OF_A_LOG = (
+_TRAINING_LOG_GLOBALS = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     *(f"{module}.getattr" for module in ("builtins", "__builtin__")),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     "numpy.ndarray",
     "numpy.dtype",
 )
-DISCARDED = [(_Discarded, name) for name in _OF_A_LOG]
+DISCARDED_GLOBALS = [(_Discarded, name) for name in _TRAINING_LOG_GLOBALS]
 """Entries for `torch.serialization.safe_globals` that discard the training log, which mmengine saves with weights."""
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
     """Return whether a state dict has the tensor names of mmdetection's FCOS."""
-    names = [{f"bbox_head.{prefix}_{part}.bias" for part in ("cls", "centerness")} for prefix in ("conv", "fcos")]
+    names = [{f"bbox_head.{prefix}_{layer}.bias" for layer in ("cls", "centerness")} for prefix in ("conv", "fcos")]
     return any(pair <= state.keys() for pair in names)
 
 
@@ -78,10 +78,10 @@ def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | 
     rows = [tensor.shape for name, tensor in state.items() if name in _CLASS_BIASES]
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
-    data = meta.get("dataset_meta")
-    for place in (meta, data if isinstance(data, Mapping) else {}):
+    dataset_meta = meta.get("dataset_meta")
+    for mapping in (meta, dataset_meta if isinstance(dataset_meta, Mapping) else {}):
         for key in ("CLASSES", "classes"):
-            names = place.get(key)
+            names = mapping.get(key)
             if isinstance(names, list | tuple) and rows == [(len(set(map(str, names))),)] == [(len(names),)]:
                 return tuple(map(str, names))
     return None
@@ -97,19 +97,19 @@ def convert(state: Mapping[str, Tensor], *, where: str) -> Converted:
     Raises:
         WeightsError: the backbone or neck is not supported.
     """
-    names = new_names(state, _RULES)
+    names = map_names(state, _RULES)
     weights = {name: state[old] for name, old in names.items()}
     scales = {name: tensor for name, tensor in weights.items() if name.startswith("head.scales.")}
     weights |= {name: tensor.reshape(1) for name, tensor in scales.items() if tensor.numel() == 1}  # 0-dim in the file
-    section = model_section(weights, where=where)
-    improved = section["head"]["conv_bias"]
-    pytorch = section["backbone"]["name"].startswith("resnext")
+    section = infer_model_section(weights, where=where)
+    is_improved = section["head"]["conv_bias"]
+    is_pytorch_style = section["backbone"]["name"].startswith("resnext")
     # mmdetection freezes batch norm.
-    section["backbone"] |= {"stride_in_1x1": not pytorch, "norm": "frozen_bn"}
-    if improved:
+    section["backbone"] |= {"stride_in_1x1": not is_pytorch_style, "norm": "frozen_bn"}
+    if is_improved:
         section["head"] |= {"centerness_on": "box", "regression": "relu_stride"}
-    section |= _IMPROVED if improved else {"nms_threshold": 0.5}
-    pixels = _PIXELS["pytorch" if pytorch else "improved" if improved else "caffe"]
+    section |= _IMPROVED if is_improved else {"nms_threshold": 0.5}
+    pixels = _PIXELS["pytorch" if is_pytorch_style else "improved" if is_improved else "caffe"]
     section |= zip(("channel_order", "pixel_mean", "pixel_std"), pixels, strict=True)
     section |= {"score": "product", "top_k_on": "class", "detect_in_padding": True}
     return Converted(weights, names, {"model": section, "data": {"short_side": [800], "max_side": 1333}})

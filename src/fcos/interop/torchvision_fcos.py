@@ -24,7 +24,8 @@ from ..config.options import free_options, in_effect, options_of
 from ..config.text import flatten
 from ..downloads import WebFile
 from ..errors import WeightsError
-from .architecture import CLASS_HEAD, class_rows, require_fcos, require_same, with_prefixes
+from ..formatting import plural
+from .architecture import CLASS_HEAD, count_classes, replace_prefix, require_fcos, require_same
 
 WEIGHTS = {
     "torchvision/fcos_resnet50_fpn": WebFile(
@@ -39,9 +40,9 @@ COCO_CLASSES = {
 }
 """Category ids and names of the 80 classes of COCO."""
 
-_ROWS_OF_COCO = 91
-_LABELS_OF_COCO = range(1, _ROWS_OF_COCO)
-_NEVER = -10.0
+_NUM_COCO_ROWS = 91
+_COCO_LABELS = range(1, _NUM_COCO_ROWS)
+_UNUSED_ROW_BIAS = -10.0
 """Bias of class-head rows without a class in weights for torchvision: their scores are below 0.01 everywhere."""
 
 _PREFIXES = [
@@ -71,23 +72,23 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
     return {"head.classification_head.cls_logits.bias", "head.regression_head.bbox_ctrness.bias"} <= state.keys()
 
 
-def from_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename torchvision's tensors to our names. Unknown names and all rows of the class head are kept."""
-    return {_our_name(name): tensor for name, tensor in state.items()}
+    return {_to_our_name(name): tensor for name, tensor in state.items()}
 
 
-def _our_name(name: str) -> str:
-    return with_prefixes(name, [*_PREFIXES, *_OLD_PREFIXES])
+def _to_our_name(name: str) -> str:
+    return replace_prefix(name, [*_PREFIXES, *_OLD_PREFIXES])
 
 
-def name_back(name: str) -> str:
+def to_torchvision_name(name: str) -> str:
     """Return the name in torchvision's model for our name of a tensor."""
-    return with_prefixes(name, _PREFIXES, back=True)
+    return replace_prefix(name, _PREFIXES, back=True)
 
 
-def to_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of our state dict to torchvision's names; inverse of `from_names`."""
-    return {name_back(name): tensor for name, tensor in state.items()}
+def to_torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of our state dict to torchvision's names; inverse of `to_our_names`."""
+    return {to_torchvision_name(name): tensor for name, tensor in state.items()}
 
 
 def model_config(*, frozen_norm: bool = True) -> dict[str, Any]:
@@ -129,34 +130,35 @@ def from_torchvision(
     Raises:
         WeightsError: the class head is damaged or has no class, or `class_names` has another length than K.
     """
-    weights = from_names(state)
-    rows = class_rows(weights, where=where)
-    used = (weights[f"{CLASS_HEAD}bias"] != _NEVER) | weights[f"{CLASS_HEAD}weight"].flatten(1).any(dim=1)
-    ids = tuple(i for i in range(1, rows) if used[i])
-    if not ids:
+    weights = to_our_names(state)
+    num_rows = count_classes(weights, where=where)
+    is_used = (weights[f"{CLASS_HEAD}bias"] != _UNUSED_ROW_BIAS) | weights[f"{CLASS_HEAD}weight"].flatten(1).any(dim=1)
+    category_ids = tuple(i for i in range(1, num_rows) if is_used[i])
+    if not category_ids:
         raise WeightsError(
-            f"{where}: expected at least one class, found a class head of background alone ({rows} rows)"
+            f"{where}: expected at least one class besides background, found a class head with background only"
+            f" ({plural(num_rows, 'row')})"
         )
-    if class_names is not None and len(class_names) != len(ids):
+    if class_names is not None and len(class_names) != len(category_ids):
         raise WeightsError(
-            f"{where}: has {len(ids)} classes (of {rows} rows in the class head, the first is background), found"
-            f" {len(class_names)} names in data.classes"
+            f"{where}: the weights have {plural(len(category_ids), 'class')} (the class head has"
+            f" {plural(num_rows, 'row')}; row 0 is background), but data.classes has {plural(len(class_names), 'name')}"
         )
-    classes = dict(zip(ids, class_names or (), strict=False))
-    if class_names is None and rows == _ROWS_OF_COCO and COCO_CLASSES.keys() <= set(ids):
+    classes = dict(zip(category_ids, class_names or (), strict=False))
+    if class_names is None and num_rows == _NUM_COCO_ROWS and COCO_CLASSES.keys() <= set(category_ids):
         classes = COCO_CLASSES
-    ids = tuple(classes) or ids
+    category_ids = tuple(classes) or category_ids
     for name in (f"{CLASS_HEAD}weight", f"{CLASS_HEAD}bias"):
-        weights[name] = weights[name][list(ids)]
+        weights[name] = weights[name][list(category_ids)]
     weights |= {name: torch.tensor(values).view(3, 1, 1) for name, values in _PIXELS.items()}
-    frozen = not any(name.endswith(".num_batches_tracked") for name in state)
+    is_frozen = not any(name.endswith(".num_batches_tracked") for name in state)
     return Checkpoint(
         model=weights,
-        config={"model": model_config(frozen_norm=frozen), "data": {"short_side": [800], "max_side": 1333}},
+        config={"model": model_config(frozen_norm=is_frozen), "data": {"short_side": [800], "max_side": 1333}},
         class_names=tuple(classes.values()),
-        category_ids=ids,
+        category_ids=category_ids,
         project="torchvision",
-        original_names={_our_name(name): name for name in state},
+        original_names={_to_our_name(name): name for name in state},
     )
 
 
@@ -173,17 +175,17 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
     """
     require_fcos(checkpoint, where=where, project="torchvision's fcos_resnet50_fpn")
     sections = checkpoint.config["model"], model_config()
-    own, there = (flatten(FCOSConfig.model_validate(section).model_dump()) for section in sections)
-    for options in (own, there):
-        options["backbone.norm"] = "gn" if options["backbone.norm"] == "gn" else "bn"  # frozen or trainable
+    ours, theirs = (flatten(FCOSConfig.model_validate(section).model_dump()) for section in sections)
+    for values in (ours, theirs):
+        values["backbone.norm"] = "gn" if values["backbone.norm"] == "gn" else "bn"  # frozen or trainable
     options = options_of(FCOSConfig)
-    own, free = in_effect(own, options), free_options(options, "torchvision")
-    require_same(own, there, free=free, where=where, project="torchvision's fcos_resnet50_fpn")
-    ids = checkpoint.category_ids
-    labels = ids if all(i in _LABELS_OF_COCO for i in ids) else range(1, len(ids) + 1)
+    ours, free = in_effect(ours, options), free_options(options, "torchvision")
+    require_same(ours, theirs, free=free, where=where, project="torchvision's fcos_resnet50_fpn")
+    category_ids = checkpoint.category_ids
+    labels = category_ids if all(i in _COCO_LABELS for i in category_ids) else range(1, len(category_ids) + 1)
     weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in _PIXELS}
-    for name, filling in ((f"{CLASS_HEAD}weight", 0.0), (f"{CLASS_HEAD}bias", _NEVER)):
+    for name, fill_value in ((f"{CLASS_HEAD}weight", 0.0), (f"{CLASS_HEAD}bias", _UNUSED_ROW_BIAS)):
         tensor = weights[name]
-        weights[name] = tensor.new_full((max(labels) + 1, *tensor.shape[1:]), filling)
+        weights[name] = tensor.new_full((max(labels) + 1, *tensor.shape[1:]), fill_value)
         weights[name][list(labels)] = tensor
-    return to_names(weights)
+    return to_torchvision_names(weights)

@@ -89,18 +89,18 @@ DEFAULTS: dict[str, Any] = {
 }
 """Keys that affect an FCOS model, with the original's defaults."""
 FIXED = {
-    "MODEL.FCOS_ON": "another detector than FCOS",
+    "MODEL.FCOS_ON": "a detector other than FCOS",
     "MODEL.RETINANET_ON": "RetinaNet",
     "MODEL.MASK_ON": "masks",
-    "MODEL.KEYPOINT_ON": "key points",
-    "MODEL.META_ARCHITECTURE": "another architecture",
-    "MODEL.BACKBONE.USE_GN": "another backbone",
-    "MODEL.GROUP_NORM.DIM_PER_GP": "groups by size",
+    "MODEL.KEYPOINT_ON": "keypoints",
+    "MODEL.META_ARCHITECTURE": "another meta-architecture",
+    "MODEL.BACKBONE.USE_GN": "backbones with this option",
+    "MODEL.GROUP_NORM.DIM_PER_GP": "groups of a fixed size",
     "MODEL.GROUP_NORM.NUM_GROUPS": "another number of groups",
     "MODEL.GROUP_NORM.EPSILON": "another epsilon",
     "MODEL.RESNETS.RES5_DILATION": "dilated convolutions",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": "another width",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": "another width",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "another backbone width",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": "another backbone width",
 }
 """Keys that are supported with their default only, and the feature that another value would need."""
 _IDLE_SECTIONS = {

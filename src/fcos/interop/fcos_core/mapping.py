@@ -57,7 +57,7 @@ def _flag(key: str, option: str, off: str, on: str, body: str = "") -> Row:
     return Row((key,), (option,), lambda value: (on if value else off,), lambda value: (value == on,), body)
 
 
-def _no_frozen_stage(_: int) -> tuple[int]:
+def _ignore_frozen_stages(_: int) -> tuple[int]:
     """Return 0: the original freezes MobileNetV2 differently, which matters for training only."""
     return (0,)
 
@@ -73,25 +73,25 @@ def _augmentation(key: str, option: str, off: Any) -> Row:
     return _one_way(keys, option, lambda value, enabled: value if enabled else off)
 
 
-def _listed(sides: int | list[int]) -> list[int]:
+def _as_list(sides: int | list[int]) -> list[int]:
     return sides if isinstance(sides, tuple | list) else [sides]
 
 
-def _pixels(bgr: bool, mean: list[float], std: list[float]) -> tuple[Any, ...]:
+def _convert_pixels(bgr: bool, mean: list[float], std: list[float]) -> tuple[Any, ...]:
     scale = 1.0 if bgr else 255.0  # without TO_BGR255 the original's pixels are 0..1
     return "bgr" if bgr else "rgb", [value * scale for value in mean], [value * scale for value in std]
 
 
-def _pixels_back(order: str, mean: list[float], std: list[float]) -> tuple[Any, ...]:
+def _convert_pixels_back(order: str, mean: list[float], std: list[float]) -> tuple[Any, ...]:
     scale = 1.0 if order == "bgr" else 255.0
     return order == "bgr", [round(value / scale, 15) for value in mean], [round(value / scale, 15) for value in std]
 
 
-def _body_back(name: str) -> tuple[Any, ...]:
-    return next((shape for shape, known in RESNETS.items() if known == name), (MOBILENET, 1, 64))
+def _find_body_keys(name: str) -> tuple[Any, ...]:
+    return next((shape for shape, resnet in RESNETS.items() if resnet == name), (MOBILENET, 1, 64))
 
 
-def _extra_level_source(use_c5: bool, channels: int, body: str) -> str:
+def _choose_extra_level_source(use_c5: bool, channels: int, body: str) -> str:
     """Return the source of P6: C5 if requested and if C5 has other channels than the pyramid, otherwise P5."""
     return "c5" if use_c5 and channels != (320 if body == MOBILENET else 2048) else "p5"
 
@@ -100,9 +100,9 @@ def _is_backbone_file(weight: str) -> bool:
     return weight.startswith("catalog://") or weight.endswith(_BACKBONE_FILES)
 
 
-def _block_functions(norm: str) -> tuple[str, str]:
+def _find_block_functions(norm: str) -> tuple[str, str]:
     """Return the block and stem functions of a norm; those of frozen batch norm if the original lacks it."""
-    functions = {known: names for names, known in BLOCK_NORMS.items()}
+    functions = {block_norm: names for names, block_norm in BLOCK_NORMS.items()}
     return functions.get(norm, functions["frozen_bn"])
 
 
@@ -117,7 +117,7 @@ ROWS: list[Row] = [
     Row(
         ("MODEL.RETINANET.USE_C5", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "MODEL.BACKBONE.CONV_BODY"),
         ("model.fpn.extra_level_source",),
-        lambda *values: (_extra_level_source(*values),),
+        lambda *values: (_choose_extra_level_source(*values),),
         lambda value: (value == "c5",),
     ),
     _same("MODEL.FCOS.NUM_CONVS", "model.head.num_convs"),
@@ -138,30 +138,30 @@ ROWS: list[Row] = [
     Row(
         ("INPUT.TO_BGR255", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"),
         ("model.channel_order", "model.pixel_mean", "model.pixel_std"),
-        _pixels,
-        _pixels_back,
+        _convert_pixels,
+        _convert_pixels_back,
     ),
     # The backbone.
     Row(
         ("MODEL.BACKBONE.CONV_BODY", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"),
         ("model.backbone.name",),
         lambda *shape: (RESNETS.get(shape, "mobilenet_v2"),),
-        _body_back,
+        _find_body_keys,
     ),
     _one_way("MODEL.WEIGHT", "model.backbone.weights", lambda file: file if _is_backbone_file(file) else None),
     _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", body="mobilenet"),
     Row(
         ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
         ("model.backbone.frozen_stages",),
-        _no_frozen_stage,
-        _no_frozen_stage,
+        _ignore_frozen_stages,
+        _ignore_frozen_stages,
         "mobilenet",
     ),
     Row(
         ("MODEL.RESNETS.TRANS_FUNC", "MODEL.RESNETS.STEM_FUNC"),
         ("model.backbone.norm",),
         lambda *functions: (BLOCK_NORMS[functions],),
-        _block_functions,
+        _find_block_functions,
         "resnet",
     ),
     Row(
@@ -175,14 +175,14 @@ ROWS: list[Row] = [
     Row(
         ("MODEL.RESNETS.STAGE_WITH_DCN",),
         ("model.backbone.deformable_stages",),
-        lambda wanted: ([stage for stage, is_wanted in zip(_STAGES, wanted, strict=True) if is_wanted],),
+        lambda flags: ([stage for stage, is_deformable in zip(_STAGES, flags, strict=True) if is_deformable],),
         lambda stages: (tuple(stage in stages for stage in _STAGES),),
         "resnet",
     ),
     _same("MODEL.RESNETS.WITH_MODULATED_DCN", "model.backbone.modulated", "resnet"),
     _same("MODEL.RESNETS.DEFORMABLE_GROUPS", "model.backbone.offset_groups", "resnet"),
     # The data.
-    _one_way("INPUT.MIN_SIZE_TRAIN", "data.short_side", _listed),
+    _one_way("INPUT.MIN_SIZE_TRAIN", "data.short_side", _as_list),
     _one_way("INPUT.MIN_SIZE_RANGE_TRAIN", "data.short_side_range", lambda ends: None if ends[0] == -1 else list(ends)),
     _same("INPUT.MAX_SIZE_TRAIN", "data.max_side"),
     _same("INPUT.MIN_SIZE_TEST", "data.test_short_side"),

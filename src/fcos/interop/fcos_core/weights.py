@@ -15,7 +15,7 @@ from ...config import FCOSConfig
 from ...config.options import free_options, in_effect, options_of
 from ...config.text import flatten
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
-from ..architecture import CLASS_HEAD, require_fcos, require_same, with_prefixes
+from ..architecture import CLASS_HEAD, replace_prefix, require_fcos, require_same
 from .config import config_from_yaml
 from .mapping import to_keys
 
@@ -46,7 +46,7 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 
 def rename(name: str) -> str:
     """Return the name in our model for the original's name of a tensor."""
-    renamed = with_prefixes(name, _PREFIXES)
+    renamed = replace_prefix(name, _PREFIXES)
     if not renamed.startswith(_BACKBONE):
         return renamed
     return _BACKBONE + mobilenet_name(renamed.removeprefix(_BACKBONE))
@@ -56,7 +56,7 @@ def rename_back(name: str) -> str:
     """Return the original's name for our name of a tensor; inverse of `rename` for the original's backbones."""
     if name.startswith(_BACKBONE):
         name = _BACKBONE + original_mobilenet_name(name.removeprefix(_BACKBONE))
-    return with_prefixes(name, _PREFIXES, back=True)
+    return replace_prefix(name, _PREFIXES, back=True)
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,19 +78,25 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
         WeightsError: the original cannot compute this detector.
     """
     require_fcos(checkpoint, where=where, project="the original FCOS")
-    own = flatten(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
-    name = own["backbone.name"] if own["backbone.name"] in _BACKBONES else " or ".join(_BACKBONES)
-    built_in = {"backbone.name": name, "strides": _STRIDES}
-    require_same({key: own[key] for key in built_in}, built_in, free=(), where=where, project="the original FCOS")
-    settings = to_keys(own, len(checkpoint.category_ids))
-    there = flatten(FCOSConfig.model_validate(config_from_yaml(settings)["model"]).model_dump())
-    if name == "mobilenet_v2" and own["backbone.norm"] == "frozen_bn":
-        own["backbone.norm"] = "bn"  # the same computation in inference
+    ours = flatten(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
+    name = ours["backbone.name"] if ours["backbone.name"] in _BACKBONES else " or ".join(_BACKBONES)
+    required_options = {"backbone.name": name, "strides": _STRIDES}
+    require_same(
+        {key: ours[key] for key in required_options},
+        required_options,
+        free=(),
+        where=where,
+        project="the original FCOS",
+    )
+    settings = to_keys(ours, len(checkpoint.category_ids))
+    theirs = flatten(FCOSConfig.model_validate(config_from_yaml(settings)["model"]).model_dump())
+    if name == "mobilenet_v2" and ours["backbone.norm"] == "frozen_bn":
+        ours["backbone.norm"] = "bn"  # the same computation in inference
     options = options_of(FCOSConfig)
-    own, free = in_effect(own, options), free_options(options, "fcos_core")
-    require_same(own, there, free=free, where=where, project="the original FCOS")
+    ours, free = in_effect(ours, options), free_options(options, "fcos_core")
+    require_same(ours, theirs, free=free, where=where, project="the original FCOS")
     pairs = " ".join(f'{key} "{value}"' for key, value in settings.items())
-    log.info("%s: beside its defaults the config there needs %s", where, pairs)
+    log.info("%s: settings that the original's config needs in addition to its defaults: %s", where, pairs)
     weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in PIXELS}
     order = sorted(range(len(checkpoint.category_ids)), key=checkpoint.category_ids.__getitem__)
     if order != list(range(len(order))):
