@@ -204,7 +204,7 @@ def _characters(font: Path) -> frozenset[str]:
     from matplotlib.ft2font import FT2Font
 
     try:
-        return frozenset(map(chr, FT2Font(font).get_charmap()))
+        return frozenset(map(chr, FT2Font(str(font)).get_charmap()))
     except (OSError, RuntimeError):
         return frozenset()
 
