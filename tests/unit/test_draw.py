@@ -213,7 +213,7 @@ def write_font(path, letters):
     for i, name in enumerate(names):
         pen = TTGlyphPen(None)
         pen.moveTo((0, 0))
-        for point in ((0, 700), (5 * i, 700), (5 * i, 0)):
+        for point in ((0, 700), (5 * i + 5, 700), (5 * i + 5, 0)):
             pen.lineTo(point)
         pen.closePath()
         shapes[name] = pen.glyph()
