@@ -62,3 +62,29 @@ class Failing(Lines):
         if self.calls > 1:
             raise KeyError("no connection")
         super().log(step, values)
+
+
+class NotClosing:
+    """Raises an error when it is closed."""
+
+    def __init__(self, start: RunStart) -> None:
+        self.folder = start.folder
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Ignore the values."""
+
+    def close(self) -> None:
+        raise RuntimeError(f"cannot close {self.folder}")
+
+
+class Outcome:
+    """Writes the name of the exception that ended the run."""
+
+    def __init__(self, start: RunStart) -> None:
+        self.start = start
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Ignore the values."""
+
+    def close(self) -> None:
+        (self.start.folder / "outcome.txt").write_text(type(self.start.error()).__name__)

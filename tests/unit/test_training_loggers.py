@@ -297,6 +297,18 @@ def test_services_are_told_that_a_run_did_not_finish(
     assert outcomes(config.output_dir) == expected
 
 
+def test_a_logger_that_cannot_be_closed_does_not_hide_how_the_run_ended(configure: Callable[..., Config]) -> None:
+    config = configure(loggers=["own_logger:NotClosing", "own_logger:Outcome"])
+
+    def end(_: FCOS) -> None:
+        raise KeyboardInterrupt
+
+    with before_forward(FCOS, at_call(2, end)), pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert config.output_dir is not None
+    assert (config.output_dir / "outcome.txt").read_text() == "KeyboardInterrupt"
+
+
 @pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
 def test_a_run_that_is_started_while_an_exception_is_handled_finishes(
     configure: Callable[..., Config], services: list[str]

@@ -141,7 +141,7 @@ class FCOSConfig(DetectorConfig):
     keep_empty_boxes: bool = option(False, "detection", "convention", free_for=_INCLUSIVE)
     """Keep detections whose box has no area inside the image (torchvision)."""
     clip_after_nms: bool = option(False, "detection", "convention")
-    """Clip boxes to the image after NMS instead of before (AdelaiDet, detectron2)."""
+    """Clip boxes to the image after NMS (AdelaiDet, detectron2); otherwise before NMS."""
 
     @property
     def default_threshold(self) -> float:

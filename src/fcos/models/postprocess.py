@@ -40,8 +40,8 @@ class Postprocess:
         detect_in_padding: whether locations in the padding detect, too, as in all other projects; results then depend
             on the batch.
         keep_empty_boxes: whether to keep boxes without area inside the image.
-        clip_after_nms: whether to clip boxes after instead of before suppression. Boxes without area are then removed
-            after `max_detections` is applied and are not replaced, as in other projects.
+        clip_after_nms: whether to clip boxes after suppression; otherwise before. If after, boxes without area are
+            removed after `max_detections` is applied and are not replaced, as in other projects.
         default_threshold: score threshold for displaying detections of classes without a per-class threshold.
     """
 

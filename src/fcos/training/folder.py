@@ -33,7 +33,7 @@ def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | No
             run resumes in this folder, regardless of the config.
 
     Raises:
-        ConfigError: there is no run to resume, a new run would use the folder of an existing one, or the path is a
+        ConfigError: the run to resume does not exist, the folder of a new run already holds a run, or the path is a
             file.
     """
     earlier_folder = recall(launch_key)

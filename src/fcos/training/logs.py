@@ -209,10 +209,10 @@ class RunLog:
                     self.message(f"warning: {self._folder}: {name}: not saved: {error}; free up disk space")
                 return
             logger = self._loggers.pop(name)
-            self._error = error
+            run_error, self._error = self._error, error  # this logger is told its own failure, the others are not
             with suppress(Exception, SystemExit):  # the same error again
                 logger.close()
-            self._error = None
+            self._error = run_error
             self.message(f"warning: the logger {name} failed and was closed: {type(error).__name__}: {error}")
 
     def _show(self, progress: TrainingProgress, row: Mapping[str, float]) -> None:
