@@ -243,10 +243,11 @@ def test_mlflow_gets_options_and_numbers_and_a_continued_run_continues(
 
 @pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
 def test_wandb_offline_writes_its_files_into_the_run(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = train(configure(loggers=["wandb"], eval_every=1)).run
+    assert "the logger wandb failed" not in capsys.readouterr().out
     (folder,) = (run / "wandb").glob("offline-run-*")
     known = (run / "wandb_id.txt").read_text().strip()
     assert folder.name.endswith(known)
