@@ -209,7 +209,8 @@ class RunLog:
                     self.message(f"warning: {self._folder}: {name}: not saved: {error}; free up disk space")
                 return
             logger = self._loggers.pop(name)
-            run_error, self._error = self._error, error  # this logger is told its own failure, the others are not
+            # close() of this logger reports its own failure; the other loggers keep the outcome of the run.
+            run_error, self._error = self._error, error
             with suppress(Exception, SystemExit):  # the same error again
                 logger.close()
             self._error = run_error
