@@ -103,8 +103,8 @@ def test_a_near_twin_across_the_splits(folder: Folder) -> None:
     """Like BloodImage_00037 (val) and 00038 (train) of BCCD."""
     folder.pictures["val"][2] = folder.pictures["train"][5].resize((160, 120))
     found = findings(folder.write())
-    assert list(found) == ["same picture in two splits"]
-    assert cases(found["same picture in two splits"]) == [[("train5", []), ("val2", [])]]
+    assert list(found) == ["image in two splits"]
+    assert cases(found["image in two splits"]) == [[("train5", []), ("val2", [])]]
 
 
 def test_identical_files_and_near_doubles_within_a_split(folder: Folder) -> None:
@@ -114,9 +114,9 @@ def test_identical_files_and_near_doubles_within_a_split(folder: Folder) -> None
     train[11] = train[10].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     train[0], train[1] = train[0].convert("L"), train[1].convert("L")
     found = findings(folder.write())
-    assert list(found) == ["image twice", "image nearly twice"]
-    assert cases(found["image twice"]) == [[("train3", []), ("train7", [])]]
-    names = [[name for name, _ in case] for case in cases(found["image nearly twice"])]
+    assert list(found) == ["duplicate image", "near-duplicate image"]
+    assert cases(found["duplicate image"]) == [[("train3", []), ("train7", [])]]
+    names = [[name for name, _ in case] for case in cases(found["near-duplicate image"])]
     assert names == [["train3", "train7", "train9"], ["train10", "train11"]]
 
 
@@ -127,10 +127,10 @@ def test_a_plate_marked_white_a_white_marked_plate_and_doubles(folder: Folder) -
     double = folder.boxes["train"][6][0]
     folder.boxes["train"][6].append([double[0] + 0.4, *double[1:]])
     found = findings(folder.write())
-    assert cases(found["size unlike its class"]) == [[("val0", [2])], [("train4", [19])]]
-    notes = [case[0]["note"] for case in found["size unlike its class"]["cases"]]
+    assert cases(found["unusual size for its class"]) == [[("val0", [2])], [("train4", [19])]]
+    notes = [case[0]["note"] for case in found["unusual size for its class"]["cases"]]
     assert [note.split("; ")[1] for note in notes] == ["size fits white", "size fits plate"]
-    assert cases(found["double box"]) == [[("train6", [24, 28])]]
+    assert cases(found["duplicate box"]) == [[("train6", [24, 28])]]
 
 
 def test_images_left_unmarked(folder: Folder) -> None:
@@ -146,8 +146,8 @@ def test_other_classes_in_val_and_a_class_that_train_lacks(folder: Folder) -> No
     for split, gone in (("train", 2), ("val", 0)):
         folder.boxes[split] = [[box for box in image if box[4] != gone] for image in folder.boxes[split]]
     found = findings(folder.write())
-    assert found["classes distributed otherwise"]["severity"] == "warning"
-    assert "plate: 0.0% of the boxes in train, 50.0% in val" in found["classes distributed otherwise"]["message"]
+    assert found["different class frequencies"]["severity"] == "warning"
+    assert "plate: 0.0% of the boxes in train, 50.0% in val" in found["different class frequencies"]["message"]
     assert found["class without boxes in train"]["message"] == "train has no boxes of plate"
     assert found["class without boxes in val"]["message"] == "val has no boxes of red"
 
@@ -250,7 +250,7 @@ def test_the_page_shows_pictures_histograms_and_tables_and_needs_no_other_file(f
     assert page.count("data:image/jpeg") == 2
     assert page.count("<svg") == 5
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
-    for words in ("Same picture in two splits", "Size unlike its class", "best possible recall", "stride 64", "plate"):
+    for words in ("Image in two splits", "Unusual size for its class", "best possible recall", "stride 64", "plate"):
         assert words in page
 
 
@@ -272,7 +272,7 @@ def test_long_lists_are_cut_on_the_terminal_only(folder: Folder) -> None:
     assert "... and 21 more" in result.output
     assert len(result.output.splitlines()) < 80
     (finding,) = [
-        f for f in json.loads((root / "out/doctor.json").read_text())["findings"] if f["kind"] == "double box"
+        f for f in json.loads((root / "out/doctor.json").read_text())["findings"] if f["kind"] == "duplicate box"
     ]
     assert len(finding["cases"]) == TRAIN
 
@@ -327,7 +327,7 @@ def test_of_many_classes_the_page_shows_the_worst_and_the_json_all(
     doctor(root, out=root / "out")
     found = {f["kind"]: f for f in json.loads((root / "out/doctor.json").read_text())["findings"]}
     assert found["class without boxes in train"]["classes"] == names[110:]
-    assert found["class that is hardly learned"]["classes"] == ["class 109"]
+    assert found["class with low recall"]["classes"] == ["class 109"]
     page = (root / "out/doctor.html").read_text()
     firsts = [re.findall(r"<bdi>(class \d+)</bdi></th>", table) for table in page.split("</table>")]
     recalls, counts = (rows for rows in firsts if rows)

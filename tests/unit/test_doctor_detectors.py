@@ -17,9 +17,9 @@ from fcos.doctor.page import make_page
 from fcos.doctor.terminal import render
 
 KINDS_OF_COVERAGE = {
-    "box behind smaller ones",
+    "box covered by smaller boxes",
     "box between the locations",
-    "class that is hardly learned",
+    "class with low recall",
     "level without boxes",
 }
 
@@ -65,7 +65,7 @@ def test_counts_and_findings_are_those_of_fcos_without_the_coverage(fcos_config:
     assert other.counts["train"].boxes == 4
     assert repr(other.histograms) == repr(of_fcos.histograms)
     kinds = [finding.kind for finding in other.findings]
-    assert set(kinds) == {"image twice", "double box"}
+    assert set(kinds) == {"duplicate image", "duplicate box"}
     assert kinds == [finding.kind for finding in of_fcos.findings if finding.kind not in KINDS_OF_COVERAGE]
     assert {finding.kind for finding in of_fcos.findings} - set(kinds) <= KINDS_OF_COVERAGE
 

@@ -62,7 +62,7 @@ def test_an_object_marked_twice() -> None:
     x1, y1, x2, y2, label = images[4][1]
     images[4].append((x1 + 1, y1, x2 + 1, y2, label))
     (finding,) = found(of(*images)).values()
-    assert finding.kind == "double box"
+    assert finding.kind == "duplicate box"
     assert boxes_of(finding) == [("train", 4, (17, 20))]
     assert "1 pair of boxes of the same class" in finding.message
 
@@ -70,7 +70,7 @@ def test_an_object_marked_twice() -> None:
 def test_the_worst_double_comes_first_and_three_of_a_kind_are_three_pairs() -> None:
     box = [10.0, 10.0, 110.0, 110.0, LARGE]
     images: list[list[Box]] = [[box, [12, 10, 110, 110, LARGE]], [box, box, box]]
-    cases = found(of(*images))["double box"].cases
+    cases = found(of(*images))["duplicate box"].cases
     assert [case[0].image for case in cases] == [1, 1, 1, 0]
     assert cases[0][0].note == "IoU 1.00"
 
@@ -78,7 +78,7 @@ def test_the_worst_double_comes_first_and_three_of_a_kind_are_three_pairs() -> N
 def test_an_object_of_two_classes() -> None:
     images = usual_boxes()
     images[2].append((*images[2][0][:4], LONG))
-    assert boxes_of(found(of(*images))["box of two classes"]) == [("train", 2, (8, 12))]
+    assert boxes_of(found(of(*images))["box with two classes"]) == [("train", 2, (8, 12))]
 
 
 def test_boxes_that_overlap_a_lot_but_not_nearly_all_are_fine() -> None:
@@ -97,20 +97,20 @@ def test_doubles_among_very_many_boxes() -> None:
     pairs = [(1, 5), (2, 1030), (1023, 1024), (1500, 2400), (2498, 2499)]
     for first, second in pairs:
         boxes[second] = boxes[first]
-    assert sorted(boxes_of(found(of(boxes))["double box"])) == [("train", 0, pair) for pair in pairs]
+    assert sorted(boxes_of(found(of(boxes))["duplicate box"])) == [("train", 0, pair) for pair in pairs]
 
 
 def test_a_small_box_of_a_large_class_and_the_class_it_fits() -> None:
     """Like the platelet in BCCD that is labelled as a white cell."""
     images = usual_boxes()
     images[7][0] = (5, 5, 20, 20, LARGE)
-    finding = found(of(*images))["size unlike its class"]
+    finding = found(of(*images))["unusual size for its class"]
     assert boxes_of(finding) == [("train", 7, (28,))]
     assert finding.cases[0][0].note.endswith("; size fits b")
 
 
 def test_a_large_box_of_a_small_class_in_another_split() -> None:
-    finding = found(of(*usual_boxes()), test=of([(5, 5, 65, 66, SMALL)]))["size unlike its class"]
+    finding = found(of(*usual_boxes()), test=of([(5, 5, 65, 66, SMALL)]))["unusual size for its class"]
     assert boxes_of(finding) == [("test", 0, (0,))]
     assert finding.cases[0][0].note.startswith("60 pixels, median of b: 1")
 
@@ -122,7 +122,7 @@ def test_a_class_with_few_boxes_has_no_usual_size() -> None:
 def test_a_very_long_box_of_a_class_that_is_not_long() -> None:
     images = usual_boxes()
     images[9][1] = (100, 10, 199, 19, LARGE)
-    finding = found(of(*images))["very long box"]
+    finding = found(of(*images))["extreme aspect ratio"]
     assert boxes_of(finding) == [("train", 9, (37,))]
     assert finding.cases[0][0].note == "99 x 9"
 

@@ -117,7 +117,7 @@ def _duplicate_findings(
         first = next(iter(splits))
         count = len({place for case in leaks for place in case if place.split != first})
         yield Finding(
-            "same picture in two splits",
+            "image in two splits",
             "warning",
             f"{plural(count, 'image')} with a duplicate in another split (identical, nearly identical, or mirrored)",
             f"Keep each image in one split only. Images of val and test that are also in {first} make the metrics too"
@@ -126,8 +126,8 @@ def _duplicate_findings(
         )
     reported: set[Case] = set()
     for kind, groups, text in (
-        ("image twice", exact, "with the same pixels as another image of the same split"),
-        ("image nearly twice", near, "nearly identical to another image of the same split, possibly mirrored"),
+        ("duplicate image", exact, "with the same pixels as another image of the same split"),
+        ("near-duplicate image", near, "nearly identical to another image of the same split, possibly mirrored"),
     ):
         in_one_split = [
             group for case in groups for group in _group_by_split(case) if len(group) > 1 and group not in reported
@@ -178,7 +178,7 @@ def _class_findings(report: Report) -> Iterator[Finding]:
             for name, split, share_in_train, share_in_split in shifts
         ]
         yield Finding(
-            "classes distributed otherwise",
+            "different class frequencies",
             "warning",
             join_some(texts, "; "),
             "Split the data again, so that classes are equally frequent in all splits and the metrics are"
@@ -190,11 +190,11 @@ def _class_findings(report: Report) -> Iterator[Finding]:
 # ------------------------------------------------------------------------------------------------------------- coverage
 
 _KINDS = {
-    TAKEN: "box behind smaller ones",
-    NO_LEVEL: "box that no level covers",
+    TAKEN: "box covered by smaller boxes",
+    NO_LEVEL: "box outside all size ranges",
     OFF_CENTER: "box without a location near its centre",
     BETWEEN: "box between the locations",
-    DROPPED: "box of a pixel",
+    DROPPED: "one-pixel box",
 }
 _REMEDIES = {
     TAKEN: "Check whether objects are annotated twice. Otherwise, a finer first level (model.strides), a larger input"
@@ -231,7 +231,7 @@ def _coverage_findings(coverage: Coverage, split: str, annotations: Annotations)
         message = f"Classes with a low best possible recall: {join_some(texts)}"
         remedy = "See the findings about boxes that cannot be learned."
         classes = [name for _, name in poor]
-        yield Finding("class that is hardly learned", severity, message, remedy, classes=classes)
+        yield Finding("class with low recall", severity, message, remedy, classes=classes)
     positives = max(int(coverage.positives.sum()), 1)
     several, classes = (int(counts.sum()) / positives for counts in (coverage.ambiguous, coverage.ambiguous_classes))
     if classes > MUCH_AMBIGUITY:

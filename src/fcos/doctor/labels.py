@@ -59,7 +59,7 @@ def _find_doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
             case = (Place(split, image, (a, b), f"IoU {iou:.2f}"),)
             (same_class if is_same_class else other_class).append((iou, case))
     yield Finding(
-        "double box",
+        "duplicate box",
         "warning",
         f"{plural(len(same_class), 'pair')} of boxes of the same class with an IoU above {SAME_BOX}: annotated twice?",
         "Remove one box of each pair. Otherwise the object counts twice, and the evaluation reports a missed object or"
@@ -67,7 +67,7 @@ def _find_doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
         _worst_first(same_class),
     )
     yield Finding(
-        "box of two classes",
+        "box with two classes",
         "warning",
         f"{plural(len(other_class), 'pair')} of boxes of different classes with an IoU above {SAME_BOX}",
         "Keep one class per object: two classes for the same object are contradictory training targets.",
@@ -106,7 +106,7 @@ def _find_odd_boxes(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     statistics = _class_statistics(splits)
     odd = _find_cases(splits, partial(_judge_size, statistics=statistics))
     yield Finding(
-        "size unlike its class",
+        "unusual size for its class",
         "warning",
         f"{plural(len(odd), 'box')} far smaller or larger than other boxes of the class: wrong class or wrong box?",
         "Check these boxes, and correct the class or the box.",
@@ -114,7 +114,7 @@ def _find_odd_boxes(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     )
     long = _find_cases(splits, partial(_judge_shape, statistics=statistics))
     yield Finding(
-        "very long box",
+        "extreme aspect ratio",
         "warning",
         f"{plural(len(long), 'box')} with an aspect ratio of at least {LONG:.0f}:1, which is unusual for the class",
         "Check these boxes: they are often annotation errors.",
