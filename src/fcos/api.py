@@ -248,7 +248,7 @@ def convert(
     from .interop.convert import refuse_existing, write_as
 
     if to not in FORMS:
-        raise ConfigError(f"to: expected {', '.join(FORMS)}, found {to!r}")
+        raise ConfigError(f"to: expected one of {', '.join(FORMS)}; found {to!r}")
     refuse_existing(Path(out))  # before a possible download
     model, checkpoint, resolved = _restore_detector(weights, overrides, config)
     return write_as(to, Path(out), model, checkpoint, resolved, where=str(weights))

@@ -162,7 +162,7 @@ def val(
 
 @app.command(context_settings=_NO_OPTIONS)
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder; the run may be unfinished.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, also of an unfinished run.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

@@ -105,8 +105,8 @@ def test_it_ends_with_the_same_bits_as_a_run_on_two_nodes_that_nobody_disturbed(
 
 def test_the_others_end_and_say_why(restarted: str) -> None:
     assert (
-        "fcos: process 0: another process has ended or cannot be reached; see its message or the launcher's ("
-        in restarted
+        "fcos: process 0: another process has ended or cannot be reached; see the message of that process or of the"
+        " launcher (" in restarted
     )
     assert "exitcode: -9) local_rank: 1" in restarted
     assert "Traceback" not in restarted

@@ -79,7 +79,12 @@ def test_training_and_testing_with_one_launcher_each(folder: Path) -> None:
 def test_a_mistake_is_told_once(folder: Path) -> None:
     done = run(f"{TORCHRUN} tools/test_net.py --config-file {CONFIG} SOLVER.BASE_RL 1")
     assert done.returncode == 1
-    assert done.stderr.count("SOLVER.BASE_RL: no such key in the original, did you mean 'SOLVER.BASE_LR'?") == 1
+    assert (
+        done.stderr.count(
+            "SOLVER.BASE_RL: no such key in the config of the original FCOS, did you mean 'SOLVER.BASE_LR'?"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("word", ["data=cells", "data.root=cells", "data.val.annotations=val.json"])

@@ -78,8 +78,9 @@ def test_another_value_of_any_key_changes_our_config_or_is_refused_or_has_no_eff
 
 
 def test_unknown_keys_get_a_suggestion() -> None:
-    assert "MODEL.FCOS.NMS: no such key in the original, did you mean 'MODEL.FCOS.NMS_TH'?" in refusal(
-        "MODEL.FCOS.NMS", "1"
+    assert (
+        "MODEL.FCOS.NMS: no such key in the config of the original FCOS, did you mean 'MODEL.FCOS.NMS_TH'?"
+        in refusal("MODEL.FCOS.NMS", "1")
     )
 
 
@@ -135,7 +136,7 @@ def test_a_value_in_place_of_a_section_is_refused(tree: dict[str, Any], expected
 
 
 def test_a_number_for_a_key_is_refused() -> None:
-    assert "MODEL.1: no such key in the original" in refusal(tree={"MODEL": {1: 2}})
+    assert "MODEL.1: no such key in the config of the original FCOS" in refusal(tree={"MODEL": {1: 2}})
 
 
 def test_all_keys_are_known_and_no_others() -> None:
@@ -144,7 +145,7 @@ def test_all_keys_are_known_and_no_others() -> None:
 
 @pytest.mark.parametrize("key", ["MODEL.RETINANET.USE_C", "MODEL.RPN.NOPE", "TEST.EXPECTED_RESULT"])
 def test_unknown_keys_are_refused_among_those_without_effect_too(key: str) -> None:
-    assert f"{key}: no such key in the original" in refusal(key, "False")
+    assert f"{key}: no such key in the config of the original FCOS" in refusal(key, "False")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_the_blocks_of_the_backbone_must_fit_each_other() -> None:
 
 def test_only_known_residual_networks_have_groups() -> None:
     text = refusal("MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8")
-    assert "MODEL.RESNETS.NUM_GROUPS, WIDTH_PER_GROUP=32, 8: expected 1, 64 with R-50-FPN-RETINANET" in text
+    assert "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP: expected 1, 64 with R-50-FPN-RETINANET, found 32, 8" in text
 
 
 def test_frozen_stages_of_mobilenet_have_no_counterpart() -> None:

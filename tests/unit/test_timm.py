@@ -192,8 +192,8 @@ def random_weights(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             [123.675, 116.28, 103.53],
             [
-                "model.backbone.weights=imagenet of timm/test_resnet: trained with"
-                " model.pixel_mean=[127.5,127.5,127.5]; use the same options"
+                "model.backbone.weights=imagenet (timm/test_resnet) were trained with"
+                " model.pixel_mean=[127.5,127.5,127.5]; set the same options"
             ],
         ),
     ],

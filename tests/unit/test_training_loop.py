@@ -156,7 +156,7 @@ def test_without_val_the_last_weights_are_the_best(
     assert result.metrics == {}
     assert load_checkpoint(tmp_path / "run/weights/best.pt").iteration == 2
     out = capsys.readouterr().out
-    assert "no val split, the last weights become best.pt" in out
+    assert "no val split, best.pt gets the last weights" in out
     assert "the last weights, no validation" in out
 
 

@@ -73,7 +73,9 @@ def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
     for key, field in section.model_fields.items():
         for child in _sections_of(field):
             for name, info in options_of(child).items():
-                assert options.setdefault(f"{key}.{name}", info) == info, f"{key}.{name}: variants differ in its roles"
+                assert options.setdefault(f"{key}.{name}", info) == info, (
+                    f"{key}.{name}: its roles differ between the variants of this section"
+                )
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "roles" in extra:
             options[key] = OptionInfo(frozenset(extra["roles"]), extra["needs"], extra["free_for"])  # pyright: ignore[reportArgumentType]

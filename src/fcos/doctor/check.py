@@ -181,7 +181,7 @@ def _class_findings(report: Report) -> Iterator[Finding]:
             "different class frequencies",
             "warning",
             join_some(texts, "; "),
-            "Split the data again, so that classes are equally frequent in all splits and the metrics are"
+            "Split the data again, so that each class is about equally frequent in all splits and the metrics are"
             " representative.",
             classes=list(dict.fromkeys(name for name, *_ in shifts)),
         )

@@ -97,7 +97,7 @@ def _describe(
         _histogram("Box size: sqrt of area, pixels after the resize of training", np.sqrt(areas), _SIZE_EDGES),
         _histogram("Box shape: width over height", extents[:, 0] / extents[:, 1], _RATIO_EDGES),
         _histogram("Boxes of an image", per_image, number_edges),
-        _histogram("Image size: shorter side of the file, pixels", annotations.sizes.min(axis=1), _SIDE_EDGES),
+        _histogram("Image size: shorter side before resizing, pixels", annotations.sizes.min(axis=1), _SIDE_EDGES),
         _histogram("Image shape: width over height", annotations.sizes[:, 1] / annotations.sizes[:, 0], _RATIO_EDGES),
     ]
 

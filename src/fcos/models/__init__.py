@@ -108,7 +108,7 @@ def _compare_with_training(config: DetectorConfig) -> None:
     differing = {key: value for key, value in trained.items() if not _is_equal(current.get(key, value), value)}
     if differing:
         options = " ".join(f"model.{key}={as_option(value)}" for key, value in differing.items())
-        log.warning("model.backbone.weights=%s of %s: trained with %s; use the same options", weights, name, options)
+        log.warning("model.backbone.weights=%s (%s) were trained with %s; set the same options", weights, name, options)
 
 
 def _is_equal(current: Any, trained: Any) -> bool:

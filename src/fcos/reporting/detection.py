@@ -168,7 +168,8 @@ def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
     )
     if not is_stored:
         section.text(
-            "best.pt contains other thresholds or none; the thresholds shown are from the evaluation of this report.",
+            "The thresholds shown are from the evaluation of this report; best.pt contains different thresholds or"
+            " none.",
             style="warning",
         )
     correct, wrong, missed = (values.astype(float) for values in analysis.count_by_class())
@@ -231,7 +232,7 @@ def add_confusion(page: Page, analysis: Analysis) -> None:
     if len(names) > _MAX_CLASSES:
         num_errors = wrong[:-1].sum(axis=1) + wrong[:, :-1].sum(axis=0)
         classes = np.sort(np.argsort(-num_errors, kind="stable")[:_MAX_CLASSES])
-        text += f" Only the {_MAX_CLASSES} of {len(names)} classes with the most errors are shown."
+        text += f" Of {len(names)} classes, only the {_MAX_CLASSES} with the most errors are shown."
     section.text(text, style="note")
     shown = [*classes.tolist(), len(names)]
     labels = [*(names[k] for k in classes), "background"]

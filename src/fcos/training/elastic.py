@@ -44,8 +44,8 @@ def explain_lost_processes() -> Iterator[None]:
         number = rank() or os.environ.get("RANK", "0")
         reason = text.splitlines()[0].partition(". ")[0]
         raise TrainingError(
-            f"process {number}: another process has ended or cannot be reached; see its message or the launcher's"
-            f" ({reason})"
+            f"process {number}: another process has ended or cannot be reached; see the message of that process or"
+            f" of the launcher ({reason})"
         ) from None
 
 

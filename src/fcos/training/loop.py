@@ -308,8 +308,8 @@ def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: Traini
     metric = run.config.train.best_metric
     if run.state.evaluations == 1 and math.isnan(evaluation.metrics[metric]):
         log.message(
-            f"warning: train.best_metric={metric} is undefined because val has no objects that it counts; best.pt will"
-            " contain the last weights"
+            f"warning: train.best_metric={metric} is undefined because val has no objects that this metric counts;"
+            " best.pt will contain the last weights"
         )
     run.save_last(evaluation)
     if rank() == 0:
@@ -322,7 +322,7 @@ def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: Traini
                 default_threshold=run.model.default_threshold,
             )
         except OSError as error:  # a full disk must not end the run
-            log.message(f"warning: no pictures of the detections: {error}")
+            log.message(f"warning: could not draw the detections: {error}")
     return evaluation
 
 
@@ -347,7 +347,7 @@ def _finish(run: Run, log: RunLog, stop_request: StopRequest) -> None:
     if best_metrics:
         description = f"{metric} {best_metrics[metric]:.3f} on val"
     elif run.state.evaluations:
-        description = f"the last weights, {metric} is undefined because val has no objects that it counts"
+        description = f"the last weights, {metric} is undefined because val has no objects that this metric counts"
     iterations = plural(run.state.iteration, "iteration")
     log.message(f"{iterations}, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {description}")
 
@@ -390,7 +390,7 @@ def _start_message(run: Run, origin: str, micro_batches: int) -> str:
     """Return the first lines of the log: run, data, origin of the weights, batch, learning rate and warnings."""
     train_data, val_data, settings = run.train_data, run.val_data, run.config.train
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
-    val = "no val split, the last weights become best.pt" if val_data is None else plural(len(val_data), "val image")
+    val = "no val split, best.pt gets the last weights" if val_data is None else plural(len(val_data), "val image")
     counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
     base_lr, base_images = REFERENCE_RATES[settings.optimizer]
     micro_batch = -(-settings.batch_size // (world_size() * micro_batches))

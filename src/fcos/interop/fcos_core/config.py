@@ -53,7 +53,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         elif any(name.startswith(f"{key}.") for name in KNOWN):
             problems.append(f"{key}={value!r}: expected a section with keys")
         else:
-            problems.append(f"{key}: no such key in the original{suggest(key, KNOWN)}")
+            problems.append(f"{key}: no such key in the config of the original FCOS{suggest(key, KNOWN)}")
     if ignored_keys:
         log.info("%s: ignoring keys without effect on an FCOS model: %s", where, ", ".join(ignored_keys))
     get = {**DEFAULTS, **given}.__getitem__
@@ -153,7 +153,8 @@ def _check_backbone(get: Callable[[str], Any]) -> list[str]:
     if shape not in list(RESNETS):
         expected = " or ".join(f"{groups}, {width}" for name, groups, width in RESNETS if name == body)
         problems.append(
-            f"MODEL.RESNETS.NUM_GROUPS, WIDTH_PER_GROUP={shape[1]}, {shape[2]}: expected {expected} with {body}"
+            f"MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP: expected {expected} with {body},"
+            f" found {shape[1]}, {shape[2]}"
         )
     functions = get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")
     if functions not in list(BLOCK_NORMS):

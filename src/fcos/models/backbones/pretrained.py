@@ -23,6 +23,7 @@ from ...config import expand_user
 from ...config.text import suggest
 from ...downloads import WebFile, hub_file, is_url
 from ...errors import WeightsError
+from ...formatting import plural
 from .caffe2 import load_backbone
 from .renames import to_torchvision
 
@@ -163,8 +164,8 @@ def load_pretrained(net: nn.Module, backbone: str, source: str) -> None:
     shapes = describe_shape_mismatches(net.state_dict(), state)
     if shapes:
         raise WeightsError(
-            f"model.backbone.weights={source} does not fit {backbone}: {len(shapes)} tensors of a different shape:"
-            f" {', '.join(shapes[:3])}; give weights of {backbone}, or model.backbone.weights=null"
+            f"model.backbone.weights={source} does not fit {backbone}: {plural(len(shapes), 'tensor')} of a different"
+            f" shape, such as {', '.join(shapes[:3])}; give weights of {backbone}, or model.backbone.weights=null"
         )
     missing, unexpected = net.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.startswith(_CLASSIFIER) and not name.endswith(_COUNTER)]

@@ -58,7 +58,7 @@ class Timm(Stages):
         self.strides = {level: STRIDES[level] for level in self.indices}
         file = packaged_weights(name.removeprefix(PREFIX)) if weights == "imagenet" else None
         if file is not None:
-            log.info("%s: weights of the package %s (Apache-2.0)", name, LITE0.package)
+            log.info("%s: using the weights from the package %s (licence: Apache-2.0)", name, LITE0.package)
             weights = str(file)
         if weights == "imagenet":
             self.net = _create_pretrained(name)
@@ -116,7 +116,7 @@ class Timm(Stages):
             return [f"net.{key}" for key in (*children[:-1], *blocks)]
         raise ConfigError(
             f"model.backbone.name={self.name}: timm does not report where its stages end; set frozen_stages to 0 and"
-            f" use model.strides up to at least {max(self.strides.values())}"
+            f" a largest value of model.strides of at least {max(self.strides.values())}"
         )
 
 
