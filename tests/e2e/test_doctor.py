@@ -95,11 +95,11 @@ def cases(finding: dict[str, Any]) -> list[list[tuple[str, list[int]]]]:
     ]
 
 
-def test_sound_data_has_no_findings(folder: Folder) -> None:
+def test_clean_dataset_has_no_findings(folder: Folder) -> None:
     assert findings(folder.write()) == {}
 
 
-def test_a_near_twin_across_the_splits(folder: Folder) -> None:
+def test_near_duplicate_across_splits_is_reported(folder: Folder) -> None:
     """Like BloodImage_00037 (val) and 00038 (train) of BCCD."""
     folder.pictures["val"][2] = folder.pictures["train"][5].resize((160, 120))
     found = findings(folder.write())
@@ -107,8 +107,11 @@ def test_a_near_twin_across_the_splits(folder: Folder) -> None:
     assert cases(found["image in two splits"]) == [[("train5", []), ("val2", [])]]
 
 
-def test_identical_files_and_near_doubles_within_a_split(folder: Folder) -> None:
-    """Like raccoon-52 and 74 (identical) and 50 (a near duplicate). Mirrored and grey images are not reported."""
+def test_exact_and_near_duplicates_within_a_split_are_reported(folder: Folder) -> None:
+    """Like raccoon-52 and 74 (identical) and 50 (a near duplicate).
+
+    A mirrored image is a near duplicate; two different grey images are not.
+    """
     train = folder.pictures["train"]
     train[7], train[9] = train[3], train[3].resize((64, 48)).resize(SIZE)
     train[11] = train[10].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -120,7 +123,7 @@ def test_identical_files_and_near_doubles_within_a_split(folder: Folder) -> None
     assert names == [["train3", "train7", "train9"], ["train10", "train11"]]
 
 
-def test_a_plate_marked_white_a_white_marked_plate_and_doubles(folder: Folder) -> None:
+def test_mislabelled_boxes_and_duplicate_boxes_are_reported(folder: Folder) -> None:
     """Like BloodImage_00113, 00133 and 00135 of BCCD, and its seven near-duplicate boxes of red cells."""
     folder.boxes["train"][4][3][4] = 1
     folder.boxes["val"][0][2][4] = 2
@@ -133,7 +136,7 @@ def test_a_plate_marked_white_a_white_marked_plate_and_doubles(folder: Folder) -
     assert cases(found["duplicate box"]) == [[("train6", [24, 28])]]
 
 
-def test_images_left_unmarked(folder: Folder) -> None:
+def test_incompletely_labelled_image_is_reported(folder: Folder) -> None:
     """Like the images of BCCD in which only the white cell has a box."""
     for image in folder.boxes["train"] + folder.boxes["val"]:
         x, y = image[1][0] - 8, image[1][1] + 22
@@ -142,7 +145,7 @@ def test_images_left_unmarked(folder: Folder) -> None:
     assert cases(findings(folder.write())["image with few boxes"]) == [[("train8", [])]]
 
 
-def test_other_classes_in_val_and_a_class_that_train_lacks(folder: Folder) -> None:
+def test_class_shift_and_classes_missing_from_a_split_are_reported(folder: Folder) -> None:
     for split, gone in (("train", 2), ("val", 0)):
         folder.boxes[split] = [[box for box in image if box[4] != gone] for image in folder.boxes[split]]
     found = findings(folder.write())
@@ -152,14 +155,14 @@ def test_other_classes_in_val_and_a_class_that_train_lacks(folder: Folder) -> No
     assert found["class without boxes in val"]["message"] == "val has no boxes of red"
 
 
-def test_a_training_split_without_any_box(folder: Folder) -> None:
+def test_training_split_without_boxes_is_reported(folder: Folder) -> None:
     folder.boxes["train"] = [[] for _ in folder.boxes["train"]]
     found = findings(folder.write())["class without boxes in train"]
     assert found["severity"] == "warning"
     assert found["message"] == "train has no boxes of red, white, plate"
 
 
-def test_broken_files_give_exit_code_1_and_do_not_hide_the_rest(folder: Folder) -> None:
+def test_broken_files_give_exit_code_1_and_keep_other_findings(folder: Folder) -> None:
     folder.boxes["train"][4][3][4] = 1
     folder.boxes["train"][2][1][2] = 0  # an empty box, as in BloodImage_00343
     root = folder.write()
@@ -176,7 +179,7 @@ def test_broken_files_give_exit_code_1_and_do_not_hide_the_rest(folder: Folder) 
     assert [len(report["problems"][split]) for split in ("train", "val")] == [2, 1]
 
 
-def test_a_data_set_of_broken_images_alone_is_reported(folder: Folder) -> None:
+def test_dataset_with_only_broken_images_gets_a_report(folder: Folder) -> None:
     root = folder.write()
     for image in (root / "images").iterdir():
         image.write_bytes(b"")
@@ -186,7 +189,7 @@ def test_a_data_set_of_broken_images_alone_is_reported(folder: Folder) -> None:
     assert "Errors in the data" in (root / "out/doctor.html").read_text()
 
 
-def test_errors_of_test_do_not_stop_a_training(folder: Folder) -> None:
+def test_message_for_test_split_errors_does_not_mention_training(folder: Folder) -> None:
     folder.boxes["test"] = [boxes_of(200 + k) for k in range(VAL)]
     folder.pictures["test"] = [scene(200 + k) for k in range(VAL)]
     folder.boxes["test"][0][0][2] = 0
@@ -196,7 +199,7 @@ def test_errors_of_test_do_not_stop_a_training(folder: Folder) -> None:
     assert "training" not in result.output
 
 
-def test_leaving_out_is_not_advised_where_it_is_set_or_cannot_help(folder: Folder) -> None:
+def test_on_error_skip_is_not_advised_if_already_set_or_useless(folder: Folder) -> None:
     folder.boxes["train"][2][1][2] = 0
     folder.boxes["val"], folder.pictures["val"] = [], []
     root = folder.write()
@@ -209,7 +212,7 @@ def test_leaving_out_is_not_advised_where_it_is_set_or_cannot_help(folder: Folde
     assert "in train, val" in page
 
 
-def test_images_without_boxes_are_a_note_and_not_broken(folder: Folder) -> None:
+def test_images_without_boxes_are_notes_not_errors(folder: Folder) -> None:
     folder.boxes["train"][3] = []
     root = folder.write()
     result = doctor(root, out=root / "out")
@@ -225,7 +228,7 @@ def test_images_without_boxes_are_a_note_and_not_broken(folder: Folder) -> None:
     assert (tiles["Errors"], tiles["Warnings"], tiles["Notes"]) == ("0", "0", str(noted + 1))
 
 
-def test_small_objects_get_options_that_can_be_pasted(folder: Folder) -> None:
+def test_recommended_options_for_small_objects_reach_the_stated_recall(folder: Folder) -> None:
     root = folder.write()
     result = doctor(root, "fcos_r50_fpn_1x", "data.short_side=32")
     assert result.exit_code == 0
@@ -240,7 +243,7 @@ def test_small_objects_get_options_that_can_be_pasted(folder: Folder) -> None:
     assert "Recommended options" not in again.output
 
 
-def test_the_page_shows_pictures_histograms_and_tables_and_needs_no_other_file(folder: Folder) -> None:
+def test_html_report_is_self_contained_with_images_and_histograms(folder: Folder) -> None:
     folder.boxes["train"][4][3][4] = 1
     folder.pictures["val"][2] = folder.pictures["train"][5]
     root = folder.write()
@@ -254,7 +257,7 @@ def test_the_page_shows_pictures_histograms_and_tables_and_needs_no_other_file(f
         assert words in page
 
 
-def test_names_are_text_on_the_page(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_markup_in_class_names_is_escaped(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     names: Sequence[str] = ("<b>red</b>", "[bold]white", "plate")
     monkeypatch.setattr(f"{__name__}.CLASSES", names)
     folder.boxes["train"][4][3][4] = 1
@@ -264,7 +267,7 @@ def test_names_are_text_on_the_page(folder: Folder, monkeypatch: pytest.MonkeyPa
     assert "<b>" not in (root / "out/doctor.html").read_text()
 
 
-def test_long_lists_are_cut_on_the_terminal_only(folder: Folder) -> None:
+def test_long_findings_are_truncated_on_the_terminal_only(folder: Folder) -> None:
     for image in folder.boxes["train"]:
         image.append(image[0])
     root = folder.write()
@@ -277,14 +280,14 @@ def test_long_lists_are_cut_on_the_terminal_only(folder: Folder) -> None:
     assert len(finding["cases"]) == TRAIN
 
 
-def test_tables_are_straight_where_the_output_is_not_utf_8(folder: Folder) -> None:
+def test_tables_are_aligned_if_output_is_not_utf8(folder: Folder) -> None:
     result = CliRunner(charset="latin-1").invoke(app, ["doctor", f"data={folder.write()}"])
     rows = [line for line in result.output.splitlines() if re.search(r"stride \d+ ", line)]
     assert re.findall(r"[^\s|]+", rows[-1]) == ["stride", "128", "0", "-", "0", "-", "-"]
     assert len({len(row) for row in rows}) == 1
 
 
-def test_many_broken_files_are_cut_on_the_terminal(folder: Folder) -> None:
+def test_long_error_list_is_truncated_on_the_terminal(folder: Folder) -> None:
     root = folder.write()
     for k in range(12):
         (root / f"images/train{k}.png").write_bytes(b"")
@@ -294,13 +297,13 @@ def test_many_broken_files_are_cut_on_the_terminal(folder: Folder) -> None:
     assert "... and 2 more\n" in result.output
 
 
-def test_of_many_images_alike_the_first_are_named(folder: Folder) -> None:
+def test_large_duplicate_group_names_only_its_first_images(folder: Folder) -> None:
     folder.pictures["train"] = folder.pictures["train"][:1] * TRAIN
     result = doctor(folder.write())
     assert "train train0.png  =  train train1.png  =  train train2.png  =  21 more\n" in result.output
 
 
-def test_of_many_images_alike_in_two_splits_one_of_each_is_named(folder: Folder) -> None:
+def test_duplicates_across_splits_name_one_image_per_split_first(folder: Folder) -> None:
     """Like frames of a video: the images are also duplicates within their split."""
     folder.pictures["train"][2:6] = [scene(2)] * 4
     folder.pictures["val"][1] = scene(2)
@@ -313,9 +316,7 @@ def test_of_many_images_alike_in_two_splits_one_of_each_is_named(folder: Folder)
     assert all(f"train{k}.png" in page for k in range(2, 6))
 
 
-def test_of_many_classes_the_page_shows_the_worst_and_the_json_all(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_html_tables_show_the_100_worst_classes(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"class {i:03d}" for i in range(120)]
     monkeypatch.setattr(f"{__name__}.CLASSES", tuple(names))
     folder.pictures["val"] = [scene(100 + k) for k in range(TRAIN)]
@@ -336,7 +337,7 @@ def test_of_many_classes_the_page_shows_the_worst_and_the_json_all(
     assert "Classes with the fewest boxes in any split; doctor.json lists 20 more." in page
 
 
-def test_control_characters_of_names_are_escaped(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_characters_in_class_names_are_escaped(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.CLASSES", ("a\x1b[31mb", "c\nd", "e\u202ef"))
     folder.boxes["train"][4][3][4] = 1
     root = folder.write()
@@ -345,13 +346,13 @@ def test_control_characters_of_names_are_escaped(folder: Folder, monkeypatch: py
     assert all(output.count(name) >= 2 for name in (r"a\x1b[31mb", r"c\nd", r"e\u202ef"))
 
 
-def test_a_folder_is_taken_for_the_data_that_is_meant(folder: Folder) -> None:
+def test_folder_given_as_recipe_suggests_the_data_option(folder: Folder) -> None:
     root = folder.write()
     result = CliRunner().invoke(app, ["doctor", str(root)])
     assert str(result.exception) == f"{root}: is a folder, not a recipe; did you mean data={root}?"
 
 
-def test_a_file_is_refused_as_the_folder_of_the_report_before_anything_is_read(folder: Folder) -> None:
+def test_out_that_is_a_file_is_rejected_before_reading_data(folder: Folder) -> None:
     folder.root.write_text("")
     result = doctor(folder.root / "none", out=folder.root)
     assert result.exit_code == 2
@@ -359,11 +360,11 @@ def test_a_file_is_refused_as_the_folder_of_the_report_before_anything_is_read(f
     assert f"{folder.root} is a file; expected a folder" in doctor(folder.root / "none", out=folder.root / "a/b").output
 
 
-def test_a_folder_that_cannot_be_made_is_told_before_anything_is_read(folder: Folder) -> None:
+def test_out_that_is_a_dangling_symlink_fails_before_reading_data(folder: Folder) -> None:
     folder.root.symlink_to("nowhere")
     assert isinstance(doctor(folder.root / "none", out=folder.root).exception, FileExistsError)
 
 
-def test_an_unknown_recipe_is_a_mistake(folder: Folder) -> None:
+def test_unknown_recipe_suggests_the_closest_name(folder: Folder) -> None:
     result = doctor(folder.write(), "fcos_mnv2_smal")
     assert "did you mean 'fcos_mnv2_small'" in str(result.exception)

@@ -27,9 +27,9 @@ TRUSTED = "model.backbone.name=tiny_backbone:Tiny"
 SAVED_AT = 230
 TIMINGS = ("minutes", "images_per_second", "data_share", "memory_mb")
 NUMBERS: dict[str, Any] = {"rel": 3e-4}
-"""Tolerance for float32 sums in another order on other processors: weights that differ by 1e-6 give a tenth of it."""
+"""Tolerance for float32 sums, whose order depends on the processor. A weight change of 1e-6 causes a tenth of it."""
 FIGURES: dict[str, Any] = {"abs": 1e-6, "nan_ok": True}
-"""Tolerance of the metrics: no overlap with an object is so close to a threshold (6e-5) that it could cross it."""
+"""Tolerance of the metrics. Every IoU is at least 6e-5 from a threshold, too far for rounding errors to cross it."""
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def rows(run: Path) -> Iterator[dict[str, Any]]:
                 yield {"split": split, **{key: float(row[key]) for key in row if row[key] and key not in TIMINGS}}
 
 
-def test_its_weights_detect(run: Path) -> None:
+def test_old_weights_reproduce_their_detections(run: Path) -> None:
     detector = fcos.load(run / "weights/best.pt", TRUSTED, device="cpu")
     assert detector.class_names == ("red", "blue")
     found = detector.predict("data/images/0.png", threshold=0.05)
@@ -73,25 +73,25 @@ def test_its_weights_detect(run: Path) -> None:
         assert [x1, y1, x2 - x1, y2 - y1] == pytest.approx(detection["bbox"], abs=0.01)
 
 
-def test_its_weights_have_the_figures_that_were_saved(run: Path) -> None:
+def test_old_weights_reproduce_their_metrics(run: Path) -> None:
     assert "AP50" in command("val", run / "weights/best.pt", TRUSTED, "device=cpu", "--out", "again")
     folders = Path("again"), RECORDED / "val"
     found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
     assert found["annotations_digest"] == expected["annotations_digest"]
     assert found["boxes_per_class"] == expected["boxes_per_class"]
     assert found["thresholds"] == pytest.approx(expected["thresholds"], **NUMBERS)
-    for figures, recorded in zip(figure_tables(found), figure_tables(expected), strict=True):
+    for figures, recorded in zip(metric_tables(found), metric_tables(expected), strict=True):
         assert figures == pytest.approx(recorded, **FIGURES)
     assert len(set(map(len, map(detections_of, folders)))) == 1
 
 
-def figure_tables(saved: dict[str, Any]) -> list[dict[str, float]]:
+def metric_tables(saved: dict[str, Any]) -> list[dict[str, float]]:
     """Return the metrics over all classes, then those of each class; NaN if undefined."""
     tables = [saved["metrics"], *saved["per_class"].values()]
     return [{key: float("nan") if value is None else value for key, value in table.items()} for table in tables]
 
 
-def test_it_continues_to_the_same_end(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resumed_old_run_reproduces_the_recorded_metrics(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(load_config(run / "config.yaml", ["train.resume=true"]))
     assert f"weights: iteration {SAVED_AT} of this run" in capsys.readouterr().out
     found, expected = list(rows(run)), list(rows(RECORDED))
@@ -107,7 +107,7 @@ def test_it_continues_to_the_same_end(run: Path, capsys: pytest.CaptureFixture[s
         assert len(again.readlines()) == len(file.readlines())
 
 
-def test_a_config_that_names_no_detector_is_of_fcos(run: Path) -> None:
+def test_config_without_model_name_defaults_to_fcos(run: Path) -> None:
     tree = yaml.safe_load((run / "config.yaml").read_text())
     assert tree["model"].pop("name") == "fcos"
     Path("old.yaml").write_text(yaml.safe_dump(tree))
@@ -117,7 +117,7 @@ def test_a_config_that_names_no_detector_is_of_fcos(run: Path) -> None:
     assert Config.model_validate(tree) == config
 
 
-def test_it_has_a_report(run: Path) -> None:
+def test_report_of_an_old_run_shows_its_metrics(run: Path) -> None:
     assert f"written: {run / 'report.html'}" in command("report", run)
     page = (run / "report.html").read_text(encoding="utf-8")
     figures = json.loads((run / "val/metrics.json").read_text())["metrics"]

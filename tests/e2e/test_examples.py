@@ -1,4 +1,4 @@
-"""The scripts in examples/, run as a user runs them but for the length of the training."""
+"""The scripts in examples/, run as a user would run them, except for the length of the training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNTRAINED = ["model.backbone.weights=null", "model.backbone.frozen_stages=0"]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder."""
+    """Return the working directory, which is empty."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])  # as for `python examples/NAME.py`
     return tmp_path
@@ -40,7 +40,7 @@ def test_every_example_is_short_and_tested() -> None:
     assert max(scripts.values()) < 60
 
 
-def test_train_and_predict(
+def test_train_and_predict_examples_run(
     data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("train", data, *SHORT, *UNTRAINED, "model.score_threshold=0", patch=monkeypatch)
@@ -52,7 +52,7 @@ def test_train_and_predict(
 
 
 @pytest.mark.parametrize("name", ["custom_backbone", "custom_transforms"])
-def test_examples_with_parts_of_ones_own(
+def test_custom_backbone_and_transforms_examples_train(
     name: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = UNTRAINED if name == "custom_transforms" else []
@@ -63,7 +63,7 @@ def test_examples_with_parts_of_ones_own(
     assert {f"{name}:{'TinyNet' if name == 'custom_backbone' else 'augment'}"} < own
 
 
-def test_evaluate_a_checkpoint_of_the_original(
+def test_example_evaluates_and_converts_a_checkpoint_of_the_original(
     data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = yaml.safe_load((ROOT / "configs/fcos/fcos_bn_bs16_MNV2_FPN_1x.yaml").read_text(encoding="utf-8"))

@@ -82,14 +82,14 @@ def compare(expected: Any, found: Any) -> None:
             compare(expected[key], found[key])
 
 
-def test_the_launcher_s_restart_continues_in_the_folder_of_the_launch(folder: Path, restarted: str) -> None:
+def test_torchrun_restart_resumes_in_the_same_run_folder(folder: Path, restarted: str) -> None:
     assert "weights: iteration 3 of this run" in restarted
     assert sorted(path.name for path in (folder / "runs").iterdir()) == ["tiny", "tiny-2"]
     assert load_checkpoint(folder / "runs/tiny/weights/last.pt").iteration == 1
     assert load_checkpoint(folder / "runs/tiny-2/weights/last.pt").iteration == STEPS
 
 
-def test_it_ends_with_the_same_bits_as_a_run_on_two_nodes_that_nobody_disturbed(folder: Path, restarted: str) -> None:
+def test_restarted_run_is_bit_identical_to_uninterrupted_two_node_run(folder: Path, restarted: str) -> None:
     endpoint = f"--rdzv-endpoint=localhost:{free_port()}"
     rendezvous = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", endpoint)
     words = ("torch.distributed.run", *rendezvous, "-m", "fcos", "train", "tiny.yaml", "output_dir=nodes")
@@ -103,7 +103,7 @@ def test_it_ends_with_the_same_bits_as_a_run_on_two_nodes_that_nobody_disturbed(
     compare(expected.training["weights"], found.training["weights"])
 
 
-def test_the_others_end_and_say_why(restarted: str) -> None:
+def test_surviving_process_reports_the_lost_process(restarted: str) -> None:
     assert (
         "fcos: process 0: another process has ended or cannot be reached; see the message of that process or of the"
         " launcher (" in restarted
@@ -120,7 +120,7 @@ def killed(folder: Path) -> tuple[int, str]:
     return code, err
 
 
-def test_without_restarts_the_command_names_the_process_that_was_killed(killed: tuple[int, str]) -> None:
+def test_command_without_restarts_reports_the_killed_process(killed: tuple[int, str]) -> None:
     code, err = killed
     assert code == 2
     first, last = err.strip().splitlines()
@@ -131,7 +131,7 @@ def test_without_restarts_the_command_names_the_process_that_was_killed(killed: 
     )
 
 
-def test_it_continues_as_told_and_sigterm_saves_and_stops_all(folder: Path, killed: tuple[int, str]) -> None:
+def test_printed_command_resumes_the_run_and_sigterm_saves_and_stops_it(folder: Path, killed: tuple[int, str]) -> None:
     last = folder / "killed/weights/last.pt"
     before = saved_at(last)
     words = shlex.split(killed[1].partition("continue with: ")[2])
@@ -145,7 +145,7 @@ def test_it_continues_as_told_and_sigterm_saves_and_stops_all(folder: Path, kill
     assert load_checkpoint(last).iteration > 3
 
 
-def test_processes_whose_launcher_was_killed_save_and_stop(folder: Path) -> None:
+def test_processes_save_and_stop_when_their_launcher_is_killed(folder: Path) -> None:
     """`finish` waits until all processes that write to the launcher's output have ended."""
     process = start(
         folder, "fcos", "train", "tiny.yaml", "train.devices=2", "output_dir=orphans", "train.iterations=100000"
@@ -161,7 +161,7 @@ def test_processes_whose_launcher_was_killed_save_and_stop(folder: Path) -> None
     assert load_checkpoint(last).training is not None
 
 
-def test_a_mistake_in_the_data_is_told_once_and_leaves_no_folder(folder: Path, data: Path) -> None:
+def test_data_error_is_reported_once_and_leaves_no_run_folder(folder: Path, data: Path) -> None:
     shutil.copytree(data, folder / "broken")
     (folder / "broken/train.json").unlink()
     command = ("fcos", "train", "tiny.yaml", "train.devices=2", "data=broken", "output_dir=none")

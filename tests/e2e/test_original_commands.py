@@ -58,7 +58,7 @@ def folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_training_and_testing_with_one_launcher_each(folder: Path) -> None:
+def test_original_commands_train_and_evaluate_in_two_processes(folder: Path) -> None:
     train = f"tools/train_net.py --config-file {CONFIG} --skip-test DATALOADER.NUM_WORKERS 2 OUTPUT_DIR {RUN}"
     assert "AP" not in command(f"{LAUNCH} {train} {TINY}")
     checkpoint = load_checkpoint(folder / RUN / "weights/best.pt")
@@ -76,7 +76,7 @@ def test_training_and_testing_with_one_launcher_each(folder: Path) -> None:
     assert len(detections) > 0
 
 
-def test_a_mistake_is_told_once(folder: Path) -> None:
+def test_unknown_key_is_reported_once_by_two_processes(folder: Path) -> None:
     done = run(f"{TORCHRUN} tools/test_net.py --config-file {CONFIG} SOLVER.BASE_RL 1")
     assert done.returncode == 1
     assert (
@@ -88,7 +88,7 @@ def test_a_mistake_is_told_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["data=cells", "data.root=cells", "data.val.annotations=val.json"])
-def test_without_a_test_no_val_split_may_be_given(
+def test_skip_test_rejects_a_val_split(
     word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", CONFIG, "--skip-test", word])
@@ -110,12 +110,12 @@ def evaluation_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     return run
 
 
-def test_weights_must_be_named(evaluation_command: Callable[..., str]) -> None:
+def test_evaluation_without_weights_is_rejected(evaluation_command: Callable[..., str]) -> None:
     told = evaluation_command(ROOT / CONFIG, "TEST.IMS_PER_BATCH", "4")
     assert told == f"fcos: {ROOT / CONFIG}: no detector weights; set MODEL.WEIGHT FILE\n"
 
 
-def test_a_wrong_key_of_the_evaluation_command_is_told(evaluation_command: Callable[..., str]) -> None:
+def test_evaluation_command_suggests_the_closest_key(evaluation_command: Callable[..., str]) -> None:
     assert "did you mean 'MODEL.WEIGHT'?" in evaluation_command(ROOT / CONFIG, "MODEL.WIEGHT", "MODEL.WEIGHT")
 
 
@@ -123,7 +123,7 @@ def test_a_wrong_key_of_the_evaluation_command_is_told(evaluation_command: Calla
     ("pairs", "passed"),
     [((), ("old.pth",)), (("MODEL.WEIGHT", "new.pth", "OUTPUT_DIR", "run"), ("new.pth", "run/val"))],
 )
-def test_weights_and_folder_are_those_of_the_file_or_of_the_pairs(
+def test_key_value_pairs_override_weights_and_output_folder(
     pairs: tuple[str, ...], passed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "own.yaml"

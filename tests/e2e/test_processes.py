@@ -91,14 +91,14 @@ def rows(run: Path) -> Iterator[dict[str, float]]:
             }
 
 
-def test_losses_gradients_and_figures_are_those_of_one_process(folder: Path) -> None:
+def test_losses_gradients_and_metrics_match_a_single_process_run(folder: Path) -> None:
     one, two = list(rows(folder / "one")), list(rows(folder / "two"))
     assert len(one) == len(two) == STEPS + 1
     for expected, found in zip(one, two, strict=True):
         assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)  # float32 sums in another order
 
 
-def test_weights_are_those_of_one_process(folder: Path) -> None:
+def test_final_weights_match_a_single_process_run(folder: Path) -> None:
     one, two = (load_checkpoint(folder / name / "weights/last.pt") for name in ("one", "two"))
     assert two.iteration == STEPS
     torch.testing.assert_close(two.model, one.model, rtol=1e-4, atol=1e-6)
@@ -109,16 +109,16 @@ def test_weights_are_those_of_one_process(folder: Path) -> None:
     assert states[0]["stats"] == states[1]["stats"]
 
 
-def test_a_signal_to_one_process_stops_all_in_the_same_step(folder: Path, results: list[dict]) -> None:
+def test_signal_to_one_process_stops_all_in_the_same_iteration(folder: Path, results: list[dict]) -> None:
     assert [found["training"] for found in results] == ["stopped", "stopped"]
     assert load_checkpoint(folder / "stopped.pt").iteration == STOP_AT
 
 
-def test_an_evaluation_stops_on_all_processes(results: list[dict]) -> None:
+def test_interrupting_one_process_stops_evaluation_on_all(results: list[dict]) -> None:
     assert [found["evaluation"] for found in results] == ["stopped", "stopped"]
 
 
-def test_both_evaluate_everything_with_the_same_statistics(folder: Path, results: list[dict]) -> None:
+def test_both_ranks_get_all_detections_and_buffers_of_rank_zero(folder: Path, results: list[dict]) -> None:
     expected = fcos.evaluate(folder / "stopped.pt", "device=cpu").detections
     assert len(expected) > 0
     for found in results:
@@ -128,7 +128,7 @@ def test_both_evaluate_everything_with_the_same_statistics(folder: Path, results
         assert found["mean"] == [5.0, 5.0]
 
 
-def test_rank_zero_speaks_for_all(folder: Path) -> None:
+def test_only_rank_zero_prints_and_writes_files(folder: Path) -> None:
     out = (folder / "out.txt").read_text()
     assert out.count("val at iteration 6") == out.count("best.pt: AP") == 1
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["one", "two"]
@@ -180,7 +180,7 @@ def uneven(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_are_steps_in_which_a_process_has_no_object(uneven: Path) -> None:
+def test_some_batches_have_no_objects_on_one_rank(uneven: Path) -> None:
     config = load_config(uneven / "1/config.yaml")
     data = load_annotations(config.data, "train")
     assert data is not None
@@ -189,7 +189,7 @@ def test_there_are_steps_in_which_a_process_has_no_object(uneven: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_learn_the_same_as_one(uneven: Path, count: int) -> None:
+def test_uneven_shards_train_like_a_single_process(uneven: Path, count: int) -> None:
     one, several = (list(rows(uneven / str(n))) for n in (1, count))
     assert len(one) == len(several) == 20 + 2
     for expected, found in zip(one, several, strict=True):

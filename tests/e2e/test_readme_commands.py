@@ -35,7 +35,7 @@ def folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_own_data_in_three_lines(folder: Path) -> None:
+def test_readme_commands_for_custom_data_run(folder: Path) -> None:
     section = README.split("## Your own data in three lines")[1].split("```")[1]
     lines = [line.partition("#")[0].strip() for line in section.splitlines() if line.startswith("fcos ")]
     assert [line.split()[1] for line in lines] == ["train", "predict"]
@@ -49,7 +49,7 @@ def test_own_data_in_three_lines(folder: Path) -> None:
     assert len(list((folder / "pictures").iterdir())) == 1
 
 
-def test_from_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_python_example_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert code
     options = ", ".join(f'"{option}"' for option in SHORT)
@@ -61,7 +61,7 @@ def test_from_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (folder / "detections.jpg").is_file()
 
 
-def test_the_doctor_page(folder: Path) -> None:
+def test_commands_of_the_doctor_page_run(folder: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/doctor.md").read_text(encoding="utf-8")
     lines = [line for block in page.split("```")[1::2] for line in block.splitlines() if line.startswith("fcos ")]
     assert [line.split()[1] for line in lines] == ["doctor", "doctor", "doctor", "train"]

@@ -134,16 +134,16 @@ def iteration(run: Path) -> int:
     return load_checkpoint(copy).iteration
 
 
-def has_done(run: Path, steps: int) -> bool:
+def has_reached(run: Path, steps: int) -> bool:
     return iteration(run) >= steps
 
 
-def cut_short(file: Path) -> bytes:
+def truncated(file: Path) -> bytes:
     content = file.read_bytes()
     return content[: len(content) // 3]
 
 
-def with_a_wrong_byte(file: Path) -> bytes:
+def with_wrong_byte(file: Path) -> bytes:
     """Return a file's content with one wrong byte in a tensor: bytes between the records of a file have no meaning."""
     with ZipFile(file) as records:
         tensor = records.read(max(records.infolist(), key=lambda record: record.file_size))
@@ -174,7 +174,7 @@ def compare(expected: Any, found: Any, where: str = "") -> None:
         assert repr(expected) == repr(found), where  # NaN is not equal to itself
 
 
-def assert_as_uninterrupted(folder: Path, run: str) -> None:
+def assert_matches_uninterrupted_run(folder: Path, run: str) -> None:
     for name in ("last.pt", "best.pt"):
         expected, found = (load_checkpoint(folder / r / "weights" / name) for r in ("whole", run))
         compare(expected.model, found.model, f"{name}: weights")
@@ -185,7 +185,9 @@ def assert_as_uninterrupted(folder: Path, run: str) -> None:
     assert not list((folder / run / "weights").glob(".*"))
 
 
-def test_killed_at_twenty_random_moments(folder: Path, commands: Commands, duration: float) -> None:
+def test_run_killed_at_random_moments_resumes_bit_identically(
+    folder: Path, commands: Commands, duration: float
+) -> None:
     seed = random.randrange(1000)
     print(f"seed {seed}")  # shown when the test fails
     moments = random.Random(seed)
@@ -200,13 +202,15 @@ def test_killed_at_twenty_random_moments(folder: Path, commands: Commands, durat
             kills += 1
             continue
         assert process.exitcode == 0, commands.log.read_text()
-        assert_as_uninterrupted(folder, f"killed{runs}")
+        assert_matches_uninterrupted_run(folder, f"killed{runs}")
         if kills == KILLS:
             return
         runs += 1
 
 
-def test_stopped_by_signals_and_continued_as_told(folder: Path, commands: Commands, duration: float) -> None:
+def test_run_stopped_by_signals_resumes_with_the_printed_command(
+    folder: Path, commands: Commands, duration: float
+) -> None:
     seed = random.randrange(1000)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -216,7 +220,7 @@ def test_stopped_by_signals_and_continued_as_told(folder: Path, commands: Comman
     while signals:
         stop_at = iteration(run) + moments.randint(1, 2)
         process = commands.start(*words)
-        wait_until(partial(has_done, run, stop_at), process)
+        wait_until(partial(has_reached, run, stop_at), process)
         assert process.pid is not None
         with suppress(ProcessLookupError):
             os.kill(process.pid, signals[-1])
@@ -228,17 +232,17 @@ def test_stopped_by_signals_and_continued_as_told(folder: Path, commands: Comman
             signals.pop()
         else:  # the training ended before the signal
             assert f"{STEPS} iterations, " in log
-            assert_as_uninterrupted(folder, run.name)
+            assert_matches_uninterrupted_run(folder, run.name)
             runs += 1
             run = folder / f"stopped{runs}"
             words = train_words(folder, run.name, workers=2)
     commands.run(*words)
-    assert_as_uninterrupted(folder, run.name)
+    assert_matches_uninterrupted_run(folder, run.name)
 
 
-def test_a_damaged_checkpoint_is_replaced_by_the_one_before(folder: Path, commands: Commands, duration: float) -> None:
+def test_damaged_checkpoint_falls_back_to_the_previous_one(folder: Path, commands: Commands, duration: float) -> None:
     last = folder / "damaged/weights/last.pt"
-    for damage in (cut_short, with_a_wrong_byte):
+    for damage in (truncated, with_wrong_byte):
         process = commands.start(*train_words(folder, "damaged", workers=0))
         assert wait_until(lambda: "step: " in commands.log.read_text(), process), commands.log.read_text()
         assert wait_until(last.with_stem("last-1").is_file, process), commands.log.read_text()
@@ -252,4 +256,4 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(folder: Path, comman
     assert f"warning: {last}: damaged" in log
     previous, damaged = last.with_stem("last-1"), last.with_stem("damaged")
     assert f"resuming from the previous checkpoint, {previous}; the damaged file is now {damaged}" in log
-    assert_as_uninterrupted(folder, "damaged")
+    assert_matches_uninterrupted_run(folder, "damaged")

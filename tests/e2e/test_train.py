@@ -48,16 +48,16 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult
     return train(Config.model_validate(config))
 
 
-def test_it_learns(trained: TrainResult) -> None:
+def test_training_reaches_ap50_above_0_8(trained: TrainResult) -> None:
     assert trained.metrics["AP50"] > 0.8
 
 
-def test_the_weights_file_reproduces_the_figures(trained: TrainResult, data: Path) -> None:
+def test_evaluation_of_best_weights_reproduces_the_training_metrics(trained: TrainResult, data: Path) -> None:
     again = fcos.evaluate(trained.run / "weights/best.pt", "device=cpu")
     assert again.metrics == pytest.approx(trained.metrics, nan_ok=True)
 
 
-def test_the_detector_names_and_places_what_it_sees(trained: TrainResult, data: Path) -> None:
+def test_trained_detector_finds_and_classifies_the_objects(trained: TrainResult, data: Path) -> None:
     detector = fcos.load(trained.run / "weights/best.pt", device="cpu")
     truth = json.loads((data / "val.json").read_text())["annotations"][:2]
     found = detector.predict(data / "images/0.png", threshold=0.3)
@@ -69,7 +69,7 @@ def test_the_detector_names_and_places_what_it_sees(trained: TrainResult, data: 
         assert overlap.item() > 0.5
 
 
-def test_classes_and_ids_are_in_the_weights_file(trained: TrainResult) -> None:
+def test_checkpoint_stores_class_names_and_category_ids(trained: TrainResult) -> None:
     checkpoint = load_checkpoint(trained.run / "weights/best.pt")
     assert checkpoint.class_names == CLASSES
     assert checkpoint.category_ids == (10, 20)

@@ -84,13 +84,13 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         yield folder
 
 
-def test_all_commands_are_run() -> None:
+def test_guide_has_only_fcos_and_two_torchrun_commands() -> None:
     programs = [line.split()[0] for line in COMMANDS]
     assert set(programs) == {"fcos", "torchrun"}
     assert programs.count("torchrun") == 2
 
 
-def test_commands_leave_what_the_guide_says(folder: Path) -> None:
+def test_commands_create_the_files_listed_in_the_guide(folder: Path) -> None:
     assert (folder / "checkup/doctor.html").is_file()
     assert len(list((folder / "pictures").iterdir())) == 1
     run_folder = folder / "runs/cells"
@@ -101,12 +101,12 @@ def test_commands_leave_what_the_guide_says(folder: Path) -> None:
     assert [name for name in files if not (run_folder / name).exists()] == []
 
 
-def test_a_continued_run_goes_on(folder: Path) -> None:
+def test_resume_command_continues_the_run(folder: Path) -> None:
     assert load_checkpoint(folder / "runs/cells/weights/last.pt").iteration == 2
     assert "weights: iteration 1 of this run" in (folder / "output.txt").read_text()
 
 
-def test_the_first_lines_are_as_shown(folder: Path) -> None:
+def test_commands_print_the_sample_output_of_the_guide(folder: Path) -> None:
     shown = GUIDE.split("```text\n")[1].split("\n```")[0]
     shown, *printed = (
         re.sub(r"[\d.]+", "NUMBER", line).replace("processes", "process")
@@ -115,19 +115,19 @@ def test_the_first_lines_are_as_shown(folder: Path) -> None:
     assert shown in printed
 
 
-def test_several_processes(folder: Path) -> None:
+def test_devices_option_trains_in_several_processes(folder: Path) -> None:
     assert load_checkpoint(folder / "runs/eight/weights/best.pt").iteration == 1
     environment = json.loads((folder / "runs/eight/environment.json").read_text())
     assert environment["processes"] == "2"
 
 
-def test_several_processes_with_torchs_launcher(folder: Path) -> None:
+def test_torchrun_trains_in_several_processes(folder: Path) -> None:
     (line,) = (line for line in COMMANDS if line.startswith("torchrun --nproc_per_node"))
     assert "2 images over 2 processes, at most 1 in a micro-batch" in launch(line, processes=2)
     assert load_checkpoint(folder / "runs/launched/weights/best.pt").iteration == 1
 
 
-def test_several_machines(folder: Path) -> None:
+def test_torchrun_trains_on_several_nodes(folder: Path) -> None:
     (line,) = (line for line in COMMANDS if "--nnodes" in line)
     assert launch(line, processes=1, nodes=2).count("2 images over 2 processes") == 1
     assert load_checkpoint(folder / "runs/nodes/weights/best.pt").iteration == 1

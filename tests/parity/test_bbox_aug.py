@@ -52,7 +52,7 @@ def recorded(goldens: Path) -> Recorded:
     return Recorded(numbers, model, views)
 
 
-def test_the_views_are_those_of_the_original(recorded: Recorded) -> None:
+def test_view_sizes_and_flips_match_the_original(recorded: Recorded) -> None:
     assert [view.flipped for view in recorded.views] == [False, True, False, True, False, True]
     for name, position in BASE_AND_SCALES.items():
         sizes = [recorded.numbers[f"view_{name}/size_wh{i}"].tolist()[::-1] for i in range(2)]
@@ -60,7 +60,7 @@ def test_the_views_are_those_of_the_original(recorded: Recorded) -> None:
 
 
 @pytest.mark.parametrize("name", BASE_AND_SCALES)
-def test_candidates_of_a_view(recorded: Recorded, name: str) -> None:
+def test_candidates_of_each_view_match_the_original(recorded: Recorded, name: str) -> None:
     view = recorded.views[BASE_AND_SCALES[name]]
     for i, found in enumerate(candidates_of(recorded.model, view)):
         count, score_sum, box_sum = (
@@ -72,7 +72,7 @@ def test_candidates_of_a_view(recorded: Recorded, name: str) -> None:
         np.testing.assert_allclose(found.boxes.double().sum(0).numpy(), box_sum, rtol=0, atol=1e-3 * len(found))
 
 
-def test_all_views_together(recorded: Recorded) -> None:
+def test_merged_detections_match_the_original(recorded: Recorded) -> None:
     for i, found in enumerate(detect_in_views(recorded.model, recorded.views)):
         boxes, scores, labels = (recorded.numbers[f"out{i}/{key}"] for key in ("boxes", "scores", "labels"))
         assert list(found.size) == recorded.numbers[f"out{i}/size_wh"].tolist()[::-1]

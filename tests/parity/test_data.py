@@ -33,14 +33,14 @@ def _rows(table: dict[str, Any], rows: list[list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(table["columns"], row, strict=True)) for row in rows]
 
 
-def test_resize_rule(goldens: Path) -> None:
+def test_resized_sizes_match_the_original(goldens: Path) -> None:
     table = _json(goldens, "resize_rule.json")
     for row in _rows(table, table["rows"]):
         size = resize_size(row["h"], row["w"], row["min_size"], row["max_size"])
         assert size == (row["out_h"], row["out_w"]), row
 
 
-def test_every_drawn_size_is_one_of_ours(goldens: Path) -> None:
+def test_training_sizes_of_the_original_are_among_ours(goldens: Path) -> None:
     """The original draws from Python's global random state; this project uses the same rule with another generator."""
     table = _json(goldens, "train_transform_draws.json")
     for sequence in table["sequences"]:
@@ -54,7 +54,7 @@ def test_every_drawn_size_is_one_of_ours(goldens: Path) -> None:
             assert (row["out_h"], row["out_w"]) in sizes, row
 
 
-def test_number_of_sizes_in_a_range(goldens: Path) -> None:
+def test_short_side_range_and_flip_probability_match_the_original(goldens: Path) -> None:
     table = _json(goldens, "train_transform_draws.json")
     transform = train_transform(DataConfig.model_validate({"short_side_range": (table["first"], table["last"])}))
     assert len(transform.short_sides) == table["number_of_sizes_in_range_640_800"]
@@ -65,7 +65,7 @@ def _images(numbers: dict[str, np.ndarray]) -> list[int]:
     return sorted(int(key.removeprefix("image")) for key in numbers if key.startswith("image"))
 
 
-def test_resized_pixels_are_identical(goldens: Path) -> None:
+def test_resized_pixels_match_the_original_exactly(goldens: Path) -> None:
     numbers = load(goldens / "units" / "image_transform.npz")
     for i in _images(numbers):
         resized = numbers[f"resized{i}"]
@@ -73,7 +73,7 @@ def test_resized_pixels_are_identical(goldens: Path) -> None:
         assert np.array_equal(np.asarray(image), resized), i
 
 
-def test_boxes_follow_their_image(goldens: Path) -> None:
+def test_flipped_and_resized_boxes_match_the_original(goldens: Path) -> None:
     numbers = load(goldens / "units" / "image_transform.npz")
     for i in _images(numbers):
         size, new_size = numbers[f"image{i}"].shape[:2], numbers[f"resized{i}"].shape[:2]
@@ -83,7 +83,7 @@ def test_boxes_follow_their_image(goldens: Path) -> None:
         )
 
 
-def test_network_inputs_are_the_recorded_ones(goldens: Path) -> None:
+def test_normalised_images_match_the_original(goldens: Path) -> None:
     numbers = load(goldens / "units" / "image_transform.npz")
     original = {"channel_order": "bgr", "pixel_mean": [102.9801, 115.9465, 122.7717], "pixel_std": [1.0, 1.0, 1.0]}
     without_bgr = {"pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.395, 57.12, 57.375]}
@@ -110,7 +110,7 @@ def _batch(images: list[torch.Tensor], *, size_divisor: int) -> Batch:
 
 
 @pytest.mark.parametrize("size_divisor", [1, 32, 64])
-def test_batches_are_padded_to_the_recorded_shape(size_divisor: int, goldens: Path) -> None:
+def test_padded_batch_shapes_match_the_original(size_divisor: int, goldens: Path) -> None:
     numbers = load(goldens / "units" / "image_transform.npz")
     pixels = [tensor(numbers[f"resized{i}"]).permute(2, 0, 1) for i in _images(numbers)]
     batch = _batch(pixels, size_divisor=size_divisor)
@@ -121,20 +121,20 @@ def test_batches_are_padded_to_the_recorded_shape(size_divisor: int, goldens: Pa
 
 
 @pytest.mark.parametrize("case", ["equal", "unequal", "down"])
-def test_resized_boxes(case: str, goldens: Path) -> None:
+def test_resized_boxes_match_the_original(case: str, goldens: Path) -> None:
     numbers = load(goldens / "units" / "boxlist.npz")
     (width, height), (new_width, new_height) = numbers["size_wh"].tolist(), numbers[f"resize_{case}/size_wh"].tolist()
     boxes = resize_boxes(tensor(numbers["boxes"]), (height, width), (new_height, new_width))
     torch.testing.assert_close(boxes, tensor(numbers[f"resize_{case}/xyxy"]), rtol=RTOL, atol=0.0)
 
 
-def test_flipped_boxes(goldens: Path) -> None:
+def test_flipped_boxes_match_the_original(goldens: Path) -> None:
     numbers = load(goldens / "units" / "boxlist.npz")
     boxes = flip_boxes(tensor(numbers["boxes"]), int(numbers["size_wh"][0]), "inclusive")
     torch.testing.assert_close(boxes, tensor(numbers["flip_lr"]), rtol=RTOL, atol=0.0)
 
 
-def test_grouped_batches(goldens: Path) -> None:
+def test_grouped_batches_match_the_original(goldens: Path) -> None:
     for case in _json(goldens, "samplers.json")["grouped"]:
         found = grouped_batches(np.array(case["order"]), np.array(case["group_ids"]), case["batch_size"])
         full, partial = ([batch.tolist() for batch in batches] for batches in found)
@@ -142,14 +142,14 @@ def test_grouped_batches(goldens: Path) -> None:
         assert batches == case["batches"], case
 
 
-def test_aspect_groups(goldens: Path) -> None:
+def test_aspect_ratio_groups_match_the_original(goldens: Path) -> None:
     for case in _json(goldens, "samplers.json")["quantize"]:
         assert case["bins"] == [1]
         sizes = np.array([(round(1000 * ratio), 1000) for ratio in case["height_over_width"]])
         assert aspect_groups(sizes).tolist() == case["groups"]
 
 
-def test_iterations_go_through_the_images_in_the_recorded_order(goldens: Path) -> None:
+def test_image_order_across_iterations_matches_the_original(goldens: Path) -> None:
     """The images come in the same order but are split into batches differently.
 
     Our batches continue across epochs; the original ends an epoch with a smaller batch. A resumed run of the original
@@ -162,7 +162,7 @@ def test_iterations_go_through_the_images_in_the_recorded_order(goldens: Path) -
         assert ours[: len(recorded)] == recorded
 
 
-def test_processes_get_contiguous_parts_of_a_seeded_permutation(goldens: Path) -> None:
+def test_shards_of_a_seeded_permutation_match_the_original(goldens: Path) -> None:
     """The original repeats images from the start, so that all shards have the same length."""
     for case in _json(goldens, "samplers.json")["distributed"]:
         order = permutation(case["n"], case["epoch"]).tolist() if case["shuffle"] else list(range(case["n"]))
@@ -182,19 +182,19 @@ def coco(goldens: Path, tmp_path: Path) -> tuple[dict[str, Any], Annotations]:
     return recorded, annotations
 
 
-def test_images_are_in_the_order_of_their_ids(coco: tuple[dict[str, Any], Annotations]) -> None:
+def test_image_order_matches_the_original(coco: tuple[dict[str, Any], Annotations]) -> None:
     """This project trains on all images (BEHAVIOUR 8, 22), the original on those with a usable box or a crowd."""
     recorded, annotations = coco
     assert annotations.image_ids.tolist() == recorded["all_ids"]
     assert set(recorded["train_ids"]) <= set(recorded["all_ids"])
 
 
-def test_classes_are_in_the_order_of_the_file(coco: tuple[dict[str, Any], Annotations]) -> None:
+def test_category_order_matches_the_original(coco: tuple[dict[str, Any], Annotations]) -> None:
     recorded, annotations = coco
     assert {str(id_): k + 1 for k, id_ in enumerate(annotations.category_ids)} == recorded["json_to_contiguous"]
 
 
-def test_inclusive_targets(coco: tuple[dict[str, Any], Annotations]) -> None:
+def test_inclusive_targets_match_the_original(coco: tuple[dict[str, Any], Annotations]) -> None:
     """The original drops crowds; this project marks them."""
     recorded, annotations = coco
     dataset = DetectionDataset(annotations, transform=Transform((1,), 1), box_convention="inclusive")

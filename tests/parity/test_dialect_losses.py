@@ -68,7 +68,7 @@ def losses(goldens: Path, model: Dialect, net: FCOS, case: str) -> dict[str, tor
 
 
 @pytest.mark.parametrize("case", ["A", "B"])
-def test_losses_and_gradients(goldens: Path, model: Dialect, case: str) -> None:
+def test_losses_and_gradients_match_adelaidet(goldens: Path, model: Dialect, case: str) -> None:
     net = build(model, torch.float64)
     terms = torch.stack([term.double() for term in losses(goldens, model, net, case).values()])
     key = f"f64/train{case}"
@@ -83,7 +83,7 @@ def test_losses_and_gradients(goldens: Path, model: Dialect, case: str) -> None:
     np.testing.assert_allclose(found, list(learning.values()), rtol=1e-6, atol=1e-8 * max(learning.values()))
 
 
-def test_losses_without_objects(goldens: Path, model: Dialect) -> None:
+def test_losses_without_objects_match_adelaidet(goldens: Path, model: Dialect) -> None:
     found = losses(goldens, model, build(model, torch.float32), "C")
     rtol = 1e-5 if model.section.backbone.norm == "frozen_bn" else 1e-4
     np.testing.assert_allclose([term.item() for term in found.values()], model.numbers["trainC/losses"], rtol=rtol)

@@ -1,4 +1,4 @@
-"""Outputs with weights of AdelaiDet, detectron2 and mmdetection against those of these projects.
+"""Outputs with weights of AdelaiDet, detectron2 and mmdetection against the outputs of these projects.
 
 goldens/README.md describes formats and tolerances.
 """
@@ -82,7 +82,7 @@ def images(request: pytest.FixtureRequest, model: Dialect) -> tuple[Tensor, Tens
 # --------------------------------------------------------------------------------------------------- tensors, settings
 
 
-def test_every_tensor_finds_its_place(model: Dialect, net: FCOS) -> None:
+def test_converted_tensors_cover_the_whole_state_dict(model: Dialect, net: FCOS) -> None:
     ours = {name: tuple(t.shape) for name, t in net.state_dict().items() if not name.startswith("pixel_")}
     taken = {name: tuple(t.shape) for name, t in model.checkpoint.model.items()}
     assert len(taken) == len(used_tensors(model))
@@ -90,14 +90,14 @@ def test_every_tensor_finds_its_place(model: Dialect, net: FCOS) -> None:
     assert {name: shape for name, shape in taken.items() if name not in counters - ours.keys()} == ours
 
 
-def test_what_learns_there_learns_here(model: Dialect, net: FCOS) -> None:
+def test_trainable_parameters_match_the_source_project(model: Dialect, net: FCOS) -> None:
     learning = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     ours = zip(model.checkpoint.model, used_tensors(model), strict=True)
     # Batch norm with fixed statistics has no trainable factors here; in some models of mmdetection it has.
     assert learning == {name: trained for name, (*_, trained) in ours if name in learning}
 
 
-def test_settings_are_the_projects(model: Dialect) -> None:
+def test_converted_settings_match_the_source_project(model: Dialect) -> None:
     facts, ours, data = model.manifest["facts"], model.section, model.config.data
     assert model.checkpoint.project == model.manifest["dialect"]
     assert (ours.strides, ours.channel_order.upper()) == (facts["strides"], facts["channel_order"])
@@ -114,7 +114,7 @@ def sides_of(config: dict[str, Any]) -> list[int]:
     return [side for value in config.values() for side in (value if isinstance(value, list) else [value]) if side > 1]
 
 
-def test_classes_are_those_of_coco(model: Dialect) -> None:
+def test_class_names_and_category_ids_match_coco(model: Dialect) -> None:
     assert dict(zip(model.checkpoint.category_ids, model.checkpoint.class_names, strict=True)) == COCO_CLASSES
     assert model.manifest.get("classes", list(COCO_CLASSES.values())) == list(COCO_CLASSES.values())
 
@@ -122,7 +122,7 @@ def test_classes_are_those_of_coco(model: Dialect) -> None:
 # ------------------------------------------------------------------------------------------------------------- outputs
 
 
-def test_normalised_input(
+def test_normalised_input_matches_the_source_project(
     request: pytest.FixtureRequest, model: Dialect, net: FCOS, images: tuple[Tensor, Tensor]
 ) -> None:
     recorded = network_input(folder(request.config), model)
@@ -146,7 +146,9 @@ def outputs(model: Dialect, net: FCOS, images: tuple[Tensor, Tensor]) -> dict[st
 
 
 @pytest.mark.parametrize("part", ["body", "fpn", "cls", "reg", "ctr"])
-def test_outputs(model: Dialect, outputs: dict[str, Tensor], part: str) -> None:
+def test_features_and_head_outputs_match_the_source_project(
+    model: Dialect, outputs: dict[str, Tensor], part: str
+) -> None:
     strides = model.manifest["strides"]
     levels = [key for key in model.numbers if key.startswith(f"eval/{part}") and "/" not in key[5:]]
     assert levels
@@ -190,10 +192,12 @@ def check(
         remaining.remove(match)
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["batch", "alone"])
-def test_detections(model: Dialect, net: FCOS, images: tuple[Tensor, Tensor], alone: bool) -> None:
+@pytest.mark.parametrize("alone", [False, True], ids=["batch", "single"])
+def test_detections_match_the_source_project(
+    model: Dialect, net: FCOS, images: tuple[Tensor, Tensor], alone: bool
+) -> None:
     original = [(height, width) for height, width in model.numbers["orig_sizes_hw"].tolist()]
-    batch = every_alone(model, *images) if alone else [images]
+    batch = one_image_batches(model, *images) if alone else [images]
     found = [instances for one in batch for instances in net.candidates(*one)]
     for i, instances in enumerate(found):
         case = f"{'single' if alone else 'det'}{i}"
@@ -202,7 +206,7 @@ def test_detections(model: Dialect, net: FCOS, images: tuple[Tensor, Tensor], al
         check(net.suppress(instances).resize_to(original[i]), model.numbers, f"{case}/")
 
 
-def every_alone(model: Dialect, pixels: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
+def one_image_batches(model: Dialect, pixels: Tensor, sizes: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return the images one by one, padded as the project pads a single image."""
     shapes = [model.numbers[f"single{i}/tensor_shape"].tolist() for i in range(len(sizes))]
     return [(pixels[i : i + 1, :, : s[2], : s[3]], sizes[i : i + 1]) for i, s in enumerate(shapes)]
@@ -211,14 +215,14 @@ def every_alone(model: Dialect, pixels: Tensor, sizes: Tensor) -> list[tuple[Ten
 # --------------------------------------------------------------------------------------------- synthetic head outputs
 
 
-def test_locations(goldens: Path, post_case: tuple[str, str]) -> None:
+def test_locations_match_the_source_project(goldens: Path, post_case: tuple[str, str]) -> None:
     numbers = load(goldens / "dialects" / f"{post_case[0]}__units.npz")
     for i, grid in enumerate(numbers["grids"].tolist()):
         points = locations((grid[0], grid[1]), 8 * 2**i)
         assert points[[0, 1, -1]].tolist() == numbers[f"locations/level{i}_first_last"].tolist()
 
 
-def test_decoding_of_other_outputs(goldens: Path, post_case: tuple[str, str]) -> None:
+def test_decoding_of_synthetic_outputs_matches_the_source_project(goldens: Path, post_case: tuple[str, str]) -> None:
     project, case = post_case
     numbers = load(goldens / "dialects" / f"{project}__units.npz")
     settings = dialect(DEFAULT_GOLDENS, UNIT_MODELS[project, case.split("/")[0]], filled=False).section

@@ -33,7 +33,7 @@ def results(recorded, predictions):
     return found
 
 
-def test_results_equal_the_recorded_ones(recorded):
+def test_coco_results_match_the_original(recorded):
     found, expected = results(recorded, recorded["predictions"]), recorded["coco_results"]
     assert [(d["image_id"], d["category_id"]) for d in found] == [(d["image_id"], d["category_id"]) for d in expected]
     for ours, theirs in zip(found, expected, strict=True):
@@ -42,7 +42,7 @@ def test_results_equal_the_recorded_ones(recorded):
         assert ours["score"] == theirs["score"]
 
 
-def test_figures_equal_the_recorded_ones(recorded):
+def test_coco_metrics_match_the_original(recorded):
     found = coco_metrics(recorded["coco"], results(recorded, recorded["eval_predictions"])).overall
     for name, expected in recorded["eval_bbox"].items():
         expected = float("nan") if expected == -1 else expected  # noqa: PLW2901

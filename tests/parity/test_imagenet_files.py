@@ -47,7 +47,7 @@ def build(goldens: Path, recorded: dict[str, Any], weights: Path) -> dict[str, T
     return backbone.state_dict()
 
 
-def test_every_blob_has_the_recorded_name(detectron_file: Path) -> None:
+def test_blob_names_map_as_in_the_original(detectron_file: Path) -> None:
     rows = json.loads(detectron_file.read_text())["blobs"]
     assert len(rows) > 200
     for blob, _, _, keys in rows:
@@ -55,7 +55,7 @@ def test_every_blob_has_the_recorded_name(detectron_file: Path) -> None:
         assert [detectron.rename(blob)] == (before_deformable or [None]), blob
 
 
-def test_exactly_the_recorded_tensors_are_filled(
+def test_detectron_file_fills_the_same_tensors_as_in_the_original(
     detectron_file: Path, goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the first block of every stage is built; the names in the other blocks are tested above."""
@@ -75,7 +75,7 @@ def test_exactly_the_recorded_tensors_are_filled(
             assert torch.equal(state[name], torch.full_like(state[name], name.endswith("running_var"))), name
 
 
-def test_a_mobilenet_in_the_names_of_its_original_file(goldens: Path, tmp_path: Path) -> None:
+def test_mobilenet_file_fills_the_same_tensors_as_in_the_original(goldens: Path, tmp_path: Path) -> None:
     recorded = json.loads((goldens / "checkpoint" / "mobilenet_v2.json").read_text())
     file = {key: torch.from_numpy(values(shape, key)) for key, shape, _, _ in recorded["blobs"]}
     torch.save(file, tmp_path / "net.pth")

@@ -38,14 +38,14 @@ def pairs(request: pytest.FixtureRequest) -> list[tuple[str, list[Any], Tensor]]
     return [(name, row, state[rename(name)].double()) for name, *row in recorded["tensors"]]
 
 
-def test_constants_are_the_recorded_ones(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
+def test_constant_tensors_match_the_original(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
     constants = [(name, row[1], tensor) for name, row, tensor in pairs if row[3] == row[4]]
     assert len(constants) > 200
     for name, value, tensor in constants:
         assert tensor.min().item() == tensor.max().item() == pytest.approx(value, rel=ROUNDING), name
 
 
-def test_random_tensors_have_the_recorded_mean_and_spread(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
+def test_mean_and_std_of_random_tensors_match_the_original(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
     for name, (shape, mean, std, low, high), tensor in pairs:
         assert list(tensor.shape) == shape, name
         if low < high:
@@ -54,7 +54,7 @@ def test_random_tensors_have_the_recorded_mean_and_spread(pairs: list[tuple[str,
             assert tensor.mean().item() == pytest.approx(mean, abs=SIGMAS * std * (2 / n) ** 0.5), name
 
 
-def test_the_same_tensors_are_uniform_within_the_same_bounds(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
+def test_uniform_tensors_and_their_bounds_match_the_original(pairs: list[tuple[str, list[Any], Tensor]]) -> None:
     """Uniform values stay within sqrt(3) standard deviations; of thousands of normal values some exceed twice that."""
     uniform = 0
     for name, (_, _, std, low, high), tensor in pairs:

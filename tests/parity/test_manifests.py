@@ -62,11 +62,11 @@ def manifest(request: pytest.FixtureRequest) -> Manifest:
     return Manifest(recorded, rows, config, net)
 
 
-def test_all_configs_are_recorded(pytestconfig: pytest.Config) -> None:
+def test_manifests_exist_for_all_19_configs(pytestconfig: pytest.Config) -> None:
     assert len(files(pytestconfig)) == 19
 
 
-def test_every_tensor_has_its_counterpart(manifest: Manifest) -> None:
+def test_state_dict_matches_the_original(manifest: Manifest) -> None:
     parameters = dict(manifest.net.named_parameters())
     ours = {
         (name, tuple(tensor.shape), str(tensor.dtype), "parameter" if name in parameters else "buffer")
@@ -77,7 +77,7 @@ def test_every_tensor_has_its_counterpart(manifest: Manifest) -> None:
     assert len(ours) == manifest.recorded["counts"]["tensors"]
 
 
-def test_parameters_learn_as_recorded(manifest: Manifest) -> None:
+def test_requires_grad_lr_and_weight_decay_match_the_original(manifest: Manifest) -> None:
     net, train = manifest.net, manifest.config.train
     settings = {s.name: (s.lr, s.weight_decay) for s in parameter_settings(net, train)}
     ours = {name: (p.requires_grad, *settings.get(name, (None, None))) for name, p in net.named_parameters()}
@@ -85,14 +85,14 @@ def test_parameters_learn_as_recorded(manifest: Manifest) -> None:
     assert len(settings) == manifest.recorded["optimizer"]["groups"]
 
 
-def test_the_optimiser_is_the_recorded_one(manifest: Manifest) -> None:
+def test_optimizer_settings_match_the_original(manifest: Manifest) -> None:
     recorded, optimizer = manifest.recorded["optimizer"], build_optimizer(manifest.net, manifest.config.train)
     assert type(optimizer).__name__ == recorded["type"]
     for key in ("momentum", "nesterov", "dampening"):
         assert {group[key] for group in optimizer.param_groups} == {recorded[key]}
 
 
-def test_learning_rates_over_iterations(manifest: Manifest) -> None:
+def test_learning_rates_match_the_original(manifest: Manifest) -> None:
     train = manifest.config.train
     optimizer = build_optimizer(manifest.net, train)
     assert train.iterations is not None

@@ -68,7 +68,7 @@ def recorded_cases(model: Model, prefix: str) -> list[str]:
     return sorted(k[len(prefix) + 5] for k in model.numbers if k.startswith(f"{prefix}train") and k.endswith("/losses"))
 
 
-def test_normalised_input(model: Model) -> None:
+def test_normalised_input_matches_the_original(model: Model) -> None:
     net = model.build(normalise=True)
     recorded = tensor(model.inputs["tensor"])
     images = torch.zeros(recorded.shape, dtype=torch.uint8)
@@ -80,7 +80,7 @@ def test_normalised_input(model: Model) -> None:
 
 
 @pytest.mark.parametrize("part", ["body", "fpn", "cls", "reg", "ctr"])
-def test_outputs(model: Model, outputs: dict[str, Tensor], part: str) -> None:
+def test_features_and_head_outputs_match_the_original(model: Model, outputs: dict[str, Tensor], part: str) -> None:
     levels = [key for key in model.numbers if key.startswith(f"eval/{part}") and "/" not in key[5:]]
     assert levels
     for key in levels:
@@ -103,7 +103,7 @@ def test_outputs(model: Model, outputs: dict[str, Tensor], part: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_losses_and_gradients(model: Model, dtype: torch.dtype) -> None:
+def test_losses_and_gradients_match_the_original(model: Model, dtype: torch.dtype) -> None:
     strict = dtype == torch.float64
     prefix = "f64/" if strict else ""
     net = model.build(dtype=dtype).train()
@@ -162,7 +162,7 @@ def strict_rtol(model: Model) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_optimizer_steps(model: Model, dtype: torch.dtype) -> None:
+def test_optimizer_steps_match_the_original(model: Model, dtype: torch.dtype) -> None:
     strict = dtype == torch.float64
     prefix = "f64/" if strict else ""
     batch_norm = model.section.backbone.norm in ("bn", "sync_bn")
@@ -210,7 +210,7 @@ def check_weights(model: Model, net: FCOS, start: list[Tensor], key: str, *, str
     np.testing.assert_allclose(buffers, recorded[f"{key}/buffer_norm"], rtol=rtol)
 
 
-def test_detections(model: Model) -> None:
+def test_detections_match_the_original(model: Model) -> None:
     net = model.build().eval()
     found = net.detect(tensor(model.inputs["tensor"]), tensor(model.inputs["image_sizes_hw"]))
     for i, instances in enumerate(found):
@@ -231,6 +231,6 @@ def test_detections(model: Model) -> None:
             remaining.remove(match)
 
 
-def test_margins_are_recorded(model: Model) -> None:
+def test_recorded_scores_keep_a_margin_to_the_threshold(model: Model) -> None:
     """No recorded score is so close to the threshold that float32 noise could change the decisions above."""
     assert float(model.numbers["margin/score_threshold"]) > 1e-6

@@ -23,7 +23,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("schedule", json.loads((goldens / "units" / "lr_schedule.json").read_text()))
 
 
-def test_short_schedules(schedule: dict[str, Any]) -> None:
+def test_short_schedules_match_the_original(schedule: dict[str, Any]) -> None:
     args, total = schedule["args"], len(schedule["lr"])
     config = TrainConfig.model_validate(
         {
@@ -38,7 +38,7 @@ def test_short_schedules(schedule: dict[str, Any]) -> None:
     assert ours == pytest.approx(schedule["lr"], rel=RTOL)
 
 
-def test_our_defaults_are_the_recorded_schedules(manifest: Path) -> None:
+def test_default_schedule_matches_the_original_configs(manifest: Path) -> None:
     """Milestones as fractions of the run give the original's iterations for runs of any length."""
     recorded = json.loads(manifest.read_text())
     solver = recorded["merged_config"]["SOLVER"]

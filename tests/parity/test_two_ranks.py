@@ -40,7 +40,7 @@ def call(numbers: dict[str, np.ndarray], case: str, rank: int) -> LossCall:
     )
 
 
-def test_losses_of_two_processes(goldens: Path, rank_case: str, tmp_path: Path) -> None:
+def test_losses_and_gradients_on_two_ranks_match_the_original(goldens: Path, rank_case: str, tmp_path: Path) -> None:
     numbers = load(goldens / "units" / "two_rank_loss.npz")
     calls = [call(numbers, rank_case, rank) for rank in range(2)]
     for rank, found in enumerate(losses_of_two_processes(tmp_path, calls)):

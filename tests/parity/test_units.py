@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("post_case", cases(units / "postprocess.npz"))
 
 
-def test_locations(goldens: Path) -> None:
+def test_locations_match_the_original(goldens: Path) -> None:
     recorded = load(goldens / "units" / "locations.npz")
     for key, expected in recorded.items():
         height, width, stride = (int(part[1:]) for part in key.split("_"))
@@ -47,7 +47,7 @@ def test_locations(goldens: Path) -> None:
 
 
 @pytest.mark.parametrize("radius", [0.0, 1.5])
-def test_targets(goldens: Path, target_case: str, radius: float) -> None:
+def test_targets_match_the_original(goldens: Path, target_case: str, radius: float) -> None:
     assignment, points, recorded = _assign(goldens, target_case, radius)
     key = f"{target_case}/r{radius}_n0"
     if target_case == "first_box_centre_x_zero" and radius:
@@ -89,7 +89,7 @@ def _assign(goldens: Path, case: str, radius: float):
     return assign_targets(points, targets, assigner), points, recorded
 
 
-def test_focal_loss(goldens: Path, focal_case: str) -> None:
+def test_focal_loss_and_its_gradient_match_the_original(goldens: Path, focal_case: str) -> None:
     recorded = {key.split("/")[1]: value for key, value in load(goldens / "units" / "focal_loss.npz").items()
                 if key.startswith(f"{focal_case}/")}  # fmt: skip
     labels = tensor(recorded["targets"]).long()
@@ -113,7 +113,7 @@ def test_focal_loss(goldens: Path, focal_case: str) -> None:
 
 @pytest.mark.parametrize("kind", ["iou", "linear_iou", "giou"])
 @pytest.mark.parametrize("weights", ["none", "w", "zeros"])
-def test_iou_loss(goldens: Path, kind, weights: str) -> None:
+def test_iou_loss_and_its_gradient_match_the_original(goldens: Path, kind, weights: str) -> None:
     recorded = load(goldens / "units" / "iou_loss.npz")
     predicted = tensor(recorded["pred"]).requires_grad_()
     weight = {"none": None, "w": tensor(recorded["weight"]), "zeros": torch.zeros(len(predicted))}[weights]
@@ -125,7 +125,7 @@ def test_iou_loss(goldens: Path, kind, weights: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["iou", "linear_iou", "giou"])
-def test_iou_loss_of_single_boxes(goldens: Path, kind) -> None:
+def test_iou_loss_of_single_boxes_matches_the_original(goldens: Path, kind) -> None:
     recorded = load(goldens / "units" / "iou_loss.npz")
     predicted, target = tensor(recorded["pred"]), tensor(recorded["target"])
     each = [iou_loss(p[None], t[None], kind=kind).item() for p, t in zip(predicted, target, strict=True)]
@@ -133,7 +133,7 @@ def test_iou_loss_of_single_boxes(goldens: Path, kind) -> None:
     np.testing.assert_allclose(each, recorded[f"{kind}/each"], rtol=RTOL, atol=1e-7)
 
 
-def test_detections(goldens: Path, post_case: str) -> None:
+def test_postprocessed_detections_match_the_original(goldens: Path, post_case: str) -> None:
     recorded = load(goldens / "units" / "postprocess.npz")
     source = post_case if f"{post_case}/cls0" in recorded else "many"
     levels = range(sum(key.startswith(f"{source}/cls") for key in recorded))
@@ -162,7 +162,7 @@ def test_detections(goldens: Path, post_case: str) -> None:
         np.testing.assert_allclose(instances.boxes, recorded[f"{key}/boxes"].reshape(-1, 4), rtol=RTOL, atol=1e-5)
 
 
-def test_detections_limit(goldens: Path, limit_case: str) -> None:
+def test_detection_limit_matches_the_original(goldens: Path, limit_case: str) -> None:
     recorded = load(goldens / "units" / "detections_limit.npz")
     scores, limit = tensor(recorded[f"{limit_case}/scores"]), int(recorded[f"{limit_case}/limit"])
     assert limit_detections(scores, limit, keep_ties=True).tolist() == recorded[f"{limit_case}/keep"].tolist()
@@ -172,7 +172,7 @@ def test_detections_limit(goldens: Path, limit_case: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "edge/"])
-def test_nms(goldens: Path, prefix: str) -> None:
+def test_nms_matches_the_original(goldens: Path, prefix: str) -> None:
     recorded = load(goldens / "units" / "nms.npz")
     boxes, scores, labels = (tensor(recorded[f"{prefix}{key}"]) for key in ("boxes", "scores", "labels"))
     for key, kept in recorded.items():
@@ -184,7 +184,7 @@ def test_nms(goldens: Path, prefix: str) -> None:
         assert sorted(ours.tolist()) == kept.tolist(), key
 
 
-def test_frozen_batch_norm_without_epsilon(goldens: Path) -> None:
+def test_frozen_batch_norm_without_epsilon_matches_the_original(goldens: Path) -> None:
     recorded = load(goldens / "units" / "frozen_bn.npz")
     layer = NORMS["frozen_bn"](recorded["x"].shape[1], eps=0.0)
     layer.load_state_dict({key: tensor(recorded[key]) for key in recorded["state_dict_keys"].tolist()})
@@ -192,7 +192,7 @@ def test_frozen_batch_norm_without_epsilon(goldens: Path) -> None:
     assert len(list(layer.parameters())) == int(recorded["num_parameters"]) == 0
 
 
-def test_deformable_convolution(goldens: Path, deform_case: str) -> None:
+def test_deformable_convolution_matches_the_original(goldens: Path, deform_case: str) -> None:
     recorded = {
         key.removeprefix(f"{deform_case}/"): value
         for key, value in load(goldens / "units" / "deform_conv.npz").items()
@@ -210,7 +210,7 @@ def test_deformable_convolution(goldens: Path, deform_case: str) -> None:
         np.testing.assert_allclose(ours, recorded[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
-def test_inclusive_geometry(goldens: Path) -> None:
+def test_inclusive_geometry_matches_the_original(goldens: Path) -> None:
     recorded = load(goldens / "units" / "boxlist.npz")
     boxes = tensor(recorded["boxes"])
     width, height = recorded["size_wh"].tolist()
@@ -229,7 +229,7 @@ def _xywh(boxes: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("source", "result"), [("raw_xywh", "raw_xywh_to_xyxy"), ("xywh", "xywh_back")])
-def test_annotated_boxes_become_inclusive(goldens: Path, source: str, result: str) -> None:
+def test_inclusive_conversion_of_boxes_matches_the_original(goldens: Path, source: str, result: str) -> None:
     recorded = load(goldens / "units" / "boxlist.npz")
     corner, extent = tensor(recorded[source]).split(2, dim=1)
     large = torch.full((len(corner), 2), 1000)  # large enough that no box is clipped, as in the recordings
@@ -238,7 +238,7 @@ def test_annotated_boxes_become_inclusive(goldens: Path, source: str, result: st
     np.testing.assert_allclose(boxes, recorded[result], rtol=RTOL, atol=1e-5)
 
 
-def test_suppression_begins_above_the_recorded_iou(goldens: Path) -> None:
+def test_nms_suppresses_only_above_the_iou_of_the_original(goldens: Path) -> None:
     recorded = load(goldens / "units" / "boxlist.npz")
     boxes = tensor(recorded["boxes"])
     overlapping = [(i, j, float(recorded["iou"][i, j])) for i, j in np.argwhere(recorded["iou"] > 0)]

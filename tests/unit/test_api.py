@@ -17,7 +17,7 @@ def trained(monkeypatch):
     return calls
 
 
-def test_a_recipe_is_trained_with_overrides_under_its_own_name(trained):
+def test_train_applies_overrides_and_names_the_run_after_the_recipe(trained):
     fcos.train("fcos_mnv2_small", "data=cells", "train.max_minutes=10")
     ((config, name),) = trained
     assert name == "fcos_mnv2_small"
@@ -25,7 +25,7 @@ def test_a_recipe_is_trained_with_overrides_under_its_own_name(trained):
     assert (config.train.max_minutes, config.train.iterations) == (10, None)
 
 
-def test_a_yaml_file_names_the_run(trained, tmp_path):
+def test_train_names_the_run_after_the_yaml_file(trained, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("train: {lr: 0.5}")
     fcos.train(path)
@@ -33,7 +33,7 @@ def test_a_yaml_file_names_the_run(trained, tmp_path):
     assert (config.train.lr, name) == (0.5, "mine")
 
 
-def test_a_config_is_trained_and_stays_as_it_is(trained):
+def test_train_does_not_modify_the_config(trained):
     config = Config()
     fcos.train(config, "train.lr=0.5")
     ((passed, _),) = trained
@@ -41,13 +41,13 @@ def test_a_config_is_trained_and_stays_as_it_is(trained):
     assert config.train.lr == 0.01
 
 
-def test_a_mistake_is_told_before_anything_is_trained(trained):
+def test_unknown_override_is_rejected_before_training(trained):
     with pytest.raises(ConfigError, match=r"train\.lrr"):
         fcos.train(Config(), "train.lrr=0.5")
     assert trained == []
 
 
-def test_pairs_of_the_original_belong_to_its_files_and_are_refused_beside_a_config(tmp_path):
+def test_load_rejects_key_value_pairs_with_a_config_object(tmp_path):
     config = tiny_config()
     save_checkpoint(
         tmp_path / "a.pt", model=tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS
@@ -56,11 +56,11 @@ def test_pairs_of_the_original_belong_to_its_files_and_are_refused_beside_a_conf
         fcos.load(tmp_path / "a.pt", "TEST.DETECTIONS_PER_IMG", "5", config=config)
 
 
-def test_a_device_among_the_overrides_counts():
+def test_load_uses_the_device_override():
     with pytest.raises(ConfigError, match="abacus"):
         fcos.load("fcos_mnv2_small", "model.backbone.weights=null", "device=abacus")
 
 
-def test_a_config_beside_a_recipe_is_refused():
+def test_load_rejects_a_config_in_addition_to_a_recipe():
     with pytest.raises(ConfigError, match="config: not allowed, because fcos_mnv2_small is itself a config"):
         fcos.load("fcos_mnv2_small", config="fcos_r50_fpn_1x")

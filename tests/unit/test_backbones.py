@@ -64,7 +64,7 @@ def statistics(modules: list[nn.Module]) -> list[Tensor]:
 
 @pytest.mark.parametrize("size", [(97, 65), (1, 1)])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_maps_have_the_stated_channels_and_strides_rounded_up(name: str, size: tuple[int, int]) -> None:
+def test_feature_map_shapes_match_declared_channels_and_strides(name: str, size: tuple[int, int]) -> None:
     backbone = BACKBONES[name]()
     assert list(backbone.strides) == list(backbone.channels) == LEVELS
     assert list(backbone.strides.values()) == [4, 8, 16, 32]
@@ -79,7 +79,7 @@ def test_maps_have_the_stated_channels_and_strides_rounded_up(name: str, size: t
 
 @pytest.mark.parametrize("end", LEVELS)
 @pytest.mark.parametrize("name", BACKBONES)
-def test_nothing_is_left_behind_the_last_map_in_use(name: str, end: str) -> None:
+def test_truncate_after_removes_all_later_layers(name: str, end: str) -> None:
     backbone = BACKBONES[name](norm="frozen_bn", frozen_stages=0)
     assert isinstance(backbone, nn.Module)
     expected = backbone(images := torch.randn(1, 3, 64, 64))
@@ -93,7 +93,7 @@ def test_nothing_is_left_behind_the_last_map_in_use(name: str, end: str) -> None
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("name", "norm"), [*(("resnet50", norm) for norm in NORMS), *((n, "bn") for n in BACKBONES)])
-def test_a_batch_may_be_empty(name: str, norm: str, training: bool) -> None:
+def test_empty_batch_gives_empty_feature_maps(name: str, norm: str, training: bool) -> None:
     backbone = build(name, norm=norm).train(training)
     features = backbone(torch.zeros(0, 3, 64, 96))
     assert [tuple(x.shape[2:]) for x in features.values()] == [(16, 24), (8, 12), (4, 6), (2, 3)]
@@ -102,36 +102,36 @@ def test_a_batch_may_be_empty(name: str, norm: str, training: bool) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_norm_is_the_one_asked_for(norm: str) -> None:
+def test_norm_option_sets_the_type_of_all_norm_layers(norm: str) -> None:
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, nn.GroupNorm)
     found = {type(m) for m in build("resnet50", norm=norm, frozen_stages=0).modules() if isinstance(m, kinds)}
     assert found == {type(NORMS[norm](64))}
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(256, 32), (96, 32), (64, 32), (32, 32), (48, 24), (8, 4)])
-def test_group_norm_has_32_groups_where_32_divides_the_channels(channels: int, groups: int) -> None:
+def test_group_norm_has_32_groups_if_they_divide_the_channels(channels: int, groups: int) -> None:
     assert NORMS["gn"](channels).num_groups == groups
 
 
-def test_group_norm_of_one_channel_a_group_takes_a_map_of_1x1() -> None:
+def test_group_norm_of_one_value_per_group_returns_the_bias() -> None:
     norm = NORMS["gn"](32)
     nn.init.constant_(norm.bias, 0.5)  # pyright: ignore[reportArgumentType]
     # (x - mean) / sqrt(eps) is computed as the difference of two terms of a few hundred, with their float32 rounding.
     torch.testing.assert_close(norm(torch.randn(1, 32, 1, 1)), torch.full((1, 32, 1, 1), 0.5), rtol=0, atol=1e-3)
 
 
-def test_group_norm_is_torchs_own_elsewhere() -> None:
+def test_group_norm_matches_torch() -> None:
     norm, torchs, x = NORMS["gn"](64), nn.GroupNorm(32, 64), torch.randn(2, 64, 3, 5)
     torch.testing.assert_close(norm(x), torchs(x), rtol=0, atol=0)
 
 
-def test_the_epsilon_reaches_every_norm() -> None:
+def test_norm_eps_applies_to_every_norm_layer() -> None:
     backbone = build("resnet50", norm="frozen_bn", norm_eps=0.0)
     assert {m.eps for m in backbone.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}
 
 
 @pytest.mark.parametrize("in_1x1", [True, False])
-def test_the_stride_moves_between_the_1x1_and_the_3x3_convolution(in_1x1: bool) -> None:
+def test_stride_in_1x1_selects_the_strided_convolution(in_1x1: bool) -> None:
     backbone = build("resnet50", stride_in_1x1=in_1x1)
     firsts = [next(stage[0].children()) for stage in stages(backbone)[1:]]
     strides = [(dict(b.named_children())["conv1"].stride, dict(b.named_children())["conv2"].stride) for b in firsts]
@@ -140,7 +140,7 @@ def test_the_stride_moves_between_the_1x1_and_the_3x3_convolution(in_1x1: bool) 
 
 
 @pytest.mark.parametrize("name", resnet.SHAPES)
-def test_the_config_knows_the_channels_that_offset_groups_divide(name: Any) -> None:
+def test_offset_groups_are_validated_against_the_real_channels(name: Any) -> None:
     for level, (block, *_) in zip(LEVELS, stages(build(name))[1:], strict=True):
         channels = next(block.children()).get_submodule("conv2").get_parameter("weight").shape[0]
         section: Any = {"name": name, "deformable_stages": [level]}
@@ -154,7 +154,7 @@ def test_the_config_knows_the_channels_that_offset_groups_divide(name: Any) -> N
 
 @pytest.mark.parametrize("count", range(6))
 @pytest.mark.parametrize("name", BACKBONES)
-def test_exactly_the_first_stages_are_frozen(name: str, count: int) -> None:
+def test_frozen_stages_freezes_exactly_the_first_stages(name: str, count: int) -> None:
     parts = stages(build(name, norm="bn", frozen_stages=count))
     for index, modules in enumerate(parts):
         assert parameters(modules)
@@ -163,7 +163,7 @@ def test_exactly_the_first_stages_are_frozen(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
 @pytest.mark.parametrize(("name", "norm"), [*((name, "bn") for name in BACKBONES), ("mobilenet_v2", "sync_bn")])
-def test_frozen_batch_norm_keeps_its_statistics_in_training(name: str, count: int, norm: str) -> None:
+def test_only_frozen_stages_keep_batch_norm_statistics_in_training(name: str, count: int, norm: str) -> None:
     backbone = build(name, norm=norm, frozen_stages=count).train()
     before = [statistics(modules) for modules in stages(backbone)]
     backbone(torch.randn(2, 3, 64, 64))
@@ -172,7 +172,7 @@ def test_frozen_batch_norm_keeps_its_statistics_in_training(name: str, count: in
         assert set(moved) == {index >= count}, index
 
 
-def test_freezing_keeps_what_a_network_computes() -> None:
+def test_freeze_preserves_the_output() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, eps=0.1), nn.Sequential(nn.BatchNorm2d(8)))
     net(torch.randn(9, 3, 4, 4))
     images = torch.randn(2, 3, 4, 4)
@@ -180,14 +180,14 @@ def test_freezing_keeps_what_a_network_computes() -> None:
     torch.testing.assert_close(freeze(net).train()(images), expected)
 
 
-def test_a_batch_norm_alone_is_replaced() -> None:
+def test_freeze_replaces_a_bare_batch_norm() -> None:
     norm = nn.BatchNorm2d(4)
     frozen = freeze(norm)
     assert isinstance(frozen, FrozenBatchNorm2d)
     assert list(frozen.parameters()) == []
 
 
-def test_freezing_group_norm_freezes_its_parameters() -> None:
+def test_frozen_stages_freezes_group_norm_parameters() -> None:
     parts = stages(build("resnet50", norm="gn", frozen_stages=2))
     assert [any(p.requires_grad for p in parameters(modules)) for modules in parts] == [False, False, True, True, True]
 
@@ -211,7 +211,7 @@ def randomise(net: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("norm", "wrapped"), [("bn", None), ("frozen_bn", "model"), ("sync_bn", "state_dict")])
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_torchvisions_classifiers_load(name: str, norm: str, wrapped: str | None, tmp_path: Path) -> None:
+def test_torchvision_classifier_weights_load(name: str, norm: str, wrapped: str | None, tmp_path: Path) -> None:
     state = randomise(classifier(name))
     torch.save(state if wrapped is None else {wrapped: state, "epoch": 3}, tmp_path / "net.pth")
     own = build(name, norm=norm, weights=str(tmp_path / "net.pth")).state_dict()
@@ -221,7 +221,7 @@ def test_torchvisions_classifiers_load(name: str, norm: str, wrapped: str | None
 
 
 @pytest.mark.parametrize("name", TORCHVISIONS)
-def test_weights_give_torchvisions_features(name: str, tmp_path: Path) -> None:
+def test_features_match_torchvision(name: str, tmp_path: Path) -> None:
     net = classifier(name).eval()
     torch.save(net.state_dict(), tmp_path / "net.pth")
     backbone, images = build(name, weights=str(tmp_path / "net.pth"), frozen_stages=3).eval(), torch.randn(1, 3, 64, 64)
@@ -240,7 +240,7 @@ def test_weights_without_a_classifier_load(name: str, tmp_path: Path) -> None:
     assert build(name, weights=str(tmp_path / "net.pth"))
 
 
-def refused(tmp_path: Path, content: Any, *, name: str = "mobilenet_v2", **options: Any) -> str:
+def load_error(tmp_path: Path, content: Any, *, name: str = "mobilenet_v2", **options: Any) -> str:
     path = tmp_path / "net.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -252,55 +252,55 @@ def refused(tmp_path: Path, content: Any, *, name: str = "mobilenet_v2", **optio
     return str(caught.value)
 
 
-def test_weights_of_another_network_do_not_fit(tmp_path: Path) -> None:
-    text = refused(tmp_path, classifier("resnet50").state_dict())
+def test_weights_of_another_network_are_rejected(tmp_path: Path) -> None:
+    text = load_error(tmp_path, classifier("resnet50").state_dict())
     assert "does not fit mobilenet_v2" in text
     assert "missing" in text
     assert "unknown" in text
 
 
-def test_weights_of_another_norm_do_not_fit(tmp_path: Path) -> None:
-    text = refused(tmp_path, classifier("resnet50").state_dict(), name="resnet50", norm="gn")
+def test_weights_with_another_norm_are_rejected(tmp_path: Path) -> None:
+    text = load_error(tmp_path, classifier("resnet50").state_dict(), name="resnet50", norm="gn")
     assert "use the kind of norm that the weights have" in text
 
 
-def test_weights_of_another_width_do_not_fit(tmp_path: Path) -> None:
+def test_width_mismatch_error_lists_the_tensor_shapes(tmp_path: Path) -> None:
     state = torchvision.models.mobilenet_v2(width_mult=0.5).state_dict()
-    text = refused(tmp_path, state)
+    text = load_error(tmp_path, state)
     assert "does not fit mobilenet_v2: " in text
     first = "features.0.0.weight [16, 3, 3, 3] instead of [32, 3, 3, 3], features.0.1.weight [16] instead of [32], "
     assert f" of a different shape, such as {first}" in text
     assert text.endswith("; give weights of mobilenet_v2, or model.backbone.weights=null")
 
 
-def test_what_is_no_tensor_is_missing(tmp_path: Path) -> None:
+def test_non_tensor_values_count_as_missing(tmp_path: Path) -> None:
     state = {**classifier("mobilenet_v2").state_dict(), "features.0.0.weight": 5, 7: torch.zeros(1)}
-    text = refused(tmp_path, state)
+    text = load_error(tmp_path, state)
     assert "1 tensors missing ['features.0.0.weight'], 1 unknown ['7']" in text
 
 
 @pytest.mark.parametrize("content", [{"model": "resnet"}, {"epoch": 3}, {}, [torch.zeros(3)], torch.zeros(3), 5])
-def test_a_file_without_a_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
-    assert "expected a state dict of tensors" in refused(tmp_path, content)
+def test_file_without_a_state_dict_is_rejected(content: Any, tmp_path: Path) -> None:
+    assert "expected a state dict of tensors" in load_error(tmp_path, content)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b".", b"version https://git-lfs", b"PK\x03\x04rubbish", bytes(99)])
-def test_a_file_of_another_kind_is_refused(content: bytes, tmp_path: Path) -> None:
-    assert "not a readable state dict" in refused(tmp_path, content)
+def test_file_of_another_format_is_rejected(content: bytes, tmp_path: Path) -> None:
+    assert "not a readable state dict" in load_error(tmp_path, content)
 
 
-def test_a_file_with_code_is_refused(tmp_path: Path) -> None:
-    assert "not a readable state dict" in refused(tmp_path, {"model": pytest.raises})
+def test_file_with_code_is_rejected(tmp_path: Path) -> None:
+    assert "not a readable state dict" in load_error(tmp_path, {"model": pytest.raises})
 
 
-def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
+def test_missing_file_and_folder_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no file .*expected `imagenet`, catalog://NAME, an address, a path, or"):
         build("mobilenet_v2", weights=str(tmp_path / "none.pth"))
     with pytest.raises(WeightsError, match="not a readable state dict"):
         build("mobilenet_v2", weights=str(tmp_path))
 
 
-def test_a_pickle_of_detectron_loads(tmp_path: Path) -> None:
+def test_detectron_pickle_loads(tmp_path: Path) -> None:
     blobs = {"conv1_w": np.full((64, 3, 7, 7), 2, np.float32), "res_conv1_bn_s": np.full(64, 3, np.float32)}
     (tmp_path / "net.pkl").write_bytes(pickle.dumps(blobs))
     state = imagenet_weights("resnet50", str(tmp_path / "net.pkl"))
@@ -312,18 +312,18 @@ def test_a_pickle_of_detectron_loads(tmp_path: Path) -> None:
     }
 
 
-def test_a_pickle_that_is_refused_is_named(tmp_path: Path) -> None:
+def test_rejected_pickle_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "net.pkl").write_bytes(pickle.dumps({"conv1_w": Path}))
     with pytest.raises(WeightsError, match=r"model\.backbone\.weights: .*net\.pkl: .*it refers to pathlib"):
         build("resnet50", weights=str(tmp_path / "net.pkl"))
 
 
-def test_module_in_front_of_all_names_is_dropped(tmp_path: Path) -> None:
+def test_module_prefix_of_tensor_names_is_stripped(tmp_path: Path) -> None:
     torch.save({"module.conv1.weight": torch.zeros(1)}, tmp_path / "net.pth")
     assert list(imagenet_weights("resnet50", str(tmp_path / "net.pth"))) == ["conv1.weight"]
 
 
-def test_a_path_may_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_in_weights_path_expands_to_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "net.pth")
     assert list(imagenet_weights("resnet50", "~/net.pth")) == ["conv1.weight"]

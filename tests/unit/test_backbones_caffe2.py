@@ -1,4 +1,4 @@
-"""Detectron's pickles: readable files, refused files, and the names of the blobs."""
+"""Detectron pickles: readable files, rejected files, and blob names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read(file: Path, content: Any, protocol: int = 2) -> list[Any]:
     return load_backbone(file)["conv1.weight"].tolist()
 
 
-def refusal(file: Path, content: Any) -> str:
+def load_error(file: Path, content: Any) -> str:
     with pytest.raises(WeightsError) as caught:
         read(file, content)
     assert str(file) in str(caught.value)
@@ -45,12 +45,12 @@ def refusal(file: Path, content: Any) -> str:
 # ------------------------------------------------------------------------------------------------------- readable files
 
 
-def test_a_pickle_of_python_2(file: Path) -> None:
+def test_python_2_pickle_loads(file: Path) -> None:
     assert read(file, PYTHON_2) == [1, 2]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_every_protocol(file: Path, protocol: int) -> None:
+def test_every_pickle_protocol_loads(file: Path, protocol: int) -> None:
     assert read(file, {"conv1_w": np.array([[1.5, -2], [3, 200]], np.float32)}, protocol) == [[1.5, -2], [3, 200]]
 
 
@@ -64,23 +64,23 @@ def test_every_protocol(file: Path, protocol: int) -> None:
         np.array([[True, False]]).astype(np.uint8),
     ],
 )
-def test_arrays_come_out_as_they_went_in(file: Path, array: np.ndarray, protocol: int) -> None:
+def test_array_values_survive_any_layout_and_dtype(file: Path, array: np.ndarray, protocol: int) -> None:
     assert read(file, {"conv1_w": array}, protocol) == array.tolist()
 
 
-def test_arrays_under_blobs_beside_other_things(file: Path) -> None:
+def test_arrays_under_the_blobs_key_load_and_other_values_are_ignored(file: Path) -> None:
     arrays = OrderedDict(conv1_w=np.ones(2, np.float32), epoch=np.float32(3), note="text", none=None)
     assert read(file, {"blobs": arrays, "cfg": "MODEL: {}", "lr": np.float64(0.1)}) == [1, 1]
 
 
-def test_the_memory_is_the_tensors_own(file: Path) -> None:
+def test_loaded_tensors_are_writable(file: Path) -> None:
     read(file, {"conv1_w": np.ones(2, np.float32)})
     tensor = load_backbone(file)["conv1.weight"]
     tensor.add_(1)
     assert tensor.tolist() == [2, 2]
 
 
-def test_a_norm_without_statistics_gets_those_that_change_nothing(file: Path) -> None:
+def test_norm_without_statistics_gets_zero_mean_and_unit_variance(file: Path) -> None:
     file.write_bytes(pickle.dumps({"res2_0_branch2a_bn_s": np.full(2, 3.0, np.float32)}))
     state = load_backbone(file)
     assert {name: tensor.tolist() for name, tensor in state.items()} == {
@@ -91,7 +91,7 @@ def test_a_norm_without_statistics_gets_those_that_change_nothing(file: Path) ->
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
-# -------------------------------------------------------------------------------------------------------- refused files
+# ------------------------------------------------------------------------------------------------------- rejected files
 
 
 class _Call:
@@ -114,29 +114,29 @@ class _Call:
         (Path, ("x",), "pathlib"),
     ],
 )
-def test_functions_are_not_called(
+def test_pickled_functions_are_not_called(
     file: Path, monkeypatch: pytest.MonkeyPatch, function: Any, args: Any, name: str
 ) -> None:
     monkeypatch.chdir(file.parent)
-    text = refusal(file, {"conv1_w": _Call(function, *args)})
+    text = load_error(file, {"conv1_w": _Call(function, *args)})
     assert f"it refers to {name}" in text
     assert "only arrays and plain containers are allowed" in text
     assert not Path("made").exists()
 
 
-def test_arrays_of_python_objects_are_refused(file: Path) -> None:
-    assert "an array of type 'O8'; only plain numbers are supported" in refusal(file, {"conv1_w": np.array([None])})
+def test_arrays_of_python_objects_are_rejected(file: Path) -> None:
+    assert "an array of type 'O8'; only plain numbers are supported" in load_error(file, {"conv1_w": np.array([None])})
 
 
 @pytest.mark.parametrize("array", [np.array(["text"]), np.zeros(2, "V8"), np.zeros(2, "i4,f4"), np.zeros(1, "M8[s]")])
-def test_arrays_of_anything_but_numbers_are_refused(file: Path, array: np.ndarray) -> None:
-    assert "only plain numbers are supported" in refusal(file, {"conv1_w": array})
+def test_non_numeric_arrays_are_rejected(file: Path, array: np.ndarray) -> None:
+    assert "only plain numbers are supported" in load_error(file, {"conv1_w": array})
 
 
-def test_bytes_in_another_encoding_are_refused(file: Path) -> None:
+def test_encodings_other_than_latin1_are_rejected(file: Path) -> None:
     import _codecs
 
-    assert "only latin1 is supported" in refusal(file, {"conv1_w": _Call(_codecs.encode, "x", "rot13")})
+    assert "only latin1 is supported" in load_error(file, {"conv1_w": _Call(_codecs.encode, "x", "rot13")})
 
 
 @pytest.mark.parametrize(
@@ -149,45 +149,45 @@ def test_bytes_in_another_encoding_are_refused(file: Path) -> None:
         b"\x80\x02c_codecs\nencode\nN}X\x0c\0\0\0__defaults__X\x06\0\0\0latin1\x85s\x86b.",
     ],
 )
-def test_nothing_of_ours_can_be_changed(file: Path, content: bytes) -> None:
-    assert "not a readable pickle of arrays" in refusal(file, content)
+def test_pickle_cannot_modify_library_objects(file: Path, content: bytes) -> None:
+    assert "not a readable pickle of arrays" in load_error(file, content)
     assert read(file, PYTHON_2) == [1, 2]
 
 
-def test_an_object_made_without_its_content_is_an_empty_array(file: Path) -> None:
+def test_array_without_state_loads_as_empty(file: Path) -> None:
     assert read(file, b"\x80\x02}X\x07\0\0\0conv1_wcnumpy\nndarray\n)\x81s.") == []
 
 
-def test_a_file_of_a_few_bytes_gets_no_large_memory(file: Path) -> None:
+def test_huge_memo_index_is_rejected(file: Path) -> None:
     table = b"\x80\x02}r" + (200_000_000).to_bytes(4, "little") + b"."
-    assert "not a readable pickle of arrays: it gives an object the number 200000000 after 2 operations" in refusal(
+    assert "not a readable pickle of arrays: it gives an object the number 200000000 after 2 operations" in load_error(
         file, table
     )
 
 
-def test_an_error_without_a_text_has_its_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_a_message_is_reported_by_its_type(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(detectron.pickletools, "genops", full)
-    assert refusal(file, PYTHON_2).endswith("a readable pickle of arrays: MemoryError")
+    assert load_error(file, PYTHON_2).endswith("a readable pickle of arrays: MemoryError")
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"version https://git-lfs", PYTHON_2[:-20], PYTHON_2.replace(b"K\x02\x85", b"K\x03\x85")]
 )
-def test_a_damaged_file_is_refused(file: Path, content: bytes) -> None:
-    assert "not a readable pickle of arrays" in refusal(file, content)
+def test_damaged_file_is_rejected(file: Path, content: bytes) -> None:
+    assert "not a readable pickle of arrays" in load_error(file, content)
 
 
 @pytest.mark.parametrize("content", [[1], "text", None, {"blobs": 3}])
-def test_anything_but_a_dictionary_is_refused(file: Path, content: Any) -> None:
-    assert "expected a dictionary of arrays" in refusal(file, content)
+def test_file_without_a_dictionary_of_arrays_is_rejected(file: Path, content: Any) -> None:
+    assert "expected a dictionary of arrays" in load_error(file, content)
 
 
 @pytest.mark.parametrize("content", [{}, {"conv1_w": 3}, {"cls_score_w": np.ones(2)}])
-def test_a_file_without_a_backbone_is_refused(file: Path, content: Any) -> None:
-    assert "contains no ResNet blobs" in refusal(file, content)
+def test_file_without_backbone_blobs_is_rejected(file: Path, content: Any) -> None:
+    assert "contains no ResNet blobs" in load_error(file, content)
 
 
 # ---------------------------------------------------------------------------------------------------------------- names
@@ -212,5 +212,5 @@ def test_a_file_without_a_backbone_is_refused(file: Path, content: Any) -> None:
         ("fpn_inner_res5_2_sum_w", None),
     ],
 )
-def test_names_by_hand(blob: str, name: str | None) -> None:
+def test_rename_maps_blobs_to_our_tensor_names(blob: str, name: str | None) -> None:
     assert rename(blob) == name

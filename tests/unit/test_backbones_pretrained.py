@@ -22,7 +22,7 @@ from fcos.models.backbones.pretrained import CATALOG, imagenet_weights
 MOBILENET = CATALOG["mobilenet_v2-ecbe2b5.pth"].file
 
 
-def asked_for(source: str, monkeypatch: pytest.MonkeyPatch, *, backbone: str = "resnet50") -> WebFile:
+def requested_file(source: str, monkeypatch: pytest.MonkeyPatch, *, backbone: str = "resnet50") -> WebFile:
     """Return the file that is requested for a source of weights."""
     asked: list[Any] = []
 
@@ -36,8 +36,8 @@ def asked_for(source: str, monkeypatch: pytest.MonkeyPatch, *, backbone: str = "
     return asked[0]
 
 
-def test_names_of_the_catalogue_are_the_originals(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = asked_for("catalog://ImageNetPretrained/MSRA/R-50", monkeypatch)
+def test_catalog_name_resolves_to_the_url_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = requested_file("catalog://ImageNetPretrained/MSRA/R-50", monkeypatch)
     url = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/MSRA/R-50.pkl"
     assert [url.partition("#")[0] for url in file.urls] == [url]
     assert file.name == "ImageNetPretrained_MSRA_R-50.pkl"
@@ -50,8 +50,8 @@ def test_names_of_the_catalogue_are_the_originals(monkeypatch: pytest.MonkeyPatc
         "https://huggingface.co/tianzhi/FCOS/resolve/main/mobilenet_v2-ecbe2b5.pth?download=true#mobilenet_v2-ecbe2b5.pth",
     ],
 )
-def test_the_originals_mobilenet_has_mirrors(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = asked_for(url, monkeypatch, backbone="mobilenet_v2")
+def test_mobilenet_urls_of_the_original_have_mirrors(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = requested_file(url, monkeypatch, backbone="mobilenet_v2")
     assert url in file.urls
     assert len(file.urls) == 2
     assert file.name == "mobilenet_v2-ecbe2b5.pth"
@@ -71,22 +71,22 @@ def test_the_originals_mobilenet_has_mirrors(url: str, monkeypatch: pytest.Monke
         ("own_backbone:build", None, ""),
     ],
 )
-def test_licences_that_may_restrict_the_use(name: str, source: str | None, licence: str) -> None:
+def test_license_warning_names_only_restrictive_licences(name: str, source: str | None, licence: str) -> None:
     assert license_warning(name, source) == licence
 
 
-def test_the_originals_resnext_has_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resnext_url_and_catalog_name_share_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "https://cloudstor.aarnet.edu.au/plus/s/k3ys35075jmU1RP/download#X-101-64x4d.pkl"
     name = "catalog://ImageNetPretrained/FAIR/20171220/X-101-64x4d"
-    assert asked_for(url, monkeypatch) == asked_for(name, monkeypatch)
-    assert len(asked_for(url, monkeypatch).urls) > 1
+    assert requested_file(url, monkeypatch) == requested_file(name, monkeypatch)
+    assert len(requested_file(url, monkeypatch).urls) > 1
 
 
-def test_any_address_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asked_for("http://a.org/b.pth#c.pth", monkeypatch) == WebFile(("http://a.org/b.pth#c.pth",))
+def test_arbitrary_url_is_used_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert requested_file("http://a.org/b.pth#c.pth", monkeypatch) == WebFile(("http://a.org/b.pth#c.pth",))
 
 
-def test_every_name_has_a_licence_and_a_name_of_its_own() -> None:
+def test_catalog_entries_have_licences_and_unique_file_names() -> None:
     files = [row.file for row in CATALOG.values()]
     assert all(file.licence for file in files)
     assert len({file.name for file in files}) == len(files)
@@ -108,7 +108,7 @@ def test_every_name_has_a_licence_and_a_name_of_its_own() -> None:
         ("net.pth", {"channel_order": "bgr"}, None),
     ],
 )
-def test_weights_with_a_name_tell_what_they_were_trained_with(
+def test_named_weights_warn_if_trained_with_other_options(
     source: str,
     options: dict[str, Any],
     other: str | None,
@@ -125,19 +125,19 @@ def test_weights_with_a_name_tell_what_they_were_trained_with(
     assert caplog.messages == []
 
 
-def test_an_unknown_name_gets_a_suggestion_and_the_known_ones() -> None:
+def test_unknown_catalog_name_gets_a_suggestion_and_the_known_names() -> None:
     with pytest.raises(WeightsError) as caught:
         BACKBONES["resnet50"](weights="catalog://ImageNetPretrained/MSRA/R-55")
     assert "MSRA/R-55, did you mean 'catalog://ImageNetPretrained/MSRA/R-50" in str(caught.value)
     assert all(name in str(caught.value) for name in CATALOG if name.startswith("catalog://"))
 
 
-def test_addresses_of_another_kind_are_not_read() -> None:
+def test_unsupported_url_scheme_is_rejected() -> None:
     with pytest.raises(WeightsError, match=r"'s3://x' is not supported; give `imagenet`"):
         BACKBONES["mobilenet_v2"](weights="s3://x")
 
 
-def test_a_damaged_file_from_the_net_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_download_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth"
@@ -147,9 +147,7 @@ def test_a_damaged_file_from_the_net_is_named(tmp_path: Path, monkeypatch: pytes
     assert str(path) in str(caught.value)
 
 
-def test_without_a_network_the_message_says_where_to_put_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_error_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise URLError("no route")
 

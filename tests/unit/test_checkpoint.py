@@ -33,7 +33,7 @@ def message(path: Path) -> str:
     return str(caught.value)
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
+def test_checkpoint_round_trip_preserves_all_fields(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     training = {"state": {"iteration": 3}, "rng": torch.get_rng_state(), "none": None, "groups": [{"lr": 0.1}]}
     config = tiny_config()
@@ -56,7 +56,7 @@ def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_saved_detector_detects_as_before(tmp_path: Path) -> None:
+def test_loaded_detector_gives_identical_detections(tmp_path: Path) -> None:
     config = tiny_config()
     model = tiny_model(config)
     save(tmp_path / "a.pt", model, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
@@ -73,12 +73,12 @@ def test_a_saved_detector_detects_as_before(tmp_path: Path) -> None:
     assert loaded.category_ids == CATEGORY_IDS
 
 
-def test_no_other_file_is_left(tmp_path: Path) -> None:
+def test_save_leaves_no_temporary_files(tmp_path: Path) -> None:
     save(tmp_path / "a.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_save_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.pt", iteration=1)
 
     def full(*_: object) -> None:
@@ -91,7 +91,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_earlier_files_stay(tmp_path: Path) -> None:
+def test_keep_limits_the_number_of_checkpoint_generations(tmp_path: Path) -> None:
     for i in range(5):
         save(tmp_path / "last.pt", iteration=i, keep=3)
     files = generations(tmp_path / "last.pt")
@@ -114,7 +114,7 @@ def no_links(*_: Any) -> None:
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_there_is_a_good_file_whenever_the_process_is_killed(
+def test_killed_save_always_leaves_a_readable_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, links: bool
 ) -> None:
     """The process is killed before the first, second, ... change in the folder; later changes do not happen.
@@ -124,7 +124,7 @@ def test_there_is_a_good_file_whenever_the_process_is_killed(
     path = tmp_path / "last.pt"
     changes = 0
 
-    def only_so_many(original: Callable[..., Any]) -> Callable[..., Any]:
+    def limit_changes(original: Callable[..., Any]) -> Callable[..., Any]:
         def change(*args: Any, **options: Any) -> Any:
             nonlocal changes
             changes -= 1
@@ -135,7 +135,7 @@ def test_there_is_a_good_file_whenever_the_process_is_killed(
         return change
 
     for name in ("replace", "unlink", "hardlink_to"):
-        monkeypatch.setattr(Path, name, only_so_many(getattr(Path, name)))
+        monkeypatch.setattr(Path, name, limit_changes(getattr(Path, name)))
     if not links:
         monkeypatch.setattr(Path, "hardlink_to", no_links)
     found = []
@@ -152,7 +152,7 @@ def test_there_is_a_good_file_whenever_the_process_is_killed(
 
 
 @pytest.mark.parametrize("room", [0, 700, 5000])
-def test_a_full_disk_is_an_oserror_and_keeps_the_old_file(tmp_path: Path, room: int) -> None:
+def test_full_disk_raises_oserror_and_keeps_the_previous_file(tmp_path: Path, room: int) -> None:
     path = save(tmp_path / "a.pt", nn.Linear(1, 1), iteration=1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
@@ -165,23 +165,23 @@ def test_a_full_disk_is_an_oserror_and_keeps_the_old_file(tmp_path: Path, room: 
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     assert "no such file" in message(tmp_path / "none.pt")
 
 
-def test_folder(tmp_path: Path) -> None:
+def test_folder_is_reported(tmp_path: Path) -> None:
     assert "this is a folder" in message(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_file_cut_short(tmp_path: Path, share: float) -> None:
+def test_truncated_file_is_reported(tmp_path: Path, share: float) -> None:
     path = save(tmp_path / "a.pt")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     assert "truncated" in message(path)
 
 
-def test_damaged_file(tmp_path: Path) -> None:
+def test_damaged_file_is_reported(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt")
     content = bytearray(path.read_bytes())
     content[600] ^= 0xFF
@@ -189,7 +189,7 @@ def test_damaged_file(tmp_path: Path) -> None:
     assert "damaged" in message(path)
 
 
-def test_no_wrong_byte_goes_unseen(tmp_path: Path) -> None:
+def test_bit_flip_is_detected_or_harmless(tmp_path: Path) -> None:
     """torch does not verify checksums: a wrong byte in a third of the file would give wrong numbers."""
     model = nn.Linear(8, 8)
     training = {"state": {"iteration": 3}, "optimizer": {"momentum": torch.randn(40)}}
@@ -211,7 +211,7 @@ def test_no_wrong_byte_goes_unseen(tmp_path: Path) -> None:
     assert refused > 100
 
 
-def test_a_tensor_that_is_marked_as_a_folder(tmp_path: Path) -> None:
+def test_tensor_marked_as_folder_is_reported_as_damage(tmp_path: Path) -> None:
     """torch would return uninitialised memory; no checksum covers this flag."""
     path = save(tmp_path / "a.pt")
     content = bytearray(path.read_bytes())
@@ -221,7 +221,7 @@ def test_a_tensor_that_is_marked_as_a_folder(tmp_path: Path) -> None:
     assert "damaged: archive/data/0 is marked as a folder" in message(path)
 
 
-def test_no_file_that_was_cut_short_is_read(tmp_path: Path) -> None:
+def test_file_truncated_at_any_length_is_rejected(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt")
     whole = path.read_bytes()
     for length in range(0, len(whole), 31):
@@ -229,17 +229,17 @@ def test_no_file_that_was_cut_short_is_read(tmp_path: Path) -> None:
         message(path)
 
 
-def test_weights_of_another_project(tmp_path: Path) -> None:
+def test_checkpoint_of_another_project_is_reported_with_its_keys(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "a.pt")
     assert "found the keys state_dict, epoch" in message(tmp_path / "a.pt")
 
 
-def test_objects_are_not_loaded(tmp_path: Path) -> None:
+def test_pickled_module_is_not_loaded(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "a.pt")
     assert "never loaded" in message(tmp_path / "a.pt")
 
 
-def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "hacked"),)
@@ -251,7 +251,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "hacked").exists()
 
 
-def test_file_of_a_newer_version(tmp_path: Path) -> None:
+def test_checkpoint_of_a_newer_version_is_rejected(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt")
     content = torch.load(path, weights_only=True)
     torch.save({**content, "version": 99}, path)
@@ -259,7 +259,7 @@ def test_file_of_a_newer_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["training", "metrics", "thresholds", "iteration", "licence"])
-def test_a_file_that_somebody_made_smaller_loads(tmp_path: Path, name: str) -> None:
+def test_checkpoint_without_an_optional_field_loads(tmp_path: Path, name: str) -> None:
     path = save(tmp_path / "a.pt")
     content = torch.load(path, weights_only=True)
     del content[name]
@@ -270,7 +270,7 @@ def test_a_file_that_somebody_made_smaller_loads(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize(
     "odd", [{"version": "1"}, {"config": None}, {"model": []}, {"class_names": None}, {"category_ids": 3}]
 )
-def test_a_file_with_odd_parts_is_told(tmp_path: Path, odd: dict[str, Any]) -> None:
+def test_required_field_of_wrong_type_is_reported_as_lacking(tmp_path: Path, odd: dict[str, Any]) -> None:
     path = save(tmp_path / "a.pt")
     torch.save(torch.load(path, weights_only=True) | odd, path)
     assert f"damaged: lacks {next(iter(odd))}; copy it again" in message(path)
@@ -284,13 +284,13 @@ def test_a_file_with_odd_parts_is_told(tmp_path: Path, odd: dict[str, Any]) -> N
         ({"metrics": [0.5]}, "metrics"),
     ],
 )
-def test_a_file_whose_parts_do_not_belong_together_is_told(tmp_path: Path, odd: dict[str, Any], told: str) -> None:
+def test_inconsistent_field_is_reported_as_invalid(tmp_path: Path, odd: dict[str, Any], told: str) -> None:
     path = save(tmp_path / "a.pt")
     torch.save(torch.load(path, weights_only=True) | odd, path)
     assert f"damaged: invalid {told}; copy it again" in message(path)
 
 
-def test_fill_names_what_does_not_fit() -> None:
+def test_load_weights_error_lists_mismatched_tensors() -> None:
     weights = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
     with pytest.raises(WeightsError) as caught:
         load_weights(nn.Linear(2, 2), weights, where="x.pt")
@@ -302,7 +302,7 @@ def test_fill_names_what_does_not_fit() -> None:
         assert part in str(caught.value)
 
 
-def test_counters_of_batch_norm_do_not_matter() -> None:
+def test_load_weights_ignores_batch_norm_counters() -> None:
     learning, frozen = (
         tiny_model(tiny_config(backbone={"name": "mobilenet_v2", "weights": None, "norm": norm}))
         for norm in ("bn", "frozen_bn")
@@ -312,7 +312,7 @@ def test_counters_of_batch_norm_do_not_matter() -> None:
     assert torch.equal(learning.head.ltrb.weight, frozen.head.ltrb.weight)
 
 
-def test_pixel_statistics_that_the_weights_lack_stay() -> None:
+def test_load_weights_keeps_pixel_statistics_absent_from_the_weights() -> None:
     model = tiny_model(tiny_config(pixel_mean=[1.0, 2.0, 3.0]))
     load_weights(model, {k: v for k, v in model.state_dict().items() if not k.startswith("pixel_")}, where="x.pt")
     assert model.pixel_mean.flatten().tolist() == [1, 2, 3]

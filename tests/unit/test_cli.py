@@ -55,21 +55,21 @@ def data(tmp_path):
     return folder
 
 
-def test_the_version_is_printed(fcos):
+def test_version_option_prints_the_version(fcos):
     code, out, _ = fcos("--version")
     assert code == 0
     assert out.startswith("fcos 0.")
 
 
 @pytest.mark.parametrize("verb", ["train", "val", "report", "predict", "convert", "doctor", "config", "samples"])
-def test_every_verb_explains_itself(fcos, verb):
+def test_every_command_has_help(fcos, verb):
     code, out, _ = fcos(verb, "--help")
     assert code == 0
     assert f"fcos {verb}" in out
 
 
 @pytest.mark.parametrize("verb", ["train", "val", "report", "predict", "convert", "doctor"])
-def test_every_example_stands_on_a_line_of_its_own(fcos, monkeypatch, verb):
+def test_help_shows_each_example_on_one_line(fcos, monkeypatch, verb):
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = fcos(verb, "-h")
     examples = out.partition("For example:\n")[2].partition("\n\n")[0].splitlines()
@@ -80,14 +80,14 @@ def test_every_example_stands_on_a_line_of_its_own(fcos, monkeypatch, verb):
 
 
 @pytest.mark.parametrize("words", [["val", "none.pt"], ["predict", "none.pt", "a.png"], ["doctor", "data=x"]])
-def test_a_file_where_a_folder_is_to_be_written_is_told_first(fcos, tmp_path, words):
+def test_out_that_is_a_file_is_rejected_first(fcos, tmp_path, words):
     (tmp_path / "notes").write_text("mine")
     code, _, err = fcos(*words, "--out", tmp_path / "notes")
     assert code == 2
     assert f"{tmp_path / 'notes'} is a file; expected a folder" in err
 
 
-def test_python_m_fcos_is_the_same_command_and_mistakes_show_no_traceback():
+def test_python_m_fcos_reports_errors_without_traceback():
     result = subprocess.run(
         [sys.executable, "-m", "fcos", "train", "fcos_mnv2_smal", "data=x"], capture_output=True, text=True, check=False
     )
@@ -98,7 +98,7 @@ def test_python_m_fcos_is_the_same_command_and_mistakes_show_no_traceback():
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_one_of_several_processes_tells_a_mistake(fcos, monkeypatch, first):
+def test_only_one_of_several_processes_reports_an_error(fcos, monkeypatch, first):
     asked = []
 
     def is_first_report(message):
@@ -112,14 +112,14 @@ def test_one_of_several_processes_tells_a_mistake(fcos, monkeypatch, first):
     assert err == (f"fcos: {asked[0]}\n" if first else "")
 
 
-def test_a_wrong_verb_is_refused_with_a_suggestion(fcos):
+def test_unknown_command_is_rejected(fcos):
     code, _, err = fcos("prdict")
     assert code == 2
     assert "prdict" in err
 
 
 class TestVal:
-    def test_prints_the_figures_and_writes_the_files_beside_the_run(self, fcos, weights, data):
+    def test_prints_metrics_and_writes_files_into_the_run_folder(self, fcos, weights, data):
         code, out, _ = fcos("val", weights, f"data={data}", "device=cpu")
         assert code == 0
         assert "AP50" in out.split()
@@ -134,24 +134,24 @@ class TestVal:
         }
         assert {d["image_id"] for d in json.loads((folder / "detections.json").read_text())} == {5}
 
-    def test_another_folder_and_split_can_be_given(self, fcos, weights, data, tmp_path):
+    def test_split_and_out_options_are_used(self, fcos, weights, data, tmp_path):
         code, _, _ = fcos("val", weights, f"data={data}", "device=cpu", "--split", "train", "--out", tmp_path / "here")
         assert code == 0
         assert (tmp_path / "here" / "metrics.json").is_file()
 
-    def test_a_split_that_is_not_there_is_told(self, fcos, weights, data):
+    def test_missing_split_is_rejected(self, fcos, weights, data):
         code, _, err = fcos("val", weights, f"data={data}", "--split", "test")
         assert code == 2
         assert "no split 'test'" in err
 
-    def test_a_missing_weights_file_is_told(self, fcos, tmp_path):
+    def test_missing_weights_file_is_reported(self, fcos, tmp_path):
         code, out, err = fcos("val", tmp_path / "none.pt")
         assert (code, out) == (2, "")
         assert "none.pt: no such file" in err
 
 
 class TestPredict:
-    def test_writes_pictures_and_json_and_tells_what_it_found(self, fcos, weights, data, tmp_path):
+    def test_prints_image_paths_and_writes_detections_as_json(self, fcos, weights, data, tmp_path):
         out = tmp_path / "out"
         code, text, _ = fcos("predict", weights, data, "--out", out, "--threshold", "0.1", "--json", "device=cpu")
         assert code == 0
@@ -159,7 +159,7 @@ class TestPredict:
         (row,) = json.loads((out / "predictions.json").read_text())
         assert len(row["detections"]) > 0
 
-    def test_a_bad_file_among_good_ones_gives_exit_code_2(self, fcos, weights, data, tmp_path):
+    def test_missing_image_gives_exit_code_2_but_others_are_processed(self, fcos, weights, data, tmp_path):
         out = tmp_path / "out"
         code, text, err = fcos("predict", weights, data / "none.png", data / "a.png", "--out", out)
         assert code == 2
@@ -167,7 +167,7 @@ class TestPredict:
         assert "a.png" in text
         assert (out / "a.png").is_file()
 
-    def test_control_characters_of_class_names_are_escaped(self, fcos, weights, data, tmp_path):
+    def test_control_characters_in_class_names_are_escaped(self, fcos, weights, data, tmp_path):
         names = ["a\n\x1b[31mb\u202e", *NAMES[1:]]
         config = tiny_config()
         save_checkpoint(weights, model=tiny_model(config), config=config, class_names=names, category_ids=CATEGORY_IDS)
@@ -176,12 +176,12 @@ class TestPredict:
         assert r"a\n\x1b[31mb\u202e" in out
         assert len(out.splitlines()) == 1
 
-    def test_options_may_stand_among_the_sources(self, fcos, weights, data, tmp_path):
+    def test_options_may_be_mixed_with_sources(self, fcos, weights, data, tmp_path):
         fcos("predict", weights, "model.max_detections=2", data, "--out", tmp_path, "--threshold", "0", "--json")
         (row,) = json.loads((tmp_path / "predictions.json").read_text())
         assert len(row["detections"]) == 2
 
-    def test_pairs_of_the_original_may_stand_among_the_sources(self, fcos, weights, data, tmp_path):
+    def test_key_value_pairs_of_the_original_may_be_mixed_with_sources(self, fcos, weights, data, tmp_path):
         config = tmp_path / "old.yaml"
         config.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}")
         pairs = ["TEST.DETECTIONS_PER_IMG", "2", "OUTPUT_DIR", "a=b"]
@@ -192,7 +192,7 @@ class TestPredict:
         assert len(row["detections"]) == 2
 
     @pytest.mark.parametrize("more", [[], ["--config", "old.yaml"]])
-    def test_a_picture_may_be_called_like_a_key_of_the_original(self, fcos, weights, data, monkeypatch, more):
+    def test_image_named_like_a_key_of_the_original_is_read_as_image(self, fcos, weights, data, monkeypatch, more):
         monkeypatch.chdir(data)
         (data / "old.yaml").write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}")
         (data / "TEST.png").write_bytes((data / "a.png").read_bytes())
@@ -200,7 +200,7 @@ class TestPredict:
         assert (code, err) == (0, "")
         assert [line.partition(":")[0] for line in out.splitlines()] == ["TEST.png", "a.png"]
 
-    def test_a_picture_that_is_missing_is_told_even_if_called_like_a_key(self, fcos, weights, tmp_path, monkeypatch):
+    def test_missing_image_named_like_a_key_is_reported(self, fcos, weights, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         code, _, err = fcos("predict", weights, "TEST.png")
         assert (code, err) == (2, "fcos: TEST.png: no such file or folder\n")
@@ -208,19 +208,19 @@ class TestPredict:
     @pytest.mark.parametrize(
         "options", [["data.test_short_side=64"], ["--config", "old.yaml", "INPUT.MIN_SIZE_TEST", "64"]]
     )
-    def test_no_picture_is_told_before_the_weights_are_read(self, fcos, options):
+    def test_missing_sources_are_reported_before_loading_weights(self, fcos, options):
         code, out, err = fcos("predict", "missing.pt", *options)
         assert (code, out) == (2, "")
         assert err.startswith("fcos: no images given, only options: ")
 
-    def test_a_threshold_outside_0_to_1_is_refused(self, fcos, weights, data):
+    def test_threshold_outside_0_to_1_is_rejected(self, fcos, weights, data):
         code, _, err = fcos("predict", weights, data, "--threshold", "30")
         assert code == 2
         assert "Invalid value for '--threshold'" in err
 
 
 class TestConvert:
-    def test_writes_the_file_and_tells_what_became_of_the_tensors(self, fcos, weights, tmp_path):
+    def test_writes_the_file_and_reports_matched_tensors(self, fcos, weights, tmp_path):
         code, out, _ = fcos(
             "convert", weights, tmp_path / "out.pth", "--to", "fcos_core", "model.box_convention=inclusive"
         )
@@ -229,24 +229,24 @@ class TestConvert:
         assert out.endswith(f"written: {tmp_path / 'out.pth'}\n")
         assert "rpn.head.cls_logits.bias" in torch.load(tmp_path / "out.pth", weights_only=True)["model"]
 
-    def test_a_file_that_is_there_is_a_mistake(self, fcos, weights):
+    def test_existing_output_file_is_rejected(self, fcos, weights):
         code, out, err = fcos("convert", weights, weights)
         assert (code, out) == (2, "")
         assert "exists already" in err
 
-    def test_another_project_is_refused(self, fcos, weights, tmp_path):
+    def test_unknown_target_project_is_rejected(self, fcos, weights, tmp_path):
         code, _, err = fcos("convert", weights, tmp_path / "out.pth", "--to", "keras")
         assert code == 2
         assert "torchvision" in err
 
 
 class TestDoctor:
-    def test_good_data_gives_counts_and_exit_code_0(self, fcos, data):
+    def test_good_data_lists_classes_and_gives_exit_code_0(self, fcos, data):
         code, out, _ = fcos("doctor", f"data={data}")
         assert code == 0
         assert "cat" in out.split()
 
-    def test_bad_data_gives_every_problem_and_exit_code_1(self, fcos, data):
+    def test_bad_data_lists_every_problem_and_gives_exit_code_1(self, fcos, data):
         content = json.loads((data / "val.json").read_text())
         content["annotations"][0]["bbox"][2] = -5
         content["images"].append({"id": 6, "file_name": "gone.png", "width": 10, "height": 10})
@@ -256,7 +256,7 @@ class TestDoctor:
         assert "gone.png" in out
         assert "annotation 1" in out
 
-    def test_no_data_is_a_mistake(self, fcos, tmp_path):
+    def test_missing_data_folder_gives_exit_code_2(self, fcos, tmp_path):
         code, out, err = fcos("doctor", f"data={tmp_path / 'nowhere'}")
         assert (code, out) == (2, "")
         assert "nowhere" in err
@@ -268,7 +268,7 @@ class TestConfig:
         assert code == 0
         assert "fcos_mnv2_small" in out.split()
 
-    def test_show_prints_a_config_that_reads_back_as_itself(self, fcos, tmp_path):
+    def test_show_prints_a_config_that_loads_unchanged(self, fcos, tmp_path):
         code, out, _ = fcos("config", "show", "fcos_mnv2_small", "train.lr=1e-5", "data=some folder")
         assert code == 0
         expected = load_config("fcos_mnv2_small", ["train.lr=1e-5", "data=some folder"])
@@ -277,7 +277,7 @@ class TestConfig:
         assert load_config(path) == expected
         assert yaml.safe_load(out)["data"]["root"] == "some folder"
 
-    def test_show_explains_the_options(self, fcos):
+    def test_show_prints_option_descriptions_as_comments(self, fcos):
         _, out, _ = fcos("config", "show", "fcos_mnv2_small")
         assert "  # Training: probability of a horizontal flip.\n  flip: " in out
 
@@ -300,14 +300,14 @@ class TestConfig:
         assert "model.backbone.stride_in_1x1: false -> -" in lines
         assert not any(line.startswith("data.") for line in lines)
 
-    def test_several_mistakes_are_told_together(self, fcos):
+    def test_all_config_errors_are_reported_together(self, fcos):
         code, _, err = fcos("config", "show", "fcos_mnv2_small", "train.lrr=1", "data.flip=2")
         assert code == 2
         assert "did you mean 'lr'?" in err
         assert "data.flip" in err
 
 
-def test_samples_are_written(fcos, tmp_path):
+def test_samples_writes_a_dataset(fcos, tmp_path):
     code, out, _ = fcos(
         "samples", "digits", tmp_path / "digits", "--train-images", "2", "--val-images", "1", "--size", "64"
     )
@@ -316,7 +316,7 @@ def test_samples_are_written(fcos, tmp_path):
     assert len(json.loads((tmp_path / "digits" / "train.json").read_text())["images"]) == 2
 
 
-def test_train_passes_recipe_and_options_on(fcos, monkeypatch, tmp_path):
+def test_train_passes_on_recipe_and_options(fcos, monkeypatch, tmp_path):
     from fcos import api
     from fcos.training.loop import TrainResult
 

@@ -36,46 +36,46 @@ def test_every_recipe_is_valid(name: str) -> None:
     assert isinstance(load_config(name), Config)
 
 
-def test_the_promised_recipes_are_shipped() -> None:
+def test_documented_recipes_exist() -> None:
     assert {"fcos_r50_fpn_1x", "fcos_imprv_r50_fpn_1x", "fcos_bn_bs16_mnv2_fpn_1x", "fcos_mnv2_small"} <= set(
         recipe_names()
     )
 
 
-def test_defaults_are_those_of_the_papers_recipe() -> None:
+def test_defaults_match_the_recipe_of_the_paper() -> None:
     recipe, default = load_config("fcos_r50_fpn_1x"), load_config()
     assert recipe.model == default.model
     assert recipe.train.model_copy(update={"milestones": []}) == default.train.model_copy(update={"milestones": []})
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
+def test_config_survives_yaml_round_trip(name: str, tmp_path: Path) -> None:
     config = load_config(name, ["data=some/folder", "model.num_classes=3"])
     assert load_config(write(tmp_path, config.to_yaml())) == config
 
 
-def test_plain_data_round_trip() -> None:
+def test_config_survives_dict_round_trip() -> None:
     config = load_config("fcos_mnv2_small", ["data.train.annotations=a.json", "output_dir=runs/a"])
     assert Config(**config.to_dict()) == config
     assert type(config.to_dict()["output_dir"]) is str
 
 
-def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "# nothing\n")) == Config()
 
 
-def test_a_recipe_that_is_not_there_gets_a_suggestion_and_the_list() -> None:
+def test_unknown_recipe_gets_a_suggestion_and_the_list() -> None:
     text = message(source="fcos_mnv2_smal")
     assert "did you mean 'fcos_mnv2_small'?" in text
     assert "fcos_r50_fpn_1x" in text
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     assert message(source=tmp_path / "none.yaml") == f"{tmp_path / 'none.yaml'}: no such file"
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs/fcos").glob("*.yaml")))
-def test_a_file_of_the_original_that_is_not_there_is_answered_with_its_recipe(path: Path, tmp_path: Path) -> None:
+def test_missing_config_file_of_the_original_suggests_its_recipe(path: Path, tmp_path: Path) -> None:
     recipe = path.stem.lower().replace("_r_", "_r").replace("_x_", "_x")
     assert message(source=tmp_path / path.name).endswith(f"no such file, did you mean {recipe!r}?")
 
@@ -88,14 +88,14 @@ def test_a_file_of_the_original_that_is_not_there_is_answered_with_its_recipe(pa
         ("MODEL: {}\n1: 2\n", "the key 1, which is not text"),
     ],
 )
-def test_a_file_that_is_no_config_is_refused(text: str, expected: str, tmp_path: Path) -> None:
+def test_file_that_is_not_a_config_is_rejected(text: str, expected: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
     found = message(source=path)
     assert str(path) in found
     assert expected in found
 
 
-def test_binary_files_are_refused(tmp_path: Path) -> None:
+def test_binary_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xff\xfe\x00\x80")
     assert "cannot read the config" in message(source=path)
@@ -110,11 +110,11 @@ def test_yaml_cannot_run_code() -> None:
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.0e-4", ".1e-3", "+1e-4"])
-def test_small_numbers_are_numbers(text: str) -> None:
+def test_scientific_notation_in_overrides_is_parsed_as_float(text: str) -> None:
     assert load_config(None, [f"train.lr={text}"]).train.lr == 1e-4
 
 
-def test_small_numbers_in_files_are_numbers(tmp_path: Path) -> None:
+def test_scientific_notation_in_files_is_parsed_as_float(tmp_path: Path) -> None:
     assert parse_yaml("a: 1e-4\nb: [2e3, -3e+2]\nc: e5\nd: 1e-4x", where="x") == {
         "a": 1e-4, "b": [2e3, -3e2], "c": "e5", "d": "1e-4x",
     }  # fmt: skip
@@ -124,7 +124,7 @@ def test_later_overrides_win() -> None:
     assert load_config(None, ["train.lr=1", "train.lr=2"]).train.lr == 2
 
 
-def test_a_value_may_contain_the_equals_sign() -> None:
+def test_override_value_may_contain_an_equals_sign() -> None:
     assert load_config(None, ["data=a=b"]).data.root == Path("a=b")
 
 
@@ -134,7 +134,7 @@ def test_null_clears_an_option() -> None:
     assert config.model.backbone.weights is None
 
 
-def test_lists_and_ranges() -> None:
+def test_overrides_accept_nested_lists() -> None:
     config = load_config(
         None, ["data.short_side=[640,800]", "model.strides=[8,16]", "model.size_ranges=[[-1,64],[64,null]]"]
     )
@@ -143,11 +143,11 @@ def test_lists_and_ranges() -> None:
 
 
 @pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=3", ".lr=3", ""])
-def test_texts_of_another_form_are_refused(override: str) -> None:
+def test_malformed_override_is_rejected(override: str) -> None:
     assert "expected key=value" in message(override)
 
 
-def test_all_malformed_overrides_are_told_together() -> None:
+def test_all_malformed_overrides_are_reported_together() -> None:
     text = message("a", "train.lr=[", "output_dir=x", "output_dir.x=1")
     assert "'a'" in text
     assert "'train.lr=['" in text
@@ -157,27 +157,27 @@ def test_all_malformed_overrides_are_told_together() -> None:
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-def test_data_is_short_for_its_root() -> None:
+def test_data_is_shorthand_for_data_root() -> None:
     assert load_config(None, ["data=cells"]).data.root == Path("cells")
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_folder_and_pieces_together_in_any_order(order: int) -> None:
+def test_data_folder_and_data_options_combine_in_any_order(order: int) -> None:
     data = load_config(None, ["data=cells", "data.train.annotations=a.json"][::order]).data
     assert data.root == Path("cells")
     assert data.train.annotations == [Path("a.json")]
 
 
-def test_a_folder_in_the_file_and_pieces_on_the_command_line(tmp_path: Path) -> None:
+def test_data_folder_in_a_file_combines_with_data_overrides(tmp_path: Path) -> None:
     data = load_config(write(tmp_path, "data: cells\n"), ["data.short_side=100"]).data
     assert (data.root, data.short_side) == (Path("cells"), [100])
 
 
-def test_class_names_that_repeat_are_refused() -> None:
+def test_duplicate_class_names_are_rejected() -> None:
     assert message("data.classes=[a,b,a]") == "defaults: data.classes: class names must be unique, found a, b, a"
 
 
-def test_one_short_side_needs_no_list() -> None:
+def test_short_side_accepts_a_single_number() -> None:
     assert load_config(None, ["data.short_side=320"]).data.short_side == [320]
 
 
@@ -190,7 +190,7 @@ def test_detection_sizes_default_to_the_largest_training_size() -> None:
     assert (data.detection_short_side, data.detection_max_side) == (320, 400)
 
 
-def test_a_folder_named_like_a_number_needs_quotes_and_the_message_says_so() -> None:
+def test_unquoted_numeric_data_folder_error_suggests_quotes() -> None:
     assert "quote it twice" in message("data=2007")
     assert load_config(None, ['data="2007"']).data.root == Path("2007")
 
@@ -198,45 +198,45 @@ def test_a_folder_named_like_a_number_needs_quotes_and_the_message_says_so() -> 
 # ---------------------------------------------------------------------------------------------------------- backbone
 
 
-def test_the_default_backbone_needs_no_name() -> None:
+def test_backbone_options_without_a_name_apply_to_the_default() -> None:
     backbone = load_config(None, ["model.backbone.norm=gn", "model.backbone.weights=null"]).model.backbone
     assert backbone == ResNetConfig(norm="gn", weights=None)
 
 
-def test_another_backbone_brings_its_own_options() -> None:
+def test_changing_the_backbone_resets_its_options() -> None:
     backbone = load_config("fcos_r50_fpn_1x", ["model.backbone.name=mobilenet_v2"]).model.backbone
     assert backbone == MobileNetV2Config()
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_options_of_another_backbone_may_stand_before_its_name(order: int) -> None:
+def test_backbone_name_and_options_combine_in_any_order(order: int) -> None:
     overrides = ["model.backbone.name=mobilenet_v2", "model.backbone.frozen_stages=3"][::order]
     assert load_config("fcos_r50_fpn_1x", overrides).model.backbone == MobileNetV2Config(frozen_stages=3)
 
 
-def test_naming_the_same_backbone_changes_nothing(tmp_path: Path) -> None:
+def test_naming_the_current_backbone_keeps_its_options(tmp_path: Path) -> None:
     path = write(tmp_path, "model: {backbone: {frozen_stages: 4}}\n")
     config = load_config(path, ["model.backbone.name=resnet50"])
     assert config.model.backbone == ResNetConfig(frozen_stages=4)
 
 
-def test_an_unknown_backbone_is_answered_with_the_known_ones() -> None:
+def test_unknown_backbone_gets_a_suggestion_and_the_list() -> None:
     text = message("model.backbone.name=resnet52")
     assert "model.backbone.name: no backbone 'resnet52', did you mean 'resnet50'?" in text
     assert "known: resnet50, resnet101, " in text
 
 
 @pytest.mark.parametrize("value", ["3", "[1]", "null", "{a: b}"])
-def test_a_backbone_name_that_is_no_text_is_refused(value: str) -> None:
+def test_backbone_name_must_be_text(value: str) -> None:
     assert "known: resnet50, resnet101, " in message(f"model.backbone.name={value}")
 
 
-def test_a_backbone_name_that_yaml_reads_as_something_else_is_shown_as_such() -> None:
+def test_error_shows_how_yaml_parses_the_backbone_name() -> None:
     text = message("model.backbone.name=mybb:")
     assert "model.backbone.name: no backbone {'mybb': None} (as YAML parses it); expected text; known: resnet50" in text
 
 
-def test_options_of_another_backbone_are_unknown() -> None:
+def test_option_of_another_backbone_is_rejected() -> None:
     text = message("model.backbone.name=mobilenet_v2", "model.backbone.stride_in_1x1=true")
     assert "model.backbone.stride_in_1x1: no such option; known options: name, weights, norm, frozen_stages" in text
 
@@ -246,14 +246,14 @@ def test_options_of_another_backbone_are_unknown() -> None:
 
 @pytest.mark.parametrize("recipe", recipe_names())
 @pytest.mark.parametrize("key", ["iterations", "epochs", "max_minutes"])
-def test_a_given_length_replaces_the_recipes(recipe: str, key: str) -> None:
+def test_training_length_override_replaces_the_recipe_length(recipe: str, key: str) -> None:
     train = load_config(recipe, [f"train.{key}=7"]).train
     lengths = {name: getattr(train, name) for name in ("iterations", "epochs", "max_minutes")}
     assert lengths.pop(key) == 7
     assert list(lengths.values()) == [None, None]
 
 
-def test_a_length_that_is_taken_away_must_be_replaced() -> None:
+def test_removing_the_recipe_length_is_rejected() -> None:
     assert "give exactly one of iterations, epochs and max_minutes, found none" in message(
         "train.epochs=null", source="fcos_mnv2_small"
     )
@@ -264,24 +264,24 @@ def test_epochs_in_a_file_replace_the_default_iterations(tmp_path: Path) -> None
     assert (train.iterations, train.epochs) == (None, 3)
 
 
-def test_two_lengths_in_a_file_are_refused(tmp_path: Path) -> None:
+def test_two_training_lengths_in_a_file_are_rejected(tmp_path: Path) -> None:
     text = message(source=write(tmp_path, "train: {epochs: 3, iterations: 5}\n"))
     assert "give exactly one of iterations, epochs and max_minutes, found iterations and epochs" in text
 
 
-def test_no_length_at_all_is_refused() -> None:
+def test_missing_training_length_is_rejected() -> None:
     assert "found none" in message("train.iterations=null")
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "abc"])
-def test_a_wrong_length_is_one_mistake(value: str) -> None:
+def test_invalid_training_length_gives_a_single_error(value: str) -> None:
     assert message(f"train.epochs={value}").startswith("defaults: train.epochs: should be")
 
 
 # --------------------------------------------------------------------------------------------------------- messages
 
 
-def test_a_wrong_key_gets_a_suggestion_and_the_known_ones() -> None:
+def test_unknown_key_gets_a_suggestion_and_the_known_options() -> None:
     text = message("train.lrr=3")
     assert text.startswith("defaults: train.lrr: no such option, did you mean 'lr'?; known options: batch_size, ")
 
@@ -295,11 +295,11 @@ def test_a_wrong_key_gets_a_suggestion_and_the_known_ones() -> None:
         ("model.fpn.chanels=3", "did you mean 'channels'?"),
     ],
 )
-def test_known_options_are_those_of_the_section(override: str, known: str) -> None:
+def test_unknown_key_error_refers_to_the_options_of_its_section(override: str, known: str) -> None:
     assert known in message(override)
 
 
-def test_several_mistakes_are_told_together_one_a_line() -> None:
+def test_config_errors_are_listed_one_per_line() -> None:
     lines = message("train.lr=-1", "model.fpn.chanels=3", "model.box_loss=IOU", "model.backbone.name=vgg").split("\n")
     assert lines[0] == "defaults:"
     assert len(lines) == 5
@@ -308,7 +308,7 @@ def test_several_mistakes_are_told_together_one_a_line() -> None:
 
 
 @pytest.mark.parametrize("section", ["model", "train", "data.train", "model.backbone", "model.head"])
-def test_a_value_in_place_of_a_section_is_answered_with_its_options(section: str) -> None:
+def test_value_instead_of_a_section_error_mentions_the_options(section: str) -> None:
     text = message(f"{section}=x")
     assert f"{section}: should be a section with options (" in text
     assert "found 'x'" in text
@@ -327,7 +327,7 @@ def test_a_value_in_place_of_a_section_is_answered_with_its_options(section: str
         "model.size_ranges=[[1],[2],[3],[4],[5]]", "model={1: 2}", "eval.batch_size=all", "device=3",
     ],
 )  # fmt: skip
-def test_a_value_that_cannot_work_is_refused_by_its_key(override: str) -> None:
+def test_invalid_value_error_names_its_section_without_jargon(override: str) -> None:
     text = message(override)
     section = override.partition("=")[0].split(".")[0]
     assert text.startswith(f"defaults: {section}") or f"\n  {section}" in text
@@ -336,19 +336,19 @@ def test_a_value_that_cannot_work_is_refused_by_its_key(override: str) -> None:
 
 
 @pytest.mark.parametrize("strides", [[], [8, 17], [-8, -16], [0, 0], [16, 8], [8, 32]])
-def test_strides_double(strides: list[int]) -> None:
+def test_strides_must_double_from_level_to_level(strides: list[int]) -> None:
     ranges = [[0, None]] * len(strides)
     with pytest.raises(ConfigError, match="strides must double from level to level"):
         validate({"model": {"strides": strides, "size_ranges": ranges}}, where="x")
 
 
-def test_group_norm_needs_whole_groups() -> None:
+def test_group_norm_requires_channels_divisible_by_32() -> None:
     assert "fpn.channels must be a multiple of 32 with norm gn, found 100" in message("model.fpn.channels=100")
     config = load_config(None, ["model.fpn.channels=100", "model.head.norm=none"])
     assert fcos_section(config).fpn.channels == 100
 
 
-def test_offset_groups_divide_the_channels_of_the_deformable_stages() -> None:
+def test_offset_groups_must_divide_the_channels_of_deformable_stages() -> None:
     overrides = ["model.backbone.offset_groups=128", "model.backbone.deformable_stages=[C3,C4,C5]"]
     assert load_config(None, overrides)
     text = message(overrides[0], "model.backbone.deformable_stages=[C2]")
@@ -356,14 +356,14 @@ def test_offset_groups_divide_the_channels_of_the_deformable_stages() -> None:
     assert text == f"defaults: model.backbone.offset_groups: {told}"
 
 
-def test_inconsistencies_of_the_levels_and_the_channels_are_told_together() -> None:
+def test_level_and_channel_errors_are_reported_together() -> None:
     text = message("model.strides=[8,17]", "model.fpn.channels=100")
     assert "2 levels but size_ranges has 5" in text
     assert "must double" in text
     assert "multiple of 32" in text
 
 
-def test_the_saved_text_is_plain_yaml() -> None:
+def test_to_yaml_writes_plain_yaml() -> None:
     tree = yaml.safe_load(load_config("fcos_mnv2_small").to_yaml())
     assert tree["train"]["lr"] == 1e-3
     assert tree["model"]["size_ranges"][0] == [-1.0, 64.0]

@@ -9,7 +9,7 @@ import pytest
 from fcos.config.text import as_option, flatten, parse_yaml
 
 
-def test_a_tree_is_flattened_to_dotted_keys() -> None:
+def test_flatten_returns_dotted_keys() -> None:
     tree = {"data": "cells", "model": {"head": {"norm": "gn"}, "strides": [8, 16], "empty": {}}}
     assert flatten(tree) == {"data": "cells", "model.head.norm": "gn", "model.strides": [8, 16]}
 
@@ -30,6 +30,6 @@ def test_a_tree_is_flattened_to_dotted_keys() -> None:
         (["a, b", "c"], "['a, b',c]"),
     ],
 )
-def test_a_value_is_written_as_one_types_it(value: Any, typed: str) -> None:
+def test_as_option_formats_values_as_typed_on_the_command_line(value: Any, typed: str) -> None:
     assert as_option(value) == typed
     assert as_option(parse_yaml(typed, where="here")) == typed

@@ -29,7 +29,7 @@ def train(tmp_path: Path) -> Annotations:
     return loaded
 
 
-def _many(images: int, boxes: int) -> Annotations:
+def _large_annotations(images: int, boxes: int) -> Annotations:
     names = [f"{i:012}.jpg".encode() for i in range(images)]
     offsets = np.linspace(0, boxes, images + 1).astype(np.int64)
     return Annotations(
@@ -49,7 +49,7 @@ def _many(images: int, boxes: int) -> Annotations:
     )
 
 
-def test_the_image_of_each_box_and_the_boxes_of_each_class(train: Annotations) -> None:
+def test_image_of_matches_spans_and_boxes_per_class_excludes_crowds(train: Annotations) -> None:
     spans = [train.span(i) for i in range(len(train))]
     assert train.image_of.tolist() == [i for i, span in enumerate(spans) for _ in range(span.stop - span.start)]
     labels = [label for label, crowd in zip(train.labels.tolist(), train.crowd.tolist(), strict=True) if not crowd]
@@ -59,7 +59,7 @@ def test_the_image_of_each_box_and_the_boxes_of_each_class(train: Annotations) -
     assert more.boxes_per_class().tolist() == [*train.boxes_per_class().tolist(), 0]
 
 
-def test_the_digest_tells_all_that_figures_depend_on(train: Annotations) -> None:
+def test_digest_changes_with_everything_that_affects_metrics(train: Annotations) -> None:
     digest = train.digest()
     assert replace(train, root=Path("elsewhere")).digest() == digest
     changed = [replace(train, **{name: getattr(train, name) + 1}) for name in ("image_ids", "sizes", "labels", "areas")]
@@ -70,7 +70,7 @@ def test_the_digest_tells_all_that_figures_depend_on(train: Annotations) -> None
     assert digest not in digests
 
 
-def test_to_coco_gives_the_annotations_back(train: Annotations) -> None:
+def test_to_coco_reproduces_the_annotations(train: Annotations) -> None:
     tree, original = train.to_coco(), coco_tree()
     assert tree["images"] == original["images"]
     assert tree["categories"] == original["categories"]
@@ -81,7 +81,7 @@ def test_to_coco_gives_the_annotations_back(train: Annotations) -> None:
     ]
 
 
-def test_names_that_are_not_ascii(tmp_path: Path) -> None:
+def test_non_ascii_file_names_load(tmp_path: Path) -> None:
     tree = coco_tree()
     tree["images"][0]["file_name"] = "Bär 1.png"
     write_coco(tmp_path, tree)
@@ -92,9 +92,9 @@ def test_names_that_are_not_ascii(tmp_path: Path) -> None:
     assert annotations.path(0) == tmp_path / "images/Bär 1.png"
 
 
-def test_a_million_boxes_are_a_handful_of_objects() -> None:
+def test_annotations_of_a_million_boxes_create_few_python_objects() -> None:
     """Loader workers share arrays. Python objects would be copied into each, as their reference counts change."""
-    annotations = _many(100_000, 1_000_000)
+    annotations = _large_annotations(100_000, 1_000_000)
     values = [getattr(annotations, f.name) for f in fields(annotations)]
     arrays = [v for v in values if isinstance(v, np.ndarray)]
     assert all(v.dtype != object for v in arrays)
@@ -103,7 +103,7 @@ def test_a_million_boxes_are_a_handful_of_objects() -> None:
     assert annotations.file_name(99_999) == "000000099999.jpg"
 
 
-def test_a_sample_has_the_pixels_and_boxes_of_its_image(train: Annotations) -> None:
+def test_sample_has_the_pixels_and_boxes_of_its_image(train: Annotations) -> None:
     dataset = DetectionDataset(train, transform=Transform((30,), 100))
     sample = dataset[1]
     with Image.open(train.path(1)) as image:
@@ -115,7 +115,7 @@ def test_a_sample_has_the_pixels_and_boxes_of_its_image(train: Annotations) -> N
     assert dataset[0].objects.is_crowd.tolist() == [True, False]
 
 
-def test_an_image_without_boxes_gives_empty_targets(train: Annotations) -> None:
+def test_image_without_boxes_gives_empty_targets(train: Annotations) -> None:
     sample = DetectionDataset(train, transform=Transform((30,), 100))[2]
     assert sample.objects.boxes.shape == (0, 4)
     assert sample.objects.boxes.dtype == torch.float32
@@ -123,19 +123,19 @@ def test_an_image_without_boxes_gives_empty_targets(train: Annotations) -> None:
     assert sample.objects.is_crowd.dtype == torch.bool
 
 
-def test_inclusive_boxes_end_in_their_last_pixel(train: Annotations) -> None:
+def test_inclusive_boxes_end_at_their_last_pixel(train: Annotations) -> None:
     dataset = DetectionDataset(train, transform=Transform((30,), 100), box_convention="inclusive")
     assert dataset[0].objects.boxes.tolist() == [[2, 3, 11, 22], [10, 10, 39, 29]]
     assert len(train.boxes) == len(BOXES)
 
 
-def test_an_image_that_changed_its_size_is_told(train: Annotations) -> None:
+def test_image_with_changed_size_raises_data_error(train: Annotations) -> None:
     Image.new("RGB", (12, 12)).save(train.path(0))
     with pytest.raises(DataError, match=r"a\.png: is 12x12, but was 40x30 when the data was checked"):
         DetectionDataset(train, transform=Transform((30,), 100))[0]
 
 
-def test_names_need_not_be_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_unicode_file_and_class_names_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only some file systems allow such names, so no file is written."""
     odd = os.fsdecode(b"caf\xe9.png")
     tree = coco_tree()
@@ -150,12 +150,12 @@ def test_names_need_not_be_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(coco_metrics(annotations.to_coco(), []).per_class) == ["caf\\udce9", "dog"]
 
 
-def test_every_image_is_used_also_without_boxes(train: Annotations) -> None:
+def test_images_without_boxes_are_kept(train: Annotations) -> None:
     assert len(train) == len(SIZES)
     assert train.span(2) == slice(3, 3)
 
 
-def test_objects_cut_off_by_zooming_are_ignored_or_gone(train: Annotations) -> None:
+def test_objects_cropped_by_zoom_are_ignored_or_dropped(train: Annotations) -> None:
     """The expected objects are computed from the boxes alone, with the same arithmetic."""
     zoom = Zoom((1.5, 4.0))
     transform = Transform((30,), 100, (zoom,))

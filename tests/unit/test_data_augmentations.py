@@ -1,4 +1,4 @@
-"""Table of augmentations: random draws are those of earlier versions, and a new augmentation changes none of them."""
+"""Table of augmentations: random draws match earlier versions, and a new augmentation does not change them."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def historical_draws(seed: int, sides: Any) -> Drawn:
 
 @pytest.mark.parametrize("sides", SIDES, ids=["one", "list", "range"])
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
-def test_every_combination_draws_what_it_always_drew(names: tuple[str, ...], sides: Any) -> None:
+def test_random_draws_of_every_combination_match_earlier_versions(names: tuple[str, ...], sides: Any) -> None:
     transform = Transform(sides, 1333, tuple(OLD[name] for name in names))
     for seed in [*range(100), 2**40 + 7, 2**63 - 1]:
         expected = historical_draws(seed, sides)
         assert transform.draw(seed) == (expected.short_side, [expected.by_name[name] for name in names])
 
 
-def test_a_config_draws_what_it_always_drew() -> None:
+def test_random_draws_of_a_config_match_earlier_versions() -> None:
     transform = train_transform(config(short_side_range=(640, 800), flip=FLIP, zoom=ZOOM, color_jitter=JITTER))
     for seed in range(100):
         expected = historical_draws(seed, range(640, 801))
@@ -106,7 +106,7 @@ def historical_transform(
 
 
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
-def test_images_and_objects_are_what_they_always_were(convention: BoxConvention) -> None:
+def test_augmented_images_and_objects_match_earlier_versions(convention: BoxConvention) -> None:
     sides = range(24, 41)
     transform = Transform(sides, 60, tuple(OLD.values()), box_convention=convention)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8))
@@ -159,7 +159,7 @@ class Negative(ImageAugmentation):
 
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("new", [(Squeeze(),), (Negative(),), (Squeeze(), Negative())], ids=["size", "image", "both"])
-def test_new_augmentations_shift_no_draws(new: tuple[Augmentation, ...], place: int) -> None:
+def test_new_augmentations_do_not_change_other_draws(new: tuple[Augmentation, ...], place: int) -> None:
     old = tuple(OLD.values())
     before = Transform(SIDES[1], 1333, old)
     after = Transform(SIDES[1], 1333, (*old[:place], *new, *old[place:]))
@@ -180,7 +180,7 @@ def test_new_augmentations_draw_independently() -> None:
     assert np.abs(correlations - np.eye(5)).max() < 0.08  # 3.6 standard errors
 
 
-def test_a_row_of_the_table_is_an_augmentation_of_every_config(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augmentation_added_to_the_table_applies_to_every_config(monkeypatch: pytest.MonkeyPatch) -> None:
     options = config(flip=FLIP, zoom=ZOOM, color_jitter=JITTER)
     before = train_transform(options)
     monkeypatch.setattr("fcos.data.transforms.AUGMENTATIONS", (Squeeze, *AUGMENTATIONS, Negative))
@@ -191,7 +191,7 @@ def test_a_row_of_the_table_is_an_augmentation_of_every_config(monkeypatch: pyte
         assert (short_side, old) == before.draw(seed)
 
 
-def test_an_image_is_resampled_once_and_then_changed() -> None:
+def test_image_is_resampled_once_before_image_augmentations() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8))
     objects = Objects(torch.tensor([[0.0, 0.0, 40.0, 32.0]]), torch.tensor([1]))
     transform = Transform((32,), 64, (Squeeze(), Negative()))

@@ -56,13 +56,13 @@ def test_every_format_gives_the_same_boxes(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_the_format_is_recognised(form: str, tmp_path: Path) -> None:
+def test_format_is_detected_automatically(form: str, tmp_path: Path) -> None:
     located = locate(config(WRITERS[form](tmp_path)), "train")
     assert located is not None
     assert located[0] == form
 
 
-def test_coco_wins_over_yolo_over_voc_unless_told(tmp_path: Path) -> None:
+def test_coco_is_preferred_unless_a_format_is_given(tmp_path: Path) -> None:
     for write in WRITERS.values():
         write(tmp_path)
     for name in FORMATS:
@@ -74,7 +74,7 @@ def test_coco_wins_over_yolo_over_voc_unless_told(tmp_path: Path) -> None:
     assert located[0] == next(iter(FORMATS)) == "coco"
 
 
-def _one_folder_in_every_format(root: Path) -> None:
+def _write_folder_with_all_formats(root: Path) -> None:
     """Write a data set like published ones that were converted between formats.
 
     It has one copy of the images, in VOC's folder, one of them grey; a box without area that only VOC has; classes in
@@ -99,8 +99,8 @@ def _one_folder_in_every_format(root: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_one_folder_in_every_format_gives_the_same_boxes(form: str, tmp_path: Path) -> None:
-    _one_folder_in_every_format(tmp_path)
+def test_folder_with_all_formats_gives_the_same_boxes_in_each(form: str, tmp_path: Path) -> None:
+    _write_folder_with_all_formats(tmp_path)
     data = config(tmp_path, format=form, on_error="skip")
     annotations = _load(data)
     assert _contents(annotations) == set(BOXES)
@@ -122,7 +122,7 @@ def test_one_folder_in_every_format_gives_the_same_boxes(form: str, tmp_path: Pa
         ("train/_annotations.coco.json", "train"),
     ],
 )
-def test_coco_layouts(json_file: str, images: str, tmp_path: Path) -> None:
+def test_common_coco_layouts_load(json_file: str, images: str, tmp_path: Path) -> None:
     write_json(tmp_path / json_file, coco_tree())
     write_images(tmp_path / images)
     annotations = _load(config(tmp_path))
@@ -130,28 +130,28 @@ def test_coco_layouts(json_file: str, images: str, tmp_path: Path) -> None:
     assert _contents(annotations) == set(BOXES)
 
 
-def test_a_folder_called_valid_is_val(tmp_path: Path) -> None:
+def test_valid_folder_is_the_val_split(tmp_path: Path) -> None:
     write_json(tmp_path / "valid/_annotations.coco.json", coco_tree())
     write_images(tmp_path / "valid")
     assert _contents(_load(config(tmp_path), "val")) == set(BOXES)
     assert load_annotations(config(tmp_path), "train") is None
 
 
-def test_several_files_for_a_split_are_refused(tmp_path: Path) -> None:
+def test_several_annotation_files_for_a_split_are_rejected(tmp_path: Path) -> None:
     for year in (2014, 2017):
         write_json(tmp_path / f"annotations/instances_train{year}.json", coco_tree())
     with pytest.raises(DataError, match=r"several files for train: .*train2014.*train2017.*data\.train\.annotations="):
         load_annotations(config(tmp_path), "train")
 
 
-def test_original_ids_are_kept(tmp_path: Path) -> None:
+def test_ids_of_the_coco_file_are_kept(tmp_path: Path) -> None:
     annotations = _load(config(write_coco(tmp_path)))
     assert annotations.image_ids.tolist() == [10, 20, 30]
     assert annotations.annotation_ids.tolist() == [100, 99, 98]
     assert dict(zip(annotations.class_names, annotations.category_ids, strict=True)) == {"cat": 7, "dog": 6}
 
 
-def test_an_unused_supercategory_is_no_class(tmp_path: Path) -> None:
+def test_unused_supercategory_is_not_a_class(tmp_path: Path) -> None:
     tree = coco_tree()
     tree["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
     for category in tree["categories"][1:]:
@@ -165,7 +165,7 @@ def test_annotations_without_ids_are_numbered(tmp_path: Path) -> None:
     assert _load(config(write_coco(tmp_path, tree))).annotation_ids.tolist() == [100, 99, 98]
 
 
-def test_absent_image_sizes_are_read_from_the_images(tmp_path: Path) -> None:
+def test_missing_image_sizes_are_read_from_the_images(tmp_path: Path) -> None:
     tree = coco_tree()
     for image in tree["images"]:
         del image["width"], image["height"]
@@ -174,12 +174,12 @@ def test_absent_image_sizes_are_read_from_the_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["VOC2012", "VOCdevkit/VOC2007"])
-def test_voc_with_a_year_folder(folder: str, tmp_path: Path) -> None:
+def test_voc_in_a_year_folder_loads(folder: str, tmp_path: Path) -> None:
     write_voc(tmp_path / folder)
     assert _contents(_load(config(tmp_path))) == set(BOXES)
 
 
-def test_several_voc_years_are_refused(tmp_path: Path) -> None:
+def test_several_voc_years_are_rejected(tmp_path: Path) -> None:
     write_voc(tmp_path / "VOC2007")
     write_voc(tmp_path / "VOC2012")
     with pytest.raises(DataError, match=r"several data sets: .*VOC2007.*VOC2012.*data=FOLDER"):
@@ -201,7 +201,7 @@ def test_voc_difficult_objects_are_crowd(tmp_path: Path) -> None:
     assert _load(config(tmp_path)).crowd.tolist() == [False, False, True]
 
 
-def test_yolo_lists_and_labels_beside_data_yaml(tmp_path: Path) -> None:
+def test_yolo_image_list_and_labels_next_to_data_yaml_load(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     shutil.move(tmp_path / "images/train", tmp_path / "pictures")
     for label in (tmp_path / "labels/train").iterdir():
@@ -213,7 +213,7 @@ def test_yolo_lists_and_labels_beside_data_yaml(tmp_path: Path) -> None:
     assert annotations.file_name(0) == "pictures/a.png"
 
 
-def test_yolo_labels_beside_the_images(tmp_path: Path) -> None:
+def test_yolo_labels_next_to_the_images_load(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     shutil.move(tmp_path / "images/train", tmp_path / "all")
     for label in (tmp_path / "labels/train").iterdir():
@@ -223,18 +223,18 @@ def test_yolo_labels_beside_the_images(tmp_path: Path) -> None:
     assert _contents(_load(config(tmp_path))) == set(BOXES)
 
 
-def test_yolo_paths_that_begin_above_the_folder_as_roboflow_writes_them(tmp_path: Path) -> None:
+def test_roboflow_yolo_paths_with_leading_dotdot_load(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text("train: ../images/train\nnames: [cat, dog]\n")
     assert _contents(_load(config(tmp_path))) == set(BOXES)
 
 
-def test_the_yaml_file_itself_is_a_data_set(tmp_path: Path) -> None:
+def test_data_yaml_is_accepted_as_data_root(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     assert _contents(_load(config(tmp_path / "data.yaml"))) == set(BOXES)
 
 
-def test_a_yolo_polygon_becomes_its_box(tmp_path: Path) -> None:
+def test_yolo_polygon_becomes_its_bounding_box(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text("1 0.5 0.1 0.75 0.5 0.25 0.9\n")
     annotations = _load(config(tmp_path))
@@ -242,7 +242,7 @@ def test_a_yolo_polygon_becomes_its_box(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_piece_by_piece(form: str, tmp_path: Path) -> None:
+def test_split_paths_can_be_given_individually(form: str, tmp_path: Path) -> None:
     root = WRITERS[form](tmp_path)
     pieces = {
         "coco": {"annotations": root / "train.json", "images": root / "images"},
@@ -258,7 +258,7 @@ def test_piece_by_piece(form: str, tmp_path: Path) -> None:
     assert load_annotations(data, "val") is None
 
 
-def test_an_image_list_narrows_a_found_split(tmp_path: Path) -> None:
+def test_image_list_restricts_a_detected_split(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "fold.txt").write_text("images/train/b.png\n")
     data = config(tmp_path, train={"image_list": tmp_path / "fold.txt"})
@@ -274,7 +274,7 @@ def test_labels_follow_given_class_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("wanted", "found"), [((40, 50, 60), (40, 6, 7)), ((7, 50, 60), (8, 6, 7))])
-def test_a_class_that_a_split_lacks_keeps_the_id_it_has_elsewhere(
+def test_class_missing_from_the_split_gets_the_given_id_if_free(
     wanted: tuple[int, ...], found: tuple[int, ...], tmp_path: Path
 ) -> None:
     """If another class of the split has that id, the missing class gets a free one."""
@@ -284,17 +284,17 @@ def test_a_class_that_a_split_lacks_keeps_the_id_it_has_elsewhere(
     assert annotations.category_ids == found
 
 
-def test_an_unrecognised_folder_lists_what_is_expected(tmp_path: Path) -> None:
+def test_unrecognised_folder_error_lists_the_expected_layouts(tmp_path: Path) -> None:
     (tmp_path / "stuff.txt").touch()
     with pytest.raises(DataError, match=r"(?s)train\.json.*data\.yaml.*ImageSets.*found stuff\.txt"):
         load_annotations(config(tmp_path), "train")
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_missing_folder_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such data folder"):
         load_annotations(config(tmp_path / "nowhere"), "train")
 
 
-def test_no_data_at_all_tells_the_option() -> None:
+def test_error_without_data_names_the_option() -> None:
     with pytest.raises(DataError, match=r"give data=DIR"):
         load_annotations(config(), "train")

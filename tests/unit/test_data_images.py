@@ -32,7 +32,7 @@ def test_rgb_pixels_are_read_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr", "HSV", "LA", "RGBA", "RGBX", "I;16", "I"])
-def test_every_mode_becomes_three_channels(mode: str) -> None:
+def test_every_image_mode_converts_to_rgb(mode: str) -> None:
     assert to_rgb(Image.new(mode, (5, 4))).mode == "RGB"
 
 
@@ -59,9 +59,7 @@ def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "I;16"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_tiff_has_the_size_and_the_pixels_of_its_png(
-    mode: str, orientation: int, compression: str, tmp_path: Path
-) -> None:
+def test_rotated_tiff_matches_the_equivalent_png(mode: str, orientation: int, compression: str, tmp_path: Path) -> None:
     """TIFF is the only format that Pillow rotates while it reads."""
     image = Image.fromarray(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8)))
     image = image.convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
@@ -73,18 +71,18 @@ def test_a_turned_tiff_has_the_size_and_the_pixels_of_its_png(
         assert check_image(tmp_path / "x.tif", decode=decode) == (pixels.shape[1:], orientation >= 5, None)
 
 
-def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bit_pixels_are_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 300, 32768, 65535]], np.uint16)).save(tmp_path / "x.png")
     assert _read(tmp_path / "x.png")[0].tolist() == [[0, 1, 128, 255]]
 
 
-def test_transparent_pixels_are_laid_on_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     rgba = Image.new("RGBA", (2, 1), (100, 0, 0, 255))
     rgba.putpixel((1, 0), (100, 0, 0, 0))
     assert [to_rgb(rgba).getpixel((x, 0)) for x in (0, 1)] == [(100, 0, 0), (255, 255, 255)]
 
 
-def test_a_palette_with_a_transparent_colour_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparent_palette_colour_becomes_white(tmp_path: Path) -> None:
     image = Image.fromarray(PIXELS).quantize(6)
     image.save(tmp_path / "x.png", transparency=image.getpixel((0, 0)))
     pixels = _read(tmp_path / "x.png")
@@ -92,12 +90,12 @@ def test_a_palette_with_a_transparent_colour_is_laid_on_white(tmp_path: Path) ->
     assert pixels[:, 0, 1].tolist() == [0, 255, 0]
 
 
-def test_cmyk_jpeg_has_the_colours_of_the_original(tmp_path: Path) -> None:
+def test_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK").save(tmp_path / "x.jpg", quality=95)
     assert _read(tmp_path / "x.jpg")[:, 8, 8].tolist() == pytest.approx([200, 30, 60], abs=4)
 
 
-def test_to_rgb_leaves_its_argument_alone() -> None:
+def test_to_rgb_does_not_modify_its_argument() -> None:
     image = Image.fromarray(PIXELS)
     image.getexif()[0x0112] = 6
     turned = to_rgb(image)
@@ -105,7 +103,7 @@ def test_to_rgb_leaves_its_argument_alone() -> None:
     assert image.size == (3, 2)
 
 
-def test_an_orientation_behind_the_pixels_of_a_png_is_seen(tmp_path: Path) -> None:
+def test_png_orientation_after_the_pixel_data_is_applied(tmp_path: Path) -> None:
     """The standard allows an eXIf chunk after the pixels; Pillow writes it before them."""
     Image.fromarray(PIXELS).save(tmp_path / "x.png", exif=_exif(6))
     content = (tmp_path / "x.png").read_bytes()
@@ -117,20 +115,20 @@ def test_an_orientation_behind_the_pixels_of_a_png_is_seen(tmp_path: Path) -> No
     assert _read(tmp_path / "x.png").shape == (3, 3, 2)
 
 
-def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+def test_floating_point_pixels_are_rejected(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(DataError, match=r"x\.tif: .*range .* is unknown"):
         _read(tmp_path / "x.tif")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jpg: no such file"):
         _read(tmp_path / "none.jpg")
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.bmp", "x.webp", "x.gif", "x.tif"])
 @pytest.mark.parametrize("decode", [False, True])
-def test_truncated_files_are_found_without_decoding_all(name: str, decode: bool, tmp_path: Path) -> None:
+def test_truncated_files_are_detected_even_without_decoding(name: str, decode: bool, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / name)
     whole = (tmp_path / name).read_bytes()
@@ -142,19 +140,19 @@ def test_truncated_files_are_found_without_decoding_all(name: str, decode: bool,
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\n"])
-def test_files_that_are_no_images_are_problems(content: bytes, tmp_path: Path) -> None:
+def test_non_image_files_are_reported_as_problems(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     assert check_image(tmp_path / "x.jpg", decode=False).problem is not None
 
 
-def test_a_jpeg_with_bytes_behind_its_end_is_fine(tmp_path: Path) -> None:
+def test_jpeg_with_trailing_bytes_is_accepted(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "x.jpg")
     with open(tmp_path / "x.jpg", "ab") as file:
         file.write(b"camera trailer")
     assert check_image(tmp_path / "x.jpg", decode=False).problem is None
 
 
-def test_damage_inside_a_png_is_found_by_decoding(tmp_path: Path) -> None:
+def test_decoding_detects_damage_inside_a_png(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "x.png")
     content = bytearray((tmp_path / "x.png").read_bytes())
@@ -163,7 +161,7 @@ def test_damage_inside_a_png_is_found_by_decoding(tmp_path: Path) -> None:
     assert check_image(tmp_path / "x.png", decode=True).problem is not None
 
 
-def test_many_files_are_checked_in_order(tmp_path: Path) -> None:
+def test_check_images_returns_results_in_input_order(tmp_path: Path) -> None:
     paths = []
     for width in range(1, 131):
         paths.append(tmp_path / f"{width}.png")
@@ -171,7 +169,7 @@ def test_many_files_are_checked_in_order(tmp_path: Path) -> None:
     assert [check.size for check in check_images(paths, decode=False)] == [(2, width) for width in range(1, 131)]
 
 
-def test_what_is_looked_at_is_rgb_as_displayed(tmp_path: Path) -> None:
+def test_on_image_receives_upright_rgb_images(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).convert("L").save(tmp_path / "x.jpg", exif=_exif(6))
     seen: dict[Path, tuple[str, tuple[int, int]]] = {}
 
@@ -184,7 +182,7 @@ def test_what_is_looked_at_is_rgb_as_displayed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decode", [False, True])
-def test_an_image_that_cannot_become_rgb_is_told(decode: bool, tmp_path: Path) -> None:
+def test_image_not_convertible_to_rgb_is_reported_as_a_problem(decode: bool, tmp_path: Path) -> None:
     Image.new("F", (4, 4)).save(tmp_path / "x.tif")
     check = check_image(tmp_path / "x.tif", decode=decode)
     assert check.problem is not None

@@ -75,7 +75,7 @@ def _sample(height: int, width: int, boxes: int, index: int = 0) -> Sample:
     )
 
 
-def test_images_are_padded_right_and_below_with_zeros() -> None:
+def test_images_are_zero_padded_at_the_right_and_bottom() -> None:
     batch = collate([_sample(30, 40, 2, 5), _sample(33, 20, 0, 6)], size_divisor=32)
     assert batch.images.shape == (2, 3, 64, 64)
     assert batch.sizes.tolist() == [[30, 40], [33, 20]]
@@ -87,20 +87,20 @@ def test_images_are_padded_right_and_below_with_zeros() -> None:
     assert [objects.is_crowd.tolist() for objects in batch.targets] == [[True, True], []]
 
 
-def test_batches_do_not_depend_on_the_workers(data: tuple[Path, Annotations]) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     alone = _first(build_train_loader(_settings(root), annotations), 7)
     assert _equal(alone, _first(build_train_loader(_settings(root, workers=2), annotations), 7))
 
 
-def test_batches_do_not_depend_on_where_a_run_starts(data: tuple[Path, Annotations]) -> None:
+def test_start_iteration_continues_the_same_batches(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     whole = _first(build_train_loader(_settings(root), annotations), 12)
     resumed = _first(build_train_loader(_settings(root), annotations, start_iteration=7), 5)
     assert _equal(whole[7:], resumed)
 
 
-def test_processes_share_the_batches_of_one(data: tuple[Path, Annotations]) -> None:
+def test_ranks_split_the_batches_of_a_single_process(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     alone = _first(build_train_loader(_settings(root), annotations), 4)
     parts = [_first(build_train_loader(_settings(root), annotations, rank=rank, world_size=3), 4) for rank in range(3)]
@@ -110,7 +110,7 @@ def test_processes_share_the_batches_of_one(data: tuple[Path, Annotations]) -> N
         assert {len(share.indices) for share in shares} == {1, 2}
 
 
-def test_seeds_differ_in_images_and_draws() -> None:
+def test_seeds_change_image_order_and_image_seeds() -> None:
     seeds = [list(islice(seeded_batches(20, np.zeros(20, int), 4, seed=seed), 20)) for seed in (0, 1)]
     assert [d.index for batch in seeds[0] for d in batch] != [d.index for batch in seeds[1] for d in batch]
     assert len({d.seed for batches in seeds for batch in batches for d in batch}) == 160
@@ -123,14 +123,14 @@ def test_every_image_is_used_equally_often() -> None:
     assert max(counts.values()) - min(counts.values()) <= 2
 
 
-def test_batches_are_full_and_of_one_group() -> None:
+def test_batches_are_full_and_contain_one_group() -> None:
     groups = (np.arange(20) < 3).astype(int)
     for batch in islice(endless_batches(cycle([np.arange(20)]), groups, 6), 40):
         assert len(batch) == 6
         assert len({groups[index] for index in batch}) == 1
 
 
-def _batches_one_by_one(orders: Iterable[np.ndarray], groups: np.ndarray, batch_size: int) -> Iterator[list[int]]:
+def _reference_batches(orders: Iterable[np.ndarray], groups: np.ndarray, batch_size: int) -> Iterator[list[int]]:
     """Yield the same batches as `endless_batches`, computed image by image."""
     left: list[int] = []
     for order in orders:
@@ -147,22 +147,22 @@ def _batches_one_by_one(orders: Iterable[np.ndarray], groups: np.ndarray, batch_
 
 
 @pytest.mark.parametrize(("images", "number_of_groups", "batch_size"), [(50, 5, 7), (3, 2, 8), (1, 1, 1), (64, 1, 16)])
-def test_batches_are_those_of_a_plain_count(images: int, number_of_groups: int, batch_size: int) -> None:
+def test_endless_batches_match_a_reference_implementation(images: int, number_of_groups: int, batch_size: int) -> None:
     groups = np.arange(images) * 7919 % number_of_groups
     orders = [permutation(images, epoch) for epoch in range(60)]
-    expected = list(_batches_one_by_one(orders, groups, batch_size))
+    expected = list(_reference_batches(orders, groups, batch_size))
     assert list(endless_batches(orders, groups, batch_size)) == expected
     for start in (1, len(expected) // 2, len(expected) - 1, len(expected)):
         assert list(endless_batches(orders, groups, batch_size, start=start)) == expected[start:]
 
 
-def test_a_data_set_smaller_than_a_batch_fills_it_with_repetitions() -> None:
+def test_small_dataset_fills_a_batch_with_repeated_images() -> None:
     (batch,) = islice(seeded_batches(3, np.zeros(3, int), 8, seed=0), 1)
     assert Counter(image.index for image in batch).most_common()[0][1] == 3
     assert len({image.seed for image in batch}) == 8
 
 
-def test_training_batches_hold_one_orientation(data: tuple[Path, Annotations]) -> None:
+def test_training_batches_have_one_orientation_if_grouped_by_aspect(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     for batch in _first(build_train_loader(_settings(root, batch_size=3), annotations), 12):
         assert len({height >= width for height, width in batch.sizes.tolist()}) == 1
@@ -170,7 +170,7 @@ def test_training_batches_hold_one_orientation(data: tuple[Path, Annotations]) -
     assert any(len({height >= width for height, width in batch.sizes.tolist()}) == 2 for batch in mixed)
 
 
-def test_parts_cover_everything_once() -> None:
+def test_shards_cover_every_item_once() -> None:
     for length in range(9):
         parts = [shard(range(length), rank, 4) for rank in range(4)]
         assert [item for part in parts for item in part] == list(range(length))
@@ -179,7 +179,7 @@ def test_parts_cover_everything_once() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_detection_sees_every_image_once_in_batches_of_one_size(
+def test_test_loader_yields_each_image_once_in_batches_of_one_size(
     world_size: int, workers: int, data: tuple[Path, Annotations]
 ) -> None:
     root, annotations = data
@@ -197,7 +197,7 @@ def test_detection_sees_every_image_once_in_batches_of_one_size(
         assert len(padded) == 1
 
 
-def test_a_process_without_images_detects_nothing(data: tuple[Path, Annotations]) -> None:
+def test_rank_without_images_gets_no_test_batches(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     loader = build_test_loader(_settings(root, workers=2), annotations, batch_size=11, rank=0, world_size=3)
     assert list(loader) == []
@@ -212,7 +212,7 @@ def _damage_the_middle(path: Path) -> None:
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_turns_out_bad_is_replaced_in_training(
+def test_unreadable_image_is_replaced_in_training(
     workers: int, on_error: str, data: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
 ) -> None:
     root, _ = data
@@ -229,7 +229,7 @@ def test_an_image_that_turns_out_bad_is_replaced_in_training(
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-def test_detection_goes_on_without_a_bad_image(
+def test_test_loader_skips_an_unreadable_image(
     on_error: str, data: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
 ) -> None:
     root, annotations = data
@@ -240,9 +240,7 @@ def test_detection_goes_on_without_a_bad_image(
     assert "4.png: no such file; skipped" in caplog.text
 
 
-def test_an_image_is_decoded_once_for_all_its_views(
-    data: tuple[Path, Annotations], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_image_is_decoded_once_for_all_views(data: tuple[Path, Annotations], monkeypatch: pytest.MonkeyPatch) -> None:
     root, annotations = data
     opened: list[Path] = []
     monkeypatch.setattr(dataset, "open_rgb", lambda path: opened.append(path) or open_rgb(path))
@@ -259,7 +257,7 @@ def test_an_image_is_decoded_once_for_all_its_views(
             assert torch.equal(image[:, :height, :width].flip(2), mirror[:, :height, :width])
 
 
-def test_losing_every_image_stops_training(data: tuple[Path, Annotations]) -> None:
+def test_train_loader_raises_if_every_image_is_unreadable(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     for index in range(len(annotations)):
         annotations.path(index).unlink()
@@ -268,7 +266,7 @@ def test_losing_every_image_stops_training(data: tuple[Path, Annotations]) -> No
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interruption_does_not_reach_the_workers(name: str, data: tuple[Path, Annotations]) -> None:
+def test_interrupt_signals_do_not_reach_the_workers(name: str, data: tuple[Path, Annotations]) -> None:
     """The whole process group gets the signal, as on Ctrl-C or when torchrun or a batch system ends a run."""
     root, _ = data
     run = subprocess.run(
@@ -278,7 +276,7 @@ def test_an_interruption_does_not_reach_the_workers(name: str, data: tuple[Path,
     assert (run.returncode, run.stdout, run.stderr) == (0, "5 batches\n", "")
 
 
-def test_loading_leaves_the_global_random_state_alone(data: tuple[Path, Annotations]) -> None:
+def test_loading_does_not_change_the_global_rng_state(data: tuple[Path, Annotations]) -> None:
     root, annotations = data
     state = torch.get_rng_state()
     _first(build_train_loader(_settings(root, workers=1), annotations), 2)
