@@ -41,34 +41,56 @@ def _add(section: str, entry: Any) -> Callable[[Tree], None]:
 
 
 COCO_MISTAKES = {
-    "no numbers": (_set("annotations", 0, "bbox", [1, NAN, 3, 4]), "annotation 100.*four finite numbers", 2),
-    "infinite": (
+    "nan in box": (_set("annotations", 0, "bbox", [1, NAN, 3, 4]), "annotation 100.*four finite numbers", 2),
+    "infinite box": (
         _set("annotations", 0, "bbox", [1, -INF, 3, INF]),
         "annotation 100.*four finite numbers",
         2,
     ),
-    "huge number": (_set("annotations", 0, "bbox", [1, 2, 10**400, 4]), "annotation 100.*four finite numbers", 2),
-    "three numbers": (_set("annotations", 0, "bbox", [1, 2, 3]), "annotation 100.*four finite numbers", 2),
-    "no box": (_set("annotations", 0, "bbox", None), r"annotation 100: expected bbox \(a list", 2),
-    "empty": (_set("annotations", 0, "bbox", [5, 5, 0, 7]), r"annotation 100: .*5 5 5 12.*has no area", 2),
-    "inverted": (_set("annotations", 0, "bbox", [5, 5, -3, 7]), "annotation 100: .*has x2 < x1 or y2 < y1", 2),
-    "outside": (_set("annotations", 0, "bbox", [41, 5, 3, 7]), "annotation 100: .*outside the image", 2),
-    "duplicated": (_set("annotations", 0, "id", 99), "annotation 99: another annotation has the same id", 2),
-    "category": (_set("annotations", 0, "category_id", 5), "annotation 100: its category_id 5 is not in the file", 2),
-    "image": (_set("annotations", 0, "image_id", 5), "annotation 100: its image_id 5 is not in the file", 2),
-    "text id": (_set("annotations", 0, "image_id", "10"), r"annotation 100: .*image_id \(an integer .*, found '10'", 2),
-    "huge id": (_set("annotations", 0, "id", 2**70), r"expected id \(an integer >= 0\)", 2),
-    "negative id": (_set("annotations", 0, "id", -1), r"annotation -1: expected id \(an integer >= 0\)", 2),
-    "no object": (_add("annotations", 7), "annotation at position 3: expected an object, found 7", 3),
-    "duplicated image": (_add("images", {"id": 10, "file_name": "b.png"}), "image 10: another image", 3),
-    "image without name": (_add("images", {"id": 40}), r"image 40: expected file_name \(a string\), found none", 3),
-    "missing file": (_add("images", {"id": 40, "file_name": "d.png"}), r"d\.png, image 40: no such file", 3),
-    "wrong size": (_set("images", 0, "width", 80), r"a\.png, image 10: .*says 80x30 but the image is 40x30", 1),
+    "huge number in box": (
+        _set("annotations", 0, "bbox", [1, 2, 10**400, 4]),
+        "annotation 100.*four finite numbers",
+        2,
+    ),
+    "box of three numbers": (_set("annotations", 0, "bbox", [1, 2, 3]), "annotation 100.*four finite numbers", 2),
+    "missing box": (_set("annotations", 0, "bbox", None), r"annotation 100: expected bbox \(a list", 2),
+    "empty box": (_set("annotations", 0, "bbox", [5, 5, 0, 7]), r"annotation 100: .*5 5 5 12.*has no area", 2),
+    "inverted box": (_set("annotations", 0, "bbox", [5, 5, -3, 7]), "annotation 100: .*has x2 < x1 or y2 < y1", 2),
+    "box outside the image": (_set("annotations", 0, "bbox", [41, 5, 3, 7]), "annotation 100: .*outside the image", 2),
+    "duplicate annotation id": (
+        _set("annotations", 0, "id", 99),
+        "annotation 99: another annotation has the same id",
+        2,
+    ),
+    "unknown category id": (
+        _set("annotations", 0, "category_id", 5),
+        "annotation 100: its category_id 5 is not in the file",
+        2,
+    ),
+    "unknown image id": (_set("annotations", 0, "image_id", 5), "annotation 100: its image_id 5 is not in the file", 2),
+    "image id as text": (
+        _set("annotations", 0, "image_id", "10"),
+        r"annotation 100: .*image_id \(an integer .*, found '10'",
+        2,
+    ),
+    "huge annotation id": (_set("annotations", 0, "id", 2**70), r"expected id \(an integer >= 0\)", 2),
+    "negative annotation id": (_set("annotations", 0, "id", -1), r"annotation -1: expected id \(an integer >= 0\)", 2),
+    "annotation not an object": (_add("annotations", 7), "annotation at position 3: expected an object, found 7", 3),
+    "duplicate image id": (_add("images", {"id": 10, "file_name": "b.png"}), "image 10: another image", 3),
+    "image without file name": (
+        _add("images", {"id": 40}),
+        r"image 40: expected file_name \(a string\), found none",
+        3,
+    ),
+    "missing image file": (_add("images", {"id": 40, "file_name": "d.png"}), r"d\.png, image 40: no such file", 3),
+    "wrong image size": (_set("images", 0, "width", 80), r"a\.png, image 10: .*says 80x30 but the image is 40x30", 1),
 }
 
 
 @pytest.mark.parametrize("mistake", COCO_MISTAKES)
-def test_a_mistake_in_coco_stops_or_is_left_out(mistake: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_coco_entry_raises_or_is_skipped(
+    mistake: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     change, message, boxes = COCO_MISTAKES[mistake]
     tree = coco_tree()
     change(tree)
@@ -81,7 +103,7 @@ def test_a_mistake_in_coco_stops_or_is_left_out(mistake: str, tmp_path: Path, ca
     assert re.search(r"skipped in the train split: [a-z ]+\n", caplog.text)  # one problem
 
 
-def test_an_area_too_large_for_any_float_is_not_given(tmp_path: Path) -> None:
+def test_area_too_large_for_float_is_replaced_by_box_area(tmp_path: Path) -> None:
     tree = coco_tree()
     tree["annotations"][0]["area"] = 10**400
     annotations = load_annotations(config(write_coco(tmp_path, tree)), "train")
@@ -102,7 +124,9 @@ def test_an_area_too_large_for_any_float_is_not_given(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-def test_an_unusable_file_always_stops(text: str, message: str, on_error: str, tmp_path: Path) -> None:
+def test_unusable_coco_file_raises_even_with_on_error_skip(
+    text: str, message: str, on_error: str, tmp_path: Path
+) -> None:
     write_coco(tmp_path)
     (tmp_path / "train.json").write_text(text)
     with pytest.raises(DataError, match=rf"train\.json.*{message}"):
@@ -110,24 +134,32 @@ def test_an_unusable_file_always_stops(text: str, message: str, on_error: str, t
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-def test_leaving_out_is_not_advised_where_nothing_would_be_left(on_error: str, tmp_path: Path) -> None:
+def test_error_does_not_suggest_skipping_if_no_image_would_remain(on_error: str, tmp_path: Path) -> None:
     write_coco(tmp_path, {**coco_tree(), "images": [], "annotations": []})
     with pytest.raises(DataError, match=r"no usable image for train\nFix it\.$"):
         load_annotations(config(tmp_path, on_error=on_error), "train")
 
 
 VOC_MISTAKES = {
-    "broken": ("<annotation", r"a\.xml: not valid XML", 1),
-    "no name": (voc_xml("a.png", [(" ", (1, 1, 5, 5))]), r"a\.xml, object 1: has no name", 1),
-    "no box": ("<annotation><object><name>cat</name></object></annotation>", "object 1: .*xmin, ymin, xmax, ymax", 1),
-    "text": (voc_xml("a.png", [("cat", (1, 1, 5, 5))]).replace("<xmax>5", "<xmax>?"), "object 1: bndbox", 1),
-    "empty": (voc_xml("a.png", [("cat", (1, 1, 9, 9)), ("cat", (5, 5, 5, 5))]), "object 2: .*has no area", 2),
-    "inverted": (voc_xml("a.png", [("cat", (5, 5, 3, 9))]), "object 1: .*has x2 < x1 or y2 < y1", 1),
+    "invalid xml": ("<annotation", r"a\.xml: not valid XML", 1),
+    "missing class name": (voc_xml("a.png", [(" ", (1, 1, 5, 5))]), r"a\.xml, object 1: has no name", 1),
+    "missing box": (
+        "<annotation><object><name>cat</name></object></annotation>",
+        "object 1: .*xmin, ymin, xmax, ymax",
+        1,
+    ),
+    "text instead of number": (
+        voc_xml("a.png", [("cat", (1, 1, 5, 5))]).replace("<xmax>5", "<xmax>?"),
+        "object 1: bndbox",
+        1,
+    ),
+    "empty box": (voc_xml("a.png", [("cat", (1, 1, 9, 9)), ("cat", (5, 5, 5, 5))]), "object 2: .*has no area", 2),
+    "inverted box": (voc_xml("a.png", [("cat", (5, 5, 3, 9))]), "object 1: .*has x2 < x1 or y2 < y1", 1),
 }
 
 
 @pytest.mark.parametrize("mistake", VOC_MISTAKES)
-def test_a_mistake_in_voc_stops_or_is_left_out(mistake: str, tmp_path: Path) -> None:
+def test_invalid_voc_annotation_raises_or_is_skipped(mistake: str, tmp_path: Path) -> None:
     xml, message, boxes = VOC_MISTAKES[mistake]
     (write_voc(tmp_path) / "Annotations/a.xml").write_text(xml)
     with pytest.raises(DataError, match=message):
@@ -138,7 +170,7 @@ def test_a_mistake_in_voc_stops_or_is_left_out(mistake: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("width", ["99999999999", pytest.param("9" * 5000, id="5000 digits"), "-40", "", "wide"])
-def test_a_size_in_voc_that_is_nonsense_is_as_good_as_none(width: str, tmp_path: Path) -> None:
+def test_invalid_voc_image_size_is_replaced_by_the_actual_size(width: str, tmp_path: Path) -> None:
     xml = voc_xml("a.png", [("cat", (1, 1, 9, 9))]).replace("<width>40", f"<width>{width}")
     (write_voc(tmp_path) / "Annotations/a.xml").write_text(xml)
     annotations = load_annotations(config(tmp_path), "train")
@@ -146,7 +178,7 @@ def test_a_size_in_voc_that_is_nonsense_is_as_good_as_none(width: str, tmp_path:
     assert annotations.sizes[0].tolist() == [30, 40]
 
 
-def test_voc_names_a_missing_xml_and_a_missing_image(tmp_path: Path) -> None:
+def test_voc_error_names_missing_xml_and_missing_image(tmp_path: Path) -> None:
     write_voc(tmp_path)
     (tmp_path / "Annotations/a.xml").unlink()
     (tmp_path / "JPEGImages/b.png").unlink()
@@ -154,7 +186,7 @@ def test_voc_names_a_missing_xml_and_a_missing_image(tmp_path: Path) -> None:
         load_annotations(config(tmp_path), "train")
 
 
-def test_voc_names_an_image_listed_twice(tmp_path: Path) -> None:
+def test_voc_error_names_image_listed_twice(tmp_path: Path) -> None:
     write_voc(tmp_path)
     (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\na\n")
     with pytest.raises(DataError, match=r"train\.txt, a: is listed twice"):
@@ -176,7 +208,7 @@ def test_voc_names_an_image_listed_twice(tmp_path: Path) -> None:
         ("cat 0.5 0.5 0.1 0.1", "line 1: expected `class cx cy width height`"),
     ],
 )
-def test_a_mistake_in_yolo_stops_or_is_left_out(line: str, message: str, tmp_path: Path) -> None:
+def test_invalid_yolo_label_raises_or_is_skipped(line: str, message: str, tmp_path: Path) -> None:
     (write_yolo(tmp_path) / "labels/train/a.txt").write_text(line)
     with pytest.raises(DataError, match=rf"a\.txt, {message}"):
         load_annotations(config(tmp_path), "train")
@@ -196,13 +228,13 @@ def test_a_mistake_in_yolo_stops_or_is_left_out(line: str, message: str, tmp_pat
         ("- a", "expected a mapping"),
     ],
 )
-def test_a_mistake_in_data_yaml_is_told(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_data_yaml_raises(text: str, message: str, tmp_path: Path) -> None:
     (write_yolo(tmp_path) / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=message):
         load_annotations(config(tmp_path), "train")
 
 
-def test_a_yolo_split_without_any_label_file_is_refused(tmp_path: Path) -> None:
+def test_yolo_split_without_label_files_raises(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     for path in (tmp_path / "labels/train").iterdir():
         path.unlink()
@@ -211,7 +243,7 @@ def test_a_yolo_split_without_any_label_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", WRITERS)
-def test_a_truncated_image_is_named_at_the_start(form: str, tmp_path: Path) -> None:
+def test_truncated_image_raises_or_is_skipped(form: str, tmp_path: Path) -> None:
     WRITERS[form](tmp_path)
     image = next(tmp_path.rglob("a.png"))
     image.write_bytes(image.read_bytes()[:-100])
@@ -223,29 +255,29 @@ def test_a_truncated_image_is_named_at_the_start(form: str, tmp_path: Path) -> N
     assert len(annotations.boxes) == 1
 
 
-def test_classes_that_the_model_does_not_have_are_told_once(tmp_path: Path) -> None:
+def test_boxes_of_a_class_unknown_to_the_model_are_reported_together(tmp_path: Path) -> None:
     write_coco(tmp_path)
     with pytest.raises(DataError, match=r"2 boxes of class 'dog'; expected one of cat, bird"):
         load_annotations(config(tmp_path), "train", class_names=("cat", "bird"))
 
 
-def test_class_names_that_repeat_are_refused(tmp_path: Path) -> None:
+def test_duplicate_class_names_raise(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="class names must be unique, found cat, cat"):
         load_annotations(config(write_coco(tmp_path)), "train", class_names=["cat", "cat"])
 
 
-def test_images_without_boxes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_without_boxes_are_logged_as_background(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         load_annotations(config(write_coco(tmp_path)), "train")
     assert "1 of 3 images have no boxes; they are used as background" in caplog.text
 
 
-def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
+def test_unknown_split_raises(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown split 'dev'; expected train, val, test"):
         load_annotations(config(write_coco(tmp_path)), "dev")  # pyright: ignore[reportArgumentType]
 
 
-def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
+def test_long_list_of_problems_is_truncated(tmp_path: Path) -> None:
     tree = coco_tree()
     bad = {"image_id": 10, "category_id": 7, "bbox": [1, 1, 0, 0]}
     tree["annotations"] += [{**bad, "id": 1000 + i} for i in range(50)]
@@ -253,7 +285,7 @@ def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
         load_annotations(config(write_coco(tmp_path, tree)), "train")
 
 
-def test_a_box_that_sticks_out_is_clipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_box_partly_outside_the_image_is_clipped_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree = coco_tree()
     tree["annotations"][0]["bbox"] = [-3, 5, 10, 40]
     with caplog.at_level(logging.INFO):
@@ -291,7 +323,7 @@ def _text(root: Path) -> str:
     return console.export_text()
 
 
-def test_the_doctor_of_a_sound_data_set_finds_no_errors(tmp_path: Path) -> None:
+def test_doctor_finds_no_errors_in_a_valid_dataset(tmp_path: Path) -> None:
     write_coco(tmp_path)
     write_coco(tmp_path, split="val")
     report = check(config(tmp_path))
@@ -302,7 +334,7 @@ def test_the_doctor_of_a_sound_data_set_finds_no_errors(tmp_path: Path) -> None:
     assert counts.per_class == {"cat": 1, "dog": 2}
 
 
-def test_the_doctor_lists_the_problems_of_every_split(tmp_path: Path) -> None:
+def test_doctor_lists_problems_of_every_split(tmp_path: Path) -> None:
     tree = coco_tree()
     tree["annotations"][0]["bbox"] = [5, 5, 0, 0]
     tree["annotations"][1]["iscrowd"] = 1
@@ -323,7 +355,7 @@ def test_the_doctor_lists_the_problems_of_every_split(tmp_path: Path) -> None:
     assert "test.json: not valid JSON" in text
 
 
-def test_the_doctor_finds_classes_of_val_that_train_lacks(tmp_path: Path) -> None:
+def test_doctor_reports_val_classes_missing_from_train(tmp_path: Path) -> None:
     tree = coco_tree()
     tree["categories"] = tree["categories"][:1]
     tree["annotations"] = tree["annotations"][:1]
@@ -332,21 +364,21 @@ def test_the_doctor_finds_classes_of_val_that_train_lacks(tmp_path: Path) -> Non
     assert any("'dog'" in p.message for p in check(config(tmp_path)).problems["val"])
 
 
-def test_the_doctor_misses_a_train_split(tmp_path: Path) -> None:
+def test_doctor_reports_missing_train_split(tmp_path: Path) -> None:
     write_coco(tmp_path, split="val")
     report = check(config(tmp_path))
     assert report.failed
     assert "no train split found" in _text(tmp_path)
 
 
-def test_the_doctor_shows_class_names_as_they_are(tmp_path: Path) -> None:
+def test_doctor_does_not_interpret_markup_in_class_names(tmp_path: Path) -> None:
     tree = coco_tree()
     tree["categories"][0]["name"] = "[red]"
     write_coco(tmp_path, tree)
     assert "[red]" in _text(tmp_path)
 
 
-def test_all_images_lost_stops_even_when_skipping(tmp_path: Path) -> None:
+def test_all_images_missing_raises_even_with_on_error_skip(tmp_path: Path) -> None:
     write_coco(tmp_path)
     for name in SIZES:
         (tmp_path / "images" / name).unlink()

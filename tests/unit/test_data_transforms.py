@@ -26,7 +26,7 @@ def _objects(boxes: torch.Tensor) -> Objects:
     return Objects(boxes, torch.zeros(len(boxes), dtype=torch.int64))
 
 
-def test_an_extremely_long_image_keeps_a_pixel() -> None:
+def test_resizing_an_extremely_long_image_keeps_one_pixel_of_height() -> None:
     assert resize_size(1, 100000, 800, 1333) == (1, 100000)
 
 
@@ -36,7 +36,7 @@ def test_flipping_twice_is_the_identity() -> None:
         assert torch.equal(flip_boxes(flip_boxes(BOXES, 40, convention), 40, convention), BOXES)
 
 
-def test_a_flipped_box_holds_the_same_pixels() -> None:
+def test_flipped_box_contains_the_same_pixels() -> None:
     image = _image()
     pixels, objects = Transform((30,), 100, (Flip(1.0),))(image, _objects(BOXES[:1]))
     x1, y1, x2, y2 = objects.boxes[0].int().tolist()
@@ -44,17 +44,17 @@ def test_a_flipped_box_holds_the_same_pixels() -> None:
     assert np.array_equal(pixels[:, y1:y2, x1:x2].permute(1, 2, 0).numpy(), inside[:, ::-1])
 
 
-def test_boxes_are_scaled_with_each_axis_own_ratio() -> None:
+def test_resizing_boxes_scales_each_axis_separately() -> None:
     assert resize_boxes(BOXES, (30, 40), (60, 100)).tolist() == [[5, 6, 30, 46], [0, 0, 100, 60]]
 
 
-def test_an_image_without_boxes_is_transformed() -> None:
+def test_image_without_boxes_is_transformed() -> None:
     pixels, objects = Transform((60,), 100, (Flip(1.0),))(_image())
     assert pixels.shape == (3, 60, 80)
     assert objects.boxes.shape == (0, 4)
 
 
-def test_draws_depend_on_the_seed_only() -> None:
+def test_draws_depend_only_on_the_seed_and_cover_all_sizes() -> None:
     transform = train_transform(config(short_side_range=(640, 800), max_side=1333))
     draws = [transform.draw(seed) for seed in range(4000)]
     assert draws == [transform.draw(seed) for seed in range(4000)]
@@ -62,7 +62,7 @@ def test_draws_depend_on_the_seed_only() -> None:
     assert 0.45 < sum(flip for _, (flip, *_) in draws) / 4000 < 0.55
 
 
-def test_a_list_of_sizes_is_drawn_from() -> None:
+def test_short_side_is_drawn_from_the_list() -> None:
     transform = train_transform(config(short_side=[32, 48]))
     assert {transform.draw(seed)[0] for seed in range(50)} == {32, 48}
 
@@ -71,12 +71,12 @@ def test_a_list_of_sizes_is_drawn_from() -> None:
     ("options", "short_side"),
     [({"short_side": [32, 48]}, 48), ({"short_side_range": (16, 64)}, 64), ({"test_short_side": 24}, 24)],
 )
-def test_detection_uses_one_size_and_no_flip(options: dict, short_side: int) -> None:
+def test_detection_transform_uses_one_size_and_no_flip(options: dict, short_side: int) -> None:
     transform = detection_transform(config(**options))
     assert [transform.draw(seed) for seed in range(50)] == [(short_side, [])] * 50
 
 
-def test_a_zoomed_box_holds_the_same_content() -> None:
+def test_zoomed_box_contains_the_same_content() -> None:
     """A white square on black stays exactly under its box, even if parts are cut off."""
     image = Image.new("RGB", (120, 90))
     image.paste("white", (40, 30, 80, 60))
@@ -104,7 +104,7 @@ def test_a_zoomed_box_holds_the_same_content() -> None:
     assert (90, 120) in sizes
 
 
-def test_zoom_is_drawn_evenly_in_both_directions() -> None:
+def test_zooming_in_and_zooming_out_are_equally_likely() -> None:
     transform = Transform((90,), 200, (Zoom((0.5, 2.0)),))
     zooms = [zoom.scale for _, (zoom,) in map(transform.draw, range(2000))]
     assert min(zooms) == pytest.approx(0.5, rel=0.01)
@@ -119,14 +119,16 @@ def test_zoom_is_drawn_evenly_in_both_directions() -> None:
         ("inclusive", [[10, 10, 29, 19], [20, 10, 39, 19], [40, 0, 49, 9], [0, 0, 4, 4]], [1, 0.5, 0, 0]),
     ],
 )
-def test_what_is_left_of_a_box(convention: BoxConvention, boxes: list[list[float]], shares: list[float]) -> None:
+def test_crop_boxes_returns_clipped_boxes_and_visible_fractions(
+    convention: BoxConvention, boxes: list[list[float]], shares: list[float]
+) -> None:
     cut, visible = crop_boxes(torch.tensor(boxes, dtype=torch.float32), (10, 10), (15, 20), convention)
     assert visible.tolist() == shares
     last = 1 if convention == "inclusive" else 0
     assert cut[:2].tolist() == [[0, 0, 20 - last, 10 - last], [10, 0, 20 - last, 10 - last]]
 
 
-def test_colours_change_within_the_strength_and_geometry_does_not() -> None:
+def test_color_jitter_stays_within_its_strength_and_keeps_boxes() -> None:
     image = Image.new("RGB", (40, 30), (100, 120, 140))
     transform = Transform((30,), 100, (ColorJitter(0.3),))
     pixels = [transform(image, _objects(BOXES), seed=seed) for seed in range(50)]
@@ -140,7 +142,7 @@ def test_colours_change_within_the_strength_and_geometry_does_not() -> None:
     assert spread.max() > 1.1 / 3
 
 
-def test_contrast_changes_the_distance_between_light_and_dark() -> None:
+def test_color_jitter_changes_contrast() -> None:
     image = Image.new("RGB", (40, 30), (60, 60, 60))
     image.paste((180, 180, 180), (0, 0, 20, 30))
     results = [Transform((30,), 100, (ColorJitter(0.3),))(image, seed=seed).image.float() for seed in range(50)]
@@ -149,7 +151,7 @@ def test_contrast_changes_the_distance_between_light_and_dark() -> None:
     assert ratios.max() > 3.5
 
 
-def test_boxes_of_a_pixel_vanish_in_the_inclusive_convention() -> None:
+def test_one_pixel_boxes_are_dropped_in_the_inclusive_convention() -> None:
     boxes = torch.tensor([[10.3, 5.0, 11.3, 9.0], [10.3, 5.0, 12.3, 9.0], [0.0, 0.0, 40.0, 30.0]])
     inclusive, kept = to_inclusive(boxes, torch.tensor([[30, 40]] * 3))
     assert kept.tolist() == [False, True, True]

@@ -54,14 +54,14 @@ def call(
 # -------------------------------------------------------------------------------------------------------------- input
 
 
-def test_it_gets_what_transforms_of_torchvision_take() -> None:
+def test_user_transform_receives_tv_tensors() -> None:
     call(user("is_wrapped"))
     image = Image.new("RGB", (60, 40))
     Transform((20,), 100, user=user("is_wrapped"))(image, OBJECTS)  # images have another memory layout
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_it_sees_continuous_boxes_inside_the_image(convention: BoxConvention) -> None:
+def test_user_transform_receives_continuous_boxes_inside_the_image(convention: BoxConvention) -> None:
     """Resizing could move an object at the edge out of the image, by rounding or by less than a pixel."""
     seen: list[Tensor] = []
 
@@ -77,7 +77,7 @@ def test_it_sees_continuous_boxes_inside_the_image(convention: BoxConvention) ->
     assert found.boxes.tolist() == [[0, 0, 63 - last, 6 - last]]
 
 
-def test_crowd_has_negative_labels() -> None:
+def test_crowd_boxes_have_negative_labels() -> None:
     seen = []
     call(lambda image, target: (image, seen.append(target["labels"].tolist()) or target))
     assert seen == [[0, -2, 2, -2]]
@@ -88,14 +88,14 @@ def test_crowd_has_negative_labels() -> None:
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("name", ["identity", "lists"])
-def test_the_identity_changes_nothing(name: str, convention: BoxConvention) -> None:
+def test_identity_transform_changes_nothing(name: str, convention: BoxConvention) -> None:
     pixels, found = call(user(name), convention=convention)
     assert torch.equal(pixels, IMAGE)
     assert_same_objects(found, OBJECTS)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_the_identity_moves_no_box_visibly(convention: BoxConvention) -> None:
+def test_identity_transform_preserves_boxes_within_rounding_error(convention: BoxConvention) -> None:
     """Adding and subtracting one pixel does not always give the same float32 number."""
     corners = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([50.0, 30.0])
     boxes = torch.cat([corners, corners + torch.tensor([7.7, 8.8])], dim=1)
@@ -107,7 +107,7 @@ def test_the_identity_moves_no_box_visibly(convention: BoxConvention) -> None:
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_a_flip_of_torchvision_is_our_flip(convention: BoxConvention) -> None:
+def test_torchvision_flip_matches_our_flip(convention: BoxConvention) -> None:
     image = Image.fromarray(IMAGE.permute(1, 2, 0).numpy())
     theirs = Transform((40,), 100, user=user("flip"), box_convention=convention)(image, OBJECTS)
     ours = Transform((40,), 100, (Flip(1.0),), box_convention=convention)(image, OBJECTS)
@@ -116,7 +116,7 @@ def test_a_flip_of_torchvision_is_our_flip(convention: BoxConvention) -> None:
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_content_stays_under_its_box_in_a_pipeline_of_torchvision(convention: BoxConvention) -> None:
+def test_boxes_follow_their_content_through_a_torchvision_pipeline(convention: BoxConvention) -> None:
     """A white square on black is flipped, rotated and scaled: its box still encloses it."""
     last = 1 if convention == "inclusive" else 0
     image = Image.new("RGB", (60, 40))
@@ -134,7 +134,7 @@ def test_content_stays_under_its_box_in_a_pipeline_of_torchvision(convention: Bo
     assert len(sizes) > 10
 
 
-def test_crowd_stays_crowd_whatever_selects_boxes() -> None:
+def test_crowd_flags_survive_transforms_that_drop_boxes() -> None:
     _, found = call(user("only_crowd"))
     assert_same_objects(found, OBJECTS[OBJECTS.is_crowd])
     shaken = v2.Compose([v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes(min_size=5)])
@@ -144,7 +144,7 @@ def test_crowd_stays_crowd_whatever_selects_boxes() -> None:
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_boxes_are_clipped_and_empty_ones_dropped(convention: BoxConvention) -> None:
+def test_boxes_are_clipped_and_empty_boxes_are_dropped(convention: BoxConvention) -> None:
     last = 1.0 if convention == "inclusive" else 0.0
     objects = replace(OBJECTS, boxes=OBJECTS.boxes - torch.tensor([0.0, 0.0, last, last]))
     pixels, found = call(user("moved"), objects, convention=convention)
@@ -154,12 +154,12 @@ def test_boxes_are_clipped_and_empty_ones_dropped(convention: BoxConvention) -> 
 
 
 @pytest.mark.parametrize("name", ["identity", "lists", "flip", "pipeline", "only_crowd", "moved", "large_image"])
-def test_an_image_without_objects(name: str) -> None:
+def test_user_transform_accepts_images_without_objects(name: str) -> None:
     _, found = call(user(name), OBJECTS[:0])
     assert (found.boxes.shape, found.labels.dtype, found.is_crowd.dtype) == ((0, 4), torch.int64, torch.bool)
 
 
-def test_objects_are_not_changed_in_place() -> None:
+def test_user_transform_cannot_modify_objects_in_place() -> None:
     def spoil(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         for column in (image, target["boxes"], target["labels"]):
             column.zero_()
@@ -173,7 +173,7 @@ def test_objects_are_not_changed_in_place() -> None:
 # ------------------------------------------------------------------------------------------------------- random numbers
 
 
-def test_the_same_seed_gives_the_same_and_another_one_something_else() -> None:
+def test_results_repeat_with_the_same_seed_and_differ_with_another() -> None:
     for name in ("noise", "pipeline"):
         results = [call(user(name), seed=seed) for seed in (5, 5, 6)]
         (first, objects), (again, same_objects), (other, _) = results
@@ -185,7 +185,7 @@ def test_the_same_seed_gives_the_same_and_another_one_something_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["noise", "raises"])
-def test_the_global_generators_go_on_as_before(name: str) -> None:
+def test_global_rng_states_are_unchanged(name: str) -> None:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     for seed in (0, 2**63 - 1):
         try:
@@ -197,21 +197,21 @@ def test_the_global_generators_go_on_as_before(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-def test_the_generators_of_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_generators_are_not_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without loader workers, the transform runs in the training process."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
     call(user("noise"))
 
 
 @pytest.mark.gpu
-def test_the_state_of_a_gpu_stays() -> None:
+def test_gpu_rng_state_is_unchanged() -> None:
     torch.rand(3, device="cuda")
     before = torch.cuda.get_rng_state()
     call(user("noise"))
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
-def test_random_numbers_are_not_those_of_the_augmentations() -> None:
+def test_random_numbers_are_independent_of_the_augmentations() -> None:
     """Otherwise a transform that mirrors half of the images would mirror those resized to the smaller sizes."""
     drawn = []
     transform = Transform(
@@ -253,7 +253,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_mistake_is_told_in_one_line(name: str) -> None:
+def test_invalid_user_transform_raises_one_line_error(name: str) -> None:
     with pytest.raises(DataError) as caught:
         call(user(name))
     assert str(caught.value) == f"data.transforms=own_transforms:{name}: {REFUSED[name]}"
@@ -267,13 +267,13 @@ def test_a_mistake_is_told_in_one_line(name: str) -> None:
         ("own_transforms:not_callable", "'not_callable' of the module 'own_transforms' is not a function: int"),
     ],
 )
-def test_a_function_that_is_not_there_is_told(name: str, message: str) -> None:
+def test_missing_module_or_function_raises(name: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         train_transform(config(transforms=name))
     assert str(caught.value) == f"data.transforms={name}: {message}"
 
 
 @pytest.mark.parametrize("name", ["flip", "own_transforms", "own_transforms:", "own transforms:flip", "a.b"])
-def test_a_name_that_is_none_is_a_wrong_option(name: str, configure: Callable[..., Config]) -> None:
+def test_malformed_function_name_raises(name: str, configure: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"data\.transforms"):
         fcos.train(configure(), f"data.transforms={name}")

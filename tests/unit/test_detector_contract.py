@@ -73,7 +73,7 @@ def total(losses: Losses) -> Tensor:
 
 
 @pytest.mark.parametrize("options", [{}, {"quality": "iou", "score": "product", "box_convention": "inclusive"}])
-def test_what_a_detector_says_of_itself_is_true(options: dict[str, Any]) -> None:
+def test_detector_attributes_match_its_losses_and_parameters(options: dict[str, Any]) -> None:
     model = build(**options)
     images, sizes, targets = batch()
     losses: Losses = model(images, sizes, targets)
@@ -100,20 +100,20 @@ def test_what_a_detector_says_of_itself_is_true(options: dict[str, Any]) -> None
         (ClassRows(before=2, per_class=2), [[2, 3], [4, 5], [6, 7]], [0, 1]),
         (ClassRows(repeats=2, before=1), [[1, 5], [2, 6], [3, 7]], [0, 4]),
     ],
-    ids=["one row a class", "anchors", "background first", "boxes of classes", "background of anchors"],
+    ids=["one row per class", "anchors", "background first", "per-class boxes", "anchors with background"],
 )
-def test_rows_of_classes(layout: ClassRows, rows: list[list[int]], of_none: list[int]) -> None:
+def test_class_rows_map_classes_to_parameter_rows(layout: ClassRows, rows: list[list[int]], of_none: list[int]) -> None:
     assert [layout.of(label, 3) for label in range(3)] == rows
     assert layout.of_none(3) == of_none
     assert sorted([*of_none, *(row for of_class in rows for row in of_class)]) == list(range(layout.count(3)))
 
 
-def test_the_compiled_parts_hold_all_parameters() -> None:
+def test_compiled_parts_contain_all_parameters() -> None:
     model = build()
     assert {name.partition(".")[0] for name, _ in model.named_parameters()} == set(model.compiled_parts)
 
 
-def test_detections_are_chosen_among_the_candidates() -> None:
+def test_detections_are_the_candidates_after_suppression() -> None:
     model = build(score_threshold=0.001).eval()
     images, sizes, _ = batch()
     for detections, candidates in zip(model.detect(images, sizes), model.candidates(images, sizes), strict=True):
@@ -125,7 +125,7 @@ def test_detections_are_chosen_among_the_candidates() -> None:
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_only_models_imports_a_detector_and_detectors_do_not_import_each_other(name: str) -> None:
+def test_only_fcos_models_imports_detector_modules(name: str) -> None:
     config = DETECTORS[name](name=name)
     assert DETECTORS[name].model_fields["name"].default == name
     module = type(build_model(config, num_classes=2, pretrained=False)).__module__
@@ -133,11 +133,11 @@ def test_only_models_imports_a_detector_and_detectors_do_not_import_each_other(n
     assert importers == {"fcos.models"}
 
 
-def test_every_detector_has_a_section_and_a_builder() -> None:
+def test_every_detector_has_a_config_section_and_a_builder() -> None:
     assert DETECTORS.keys() == MODELS.keys()
 
 
-def test_a_detector_without_all_methods_cannot_be_made() -> None:
+def test_detector_with_missing_methods_cannot_be_instantiated() -> None:
     class Unfinished(DetectionModel):
         def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
             return []
@@ -257,7 +257,7 @@ def two_stage() -> TwoStage:
     return TwoStage(cast("ProposalStage", first), 3, channels=32, stride=8)
 
 
-def test_a_step_of_a_two_stage_detector_teaches_both_stages(two_stage: TwoStage) -> None:
+def test_training_step_updates_both_stages(two_stage: TwoStage) -> None:
     images, sizes, targets = batch()
     losses = two_stage.train()(images, sizes, targets)
     assert tuple(losses.terms) == two_stage.loss_names
@@ -271,7 +271,7 @@ def test_a_step_of_a_two_stage_detector_teaches_both_stages(two_stage: TwoStage)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in two_stage.parameters())
 
 
-def test_the_second_stage_teaches_the_features_of_the_first(two_stage: TwoStage) -> None:
+def test_second_stage_gradient_reaches_backbone_but_not_first_head(two_stage: TwoStage) -> None:
     images, sizes, targets = batch()
     two_stage(images, sizes, targets).terms["loss_classes"].backward()
     reached = {name for name, p in two_stage.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -279,7 +279,7 @@ def test_the_second_stage_teaches_the_features_of_the_first(two_stage: TwoStage)
     assert not {name for name in reached if name.startswith("first.head")}  # proposals carry no gradient to its head
 
 
-def test_a_two_stage_detector_is_detected_with_like_any_other(two_stage: TwoStage) -> None:
+def test_two_stage_detector_supports_test_time_augmentation(two_stage: TwoStage) -> None:
     images, sizes, _ = batch()
     for instances in two_stage.eval().detect(images, sizes):
         assert len(instances) > 0
@@ -304,7 +304,7 @@ def test_a_two_stage_detector_is_detected_with_like_any_other(two_stage: TwoStag
     ids=str,
 )
 @pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
-def test_losses_of_parts_add_up_to_those_of_the_batch(
+def test_micro_batch_losses_sum_to_the_batch_losses(
     strides: list[int], options: dict[str, Any], size: tuple[int, int]
 ) -> None:
     model = build(strides, **options)
@@ -332,7 +332,7 @@ def option_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
-def test_every_option_of_the_detector_says_what_it_influences() -> None:
+def test_every_detector_option_declares_its_roles() -> None:
     known, names = options_of(FCOSConfig), list(option_names(FCOSConfig))
     assert len(names) > 30
     assert set(names) - known.keys() == {"name"}
@@ -340,7 +340,7 @@ def test_every_option_of_the_detector_says_what_it_influences() -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_option_of_a_backbone_says_what_it_influences(section: type[BackboneSection]) -> None:
+def test_every_backbone_option_declares_its_roles(section: type[BackboneSection]) -> None:
     known = options_of(section)
     assert known.keys() == section.model_fields.keys()
     assert {f"backbone.{name}" for name in known} <= options_of(FCOSConfig).keys()
@@ -348,7 +348,7 @@ def test_every_option_of_a_backbone_says_what_it_influences(section: type[Backbo
 
 
 @pytest.mark.parametrize("kind", [Assigner, FCOSLoss, Postprocess])
-def test_parts_of_the_detector_have_the_defaults_of_the_config(kind: type[Any]) -> None:
+def test_detector_parts_have_the_same_defaults_as_the_config(kind: type[Any]) -> None:
     made, config = kind(), FCOSConfig()
     defaults = {field.name: getattr(made, field.name) for field in fields(kind)}
     options = {name: default for name, default in defaults.items() if name in FCOSConfig.model_fields}
@@ -357,7 +357,7 @@ def test_parts_of_the_detector_have_the_defaults_of_the_config(kind: type[Any]) 
     assert defaults.get("default_threshold", config.default_threshold) == config.default_threshold
 
 
-def test_pixels_have_the_defaults_of_the_config() -> None:
+def test_pixels_have_the_same_defaults_as_the_config() -> None:
     pixels, config = Pixels(), FCOSConfig()
     assert (pixels.channel_order, pixels.mean, pixels.std) == (
         config.channel_order,

@@ -25,7 +25,7 @@ def read(folder: Path, split: str) -> dict:
     return json.loads((folder / f"{split}.json").read_text())
 
 
-def test_writes_the_coco_layout(digits: Path) -> None:
+def test_make_digits_writes_coco_layout(digits: Path) -> None:
     coco = read(digits, "train")
     assert [c["name"] for c in coco["categories"]] == list(NAMES)
     assert len(coco["images"]) == 12
@@ -34,7 +34,7 @@ def test_writes_the_coco_layout(digits: Path) -> None:
             assert picture.size == (image["width"], image["height"]) == (160, 160)
 
 
-def test_boxes_lie_inside_the_picture_and_have_the_promised_size(digits: Path) -> None:
+def test_boxes_are_inside_the_image_and_within_the_size_range(digits: Path) -> None:
     annotations = read(digits, "train")["annotations"] + read(digits, "val")["annotations"]
     boxes = np.array([a["bbox"] for a in annotations])
     assert (boxes[:, :2] >= 0).all()
@@ -44,7 +44,7 @@ def test_boxes_lie_inside_the_picture_and_have_the_promised_size(digits: Path) -
     assert longer_side.max() <= 0.6 * 160
 
 
-def test_every_picture_has_several_digits(digits: Path) -> None:
+def test_every_image_has_at_least_three_digits(digits: Path) -> None:
     ids = [a["image_id"] for a in read(digits, "train")["annotations"]]
     assert np.bincount(ids)[1:].min() >= 3
 
@@ -58,20 +58,20 @@ def test_boxes_are_tight_around_the_drawn_pixels(monkeypatch: pytest.MonkeyPatch
     assert objects == [(scan[1], (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))]
 
 
-def test_same_seed_same_bytes(digits: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_identical_files(digits: Path, tmp_path: Path) -> None:
     make_digits(tmp_path / "again", train_images=12, val_images=4, size=160, seed=3)
     files = sorted(p.relative_to(digits) for p in digits.rglob("*") if p.is_file())
     assert len(files) == 12 + 4 + 2
     assert all((digits / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
 
 
-def test_another_seed_gives_other_pictures(digits: Path, tmp_path: Path) -> None:
+def test_different_seed_gives_different_images(digits: Path, tmp_path: Path) -> None:
     make_digits(tmp_path / "other", train_images=1, val_images=1, size=160, seed=4)
     name = Path("images/train_0000.jpg")
     assert (digits / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
 
 
-def test_train_and_val_share_neither_scan_nor_photograph() -> None:
+def test_train_and_val_share_no_scans_or_photographs() -> None:
     scans = sample_digits._read_scans(10)
     train, val = ({scan.tobytes() for scan, _ in scans[split]} for split in ("train", "val"))
     assert not train & val
@@ -86,7 +86,7 @@ def test_fewer_classes_use_the_first_digits(tmp_path: Path) -> None:
     assert {a["category_id"] for a in coco["annotations"]} == {0, 1, 2}
 
 
-def test_reports_progress(tmp_path: Path) -> None:
+def test_make_digits_reports_progress(tmp_path: Path) -> None:
     calls = []
     make_digits(tmp_path / "d", train_images=2, val_images=1, size=64, progress=lambda *count: calls.append(count))
     assert calls == [(1, 3), (2, 3), (3, 3)]
@@ -101,19 +101,19 @@ def test_reports_progress(tmp_path: Path) -> None:
         ({"seed": -1}, "seed must be 0.."),
     ],
 )
-def test_refuses_an_argument_out_of_range(tmp_path: Path, options: Any, message: str) -> None:
+def test_out_of_range_argument_raises(tmp_path: Path, options: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         make_digits(tmp_path / "d", **options)
 
 
-def test_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
+def test_non_empty_folder_raises_and_keeps_its_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(DataError, match="already exists; give a new or empty folder"):
         make_digits(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(sample_digits, "find_spec", lambda name: None if name == "skimage" else find(name))
     with pytest.raises(DataError, match=r"needs skimage: pip install 'fcos-vision\[samples\]'"):

@@ -12,29 +12,29 @@ from fcos.training import elastic
 from fcos.training.elastic import explain_lost_processes, is_orphaned
 
 
-def test_one_process_is_the_first_of_one() -> None:
+def test_single_process_has_rank_zero_and_world_size_one() -> None:
     assert (rank(), world_size(), broadcast(3)) == (0, 1, 3)
 
 
-def test_the_mean_has_no_gradient() -> None:
+def test_mean_over_processes_has_no_gradient() -> None:
     tensor = torch.ones(2, requires_grad=True)
     mean = mean_over_processes(tensor)
     assert torch.equal(mean, tensor)
     assert not mean.requires_grad
 
 
-def test_auto_finds_a_device() -> None:
+def test_auto_resolves_to_a_device() -> None:
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     assert resolve_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta"])
-def test_a_device_that_is_not_there(name: str) -> None:
+def test_unavailable_device_raises(name: str) -> None:
     with pytest.raises(ConfigError, match=f"device: .*{name}"):
         resolve_device(name)
 
 
-def test_one_gpu_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_gpu_index_raises_with_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -59,32 +59,32 @@ OTHERS = [
 
 @pytest.mark.parametrize("kind", [RuntimeError, torch.distributed.DistBackendError])
 @pytest.mark.parametrize("text", LOST)
-def test_a_process_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str) -> None:
+def test_lost_process_is_reported(monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str) -> None:
     monkeypatch.setattr(elastic, "world_size", lambda: 2)
     with pytest.raises(TrainingError, match="process 0: another process has ended"), explain_lost_processes():
         raise kind(text)
 
 
-def test_a_process_that_is_gone_while_they_join_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_lost_while_joining_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(TrainingError, match="process 2: another process has ended"), explain_lost_processes():
         raise RuntimeError("Gloo connectFullMesh failed with [../gloo/transport/tcp/pair.cc:144] no error")
 
 
-def test_a_process_alone_has_lost_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_process_reraises_the_original_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(RuntimeError, match="Broken pipe"), explain_lost_processes():
         raise RuntimeError("Broken pipe")
 
 
-def test_a_first_process_that_is_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_rank_zero_is_reported_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     be_second_without_first(monkeypatch)
     with pytest.raises(TrainingError, match="process 1: process 0 cannot be reached at node1:4711; the machines"):
         elastic.join_processes(torch.device("cpu"))
 
 
-def test_a_store_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_store_is_reported_as_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic, "world_size", lambda: 2)
     with pytest.raises(TrainingError, match="another process has ended"), explain_lost_processes():
         raise torch.distributed.DistNetworkError("failed to recv, got 0 bytes")
@@ -92,7 +92,7 @@ def test_a_store_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", [RuntimeError, torch.distributed.DistBackendError])
 @pytest.mark.parametrize("text", OTHERS)
-def test_other_mistakes_of_a_backend_stay_what_they_are(
+def test_other_backend_errors_are_reraised_unchanged(
     monkeypatch: pytest.MonkeyPatch, kind: type[Exception], text: str
 ) -> None:
     monkeypatch.setattr(elastic, "world_size", lambda: 2)
@@ -104,7 +104,7 @@ def test_other_mistakes_of_a_backend_stay_what_they_are(
     ("processes", "launched", "expected"),
     [(1, True, False), (2, False, False), (2, True, True)],  # second case: started by hand, parent is a shell
 )
-def test_only_processes_of_a_launcher_miss_it(
+def test_only_launched_processes_can_be_orphaned(
     monkeypatch: pytest.MonkeyPatch, processes: int, launched: bool, expected: bool
 ) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)

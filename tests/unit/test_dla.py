@@ -32,14 +32,14 @@ def authors_state() -> dict[str, Tensor]:
     return state
 
 
-def test_the_weights_of_its_authors_load(tmp_path: Path) -> None:
+def test_weights_file_of_the_authors_loads(tmp_path: Path) -> None:
     state = authors_state()
     torch.save(state, tmp_path / "dla34.pth")
     net = DLA34(weights=str(tmp_path / "dla34.pth"))
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
 
 
-def test_other_weights_do_not_fit(tmp_path: Path) -> None:
+def test_weights_with_a_missing_tensor_raise(tmp_path: Path) -> None:
     state = authors_state()
     del state["level5.root.conv.weight"]
     torch.save(state, tmp_path / "other.pth")
@@ -47,7 +47,7 @@ def test_other_weights_do_not_fit(tmp_path: Path) -> None:
         DLA34(weights=str(tmp_path / "other.pth"))
 
 
-def test_imagenet_is_the_file_of_its_authors_or_of_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_weights_fall_back_to_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = authors_state()
     torch.save(state, tmp_path / "net.pth")
     digest = hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()
@@ -70,5 +70,5 @@ def test_imagenet_is_the_file_of_its_authors_or_of_a_mirror(tmp_path: Path, monk
     assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
 
 
-def test_the_file_of_its_authors_has_its_hash_in_its_name_at_every_address() -> None:
+def test_every_weights_url_has_the_hash_in_its_file_name() -> None:
     assert {Path(url).name for url in CATALOG["imagenet/dla34"].file.urls} == {"dla34-ba72cf86.pth"}

@@ -40,16 +40,16 @@ def with_options(setting: Setting, options: tuple[str, ...]) -> Setting:
     return setting_for(load_config(None, [*setting.options, *options]))
 
 
-def test_nothing_is_advised_where_all_boxes_are_learned() -> None:
+def test_no_advice_if_all_boxes_are_learned() -> None:
     assert advice_for(squares(20), setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)) == []
 
 
-def test_nothing_is_advised_without_boxes() -> None:
+def test_no_advice_without_boxes() -> None:
     assert advice_for(annotations_of([[]], [(64, 64)]), setting_of()) == []
 
 
 @pytest.mark.parametrize("side", [3.0, 5.0, 7.0])
-def test_the_options_can_be_pasted_and_do_what_they_say(side: float) -> None:
+def test_advised_options_have_the_stated_effect(side: float) -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000)
     annotations = squares(side)
     before = cover(annotations, setting).recall
@@ -60,21 +60,21 @@ def test_the_options_can_be_pasted_and_do_what_they_say(side: float) -> None:
     assert f"{before:.1%} -> {after:.1%} on 60 images" in advice.effect
 
 
-def test_boxes_a_little_too_small_need_a_little_larger_input() -> None:
+def test_slightly_too_small_boxes_get_a_larger_input() -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000)
     (advice,) = advice_for(squares(6.5), setting)
     assert advice.options == ("data.short_side=96",)
     assert "2.2 times the locations, 2.2 times the pixels" in advice.effect
 
 
-def test_the_limit_of_the_longer_side_is_raised_where_it_is_met() -> None:
+def test_max_side_is_raised_if_it_limits_the_input() -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=64)
     (advice,) = advice_for(squares(6.5), setting)
     assert advice.options == ("data.short_side=96", "data.max_side=96")
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_the_options_do_what_they_say_with_every_recipe(recipe: str) -> None:
+def test_advised_options_have_the_stated_effect_with_every_recipe(recipe: str) -> None:
     setting = setting_for(load_config(recipe))
     side = 0.9 * setting.strides[0] * 360 / setting.middle_side  # a larger input helps
     places = np.random.default_rng(0).uniform(0, 350, (3, 10, 2)).tolist()
@@ -94,7 +94,7 @@ def test_far_too_small_boxes_get_a_finer_level() -> None:
     assert "1.0 times the pixels" in advice.effect
 
 
-def test_a_gap_in_the_size_ranges_is_closed_for_nothing() -> None:
+def test_gap_in_size_ranges_is_closed_without_extra_locations() -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=((-1, 16), (32, 64), (64, 128)), short_side=64)
     (advice,) = advice_for(squares(40), setting)
     assert len(advice.options) == 1
@@ -103,7 +103,7 @@ def test_a_gap_in_the_size_ranges_is_closed_for_nothing() -> None:
     assert "1.0 times the locations" in advice.effect
 
 
-def test_quantiles_part_boxes_that_hide_each_other() -> None:
+def test_advice_makes_nested_boxes_learnable() -> None:
     """One box encloses the other and both belong to the first level: its locations are assigned to the smaller one."""
     pairs = [[(20, 20, 40, 40, 0), (19, 19, 45, 45, 0)]] * 30
     setting = setting_of(strides=(8, 16), size_ranges=((-1, 64), (64, None)), short_side=64, center_sampling_radius=0.6)
@@ -113,7 +113,7 @@ def test_quantiles_part_boxes_that_hide_each_other() -> None:
     assert cover(annotations, with_options(setting, advice.options)).recall >= ENOUGH_RECALL
 
 
-def test_more_center_sampling_is_tried_first_where_it_leaves_boxes_out() -> None:
+def test_too_small_center_sampling_radius_is_increased() -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, center_sampling_radius=0.2)
     assert cover(squares(20), setting).recall < ENOUGH_RECALL
     (advice,) = advice_for(squares(20), setting)
@@ -121,7 +121,7 @@ def test_more_center_sampling_is_tried_first_where_it_leaves_boxes_out() -> None
     assert "1.0 times the locations, 1.0 times the pixels" in advice.effect
 
 
-def test_center_sampling_goes_together_with_a_larger_input() -> None:
+def test_larger_radius_is_combined_with_a_larger_input() -> None:
     setting = setting_of(
         strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000, center_sampling_radius=0.2
     )
@@ -129,7 +129,7 @@ def test_center_sampling_goes_together_with_a_larger_input() -> None:
     assert advice.options == ("data.short_side=96", "model.center_sampling_radius=1.5")
 
 
-def test_what_cannot_be_mended_is_said_or_left() -> None:
+def test_insufficient_advice_is_marked_or_omitted() -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64, max_side=2000)
     (advice,) = advice_for(squares(0.8), setting)
     assert "no setting tried reaches 98%" in advice.effect
@@ -137,14 +137,14 @@ def test_what_cannot_be_mended_is_said_or_left() -> None:
     assert advice_for(nowhere, setting) == []
 
 
-def test_boxes_that_are_marked_twice_are_no_reason_for_another_setting() -> None:
+def test_duplicate_boxes_cause_no_advice() -> None:
     """In every setting one of the two boxes gets no location."""
     pairs = [[(10, 10, 40, 40, 0), (10, 10, 40, 40, 0)]] * 5
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)
     assert advice_for(annotations_of(pairs, [(64, 64)] * 5), setting) == []
 
 
-def test_that_double_boxes_count_once_is_said() -> None:
+def test_advice_states_that_duplicates_count_once() -> None:
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)
     pairs = [[(10, 10, 40, 40, 0), (10, 10, 40, 40, 0), (50.1, 50.1, 51, 51, 0), (9, 50, 20, 60, 0)]] * 5
     annotations = annotations_of(pairs, [(64, 64)] * 5)
@@ -154,14 +154,14 @@ def test_that_double_boxes_count_once_is_said() -> None:
     assert " on 5 images, duplicate boxes counted once; " in advice.effect
 
 
-def test_doubles_of_two_classes_are_no_reason_for_center_sampling() -> None:
+def test_duplicates_of_two_classes_cause_no_advice() -> None:
     pairs = [[(10, 10, 40, 40, 0), (10, 10, 40, 40, 1)]] * 5
     annotations, setting = annotations_of(pairs, [(64, 64)] * 5), setting_of(size_ranges=USUAL, short_side=64)
     assert cover(annotations, setting).ambiguous_classes.sum() > 0
     assert advice_for(annotations, setting) == []
 
 
-def test_center_sampling_is_tried_against_ambiguity_between_classes() -> None:
+def test_class_ambiguity_leads_to_center_sampling_advice() -> None:
     pairs = [[(0, 0, 60, 60, 0), (24, 24, 64, 64, 1)]] * 10
     annotations = annotations_of(pairs, [(64, 64)] * 10)
     setting = setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64)
@@ -174,7 +174,7 @@ def test_center_sampling_is_tried_against_ambiguity_between_classes() -> None:
     assert advice_for(annotations, setting_of(strides=(8, 16, 32), size_ranges=USUAL, center_sampling_radius=2.0)) == []
 
 
-def test_progress_is_told_for_every_setting_tried() -> None:
+def test_progress_is_reported_for_every_setting_tried() -> None:
     told: list[tuple[int, int]] = []
     annotations = squares(3.0)
     coverage = cover(annotations, setting_of(strides=(8, 16, 32), size_ranges=USUAL, short_side=64))

@@ -124,7 +124,7 @@ def _fate(box: tuple[float, ...] | None, learned: bool, wanted: bool, padded: tu
 @pytest.mark.parametrize("ranges", RANGES)
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
 @pytest.mark.parametrize("radius", [0.0, 0.4, 1.5])
-def test_every_number_is_that_of_the_plain_count(radius: float, convention: str, ranges: str) -> None:
+def test_coverage_matches_plain_loops(radius: float, convention: str, ranges: str) -> None:
     setting = setting_of(center_sampling_radius=radius, box_convention=convention, size_ranges=RANGES[ranges])
     annotations = random_annotations(seed=3)
     found, expected = cover(annotations, setting), slow_cover(annotations, setting)
@@ -135,7 +135,7 @@ def test_every_number_is_that_of_the_plain_count(radius: float, convention: str,
     assert radius == 0.4 or ranges == "gap" or sum(expected.ambiguous_classes) > 0
 
 
-def test_the_plain_count_meets_every_fate() -> None:
+def test_random_annotations_produce_every_fate() -> None:
     settings = [
         setting_of(center_sampling_radius=0.4, box_convention="inclusive", size_ranges=RANGES["gap"]),
         setting_of(size_ranges=RANGES["gap"]),
@@ -149,7 +149,7 @@ def test_the_plain_count_meets_every_fate() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
-def test_boxes_learned_and_not_learned_are_all_boxes(seed: int, convention: str) -> None:
+def test_counts_by_fate_and_size_sum_to_all_boxes(seed: int, convention: str) -> None:
     annotations = random_annotations(seed)
     found = cover(annotations, setting_of(box_convention=convention))
     total = int((~annotations.crowd).sum())
@@ -164,13 +164,13 @@ def test_boxes_learned_and_not_learned_are_all_boxes(seed: int, convention: str)
     assert (found.ambiguous_classes <= found.ambiguous).all()
 
 
-def test_recall_alone_is_the_same_recall() -> None:
+def test_recall_only_gives_the_same_recall() -> None:
     annotations = random_annotations(seed=1)
     setting = setting_of(center_sampling_radius=1.5)
     assert cover(annotations, setting, recall_only=True).recall == cover(annotations, setting).recall
 
 
-def test_some_images_count_as_they_do_among_all() -> None:
+def test_subset_of_images_gives_the_same_fates() -> None:
     annotations = random_annotations(seed=2)
     whole, part = cover(annotations, setting_of()), cover(annotations, setting_of(), images=np.array([1, 3]))
     assert part.images == 2
@@ -181,7 +181,7 @@ def test_some_images_count_as_they_do_among_all() -> None:
     assert part.boxes.tolist() == [i for i in expected if not annotations.crowd[i]]
 
 
-def test_crowded_boxes_in_small_pieces_are_the_same() -> None:
+def test_chunked_computation_gives_the_same_result() -> None:
     """With millions of locations, most of them in padding, only a few boxes are processed at once."""
     annotations = random_annotations(seed=3)
     whole = cover(annotations, setting_of())
@@ -190,7 +190,7 @@ def test_crowded_boxes_in_small_pieces_are_the_same() -> None:
     assert part.ambiguous_classes.tolist() == whole.ambiguous_classes.tolist()
 
 
-def test_progress_is_told_for_every_image() -> None:
+def test_progress_is_reported_for_every_image() -> None:
     told: list[tuple[int, int]] = []
     cover(random_annotations(seed=0), setting_of(), progress=lambda done, total: told.append((done, total)))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -204,31 +204,31 @@ def one_box(*box: float, **options: object) -> Coverage:
     return cover(annotations_of([[(*box, 0)]], [(64, 64)]), setting)
 
 
-def test_a_box_of_a_pixel_between_the_locations() -> None:
+def test_one_pixel_box_between_locations_is_not_learned() -> None:
     assert FATES[int(one_box(3, 3, 4, 4).fates[0])].startswith("they lie between")
     assert one_box(5.5, 5.5, 6.5, 6.5).recall == 1
 
 
-def test_a_box_above_all_size_ranges() -> None:
+def test_box_above_all_size_ranges_has_no_level() -> None:
     assert one_box(0, 0, 64, 64, size_ranges=((-1, 8), (8, 16), (16, 30))).fates.tolist() == [NO_LEVEL]
     assert one_box(0, 0, 64, 64).fates.tolist() == [LEARNED]
 
 
-def test_the_level_of_a_box_is_that_of_its_half_side() -> None:
+def test_expected_level_depends_on_half_the_longer_side() -> None:
     assert one_box(0, 0, 30, 10).expected_level.tolist() == [1]
     assert one_box(0, 0, 33, 10).expected_level.tolist() == [2]
     assert one_box(0, 0, 31, 10, box_convention="inclusive").expected_level.tolist() == [1]
     assert one_box(0, 0, 12, 12, size_ranges=((-1, 5), (8, 16), (16, None))).expected_level.tolist() == [-1]
 
 
-def test_data_without_boxes_has_no_recall() -> None:
+def test_recall_without_boxes_is_nan() -> None:
     found = cover(annotations_of([[], []], [(64, 64), (32, 40)]), setting_of())
     assert math.isnan(found.recall)
     assert [level[1:] for level in found.by_level()] == [(0, 0, 0, 0, 0)] * 3
     assert found.by_size() == {"small": (0, 0), "medium": (0, 0), "large": (0, 0)}
 
 
-def test_locations_at_the_corners_are_asked_too() -> None:
+def test_coverage_respects_corner_locations() -> None:
     box = (7.5, 7.5, 8.5, 8.5)
     assert one_box(*box, location="corner").recall == 1
     assert one_box(*box).recall == 0
@@ -249,13 +249,13 @@ def setting_for(config: Config) -> Setting:
         ({"short_side": [600]}, 600),
     ],
 )
-def test_boxes_are_looked_at_at_the_middle_training_size(sides: dict[str, Any], middle: int) -> None:
+def test_setting_uses_the_middle_training_size(sides: dict[str, Any], middle: int) -> None:
     setting = setting_for(Config.model_validate({"data": {**sides, "max_side": 1000}}))
     assert setting.middle_side == middle
     assert setting.resized(100, 200) == ((500, 1000) if middle > 500 else (middle, 2 * middle))
 
 
-def test_the_options_of_a_setting_are_those_in_force() -> None:
+def test_setting_lists_only_effective_options() -> None:
     config = Config.model_validate(
         {"data": {"short_side": [300], "short_side_range": (640, 800), "test_max_side": 900}}
     )
@@ -274,7 +274,7 @@ def test_the_options_of_a_setting_are_those_in_force() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_the_options_of_an_enlarged_setting_lead_to_it(recipe: str, scale: float) -> None:
+def test_options_of_an_enlarged_setting_reproduce_it(recipe: str, scale: float) -> None:
     before = load_config(recipe)
     setting = setting_for(before).enlarged(scale, longest=4 / 3)
     after = load_config(recipe, setting.options)
@@ -284,7 +284,7 @@ def test_the_options_of_an_enlarged_setting_lead_to_it(recipe: str, scale: float
         assert scale * old <= new < scale * old + 32 or (side == "detection_max_side" and new == old), side
 
 
-def test_limits_of_the_longer_side_that_are_not_met_stay() -> None:
+def test_enlarging_keeps_max_side_if_it_still_fits() -> None:
     setting = setting_of(short_side=100, max_side=201, test_short_side=140, test_max_side=300)
     larger = setting.enlarged(1.2, longest=1.5)
     assert (larger.short_sides, larger.max_side, larger.test_short_side, larger.test_max_side) == (

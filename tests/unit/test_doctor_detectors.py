@@ -54,7 +54,7 @@ def fcos_config(tmp_path: Path) -> Config:
     return Config(data=config(tmp_path))
 
 
-def test_counts_and_findings_are_those_of_fcos_without_the_coverage(fcos_config: Config) -> None:
+def test_other_detector_gets_fcos_findings_except_coverage(fcos_config: Config) -> None:
     other = check(fcos_config.model_copy(update={"model": OtherConfig()}))
     of_fcos = check(fcos_config)
     assert of_fcos.coverage is not None
@@ -70,7 +70,9 @@ def test_counts_and_findings_are_those_of_fcos_without_the_coverage(fcos_config:
     assert {finding.kind for finding in of_fcos.findings} - set(kinds) <= KINDS_OF_COVERAGE
 
 
-def test_its_report_can_be_read_in_every_form(fcos_config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_other_detector_omits_pyramid_and_recall(
+    fcos_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = check(fcos_config.model_copy(update={"model": OtherConfig()}), recipe="other")
     assert report.to_dict()["coverage"] is None
     texts = [make_page(report).html()]

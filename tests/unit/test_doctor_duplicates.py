@@ -29,11 +29,11 @@ def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def test_different_pictures_are_no_twins() -> None:
+def test_different_images_are_not_duplicates() -> None:
     assert duplicates_among(*(scene(seed) for seed in range(40))) == DuplicateGroups([], [])
 
 
-def test_the_same_pixels_are_exact_twins_and_not_near_ones() -> None:
+def test_identical_pixels_are_exact_duplicates_only() -> None:
     assert duplicates_among(scene(0), scene(1), scene(0), scene(2), scene(1), scene(0)) == DuplicateGroups(
         [[0, 2, 5], [1, 4]], []
     )
@@ -51,37 +51,37 @@ def test_the_same_pixels_are_exact_twins_and_not_near_ones() -> None:
     ],
     ids=["compressed", "enlarged", "shrunk", "darker", "mirrored", "mirrored, shrunk, compressed"],
 )
-def test_a_changed_picture_is_a_near_twin(change) -> None:
+def test_modified_image_is_a_near_duplicate(change) -> None:
     assert duplicates_among(scene(0), scene(1), change(scene(1)), scene(2)) == DuplicateGroups([], [[1, 2]])
 
 
-def test_images_of_one_colour_are_like_their_exact_copies_only() -> None:
+def test_single_color_images_match_exact_copies_only() -> None:
     plain = [Image.new("RGB", (120, 90), color) for color in ("red", "red", "#fe0000")]
     assert duplicates_among(*plain) == DuplicateGroups([[0, 1]], [])
 
 
-def test_a_part_of_a_picture_is_no_twin() -> None:
+def test_crop_is_not_a_duplicate() -> None:
     assert duplicates_among(scene(0), scene(0).crop((30, 20, 120, 90))) == DuplicateGroups([], [])
 
 
-def test_an_upside_down_picture_is_no_twin() -> None:
+def test_upside_down_image_is_not_a_duplicate() -> None:
     assert duplicates_among(scene(0), scene(0).transpose(Image.Transpose.FLIP_TOP_BOTTOM)) == DuplicateGroups([], [])
 
 
-def test_a_near_twin_of_exact_twins_joins_their_group() -> None:
+def test_near_duplicate_joins_the_group_of_exact_duplicates() -> None:
     assert duplicates_among(scene(3), scene(4), scene(3), as_jpeg(scene(3), 60)) == DuplicateGroups(
         [[0, 2]], [[0, 2, 3]]
     )
 
 
-def test_flat_images_are_only_like_their_own_copies() -> None:
+def test_flat_and_grainy_images_match_exact_copies_only() -> None:
     noise = np.random.default_rng(0).integers(0, 2, (4, 90, 120, 3), dtype=np.uint8)
     flat = [Image.new("RGB", (120, 90), color) for color in ("white", "black", "grey", "white")]
     grainy = [Image.fromarray(200 + pixels) for pixels in noise]
     assert duplicates_among(*flat, *grainy) == DuplicateGroups([[0, 3]], [])
 
 
-def test_small_marks_on_white_paper_are_told_apart() -> None:
+def test_small_marks_on_white_pages_are_not_near_duplicates() -> None:
     pages = []
     for x in (10, 40, 70):
         page = Image.new("RGB", (120, 90), "white")
@@ -90,13 +90,13 @@ def test_small_marks_on_white_paper_are_told_apart() -> None:
     assert duplicates_among(*pages).near == []
 
 
-def test_one_pixel_and_one_row_have_fingerprints() -> None:
+def test_fingerprint_supports_one_pixel_rows_and_columns() -> None:
     prints = [fingerprint(Image.new("RGB", size, "red")) for size in ((1, 1), (50, 1), (1, 50))]
     assert [(p.shape, p.dtype) for p in prints] == [((WORDS,), np.uint64)] * 3
     assert find_duplicates(np.stack(prints)) == DuplicateGroups([], [])
 
 
-def test_no_images_have_no_twins() -> None:
+def test_no_images_have_no_duplicates() -> None:
     assert find_duplicates(np.zeros((0, WORDS), dtype=np.uint64)) == DuplicateGroups([], [])
 
 
@@ -111,7 +111,7 @@ def _random_hashes(count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("crowded", [False, True])
-def test_the_search_finds_exactly_the_hashes_within_the_bound(crowded: bool) -> None:
+def test_search_finds_exactly_the_hashes_within_near_bits(crowded: bool) -> None:
     """Candidate pairs share a quarter of their hash; millions of them are compared in chunks."""
     hashes = _random_hashes(400)
     if crowded:
@@ -126,7 +126,7 @@ def test_the_search_finds_exactly_the_hashes_within_the_bound(crowded: bool) -> 
     assert len(expected) > 2 * len(queries)  # not only each hash with itself
 
 
-def test_many_copies_are_one_group_without_comparing_all_pairs() -> None:
+def test_many_near_copies_form_one_group() -> None:
     prints = np.tile(fingerprint(scene(1)), (5000, 1))
     prints[:, 0] = np.arange(5000)  # each print has other pixels
     duplicates_found = find_duplicates(prints)

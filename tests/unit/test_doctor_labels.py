@@ -47,17 +47,17 @@ def boxes_of(finding: Finding) -> list[tuple[str, int, tuple[int, ...]]]:
     return [(place.split, place.image, place.boxes) for case in finding.cases for place in case]
 
 
-def test_sound_labels_are_not_suspicious() -> None:
+def test_normal_labels_have_no_findings() -> None:
     assert found(of(*usual_boxes())) == {}
 
 
-def test_no_labels_are_not_suspicious() -> None:
+def test_empty_datasets_have_no_findings() -> None:
     assert label_findings({}) == []
     assert found(of()) == {}
     assert found(of([], [])) == {}
 
 
-def test_an_object_marked_twice() -> None:
+def test_duplicate_box_is_reported() -> None:
     images = usual_boxes()
     x1, y1, x2, y2, label = images[4][1]
     images[4].append((x1 + 1, y1, x2 + 1, y2, label))
@@ -67,7 +67,7 @@ def test_an_object_marked_twice() -> None:
     assert "1 pair of boxes of the same class" in finding.message
 
 
-def test_the_worst_double_comes_first_and_three_of_a_kind_are_three_pairs() -> None:
+def test_duplicates_are_reported_as_pairs_sorted_by_iou() -> None:
     box = [10.0, 10.0, 110.0, 110.0, LARGE]
     images: list[list[Box]] = [[box, [12, 10, 110, 110, LARGE]], [box, box, box]]
     cases = found(of(*images))["duplicate box"].cases
@@ -75,23 +75,23 @@ def test_the_worst_double_comes_first_and_three_of_a_kind_are_three_pairs() -> N
     assert cases[0][0].note == "IoU 1.00"
 
 
-def test_an_object_of_two_classes() -> None:
+def test_box_with_two_classes_is_reported() -> None:
     images = usual_boxes()
     images[2].append((*images[2][0][:4], LONG))
     assert boxes_of(found(of(*images))["box with two classes"]) == [("train", 2, (8, 12))]
 
 
-def test_boxes_that_overlap_a_lot_but_not_nearly_all_are_fine() -> None:
+def test_overlap_below_the_duplicate_threshold_is_not_reported() -> None:
     images: list[list[Box]] = [[(0, 0, 100, 100, LARGE), (0, 0, 100, 89, LARGE)]]
     assert found(of(*images)) == {}
 
 
-def test_a_crowd_is_no_double() -> None:
+def test_crowd_is_not_a_duplicate() -> None:
     images: list[list[Box]] = [[(0, 0, 100, 100, LARGE), (0, 0, 100, 100, LARGE, 1)]]
     assert found(of(*images)) == {}
 
 
-def test_doubles_among_very_many_boxes() -> None:
+def test_duplicates_are_found_across_chunks() -> None:
     """This many boxes are compared in chunks; pairs are within a chunk, across two, and at the end of the last one."""
     boxes: list[Box] = [(10.0 * i, 0, 10.0 * i + 8, 8, LARGE) for i in range(2500)]
     pairs = [(1, 5), (2, 1030), (1023, 1024), (1500, 2400), (2498, 2499)]
@@ -100,7 +100,7 @@ def test_doubles_among_very_many_boxes() -> None:
     assert sorted(boxes_of(found(of(boxes))["duplicate box"])) == [("train", 0, pair) for pair in pairs]
 
 
-def test_a_small_box_of_a_large_class_and_the_class_it_fits() -> None:
+def test_small_box_of_a_large_class_is_reported_with_fitting_class() -> None:
     """Like the platelet in BCCD that is labelled as a white cell."""
     images = usual_boxes()
     images[7][0] = (5, 5, 20, 20, LARGE)
@@ -109,17 +109,17 @@ def test_a_small_box_of_a_large_class_and_the_class_it_fits() -> None:
     assert finding.cases[0][0].note.endswith("; size fits b")
 
 
-def test_a_large_box_of_a_small_class_in_another_split() -> None:
-    finding = found(of(*usual_boxes()), test=of([(5, 5, 65, 66, SMALL)]))["unusual size for its class"]
+def test_large_box_of_a_small_class_is_reported_in_another_split() -> None:
+    finding = found(of(*usual_boxes()), test=of([(5, 5, 65, 66, SMALL)]))["size unlike its class"]
     assert boxes_of(finding) == [("test", 0, (0,))]
     assert finding.cases[0][0].note.startswith("60 pixels, median of b: 1")
 
 
-def test_a_class_with_few_boxes_has_no_usual_size() -> None:
+def test_size_is_not_checked_for_classes_with_few_boxes() -> None:
     assert found(of(*([(0, 0, 5.0 * i, 5.0 * i, LARGE)] for i in range(1, 19)))) == {}
 
 
-def test_a_very_long_box_of_a_class_that_is_not_long() -> None:
+def test_unusually_elongated_box_is_reported() -> None:
     images = usual_boxes()
     images[9][1] = (100, 10, 199, 19, LARGE)
     finding = found(of(*images))["extreme aspect ratio"]
@@ -127,7 +127,7 @@ def test_a_very_long_box_of_a_class_that_is_not_long() -> None:
     assert finding.cases[0][0].note == "99 x 9"
 
 
-def test_a_box_around_the_whole_image() -> None:
+def test_box_around_the_whole_image_is_reported() -> None:
     images = usual_boxes()
     images[3] = [(2, 1, 199, 199, LONG)]
     finding = found(of(*images))["box around the whole image"]
@@ -136,7 +136,7 @@ def test_a_box_around_the_whole_image() -> None:
     assert finding.severity == "note"
 
 
-def test_images_with_far_fewer_and_far_more_boxes_than_usual() -> None:
+def test_images_with_unusual_box_counts_are_reported() -> None:
     many: list[Box] = [(4.0 * i, 0, 4.0 * i + 3, 3, LARGE) for i in range(40)]
     some: list[list[Box]] = [many[: 9 + i % 3] for i in range(30)]
     kinds = found(of(*some, many[:1], many), val=of([]))
@@ -146,5 +146,5 @@ def test_images_with_far_fewer_and_far_more_boxes_than_usual() -> None:
     assert "than usual (median 10)" in kinds["image with many boxes"].message
 
 
-def test_images_without_boxes_are_usual_where_there_are_few() -> None:
+def test_images_without_boxes_are_not_reported_if_boxes_are_rare() -> None:
     assert found(of(*([(0, 0, 9, 9, LARGE)] if i % 2 else [] for i in range(40)))) == {}

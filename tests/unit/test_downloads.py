@@ -120,14 +120,14 @@ def files(cache: Path) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ the cache
 
 
-def test_a_file_is_downloaded_once(server: Server, cache: Path) -> None:
+def test_file_is_downloaded_once(server: Server, cache: Path) -> None:
     assert fetch(server.url()) == cache / FILE
     assert fetch(server.url()).read_bytes() == DATA
     assert server.asked == [""]
     assert files(cache) == [FILE]
 
 
-def test_of_several_processes_one_downloads(server: Server) -> None:
+def test_concurrent_calls_download_once(server: Server) -> None:
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(fetch, [server.url()] * 4))
     assert {path.read_bytes() for path in paths} == {DATA}
@@ -147,11 +147,11 @@ def test_of_several_processes_one_downloads(server: Server) -> None:
         ("https://a.org/x#../../.bashrc", "bashrc"),
     ],
 )
-def test_names_in_the_cache_are_the_files_own_where_they_are_unique(url: str, name: str) -> None:
+def test_url_gives_unique_and_safe_cache_file_name(url: str, name: str) -> None:
     assert WebFile((url,)).name == name
 
 
-def test_a_cache_that_cannot_be_written_is_told(server: Server, cache: Path) -> None:
+def test_unwritable_cache_is_reported(server: Server, cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text("in the way")
     assert f"weights: could not download to {cache} (" in failure(server.url())
@@ -160,14 +160,14 @@ def test_a_cache_that_cannot_be_written_is_told(server: Server, cache: Path) -> 
 # ------------------------------------------------------------------------------------------------ interrupted downloads
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_stopped(server: Server, cache: Path) -> None:
+def test_interrupted_download_resumes(server: Server, cache: Path) -> None:
     server.limit = 4000
     assert fetch(server.url()).read_bytes() == DATA
     assert server.asked == ["", "4000", "8000"]
     assert files(cache) == [FILE]
 
 
-def test_the_next_try_goes_on_where_the_last_one_stopped(server: Server, cache: Path) -> None:
+def test_next_attempt_resumes_an_interrupted_download(server: Server, cache: Path) -> None:
     server.limit, server.ranges = 4000, False
     assert "interrupted after 4000 of 10240 bytes; the next attempt resumes from there" in failure(server.url())
     server.limit, server.ranges, server.asked = None, True, []
@@ -176,14 +176,14 @@ def test_the_next_try_goes_on_where_the_last_one_stopped(server: Server, cache: 
     assert files(cache) == [FILE]
 
 
-def test_a_server_that_cannot_go_on_sends_all_of_it_again(server: Server) -> None:
+def test_server_without_range_support_sends_the_whole_file_again(server: Server) -> None:
     server.limit, server.ranges = 4000, False
     failure(server.url())
     server.limit = None
     assert fetch(server.url()).read_bytes() == DATA
 
 
-def test_a_complete_part_is_not_downloaded_again(server: Server, cache: Path) -> None:
+def test_complete_partial_file_needs_no_second_request(server: Server, cache: Path) -> None:
     cache.mkdir(parents=True)
     (cache / f"{FILE}.{FILE[4:12]}.part").write_bytes(DATA)
     assert fetch(server.url()).read_bytes() == DATA
@@ -191,7 +191,7 @@ def test_a_complete_part_is_not_downloaded_again(server: Server, cache: Path) ->
 
 
 @pytest.mark.parametrize("size", [len(DATA), len(DATA) + 1])
-def test_a_part_of_another_file_is_not_kept(server: Server, cache: Path, size: int) -> None:
+def test_partial_file_of_another_file_is_discarded(server: Server, cache: Path, size: int) -> None:
     cache.mkdir(parents=True)
     (cache / f"{FILE}.{FILE[4:12]}.part").write_bytes(bytes(size))
     if size == len(DATA):
@@ -199,7 +199,7 @@ def test_a_part_of_another_file_is_not_kept(server: Server, cache: Path, size: i
     assert fetch(server.url()).read_bytes() == DATA
 
 
-def test_without_a_hash_a_part_belongs_to_one_version(server: Server, cache: Path) -> None:
+def test_partial_file_without_hash_is_discarded_for_a_new_version(server: Server, cache: Path) -> None:
     url = server.url("net.pkl#net.pkl")
     server.limit, server.ranges = 4000, False
     failure(url)
@@ -208,7 +208,7 @@ def test_without_a_hash_a_part_belongs_to_one_version(server: Server, cache: Pat
     assert files(cache) == ["net.pkl"]
 
 
-def test_without_a_hash_the_same_version_goes_on(server: Server) -> None:
+def test_download_without_hash_resumes_the_same_version(server: Server) -> None:
     url = server.url("net.pkl#net.pkl")
     server.limit = 6000
     assert fetch(url).read_bytes() == DATA
@@ -217,7 +217,7 @@ def test_without_a_hash_the_same_version_goes_on(server: Server) -> None:
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("then", [(OTHER, "2"), (DATA + OTHER, "1")])
-def test_a_file_that_changes_between_two_answers_is_not_mixed(
+def test_file_changed_between_responses_is_not_mixed(
     server: Server, cache: Path, ranges: bool, then: tuple[bytes, str]
 ) -> None:
     url = server.url("net.pkl#net.pkl")
@@ -236,7 +236,7 @@ def test_a_file_that_changes_between_two_answers_is_not_mixed(
         ("bytes 4000-20479/20480", DATA[4000:]),
     ],
 )
-def test_a_wrong_rest_is_not_kept(server: Server, cache: Path, rest: tuple[str, bytes]) -> None:
+def test_wrong_range_response_is_discarded(server: Server, cache: Path, rest: tuple[str, bytes]) -> None:
     url = server.url("net.pkl#net.pkl")
     server.limit, server.rest = 4000, rest
     assert "then the server sent a different file or range" in failure(url)
@@ -244,7 +244,7 @@ def test_a_wrong_rest_is_not_kept(server: Server, cache: Path, rest: tuple[str, 
     assert files(cache) == []
 
 
-def test_a_server_need_not_say_how_much_it_sends(server: Server) -> None:
+def test_server_may_omit_content_length(server: Server) -> None:
     server.announce = False
     assert fetch(server.url()).read_bytes() == DATA
 
@@ -252,7 +252,7 @@ def test_a_server_need_not_say_how_much_it_sends(server: Server) -> None:
 # ---------------------------------------------------------------------------------------------------------- wrong files
 
 
-def test_another_file_is_not_kept(server: Server, cache: Path) -> None:
+def test_file_with_wrong_hash_is_discarded(server: Server, cache: Path) -> None:
     server.data = OTHER
     text = failure(server.url())
     found = hashlib.sha256(OTHER).hexdigest()[:8]
@@ -260,22 +260,22 @@ def test_another_file_is_not_kept(server: Server, cache: Path) -> None:
     assert files(cache) == []
 
 
-def test_a_hash_that_is_none_need_not_be_in_the_name(server: Server, cache: Path) -> None:
+def test_url_fragment_overrides_a_name_mistaken_for_a_hash(server: Server, cache: Path) -> None:
     url = server.url("net-facade1.pth")
     assert failure(url).count(f"; if this is not a hash, set another file name: {url}#NAME)") == 1
     assert fetch(f"{url}#net.pth") == cache / "net.pth"
 
 
-def test_no_other_name_is_proposed_for_weights_that_have_one(server: Server) -> None:
+def test_no_other_file_name_is_suggested_for_known_weights(server: Server) -> None:
     assert "#NAME" not in failure(WebFile((server.url("net-facade1.pth"),), licence="MIT"))
 
 
-def test_a_date_is_no_hash(server: Server) -> None:
+def test_date_in_file_name_is_not_a_hash(server: Server) -> None:
     assert fetch(server.url("net-20240101.pth")).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("announce", [True, False])
-def test_an_empty_file_is_not_kept(server: Server, cache: Path, announce: bool) -> None:
+def test_empty_file_is_discarded(server: Server, cache: Path, announce: bool) -> None:
     server.data, server.announce = b"", announce
     assert "net.pth (the file is empty)" in failure(server.url("net.pth"))
     assert files(cache) == []
@@ -287,7 +287,7 @@ def test_mirrors_are_tried_in_turn(server: Server, cache: Path) -> None:
     assert (cache / FILE).read_bytes() == DATA
 
 
-def test_a_mirror_goes_on_with_what_another_one_began(server: Server) -> None:
+def test_mirror_resumes_a_download_from_another_mirror(server: Server) -> None:
     with Server() as other:
         other.limit, other.ranges = 4000, False
         thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
@@ -298,7 +298,7 @@ def test_a_mirror_goes_on_with_what_another_one_began(server: Server) -> None:
     assert server.asked == ["", "4000"]
 
 
-def test_without_a_network_every_address_is_named_and_where_the_file_belongs(server: Server, cache: Path) -> None:
+def test_network_error_names_every_url_and_the_cache_path(server: Server, cache: Path) -> None:
     urls = (server.url("gone/" + FILE), "http://127.0.0.1:9/" + FILE)
     text = failure(WebFile(urls))
     assert text.startswith(f"weights: could not download {urls[0]} (HTTP Error 404: Not Found),\n  {urls[1]} (")
@@ -306,7 +306,7 @@ def test_without_a_network_every_address_is_named_and_where_the_file_belongs(ser
     assert text.endswith(f"; download it on another machine and copy it to {cache / FILE}, or do without")
 
 
-def test_a_server_that_does_not_answer_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_server_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     open_soon = downloads.urlopen
     monkeypatch.setattr(downloads, "urlopen", lambda request, timeout: open_soon(request, timeout=timeout / 100))
     server.release = threading.Event()
@@ -315,7 +315,7 @@ def test_a_server_that_does_not_answer_is_given_up(server: Server, monkeypatch: 
 
 
 @pytest.mark.parametrize("url", ["http://[/x", "http://127.0.0.1:port/x", "http://a b/x"])
-def test_an_address_that_is_none_is_told(url: str) -> None:
+def test_malformed_url_is_rejected(url: str) -> None:
     assert f"could not download {url} (" in failure(url)
 
 
@@ -323,14 +323,14 @@ def test_an_address_that_is_none_is_told(url: str) -> None:
 
 
 @pytest.mark.parametrize(("licence", "told"), [("MIT", " (licence: MIT)"), (None, "")])
-def test_a_download_tells_the_licence(
+def test_download_message_states_the_licence(
     server: Server, cache: Path, licence: str | None, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fetch(WebFile((server.url(),), licence=licence))
     assert capsys.readouterr().err == f"downloading {server.url()} to {cache / FILE}{told}\n"
 
 
-def test_a_licence_is_told_once_for_each_file_but_not_again_for_what_was_made_from_it(
+def test_licence_warning_is_not_repeated_for_a_file_or_its_derivatives(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for _ in range(2):
@@ -345,9 +345,7 @@ def test_a_licence_is_told_once_for_each_file_but_not_again_for_what_was_made_fr
 
 
 @pytest.mark.parametrize("restricted", [True, False])
-def test_a_licence_that_restricts_is_told_once(
-    server: Server, caplog: pytest.LogCaptureFixture, restricted: bool
-) -> None:
+def test_restrictive_licence_warns_once(server: Server, caplog: pytest.LogCaptureFixture, restricted: bool) -> None:
     file = WebFile((server.url(),), licence="CC BY-NC 4.0", restricted=restricted)
     with caplog.at_level(logging.INFO, logger="fcos"):
         fetch(file)
@@ -356,9 +354,7 @@ def test_a_licence_that_restricts_is_told_once(
     assert caplog.messages == (told if restricted else [])
 
 
-def test_a_licence_that_restricts_is_told_of_a_file_that_was_put_there(
-    cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_restrictive_licence_warns_for_manually_copied_file(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache.mkdir(parents=True)
     (cache / FILE).write_bytes(DATA)
     fetch(WebFile((f"http://127.0.0.1:9/{FILE}",), licence="none is stated", restricted=True))

@@ -35,52 +35,52 @@ GREY = Image.new("RGB", (640, 480), (120, 120, 120))
 ONE = instances([[100, 200, 300, 400]], size=(480, 640), names=("cell",))
 
 
-def test_the_line_of_a_box_has_the_colour_of_its_class_on_its_border():
+def test_box_outline_has_the_class_color():
     picture = np.asarray(draw(GREY, ONE))
     assert tuple(picture[300, 100]) == tuple(picture[300, 299]) == tuple(picture[399, 200]) == class_color(0)
 
 
-def test_the_image_itself_is_not_changed():
+def test_draw_does_not_modify_the_image():
     image = GREY.copy()
     draw(image, ONE)
     assert not changed(image, GREY).any()
 
 
-def test_no_detections_leave_the_picture_as_it_is():
+def test_drawing_no_detections_changes_no_pixels():
     assert not changed(draw(GREY, instances([], size=(480, 640))), GREY).any()
 
 
-def test_arrays_tensors_and_pil_images_give_the_same_picture():
+def test_arrays_tensors_and_pil_images_give_the_same_drawing():
     array = np.asarray(GREY)
     expected = draw(GREY, ONE)
     assert not changed(draw(array, ONE), expected).any()
     assert not changed(draw(torch.tensor(array).permute(2, 0, 1), ONE), expected).any()
 
 
-def test_boxes_are_scaled_from_their_frame_to_the_picture():
+def test_boxes_are_scaled_to_the_image_size():
     twice = instances([[200, 400, 600, 800]], size=(960, 1280), names=("cell",))
     assert not changed(draw(GREY, twice), draw(GREY, ONE)).any()
 
 
-def test_small_pictures_are_enlarged_by_a_whole_factor():
+def test_small_images_are_enlarged_by_an_integer_factor():
     small = Image.new("RGB", (160, 128))
     assert draw(small, instances([[10, 10, 50, 50]], size=(128, 160))).size == (640, 512)
     assert draw(small, instances([[10, 10, 50, 50]], size=(128, 160)), scale=1).size == (160, 128)
 
 
 @pytest.mark.parametrize("scale", [0, -1, 1.5])
-def test_a_scale_that_is_not_a_whole_number_from_1_is_refused(scale):
+def test_scale_must_be_a_positive_integer(scale):
     with pytest.raises(ValueError, match=f"scale: expected an integer of at least 1, found {scale}"):
         draw(GREY, ONE, scale=scale)
 
 
-def test_the_score_can_be_left_out():
+def test_scores_can_be_omitted():
     with_score, without = draw(GREY, ONE), draw(GREY, ONE, scores=False)
     assert changed(with_score, GREY)[:198].sum() > changed(without, GREY)[:198].sum() > 0
 
 
 @pytest.mark.parametrize("box", [[0, 0, 30, 20], [600, 0, 640, 30], [0, 440, 30, 480], [610, 450, 640, 480]])
-def test_the_tag_of_a_box_in_a_corner_is_complete(box):
+def test_tag_of_a_box_in_a_corner_is_not_cut_off(box):
     """A tag that is cut off would have fewer dark pixels than one in the middle of the image."""
     width, height = box[2] - box[0], box[3] - box[1]
     middle = instances([[300, 200, 300 + width, 200 + height]], size=(480, 640), names=("cell",))
@@ -92,7 +92,7 @@ def test_the_tag_of_a_box_in_a_corner_is_complete(box):
     assert ink(corner) == pytest.approx(ink(middle), rel=0.25)
 
 
-def test_tags_of_two_equal_boxes_stand_apart():
+def test_tags_of_two_equal_boxes_do_not_overlap():
     alone = draw(GREY, instances([[100, 200, 300, 400]], size=(480, 640), labels=[1]))
     both = draw(GREY, instances([[100, 200, 300, 400]] * 2, size=(480, 640), labels=[1, 2], scores=[0.9, 0.8]))
     tag = changed(alone, GREY)[:198]  # of the first box, above it
@@ -100,13 +100,13 @@ def test_tags_of_two_equal_boxes_stand_apart():
     assert changed(both, alone)[402:].any()  # the second tag is below the box
 
 
-def test_the_first_thousand_classes_have_many_colours():
+def test_first_thousand_classes_have_mostly_distinct_colors():
     colors = [class_color(label) for label in range(1000)]
     assert len(set(colors)) > 900
     assert all(0 <= value <= 255 for color in colors for value in color)
 
 
-def test_a_pair_shows_predictions_left_and_truth_right():
+def test_pair_shows_predictions_left_and_ground_truth_right():
     truth = instances([[400, 100, 500, 200]], size=(480, 640), names=("cell",))
     sheet = draw_pair(GREY, ONE, truth)
     strip = sheet.height - 480
@@ -117,12 +117,12 @@ def test_a_pair_shows_predictions_left_and_truth_right():
     assert not changed(right, draw(GREY, truth, scores=False)).any()
 
 
-def test_a_pair_without_any_box_is_drawn():
+def test_pair_without_boxes_is_drawn():
     nothing = instances([], size=(480, 640))
     assert draw_pair(GREY, nothing, nothing).width > 2 * 640
 
 
-def test_a_dashed_line_has_gaps_and_stays_on_the_border():
+def test_dashed_outline_has_gaps_and_stays_on_the_border():
     picture = GREY.copy()
     draw_marks(picture, [Mark((100, 200, 300, 400), (240, 228, 66), dashed=True)])
     own = (np.asarray(picture) == (240, 228, 66)).all(axis=2)
@@ -132,7 +132,7 @@ def test_a_dashed_line_has_gaps_and_stays_on_the_border():
     assert not own[:200].any()
 
 
-def test_a_mark_without_text_has_no_tag():
+def test_mark_without_text_has_no_tag():
     picture, box = GREY.copy(), (100, 200, 300, 400)
     draw_marks(picture, [Mark(box, (0, 158, 115))])
     assert not changed(picture, GREY)[:190].any()
@@ -140,7 +140,7 @@ def test_a_mark_without_text_has_no_tag():
     assert changed(picture, GREY)[:190].any()
 
 
-def test_tags_grow_with_their_letters():
+def test_tag_height_follows_text_size():
     heights = []
     for size in (12, 36):
         picture = GREY.copy()
@@ -150,7 +150,7 @@ def test_tags_grow_with_their_letters():
 
 
 @pytest.mark.parametrize("letters", ["Äéñß", "Жщя", "Ωλπ", "אבג"])
-def test_letters_of_many_alphabets_have_shapes_of_their_own(letters):
+def test_font_has_glyphs_of_many_alphabets(letters):
     """All letters that the font lacks are drawn as the same empty box."""
     pictures = []
     for letter in (*letters, "\uffff"):  # the last is not a letter
@@ -180,13 +180,13 @@ def drawn_texts(monkeypatch, **mark):
 @pytest.mark.parametrize(
     ("name", "written"), [("a\nb", r"a\nb"), ("a\x1b[31m", r"a\x1b[31m"), ("a\u202eb", r"a\u202eb")]
 )
-def test_control_characters_of_a_name_are_escaped(monkeypatch, name, written):
+def test_control_characters_in_names_are_escaped(monkeypatch, name, written):
     ((text, *_),) = drawn_texts(monkeypatch, name=name, score=0.5)
     assert text == f"{written}  0.50"
 
 
 @pytest.mark.parametrize("score", [0.87, None])
-def test_a_long_name_loses_its_end_and_never_the_score(monkeypatch, score):
+def test_long_name_is_truncated_but_the_score_is_kept(monkeypatch, score):
     name = "a very long name of a class " * 20
     ((text, left, right),) = drawn_texts(monkeypatch, name=name, score=score)
     start, dots, end = text.partition("...")
@@ -197,7 +197,7 @@ def test_a_long_name_loses_its_end_and_never_the_score(monkeypatch, score):
     assert GREY.width - 30 < right - left <= GREY.width
 
 
-def test_a_name_that_fits_is_whole(monkeypatch):
+def test_name_that_fits_is_not_truncated(monkeypatch):
     assert [text for text, *_ in drawn_texts(monkeypatch, name="red blood cell", score=0.999)] == [
         "red blood cell  1.00"
     ]
@@ -238,7 +238,7 @@ def draw_names(folder, *names):
     return run.stdout.splitlines()
 
 
-def test_letters_that_our_font_lacks_come_from_a_font_of_the_system(tmp_path):
+def test_missing_glyphs_come_from_system_fonts(tmp_path):
     write_font(tmp_path / "ascii.ttf", string.printable)
     write_font(tmp_path / "chinese.ttf", string.printable + "红细胞")
     (tmp_path / "broken.ttf").write_bytes(b"no font")
@@ -246,6 +246,6 @@ def test_letters_that_our_font_lacks_come_from_a_font_of_the_system(tmp_path):
     assert changed(*(Image.open(tmp_path / f"{i}.png") for i in range(2))).any()
 
 
-def test_the_first_name_that_no_font_can_write_is_warned_of_as_it_is_written(tmp_path):
+def test_first_name_without_a_suitable_font_warns(tmp_path):
     (warning,) = draw_names(tmp_path, "cell", "血小板", "红 细", "血小板")
     assert "no installed font has all characters of 血小板 (other" in warning

@@ -15,7 +15,7 @@ from fcos.evaluation.coco_metrics import METRICS, coco_metrics, to_coco_results
 from fcos.structures import Instances
 
 
-def pycocotools_figures(ground_truth, detections):
+def run_pycocotools(ground_truth, detections):
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = ground_truth
@@ -28,9 +28,9 @@ def pycocotools_figures(ground_truth, detections):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_figures_equal_those_of_pycocotools(seed):
+def test_metrics_match_pycocotools(seed):
     ground_truth, detections = random_task(seed)
-    expected = pycocotools_figures(ground_truth, detections).stats
+    expected = run_pycocotools(ground_truth, detections).stats
     found = coco_metrics(ground_truth, detections).overall
     assert list(found) == list(METRICS)
     # Measured: the tables behind the metrics are bit-identical; only the order of summation may differ.
@@ -39,7 +39,7 @@ def test_figures_equal_those_of_pycocotools(seed):
     )
 
 
-def test_figures_of_a_class_equal_those_of_pycocotools_on_that_class_alone():
+def test_per_class_metrics_match_pycocotools_on_that_class():
     ground_truth, detections = random_task(3)
     found = coco_metrics(ground_truth, detections).per_class
     for category in ground_truth["categories"]:
@@ -49,7 +49,7 @@ def test_figures_of_a_class_equal_those_of_pycocotools_on_that_class_alone():
             "annotations": [a for a in ground_truth["annotations"] if a["category_id"] == category["id"]],
         }
         mine = [d for d in detections if d["category_id"] == category["id"]]
-        expected = pycocotools_figures(alone, mine).stats
+        expected = run_pycocotools(alone, mine).stats
         np.testing.assert_allclose(
             list(found[category["name"]].values()),
             np.where(expected == -1, np.nan, expected),
@@ -59,20 +59,20 @@ def test_figures_of_a_class_equal_those_of_pycocotools_on_that_class_alone():
         )
 
 
-def test_without_detections_the_figures_are_zero():
+def test_metrics_without_detections_are_zero():
     ground_truth, _ = random_task(1)
     metrics = coco_metrics(ground_truth, [])
     assert [metrics.overall[name] for name in ("AP", "AP50", "AR100")] == [0.0, 0.0, 0.0]
 
 
-def test_figures_without_objects_are_nan():
+def test_metrics_without_objects_are_nan():
     ground_truth, detections = random_task(1)
     ground_truth["annotations"] = []
     metrics = coco_metrics(ground_truth, detections)
     assert all(math.isnan(value) for value in metrics.overall.values())
 
 
-def test_a_class_without_objects_is_nan_and_does_not_count():
+def test_class_without_objects_is_nan_and_excluded_from_the_mean():
     ground_truth, detections = random_task(1)
     metrics = coco_metrics(ground_truth, detections)
     assert math.isnan(metrics.per_class["class 3"]["AP"])
@@ -80,7 +80,7 @@ def test_a_class_without_objects_is_nan_and_does_not_count():
     assert metrics.overall["AP"] == pytest.approx(np.mean(others))
 
 
-def test_a_detection_inside_a_crowd_is_neither_right_nor_wrong():
+def test_detection_inside_a_crowd_is_ignored():
     ground_truth, _ = random_task(1)
     box = {"image_id": 3, "category_id": 90, "iscrowd": 0}
     ground_truth["annotations"] = [
@@ -92,13 +92,13 @@ def test_a_detection_inside_a_crowd_is_neither_right_nor_wrong():
     assert coco_metrics(ground_truth, [right, in_crowd]).overall["AP"] == pytest.approx(1.0)
 
 
-def test_nothing_is_printed(capfd):
+def test_coco_metrics_prints_nothing(capfd):
     ground_truth, detections = random_task(1)
     coco_metrics(ground_truth, detections)
     assert capfd.readouterr() == ("", "")
 
 
-def test_results_carry_original_category_ids_and_xywh():
+def test_coco_results_have_original_category_ids_and_xywh_boxes():
     instances = Instances(
         boxes=torch.tensor([[1.0, 2.0, 11.0, 22.0]]),
         labels=torch.tensor([1]),

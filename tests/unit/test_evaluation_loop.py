@@ -95,7 +95,7 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
-def test_the_annotated_boxes_themselves_score_one(annotations, config, convention, monkeypatch):
+def test_ground_truth_as_detections_has_ap_of_one(annotations, config, convention, monkeypatch):
     from fcos.evaluation import evaluate as loop
 
     loader = loop.build_test_loader(config, annotations, batch_size=2)
@@ -135,7 +135,7 @@ def corners(results):
 
 @pytest.mark.parametrize("views", [{}, AUGMENTED], ids=["one view", "six views"])
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
-def test_evaluation_and_prediction_find_exactly_the_same(convention, views, annotations, folder):
+def test_evaluation_and_prediction_give_the_same_detections(convention, views, annotations, folder):
     """In the inclusive convention only prediction clips boxes to the image; evaluation does not, as in the original."""
     config = tiny_config(box_convention=convention)
     sections = {
@@ -161,7 +161,7 @@ def test_evaluation_and_prediction_find_exactly_the_same(convention, views, anno
     assert (corners(evaluated) > frames).any()
 
 
-def test_images_that_turn_out_unreadable_are_counted(annotations, config, folder, caplog):
+def test_objects_of_unreadable_images_count_as_missed(annotations, config, folder, caplog):
     for i in (0, 2):
         (folder / f"{i}.png").unlink()
     result = evaluate(tiny_model(config), annotations, config, device="cpu")
@@ -170,7 +170,7 @@ def test_images_that_turn_out_unreadable_are_counted(annotations, config, folder
     assert "2 of 7 images could not be read; their objects count as missed" in caplog.text
 
 
-def test_the_batch_size_changes_nothing(annotations, config):
+def test_results_do_not_depend_on_the_batch_size(annotations, config):
     model = tiny_model(config)
     one, three, eight = (evaluate(model, annotations, in_batches_of(n, config), device="cpu") for n in (1, 3, 8))
     for other in (three, eight):
@@ -182,7 +182,7 @@ def test_the_batch_size_changes_nothing(annotations, config):
             assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
 
 
-def test_the_modes_of_the_modules_are_restored(annotations, config):
+def test_training_modes_of_modules_are_restored(annotations, config):
     model = tiny_model(config).train()
     model.head.eval()
     evaluate(model, annotations, config, device="cpu")
@@ -212,7 +212,7 @@ EVALUATION = Evaluation(
 )
 
 
-def test_files_are_valid_json_with_null_for_what_is_not_defined(tmp_path):
+def test_saved_json_has_null_for_undefined_metrics(tmp_path):
     save_evaluation(EVALUATION, tmp_path / "new" / "val")
     metrics = json.loads((tmp_path / "new/val/metrics.json").read_text(), parse_constant=pytest.fail)
     assert metrics["metrics"]["AP"] == 0.5
@@ -222,7 +222,7 @@ def test_files_are_valid_json_with_null_for_what_is_not_defined(tmp_path):
     assert json.loads((tmp_path / "new/val/detections.json").read_text()) == EVALUATION.detections
 
 
-def test_what_was_saved_can_be_read_again(tmp_path):
+def test_saved_evaluation_can_be_loaded(tmp_path):
     save_evaluation(EVALUATION, tmp_path)
     found = load_evaluation(tmp_path)
     assert found is not None
@@ -233,7 +233,7 @@ def test_what_was_saved_can_be_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["metrics.json", "detections.json", "cut short"])
-def test_an_incomplete_evaluation_is_none(tmp_path, damage):
+def test_loading_an_incomplete_evaluation_returns_none(tmp_path, damage):
     save_evaluation(EVALUATION, tmp_path)
     if damage == "cut short":
         (tmp_path / "detections.json").write_text('[{"image_id": 1')
@@ -243,7 +243,7 @@ def test_an_incomplete_evaluation_is_none(tmp_path, damage):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_the_tables_hold_all_figures_and_classes(terminal, capsys):
+def test_tables_show_all_metrics_and_classes(terminal, capsys):
     print_evaluation(EVALUATION, Console(width=120, force_terminal=terminal, color_system=None))
     text = capsys.readouterr().out
     words = text.split()
@@ -252,7 +252,7 @@ def test_the_tables_hold_all_figures_and_classes(terminal, capsys):
     assert any(line.split() == ["[dog]", "0", *["-"] * 8] for line in text.splitlines())
 
 
-def test_the_tables_hold_metrics_of_any_name(tmp_path, capsys):
+def test_tables_show_metrics_with_any_name(tmp_path, capsys):
     metrics = {"AP": 0.5, "AP50": 0.6, "AP_mask": 0.4, "ARs_mask": 0.3, "recall of rows": 0.2}
     evaluation = Evaluation(metrics, {"cat": {"AP_mask": 0.25, "ARs_mask": 0.125}}, [], {"cat": 3})
     save_evaluation(evaluation, tmp_path)
@@ -268,20 +268,20 @@ def test_the_tables_hold_metrics_of_any_name(tmp_path, capsys):
     ]
 
 
-def test_headline_metrics_are_those_of_all_sizes_and_the_best_metric():
+def test_headline_metrics_omit_per_size_metrics_except_the_best_one():
     names = [*METRICS, "AP_mask", "APs_mask", "AR1_mask"]
     assert headline_metrics(names, "AP") == ["AP", "AP50", "AP75", "AR100", "AP_mask"]
     assert headline_metrics(names, "APs_mask") == ["AP", "AP50", "AP75", "AR100", "AP_mask", "APs_mask"]
 
 
-def test_control_characters_of_class_names_are_escaped(capsys):
+def test_control_characters_in_class_names_are_escaped(capsys):
     figures = dict.fromkeys(METRICS, 0.5)
     name = "a\n\x1b[31mb\u202ec"
     print_evaluation(Evaluation(figures, {name: figures}, [], {name: 3}), Console(width=160))
     assert r"a\n\x1b[31mb\u202ec" in capsys.readouterr().out.split()
 
 
-def test_where_an_evaluation_is_written(tmp_path):
+def test_default_folder_is_in_the_run_or_next_to_the_weights(tmp_path):
     assert default_folder(tmp_path / "run/weights/best.pt", "test") == tmp_path / "run/test"
     assert default_folder(tmp_path / "mine.pt", "val") == tmp_path / "mine_val"
 
@@ -296,10 +296,10 @@ class TestWeights:
         save_checkpoint(path, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
         return path
 
-    def test_the_data_of_the_training_is_the_default(self, weights):
+    def test_training_data_is_the_default(self, weights):
         assert len(fcos.evaluate(weights, "device=cpu").detections) > 0
 
-    def test_other_data_may_number_and_order_the_classes_differently(self, weights, folder):
+    def test_classes_of_other_data_are_matched_by_name(self, weights, folder):
         expected = fcos.evaluate(weights, "device=cpu")
         content = json.loads((folder / "val.json").read_text())
         new_id = {18: 7, 3: 8, 90: 5}
@@ -310,28 +310,28 @@ class TestWeights:
         assert found.metrics == pytest.approx(expected.metrics, nan_ok=True)
         assert [new_id[d["category_id"]] for d in expected.detections] == [d["category_id"] for d in found.detections]
 
-    def test_classes_that_the_weights_do_not_know_are_refused(self, weights, folder):
+    def test_classes_missing_from_the_weights_raise(self, weights, folder):
         content = json.loads((folder / "val.json").read_text())
         content["categories"][0]["name"] = "wolf"
         (folder / "val.json").write_text(json.dumps(content))
         with pytest.raises(DataError, match="wolf"):
             fcos.evaluate(weights, "device=cpu")
 
-    def test_new_data_replaces_every_place_of_the_old(self, weights, folder, config, tmp_path):
+    def test_new_data_replaces_all_paths_of_the_training_data(self, weights, folder, config, tmp_path):
         places = {"val": {"annotations": folder / "gone.json", "images": folder}}
         config = config.model_copy(update={"data": type(config.data)(**{**config.data.model_dump(), **places})})
         save_checkpoint(weights, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
         assert len(fcos.evaluate(weights, f"data={folder}", "device=cpu").detections) > 0
 
-    def test_a_split_that_is_not_there_is_told(self, weights, folder):
+    def test_missing_split_raises(self, weights, folder):
         with pytest.raises(DataError, match=r"has no split 'test'"):
             fcos.evaluate(weights, f"data={folder}", "device=cpu", split="test")
 
-    def test_a_split_that_cannot_be_is_told(self, weights):
+    def test_invalid_split_name_raises(self, weights):
         with pytest.raises(ConfigError, match="expected train, val or test, found 'tset'"):
             fcos.evaluate(weights, split="tset")
 
-    def test_a_config_says_how_to_test_and_the_weights_what_they_are(self, weights, folder, tmp_path):
+    def test_config_sets_test_options_and_weights_set_the_model(self, weights, folder, tmp_path):
         path = tmp_path / "other.yaml"
         pairs = {"MODEL": {"BACKBONE": {"CONV_BODY": "R-50-FPN-RETINANET"}, "FCOS": {"NMS_TH": 0.4}}}
         path.write_text(json.dumps({**pairs, "INPUT": {"MIN_SIZE_TEST": 120, "MAX_SIZE_TEST": 200}}))

@@ -75,7 +75,7 @@ def run(program: str, folder: Path) -> str:
     return out
 
 
-def test_a_new_backbone_is_a_module_a_section_and_a_row(tmp_path: Path) -> None:
+def test_new_backbone_needs_only_a_module_and_a_config_section(tmp_path: Path) -> None:
     package = copy_package(tmp_path)
     shutil.copy(HELPERS / "patches.py", package / "models" / "backbones" / "patches.py")
     edit(package / "config" / "backbones.py", r"^SECTIONS\b.*\(", rf"{BACKBONE}\g<0>PatchesConfig, ")
@@ -106,7 +106,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     return folder / "work", dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_a_new_detector_goes_through_all_verbs(grid: tuple[Path, dict[str, str]]) -> None:
+def test_new_detector_works_with_all_commands(grid: tuple[Path, dict[str, str]]) -> None:
     _, said = grid
     fine = (
         "doctor",
@@ -129,7 +129,7 @@ def test_a_new_detector_goes_through_all_verbs(grid: tuple[Path, dict[str, str]]
     assert "# Detections score more." in said["show"]
 
 
-def test_logs_and_the_report_have_the_losses_and_statistics_of_a_new_detector(
+def test_logs_and_report_contain_losses_and_stats_of_a_new_detector(
     grid: tuple[Path, dict[str, str]],
 ) -> None:
     folder, _ = grid
@@ -146,14 +146,14 @@ def test_logs_and_the_report_have_the_losses_and_statistics_of_a_new_detector(
     assert "nassigned" not in page
 
 
-def test_the_doctor_does_not_ask_the_pyramid_of_fcos_for_a_new_detector(grid: tuple[Path, dict[str, str]]) -> None:
+def test_doctor_output_for_a_new_detector_mentions_no_pyramid(grid: tuple[Path, dict[str, str]]) -> None:
     folder, said = grid
     assert "Usable images and boxes" in said["doctor"]
     for text in (said["doctor"], (folder / "doctor" / "doctor.html").read_text(encoding="utf-8")):
         assert not re.search(r"level|location|recall|size_ranges", text)
 
 
-def test_rows_of_classes_of_a_new_detector_are_carried_over_by_name(grid: tuple[Path, dict[str, str]]) -> None:
+def test_class_rows_of_a_new_detector_are_loaded_by_name(grid: tuple[Path, dict[str, str]]) -> None:
     _, said = grid
     assert (
         "classes.weight, classes.bias: loaded 1 of 2 rows by class name (dog); newly initialised: bird"
@@ -163,7 +163,7 @@ def test_rows_of_classes_of_a_new_detector_are_carried_over_by_name(grid: tuple[
     assert said["other classes"].endswith("exit 0\n")
 
 
-def test_a_new_detector_that_diverges_is_diagnosed(grid: tuple[Path, dict[str, str]]) -> None:
+def test_divergence_of_a_new_detector_is_diagnosed(grid: tuple[Path, dict[str, str]]) -> None:
     _, said = grid
     assert re.search(r"iteration \d: the loss is not finite \(loss_grid_class=", said["not finite"])
     assert said["not finite"].endswith("exit 2\n")
@@ -179,7 +179,9 @@ def test_a_new_detector_that_diverges_is_diagnosed(grid: tuple[Path, dict[str, s
         ("wrong option", "model.head: no such option; known options: name, num_classes, backbone"),
     ],
 )
-def test_detectors_that_are_mixed_up_are_named(grid: tuple[Path, dict[str, str]], call: str, message: str) -> None:
+def test_detector_mismatch_is_reported_with_exit_code_two(
+    grid: tuple[Path, dict[str, str]], call: str, message: str
+) -> None:
     _, said = grid
     assert message in said[call]
     assert said[call].endswith("exit 2\n")

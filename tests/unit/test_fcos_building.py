@@ -18,7 +18,7 @@ from fcos.models.fcos import FCOSHead
 LOSSES = ["loss_cls", "loss_box", "loss_centerness"]
 
 
-def test_the_head_has_the_defaults_of_the_config() -> None:
+def test_head_has_the_same_defaults_as_the_config() -> None:
     parameters = inspect.signature(FCOSHead).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     assert defaults.keys() == HeadConfig.model_fields.keys()
@@ -27,7 +27,7 @@ def test_the_head_has_the_defaults_of_the_config() -> None:
 
 @pytest.mark.parametrize("fpn", [{"extra_level_source": "c5"}, {"norm": "gn", "relu": True}])
 @pytest.mark.parametrize("strides", [[8, 16, 32, 64, 128], [4, 8, 16, 32, 64], [8, 16, 32], [16, 32, 64], [32], [4, 8]])
-def test_levels_from_any_map_of_the_backbone(strides: list[int], fpn: dict) -> None:
+def test_pyramid_can_start_at_any_backbone_stride(strides: list[int], fpn: dict) -> None:
     ends = [-1, *(4 * s for s in strides[:-1]), None]
     model = build(
         backbone={"name": "mobilenet_v2", "weights": None},
@@ -43,12 +43,12 @@ def test_levels_from_any_map_of_the_backbone(strides: list[int], fpn: dict) -> N
 
 
 @pytest.mark.parametrize("strides", [[2, 4, 8], [64, 128], [3, 6]])
-def test_strides_that_the_backbone_does_not_have_are_refused(strides: list[int]) -> None:
+def test_first_stride_must_be_a_backbone_stride(strides: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"the first stride must be one of the strides of mobilenet_v2: \[4, 8"):
         build(strides=strides, size_ranges=[[0, None]] * len(strides))
 
 
-def test_the_config_reaches_the_detector() -> None:
+def test_config_options_are_passed_to_the_detector() -> None:
     options = {
         "center_sampling_radius": 1.5,
         "box_loss": "giou",
@@ -74,14 +74,14 @@ def test_the_config_reaches_the_detector() -> None:
     assert model.head.regression == "relu_stride"
 
 
-def test_one_class() -> None:
+def test_single_class_detector_detects() -> None:
     model = build_fcos(tiny_config(score_threshold=0.001).model, num_classes=1).eval()
     (instances,) = model.detect(noise(1, 3, 64, 64), sizes_of((64, 64)))
     assert len(instances) > 0
     assert instances.labels.unique().tolist() == [0]
 
 
-def test_a_state_dict_carries_everything() -> None:
+def test_state_dict_restores_identical_detections() -> None:
     shared = build()
     other = build(pixel_mean=[1, 2, 3]).eval()
     images, sizes = noise(1, 3, 64, 64), sizes_of((64, 64))
@@ -91,7 +91,7 @@ def test_a_state_dict_carries_everything() -> None:
         assert torch.equal(ours.scores, theirs.scores)
 
 
-def test_double_precision_goes_through() -> None:
+def test_double_precision_is_preserved() -> None:
     model = build().double().eval()
     outputs = model(noise(1, 3, 64, 64), sizes_of((64, 64)))
     assert {x.dtype for levels in outputs for x in levels} == {torch.float64}

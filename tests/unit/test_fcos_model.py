@@ -35,7 +35,7 @@ def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [(97, 131), (1, 1), (33, 160), (64, 64)])
-def test_any_height_and_width(shared: FCOS, size: tuple[int, int]) -> None:
+def test_detector_accepts_any_height_and_width(shared: FCOS, size: tuple[int, int]) -> None:
     images, sizes = noise(1, 3, *size), sizes_of(size)
     outputs = shared(images, sizes)
     expected = [(math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in shared.assigner.strides]
@@ -47,7 +47,7 @@ def test_any_height_and_width(shared: FCOS, size: tuple[int, int]) -> None:
     assert (instances.boxes <= torch.tensor(size).flip(0).repeat(2)).all()
 
 
-def test_an_empty_batch(shared: FCOS) -> None:
+def test_empty_batch_gives_empty_outputs(shared: FCOS) -> None:
     images, sizes = noise(0, 3, 64, 96), sizes_of()
     outputs = shared(images, sizes)
     assert [tuple(x.shape) for x in outputs.logits][:2] == [(0, 3, 8, 12), (0, 3, 4, 6)]
@@ -55,7 +55,7 @@ def test_an_empty_batch(shared: FCOS) -> None:
 
 
 @pytest.mark.parametrize("regression", ["exp", "relu_stride"])
-def test_images_of_a_batch_come_out_as_if_alone(regression: str) -> None:
+def test_outputs_do_not_depend_on_other_images_in_the_batch(regression: str) -> None:
     model = tiny_model(tiny_config(head={"num_convs": 1, "regression": regression}))
     images, sizes = noise(3, 3, 64, 96), sizes_of((64, 96), (64, 96), (64, 96))
     together = model(images, sizes)
@@ -66,7 +66,7 @@ def test_images_of_a_batch_come_out_as_if_alone(regression: str) -> None:
                 torch.testing.assert_close(level[i : i + 1], other, rtol=1e-5, atol=1e-5)
 
 
-def test_detections_of_a_batch_are_those_of_its_images(shared: FCOS) -> None:
+def test_batch_detections_match_single_image_detections(shared: FCOS) -> None:
     images, sizes = noise(2, 3, 64, 96), sizes_of((64, 96), (64, 96))
     for i, instances in enumerate(shared.detect(images, sizes)):
         (alone,) = shared.detect(images[i : i + 1], sizes[i : i + 1])
@@ -78,7 +78,7 @@ def test_detections_of_a_batch_are_those_of_its_images(shared: FCOS) -> None:
 
 
 @pytest.mark.parametrize("padding", [0.0, 255.0, -1e30, math.inf, math.nan])
-def test_the_padding_becomes_zero_whatever_it_was(shared: FCOS, padding: float) -> None:
+def test_normalization_sets_padding_to_zero(shared: FCOS, padding: float) -> None:
     images = noise(2, 3, 20, 30).float()
     clean = shared.normalize(images, sizes_of((20, 30), (13, 17)))
     assert (clean[1, :, 13:] == 0).all()
@@ -88,12 +88,12 @@ def test_the_padding_becomes_zero_whatever_it_was(shared: FCOS, padding: float) 
     assert torch.equal(shared.normalize(images, sizes_of((20, 30), (13, 17))), clean)
 
 
-def test_bytes_and_floats_are_the_same(shared: FCOS) -> None:
+def test_uint8_and_float_images_are_normalized_equally(shared: FCOS) -> None:
     images, sizes = noise(1, 3, 32, 32), sizes_of((32, 32))
     assert torch.equal(shared.normalize(images, sizes), shared.normalize(images.float(), sizes))
 
 
-def test_mean_and_deviation_are_in_the_order_of_the_channels() -> None:
+def test_pixel_mean_and_std_follow_the_channel_order() -> None:
     options = {"pixel_mean": [10, 20, 30], "pixel_std": [1, 2, 4]}
     image = torch.tensor([110, 120, 130], dtype=torch.uint8).reshape(1, 3, 1, 1)
     rgb = build(**options).normalize(image, sizes_of((1, 1)))
@@ -102,7 +102,7 @@ def test_mean_and_deviation_are_in_the_order_of_the_channels() -> None:
     assert bgr.flatten().tolist() == [120, 50, 20]
 
 
-def test_the_images_are_left_alone(shared: FCOS) -> None:
+def test_detect_does_not_modify_the_images(shared: FCOS) -> None:
     images = noise(1, 3, 20, 30).float()
     before = images.clone()
     shared.detect(images, sizes_of((10, 10)))
@@ -113,7 +113,7 @@ def test_the_images_are_left_alone(shared: FCOS) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_arguments_decide_what_forward_returns_not_the_mode(training: bool) -> None:
+def test_forward_output_depends_on_arguments_not_on_training_mode(training: bool) -> None:
     model = build().train(training)
     images, sizes = noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64))
     assert isinstance(model(images, sizes), FCOSOutputs)
@@ -125,7 +125,7 @@ def test_the_arguments_decide_what_forward_returns_not_the_mode(training: bool) 
     assert model.training == training
 
 
-def test_the_steps_of_a_first_stage_are_those_of_forward_and_detect(shared: FCOS) -> None:
+def test_proposal_stage_steps_match_forward_and_detect(shared: FCOS) -> None:
     stage: ProposalStage = shared
     images, sizes, targets = noise(2, 3, 64, 64), sizes_of((64, 64), (50, 60)), two_boxes()
     outputs = stage.head(stage.features(images, sizes))
@@ -138,7 +138,7 @@ def test_the_steps_of_a_first_stage_are_those_of_forward_and_detect(shared: FCOS
         torch.testing.assert_close(ours.scores, theirs.scores)
 
 
-def test_a_second_stage_can_learn_from_proposals(shared: FCOS) -> None:
+def test_proposals_can_be_used_in_a_backward_pass(shared: FCOS) -> None:
     images, sizes = noise(1, 3, 64, 64), sizes_of((64, 64))
     (candidates,) = shared.decode(shared(images, sizes), sizes)
     for boxes in (candidates.boxes, shared.suppress(candidates).boxes):
@@ -147,20 +147,20 @@ def test_a_second_stage_can_learn_from_proposals(shared: FCOS) -> None:
         torch.testing.assert_close(factor.grad, boxes.sum())
 
 
-def test_detecting_leaves_no_gradient_and_no_trace(shared: FCOS) -> None:
+def test_detect_has_no_gradient_and_keeps_the_state_dict(shared: FCOS) -> None:
     before = {name: tensor.clone() for name, tensor in shared.state_dict().items()}
     (instances,) = shared.detect(noise(1, 3, 64, 64), sizes_of((64, 64)))
     assert not instances.boxes.requires_grad
     assert all(torch.equal(tensor, before[name]) for name, tensor in shared.state_dict().items())
 
 
-def test_an_untrained_head_gives_the_prior_probability_everywhere() -> None:
+def test_untrained_head_predicts_the_prior_probability() -> None:
     model = build(head={"num_convs": 1, "prior_probability": 0.02}).eval()
     probability = model(noise(1, 3, 64, 64), sizes_of((64, 64))).logits[0].sigmoid()
     assert probability.mean().item() == pytest.approx(0.02, rel=0.1)
 
 
-def test_relu_regression_predicts_strides_and_exp_regression_pixels() -> None:
+def test_relu_regression_is_in_strides_and_exp_regression_in_pixels() -> None:
     features = [torch.randn(1, 64, 4, 4)] * 5
     head = build(head={"num_convs": 0, "regression": "relu_stride"}).head
     ltrb = head(features).ltrb
@@ -170,7 +170,7 @@ def test_relu_regression_predicts_strides_and_exp_regression_pixels() -> None:
     torch.testing.assert_close(head(features).ltrb[1], head(features).ltrb[0])
 
 
-def test_the_centerness_comes_from_the_chosen_tower() -> None:
+def test_centerness_is_computed_from_the_chosen_tower() -> None:
     features = [torch.randn(1, 64, 4, 4, requires_grad=True) for _ in range(5)]
     for branch in ("cls", "box"):
         head = build(head={"num_convs": 1, "centerness_on": branch}).head
@@ -179,7 +179,7 @@ def test_the_centerness_comes_from_the_chosen_tower() -> None:
         assert used == {f"{branch}_tower", "centerness"}
 
 
-def test_batch_norm_of_the_towers_is_every_levels_own() -> None:
+def test_tower_batch_norm_is_separate_for_each_level() -> None:
     head = build(head={"num_convs": 1, "norm": "bn"}).head.train()
     head([torch.randn(2, 64, 4, 4) * factor for factor in (1, 2, 3, 4, 5)])
     state = head.state_dict()
@@ -189,7 +189,7 @@ def test_batch_norm_of_the_towers_is_every_levels_own() -> None:
         assert [int(state[f"{tower}.1.{level}.num_batches_tracked"]) for level in range(5)] == [1] * 5
 
 
-def test_convolutions_may_be_shared_by_the_towers() -> None:
+def test_towers_can_share_convolutions() -> None:
     head = build(head={"num_convs": 0, "num_shared_convs": 2, "deformable": True}).head
     features = [torch.randn(1, 64, 4, 4)] * 5
     assert [type(layer).__name__ for layer in head.shared_tower] == ["Conv2d", "GroupNorm", "ReLU"] * 2
@@ -198,13 +198,13 @@ def test_convolutions_may_be_shared_by_the_towers() -> None:
     torch.testing.assert_close(head(features).centerness[4], head.centerness(expected))
 
 
-def test_the_towers_may_be_without_bias() -> None:
+def test_tower_convolutions_can_omit_bias() -> None:
     names = {"0.weight", "1.weight", "1.bias"}
     assert build(head={"num_convs": 1, "conv_bias": False}).head.cls_tower.state_dict().keys() == names
     assert build(head={"num_convs": 1}).head.cls_tower.state_dict().keys() == names | {"0.bias"}
 
 
-def test_boxes_that_no_location_learns_are_counted() -> None:
+def test_unassigned_boxes_are_counted() -> None:
     model = build()
     tiny = torch.tensor([[8.0, 8.0, 9.0, 9.0], [4.0, 4.0, 60.0, 60.0]])
     targets = objects_of([tiny, tiny[:1]], [torch.tensor([0, 1]), torch.tensor([2])])
@@ -236,7 +236,7 @@ def step(model: FCOS, targets: list[Objects]) -> dict[str, Tensor]:
         ("mobilenet_v2", "sync_bn", "exp"),
     ],
 )
-def test_a_step_moves_everything_that_learns(backbone: str, norm: str, regression: str) -> None:
+def test_training_step_updates_all_trainable_parameters(backbone: str, norm: str, regression: str) -> None:
     model = build(
         backbone={"name": backbone, "weights": None, "norm": norm, "frozen_stages": 1},
         head={"num_convs": 1, "regression": regression},
@@ -256,7 +256,7 @@ def test_a_step_moves_everything_that_learns(backbone: str, norm: str, regressio
 
 
 @pytest.mark.parametrize("regression", ["exp", "relu_stride"])
-def test_a_batch_without_objects_trains_and_reaches_every_parameter(regression: str) -> None:
+def test_batch_without_objects_gives_every_parameter_a_gradient(regression: str) -> None:
     model = build(head={"num_convs": 1, "regression": regression})
     losses = step(model, objects_of([torch.zeros(0, 4)] * 2, [torch.zeros(0).long()] * 2))
     assert losses["loss_box"] == losses["loss_centerness"] == 0
@@ -268,7 +268,7 @@ def test_a_batch_without_objects_trains_and_reaches_every_parameter(regression: 
 
 @pytest.mark.parametrize("source", ["p5", "c5"])
 @pytest.mark.parametrize("strides", [[8, 16], [4], [16, 32, 64]])
-def test_every_parameter_learns_whatever_the_levels(strides: list[int], source: str) -> None:
+def test_every_parameter_gets_a_gradient_for_any_strides(strides: list[int], source: str) -> None:
     ranges = [(-1, None)] * len(strides)
     model = build(
         strides=strides,
@@ -280,7 +280,7 @@ def test_every_parameter_learns_whatever_the_levels(strides: list[int], source: 
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_a_batch_without_images_costs_nothing() -> None:
+def test_batch_without_images_has_zero_loss() -> None:
     model = build(backbone={"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"})
     losses = model(noise(0, 3, 64, 64), sizes_of(), objects_of([], []))
     assert {loss.item() for loss in losses.terms.values()} == {0.0}
@@ -288,19 +288,19 @@ def test_a_batch_without_images_costs_nothing() -> None:
     torch.stack(list(losses.terms.values())).sum().backward()
 
 
-def test_a_batch_of_crowds_costs_nothing() -> None:
+def test_batch_covered_by_crowds_has_zero_loss() -> None:
     everything = torch.tensor([[-1.0, -1.0, 200.0, 200.0]])
     targets = objects_of([everything] * 2, [torch.tensor([0])] * 2, [torch.tensor([True])] * 2)
     assert all(loss == 0 for loss in step(build(), targets).values())
 
 
-def test_a_half_empty_batch_trains() -> None:
+def test_partly_empty_batch_has_finite_positive_losses() -> None:
     (full,) = two_boxes(1)
     targets = [full, full[:0]]
     assert all(loss.isfinite() and loss > 0 for loss in step(build(), targets).values())
 
 
-def test_losses_fall_when_learning_one_image() -> None:
+def test_loss_decreases_when_overfitting_one_batch() -> None:
     model = build(
         head={"num_convs": 1, "regression": "relu_stride"}, box_loss="giou", center_sampling_radius=1.5
     ).train()
@@ -317,7 +317,7 @@ def test_losses_fall_when_learning_one_image() -> None:
 
 
 @pytest.mark.parametrize("regression", ["exp", "relu_stride"])
-def test_half_precision_ends_before_losses_and_boxes(regression: str) -> None:
+def test_losses_and_boxes_are_float32_under_autocast(regression: str) -> None:
     model = tiny_model(tiny_config(head={"num_convs": 1, "regression": regression}))
     images, sizes = noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64))
     exact = model(images, sizes, two_boxes()).terms

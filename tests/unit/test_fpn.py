@@ -20,19 +20,19 @@ def maps(*sizes: tuple[int, int], images: int = 2) -> list[Tensor]:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("norm", ["none", "gn"])
-def test_levels_have_the_sizes_of_their_maps_and_halve_above(norm: str, relu: bool, source: Any) -> None:
+def test_level_sizes_match_the_maps_and_halve_for_extra_levels(norm: str, relu: bool, source: Any) -> None:
     fpn = FPN([8, 16, 24], 32, extra_levels=3, extra_level_source=source, norm=norm, relu=relu)
     levels = fpn(maps((13, 17), (7, 9), (4, 5)))
     assert [tuple(x.shape) for x in levels] == [(2, 32, *s) for s in [(13, 17), (7, 9), (4, 5), (2, 3), (1, 2), (1, 1)]]
     assert all((level >= 0).all() == relu for level in levels[:3])
 
 
-def test_a_pyramid_takes_empty_batches_and_single_maps() -> None:
+def test_fpn_accepts_empty_batches_and_single_maps() -> None:
     assert [x.shape[0] for x in FPN([8, 16], 32, norm="gn")(maps((4, 6), (2, 3), images=0))] == [0] * 4
     assert len(FPN([8], 32, extra_levels=0)(maps((4, 6)))) == 1
 
 
-def test_the_first_extra_level_is_computed_from_its_source() -> None:
+def test_extra_levels_are_computed_from_the_chosen_source() -> None:
     features = maps((8, 8), (4, 4))
     for source, channels in zip(SOURCES, (32, 16), strict=True):
         fpn = FPN([8, 16], 32, extra_levels=2, extra_level_source=source)
@@ -42,7 +42,7 @@ def test_the_first_extra_level_is_computed_from_its_source() -> None:
         torch.testing.assert_close(levels[3], fpn.extra[1](levels[2].relu()))
 
 
-def test_coarser_levels_reach_the_finer_ones_and_not_the_other_way_round() -> None:
+def test_information_flows_only_from_coarse_to_fine_levels() -> None:
     fpn, features = FPN([8, 16], 32, extra_levels=0), [x.requires_grad_() for x in maps((8, 8), (4, 4))]
     fine, coarse = fpn(features)
     fine.sum().backward()
@@ -55,7 +55,7 @@ def test_coarser_levels_reach_the_finer_ones_and_not_the_other_way_round() -> No
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_bfloat16_does_not_reach_the_extra_levels(rows: int) -> None:
+def test_extra_levels_are_computed_in_float32_under_autocast(rows: int) -> None:
     """On CPUs, bfloat16 convolutions with stride 2 and a one-column output give wrong results."""
     fpn = FPN([256], 256, extra_levels=2, extra_level_source="c5")
     features = [torch.randn(2, 256, rows, 2).bfloat16()]

@@ -30,73 +30,73 @@ def full_page(name: str = "cells") -> Page:
     return page
 
 
-def test_names_are_text_and_never_markup() -> None:
+def test_html_in_names_is_escaped() -> None:
     html = full_page(HOSTILE).html()
     assert html.count("&lt;script&gt;") >= 18
     assert "<script" not in html
 
 
-def test_nothing_is_asked_of_the_net() -> None:
+def test_page_loads_no_external_resources() -> None:
     html = full_page().html()
     sources = re.findall(r'src="([^"]*)"', html)
     assert [source[:23] for source in sources] == ["data:image/jpeg;base64,"]
     assert not re.search(r"https?:|//\w|@import|<link|<script|<iframe", html.replace(sources[0], ""))
 
 
-def test_the_same_content_gives_the_same_bytes() -> None:
+def test_same_content_gives_identical_html() -> None:
     assert full_page().html() == full_page().html()
 
 
-def test_the_ink_of_charts_follows_the_page() -> None:
+def test_charts_use_the_colors_of_the_page() -> None:
     html = full_page().html()
     assert "currentColor" in html
     assert "var(--line)" in html
     assert not re.search(r"#0a0b0c|#0a0b0d|#000000", html)
 
 
-def test_text_of_charts_can_be_selected() -> None:
+def test_chart_text_is_selectable() -> None:
     page = Page("p")
     page.section("s").charts([Chart("c", lambda axes: axes.set_xlabel("iterations 漢字"))])
     assert ">iterations 漢字</text>" in page.html()
 
 
-def test_a_dash_where_a_number_is_not_defined() -> None:
+def test_undefined_numbers_are_shown_as_dashes() -> None:
     page = Page("p")
     page.section("s").table(["a", "b", "c", "d"], [["x", None, float("nan"), 0.12345]])
     assert re.findall(r'<td class="number">(.*?)</td>', page.html()) == ["–", "–", "0.123"]  # noqa: RUF001
 
 
 @pytest.mark.parametrize(("share", "written"), [(-1.0, "0%"), (0.256, "25.6%"), (7.0, "100%")])
-def test_bars_stay_inside_their_cells(share: float, written: str) -> None:
+def test_bar_lengths_are_clamped_to_the_cell(share: float, written: str) -> None:
     page = Page("p")
     page.section("s").table(["a", "b"], [["x", Cell("1", bar=share)]])
     assert f'style="--share: {written}"' in page.html()
 
 
-def test_a_file_name_that_is_no_unicode_can_be_written(tmp_path: Path) -> None:
+def test_non_unicode_file_name_can_be_written(tmp_path: Path) -> None:
     full_page("caf\udce9").save(tmp_path / "page.html")
     assert "caf\\udce9" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_control_characters_are_escaped_and_lines_kept() -> None:
+def test_control_characters_are_escaped_except_newlines() -> None:
     page = Page("p")
     page.section("s").details("config", "a: 1\nb: \u202e")
     assert "a: 1\nb: \\u202e" in page.html()
 
 
-def test_a_name_written_from_the_right_leaves_its_neighbours_in_place() -> None:
+def test_table_cells_are_isolated_for_bidirectional_text() -> None:
     page = Page("p")
     page.section("s").table(["class", "חתול"], [["כלב", "x"]])
     assert page.html().count("<bdi>") == 4
 
 
-def test_names_in_texts_do_not_move_the_figures_behind_them() -> None:
+def test_right_to_left_names_in_texts_are_isolated() -> None:
     page = Page("p")
     page.section("s").text("<dog> 83%, שלום עולם 88%, سيارة_2: 0%")
     assert "&lt;dog&gt; 83%, <bdi>שלום עולם</bdi> 88%, <bdi>سيارة</bdi>_2: 0%" in page.html()
 
 
-def test_an_earlier_page_survives_a_failure(tmp_path: Path) -> None:
+def test_failed_save_keeps_the_previous_page(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     full_page().save(path)
     before = path.read_bytes()
@@ -108,5 +108,5 @@ def test_an_earlier_page_survives_a_failure(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_matplotlib_is_left_as_it_was() -> None:
+def test_matplotlib_settings_are_unchanged() -> None:
     subprocess.run([sys.executable, str(PROGRAM)], check=True)

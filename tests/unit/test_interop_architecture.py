@@ -30,7 +30,7 @@ OTHERS = ["adelaidet__R_50_1x", "detectron2__fcos_R_50_FPN_1x", MMDETECTION]
 
 @pytest.mark.parametrize("model", OTHERS)
 @pytest.mark.parametrize("wrapping", ["model", "state_dict", None])
-def test_files_are_recognised_however_they_are_wrapped(model: str, wrapping: str | None) -> None:
+def test_project_is_recognised_with_any_wrapper_key(model: str, wrapping: str | None) -> None:
     state = {f"module.{name}": tensor for name, tensor in state_of(model).items()}
     checkpoint = from_content({wrapping: state, "iteration": 5} if wrapping else state, where="x.pth")
     assert checkpoint.project == model.partition("__")[0]
@@ -38,7 +38,7 @@ def test_files_are_recognised_however_they_are_wrapped(model: str, wrapping: str
 
 
 @pytest.mark.parametrize("model", OTHERS)
-def test_classes_that_are_not_those_of_coco(model: str) -> None:
+def test_non_coco_weights_have_class_names_only_if_given(model: str) -> None:
     state = state_of(model, classes=3)
     unnamed = from_content(state, where="x.pth")
     assert (unnamed.class_names, unnamed.category_ids) == ((), (1, 2, 3))
@@ -48,26 +48,26 @@ def test_classes_that_are_not_those_of_coco(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", OTHERS)
-def test_of_these_only_adelaidet_restricts_the_use(model: str) -> None:
+def test_only_adelaidet_weights_have_a_restrictive_licence(model: str) -> None:
     licence = "licence of AdelaiDet (non-commercial use only) if its authors published these weights"
     assert from_content(state_of(model), where="x.pth").licence == (licence if model.startswith("adelaidet") else "")
 
 
-def test_names_of_before_mmdetection_2_are_known() -> None:
+def test_tensor_names_before_mmdetection_2_are_supported() -> None:
     state = state_of(MMDETECTION)
     old = {name.replace("bbox_head.conv_", "bbox_head.fcos_"): tensor for name, tensor in state.items()}
     assert old.keys() != state.keys()
     assert from_content(old, where="old").model.keys() == from_content(state, where="new").model.keys()
 
 
-def test_level_scales_of_mmdetection_that_are_no_single_number_are_left_for_fill() -> None:
+def test_mmdetection_level_scale_of_wrong_shape_is_not_reshaped() -> None:
     state = state_of(MMDETECTION)
     state["bbox_head.scales.0.scale"] = torch.zeros(2)
     model = from_content(state, where="x.pth").model
     assert [tuple(model[f"head.scales.{level}"].shape) for level in range(5)] == [(2,), (1,), (1,), (1,), (1,)]
 
 
-def test_pixel_statistics_in_a_file_are_those_of_the_detector(caplog: pytest.LogCaptureFixture) -> None:
+def test_pixel_statistics_in_the_file_are_used(caplog: pytest.LogCaptureFixture) -> None:
     state = state_of("detectron2__fcos_R_50_FPN_1x")
     state |= {"pixel_mean": torch.tensor([123.675, 116.28, 103.53]), "pixel_std": torch.ones(3, 1, 1)}
     with caplog.at_level(logging.INFO):
@@ -79,7 +79,7 @@ def test_pixel_statistics_in_a_file_are_those_of_the_detector(caplog: pytest.Log
     assert "pixel" not in caplog.text
 
 
-def test_deformable_layers_of_mmdetection() -> None:
+def test_mmdetection_deformable_layers_are_converted() -> None:
     state = state_of(IMPROVED)
     for layer in ("backbone.layer3.0.conv2", "bbox_head.cls_convs.3.conv", "bbox_head.reg_convs.3.conv"):
         state[f"{layer}.conv_offset.weight"] = torch.zeros(27, 256, 3, 3, device="meta")
@@ -94,7 +94,7 @@ def test_deformable_layers_of_mmdetection() -> None:
     assert checkpoint.config["model"]["head"]["num_convs"] == 4
 
 
-def test_the_towers_tell_the_two_families_of_mmdetection_apart() -> None:
+def test_mmdetection_variants_are_distinguished_by_their_towers() -> None:
     first, improved = (from_content(state_of(name), where="x.pth").config["model"] for name in (MMDETECTION, IMPROVED))
     assert (first["nms_threshold"], improved["nms_threshold"]) == (0.5, 0.6)
     assert improved["head"]["regression"] == "relu_stride"
@@ -110,7 +110,7 @@ def test_the_towers_tell_the_two_families_of_mmdetection_apart() -> None:
         {"dataset_meta": {"classes": ["cat", "cat"]}},
     ],
 )
-def test_mmdetection_may_tell_the_classes(meta: dict[str, Any]) -> None:
+def test_mmdetection_metadata_provides_class_names(meta: dict[str, Any]) -> None:
     state = state_of(MMDETECTION, classes=2)
     expected = ("cat", "dog") if "dog" in str(meta) else ()
     assert from_content({"meta": meta, "state_dict": state}, where="x.pth").class_names == expected
@@ -120,7 +120,7 @@ def test_mmdetection_may_tell_the_classes(meta: dict[str, Any]) -> None:
     assert three.class_names == ()
 
 
-def test_the_classes_of_coco_are_known_by_their_names(caplog: pytest.LogCaptureFixture) -> None:
+def test_coco_class_names_give_coco_category_ids(caplog: pytest.LogCaptureFixture) -> None:
     content = {"meta": {"CLASSES": tuple(COCO_CLASSES.values())}, "state_dict": state_of(MMDETECTION)}
     with caplog.at_level(logging.INFO):
         checkpoint = from_content(content, where="x.pth")
@@ -141,9 +141,7 @@ class HistoryBuffer:
         return {**self.__dict__, "statistics_methods": {"mean": HistoryBuffer.mean}}
 
 
-def test_the_log_that_mmengine_saves_beside_the_weights_is_discarded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mmengine_training_log_in_the_file_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("mmengine.logging.history_buffer")
     module.HistoryBuffer = HistoryBuffer  # pyright: ignore[reportAttributeAccessIssue]
     for name in ("mmengine", "mmengine.logging"):
@@ -157,7 +155,7 @@ def test_the_log_that_mmengine_saves_beside_the_weights_is_discarded(
     assert load_checkpoint(tmp_path / "epoch_12.pth").project == "mmdetection"
 
 
-def test_what_is_taken_for_granted_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_assumptions_about_the_weights_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         from_content(state_of(MMDETECTION), where="x.pth")
     assert "x.pth: assuming that the 80 classes are those of COCO" in caplog.text
@@ -168,7 +166,7 @@ def test_what_is_taken_for_granted_is_told(caplog: pytest.LogCaptureFixture) -> 
     )
 
 
-def test_a_file_of_mmdetection_detects(tmp_path: Path) -> None:
+def test_mmdetection_file_loads_as_a_detector(tmp_path: Path) -> None:
     torch.save({"meta": {"epoch": 12}, "state_dict": state_of(IMPROVED, classes=2, device="cpu")}, tmp_path / "x.pth")
     detector = fcos.load(tmp_path / "x.pth", "data.classes=[cat, dog]", "model.nms_threshold=0.3", "device=cpu")
     assert detector.class_names == ("cat", "dog")
@@ -180,12 +178,12 @@ def test_a_file_of_mmdetection_detects(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- names, structure
 
 
-def test_every_rule_is_applied_in_turn() -> None:
+def test_renaming_rules_are_applied_in_order() -> None:
     rules = [(r"^a\.", "b."), (r"^b\.p(\d)", shift_number("level.", -3))]
     assert list(map_names(["a.p3.x", "other"], rules).items()) == [("level.0.x", "a.p3.x"), ("other", "other")]
 
 
-def test_what_lies_beside_offsets_is_the_convolution_of_a_deformable_layer() -> None:
+def test_weights_next_to_offsets_are_renamed_to_the_deformable_conv() -> None:
     names = ["a.offset.weight", "a.offset.bias", "a.weight", "a.bias", "b.weight", "c.offset.weight", "c.conv.weight"]
     found = map_names(names, [])
     assert found.keys() == {*names} - {"a.weight", "a.bias"} | {"a.conv.weight", "a.conv.bias"}
@@ -216,11 +214,11 @@ def tensors(
         (23, (256, 4), "resnext101_64x4d"),
     ],
 )
-def test_the_backbone_shows_in_the_shapes(blocks: int, first: tuple[int, int], name: str) -> None:
+def test_backbone_is_inferred_from_shapes(blocks: int, first: tuple[int, int], name: str) -> None:
     assert infer_model_section(tensors(blocks=blocks, first=first), where="x")["backbone"]["name"] == name
 
 
-def test_another_backbone_is_told() -> None:
+def test_unsupported_backbone_raises() -> None:
     with pytest.raises(
         WeightsError, match=r"x\.pth: expected a detector with one of the backbones .*resnet50, .* found another"
     ):
@@ -228,13 +226,13 @@ def test_another_backbone_is_told() -> None:
 
 
 @pytest.mark.parametrize("model", OTHERS)
-def test_another_neck_is_told(model: str) -> None:
+def test_unsupported_neck_raises(model: str) -> None:
     state = {name: tensor for name, tensor in state_of(model).items() if "lateral" not in name}
     with pytest.raises(WeightsError, match=r"x\.pth: expected a detector with a feature pyramid .* another neck"):
         from_content(state, where="x.pth")
 
 
-def test_levels_and_widths_show_in_the_shapes() -> None:
+def test_levels_and_channels_are_inferred_from_shapes() -> None:
     section = infer_model_section(tensors(levels=3), where="x")
     assert section["strides"] == [8, 16, 32]
     assert section["size_ranges"] == [(-1, 64), (64, 128), (128, None)]
@@ -243,7 +241,7 @@ def test_levels_and_widths_show_in_the_shapes() -> None:
 
 
 @pytest.mark.parametrize(("rows", "modulated", "groups"), [(18, False, 1), (27, True, 1), (108, True, 4)])
-def test_deformable_stages_show_in_the_names(rows: int, modulated: bool, groups: int) -> None:
+def test_deformable_stages_are_inferred_from_offsets(rows: int, modulated: bool, groups: int) -> None:
     offsets = {f"backbone.layer{i}.0.conv2.offset.weight": torch.empty(rows, 64, 3, 3) for i in (3, 4)}
     backbone = infer_model_section(tensors(offsets), where="x")["backbone"]
     assert backbone["deformable_stages"] == ["C4", "C5"]
@@ -258,6 +256,6 @@ def test_deformable_stages_show_in_the_names(rows: int, modulated: bool, groups:
         (["1.0.weight", "1.0.running_mean"], {"norm": "bn", "conv_bias": False}),
     ],
 )
-def test_the_towers_show_in_the_names(more: list[str], expected_values: dict[str, object]) -> None:
+def test_tower_options_are_inferred_from_names(more: list[str], expected_values: dict[str, object]) -> None:
     head = infer_model_section(tensors({f"head.cls_tower.{name}": torch.empty(64) for name in more}), where="x")["head"]
     assert {key: head[key] for key in expected_values} == expected_values

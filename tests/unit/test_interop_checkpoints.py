@@ -68,7 +68,7 @@ def original_yaml(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("module", "old_format"), [("", False), ("module.", True)])
-def test_a_checkpoint_of_the_original_loads_with_its_config(
+def test_original_checkpoint_loads_with_its_config(
     tmp_path: Path, original_yaml: Path, module: str, old_format: bool
 ) -> None:
     path = original_file(tmp_path / "model_final.pth", module=module, old_format=old_format)
@@ -81,13 +81,13 @@ def test_a_checkpoint_of_the_original_loads_with_its_config(
     assert (detector.class_names[11], detector.category_ids[11]) == ("stop sign", 13)
 
 
-def test_the_original_config_is_asked_for(tmp_path: Path) -> None:
+def test_original_checkpoint_without_config_raises(tmp_path: Path) -> None:
     path = original_file(tmp_path / "model_final.pth")
     with pytest.raises(ConfigError, match=r"model_final\.pth: a checkpoint of the original FCOS.*--config"):
         fcos.load(path)
 
 
-def test_pairs_of_the_original_may_follow(tmp_path: Path, original_yaml: Path) -> None:
+def test_original_key_value_pairs_override_the_config(tmp_path: Path, original_yaml: Path) -> None:
     path = original_file(tmp_path / "model_final.pth")
     pairs = ["TEST.DETECTIONS_PER_IMG", "7", "MODEL.WEIGHT", "https://a.b/c.pth?download=true"]
     detector = fcos.load(path, *pairs, "model.nms_threshold=0.3", config=original_yaml)
@@ -97,7 +97,7 @@ def test_pairs_of_the_original_may_follow(tmp_path: Path, original_yaml: Path) -
 
 
 @pytest.mark.parametrize("original", sorted(path.stem for path in MANIFESTS.glob("*.json")))
-def test_a_recipe_stands_for_each_of_the_original_configs(original: str) -> None:
+def test_every_original_config_has_an_equivalent_recipe(original: str) -> None:
     recipe = original.lower().replace("_r_", "_r").replace("_x_", "_x")
     merged = json.loads((MANIFESTS / f"{original}.json").read_text())["merged_config"]
     theirs = validate(config_from_yaml(merged), where=original)
@@ -116,13 +116,13 @@ def test_a_recipe_stands_for_each_of_the_original_configs(original: str) -> None
     assert [getattr(ours.data, name) for name in sizes] == [getattr(theirs.data, name) for name in sizes]
 
 
-def test_a_config_whose_weights_are_a_checkpoint_of_the_original(tmp_path: Path, original_yaml: Path) -> None:
+def test_config_loads_an_original_checkpoint_as_its_weights(tmp_path: Path, original_yaml: Path) -> None:
     path = original_file(tmp_path / "model_final.pth")
     detector = fcos.load(original_yaml, "MODEL.WEIGHT", str(path))
     assert torch.equal(fcos_of(detector).head.ltrb.weight, original_state()["rpn.head.bbox_pred.weight"])
 
 
-def test_a_config_of_another_model_does_not_fit(tmp_path: Path) -> None:
+def test_config_of_another_model_raises(tmp_path: Path) -> None:
     path = original_file(tmp_path / "model_final.pth")
     with pytest.raises(WeightsError, match=r"model_final\.pth: the weights do not fit the model"):
         fcos.load(path, config="fcos_r50_fpn_1x")
@@ -131,21 +131,21 @@ def test_a_config_of_another_model_does_not_fit(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- classes
 
 
-def test_unknown_classes_are_numbered_as_in_their_project(tmp_path: Path, original_yaml: Path) -> None:
+def test_unnamed_classes_are_numbered_from_one(tmp_path: Path, original_yaml: Path) -> None:
     path = original_file(tmp_path / "cells.pth", classes=3)
     detector = fcos.load(path, config=original_yaml)
     assert detector.class_names == ("class 1", "class 2", "class 3")
     assert detector.category_ids == (1, 2, 3)
 
 
-def test_classes_can_be_named(tmp_path: Path, original_yaml: Path) -> None:
+def test_data_classes_option_names_the_classes(tmp_path: Path, original_yaml: Path) -> None:
     path = original_file(tmp_path / "cells.pth", classes=3)
     assert fcos.load(path, "data.classes=[a, b, c]", config=original_yaml).class_names == ("a", "b", "c")
     with pytest.raises(WeightsError, match=r"cells\.pth: the weights have 3 classes, but data\.classes has 2 names"):
         fcos.load(path, "data.classes=[a, b]", config=original_yaml)
 
 
-def test_classes_taken_for_those_of_coco_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_assumption_of_coco_classes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert from_content(original_state(), where="x.pth").class_names == tuple(COCO_CLASSES.values())
     assert "x.pth: assuming that the 80 classes are those of COCO" in caplog.text
@@ -168,7 +168,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_classes_without_names_are_those_of_the_data(tmp_path: Path, original_yaml: Path, data: Path) -> None:
+def test_unnamed_classes_take_names_and_ids_from_the_data(tmp_path: Path, original_yaml: Path, data: Path) -> None:
     path = original_file(tmp_path / "cells.pth", classes=3)
     small = ["data.test_short_side=64", "data.workers=0", "device=cpu", f"data={data}"]
     found = fcos.evaluate(path, *small, config=original_yaml)
@@ -178,7 +178,7 @@ def test_classes_without_names_are_those_of_the_data(tmp_path: Path, original_ya
         fcos.evaluate(original_file(tmp_path / "two.pth", classes=2), *small, config=original_yaml)
 
 
-def test_the_command_line(
+def test_cli_evaluates_and_predicts_with_an_original_checkpoint(
     tmp_path: Path,
     original_yaml: Path,
     data: Path,
@@ -212,7 +212,7 @@ def coco_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_coco_weights_by_name(coco_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_coco_weights_load_by_name(coco_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(coco_file.parents[1]))
     detector = fcos.load("torchvision/fcos_resnet50_fpn", device="cpu")
     assert dict(zip(detector.category_ids, detector.class_names, strict=True)) == COCO_CLASSES
@@ -223,7 +223,7 @@ def test_coco_weights_by_name(coco_file: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_config_says_how_weights_that_have_their_own_are_tested(coco_file: Path, tmp_path: Path, given: bool) -> None:
+def test_config_sets_test_options_and_weights_set_the_model(coco_file: Path, tmp_path: Path, given: bool) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"model: {{max_detections: 7}}\ndata: {{short_side: 96}}\ntrain: {{weights: {coco_file}}}\n")
     detector = fcos.load(coco_file, config=recipe) if given else fcos.load(recipe)
@@ -232,7 +232,7 @@ def test_a_config_says_how_weights_that_have_their_own_are_tested(coco_file: Pat
     assert (model.assigner.location, model.postprocess.threshold_on) == ("corner", "score")
 
 
-def test_a_file_of_torchvisions_training_script(tmp_path: Path) -> None:
+def test_checkpoint_of_torchvision_training_script_loads(tmp_path: Path) -> None:
     state = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3).state_dict()
     content = {"model": state, "optimizer": {}, "args": argparse.Namespace(lr=0.1), "epoch": 3}
     torch.save(content, tmp_path / "model_3.pth")
@@ -240,14 +240,14 @@ def test_a_file_of_torchvisions_training_script(tmp_path: Path) -> None:
     assert (loaded.project, loaded.class_names, loaded.category_ids) == ("torchvision", (), (1, 2))
 
 
-def test_an_address_is_a_file_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_loads_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     original_file(tmp_path / "checkpoints" / "old.pth")
     assert load_checkpoint("https://127.0.0.1:9/download?x=1#old.pth").project == "fcos_core"
 
 
-def test_a_damaged_download_is_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_advises_deleting_a_damaged_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "x.pth"
@@ -259,13 +259,13 @@ def test_a_damaged_download_is_to_be_deleted(tmp_path: Path, monkeypatch: pytest
         load_checkpoint(path)
 
 
-def test_a_path_may_begin_with_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_in_path_expands_to_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     original_file(tmp_path / "old.pth")
     assert load_checkpoint("~/old.pth").project == "fcos_core"
 
 
-def test_the_home_of_nobody_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_of_an_unknown_user_is_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     original_file(tmp_path / "~old.pth")
     assert load_checkpoint("~old.pth").project == "fcos_core"
@@ -273,7 +273,7 @@ def test_the_home_of_nobody_is_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
         load_checkpoint("~no-such-user/old.pth")
 
 
-def test_the_originals_licence_is_told_once_in_a_process_also_of_converted_files(
+def test_original_licence_warns_once_per_process_and_after_conversion(
     tmp_path: Path, original_yaml: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -297,13 +297,11 @@ def test_the_originals_licence_is_told_once_in_a_process_also_of_converted_files
     assert load_checkpoint(tmp_path / "copy.pt").licence == licence
 
 
-def test_every_name_has_a_licence() -> None:
+def test_all_named_weights_have_an_unrestricted_licence() -> None:
     assert all(file.licence and not file.restricted for file in WEIGHTS.values())
 
 
-def test_without_a_network_the_message_says_where_the_file_belongs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_network_error_names_the_url_and_the_cache_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("no route")
 
@@ -319,7 +317,7 @@ def test_without_a_network_the_message_says_where_the_file_belongs(
         assert part in str(caught.value)
 
 
-def test_a_wrong_name_is_answered_with_the_known_ones() -> None:
+def test_unknown_weights_name_lists_the_known_names() -> None:
     with pytest.raises(WeightsError, match=r"neither a weights file nor a recipe.*torchvision/fcos_resnet50_fpn"):
         fcos.load("torchvision/fcos")
 
@@ -327,7 +325,7 @@ def test_a_wrong_name_is_answered_with_the_known_ones() -> None:
 # ------------------------------------------------------------------------------------------------------- other files
 
 
-def refusal(content: Any) -> str:
+def error_message(content: Any) -> str:
     with pytest.raises(WeightsError) as caught:
         from_content(content, where="x.pth")
     assert str(caught.value).startswith("x.pth: ")
@@ -338,8 +336,8 @@ def named(*names: str) -> Mapping[str, Tensor]:
     return {name: torch.zeros(1) for name in names}
 
 
-def test_weights_of_an_unknown_project() -> None:
-    text = refusal({"model": named("bbox_head.conv_cls.weight", "bbox_head.conv_cls.bias")})
+def test_weights_of_an_unknown_project_raise() -> None:
+    text = error_message({"model": named("bbox_head.conv_cls.weight", "bbox_head.conv_cls.bias")})
     assert "found the tensors bbox_head.conv_cls.weight, bbox_head.conv_cls.bias" in text
     for known in ("fcos train", "fcos_core", "fcos_resnet50_fpn"):
         assert known in text
@@ -352,10 +350,10 @@ def test_weights_of_an_unknown_project() -> None:
         ("head.classification_head.cls_logits.bias", "head.regression_head.bbox_ctrness.bias"),
     ],
 )
-def test_a_class_head_of_another_shape(names: Sequence[str]) -> None:
+def test_class_head_of_wrong_shape_raises(names: Sequence[str]) -> None:
     odd = {name: torch.zeros(()) for name in names}
     expected = "a weight of shape [K, C, 3, 3] and a bias of shape [K] for K classes"
-    assert refusal(odd).endswith(f"expected a class head with {expected}, found weight: none, bias: []")
+    assert error_message(odd).endswith(f"expected a class head with {expected}, found weight: none, bias: []")
 
 
 @pytest.mark.parametrize(
@@ -367,37 +365,35 @@ def test_a_class_head_of_another_shape(names: Sequence[str]) -> None:
     ],
 )
 @pytest.mark.parametrize("head", ["rpn.head.", "head.classification_head."])
-def test_a_class_head_that_is_stripped_or_does_not_fit_itself(
-    head: str, weight: int | None, bias: int, found: str
-) -> None:
+def test_incomplete_or_inconsistent_class_head_raises(head: str, weight: int | None, bias: int, found: str) -> None:
     state = dict(named("rpn.head.centerness.bias", "head.regression_head.bbox_ctrness.bias"))
     state[f"{head}cls_logits.bias"] = torch.zeros(bias)
     if weight is not None:
         state[f"{head}cls_logits.weight"] = torch.zeros(weight, 8, 3, 3)
-    assert refusal(state).endswith(f" for K classes, found {found}")
+    assert error_message(state).endswith(f" for K classes, found {found}")
 
 
-def test_torchvisions_background_alone_is_no_class() -> None:
+def test_torchvision_class_head_with_background_only_raises() -> None:
     state = dict(named("head.regression_head.bbox_ctrness.bias"))
     state |= {"head.classification_head.cls_logits.weight": torch.ones(1, 8, 3, 3)}
     state |= {"head.classification_head.cls_logits.bias": torch.zeros(1)}
-    assert "found a class head with background only (1 row)" in refusal(state)
+    assert "found a class head with background only (1 row)" in error_message(state)
 
 
-def test_a_relative_of_fcos_is_not_taken_for_it() -> None:
+def test_retinanet_weights_are_not_mistaken_for_fcos() -> None:
     torchvisions = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2).state_dict()
-    assert "unknown weights format" in refusal(torchvisions)
-    assert "unknown weights format" in refusal(named("rpn.head.cls_logits.bias", "rpn.head.bbox_pred.bias"))
+    assert "unknown weights format" in error_message(torchvisions)
+    assert "unknown weights format" in error_message(named("rpn.head.cls_logits.bias", "rpn.head.bbox_pred.bias"))
 
 
 @pytest.mark.parametrize("name", ["layer1.0.conv1.weight", "features.0.0.weight"])
-def test_weights_of_a_backbone(name: str) -> None:
-    assert "model.backbone.weights=PATH" in refusal(named(name))
+def test_error_for_backbone_weights_names_the_backbone_option(name: str) -> None:
+    assert "model.backbone.weights=PATH" in error_message(named(name))
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
     [({"epoch": 3}, "found the keys epoch"), ({}, "found an empty dictionary"), ([1], "found a list")],
 )
-def test_a_file_without_weights(content: Any, found: str) -> None:
-    assert found in refusal(content)
+def test_file_without_weights_raises(content: Any, found: str) -> None:
+    assert found in error_message(content)

@@ -47,7 +47,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_to_the_original_and_back_is_the_identity(tmp_path: Path) -> None:
+def test_conversion_to_the_original_and_back_is_the_identity(tmp_path: Path) -> None:
     config = tiny_config(**ORIGINAL)
     ours = saved(tmp_path / "ours.pt", config)
     there, back, again = (tmp_path / name for name in ("there.pth", "back.pt", "again.pth"))
@@ -65,7 +65,7 @@ def test_to_the_original_and_back_is_the_identity(tmp_path: Path) -> None:
     assert_equal(read(there), to_fcos_core(load_checkpoint(ours)))
 
 
-def test_a_file_of_the_original_needs_its_config_and_the_made_one_does_not(tmp_path: Path) -> None:
+def test_original_file_needs_a_config_but_converted_file_does_not(tmp_path: Path) -> None:
     config = tiny_config(**ORIGINAL)
     there, back = tmp_path / "there.pth", tmp_path / "back.pt"
     convert(saved(tmp_path / "ours.pt", config), there, to="fcos_core")
@@ -76,7 +76,7 @@ def test_a_file_of_the_original_needs_its_config_and_the_made_one_does_not(tmp_p
     convert(back, tmp_path / "copy.pt")
 
 
-def test_to_torchvision_and_back_is_the_identity(tmp_path: Path) -> None:
+def test_conversion_to_torchvision_and_back_is_the_identity(tmp_path: Path) -> None:
     ours, there, back = (tmp_path / name for name in ("ours.pt", "there.pth", "back.pt"))
     config = tiny_config(**model_config(), fpn={"channels": 256})
     model = build_model(config.model, num_classes=3, pretrained=False)
@@ -97,7 +97,7 @@ def test_to_torchvision_and_back_is_the_identity(tmp_path: Path) -> None:
     assert_equal(made.model, model.state_dict())
 
 
-def test_ours_to_ours_leaves_the_state_of_the_training_out(tmp_path: Path) -> None:
+def test_conversion_to_our_format_drops_the_training_state(tmp_path: Path) -> None:
     ours = saved(tmp_path / "ours.pt", tiny_config())
     convert(ours, tmp_path / "small.pt")
     before, after = load_checkpoint(ours), load_checkpoint(tmp_path / "small.pt")
@@ -107,7 +107,7 @@ def test_ours_to_ours_leaves_the_state_of_the_training_out(tmp_path: Path) -> No
     assert_equal(after.model, before.model)
 
 
-def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     ours, out = saved(tmp_path / "ours.pt", tiny_config()), tmp_path / "out.pt"
     out.write_text("precious")
     with pytest.raises(WeightsError, match=r"out\.pt: exists already and is not overwritten"):
@@ -115,19 +115,19 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     assert out.read_text() == "precious"
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+def test_missing_output_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"out\.pt: no such folder"):
         convert(tmp_path / "ours.pt", tmp_path / "none" / "out.pt")
 
 
-def test_another_form_is_refused(tmp_path: Path) -> None:
+def test_unknown_format_raises(tmp_path: Path) -> None:
     to: Any = "onnx"
     with pytest.raises(ConfigError, match="to: expected fcos, fcos_core, torchvision, found 'onnx'"):
         convert(saved(tmp_path / "ours.pt", tiny_config()), tmp_path / "out.pt", to=to)
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_nothing_is_written_when_the_other_project_cannot_compute_it(tmp_path: Path) -> None:
+def test_unsupported_detector_raises_and_writes_no_file(tmp_path: Path) -> None:
     ours = saved(tmp_path / "ours.pt", tiny_config())
     for to in ("fcos_core", "torchvision"):
         with pytest.raises(WeightsError, match="cannot reproduce this detector"):
@@ -135,7 +135,7 @@ def test_nothing_is_written_when_the_other_project_cannot_compute_it(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["ours.pt"]
 
 
-def test_the_report_names_what_was_left_and_what_is_new() -> None:
+def test_report_lists_matched_reshaped_skipped_and_new_tensors() -> None:
     a, b = torch.zeros(2, 3), torch.zeros(5)
     summary = report(
         {"x.weight": a, "y.bias": b, "rpn.head.cls_logits.bias": b[:3]},

@@ -29,7 +29,7 @@ def read(*pairs: str, body: list[str] = BODY) -> Config:
     return validate(config_from_yaml({}, [*body, *pairs], where="x"), where="x")
 
 
-def refusal(*pairs: str, tree: dict[str, Any] | None = None, body: list[str] = BODY) -> str:
+def error_message(*pairs: str, tree: dict[str, Any] | None = None, body: list[str] = BODY) -> str:
     with pytest.raises(ConfigError) as caught:
         config_from_yaml(tree or {}, [*body, *pairs], where="old.yaml")
     return str(caught.value)
@@ -45,7 +45,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------- the keys
 
 
-def test_every_default_of_the_original_is_known() -> None:
+def test_default_values_match_the_original() -> None:
     config = validate(config_from_yaml(DEFAULTS, BODY), where="x")
     assert config == read("MODEL.FCOS.NUM_CLASSES", "81")  # our table has the same defaults
 
@@ -56,9 +56,7 @@ CONDITIONAL = {"MODEL.USE_SYNCBN", *(f"TEST.BBOX_AUG.{key}" for key in AUGMENTAT
 
 
 @pytest.mark.parametrize("key", leaves(DEFAULTS))
-def test_another_value_of_any_key_changes_our_config_or_is_refused_or_has_no_effect_and_is_told(
-    key: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_every_changed_key_is_converted_rejected_or_reported(key: str, caplog: pytest.LogCaptureFixture) -> None:
     default = leaves(DEFAULTS)[key]
     if isinstance(default, list):
         other: Any = [7.0] * max(len(default), 1)
@@ -77,16 +75,15 @@ def test_another_value_of_any_key_changes_our_config_or_is_refused_or_has_no_eff
         assert "no such key" not in outcome
 
 
-def test_unknown_keys_get_a_suggestion() -> None:
-    assert (
-        "MODEL.FCOS.NMS: no such key in the config of the original FCOS, did you mean 'MODEL.FCOS.NMS_TH'?"
-        in refusal("MODEL.FCOS.NMS", "1")
+def test_unknown_key_suggests_the_closest_key() -> None:
+    assert "MODEL.FCOS.NMS: no such key in the original, did you mean 'MODEL.FCOS.NMS_TH'?" in error_message(
+        "MODEL.FCOS.NMS", "1"
     )
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     tree = {"MODEL": {"FCOS": {"FOO": 1}, "RESNETS": {"RES5_DILATION": 2}}, "SOLVER": {"BASE_LR": "high"}}
-    text = refusal("INPUT.PIXEL_MEAN", "(1, 2)", tree=tree, body=["MODEL.BACKBONE.CONV_BODY", "VGG"])
+    text = error_message("INPUT.PIXEL_MEAN", "(1, 2)", tree=tree, body=["MODEL.BACKBONE.CONV_BODY", "VGG"])
     assert text.startswith("old.yaml:\n")
     for key in ("MODEL.FCOS.FOO", "MODEL.RESNETS.RES5_DILATION", "SOLVER.BASE_LR", "INPUT.PIXEL_MEAN"):
         assert f"  {key}" in text
@@ -116,8 +113,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("TEST.BBOX_AUG.SCALES", "640", "a list of numbers"),
     ],
 )
-def test_values_of_another_kind_are_refused(key: str, value: str, expected: str) -> None:
-    text = refusal(key, value)
+def test_values_of_wrong_type_raise(key: str, value: str, expected: str) -> None:
+    text = error_message(key, value)
     assert text.startswith(f"old.yaml: {key}=")
     assert text.endswith(f"expected {expected}")
 
@@ -131,21 +128,21 @@ def test_values_of_another_kind_are_refused(key: str, value: str, expected: str)
         ({"MODEL": {"RPN": 3}}, "MODEL.RPN=3"),
     ],
 )
-def test_a_value_in_place_of_a_section_is_refused(tree: dict[str, Any], expected_text: str) -> None:
-    assert refusal(tree=tree) == f"old.yaml: {expected_text}: expected a section with keys"
+def test_value_in_place_of_a_section_raises(tree: dict[str, Any], expected_text: str) -> None:
+    assert error_message(tree=tree) == f"old.yaml: {expected_text}: expected a section with keys"
 
 
-def test_a_number_for_a_key_is_refused() -> None:
-    assert "MODEL.1: no such key in the config of the original FCOS" in refusal(tree={"MODEL": {1: 2}})
+def test_number_as_key_raises() -> None:
+    assert "MODEL.1: no such key in the original" in error_message(tree={"MODEL": {1: 2}})
 
 
-def test_all_keys_are_known_and_no_others() -> None:
+def test_known_keys_match_the_keys_of_the_original() -> None:
     assert sorted([*fcos_core_keys.DEFAULTS, *fcos_core_keys.IDLE]) == sorted(leaves(DEFAULTS))
 
 
 @pytest.mark.parametrize("key", ["MODEL.RETINANET.USE_C", "MODEL.RPN.NOPE", "TEST.EXPECTED_RESULT"])
-def test_unknown_keys_are_refused_among_those_without_effect_too(key: str) -> None:
-    assert f"{key}: no such key in the config of the original FCOS" in refusal(key, "False")
+def test_unknown_key_in_an_ignored_section_raises(key: str) -> None:
+    assert f"{key}: no such key in the original" in error_message(key, "False")
 
 
 @pytest.mark.parametrize(
@@ -167,9 +164,7 @@ def test_unknown_keys_are_refused_among_those_without_effect_too(key: str) -> No
         ("INPUT.MIN_SIZE_TRAIN", "640.5", "INPUT.MIN_SIZE_TRAIN (data.short_side.0): should be a valid integer"),
     ],
 )
-def test_values_that_our_options_refuse_are_told_by_their_keys(
-    key: str, value: str, expected_text: str, tmp_path: Path
-) -> None:
+def test_invalid_value_error_names_the_original_key(key: str, value: str, expected_text: str, tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
     path.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}\n")
     with pytest.raises(ConfigError) as caught:
@@ -177,27 +172,29 @@ def test_values_that_our_options_refuse_are_told_by_their_keys(
     assert str(caught.value).startswith(f"{path}: {expected_text}")
 
 
-def test_the_names_in_messages_are_those_of_options() -> None:
+def test_mapped_names_are_existing_options() -> None:
     assert set(KEYS) <= set(leaves(read().to_dict()))
 
 
 @pytest.mark.parametrize("text", ["{[]: 1}", "(" * 1000 + ")" * 1000, "(" * 100_000])
-def test_text_that_is_no_literal_stays_text(text: str) -> None:
+def test_text_that_is_not_a_literal_stays_text(text: str) -> None:
     assert str(read("OUTPUT_DIR", text).output_dir) == text
 
 
-def test_groups_that_are_no_number_are_refused() -> None:
-    assert "MODEL.RESNETS.NUM_GROUPS=[1]: expected a number" in refusal("MODEL.RESNETS.NUM_GROUPS", "[1]")
+def test_num_groups_must_be_a_number() -> None:
+    assert "MODEL.RESNETS.NUM_GROUPS=[1]: expected a number" in error_message("MODEL.RESNETS.NUM_GROUPS", "[1]")
 
 
-def test_pairs_are_told_from_other_words_and_their_values_may_look_like_anything() -> None:
+def test_key_value_pairs_are_separated_from_other_arguments() -> None:
     address = "https://huggingface.co/tianzhi/FCOS/resolve/main/FCOS_R_50_FPN_1x.pth?download=true#fcos_R_50_FPN_1x.pth"
     pairs = ["MODEL.WEIGHT", address, "OUTPUT_DIR", "a=b", "MODEL.FOO", "OUTPUT_DIR"]
     words = ["IMG_1.JPG", *pairs[:2], "data=a", *pairs[2:], "TEST", "SOLVER.STEPS"]
     assert split_pairs(words) == ([*pairs, "SOLVER.STEPS"], ["IMG_1.JPG", "data=a", "TEST"])
 
 
-def test_a_file_whose_name_begins_like_a_key_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_file_whose_name_begins_like_a_key_is_not_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("TEST.jpg", "OUTPUT_DIR"):
         (tmp_path / name).touch()
@@ -207,7 +204,7 @@ def test_a_file_whose_name_begins_like_a_key_is_none(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("key", "close"), [("solver.base_lr", "SOLVER.BASE_LR"), ("MODLE.FCOS.NMS_TH", "MODEL.FCOS.NMS_TH")]
 )
-def test_a_key_with_a_typo_in_its_section_gets_a_suggestion(key: str, close: str, tmp_path: Path) -> None:
+def test_key_with_typo_in_section_suggests_the_closest_key(key: str, close: str, tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
     path.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}\n")
     with pytest.raises(ConfigError) as caught:
@@ -217,12 +214,12 @@ def test_a_key_with_a_typo_in_its_section_gets_a_suggestion(key: str, close: str
 
 
 @pytest.mark.parametrize("folder", ["", "."])
-def test_no_folder_is_a_new_one(folder: str) -> None:
+def test_empty_or_current_output_dir_becomes_none(folder: str) -> None:
     assert read("OUTPUT_DIR", folder).output_dir is None
 
 
-def test_pairs_must_be_pairs() -> None:
-    assert "expected KEY VALUE pairs" in refusal("SOLVER.BASE_LR")
+def test_key_without_value_raises() -> None:
+    assert "expected KEY VALUE pairs" in error_message("SOLVER.BASE_LR")
 
 
 # --------------------------------------------------------------------------------------------------------- differences
@@ -236,33 +233,33 @@ def test_pairs_must_be_pairs() -> None:
         ({"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}, "RetinaNet"),
     ],
 )
-def test_parts_that_are_not_here_are_refused_by_name_with_the_reason(options: dict[str, Any], needs: str) -> None:
-    text = refusal(*(str(item) for pair in options.items() for item in pair))
+def test_unsupported_part_raises_with_key_and_reason(options: dict[str, Any], needs: str) -> None:
+    text = error_message(*(str(item) for pair in options.items() for item in pair))
     for key in options:
         assert f"{key}=" in text
     assert f"(not supported: {needs})" in text
 
 
-def test_the_blocks_of_the_backbone_must_fit_each_other() -> None:
-    assert "expected BottleneckWithFixedBatchNorm" in refusal("MODEL.RESNETS.TRANS_FUNC", "BottleneckWithGN")
+def test_stem_and_block_types_must_match() -> None:
+    assert "expected BottleneckWithFixedBatchNorm" in error_message("MODEL.RESNETS.TRANS_FUNC", "BottleneckWithGN")
     norm = read("MODEL.RESNETS.TRANS_FUNC", "BottleneckWithGN", "MODEL.RESNETS.STEM_FUNC", "StemWithGN").model.backbone
     assert (norm.norm, norm.norm_eps) == ("gn", 1e-5)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_only_known_residual_networks_have_groups() -> None:
-    text = refusal("MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8")
-    assert "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP: expected 1, 64 with R-50-FPN-RETINANET, found 32, 8" in text
+def test_groups_raise_with_resnet50() -> None:
+    text = error_message("MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8")
+    assert "MODEL.RESNETS.NUM_GROUPS, WIDTH_PER_GROUP=32, 8: expected 1, 64 with R-50-FPN-RETINANET" in text
 
 
-def test_frozen_stages_of_mobilenet_have_no_counterpart() -> None:
+def test_frozen_stages_raise_with_mobilenet() -> None:
     body = ["MODEL.BACKBONE.CONV_BODY", "MNV2-FPN-RETINANET"]
-    assert "MODEL.BACKBONE.FREEZE_CONV_BODY_AT=2: expected 0 with MNV2-FPN-RETINANET" in refusal(body=body)
+    assert "MODEL.BACKBONE.FREEZE_CONV_BODY_AT=2: expected 0 with MNV2-FPN-RETINANET" in error_message(body=body)
 
 
 # --------------------------------------------------------------------------------------------------------- conventions
 
 
-def test_the_originals_conventions_are_chosen() -> None:
+def test_conventions_of_the_original_are_used() -> None:
     model = read().model
     assert (model.box_convention, model.channel_order, model.backbone.norm) == ("inclusive", "bgr", "frozen_bn")
     assert model.backbone.norm_eps == 0  # pyright: ignore[reportAttributeAccessIssue]
@@ -271,7 +268,7 @@ def test_the_originals_conventions_are_chosen() -> None:
     assert model.pixel_std == (1, 1, 1)
 
 
-def test_pixels_from_0_to_1_are_ours_from_0_to_255() -> None:
+def test_pixel_statistics_from_0_to_1_are_scaled_to_255() -> None:
     model = read(
         "INPUT.TO_BGR255", "False", "INPUT.PIXEL_MEAN", "[0.485, 0.456, 0.406]", "INPUT.PIXEL_STD", "[0.2, 0.4, 0.6]"
     ).model
@@ -298,11 +295,11 @@ def test_p6_comes_from_c5_only_when_the_channels_differ(
 
 
 @pytest.mark.parametrize(("flag", "norm"), [("True", "sync_bn"), ("False", "bn")])
-def test_mobilenet_learns_its_batch_norm(flag: str, norm: str) -> None:
+def test_mobilenet_uses_trainable_batch_norm(flag: str, norm: str) -> None:
     assert read("MODEL.USE_SYNCBN", flag, body=MOBILE).model.backbone.norm == norm
 
 
-def test_test_time_augmentation_has_a_switch_of_its_own() -> None:
+def test_test_time_augmentation_requires_the_enabled_key() -> None:
     values = {"H_FLIP": "True", "SCALES": "(400, 1200)", "MAX_SIZE": "3000", "SCALE_H_FLIP": "True"}
     pairs = [item for key, value in values.items() for item in (f"TEST.BBOX_AUG.{key}", value)]
     assert read(*pairs).eval == read().eval
@@ -310,19 +307,19 @@ def test_test_time_augmentation_has_a_switch_of_its_own() -> None:
     assert (found.flip, found.scales, found.scales_max_side, found.scales_flip) == (True, [400, 1200], 3000, True)
 
 
-def test_classes_lose_the_background() -> None:
+def test_num_classes_excludes_the_background() -> None:
     assert read("MODEL.FCOS.NUM_CLASSES", "21").model.num_classes == 20
     assert read().model.num_classes is None  # not given: taken from the data
 
 
-def test_one_size_or_several_or_a_range() -> None:
+def test_train_size_can_be_one_value_a_list_or_a_range() -> None:
     assert read("INPUT.MIN_SIZE_TRAIN", "640").data.short_side == [640]
     assert read("INPUT.MIN_SIZE_TRAIN", "(640, 800)").data.short_side == [640, 800]
     assert read("INPUT.MIN_SIZE_RANGE_TRAIN", "(640, 800)").data.short_side_range == (640, 800)
     assert read().data.short_side_range is None
 
 
-def test_weights_of_a_backbone_and_of_a_detector_are_two_things() -> None:
+def test_backbone_and_detector_weights_are_distinguished() -> None:
     config = read("MODEL.WEIGHT", "catalog://ImageNetPretrained/MSRA/R-50")
     assert (config.model.backbone.weights, config.train.weights) == ("catalog://ImageNetPretrained/MSRA/R-50", None)
     config = read("MODEL.WEIGHT", "model.pth")
@@ -341,12 +338,12 @@ def test_weights_of_a_backbone_and_of_a_detector_are_two_things() -> None:
         ("old/fcos.pth", False),
     ],
 )
-def test_a_file_of_an_imagenet_network_is_told_by_its_name(weight: str, of_backbone: bool) -> None:
+def test_imagenet_weights_are_recognised_by_file_name(weight: str, of_backbone: bool) -> None:
     config = read("MODEL.WEIGHT", weight)
     assert (config.model.backbone.weights == weight, config.train.weights == weight) == (of_backbone, not of_backbone)
 
 
-def test_a_file_of_the_original_with_pairs_and_our_overrides(tmp_path: Path) -> None:
+def test_original_config_accepts_pairs_and_our_overrides(tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
     tree = {"MODEL": {"BACKBONE": {"CONV_BODY": "R-101-FPN-RETINANET"}}, "SOLVER": {"STEPS": "(60000, 60000, 80000)"}}
     path.write_text(yaml.safe_dump(tree))
@@ -362,7 +359,7 @@ def test_a_file_of_the_original_with_pairs_and_our_overrides(tmp_path: Path) -> 
     assert config.data.root == Path("cells")
 
 
-def test_the_message_names_the_file(tmp_path: Path) -> None:
+def test_error_message_names_the_config_file(tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
     path.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-C4}}\n")
     with pytest.raises(ConfigError) as caught:

@@ -35,7 +35,7 @@ def manifest_names() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", manifest_names())
-def test_no_two_tensors_get_the_same_name(name: str) -> None:
+def test_renamed_tensors_have_unique_names(name: str) -> None:
     names = manifest_names()[name]
     renamed = [rename(n) for n in names]
     assert len(names) > 100
@@ -44,7 +44,7 @@ def test_no_two_tensors_get_the_same_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", manifest_names())
-def test_names_there_and_back_are_the_same(name: str) -> None:
+def test_renaming_back_restores_the_names(name: str) -> None:
     names = manifest_names()[name]
     assert [rename_back(rename(n)) for n in names] == names
 
@@ -61,7 +61,7 @@ def manifest_checkpoint(name: str, **options: Any) -> tuple[list[str], Checkpoin
 
 
 @pytest.mark.parametrize("name", manifest_names())
-def test_every_model_of_the_original_can_be_written_for_it(name: str) -> None:
+def test_every_original_model_can_be_exported(name: str) -> None:
     names, checkpoint = manifest_checkpoint(name)
     checkpoint.model["pixel_mean"] = torch.zeros(3, 1, 1)  # not in the original
     assert list(to_fcos_core(checkpoint)) == names
@@ -71,9 +71,7 @@ def test_every_model_of_the_original_can_be_written_for_it(name: str) -> None:
     "options",
     [{}, {"channel_order": "rgb", "pixel_mean": [123.0, 116.0, 103.0], "pixel_std": [58.0, 57.0, 56.0]}],
 )
-def test_the_settings_that_the_original_needs_are_told(
-    options: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_settings_needed_by_the_original_are_logged(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x", backbone={"stride_in_1x1": False}, **options)
     with caplog.at_level(logging.INFO, logger="fcos"):
         to_fcos_core(checkpoint, where="best.pt")
@@ -85,7 +83,7 @@ def test_the_settings_that_the_original_needs_are_told(
 
 
 @pytest.mark.parametrize("name", manifest_names())
-def test_the_settings_say_the_whole_section(name: str) -> None:
+def test_settings_reproduce_the_model_section(name: str) -> None:
     _, checkpoint = manifest_checkpoint(name)
     expected = checkpoint.config["model"]
     settings = to_keys(flatten(expected), 3)
@@ -93,7 +91,7 @@ def test_the_settings_say_the_whole_section(name: str) -> None:
     assert not [key for key, value in settings.items() if value == fcos_core_keys.DEFAULTS[key]]
 
 
-def test_the_settings_of_a_recipe_of_ours_are_complete() -> None:
+def test_settings_are_derived_from_our_recipe() -> None:
     small = load_config("fcos_mnv2_small", ["model.box_convention=inclusive"]).model
     settings = to_keys(flatten(small.model_dump()), 3)
     assert settings["MODEL.FCOS.NUM_CONVS"] == 2
@@ -109,7 +107,7 @@ def assert_same_section(found: dict[str, Any], expected: dict[str, Any]) -> None
     assert sections[0] == sections[1] | other | {"num_classes": 3, "backbone.weights": None}
 
 
-UNTOLD = {
+NOT_EXPORTED = {
     "num_classes": "the rows of the class head",
     **dict.fromkeys(("backbone.modulated", "backbone.offset_groups"), "given where a stage is deformable"),
     **dict.fromkeys(("backbone.weights", "backbone.frozen_stages", "size_ranges", "quality"), "training only"),
@@ -119,7 +117,7 @@ UNTOLD = {
 """Options of `model` that may change without changing any setting of the original, and the reasons."""
 
 
-def test_no_option_of_the_model_is_forgotten() -> None:
+def test_every_model_option_is_exported_rejected_or_exempt() -> None:
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
     settings = to_keys(flatten(checkpoint.config["model"]), 3)
     forgotten = set()
@@ -130,13 +128,13 @@ def test_no_option_of_the_model_is_forgotten() -> None:
             continue
         if to_keys(flatten(section), 3) == settings:
             forgotten.add(key)
-    assert forgotten <= UNTOLD.keys()
+    assert forgotten <= NOT_EXPORTED.keys()
     options, values = options_of(FCOSConfig), flatten(checkpoint.config["model"])
-    assert UNTOLD.keys() <= values.keys()
-    assert UNTOLD.keys() & in_effect(values, options).keys() <= set(free_options(options, "fcos_core"))
+    assert NOT_EXPORTED.keys() <= values.keys()
+    assert NOT_EXPORTED.keys() & in_effect(values, options).keys() <= set(free_options(options, "fcos_core"))
 
 
-def test_classes_are_written_in_the_order_of_their_category_ids() -> None:
+def test_exported_classes_are_sorted_by_category_id() -> None:
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
     written = to_fcos_core(checkpoint)
     assert written["rpn.head.cls_logits.bias"].tolist() == [1, 2, 0]
@@ -159,14 +157,14 @@ def test_classes_are_written_in_the_order_of_their_category_ids() -> None:
         ({"backbone": {"norm_eps": 1e-5}}, "model.backbone.norm_eps=1.0e-05 (expected 0)"),
     ],
 )
-def test_what_the_original_cannot_compute_is_refused(options: dict[str, Any], expected_text: str) -> None:
+def test_options_unsupported_by_the_original_raise(options: dict[str, Any], expected_text: str) -> None:
     with pytest.raises(WeightsError) as caught:
         to_fcos_core(manifest_checkpoint("fcos_imprv_R_50_FPN_1x", **options)[1], where="best.pt")
     assert str(caught.value).startswith("best.pt: the original FCOS cannot reproduce this detector: ")
     assert expected_text in str(caught.value)
 
 
-def test_a_backbone_that_the_original_has_not_is_refused() -> None:
+def test_backbone_unsupported_by_the_original_raises() -> None:
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
     checkpoint.config["model"]["backbone"] = {"name": "dla34"}
     with pytest.raises(WeightsError, match=r"model\.backbone\.name=dla34 \(expected resnet50 or resnet101 or"):
@@ -192,7 +190,7 @@ def test_a_backbone_that_the_original_has_not_is_refused() -> None:
         ("something.else", "something.else"),
     ],
 )
-def test_names_by_hand(theirs: str, ours: str) -> None:
+def test_tensor_names_are_converted_in_both_directions(theirs: str, ours: str) -> None:
     assert rename(theirs) == ours
     assert rename_back(ours) == theirs
 
@@ -201,11 +199,11 @@ def test_names_by_hand(theirs: str, ours: str) -> None:
     ("names", "without"),
     [(["module.a", "module.b"], ["a", "b"]), (["module.a", "b"], ["module.a", "b"]), ([], [])],
 )
-def test_module_is_dropped_when_every_name_has_it(names: list[str], without: list[str]) -> None:
+def test_module_prefix_is_removed_if_all_names_have_it(names: list[str], without: list[str]) -> None:
     state = {name: torch.zeros(1) for name in names}
     assert list(to_torchvision(state)) == without
 
 
-def test_tensors_are_handed_on_as_they_are() -> None:
+def test_tensors_are_not_copied() -> None:
     tensor = torch.rand(3)
     assert convert_state_dict({"rpn.head.bbox_pred.bias": tensor})["head.ltrb.bias"] is tensor

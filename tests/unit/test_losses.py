@@ -31,7 +31,7 @@ def grad(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.5])
-def test_focal_loss_agrees_with_torchvision(alpha: float, gamma: float) -> None:
+def test_focal_loss_matches_torchvision(alpha: float, gamma: float) -> None:
     labels = torch.randint(-1, 5, (60,))
     one_hot = (labels[:, None] == torch.arange(5)).double()
     ours, theirs = (
@@ -57,12 +57,12 @@ def test_ignored_rows_have_neither_loss_nor_gradient() -> None:
     assert (grad(logits)[~ignored] != 0).all()
 
 
-def test_background_costs_the_other_classes_weight_in_every_column() -> None:
+def test_background_loss_has_weight_one_minus_alpha_in_every_class() -> None:
     loss = focal_loss(torch.zeros(1, 3), torch.tensor([BACKGROUND]), alpha=0.25, gamma=2.0)
     torch.testing.assert_close(loss, torch.full((1, 3), 0.75 * 0.25 * math.log(2)))
 
 
-def test_the_loss_of_a_positive_saturates_but_its_gradient_does_not() -> None:
+def test_positive_loss_saturates_but_its_gradient_does_not() -> None:
     logits = torch.tensor([[-100.0], [-200.0]], requires_grad=True)
     loss = focal_loss(logits, torch.zeros(2).long(), alpha=0.25)
     loss.sum().backward()
@@ -80,7 +80,7 @@ def test_extreme_logits_have_finite_losses_and_gradients(gamma: float, label: in
     assert grad(logits).isfinite().all()
 
 
-def test_focal_loss_of_no_locations() -> None:
+def test_focal_loss_of_no_locations_is_empty() -> None:
     assert focal_loss(torch.zeros(0, 3), torch.zeros(0).long()).shape == (0, 3)
 
 
@@ -91,14 +91,14 @@ def corners(ltrb: Tensor) -> Tensor:
     return torch.cat([-ltrb[:, :2], ltrb[:, 2:]], dim=1)
 
 
-def test_large_boxes_have_torchvisions_giou() -> None:
+def test_giou_loss_of_large_boxes_matches_torchvision() -> None:
     """Only the smoothing by 1 square pixel differs; it is negligible for large areas, here at least 1e10."""
     predicted, target = (torch.rand(50, 4, dtype=torch.float64) * 9e5 + 1e5 for _ in "12")
     expected = torchvision.ops.generalized_box_iou_loss(corners(predicted), corners(target), reduction="sum")
     assert iou_loss(predicted, target, kind="giou").item() == pytest.approx(expected.item(), rel=1e-8)
 
 
-def test_the_smoothing_adds_one_to_intersection_and_union() -> None:
+def test_smoothing_adds_one_to_intersection_and_union() -> None:
     predicted, target = torch.rand(50, 4) * 9, torch.rand(50, 4) * 9
     a, b = corners(predicted), corners(target)
     sides = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
@@ -109,27 +109,27 @@ def test_the_smoothing_adds_one_to_intersection_and_union() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_boxes_cost_nothing(kind: BoxLoss) -> None:
+def test_equal_boxes_have_zero_loss(kind: BoxLoss) -> None:
     boxes = torch.rand(20, 4) * 100 + 1
     assert iou_loss(boxes, boxes, kind=kind).item() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_multiply_the_rows(kind: BoxLoss) -> None:
+def test_iou_loss_weights_multiply_the_rows(kind: BoxLoss) -> None:
     predicted, target, weight = torch.rand(5, 4) * 9, torch.rand(5, 4) * 9, torch.rand(5)
     rows = [iou_loss(p[None], t[None], kind=kind) * w for p, t, w in zip(predicted, target, weight, strict=True)]
     torch.testing.assert_close(iou_loss(predicted, target, kind=kind, weight=weight), torch.stack(rows).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_that_are_all_zero_are_left_out(kind: BoxLoss) -> None:
+def test_all_zero_weights_are_ignored(kind: BoxLoss) -> None:
     predicted, target = torch.rand(5, 4) * 9, torch.rand(5, 4) * 9
     unweighted = iou_loss(predicted, target, kind=kind)
     assert iou_loss(predicted, target, kind=kind, weight=torch.zeros(5)) == unweighted > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_predicted_box_without_extent_has_a_finite_loss_and_gradient(kind: BoxLoss) -> None:
+def test_empty_predicted_box_has_finite_loss_and_gradient(kind: BoxLoss) -> None:
     predicted = torch.zeros(1, 4, requires_grad=True)
     loss = iou_loss(predicted, torch.tensor([[3.0, 4.0, 5.0, 6.0]]), kind=kind)
     loss.backward()
@@ -140,7 +140,7 @@ def test_a_predicted_box_without_extent_has_a_finite_loss_and_gradient(kind: Box
 # ----------------------------------------------------------------------------------------------------- combined losses
 
 
-def made_up(*labels: list[int]) -> Assignment:
+def assignment_of(*labels: list[int]) -> Assignment:
     """Return an assignment of images with these labels; all distances are 1, 2, 4 and 8 pixels."""
     rows = torch.tensor(labels)
     ltrb = torch.tensor([1.0, 2.0, 4.0, 8.0]).expand(*rows.shape, 4)
@@ -153,8 +153,8 @@ def predictions(images: int, count: int, classes: int = 3) -> tuple[Tensor, Tens
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_normalisation_by_hand(kind: BoxLoss) -> None:
-    assignment = made_up([0, 2, BACKGROUND, IGNORED], [BACKGROUND, 1, BACKGROUND, BACKGROUND])
+def test_losses_match_normalisation_computed_by_hand(kind: BoxLoss) -> None:
+    assignment = assignment_of([0, 2, BACKGROUND, IGNORED], [BACKGROUND, 1, BACKGROUND, BACKGROUND])
     logits, ltrb, centerness = predictions(2, 4)
     losses = fcos_loss(logits, ltrb, centerness, assignment, FCOSLoss(box_loss=kind))
     positive = assignment.labels >= 0
@@ -166,8 +166,8 @@ def test_the_normalisation_by_hand(kind: BoxLoss) -> None:
     torch.testing.assert_close(losses, {"loss_cls": classification, "loss_box": box, "loss_centerness": central})
 
 
-def test_units_divide_the_distances_of_the_box_loss_only() -> None:
-    assignment = made_up([0, 1, BACKGROUND])
+def test_units_divide_only_the_distances_of_the_box_loss() -> None:
+    assignment = assignment_of([0, 1, BACKGROUND])
     logits, ltrb, centerness = predictions(1, 3)
     units = torch.tensor([2.0, 4.0, 8.0])
     losses = fcos_loss(logits, ltrb, centerness, assignment, FCOSLoss(), units=units)
@@ -182,9 +182,9 @@ def test_units_divide_the_distances_of_the_box_loss_only() -> None:
 
 @pytest.mark.parametrize("label", [BACKGROUND, IGNORED])
 @pytest.mark.parametrize("units", [None, torch.full((4,), 8.0)])
-def test_without_positives_every_prediction_gets_a_finite_gradient(label: int, units: Tensor | None) -> None:
+def test_gradients_are_finite_without_positives(label: int, units: Tensor | None) -> None:
     tensors = predictions(2, 4)
-    losses = fcos_loss(*tensors, made_up([label] * 4, [label] * 4), FCOSLoss(), units=units)
+    losses = fcos_loss(*tensors, assignment_of([label] * 4, [label] * 4), FCOSLoss(), units=units)
     torch.stack(list(losses.values())).sum().backward()
     assert losses["loss_box"] == losses["loss_centerness"] == 0
     assert (losses["loss_cls"] > 0) == (label == BACKGROUND)
@@ -194,27 +194,27 @@ def test_without_positives_every_prediction_gets_a_finite_gradient(label: int, u
 
 def test_images_without_objects_do_not_change_the_normalisers() -> None:
     logits, ltrb, centerness = predictions(1, 4)
-    objects = made_up([0, BACKGROUND, 2, BACKGROUND])
+    objects = assignment_of([0, BACKGROUND, 2, BACKGROUND])
     alone = fcos_loss(logits, ltrb, centerness, objects, FCOSLoss())
     quiet = torch.full_like(logits, -60.0)  # no loss as background
     both = fcos_loss(
         torch.cat([logits, quiet]), ltrb.repeat(2, 1, 1), centerness.repeat(2, 1),
-        made_up([0, BACKGROUND, 2, BACKGROUND], [BACKGROUND] * 4), FCOSLoss(),
+        assignment_of([0, BACKGROUND, 2, BACKGROUND], [BACKGROUND] * 4), FCOSLoss(),
     )  # fmt: skip
     torch.testing.assert_close(alone, both)
 
 
-def test_repeating_a_batch_changes_no_loss() -> None:
+def test_repeating_a_batch_does_not_change_the_losses() -> None:
     logits, ltrb, centerness = predictions(1, 4)
     row = [0, BACKGROUND, 2, IGNORED]
-    once = fcos_loss(logits, ltrb, centerness, made_up(row), FCOSLoss())
+    once = fcos_loss(logits, ltrb, centerness, assignment_of(row), FCOSLoss())
     twice = fcos_loss(
-        logits.repeat(2, 1, 1), ltrb.repeat(2, 1, 1), centerness.repeat(2, 1), made_up(row, row), FCOSLoss()
+        logits.repeat(2, 1, 1), ltrb.repeat(2, 1, 1), centerness.repeat(2, 1), assignment_of(row, row), FCOSLoss()
     )  # fmt: skip
     torch.testing.assert_close(once, twice)
 
 
-def test_an_image_beside_one_with_more_boxes_has_the_losses_that_it_has_alone() -> None:
+def test_image_losses_do_not_depend_on_box_padding_in_the_batch() -> None:
     """Box tensors of a batch are padded to the largest number of boxes in an image."""
     few = objects_of([torch.tensor([[8.0, 8.0, 40.0, 50.0]])], [torch.tensor([1])])
     many = objects_of([torch.rand(8, 1) + torch.tensor([0.0, 0.0, 60.0, 60.0])], [torch.arange(8)])

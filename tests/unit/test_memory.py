@@ -60,20 +60,20 @@ def count_objects(root: object) -> int:
     return len(seen)
 
 
-def test_objects_of_python_do_not_grow_with_the_data(tmp_path: Path) -> None:
+def test_python_object_count_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
     few = reader(tmp_path / "few", FEW)
     assert count_objects(few) < 200
     assert count_objects(reader(tmp_path / "many", MANY)) == count_objects(few)
     assert count_objects(reader(tmp_path / "images", FEW, images=2 * IMAGES)) == count_objects(few)
 
 
-def test_a_spawned_worker_gets_some_bytes_for_every_box(tmp_path: Path) -> None:
+def test_spawned_worker_receives_few_bytes_per_box(tmp_path: Path) -> None:
     few, many = (len(pickle.dumps(reader(tmp_path / str(count), count))) for count in (FEW, MANY))
     # One per cent: the size of pickle's array headers depends on the array's length.
     assert many - few == pytest.approx((MANY - FEW) * BYTES_OF_A_BOX, rel=0.01)
 
 
-def test_polygons_never_fill_the_memory(tmp_path: Path) -> None:
+def test_cpu_memory_stays_bounded_for_polygons(tmp_path: Path) -> None:
     polygon = [float(k) / 7 for k in range(100)]
     tree = {
         "images": [{"id": 1, "file_name": "a.png"}],

@@ -35,7 +35,7 @@ DEFAULTS = leaves(json.loads((ROOT / "tests/parity/goldens/facts/default_config.
 OURS = leaves(load_config(None).to_dict())
 
 
-def place(key: str) -> str:
+def table_row(key: str) -> str:
     """Return the row of the table for a key, or that of its section if the key has none."""
     section = key.rpartition(".")[0]
     assert key in ROWS or f"{section}.*" in ROWS, f"{key} is not in the table"
@@ -49,8 +49,8 @@ def another_value(default: Any) -> Any:
 
 
 @pytest.mark.parametrize("key", DEFAULTS)
-def test_every_key_is_where_the_table_says(key: str, caplog: pytest.LogCaptureFixture) -> None:
-    text, body = place(key), [] if key == BODY[0] else BODY
+def test_every_key_behaves_as_documented_in_the_table(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    text, body = table_row(key), [] if key == BODY[0] else BODY
     base = validate(config_from_yaml({}, BODY), where="x")
     moved, refusal = set(), ""
     with caplog.at_level(logging.INFO, logger="fcos"):
@@ -71,18 +71,18 @@ def test_every_key_is_where_the_table_says(key: str, caplog: pytest.LogCaptureFi
         assert moved <= named
 
 
-def test_the_table_has_no_other_keys() -> None:
+def test_table_has_only_keys_of_the_original() -> None:
     sections = {f"{key.rpartition('.')[0]}.*" for key in DEFAULTS}
     assert set(ROWS) <= {*DEFAULTS, *sections}
 
 
-def test_what_the_page_names_is_there() -> None:
+def test_recipes_and_files_named_on_the_page_exist() -> None:
     assert set(re.findall(r"fcos train (fcos_\w+) ", PAGE)) <= set(recipe_names())
     for path in re.findall(r"(?:configs/fcos|tools)/\w+\.\w+", PAGE):
         assert (ROOT / path).is_file()
 
 
-def test_every_name_of_weights_is_in_the_table_with_its_file_and_licence() -> None:
+def test_weights_table_lists_every_name_with_file_and_licence() -> None:
     files = {}
     for key, (file, _) in CATALOG.items():
         kind, _, name = key.partition("/")
