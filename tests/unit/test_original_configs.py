@@ -24,7 +24,7 @@ MANIFESTS = sorted((ROOT / "tests/parity/goldens/manifests/fcos").glob("*.json")
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
-def test_each_file_gives_the_config_that_was_recorded(manifest: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_original_file_loads_as_the_recorded_config(manifest: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorded: dict[str, Any] = json.loads(manifest.read_text())["merged_config"]
     assert recorded["MODEL"]["FCOS"].pop("NUM_CLASSES") == 81  # the default; no file gives it, so the data does
     expected = validate(config_from_yaml(recorded), where=manifest.stem)
@@ -34,20 +34,20 @@ def test_each_file_gives_the_config_that_was_recorded(manifest: Path, caplog: py
     assert caplog.messages == []  # no key is without effect
 
 
-def test_there_is_a_file_for_each_recorded_config() -> None:
+def test_every_recorded_config_has_a_file() -> None:
     names = sorted(path.stem for path in (ROOT / "configs/fcos").iterdir())
     assert names == [path.stem for path in MANIFESTS]
     assert len(names) == 19
 
 
-def test_pairs_apply_on_the_files() -> None:
+def test_key_value_pairs_override_original_files() -> None:
     path = ROOT / "configs/fcos/fcos_imprv_R_50_FPN_1x.yaml"
     config = load_config(path, ["DATALOADER.NUM_WORKERS", "2", "OUTPUT_DIR", "training_dir/fcos_imprv_R_50_FPN_1x"])
     assert (config.data.workers, str(config.output_dir)) == (2, "training_dir/fcos_imprv_R_50_FPN_1x")
     assert fcos_section(config).box_loss == "giou"
 
 
-def test_the_catalogue_is_the_recorded_one() -> None:
+def test_catalog_matches_the_recorded_catalog() -> None:
     recorded = json.loads((FACTS / "catalog.json").read_text())["datasets"]
     assert set(CATALOG) == set(recorded)
     for name, place in recorded.items():
@@ -59,7 +59,7 @@ def test_the_catalogue_is_the_recorded_one() -> None:
             assert found == (f"{folder}/Annotations", f"{folder}/JPEGImages", f"{folder}/ImageSets/Main/{split}.txt")
 
 
-def test_names_are_places_below_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_set_names_resolve_to_paths_below_fcos_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FCOS_DATASETS", raising=False)
     places = {
         "annotations": ["datasets/coco/annotations/instances_minival2014.json"],
@@ -71,7 +71,7 @@ def test_names_are_places_below_a_folder(monkeypatch: pytest.MonkeyPatch) -> Non
     assert split_of([], key="x") == {}
 
 
-def test_a_missing_data_set_tells_where_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_set_error_suggests_fcos_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FCOS_DATASETS", str(tmp_path))
     config = load_config(ROOT / "configs/fcos/fcos_R_50_FPN_1x.yaml")
     with pytest.raises(DataError) as caught:
@@ -82,7 +82,7 @@ def test_a_missing_data_set_tells_where_it_may_be(tmp_path: Path, monkeypatch: p
     )
 
 
-def test_two_files_of_2014_are_one_training_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_split_combines_both_coco_2014_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FCOS_DATASETS", str(tmp_path))
     for images, name in (("train2014", "train"), ("val2014", "valminusminival"), ("val2014", "minival")):
         write_images(tmp_path / "coco" / images)
@@ -95,7 +95,7 @@ def test_two_files_of_2014_are_one_training_split(tmp_path: Path, monkeypatch: p
     assert (len(val), val.class_names) == (3, CLASSES)
 
 
-def test_a_name_of_somebodys_own_catalogue_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_data_set_name_warns_with_a_suggestion(caplog: pytest.LogCaptureFixture) -> None:
     pairs = ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET", "DATASETS.TRAIN", "('coco_2014_trian', 'mine')"]
     assert config_from_yaml({}, pairs)["data"]["train"] == {}
     assert caplog.messages == [
@@ -121,6 +121,6 @@ def test_a_name_of_somebodys_own_catalogue_is_told(caplog: pytest.LogCaptureFixt
         ),
     ],
 )
-def test_data_sets_that_do_not_go_together_are_refused(key: str, value: str, message: str) -> None:
+def test_invalid_data_set_names_are_rejected(key: str, value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_from_yaml({}, ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET", key, value])

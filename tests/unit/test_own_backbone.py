@@ -28,7 +28,7 @@ def build(*overrides: str) -> FCOS:
     return build_fcos(config(*overrides).model, num_classes=2)
 
 
-def test_the_function_gets_the_options() -> None:
+def test_user_backbone_receives_its_options() -> None:
     model = build(NAME, "model.backbone.options.width=6")
     assert isinstance(model.backbone, Own)
     assert model.backbone.channels == {"C3": 6, "C4": 6, "C5": 6}
@@ -59,12 +59,12 @@ def test_the_function_gets_the_options() -> None:
         ([NAME, "model.backbone.width=6"], "no such option; known options: name, options"),
     ],
 )
-def test_mistakes_are_told(overrides: list[str], message: str) -> None:
+def test_invalid_user_backbone_is_rejected(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(*overrides)
 
 
-def test_a_weights_file_runs_code_only_when_it_is_named_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_runs_user_backbone_code_only_if_named_explicitly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, model, path, ran = "model.backbone.name=fresh:Own", build(NAME), tmp_path / "own.pt", tmp_path / "ran"
     (tmp_path / "fresh.py").write_text(f"from own_backbone import Own\nopen({str(ran)!r}, 'x').close()\n")
     monkeypatch.syspath_prepend(tmp_path)

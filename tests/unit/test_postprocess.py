@@ -110,7 +110,7 @@ def slow_detections(
         {"threshold": 0.05, "top_k": 1000, "nms": 1.0, "limit": 20},
     ],
 )
-def test_detections_are_the_definition(convention: BoxConvention, classes: int, options: dict) -> None:
+def test_detections_match_the_reference_loops(convention: BoxConvention, classes: int, options: dict) -> None:
     outputs, sizes = random_outputs(2, classes, (48, 64)), [(48, 64), (37, 41)]
     found = outputs.detect(
         *sizes,
@@ -128,7 +128,7 @@ def test_detections_are_the_definition(convention: BoxConvention, classes: int, 
         torch.testing.assert_close(instances.boxes, torch.tensor([e[2] for e in expected]), rtol=1e-5, atol=1e-4)
 
 
-def test_images_of_a_batch_are_detected_as_if_alone() -> None:
+def test_batched_detections_match_single_image_detections() -> None:
     outputs, sizes = random_outputs(3), [(64, 96), (40, 50), (64, 20)]
     for i, instances in enumerate(outputs.detect(*sizes)):
         (alone,) = outputs.image(i).detect(sizes[i])
@@ -136,14 +136,14 @@ def test_images_of_a_batch_are_detected_as_if_alone() -> None:
         assert torch.equal(instances.scores, alone.scores)
 
 
-def test_decoding_goes_from_the_location_to_the_sides() -> None:
+def test_decode_turns_ltrb_distances_into_boxes() -> None:
     assert decode(torch.tensor([[10.0, 20.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist() == [[9, 18, 13, 24]]
 
 
 # -------------------------------------------------------------------------------------------------------- image frame
 
 
-def test_the_padding_detects_nothing_in_the_continuous_convention() -> None:
+def test_continuous_convention_discards_detections_in_padding() -> None:
     outputs = flat_outputs([5.0, 5.0, 5.0, 5.0])
     (instances,) = outputs.detect((8, 20))  # x = 4 and 12 are inside, 20 and 28 in the padding
     assert instances.boxes.tolist() == [[0, 0, 8, 8], [8, 0, 16, 8]]
@@ -152,12 +152,12 @@ def test_the_padding_detects_nothing_in_the_continuous_convention() -> None:
     assert len(original) == 4
 
 
-def test_the_padding_detects_when_asked_to() -> None:
+def test_detect_in_padding_keeps_detections_in_padding() -> None:
     (instances,) = flat_outputs([5.0, 5.0, 5.0, 5.0], ltrb=9.0).detect((8, 20), detect_in_padding=True, nms_threshold=0)
     assert sorted(instances.boxes[:, 0].tolist()) == [0, 3, 11, 19]
 
 
-def test_more_padding_changes_no_detection() -> None:
+def test_detections_do_not_depend_on_padding() -> None:
     outputs = random_outputs(size=(64, 64))
     padded = Outputs(
         *(
@@ -171,7 +171,7 @@ def test_more_padding_changes_no_detection() -> None:
 
 
 @pytest.mark.parametrize(("convention", "end"), [("continuous", [96, 64]), ("inclusive", [95, 63])])
-def test_boxes_end_at_the_image(convention: BoxConvention, end: list[int]) -> None:
+def test_boxes_are_clipped_to_the_image(convention: BoxConvention, end: list[int]) -> None:
     outputs = random_outputs()
     huge = Outputs(outputs.logits, [torch.full_like(x, 1e30) for x in outputs.ltrb], outputs.centerness)
     (instances,) = huge.detect((64, 96), box_convention=convention)
@@ -180,19 +180,19 @@ def test_boxes_end_at_the_image(convention: BoxConvention, end: list[int]) -> No
     assert instances.size == (64, 96)
 
 
-def test_boxes_without_extent_are_dropped_in_the_continuous_convention() -> None:
+def test_continuous_convention_drops_empty_boxes() -> None:
     outputs = flat_outputs([5.0, 5.0], ltrb=0.0)
     assert len(outputs.detect((8, 16))[0]) == 0
     (original,) = outputs.detect((8, 16), box_convention="inclusive")
     assert original.boxes.tolist() == [[4, 4, 4, 4], [12, 4, 12, 4]]
 
 
-def test_boxes_without_extent_stay_when_asked_to() -> None:
+def test_keep_empty_boxes_keeps_zero_size_boxes() -> None:
     (instances,) = flat_outputs([5.0, 5.0], ltrb=0.0).detect((8, 16), keep_empty_boxes=True)
     assert instances.boxes.tolist() == [[4, 4, 4, 4], [12, 4, 12, 4]]
 
 
-def test_boxes_may_overlap_as_predicted_and_be_clipped_after() -> None:
+def test_clip_after_nms_computes_overlaps_of_unclipped_boxes() -> None:
     outputs = flat_outputs([2.0, 1.0])
     outputs.ltrb[0][0, :, 0, 0] = torch.tensor([2.0, 4.0, 100.0, 4.0])
     outputs.ltrb[0][0, :, 0, 1] = torch.tensor([9.0, 4.0, 4.0, 4.0])
@@ -203,7 +203,7 @@ def test_boxes_may_overlap_as_predicted_and_be_clipped_after() -> None:
 
 
 @pytest.mark.parametrize(("keep_empty_boxes", "count"), [(False, 1), (True, 2)])
-def test_boxes_clipped_after_the_choice_are_not_replaced(keep_empty_boxes: bool, count: int) -> None:
+def test_boxes_emptied_by_clip_after_nms_are_not_replaced(keep_empty_boxes: bool, count: int) -> None:
     outputs = flat_outputs([3.0, 4.0, 2.0])  # the best one is in the padding
     (instances,) = outputs.detect(
         (8, 8), max_detections=2, detect_in_padding=True, clip_after_nms=True, keep_empty_boxes=keep_empty_boxes
@@ -215,7 +215,7 @@ def test_boxes_clipped_after_the_choice_are_not_replaced(keep_empty_boxes: bool,
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.9])
-def test_a_probability_exactly_at_the_threshold_is_out(threshold: float) -> None:
+def test_probability_equal_to_the_threshold_is_discarded(threshold: float) -> None:
     logit = torch.tensor(threshold).logit()
     for _ in range(100):  # search the logit whose float32 probability equals the threshold
         difference = logit.sigmoid() - torch.tensor(threshold)
@@ -230,14 +230,14 @@ def test_a_probability_exactly_at_the_threshold_is_out(threshold: float) -> None
     assert instances.boxes.tolist() == [[8, 0, 16, 8]]
 
 
-def test_the_threshold_is_on_the_class_before_the_centerness() -> None:
+def test_threshold_applies_to_class_probability_without_centerness() -> None:
     outputs = flat_outputs([1.0])
     outputs.centerness[0].fill_(-6.0)
     (instances,) = outputs.detect((8, 8), score_threshold=0.7)
     assert instances.scores.item() == pytest.approx(math.sqrt(0.731059 * 0.002473), rel=1e-3)
 
 
-def test_the_threshold_may_be_on_the_score() -> None:
+def test_threshold_on_score_applies_to_the_final_score() -> None:
     outputs = flat_outputs([1.0, 1.0, -1.2])  # probabilities 0.73, 0.73, 0.23; centerness 1, 0.002, 1
     outputs.centerness[0][..., 1] = -6.0
     (instances,) = outputs.detect((8, 24), score_threshold=0.45, threshold_on="score")
@@ -246,14 +246,14 @@ def test_the_threshold_may_be_on_the_score() -> None:
 
 
 @pytest.mark.parametrize(("top_k_on", "left"), [("score", 8), ("class", 0)])
-def test_candidates_are_chosen_by_the_score_or_the_class(top_k_on: str, left: int) -> None:
+def test_top_k_on_selects_candidates_by_score_or_class(top_k_on: str, left: int) -> None:
     outputs = flat_outputs([2.0, 1.0])
     outputs.centerness[0][..., 0] = -6.0
     (instances,) = outputs.detect((8, 16), pre_nms_top_k=1, top_k_on=top_k_on)
     assert instances.boxes.tolist() == [[left, 0, left + 8, 8]]
 
 
-def test_the_score_may_be_the_product() -> None:
+def test_product_score_is_probability_times_centerness() -> None:
     outputs = flat_outputs([1.0, -1.2])  # probabilities 0.73, 0.23
     outputs.centerness[0][..., 0] = 0.0
     (instances,) = outputs.detect((8, 16), score="product")
@@ -262,24 +262,24 @@ def test_the_score_may_be_the_product() -> None:
     assert instances.boxes.tolist() == [[0, 0, 8, 8]]
 
 
-def test_the_candidates_of_every_level_are_limited() -> None:
+def test_pre_nms_top_k_limits_candidates_per_level() -> None:
     (instances,) = random_outputs(bias=3).detect((64, 96), pre_nms_top_k=2, nms_threshold=0)
     assert len(instances) == 2 * len(STRIDES)
 
 
-def test_one_location_can_be_several_classes() -> None:
+def test_one_location_can_yield_several_classes() -> None:
     (instances,) = flat_outputs([1.0], [-9.0], [2.0]).detect((8, 8))
     assert instances.labels.tolist() == [2, 0]
     assert instances.boxes.tolist() == [[0, 0, 8, 8]] * 2
 
 
-def test_best_first() -> None:
+def test_detections_are_sorted_by_descending_score() -> None:
     (instances,) = random_outputs().detect((64, 96))
     assert (instances.scores.diff() <= 0).all()
 
 
 @pytest.mark.parametrize(("convention", "count"), [("continuous", 2), ("inclusive", 4)])
-def test_ties_with_the_last_detection_stay_in_the_original_only(convention: BoxConvention, count: int) -> None:
+def test_only_inclusive_convention_keeps_ties_beyond_max_detections(convention: BoxConvention, count: int) -> None:
     outputs = flat_outputs([3.0, 1.0, 1.0, 1.0, 0.0])
     (instances,) = outputs.detect((8, 40), max_detections=2, box_convention=convention)
     assert len(instances) == count
@@ -287,7 +287,7 @@ def test_ties_with_the_last_detection_stay_in_the_original_only(convention: BoxC
 
 
 @pytest.mark.parametrize("limit", [0, -1])
-def test_no_limit_keeps_everything(limit: int) -> None:
+def test_max_detections_below_one_keeps_all_detections(limit: int) -> None:
     (instances,) = flat_outputs([1.0] * 150).detect((8, 1200), max_detections=limit)
     assert len(instances) == 150
 
@@ -297,7 +297,7 @@ def test_no_limit_keeps_everything(limit: int) -> None:
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("classes", [1, 4])
-def test_no_candidates_give_empty_instances_of_the_right_kind(convention: BoxConvention, classes: int) -> None:
+def test_no_candidates_yield_empty_instances_with_correct_dtypes(convention: BoxConvention, classes: int) -> None:
     found = random_outputs(2, classes, bias=-100).detect((64, 96), (50, 60), box_convention=convention)
     for instances, size in zip(found, [(64, 96), (50, 60)], strict=True):
         assert len(instances) == 0
@@ -308,17 +308,17 @@ def test_no_candidates_give_empty_instances_of_the_right_kind(convention: BoxCon
         assert instances.size == size
 
 
-def test_a_level_without_candidates_leaves_the_others_alone() -> None:
+def test_level_without_candidates_does_not_prevent_detections() -> None:
     outputs = random_outputs()
     outputs.logits[1].fill_(-100)
     assert len(outputs.detect((64, 96))[0]) > 0
 
 
-def test_no_images_give_no_results() -> None:
+def test_empty_batch_yields_no_results() -> None:
     assert random_outputs(0).detect() == []
 
 
-def test_what_is_not_a_number_is_not_detected() -> None:
+def test_nan_outputs_are_never_detected() -> None:
     outputs = random_outputs()
     for levels in outputs:
         levels[0][..., 0] = math.nan

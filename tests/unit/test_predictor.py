@@ -36,7 +36,7 @@ def assert_same(found, expected, *, pixels=1e-3, score=1e-5):
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=pixels)
 
 
-def test_detections_are_named_sorted_and_inside_the_original_picture(detector):
+def test_detections_are_named_sorted_and_inside_the_original_image(detector):
     found = detector.predict(picture(123, 77))
     assert len(found) > 5
     assert found.size == (77, 123)
@@ -47,7 +47,7 @@ def test_detections_are_named_sorted_and_inside_the_original_picture(detector):
     assert (found.boxes[:, [1, 3]] <= 77).all()
 
 
-def test_boxes_are_in_pixels_of_the_original_whatever_the_detection_size(detector):
+def test_boxes_are_in_pixels_of_the_original_image(detector):
     """An image of twice the width and height gives the same detections at twice the size."""
     small = picture(120, 96)
     large = small.resize((240, 192), Image.Resampling.NEAREST)
@@ -57,7 +57,7 @@ def test_boxes_are_in_pixels_of_the_original_whatever_the_detection_size(detecto
     assert distance < 4  # resizing changes the pixels slightly
 
 
-def test_all_forms_of_a_picture_give_the_same(detector, tmp_path):
+def test_all_image_types_yield_the_same_detections(detector, tmp_path):
     image = picture()
     image.save(tmp_path / "a.png")
     array = np.asarray(image)
@@ -68,7 +68,7 @@ def test_all_forms_of_a_picture_give_the_same(detector, tmp_path):
         assert_same(found, expected)
 
 
-def test_grey_pictures_in_all_forms_give_the_same(detector):
+def test_all_grayscale_image_types_yield_the_same_detections(detector):
     grey = picture().convert("L")
     array = np.asarray(grey)
     expected = detector.predict(grey)
@@ -76,13 +76,13 @@ def test_grey_pictures_in_all_forms_give_the_same(detector):
         assert_same(detector.predict(form), expected, pixels=0, score=0)
 
 
-def test_a_list_gives_a_list(detector):
+def test_predict_of_a_list_returns_a_list(detector):
     assert len(detector.predict([picture()])) == 1
     assert detector.predict([]) == []
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
-def test_results_do_not_depend_on_the_batch(detector, batch_size):
+def test_detections_do_not_depend_on_batch_size(detector, batch_size):
     sizes = [(120, 80), (80, 120), (120, 82), (64, 64), (118, 80), (200, 90)]
     pictures = [picture(*size, seed=i) for i, size in enumerate(sizes)]
     together = detector.predict(pictures, batch_size=batch_size)
@@ -90,7 +90,7 @@ def test_results_do_not_depend_on_the_batch(detector, batch_size):
         assert_same(found, detector.predict(image))
 
 
-def test_the_threshold_cuts_scores(detector):
+def test_threshold_discards_lower_scores(detector):
     everything = detector.predict(picture(), threshold=0)
     middle = everything.scores.median().item()
     expected = everything[everything.scores >= middle]
@@ -98,13 +98,13 @@ def test_the_threshold_cuts_scores(detector):
     assert_same(detector.predict(picture(), threshold=middle), expected, pixels=0, score=0)
 
 
-def test_results_are_ordinary_tensors_that_may_be_changed(detector):
+def test_results_can_be_modified_in_place(detector):
     found = detector.predict(picture())
     found.boxes[:, 0] += 1
     assert not found.boxes.requires_grad
 
 
-def test_inclusive_boxes_come_out_continuous():
+def test_inclusive_model_returns_continuous_boxes():
     config = tiny_config(box_convention="inclusive")
     detector = Detector(tiny_model(config), config)
     found = detector.predict(picture(120, 96), threshold=0)
@@ -127,19 +127,19 @@ def test_inclusive_boxes_come_out_continuous():
         (42, "expected a path, PIL image, array or tensor, found int"),
     ],
 )
-def test_what_is_no_picture_is_refused(detector, image, message):
+def test_invalid_image_is_rejected(detector, image, message):
     with pytest.raises(DataError, match=message) as error:
         detector.predict([picture(), image])
     assert str(error.value).startswith("images[1]: ")
 
 
-def test_a_missing_file_is_named(detector, tmp_path):
+def test_missing_file_error_names_the_file(detector, tmp_path):
     with pytest.raises(DataError, match=r"none\.jpg: no such file"):
         detector.predict(tmp_path / "none.jpg")
 
 
 @pytest.mark.parametrize(("score", "threshold"), [("sqrt", 0.5), ("product", 0.25)])
-def test_the_default_threshold_is_one_of_probability_and_centerness(score, threshold):
+def test_default_threshold_is_squared_for_product_scores(score, threshold):
     config = tiny_config(score=score, max_detections=0)  # no limit
     detector = Detector(tiny_model(config), config, class_names=NAMES)
     expected = detector.predict(picture(), threshold=threshold)
@@ -147,13 +147,13 @@ def test_the_default_threshold_is_one_of_probability_and_centerness(score, thres
     assert_same(detector.predict(picture()), expected, pixels=0, score=0)
 
 
-def test_a_threshold_outside_0_to_1_is_refused(detector):
+def test_threshold_outside_0_to_1_is_rejected(detector):
     with pytest.raises(ValueError, match=r"threshold: expected 0\.\.1, found 30"):
         detector.predict(picture(), threshold=30)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_size_below_1_is_refused(detector, batch_size):
+def test_batch_size_below_1_is_rejected(detector, batch_size):
     with pytest.raises(ValueError, match=f"batch_size: expected at least 1, found {batch_size}"):
         detector.predict([picture()], batch_size=batch_size)
 
@@ -172,18 +172,18 @@ class TestLoad:
         )
         return path
 
-    def test_weights_detect_as_before_they_were_saved(self, detector, weights):
+    def test_loaded_weights_reproduce_the_detections(self, detector, weights):
         loaded = fcos.load(weights, device="cpu")
         assert loaded.class_names == NAMES
         assert loaded.category_ids == CATEGORY_IDS
         assert_same(loaded.predict(picture()), detector.predict(picture()))
 
-    def test_overrides_change_how_it_detects(self, weights):
+    def test_overrides_change_detection_options(self, weights):
         loaded = fcos.load(weights, "model.max_detections=3", "data.test_short_side=64", device="cpu")
         assert len(loaded.predict(picture(), threshold=0)) == 3
         assert loaded.config.data.detection_short_side == 64
 
-    def test_thresholds_follow_scores_without_the_root_and_back(self, weights, tmp_path):
+    def test_thresholds_are_converted_between_sqrt_and_product_scores(self, weights, tmp_path):
         squared = fcos.load(weights, "model.score=product", device="cpu")
         assert squared.thresholds.tolist() == pytest.approx([0.36**2, 0.25, 0.25])
         config, again = squared.config, tmp_path / "again.pt"
@@ -193,28 +193,28 @@ class TestLoad:
         rooted = fcos.load(again, "model.score=sqrt", device="cpu")
         assert rooted.thresholds.tolist() == pytest.approx([0.36, 0.5, 0.5])
 
-    def test_data_that_is_no_folder_is_told(self, weights):
+    def test_evaluate_without_data_raises(self, weights):
         with pytest.raises(DataError, match="no data"):
             fcos.evaluate(weights, "data=", "device=cpu")
 
-    def test_a_recipe_instead_of_weights_is_told(self):
+    def test_evaluate_rejects_a_recipe_instead_of_weights(self):
         with pytest.raises(WeightsError, match="a recipe or config; expected weights that were trained with it"):
             fcos.evaluate("fcos_mnv2_small")
 
-    def test_an_override_that_changes_the_network_is_refused(self, weights):
+    def test_override_that_changes_the_network_is_rejected(self, weights):
         with pytest.raises(WeightsError, match="do not fit the model"):
             fcos.load(weights, "model.head.num_convs=2", device="cpu")
 
-    def test_a_wrong_override_is_refused(self, weights):
+    def test_misspelled_override_suggests_the_closest_option(self, weights):
         with pytest.raises(ConfigError, match=r"did you mean 'nms_threshold'"):
             fcos.load(weights, "model.nms_treshold=0.5", device="cpu")
 
-    def test_a_recipe_gives_an_untrained_detector(self):
+    def test_recipe_loads_as_an_untrained_detector(self):
         loaded = fcos.load("fcos_mnv2_small", "model.backbone.weights=null", "model.num_classes=5", device="cpu")
         assert loaded.model.num_classes == 5
         assert loaded.category_ids == (0, 1, 2, 3, 4)
 
-    def test_a_name_that_is_neither_file_nor_recipe_is_refused(self):
+    def test_unknown_name_error_lists_the_recipes(self):
         with pytest.raises(WeightsError, match=r"fcos_mnv2_smal: .*recipes: .*fcos_mnv2_small"):
             fcos.load("fcos_mnv2_smal")
 
@@ -238,17 +238,17 @@ def served(folder: Path):
 
 
 class TestUrls:
-    def test_a_picture_from_the_web_is_like_the_file(self, detector, tmp_path):
+    def test_image_url_yields_the_same_detections_as_the_file(self, detector, tmp_path):
         picture().save(tmp_path / "a b.png")
         with served(tmp_path) as address:
             found = detector.predict(f"{address}/a%20b.png")
         assert_same(found, detector.predict(tmp_path / "a b.png"), pixels=0, score=0)
 
-    def test_the_answer_of_the_server_is_told(self, detector, tmp_path):
+    def test_http_error_status_is_reported(self, detector, tmp_path):
         with served(tmp_path) as address, pytest.raises(DataError, match=r"none\.jpg: the server responded with 404"):
             detector.predict(f"{address}/none.jpg")
 
-    def test_a_page_is_no_picture(self, detector, tmp_path):
+    def test_url_of_an_html_page_is_rejected(self, detector, tmp_path):
         (tmp_path / "page.html").write_text("<p>Hello")
         with (
             served(tmp_path) as address,
@@ -256,7 +256,7 @@ class TestUrls:
         ):
             detector.predict(f"{address}/page.html")
 
-    def test_a_server_that_is_not_there_is_told(self, detector, tmp_path):
+    def test_unreachable_server_is_reported(self, detector, tmp_path):
         with served(tmp_path) as address:
             pass
         with pytest.raises(DataError, match=r"cannot be downloaded: .*refused"):
@@ -264,7 +264,7 @@ class TestUrls:
 
 
 @pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")  # supervision's import warns without OpenCV
-def test_supervision_gets_boxes_scores_classes_and_names(detector):
+def test_to_supervision_keeps_boxes_scores_classes_and_names(detector):
     found = detector.predict(picture())
     detections = found.to_supervision()
     np.testing.assert_array_equal(detections.xyxy, found.boxes.numpy())

@@ -22,16 +22,16 @@ def shown(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, **options: bool)
     return stream.getvalue()
 
 
-def test_on_a_terminal_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(Terminal(), monkeypatch)
     assert "drawing" in text
     assert "75%" in text
 
 
-def test_bytes_are_told_as_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_shows_byte_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3/4 bytes" in shown(Terminal(), monkeypatch, in_bytes=True)
 
 
-def test_elsewhere_and_where_it_is_not_wanted_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_is_hidden_without_terminal_or_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(io.StringIO(), monkeypatch) == ""
     assert shown(Terminal(), monkeypatch, shown=False) == ""

@@ -30,7 +30,7 @@ OPTIONS = FCOSLoss(quality="iou")
 IOUS = [(20 + 1) / (24 + 1), (4 + 1) / (6 + 1)]  # areas in units, smoothed by 1
 
 
-def made_up(labels: list[int]) -> Assignment:
+def make_assignment(labels: list[int]) -> Assignment:
     rows = torch.tensor([labels])
     sides = torch.tensor(SIDES, dtype=torch.float64)[torch.arange(len(labels)) % 2]
     return Assignment(rows, sides[None], (rows >= 0).long() - 1, torch.tensor(0))
@@ -43,8 +43,8 @@ def predictions() -> tuple[Tensor, Tensor, Tensor]:
     return logits.requires_grad_(), ltrb.requires_grad_(), quality.requires_grad_()
 
 
-def test_values_by_hand() -> None:
-    terms = fcos_loss(*predictions(), made_up([0, 2]), OPTIONS, units=torch.tensor(UNITS))
+def test_losses_match_values_computed_by_hand() -> None:
+    terms = fcos_loss(*predictions(), make_assignment([0, 2]), OPTIONS, units=torch.tensor(UNITS))
     assert list(terms) == ["loss_cls", "loss_box", "loss_iou_quality"]
     assert terms["loss_box"].item() == pytest.approx(sum(-math.log(iou) for iou in IOUS) / 2, rel=1e-14)
     entropy = [math.log1p(math.exp(x)) - x * iou for x, iou in zip([0.5, -1.0], IOUS, strict=True)]
@@ -52,45 +52,45 @@ def test_values_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", ["iou", "linear_iou", "giou"])
-def test_the_target_is_the_same_whatever_the_box_loss(kind: BoxLoss) -> None:
+def test_quality_target_does_not_depend_on_the_box_loss(kind: BoxLoss) -> None:
     torch.manual_seed(0)
-    plain = fcos_loss(*predictions(), made_up([0, 2]), OPTIONS)
-    other = fcos_loss(*predictions(), made_up([0, 2]), replace(OPTIONS, box_loss=kind))
+    plain = fcos_loss(*predictions(), make_assignment([0, 2]), OPTIONS)
+    other = fcos_loss(*predictions(), make_assignment([0, 2]), replace(OPTIONS, box_loss=kind))
     assert other["loss_iou_quality"] == plain["loss_iou_quality"]
     assert (other["loss_box"] == plain["loss_box"]) == (kind == "iou")
 
 
-def test_the_gradient_flows_through_the_logits_only() -> None:
+def test_quality_loss_has_gradients_only_for_quality_logits() -> None:
     logits, ltrb, quality = predictions()
-    terms = fcos_loss(logits, ltrb, quality, made_up([0, 2]), OPTIONS, units=torch.tensor(UNITS))
+    terms = fcos_loss(logits, ltrb, quality, make_assignment([0, 2]), OPTIONS, units=torch.tensor(UNITS))
     found = torch.autograd.grad(terms["loss_iou_quality"], [logits, ltrb, quality], allow_unused=True)
     assert found[:2] == (None, None)
     expected = (quality.sigmoid() - torch.tensor([IOUS], dtype=torch.float64)) / 2
     torch.testing.assert_close(found[2], expected.detach())
 
 
-def test_background_does_not_teach_the_branch() -> None:
+def test_quality_loss_ignores_background_locations() -> None:
     logits, ltrb, quality = predictions()
-    terms = fcos_loss(logits, ltrb, quality, made_up([BACKGROUND, 1]), OPTIONS, units=torch.tensor(UNITS))
+    terms = fcos_loss(logits, ltrb, quality, make_assignment([BACKGROUND, 1]), OPTIONS, units=torch.tensor(UNITS))
     only = F.binary_cross_entropy_with_logits(quality[0, 1], torch.tensor(IOUS[1], dtype=torch.float64))
     torch.testing.assert_close(terms["loss_iou_quality"], only)
     assert terms["loss_box"].item() == pytest.approx(-math.log(IOUS[1]), rel=1e-14)
 
 
-def test_without_positives_every_prediction_gets_a_gradient() -> None:
+def test_every_prediction_gets_a_finite_gradient_without_positives() -> None:
     tensors = predictions()
-    terms = fcos_loss(*tensors, made_up([BACKGROUND, BACKGROUND]), OPTIONS)
+    terms = fcos_loss(*tensors, make_assignment([BACKGROUND, BACKGROUND]), OPTIONS)
     assert terms["loss_box"] == terms["loss_iou_quality"] == 0
     for grad in torch.autograd.grad(torch.stack(list(terms.values())).sum(), tensors):
         assert grad.isfinite().all()
 
 
-def test_two_processes_of_which_one_has_no_positives(tmp_path: Path) -> None:
+def test_losses_are_normalized_across_ranks_if_one_has_no_positives(tmp_path: Path) -> None:
     units = torch.tensor(UNITS)
-    calls = [LossCall(predictions(), made_up(labels), OPTIONS, units) for labels in ([0, 2], [BACKGROUND] * 2)]
+    calls = [LossCall(predictions(), make_assignment(labels), OPTIONS, units) for labels in ([0, 2], [BACKGROUND] * 2)]
     first, second = losses_of_two_processes(tmp_path, calls)
     assert all(gradient.isfinite().all() for found in (first, second) for gradient in found.gradients)
-    alone = fcos_loss(*predictions(), made_up([0, 2]), OPTIONS, units=units)
+    alone = fcos_loss(*predictions(), make_assignment([0, 2]), OPTIONS, units=units)
     # Two processes normalise by their mean of one positive; a single process divides the same loss by two.
     for name in ("loss_box", "loss_iou_quality"):
         assert first.terms[name].item() == pytest.approx(2 * alone[name].item(), rel=1e-12)
@@ -126,7 +126,7 @@ def ious_and_scores(model: FCOS, images: Tensor, sizes: Tensor, targets: list[Ob
     return torch.stack([common / (area + target_area - common), scores[:, 0].sigmoid()])
 
 
-def test_scores_follow_the_ious_of_a_learned_image() -> None:
+def test_quality_scores_correlate_with_ious_after_training() -> None:
     model, sizes = build(), torch.tensor([[64, 96]])
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     boxes = torch.tensor([[4.0, 4.0, 60.0, 50.0], [66.0, 10.0, 92.0, 60.0]])
@@ -145,7 +145,7 @@ def test_scores_follow_the_ious_of_a_learned_image() -> None:
     assert torch.corrcoef(ious_and_scores(model, images, sizes, targets))[0, 1] > 0.7
 
 
-def test_start_from_names_the_other_quality(tmp_path: Path) -> None:
+def test_start_from_reports_a_different_quality_option(tmp_path: Path) -> None:
     there, here = tiny_config(quality="iou"), tiny_config()
     model = tiny_model(there)
     save_checkpoint(tmp_path / "a.pt", model=model, config=there, class_names=NAMES, category_ids=CATEGORY_IDS)

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_notice_names_every_library_with_its_licence() -> None:
+def test_notice_lists_every_runtime_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [needs for extra, needs in project["optional-dependencies"].items() if extra != "dev"]
     needed = {re.split(r"[>=]", need)[0] for needs in (project["dependencies"], *extras) for need in needs}
@@ -22,14 +22,14 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md"), *(ROOT / "docs
 
 
 @pytest.mark.parametrize("page", [page.relative_to(ROOT).as_posix() for page in PAGES])
-def test_links_lead_somewhere(page: str) -> None:
+def test_relative_links_point_to_existing_files(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?://)([^)#]+)", text)
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def structure(page: str) -> dict[str, list[str]]:
-    """The parts of a page that a translation keeps: heading levels, code, numbers of table rows, linked files."""
+    """Return what a translation of a page keeps: heading levels, code, number of table rows, linked files."""
     text = (ROOT / page).read_text(encoding="utf-8")
     prose = re.sub(r"```.*?```", "", text, flags=re.S)
     links = re.findall(r"\]\(([^)]+)\)", prose)
@@ -43,6 +43,6 @@ def structure(page: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("page", ["README", "docs/tour"])
-def test_the_chinese_page_has_the_headings_commands_and_links_of_the_english_one(page: str) -> None:
+def test_chinese_page_matches_the_structure_of_the_english_page(page: str) -> None:
     english, chinese = structure(f"{page}.md"), structure(f"{page}.zh-CN.md")
     assert chinese == english

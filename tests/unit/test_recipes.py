@@ -45,7 +45,7 @@ def build(*options: str, recipe: str | None = SMALL) -> FCOS:
 
 
 @pytest.mark.parametrize("recipe", [*REAL_TIME, SMALL])
-def test_two_steps_on_three_images(recipe: str, data: Path, tmp_path: Path) -> None:
+def test_recipe_trains_for_two_iterations(recipe: str, data: Path, tmp_path: Path) -> None:
     config = load_config(
         recipe,
         [
@@ -68,14 +68,14 @@ def test_two_steps_on_three_images(recipe: str, data: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("recipe", "recorded"), REAL_TIME.items())
-def test_the_real_time_recipes_have_the_tensors_of_the_recorded_models(recipe: str, recorded: str) -> None:
+def test_real_time_recipes_match_tensors_of_the_recorded_models(recipe: str, recorded: str) -> None:
     theirs = from_content({"model": state_of(recorded, device="cpu")}, where=recipe)
     model = build_fcos(load_config(recipe).model, num_classes=80)
     load_weights(model, theirs.model, where=recipe)  # raises WeightsError if tensors or shapes differ
 
 
 @pytest.mark.parametrize(("recipe", "recorded"), REAL_TIME.items())
-def test_the_real_time_recipes_detect_and_learn_as_the_recorded_models(recipe: str, recorded: str) -> None:
+def test_real_time_recipes_match_options_of_the_recorded_models(recipe: str, recorded: str) -> None:
     theirs = from_content({"model": state_of(recorded)}, where=recipe).config
     ours = load_config(recipe).to_dict()
     # Backbone, pixels, clipping and padding follow that project's ImageNet weights and conventions, so they may differ.
@@ -91,7 +91,7 @@ def as_data(value: Any) -> Any:
     return [as_data(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def test_levels_for_small_objects_are_as_fine_as_they_say() -> None:
+def test_small_object_recipe_has_levels_of_strides_4_to_64() -> None:
     model = build()
     assert model.backbone_levels == ["C2", "C3", "C4", "C5"]
     assert len(model.fpn.extra) == 1
@@ -101,7 +101,7 @@ def test_levels_for_small_objects_are_as_fine_as_they_say() -> None:
     assert [tuple(level.shape[-2:]) for level in outputs.logits] == expected
 
 
-def test_levels_for_small_objects_reach_a_box_between_coarser_locations() -> None:
+def test_small_object_recipe_assigns_a_box_missed_by_coarser_levels() -> None:
     targets = objects_of([torch.tensor([[45.0, 45.0, 51.0, 51.0]])], [torch.tensor([0])])
     images, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
     assert build()(images, sizes, targets).stats["unassigned"] == 0
@@ -109,7 +109,7 @@ def test_levels_for_small_objects_reach_a_box_between_coarser_locations() -> Non
 
 
 @pytest.mark.parametrize("backbone", NETS)
-def test_every_backbone_has_levels_for_small_objects(backbone: str) -> None:
+def test_every_backbone_trains_with_a_stride_4_level(backbone: str) -> None:
     model = build(f"model.backbone={{name: {backbone}, weights: null}}", *FINE, recipe=None)
     assert model.backbone_levels == ["C2", "C3", "C4", "C5"]
     images, sizes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.tensor([[64, 64]] * 2)
@@ -121,7 +121,7 @@ def test_every_backbone_has_levels_for_small_objects(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", NETS)
-def test_a_level_finer_than_the_backbone_is_refused(backbone: str) -> None:
+def test_stride_finer_than_the_backbone_is_rejected(backbone: str) -> None:
     options = [f"model.backbone={{name: {backbone}, weights: null}}", "model.strides=[2,4,8,16,32]", FINE[1]]
     with pytest.raises(ConfigError) as caught:
         build(*options, recipe=None)
@@ -130,16 +130,16 @@ def test_a_level_finer_than_the_backbone_is_refused(backbone: str) -> None:
     )
 
 
-def test_every_level_needs_a_range() -> None:
+def test_mismatched_strides_and_size_ranges_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"strides has 4 levels but size_ranges has 5; give one range per level"):
         load_config(SMALL, ["model.strides=[4,8,16,32]"])
 
 
-def test_the_recipe_for_small_objects_is_the_improved_one_but_for_its_levels() -> None:
+def test_small_object_recipe_differs_from_improved_one_only_in_levels() -> None:
     assert load_config("fcos_imprv_r50_fpn_1x", FINE) == load_config(SMALL)
 
 
-def test_a_recipe_and_the_config_of_its_name_state_their_conventions() -> None:
+def test_recipes_and_original_configs_document_their_conventions() -> None:
     for path in (Path(__file__).parents[2] / "configs/fcos").glob("*.yaml"):
         name = path.stem.lower().replace("r_", "r").replace("x_101", "x101")
         original, recipe = (file.read_text(encoding="utf-8") for file in (path, RECIPES / f"{name}.yaml"))

@@ -50,7 +50,7 @@ def written(value: float) -> str:
     return "\N{EN DASH}" if np.isnan(value) else f"{value:.3f}"
 
 
-def test_figures_are_those_of_metrics_json(usual: tuple[Made, str]) -> None:
+def test_metrics_table_matches_metrics_json(usual: tuple[Made, str]) -> None:
     made, page = usual
     saved = json.loads((made.folder / "val/metrics.json").read_text())
     rows = table(section(page, "Metrics on val"))
@@ -60,7 +60,7 @@ def test_figures_are_those_of_metrics_json(usual: tuple[Made, str]) -> None:
         assert rows[name][1:] == [written(np.nan if v is None else v) for v in figures.values()]
 
 
-def test_a_run_may_have_metrics_of_any_name(tmp_path: Path) -> None:
+def test_report_supports_custom_metric_names(tmp_path: Path) -> None:
     made = made_run(tmp_path)
     config = made.config.model_copy(update={"train": made.config.train.model_copy(update={"best_metric": "AP_mask"})})
     (made.folder / "config.yaml").write_text(config.to_yaml())
@@ -84,9 +84,7 @@ def test_a_run_may_have_metrics_of_any_name(tmp_path: Path) -> None:
     assert "Validation metrics" in section(page, "Training")
 
 
-def test_counts_at_the_thresholds_are_those_of_pycocotools(
-    usual: tuple[Made, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_score_threshold_table_matches_pycocotools(usual: tuple[Made, str], capsys: pytest.CaptureFixture[str]) -> None:
     made, page = usual
     rows = table(section(page, "Score thresholds"))
     for name, threshold in made.evaluation.thresholds.items():
@@ -96,7 +94,7 @@ def test_counts_at_the_thresholds_are_those_of_pycocotools(
         assert int(found) + int(missed) == made.evaluation.boxes_per_class[name]
 
 
-def test_errors_are_those_of_hotcoco(usual: tuple[Made, str]) -> None:
+def test_error_types_match_hotcoco(usual: tuple[Made, str]) -> None:
     made, page = usual
     truth = COCO(made.task[0])
     run = COCOeval(truth, truth.load_res(made.task[1]), "bbox")
@@ -109,7 +107,7 @@ def test_errors_are_those_of_hotcoco(usual: tuple[Made, str]) -> None:
     ]
 
 
-def test_confusions_agree_with_the_objects_and_what_is_shown(usual: tuple[Made, str]) -> None:
+def test_confusion_matrix_sums_match_objects_and_shown_detections(usual: tuple[Made, str]) -> None:
     """The category ids are in descending order, so a matrix sorted by id would be reversed."""
     made, page = usual
     names = list(made.evaluation.boxes_per_class)
@@ -128,7 +126,7 @@ def test_confusions_agree_with_the_objects_and_what_is_shown(usual: tuple[Made, 
     assert np.trace(matrix) > 0
 
 
-def test_pictures_count_what_they_show(usual: tuple[Made, str]) -> None:
+def test_image_captions_match_objects_and_are_sorted_by_f1(usual: tuple[Made, str]) -> None:
     made, page = usual
     part = section(page, "Best and worst images")
     captions = re.findall(r"<figcaption>(\S+): (\d+) correct, (\d+) wrong, (\d+) missed", part)
@@ -146,7 +144,7 @@ def test_pictures_count_what_they_show(usual: tuple[Made, str]) -> None:
     assert max(f1[:half]) <= min(f1[half:])
 
 
-def test_the_summary_tells_what_metrics_csv_does(usual: tuple[Made, str]) -> None:
+def test_summary_matches_metrics_csv(usual: tuple[Made, str]) -> None:
     made, page = usual
     tiles = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
     assert tiles["AP"] == f"{made.evaluation.metrics['AP']:.3f}"
@@ -155,12 +153,12 @@ def test_the_summary_tells_what_metrics_csv_does(usual: tuple[Made, str]) -> Non
     assert "increase data.workers" in page
 
 
-def test_the_same_run_gives_the_same_page(usual: tuple[Made, str]) -> None:
+def test_report_is_deterministic(usual: tuple[Made, str]) -> None:
     made, page = usual
     assert made.page() == page
 
 
-def test_a_class_cannot_bring_a_script(make: Callable[..., Made]) -> None:
+def test_class_names_are_html_escaped(make: Callable[..., Made]) -> None:
     page = make(rename="<script>alert(1)</script> $x$").page()
     assert "<script" not in page
     assert page.count("&lt;script&gt;") > 5
@@ -168,7 +166,7 @@ def test_a_class_cannot_bring_a_script(make: Callable[..., Made]) -> None:
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_a_single_row_is_a_point_above_its_iteration(log: bool) -> None:
+def test_curve_of_a_single_row_is_a_marker_at_its_iteration(log: bool) -> None:
     axes = Figure(layout="constrained").subplots()
     _curves(axes, {"": (np.array([6.0]), np.array([2.0]))}, log=log)
     low, high = axes.get_xlim()
@@ -176,7 +174,7 @@ def test_a_single_row_is_a_point_above_its_iteration(log: bool) -> None:
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [6]
 
 
-def test_legends_of_many_names_leave_the_curves_free() -> None:
+def test_legend_of_many_classes_does_not_cover_the_curves() -> None:
     figure = Figure(figsize=(WIDTH / 72, _height(7) / 72), layout="constrained")
     axes = figure.subplots()
     _precision_curves(axes, {f"a name of 18 letters 0.{i}5": np.linspace(1, 0, 101) for i in range(7)}, [])
@@ -188,15 +186,15 @@ def test_legends_of_many_names_leave_the_curves_free() -> None:
     assert chart.height > 0.5 * figure.bbox.height
 
 
-def test_a_name_written_from_the_right_stands_before_its_figure(make: Callable[..., Made]) -> None:
+def test_right_to_left_class_name_precedes_its_value(make: Callable[..., Made]) -> None:
     part = section(make(rename="שלום").page(), "Precision and recall")
     assert len(re.findall(r"שלום\u200e \d\.\d\d", part)) == 2
 
 
-class TestRunsOfEveryKind:
+class TestUnusualRuns:
     """The page names missing parts and shows the rest."""
 
-    def test_without_a_val_split(self, make: Callable[..., Made]) -> None:
+    def test_missing_val_split_is_reported(self, make: Callable[..., Made]) -> None:
         made = make()
         (made.data / "val.json").unlink()
         made.save_best(metrics={}, thresholds={})
@@ -205,7 +203,7 @@ class TestRunsOfEveryKind:
         assert "Score thresholds" not in page
         assert "Learning rate" in page
 
-    def test_interrupted_before_the_first_evaluation(self, make: Callable[..., Made]) -> None:
+    def test_run_interrupted_before_the_first_evaluation_is_reported(self, make: Callable[..., Made]) -> None:
         made = make()
         (made.folder / "weights/best.pt").unlink()
         (made.folder / "metrics.csv").write_text("\n".join(ROWS[:2]) + "\n20,1.0,tra")
@@ -214,29 +212,29 @@ class TestRunsOfEveryKind:
         assert "<dt>Iterations</dt><dd>10</dd>" in page
         assert "Validation metrics" not in page
 
-    def test_without_a_row(self, make: Callable[..., Made]) -> None:
+    def test_missing_training_rows_are_reported(self, make: Callable[..., Made]) -> None:
         made = make()
         (made.folder / "metrics.csv").unlink()
         page = made.page()
         assert "no training rows yet" in page
         assert "Metrics on val" in page
 
-    def test_with_80_classes(self, make: Callable[..., Made]) -> None:
+    def test_confusion_matrix_is_limited_to_20_classes(self, make: Callable[..., Made]) -> None:
         page = make(classes=80).page()
         assert len(table(section(page, "Metrics on val"))) == 81
         assert "Of 80 classes, only the 20 with the most errors are shown." in page
         assert len(table(section(page, "Confusion matrix"))) == 21
 
-    def test_without_a_detection(self, make: Callable[..., Made]) -> None:
+    def test_run_without_detections_shows_default_thresholds(self, make: Callable[..., Made]) -> None:
         page = make(detections=False).page()
         assert all(row[0] == "0.500 (default)" for row in table(section(page, "Score thresholds")).values())
 
-    def test_without_an_object(self, make: Callable[..., Made]) -> None:
+    def test_run_without_objects_has_undefined_metrics(self, make: Callable[..., Made]) -> None:
         page = make(objects=False).page()
         assert table(section(page, "Metrics on val"))["all classes"][1] == "\N{EN DASH}"
         assert "Score thresholds" not in page
 
-    def test_an_image_that_is_gone_has_no_picture(self, make: Callable[..., Made]) -> None:
+    def test_missing_image_is_reported_and_left_out(self, make: Callable[..., Made]) -> None:
         made = make()
         before = made.page()
         name = re.findall(r"<figcaption>(\S+): \d+ correct", before)[0]
@@ -246,7 +244,7 @@ class TestRunsOfEveryKind:
         assert page.count("<img") == before.count("<img") - 1
         assert f"Cannot show {name}" in page
 
-    def test_data_that_is_gone(self, make: Callable[..., Made]) -> None:
+    def test_missing_data_is_reported(self, make: Callable[..., Made]) -> None:
         made = make()
         (made.data / "val.json").unlink()
         (made.data / "train.json").unlink()
@@ -254,15 +252,15 @@ class TestRunsOfEveryKind:
         assert "The data of the run (train and val) can no longer be read" in page
         assert f"<dt>AP</dt><dd>{made.evaluation.metrics['AP']:.3f}" in page
 
-    def test_weights_without_thresholds(self, make: Callable[..., Made]) -> None:
+    def test_weights_without_thresholds_are_reported(self, make: Callable[..., Made]) -> None:
         made = make()
         made.save_best(thresholds={})
         page = made.page()
         assert "best.pt contains different thresholds or none" in page
         assert table(section(page, "Score thresholds")).keys() == made.evaluation.boxes_per_class.keys()
 
-    @pytest.mark.parametrize("missing", [True, False], ids=["missing", "of other weights"])
-    def test_detections_that_are_missing_are_made_again(self, make: Callable[..., Made], missing: bool) -> None:
+    @pytest.mark.parametrize("missing", [True, False], ids=["missing", "from other weights"])
+    def test_missing_or_stale_evaluation_is_rerun(self, make: Callable[..., Made], missing: bool) -> None:
         made = make()
         if missing:
             (made.folder / "val/detections.json").unlink()
@@ -284,7 +282,7 @@ class TestRunsOfEveryKind:
         assert missing or (made.folder / "val/metrics.json").read_bytes() == before  # a user's file is kept
 
 
-def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_a_run_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["report", str(tmp_path)])
     assert stop.value.code == 2
@@ -293,7 +291,7 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureF
         fcos.report(tmp_path / "nowhere")
 
 
-def test_training_makes_it_and_the_command_makes_it_again(
+def test_report_command_reproduces_the_report_of_training(
     configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = fcos.train(configure(eval_every=1)).run
@@ -308,9 +306,7 @@ def test_training_makes_it_and_the_command_makes_it_again(
     assert (run / "report.html").read_bytes() == first
 
 
-def test_best_pt_is_evaluated_again_with_the_options_of_the_command(
-    configure: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_report_reevaluates_best_pt_with_the_given_options(configure: Callable[..., Config], tmp_path: Path) -> None:
     run = loop.train(configure(eval_every=1)).run
     before = json.loads((run / "val/metrics.json").read_text())
     shutil.rmtree(run / "val")
@@ -320,7 +316,7 @@ def test_best_pt_is_evaluated_again_with_the_options_of_the_command(
     assert json.loads((run / "val/metrics.json").read_text()) == before
 
 
-def test_a_report_that_fails_ends_no_training(
+def test_failing_report_does_not_fail_training(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any, **__: Any) -> Path:

@@ -52,19 +52,19 @@ def contents(annotations: Annotations) -> list[tuple[str, str, tuple[float, ...]
     ]
 
 
-def test_images_and_boxes_of_all_data_sets_in_their_order(two: DataConfig) -> None:
+def test_data_sets_are_concatenated_in_order(two: DataConfig) -> None:
     found = contents(load(two))
     assert found == [(f"{name}/images/{image}", label, box) for name in ("one", "two") for image, label, box in BOXES]
     assert all(load(two).path(i).is_file() for i in range(2 * len(SIZES)))
 
 
-def test_classes_are_joined_by_name(two: DataConfig) -> None:
+def test_classes_are_merged_by_name(two: DataConfig) -> None:
     annotations = load(two)
     assert annotations.class_names == (*CLASSES, "owl")
     assert annotations.category_ids == (7, 6, 3)
 
 
-def test_ids_that_repeat_are_replaced_and_told(two: DataConfig) -> None:
+def test_duplicate_ids_are_replaced_with_a_warning(two: DataConfig) -> None:
     loaded = read_split(two, "train", class_names=None, decode=False)
     assert loaded is not None
     annotations, problems = loaded
@@ -76,7 +76,7 @@ def test_ids_that_repeat_are_replaced_and_told(two: DataConfig) -> None:
     ]
 
 
-def test_ids_that_differ_stay(tmp_path: Path) -> None:
+def test_unique_ids_are_kept(tmp_path: Path) -> None:
     tree = coco_tree()
     tree["images"] = [{**image, "id": image["id"] + 5} for image in tree["images"]]
     tree["annotations"] = [{**a, "id": a["id"] + 500, "image_id": a["image_id"] + 5} for a in tree["annotations"]]
@@ -87,14 +87,14 @@ def test_ids_that_differ_stay(tmp_path: Path) -> None:
     assert {500 + i for i in range(98, 101)} < set(annotations.annotation_ids.tolist())
 
 
-def test_one_folder_of_images_for_all(tmp_path: Path) -> None:
+def test_data_sets_can_share_one_image_folder(tmp_path: Path) -> None:
     root = write_coco(tmp_path)
     (root / "more.json").write_text(json.dumps(other_tree()))
     data = config(train={"annotations": [root / "train.json", root / "more.json"], "images": root / "images"})
     assert [image for image, _, _ in contents(load(data))] == [image for image, _, _ in BOXES] * 2
 
 
-def test_a_problem_is_told_with_its_own_file_and_number(two: DataConfig, tmp_path: Path) -> None:
+def test_invalid_box_error_names_file_and_annotation_id(two: DataConfig, tmp_path: Path) -> None:
     tree = other_tree()
     tree["annotations"][0]["bbox"] = [5, 5, -3, 4]
     path = tmp_path / "two/train.json"
@@ -103,7 +103,7 @@ def test_a_problem_is_told_with_its_own_file_and_number(two: DataConfig, tmp_pat
         load(two)
 
 
-def test_parts_in_voc_layout(tmp_path: Path) -> None:
+def test_voc_data_sets_can_be_combined(tmp_path: Path) -> None:
     roots = [write_voc(tmp_path / name) for name in ("VOC2007", "VOC2012")]
     data = config(
         train={
@@ -118,7 +118,7 @@ def test_parts_in_voc_layout(tmp_path: Path) -> None:
     assert annotations.image_ids.tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_formats_cannot_be_mixed(tmp_path: Path) -> None:
+def test_mixed_formats_are_rejected(tmp_path: Path) -> None:
     coco, voc = write_coco(tmp_path / "coco"), write_voc(tmp_path / "voc")
     folders = {
         "annotations": [coco / "train.json", voc / "Annotations"],
@@ -128,12 +128,12 @@ def test_formats_cannot_be_mixed(tmp_path: Path) -> None:
         load(config(train=folders))
 
 
-def test_every_part_has_its_own_folder() -> None:
+def test_path_lists_of_unequal_length_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"data\.train: .* lists of the same length, found 3, 2 and 0 paths"):
         load_config(None, ["data.train.annotations=[a.json,b.json,c.json]", "data.train.images=[a,b]"])
 
 
-def test_another_folder_replaces_the_data_sets_of_the_old_one() -> None:
+def test_data_override_replaces_the_configured_data_sets() -> None:
     overrides = ["data.val.annotations=b.json", "data=cells"]
     for order in (overrides, overrides[::-1]):
         data = load_config(None, order).data

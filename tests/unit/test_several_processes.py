@@ -59,7 +59,7 @@ def normalise(rank: int, count: int, x: torch.Tensor, weight: torch.Tensor) -> d
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_batch_norm_over_processes_is_that_of_the_whole_batch(tmp_path: Path, count: int) -> None:
+def test_sync_batch_norm_matches_batch_norm_of_the_whole_batch(tmp_path: Path, count: int) -> None:
     x = torch.randn(7, 5, 3, 4, dtype=torch.float64) * 3 + torch.arange(5, dtype=torch.float64)[:, None, None] * 100
     weight = torch.rand(7, 5, 3, 4, dtype=torch.float64)
     found = in_processes(count, normalise, tmp_path / "group", x, weight)
@@ -76,7 +76,7 @@ def test_batch_norm_over_processes_is_that_of_the_whole_batch(tmp_path: Path, co
             torch.testing.assert_close(part[f"{name}_"], buffer)
 
 
-def test_on_gpus_torch_synchronises() -> None:
+def test_with_gpu_batch_norm_uses_torch_sync_batch_norm() -> None:
     first = SyncBatchNorm(3)
     nn.init.constant_(first.weight, 7.0)
     model = nn.Sequential(first, nn.ModuleDict({"norm": SyncBatchNorm(2, eps=0.5)}), nn.BatchNorm2d(4))
@@ -128,7 +128,7 @@ def train_steps(rank: int, count: int, config: Config, micro_batches: int, first
     return {"terms": result.losses, "gradients": gradients(run)}
 
 
-def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
+def test_unequal_shards_match_losses_and_gradients_of_the_batch(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
     """In three micro-batches, rank 0 has two images without objects, and rank 1 has three images."""
@@ -138,7 +138,7 @@ def test_shares_of_different_size_learn_what_the_whole_batch_teaches(
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order
 
 
-def test_a_process_with_fewer_images_than_micro_batches_keeps_pace(
+def test_rank_with_fewer_images_than_micro_batches_stays_in_step(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
     """The ranks have one and two images in two micro-batches: their collectives must stay in step."""
@@ -148,9 +148,7 @@ def test_a_process_with_fewer_images_than_micro_batches_keeps_pace(
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order
 
 
-def test_a_backbone_of_ones_own_may_have_parameters_that_nothing_uses(
-    configure: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_user_backbone_may_have_unused_parameters(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(model={"backbone": {"name": "own_backbone:PartlyUnused"}})
     expected = train_steps(0, 1, config, 1)
     for found in in_processes(2, train_steps, tmp_path / "group", config, 2):
@@ -158,7 +156,7 @@ def test_a_backbone_of_ones_own_may_have_parameters_that_nothing_uses(
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)  # float64 sums in another order
 
 
-def train_at_random(rank: int, count: int, config: Config) -> list[dict[str, torch.Tensor]]:
+def train_with_random_branches(rank: int, count: int, config: Config) -> list[dict[str, torch.Tensor]]:
     """Return the gradients of steps in which each process skips a branch at random."""
     run, own = prepare(rank, count, config)
     ddp_model = step.wrap_model(run)
@@ -170,17 +168,17 @@ def train_at_random(rank: int, count: int, config: Config) -> list[dict[str, tor
     return found
 
 
-def test_a_backbone_of_ones_own_may_leave_out_parts_at_random(
+def test_user_backbone_may_skip_branches_at_random(
     configure: Callable[..., Config], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = configure(model={"backbone": {"name": "own_backbone:LeavesOut"}})
-    first, second = in_processes(2, train_at_random, tmp_path / "group", config)
+    first, second = in_processes(2, train_with_random_branches, tmp_path / "group", config)
     torch.testing.assert_close(first, second, rtol=0, atol=0)  # both have the mean
     assert len({"backbone.branch.weight" in gradients for gradients in first}) == 2  # both skipped it in some step
     assert "find_unused_parameters" not in capfd.readouterr().err  # torch's advice if no parameter is unused
 
 
-def refused(rank: int, count: int, config: Config) -> str:
+def error_without_compiler(rank: int, count: int, config: Config) -> str:
     """Train with a second process that has no compiler, and return the error message."""
     os.environ["CXX"] = "g++" if rank == 0 else "no-such-compiler"
     with pytest.raises(ConfigError) as caught:
@@ -188,9 +186,9 @@ def refused(rank: int, count: int, config: Config) -> str:
     return str(caught.value)
 
 
-def test_a_check_that_fails_on_one_machine_alone_ends_all(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_check_that_fails_on_one_rank_stops_all_ranks(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(model=OWN, compile=True, micro_batch="auto", batch_size=4)
-    first, second = in_processes(2, refused, tmp_path / "group", config)
+    first, second = in_processes(2, error_without_compiler, tmp_path / "group", config)
     assert first == second
     assert "no-such-compiler was not found" in first
 
@@ -210,9 +208,7 @@ def detections(rank: int, _: int, config: Config, means: list[list[float]]) -> l
     return found
 
 
-def test_an_evaluation_uses_the_statistics_of_the_first_process(
-    configure: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_evaluation_uses_batch_norm_statistics_of_rank_0(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(model={**tiny_backbone.MODEL, "max_detections": 5})
     means = [[0.5, 0.5], [-0.5, -0.5], [0.5, -0.5]]
     # Not forked: a fork would not keep the threads that compute COCO's metrics.

@@ -32,16 +32,16 @@ def names(found):
     return [path.rpartition("/")[2] for path in found]
 
 
-def test_a_folder_stands_for_its_pictures_in_order(folder):
+def test_folder_expands_to_its_sorted_images(folder):
     assert names(expand(str(folder))) == ["a.JPG", "b.png"]
 
 
-def test_a_glob_enters_folders_when_asked(folder):
+def test_recursive_glob_enters_subfolders(folder):
     assert names(expand(f"{folder}/*.png")) == ["b.png"]
     assert names(expand(f"{folder}/**/a.*")) == ["a.JPG", "a.jpg"]
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_a_file(folder):
+def test_existing_file_with_glob_characters_is_not_expanded(folder):
     odd = folder / "a[1].png"
     Image.new("RGB", (8, 8)).save(odd)
     assert expand(str(odd)) == [str(odd)]
@@ -55,7 +55,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_a_file(folder):
         ("empty", r"no images in this folder; expected files with the suffixes \.jpg"),
     ],
 )
-def test_a_source_without_pictures_is_told(folder, source, message):
+def test_source_without_images_is_rejected(folder, source, message):
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match=message):
         expand(str(folder / source))
@@ -67,7 +67,7 @@ def run(detector, sources, out, **options):
     return done, results
 
 
-def test_every_picture_is_written_under_its_own_name_numbered_where_taken(detector, folder, tmp_path):
+def test_output_images_keep_their_names_and_number_duplicates(detector, folder, tmp_path):
     out = tmp_path / "out"
     done, results = run(detector, [folder, folder / "more"], out)
     assert done
@@ -78,7 +78,7 @@ def test_every_picture_is_written_under_its_own_name_numbered_where_taken(detect
             assert picture.size == (720, 480)
 
 
-def test_the_json_holds_names_original_ids_scores_and_boxes(detector, folder, tmp_path):
+def test_json_contains_names_category_ids_scores_and_boxes(detector, folder, tmp_path):
     run(detector, [folder / "b.png"], tmp_path / "out", write_json=True)
     (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     found = detector.predict(folder / "b.png")
@@ -92,7 +92,7 @@ def test_the_json_holds_names_original_ids_scores_and_boxes(detector, folder, tm
     assert [d["box"] for d in row["detections"]] == [pytest.approx(box, abs=1e-3) for box in found.boxes.tolist()]
 
 
-def test_bad_files_are_reported_and_the_others_are_done(detector, folder, tmp_path):
+def test_unreadable_files_are_reported_and_the_others_processed(detector, folder, tmp_path):
     sources = [folder / "none.png", folder / "notes.txt", folder / "b.png", folder / "none*"]
     done, results = run(detector, sources, tmp_path / "out", write_json=True)
     assert not done
@@ -104,14 +104,14 @@ def test_bad_files_are_reported_and_the_others_are_done(detector, folder, tmp_pa
     assert (tmp_path / "out" / "b.png").is_file()
 
 
-def test_the_originals_are_never_overwritten(detector, folder):
+def test_input_images_are_never_overwritten(detector, folder):
     before = (folder / "b.png").read_bytes()
     with pytest.raises(DataError, match="choose another one"):
         run(detector, [folder / "b.png"], folder)
     assert (folder / "b.png").read_bytes() == before
 
 
-def test_an_interrupted_run_leaves_its_results(detector, folder, tmp_path):
+def test_interrupted_run_keeps_its_results(detector, folder, tmp_path):
     def interrupt(_):
         raise KeyboardInterrupt
 
@@ -120,7 +120,7 @@ def test_an_interrupted_run_leaves_its_results(detector, folder, tmp_path):
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
 
 
-def test_a_kind_of_picture_that_is_not_written_becomes_png(detector, tmp_path):
+def test_unsupported_output_format_falls_back_to_png(detector, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.ppm")
     _, (result,) = run(detector, [tmp_path / "a.ppm"], tmp_path / "out")
     with Image.open(result.picture) as picture:

@@ -46,7 +46,7 @@ FOUND = Instances(
         (torch.tensor([2, -2]), [2, 1]),
     ],
 )
-def test_an_index_selects_detections(index: SupportsIndex | Tensor | slice | Sequence[int], places: list[int]) -> None:
+def test_index_selects_detections(index: SupportsIndex | Tensor | slice | Sequence[int], places: list[int]) -> None:
     picked = FOUND[index]
     assert len(picked) == len(places)
     assert torch.equal(picked.boxes, FOUND.boxes[torch.tensor(places, dtype=torch.int64)])
@@ -56,30 +56,30 @@ def test_an_index_selects_detections(index: SupportsIndex | Tensor | slice | Seq
 
 
 @pytest.mark.parametrize("index", [3, -4, torch.tensor(3), np.int64(3), [3]])
-def test_a_detection_that_is_not_there_is_an_index_error(index: SupportsIndex | Tensor | Sequence[int]) -> None:
+def test_out_of_range_index_raises_index_error(index: SupportsIndex | Tensor | Sequence[int]) -> None:
     with pytest.raises(IndexError):
         FOUND[index]
 
 
 @pytest.mark.parametrize("index", [True, np.True_, torch.tensor(True), np.array(True), 1.0, torch.tensor(1.0), None])
-def test_a_value_that_is_no_whole_number_is_a_type_error(index: Any) -> None:
+def test_non_integer_index_raises_type_error(index: Any) -> None:
     with pytest.raises(TypeError):
         FOUND[index]
 
 
-def test_a_bool_is_told_what_a_mask_is() -> None:
+def test_bool_index_error_explains_the_expected_mask() -> None:
     with pytest.raises(TypeError, match="expected an integer or a mask of 3 bools, found True"):
         FOUND[True]
 
 
-def test_a_loop_yields_every_detection_alone() -> None:
+def test_iteration_yields_single_detections() -> None:
     singles = list(FOUND)
     assert [len(single) for single in singles] == [1, 1, 1]
     assert [single.names for single in singles] == [["dog"], ["cat"], ["dog"]]
     assert torch.equal(torch.cat([single.boxes for single in singles]), FOUND.boxes)
 
 
-def test_nothing_found_is_an_empty_loop() -> None:
+def test_iteration_over_no_detections_yields_nothing() -> None:
     assert list(FOUND[[]]) == []
 
 
@@ -104,7 +104,7 @@ def test_nothing_found_is_an_empty_loop() -> None:
         ({"labels": [0, 1]}, "Objects.labels: expected a tensor [2] int64, found list"),
     ],
 )
-def test_ground_truth_of_the_wrong_kind_is_refused(columns: dict[str, Any], message: str) -> None:
+def test_objects_reject_invalid_fields(columns: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Objects(**{"boxes": BOXES, "labels": LABELS, **columns})
 
@@ -126,25 +126,25 @@ def test_ground_truth_of_the_wrong_kind_is_refused(columns: dict[str, Any], mess
         ({"class_names": (1, 2)}, "Instances.class_names: expected a tuple of strings, found (1, 2)"),
     ],
 )
-def test_detections_of_the_wrong_kind_are_refused(columns: dict[str, Any], message: str) -> None:
+def test_instances_reject_invalid_fields(columns: dict[str, Any], message: str) -> None:
     given = {"boxes": BOXES, "labels": LABELS, "scores": SCORES, "size": (30, 40), **columns}
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Instances(**given)
 
 
-def test_columns_cannot_be_exchanged() -> None:
+def test_columns_cannot_be_reassigned() -> None:
     for made in (Objects(BOXES, LABELS), FOUND):
         with pytest.raises(FrozenInstanceError):
             made.boxes = BOXES  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_no_object_is_a_crowd_unless_it_is_said() -> None:
+def test_is_crowd_defaults_to_false() -> None:
     assert Objects(BOXES, LABELS).is_crowd.tolist() == [False, False]
     assert Objects(BOXES, LABELS, LABELS > 0).is_crowd.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_boxes_and_scores_may_be_of_any_floating_point_type(dtype: torch.dtype) -> None:
+def test_boxes_and_scores_accept_any_floating_point_dtype(dtype: torch.dtype) -> None:
     assert Objects(BOXES.to(dtype), LABELS).boxes.dtype == dtype
     assert Instances(BOXES.to(dtype), LABELS, SCORES.to(dtype), (30, 40)).scores.dtype == dtype
 
@@ -161,7 +161,7 @@ def columns_of(objects: Objects) -> tuple[list[list[float]], list[int], list[boo
 
 
 @pytest.mark.parametrize("counts", [[3], [2, 4, 1], [0, 3, 0], [0], [0, 0]])
-def test_splitting_is_the_inverse_of_concatenating(counts: list[int]) -> None:
+def test_split_is_the_inverse_of_concatenate(counts: list[int]) -> None:
     images = [random_objects(count) for count in counts]
     together = Objects.concatenate(images)
     assert len(together) == sum(counts)
@@ -169,7 +169,7 @@ def test_splitting_is_the_inverse_of_concatenating(counts: list[int]) -> None:
     assert [columns_of(image) for image in together.split(counts)] == [columns_of(image) for image in images]
 
 
-def test_concatenating_keeps_the_order() -> None:
+def test_concatenate_keeps_the_order() -> None:
     first, second = random_objects(2), random_objects(3)
     together = Objects.concatenate([first, second])
     assert columns_of(together[:2]) == columns_of(first)
@@ -177,7 +177,7 @@ def test_concatenating_keeps_the_order() -> None:
 
 
 @pytest.mark.parametrize("counts", [[2, 2], [2, 4]])
-def test_numbers_that_do_not_add_up_to_the_objects_are_refused(counts: list[int]) -> None:
+def test_split_counts_must_sum_to_the_number_of_objects(counts: list[int]) -> None:
     with pytest.raises(RuntimeError, match="split_with_sizes expects split_sizes to sum exactly to 5"):
         random_objects(5).split(counts)
 
@@ -185,7 +185,7 @@ def test_numbers_that_do_not_add_up_to_the_objects_are_refused(counts: list[int]
 # ------------------------------------------------------------------------------------------------------------- clipping
 
 
-def test_clipping_moves_the_corners_into_the_frame() -> None:
+def test_clip_moves_corners_into_the_image() -> None:
     boxes = torch.tensor([[-5.0, -6.0, 500.0, 600.0], [10.0, 11.0, 12.5, 13.0], [70.0, -9.0, 90.0, -1.0]])
     found = replace(FOUND, boxes=boxes, size=(30, 40))
     clipped = found.clip()
@@ -195,5 +195,5 @@ def test_clipping_moves_the_corners_into_the_frame() -> None:
     assert torch.equal(found.boxes, boxes)
 
 
-def test_clipping_nothing_leaves_nothing() -> None:
+def test_clip_of_no_detections_returns_no_detections() -> None:
     assert FOUND[[]].clip().boxes.shape == (0, 4)

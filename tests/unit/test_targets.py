@@ -111,7 +111,9 @@ def one_image(
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
 @pytest.mark.parametrize("radius", [0.0, 1.5])
 @pytest.mark.parametrize("name", PYRAMIDS)
-def test_assignment_is_the_definition(name: str, radius: float, convention: BoxConvention, whole: bool) -> None:
+def test_assignment_matches_the_reference_loops(
+    name: str, radius: float, convention: BoxConvention, whole: bool
+) -> None:
     pyramid = PYRAMIDS[name]
     images = [random_targets(count, pyramid.size, whole=whole) for count in (6, 0, 9)]
     targets = objects_of(*zip(*images, strict=True))
@@ -124,7 +126,7 @@ def test_assignment_is_the_definition(name: str, radius: float, convention: BoxC
         assert assignment.boxes[i].tolist() == expected[1]
 
 
-def test_distances_lead_from_the_location_to_the_sides_of_its_box() -> None:
+def test_ltrb_targets_reach_the_sides_of_the_assigned_box() -> None:
     boxes, labels, _ = random_targets(9, ONE.size, whole=False)
     assignment = ONE.assign(objects_of([boxes], [labels]))
     positive = assignment.boxes[0] >= 0
@@ -134,7 +136,7 @@ def test_distances_lead_from_the_location_to_the_sides_of_its_box() -> None:
     assert (ltrb > 0).all()
 
 
-def test_every_image_is_assigned_as_if_it_were_alone() -> None:
+def test_batched_assignment_matches_single_image_assignment() -> None:
     images = [random_targets(count, ONE.size, whole=False) for count in (1, 7, 0)]
     together = ONE.assign(objects_of(*zip(*images, strict=True)), radius=1.5)
     for i, image in enumerate(images):
@@ -146,7 +148,7 @@ def test_every_image_is_assigned_as_if_it_were_alone() -> None:
 # -------------------------------------------------------------------------------------------------------- size ranges
 
 
-def test_both_ends_of_a_size_range_belong_to_it() -> None:
+def test_size_ranges_include_both_ends() -> None:
     """For the location (4, 4) and a box from 0 to 24, the largest distance is 20."""
     cases: list[tuple[Range, int]] = [((0, 20), 0), ((20, 30), 0), ((0, 19.99), -1), ((20.01, None), -1)]
     for size_range, expected in cases:
@@ -154,7 +156,7 @@ def test_both_ends_of_a_size_range_belong_to_it() -> None:
         assert pyramid.assign(one_image([0, 0, 24, 24])).boxes[0, 0] == expected, size_range
 
 
-def test_a_box_at_the_common_end_of_two_ranges_is_learned_on_both_levels() -> None:
+def test_box_at_a_shared_range_end_is_assigned_on_both_levels() -> None:
     pyramid = Pyramid([4, 8], [(-1, 20), (20, None)], size=(24, 24))
     assignment = pyramid.assign(one_image([0, 0, 24, 24]))
     fine, coarse = assignment.boxes[0].split([36, 9])
@@ -166,7 +168,7 @@ def test_a_box_at_the_common_end_of_two_ranges_is_learned_on_both_levels() -> No
     assert shared.tolist() == [0, 0, 0, 0, -1]
 
 
-def test_the_size_is_that_of_the_whole_box_also_with_center_sampling() -> None:
+def test_center_sampling_compares_size_range_with_the_whole_box() -> None:
     pyramid = Pyramid([8], [(-1, 30)])
     assert (pyramid.assign(one_image([0, 0, 64, 64]), radius=1.5).boxes == -1).all()
 
@@ -174,18 +176,18 @@ def test_the_size_is_that_of_the_whole_box_also_with_center_sampling() -> None:
 # --------------------------------------------------------------------------------------------- locations inside boxes
 
 
-def test_a_location_on_a_side_is_not_inside() -> None:
+def test_location_on_a_box_side_is_not_inside() -> None:
     assert (ONE.assign(one_image([4, 0, 12, 16])).boxes == -1).all()
     assert (ONE.assign(one_image([3.99, 0, 12, 16])).boxes >= 0).sum() == 2
 
 
-def test_a_location_exactly_at_the_radius_is_not_near() -> None:
+def test_location_exactly_at_the_sampling_radius_is_excluded() -> None:
     # The centre is (28, 28). A radius of one stride reaches exactly the locations at 20 and 36.
     assert (ONE.assign(one_image([0, 0, 56, 56]), radius=1.0).boxes >= 0).sum() == 1
     assert (ONE.assign(one_image([0, 0, 56, 56]), radius=1.001).boxes >= 0).sum() == 9
 
 
-def test_inverted_and_empty_boxes_teach_nothing() -> None:
+def test_inverted_and_empty_boxes_are_never_assigned() -> None:
     targets = one_image([40, 40, 8, 8], [20, 20, 20, 20], [8, 20, 64, 20])
     for radius in (0.0, 1.5):
         assignment = ONE.assign(targets, radius=radius)
@@ -197,7 +199,7 @@ def test_inverted_and_empty_boxes_teach_nothing() -> None:
 
 
 @pytest.mark.parametrize("radius", [0.0, 1.5])
-def test_the_smallest_box_wins_whatever_the_order(radius: float) -> None:
+def test_smallest_box_wins_in_any_order(radius: float) -> None:
     large, small = [0, 0, 64, 64], [16, 16, 40, 40]
     first = ONE.assign(one_image(large, small), radius=radius)
     second = ONE.assign(one_image(small, large, labels=[1, 0]), radius=radius)
@@ -207,7 +209,7 @@ def test_the_smallest_box_wins_whatever_the_order(radius: float) -> None:
 
 
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
-def test_of_equal_areas_the_first_box_wins(convention: BoxConvention) -> None:
+def test_first_box_wins_among_equal_areas(convention: BoxConvention) -> None:
     boxes = ([8, 0, 24, 32], [0, 8, 32, 24], [8, 8, 24, 40])
     assignment = ONE.assign(one_image(*boxes), convention=convention)
     both = int(ONE.points[0].tolist().index([12.0, 12.0]))
@@ -217,7 +219,7 @@ def test_of_equal_areas_the_first_box_wins(convention: BoxConvention) -> None:
     assert turned.labels[0, both] == 2
 
 
-def test_the_convention_can_decide_which_area_is_smaller() -> None:
+def test_box_convention_decides_between_similar_areas() -> None:
     flat, square = [0, 10, 40, 15], [6, 6, 20, 20.3]  # areas 200 and 200.2; inclusive 246 and 229.5
     at = int(ONE.points[0].tolist().index([12.0, 12.0]))
     assert ONE.assign(one_image(flat, square)).boxes[0, at] == 0
@@ -236,19 +238,19 @@ def test_locations_in_a_crowd_are_ignored_and_never_positive() -> None:
     assert (assignment.boxes == -1).all()
 
 
-def test_objects_inside_a_crowd_are_still_learned() -> None:
+def test_objects_inside_a_crowd_are_still_assigned() -> None:
     assignment = ONE.assign(one_image([0, 0, 64, 64], [16, 16, 40, 40], labels=[3, 4], crowd=[True, False]))
     labels = assignment.labels[0][(ONE.points[0] < 64).all(dim=1)]
     assert sorted(set(labels.tolist())) == [IGNORED, 4]
     assert (labels == 4).sum() == 9
 
 
-def test_a_small_crowd_does_not_take_locations_from_a_larger_object() -> None:
+def test_small_crowd_takes_no_locations_from_a_larger_object() -> None:
     assignment = ONE.assign(one_image([0, 0, 64, 64], [16, 16, 40, 40], labels=[3, 4], crowd=[False, True]))
     assert (assignment.labels[0][(ONE.points[0] < 64).all(dim=1)] == 3).all()
 
 
-def test_a_crowd_is_ignored_on_every_level() -> None:
+def test_crowd_is_ignored_on_every_level() -> None:
     pyramid = PYRAMIDS["five"]
     assignment = pyramid.assign(one_image([0, 0, 500, 500], crowd=[True]))
     assert (assignment.labels == IGNORED).all()
@@ -269,7 +271,7 @@ def test_images_without_boxes_are_background(radius: float) -> None:
 
 
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
-def test_an_image_with_fewer_boxes_than_another_learns_only_its_own(convention: BoxConvention) -> None:
+def test_image_with_fewer_boxes_is_assigned_only_its_boxes(convention: BoxConvention) -> None:
     targets = one_image([0, 0, 80, 80], labels=[2]) + one_image([0, 0, 80, 80], [8, 8, 30, 30], [0, 0, 16, 16])
     assignment = ONE.assign(targets, convention=convention)
     assert set(assignment.boxes[0].unique().tolist()) == {-1, 0}
@@ -279,7 +281,7 @@ def test_an_image_with_fewer_boxes_than_another_learns_only_its_own(convention: 
 
 
 @pytest.mark.parametrize("more", [0, 5, 9])
-def test_other_images_of_the_batch_change_nothing(more: int) -> None:
+def test_assignment_does_not_depend_on_other_images(more: int) -> None:
     image, other = (random_targets(count, ONE.size, whole=False) for count in (5, more))
     alone, together = objects_of(*([part] for part in image)), objects_of(*zip(image, other, strict=True))
     assert torch.equal(ONE.assign(alone).labels[0], ONE.assign(together).labels[0])
@@ -288,17 +290,17 @@ def test_other_images_of_the_batch_change_nothing(more: int) -> None:
 # ----------------------------------------------------------------------------------------------- unassigned boxes
 
 
-def test_a_one_pixel_box_between_locations_is_counted() -> None:
+def test_one_pixel_box_between_locations_counts_as_unassigned() -> None:
     targets = one_image([8, 8, 9, 9], [3.5, 3.5, 4.5, 4.5], [30, 30, 60, 60])
     assert ONE.assign(targets).num_unassigned == 1
 
 
-def test_a_box_hidden_behind_smaller_ones_is_counted() -> None:
+def test_box_covered_by_a_smaller_box_counts_as_unassigned() -> None:
     targets = one_image([0, 0, 16, 16], [0, 0, 15.9, 15.9])
     assert ONE.assign(targets).num_unassigned == 1
 
 
-def test_crowds_and_padding_are_not_counted_and_images_are_summed() -> None:
+def test_num_unassigned_sums_over_images_and_excludes_crowds() -> None:
     tiny = torch.tensor([[8.0, 8.0, 9.0, 9.0]])
     targets = objects_of(
         [tiny.repeat(3, 1), tiny, torch.zeros(0, 4)],
@@ -314,15 +316,15 @@ def test_crowds_and_padding_are_not_counted_and_images_are_summed() -> None:
 # -------------------------------------------------------------------------------------------- locations and centerness
 
 
-def test_locations_are_centres_row_by_row() -> None:
+def test_locations_are_cell_centers_in_row_major_order() -> None:
     assert locations((2, 3), 8).tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
 
 
-def test_locations_may_be_corners_and_lie_closer_in_one_direction() -> None:
+def test_locations_support_corner_offset_and_anisotropic_strides() -> None:
     assert locations((2, 2), (8, 6), offset=0.0).tolist() == [[0, 0], [6, 0], [0, 8], [6, 8]]
 
 
-def test_centerness_by_hand() -> None:
+def test_centerness_matches_values_computed_by_hand() -> None:
     ltrb = torch.tensor([[5.0, 5.0, 5.0, 5.0], [1.0, 2.0, 4.0, 8.0], [1.0, 3.0, 100.0, 3.0]])
     torch.testing.assert_close(centerness_targets(ltrb), torch.tensor([1.0, 0.25, 0.1]))
 
@@ -333,5 +335,5 @@ def test_centerness_stays_between_zero_and_one() -> None:
     assert (centerness <= 1).all()
 
 
-def test_centerness_of_nothing() -> None:
+def test_centerness_of_no_locations_is_empty() -> None:
     assert centerness_targets(torch.zeros(0, 4)).shape == (0,)

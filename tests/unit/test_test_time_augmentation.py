@@ -42,11 +42,11 @@ def assert_same(found, expected) -> None:
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-3)
 
 
-def test_one_view_is_the_default() -> None:
+def test_default_is_a_single_unmirrored_view() -> None:
     assert [view.is_mirrored for view in detection_views(tiny_config())] == [False]
 
 
-def test_the_views_in_their_order() -> None:
+def test_views_are_ordered_by_scale_then_mirroring() -> None:
     views = [(view.short_sides, view.max_side, view.augmentations) for view in detection_views(config(EVERYTHING))]
     base, small, large = ((96,), 160), ((64,), 200), ((128,), 200)
     mirrored = (Flip(1.0),)
@@ -61,7 +61,7 @@ def test_the_views_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
-def test_a_mirrored_picture_gives_the_mirrored_detections(convention) -> None:
+def test_mirrored_image_yields_mirrored_detections(convention) -> None:
     augmented = detector(FLIP, box_convention=convention)
     image = picture()
     one, other = augmented.predict(image, threshold=0), augmented.predict(ImageOps.mirror(image), threshold=0)
@@ -72,13 +72,13 @@ def test_a_mirrored_picture_gives_the_mirrored_detections(convention) -> None:
 
 
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
-def test_the_same_view_twice_changes_nothing(convention) -> None:
+def test_duplicate_view_does_not_change_detections(convention) -> None:
     image = picture(133, 90)
     twice = detector({"scales": [96], "scales_max_side": 160}, box_convention=convention).predict(image, threshold=0)
     assert_same(twice, detector({}, box_convention=convention).predict(image, threshold=0))
 
 
-def test_another_scale_finds_the_same_place() -> None:
+def test_boxes_from_another_scale_are_in_original_pixels() -> None:
     """Detections from an image of twice the size are in pixels of the original image."""
     image = picture()
     alone = detector({"scales": [192], "scales_max_side": 400}, score_threshold=0).predict(image, threshold=0)
@@ -93,7 +93,7 @@ def test_another_scale_finds_the_same_place() -> None:
     assert (alone.boxes - best.boxes).abs().amax(dim=1).min() < 1e-3
 
 
-def test_results_do_not_depend_on_the_batch() -> None:
+def test_batched_detections_match_single_image_detections() -> None:
     augmented = detector(EVERYTHING)
     pictures = [picture(*size, seed=i) for i, size in enumerate([(120, 80), (80, 120), (120, 83), (118, 80), (64, 64)])]
     for found, image in zip(augmented.predict(pictures, threshold=0), pictures, strict=True):
@@ -113,7 +113,7 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_evaluation_and_prediction_agree(data) -> None:
+def test_evaluation_scores_match_prediction_scores(data) -> None:
     augmented = detector(EVERYTHING)
     places = augmented.config.data.model_copy(update={"root": data})
     annotations = load_annotations(places, "val")
@@ -126,7 +126,7 @@ def test_evaluation_and_prediction_agree(data) -> None:
         assert [d["score"] for d in found] == pytest.approx(expected.scores.tolist(), abs=1e-5)
 
 
-def test_an_unreadable_image_is_left_out_of_every_view(data) -> None:
+def test_unreadable_image_is_left_out_of_every_view(data) -> None:
     settings = config(EVERYTHING)
     places = settings.data.model_copy(update={"root": data})
     annotations = load_annotations(places, "val")

@@ -23,7 +23,7 @@ from fcos.training.loop import train
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_threshold_is_better(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_thresholds_maximize_f1_per_class(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     task = random_task(seed)
     thresholds = coco_metrics(*task).thresholds
     everything = [f1_of_classes(task, t, capsys) for t in sorted({d["score"] for d in task[1]})]
@@ -35,7 +35,7 @@ def test_no_threshold_is_better(seed: int, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_highest_of_equally_good_thresholds_in_the_middle_of_its_gap(seed: int) -> None:
+def test_best_threshold_is_centered_in_the_highest_optimal_gap(seed: int) -> None:
     generator = np.random.default_rng(seed)
     scores = generator.integers(1, 9, 12) / 10  # with many ties
     correct, boxes = generator.random(12) < 0.5, 9
@@ -51,7 +51,7 @@ def test_the_highest_of_equally_good_thresholds_in_the_middle_of_its_gap(seed: i
     assert found == pytest.approx((highest + below) / 2, abs=1e-15)
 
 
-def test_the_order_of_the_detections_does_not_matter() -> None:
+def test_best_threshold_does_not_depend_on_detection_order() -> None:
     scores, correct = np.array([0.9, 0.5, 0.5, 0.5, 0.2]), np.array([True, True, False, True, False])
     expected = best_threshold(scores, correct, 4)
     assert expected == 0.35
@@ -60,11 +60,13 @@ def test_the_order_of_the_detections_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("correct", [[], [False, False]])
-def test_a_class_without_a_correct_detection_has_none(correct: list[bool]) -> None:
+def test_class_without_correct_detections_has_no_threshold(correct: list[bool]) -> None:
     assert best_threshold(np.full(len(correct), 0.7), np.array(correct, dtype=bool), 3) is None
 
 
-def test_training_leaves_them_in_best_and_in_metrics(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_training_saves_thresholds_in_best_pt_and_metrics_json(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
     run = train(configure()).run
     checkpoint = load_checkpoint(run / "weights/best.pt")
     metrics = json.loads((run / "val/metrics.json").read_text())
@@ -92,7 +94,7 @@ class TestPredict:
         )
         return path
 
-    def test_every_class_has_its_own(
+    def test_stored_thresholds_apply_per_class(
         self, configure: Callable[..., Config], tmp_path: Path, picture: Image.Image
     ) -> None:
         everything = fcos.load(self.weights(configure, tmp_path, {})).predict(picture, threshold=0)
@@ -109,12 +111,14 @@ class TestPredict:
         assert 0 < len(found) < len(everything)
         assert len(expected) == len(found)
 
-    def test_one_number_replaces_them(
+    def test_threshold_argument_replaces_stored_thresholds(
         self, configure: Callable[..., Config], tmp_path: Path, picture: Image.Image
     ) -> None:
         detector = fcos.load(self.weights(configure, tmp_path, {"cat": 1.0, "dog": 1.0}))
         assert len(detector.predict(picture)) == 0
         assert len(detector.predict(picture, threshold=0)) > 0
 
-    def test_a_class_without_one_has_the_default(self, configure: Callable[..., Config], tmp_path: Path) -> None:
+    def test_class_without_stored_threshold_uses_the_default(
+        self, configure: Callable[..., Config], tmp_path: Path
+    ) -> None:
         assert fcos.load(self.weights(configure, tmp_path, {"dog": 0.3})).thresholds.tolist() == [0.5, 0.3]

@@ -33,7 +33,7 @@ def build(name: str, *, weights: str | None = None, norm: str = "bn", frozen_sta
 
 @pytest.mark.parametrize("batch", [0, 2])
 @pytest.mark.parametrize("name", NETS)
-def test_maps_have_the_stated_channels_and_strides_rounded_up(name: str, batch: int) -> None:
+def test_feature_maps_have_the_stated_channels_and_strides(name: str, batch: int) -> None:
     backbone = build(name).eval()
     assert list(backbone.strides.items()) == list(zip(LEVELS, [4, 8, 16, 32], strict=True))
     features = backbone(torch.randn(batch, 3, 97, 65))
@@ -42,7 +42,7 @@ def test_maps_have_the_stated_channels_and_strides_rounded_up(name: str, batch: 
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_maps_are_those_of_timm(name: str) -> None:
+def test_feature_maps_match_timm(name: str) -> None:
     torch.manual_seed(0)
     theirs = timm.create_model(name, features_only=True).eval()
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def test_the_maps_are_those_of_timm(name: str) -> None:
 
 @pytest.mark.parametrize("end", LEVELS)
 @pytest.mark.parametrize("name", NETS)
-def test_after_end_at_the_other_maps_stay_and_every_parameter_gets_a_gradient(name: str, end: str) -> None:
+def test_truncate_after_keeps_earlier_maps_without_unused_parameters(name: str, end: str) -> None:
     backbone = build(name).eval()
     images = torch.randn(1, 3, 64, 64)
     before = backbone(images)
@@ -66,7 +66,7 @@ def test_after_end_at_the_other_maps_stay_and_every_parameter_gets_a_gradient(na
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
-def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation() -> None:
+def test_frozen_batch_norm_matches_batch_norm_in_eval_mode() -> None:
     torch.manual_seed(0)
     plain = build("test_efficientnet").eval()  # timm's batch norm includes the activation
     for module in plain.modules():
@@ -82,7 +82,7 @@ def test_frozen_batch_norm_computes_what_batch_norm_computes_in_evaluation() -> 
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_frozen_stages_do_not_learn_and_the_next_one_does(name: str) -> None:
+def test_frozen_stages_get_no_gradients_but_the_next_stage_does(name: str) -> None:
     backbone = build(name, frozen_stages=2).train()
     torch.cat([map.flatten() for map in backbone(torch.randn(2, 3, 64, 64)).values()]).sum().backward()
     stages = backbone._stages()
@@ -96,7 +96,7 @@ def test_frozen_stages_do_not_learn_and_the_next_one_does(name: str) -> None:
     assert all(parameter.grad is not None for parameter in learning)
 
 
-def test_frozen_batch_norm_is_refused_where_there_is_none() -> None:
+def test_frozen_bn_is_rejected_for_networks_without_batch_norm() -> None:
     with pytest.raises(
         ConfigError,
         match=r"norm=frozen_bn: timm/convnext_atto has no batch norm; use bn, which does not change its norm",
@@ -105,7 +105,7 @@ def test_frozen_batch_norm_is_refused_where_there_is_none() -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_state_dict_of_the_whole_network_fills_the_backbone(name: str, tmp_path: Path) -> None:
+def test_state_dict_of_the_whole_network_loads_into_the_backbone(name: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
     whole = timm.create_model(name).eval()
     torch.save(whole.state_dict(), tmp_path / "net.pth")
@@ -115,7 +115,7 @@ def test_a_state_dict_of_the_whole_network_fills_the_backbone(name: str, tmp_pat
         assert torch.equal(tensor, given[key.replace(".", "_")]), key
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_rejected(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=r"does not fit timm/test_efficientnet: \d+ tensors are missing"):
         build("test_efficientnet", weights=str(tmp_path / "net.pth"))
@@ -141,24 +141,24 @@ def downloads(hub: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Make every download of weights fail, and return the list of names that were tried."""
     create, tried = timm.create_model, []
 
-    def broken_off(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+    def fail_download(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
         if not pretrained:
             return create(name, **options)
         tried.append(name)
         raise OSError("broken off.\nand more")
 
-    monkeypatch.setattr(timm, "create_model", broken_off)
+    monkeypatch.setattr(timm, "create_model", fail_download)
     return tried
 
 
-def test_pretrained_weights_that_cannot_be_had_are_told(downloads: list[str]) -> None:
+def test_failed_download_of_pretrained_weights_is_reported(downloads: list[str]) -> None:
     with pytest.raises(WeightsError, match=r"imagenet: timm could not load .* timm/test_resnet: broken off; .*=null"):
         build("test_resnet", weights="imagenet")
     assert downloads == ["test_resnet"]
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_hub_that_cannot_be_reached_is_not_tried_for_long(
+def test_unreachable_hub_allows_only_cached_weights(
     cached: bool, downloads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
@@ -198,7 +198,7 @@ def random_weights(hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_pixel_statistics_of_the_weights_are_told_when_the_config_has_others(
+def test_pixel_statistics_that_differ_from_the_weights_are_reported(
     mean: list[float], told: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     overrides = [f"model.pixel_mean={mean}", "model.pixel_std=[127.5, 127.5, 127.5]", "model.fpn.channels=32"]
@@ -218,23 +218,23 @@ def test_pixel_statistics_of_the_weights_are_told_when_the_config_has_others(
         ("test_vit", r"its maps have strides \[16, 16, 16\]; FCOS needs exactly one map of each stride 8, 16 and 32"),
     ],
 )
-def test_networks_that_are_no_backbones_are_refused(name: str, message: str) -> None:
+def test_networks_unusable_as_backbones_are_rejected(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(name)
 
 
-def test_a_network_of_one_input_size_is_refused() -> None:
+def test_network_with_fixed_input_size_is_rejected() -> None:
     with pytest.raises(ConfigError, match="fails on an image of 64x96 pixels: AssertionError: Input height"):
         build("swin_tiny_patch4_window7_224")
 
 
-def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r'timm/resnet18 needs timm: pip install "fcos-vision\[timm\]"'):
         build("resnet18")
 
 
-def test_a_config_names_it() -> None:
+def test_config_selects_a_timm_backbone() -> None:
     overrides = ["model.backbone.name=timm/test_resnet", "model.backbone.weights=null", "model.fpn.channels=32"]
     model = build_model(load_config("fcos_r50_fpn_1x", overrides).model, num_classes=2)
     assert isinstance(model.backbone, Timm)
@@ -246,6 +246,6 @@ def test_a_config_names_it() -> None:
     ]
 
 
-def test_a_wrong_option_is_answered_with_those_of_timm() -> None:
+def test_unknown_option_error_lists_the_timm_options() -> None:
     with pytest.raises(ConfigError, match=r"backbone.stride_in_1x1: no such option; known options: name, weights"):
         load_config(None, ["model.backbone.name=timm/resnet18", "model.backbone.stride_in_1x1=true"])

@@ -27,13 +27,13 @@ def steps(length: TimeLength, clock: Clock, seconds: Callable[[int], float]) -> 
         iteration += 1
 
 
-def test_iterations_are_what_they_are() -> None:
+def test_iteration_length_is_constant() -> None:
     length = IterationLength(7)
     length.advance(1000.0)
     assert length.total(0) == length.total(7) == 7
 
 
-def test_the_length_is_unknown_before_the_first_step() -> None:
+def test_time_length_is_unknown_before_the_first_step() -> None:
     assert TimeLength(60, elapsed=Clock()).total(0) == math.inf
 
 
@@ -45,7 +45,7 @@ def test_steady_steps_fill_the_budget_up_to_the_margin() -> None:
     assert progress == pytest.approx([k / len(progress) for k in range(len(progress))], abs=0.02)
 
 
-def test_start_up_counts_and_is_no_progress() -> None:
+def test_startup_uses_budget_but_makes_no_progress() -> None:
     clock = Clock()
     clock.now = 40.0
     ran = steps(TimeLength(100, elapsed=clock), clock, lambda _: 1.0)
@@ -55,7 +55,7 @@ def test_start_up_counts_and_is_no_progress() -> None:
 
 
 @pytest.mark.parametrize("seconds", [lambda k: 0.2 if k < 150 else 1.0, lambda k: 1.0 if k < 50 else 0.2])
-def test_progress_adapts_to_the_speed_and_never_falls(seconds: Callable[[int], float]) -> None:
+def test_progress_adapts_to_speed_and_never_decreases(seconds: Callable[[int], float]) -> None:
     clock = Clock()
     progress = [p for _, p in steps(TimeLength(100, elapsed=clock), clock, seconds)]
     assert progress == sorted(progress)
@@ -63,7 +63,7 @@ def test_progress_adapts_to_the_speed_and_never_falls(seconds: Callable[[int], f
     assert 96 < clock.now <= 100 - MARGIN + 1
 
 
-def test_the_measured_end_is_kept_free() -> None:
+def test_time_for_the_measured_final_work_is_reserved() -> None:
     clock = Clock()
     length = TimeLength(100, elapsed=clock, evaluation_steps=30)
     for iteration, _ in steps(length, clock, lambda _: 0.5):
@@ -72,7 +72,7 @@ def test_the_measured_end_is_kept_free() -> None:
     assert clock.now + 20 * SAFETY + MARGIN == pytest.approx(100, abs=1)
 
 
-def test_an_evaluation_in_between_takes_its_time_from_the_steps() -> None:
+def test_intermediate_evaluation_reduces_the_number_of_steps() -> None:
     clock, progress = Clock(), []
     for iteration, p in steps(TimeLength(100, elapsed=clock), clock, lambda _: 0.5):
         progress.append(p)
@@ -83,7 +83,7 @@ def test_an_evaluation_in_between_takes_its_time_from_the_steps() -> None:
     assert len(progress) == pytest.approx(2 * (100 - 30 - MARGIN), abs=3)
 
 
-def test_a_slow_first_step_does_not_end_the_run() -> None:
+def test_slow_first_step_does_not_end_the_run() -> None:
     """Until the final work is measured, its reserve is estimated from the speed, and must not use up the budget."""
     clock = Clock()
     length = TimeLength(100, elapsed=clock, evaluation_steps=1000)
@@ -92,7 +92,7 @@ def test_a_slow_first_step_does_not_end_the_run() -> None:
     assert clock.now <= 100 * (1 - UNMEASURED)
 
 
-def test_steps_that_take_no_time_on_a_coarse_clock() -> None:
+def test_steps_of_zero_duration_on_a_coarse_clock_fill_the_budget() -> None:
     clock = Clock()
     length = TimeLength(100, elapsed=clock)
     ran = list(steps(length, clock, lambda k: 0.5 if k % 10 == 9 else 0.0))
@@ -100,13 +100,13 @@ def test_steps_that_take_no_time_on_a_coarse_clock() -> None:
     assert len(ran) == pytest.approx(20 * (100 - MARGIN), rel=0.02)
 
 
-def test_one_step_is_made_even_if_the_time_is_up() -> None:
+def test_one_step_runs_even_if_the_budget_is_exhausted() -> None:
     clock = Clock()
     clock.now = 1000.0
     assert len(list(steps(TimeLength(10, elapsed=clock), clock, lambda _: 1.0))) == 1
 
 
-def test_a_continued_run_keeps_its_progress() -> None:
+def test_resumed_run_keeps_its_progress() -> None:
     clock = Clock()
     clock.now = 50.0
     length = TimeLength(100, elapsed=clock, steps=200, step_seconds=48.0)

@@ -27,7 +27,7 @@ def quiet(configure: Callable[..., Config]) -> Callable[..., Config]:
     return lambda **options: configure(**{"lr": 0.00125, **options})
 
 
-def test_nothing_to_warn_of(quiet: Callable[..., Config]) -> None:
+def test_sound_config_causes_no_warnings(quiet: Callable[..., Config]) -> None:
     assert warnings_of(quiet(), fresh_backbone=True) == []
 
 
@@ -35,18 +35,20 @@ def test_nothing_to_warn_of(quiet: Callable[..., Config]) -> None:
     ("optimizer", "batch_size", "rate"),
     [("sgd", 16, 0.01), ("sgd", 2, 0.00125), ("adamw", 8, 1e-3), ("adamw", 4, 5e-4)],
 )
-def test_the_linear_rule(quiet: Callable[..., Config], optimizer: str, batch_size: int, rate: float) -> None:
+def test_linear_rule_scales_learning_rate_with_batch_size(
+    quiet: Callable[..., Config], optimizer: str, batch_size: int, rate: float
+) -> None:
     assert linear_rule(quiet(optimizer=optimizer, batch_size=batch_size)) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("rate", [0.01, 1e-4])
-def test_a_rate_far_from_the_rule(quiet: Callable[..., Config], rate: float) -> None:
+def test_learning_rate_far_from_the_linear_rule_warns(quiet: Callable[..., Config], rate: float) -> None:
     (warning,) = warnings_of(quiet(lr=rate))
     assert f"train.lr={rate:g} is {rate / 0.00125:.2g} times the usual value for sgd with train.batch_size=2" in warning
     assert warning.endswith("try train.lr=0.0013")
 
 
-def test_random_weights_behind_frozen_batch_norm(quiet: Callable[..., Config]) -> None:
+def test_random_weights_with_frozen_batch_norm_warn(quiet: Callable[..., Config]) -> None:
     model = {"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}}
     (warning,) = warnings_of(quiet(model=model), fresh_backbone=True)
     assert "random weights and frozen batch norm" in warning
@@ -54,14 +56,14 @@ def test_random_weights_behind_frozen_batch_norm(quiet: Callable[..., Config]) -
     assert warnings_of(quiet(model=model)) == []
 
 
-def test_random_weights_of_stages_that_do_not_learn(quiet: Callable[..., Config]) -> None:
+def test_random_weights_in_frozen_stages_warn(quiet: Callable[..., Config]) -> None:
     model = {"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "bn", "frozen_stages": 2}}
     (warning,) = warnings_of(quiet(model=model), fresh_backbone=True)
     assert warning.startswith("the backbone has random weights and 2 frozen stages, which stay random")
     assert warnings_of(quiet(model=model)) == []
 
 
-def test_a_class_without_a_box(quiet: Callable[..., Config], data: Path) -> None:
+def test_class_without_training_boxes_warns(quiet: Callable[..., Config], data: Path) -> None:
     tree = coco_tree()
     tree["categories"].append({"id": 9, "name": "owl"})
     write_coco(data, tree)
@@ -79,14 +81,12 @@ def test_a_class_without_a_box(quiet: Callable[..., Config], data: Path) -> None
         ([[-1, 2], [64, None]], 3),
     ],
 )
-def test_boxes_that_no_level_covers(quiet: Callable[..., Config], ranges: list[Any], count: int) -> None:
+def test_boxes_covered_by_no_level_warn(quiet: Callable[..., Config], ranges: list[Any], count: int) -> None:
     found = warnings_of(quiet(model={"strides": [8, 16], "size_ranges": ranges}))
     assert [text.split(" a size")[0] for text in found] == ([f"{count} of 3 boxes have"] if count else [])
 
 
-def test_warnings_are_said_once_at_the_start(
-    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_start_warnings_are_printed_once(configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
     train(configure(lr=1e-4, warmup="linear", warmup_iterations=500))
     out = capsys.readouterr().out
     assert out.count("the run of about 2 iterations ends within the warm-up") == 1
@@ -97,7 +97,7 @@ def test_warnings_are_said_once_at_the_start(
     )
 
 
-def test_freezing_a_random_backbone(quiet: Callable[..., Config]) -> None:
+def test_freezing_a_random_backbone_warns(quiet: Callable[..., Config]) -> None:
     (warning,) = warnings_of(quiet(freeze=["backbone.*"]), fresh_backbone=True)
     assert warning.startswith("the backbone has random weights, and train.freeze=['backbone.*'] freezes some of them")
     assert warnings_of(quiet(freeze=["fpn.*"]), fresh_backbone=True) == []

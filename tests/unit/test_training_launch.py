@@ -19,19 +19,21 @@ def config(devices: int | None, device: str = "cpu", batch_size: int = 4) -> Con
 
 
 @pytest.mark.parametrize(("devices", "count"), [(None, 1), (1, 1), (3, 3)])
-def test_without_torchrun_the_option_counts(devices: int | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_option_sets_process_count_without_torchrun(
+    devices: int | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert processes_to_start(config(devices)) == count
 
 
 @pytest.mark.parametrize("devices", [None, 2])
-def test_torchrun_has_started_the_processes_already(devices: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_torchrun_start_no_further_processes(devices: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert processes_to_start(config(devices)) == 1
 
 
 @pytest.mark.parametrize("devices", [1, 3])
-def test_torchrun_has_started_another_number(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_that_contradict_torchrun_are_rejected(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         ConfigError, match=rf"train\.devices={devices}: torchrun has started 2 processes; set train\.devices=null"
@@ -39,7 +41,7 @@ def test_torchrun_has_started_another_number(devices: int, monkeypatch: pytest.M
         processes_to_start(config(devices))
 
 
-def test_fewer_images_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_images_than_processes_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(
         ConfigError, match=r"train\.devices=3: expected at least one image per process, found train\.batch_size=2"
@@ -48,7 +50,7 @@ def test_fewer_images_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("device", "present"), [("auto", 2), ("cuda", 2), ("cuda:1", 1)])
-def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch, device: str, present: int) -> None:
+def test_fewer_gpus_than_processes_are_rejected(monkeypatch: pytest.MonkeyPatch, device: str, present: int) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -86,7 +88,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, exit_codes: dict[int, int]) -> None:
         ({0: -15, 1: -15}, "process 0 was terminated by SIGTERM", False),
     ],
 )
-def test_the_process_that_is_the_cause_is_named(
+def test_error_names_the_process_that_caused_the_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exit_codes: dict[int, int], text: str, told: bool
 ) -> None:
     fail(monkeypatch, exit_codes)
@@ -98,7 +100,7 @@ def test_the_process_that_is_the_cause_is_named(
 
 
 @pytest.mark.parametrize("mine", [None, Path("mine")])
-def test_a_mistake_leaves_the_folders_that_were_there(
+def test_failed_launch_keeps_existing_folders(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mine: Path | None
 ) -> None:
     fail(monkeypatch, {0: 2})

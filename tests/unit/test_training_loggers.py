@@ -71,7 +71,7 @@ def start(folder: Path, *loggers: str, **position: Any) -> RunStart:
     return RunStart(folder, Config.model_validate({"train": {"loggers": list(loggers)}}), **position)
 
 
-def test_csv_and_tensorboard_are_the_default(configure: Callable[..., Config]) -> None:
+def test_default_loggers_are_csv_and_tensorboard(configure: Callable[..., Config]) -> None:
     run = train(configure(eval_every=1)).run
     assert [row["split"] for row in rows(run)] == ["train", "val", "train", "val"]
     events = EventAccumulator(str(run)).Reload()
@@ -81,13 +81,13 @@ def test_csv_and_tensorboard_are_the_default(configure: Callable[..., Config]) -
         assert [event.value for event in events.Scalars(name)] == pytest.approx(values, rel=1e-5)  # six digits in CSV
 
 
-def test_columns_of_losses_are_those_of_the_detector(configure: Callable[..., Config]) -> None:
+def test_csv_loss_columns_match_the_detector(configure: Callable[..., Config]) -> None:
     run = train(configure(model={"quality": "iou"})).run
     assert "loss_iou_quality" in rows(run)[0]
     assert "loss_centerness" not in rows(run)[0]
 
 
-def test_csv_takes_new_names_at_any_time(tmp_path: Path) -> None:
+def test_csv_adds_columns_for_new_metrics(tmp_path: Path) -> None:
     logger = build_loggers(start(tmp_path, "csv"))["csv"]
     logger.log(1, {"train/loss": 2.0})
     logger.log(1, {"val/AP_mask": 0.25})
@@ -103,7 +103,7 @@ def test_csv_takes_new_names_at_any_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "iteration\n", "a,b\n1,2\n", "iteration,split\n1\n", "iteration,split,loss\nx,train,1\n", "\x00\xff\n"]
 )
-def test_a_table_of_another_form_is_no_obstacle(tmp_path: Path, text: str) -> None:
+def test_csv_logger_starts_over_after_a_malformed_table(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.csv").write_bytes(text.encode("latin1"))
     logger = build_loggers(start(tmp_path, "csv", iteration=5, logged_iteration=5, evaluations=1))["csv"]
     logger.log(6, {"train/loss": 2.0})
@@ -114,7 +114,7 @@ def test_a_table_of_another_form_is_no_obstacle(tmp_path: Path, text: str) -> No
 @pytest.mark.parametrize(
     ("mark", "separator", "kept"), [("", ",", ["5", "6"]), ("\ufeff", ",", ["5", "6"]), ("", ";", ["6"])]
 )
-def test_rows_of_a_table_that_a_spreadsheet_saved_are_not_lost(
+def test_csv_logger_keeps_rows_saved_by_a_spreadsheet(
     tmp_path: Path, mark: str, separator: str, kept: list[str]
 ) -> None:
     text = mark + "iteration,split,loss\n5,train,1\n".replace(",", separator)
@@ -126,14 +126,14 @@ def test_rows_of_a_table_that_a_spreadsheet_saved_are_not_lost(
     assert len(kept) == 2 or (tmp_path / "metrics.old.csv").read_text(encoding="utf-8") == text
 
 
-def test_without_csv_a_run_still_continues(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_run_without_csv_logger_can_be_resumed(configure: Callable[..., Config], tmp_path: Path) -> None:
     train(configure(loggers=["tensorboard"]))
     assert not (tmp_path / "run/metrics.csv").exists()
     train(configure(loggers=[], iterations=3, resume=True))
     assert not (tmp_path / "run/metrics.csv").exists()
 
 
-def test_a_logger_of_the_users_own(configure: Callable[..., Config]) -> None:
+def test_user_logger_receives_training_and_validation_metrics(configure: Callable[..., Config]) -> None:
     run = train(configure(loggers=["own_logger:Lines"], eval_every=1)).run
     lines = [json.loads(line) for line in (run / "lines.json").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 1, 2, 2]
@@ -141,7 +141,7 @@ def test_a_logger_of_the_users_own(configure: Callable[..., Config]) -> None:
     assert "val/AP" in lines[1]
 
 
-def test_a_logger_that_fails_does_not_end_the_run(
+def test_failing_logger_does_not_stop_the_run(
     configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(configure(loggers=["own_logger:Failing", "csv"], iterations=4)).run
@@ -159,7 +159,7 @@ def test_a_logger_that_fails_does_not_end_the_run(
         ("own_logger:Nothing", "the module 'own_logger' has no function 'Nothing'"),
     ],
 )
-def test_a_wrong_logger_is_refused_before_there_is_a_folder(
+def test_invalid_logger_is_rejected_before_the_folder_is_created(
     configure: Callable[..., Config], tmp_path: Path, name: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -167,7 +167,7 @@ def test_a_wrong_logger_is_refused_before_there_is_a_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_logger_that_cannot_start_stops_the_run(configure: Callable[..., Config]) -> None:
+def test_logger_that_cannot_start_stops_the_run(configure: Callable[..., Config]) -> None:
     message = "train.loggers=own_logger:Unreachable: cannot start the logger: RuntimeError: no server for run; fix this"
     hook = threading.excepthook
     with pytest.raises(ConfigError, match=message):
@@ -176,7 +176,7 @@ def test_a_logger_that_cannot_start_stops_the_run(configure: Callable[..., Confi
     fcos.train(configure(loggers=["csv"]))  # the same folder can be used again
 
 
-def test_a_lost_connection_is_no_full_disk(
+def test_lost_connection_is_not_reported_as_full_disk(
     configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fcos.train(configure(loggers=["own_logger:Disconnected"], iterations=3))
@@ -186,7 +186,7 @@ def test_a_lost_connection_is_no_full_disk(
 
 
 @pytest.mark.parametrize("name", ["Careless", "Leaving"])
-def test_a_careless_logger_harms_neither_the_run_nor_other_loggers(
+def test_misbehaving_logger_affects_neither_run_nor_other_loggers(
     configure: Callable[..., Config], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     run = fcos.train(configure(loggers=[f"own_logger:{name}", "csv"], eval_every=1)).run
@@ -195,11 +195,11 @@ def test_a_careless_logger_harms_neither_the_run_nor_other_loggers(
     assert f"the logger own_logger:{name} failed and was closed" in capsys.readouterr().out
 
 
-def test_one_logger_needs_no_list() -> None:
+def test_loggers_option_accepts_a_single_name() -> None:
     assert Config.model_validate({"train": {"loggers": "csv"}}).train.loggers == ["csv"]
 
 
-def test_a_full_disk_leaves_the_hook_of_threads_alone(tmp_path: Path) -> None:
+def test_tensorboard_leaves_threading_excepthook_unchanged(tmp_path: Path) -> None:
     hook = threading.excepthook
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_hook_of_threads_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_missing_package_is_named_with_its_extra(
+def test_missing_package_error_names_the_extra(
     configure: Callable[..., Config], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # simulates a missing package
@@ -221,7 +221,7 @@ def test_a_missing_package_is_named_with_its_extra(
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
-def test_mlflow_gets_options_and_numbers_and_a_continued_run_continues(
+def test_mlflow_logs_config_and_metrics_and_resumes_the_run(
     configure: Callable[..., Config], services: list[str]
 ) -> None:
     from mlflow import MlflowClient
@@ -242,7 +242,7 @@ def test_mlflow_gets_options_and_numbers_and_a_continued_run_continues(
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
-def test_wandb_offline_writes_its_files_into_the_run(
+def test_wandb_offline_logs_into_the_run_folder(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -284,7 +284,7 @@ def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("error", "expected"), [(KeyboardInterrupt, ("KILLED", [1])), (TrainingError, ("FAILED", [1]))]
 )
-def test_services_are_told_that_a_run_did_not_finish(
+def test_services_record_an_interrupted_or_failed_run(
     configure: Callable[..., Config], services: list[str], error: type[BaseException], expected: tuple[str, list[int]]
 ) -> None:
     config = configure(loggers=services)
@@ -298,7 +298,7 @@ def test_services_are_told_that_a_run_did_not_finish(
     assert outcomes(config.output_dir) == expected
 
 
-def test_a_logger_that_cannot_be_closed_does_not_hide_how_the_run_ended(configure: Callable[..., Config]) -> None:
+def test_failing_close_of_a_logger_does_not_hide_the_outcome(configure: Callable[..., Config]) -> None:
     config = configure(loggers=["own_logger:NotClosing", "own_logger:Outcome"])
 
     def end(_: FCOS) -> None:
@@ -311,7 +311,7 @@ def test_a_logger_that_cannot_be_closed_does_not_hide_how_the_run_ended(configur
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
-def test_a_run_that_is_started_while_an_exception_is_handled_finishes(
+def test_run_started_in_an_except_block_is_recorded_as_finished(
     configure: Callable[..., Config], services: list[str]
 ) -> None:
     try:
@@ -321,7 +321,7 @@ def test_a_run_that_is_started_while_an_exception_is_handled_finishes(
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
-def test_a_service_that_gets_no_more_values_is_told_that_they_are_not_complete(
+def test_mlflow_run_with_rejected_metrics_is_recorded_as_failed(
     configure: Callable[..., Config], services: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
@@ -335,7 +335,7 @@ def test_a_service_that_gets_no_more_values_is_told_that_they_are_not_complete(
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings inside these libraries
-def test_a_server_that_cannot_be_reached_stops_the_run_at_its_start(
+def test_unreachable_mlflow_server_stops_the_run_at_startup(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -347,14 +347,14 @@ def test_a_server_that_cannot_be_reached_stops_the_run_at_its_start(
     assert not (tmp_path / "run/config.yaml").exists()
 
 
-def test_the_guard_of_these_tests_sees_child_processes(requests: list[bytes]) -> None:
+def test_request_guard_covers_child_processes(requests: list[bytes]) -> None:
     program = "import urllib.request; urllib.request.urlopen('https://example.org')"
     assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL, check=False).returncode == 1
     assert [request.split()[:2] for request in requests] == [[b"CONNECT", b"example.org:443"]]
     requests.clear()
 
 
-def test_a_run_without_them_does_not_import_services(configure: Callable[..., Config]) -> None:
+def test_importing_the_loop_does_not_import_wandb_or_mlflow(configure: Callable[..., Config]) -> None:
     names = ("wandb", "mlflow")
     program = f"import sys, fcos.training.loop; sys.exit(any(name in sys.modules for name in {names}))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

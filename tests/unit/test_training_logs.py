@@ -36,7 +36,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_row_holds_the_means_of_its_steps(tmp_path: Path) -> None:
+def test_csv_row_contains_means_over_its_steps(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(2)) as log:
         log.step(progress(1), step(1.0))
         log.step(progress(2), step(3.0, waited=1.5, seconds=6.0, stats={"unassigned": 3}, grad_norm=7.0))
@@ -60,7 +60,7 @@ def test_a_row_holds_the_means_of_its_steps(tmp_path: Path) -> None:
     assert list(row)[:9] == first
 
 
-def test_the_last_steps_make_a_row_however_few(tmp_path: Path) -> None:
+def test_remaining_steps_are_written_as_a_final_row(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(2)) as log:
         for i in range(1, 4):
             log.step(progress(i), step(loss=i))
@@ -73,13 +73,13 @@ def test_the_last_steps_make_a_row_however_few(tmp_path: Path) -> None:
     ]
 
 
-def test_closing_leaves_a_row_of_the_steps_so_far(tmp_path: Path) -> None:
+def test_closing_writes_a_row_for_pending_steps(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(20)) as log:
         log.step(progress(1), step())
     assert [row["iteration"] for row in rows(tmp_path)] == ["1"]
 
 
-def test_evaluations_have_the_same_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_is_logged_as_a_val_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, config(1)) as log:
         log.step(progress(1), step())
         log.evaluation(progress(1), {"AP": 0.5, "AP50": 0.75})
@@ -88,7 +88,7 @@ def test_evaluations_have_the_same_columns(tmp_path: Path, capsys: pytest.Captur
     assert "val at iteration 1: AP 0.500  AP50 0.750" in capsys.readouterr().out
 
 
-def test_a_continued_run_replaces_the_rows_that_it_does_again(tmp_path: Path) -> None:
+def test_resumed_run_replaces_repeated_rows(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(1)) as log:
         for i in range(1, 5):
             log.step(progress(i), step(loss=i))
@@ -99,7 +99,7 @@ def test_a_continued_run_replaces_the_rows_that_it_does_again(tmp_path: Path) ->
     assert [(row["iteration"], row["loss_cls"]) for row in rows(tmp_path)] == [("1", "1"), ("2", "2"), ("3", "30")]
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+def test_tensorboard_logs_losses_and_metrics(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(1)) as log:
         log.step(progress(1), step(2.0))
         log.evaluation(progress(1), {"AP": 0.5})
@@ -119,9 +119,7 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_rows_that_a_full_disk_did_not_take_follow_when_there_is_room(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_not_saved_on_a_full_disk_are_written_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, config(1)) as log:
         log.step(progress(1), step())
         (board,) = tmp_path.glob("events.*")
@@ -138,7 +136,7 @@ def test_rows_that_a_full_disk_did_not_take_follow_when_there_is_room(
     assert told == [f"warning: {tmp_path}: {name}: {problem}" for name in ("csv", "tensorboard")]
 
 
-def test_a_disk_that_stays_full_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_does_not_stop_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     room = 1500  # for the first rows and the printed output
     with RunLog(tmp_path, config(1)) as log, files_up_to(room):
         for i in range(1, 300):
@@ -150,7 +148,7 @@ def test_a_disk_that_stays_full_ends_no_run(tmp_path: Path, capfd: pytest.Captur
     assert err == ""
 
 
-def test_a_table_with_a_word_that_is_no_split(tmp_path: Path) -> None:
+def test_rows_with_an_unknown_split_are_dropped_on_resume(tmp_path: Path) -> None:
     with RunLog(tmp_path, config(1)) as log:
         for i in range(1, 4):
             log.step(progress(i), step())
@@ -161,13 +159,13 @@ def test_a_table_with_a_word_that_is_no_split(tmp_path: Path) -> None:
     assert [row["iteration"] for row in rows(tmp_path)] == ["1", "3"]
 
 
-def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path) -> None:
+def test_full_disk_at_startup_raises_with_the_folder_name(tmp_path: Path) -> None:
     message = re.escape(f"{tmp_path}: cannot write to this folder: [Errno 27] File too large; free up disk space")
     with files_up_to(10), pytest.raises(TrainingError, match=message):
         RunLog(tmp_path, config(1))
 
 
-def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path: Path) -> None:
+def test_tensorboard_drops_steps_repeated_after_resume(tmp_path: Path) -> None:
     for iteration, loss in ((0, 1.0), (2, 2.0)):
         with RunLog(tmp_path, config(1), iteration=iteration) as log:
             for i in range(iteration + 1, 5):
@@ -176,7 +174,7 @@ def test_tensorboard_forgets_the_steps_that_are_done_again(tmp_path: Path) -> No
     assert [(event.step, event.value) for event in events.Scalars("train/loss_cls")] == [(1, 1), (2, 1), (3, 2), (4, 2)]
 
 
-def test_lines_where_there_is_no_terminal(
+def test_progress_lines_without_a_terminal_are_rate_limited(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most one line in five seconds is printed, each with all important values."""
@@ -194,7 +192,7 @@ def test_lines_where_there_is_no_terminal(
     )
 
 
-def test_only_the_first_process_writes(
+def test_only_rank_0_writes_logs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "rank", lambda: 1)

@@ -48,7 +48,7 @@ def fake_evaluate(monkeypatch: pytest.MonkeyPatch, aps: list[float], then: Calla
     monkeypatch.setattr(loop, "evaluate", evaluate)
 
 
-def test_a_run_leaves_everything_in_its_folder(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_run_folder_contains_all_results(configure: Callable[..., Config], tmp_path: Path) -> None:
     result = train(configure())
     run = tmp_path / "run"
     assert result.run == run
@@ -73,7 +73,7 @@ def test_a_run_leaves_everything_in_its_folder(configure: Callable[..., Config],
         {"model": {"backbone": {"name": "own_backbone:Drops"}}},  # draws random numbers
     ],
 )
-def test_a_continued_run_equals_an_uninterrupted_one(
+def test_resumed_run_matches_an_uninterrupted_run(
     configure: Callable[..., Config],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -99,7 +99,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(
     assert losses[0] == losses[1]
 
 
-def test_a_finished_run_can_be_made_longer(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_finished_run_can_be_resumed_with_more_iterations(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure()
     train(config)
     train(resume(config, iterations=3))
@@ -107,7 +107,7 @@ def test_a_finished_run_can_be_made_longer(configure: Callable[..., Config], tmp
     assert len(rows(tmp_path / "run", "train")) == 3
 
 
-def test_best_and_last_weights(
+def test_best_and_last_weights_are_saved_separately(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_evaluate(monkeypatch, [0.1, 0.5, float("nan"), 0.3])
@@ -118,7 +118,7 @@ def test_best_and_last_weights(
     assert [row["iteration"] for row in rows(tmp_path / "run", "val")] == ["2", "4", "6", "8"]
 
 
-def test_evaluations_every_so_many_iterations(
+def test_eval_every_sets_the_evaluation_interval_in_iterations(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_evaluate(monkeypatch, [0.1] * 3)
@@ -134,7 +134,7 @@ def test_evaluations_every_so_many_iterations(
         (({"iterations": 5, "eval_every": 1}, {"iterations": 9, "eval_every": 4}), ["1", "2", "3", "4", "5", "8", "9"]),
     ],
 )
-def test_a_run_that_is_made_longer_is_evaluated_at_its_own_marks(
+def test_extended_run_is_evaluated_at_the_new_interval(
     configure: Callable[..., Config],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -148,7 +148,7 @@ def test_a_run_that_is_made_longer_is_evaluated_at_its_own_marks(
     assert [row["iteration"] for row in rows(tmp_path / "run", "val")] == evaluated
 
 
-def test_without_val_the_last_weights_are_the_best(
+def test_last_weights_become_best_pt_without_a_val_split(
     configure: Callable[..., Config], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "val.json").unlink()
@@ -160,7 +160,9 @@ def test_without_val_the_last_weights_are_the_best(
     assert "the last weights, no validation" in out
 
 
-def test_the_first_step_obeys_rate_and_clipping(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_first_step_applies_learning_rate_and_gradient_clipping(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
     config = configure(iterations=1, lr=0.5, clip_norm=0.01, weight_decay=0.0, bias_lr_factor=1.0, ema=None)
     torch.manual_seed(0)
     start = {n: p.detach().clone() for n, p in build_fcos(config.model, num_classes=2).named_parameters()}
@@ -178,7 +180,7 @@ def test_epochs_are_counted_in_images(configure: Callable[..., Config], tmp_path
     assert float(last["epoch"]) == pytest.approx(8 / 3, rel=1e-5)
 
 
-def test_a_time_budget_holds_for_the_whole_run(
+def test_max_minutes_limits_the_whole_run(
     configure: Callable[..., Config], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
@@ -208,7 +210,7 @@ def test_a_time_budget_holds_for_the_whole_run(
     assert len(rows(tmp_path / "run", "val")) == 2
 
 
-def test_the_end_of_a_run_is_measured_on_a_part_of_val(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_final_work_is_timed_on_part_of_the_val_split(monkeypatch: pytest.MonkeyPatch) -> None:
     now, done = 0.0, 0
 
     def evaluate(*_: Any, progress: Callable[[int, int], None], **__: Any) -> None:
@@ -235,14 +237,12 @@ def test_the_end_of_a_run_is_measured_on_a_part_of_val(monkeypatch: pytest.Monke
         loop._measure_end(run, 6.0, lambda: now, stop_request)
 
 
-def test_a_backbone_of_ones_own_is_trained(
-    configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_backbone_can_be_trained(configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
     train(configure(model={"backbone": {"name": "own_backbone:Own"}}))
     assert "weights: backbone initialised by its function, the rest random" in capsys.readouterr().out
 
 
-def test_start_from_the_weights_of_another_run(
+def test_run_starts_from_the_weights_of_another_run(
     configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = configure(iterations=1)
@@ -256,9 +256,7 @@ def test_start_from_the_weights_of_another_run(
     assert f"weights: all {learned} tensors from {weights}" in capsys.readouterr().out
 
 
-def test_the_licence_of_the_weights_it_starts_from_stays_with_a_run(
-    configure: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_licence_of_the_start_weights_is_kept_in_checkpoints(configure: Callable[..., Config], tmp_path: Path) -> None:
     train(configure(iterations=1))
     weights = tmp_path / "run/weights/best.pt"
     torch.save({**torch.load(weights, weights_only=True), "licence": "CC BY-NC 4.0"}, weights)
@@ -270,7 +268,7 @@ def test_the_licence_of_the_weights_it_starts_from_stays_with_a_run(
     assert files[0].iteration == 2
 
 
-def test_the_licence_of_its_backbone_s_weights_stays_with_a_run(
+def test_licence_of_the_backbone_weights_is_kept_in_checkpoints(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fcos.training.loop.license_warning", lambda name, weights: f"that of {name}")
@@ -278,7 +276,7 @@ def test_the_licence_of_its_backbone_s_weights_stays_with_a_run(
     assert load_checkpoint(tmp_path / "run/weights/best.pt").licence == "that of mobilenet_v2"
 
 
-def test_one_iteration_is_told_in_the_singular(
+def test_message_uses_singular_for_one_iteration(
     configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(configure(iterations=1, warmup="linear"))
@@ -287,7 +285,7 @@ def test_one_iteration_is_told_in_the_singular(
     assert "\n1 iteration, " in out
 
 
-def test_boxes_that_no_location_learns_are_reported_once(
+def test_unassigned_boxes_are_reported_once(
     configure: Callable[..., Config], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = coco_tree()

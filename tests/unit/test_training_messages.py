@@ -91,21 +91,21 @@ def odd_options(setting: Setting) -> None:
     setting.train(lr=1e-9, warmup="linear", model={**tiny_backbone.MODEL, "size_ranges": [[-1, 2], [64, None]]})
 
 
-def boxes_of_a_pixel(setting: Setting) -> None:
+def one_pixel_boxes(setting: Setting) -> None:
     change_boxes(setting.data, [5.0, 5.0, 1.0, 1.0])
     setting.train()
 
 
-def a_transform_without_boxes(setting: Setting) -> None:
+def transform_without_boxes(setting: Setting) -> None:
     config = setting.configure(iterations=1, batch_size=3)
     train(config.model_copy(update={"data": setting.change_data(transforms="own_transforms:no_objects").data}))
 
 
-def a_metric_without_objects(setting: Setting) -> None:
+def metric_without_objects(setting: Setting) -> None:
     setting.train(best_metric="APl")
 
 
-def weights_with_a_licence(setting: Setting) -> None:
+def licensed_weights(setting: Setting) -> None:
     setting.train()
     weights = setting.run / "weights/best.pt"
     torch.save({**torch.load(weights, weights_only=True), "licence": "CC BY-NC 4.0"}, weights)
@@ -113,11 +113,11 @@ def weights_with_a_licence(setting: Setting) -> None:
     train(setting.configure(weights=str(weights), model=model).model_copy(update={"output_dir": setting.run / "next"}))
 
 
-def pixels_that_become_infinite(setting: Setting) -> None:
+def infinite_pixels(setting: Setting) -> None:
     setting.train(on_nonfinite="skip", model={**tiny_backbone.MODEL, "pixel_std": [1e-38, 1.0, 1.0]})
 
 
-def files_in_the_way(setting: Setting) -> None:
+def files_blocking_outputs(setting: Setting) -> None:
     setting.run.mkdir()
     for name in ("val", "pictures"):
         (setting.run / name).touch()
@@ -125,16 +125,16 @@ def files_in_the_way(setting: Setting) -> None:
     fcos.train(setting.configure())
 
 
-def a_folder_in_the_way_of_a_picture(setting: Setting) -> None:
+def folder_blocking_an_image(setting: Setting) -> None:
     (setting.run / "pictures/a.jpg").mkdir(parents=True)
     setting.train()
 
 
-def a_logger_that_fails(setting: Setting) -> None:
+def failing_logger(setting: Setting) -> None:
     setting.train(loggers=["own_logger:Failing"])
 
 
-def a_missing_checkpoint(setting: Setting) -> None:
+def missing_checkpoint(setting: Setting) -> None:
     setting.train(checkpoint_every=1)
     (setting.run / "weights/last.pt").unlink()
     setting.train(iterations=3, resume=True)
@@ -146,7 +146,7 @@ def nothing_saved(setting: Setting) -> None:
     setting.train(resume=True)
 
 
-def an_image_that_vanishes(setting: Setting) -> None:
+def vanishing_image(setting: Setting) -> None:
     def remove(_: DetectionModel) -> None:
         (setting.data / "images/a.png").unlink()
 
@@ -162,7 +162,7 @@ def broken_and_protruding_boxes(setting: Setting) -> None:
     train(setting.change_data(on_error="skip"))
 
 
-def the_same_ids_twice(setting: Setting) -> None:
+def duplicate_ids(setting: Setting) -> None:
     files = [write_json(setting.data / name, coco_tree()) for name in ("one.json", "two.json")]
     config = setting.configure().to_dict()
     config["data"]["train"] = {"annotations": files, "images": setting.data / "images"}
@@ -179,18 +179,18 @@ def no_val(setting: Setting) -> None:
     setting.train()
 
 
-def a_signal(setting: Setting) -> None:
+def interrupt_signal(setting: Setting) -> None:
     with before_forward(DetectionModel, at_call(1, lambda _: os.kill(os.getpid(), signal.SIGINT))):
         setting.train()
 
 
-def a_lost_process(setting: Setting) -> None:
+def lost_process(setting: Setting) -> None:
     setting.monkeypatch.setenv("WORLD_SIZE", "2")
     with explain_lost_processes():
         raise RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:4711")
 
 
-def a_first_process_out_of_reach(setting: Setting) -> None:
+def unreachable_rank_0(setting: Setting) -> None:
     be_second_without_first(setting.monkeypatch)
     join_processes(torch.device("cpu"))
 
@@ -206,37 +206,37 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
         "ends within the warm-up",
         "have no boxes; they are used as background",
     ],
-    a_transform_without_boxes: ["none of the training images so far has a box", "check the boxes that"],
-    a_metric_without_objects: ["is undefined because val has no objects that this metric counts"],
-    boxes_of_a_pixel: ["are not assigned to any location"],
-    weights_with_a_licence: ["trained with", "the licence of these weights may restrict their use"],
-    pixels_that_become_infinite: ["step skipped"],
-    files_in_the_way: ["not saved", "no report of the run", "could not draw the detections"],
-    a_folder_in_the_way_of_a_picture: ["no picture of"],
-    a_logger_that_fails: ["failed and was closed"],
-    a_missing_checkpoint: ["is missing", "resuming from the previous checkpoint"],
+    transform_without_boxes: ["none of the training images so far has a box", "check the boxes that"],
+    metric_without_objects: ["is undefined because val has no objects that it counts"],
+    one_pixel_boxes: ["are not assigned to any location"],
+    licensed_weights: ["trained with", "the licence of these weights may restrict their use"],
+    infinite_pixels: ["step skipped"],
+    files_blocking_outputs: ["not saved", "no report of the run", "no pictures of the detections"],
+    folder_blocking_an_image: ["no picture of"],
+    failing_logger: ["failed and was closed"],
+    missing_checkpoint: ["is missing", "resuming from the previous checkpoint"],
     nothing_saved: ["nothing was saved in"],
-    an_image_that_vanishes: [
+    vanishing_image: [
         "another image is used instead",
         "images could not be read; their objects count as missed",
     ],
     broken_and_protruding_boxes: ["skipped in the", "extends beyond the image; clipped"],
-    the_same_ids_twice: ["new ids assigned"],
+    duplicate_ids: ["new ids assigned"],
     no_progress: ["stopped early"],
     no_val: ["the last weights, no validation"],
-    a_signal: ["interrupted"],
-    a_lost_process: ["another process has ended or cannot be reached"],
-    a_first_process_out_of_reach: ["process 0 cannot be reached at"],
+    interrupt_signal: ["interrupted"],
+    lost_process: ["another process has ended or cannot be reached"],
+    unreachable_rank_0: ["process 0 cannot be reached at"],
 }
 """Phrases of the guide that appear in the messages of each situation."""
 
 
-def test_the_guide_explains_these_messages() -> None:
+def test_guide_explains_exactly_the_tested_messages() -> None:
     assert sorted(PHRASES) == sorted(phrase for phrases in SITUATIONS.values() for phrase in phrases)
 
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.__name__)
-def test_messages_are_as_the_guide_has_them(
+def test_messages_match_the_guide(
     situation: Callable[[Setting], None],
     setting: Setting,
     capsys: pytest.CaptureFixture[str],

@@ -19,62 +19,64 @@ def resume(config: Config, **settings: Any) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"resume": True, **settings})})
 
 
-def refused(config: Config) -> str:
+def error_of(config: Config) -> str:
     with pytest.raises((ConfigError, DataError)) as caught:
         train(config)
     return str(caught.value)
 
 
-def test_another_number_of_classes(configure: Callable[..., Config]) -> None:
-    assert "model.num_classes: 80, but the data has 2 classes" in refused(configure(model={"num_classes": 80}))
+def test_num_classes_that_contradicts_the_data_is_rejected(configure: Callable[..., Config]) -> None:
+    assert "model.num_classes: 80, but the data has 2 classes" in error_of(configure(model={"num_classes": 80}))
 
 
-def test_no_training_images(configure: Callable[..., Config], data: Path, tmp_path: Path) -> None:
+def test_missing_train_split_is_rejected(configure: Callable[..., Config], data: Path, tmp_path: Path) -> None:
     (data / "train.json").unlink()
-    assert "train" in refused(configure())
+    assert "train" in error_of(configure())
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_holds_a_run(configure: Callable[..., Config]) -> None:
+def test_existing_run_is_rejected_without_resume(configure: Callable[..., Config]) -> None:
     config = configure(iterations=1)
     train(config)
-    assert "already contains a run; resume it with train.resume=true" in refused(config)
+    assert "already contains a run; resume it with train.resume=true" in error_of(config)
 
 
 @pytest.mark.parametrize("below", ["", "cells"])
-def test_a_file_where_the_folder_should_be(configure: Callable[..., Config], tmp_path: Path, below: str) -> None:
+def test_output_dir_at_or_below_a_file_is_rejected(
+    configure: Callable[..., Config], tmp_path: Path, below: str
+) -> None:
     (tmp_path / "file").touch()
     config = configure().model_copy(update={"output_dir": tmp_path / "file" / below})
-    assert f"output_dir: {tmp_path / 'file'} is a file; expected a folder" in refused(config)
+    assert f"output_dir: {tmp_path / 'file'} is a file; expected a folder" in error_of(config)
 
 
-def test_nothing_to_continue(configure: Callable[..., Config]) -> None:
-    assert "train.resume: no weights/last.pt in" in refused(resume(configure()))
+def test_resume_without_a_run_is_rejected(configure: Callable[..., Config]) -> None:
+    assert "train.resume: no weights/last.pt in" in error_of(resume(configure()))
 
 
-def test_continuing_with_another_optimizer(configure: Callable[..., Config]) -> None:
+def test_resume_with_another_optimizer_is_rejected(configure: Callable[..., Config]) -> None:
     run = train(configure(iterations=1)).run
     written = (run / "config.yaml").read_text()
-    assert "a different optimiser" in refused(resume(configure(iterations=2, optimizer="adamw")))
+    assert "a different optimiser" in error_of(resume(configure(iterations=2, optimizer="adamw")))
     assert (run / "config.yaml").read_text() == written
 
 
-def test_continuing_with_other_parameters(configure: Callable[..., Config]) -> None:
+def test_resume_with_other_trainable_parameters_is_rejected(configure: Callable[..., Config]) -> None:
     """The other parameters have the same number and shapes as before."""
     train(configure(iterations=1, freeze=["head.cls_tower.*"]))
-    assert "different trainable parameters" in refused(resume(configure(iterations=2, freeze=["head.box_tower.*"])))
+    assert "different trainable parameters" in error_of(resume(configure(iterations=2, freeze=["head.box_tower.*"])))
 
 
-def test_continuing_with_other_classes(configure: Callable[..., Config], data: Path) -> None:
+def test_resume_with_other_classes_is_rejected(configure: Callable[..., Config], data: Path) -> None:
     train(configure(iterations=1))
     tree = coco_tree()
     tree["categories"][0]["name"] = "owl"
     for split in ("train", "val"):
         write_coco(data, tree, split=split)
-    assert "has the classes cat, dog, but the data has owl, dog" in refused(resume(configure()))
+    assert "has the classes cat, dog, but the data has owl, dog" in error_of(resume(configure()))
 
 
-def test_folders_are_numbered_and_the_newest_is_continued(
+def test_run_folders_are_numbered_and_resume_picks_the_newest(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -86,7 +88,7 @@ def test_folders_are_numbered_and_the_newest_is_continued(
     assert train(resume(config), name="cells").run == Path("runs/cells-2")
 
 
-def test_a_mistake_leaves_no_folder(configure: Callable[..., Config], tmp_path: Path, data: Path) -> None:
+def test_failed_start_leaves_no_run_folder(configure: Callable[..., Config], tmp_path: Path, data: Path) -> None:
     config = configure(weights="none.pt")
     with pytest.raises(FCOSError):
         train(config)

@@ -55,7 +55,7 @@ def with_gradient(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tens
     return changed
 
 
-def refused(config: Config) -> str:
+def error_of(config: Config) -> str:
     with pytest.raises(TrainingError) as caught:
         train(config)
     return str(caught.value)
@@ -69,9 +69,9 @@ def fresh_state(config: Config) -> dict[str, Tensor]:
 # --------------------------------------------------------------------------------------------------------- stop or skip
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_nonfinite_loss_stops_the_run(configure: Callable[..., Config], tmp_path: Path) -> None:
     with poison(when=lambda number, _: number == 4):
-        message = refused(configure(iterations=9, checkpoint_every=2))
+        message = error_of(configure(iterations=9, checkpoint_every=2))
     assert "iteration 4: the loss is not finite (loss_cls=" in message
     assert "loss_box=nan" in message
     assert any(f"images: {name}" in message for name in ("a.png", "b.png", "c.png"))
@@ -82,13 +82,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(configure: Callable[..., Config
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_gradients_that_are_not_finite_stop_the_run(
+def test_nonfinite_gradients_stop_the_run(
     configure: Callable[..., Config], tmp_path: Path, clip_norm: float | None
 ) -> None:
     models: list[FCOS] = []
     infinite = with_gradient(lambda gradient: gradient * math.inf)
     with before_forward(FCOS, models.append), poison(when=lambda number, _: number == 3, change=infinite):
-        message = refused(configure(iterations=9, checkpoint_every=2, clip_norm=clip_norm))
+        message = error_of(configure(iterations=9, checkpoint_every=2, clip_norm=clip_norm))
     assert "iteration 3: the gradients are not finite" in message
     last = load_checkpoint(tmp_path / "run/weights/last.pt")
     assert last.iteration == 2
@@ -96,7 +96,7 @@ def test_gradients_that_are_not_finite_stop_the_run(
         assert torch.equal(parameter, last.model[name]), name
 
 
-def test_a_bad_step_can_be_skipped(
+def test_nonfinite_step_can_be_skipped(
     configure: Callable[..., Config],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -113,20 +113,20 @@ def test_a_bad_step_can_be_skipped(
     assert kept["class_names"] == ["cat", "dog"]
 
 
-def test_ten_bad_steps_in_a_row_stop_all_the_same(configure: Callable[..., Config]) -> None:
+def test_ten_consecutive_nonfinite_steps_stop_the_run(configure: Callable[..., Config]) -> None:
     with poison(when=lambda number, _: number > 2):
-        message = refused(configure(iterations=20, on_nonfinite="skip"))
+        message = error_of(configure(iterations=20, on_nonfinite="skip"))
     assert "iteration 12: the loss is not finite" in message
 
 
-def test_batch_norm_forgets_a_skipped_step(configure: Callable[..., Config]) -> None:
+def test_skipped_step_does_not_change_batch_norm_statistics(configure: Callable[..., Config]) -> None:
     """Infinite activations reach the running statistics before the loss is computed."""
     config = configure(iterations=1, on_nonfinite="skip", model={"pixel_std": [1e-38, 1.0, 1.0]})
     end, start = load_checkpoint(train(config).run / "weights/last.pt").model, fresh_state(config)
     assert all(torch.equal(end[name], start[name]) for name in end)
 
 
-def test_float16_looks_for_a_scale_that_fits_and_remembers_it(configure: Callable[..., Config]) -> None:
+def test_float16_loss_scale_adapts_and_is_restored_on_resume(configure: Callable[..., Config]) -> None:
     frozen_bn = {"backbone": {"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"}}
     config = configure(precision="float16", model=frozen_bn)
     too_large = with_gradient(lambda gradient: gradient.where(gradient < 2**15, math.inf))
@@ -146,65 +146,65 @@ def test_float16_looks_for_a_scale_that_fits_and_remembers_it(configure: Callabl
 # ------------------------------------------------------------------------------------------------------- reported cause
 
 
-def test_the_box_whose_loss_is_not_finite_is_named(configure: Callable[..., Config]) -> None:
+def test_message_names_the_box_with_nonfinite_loss(configure: Callable[..., Config]) -> None:
     config = configure(iterations=9)
     with poison(when=lambda _, labels: bool((labels == 0).any())):  # the only object of class cat
-        message = refused(config.model_copy(update={"data": config.data.model_copy(update={"flip": 0.0})}))
+        message = error_of(config.model_copy(update={"data": config.data.model_copy(update={"flip": 0.0})}))
     assert "a.png: loss_box of cat [2.1" in message  # 2 pixels, scaled by 32 / 30
     assert "dog" not in message
 
 
-def test_denominators_that_are_not_finite_hide_no_box(
+def test_nonfinite_normalizers_do_not_hide_the_causing_box(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FCOS, "loss_normalizers", lambda *_: torch.tensor([math.nan, 1.0]))
-    message = refused(configure(micro_batch=1))
+    message = error_of(configure(micro_batch=1))
     assert "the loss is not finite (loss_cls=nan" in message
     assert ".png; gradients of " in message  # no single image is named as the cause
     assert "loss_cls of" not in message
     config = configure(micro_batch=1, batch_size=3)
     with poison(when=lambda _, labels: bool((labels == 0).any())):  # the only object of class cat
-        message = refused(config.model_copy(update={"output_dir": None}))
+        message = error_of(config.model_copy(update={"output_dir": None}))
     assert "a.png: loss_box of cat [" in message
     assert "loss_cls of" not in message
 
 
-def test_outputs_that_are_not_finite_are_blamed_on_the_image(configure: Callable[..., Config]) -> None:
+def test_message_names_the_image_with_nonfinite_outputs(configure: Callable[..., Config]) -> None:
     def poisoned(_: Any, outputs: FCOSOutputs) -> FCOSOutputs:
         return outputs._replace(logits=[outputs.logits[0] * math.inf, *outputs.logits[1:]])
 
     with after_forward(FCOSHead, poisoned):
-        assert ".png: the network's outputs are not finite" in refused(configure())
+        assert ".png: the network's outputs are not finite" in error_of(configure())
 
 
-def test_what_only_half_precision_cannot_hold_is_found_in_it(configure: Callable[..., Config]) -> None:
+def test_float16_overflow_is_diagnosed_in_float16(configure: Callable[..., Config]) -> None:
     def large(_: Any, features: list[Tensor]) -> list[Tensor]:
         return [f * 6e4 * 6e4 / 6e4 / 6e4 for f in features]
 
     with after_forward(FPN, large):
-        message = refused(configure(precision="float16"))
+        message = error_of(configure(precision="float16"))
     assert ".png: the network's outputs are not finite" in message
     assert "try train.precision=bfloat16 or float32, a lower train.lr" in message
 
 
-def test_gradients_that_are_not_finite_are_named(configure: Callable[..., Config]) -> None:
+def test_message_names_parameters_with_nonfinite_gradients(configure: Callable[..., Config]) -> None:
     def poison_gradient(head: FCOSHead) -> None:
         head.centerness.weight.register_hook(lambda gradient: gradient * math.inf)
 
     with before_forward(FCOSHead, at_call(1, poison_gradient)):
-        message = refused(configure())
+        message = error_of(configure())
     assert "iteration 1: the gradients are not finite (loss_cls=" in message
     assert "gradient norm=" in message
     assert ".png; gradients of head.centerness.weight; the batch is saved in" in message
     assert "no checkpoint had been saved yet" in message
 
 
-def test_a_batch_that_cannot_be_kept_does_not_hide_the_reason(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_batch_that_cannot_be_saved_does_not_hide_the_cause(configure: Callable[..., Config], tmp_path: Path) -> None:
     """All gradients are finite, but their squares overflow."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/nonfinite").touch()  # a file blocks the folder
     with poison(when=lambda *_: True, change=with_gradient(lambda gradient: gradient * 1e30)):
-        message = refused(configure())
+        message = error_of(configure())
     assert "iteration 1: the gradients are not finite" in message
     assert "gradient norm=inf" in message
     unkept = f"the batch could not be saved: [Errno 17] File exists: '{tmp_path / 'run/nonfinite'}'"

@@ -28,7 +28,7 @@ def constant(**options) -> TrainConfig:
     return settings(**{"warmup": "none", "milestones": [], **options})
 
 
-def test_biases_learn_twice_as_fast_without_decay_and_norm_weights_decay() -> None:
+def test_biases_have_double_learning_rate_and_no_weight_decay() -> None:
     found = parameter_settings(small_model(), settings(lr=0.1, weight_decay=0.01))
     assert {s.name: (s.lr, s.weight_decay) for s in found} == {
         "0.weight": (0.1, 0.01),
@@ -39,7 +39,7 @@ def test_biases_learn_twice_as_fast_without_decay_and_norm_weights_decay() -> No
     }
 
 
-def test_frozen_parameters_have_no_setting() -> None:
+def test_frozen_parameters_have_no_settings() -> None:
     model = small_model()
     model[0].requires_grad_(False)
     assert [s.name for s in parameter_settings(model, settings())] == ["1.weight", "1.bias", "2.weight"]
@@ -51,7 +51,7 @@ def test_optimizer_has_a_group_per_distinct_setting(optimizer: str) -> None:
     assert [(len(g["params"]), g["lr"], g["weight_decay"]) for g in groups] == [(3, 0.01, 1e-4), (2, 0.02, 0.0)]
 
 
-def test_sgd_step_is_the_textbook_one() -> None:
+def test_sgd_step_matches_the_textbook_formula() -> None:
     model = nn.Linear(2, 1, bias=False)
     start, gradient = model.weight.detach().clone(), torch.tensor([[1.0, -2.0]])
     optimizer = build_optimizer(model, settings(lr=0.1, momentum=0.9, weight_decay=0.5))
@@ -83,20 +83,20 @@ def test_cosine_falls_from_one_to_zero() -> None:
     assert factors == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0])
 
 
-def test_cosine_stays_at_its_end() -> None:
+def test_cosine_stays_at_zero_after_its_end() -> None:
     assert learning_rate_factor(7, 4, constant(schedule="cosine")) == 0
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "multistep"])
-def test_nothing_has_decayed_while_the_length_is_unknown(schedule: str) -> None:
+def test_learning_rate_does_not_decay_while_length_is_unknown(schedule: str) -> None:
     assert learning_rate_factor(0, math.inf, constant(schedule=schedule, milestones=[0.5])) == 1
 
 
-def test_no_warmup() -> None:
+def test_warmup_none_ignores_warmup_iterations() -> None:
     assert learning_rate_factor(0, 10, constant(warmup_iterations=5)) == 1
 
 
-def test_average_follows_the_weights_quickly_at_first() -> None:
+def test_weight_average_adapts_faster_at_first() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     average = WeightAverage(model, decay=0.9)
@@ -110,7 +110,7 @@ def test_average_follows_the_weights_quickly_at_first() -> None:
     assert not any(p.requires_grad for p in average.model.parameters())
 
 
-def test_average_includes_batch_statistics_and_copies_counters() -> None:
+def test_weight_average_includes_statistics_and_copies_counters() -> None:
     model = nn.BatchNorm1d(2)
     average = WeightAverage(model, decay=0.5)
     model(torch.randn(8, 2) + 5)
@@ -120,7 +120,7 @@ def test_average_includes_batch_statistics_and_copies_counters() -> None:
     assert ours["num_batches_tracked"] == theirs["num_batches_tracked"] == 1
 
 
-def test_average_leaves_the_model_alone() -> None:
+def test_weight_average_does_not_change_the_model() -> None:
     model = nn.Linear(2, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     WeightAverage(model, decay=0.9).update(model)

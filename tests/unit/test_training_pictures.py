@@ -15,9 +15,7 @@ from fcos.training import validation_pictures as pictures
 from fcos.training.validation_pictures import save_pictures
 
 
-def test_pictures_leave_out_what_cannot_be_read_any_more(
-    configure: Callable[..., Config], data: Path, tmp_path: Path
-) -> None:
+def test_unreadable_images_are_left_out(configure: Callable[..., Config], data: Path, tmp_path: Path) -> None:
     annotations = load_annotations(configure().data, "val")
     assert annotations is not None
     (data / "images/b.png").unlink()
@@ -25,7 +23,7 @@ def test_pictures_leave_out_what_cannot_be_read_any_more(
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["a.jpg", "c.jpg"]
 
 
-def test_pictures_of_images_with_absolute_names_stay_in_their_folder(
+def test_images_with_absolute_paths_are_saved_in_the_output_folder(
     configure: Callable[..., Config], data: Path, tmp_path: Path
 ) -> None:
     tree = coco_tree()
@@ -40,7 +38,7 @@ def test_pictures_of_images_with_absolute_names_stay_in_their_folder(
     assert all(name.endswith(("_images_a.jpg", "_images_b.jpg", "_images_c.jpg")) for name in names)
 
 
-def test_a_picture_that_cannot_be_written_does_not_end_a_run(
+def test_unwritable_image_warns_and_the_others_are_saved(
     configure: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     annotations = load_annotations(configure().data, "val")
@@ -51,7 +49,7 @@ def test_a_picture_that_cannot_be_written_does_not_end_a_run(
     assert (tmp_path / "pictures/b.jpg").is_file()
 
 
-def test_pictures_show_what_reaches_the_threshold(
+def test_images_show_detections_above_their_class_threshold(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     annotations = load_annotations(configure().data, "val")
@@ -71,7 +69,7 @@ def test_pictures_show_what_reaches_the_threshold(
     assert drawn[0] == pytest.approx([0.3, 0.6])
 
 
-def test_a_training_without_the_root_has_its_own_default_threshold(
+def test_product_score_lowers_default_threshold_of_saved_images(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []

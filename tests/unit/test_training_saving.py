@@ -51,7 +51,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, *, files: str, when: Callable[[in
     monkeypatch.setattr(saving, "save_checkpoint", save)
 
 
-def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(
+def test_temporarily_full_disk_does_not_stop_the_run(
     configure: Callable[..., Config],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -88,7 +88,7 @@ def give_metrics(monkeypatch: pytest.MonkeyPatch, *metrics: dict[str, float]) ->
 
 
 @pytest.mark.parametrize("expected", [("AP", 2, 0.3), ("AP50", 1, 0.9), ("APl", 3, 0.25)])
-def test_the_best_weights_are_those_of_the_best_metric(
+def test_best_metric_selects_the_best_weights(
     configure: Callable[..., Config],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -104,7 +104,7 @@ def test_the_best_weights_are_those_of_the_best_metric(
     assert f"{metric} {value:.3f} on val" in capsys.readouterr().out
 
 
-def test_patience_counts_evaluations_without_a_better_best_metric(
+def test_patience_monitors_the_best_metric(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     give_metrics(monkeypatch, {"AP": 0.1, "AP50": 0.9}, {"AP": 0.2, "AP50": 0.8}, {"AP": 0.3, "AP50": 0.7})
@@ -112,7 +112,7 @@ def test_patience_counts_evaluations_without_a_better_best_metric(
     assert "stopped early: no better AP50 in the last 2 evaluations" in capsys.readouterr().out
 
 
-def test_an_undefined_best_metric_keeps_the_evaluation_of_the_last_weights(
+def test_undefined_best_metric_selects_the_last_weights(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     give_metrics(monkeypatch, {"AP": 0.1, "APl": math.nan}, {"AP": 0.2, "APl": math.nan})
@@ -124,7 +124,7 @@ def test_an_undefined_best_metric_keeps_the_evaluation_of_the_last_weights(
     assert capsys.readouterr().out.count("train.best_metric=APl is undefined because val has no objects") == 1
 
 
-def test_an_unknown_best_metric_is_refused_before_there_is_a_folder(
+def test_unknown_best_metric_is_rejected_before_folder_is_created(
     configure: Callable[..., Config], tmp_path: Path
 ) -> None:
     message = r"train\.best_metric=APS: no such metric, did you mean 'AP'\?; known: AP, AP50"
@@ -134,7 +134,7 @@ def test_an_unknown_best_metric_is_refused_before_there_is_a_folder(
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_the_best_weights_are_saved_when_there_is_room_again(
+def test_best_weights_are_saved_once_the_disk_has_space_again(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
     """The second of four evaluations is the best. There is room again for the next save, or only after a stop."""
@@ -158,8 +158,8 @@ def test_the_best_weights_are_saved_when_there_is_room_again(
     torch.testing.assert_close(found.model, expected.model, rtol=0, atol=0)
 
 
-def test_a_checkpoint_of_an_older_version_is_continued_from(configure: Callable[..., Config]) -> None:
-    """It counted passed multiples of `eval_every`, and could not store best weights that are not in best.pt."""
+def test_checkpoint_of_an_older_version_can_be_resumed(configure: Callable[..., Config]) -> None:
+    """That version counted passed multiples of `eval_every`, and could not store best weights outside best.pt."""
     last = train(configure(iterations=1)).run / "weights/last.pt"
     content = torch.load(last, weights_only=True)
     content["training"]["state"]["marks"] = 3
@@ -169,8 +169,10 @@ def test_a_checkpoint_of_an_older_version_is_continued_from(configure: Callable[
     assert load_checkpoint(last).iteration == 2
 
 
-def test_counts_of_an_older_version_go_on(configure: Callable[..., Config], data: Path, tmp_path: Path) -> None:
-    """It counted only boxes without an assigned location, in the state and in the steps without a row."""
+def test_resume_keeps_unassigned_counts_of_an_older_version(
+    configure: Callable[..., Config], data: Path, tmp_path: Path
+) -> None:
+    """That version counted only boxes without an assigned location, in the state and in the steps without a row."""
     tree = coco_tree()
     tree["annotations"][0]["bbox"] = [5.0, 5.0, 1.0, 1.0]
     write_coco(data, tree)
@@ -206,7 +208,7 @@ def test_counts_of_an_older_version_go_on(configure: Callable[..., Config], data
 
 
 @pytest.mark.parametrize("files", ["last", "best"])
-def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_can_be_continued(
+def test_full_disk_at_the_end_raises_and_the_run_can_be_resumed(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: str
 ) -> None:
     config = configure(iterations=3, checkpoint_every=1)
@@ -226,7 +228,7 @@ def test_a_disk_that_is_full_at_the_end_is_an_error_and_the_run_can_be_continued
         assert "AP" in saved.metrics
 
 
-def test_a_disk_that_is_full_at_the_start_is_named_and_the_config_of_before_stays(
+def test_full_disk_at_startup_raises_and_keeps_the_previous_config(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train(configure(iterations=1)).run
@@ -244,7 +246,7 @@ def test_a_disk_that_is_full_at_the_start_is_named_and_the_config_of_before_stay
     assert not list(run.glob(".*"))
 
 
-def test_a_run_that_had_saved_nothing_starts_from_the_beginning(
+def test_resume_of_a_run_without_checkpoints_starts_over(
     configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -255,7 +257,7 @@ def test_a_run_that_had_saved_nothing_starts_from_the_beginning(
     assert load_checkpoint(folder / "weights/last.pt").iteration == 2
 
 
-def test_leftovers_of_a_killed_process_are_removed(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_resume_removes_temporary_files_of_a_killed_process(configure: Callable[..., Config], tmp_path: Path) -> None:
     weights = train(configure(iterations=1)).run / "weights"
     (weights / ".last.pt.123.tmp").write_bytes(b"half a file")
     (weights / ".best.pt.123.tmp").write_bytes(b"half a file")
@@ -263,7 +265,9 @@ def test_leftovers_of_a_killed_process_are_removed(configure: Callable[..., Conf
     assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last-1.pt", "last.pt"]
 
 
-def test_a_missing_last_checkpoint_is_told(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_missing_last_checkpoint_falls_back_to_the_previous_one(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
     run = train(configure(iterations=2, checkpoint_every=1)).run
     (run / "weights/last.pt").unlink()
     checkpoint, note = load_last(run)
@@ -272,7 +276,7 @@ def test_a_missing_last_checkpoint_is_told(configure: Callable[..., Config], tmp
     assert load_checkpoint(run / "weights/last.pt").iteration == checkpoint.iteration
 
 
-def test_no_checkpoint_that_can_be_read(configure: Callable[..., Config]) -> None:
+def test_unreadable_checkpoints_raise_weights_error(configure: Callable[..., Config]) -> None:
     run = train(configure(iterations=2, checkpoint_every=1)).run
     for name in ("last", "last-1"):
         (run / f"weights/{name}.pt").write_bytes(b"PK")
@@ -280,9 +284,7 @@ def test_no_checkpoint_that_can_be_read(configure: Callable[..., Config]) -> Non
         load_last(run)
 
 
-def test_a_file_of_before_steps_were_kept_in_it_is_continued_from(
-    configure: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_checkpoint_without_stored_steps_can_be_resumed(configure: Callable[..., Config], tmp_path: Path) -> None:
     run = train(configure(iterations=2, log_every=3)).run
     file = run / "weights/last.pt"
     saved = torch.load(file, weights_only=True)
@@ -293,7 +295,7 @@ def test_a_file_of_before_steps_were_kept_in_it_is_continued_from(
     assert load_checkpoint(file).iteration == 3
 
 
-def test_parameters_keep_their_momentum_when_their_groups_change(configure: Callable[..., Config]) -> None:
+def test_resume_keeps_momentum_if_parameter_groups_change(configure: Callable[..., Config]) -> None:
     """The two towers have the same shapes; centerness and logits have not."""
     before = configure(lr_factors={"head.cls_tower.*": 0.5, "head.logits.*": 0.1})
     checkpoint = load_checkpoint(train(before).run / "weights/last.pt")
@@ -319,9 +321,7 @@ class OnGPU(FCOS):
         return torch.device("cuda")
 
 
-def test_a_gpu_continues_with_its_random_numbers(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_restores_the_cuda_rng_state(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.tensor([1, 2, 3], dtype=torch.uint8)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: generator)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, _: generator.copy_(state))

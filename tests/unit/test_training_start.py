@@ -44,13 +44,13 @@ def start(path: Path, names: tuple[str, ...]) -> tuple[FCOS, FCOS, FCOS, str]:
     return old, fresh, new, start_from(new, load_checkpoint(path), config.model, names, where="a.pt")
 
 
-def test_start_from_the_same_classes_takes_all_and_says_so_in_a_line(tmp_path: Path) -> None:
+def test_start_from_same_classes_loads_all_tensors(tmp_path: Path) -> None:
     old, _, new, summary = start(tmp_path / "a.pt", NAMES)
     assert same(new.state_dict(), old.state_dict())
     assert summary == f"weights: all {len(old.state_dict()) - 2} tensors from a.pt"  # without pixel mean and std
 
 
-def test_start_from_counts_no_tensors_that_are_left_out(tmp_path: Path) -> None:
+def test_start_from_summary_does_not_count_omitted_tensors(tmp_path: Path) -> None:
     learning, frozen = (
         tiny_config(backbone={"name": "mobilenet_v2", "weights": None, "norm": norm}) for norm in ("bn", "frozen_bn")
     )
@@ -60,7 +60,7 @@ def test_start_from_counts_no_tensors_that_are_left_out(tmp_path: Path) -> None:
     assert summary == f"weights: all {len(new.state_dict()) - 2} tensors from a.pt"  # without pixel mean and std
 
 
-def test_start_from_names_all_that_makes_our_network_the_originals() -> None:
+def test_start_from_reports_options_of_the_original_weights() -> None:
     config = tiny_config(backbone={"name": "resnet50", "weights": None})
     model = build_fcos(config.model, num_classes=1, pretrained=False)
     weights = Checkpoint(model.state_dict(), {"model": {}}, ("cat",), (1,), project="fcos_core")
@@ -76,7 +76,7 @@ def test_start_from_names_all_that_makes_our_network_the_originals() -> None:
     }
 
 
-def test_start_from_carries_rows_of_the_class_head_over_by_name(tmp_path: Path) -> None:
+def test_start_from_copies_class_head_rows_by_name(tmp_path: Path) -> None:
     old, fresh, new, summary = start(tmp_path / "a.pt", ("horse", "owl", "cat", "cow"))
     for part in ("weight", "bias"):
         before, own, after = (getattr(model.head.logits, part) for model in (old, fresh, new))
@@ -90,13 +90,13 @@ def test_start_from_carries_rows_of_the_class_head_over_by_name(tmp_path: Path) 
     ]
 
 
-def test_start_from_the_same_classes_in_another_order(tmp_path: Path) -> None:
+def test_start_from_permuted_classes_reorders_class_head_rows(tmp_path: Path) -> None:
     old, _, new, summary = start(tmp_path / "a.pt", NAMES[::-1])
     assert torch.equal(new.head.logits.weight, old.head.logits.weight.flip(0))
     assert summary.endswith("head.logits.bias: loaded 3 of 3 rows by class name (owl, dog, cat)")
 
 
-def test_start_from_other_classes_leaves_the_class_head_fresh(tmp_path: Path) -> None:
+def test_start_from_other_classes_keeps_the_new_class_head(tmp_path: Path) -> None:
     old, fresh, new, summary = start(tmp_path / "a.pt", ("horse", "cow"))
     assert torch.equal(new.head.ltrb.weight, old.head.ltrb.weight)
     assert torch.equal(new.head.logits.weight, fresh.head.logits.weight)
@@ -124,7 +124,7 @@ class Heads(nn.Module):
         self.masks = nn.ParameterDict({"scores": nn.Parameter(value + torch.arange(num_classes))} if masks else {})
 
 
-def test_start_from_heads_with_anchors_a_background_and_boxes_of_classes() -> None:
+def test_start_from_copies_class_rows_of_every_layout() -> None:
     model = cast("DetectionModel", Heads(3, 100.0))
     weights = Checkpoint(Heads(2, 0.0, masks=False).state_dict(), {"model": {}}, ("cat", "dog"), (1, 2))
     summary = start_from(model, weights, Config().model, ["dog", "owl", "cat"], where="a.pt")
@@ -140,7 +140,7 @@ def test_start_from_heads_with_anchors_a_background_and_boxes_of_classes() -> No
     ]
 
 
-def test_start_from_a_class_head_of_another_width_is_refused(tmp_path: Path) -> None:
+def test_start_from_rejects_weights_of_another_width(tmp_path: Path) -> None:
     save(tmp_path / "a.pt", tiny_model(tiny_config()), Config())
     config = tiny_config(fpn={"channels": 32})
     new = build_fcos(config.model, num_classes=2, pretrained=False)
@@ -148,7 +148,7 @@ def test_start_from_a_class_head_of_another_width_is_refused(tmp_path: Path) -> 
         start_from(new, load_checkpoint(tmp_path / "a.pt"), config.model, ("cat", "cow"), where="a.pt")
 
 
-def told_structure(section: dict[str, Any], project: Project = "fcos", **here: Any) -> str:
+def option_advice(section: dict[str, Any], project: Project = "fcos", **here: Any) -> str:
     """Return the advice in the error for weights that do not fit, of a detector with this `model` section."""
     config = tiny_config(**here)
     model = build_fcos(config.model, num_classes=3, pretrained=False)
@@ -184,20 +184,20 @@ MOBILE: dict[str, Any] = {"name": "mobilenet_v2"}
         ({"backbone": {"name": "of a later version"}}, ""),
     ],
 )
-def test_weights_that_do_not_fit_tell_the_options_that_would(section: dict[str, Any], told: str) -> None:
-    assert told_structure(section) == told
+def test_mismatched_weights_error_lists_the_matching_options(section: dict[str, Any], told: str) -> None:
+    assert option_advice(section) == told
 
 
-def test_the_options_of_the_same_backbone_are_compared_with_the_configs_own() -> None:
+def test_mismatched_weights_error_compares_options_with_the_config() -> None:
     here = {"name": "resnet50", "weights": None, "deformable_stages": ["C5"]}
-    assert told_structure({"backbone": {}, **HERE}, backbone=here) == ": model.backbone.deformable_stages=[]"
+    assert option_advice({"backbone": {}, **HERE}, backbone=here) == ": model.backbone.deformable_stages=[]"
 
 
-def test_the_originals_weights_do_not_tell_their_options() -> None:
-    assert told_structure({"box_convention": "inclusive"}, "fcos_core") == ""
+def test_mismatched_original_weights_error_lists_no_options() -> None:
+    assert option_advice({"box_convention": "inclusive"}, "fcos_core") == ""
 
 
-def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path) -> None:
+def test_start_from_loads_the_class_head_of_unnamed_classes(tmp_path: Path) -> None:
     config = tiny_config()
     save(tmp_path / "a.pt", tiny_model(config), config)
     nameless = replace(load_checkpoint(tmp_path / "a.pt"), class_names=())
@@ -210,7 +210,7 @@ def test_start_from_takes_the_class_head_of_classes_without_names(tmp_path: Path
     assert "the classes differ: the weights have 3 unnamed classes, the data has a, b" in summary
 
 
-def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: Path) -> None:
+def test_start_from_initializes_missing_level_scales(tmp_path: Path) -> None:
     config = tiny_config(head={"num_convs": 1, "level_scales": False}, location="corner")
     save(tmp_path / "a.pt", tiny_model(config), config)
     new = build_fcos(tiny_config().model, num_classes=3, pretrained=False)
@@ -222,7 +222,7 @@ def test_start_from_a_head_without_level_scales_and_other_conventions(tmp_path: 
     assert scales.endswith("head.scales.4: newly initialised, because the weights do not contain them")
 
 
-def test_start_from_names_every_option_that_gives_the_tensors_another_meaning(tmp_path: Path) -> None:
+def test_start_from_reports_options_that_change_tensor_meaning(tmp_path: Path) -> None:
     config = tiny_config(head={"num_convs": 1, "regression": "relu_stride"}, pixel_mean=[1.5, 2.0, 3.0])
     save(tmp_path / "a.pt", tiny_model(config), config)
     here = tiny_config(head={"num_convs": 1, "centerness_on": "box"})

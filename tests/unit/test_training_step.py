@@ -48,7 +48,7 @@ def losses_of(run: Path) -> list[float]:
         ({"precision": "float16"}, 3e-3),  # 11 bits
     ],
 )
-def test_a_switch_does_not_change_the_losses(
+def test_training_option_does_not_change_the_losses(
     configure: Callable[..., Config], tmp_path: Path, options: dict[str, Any], tolerance: float
 ) -> None:
     plain = configure(model=FROZEN_BN)
@@ -76,7 +76,7 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("sizes", [(5,), (2, 2, 1), (1, 1, 1, 1, 1)])
-def test_losses_and_gradients_of_micro_batches_add_up_to_those_of_the_batch(
+def test_micro_batch_losses_and_gradients_sum_to_the_batch(
     configure: Callable[..., Config], sizes: tuple[int, ...]
 ) -> None:
     model = build_fcos(configure(model=FROZEN_BN).model, num_classes=2).double()
@@ -99,7 +99,7 @@ def test_losses_and_gradients_of_micro_batches_add_up_to_those_of_the_batch(
     torch.testing.assert_close(gradients(model), expected, rtol=1e-8, atol=1e-12)
 
 
-def test_parts_without_normalizers_of_the_batch_are_weighted_by_their_images(
+def test_micro_batches_without_normalizers_are_weighted_by_size(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three images in micro-batches of one and two, whose losses are means over their own objects."""
@@ -108,7 +108,7 @@ def test_parts_without_normalizers_of_the_batch_are_weighted_by_their_images(
     start: dict[str, torch.Tensor] = {}
     parts: list[tuple[int, Losses, dict[str, torch.Tensor]]] = []
 
-    def take_in(arguments: tuple[Any, ...], output: Any) -> None:
+    def record_part(arguments: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Losses):
             assert arguments[3] is None
             model.load_state_dict(start)
@@ -120,7 +120,7 @@ def test_parts_without_normalizers_of_the_batch_are_weighted_by_their_images(
     model = build_fcos(config.model, num_classes=2).to(memory_format=torch.channels_last)  # as in training
     with (
         before_forward(FCOS, at_call(1, lambda module: start.update(deepcopy(module.state_dict())))),
-        after_forward(FCOS, take_in),
+        after_forward(FCOS, record_part),
     ):
         run = train(config).run
     assert [count for count, *_ in parts] == [1, 2]
@@ -137,7 +137,7 @@ def test_parts_without_normalizers_of_the_batch_are_weighted_by_their_images(
     assert (change - wanted).norm() < 1e-4 * wanted.norm()  # differences of weights near 1 have few digits
 
 
-def test_the_order_of_the_memory_does_not_change_the_losses(configure: Callable[..., Config]) -> None:
+def test_channels_last_does_not_change_the_losses(configure: Callable[..., Config]) -> None:
     model = build_model(configure(model=FROZEN_BN).model, num_classes=2)
     images, shapes, targets = images_and_targets(2)
     expected = model(images, shapes, targets).terms
@@ -147,7 +147,7 @@ def test_the_order_of_the_memory_does_not_change_the_losses(configure: Callable[
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # caused inside torch
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_compiled_model_has_the_same_losses_and_gradients(
+def test_compiled_model_has_the_same_losses_and_gradients(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     model = build_model(configure(model={"backbone": {"name": "own_backbone:Own"}}).model, num_classes=2)
@@ -177,7 +177,7 @@ def test_frozen_parameters_keep_weights_and_statistics(configure: Callable[..., 
     assert not kept & {name for name in end if name.startswith("head.") and name.endswith("weight")}
 
 
-def test_a_pattern_freezes_only_the_batch_norms_that_it_covers() -> None:
+def test_freeze_pattern_freezes_only_fully_covered_batch_norms() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
     freeze_parameters(model, ["1.*", "3.weight"])
     assert [type(layer).__name__ for layer in model] == ["Conv2d", "FrozenBatchNorm2d", "Conv2d", "BatchNorm2d"]
@@ -185,14 +185,16 @@ def test_a_pattern_freezes_only_the_batch_norms_that_it_covers() -> None:
 
 
 @pytest.mark.parametrize("option", ["freeze", "lr_factors"])
-def test_a_pattern_that_fits_nothing(configure: Callable[..., Config], tmp_path: Path, option: str) -> None:
+def test_pattern_without_matching_parameter_is_rejected(
+    configure: Callable[..., Config], tmp_path: Path, option: str
+) -> None:
     value = {"freeze": ["bakbone.*"], "lr_factors": {"bakbone.*": 0.1}}[option]
     message = rf"train.{option}: 'bakbone.\*' matches no parameter; examples of names: backbone\."
     with pytest.raises(ConfigError, match=message):
         train(configure(**{option: value}))
 
 
-def test_the_last_pattern_that_fits_gives_the_rate() -> None:
+def test_last_matching_pattern_sets_the_learning_rate() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     config = TrainConfig.model_validate({"lr": 1.0, "lr_factors": {"*": 0.5, "1.*": 0.1, "0.weight": 0.0}})
     rates = {s.name: s.lr for s in parameter_settings(model, config)}
@@ -200,7 +202,7 @@ def test_the_last_pattern_that_fits_gives_the_rate() -> None:
     assert len(build_optimizer(model, config).param_groups) == 4
 
 
-def test_a_run_without_progress_stops_early(
+def test_run_without_improvement_stops_early(
     configure: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = configure(iterations=9, eval_every=1, patience=2, lr=1e-9, model={"score_threshold": 0.9})
@@ -212,7 +214,7 @@ def test_a_run_without_progress_stops_early(
     assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 3
 
 
-def test_patience_needs_evaluations(configure: Callable[..., Config]) -> None:
+def test_patience_requires_eval_every(configure: Callable[..., Config]) -> None:
     with pytest.raises(ValueError, match="patience counts evaluations; give eval_every as well"):
         configure(patience=2)
 
@@ -233,7 +235,7 @@ def micro_batches_of(config: Config) -> int:
         (2, {"batch_size": 8, "micro_batch": "auto"}, 1),
     ],
 )
-def test_micro_batches_of_a_batch(
+def test_micro_batch_option_sets_the_number_of_micro_batches(
     configure: Callable[..., Config],
     monkeypatch: pytest.MonkeyPatch,
     processes: int,
@@ -244,7 +246,7 @@ def test_micro_batches_of_a_batch(
     assert micro_batches_of(configure(**options)) == micro_batches
 
 
-def test_memory_of_one_process_that_takes_less(
+def test_auto_micro_batch_fits_the_rank_with_the_least_memory(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = iter([False, False, True])
@@ -252,7 +254,7 @@ def test_memory_of_one_process_that_takes_less(
     assert micro_batches_of(configure(micro_batch="auto", batch_size=11)) == 4  # 11, 6, then 3 images at a time
 
 
-def test_more_processes_than_images_in_a_batch(
+def test_batch_size_below_the_process_count_is_rejected(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step, "world_size", lambda: 5)
@@ -260,7 +262,7 @@ def test_more_processes_than_images_in_a_batch(
         micro_batches_of(configure(batch_size=4))
 
 
-def test_synchronised_batch_norm_needs_equal_shares_of_single_images(
+def test_sync_bn_with_single_images_requires_equal_shards(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step, "world_size", lambda: 2)
@@ -278,7 +280,7 @@ def test_synchronised_batch_norm_needs_equal_shares_of_single_images(
         ({"compile": True}, "C\\+\\+ compiler"),
     ],
 )
-def test_what_cannot_be_trained_leaves_no_folder(
+def test_untrainable_config_leaves_no_run_folder(
     configure: Callable[..., Config],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -291,13 +293,13 @@ def test_what_cannot_be_trained_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-def test_batch_norm_without_parameters_is_not_frozen_by_accident() -> None:
+def test_freeze_pattern_skips_batch_norm_without_parameters() -> None:
     model = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.BatchNorm2d(2))
     freeze_parameters(model, ["1.*"])
     assert [type(layer).__name__ for layer in model] == ["BatchNorm2d", "FrozenBatchNorm2d"]
 
 
-def test_full_memory(configure: Callable[..., Config]) -> None:
+def test_out_of_memory_error_suggests_micro_batch(configure: Callable[..., Config]) -> None:
     def fill(_: FCOSHead) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
 
@@ -306,7 +308,7 @@ def test_full_memory(configure: Callable[..., Config]) -> None:
         train(configure())
 
 
-def test_a_val_split_without_objects_wears_out_no_patience(
+def test_val_split_without_objects_does_not_use_up_patience(
     configure: Callable[..., Config], data: Path, tmp_path: Path
 ) -> None:
     tree = coco_tree()

@@ -72,7 +72,7 @@ def assert_same_batches(found: list[Batch], expected: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("name", ["noise", "pipeline"])
-def test_batches_depend_neither_on_the_workers_nor_on_the_run(name: str, many: tuple[Path, Annotations]) -> None:
+def test_batches_do_not_depend_on_workers_or_global_rng(name: str, many: tuple[Path, Annotations]) -> None:
     root, annotations = many
     alone = first_batches(settings(root, name), annotations, 7)
     torch.manual_seed(7)
@@ -82,7 +82,7 @@ def test_batches_depend_neither_on_the_workers_nor_on_the_run(name: str, many: t
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-def test_batches_of_the_identity_are_those_without(convention: BoxConvention, many: tuple[Path, Annotations]) -> None:
+def test_identity_transform_does_not_change_batches(convention: BoxConvention, many: tuple[Path, Annotations]) -> None:
     root, annotations = many
     plain, own = (
         first_batches(settings(root, name, convention=convention), annotations, 7) for name in (None, "identity")
@@ -95,13 +95,15 @@ def test_batches_of_the_identity_are_those_without(convention: BoxConvention, ma
 
 
 @pytest.mark.parametrize("name", ["raises", "float_image", "labels_from_one", "no_such_function"])
-def test_a_run_is_refused_before_its_first_step(name: str, configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_invalid_transform_is_rejected_before_the_first_step(
+    name: str, configure: Callable[..., Config], tmp_path: Path
+) -> None:
     with pytest.raises((ConfigError, DataError), match=f"data.transforms=own_transforms:{name}: "):
         fcos.train(configure(), f"data.transforms=own_transforms:{name}")
     assert not (tmp_path / "run").exists()
 
 
-def test_it_is_tried_on_an_image_with_boxes_if_one_can_be_read(many: tuple[Path, Annotations]) -> None:
+def test_transform_trial_prefers_a_readable_image_with_boxes(many: tuple[Path, Annotations]) -> None:
     root, annotations = many
     assert np.diff(annotations.offsets)[:2].tolist() == [0, 1]
     with pytest.raises(DataError, match="box_missing: expected a label"):
@@ -114,7 +116,7 @@ def test_it_is_tried_on_an_image_with_boxes_if_one_can_be_read(many: tuple[Path,
     try_user_transform(settings(root, "label_missing"), annotations)  # the training itself reports missing images
 
 
-def test_trying_it_leaves_the_generators_alone(many: tuple[Path, Annotations]) -> None:
+def test_transform_trial_keeps_the_rng_state(many: tuple[Path, Annotations]) -> None:
     root, annotations = many
     state = torch.get_rng_state()
     try_user_transform(settings(root, "noise"), annotations)
@@ -122,7 +124,7 @@ def test_trying_it_leaves_the_generators_alone(many: tuple[Path, Annotations]) -
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_it_fails_on_is_used_without_it_and_a_warning_says_so(
+def test_failing_transform_warns_and_keeps_the_original_image(
     workers: int, many: tuple[Path, Annotations], caplog: pytest.LogCaptureFixture
 ) -> None:
     root, annotations = many
@@ -138,7 +140,9 @@ def test_an_image_that_it_fails_on_is_used_without_it_and_a_warning_says_so(
     )
 
 
-def test_a_training_uses_it(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_training_applies_the_transform_reproducibly(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     calls = []
 
     def counted(image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -165,7 +169,7 @@ def test_a_training_uses_it(configure: Callable[..., Config], monkeypatch: pytes
         ("fractions", r"\d of \d boxes so far are not assigned to any location"),
     ],
 )
-def test_a_transform_that_loses_the_boxes_is_named(
+def test_transform_that_loses_boxes_is_reported(
     name: str, message: str, configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = configure(iterations=1, batch_size=3)
@@ -175,7 +179,7 @@ def test_a_transform_that_loses_the_boxes_is_named(
     assert re.search(rf"warning: {message}; check the boxes that data.transforms=own_transforms:{name} returns", out)
 
 
-def test_evaluation_and_detection_do_without(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_evaluation_does_not_apply_the_transform(configure: Callable[..., Config], tmp_path: Path) -> None:
     run = fcos.train(configure(), "data.transforms=own_transforms:flip").run
     expected = fcos.evaluate(run / "weights/best.pt", "data.transforms=null").detections
     found = fcos.evaluate(run / "weights/best.pt", "data.transforms=no_such_module:f").detections
