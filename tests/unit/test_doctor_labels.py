@@ -110,7 +110,7 @@ def test_small_box_of_a_large_class_is_reported_with_fitting_class() -> None:
 
 
 def test_large_box_of_a_small_class_is_reported_in_another_split() -> None:
-    finding = found(of(*usual_boxes()), test=of([(5, 5, 65, 66, SMALL)]))["size unlike its class"]
+    finding = found(of(*usual_boxes()), test=of([(5, 5, 65, 66, SMALL)]))["unusual size for its class"]
     assert boxes_of(finding) == [("test", 0, (0,))]
     assert finding.cases[0][0].note.startswith("60 pixels, median of b: 1")
 
