@@ -76,8 +76,9 @@ def test_every_changed_key_is_converted_rejected_or_reported(key: str, caplog: p
 
 
 def test_unknown_key_suggests_the_closest_key() -> None:
-    assert "MODEL.FCOS.NMS: no such key in the original, did you mean 'MODEL.FCOS.NMS_TH'?" in error_message(
-        "MODEL.FCOS.NMS", "1"
+    assert (
+        "MODEL.FCOS.NMS: no such key in the config of the original FCOS, did you mean 'MODEL.FCOS.NMS_TH'?"
+        in error_message("MODEL.FCOS.NMS", "1")
     )
 
 
@@ -133,7 +134,7 @@ def test_value_in_place_of_a_section_raises(tree: dict[str, Any], expected_text:
 
 
 def test_number_as_key_raises() -> None:
-    assert "MODEL.1: no such key in the original" in error_message(tree={"MODEL": {1: 2}})
+    assert "MODEL.1: no such key in the config of the original FCOS" in error_message(tree={"MODEL": {1: 2}})
 
 
 def test_known_keys_match_the_keys_of_the_original() -> None:
@@ -142,7 +143,7 @@ def test_known_keys_match_the_keys_of_the_original() -> None:
 
 @pytest.mark.parametrize("key", ["MODEL.RETINANET.USE_C", "MODEL.RPN.NOPE", "TEST.EXPECTED_RESULT"])
 def test_unknown_key_in_an_ignored_section_raises(key: str) -> None:
-    assert f"{key}: no such key in the original" in error_message(key, "False")
+    assert f"{key}: no such key in the config of the original FCOS" in error_message(key, "False")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_stem_and_block_types_must_match() -> None:
 
 def test_groups_raise_with_resnet50() -> None:
     text = error_message("MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8")
-    assert "MODEL.RESNETS.NUM_GROUPS, WIDTH_PER_GROUP=32, 8: expected 1, 64 with R-50-FPN-RETINANET" in text
+    assert "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP: expected 1, 64 with R-50-FPN-RETINANET, found 32, 8" in text
 
 
 def test_frozen_stages_raise_with_mobilenet() -> None:
