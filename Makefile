@@ -32,7 +32,7 @@ test: $(INSTALLED)
 	$(PYTEST)
 
 coverage: $(INSTALLED)
-	COVERAGE_CORE=sysmon $(PYTEST) --cov --cov-report term
+	$(PYTEST) --cov --cov-report term
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
