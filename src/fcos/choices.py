@@ -19,6 +19,7 @@ Quality = Literal["centerness", "iou"]
 Score = Literal["sqrt", "product"]
 RankedBy = Literal["class", "score"]
 Precision = Literal["float32", "bfloat16", "float16"]
+YoloRows = Literal["auto", "boxes", "polygons"]
 Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2", "mmdetection"]
 """Projects whose weights files can be read."""
 Form = Literal["fcos", "fcos_core", "torchvision"]

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..choices import Precision
+from ..choices import Precision, YoloRows
 from ..extensions import FUNCTION
 from .detectors import DETECTORS, DetectorConfig, FCOSConfig, choose_detector
 from .options import RULES, OneOf
@@ -81,6 +81,10 @@ class DataConfig(_Section):
     root: UserPath | None = None
     """Data folder in COCO, Pascal VOC or YOLO layout, which is detected automatically (see `format`)."""
     format: Literal["auto", "coco", "voc", "yolo"] = "auto"
+    yolo_rows: YoloRows = "auto"
+    """YOLO: meaning of rows with more than four numbers after the class. `boxes`: the first four are the box, the
+    others keypoints, a confidence or a track id. `polygons`: all are points. `auto`: `boxes` if data.yaml has
+    kpt_shape, otherwise derived from the numbers of the whole split."""
     train: SplitConfig = Field(default_factory=SplitConfig)
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..choices import YoloRows
 from ..errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -65,12 +66,14 @@ class SplitFiles:
         images: folder that file names are relative to. COCO: several candidates, most likely first.
         lists: text files that list the images (VOC and YOLO), or folders of images (YOLO); empty: all images.
         class_names: class names that are stored apart from the annotations (YOLO's data.yaml).
+        yolo_rows: meaning of the rows of YOLO label files (see `yolo_rows.read_rows`).
     """
 
     annotations: Path | None
     images: tuple[Path, ...]
     lists: tuple[Path, ...] = ()
     class_names: tuple[str, ...] | None = None
+    yolo_rows: YoloRows = "auto"
 
 
 @dataclass(eq=False)

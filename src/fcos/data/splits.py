@@ -102,6 +102,8 @@ def read_split(
     names = class_names if class_names is not None else config.classes
     if names is not None and len(set(names)) != len(names):
         raise DataError(f"class names must be unique, found {', '.join(names):.200}")
+    if config.yolo_rows != "auto":
+        files = [replace(split_files, yolo_rows=config.yolo_rows) for split_files in files]
     source = join_sources([_read_source(FORMATS[format_name], split_files, names, split) for split_files in files])
     return check_source(source, class_names=names, category_ids=category_ids, decode=decode, on_image=on_image)
 

@@ -1,4 +1,7 @@
-"""Reader for YOLO: data.yaml, and one text file per image, `class cx cy width height` in fractions of the image."""
+"""Reader for YOLO: data.yaml, and one text file per image, `class cx cy width height` in fractions of the image.
+
+Rows may also be polygons, or boxes followed by keypoints, a confidence or a track id (see `yolo_rows`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import numpy as np
 from ..config.text import parse_yaml
 from ..errors import ConfigError, DataError
 from .images import IMAGE_SUFFIXES
-from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, read_text, source_from_rows
+from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, read_text, source_from_rows
+from .yolo_rows import LabelRow, parse_row, read_rows
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -46,24 +50,26 @@ def find(root: Path, split: Split) -> SplitFiles | None:
         images=(base,),
         lists=tuple(paths),
         class_names=_read_class_names(tree, yaml_file),
+        yolo_rows="boxes" if tree.get("kpt_shape") else "auto",
     )
 
 
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the label files of a split.
 
-    A line with more numbers is a polygon and is converted to its bounding box. An image without a label file has no
-    objects.
+    Polygons are converted to their bounding boxes. An image without a label file has no objects.
 
     Raises:
-        DataError: class names are missing, a list file is missing, or no image has a label file.
+        DataError: class names are missing, a list file is missing, no image has a label file, or it is not clear
+            whether the rows are polygons.
     """
     names = files.class_names or class_names
     if not names:
         raise DataError(f"{files.annotations}: the label files contain no class names; give data.classes=[a, b, ...]")
     root, images = files.images[0], _list_images(files)
     label_files = [_find_label_file(image, root, files.annotations) for image in images]
-    file_names, kept_files, rows, problems = [], [], [], []
+    file_names, kept_files, problems = [], [], []
+    label_rows: list[LabelRow] = []
     num_label_files, seen = 0, set()
     for image, label_file in zip(images, label_files, strict=True):
         if image in seen:
@@ -73,19 +79,19 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         if label_file.is_file():
             num_label_files += 1
             try:
-                lines = read_text(label_file).splitlines()
+                text = read_text(label_file)
             except DataError as error:
                 problems.append(Problem("broken label file", str(label_file), "", str(error)))
                 continue
-            for number, line in enumerate(lines, start=1):
-                try:
-                    rows += [_parse_line(line, len(file_names), number, names)] if line.strip() else []
-                except ValueError as error:
-                    problems.append(Problem("broken line", str(label_file), f"line {number}", str(error)))
+            new_rows, new_problems = _parse_lines(text, label_file, len(file_names), len(names))
+            label_rows += new_rows
+            problems += new_problems
         file_names.append(image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image))
         kept_files.append(label_file)
     if images and not num_label_files:
         raise DataError(f"{root}: no label file found for any of {len(images)} images; looked for {label_files[0]}")
+    rows, broken_rows = read_rows(label_rows, files.yolo_rows, where=str(files.annotations or root))
+    problems += [_broken_row(row, kept_files[row.image]) for row in broken_rows]
     return source_from_rows(
         rows,
         root=root,
@@ -152,24 +158,20 @@ def _find_label_file(image: Path, root: Path, labels: Path | None) -> Path:
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
 
-def _parse_line(line: str, image: int, number: int, names: Sequence[str]) -> Row:
-    """Parse one line of a label file.
+def _parse_lines(text: str, file: Path, image: int, num_classes: int) -> tuple[list[LabelRow], list[Problem]]:
+    rows, problems = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                rows.append(parse_row(line, image=image, number=number, num_classes=num_classes))
+            except ValueError as error:
+                problems.append(Problem("broken line", str(file), f"line {number}", str(error)))
+    return rows, problems
 
-    Raises:
-        ValueError: the line is not a box or polygon of a known class.
-    """
-    label_text, *texts = line.split()
-    try:
-        values, label = [float(text) for text in texts], int(label_text)
-    except ValueError:
-        values, label = [], -1
-    if len(values) != 4 and not (len(values) >= 6 and len(values) % 2 == 0):
-        raise ValueError(f"expected `class cx cy width height` in numbers, found {line!r:.60}")
-    if not 0 <= label < len(names):
-        raise ValueError(f"class {label} is unknown; expected 0 to {len(names) - 1}")
-    if len(values) == 4:
-        cx, cy, w, h = values
-        box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    else:
-        box = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
-    return Row(image, number, label, box)
+
+def _broken_row(row: LabelRow, file: Path) -> Problem:
+    message = (
+        f"expected a box of four numbers, or a polygon of at least three points in 0 to 1, found {row.text!r};"
+        " if the first four numbers are the box, set data.yolo_rows=boxes"
+    )
+    return Problem("broken line", str(file), f"line {row.number}", message)
