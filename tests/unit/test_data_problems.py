@@ -69,8 +69,8 @@ COCO_MISTAKES = {
     ),
     "unknown image id": (_set("annotations", 0, "image_id", 5), "annotation 100: its image_id 5 is not in the file", 2),
     "image id as text": (
-        _set("annotations", 0, "image_id", "10"),
-        r"annotation 100: .*image_id \(an integer .*, found '10'",
+        _set("annotations", 0, "image_id", "ten"),
+        r"annotation 100: .*image_id \(an integer .*, found 'ten'",
         2,
     ),
     "huge annotation id": (_set("annotations", 0, "id", 2**70), r"expected id \(an integer >= 0\)", 2),

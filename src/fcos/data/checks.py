@@ -12,7 +12,7 @@ from ..formatting import plural
 from ..progress import progress_bar
 from .dataset import Annotations
 from .images import OnImage, check_images
-from .source import Problem, Source
+from .source import Problem, Source, unused_ids
 
 _PROGRESS_BAR_MIN = 1000  # number of images from which a progress bar is shown
 
@@ -33,7 +33,7 @@ def check_source(
         source: split as read from its files.
         class_names: classes in label order; None: the classes of the source.
         category_ids: ids of `class_names`, used for classes that the source lacks. If None, or if an id is in use, the
-            class gets the largest id in use plus 1.
+            class gets an unused id.
         decode: decode every image instead of checking only its header and end.
         on_image: callback for every decoded image.
 
@@ -49,14 +49,12 @@ def check_source(
     image_ok, sizes, problems = _check_images(source, decode, on_image)
     labels, unknown = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
-    problems = [*source.problems, *problems, *unknown, *box_problems]
 
     order = np.flatnonzero(box_ok)
     order = order[np.argsort(source.image_of[order], kind="stable")]
     counts = np.bincount(source.image_of[order], minlength=len(image_ok))[image_ok]
     boxes = boxes[order]
-    areas = source.areas[order]
-    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    areas, area_problems = _check_areas(source, order, boxes, sizes)
     has_file_ids = source.unit == "annotation"  # other formats do not store ids
     images = np.flatnonzero(image_ok)
     image_ids = _make_ids_unique(source.image_ids[images])
@@ -71,11 +69,12 @@ def check_source(
         boxes=boxes,
         labels=labels[order],
         crowd=source.crowd[order],
-        areas=np.where(areas > 0, areas, box_areas).astype(np.float32),
+        areas=areas,
         annotation_ids=_make_ids_unique(source.numbers[order]) if has_file_ids else np.arange(1, len(order) + 1),
         class_names=names,
         category_ids=_category_ids(source, names, category_ids),
     )
+    problems = [*source.problems, *problems, *unknown, *box_problems, *area_problems]
     num_new_ids = int((image_ids != source.image_ids[images]).sum())
     if num_new_ids and has_file_ids:
         message = f"{plural(num_new_ids, 'image')} with an id that another file also uses; new ids assigned"
@@ -92,7 +91,7 @@ def _make_ids_unique(ids: np.ndarray) -> np.ndarray:
     _, first = np.unique(ids, return_index=True)
     repeated = np.setdiff1d(np.arange(len(ids)), first)
     ids = ids.copy()
-    ids[repeated] = ids.max(initial=0) + 1 + np.arange(len(repeated))
+    ids[repeated] = unused_ids(ids.tolist(), len(repeated))
     return ids
 
 
@@ -141,12 +140,12 @@ def _map_labels(source: Source, names: Sequence[str]) -> tuple[np.ndarray, list[
 
 
 def _category_ids(source: Source, names: Sequence[str], preferred: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the id of every name: the source's id, else the preferred one if free, else the largest id plus 1."""
+    """Return the id of every name: the source's id, else the preferred one if free, else an unused one."""
     ids = dict(zip(source.class_names, source.category_ids, strict=True))
     for label, name in enumerate(names):
         if name not in ids:
             used = set(ids.values())
-            ids[name] = preferred[label] if preferred and preferred[label] not in used else max(used, default=0) + 1
+            ids[name] = preferred[label] if preferred and preferred[label] not in used else unused_ids(used, 1)[0]
     return tuple(ids[name] for name in names)
 
 
@@ -186,6 +185,23 @@ def _check_boxes(
         message = f"{_format_box(raw[i], frames[i])} extends beyond the image; clipped"
         problems.append(source.box_problem(int(i), "clipped box", message, "warning"))
     return boxes, remaining, problems
+
+
+def _check_areas(
+    source: Source, kept: np.ndarray, boxes: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, list[Problem]]:
+    """Return the areas of the boxes at the positions `kept`, float32, and the problems.
+
+    An area that is missing, not positive or larger than the image is replaced by the area of the box.
+    """
+    areas = source.areas[kept]
+    too_large = areas > sizes[source.image_of[kept]].prod(axis=1, dtype=np.float64)
+    problems = [
+        source.box_problem(int(kept[i]), "wrong area", f"area {areas[i]:g} exceeds the image; not used", "warning")
+        for i in np.flatnonzero(too_large)
+    ]
+    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return np.where((areas > 0) & ~too_large, areas, box_areas).astype(np.float32), problems
 
 
 def _format_box(box: np.ndarray, frame: np.ndarray) -> str:

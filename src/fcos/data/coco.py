@@ -5,17 +5,20 @@ from __future__ import annotations
 import gc
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from reprlib import repr as short_repr
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import DataError
-from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, folder_with
+from ..formatting import join_some
+from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, folder_with, unused_ids
+from .values import parse_flag, parse_integer, parse_number
 
-_KIND_NAMES = {int: "an integer >= 0", str: "a string", list: "a list of four numbers"}
 _Reporter = Callable[[str, str, str], None]
 
 
@@ -72,8 +75,9 @@ def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read a JSON file. Images are sorted by id; classes keep the order of the file.
 
-    `segmentation`, `iscrowd`, `area`, image size and annotation id are optional. A category without annotations that is
-    only the supercategory of others is not a class.
+    `segmentation`, `iscrowd`, `area`, image size and annotation id are optional. Annotations with one of the flags
+    `iscrowd`, `ignore` and `difficult` become crowd. A category without annotations that is only the supercategory of
+    others is not a class.
 
     Raises:
         DataError: the entire file is unusable.
@@ -86,10 +90,10 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     def report(kind: str, where: str, message: str) -> None:
         problems.append(Problem(kind, str(path), where, message))
 
-    images = _select_usable(images, "image", {"id": int, "file_name": str}, report)
+    images = _select_usable(images, "image", _IMAGE_KEYS, report)
     images.sort(key=lambda image: image["id"])
-    schema = {"id": int, "image_id": int, "category_id": int, "bbox": list}
-    annotations = _select_usable(_add_missing_ids(annotations), "annotation", schema, report)
+    annotations = _select_usable(annotations, "annotation", _ANNOTATION_KEYS, report)
+    _add_missing_ids(annotations)
     ids, names = _read_classes(path, categories, {a["category_id"] for a in annotations})
 
     image_of = _positions([a["image_id"] for a in annotations], [image["id"] for image in images])
@@ -103,7 +107,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     valid = np.flatnonzero((image_of >= 0) & (labels >= 0))
     annotations = [annotations[i] for i in valid]
 
-    boxes = _read_boxes(annotations)
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     with np.errstate(invalid="ignore"):  # infinite values are reported later
         boxes[:, 2:] += boxes[:, :2]
     file_names = [image["file_name"] for image in images]
@@ -111,14 +115,14 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         root=folder_with(files.images, file_names),
         file_names=file_names,
         image_ids=np.array([image["id"] for image in images], dtype=np.int64),
-        sizes=np.array([_read_size(image) for image in images], dtype=np.int32).reshape(-1, 2),
+        sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int32).reshape(-1, 2),
         annotation_files=[path],
         unit="annotation",
         image_of=image_of[valid],
         boxes=boxes,
         labels=labels[valid],
-        crowd=np.array([bool(a.get("iscrowd")) for a in annotations], dtype=bool),
-        areas=np.array([_to_float(a.get("area")) for a in annotations], dtype=np.float64),
+        crowd=np.array([a["iscrowd"] or a["ignore"] or a["difficult"] for a in annotations], dtype=bool),
+        areas=np.array([a["area"] for a in annotations], dtype=np.float64),
         numbers=np.array([a["id"] for a in annotations], dtype=np.int64),
         class_names=names,
         category_ids=ids,
@@ -135,10 +139,10 @@ def _load_lists(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     keys = ("images", "annotations", "categories")
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
-        found = ", ".join(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
+        found = join_some(list(tree)) if isinstance(tree, dict) else type(tree).__name__
         raise DataError(
             f"{path}: expected a COCO file, an object with the lists {', '.join(keys)};"
-            f" found {found or 'an empty object'}"
+            f" found {found or 'an empty object':.200}"
         )
     return tree["images"], tree["annotations"], tree["categories"]
 
@@ -149,61 +153,115 @@ def _drop_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _select_usable(entries: list[Any], noun: str, schema: dict[str, type], report: _Reporter) -> list[dict[str, Any]]:
-    """Return the entries that have all keys of the schema and a unique id; report the others."""
+class _Key(NamedTuple):
+    """Key of an image or annotation: function that reads its value, and the expected value for messages."""
+
+    parse: Callable[[Any], Any]
+    expected: str
+    default: Any = None
+    required: bool = False
+
+
+def _parse_id(value: Any) -> int:
+    number = parse_integer(value)
+    if not 0 <= number < 2**63:  # the evaluation accepts no others
+        raise ValueError
+    return number
+
+
+def _parse_side(value: Any) -> int:
+    side = parse_integer(value)
+    if not 0 <= side < 2**31:
+        raise ValueError
+    return side
+
+
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _parse_box(value: Any) -> list[float]:
+    if not isinstance(value, list) or len(value) != 4:
+        raise ValueError
+    return [number if type(number) is float else parse_number(number) for number in value]
+
+
+_ID = _Key(_parse_id, "an integer >= 0", required=True)
+_SIDE = _Key(_parse_side, "an integer >= 0", default=0)
+_FLAG = _Key(parse_flag, "0 or 1", default=False)
+_NAME = _Key(_parse_text, "a string", required=True)
+_CATEGORY_KEYS = {"id": _ID, "name": _NAME}
+_IMAGE_KEYS = {"id": _ID, "file_name": _NAME, "height": _SIDE, "width": _SIDE}
+_ANNOTATION_KEYS = {
+    "id": _ID._replace(required=False),
+    "image_id": _ID,
+    "category_id": _ID,
+    "bbox": _Key(_parse_box, "a list of four finite numbers", required=True),
+    "area": _Key(parse_number, "a number", default=np.nan),
+    "iscrowd": _FLAG,
+    "ignore": _FLAG,  # written by converters for the difficult objects of Pascal VOC
+    "difficult": _FLAG,
+}
+
+
+def _select_usable(entries: list[Any], noun: str, keys: dict[str, _Key], report: _Reporter) -> list[dict[str, Any]]:
+    """Return the entries that have the expected values and a unique id, with all values parsed; report the others."""
     usable, seen = [], set()
     for position, entry in enumerate(entries):
-        flaw = _find_flaw(entry, schema)
+        written_id = entry.get("id") if isinstance(entry, dict) else None
+        has_id = isinstance(written_id, int | float | str) and written_id != ""
+        where = f"{noun} {written_id!s:.40}" if has_id else f"{noun} at position {position}"
+        flaw = _parse_values(entry, keys)
         if flaw is not None:
-            where = f"{noun} {entry.get('id')}" if isinstance(entry, dict) else f"{noun} at position {position}"
             report(f"broken {noun}", where, flaw)
-        elif entry["id"] in seen:
-            report(f"duplicated {noun} id", f"{noun} {entry['id']}", f"another {noun} has the same id")
+        elif entry["id"] in seen and entry["id"] is not None:
+            report(f"duplicated {noun} id", where, f"another {noun} has the same id")
         else:
             seen.add(entry["id"])
             usable.append(entry)
     return usable
 
 
-def _is_id(value: object) -> bool:
-    """Return True for an integer that the evaluation accepts and that fits into int64."""
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _find_flaw(entry: Any, schema: dict[str, type]) -> str | None:
-    if type(entry) is not dict:
-        return f"expected an object, found {entry!r:.60}"
-    for key, expected_type in schema.items():
-        value: Any = entry.get(key)
-        if type(value) is not expected_type or (expected_type is int and not _is_id(value)):
-            found = f"found {value!r:.60}" if key in entry else "found none"
-            return f"expected {key} ({_KIND_NAMES[expected_type]}), {found}"
+def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
+    """Replace the values of an entry by the parsed ones; return a message if one is missing or invalid."""
+    if not isinstance(entry, dict):
+        return f"expected an object, found {short_repr(entry)}"
+    for key, (parse, expected, default, required) in keys.items():
+        value = entry.get(key)
+        if value is None and not required:
+            entry[key] = default
+            continue
+        try:
+            entry[key] = parse(value)
+        except ValueError:
+            found = short_repr(value) if key in entry else "none"
+            return f"expected {key} ({expected}), found {found}"
     return None
 
 
-def _add_missing_ids(annotations: list[Any]) -> list[Any]:
-    """Give annotations without an id consecutive ids above the largest existing one."""
-    without_id = [position for position, a in enumerate(annotations) if type(a) is dict and a.get("id") is None]
-    if without_id:
-        annotations = annotations.copy()
-        used_ids = (a["id"] for a in annotations if type(a) is dict and type(a.get("id")) is int)
-        for number, position in enumerate(without_id, start=1 + max(used_ids, default=0)):
-            annotations[position] = {**annotations[position], "id": number}
-    return annotations
+def _add_missing_ids(annotations: list[dict[str, Any]]) -> None:
+    """Give annotations without an id consecutive unused ids."""
+    without_id = [annotation for annotation in annotations if annotation["id"] is None]
+    used = [annotation["id"] for annotation in annotations if annotation["id"] is not None]
+    for annotation, new_id in zip(without_id, unused_ids(used, len(without_id)), strict=True):
+        annotation["id"] = new_id
 
 
 def _read_classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[int], list[str]]:
     """Return the ids and names of the classes in the order of the file; `used` are the ids that have annotations."""
-    for c in categories:
-        if not isinstance(c, dict) or not _is_id(c.get("id")) or not isinstance(c.get("name"), str):
-            raise DataError(f"{path}: every category needs an id (an integer >= 0) and a name, found {c!r:.80}")
-    parents = {c.get("supercategory") for c in categories if c.get("supercategory") != c["name"]}
+    for category in categories:
+        flaw = _parse_values(category, _CATEGORY_KEYS)
+        if flaw is not None:
+            raise DataError(f"{path}: every category needs an id and a name, found {short_repr(category)}: {flaw}")
+    pairs = [(c["name"], c.get("supercategory")) for c in categories]
+    parents = {parent for name, parent in pairs if isinstance(parent, str) and parent != name}
     classes = [c for c in categories if c["id"] in used or c["name"] not in parents]
     for key in ("id", "name"):
-        values = [c[key] for c in classes]
-        repeated = sorted({repr(v) for v in values if values.count(v) > 1})
+        repeated = [value for value, count in Counter(c[key] for c in classes).items() if count > 1]
         if repeated:
-            raise DataError(f"{path}: categories with the same {key}: {', '.join(repeated)}")
+            raise DataError(f"{path}: categories with the same {key}: {join_some([repr(value) for value in repeated])}")
     # JSON may hold lone surrogates (\udce9), which cannot be encoded.
     return [c["id"] for c in classes], [c["name"].encode("utf-8", "backslashreplace").decode() for c in classes]
 
@@ -212,34 +270,3 @@ def _positions(values: list[int], targets: list[int]) -> np.ndarray:
     """Return the position of each value in `targets`, -1 if absent: int64 [len(values)]."""
     position_of = {value: i for i, value in enumerate(targets)}
     return np.array([position_of.get(value, -1) for value in values], dtype=np.int64)
-
-
-def _read_boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """Return XYWH boxes, float64 [B, 4]; NaN for values that are not numbers."""
-    try:
-        boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64)
-        if boxes.shape == (len(annotations), 4):
-            return boxes
-    except (OverflowError, TypeError, ValueError):
-        pass
-    boxes = np.full((len(annotations), 4), np.nan)
-    for row, annotation in zip(boxes, annotations, strict=True):
-        box = annotation["bbox"]
-        if len(box) == 4:
-            row[:] = [_to_float(v) for v in box]
-    return boxes
-
-
-def _read_size(image: dict[str, Any]) -> tuple[int, int]:
-    """Return (height, width) as annotated, or zeros if absent or invalid; the image file then gives the size."""
-    height, width = image.get("height", 0), image.get("width", 0)
-    is_valid = all(type(side) is int and abs(side) < 2**31 for side in (height, width))
-    return (height, width) if is_valid else (0, 0)
-
-
-def _to_float(value: Any) -> float:
-    """Return a value as float; NaN if it is not a number or too large for a float."""
-    try:
-        return float(value) if isinstance(value, int | float) else np.nan
-    except OverflowError:
-        return np.nan

@@ -39,7 +39,8 @@ class Annotations:
         offsets: int64 [I + 1], start of each image's boxes in the arrays [B].
         boxes: float32 [B, 4] XYXY, continuous, in pixels of the original image, inside it.
         labels: int64 [B] in 0..K-1.
-        crowd: bool [B], True for ignore regions: neither object nor background (COCO's iscrowd, VOC's difficult).
+        crowd: bool [B], True for ignore regions: neither object nor background (COCO's iscrowd or ignore, VOC's
+            difficult).
         areas: float32 [B], annotated area (COCO: of the segmentation) or else box area.
         annotation_ids: int64 [B], original ids (1, 2, ... for formats without ids).
         class_names: K names.

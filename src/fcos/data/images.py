@@ -67,7 +67,8 @@ def describe_failure(error: Exception) -> str:
         return "no such file"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or the start of the file is damaged"
-    return f"cannot be read: {error or type(error).__name__}"
+    reason = error.strerror if isinstance(error, OSError) else None  # without the path, which the message contains
+    return f"cannot be read: {reason or error or type(error).__name__}"
 
 
 class ImageCheck(NamedTuple):

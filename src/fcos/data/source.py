@@ -5,9 +5,10 @@ Shape letters: I images, B boxes.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -168,13 +169,23 @@ def join_sources(sources: Sequence[Source]) -> Source:
 
 
 def _merge_classes(sources: Sequence[Source]) -> dict[str, int]:
-    """Return the ids of all class names. If the id of a later name is taken, the name gets the largest id plus 1."""
+    """Return the ids of all class names. If the id of a later name is taken, the name gets an unused one."""
     ids: dict[str, int] = {}
     for source in sources:
         for name, category_id in zip(source.class_names, source.category_ids, strict=True):
             if name not in ids:
-                ids[name] = category_id if category_id not in ids.values() else max(ids.values()) + 1
+                is_used = category_id in ids.values()
+                ids[name] = unused_ids(ids.values(), 1)[0] if is_used else category_id
     return ids
+
+
+def unused_ids(used: Collection[int], count: int) -> list[int]:
+    """Return `count` ids above the largest used one, or the smallest unused ids if those would exceed int64."""
+    first = max(used, default=0) + 1
+    if first + count <= 2**63:
+        return list(range(first, first + count))
+    taken = set(used)
+    return list(itertools.islice((i for i in itertools.count(1) if i not in taken), count))
 
 
 def _repeat_file(files: list[Path], num_images: int) -> list[Path]:
@@ -238,5 +249,5 @@ def read_text(path: Path) -> str:
 
 def folder_with(folders: Sequence[Path], names: Sequence[str]) -> Path:
     """Return the folder that contains most of the first 20 names, or the last folder if none contains any."""
-    num_files = {folder: sum((folder / name).is_file() for name in names[:20]) for folder in folders}
+    num_files = {folder: sum(os.path.isfile(folder / name) for name in names[:20]) for folder in folders}
     return max(folders, key=num_files.__getitem__) if any(num_files.values()) else folders[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as short_repr
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -12,6 +13,7 @@ import numpy as np
 from ..errors import DataError
 from .images import IMAGE_SUFFIXES
 from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, read_text, source_from_rows
+from .values import parse_flag
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -112,7 +114,7 @@ def _read_object(element: Element, image: int, number: int, labels: dict[str, in
     """Read one object; a new class is added to `labels`.
 
     Raises:
-        ValueError: the object has no name or no valid box.
+        ValueError: the object has no name or no valid box, or its `difficult` is not a flag.
     """
     name = (element.findtext("name") or "").strip()
     if not name:
@@ -123,10 +125,13 @@ def _read_object(element: Element, image: int, number: int, labels: dict[str, in
     except ValueError:
         box = []
     if len(box) != 4:
-        raise ValueError(f"bndbox: expected the numbers xmin, ymin, xmax, ymax, found {texts}")
-    return Row(
-        image, number, labels.setdefault(name, len(labels)), box, (element.findtext("difficult") or "").strip() == "1"
-    )
+        raise ValueError(f"bndbox: expected the numbers xmin, ymin, xmax, ymax, found {short_repr(texts)}")
+    difficult = element.findtext("difficult")
+    try:
+        is_difficult = parse_flag(difficult)
+    except ValueError:
+        raise ValueError(f"expected difficult (0 or 1), found {short_repr(difficult)}") from None
+    return Row(image, number, labels.setdefault(name, len(labels)), box, is_difficult)
 
 
 def _read_size(tree: Element) -> tuple[int, int]:

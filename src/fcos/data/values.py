@@ -1,0 +1,52 @@
+"""Numbers and flags of annotation files. Tools write them as numbers, booleans or text."""
+
+from __future__ import annotations
+
+import math
+
+_FLAGS = {
+    **dict.fromkeys(("1", "1.0", "true"), True),
+    **dict.fromkeys(("", "0", "0.0", "false", "unspecified"), False),
+}
+
+
+def parse_number(value: object) -> float:
+    """Read a number, which may be given as text; integers too large for a float become infinite.
+
+    Raises:
+        ValueError: the value is not a number. Booleans are not numbers.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def parse_integer(value: object) -> int:
+    """Read an integer, which may be given as text ("000012") or as a whole decimal number (12.0).
+
+    Raises:
+        ValueError: the value is not an integer. Booleans are not integers.
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)  # exact, unlike a float
+    number = parse_number(value)
+    if not number.is_integer():
+        raise ValueError("expected an integer")
+    return int(number)
+
+
+def parse_flag(value: object) -> bool:
+    """Read a flag (0, 1, true or false); None and empty text are False.
+
+    Raises:
+        ValueError: the value is not a flag.
+    """
+    flag = _FLAGS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
+    if flag is None and value is not None:
+        raise ValueError("expected a flag")
+    return bool(flag)
