@@ -16,7 +16,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..formatting import join_some
-from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, folder_with, unused_ids
+from .files import folder_with, match_names
+from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, unused_ids
 from .values import parse_flag, parse_integer, parse_number
 
 _Reporter = Callable[[str, str, str], None]
@@ -111,9 +112,10 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     with np.errstate(invalid="ignore"):  # infinite values are reported later
         boxes[:, 2:] += boxes[:, :2]
     file_names = [image["file_name"] for image in images]
+    root = folder_with(files.images, file_names)
     return Source(
-        root=folder_with(files.images, file_names),
-        file_names=file_names,
+        root=root,
+        file_names=match_names(root, file_names),
         image_ids=np.array([image["id"] for image in images], dtype=np.int64),
         sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int32).reshape(-1, 2),
         annotation_files=[path],

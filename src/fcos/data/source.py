@@ -245,9 +245,3 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as text: {error}") from None
-
-
-def folder_with(folders: Sequence[Path], names: Sequence[str]) -> Path:
-    """Return the folder that contains most of the first 20 names, or the last folder if none contains any."""
-    num_files = {folder: sum(os.path.isfile(folder / name) for name in names[:20]) for folder in folders}
-    return max(folders, key=num_files.__getitem__) if any(num_files.values()) else folders[-1]

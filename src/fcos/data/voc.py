@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short_repr
 from xml.etree import ElementTree
@@ -11,6 +11,8 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from ..errors import DataError
+from ..formatting import join_some, plural
+from .files import is_hidden, match_key
 from .images import IMAGE_SUFFIXES
 from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, read_text, source_from_rows
 from .values import parse_flag
@@ -47,13 +49,14 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     folder, images = files.annotations, files.images[0]
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of XML files")
-    names = list(class_names if class_names is not None else _collect_class_names(folder))
+    xml_of, image_of = _Index(folder, (".xml",)), _Index(images, IMAGE_SUFFIXES)
+    names = list(class_names if class_names is not None else _collect_class_names(xml_of.files))
     labels = {name: label for label, name in enumerate(names)}
-    by_stem = {p.stem: p.name for p in sorted(images.glob("*")) if p.suffix.lower() in IMAGE_SUFFIXES}
-    file_names, sizes, xml_files, rows, problems = [], [], [], [], []
+    file_names, sizes, xml_files, rows = [], [], [], []
+    problems = [] if files.lists else _check_images(image_of, xml_of)
     seen: set[str] = set()
-    for name in _read_image_names(files, folder):
-        xml_file = folder / f"{name}.xml"
+    for name in _read_image_names(files, xml_of):
+        xml_file = xml_of.find(name) or folder / f"{name}.xml"
         if name in seen:
             problems.append(Problem("duplicated image", str(files.lists[0]), name, "is listed twice"))
             continue
@@ -73,7 +76,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
                 problems.append(Problem("broken object", str(xml_file), f"object {number}", str(error)))
             else:
                 rows.append(row)
-        file_names.append(by_stem.get(name) or tree.findtext("filename", "").strip() or f"{name}.jpg")
+        image = image_of.find(name)
+        file_names.append(image.name if image else tree.findtext("filename", "").strip() or f"{name}.jpg")
         sizes.append(_read_size(tree))
         xml_files.append(xml_file)
     return source_from_rows(
@@ -89,18 +93,50 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     )
 
 
-def _read_image_names(files: SplitFiles, folder: Path) -> list[str]:
+class _Index:
+    """Files of a folder by name without suffix. Unicode form does not matter, but an exact match is preferred."""
+
+    def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
+        paths = sorted(folder.glob("*"))
+        self.files = {_stem(p): p for p in paths if p.suffix.lower() in suffixes and not is_hidden(p.name)}
+        self._by_key = {match_key(stem): path for stem, path in self.files.items()}
+
+    def find(self, stem: str) -> Path | None:
+        """Return the file with a name, or None."""
+        return self.files.get(stem) or self._by_key.get(match_key(stem))
+
+
+def _stem(path: Path) -> str:
+    """Return a file name without suffix: `x` for x.jpg, x.xml and x.jpg.xml."""
+    return _without_image_suffix(path.stem if path.suffix.lower() == ".xml" else path.name)
+
+
+def _without_image_suffix(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if name.lower().endswith(IMAGE_SUFFIXES) else name
+
+
+def _check_images(image_of: _Index, xml_of: _Index) -> list[Problem]:
+    """Report images without an XML file if most images have one."""
+    without_xml = [str(path) for stem, path in image_of.files.items() if xml_of.find(stem) is None]
+    if not 0 < 2 * len(without_xml) < len(image_of.files):
+        return []
+    message = f"{plural(len(without_xml), 'image')} without an XML file, not used: {join_some(without_xml)}"
+    return [Problem("image without annotation file", str(Path(without_xml[0]).parent), "", message, "warning")]
+
+
+def _read_image_names(files: SplitFiles, xml_of: _Index) -> list[str]:
     """Return the image names of a split without suffix. As in VOC's per-class lists, a flag may follow the name."""
     if not files.lists:
-        return sorted(p.stem for p in folder.glob("*.xml"))
+        return list(xml_of.files)
     lines = [line.strip() for path in files.lists for line in read_text(path).splitlines() if line.strip()]
-    names = [line if (folder / f"{line}.xml").is_file() else line.split()[0] for line in lines]
-    return [name[: -len(Path(name).suffix)] if name.lower().endswith(IMAGE_SUFFIXES) else name for name in names]
+    return [
+        _without_image_suffix(line if xml_of.find(_without_image_suffix(line)) else line.split()[0]) for line in lines
+    ]
 
 
-def _collect_class_names(folder: Path) -> list[str]:
+def _collect_class_names(xml_files: Mapping[str, Path]) -> list[str]:
     names: set[str] = set()
-    for path in folder.glob("*.xml"):
+    for path in xml_files.values():
         try:
             names.update(
                 (e.findtext("name") or "").strip() for e in ElementTree.parse(path).getroot().findall("object")

@@ -5,6 +5,8 @@ Rows may also be polygons, or boxes followed by keypoints, a confidence or a tra
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import numpy as np
 
 from ..config.text import parse_yaml
 from ..errors import ConfigError, DataError
-from .images import IMAGE_SUFFIXES
+from .files import list_images, match_names
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, read_text, source_from_rows
+from .yolo_labels import LabelFinder
 from .yolo_rows import LabelRow, parse_row, read_rows
 
 
@@ -67,17 +70,21 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     if not names:
         raise DataError(f"{files.annotations}: the label files contain no class names; give data.classes=[a, b, ...]")
     root, images = files.images[0], _list_images(files)
-    label_files = [_find_label_file(image, root, files.annotations) for image in images]
-    file_names, kept_files, problems = [], [], []
+    finder = LabelFinder(root, files.annotations)
+    matched = {image: finder.find(image) for image in images}
+    if images and not any(matched.values()):
+        expected = finder.expected_path(images[0])
+        raise DataError(f"{root}: no label file found for any of {len(images)} images; looked for {expected}")
+    problems = finder.check(matched)
+    problems += [
+        Problem("duplicated image", str(image), "", "is listed twice")
+        for image, count in Counter(images).items()
+        if count > 1
+    ]
+    file_names, kept_files = [], []
     label_rows: list[LabelRow] = []
-    num_label_files, seen = 0, set()
-    for image, label_file in zip(images, label_files, strict=True):
-        if image in seen:
-            problems.append(Problem("duplicated image", str(image), "", "is listed twice"))
-            continue
-        seen.add(image)
-        if label_file.is_file():
-            num_label_files += 1
+    for image, label_file in matched.items():
+        if label_file is not None:
             try:
                 text = read_text(label_file)
             except DataError as error:
@@ -87,9 +94,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             label_rows += new_rows
             problems += new_problems
         file_names.append(image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image))
-        kept_files.append(label_file)
-    if images and not num_label_files:
-        raise DataError(f"{root}: no label file found for any of {len(images)} images; looked for {label_files[0]}")
+        kept_files.append(label_file or finder.expected_path(image))
     rows, broken_rows = read_rows(label_rows, files.yolo_rows, where=str(files.annotations or root))
     problems += [_broken_row(row, kept_files[row.image]) for row in broken_rows]
     return source_from_rows(
@@ -137,25 +142,13 @@ def _list_images(files: SplitFiles) -> list[Path]:
     root = files.images[0]
     for path in files.lists or (root,):
         if path.is_dir():
-            images += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            images += list_images(path)
         else:
             names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-            is_next_to_list = bool(names) and (path.parent / names[0]).is_file()
-            images += [(path.parent if is_next_to_list else root) / name for name in names]
+            is_next_to_list = bool(names) and os.path.isfile(path.parent / names[0])
+            folder = path.parent if is_next_to_list else root
+            images += [folder / name for name in match_names(folder, names)]
     return images
-
-
-def _find_label_file(image: Path, root: Path, labels: Path | None) -> Path:
-    """Return the label file of an image: the first usual path that exists, or the first one if none exists."""
-    candidates = []
-    parent, separator, relative_path = image.as_posix().rpartition("/images/")
-    if separator:
-        candidates.append(Path(f"{parent}/labels/{relative_path}").with_suffix(".txt"))
-    if labels is not None:
-        relative = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
-        candidates += [labels / relative.with_suffix(".txt"), labels / f"{image.stem}.txt"]
-    candidates.append(image.with_suffix(".txt"))
-    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
 
 def _parse_lines(text: str, file: Path, image: int, num_classes: int) -> tuple[list[LabelRow], list[Problem]]:

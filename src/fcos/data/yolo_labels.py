@@ -1,0 +1,108 @@
+"""Search for the label files of images in YOLO data sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ..formatting import join_some, plural
+from .files import list_images, match_key, walk_files
+from .source import Problem
+
+
+class _Folder(NamedTuple):
+    """Relative paths of the label files in a folder, and these paths by `match_key` of the path without `.txt`."""
+
+    paths: set[str]
+    by_key: dict[str, str]
+
+
+class LabelFinder:
+    """Label files by image. A folder is listed once, when it is first needed.
+
+    Args:
+        root: folder of the images.
+        labels: folder of the label files, or None.
+    """
+
+    def __init__(self, root: Path, labels: Path | None) -> None:
+        self._root, self._labels = root, labels
+        self._folders: dict[Path, _Folder] = {}
+
+    def find(self, image: Path) -> Path | None:
+        """Return the label file of an image, `x.txt` or `x.jpg.txt`, in the first usual folder that has one.
+
+        Unicode form and case of the suffixes do not matter, but an exact match is preferred.
+        """
+        for folder, relative_path in self._candidates(image):
+            files = self._list(folder)
+            stem = os.path.splitext(relative_path)[0]
+            if f"{stem}.txt" in files.paths:
+                return folder / f"{stem}.txt"
+            for key in (match_key(stem), match_key(relative_path)):
+                if key in files.by_key:
+                    return folder / files.by_key[key]
+        return None
+
+    def expected_path(self, image: Path) -> Path:
+        """Return the path at which the label file of an image is searched first."""
+        folder, relative_path = self._candidates(image)[0]
+        return (folder / relative_path).with_suffix(".txt")
+
+    def check(self, matched: Mapping[Path, Path | None]) -> list[Problem]:
+        """Report label files without an image, and images without a label file if most images have one.
+
+        Args:
+            matched: label file of each image of the split, None if it has none.
+        """
+        problems = []
+        without_label = [str(image) for image, label in matched.items() if label is None]
+        if 0 < 2 * len(without_label) < len(matched):
+            message = f"{plural(len(without_label), 'image')} without a label file, used as background"
+            problems.append(_problem("image without label file", self._root, message, without_label))
+        folders = {(label or self.expected_path(image)).parent for image, label in matched.items()}
+        unmatched = {folder / path for folder, files in self._folders.items() for path in files.paths}
+        unmatched = {file for file in unmatched if file.parent in folders} - set(matched.values())
+        if unmatched:  # they may belong to images of other splits
+            unmatched -= {self.find(image) for image in list_images(self._root)}
+        unused = sorted(str(file) for file in unmatched if _contains_labels(file))
+        if unused:
+            message = f"{plural(len(unused), 'label file')} without an image, not used"
+            problems.append(_problem("label file without image", self._labels or self._root, message, unused))
+        return problems
+
+    def _candidates(self, image: Path) -> list[tuple[Path, str]]:
+        """Return the folders to search, each with the path to look up there, which still has the image's suffix."""
+        candidates: list[tuple[Path, str]] = []
+        parts = image.parts[:-1]
+        if "images" in parts:
+            last = len(parts) - 1 - parts[::-1].index("images")
+            candidates.append((Path(*parts[:last], "labels"), "/".join(image.parts[last + 1 :])))
+        relative_path = image.relative_to(self._root).as_posix() if image.is_relative_to(self._root) else None
+        if self._labels is not None:
+            candidates += [(self._labels, relative_path or image.name), (self._labels, image.name)]
+        candidates.append((image.parent, image.name) if relative_path is None else (self._root, relative_path))
+        return candidates
+
+    def _list(self, folder: Path) -> _Folder:
+        if folder not in self._folders:
+            files = walk_files(folder) if folder.is_dir() else ()
+            paths = [file.relative_to(folder).as_posix() for file in files if file.suffix.lower() == ".txt"]
+            self._folders[folder] = _Folder(set(paths), {match_key(path[: -len(".txt")]): path for path in paths})
+        return self._folders[folder]
+
+
+def _problem(kind: str, folder: Path, message: str, files: list[str]) -> Problem:
+    return Problem(kind, str(folder), "", f"{message}: {join_some(files)}", "warning")
+
+
+def _contains_labels(file: Path) -> bool:
+    """Return True if the first row of a text file consists of at least five numbers; a list of classes does not."""
+    try:
+        with file.open(encoding="utf-8-sig") as stream:
+            numbers = [float(text) for text in stream.readline().split()]
+    except (OSError, ValueError):
+        return False
+    return len(numbers) >= 5
