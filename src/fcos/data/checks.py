@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ..formatting import plural
 from ..progress import progress_bar
 from .dataset import Annotations
 from .images import OnImage, check_images
+from .orientation import swaps_sides, to_displayed_boxes
 from .source import Problem, Source, unused_ids
 
 _PROGRESS_BAR_MIN = 1000  # number of images from which a progress bar is shown
@@ -46,7 +48,9 @@ def check_source(
     names = tuple(source.class_names if class_names is None else class_names)
     if not names:
         raise DataError(f"{source.annotation_file(0) if source.annotation_files else source.root}: found no classes")
-    image_ok, sizes, problems = _check_images(source, decode, on_image)
+    image_ok, sizes, orientations, problems = _check_images(source, decode, on_image)
+    displayed_boxes, orientation_problems = to_displayed_boxes(source, sizes, orientations)
+    source = replace(source, boxes=displayed_boxes)
     labels, unknown = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
 
@@ -74,7 +78,7 @@ def check_source(
         class_names=names,
         category_ids=_category_ids(source, names, category_ids),
     )
-    problems = [*source.problems, *problems, *unknown, *box_problems, *area_problems]
+    problems = [*source.problems, *problems, *orientation_problems, *unknown, *box_problems, *area_problems]
     num_new_ids = int((image_ids != source.image_ids[images]).sum())
     if num_new_ids and has_file_ids:
         message = f"{plural(num_new_ids, 'image')} with an id that another file also uses; new ids assigned"
@@ -101,16 +105,19 @@ def _to_offsets(counts: np.ndarray) -> np.ndarray:
 
 def _check_images(
     source: Source, decode: bool, on_image: OnImage | None
-) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
-    """Return a mask of the usable images [I], the image sizes [I, 2] as displayed, and the problems."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Problem]]:
+    """Return a mask of the usable images [I], their sizes [I, 2] as displayed, EXIF orientations [I], and the problems.
+
+    The annotated size may be the one before or after the EXIF orientation.
+    """
     paths = [source.path(i) for i in range(len(source.file_names))]
-    usable, sizes, problems = np.ones(len(paths), dtype=bool), np.zeros((len(paths), 2), dtype=np.int32), []
+    usable, orientations = np.ones(len(paths), dtype=bool), np.ones(len(paths), dtype=np.int64)
+    sizes, problems = np.zeros((len(paths), 2), dtype=np.int32), []
     with progress_bar("checking images", shown=len(paths) >= _PROGRESS_BAR_MIN) as update:
         for i, check in enumerate(check_images(paths, decode=decode, on_image=on_image)):
-            sizes[i] = check.size
+            sizes[i], orientations[i] = check.size, check.orientation
             declared = tuple(source.sizes[i].tolist())
-            # Some tools write the size before the EXIF rotation, others after it. Boxes refer to the rotated image.
-            accepted = ((0, 0), check.size, check.size[::-1] if check.is_rotated else check.size)
+            accepted = ((0, 0), check.size, check.size[::-1] if swaps_sides(check.orientation) else check.size)
             message = check.problem
             kind = "missing image" if message == "no such file" else "unreadable image"
             if message is None and declared not in accepted:
@@ -121,7 +128,7 @@ def _check_images(
                 usable[i] = False
                 problems.append(Problem(kind, str(paths[i]), f"image {source.image_ids[i]}", message))
             update(i + 1, len(paths))
-    return usable, sizes, problems
+    return usable, sizes, orientations, problems
 
 
 def _map_labels(source: Source, names: Sequence[str]) -> tuple[np.ndarray, list[Problem]]:

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
+from .orientation import apply_orientation, read_orientation, swaps_sides
 
 OnImage = Callable[[Path, Image.Image], None]
 """Callback with the path and the decoded RGB image; may be called from any thread."""
@@ -44,8 +45,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         DataError: the image has floating-point pixels, whose range is unknown.
     """
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = apply_orientation(image)
     if image.mode == "F":
         raise DataError("the range of floating-point pixels is unknown; convert the image to 8 or 16 bits")
     if image.mode.startswith("I"):  # I;16, I;16B, ...: 16 bits; I: 32 bits, also used by Pillow for 16-bit files
@@ -76,12 +76,12 @@ class ImageCheck(NamedTuple):
 
     Attributes:
         size: (height, width) as displayed, (0, 0) if there is a problem.
-        is_rotated: True if the EXIF orientation rotates the image by 90 degrees.
+        orientation: EXIF orientation, 1 to 8.
         problem: reason why the image cannot be read, or None.
     """
 
     size: tuple[int, int]
-    is_rotated: bool = False
+    orientation: int = 1
     problem: str | None = None
 
 
@@ -96,8 +96,8 @@ def check_image(path: str | Path, *, decode: bool, on_image: OnImage | None = No
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:  # open file as in open_rgb
-            is_rotated = _read_orientation(image, path) in (5, 6, 7, 8)
-            width, height = reversed(image.size) if is_rotated else image.size
+            orientation = _read_orientation(image, path)
+            width, height = reversed(image.size) if swaps_sides(orientation) else image.size
             if decode or not _has_end_marker(image, path):
                 image.load()
                 rgb = to_rgb(image)
@@ -106,7 +106,7 @@ def check_image(path: str | Path, *, decode: bool, on_image: OnImage | None = No
                     on_image(Path(path), rgb)
     except Exception as error:  # any exception, as in open_rgb
         return ImageCheck((0, 0), problem=describe_failure(error))
-    return ImageCheck((height, width), is_rotated)
+    return ImageCheck((height, width), orientation)
 
 
 def check_images(paths: Sequence[Path], *, decode: bool, on_image: OnImage | None = None) -> Iterator[ImageCheck]:
@@ -124,9 +124,10 @@ def _read_orientation(image: Image.Image, path: str | Path) -> int:
     # A PNG may store it after the pixels. To find it, Pillow would decode the pixels of every file.
     if image.format == "PNG" and not any("exif" in str(key).lower() or "xmp" in str(key).lower() for key in image.info):
         end = _read_end(path, 1 << 16)
-        if b"eXIf" not in end and b"XML:com.adobe.xmp" not in end:
+        if not any(keyword in end for keyword in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")):
             return 1
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+        image.load()
+    return read_orientation(image)
 
 
 def _has_end_marker(image: Image.Image, path: str | Path) -> bool:
