@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from reprlib import repr as short_repr
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import DataError
 from ..formatting import join_some
-from .files import folder_with, match_names
+from .files import folder_with, match_names, open_file
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, unused_ids
-from .values import parse_flag, parse_integer, parse_number
+from .values import parse_flag, parse_integer, parse_number, quote
 
 _Reporter = Callable[[str, str, str], None]
 
@@ -54,6 +54,11 @@ def find(root: Path, split: Split) -> SplitFiles | None:
             f" choose one with data.{split}.annotations=FILE"
         )
     return SplitFiles(paths[0], image_folders(paths[0], split)) if paths else None
+
+
+def accepts(path: Path) -> bool:
+    """Return True for a JSON file."""
+    return path.suffix.lower() == ".json" and not os.path.isdir(path)
 
 
 def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
@@ -134,10 +139,13 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 
 def _load_lists(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
     try:
-        tree = json.loads(path.read_bytes(), object_hook=_drop_segmentation)
+        with open_file(path) as file:
+            tree = json.loads(file.read(), object_hook=_drop_segmentation)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     keys = ("images", "annotations", "categories")
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
@@ -229,7 +237,7 @@ def _select_usable(entries: list[Any], noun: str, keys: dict[str, _Key], report:
 def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
     """Replace the values of an entry by the parsed ones; return a message if one is missing or invalid."""
     if not isinstance(entry, dict):
-        return f"expected an object, found {short_repr(entry)}"
+        return f"expected an object, found {quote(entry)}"
     for key, (parse, expected, default, required) in keys.items():
         value = entry.get(key)
         if value is None and not required:
@@ -238,7 +246,7 @@ def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
         try:
             entry[key] = parse(value)
         except ValueError:
-            found = short_repr(value) if key in entry else "none"
+            found = quote(value) if key in entry else "none"
             return f"expected {key} ({expected}), found {found}"
     return None
 
@@ -256,7 +264,7 @@ def _read_classes(path: Path, categories: list[Any], used: set[int]) -> tuple[li
     for category in categories:
         flaw = _parse_values(category, _CATEGORY_KEYS)
         if flaw is not None:
-            raise DataError(f"{path}: every category needs an id and a name, found {short_repr(category)}: {flaw}")
+            raise DataError(f"{path}: every category needs an id and a name, found {quote(category)}: {flaw}")
     pairs = [(c["name"], c.get("supercategory")) for c in categories]
     parents = {parent for name, parent in pairs if isinstance(parent, str) and parent != name}
     classes = [c for c in categories if c["id"] in used or c["name"] not in parents]

@@ -1,16 +1,45 @@
-"""Listing of data folders, and matching of file names that differ in Unicode form or in the case of their suffix."""
+"""Files of data sets: listing, opening, and matching of names that differ in Unicode form or in the case of their suffix."""
 
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import DataError
-from .images import IMAGE_SUFFIXES
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # written by macOS into archives, and by network storage
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        OSError: the path is not a readable file. Reading from a named pipe could wait forever.
+        ValueError: the path contains a null character.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    return open(path, "rb")
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file.
+
+    Raises:
+        DataError: the file is missing or not UTF-8 text.
+    """
+    try:
+        with open_file(path) as file:
+            return file.read().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text: {error}") from None
 
 
 def is_hidden(name: str) -> bool:
@@ -66,7 +95,7 @@ def match_names(root: Path, names: Sequence[str]) -> list[str]:
     Raises:
         DataError: a folder cannot be read.
     """
-    if all(os.path.isfile(root / name) for name in names) or not root.is_dir():
+    if all(os.path.isfile(root / name) for name in names) or not os.path.isdir(root):
         return list(names)
     relative_paths = [file.relative_to(root).as_posix() for file in walk_files(root)]
     existing = {match_key(path): path for path in relative_paths}

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
+from .files import open_file
 from .orientation import apply_orientation, read_orientation, swaps_sides
 
 OnImage = Callable[[Path, Image.Image], None]
 """Callback with the path and the decoded RGB image; may be called from any thread."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 
 
 def open_rgb(path: str | Path) -> Image.Image:
@@ -29,7 +29,7 @@ def open_rgb(path: str | Path) -> Image.Image:
     """
     try:
         # Passes an open file, because Pillow memory-maps rotated TIFFs wrongly if it gets a path.
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open_file(path) as file, Image.open(file) as image:
             image.load()
             return to_rgb(image)
     except Exception as error:  # Pillow may raise almost any exception for a damaged file
@@ -95,7 +95,7 @@ def check_image(path: str | Path, *, decode: bool, on_image: OnImage | None = No
         on_image: callback for the RGB image, called if the file is decoded.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:  # open file as in open_rgb
+        with open_file(path) as file, Image.open(file) as image:  # open file as in open_rgb
             orientation = _read_orientation(image, path)
             width, height = reversed(image.size) if swaps_sides(orientation) else image.size
             if decode or not _has_end_marker(image, path):

@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..choices import YoloRows
-from ..errors import DataError
 
 Split = Literal["train", "val", "test"]
 Severity = Literal["error", "warning"]
@@ -200,11 +199,17 @@ class Format(NamedTuple):
     """Annotation format.
 
     Attributes:
+        layout: files that identify a data folder in this format, for messages.
+        annotations: annotations of one split in this format, for messages.
         find: function (folder, split) -> SplitFiles, or None if the folder has no such split in this format.
+        accepts: function (path) -> True if the path, given as data.SPLIT.annotations, has this format.
         read: function (files, class names in label order, or None for the names in the data) -> Source.
     """
 
+    layout: str
+    annotations: str
     find: Callable[[Path, Split], SplitFiles | None]
+    accepts: Callable[[Path], bool]
     read: Callable[[SplitFiles, Sequence[str] | None], Source]
 
 
@@ -231,17 +236,3 @@ def source_from_rows(rows: Sequence[Row], **attributes: Any) -> Source:
         numbers=np.array([row.number for row in rows], dtype=np.int64),
         **attributes,
     )
-
-
-def read_text(path: Path) -> str:
-    """Read a small text file.
-
-    Raises:
-        DataError: the file is missing or not UTF-8 text.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text: {error}") from None

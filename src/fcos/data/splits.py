@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import get_args
 from ..config import DataConfig, expand_user
 from ..config.catalog import place_hint
 from ..errors import DataError
+from ..formatting import join_some
 from . import coco, voc, yolo
 from .checks import check_source
 from .dataset import Annotations
@@ -20,9 +22,27 @@ from .source import Format, Problem, Source, Split, SplitFiles, join_sources, su
 logger = logging.getLogger(__name__)
 
 FORMATS: dict[str, Format] = {
-    "coco": Format(coco.find, coco.read),
-    "yolo": Format(yolo.find, yolo.read),
-    "voc": Format(voc.find, voc.read),
+    "coco": Format(
+        layout="train.json or annotations/instances_train2017.json (COCO)",
+        annotations="a COCO JSON file",
+        find=coco.find,
+        accepts=coco.accepts,
+        read=coco.read,
+    ),
+    "yolo": Format(
+        layout="data.yaml (YOLO)",
+        annotations="a folder of YOLO label files (.txt)",
+        find=yolo.find,
+        accepts=yolo.accepts,
+        read=yolo.read,
+    ),
+    "voc": Format(
+        layout="Annotations and ImageSets/Main (VOC)",
+        annotations="a folder of VOC XML files",
+        find=voc.find,
+        accepts=voc.accepts,
+        read=voc.read,
+    ),
 }
 """Annotation formats by name. If a folder matches several formats, the first one is used."""
 
@@ -148,17 +168,32 @@ def locate(config: DataConfig, split: Split) -> tuple[str, list[SplitFiles]] | N
 
 
 def _detect_format(root: Path, data_format: str) -> str:
-    if not root.exists():
+    if not os.path.exists(root):
         raise DataError(f"{root}: no such data folder")
     for name, form in FORMATS.items():
         if data_format in ("auto", name) and any(form.find(root, split) is not None for split in SPLITS):
             return name
-    entries = ", ".join(sorted(p.name for p in root.iterdir())[:10]) if root.is_dir() else "a file"
+    layouts = ", or ".join(form.layout for form in FORMATS.values())
     raise DataError(
-        f"{root}: no {'data set' if data_format == 'auto' else data_format + ' data'} recognised. Expected train.json"
-        " or annotations/instances_train2017.json (COCO), data.yaml (YOLO), or Annotations and ImageSets/Main (VOC),"
-        f" found {entries or 'an empty folder'}. Other layouts: data.train.annotations=... data.train.images=..."
+        f"{root}: no {'data set' if data_format == 'auto' else data_format + ' data'} recognised. Expected {layouts},"
+        f" found {_describe(root)}. Other layouts: data.train.annotations=... data.train.images=..."
     )
+
+
+def _recognise(annotations: Path, split: Split) -> str:
+    """Return the format of annotations that were given as an option."""
+    for name in reversed(FORMATS):  # VOC before YOLO, because folders of XML files may also contain text files
+        if FORMATS[name].accepts(annotations):
+            return name
+    expected = " or ".join(form.annotations for form in FORMATS.values())
+    raise DataError(f"data.{split}.annotations={annotations}: expected {expected}, found {_describe(annotations)}")
+
+
+def _describe(path: Path) -> str:
+    """Return the kind of a file, or the contents of a folder."""
+    if not path.is_dir():
+        return f"a {path.suffix} file" if path.suffix else "a file"
+    return join_some(sorted(p.name for p in path.iterdir())) or "an empty folder"
 
 
 def _apply_paths(
@@ -167,12 +202,12 @@ def _apply_paths(
     """Return the format and files of a data set, with the paths given in the options replacing those in `files`."""
     annotations, images, image_list = paths
     for path in paths:
-        if path is not None and not path.exists():
+        if path is not None and not os.path.exists(path):
             raise DataError(f"data.{split}: {path} does not exist{place_hint(path)}")
     if annotations is not None:
         files = replace(files, annotations=annotations)
         if name == "auto":
-            name = "coco" if annotations.suffix == ".json" else "voc" if any(annotations.glob("*.xml")) else "yolo"
+            name = _recognise(annotations, split)
         if name == "coco" and images is None:
             files = replace(files, images=coco.image_folders(annotations, split))
     name = "yolo" if name == "auto" else name

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from reprlib import repr as short_repr
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -12,10 +12,9 @@ import numpy as np
 
 from ..errors import DataError
 from ..formatting import join_some, plural
-from .files import is_hidden, match_key
-from .images import IMAGE_SUFFIXES
-from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, read_text, source_from_rows
-from .values import parse_flag
+from .files import IMAGE_SUFFIXES, is_hidden, match_key, open_file, read_text
+from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .values import parse_flag, quote
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -34,6 +33,11 @@ def find(root: Path, split: Split) -> SplitFiles | None:
             if image_list.is_file():
                 return SplitFiles(folder / "Annotations", (folder / "JPEGImages",), (image_list,))
     return None
+
+
+def accepts(path: Path) -> bool:
+    """Return True for a folder that contains XML files."""
+    return os.path.isdir(path) and bool(_Index(path, (".xml",)).files)
 
 
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
@@ -62,12 +66,12 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             continue
         seen.add(name)
         try:
-            tree = ElementTree.parse(xml_file).getroot()
+            tree = _parse_xml(xml_file)
         except FileNotFoundError:
             problems.append(Problem("missing annotation file", str(xml_file), "", "no such file"))
             continue
-        except (OSError, ValueError, ElementTree.ParseError) as error:
-            problems.append(Problem("broken XML", str(xml_file), "", f"not valid XML: {error}"))
+        except (OSError, ValueError) as error:
+            problems.append(Problem("broken XML", str(xml_file), "", str(error)))
             continue
         for number, element in enumerate(tree.findall("object"), start=1):
             try:
@@ -134,14 +138,31 @@ def _read_image_names(files: SplitFiles, xml_of: _Index) -> list[str]:
     ]
 
 
+def _parse_xml(path: Path) -> Element:
+    """Return the root element of an annotation file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not XML in a known encoding, or not an annotation.
+    """
+    try:
+        with open_file(path) as file:
+            root = ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: unknown encoding
+        raise ValueError(f"not valid XML: {error}") from None
+    if root.tag != "annotation":
+        raise ValueError(f"expected the root element <annotation>, found <{root.tag:.60}>")
+    if any(child.tag.startswith("{") for child in root):
+        raise ValueError("expected elements without XML namespaces")
+    return root
+
+
 def _collect_class_names(xml_files: Mapping[str, Path]) -> list[str]:
     names: set[str] = set()
     for path in xml_files.values():
         try:
-            names.update(
-                (e.findtext("name") or "").strip() for e in ElementTree.parse(path).getroot().findall("object")
-            )
-        except (OSError, ValueError, ElementTree.ParseError):
+            names.update((e.findtext("name") or "").strip() for e in _parse_xml(path).findall("object"))
+        except (OSError, ValueError):
             continue  # reported when the split that contains the file is read
     return sorted(names - {""})
 
@@ -161,12 +182,12 @@ def _read_object(element: Element, image: int, number: int, labels: dict[str, in
     except ValueError:
         box = []
     if len(box) != 4:
-        raise ValueError(f"bndbox: expected the numbers xmin, ymin, xmax, ymax, found {short_repr(texts)}")
+        raise ValueError(f"bndbox: expected the numbers xmin, ymin, xmax, ymax, found {quote(texts)}")
     difficult = element.findtext("difficult")
     try:
         is_difficult = parse_flag(difficult)
     except ValueError:
-        raise ValueError(f"expected difficult (0 or 1), found {short_repr(difficult)}") from None
+        raise ValueError(f"expected difficult (0 or 1), found {quote(difficult)}") from None
     return Row(image, number, labels.setdefault(name, len(labels)), box, is_difficult)
 
 

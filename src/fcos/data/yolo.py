@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 
 from ..config.text import parse_yaml
 from ..errors import ConfigError, DataError
-from .files import list_images, match_names
-from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, read_text, source_from_rows
+from .files import list_images, match_names, read_text, walk_files
+from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, source_from_rows
+from .values import quote
 from .yolo_labels import LabelFinder
 from .yolo_rows import LabelRow, parse_row, read_rows
 
@@ -42,10 +44,11 @@ def find(root: Path, split: Split) -> SplitFiles | None:
     entries = next((tree[name] for name in SPLIT_NAMES[split] if tree.get(name)), None)
     if entries is None:
         return None
-    base = yaml_file.parent / str(tree.get("path") or ".")
-    base = base if base.is_dir() else yaml_file.parent
+    base = yaml_file.parent / _to_text(tree.get("path") or ".", f"{yaml_file}: path")
+    base = base if os.path.isdir(base) else yaml_file.parent
     paths = [
-        _resolve_entry(base, str(entry), yaml_file) for entry in (entries if isinstance(entries, list) else [entries])
+        _resolve_entry(base, _to_text(entry, f"{yaml_file}: {split}"), yaml_file)
+        for entry in (entries if isinstance(entries, list) else [entries])
     ]
     labels_folder = yaml_file.parent / "labels"
     return SplitFiles(
@@ -55,6 +58,11 @@ def find(root: Path, split: Split) -> SplitFiles | None:
         class_names=_read_class_names(tree, yaml_file),
         yolo_rows="boxes" if tree.get("kpt_shape") else "auto",
     )
+
+
+def accepts(path: Path) -> bool:
+    """Return True for a folder that contains text files."""
+    return os.path.isdir(path) and any(file.suffix.lower() == ".txt" for file in walk_files(path))
 
 
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
@@ -69,6 +77,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     names = files.class_names or class_names
     if not names:
         raise DataError(f"{files.annotations}: the label files contain no class names; give data.classes=[a, b, ...]")
+    if files.annotations is not None and not os.path.isdir(files.annotations):
+        raise DataError(f"{files.annotations}: expected a folder of YOLO label files")
     root, images = files.images[0], _list_images(files)
     finder = LabelFinder(root, files.annotations)
     matched = {image: finder.find(image) for image in images}
@@ -113,25 +123,35 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 
 def _find_yaml(root: Path) -> Path | None:
     if root.is_file():
-        return root
+        return root if root.suffix.lower() in (".yaml", ".yml") else None
     return next((p for name in ("data.yaml", "data.yml", "dataset.yaml") if (p := root / name).is_file()), None)
+
+
+def _to_text(value: Any, where: str) -> str:
+    if not isinstance(value, str | int | float | date):
+        raise DataError(f"{where}: expected a path, found {quote(value)}")
+    return str(value)
 
 
 def _resolve_entry(base: Path, entry: str, yaml_file: Path) -> Path:
     # Roboflow writes ../train/images although the folder is next to data.yaml.
     for path in (base / entry, base / entry.removeprefix("../")):
-        if path.exists():
+        if os.path.exists(path):
             return path
-    raise DataError(f"{yaml_file}: {entry!r} does not exist (looked in {base})")
+    raise DataError(f"{yaml_file}: {entry!r:.300} does not exist (looked in {base})")
 
 
 def _read_class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] | None:
+    """Return the class names in label order, None if data.yaml contains none."""
     names = tree.get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-        names = [names[label] for label in range(len(names))]
-    if names is not None and (not isinstance(names, list) or len({str(n) for n in names}) != len(names)):
+    if isinstance(names, dict) and all(isinstance(label, int | str) for label in names):
+        by_label = {str(label): name for label, name in names.items()}
+        labels = [str(label) for label in range(len(names))]
+        names = [by_label[label] for label in labels] if by_label.keys() == set(labels) else names
+    is_list = isinstance(names, list) and all(isinstance(name, str | int | float | date) for name in names)
+    if names is not None and (not is_list or len({str(name) for name in names}) != len(names)):
         raise DataError(
-            f"{yaml_file}: names must list unique class names, or map 0, 1, ... to them; found {names!r:.80}"
+            f"{yaml_file}: names must list unique class names, or map 0, 1, ... to them; found {quote(names)}"
         )
     return tuple(str(name) for name in names) if names else None
 

@@ -88,7 +88,7 @@ class LabelFinder:
 
     def _list(self, folder: Path) -> _Folder:
         if folder not in self._folders:
-            files = walk_files(folder) if folder.is_dir() else ()
+            files = walk_files(folder) if os.path.isdir(folder) else ()
             paths = [file.relative_to(folder).as_posix() for file in files if file.suffix.lower() == ".txt"]
             self._folders[folder] = _Folder(set(paths), {match_key(path[: -len(".txt")]): path for path in paths})
         return self._folders[folder]
