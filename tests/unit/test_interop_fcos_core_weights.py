@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 from model_options import changed_sections
+from tiny_data import write_json
 
 from fcos.checkpoint import Checkpoint
 from fcos.config import FCOSConfig
 from fcos.config.options import free_options, in_effect, options_of
 from fcos.config.overrides import validate
 from fcos.config.text import flatten
+from fcos.data import coco
+from fcos.data.source import SplitFiles
 from fcos.errors import WeightsError
 from fcos.interop.fcos_core import keys as fcos_core_keys
 from fcos.interop.fcos_core.config import config_from_yaml
@@ -134,11 +137,27 @@ def test_every_model_option_is_exported_rejected_or_exempt() -> None:
     assert NOT_EXPORTED.keys() & in_effect(values, options).keys() <= set(free_options(options, "fcos_core"))
 
 
-def test_exported_classes_are_sorted_by_category_id() -> None:
+def test_class_rows_keep_the_order_of_the_file_with_the_categories(caplog: pytest.LogCaptureFixture) -> None:
     _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
-    written = to_fcos_core(checkpoint)
-    assert written["rpn.head.cls_logits.bias"].tolist() == [1, 2, 0]
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        written = to_fcos_core(checkpoint, where="best.pt")
+    assert written["rpn.head.cls_logits.bias"].tolist() == [0, 1, 2]  # the category ids are 7, 3, 5
     assert written["rpn.head.bbox_pred.bias"] is checkpoint.model["head.ltrb.bias"]
+    assert "best.pt: order of the classes: a, b, c; the original numbers them in the order of the" in caplog.messages[1]
+
+
+def test_labels_of_a_shuffled_file_are_those_recorded_from_the_original(tmp_path: Path) -> None:
+    recorded = json.loads((GOLDENS / "units" / "coco_dataset.json").read_text())
+    tree = {**recorded["coco"], "images": [{**i, "file_name": "a.png"} for i in recorded["coco"]["images"]]}
+    files = SplitFiles(write_json(tmp_path / "train.json", tree), (tmp_path,))
+    labels = {str(i): label for label, i in enumerate(coco.read(files, None).category_ids, 1)}
+    assert labels == recorded["json_to_contiguous"]
+
+
+def test_a_mobilenet_with_p6_from_c5_is_refused() -> None:
+    _, checkpoint = manifest_checkpoint("fcos_bn_bs16_MNV2_FPN_1x", fpn={"extra_level_source": "c5"})
+    with pytest.raises(WeightsError, match=r"model\.fpn\.extra_level_source=c5 \(expected p5\)"):
+        to_fcos_core(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def from_fcos_core(
 
     Args:
         state: state dict without the prefix `module.`.
-        class_names: [K], in the original's label order, which is the order of the category ids. None: names of COCO if
-            there are 80 classes, otherwise unknown.
+        class_names: [K], in the original's label order, which is the order of the categories in its JSON file. None:
+            names of COCO if there are 80 classes, otherwise unknown.
         where: source of the weights, for messages.
 
     Raises:

@@ -68,10 +68,11 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     """Build a state dict for the original's model.
 
     The original also needs a YAML config. Its settings that differ from the defaults are logged as `KEY VALUE` pairs.
+    The order of the class rows is kept and logged: the original numbers classes in the order of its JSON file, as our
+    COCO reader does.
 
     Args:
-        checkpoint: detector with the original's conventions. Its class rows are sorted by category id, as in the
-            original.
+        checkpoint: detector with the original's conventions.
         where: source of the weights, for messages.
 
     Raises:
@@ -97,8 +98,10 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     require_same(ours, theirs, free=free, where=where, project="the original FCOS")
     pairs = " ".join(f'{key} "{value}"' for key, value in settings.items())
     log.info("%s: settings that the original's config needs in addition to its defaults: %s", where, pairs)
-    weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in PIXELS}
-    order = sorted(range(len(checkpoint.category_ids)), key=checkpoint.category_ids.__getitem__)
-    if order != list(range(len(order))):
-        weights |= {name: tensor[order] for name, tensor in weights.items() if name.startswith(CLASS_HEAD)}
-    return {rename_back(name): tensor for name, tensor in weights.items()}
+    log.info(
+        "%s: order of the classes: %s; the original numbers them in the order of the categories in its JSON file, which"
+        " must be the same",
+        where,
+        ", ".join(checkpoint.class_names or [f"category {i}" for i in checkpoint.category_ids]),
+    )
+    return {rename_back(name): tensor for name, tensor in checkpoint.model.items() if name not in PIXELS}
