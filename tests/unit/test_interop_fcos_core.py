@@ -284,15 +284,20 @@ def test_pixel_statistics_from_0_to_1_are_scaled_to_255() -> None:
         (BODY, "True", "256", "c5"),
         (BODY, "False", "256", "p5"),
         (BODY, "True", "2048", "p5"),
-        (MOBILE, "True", "128", "c5"),
-        (MOBILE, "True", "320", "p5"),
+        (MOBILE, "True", "128", "p5"),
+        (MOBILE, "True", "256", "p5"),
+        (MOBILE, "False", "256", "p5"),
     ],
 )
-def test_p6_comes_from_c5_only_when_the_channels_differ(
+def test_p6_is_built_from_c5_only_with_a_resnet_of_other_channels(
     body: list[str], use_c5: str, channels: str, source: str
 ) -> None:
     pairs = ["MODEL.RETINANET.USE_C5", use_c5, "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", channels]
     assert fcos_section(read(*pairs, body=body)).fpn.extra_level_source == source
+
+
+def test_mobilenet_builds_p6_from_p5_if_the_key_is_omitted() -> None:
+    assert fcos_section(read(body=MOBILE)).fpn.extra_level_source == "p5"
 
 
 @pytest.mark.parametrize(("flag", "norm"), [("True", "sync_bn"), ("False", "bn")])

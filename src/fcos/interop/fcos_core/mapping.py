@@ -92,8 +92,11 @@ def _find_body_keys(name: str) -> tuple[Any, ...]:
 
 
 def _choose_extra_level_source(use_c5: bool, channels: int, body: str) -> str:
-    """Return the source of P6: C5 if requested and if C5 has other channels than the pyramid, otherwise P5."""
-    return "c5" if use_c5 and channels != (320 if body == MOBILENET else 2048) else "p5"
+    """Return the source of P6: C5 if requested and if C5 has other channels than the pyramid, otherwise P5.
+
+    With MobileNetV2, the original always uses P5.
+    """
+    return "c5" if use_c5 and channels != 2048 and body != MOBILENET else "p5"
 
 
 def _is_backbone_file(weight: str) -> bool:
