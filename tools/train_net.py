@@ -7,8 +7,12 @@ python -m torch.distributed.launch --nproc_per_node=8 --master_port=29501 tools/
 from __future__ import annotations
 
 import argparse
+import logging
+from pathlib import Path
 
-from fcos.cli import main
+from fcos.cli import main, report_user_errors
+from fcos.recipes import load_config
+from fcos.training.folder import holds_run
 
 parser = argparse.ArgumentParser(description="Train a detector from a config of the original FCOS.")
 parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys")
@@ -28,5 +32,10 @@ if __name__ == "__main__":
             f"--skip-test skips DATASETS.TEST, but {data_option} adds a val split; give only"
             " data.train.annotations=FILE data.train.images=DIR"
         )
-    without_test = ["DATASETS.TEST", "()"] if arguments.skip_test else []
-    main(["train", arguments.config_file, "--", *arguments.opts, *without_test])
+    words = [*arguments.opts, *(["DATASETS.TEST", "()"] if arguments.skip_test else [])]
+    logging.getLogger("fcos").setLevel(logging.ERROR)  # `main` loads the config again and repeats the warnings
+    with report_user_errors():
+        config = load_config(arguments.config_file, words)
+    if holds_run(config, Path(arguments.config_file).stem):  # the original always resumes
+        words.append("train.resume=true")
+    main(["train", arguments.config_file, "--", *words])

@@ -47,6 +47,7 @@ class Checkpoint:
         iteration: number of training steps.
         licence: licence of the weights if it may restrict their use; empty: no restriction is known.
         training: state of the optimiser and everything else needed to resume a run; None in files for inference only.
+            For another project's file: its entries `optimizer` and `iteration`, or None without them.
         project: project that wrote the file.
         original: tensors of the file under that project's names; empty for files of ours.
         original_names: name in the file of each tensor of `model`; empty for files of ours.

@@ -23,6 +23,7 @@ from . import adelaidet, detectron2, mmdetection
 from . import torchvision_fcos as torchvision
 from .architecture import Converted, count_classes
 from .fcos_core import weights as fcos_core
+from .fcos_core.solver import solver_state
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,14 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
             where,
         )
     project_title = _RESTRICTED_PROJECTS.get(checkpoint.project)
-    return replace(checkpoint, original=state, licence=_LICENCE.format(project_title) if project_title else "")
+    training = solver_state(content)
+    return replace(
+        checkpoint,
+        original=state,
+        licence=_LICENCE.format(project_title) if project_title else "",
+        iteration=training["iteration"] if training else 0,
+        training=training,
+    )
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:

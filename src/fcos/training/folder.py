@@ -20,6 +20,8 @@ BEST = Path("weights/best.pt")
 CONFIG = Path("config.yaml")
 RUNS = Path("runs")
 DAMAGED = Path("weights/damaged.pt")
+LAST_CHECKPOINT = Path("last_checkpoint")
+"""File with the name of the last checkpoint in the run folder of the original FCOS."""
 
 
 def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | None:
@@ -31,6 +33,10 @@ def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | No
         name: NAME of the run.
         launch_key: key of the folder in the elastic launcher's store. If the launcher has restarted the processes, the
             run resumes in this folder, regardless of the config.
+
+    Returns:
+        The folder of the run to resume. None for a new folder, also if `train.resume` continues the run of the original
+        in `train.weights`.
 
     Raises:
         ConfigError: the run to resume does not exist, the folder of a new run already holds a run, or the path is a
@@ -44,18 +50,27 @@ def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | No
         if path.exists() and not path.is_dir():
             raise ConfigError(f"output_dir: {path} is a file; expected a folder, or a path that does not exist")
     if config.train.resume:
-        folder = folder or _newest_run(name)
-        if folder is None or not _run_files(folder):
+        if holds_run(config, name):
+            return folder or _newest_run(name)
+        if config.train.weights is None:
             raise ConfigError(
                 f"train.resume: no {LAST} in {folder or RUNS / name}; set output_dir to a run folder,"
                 " or remove train.resume to start a new run"
             )
-        return folder
+        return None
     if folder is not None and _run_files(folder):
         raise ConfigError(
             f"output_dir: {folder} already contains a run; resume it with train.resume=true, or choose another folder"
         )
     return None
+
+
+def holds_run(config: Config, name: str) -> bool:
+    """Return whether there is a run to resume: in `output_dir`, of this project or the original, or else runs/NAME."""
+    folder = config.output_dir
+    if folder is None:
+        return _newest_run(name) is not None
+    return bool(_run_files(folder)) or (folder / LAST_CHECKPOINT).is_file()
 
 
 def new_folder(config: Config, name: str) -> Path:

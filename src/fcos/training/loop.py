@@ -32,10 +32,11 @@ from ..structures import Batch
 from .budget import IterationLength, Length, TimeLength
 from .diagnosis import REFERENCE_RATES, explain_out_of_memory, linear_rule, start_warnings
 from .elastic import explain_lost_processes, join_processes, remember
-from .folder import BEST, find_folder, load_last, new_folder
+from .folder import BEST, find_folder, new_folder
 from .loggers import check_loggers
 from .logs import RunLog, Step, TrainingProgress
 from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
+from .original_run import find_resume_point, restore
 from .run import Run, StopRequest
 from .start import start_from
 from .step import count_micro_batches, require_compiler, train_step, wrap_model
@@ -138,7 +139,7 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     launch_key = f"fcos/{next(_train_calls)}"
     folder = on_rank_zero(lambda: find_folder(config, name, launch_key=launch_key))
     train_data, val_data = on_all_ranks(lambda: _load_data(config))
-    resumed, note = on_rank_zero(partial(load_last, folder)) if folder else (None, "")
+    resumed, note = on_rank_zero(partial(find_resume_point, config, folder))
     torch.manual_seed(config.train.seed)
     model, origin, licence = on_all_ranks(lambda: _build(config, train_data, resumed))
     if device.type == "cuda":
@@ -152,7 +153,9 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     folder = folder or on_rank_zero(lambda: new_folder(config, name))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
-        on_all_ranks(partial(run.restore, resumed))
+        on_all_ranks(partial(restore, run, resumed))
+        if resumed.project != "fcos":
+            run.save_last()  # from now on, the run resumes from its own folder
     if rank() == 0:
         remember(launch_key, str(folder))
     return run, micro_batches, f"{note}\n{origin}" if note else origin

@@ -71,6 +71,10 @@ def start_from(
         summary += f"; they were trained with {differences}; use the same options"
     if head:
         summary += f"\n  {', '.join(head)}: {_describe_class_head(checkpoint, class_names)}"
+    if checkpoint.project != "fcos" and checkpoint.training:
+        summary += f"\n  not used: the optimizer state of this file and its iteration {checkpoint.iteration}"
+        if checkpoint.project == "fcos_core":
+            summary += "; to continue that run instead, also set train.resume=true"
     if missing:
         summary += f"\n  {join_some(list(missing))}: newly initialised, because the weights do not contain them"
     return summary
