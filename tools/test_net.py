@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+from pathlib import Path
 
 from fcos.cli import main, report_user_errors
 from fcos.errors import WeightsError
-from fcos.recipes import load_config
+from fcos.interop.fcos_core.config import given_keys, split_pairs
+from fcos.recipes import load_config, read_config_tree
 
 parser = argparse.ArgumentParser(description="Evaluate weights with a config of the original FCOS.")
 parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys")
@@ -30,5 +33,19 @@ if __name__ == "__main__":
         weights, folder = config.train.weights, config.output_dir
         if weights is None:
             raise WeightsError(f"{arguments.config_file}: no detector weights; set MODEL.WEIGHT FILE")
-    out = ["--out", str(folder / "val")] if folder else []
-    main(["val", weights, "--config", arguments.config_file, *out, "--", *arguments.opts])
+        pairs, options = split_pairs(arguments.opts)
+        names = given_keys(read_config_tree(arguments.config_file), pairs).get("DATASETS.TEST", ())
+    command = ["val", weights, "--config", arguments.config_file]
+    if len(names) < 2 or any(option.startswith(("data=", "data.root=", "data.val.")) for option in options):
+        out = ["--out", str(folder / "val")] if folder else []
+        main([*command, *out, "--", *arguments.opts])
+        names = ()
+    for name in names:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name}:")
+        out = ["--out", str((folder or Path()) / "val" / name)]
+        try:
+            main([*command, *out, "--", *arguments.opts, "DATASETS.TEST", f"({name!r},)"])
+        except SystemExit as end:  # every command ends with it
+            if end.code:
+                raise

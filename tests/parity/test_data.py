@@ -182,11 +182,25 @@ def coco(goldens: Path, tmp_path: Path) -> tuple[dict[str, Any], Annotations]:
     return recorded, annotations
 
 
-def test_image_order_matches_the_original(coco: tuple[dict[str, Any], Annotations]) -> None:
-    """This project trains on all images (BEHAVIOUR 8, 22), the original on those with a usable box or a crowd."""
+def test_images_are_in_the_order_of_their_ids(coco: tuple[dict[str, Any], Annotations]) -> None:
+    """By default, this project trains on all images (BEHAVIOUR 8, 22)."""
     recorded, annotations = coco
     assert annotations.image_ids.tolist() == recorded["all_ids"]
-    assert set(recorded["train_ids"]) <= set(recorded["all_ids"])
+
+
+def test_the_convention_of_the_original_selects_the_recorded_training_images(
+    coco: tuple[dict[str, Any], Annotations],
+) -> None:
+    recorded, annotations = coco
+    options = {"root": annotations.root, "on_error": "skip", "convention": "fcos_core"}
+    selected = load_annotations(DataConfig.model_validate(options), "train")
+    assert selected is not None
+    assert selected.image_ids.tolist() == recorded["train_ids"]
+    assert selected.category_ids == annotations.category_ids
+    for index, image_id in enumerate(selected.image_ids.tolist()):
+        span = annotations.span(recorded["all_ids"].index(image_id))
+        np.testing.assert_array_equal(selected.boxes[selected.span(index)], annotations.boxes[span])
+        np.testing.assert_array_equal(selected.labels[selected.span(index)], annotations.labels[span])
 
 
 def test_category_order_matches_the_original(coco: tuple[dict[str, Any], Annotations]) -> None:

@@ -59,7 +59,7 @@ def test_every_format_gives_the_same_boxes(form: str, tmp_path: Path) -> None:
 def test_format_is_detected_automatically(form: str, tmp_path: Path) -> None:
     located = locate(config(WRITERS[form](tmp_path)), "train")
     assert located is not None
-    assert located[0] == form
+    assert located[0][0] == form
 
 
 def test_coco_is_preferred_unless_a_format_is_given(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_coco_is_preferred_unless_a_format_is_given(tmp_path: Path) -> None:
     for name in FORMATS:
         located = locate(config(tmp_path, format=name), "train")
         assert located is not None
-        assert located[0] == name
+        assert located[0][0] == name
     located = locate(config(tmp_path), "train")
     assert located is not None
     assert located[0] == next(iter(FORMATS)) == "coco"

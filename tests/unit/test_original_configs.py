@@ -71,7 +71,25 @@ def test_data_set_names_resolve_to_paths_below_fcos_datasets(monkeypatch: pytest
     assert split_of([], key="x") == {}
 
 
-def test_missing_data_set_error_suggests_fcos_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coco_and_voc_names_are_paths_of_two_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FCOS_DATASETS", raising=False)
+    paths = split_of(["coco_2014_minival", "voc_2007_val"], key="x")
+    assert paths["annotations"][1] == "datasets/voc/VOC2007/Annotations"
+    assert paths["image_list"] == [None, "datasets/voc/VOC2007/ImageSets/Main/val.txt"]
+
+
+def test_several_test_sets_form_one_val_split(caplog: pytest.LogCaptureFixture) -> None:
+    pairs = ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET", "DATASETS.TEST", "('coco_2014_val', 'voc_2007_val')"]
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        config = validate(config_from_yaml({}, pairs, where="old.yaml"), where="x")
+    assert len(config.data.val.data_sets) == 2
+    assert caplog.messages == [
+        "old.yaml: DATASETS.TEST: coco_2014_val, voc_2007_val form one val split; tools/test_net.py evaluates them one"
+        " by one"
+    ]
+
+
+def test_a_missing_data_set_tells_where_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FCOS_DATASETS", str(tmp_path))
     config = load_config(ROOT / "configs/fcos/fcos_R_50_FPN_1x.yaml")
     with pytest.raises(DataError) as caught:
@@ -91,7 +109,8 @@ def test_train_split_combines_both_coco_2014_files(tmp_path: Path, monkeypatch: 
     train, val = load_annotations(config.data, "train"), load_annotations(config.data, "val")
     assert train is not None
     assert val is not None
-    assert [train.file_name(i) for i in range(6)] == [f"{f}2014/{n}.png" for f in ("train", "val") for n in "abc"]
+    with_boxes = [f"{folder}2014/{name}.png" for folder in ("train", "val") for name in "ab"]  # c.png has none
+    assert [train.file_name(i) for i in range(len(train))] == with_boxes
     assert (len(val), val.class_names) == (3, CLASSES)
 
 
@@ -100,7 +119,7 @@ def test_unknown_data_set_name_warns_with_a_suggestion(caplog: pytest.LogCapture
     assert config_from_yaml({}, pairs)["data"]["train"] == {}
     assert caplog.messages == [
         "DATASETS.TRAIN: coco_2014_trian, mine is not a data set of the original, did you mean 'coco_2014_train'?;"
-        " give data=DIR"
+        " give data=DIR, or data.train.annotations=FILE and data.train.images=DIR"
     ]
 
 
@@ -109,18 +128,9 @@ def test_unknown_data_set_name_warns_with_a_suggestion(caplog: pytest.LogCapture
     [
         ("DATASETS.TRAIN", "coco_2014_train", "expected a list of names"),
         ("DATASETS.TRAIN", "(3,)", "expected a list of names"),
-        (
-            "DATASETS.TEST",
-            "('coco_2014_minival', 'coco_2014_val')",
-            "a single name, because data sets are evaluated one at a time",
-        ),
-        (
-            "DATASETS.TRAIN",
-            "('coco_2014_train', 'voc_2007_val')",
-            "COCO and Pascal VOC annotations cannot be combined",
-        ),
+        ("DATASETS.TEST", "coco_2014_minival", "expected a list of names"),
     ],
 )
-def test_invalid_data_set_names_are_rejected(key: str, value: str, message: str) -> None:
+def test_names_of_data_sets_must_be_a_list(key: str, value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_from_yaml({}, ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET", key, value])

@@ -259,3 +259,54 @@ def test_the_iteration_of_a_checkpoint_of_the_original_is_kept(original: Path) -
     assert checkpoint.iteration == 2
     assert checkpoint.training is not None
     assert replace(checkpoint, training=None).project == "fcos_core"
+
+
+@pytest.fixture
+def run_test_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
+    """Return a function that runs tools/test_net.py and returns the words of each `fcos` command."""
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "MODEL: {BACKBONE: {CONV_BODY: R-50-FPN-RETINANET}}\nDATASETS: {TEST: [coco_2014_val, voc_2007_val]}\n"
+    )
+
+    def run(*words: str, code: int = 0) -> list[list[str]]:
+        calls: list[list[str]] = []
+
+        def command(arguments: list[str]) -> None:
+            calls.append(arguments)
+            raise SystemExit(code)
+
+        monkeypatch.setattr(cli, "main", command)
+        monkeypatch.setattr(sys, "argv", ["test_net.py", "--config-file", str(path), "MODEL.WEIGHT", "w.pth", *words])
+        runpy.run_path(str(ROOT / "tools/test_net.py"), run_name="__main__")
+        return calls
+
+    return run
+
+
+def test_the_test_command_of_the_original_evaluates_every_test_set(
+    run_test_net: Callable[..., list[list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = run_test_net("OUTPUT_DIR", "run")
+    assert [call[call.index("--out") + 1] for call in calls] == ["run/val/coco_2014_val", "run/val/voc_2007_val"]
+    assert [call[-2:] for call in calls] == [
+        ["DATASETS.TEST", "('coco_2014_val',)"],
+        ["DATASETS.TEST", "('voc_2007_val',)"],
+    ]
+    assert capsys.readouterr().out == "coco_2014_val:\nvoc_2007_val:\n"
+
+
+def test_the_test_command_of_the_original_stops_at_the_first_error(
+    run_test_net: Callable[..., list[list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_test_net("OUTPUT_DIR", "run", code=2)
+    assert capsys.readouterr().out == "coco_2014_val:\n"
+
+
+def test_the_test_command_of_the_original_evaluates_given_data_once(
+    run_test_net: Callable[..., list[list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run_test_net("data=cells")
+    assert capsys.readouterr().out == ""

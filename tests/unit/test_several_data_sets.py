@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_data import BOXES, CLASSES, SIZES, coco_tree, config, write_coco, write_voc
+from tiny_data import BOXES, CLASSES, SIZES, coco_tree, config, voc_xml, write_coco, write_voc, write_yolo
 
 from fcos.config import DataConfig
 from fcos.data import Annotations, load_annotations
@@ -118,13 +118,48 @@ def test_voc_data_sets_can_be_combined(tmp_path: Path) -> None:
     assert annotations.image_ids.tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_mixed_formats_are_rejected(tmp_path: Path) -> None:
+def test_coco_and_voc_data_sets_are_combined(tmp_path: Path) -> None:
     coco, voc = write_coco(tmp_path / "coco"), write_voc(tmp_path / "voc")
+    (voc / "ImageSets/Main/train.txt").write_text("b\n")
+    folders = {
+        "annotations": [coco / "train.json", voc / "Annotations"],
+        "images": [coco / "images", voc / "JPEGImages"],
+        "image_list": [None, voc / "ImageSets/Main/train.txt"],
+    }
+    annotations = load(config(train=folders))
+    assert [annotations.file_name(i) for i in range(4)] == [
+        *(f"coco/images/{n}.png" for n in "abc"),
+        "voc/JPEGImages/b.png",
+    ]
+    name, label, box = BOXES[-1]
+    expected = [
+        *((f"coco/images/{name}", label, box) for name, label, box in BOXES),
+        (f"voc/JPEGImages/{name}", label, box),
+    ]
+    assert contents(annotations) == expected
+    assert annotations.class_names == CLASSES
+    assert len(set(annotations.annotation_ids.tolist())) == len(BOXES) + 1
+
+
+def test_a_problem_in_combined_formats_names_the_file(tmp_path: Path) -> None:
+    coco, voc = write_coco(tmp_path / "coco"), write_voc(tmp_path / "voc")
+    xml = voc / "Annotations/b.xml"
+    xml.write_text(voc_xml("b.png", [("dog", (9, 9, 5, 12))]))
     folders = {
         "annotations": [coco / "train.json", voc / "Annotations"],
         "images": [coco / "images", voc / "JPEGImages"],
     }
-    with pytest.raises(DataError, match="coco and voc annotations cannot be combined"):
+    with pytest.raises(DataError, match=f"{xml}, object 1: box .* has x2 < x1"):
+        load(config(train=folders))
+
+
+def test_yolo_labels_cannot_be_combined_with_another_format(tmp_path: Path) -> None:
+    coco, yolo = write_coco(tmp_path / "coco"), write_yolo(tmp_path / "yolo")
+    folders = {
+        "annotations": [coco / "train.json", yolo / "labels/train"],
+        "images": [coco / "images", yolo / "images/train"],
+    }
+    with pytest.raises(DataError, match="coco and yolo annotations cannot be combined"):
         load(config(train=folders))
 
 

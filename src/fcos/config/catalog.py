@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import ConfigError
 from .text import suggest
 
 log = logging.getLogger(__name__)
@@ -62,35 +61,35 @@ CATALOG: dict[str, _Paths] = {
 }
 
 
-def split_of(names: Sequence[str], *, key: str) -> dict[str, list[str]]:
+def split_of(names: Sequence[str], *, key: str) -> dict[str, Sequence[str | None]]:
     """Build the section `data.train` or `data.val` from names of data sets.
 
-    The section is empty if there are no names, or if a name is not in this catalog. In the latter case a warning tells
-    the user to give data=DIR.
+    The section is empty if there are no names, or if a name is not in this catalog. In the latter case a warning says
+    how to give other data.
 
     Args:
         names: names of data sets in the catalog.
         key: option of the original that contains the names, for messages.
-
-    Raises:
-        ConfigError: the data sets have different formats.
     """
     unknown = [name for name in names if name not in CATALOG]
     if unknown:
         hint = suggest(unknown[0], list(CATALOG))
-        log.warning("%s: %s is not a data set of the original%s; give data=DIR", key, ", ".join(unknown), hint)
+        split = "train" if key.endswith("TRAIN") else "val"
+        log.warning(
+            "%s: %s is not a data set of the original%s; give data=DIR, or data.%s.annotations=FILE and"
+            " data.%s.images=DIR",
+            *(key, ", ".join(unknown), hint, split, split),
+        )
     if unknown or not names:
         return {}
     root = _root()
     entries = [CATALOG[name] for name in names]
-    lists = [str(root / entry.image_list) for entry in entries if entry.image_list]
-    if len(lists) not in (0, len(entries)):
-        raise ConfigError(f"{key}={', '.join(names)}: COCO and Pascal VOC annotations cannot be combined")
+    lists = [str(root / entry.image_list) if entry.image_list else None for entry in entries]
     split = {
         "annotations": [str(root / entry.annotations) for entry in entries],
         "images": [str(root / entry.images) for entry in entries],
     }
-    return {**split, "image_list": lists} if lists else split
+    return {**split, "image_list": lists} if any(lists) else split
 
 
 def place_hint(path: Path) -> str:

@@ -39,10 +39,13 @@ def expand_user(path: str | Path) -> Path:
 OnProblem = Literal["stop", "skip"]
 UserPath = Annotated[Path, AfterValidator(expand_user)]
 """Path with `~` expanded, since not every shell expands it in `data=~/pictures`."""
-UserPaths = Annotated[
-    list[UserPath],
-    BeforeValidator(lambda value: [] if value is None else value if isinstance(value, list | tuple) else [value]),
-]
+
+
+def _as_list(value: Any) -> Any:
+    return [] if value is None else value if isinstance(value, list | tuple) else [value]
+
+
+UserPaths = Annotated[list[UserPath], BeforeValidator(_as_list)]
 
 
 class SplitConfig(_Section):
@@ -52,8 +55,9 @@ class SplitConfig(_Section):
     """Annotations. COCO: JSON file; VOC: folder of XML files; YOLO: folder of label files."""
     images: UserPaths = []
     """Image folder, to which file names are relative; for several data sets one folder each, or one for all."""
-    image_list: UserPaths = []
-    """VOC and YOLO: text file that lists the images of the split; empty: all images."""
+    image_list: Annotated[list[UserPath | None], BeforeValidator(_as_list)] = []
+    """VOC and YOLO: text file that lists the images of the split; empty: all images. In a list for several data sets,
+    null stands for all images (and for COCO, which needs no list)."""
 
     @model_validator(mode="after")
     def _check_lengths(self) -> SplitConfig:
@@ -85,6 +89,9 @@ class DataConfig(_Section):
     """YOLO: meaning of rows with more than four numbers after the class. `boxes`: the first four are the box, the
     others keypoints, a confidence or a track id. `polygons`: all are points. `auto`: `boxes` if data.yaml has
     kpt_shape, otherwise derived from the numbers of the whole split."""
+    convention: Literal["fcos", "fcos_core"] = "fcos"
+    """Rules for reading COCO and VOC annotations; `fcos_core`: those of the original (VOC boxes that start at 1 and
+    include their last pixel, no training images without boxes, every category a class), see docs/migrating.md."""
     train: SplitConfig = Field(default_factory=SplitConfig)
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)

@@ -78,12 +78,12 @@ def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
 
 
 @_paused_collector()
-def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
+def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories: bool = False) -> Source:
     """Read a JSON file. Images are sorted by id; classes keep the order of the file.
 
     `segmentation`, `iscrowd`, `area`, image size and annotation id are optional. Annotations with one of the flags
     `iscrowd`, `ignore` and `difficult` become crowd. A category without annotations that is only the supercategory of
-    others is not a class.
+    others is not a class, unless `all_categories` is set.
 
     Raises:
         DataError: the entire file is unusable.
@@ -100,7 +100,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     images.sort(key=lambda image: image["id"])
     annotations = _select_usable(annotations, "annotation", _ANNOTATION_KEYS, report)
     _add_missing_ids(annotations)
-    ids, names = _read_classes(path, categories, {a["category_id"] for a in annotations})
+    used = {a["category_id"] for a in annotations}
+    ids, names = _read_classes(path, categories, used, all_categories=all_categories)
 
     image_of = _positions([a["image_id"] for a in annotations], [image["id"] for image in images])
     labels = _positions([a["category_id"] for a in annotations], ids)
@@ -259,7 +260,9 @@ def _add_missing_ids(annotations: list[dict[str, Any]]) -> None:
         annotation["id"] = new_id
 
 
-def _read_classes(path: Path, categories: list[Any], used: set[int]) -> tuple[list[int], list[str]]:
+def _read_classes(
+    path: Path, categories: list[Any], used: set[int], *, all_categories: bool
+) -> tuple[list[int], list[str]]:
     """Return the ids and names of the classes in the order of the file; `used` are the ids that have annotations."""
     for category in categories:
         flaw = _parse_values(category, _CATEGORY_KEYS)
@@ -268,6 +271,12 @@ def _read_classes(path: Path, categories: list[Any], used: set[int]) -> tuple[li
     pairs = [(c["name"], c.get("supercategory")) for c in categories]
     parents = {parent for name, parent in pairs if isinstance(parent, str) and parent != name}
     classes = [c for c in categories if c["id"] in used or c["name"] not in parents]
+    if all_categories:  # an unused one may have the name of a class
+        used_names = [c["name"] for c in categories if c["id"] in used]
+        classes = [
+            {**c, "name": f"{c['name']} ({c['id']})"} if c["id"] not in used and c["name"] in used_names else c
+            for c in categories
+        ]
     for key in ("id", "name"):
         repeated = [value for value, count in Counter(c[key] for c in classes).items() if count > 1]
         if repeated:

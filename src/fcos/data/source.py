@@ -153,7 +153,7 @@ def join_sources(sources: Sequence[Source]) -> Source:
         image_ids=concatenate("image_ids"),
         sizes=concatenate("sizes"),
         annotation_files=[file for s in sources for file in _repeat_file(s.annotation_files, len(s.file_names))],
-        unit=first.unit,
+        unit=first.unit if len({source.unit for source in sources}) == 1 else "object",
         image_of=np.concatenate([s.image_of + start for s, start in zip(sources, starts, strict=False)]),
         boxes=concatenate("boxes"),
         labels=np.concatenate([_relabel(s.labels, [labels[name] for name in s.class_names]) for s in sources]),

@@ -13,7 +13,7 @@ from ..config import DataConfig, expand_user
 from ..config.catalog import place_hint
 from ..errors import DataError
 from ..formatting import join_some
-from . import coco, voc, yolo
+from . import coco, fcos_core, voc, yolo
 from .checks import check_source
 from .dataset import Annotations
 from .images import OnImage
@@ -118,33 +118,38 @@ def read_split(
     located = locate(config, split)
     if located is None:
         return None
-    format_name, files = located
     names = class_names if class_names is not None else config.classes
     if names is not None and len(set(names)) != len(names):
         raise DataError(f"class names must be unique, found {', '.join(names):.200}")
-    if config.yolo_rows != "auto":
-        files = [replace(split_files, yolo_rows=config.yolo_rows) for split_files in files]
-    source = join_sources([_read_source(FORMATS[format_name], split_files, names, split) for split_files in files])
+    source = join_sources([_read_source(config, *data_set, names, split) for data_set in located])
     return check_source(source, class_names=names, category_ids=category_ids, decode=decode, on_image=on_image)
 
 
-def _read_source(data_format: Format, files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:
-    source = data_format.read(files, class_names)
+def _read_source(
+    config: DataConfig, format_name: str, files: SplitFiles, class_names: Sequence[str] | None, split: Split
+) -> Source:
+    if config.yolo_rows != "auto":
+        files = replace(files, yolo_rows=config.yolo_rows)
+    if config.convention == "fcos_core" and format_name in fcos_core.READERS:
+        source = fcos_core.READERS[format_name](files, class_names, split)
+    else:
+        source = FORMATS[format_name].read(files, class_names)
     if not source.file_names:
         where = files.lists[0] if files.lists else files.annotations or files.images[0]
         source.problems.append(Problem("empty split", str(where), "", f"contains no usable image for {split}"))
     return source
 
 
-def locate(config: DataConfig, split: Split) -> tuple[str, list[SplitFiles]] | None:
-    """Find the format and the files of a split, from the root folder, the options of the split, or both.
+def locate(config: DataConfig, split: Split) -> list[tuple[str, SplitFiles]] | None:
+    """Find the formats and the files of a split, from the root folder, the options of the split, or both.
 
     Args:
         config: data options, including the location of the data.
         split: `train`, `val` or `test`.
 
     Returns:
-        The name of the format and the files of each data set of the split, or None if the data has no such split.
+        The name of the format and the files of each data set of the split, or None if the data has no such split. COCO
+        and VOC data sets can be combined.
 
     Raises:
         DataError: no data is configured or found.
@@ -159,12 +164,14 @@ def locate(config: DataConfig, split: Split) -> tuple[str, list[SplitFiles]] | N
         format_name = _detect_format(root, config.format)
         files = FORMATS[format_name].find(root, split)
     if not data_sets:
-        return None if files is None else (format_name, [files])
+        return None if files is None else [(format_name, files)]
     located = [_apply_paths(format_name, files or SplitFiles(None, ()), paths, split) for paths in data_sets]
     names = sorted({form for form, _ in located})
-    if len(names) > 1:
-        raise DataError(f"data.{split}: {' and '.join(names)} annotations cannot be combined; give one format")
-    return names[0], [split_files for _, split_files in located]
+    if len(names) > 1 and "yolo" in names:  # its boxes are fractions of the image size
+        raise DataError(
+            f"data.{split}: {' and '.join(names)} annotations cannot be combined; convert them to one format"
+        )
+    return located
 
 
 def _detect_format(root: Path, data_format: str) -> str:

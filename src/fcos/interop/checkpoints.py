@@ -237,4 +237,4 @@ def with_fcos_core_conventions(tree: Mapping[str, Any]) -> dict[str, Any]:
     if backbone["norm"] == "frozen_bn" and "norm_eps" in backbone:  # stride_in_1x1 as in its ImageNet weights
         resnet = {"norm_eps": 0.0, "stride_in_1x1": not backbone["name"].startswith("resnext")}
         model["backbone"] = {**backbone, **resnet}
-    return {**tree, "model": model}
+    return {**tree, "model": model, "data": {**tree.get("data", {}), "convention": "fcos_core"}}

@@ -39,11 +39,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         ConfigError: keys are unknown or have a value without a counterpart in our config (the message lists all of
             them), or `pairs` has an odd length.
     """
-    given = {key: _parse_literal(value) for key, value in flatten(tree).items()}
-    if len(pairs) % 2:
-        raise ConfigError(f"{where}: expected KEY VALUE pairs after the config, found {' '.join(pairs)!r}")
-    given |= {key: _parse_literal(value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)}
-
+    given = given_keys(tree, pairs, where=where)
     problems, ignored_keys = [], []
     for key, value in given.items():
         if key in DEFAULTS:
@@ -58,9 +54,28 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         log.info("%s: ignoring keys without effect on an FCOS model: %s", where, ", ".join(ignored_keys))
     get = {**DEFAULTS, **given}.__getitem__
     problems += _check_backbone(get)
+    test_names = given.get("DATASETS.TEST", ())
+    if not problems and len(test_names) > 1:
+        log.info(
+            "%s: DATASETS.TEST: %s form one val split; tools/test_net.py evaluates them one by one",
+            where,
+            ", ".join(test_names),
+        )
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
     return _nest_sections(to_options(get, num_classes_given="MODEL.FCOS.NUM_CLASSES" in given))
+
+
+def given_keys(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
+    """Return the values of all keys that a config of the original and `KEY VALUE` pairs give, by dotted key.
+
+    Raises:
+        ConfigError: `pairs` has an odd length.
+    """
+    if len(pairs) % 2:
+        raise ConfigError(f"{where}: expected KEY VALUE pairs after the config, found {' '.join(pairs)!r}")
+    given = flatten(tree) | dict(zip(pairs[::2], pairs[1::2], strict=True))
+    return {key: _parse_literal(value) for key, value in given.items()}
 
 
 def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -122,8 +137,6 @@ def _describe_expected_list(key: str, value: Any) -> str | None:
         return None
     if key.startswith("DATASETS."):
         is_names = isinstance(value, tuple | list) and all(isinstance(name, str) for name in value)
-        if is_names and key == "DATASETS.TEST" and len(value) > 1:
-            return "a single name, because data sets are evaluated one at a time"
         return None if is_names else "a list of names"
     if key == "SOLVER.STEPS":
         is_integers = isinstance(value, tuple | list) and all(type(item) is int and item >= 1 for item in value)

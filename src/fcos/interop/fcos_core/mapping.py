@@ -185,6 +185,7 @@ ROWS: list[Row] = [
     _same("MODEL.RESNETS.WITH_MODULATED_DCN", "model.backbone.modulated", "resnet"),
     _same("MODEL.RESNETS.DEFORMABLE_GROUPS", "model.backbone.offset_groups", "resnet"),
     # The data.
+    Row((), ("data.convention",), lambda: ("fcos_core",)),
     _one_way("INPUT.MIN_SIZE_TRAIN", "data.short_side", _as_list),
     _one_way("INPUT.MIN_SIZE_RANGE_TRAIN", "data.short_side_range", lambda ends: None if ends[0] == -1 else list(ends)),
     _same("INPUT.MAX_SIZE_TRAIN", "data.max_side"),

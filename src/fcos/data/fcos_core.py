@@ -1,0 +1,93 @@
+"""The original FCOS's rules for reading annotations (`data.convention=fcos_core`), applied on top of our readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from . import coco, voc
+from .source import Problem, Source, Split, SplitFiles
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""Classes of Pascal VOC in the original's order."""
+_EMPTY_SIDE = 1 + 1e-6  # the sides of boxes are differences, with rounding errors
+
+
+def read_coco(files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:
+    """Read a COCO file; every category is a class, and training images without boxes are dropped.
+
+    Images whose boxes are all at most one pixel wide or high are dropped as well. Images that only have crowds stay.
+    """
+    source = coco.read(files, class_names, all_categories=True)
+    if split != "train":
+        return source
+    with np.errstate(invalid="ignore"):  # infinite values are reported later
+        has_area = ~(source.boxes[:, 2:] - source.boxes[:, :2] <= _EMPTY_SIDE).any(axis=1)
+    return _select_images(source, np.bincount(source.image_of[has_area], minlength=len(source.file_names)) > 0)
+
+
+def read_voc(files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:
+    """Read the XML files of a split, with boxes that include their last pixel and start at 1, and lower-case names.
+
+    Difficult objects are background in training, and ignore regions otherwise. The classes are the 20 of Pascal VOC, or
+    those of the data if it has any other class.
+    """
+    source = voc.read(files, None)
+    names = [name.lower() for name in source.class_names]
+    if class_names is None:
+        class_names = VOC_CLASSES if set(names) <= set(VOC_CLASSES) else sorted(set(names))
+    classes = {name.lower(): name for name in class_names}
+    new_names = [*class_names, *(name for name in dict.fromkeys(names) if name not in classes)]  # others are reported
+    labels = np.array([new_names.index(classes.get(name, name)) for name in names], dtype=np.int64)
+    boxes = source.boxes.copy()
+    boxes[:, :2] -= 1  # the last pixel stays: it is included, and also one too large
+    source = replace(
+        source,
+        boxes=boxes,
+        labels=labels[source.labels],
+        class_names=new_names,
+        category_ids=list(range(1, len(new_names) + 1)),
+    )
+    return _select_boxes(source, ~source.crowd) if split == "train" else source
+
+
+READERS: dict[str, Callable[[SplitFiles, Sequence[str] | None, Split], Source]] = {"coco": read_coco, "voc": read_voc}
+"""Readers of the formats that the original supports."""
+
+
+def _select_images(source: Source, keep: np.ndarray) -> Source:
+    """Return a source with the images in the mask `keep` [I] only, and a warning with the number of the others."""
+    num_dropped = int((~keep).sum())
+    if not num_dropped:
+        return source
+    new_position = np.cumsum(keep) - 1
+    source = _select_boxes(source, keep[source.image_of])
+    files = source.annotation_files
+    message = f"{num_dropped} of {len(keep)} images have no boxes; the original does not train on them"
+    return replace(
+        source,
+        file_names=[name for name, is_kept in zip(source.file_names, keep, strict=True) if is_kept],
+        image_ids=source.image_ids[keep],
+        sizes=source.sizes[keep],
+        annotation_files=files if len(files) == 1 else [file for file, k in zip(files, keep, strict=True) if k],
+        image_of=new_position[source.image_of],
+        problems=[*source.problems, Problem("image without boxes", str(files[0]), "", message, "warning")],
+    )
+
+
+def _select_boxes(source: Source, keep: np.ndarray) -> Source:
+    """Return a source with the boxes in the mask `keep` [B] only."""
+    return replace(
+        source,
+        image_of=source.image_of[keep],
+        boxes=source.boxes[keep],
+        labels=source.labels[keep],
+        crowd=source.crowd[keep],
+        areas=source.areas[keep],
+        numbers=source.numbers[keep],
+    )
