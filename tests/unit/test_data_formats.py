@@ -71,7 +71,7 @@ def test_coco_is_preferred_unless_a_format_is_given(tmp_path: Path) -> None:
         assert located[0][0] == name
     located = locate(config(tmp_path), "train")
     assert located is not None
-    assert located[0] == next(iter(FORMATS)) == "coco"
+    assert located[0][0] == next(iter(FORMATS)) == "coco"
 
 
 def _write_folder_with_all_formats(root: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from detectors import fcos_section
+from detectors import build_fcos, fcos_section
 
 from fcos.config import Config
 from fcos.config.overrides import validate
@@ -18,6 +18,7 @@ from fcos.interop.fcos_core import keys as fcos_core_keys
 from fcos.interop.fcos_core.config import config_from_yaml, split_pairs
 from fcos.interop.fcos_core.mapping import KEYS
 from fcos.recipes import load_config
+from fcos.training.optim import freeze_parameters
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 DEFAULTS: dict[str, Any] = json.loads((GOLDENS / "facts" / "default_config.json").read_text())
@@ -82,11 +83,11 @@ def test_unknown_key_suggests_the_closest_key() -> None:
     )
 
 
-def test_all_errors_are_reported_at_once() -> None:
-    tree = {"MODEL": {"FCOS": {"FOO": 1}, "RESNETS": {"RES5_DILATION": 2}}, "SOLVER": {"BASE_LR": "high"}}
-    text = error_message("INPUT.PIXEL_MEAN", "(1, 2)", tree=tree, body=["MODEL.BACKBONE.CONV_BODY", "VGG"])
+def test_all_mistakes_are_told_at_once() -> None:
+    tree = {"MODEL": {"FCOS": {"FOO": 1}, "RESNETS": {"STEM_OUT_CHANNELS": 2}}, "SOLVER": {"BASE_LR": "high"}}
+    text = refusal("INPUT.PIXEL_MEAN", "(1, 2)", tree=tree, body=["MODEL.BACKBONE.CONV_BODY", "VGG"])
     assert text.startswith("old.yaml:\n")
-    for key in ("MODEL.FCOS.FOO", "MODEL.RESNETS.RES5_DILATION", "SOLVER.BASE_LR", "INPUT.PIXEL_MEAN"):
+    for key in ("MODEL.FCOS.FOO", "MODEL.RESNETS.STEM_OUT_CHANNELS", "SOLVER.BASE_LR", "INPUT.PIXEL_MEAN"):
         assert f"  {key}" in text
     assert "MODEL.BACKBONE.CONV_BODY='VGG': expected one of R-50-FPN-RETINANET, R-101-FPN-RETINANET, MNV2" in text
 
@@ -229,9 +230,8 @@ def test_key_without_value_raises() -> None:
 @pytest.mark.parametrize(
     ("options", "needs"),
     [
-        ({"MODEL.RESNETS.RES5_DILATION": 2}, "dilated convolutions"),
-        ({"MODEL.MASK_ON": True}, "masks"),
-        ({"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}, "RetinaNet"),
+        ({"MODEL.RESNETS.RES2_OUT_CHANNELS": 128}, "another backbone width"),
+        ({"MODEL.META_ARCHITECTURE": "Other"}, "another meta-architecture"),
     ],
 )
 def test_unsupported_part_raises_with_key_and_reason(options: dict[str, Any], needs: str) -> None:
@@ -252,9 +252,64 @@ def test_groups_raise_with_resnet50() -> None:
     assert "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP: expected 1, 64 with R-50-FPN-RETINANET, found 32, 8" in text
 
 
-def test_frozen_stages_raise_with_mobilenet() -> None:
-    body = ["MODEL.BACKBONE.CONV_BODY", "MNV2-FPN-RETINANET"]
-    assert "MODEL.BACKBONE.FREEZE_CONV_BODY_AT=2: expected 0 with MNV2-FPN-RETINANET" in error_message(body=body)
+RCNN_BODY = {"MODEL.BACKBONE.CONV_BODY": "R-50-FPN"}
+
+
+@pytest.mark.parametrize(
+    ("options", "detector"),
+    [
+        ({"MODEL.RETINANET_ON": True}, "RetinaNet"),  # as in the original's own file, without FCOS_ON
+        ({"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}, "RetinaNet"),
+        (RCNN_BODY, "Faster R-CNN"),
+        ({"MODEL.BACKBONE.CONV_BODY": "R-50-C4", "MODEL.ROI_BOX_HEAD.NUM_CLASSES": 21}, "Faster R-CNN"),
+        ({"MODEL.FCOS_ON": False}, "Faster R-CNN"),
+        ({**RCNN_BODY, "MODEL.MASK_ON": True}, "Mask R-CNN"),
+        ({**RCNN_BODY, "MODEL.MASK_ON": True, "MODEL.KEYPOINT_ON": True}, "Keypoint R-CNN"),
+        ({**RCNN_BODY, "MODEL.RPN_ONLY": True}, "a region proposal network (RPN)"),
+    ],
+)
+def test_a_config_for_another_detector_is_an_error_with_its_name(options: dict[str, Any], detector: str) -> None:
+    pairs = [str(item) for pair in options.items() for item in pair]
+    assert refusal(*pairs, "NO.KEY", "1").startswith(f"old.yaml: a config for {detector}, which this project does not")
+
+
+def test_an_unknown_backbone_is_an_error_that_names_custom_backbones() -> None:
+    text = refusal(body=["MODEL.BACKBONE.CONV_BODY", "R-18"])
+    assert "add model.backbone.name=timm/NAME, or package.module:function for a backbone of your own" in text
+
+
+@pytest.mark.parametrize(("value", "stages"), [("-1", 0), ("0", 0), ("5", 5)])
+def test_a_negative_number_freezes_no_stage(value: str, stages: int) -> None:
+    assert read("MODEL.BACKBONE.FREEZE_CONV_BODY_AT", value).model.backbone.frozen_stages == stages
+
+
+@pytest.mark.parametrize(
+    ("pairs", "count"), [((), 2), (("-1",), 0), (("0",), 0), (("1",), 1), (("12",), 12), (("18",), 18)]
+)
+def test_mobilenet_is_frozen_by_blocks(pairs: tuple[str, ...], count: int) -> None:
+    body = MOBILE[:2] if not pairs else [*MOBILE[:3], *pairs]
+    config = read(body=body)
+    assert config.train.freeze == [f"backbone.features.{block}.*" for block in range(count)]
+    model = build_fcos(config.model, num_classes=1)
+    freeze_parameters(model, config.train.freeze)
+    frozen = [not any(p.requires_grad for p in block.parameters()) for block in model.backbone.features]  # pyright: ignore
+    assert frozen == [block < count for block in range(18)]
+
+
+@pytest.mark.parametrize("value", ["19", "1.5", "True"])
+def test_mobilenet_has_no_more_blocks_to_freeze(value: str) -> None:
+    body = [*MOBILE[:3], value]
+    assert f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={value}: expected an" in refusal(body=body)
+
+
+@pytest.mark.parametrize(("value", "radius"), [("-1", 0), ("0", 0), ("1.5", 1.5)])
+def test_a_negative_radius_means_no_center_sampling(value: str, radius: float) -> None:
+    assert fcos_section(read("MODEL.FCOS.CENTER_SAMPLING_RADIUS", value)).center_sampling_radius == radius
+
+
+@pytest.mark.parametrize(("key", "value"), [("MODEL.RESNETS.RES5_DILATION", "2"), ("MODEL.BACKBONE.USE_GN", "True")])
+def test_keys_of_other_backbones_have_no_effect(key: str, value: str) -> None:
+    assert read(key, value) == read()
 
 
 # --------------------------------------------------------------------------------------------------------- conventions
@@ -367,7 +422,7 @@ def test_original_config_accepts_pairs_and_our_overrides(tmp_path: Path) -> None
 
 def test_error_message_names_the_config_file(tmp_path: Path) -> None:
     path = tmp_path / "old.yaml"
-    path.write_text("MODEL: {BACKBONE: {CONV_BODY: R-50-C4}}\n")
+    path.write_text("MODEL: {BACKBONE: {CONV_BODY: R-18}}\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    assert str(caught.value).startswith(f"{path}: MODEL.BACKBONE.CONV_BODY='R-50-C4': expected one of")
+    assert str(caught.value).startswith(f"{path}: MODEL.BACKBONE.CONV_BODY='R-18': expected one of")

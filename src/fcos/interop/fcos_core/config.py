@@ -15,8 +15,8 @@ from typing import Any
 
 from ...config.text import flatten, suggest
 from ...errors import ConfigError
-from .keys import DEFAULTS, FIXED, IDLE
-from .mapping import BLOCK_NORMS, MOBILENET, RESNETS, to_options
+from .keys import DEFAULTS, FIXED, IDLE, OTHER_DETECTORS, RCNN_BODIES
+from .mapping import BLOCK_NORMS, MOBILENET, MOBILENET_BLOCKS, RESNETS, to_options
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,16 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         where: source of the config, for messages.
 
     Raises:
-        ConfigError: keys are unknown or have a value without a counterpart in our config (the message lists all of
-            them), or `pairs` has an odd length.
+        ConfigError: the config is for a detector other than FCOS, keys are unknown or have a value without a
+            counterpart in our config (the message lists all of them), or `pairs` has an odd length.
     """
     given = given_keys(tree, pairs, where=where)
+    other_detector = _find_other_detector(given)
+    if other_detector:
+        raise ConfigError(
+            f"{where}: a config for {other_detector}, which this project does not have; it only has FCOS, for example"
+            " the recipe fcos_imprv_r50_fpn_1x (see: fcos config list)"
+        )
     problems, ignored_keys = [], []
     for key, value in given.items():
         if key in DEFAULTS:
@@ -93,6 +99,20 @@ def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             other_words.append(word)
     return pairs, other_words
+
+
+def _find_other_detector(given: Mapping[str, Any]) -> str | None:
+    """Return the name of the detector of a config that is not for FCOS; None otherwise.
+
+    The original's own configs of other detectors do not turn FCOS off, so their other keys decide.
+    """
+    for key, name in OTHER_DETECTORS.items():
+        if given.get(key) is True:
+            return name
+    is_rcnn = given.get("MODEL.FCOS_ON") is False or given.get("MODEL.BACKBONE.CONV_BODY") in RCNN_BODIES
+    if is_rcnn and given.get("MODEL.RPN_ONLY") is True:
+        return "a region proposal network (RPN)"
+    return "Faster R-CNN" if is_rcnn else None
 
 
 def _parse_literal(value: Any) -> Any:
@@ -157,10 +177,14 @@ def _check_backbone(get: Callable[[str], Any]) -> list[str]:
     body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
     bodies = [*dict.fromkeys(name for name, _, _ in RESNETS), MOBILENET]
     if body not in bodies:
-        return [f"MODEL.BACKBONE.CONV_BODY={body!r}: expected one of {', '.join(bodies)}"]
+        return [
+            f"MODEL.BACKBONE.CONV_BODY={body!r}: expected one of {', '.join(bodies)}; for another backbone, keep one of"
+            " these and add model.backbone.name=timm/NAME, or package.module:function for a backbone of your own"
+        ]
     if body == MOBILENET:
-        problem = f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={frozen!r}: expected 0 with {MOBILENET}"
-        return [problem] if frozen else []
+        expected = f"an integer up to {MOBILENET_BLOCKS}, the number of blocks of {MOBILENET}"
+        is_valid = type(frozen) is int and frozen <= MOBILENET_BLOCKS
+        return [] if is_valid else [f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={frozen!r}: expected {expected}"]
     problems = []
     shape = body, get("MODEL.RESNETS.NUM_GROUPS"), get("MODEL.RESNETS.WIDTH_PER_GROUP")
     if shape not in list(RESNETS):

@@ -18,7 +18,6 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.USE_SYNCBN": False,
     "MODEL.BACKBONE.CONV_BODY": "R-50-C4",
     "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": 2,
-    "MODEL.BACKBONE.USE_GN": False,
     "MODEL.FPN.USE_GN": False,
     "MODEL.FPN.USE_RELU": False,
     "MODEL.GROUP_NORM.DIM_PER_GP": -1,
@@ -29,7 +28,6 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.RESNETS.STRIDE_IN_1X1": True,
     "MODEL.RESNETS.TRANS_FUNC": "BottleneckWithFixedBatchNorm",
     "MODEL.RESNETS.STEM_FUNC": "StemWithFixedBatchNorm",
-    "MODEL.RESNETS.RES5_DILATION": 1,
     "MODEL.RESNETS.BACKBONE_OUT_CHANNELS": 1024,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 256,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
@@ -94,17 +92,17 @@ FIXED = {
     "MODEL.MASK_ON": "masks",
     "MODEL.KEYPOINT_ON": "keypoints",
     "MODEL.META_ARCHITECTURE": "another meta-architecture",
-    "MODEL.BACKBONE.USE_GN": "backbones with this option",
     "MODEL.GROUP_NORM.DIM_PER_GP": "groups of a fixed size",
     "MODEL.GROUP_NORM.NUM_GROUPS": "another number of groups",
     "MODEL.GROUP_NORM.EPSILON": "another epsilon",
-    "MODEL.RESNETS.RES5_DILATION": "dilated convolutions",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "another backbone width",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": "another backbone width",
 }
 """Keys that are supported with their default only, and the feature that another value would need."""
 _IDLE_SECTIONS = {
     "MODEL": "RPN_ONLY CLS_AGNOSTIC_BBOX_REG",
+    "MODEL.BACKBONE": "USE_GN",
+    "MODEL.RESNETS": "RES5_DILATION",
     "MODEL.RPN": """
         USE_FPN ANCHOR_SIZES ANCHOR_STRIDE ASPECT_RATIOS STRADDLE_THRESH FG_IOU_THRESHOLD BG_IOU_THRESHOLD
         BATCH_SIZE_PER_IMAGE POSITIVE_FRACTION PRE_NMS_TOP_N_TRAIN PRE_NMS_TOP_N_TEST POST_NMS_TOP_N_TRAIN
@@ -140,3 +138,11 @@ _IDLE_SECTIONS = {
 }
 IDLE = ["PATHS_CATALOG", *(f"{section}.{key}" for section, keys in _IDLE_SECTIONS.items() for key in keys.split())]
 """Keys without effect on an FCOS model."""
+OTHER_DETECTORS = {
+    "MODEL.RETINANET_ON": "RetinaNet",
+    "MODEL.KEYPOINT_ON": "Keypoint R-CNN",
+    "MODEL.MASK_ON": "Mask R-CNN",
+}
+"""Keys that select a detector other than FCOS if they are True, in the order of precedence."""
+RCNN_BODIES = ["R-50-C4", "R-50-C5", "R-101-C4", "R-101-C5", "R-50-FPN", "R-101-FPN", "R-152-FPN", "FBNet"]
+"""Backbones of the original's R-CNN configs, which have no levels for FCOS."""

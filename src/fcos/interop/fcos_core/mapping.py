@@ -11,6 +11,8 @@ from ...config.options import in_effect, options_of
 from .keys import DEFAULTS
 
 MOBILENET = "MNV2-FPN-RETINANET"
+MOBILENET_BLOCKS = 18
+"""Number of modules `features.N` of the backbone, stem included."""
 RESNETS = {
     ("R-50-FPN-RETINANET", 1, 64): "resnet50",
     ("R-101-FPN-RETINANET", 1, 64): "resnet101",
@@ -57,14 +59,23 @@ def _flag(key: str, option: str, off: str, on: str, body: str = "") -> Row:
     return Row((key,), (option,), lambda value: (on if value else off,), lambda value: (value == on,), body)
 
 
-def _ignore_frozen_stages(_: int) -> tuple[int]:
-    """Return 0: the original freezes MobileNetV2 differently, which matters for training only."""
+def _no_frozen_stages(_: int) -> tuple[int]:
+    """Return 0: the original freezes MobileNetV2 by blocks, see `_frozen_blocks`."""
     return (0,)
 
 
-def _one_way(keys: tuple[str, ...] | str, option: str, ours: Callable[..., Any]) -> Row:
+def _frozen_blocks(count: int) -> list[str]:
+    return [f"backbone.features.{block}.*" for block in range(count)]
+
+
+def _one_way(keys: tuple[str, ...] | str, option: str, ours: Callable[..., Any], body: str = "") -> Row:
     """Map keys to an option that weights do not depend on, and that is not converted back."""
-    return Row((keys,) if isinstance(keys, str) else keys, (option,), lambda *values: (ours(*values),))
+    return Row((keys,) if isinstance(keys, str) else keys, (option,), lambda *values: (ours(*values),), body=body)
+
+
+def _at_least_zero(key: str, option: str, body: str = "") -> Row:
+    """Map a key to an option with the same values, except that a negative number means 0."""
+    return Row((key,), (option,), lambda value: (max(value, 0),), lambda value: (value,), body)
 
 
 def _augmentation(key: str, option: str, off: Any) -> Row:
@@ -129,7 +140,7 @@ ROWS: list[Row] = [
     _flag("MODEL.FCOS.NORM_REG_TARGETS", "model.head.regression", off="exp", on="relu_stride"),
     _same("MODEL.FCOS.PRIOR_PROB", "model.head.prior_probability"),
     _same("MODEL.FCOS.FPN_STRIDES", "model.strides"),
-    _same("MODEL.FCOS.CENTER_SAMPLING_RADIUS", "model.center_sampling_radius"),
+    _at_least_zero("MODEL.FCOS.CENTER_SAMPLING_RADIUS", "model.center_sampling_radius"),
     _same("MODEL.FCOS.IOU_LOSS_TYPE", "model.box_loss"),
     _same("MODEL.FCOS.LOSS_ALPHA", "model.focal_alpha"),
     _same("MODEL.FCOS.LOSS_GAMMA", "model.focal_gamma"),
@@ -156,10 +167,11 @@ ROWS: list[Row] = [
     Row(
         ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
         ("model.backbone.frozen_stages",),
-        _ignore_frozen_stages,
-        _ignore_frozen_stages,
+        _no_frozen_stages,
+        _no_frozen_stages,
         "mobilenet",
     ),
+    _one_way("MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "train.freeze", _frozen_blocks, "mobilenet"),
     Row(
         ("MODEL.RESNETS.TRANS_FUNC", "MODEL.RESNETS.STEM_FUNC"),
         ("model.backbone.norm",),
@@ -174,7 +186,7 @@ ROWS: list[Row] = [
         body="resnet",
     ),
     _same("MODEL.RESNETS.STRIDE_IN_1X1", "model.backbone.stride_in_1x1", "resnet"),
-    _same("MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "model.backbone.frozen_stages", "resnet"),
+    _at_least_zero("MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "model.backbone.frozen_stages", "resnet"),
     Row(
         ("MODEL.RESNETS.STAGE_WITH_DCN",),
         ("model.backbone.deformable_stages",),
