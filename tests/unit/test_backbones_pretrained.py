@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -159,3 +160,19 @@ def test_download_error_says_where_to_put_the_file(tmp_path: Path, monkeypatch: 
     ) as caught:
         BACKBONES["mobilenet_v2"](weights="imagenet")
     assert str(tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth") in str(caught.value)
+
+
+def test_the_catalogue_has_the_recorded_names_and_addresses() -> None:
+    facts = Path(__file__).parents[1] / "parity/goldens/facts/catalog.json"
+    recorded = json.loads(facts.read_text())["pretrained_urls"]
+    found = {name: row.file.urls[0].partition("#")[0] for name, row in CATALOG.items() if name.startswith("catalog://")}
+    assert found == {f"catalog://{name}": address for name, address in recorded.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "in_1x1"), [("e2e_faster_rcnn_R-50-FPN_1x", True), ("e2e_mask_rcnn_X-101-32x8d-FPN_1x", False)]
+)
+def test_weights_of_a_coco_detector_were_trained_with_the_stride_of_their_backbone(name: str, in_1x1: bool) -> None:
+    row = next(row for key, row in CATALOG.items() if key.endswith(name))
+    assert row.trained_with == {"channel_order": "bgr", "backbone.stride_in_1x1": in_1x1}
+    assert row.file.name.startswith("Caffe2Detectron_COCO_")

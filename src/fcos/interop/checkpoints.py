@@ -18,7 +18,7 @@ from ..config.text import as_option
 from ..downloads import hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
 from ..formatting import join_some, plural
-from ..models.backbones.renames import without_module
+from ..models.backbones.renames import BACKBONE_TENSORS, without_module
 from . import adelaidet, detectron2, mmdetection
 from . import torchvision_fcos as torchvision
 from .architecture import Converted, count_classes
@@ -36,7 +36,6 @@ _FCOS_CORE_CONVENTIONS = {
 _RESTRICTED_PROJECTS = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
 _LICENCE = "licence of {} (non-commercial use only) if its authors published these weights"  # no file names the authors
 _STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
-_BACKBONE_TENSORS = ("layer1.0.conv1.weight", "features.0.0.weight")  # torchvision's ResNet, MobileNetV2
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED_GLOBALS]
 """Entries for `torch.serialization.safe_globals`: options of torchvision's training script, and mmengine's log."""
 
@@ -219,7 +218,7 @@ def _describe_unknown(content: Any, state: Mapping[str, Tensor]) -> str:
         "expected a file that `fcos train` wrote, a checkpoint of the FCOS of AdelaiDet, detectron2, mmdetection or the"
         " original (fcos_core), or a state dict of torchvision's fcos_resnet50_fpn"
     )
-    if any(name in state for name in _BACKBONE_TENSORS):
+    if any(name in state for name in BACKBONE_TENSORS):
         return f"weights of a backbone: {expected}; to start from these weights, set model.backbone.weights=PATH"
     if state:
         return f"unknown weights format: {expected}, found the tensors {join_some(list(state))}"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ...config import FCOSConfig
 from ...config.catalog import split_of
 from ...config.options import in_effect, options_of
+from .backbone_files import is_backbone_file
 from .keys import DEFAULTS
 
 MOBILENET = "MNV2-FPN-RETINANET"
@@ -26,8 +27,6 @@ BLOCK_NORMS = {
 }
 """Our norms by (block function, stem function)."""
 _STAGES = ("C2", "C3", "C4", "C5")
-_BACKBONE_FILES = (".pkl", "mobilenet_v2-ecbe2b5.pth")
-"""Suffixes of a MODEL.WEIGHT outside the catalogue that holds a backbone; all other files hold a detector."""
 
 
 class Row(NamedTuple):
@@ -110,10 +109,6 @@ def _choose_extra_level_source(use_c5: bool, channels: int, body: str) -> str:
     return "c5" if use_c5 and channels != 2048 and body != MOBILENET else "p5"
 
 
-def _is_backbone_file(weight: str) -> bool:
-    return weight.startswith("catalog://") or weight.endswith(_BACKBONE_FILES)
-
-
 def _find_block_functions(norm: str) -> tuple[str, str]:
     """Return the block and stem functions of a norm; those of frozen batch norm if the original lacks it."""
     functions = {block_norm: names for names, block_norm in BLOCK_NORMS.items()}
@@ -162,7 +157,7 @@ ROWS: list[Row] = [
         lambda *shape: (RESNETS.get(shape, "mobilenet_v2"),),
         _find_body_keys,
     ),
-    _one_way("MODEL.WEIGHT", "model.backbone.weights", lambda file: file if _is_backbone_file(file) else None),
+    _one_way("MODEL.WEIGHT", "model.backbone.weights", lambda file: file if is_backbone_file(file) else None),
     _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", body="mobilenet"),
     Row(
         ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
@@ -224,7 +219,7 @@ ROWS: list[Row] = [
     _same("SOLVER.WARMUP_FACTOR", "train.warmup_factor"),
     _same("SOLVER.CHECKPOINT_PERIOD", "train.checkpoint_every"),
     Row((), ("train.schedule",), lambda: ("multistep",)),
-    _one_way("MODEL.WEIGHT", "train.weights", lambda file: None if _is_backbone_file(file) or not file else file),
+    _one_way("MODEL.WEIGHT", "train.weights", lambda file: None if is_backbone_file(file) or not file else file),
     # Tests.
     _same("TEST.IMS_PER_BATCH", "eval.batch_size"),
     _augmentation("H_FLIP", "eval.flip", off=False),

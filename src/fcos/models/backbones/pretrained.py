@@ -29,7 +29,7 @@ from .renames import to_torchvision
 
 _IMAGENET = "imagenet"
 _CATALOG = "catalog://"
-_DETECTRON = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained"
+_DETECTRON = "https://dl.fbaipublicfiles.com/detectron"
 _CLOUDSTOR = "https://cloudstor.aarnet.edu.au/plus/s"  # closed in 2023, but still named in the original's configs
 _OPENVINO = "https://storage.openvinotoolkit.org/repositories/open_model_zoo/public"
 _CLASSIFIER = ("fc.", "classifier.")
@@ -66,6 +66,14 @@ def _detectron(
     return f"{_CATALOG}{name}", Pretrained(file, {"channel_order": "bgr", "backbone.stride_in_1x1": stride_in_1x1})
 
 
+def _coco_detector(number: str, title: str, stamp: str) -> tuple[str, Pretrained]:
+    """Build the `CATALOG` item of a detector of Detectron's model zoo, of which only the backbone is used."""
+    prefix = "keypoints_" if "keypoint" in title else ""
+    data = f"{prefix}coco_2014_train%3A{prefix}coco_2014_valminusminival"
+    path = f"{number}/12_2017_baselines/{title}.yaml.{stamp}/output/train/{data}/generalized_rcnn/model_final"
+    return _detectron(f"Caffe2Detectron/COCO/{number}/{title}", path, stride_in_1x1="_R-" in title)
+
+
 CATALOG: dict[str, Pretrained] = {
     "imagenet/resnet50": _torchvision(ResNet50_Weights.IMAGENET1K_V1),
     "imagenet/resnet101": _torchvision(ResNet101_Weights.IMAGENET1K_V1),
@@ -84,17 +92,27 @@ CATALOG: dict[str, Pretrained] = {
     ),
     **dict(
         [
-            _detectron("ImageNetPretrained/MSRA/R-50", "MSRA/R-50", stride_in_1x1=True),
-            _detectron("ImageNetPretrained/MSRA/R-50-GN", "47261647/R-50-GN"),
-            _detectron("ImageNetPretrained/MSRA/R-101", "MSRA/R-101", stride_in_1x1=True),
-            _detectron("ImageNetPretrained/MSRA/R-101-GN", "47592356/R-101-GN"),
-            _detectron("ImageNetPretrained/FAIR/20171220/X-101-32x8d", "20171220/X-101-32x8d"),
+            _detectron("ImageNetPretrained/MSRA/R-50", "ImageNetPretrained/MSRA/R-50", stride_in_1x1=True),
+            _detectron("ImageNetPretrained/MSRA/R-50-GN", "ImageNetPretrained/47261647/R-50-GN"),
+            _detectron("ImageNetPretrained/MSRA/R-101", "ImageNetPretrained/MSRA/R-101", stride_in_1x1=True),
+            _detectron("ImageNetPretrained/MSRA/R-101-GN", "ImageNetPretrained/47592356/R-101-GN"),
+            _detectron("ImageNetPretrained/FAIR/20171220/X-101-32x8d", "ImageNetPretrained/20171220/X-101-32x8d"),
             _detectron(
                 "ImageNetPretrained/FAIR/20171220/X-101-64x4d",
-                "20171220/X-101-64x4d",
-                "FBResNeXt/X-101-64x4d",  # path in Detectron's model zoo
+                "ImageNetPretrained/20171220/X-101-64x4d",
+                "ImageNetPretrained/FBResNeXt/X-101-64x4d",  # path in Detectron's model zoo
                 mirrors=(f"{_CLOUDSTOR}/k3ys35075jmU1RP/download#X-101-64x4d.pkl",),
             ),
+            _coco_detector("35857197", "e2e_faster_rcnn_R-50-C4_1x", "01_33_49.iAX0mXvW"),
+            _coco_detector("35857345", "e2e_faster_rcnn_R-50-FPN_1x", "01_36_30.cUF7QR7I"),
+            _coco_detector("35857890", "e2e_faster_rcnn_R-101-FPN_1x", "01_38_50.sNxI7sX7"),
+            _coco_detector("36761737", "e2e_faster_rcnn_X-101-32x8d-FPN_1x", "06_31_39.5MIHi1fZ"),
+            _coco_detector("35858791", "e2e_mask_rcnn_R-50-C4_1x", "01_45_57.ZgkA7hPB"),
+            _coco_detector("35858933", "e2e_mask_rcnn_R-50-FPN_1x", "01_48_14.DzEQe4wC"),
+            _coco_detector("35861795", "e2e_mask_rcnn_R-101-FPN_1x", "02_31_37.KqyEK4tT"),
+            _coco_detector("36761843", "e2e_mask_rcnn_X-101-32x8d-FPN_1x", "06_35_59.RZotkLKI"),
+            _coco_detector("37129812", "e2e_mask_rcnn_X-152-32x8d-FPN-IN5k_1.44x", "09_35_36.8pzTQKYK"),
+            _coco_detector("37697547", "e2e_keypoint_rcnn_R-50-FPN_1x", "08_42_54.kdzV35ao"),
         ]
     ),
     "mobilenet_v2-ecbe2b5.pth": Pretrained(

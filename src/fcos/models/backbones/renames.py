@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+BACKBONE_TENSORS = ("layer1.0.conv1.weight", "features.0.0.weight")
+"""Tensors by which files of torchvision's ResNets and MobileNetV2 are recognised."""
+
 # Layers of a MobileNetV2 block: the original FCOS's file -> torchvision. The first block has no expansion.
 _FIRST_MOBILE_BLOCK = {"0": "0.0", "1": "0.1", "3": "1", "4": "2"}
 _OTHER_MOBILE_BLOCKS = {"0": "0.0", "1": "0.1", "3": "1.0", "4": "1.1", "6": "2", "7": "3"}
