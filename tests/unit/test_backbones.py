@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +16,11 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fcos.config.backbones import ResNetConfig
-from fcos.errors import WeightsError
-from fcos.models.backbones import BACKBONES, resnet
+from fcos.errors import ConfigError, WeightsError
+from fcos.models.backbones import BACKBONES, build_backbone, resnet
 from fcos.models.backbones.pretrained import imagenet_weights
 from fcos.models.layers import NORMS, freeze
+from fcos.recipes import load_config
 
 TORCHVISIONS = ["resnet50", "mobilenet_v2"]
 LEVELS = ["C2", "C3", "C4", "C5"]
@@ -327,3 +330,37 @@ def test_tilde_in_weights_path_expands_to_the_home_folder(tmp_path: Path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "net.pth")
     assert list(imagenet_weights("resnet50", "~/net.pth")) == ["conv1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "weight_shape", "builder"),
+    [
+        ("resnext50_32x4d", (128, 4, 3, 3), torchvision.models.resnext50_32x4d),
+        ("resnext50_1x128d", (128, 128, 3, 3), torchvision.models.wide_resnet50_2),
+    ],
+)
+def test_other_resnexts_have_the_tensors_of_torchvision(
+    name: str, weight_shape: tuple[int, ...], builder: Callable[[], nn.Module]
+) -> None:
+    backbone = build_backbone(ResNetConfig(name=name, weights=None))
+    expected = builder().state_dict()
+    assert backbone.layer1[0].conv2.weight.shape == weight_shape  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(backbone, nn.Module)
+    shapes = {key: tensor.shape for key, tensor in backbone.state_dict().items()}
+    assert shapes == {key: expected[key].shape for key in shapes}
+    assert not [key for key in expected.keys() - shapes.keys() if not key.startswith("fc.") and "tracked" not in key]
+
+
+@pytest.mark.parametrize(
+    "name", ["resnext50_0x4d", "resnext50_32x4", "resnext18_32x4d", "resnet50\n", "resnext50_32x99999d"]
+)
+def test_misspelled_resnexts_are_errors(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.backbone\.name: no backbone"):
+        load_config(None, [f"model.backbone.name={json.dumps(name)}"])
+
+
+def test_offset_groups_must_divide_the_channels_of_a_resnext() -> None:
+    options = {"name": "resnext50_3x5d", "deformable_stages": ["C3"]}
+    assert ResNetConfig.model_validate({**options, "offset_groups": 10}).offset_groups == 10
+    with pytest.raises(ValueError, match="must divide the 30 channels of the 3x3 convolutions of C3, found 4"):
+        ResNetConfig.model_validate({**options, "offset_groups": 4})

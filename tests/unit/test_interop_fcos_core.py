@@ -14,10 +14,11 @@ from detectors import build_fcos, fcos_section
 
 from fcos.config import Config
 from fcos.config.overrides import validate
+from fcos.config.text import flatten
 from fcos.errors import ConfigError
 from fcos.interop.fcos_core import keys as fcos_core_keys
 from fcos.interop.fcos_core.config import config_from_yaml, split_pairs
-from fcos.interop.fcos_core.mapping import KEYS
+from fcos.interop.fcos_core.mapping import KEYS, to_keys
 from fcos.recipes import load_config
 from fcos.training.optim import freeze_parameters
 
@@ -248,9 +249,30 @@ def test_stem_and_block_types_must_match() -> None:
     assert (norm.norm, norm.norm_eps) == ("gn", 1e-5)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_groups_raise_with_resnet50() -> None:
-    text = error_message("MODEL.RESNETS.NUM_GROUPS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8")
-    assert "MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP: expected 1, 64 with R-50-FPN-RETINANET, found 32, 8" in text
+@pytest.mark.parametrize(
+    ("body", "groups", "width", "name"),
+    [
+        ("R-50-FPN-RETINANET", 32, 4, "resnext50_32x4d"),
+        ("R-50-FPN-RETINANET", 1, 128, "resnext50_1x128d"),  # a wide ResNet
+        ("R-101-FPN-RETINANET", 32, 4, "resnext101_32x4d"),
+        ("R-101-FPN-RETINANET", 32, 8, "resnext101_32x8d"),
+        ("R-101-FPN-RETINANET", 1, 64, "resnet101"),
+    ],
+)
+def test_any_shape_of_a_residual_network_has_a_name(body: str, groups: int, width: int, name: str) -> None:
+    shape = {"MODEL.RESNETS.NUM_GROUPS": groups, "MODEL.RESNETS.WIDTH_PER_GROUP": width}
+    pairs = [str(item) for pair in shape.items() for item in pair]
+    config = read(*pairs, body=["MODEL.BACKBONE.CONV_BODY", body])
+    assert config.model.backbone.name == name
+    settings = to_keys(flatten(config.model.model_dump()), 3)
+    assert {key: settings.get(key, fcos_core_keys.DEFAULTS[key]) for key in shape} == shape
+    assert settings["MODEL.BACKBONE.CONV_BODY"] == body
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "10000"])
+@pytest.mark.parametrize("key", ["MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"])
+def test_groups_and_widths_are_positive_integers(key: str, value: str) -> None:
+    assert f"{key}={value}: expected an integer from 1 to 9999" in refusal(key, value)
 
 
 RCNN_BODY = {"MODEL.BACKBONE.CONV_BODY": "R-50-FPN"}

@@ -5,6 +5,7 @@ To add a backbone, add a module in `models/backbones`, a section in this file, a
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
@@ -12,6 +13,8 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from ..choices import BatchNorm, Norm
 from ..extensions import FUNCTION
 from .options import RULES, OneOf, option
+
+DEFAULT_BACKBONE = "resnet50"
 
 
 class BackboneSection(BaseModel):
@@ -45,12 +48,25 @@ class BackboneSection(BaseModel):
         return name in cls.names()
 
 
+def resnet_shape(name: str) -> tuple[int, int, int]:
+    """Return the depth of a ResNet or ResNeXt, the groups of its 3x3 convolutions, and the channels per group in C2."""
+    match = re.fullmatch(RESNET_NAME, name)
+    assert match is not None
+    depth, next_depth, groups, width = match.groups()
+    return (int(depth), 1, 64) if depth else (int(next_depth), int(groups), int(width))
+
+
+RESNET_NAME = r"^(?:resnet(50|101)|resnext(50|101)_([1-9]\d{0,3})x([1-9]\d{0,3})d)$"
+
+
 class ResNetConfig(BackboneSection):
     """ResNet and ResNeXt."""
 
     builder = "resnet:ResNet"
 
-    name: Literal["resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d"] = option("resnet50", "shape")
+    name: Annotated[str, Field(pattern=RESNET_NAME)] = option("resnet50", "shape")
+    """`resnet50`, `resnet101`, or `resnext50_GxWd` and `resnext101_GxWd` with G groups of W channels in C2, such as
+    `resnext101_32x8d`."""
     weights: str | None = option("imagenet", "training")
     """`imagenet` (torchvision's ImageNet-pretrained weights); a catalog name of the original, such as
     `catalog://ImageNetPretrained/MSRA/R-50`; a path or http(s) URL of a state dict with torchvision's names or of a
@@ -70,10 +86,21 @@ class ResNetConfig(BackboneSection):
     offset_groups: int = option(1, "shape", needs="deformable_stages", ge=1)
     """Number of channel groups in a deformable convolution, each with separate offsets."""
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Return the names of the ResNets with ImageNet weights; `claims` also accepts other ResNeXts."""
+        return ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d")
+
+    @classmethod
+    def claims(cls, name: str) -> bool:
+        """Return whether `name` is a ResNet or a ResNeXt of any shape."""
+        return re.fullmatch(RESNET_NAME, name) is not None
+
     @field_validator("offset_groups")
     @classmethod
     def _check_offset_groups(cls, groups: int, info: ValidationInfo) -> int:
-        c2_channels = 256 if info.data["name"].startswith("resnext") else 64  # of the 3x3 convolutions of C2
+        _, groups_of_c2, width = resnet_shape(info.data.get("name", DEFAULT_BACKBONE))
+        c2_channels = groups_of_c2 * width  # of the 3x3 convolutions of C2
         for number, stage in enumerate(("C2", "C3", "C4", "C5")):
             channels = c2_channels * 2**number
             if stage in info.data.get("deformable_stages", ()) and channels % groups:
@@ -164,7 +191,6 @@ SECTIONS: tuple[type[BackboneSection], ...] = (ResNetConfig, MobileNetV2Config, 
 """Sections of all kinds of backbones."""
 BACKBONES = {name: section for section in SECTIONS for name in section.names()}
 """Section of each backbone by name, or by the pattern of its name."""
-DEFAULT_BACKBONE = "resnet50"
 
 
 def is_own(name: str) -> bool:

@@ -24,6 +24,7 @@ KNOWN = [*DEFAULTS, *IDLE]
 """All keys of the original."""
 _SECTIONS = tuple({f"{key.partition('.')[0]}." for key in KNOWN if "." in key})
 
+_MAX_WIDTH = 9999  # of the names of our ResNeXts
 _ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES")
 
 
@@ -175,7 +176,7 @@ def _describe_expected_list(key: str, value: Any) -> str | None:
 def _check_backbone(get: Callable[[str], Any]) -> list[str]:
     """Return error messages for the combination of the backbone's keys; empty if it is valid."""
     body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
-    bodies = [*dict.fromkeys(name for name, _, _ in RESNETS), MOBILENET]
+    bodies = [*RESNETS, MOBILENET]
     if body not in bodies:
         return [
             f"MODEL.BACKBONE.CONV_BODY={body!r}: expected one of {', '.join(bodies)}; for another backbone, keep one of"
@@ -186,13 +187,10 @@ def _check_backbone(get: Callable[[str], Any]) -> list[str]:
         is_valid = type(frozen) is int and frozen <= MOBILENET_BLOCKS
         return [] if is_valid else [f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={frozen!r}: expected {expected}"]
     problems = []
-    shape = body, get("MODEL.RESNETS.NUM_GROUPS"), get("MODEL.RESNETS.WIDTH_PER_GROUP")
-    if shape not in list(RESNETS):
-        expected = " or ".join(f"{groups}, {width}" for name, groups, width in RESNETS if name == body)
-        problems.append(
-            f"MODEL.RESNETS.NUM_GROUPS and WIDTH_PER_GROUP: expected {expected} with {body},"
-            f" found {shape[1]}, {shape[2]}"
-        )
+    for key in ("MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"):
+        value = get(key)
+        if _is_number(value) and not (isinstance(value, int) and 1 <= value <= _MAX_WIDTH):
+            problems.append(f"{key}={value!r}: expected an integer from 1 to {_MAX_WIDTH}")
     functions = get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")
     if functions not in list(BLOCK_NORMS):
         expected = " or ".join(f"{block}, {stem}" for block, stem in BLOCK_NORMS)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ...config import FCOSConfig
+from ...config.backbones import resnet_shape
 from ...config.catalog import split_of
 from ...config.options import in_effect, options_of
 from .backbone_files import is_backbone_file
@@ -14,13 +15,8 @@ from .keys import DEFAULTS
 MOBILENET = "MNV2-FPN-RETINANET"
 MOBILENET_BLOCKS = 18
 """Number of modules `features.N` of the backbone, stem included."""
-RESNETS = {
-    ("R-50-FPN-RETINANET", 1, 64): "resnet50",
-    ("R-101-FPN-RETINANET", 1, 64): "resnet101",
-    ("R-101-FPN-RETINANET", 32, 8): "resnext101_32x8d",
-    ("R-101-FPN-RETINANET", 64, 4): "resnext101_64x4d",
-}
-"""Our ResNets by (body, groups, width per group)."""
+RESNETS = {"R-50-FPN-RETINANET": 50, "R-101-FPN-RETINANET": 101}
+"""Depths of the ResNets and ResNeXts by body."""
 BLOCK_NORMS = {
     ("BottleneckWithFixedBatchNorm", "StemWithFixedBatchNorm"): "frozen_bn",
     ("BottleneckWithGN", "StemWithGN"): "gn",
@@ -97,8 +93,18 @@ def _convert_pixels_back(order: str, mean: list[float], std: list[float]) -> tup
     return order == "bgr", [round(value / scale, 15) for value in mean], [round(value / scale, 15) for value in std]
 
 
+def _name_backbone(body: str, groups: int, width: int) -> str:
+    if body == MOBILENET:
+        return "mobilenet_v2"
+    depth = RESNETS[body]
+    return f"resnet{depth}" if (groups, width) == (1, 64) else f"resnext{depth}_{groups}x{width}d"
+
+
 def _find_body_keys(name: str) -> tuple[Any, ...]:
-    return next((shape for shape, resnet in RESNETS.items() if resnet == name), (MOBILENET, 1, 64))
+    if name == "mobilenet_v2":
+        return MOBILENET, 1, 64
+    depth, groups, width = resnet_shape(name)
+    return next(body for body, number in RESNETS.items() if number == depth), groups, width
 
 
 def _choose_extra_level_source(use_c5: bool, channels: int, body: str) -> str:
@@ -154,7 +160,7 @@ ROWS: list[Row] = [
     Row(
         ("MODEL.BACKBONE.CONV_BODY", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"),
         ("model.backbone.name",),
-        lambda *shape: (RESNETS.get(shape, "mobilenet_v2"),),
+        lambda *shape: (_name_backbone(*shape),),
         _find_body_keys,
     ),
     _one_way("MODEL.WEIGHT", "model.backbone.weights", lambda file: file if is_backbone_file(file) else None),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...checkpoint import PIXELS, Checkpoint
 from ...config import FCOSConfig
+from ...config.backbones import MobileNetV2Config, ResNetConfig
 from ...config.options import free_options, in_effect, options_of
 from ...config.text import flatten
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
@@ -35,7 +36,7 @@ _PREFIXES = [
 ]
 """Prefixes of the names of the same tensors, (the original's, ours)."""
 _BACKBONE = "backbone."
-_BACKBONES = ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2")
+_BACKBONES = (ResNetConfig, MobileNetV2Config)
 _STRIDES = [8, 16, 32, 64, 128]
 
 
@@ -80,7 +81,9 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     """
     require_fcos(checkpoint, where=where, project="the original FCOS")
     ours = flatten(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
-    name = ours["backbone.name"] if ours["backbone.name"] in _BACKBONES else " or ".join(_BACKBONES)
+    name = ours["backbone.name"]
+    if not any(section.claims(name) for section in _BACKBONES):
+        name = " or ".join(known for section in _BACKBONES for known in section.names())
     required_options = {"backbone.name": name, "strides": _STRIDES}
     require_same(
         {key: ours[key] for key in required_options},

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
+from ...config.backbones import resnet_shape
 from ..layers import NORMS, DeformConv
 from .pretrained import load_pretrained
 from .stages import STRIDES, Stages
@@ -31,6 +32,8 @@ SHAPES = {
     "resnext101_32x8d": Shape((3, 4, 23, 3), 32, 8),
     "resnext101_64x4d": Shape((3, 4, 23, 3), 64, 4),
 }
+"""Shapes of the ResNets with ImageNet weights."""
+_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _STAGES = {
     "stem": ["conv1", "bn1", "relu", "maxpool"],
     "C2": ["layer1"],
@@ -40,13 +43,18 @@ _STAGES = {
 }
 
 
+def _find_shape(name: str) -> Shape:
+    depth, groups, width = resnet_shape(name)
+    return Shape(_BLOCKS[depth], groups, width)
+
+
 class ResNet(Stages):
     """ResNet or ResNeXt with maps C2 to C5 (256, 512, 1024, 2048 channels).
 
     Parameters are named as in torchvision, so that its weights load.
 
     Args:
-        name: backbone name, a key of `SHAPES`.
+        name: backbone name, such as `resnet50` or `resnext50_32x4d`.
         weights: source of the weights, see `pretrained.imagenet_weights`; None: random initialisation.
         norm: normalisation, a key of `layers.NORMS`.
         norm_eps: epsilon of the norm; it is 0 in the original's frozen batch norm.
@@ -72,7 +80,7 @@ class ResNet(Stages):
         offset_groups: int = 1,
     ):
         super().__init__()
-        blocks, groups, width = SHAPES[name]
+        blocks, groups, width = SHAPES[name] if name in SHAPES else _find_shape(name)
         norm_layer = partial(NORMS[norm], eps=norm_eps)
         net = tv.ResNet(tv.Bottleneck, list(blocks), groups=groups, width_per_group=width, norm_layer=norm_layer)
         for module in net.modules():
