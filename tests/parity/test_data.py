@@ -182,7 +182,7 @@ def coco(goldens: Path, tmp_path: Path) -> tuple[dict[str, Any], Annotations]:
     return recorded, annotations
 
 
-def test_images_are_in_the_order_of_their_ids(coco: tuple[dict[str, Any], Annotations]) -> None:
+def test_image_order_matches_the_original(coco: tuple[dict[str, Any], Annotations]) -> None:
     """By default, this project trains on all images (BEHAVIOUR 8, 22)."""
     recorded, annotations = coco
     assert annotations.image_ids.tolist() == recorded["all_ids"]

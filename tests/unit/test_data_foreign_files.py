@@ -72,15 +72,15 @@ def test_suffixes_of_annotations_may_be_upper_case(tmp_path: Path) -> None:
     coco, voc, yolo = (WRITERS[name](tmp_path / name) for name in ("coco", "voc", "yolo"))
     for path in [coco / "train.json", *(voc / "Annotations").iterdir(), *(yolo / "labels/train").iterdir()]:
         path.rename(path.with_suffix(path.suffix.upper()))
-    for form, annotations, images in (
+    for form, labels, images in (
         ("coco", coco / "train.JSON", coco / "images"),
         ("voc", voc / "Annotations", voc / "JPEGImages"),
         ("yolo", yolo / "labels/train", yolo / "images/train"),
     ):
-        data = config(train={"annotations": annotations, "images": images}, classes=["cat", "dog"])
+        data = config(train={"annotations": labels, "images": images}, classes=["cat", "dog"])
         located = locate(data, "train")
         assert located is not None
-        assert located[0] == form
+        assert [name for name, _ in located] == [form]
         loaded = load_annotations(data, "train")
         assert loaded is not None
         assert len(loaded.boxes) == len(BOXES)

@@ -85,9 +85,9 @@ def test_unknown_key_suggests_the_closest_key() -> None:
     )
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     tree = {"MODEL": {"FCOS": {"FOO": 1}, "RESNETS": {"STEM_OUT_CHANNELS": 2}}, "SOLVER": {"BASE_LR": "high"}}
-    text = refusal("INPUT.PIXEL_MEAN", "(1, 2)", tree=tree, body=["MODEL.BACKBONE.CONV_BODY", "VGG"])
+    text = error_message("INPUT.PIXEL_MEAN", "(1, 2)", tree=tree, body=["MODEL.BACKBONE.CONV_BODY", "VGG"])
     assert text.startswith("old.yaml:\n")
     for key in ("MODEL.FCOS.FOO", "MODEL.RESNETS.STEM_OUT_CHANNELS", "SOLVER.BASE_LR", "INPUT.PIXEL_MEAN"):
         assert f"  {key}" in text
@@ -272,7 +272,7 @@ def test_any_shape_of_a_residual_network_has_a_name(body: str, groups: int, widt
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "10000"])
 @pytest.mark.parametrize("key", ["MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"])
 def test_groups_and_widths_are_positive_integers(key: str, value: str) -> None:
-    assert f"{key}={value}: expected an integer from 1 to 9999" in refusal(key, value)
+    assert f"{key}={value}: expected an integer from 1 to 9999" in error_message(key, value)
 
 
 RCNN_BODY = {"MODEL.BACKBONE.CONV_BODY": "R-50-FPN"}
@@ -293,11 +293,13 @@ RCNN_BODY = {"MODEL.BACKBONE.CONV_BODY": "R-50-FPN"}
 )
 def test_a_config_for_another_detector_is_an_error_with_its_name(options: dict[str, Any], detector: str) -> None:
     pairs = [str(item) for pair in options.items() for item in pair]
-    assert refusal(*pairs, "NO.KEY", "1").startswith(f"old.yaml: a config for {detector}, which this project does not")
+    assert error_message(*pairs, "NO.KEY", "1").startswith(
+        f"old.yaml: a config for {detector}, which this project does not"
+    )
 
 
 def test_an_unknown_backbone_is_an_error_that_names_custom_backbones() -> None:
-    text = refusal(body=["MODEL.BACKBONE.CONV_BODY", "R-18"])
+    text = error_message(body=["MODEL.BACKBONE.CONV_BODY", "R-18"])
     assert "add model.backbone.name=timm/NAME, or package.module:function for a backbone of your own" in text
 
 
@@ -322,7 +324,7 @@ def test_mobilenet_is_frozen_by_blocks(pairs: tuple[str, ...], count: int) -> No
 @pytest.mark.parametrize("value", ["19", "1.5", "True"])
 def test_mobilenet_has_no_more_blocks_to_freeze(value: str) -> None:
     body = [*MOBILE[:3], value]
-    assert f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={value}: expected an" in refusal(body=body)
+    assert f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={value}: expected an" in error_message(body=body)
 
 
 @pytest.mark.parametrize(("value", "radius"), [("-1", 0), ("0", 0), ("1.5", 1.5)])
@@ -443,7 +445,7 @@ def test_any_other_file_is_a_detector(content: Any, tmp_path: Path) -> None:
     assert (config.model.backbone.weights, config.train.weights) == (None, str(path))
 
 
-def test_weights_of_a_backbone_and_of_a_detector_are_two_things() -> None:
+def test_backbone_and_detector_weights_are_distinguished() -> None:
     config = read("MODEL.WEIGHT", "catalog://ImageNetPretrained/MSRA/R-50")
     assert (config.model.backbone.weights, config.train.weights) == ("catalog://ImageNetPretrained/MSRA/R-50", None)
     config = read("MODEL.WEIGHT", "model.pth")

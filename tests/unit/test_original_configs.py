@@ -89,7 +89,7 @@ def test_several_test_sets_form_one_val_split(caplog: pytest.LogCaptureFixture) 
     ]
 
 
-def test_a_missing_data_set_tells_where_it_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_set_error_suggests_fcos_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FCOS_DATASETS", str(tmp_path))
     config = load_config(ROOT / "configs/fcos/fcos_R_50_FPN_1x.yaml")
     with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""Files of data sets: listing, opening, and matching of names that differ in Unicode form or in the case of their suffix."""
+"""Files of data sets: listing, opening, and matching names that differ in Unicode form or case of the suffix."""
 
 from __future__ import annotations
 
