@@ -85,7 +85,7 @@ def split_of(names: Sequence[str], *, key: str) -> dict[str, Sequence[str | None
     root = _root()
     entries = [CATALOG[name] for name in names]
     lists = [str(root / entry.image_list) if entry.image_list else None for entry in entries]
-    split = {
+    split: dict[str, Sequence[str | None]] = {
         "annotations": [str(root / entry.annotations) for entry in entries],
         "images": [str(root / entry.images) for entry in entries],
     }

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from ..data.images import IMAGE_SUFFIXES
+from ..data.files import IMAGE_SUFFIXES
 from ..downloads import is_url
 from ..errors import DataError
 from ..structures import Instances
