@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import DataError
 from ..formatting import plural
 from ..progress import progress_bar
+from .box_format import find_wrong_formats
 from .dataset import Annotations
 from .images import OnImage, check_images
 from .orientation import swaps_sides, to_displayed_boxes
@@ -53,7 +54,6 @@ def check_source(
     source = replace(source, boxes=displayed_boxes)
     labels, unknown = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
-
     order = np.flatnonzero(box_ok)
     order = order[np.argsort(source.image_of[order], kind="stable")]
     counts = np.bincount(source.image_of[order], minlength=len(image_ok))[image_ok]
@@ -78,7 +78,15 @@ def check_source(
         class_names=names,
         category_ids=_category_ids(source, names, category_ids),
     )
-    problems = [*source.problems, *problems, *orientation_problems, *unknown, *box_problems, *area_problems]
+    problems = [
+        *source.problems,
+        *find_wrong_formats(source, sizes),
+        *problems,
+        *orientation_problems,
+        *unknown,
+        *box_problems,
+        *area_problems,
+    ]
     num_new_ids = int((image_ids != source.image_ids[images]).sum())
     if num_new_ids and has_file_ids:
         message = f"{plural(num_new_ids, 'image')} with an id that another file also uses; new ids assigned"

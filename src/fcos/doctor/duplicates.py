@@ -1,20 +1,22 @@
 """Detection of duplicate images: identical pixels, or nearly identical pictures, including mirrored ones.
 
-A 64-bit difference hash (one bit per cell: is it brighter than its left neighbour?) finds candidates. A finer hash of
-256 bits decides; it counts only neighbouring cells that differ visibly. An image of a single colour has no such cells,
-so only its exact copies are duplicates.
+A 64-bit difference hash (one bit per cell: is it brighter than its left neighbour?) finds candidates. Two checks decide
+about each pair of candidates: a finer hash of 256 bits, of which only neighbouring cells that differ visibly count, and
+the correlation of small grey pictures with normalised local contrast. The latter rejects different objects in front of
+similar large shapes, such as cars at night. An image of a single colour has no visible cells, so only its exact copies
+are duplicates.
 
 Source: N. Krawetz, "Kind of like that", 2013 (difference hash); M. Norouzi et al., "Fast search in Hamming space with
 multi-index hashing", CVPR 2012. The package ImageHash provides such hashes, but requires scipy and PyWavelets and has
 no search.
 
-Shape letters: I images, U images with distinct pixels.
+Shape letters: I images, U images with distinct pixels in their split, S splits.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,34 +27,54 @@ NEAR_BITS = 7
 """Maximum number of differing bits, of 64, between candidates."""
 NEAR_SHARE = 0.2
 """Maximum share of the visible differences of the fine hash that may disagree between near duplicates."""
+NEAR_CORRELATION = 0.85
+"""Minimum correlation of the grey pictures of near duplicates. In BCCD and Raccoon, copies of an image have at least
+0.93 (0.94 after strong JPEG compression), different images at most 0.64."""
 _MIN_VISIBLE = 32  # visible differences, of 256, that a meaningful comparison needs
 _VISIBLE = 3  # least difference in grey levels between neighbouring cells
 _COARSE, _FINE = 8, 16  # cells per side
 _BANDS = 4  # bands of 16 bits: if at most 7 of 64 bits differ, at least one band differs in at most one bit
 _PROBES = np.concatenate([[0], 1 << np.arange(16)]).astype(np.uint64)
 _MAX_AT_ONCE = 4_000_000  # candidates, to limit memory use
-WORDS = 19
+_MAX_CORRELATED = 8  # candidates per image and split, of those found at once, whose pictures are compared
+_PICTURE = 19  # first word of the picture
+WORDS = _PICTURE + _FINE * _FINE // 8
 """Number of 64-bit words of a fingerprint."""
 
 
-class DuplicateGroups(NamedTuple):
-    """Groups of duplicate images, given by their positions in ascending order; the largest group comes first.
+class NearPair(NamedTuple):
+    """Image and an earlier one that looks the same.
 
     Attributes:
-        exact: groups with identical pixels.
-        near: groups of images that look the same, directly or through other images of the group. Groups that are also
-            in `exact` are left out.
+        earlier: position of the earlier image.
+        later: position of the later image.
+        correlation: correlation of their grey pictures, `NEAR_CORRELATION` to 1.
+    """
+
+    earlier: int
+    later: int
+    correlation: float
+
+
+class Duplicates(NamedTuple):
+    """Duplicates among images, which are given by their positions.
+
+    Attributes:
+        exact: groups of images with identical pixels, in ascending order; the largest group comes first.
+        near: for every image and split, the most similar earlier image of the split, if it looks the same; the most
+            similar pair comes first. Every pair is verified: similarity is not passed on from image to image.
     """
 
     exact: list[list[int]]
-    near: list[list[int]]
+    near: list[NearPair]
 
 
 def fingerprint(image: Image.Image) -> np.ndarray:
     """Compute the fingerprint of an RGB image for comparisons, uint64 [WORDS].
 
-    It consists of a digest of the pixels (one word) and, for the image and then for its mirror image, the hash (one
-    word), the signs of the fine hash (four words), and a mask of its visible differences (four words).
+    It consists of a digest of the pixels (one word); for the image and then for its mirror image, the hash (one word),
+    the signs of the fine hash (four words), and a mask of its visible differences (four words); and a grey picture with
+    normalised local contrast (int8, 32 words).
     """
     pixels = hashlib.blake2b(image.tobytes(), digest_size=8, key=f"{image.width}x{image.height}".encode())
     words = [np.frombuffer(pixels.digest(), dtype=np.uint64)]
@@ -66,29 +88,84 @@ def fingerprint(image: Image.Image) -> np.ndarray:
         words.append(_pack((coarse_differences > 0).reshape(-1, _BANDS).T))
         words.append(_pack(fine_differences > 0))
         words.append(_pack(np.abs(fine_differences) >= _VISIBLE))
-    return np.concatenate(words)
+    return np.concatenate([*words, _normalized_picture(grey)])
+
+
+def _normalized_picture(grey: Image.Image) -> np.ndarray:
+    """Return a picture of `_FINE` x `_FINE` cells minus its local mean, scaled to its deviation: int8, as words."""
+    cells = np.asarray(grey.resize((_FINE, _FINE), Image.Resampling.BOX), dtype=np.float32)
+    padded = np.pad(cells, 2, mode="edge")
+    local_mean = np.lib.stride_tricks.sliding_window_view(padded, (5, 5)).mean(axis=(2, 3))
+    detail = cells - local_mean
+    deviation = max(float(detail.std()), 1e-6)
+    return np.clip(np.rint(detail / deviation * 25), -127, 127).astype(np.int8).ravel().view(np.uint64)
 
 
 def _pack(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits.ravel()).view(np.uint64)
 
 
-def find_duplicates(fingerprints: np.ndarray) -> DuplicateGroups:
-    """Find groups of duplicate images.
+def find_duplicates(fingerprints: np.ndarray, splits: np.ndarray | None = None) -> Duplicates:
+    """Find duplicate images.
 
     Args:
         fingerprints: uint64 [I, WORDS], fingerprints of the images, see `fingerprint`.
+        splits: int64 [I], number of the split of every image, 0..S-1; None: one split.
     """
     if not len(fingerprints):
-        return DuplicateGroups([], [])
-    _, first, member = np.unique(fingerprints[:, 0], return_index=True, return_inverse=True)
-    digest_groups = _groups(member)
-    unique = fingerprints[first]  # [U, WORDS]
-    near = _connect(len(unique), list(_near_pairs(unique)))
-    exact = [group for group in digest_groups if len(group) > 1]
-    exact_groups = set(map(tuple, exact))
-    near_groups = [group for group in _groups(near[member]) if len(group) > 1 and tuple(group) not in exact_groups]
-    return DuplicateGroups(*(sorted(groups, key=lambda g: (-len(g), g)) for groups in (exact, near_groups)))
+        return Duplicates([], [])
+    splits = np.zeros(len(fingerprints), dtype=np.int64) if splits is None else splits
+    exact = [group for group in _groups(fingerprints[:, 0]) if len(group) > 1]
+    _, first = np.unique(np.stack([fingerprints[:, 0], splits.astype(np.uint64)]), axis=1, return_index=True)
+    unique = np.sort(first)  # [U]
+    partner, correlation = _best_partners(fingerprints[unique], splits[unique])
+    for group in exact:  # an image with an exact copy in another split needs no other partner there
+        for row in np.searchsorted(unique, np.intersect1d(group, unique)):
+            correlation[row, np.setdiff1d(splits[group], splits[unique[row]])] = 0
+    rows, columns = np.nonzero(correlation)
+    near = [
+        NearPair(int(unique[partner[row, column]]), int(unique[row]), float(correlation[row, column]))
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+    ]
+    return Duplicates(
+        sorted(exact, key=lambda group: (-len(group), group)), sorted(near, key=lambda pair: (-pair.correlation, pair))
+    )
+
+
+def _best_partners(prints: np.ndarray, splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the most similar earlier image of every image in every split.
+
+    Args:
+        prints: uint64 [U, WORDS].
+        splits: int64 [U].
+
+    Returns:
+        Positions of the partners, int64 [U, S], and the correlations with them, float32 [U, S], 0 without a partner.
+    """
+    num_splits = int(splits.max()) + 1
+    partner = np.zeros((len(prints), num_splits), dtype=np.int64)
+    correlation = np.zeros((len(prints), num_splits), dtype=np.float32)
+    for a, b, is_mirrored in _near_pairs(prints, splits):
+        earlier, later = np.minimum(a, b), np.maximum(a, b)
+        column = splits[earlier]
+        values = _correlate(prints, earlier, later, is_mirrored=is_mirrored)
+        order = np.argsort(values, kind="stable")  # the last assignment to an element stays
+        order = order[values[order] > np.maximum(correlation[later, column][order], NEAR_CORRELATION)]
+        partner[later[order], column[order]] = earlier[order]
+        correlation[later[order], column[order]] = values[order]
+    return partner, correlation
+
+
+def _correlate(prints: np.ndarray, a: np.ndarray, b: np.ndarray, *, is_mirrored: bool) -> np.ndarray:
+    """Return the correlations of the pictures of pairs, float32; one picture of each pair may be mirrored."""
+    first, second = (
+        np.ascontiguousarray(prints[rows, _PICTURE:]).view(np.int8).reshape(-1, _FINE, _FINE).astype(np.float32)
+        for rows in (a, b)
+    )
+    if is_mirrored:
+        first = first[:, :, ::-1]
+    products = [np.einsum("ijk,ijk->i", x, y) for x, y in ((first, second), (first, first), (second, second))]
+    return products[0] / np.sqrt(np.maximum(products[1] * products[2], 1))
 
 
 def _groups(keys: np.ndarray) -> list[list[int]]:
@@ -98,26 +175,52 @@ def _groups(keys: np.ndarray) -> list[list[int]]:
     return [group.tolist() for group in np.split(order, cuts)]
 
 
-def _near_pairs(prints: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs of nearly identical images as two arrays of positions; one image of a pair may be mirrored.
+def _near_pairs(prints: np.ndarray, splits: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """Yield pairs of images whose hashes agree as two arrays of positions, and True if one image is mirrored.
 
-    Among images with the same hash, only the first is compared with the others, and with images of other hashes.
-    Otherwise the cost would grow with the square of their number.
+    Images with the same hash in the same split are compared with the previous few of them. Only the first one is
+    compared with the images of other hashes. Otherwise the cost would grow with the square of their number.
 
     Args:
         prints: uint64 [U, WORDS].
+        splits: int64 [U].
     """
     plain, mirrored = prints[:, 1:10], prints[:, 10:19]
     visible = np.bitwise_count(plain[:, 5:]).sum(axis=1) >= _MIN_VISIBLE
     positions = np.flatnonzero(visible)
-    hashes, first, member = np.unique(plain[positions, 0], return_index=True, return_inverse=True)
-    a, b = positions[first][member], positions
-    yield _select_agreeing(plain, plain, a[a != b], b[a != b])
-    positions = positions[first]
-    for queries, details in ((hashes, plain), (mirrored[positions, 0], mirrored)):
-        for query, match in _candidates(queries, hashes):
-            a, b = positions[query], positions[match]
-            yield _select_agreeing(details, plain, a[a != b], b[a != b])
+    keys = np.stack([plain[positions, 0], splits[positions].astype(np.uint64)])
+    _, first, member = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    order = np.argsort(member.ravel(), kind="stable")
+    for distance in range(1, _MAX_CORRELATED + 1):
+        a, b = order[:-distance], order[distance:]
+        is_same = member.ravel()[a] == member.ravel()[b]
+        yield *_select_agreeing(plain, plain, positions[a[is_same]], positions[b[is_same]]), False
+    firsts = positions[first]
+    for details, is_mirrored in ((plain, False), (mirrored, True)):
+        for query, match in _candidates(details[positions, 0], plain[firsts, 0]):
+            a, b = positions[query], firsts[match]
+            is_pair = prints[a, 0] != prints[b, 0]  # not an image and itself, nor exact copies in two splits
+            pairs = _select_nearest(prints, splits, a[is_pair], b[is_pair], is_mirrored=is_mirrored)
+            yield *_select_agreeing(details, plain, *pairs), is_mirrored
+
+
+def _select_nearest(
+    prints: np.ndarray, splits: np.ndarray, a: np.ndarray, b: np.ndarray, *, is_mirrored: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Select, for every later image and split of the earlier one, the `_MAX_CORRELATED` pairs with the closest hashes.
+
+    Frames of a video may all look the same. Then the number of pairs is the square of their number.
+    """
+    if not len(a):
+        return a, b
+    earlier, later = np.minimum(a, b), np.maximum(a, b)
+    bits = np.bitwise_count(prints[a, 10 if is_mirrored else 1] ^ prints[b, 1])
+    order = np.lexsort((later - earlier, bits, splits[earlier], later))
+    target = np.stack([later, splits[earlier]])[:, order]
+    is_start = np.concatenate([[True], (np.diff(target) != 0).any(axis=0)])
+    start = np.maximum.accumulate(np.where(is_start, np.arange(len(order)), 0))
+    kept = order[np.arange(len(order)) - start < _MAX_CORRELATED]
+    return a[kept], b[kept]
 
 
 def _candidates(queries: np.ndarray, hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -154,20 +257,3 @@ def _select_agreeing(
     differ = np.bitwise_count((details[a, 1:5] ^ other_details[b, 1:5]) & visible).sum(axis=1)
     agree = differ <= NEAR_SHARE * np.bitwise_count(visible).sum(axis=1)
     return a[agree], b[agree]
-
-
-def _connect(count: int, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Return, for every item, the smallest item that it is connected with, [count]."""
-    parent = list(range(count))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for first, second in pairs:
-        for a, b in zip(first.tolist(), second.tolist(), strict=True):
-            low, high = sorted((root(a), root(b)))
-            parent[high] = low
-    return np.array([root(i) for i in range(count)], dtype=np.int64)
