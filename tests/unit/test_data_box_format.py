@@ -114,7 +114,9 @@ def test_boxes_in_the_prescribed_format_are_read(form: str, written: Callable[[R
 
 def test_objects_annotated_beyond_the_edge_are_clipped(tmp_path: Path) -> None:
     """Like MOT, whose boxes include the invisible part of people who leave the picture."""
-    shifted = [(x1 - 20 * (i % 3 == 0), y1, x2 + 100 * (i % 3 == 1), y2) for i, (x1, y1, x2, y2) in enumerate(corners())]
+    shifted = [
+        (x1 - 20 * (i % 3 == 0), y1, x2 + 100 * (i % 3 == 1), y2) for i, (x1, y1, x2, y2) in enumerate(corners())
+    ]
     annotations = load_annotations(config(write(tmp_path, "coco", [top_left(box) for box in shifted])), "train")
     assert annotations is not None
     assert len(annotations.boxes) >= 28  # up to two boxes of the left edge are outside

@@ -148,3 +148,27 @@ def test_images_with_unusual_box_counts_are_reported() -> None:
 
 def test_images_without_boxes_are_not_reported_if_boxes_are_rare() -> None:
     assert found(of(*([(0, 0, 9, 9, LARGE)] if i % 2 else [] for i in range(40)))) == {}
+
+
+def test_all_objects_of_an_image_seen_from_far_away_are_small() -> None:
+    """Like a photograph from a drone at 300 m among photographs from 50 m."""
+    images = usual_boxes()
+    images[11] = [(x1 / 10, y1 / 10, x2 / 10, y2 / 10, label) for x1, y1, x2, y2, label in images[11]]
+    assert found(of(*images)) == {}
+
+
+def test_a_box_unlike_the_others_of_an_image_seen_from_far_away() -> None:
+    images = usual_boxes()
+    images[11] = [(x1 / 10, y1 / 10, x2 / 10, y2 / 10, label) for x1, y1, x2, y2, label in images[11]]
+    images[11].append((20, 30, 20.5, 30.5, LARGE))
+    finding = found(of(*images))["unusual size for its class"]
+    assert boxes_of(finding) == [("train", 11, (48,))]
+
+
+def test_the_same_scene_in_more_pixels_is_not_unusual() -> None:
+    images: list[list[Box]] = [[(10, 10, 50 + i, 50, LARGE)] for i in range(30)]
+    large: list[list[Box]] = [[(100, 100, 500, 500, LARGE)]]
+    sizes = [(SIDE, SIDE)] * len(images) + [(10 * SIDE, 10 * SIDE)]
+    assert label_findings({"train": annotations_of([*images, *large], sizes)}) == []
+    kinds = {finding.kind for finding in label_findings({"train": of(*images, [(5, 5, 7, 7, LARGE)])})}
+    assert kinds == {"unusual size for its class"}

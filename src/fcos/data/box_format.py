@@ -68,11 +68,16 @@ def _describe(source: Source, sizes: np.ndarray, rows: np.ndarray) -> str | None
         }
     outside = len(rows) - inside[prescribed]
     best = max(inside, key=inside.__getitem__)
-    if outside < _MIN_OUTSIDE or inside[prescribed] > FEW_INSIDE * len(rows) or inside[best] < ENOUGH_INSIDE * len(rows):
+    if (
+        outside < _MIN_OUTSIDE
+        or inside[prescribed] > FEW_INSIDE * len(rows)
+        or inside[best] < ENOUGH_INSIDE * len(rows)
+    ):
         return None
     return (
         f"{outside} of {len(rows)} boxes are inverted or leave their images. Expected {prescribed}; as {best},"
         f" {inside[best]} of {len(rows)} boxes are inside. Convert the boxes to {prescribed}"
+        " (data.on_error=skip would use them as they are)"
     )
 
 
@@ -89,5 +94,6 @@ def _columns(boxes: np.ndarray, prescribed: str) -> tuple[np.ndarray, ...]:
 def _is_inside(boxes: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """Return a mask [B] of the boxes XYXY [B, 4] that have an area and are inside their frames (W, H, W, H) [B, 4]."""
     tolerance = np.maximum(_TOLERANCE * frames, 1)
-    within = ((boxes >= -tolerance) & (boxes <= frames + tolerance)).all(axis=1)
-    return within & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    is_inside = (boxes >= -tolerance) & (boxes <= frames + tolerance)
+    has_area = boxes[:, 2:] > boxes[:, :2]
+    return np.concatenate([is_inside, has_area], axis=1).all(axis=1)

@@ -6,7 +6,7 @@ feature pyramid of the config can learn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,14 +20,16 @@ from ..data.images import OnImage
 from ..data.source import Problem
 from ..data.splits import SPLITS, locate, read_split
 from ..errors import DataError
-from ..formatting import join_some, plural
+from ..formatting import join_some
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
 from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
-from .duplicates import find_duplicates, fingerprint
-from .findings import Case, Finding, Place, Report
+from .duplicates import fingerprint
+from .findings import Finding, Place, Report
+from .images import image_findings
 from .labels import label_findings
 from .setting import Setting, resized_in_training
-from .statistics import class_shifts, describe
+from .split_findings import split_findings
+from .statistics import describe
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
 """Function from the name of a task to a context manager that yields a progress callback (steps done, total) or None."""
@@ -62,8 +64,8 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
     _read_splits(config.data, report, on_image)
     report.counts, report.histograms = describe(report.splits, partial(resized_in_training, config.data))
     findings = [
-        *_duplicate_findings(report.splits, fingerprints),
-        *_class_findings(report),
+        *image_findings(report.splits, fingerprints),
+        *split_findings(report, partial(resized_in_training, config.data)),
         *label_findings(report.splits),
     ]
     report.covered = next((split for split, annotations in report.splits.items() if len(annotations.boxes)), "")
@@ -99,92 +101,6 @@ def _read_splits(config: DataConfig, report: Report, on_image: OnImage) -> None:
 def _sample_images(annotations: Annotations) -> np.ndarray:
     count = len(annotations)
     return np.unique(np.linspace(0, count - 1, min(count, MAX_COVERED)).round().astype(int))
-
-
-# --------------------------------------------------------------------------------------------------------------- images
-
-
-def _duplicate_findings(
-    splits: Mapping[str, Annotations], fingerprints: Mapping[Path, np.ndarray]
-) -> Iterator[Finding]:
-    places = [Place(split, i) for split, annotations in splits.items() for i in range(len(annotations))]
-    if not places:
-        return
-    duplicates = find_duplicates(np.stack([fingerprints[splits[place.split].path(place.image)] for place in places]))
-    exact, near = ([tuple(places[i] for i in group) for group in groups] for groups in duplicates)
-    leaks = [_move_firsts_to_front(case) for case in (*exact, *near) if len(_group_by_split(case)) > 1]
-    if leaks:
-        first = next(iter(splits))
-        count = len({place for case in leaks for place in case if place.split != first})
-        yield Finding(
-            "image in two splits",
-            "warning",
-            f"{plural(count, 'image')} with a duplicate in another split (identical, nearly identical, or mirrored)",
-            f"Keep each image in one split only. Images of val and test that are also in {first} make the metrics too"
-            " high.",
-            leaks,
-        )
-    reported: set[Case] = set()
-    for kind, groups, text in (
-        ("duplicate image", exact, "with the same pixels as another image of the same split"),
-        ("near-duplicate image", near, "nearly identical to another image of the same split, possibly mirrored"),
-    ):
-        in_one_split = [
-            group for case in groups for group in _group_by_split(case) if len(group) > 1 and group not in reported
-        ]
-        cases = sorted(in_one_split, key=len, reverse=True)
-        reported.update(cases)
-        if cases:
-            count = sum(map(len, cases)) - len(cases)
-            remedy = (
-                "Keep one image of each group, unless it is repeated on purpose, to give it more weight. If the boxes"
-                " of the copies differ, at least one annotation is wrong."
-            )
-            yield Finding(kind, "note", f"{plural(count, 'image')} {text}", remedy, cases)
-
-
-def _group_by_split(case: Case) -> list[Case]:
-    """Group the places of a case by split."""
-    return [tuple(place for place in case if place.split == split) for split in dict.fromkeys(p.split for p in case)]
-
-
-def _move_firsts_to_front(case: Case) -> Case:
-    """Move the first place of every split to the front, so that a long case shows every split where it is cut."""
-    firsts = {group[0] for group in _group_by_split(case)}
-    return tuple(sorted(case, key=lambda place: place not in firsts))
-
-
-# -------------------------------------------------------------------------------------------------------------- classes
-
-
-def _class_findings(report: Report) -> Iterator[Finding]:
-    for split, counts in report.counts.items():
-        absent = [name for name, count in counts.per_class.items() if not count]
-        if absent:
-            consequence = (
-                "cannot be learned" if split == "train" else "is not evaluated: AP is the mean of the other classes"
-            )
-            yield Finding(
-                f"class without boxes in {split}",
-                "warning" if split == "train" else "note",
-                f"{split} has no boxes of {join_some(absent)}",
-                f"A class without boxes in {split} {consequence}. Add boxes, or remove the class.",
-                classes=absent,
-            )
-    shifts = class_shifts(report.counts)
-    if shifts:
-        texts = [
-            f"{name}: {share_in_train:.1%} of the boxes in train, {share_in_split:.1%} in {split}"
-            for name, split, share_in_train, share_in_split in shifts
-        ]
-        yield Finding(
-            "different class frequencies",
-            "warning",
-            join_some(texts, "; "),
-            "Split the data again, so that each class is about equally frequent in all splits and the metrics are"
-            " representative.",
-            classes=list(dict.fromkeys(name for name, *_ in shifts)),
-        )
 
 
 # ------------------------------------------------------------------------------------------------------------- coverage

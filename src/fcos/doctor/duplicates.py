@@ -198,29 +198,24 @@ def _near_pairs(prints: np.ndarray, splits: np.ndarray) -> Iterator[tuple[np.nda
     firsts = positions[first]
     for details, is_mirrored in ((plain, False), (mirrored, True)):
         for query, match in _candidates(details[positions, 0], plain[firsts, 0]):
-            a, b = positions[query], firsts[match]
-            is_pair = prints[a, 0] != prints[b, 0]  # not an image and itself, nor exact copies in two splits
-            pairs = _select_nearest(prints, splits, a[is_pair], b[is_pair], is_mirrored=is_mirrored)
-            yield *_select_agreeing(details, plain, *pairs), is_mirrored
+            later, earlier = positions[query], firsts[match]
+            is_pair = (later > earlier) & (prints[later, 0] != prints[earlier, 0])  # exact copies may be in two splits
+            later, earlier = later[is_pair], earlier[is_pair]
+            bits = np.bitwise_count(details[later, 0] ^ plain[earlier, 0])
+            nearest = _select_nearest(later, earlier, splits[earlier], bits)
+            yield *_select_agreeing(details, plain, later[nearest], earlier[nearest]), is_mirrored
 
 
-def _select_nearest(
-    prints: np.ndarray, splits: np.ndarray, a: np.ndarray, b: np.ndarray, *, is_mirrored: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _select_nearest(later: np.ndarray, earlier: np.ndarray, split: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """Select, for every later image and split of the earlier one, the `_MAX_CORRELATED` pairs with the closest hashes.
 
     Frames of a video may all look the same. Then the number of pairs is the square of their number.
     """
-    if not len(a):
-        return a, b
-    earlier, later = np.minimum(a, b), np.maximum(a, b)
-    bits = np.bitwise_count(prints[a, 10 if is_mirrored else 1] ^ prints[b, 1])
-    order = np.lexsort((later - earlier, bits, splits[earlier], later))
-    target = np.stack([later, splits[earlier]])[:, order]
-    is_start = np.concatenate([[True], (np.diff(target) != 0).any(axis=0)])
+    order = np.lexsort((later - earlier, bits, split, later))
+    target = np.stack([later[order], split[order]])
+    is_start = np.concatenate([[True], (np.diff(target) != 0).any(axis=0)])[: len(order)]
     start = np.maximum.accumulate(np.where(is_start, np.arange(len(order)), 0))
-    kept = order[np.arange(len(order)) - start < _MAX_CORRELATED]
-    return a[kept], b[kept]
+    return order[np.arange(len(order)) - start < _MAX_CORRELATED]
 
 
 def _candidates(queries: np.ndarray, hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

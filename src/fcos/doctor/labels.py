@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -95,8 +96,20 @@ def _worst_first(scored: list[tuple[float, Case]]) -> list[Case]:
 # ---------------------------------------------------------------------------------------------- boxes unlike the others
 
 
-ClassStatistics = Mapping[int, tuple[tuple[float, float], tuple[float, float]]]
-"""Median and robust standard deviation of log(sqrt(area)), then of log(width / height), by label."""
+class ClassStatistics(NamedTuple):
+    """Median and robust standard deviation of the boxes of a class.
+
+    Attributes:
+        size: of log(sqrt(area)), pixels.
+        share: of log(sqrt(area / area of the image)).
+        ratio: of log(width / height).
+    """
+
+    size: tuple[float, float]
+    share: tuple[float, float]
+    ratio: tuple[float, float]
+
+
 Judge = Callable[[Annotations], tuple[np.ndarray, Callable[[int], str]]]
 """Function from annotations to a suspicion score for every box ([B], 0 for inconspicuous boxes) and a function from the
 position of a box to a note about it."""
@@ -108,7 +121,8 @@ def _find_odd_boxes(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     yield Finding(
         "unusual size for its class",
         "warning",
-        f"{plural(len(odd), 'box')} far smaller or larger than other boxes of the class: wrong class or wrong box?",
+        f"{plural(len(odd), 'box')} far smaller or larger than other boxes of the class, unlike the rest of the image:"
+        " wrong class or wrong box?",
         "Check these boxes, and correct the class or the box.",
         odd,
     )
@@ -140,41 +154,49 @@ def _find_cases(splits: Mapping[str, Annotations], judge: Judge) -> list[Case]:
     return _worst_first(scored)
 
 
-def _judge_size(annotations: Annotations, *, statistics: ClassStatistics) -> tuple[np.ndarray, Callable[[int], str]]:
-    size, _ = _log_size_and_ratio(annotations.boxes)
-    deviations = np.abs(
-        _deviations(size, annotations.labels, {label: of_size for label, (of_size, _) in statistics.items()})
-    )
+def _judge_size(
+    annotations: Annotations, *, statistics: Mapping[int, ClassStatistics]
+) -> tuple[np.ndarray, Callable[[int], str]]:
+    size, share, _ = _log_measures(annotations)
+    in_pixels = _deviations(size, annotations.labels, {label: s.size for label, s in statistics.items()})
+    in_shares = _deviations(share, annotations.labels, {label: s.share for label, s in statistics.items()})
+    # Both must be odd: in a larger image, boxes are larger in pixels; in a panorama, they are smaller shares.
+    deviations = np.minimum(np.abs(in_pixels), np.abs(in_shares))
+    image_of = annotations.image_of
+    has_statistics = np.isin(annotations.labels, list(statistics)) & ~annotations.crowd
+    for i in np.flatnonzero(deviations > ODD_SIZE).tolist():
+        # From far away, all objects of an image are small.
+        span = annotations.span(int(image_of[i]))
+        rows = np.arange(span.start, span.stop)
+        others = rows[has_statistics[rows] & (rows != i)]
+        if len(others):
+            offset = in_pixels[i] - np.median(in_pixels[others])
+            deviations[i] = min(deviations[i], abs(float(offset)))
 
     def note(i: int) -> str:
         """Describe the size of a box, the usual size of its class, and the best-fitting class if there is one."""
         label_of_box, names = int(annotations.labels[i]), annotations.class_names
-        class_deviations = {
-            label: abs(size[i] - median) / spread for label, ((median, spread), _) in statistics.items()
-        }
+        class_deviations = {label: abs(size[i] - s.size[0]) / s.size[1] for label, s in statistics.items()}
         nearest = min(class_deviations, key=class_deviations.__getitem__)
-        usual_size = np.exp(statistics[label_of_box][0][0])
+        usual_size = np.exp(statistics[label_of_box].size[0])
         text = f"{np.exp(size[i]):.0f} pixels, median of {names[label_of_box]}: {usual_size:.0f}"
         return f"{text}; size fits {names[nearest]}" if class_deviations[nearest] < ODD_SIZE / 2 else text
 
     return np.where(deviations > ODD_SIZE, deviations, 0), note
 
 
-def _judge_shape(annotations: Annotations, *, statistics: ClassStatistics) -> tuple[np.ndarray, Callable[[int], str]]:
-    _, ratio = _log_size_and_ratio(annotations.boxes)
-    is_outlier = (
-        np.abs(_deviations(ratio, annotations.labels, {label: of_ratio for label, (_, of_ratio) in statistics.items()}))
-        > ODD_SIZE
-    )
+def _judge_shape(
+    annotations: Annotations, *, statistics: Mapping[int, ClassStatistics]
+) -> tuple[np.ndarray, Callable[[int], str]]:
+    _, _, ratio = _log_measures(annotations)
+    deviations = _deviations(ratio, annotations.labels, {label: s.ratio for label, s in statistics.items()})
     extents = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
-    suspicion = np.where(is_outlier & (np.abs(ratio) >= np.log(LONG)), np.abs(ratio), 0)
-    return suspicion, lambda i: f"{extents[i, 0]:.0f} x {extents[i, 1]:.0f}"
+    is_odd = (np.abs(deviations) > ODD_SIZE) & (np.abs(ratio) >= np.log(LONG))
+    return np.where(is_odd, np.abs(ratio), 0), lambda i: f"{extents[i, 0]:.0f} x {extents[i, 1]:.0f}"
 
 
 def _judge_share(annotations: Annotations) -> tuple[np.ndarray, Callable[[int], str]]:
-    size, _ = _log_size_and_ratio(annotations.boxes)
-    areas = annotations.sizes.astype(np.float64).prod(axis=1)
-    share = np.exp(2 * size) / areas[annotations.image_of]
+    share = np.exp(2 * _log_measures(annotations)[1])
     return np.where(share >= WHOLE_IMAGE, share, 0), lambda i: f"{share[i]:.0%} of the image"
 
 
@@ -187,23 +209,27 @@ def _deviations(values: np.ndarray, labels: np.ndarray, statistics: Mapping[int,
     return deviations
 
 
-def _log_size_and_ratio(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute log(sqrt(area)) and log(width / height), both [B], of boxes [B, 4]."""
+def _log_measures(annotations: Annotations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute the logarithms of sqrt(area), of sqrt(area / area of the image) and of width / height, each [B]."""
+    boxes = annotations.boxes
     width, height = np.log((boxes[:, 2:] - boxes[:, :2]).astype(np.float64)).T
-    return (width + height) / 2, width - height
+    size = (width + height) / 2
+    image_size = np.log(annotations.sizes.astype(np.float64)).mean(axis=1)
+    return size, size - image_size[annotations.image_of], width - height
 
 
-def _class_statistics(splits: Mapping[str, Annotations]) -> ClassStatistics:
+def _class_statistics(splits: Mapping[str, Annotations]) -> dict[int, ClassStatistics]:
     """Compute the usual size and shape of every class with enough boxes."""
     if not splits:
         return {}
     masks = [~annotations.crowd for annotations in splits.values()]
     labels = np.concatenate([a.labels[mask] for a, mask in zip(splits.values(), masks, strict=True)])
-    boxes = np.concatenate([a.boxes[mask] for a, mask in zip(splits.values(), masks, strict=True)])
-    size, ratio = _log_size_and_ratio(boxes)
+    measures = np.concatenate(
+        [np.stack(_log_measures(a), axis=1)[mask] for a, mask in zip(splits.values(), masks, strict=True)]
+    )
     frequent = np.flatnonzero(np.bincount(labels) >= _MIN_SAMPLES).tolist()
     return {
-        label: (_median_and_spread(size[labels == label]), _median_and_spread(ratio[labels == label]))
+        label: ClassStatistics(*(_median_and_spread(column) for column in measures[labels == label].T))
         for label in frequent
     }
 

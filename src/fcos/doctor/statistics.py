@@ -16,6 +16,10 @@ SHIFT = 5.0
 because the boxes of an image are not independent, so that two or three standard errors mean nothing."""
 SHIFT_FACTOR = 1.5
 """Ratio of the shares above which the difference is reported, provided that it also exceeds `SHIFT`."""
+SIZE_SHIFT_FACTOR = 1.5
+"""Ratio of the median box sizes of a class in two splits above which the difference is reported, provided that it also
+exceeds `SHIFT` standard errors."""
+_MIN_SAMPLES = 20  # boxes that a meaningful median needs
 _SIZE_EDGES = 2.0 ** np.arange(1, 11.01, 0.5)
 _SIDE_EDGES = 2.0 ** np.arange(4, 14.01, 0.5)
 _RATIO_EDGES = 2.0 ** np.arange(-4, 4.01, 0.5)
@@ -81,9 +85,7 @@ def _describe(
 ) -> tuple[SplitCounts, list[Histogram]]:
     per_image = np.diff(annotations.offsets)
     objects = ~annotations.crowd
-    scales = [np.divide(resized(*size), size) for size in annotations.sizes.tolist()]
-    scale = np.array(scales).reshape(-1, 2)[annotations.image_of[objects]]  # vertical, horizontal
-    extents = (annotations.boxes[:, 2:] - annotations.boxes[:, :2])[objects] * scale[:, ::-1]
+    extents = _resized_extents(annotations, resized)[objects]
     areas = extents.prod(axis=1)
     counts = SplitCounts(
         images=len(annotations),
@@ -100,6 +102,13 @@ def _describe(
         _histogram("Image size: shorter side before resizing, pixels", annotations.sizes.min(axis=1), _SIDE_EDGES),
         _histogram("Image shape: width over height", annotations.sizes[:, 1] / annotations.sizes[:, 0], _RATIO_EDGES),
     ]
+
+
+def _resized_extents(annotations: Annotations, resized: Callable[[int, int], tuple[int, int]]) -> np.ndarray:
+    """Return the width and height of every box after the resize of training, [B, 2] pixels."""
+    scales = [np.divide(resized(*size), size) for size in annotations.sizes.tolist()]  # vertical, horizontal
+    scale = np.array(scales).reshape(-1, 2)[annotations.image_of]
+    return (annotations.boxes[:, 2:] - annotations.boxes[:, :2]) * scale[:, ::-1]
 
 
 def _histogram(name: str, values: np.ndarray, edges: np.ndarray) -> Histogram:
@@ -126,3 +135,35 @@ def class_shifts(counts: Mapping[str, SplitCounts]) -> list[tuple[str, str, floa
             if is_far and abs(shares[0] - shares[1]) > SHIFT * error:
                 shifts.append((name, split, *shares))
     return shifts
+
+
+def size_shifts(
+    splits: Mapping[str, Annotations], resized: Callable[[int, int], tuple[int, int]]
+) -> list[tuple[str, str, float, float]]:
+    """Find classes whose boxes are much smaller or larger than in train: (class, split, median in train, in split).
+
+    Args:
+        splits: annotations by split, with the same classes in all splits.
+        resized: function from the height and width of an image to its (height, width) in training.
+
+    Returns:
+        The medians are of the square root of the area, in pixels after the resize of training.
+    """
+    if "train" not in splits:
+        return []
+    sizes = {
+        split: np.log(np.maximum(_resized_extents(annotations, resized), 1e-6)).mean(axis=1)
+        for split, annotations in splits.items()
+    }
+    shifts = []
+    for split in splits.keys() - {"train"}:
+        for label, name in enumerate(splits[split].class_names):
+            usual, other = (sizes[s][(splits[s].labels == label) & ~splits[s].crowd] for s in ("train", split))
+            if min(len(usual), len(other)) < _MIN_SAMPLES:
+                continue
+            difference = abs(float(np.median(usual) - np.median(other)))
+            # The standard error of the median of normally distributed values is 1.25 times that of their mean.
+            error = 1.25 * np.sqrt(usual.var() / len(usual) + other.var() / len(other))
+            if difference > max(np.log(SIZE_SHIFT_FACTOR), SHIFT * error):
+                shifts.append((name, split, *(float(np.exp(np.median(values))) for values in (usual, other))))
+    return sorted(shifts)
