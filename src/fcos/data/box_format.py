@@ -96,4 +96,4 @@ def _is_inside(boxes: np.ndarray, frames: np.ndarray) -> np.ndarray:
     tolerance = np.maximum(_TOLERANCE * frames, 1)
     is_inside = (boxes >= -tolerance) & (boxes <= frames + tolerance)
     has_area = boxes[:, 2:] > boxes[:, :2]
-    return np.concatenate([is_inside, has_area], axis=1).all(axis=1)
+    return np.logical_and.reduce(np.concatenate([is_inside, has_area], axis=1), axis=1)

@@ -13,7 +13,8 @@ from ..evaluation.evaluate import Evaluation
 from ..formatting import format_metric, printable
 from ..html_page import Cell, Chart, Page
 from .analysis import Analysis
-from .record import Record, nearly_equal
+from .record import Record
+from .same_data import nearly_equal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

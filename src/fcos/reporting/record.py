@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..checkpoint import Checkpoint
 from ..config import Config
 from ..data import load_annotations
 from ..data.dataset import Annotations
+from ..data.source import Split
 from ..errors import ConfigError, DataError, FCOSError, WeightsError
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.results import load_evaluation, save_evaluation
@@ -22,6 +22,7 @@ from ..interop.checkpoints import load_checkpoint
 from ..recipes import load_config
 from ..training.environment import FILE as ENVIRONMENT
 from ..training.folder import BEST, CONFIG
+from .same_data import check_same_data, is_of, other_data
 
 _SPLITS = ("train", "val")
 _DATA_OPTIONS = {"data=": _SPLITS, "data.root=": _SPLITS, "data.train": ("train",), "data.val": ("val",)}
@@ -30,8 +31,6 @@ _EVALUATION_OPTIONS = ("data.format=", "data.on_error=", "data.workers=", "eval.
 """Prefixes of the overrides for reading the data and for the evaluation."""
 _MOVED = "fcos report RUN data=DIR"
 """Command for users whose data has moved, shown in messages."""
-SAME = 1e-3
-"""Tolerance: two evaluations of the same weights differ by less than this in every metric, on any machine."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,16 @@ def read_record(
         for split in _DATA_OPTIONS[start]
     }
     data = data or _read_data(current_config, best, remarks, named_splits)
-    evaluation = None if best is None else _find_evaluation(folder, best, data.val, evaluate, remarks)
+    saved = load_evaluation(folder / "val")
+    splits: dict[Split, Annotations | None] = {"train": data.train, "val": data.val}
+    named = {split: rows for split, rows in splits.items() if split in named_splits and rows is not None}
+    check_same_data(folder, config.data, named, best=best, saved=saved)
+    evaluation = None
+    if best is not None:
+        is_named = "val" in named_splits
+        evaluation = _find_evaluation(
+            folder, best, data.val, saved=saved, evaluate=evaluate, remarks=remarks, is_named=is_named
+        )
     return Record(folder, config, _read_rows(folder), best, data, evaluation, _read_environment(folder), remarks)
 
 
@@ -191,11 +199,17 @@ def _find_evaluation(
     folder: Path,
     best: Checkpoint,
     val: Annotations | None,
+    *,
+    saved: Evaluation | None,
     evaluate: Callable[[Path, Annotations], Evaluation] | None,
     remarks: list[str],
+    is_named: bool,
 ) -> Evaluation | None:
-    """Return the saved evaluation if it belongs to best.pt and this data; otherwise evaluate best.pt or return None."""
-    saved = load_evaluation(folder / "val")
+    """Return the saved evaluation if it belongs to best.pt and this data; otherwise evaluate best.pt or return None.
+
+    Raises:
+        DataError: an option names the data (`is_named`), and the metrics of best.pt on it are not those of the run.
+    """
     flaw = _find_flaw(saved, best, val)
     if flaw is None:
         return saved
@@ -211,6 +225,8 @@ def _find_evaluation(
     except FCOSError as error:
         remarks.append(f"{flaw}, and the evaluation of best.pt failed: {error}")
         return None
+    if is_named and not is_of(evaluation, best):
+        raise other_data(folder, "val", val)
     if saved is None:
         save_evaluation(evaluation, folder / "val")
     remarks.append(f"{flaw}; best.pt was evaluated for this report{'' if saved is None else ', val/ is unchanged'}.")
@@ -221,17 +237,12 @@ def _find_flaw(saved: Evaluation | None, best: Checkpoint, val: Annotations | No
     """Return why the saved evaluation is not a valid evaluation of best.pt on val; None if it is valid."""
     if saved is None:
         return "val/ contains no complete evaluation"
-    same_metrics = bool(best.metrics) and nearly_equal(best.metrics, saved.metrics)
+    same_metrics = is_of(saved, best)
     if same_metrics and (val is None or saved.annotations_digest == val.digest()):
         return None
     if same_metrics and not saved.annotations_digest:
         return "The evaluation in val/ does not record which data it used"
     return "The evaluation in val/ belongs to other weights or data"
-
-
-def nearly_equal(first: dict[str, float], second: dict[str, float]) -> bool:
-    """Return whether two dicts of metrics agree within `SAME`; NaN in the first one is ignored."""
-    return all(abs(value - second.get(name, math.nan)) < SAME for name, value in first.items() if not math.isnan(value))
 
 
 def _read_rows(folder: Path) -> list[dict[str, str]]:
