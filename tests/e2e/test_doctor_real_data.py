@@ -36,9 +36,9 @@ def test_doctor_finds_known_defects_of_bccd(form: str, data_sets: Path) -> None:
     empty = {Path(p.file).stem for problems in report.problems.values() for p in problems if p.kind == "empty box"}
     assert empty == ({"BloodImage_00343", "BloodImage_00338"} if form == "voc" else set())
     assert report.failed == (form == "voc")
-    assert places(report, "image in two splits") == [{"train 00038", "val 00037"}]
+    assert images_per_case(report, "image in two splits") == [{"train 00038", "val 00037"}]
     odd = [["test 00135"], ["train 00113"], ["train 00133"]]
-    assert sorted(map(sorted, places(report, "unusual size for its class"))) == odd
+    assert sorted(map(sorted, images_per_case(report, "unusual size for its class"))) == odd
     doubles = {"train 00020", "train 00100", "train 00251", "train 00403", "val 00104", "val 00331", "test 00284"}
     found = images_per_case(report, "duplicate box")
     assert set().union(*found) == doubles
@@ -54,6 +54,6 @@ def test_doctor_finds_duplicate_images_of_raccoon(form: str, data_sets: Path) ->
     assert not report.failed
     exact = [{"train 11", "train 116"}, {"train 52", "train 74"}, {"train 65", "train 98"}, {"val 83", "val 120"}]
     near = [{"train 21", "train 45"}, {"train 50", "train 52"}, {"train 51", "train 85"}]
-    assert sorted(map(sorted, places(report, "duplicate image"))) == sorted(map(sorted, exact))
-    assert sorted(map(sorted, places(report, "near-duplicate image"))) == sorted(map(sorted, near))
-    assert places(report, "image in two splits") == []
+    assert sorted(map(sorted, images_per_case(report, "duplicate image"))) == sorted(map(sorted, exact))
+    assert sorted(map(sorted, images_per_case(report, "near-duplicate image"))) == sorted(map(sorted, near))
+    assert images_per_case(report, "image in two splits") == []

@@ -39,11 +39,11 @@ def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def test_different_pictures_are_no_twins() -> None:
+def test_different_images_are_not_duplicates() -> None:
     assert duplicates_among(*(scene(seed) for seed in range(40))) == ([], [])
 
 
-def test_the_same_pixels_are_exact_twins_and_not_near_ones() -> None:
+def test_identical_pixels_are_exact_duplicates_only() -> None:
     assert duplicates_among(scene(0), scene(1), scene(0), scene(2), scene(1), scene(0)) == (
         [[0, 2, 5], [1, 4]],
         [],
@@ -62,7 +62,7 @@ def test_the_same_pixels_are_exact_twins_and_not_near_ones() -> None:
     ],
     ids=["compressed", "enlarged", "shrunk", "darker", "mirrored", "mirrored, shrunk, compressed"],
 )
-def test_a_changed_picture_is_a_near_twin(change) -> None:
+def test_modified_image_is_a_near_duplicate(change) -> None:
     assert duplicates_among(scene(0), scene(1), change(scene(1)), scene(2)) == ([], [(1, 2)])
 
 
@@ -71,15 +71,15 @@ def test_single_color_images_match_exact_copies_only() -> None:
     assert duplicates_among(*plain) == ([[0, 1]], [])
 
 
-def test_a_part_of_a_picture_is_no_twin() -> None:
+def test_crop_is_not_a_duplicate() -> None:
     assert duplicates_among(scene(0), scene(0).crop((30, 20, 120, 90))) == ([], [])
 
 
-def test_an_upside_down_picture_is_no_twin() -> None:
+def test_upside_down_image_is_not_a_duplicate() -> None:
     assert duplicates_among(scene(0), scene(0).transpose(Image.Transpose.FLIP_TOP_BOTTOM)) == ([], [])
 
 
-def test_a_near_twin_of_exact_twins_joins_their_group() -> None:
+def test_near_duplicate_joins_the_group_of_exact_duplicates() -> None:
     assert duplicates_among(scene(3), scene(4), scene(3), as_jpeg(scene(3), 60)) == (
         [[0, 2]],
         [(0, 3)],
@@ -108,7 +108,7 @@ def test_fingerprint_supports_one_pixel_rows_and_columns() -> None:
     assert without_figures(np.stack(prints)) == ([], [])
 
 
-def test_no_images_have_no_twins() -> None:
+def test_no_images_have_no_duplicates() -> None:
     assert without_figures(np.zeros((0, WORDS), dtype=np.uint64)) == ([], [])
 
 
