@@ -1,17 +1,23 @@
-"""Download of weights files: mirrors, cache, resumed downloads, hashes, licences."""
+"""Downloads: weights files (mirrors, cache, resumed downloads, hashes, licences), and small files into memory."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import re
+import string
 import sys
+import threading
+import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from ssl import SSLError
+from typing import TypeVar
 from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import torch
@@ -26,6 +32,7 @@ _TIMEOUT = 10.0  # timeout in seconds for the response and for each read
 _CHUNK_SIZE = 1 << 20
 _MAX_NAME_LENGTH = 200
 _CONNECTION_ERRORS = (TimeoutError, ConnectionError, SSLError, HTTPException)
+_NOT_COMPLETE = "not complete after {:g} s"
 _warned: set[tuple[str, str]] = set()  # (licence, weights) of warnings already logged
 
 
@@ -55,7 +62,82 @@ class WebFile:
 
 def is_url(source: str) -> bool:
     """Return whether `source` is an http(s) URL."""
-    return source.startswith(("http://", "https://"))
+    return source.lower().startswith(("http://", "https://"))
+
+
+def read_url(url: str, *, max_bytes: int, max_seconds: float) -> tuple[bytes, str]:
+    """Download a small file into memory.
+
+    Args:
+        url: http(s) URL; spaces and non-ASCII characters are percent-encoded.
+        max_bytes: largest size of the file.
+        max_seconds: longest duration of the download, from connecting to the last byte.
+
+    Returns:
+        Content and media type.
+
+    Raises:
+        ConnectionError: the URL is invalid, the server does not respond or responds with an error, the connection ends
+            before the end of the file, or the file exceeds a limit.
+    """
+
+    def read() -> tuple[bytes, str]:
+        end = time.monotonic() + max_seconds
+        with closing(_open_url(url)) as response:
+            expected = response.length
+            content, too_large = bytearray(), (expected or 0) > max_bytes
+            while not too_large and (chunk := response.read1(_CHUNK_SIZE)):
+                content += chunk
+                too_large = len(content) > max_bytes
+                if time.monotonic() > end:
+                    raise TimeoutError(_NOT_COMPLETE.format(max_seconds))
+            if too_large:
+                raise ConnectionError(f"larger than {max_bytes / (1 << 20):g} MiB")
+            if expected is not None and len(content) < expected:
+                raise ConnectionError(f"the connection ended after {len(content)} of {expected} bytes")
+            return bytes(content), response.headers.get_content_type()
+
+    try:
+        return _finish_within(max_seconds, read)
+    except HTTPError as error:
+        raise ConnectionError(f"the server responded with {error.code} {error.reason}") from None
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
+        raise ConnectionError(f"cannot be downloaded: {_describe_failure(error)}") from None
+
+
+Result = TypeVar("Result")
+
+
+def _finish_within(seconds: float, function: Callable[[], Result]) -> Result:
+    """Call a function in a thread and return its result or raise its error.
+
+    The timeout of a socket applies to each read only, so a server that sends a byte of its header now and then would
+    never cause one.
+
+    Raises:
+        TimeoutError: the function takes longer. The thread is abandoned and does not keep the process alive.
+    """
+    outcome: list[Result | Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(function())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise TimeoutError(_NOT_COMPLETE.format(seconds))
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _describe_failure(error: Exception) -> str:
+    reason = error.reason if type(error) is URLError else error
+    return str(reason) or type(reason).__name__
 
 
 def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
@@ -134,8 +216,7 @@ def _download(file: WebFile, url: str, path: Path) -> str | None:
         with part.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
-        reason = error.reason if type(error) is URLError else error
-        return str(reason) or type(reason).__name__
+        return _describe_failure(error)
     if not part.stat().st_size:
         part.unlink()
         return "the file is empty"
@@ -186,8 +267,10 @@ def _version_id(response: HTTPResponse) -> str:
 
 def _open_url(url: str, *, start: int = 0) -> HTTPResponse:
     headers = {"User-Agent": "fcos"} | ({"Range": f"bytes={start}-"} if start else {})
+    parts = urlsplit(url)
+    path, query = (quote(text, safe=string.punctuation) for text in (parts.path, parts.query))
     try:
-        return urlopen(Request(url, headers=headers), timeout=_TIMEOUT)
+        return urlopen(Request(parts._replace(path=path, query=query).geturl(), headers=headers), timeout=_TIMEOUT)
     except HTTPError as error:
         error.close()  # closes the connection
         raise

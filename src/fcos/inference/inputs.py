@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
@@ -14,14 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import describe_failure, open_rgb, to_rgb
-from ..downloads import is_url
+from ..downloads import is_url, read_url
 from ..errors import DataError
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 """A path, an http(s) URL, a PIL image, an array ([H, W, 3] RGB or [H, W] grey, uint8), or a tensor ([3, H, W] RGB or
 [1, H, W] grey, uint8 or float in 0..1)."""
 
-_TIMEOUT = 20  # seconds to wait for a response
+MAX_DOWNLOAD_BYTES = 256 << 20
+"""Largest size of a downloaded picture."""
+MAX_DOWNLOAD_SECONDS = 60.0
+"""Longest duration of the download of a picture."""
 
 
 def to_picture(image: Picture, *, where: str = "image") -> Image.Image:
@@ -42,10 +43,7 @@ def to_picture(image: Picture, *, where: str = "image") -> Image.Image:
         image = _from_array(image, where)
     if not isinstance(image, Image.Image):
         raise DataError(f"{where}: expected a path, PIL image, array or tensor, found {type(image).__name__}")
-    try:
-        return to_rgb(image)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{where}: {describe_failure(error)}") from None
+    return _load(image, where)
 
 
 def _from_array(image: np.ndarray, where: str) -> Image.Image:
@@ -70,22 +68,32 @@ def _from_tensor(image: Tensor, where: str) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()
 
 
-def fetch(url: str) -> Image.Image:
+def fetch(url: str, *, max_bytes: int = MAX_DOWNLOAD_BYTES, max_seconds: float = MAX_DOWNLOAD_SECONDS) -> Image.Image:
     """Download a picture and convert it to an RGB image.
 
+    Args:
+        url: http(s) URL.
+        max_bytes: largest size of the file.
+        max_seconds: longest duration of the download.
+
     Raises:
-        DataError: the server does not respond, responds with an error, or returns something that is not a picture.
+        DataError: the download fails or exceeds a limit, or the file is not a picture.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "fcos"})
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            content, content_type = response.read(), response.headers.get_content_type()
-    except urllib.error.HTTPError as error:
-        raise DataError(f"{url}: the server responded with {error.code} {error.reason}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{url}: cannot be downloaded: {getattr(error, 'reason', error)}") from None
+        content, content_type = read_url(url, max_bytes=max_bytes, max_seconds=max_seconds)
+    except OSError as error:
+        raise DataError(f"{url}: {error}") from None
     try:
-        with Image.open(BytesIO(content)) as image:
-            return to_rgb(image)
+        image = Image.open(BytesIO(content))
     except Exception as error:  # Pillow can raise almost any exception for a damaged file
         raise DataError(f"{url}: {describe_failure(error)} ({content_type}, {len(content)} bytes)") from None
+    return _load(image, url)
+
+
+def _load(image: Image.Image, where: str) -> Image.Image:
+    """Decode the pixels of an image, which Pillow opens without reading them, and convert it to RGB."""
+    try:
+        image.load()
+        return to_rgb(image)
+    except Exception as error:  # as in `open_rgb`
+        raise DataError(f"{where}: {describe_failure(error)}") from None
