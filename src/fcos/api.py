@@ -17,6 +17,7 @@ from .config.detectors import DEFAULT_DETECTOR
 from .config.options import options_of, with_role
 from .config.overrides import apply_overrides, validate
 from .errors import ConfigError, DataError, WeightsError
+from .formatting import join_some
 from .recipes import load_config, recipe_names
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 _NUM_COCO_CLASSES = 80
 _DATA_LOCATION_OPTIONS = ("root", "format", "train", "val", "test", "classes")
 """Options of `data` that locate the data, as opposed to how it is read. New data replaces all of them."""
+_TRAIN_FIRST = "train it with `fcos train`, or set train.weights=PATH of trained weights"
 
 
 def load(
@@ -47,10 +49,11 @@ def load(
         source: weights, a recipe or a YAML file. Weights are a path or http(s) URL of a file such as
             runs/NAME/weights/best.pt or of a checkpoint of the original FCOS, AdelaiDet, detectron2, mmdetection or
             torchvision; or the name `torchvision/fcos_resnet50_fpn` (COCO; downloaded once). A recipe or YAML file
-            loads the weights in its `train.weights`. If this is null, the detector is untrained, with a random head, a
-            backbone with `model.backbone.weights`, and 80 classes unless `model.num_classes` is set.
+            loads the weights in its `train.weights`. If this is null, the detector is untrained, which causes a warning:
+            it has a random head, a backbone with `model.backbone.weights`, and 80 classes unless `model.num_classes` is
+            set, and `Detector.predict` refuses to run it.
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
-            names the classes of a file of another project.
+            names the classes of a file that contains no class names.
         config: recipe, YAML file or `Config` for all options that the weights do not determine. Most files contain a
             config, which determines all of `model` except options that only select detections (thresholds and limits).
             Files of the original FCOS contain none and require this argument. None: the config in the file.
@@ -73,9 +76,10 @@ def load(
             )
         resolved = load_config(source, overrides)
         if not resolved.train.weights:
+            log.warning("%s: the detector is untrained: its head has random weights (%s)", source, _TRAIN_FIRST)
             target_device = resolve_device(device or resolved.device)
             model = build_model(resolved.model, num_classes=resolved.model.num_classes or _NUM_COCO_CLASSES)
-            return Detector(model.to(target_device), resolved)
+            return Detector(model.to(target_device), resolved, is_trained=False)
         source, config = resolved.train.weights, resolved
         overrides = tuple(split_pairs(overrides)[1])
     model, checkpoint, resolved = _restore_detector(source, overrides, config)
@@ -92,6 +96,17 @@ def load(
         category_ids=checkpoint.category_ids,
         thresholds=thresholds,
     )
+
+
+def require_trained(source: str | Path, *overrides: str) -> None:
+    """Check that `load` would load a trained detector, without building it.
+
+    Raises:
+        WeightsError: `source` is a recipe or YAML file without weights.
+        ConfigError: an override is wrong.
+    """
+    if _is_recipe(source) and not load_config(source, overrides).train.weights:
+        raise WeightsError(f"{source}: a recipe or config without trained weights; {_TRAIN_FIRST}")
 
 
 def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
@@ -229,8 +244,8 @@ def convert(
 
     Args:
         weights: weights file or name, see `load`.
-        out: path of the new file.
-        overrides: `key=value`; `data.classes=[cat, dog]` names the classes of a file of another project.
+        out: path of the new file; its name ends in .pt or .pth.
+        overrides: `key=value`; `data.classes=[cat, dog]` names the classes of a file that contains no class names.
         to: format of the new file. `fcos`: ours, with config and classes; `fcos_core`: the original's,
             {"model": state dict}; `torchvision`: a state dict.
         config: config of weights that contain none, see `load`.
@@ -240,16 +255,16 @@ def convert(
 
     Raises:
         WeightsError: the weights are not of a known project, the target project cannot compute the detector, or `out`
-            exists.
+            exists or has another suffix.
         ConfigError: the format or an override is wrong, or a config is missing.
         OSError: the disk is full or not writable.
     """
     from .interop import FORMS
-    from .interop.convert import refuse_existing, write_as
+    from .interop.convert import check_output, write_as
 
     if to not in FORMS:
         raise ConfigError(f"to: expected one of {', '.join(FORMS)}; found {to!r}")
-    refuse_existing(Path(out))  # before a possible download
+    check_output(Path(out))  # before a possible download
     model, checkpoint, resolved = _restore_detector(weights, overrides, config)
     return write_as(to, Path(out), model, checkpoint, resolved, where=str(weights))
 
@@ -283,7 +298,13 @@ def _restore_detector(
     apply_overrides(parsed, [text for text in options if text.startswith("data")])
     data = parsed.get("data", {})
     names = data.get("classes") if isinstance(data, dict) else None
-    checkpoint = load_checkpoint(weights, class_names=names if isinstance(names, list) else None)
+    names = names if isinstance(names, list) else None
+    checkpoint = load_checkpoint(weights, class_names=names)
+    if names is not None and checkpoint.class_names and tuple(names) != checkpoint.class_names:
+        raise ConfigError(
+            f"data.classes: {weights} already names its classes: {join_some(checkpoint.class_names)}; remove"
+            " data.classes, which is for files without class names"
+        )
     tree = {**_config_tree(checkpoint, config, pairs, where=str(weights)), "output_dir": None}
     if not isinstance(data, dict) or any(key in data for key in _DATA_LOCATION_OPTIONS):
         tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_LOCATION_OPTIONS}

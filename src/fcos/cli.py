@@ -223,6 +223,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
     images = [s for s in words if s not in options]
     if not images:
         raise ConfigError(f"no images given, only options: {' '.join(sources)}; add files, folders, globs or URLs")
+    api.require_trained(weights, *pairs, *options)  # before a possible download of its backbone
     detector = api.load(weights, *pairs, *options, config=config)
     success = predict_files(detector, images, out, threshold=threshold, write_json=write_json, report=_report)
     if not success:
@@ -244,7 +245,7 @@ def _report(result: PredictedFile) -> None:
 @app.command()
 def convert(
     weights: Weights,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file; its name ends in .pt or .pth.")],
     overrides: FileOverrides = None,
     to: Annotated[
         Form, typer.Option(help="Output format: fcos (ours), fcos_core (the original FCOS) or torchvision.")

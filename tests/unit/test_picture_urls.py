@@ -70,7 +70,7 @@ def test_a_closed_image_is_a_data_error(tmp_path) -> None:
     (tmp_path / "a.jpg").write_bytes(encode("JPEG"))
     with Image.open(tmp_path / "a.jpg") as image:
         pass
-    with pytest.raises(DataError, match="^image: cannot be read"):
+    with pytest.raises(DataError, match=r"^image: cannot be read"):
         to_picture(image)
 
 

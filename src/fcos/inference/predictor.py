@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.loader import pad_views, same_size_batches
 from ..data.transforms import detection_views
+from ..errors import WeightsError
 from ..structures import Instances
 from .detect import detect_on_originals
 from .inputs import Picture, to_picture
@@ -31,6 +32,7 @@ class Detector:
         config: config that the model was trained with.
         class_names: [K] names of the classes; empty if unknown.
         category_ids: [K] ids of the classes in the training data.
+        is_trained: False if the head has random weights; `predict` then refuses to run.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Detector:
         class_names: Sequence[str] = (),
         category_ids: Sequence[int] = (),
         thresholds: Mapping[str, float] | None = None,
+        is_trained: bool = True,
     ):
         self.model = model.eval()
         self.config = config
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids) or tuple(range(model.num_classes))
+        self.is_trained = is_trained
         self._stored_thresholds = dict(thresholds or {})
         self._transforms = detection_views(config)
 
@@ -94,11 +98,17 @@ class Detector:
             CPU. A list for a list of pictures, a single result for a single picture.
 
         Raises:
+            WeightsError: the detector is untrained.
             DataError: a file is not a picture, or an array has a wrong shape, type or range.
             ValueError: the threshold is outside 0..1, or the batch size is below 1.
         """
         if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
             return self.predict([images], threshold=threshold, batch_size=batch_size)[0]
+        if not self.is_trained:
+            raise WeightsError(
+                "the detector is untrained: its head has random weights; load trained weights, such as"
+                " runs/NAME/weights/best.pt"
+            )
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold: expected 0..1, found {threshold}")
         if batch_size is not None and batch_size < 1:

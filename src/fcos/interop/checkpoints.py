@@ -46,8 +46,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     Args:
         source: path or URL of a weights file of this project or of another project's FCOS (the original, AdelaiDet,
             detectron2, mmdetection, torchvision), or `torchvision/fcos_resnet50_fpn`. Downloads are cached.
-        class_names: [K], for a file of another project; ignored for ours. None: the names in the file, or those of COCO
-            if the number of classes matches, see `from_content`.
+        class_names: [K], for a file of another project or a file of ours without class names; ignored for other files
+            of ours. None: the names in the file, or those of COCO if the number of classes matches, see `from_content`.
 
     Raises:
         WeightsError: the file is missing, damaged or not supported, the download failed, or `class_names` has another
@@ -64,7 +64,13 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
         ours = from_ours(content, path) if is_ours(content) else None
     except WeightsError as error:
         raise WeightsError(f"{error}{'; delete the file to download it again' if downloaded else ''}") from None
-    checkpoint = ours or from_content(content, where=where, class_names=class_names)
+    if ours is None:
+        checkpoint = from_content(content, where=where, class_names=class_names)
+    elif class_names is None or ours.class_names:
+        checkpoint = ours
+    else:
+        _require_count(class_names, len(ours.category_ids), where=where)
+        checkpoint = replace(ours, class_names=tuple(class_names))
     warn_about_licence(checkpoint.licence, where, derived=ours is not None)
     return checkpoint
 
@@ -128,11 +134,8 @@ def _build_checkpoint(
 ) -> Checkpoint:
     """Build a checkpoint of weights whose class head has one row per class and none for background."""
     num_classes = count_classes(converted.weights, where=where)
-    if class_names is not None and len(class_names) != num_classes:
-        raise WeightsError(
-            f"{where}: the weights have {plural(num_classes, 'class')}, but data.classes has"
-            f" {plural(len(class_names), 'name')}"
-        )
+    if class_names is not None:
+        _require_count(class_names, num_classes, where=where)
     classes = dict(enumerate(class_names or (), 1))
     coco_names = tuple(torchvision.COCO_CLASSES.values())
     if num_classes == len(coco_names) and (class_names is None or tuple(class_names) == coco_names):
@@ -145,6 +148,14 @@ def _build_checkpoint(
         project=project,
         original_names=converted.names,
     )
+
+
+def _require_count(class_names: Sequence[str], num_classes: int, *, where: str) -> None:
+    if len(class_names) != num_classes:
+        raise WeightsError(
+            f"{where}: the weights have {plural(num_classes, 'class')}, but data.classes has"
+            f" {plural(len(class_names), 'name')}"
+        )
 
 
 class _Converter(Protocol):

@@ -23,14 +23,21 @@ OUTPUT_NAMES: dict[Form, Callable[[str], str]] = {
     "torchvision": to_torchvision_name,
 }
 """Functions from our tensor names to those of each output format."""
+SUFFIXES = (".pt", ".pth")
+"""Suffixes of the files written here; every other suffix would promise another format, such as ONNX."""
 
 
-def refuse_existing(out: Path) -> None:
-    """Raise an error unless `out` is a new file in an existing folder: no file is overwritten, no folder is created.
+def check_output(out: Path) -> None:
+    """Check that `out` names a new PyTorch file in an existing folder: no file is overwritten, no folder is created.
 
     Raises:
-        WeightsError: `out` exists already, or its folder does not exist.
+        WeightsError: `out` exists already or has another suffix, or its folder does not exist.
     """
+    if out.suffix.lower() not in SUFFIXES:
+        raise WeightsError(
+            f"{out}: the new file contains PyTorch weights, so its name must end in {' or '.join(SUFFIXES)}, found"
+            f" {out.suffix!r}; for example {out.parent / (out.stem or 'model')}{SUFFIXES[0]}"
+        )
     if out.exists():
         raise WeightsError(f"{out}: exists already and is not overwritten; give another name or remove it first")
     if not out.parent.is_dir():
@@ -53,10 +60,10 @@ def write_as(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint,
         Report on matched, reshaped, skipped and new tensors, see `report`.
 
     Raises:
-        WeightsError: the project's model cannot compute this detector, `out` exists, or its folder does not.
+        WeightsError: the project's model cannot compute this detector, or `out` fails `check_output`.
         OSError: the disk is full or not writable.
     """
-    refuse_existing(out)
+    check_output(out)
     model_state: dict[str, Tensor] = model.state_dict()
     weights = {name: checkpoint.model.get(name, tensor) for name, tensor in model_state.items()}
     converted = replace(checkpoint, model=weights, config=config.to_dict())
