@@ -73,8 +73,9 @@ def annotations(config):
 class Oracle(torch.nn.Module):
     """Detector stub that returns exactly the annotated boxes, scaled to the input size."""
 
-    def __init__(self, annotations, order, convention):
+    def __init__(self, annotations, order, convention, score=1.0):
         super().__init__()
+        self.score = score
         self.annotations, self.box_convention, self.order = annotations, convention, iter(order)
 
     def detect(self, images, sizes):
@@ -84,7 +85,9 @@ class Oracle(torch.nn.Module):
             index = next(self.order)
             span = self.annotations.span(index)
             boxes, labels = (torch.from_numpy(x[span]) for x in (self.annotations.boxes, self.annotations.labels))
-            original = Instances(boxes, labels, torch.ones(len(boxes)), tuple(self.annotations.sizes[index].tolist()))
+            original = Instances(
+                boxes, labels, torch.full((len(boxes),), self.score), tuple(self.annotations.sizes[index].tolist())
+            )
             found = original.resize_to((height, width))
             if self.box_convention == "inclusive":
                 # The conversion back to continuous boxes adds one pixel of the original image.
@@ -342,3 +345,19 @@ class TestWeights:
         assert (model.nms_threshold, detector.model.postprocess.nms_threshold, model.max_detections) == (0.4, 0.4, 7)
         assert (data.test_short_side, data.test_max_side) == (120, 150)
         assert len(fcos.evaluate(weights, f"data={folder}", "data.workers=0", config=path).detections) > 0
+
+
+def test_thresholds_are_shrunk_by_the_number_of_objects(annotations, config, monkeypatch):
+    from fcos.evaluation import evaluate as loop
+
+    loader = loop.build_test_loader(config, annotations, batch_size=2)
+    order = [i for batch in loader for i in batch.indices.tolist()]
+    model: Any = Oracle(annotations, order, "continuous", score=0.2)
+    monkeypatch.setattr(loop, "build_test_loader", lambda *_, **__: loader)
+    result = evaluate(model, annotations, config, device="cpu")
+    best = 0.1  # halfway between the score of all detections and 0
+    assert result.thresholds == {
+        name: pytest.approx((boxes * best + 20 * 0.5) / (boxes + 20))
+        for name, boxes in result.boxes_per_class.items()
+        if boxes
+    }

@@ -16,7 +16,7 @@ import fcos
 from fcos.checkpoint import save_checkpoint
 from fcos.config import Config
 from fcos.evaluation.coco_metrics import coco_metrics
-from fcos.evaluation.thresholds import best_threshold
+from fcos.evaluation.thresholds import best_threshold, shrink_thresholds
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
 from fcos.training.loop import train
@@ -122,3 +122,15 @@ class TestPredict:
         self, configure: Callable[..., Config], tmp_path: Path
     ) -> None:
         assert fcos.load(self.weights(configure, tmp_path, {"dog": 0.3})).thresholds.tolist() == [0.5, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [(0, 0.5), (4, 0.5 + 0.2 / 6), (20, 0.6), (400, 0.5 + 0.2 * 400 / 420)],
+)
+def test_thresholds_of_few_objects_stay_close_to_the_default(boxes: int, expected: float) -> None:
+    assert shrink_thresholds({"cat": 0.7}, {"cat": boxes, "dog": 9}, default=0.5) == {"cat": pytest.approx(expected)}
+
+
+def test_low_thresholds_are_raised_towards_the_default() -> None:
+    assert shrink_thresholds({"cat": 0.1}, {"cat": 20}, default=0.25) == {"cat": pytest.approx(0.175)}

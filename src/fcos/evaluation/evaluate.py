@@ -15,6 +15,7 @@ from ..data import build_test_loader
 from ..distributed import all_gather, broadcast_buffers, rank, world_size
 from ..inference.detect import detect_on_originals
 from .coco_metrics import METRICS, coco_metrics, to_coco_results
+from .thresholds import shrink_thresholds
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
@@ -35,8 +36,9 @@ class Evaluation:
         per_class: metrics by name for every class name; all classes have the same metrics.
         detections: all detections in the COCO result format, with the original category ids.
         boxes_per_class: number of ground-truth boxes by class name, without crowds.
-        thresholds: the score threshold with the highest F1 at IoU 0.5, by class name. Classes without a correct
-            detection are missing.
+        thresholds: the score threshold with the highest F1 at IoU 0.5, by class name, drawn towards the default
+            threshold for classes with few objects, see `shrink_thresholds`. Classes without a correct detection are
+            missing.
         annotations_digest: SHA-256 of the annotations used, see `Annotations.digest`; empty if unknown.
     """
 
@@ -91,12 +93,13 @@ def evaluate(
             raise
     detections = _merge_shares(all_gather(share), annotations)
     metrics = coco_metrics(annotations.to_coco(), detections)
+    boxes_per_class = dict(zip(annotations.class_names, annotations.boxes_per_class().tolist(), strict=True))
     return Evaluation(
         metrics.overall,
         metrics.per_class,
         detections,
-        dict(zip(annotations.class_names, annotations.boxes_per_class().tolist(), strict=True)),
-        metrics.thresholds,
+        boxes_per_class,
+        shrink_thresholds(metrics.thresholds, boxes_per_class, default=config.model.default_threshold),
         annotations.digest(),
     )
 

@@ -164,8 +164,8 @@ def add_thresholds(page: Page, analysis: Analysis, record: Record) -> None:
     is_stored = stored.keys() == computed.keys() and nearly_equal(stored, computed)
     section.text(
         "fcos predict shows detections that score at least the threshold of their class. These thresholds have the"
-        f" highest F1 on val at IoU 0.5{' and are stored in best.pt' if is_stored else ''}. Use --threshold to set one"
-        " threshold for all classes."
+        f" highest F1 on val at IoU 0.5{' and are stored in best.pt' if is_stored else ''}; with few objects of a class"
+        " they stay close to the default. Use --threshold to set one threshold for all classes."
     )
     if not is_stored:
         section.text(
