@@ -49,9 +49,9 @@ def load(
         source: weights, a recipe or a YAML file. Weights are a path or http(s) URL of a file such as
             runs/NAME/weights/best.pt or of a checkpoint of the original FCOS, AdelaiDet, detectron2, mmdetection or
             torchvision; or the name `torchvision/fcos_resnet50_fpn` (COCO; downloaded once). A recipe or YAML file
-            loads the weights in its `train.weights`. If this is null, the detector is untrained, which causes a warning:
-            it has a random head, a backbone with `model.backbone.weights`, and 80 classes unless `model.num_classes` is
-            set, and `Detector.predict` refuses to run it.
+            loads the weights in its `train.weights`. If this is null, `load` warns and returns an untrained detector,
+            which `Detector.predict` refuses to run: its head is random, its backbone has `model.backbone.weights`, and
+            it has 80 classes unless `model.num_classes` is set.
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
             names the classes of a file that contains no class names.
         config: recipe, YAML file or `Config` for all options that the weights do not determine. Most files contain a

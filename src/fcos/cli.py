@@ -198,7 +198,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
         typer.Option(
             min=0,
             max=1,
-            help="Score threshold; default: per class, the one with the best F1 on val, otherwise 0.5.",
+            help="Score threshold; default: per class, from the best F1 on val, otherwise 0.5.",
             show_default=False,
         ),
     ] = None,
@@ -225,7 +225,17 @@ def predict(  # noqa: PLR0917 (options of the command line)
         raise ConfigError(f"no images given, only options: {' '.join(sources)}; add files, folders, globs or URLs")
     api.require_trained(weights, *pairs, *options)  # before a possible download of its backbone
     detector = api.load(weights, *pairs, *options, config=config)
-    success = predict_files(detector, images, out, threshold=threshold, write_json=write_json, report=_report)
+    thresholds = "thresholds" if threshold is None else f"threshold {threshold:g}"
+    with progress_bar("predicting") as progress:
+        success = predict_files(
+            detector,
+            images,
+            out,
+            threshold=threshold,
+            write_json=write_json,
+            report=lambda result: _report(result, thresholds),
+            progress=progress,
+        )
     if not success:
         raise typer.Exit(2)
 
@@ -233,13 +243,15 @@ def predict(  # noqa: PLR0917 (options of the command line)
 _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*=")
 
 
-def _report(result: PredictedFile) -> None:
+def _report(result: PredictedFile, thresholds: str) -> None:
     if result.error is not None:
-        print(f"fcos: {result.error}", file=sys.stderr)
+        print(f"fcos: {printable(result.error)}", file=sys.stderr)
     elif result.instances is not None:
         counts = Counter(map(printable, result.instances.names))
         detections = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-        print(f"{result.source}: {detections} -> {result.picture}")
+        if not counts and result.num_below:
+            detections += f" above the {thresholds} ({result.num_below} below, best {result.best_below:.2f})"
+        print(f"{printable(result.source)}: {detections} -> {printable(str(result.picture))}")
 
 
 @app.command()

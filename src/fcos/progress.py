@@ -26,9 +26,11 @@ def progress_bar(description: str, *, shown: bool = True, in_bytes: bool = False
         yield lambda _done, _total: None
         return
     from rich.console import Console
-    from rich.progress import DownloadColumn, Progress
+    from rich.progress import DownloadColumn, MofNCompleteColumn, Progress
 
-    columns = (*Progress.get_default_columns(), *([DownloadColumn()] if in_bytes else []))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (*Progress.get_default_columns(), DownloadColumn() if in_bytes else MofNCompleteColumn())
+    # Lines printed meanwhile appear above the bar, unless they go to a file or a pipe.
+    is_redirected = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=is_redirected) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -116,7 +116,6 @@ def test_new_detector_works_with_all_commands(grid: tuple[Path, dict[str, str]])
         "flip",
         "report",
         "predict",
-        "random weights",
         "convert",
         "last",
         "show",
@@ -127,6 +126,7 @@ def test_new_detector_works_with_all_commands(grid: tuple[Path, dict[str, str]])
     assert re.search(r"a\.png: \d+ (cat|dog)", said["predict"])
     assert "matched: 312 of 312 tensors" in said["convert"]
     assert "# Detections score more." in said["show"]
+    assert "grid.yaml: a recipe or config without trained weights" in said["random weights"]
 
 
 def test_logs_and_report_contain_losses_and_stats_of_a_new_detector(

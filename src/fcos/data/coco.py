@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from ..files import open_file
 from ..formatting import join_some
-from .files import folder_with, match_names, open_file
+from .files import folder_with, match_names
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, unused_ids
 from .values import parse_flag, parse_integer, parse_number, quote
 

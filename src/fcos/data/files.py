@@ -1,30 +1,17 @@
-"""Files of data sets: listing, opening, and matching names that differ in Unicode form or case of the suffix."""
+"""Files of data sets: listing, reading, and matching names that differ in Unicode form or case of the suffix."""
 
 from __future__ import annotations
 
 import os
-import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import DataError
+from ..files import open_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # written by macOS into archives, and by network storage
-
-
-def open_file(path: str | Path) -> BinaryIO:
-    """Open a file for reading.
-
-    Raises:
-        OSError: the path is not a readable file. Reading from a named pipe could wait forever.
-        ValueError: the path contains a null character.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError("not a regular file")
-    return open(path, "rb")
 
 
 def read_text(path: Path) -> str:

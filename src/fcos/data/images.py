@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
-from .files import open_file
+from ..files import open_file
 from .orientation import apply_orientation, read_orientation, swaps_sides
 
 OnImage = Callable[[Path, Image.Image], None]

@@ -11,8 +11,9 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from ..errors import DataError
+from ..files import open_file
 from ..formatting import join_some, plural
-from .files import IMAGE_SUFFIXES, is_hidden, match_key, open_file, read_text
+from .files import IMAGE_SUFFIXES, is_hidden, match_key, read_text
 from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, source_from_rows
 from .values import parse_flag, quote
 

@@ -62,8 +62,8 @@ class Detector:
     def thresholds(self) -> Tensor:
         """Per-class score thresholds, [K] float64; `predict` leaves out detections with lower scores.
 
-        They have the highest F1 on the validation set and are stored in best.pt by `fcos train`. Classes without a
-        stored threshold use the model's `default_threshold`.
+        They have the highest F1 on the validation set (closer to the default for classes with few objects) and are
+        stored in best.pt by `fcos train`. Classes without a stored threshold use the model's `default_threshold`.
         """
         default = self.model.default_threshold
         names = self.class_names or [""] * self.model.num_classes
@@ -113,14 +113,18 @@ class Detector:
             raise ValueError(f"threshold: expected 0..1, found {threshold}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
-        thresholds = self.thresholds if threshold is None else torch.full_like(self.thresholds, threshold)
         step = batch_size or self.config.eval.batch_size
         results: list[Instances] = []
         for start in range(0, len(images), step):
             numbered = zip(range(start, start + step), images[start:], strict=False)
             chunk = [to_picture(image, where=f"images[{i}]") for i, image in numbered]
-            results += [found[found.scores >= thresholds[found.labels]] for found in self._detect(chunk)]
+            results += [found[self.is_shown(found, threshold)] for found in self._detect(chunk)]
         return results
+
+    def is_shown(self, instances: Instances, threshold: float | None = None) -> Tensor:
+        """Return a mask [D] of the detections that reach their score threshold, see `predict`."""
+        thresholds = self.thresholds if threshold is None else torch.full_like(self.thresholds, threshold)
+        return instances.scores >= thresholds[instances.labels]
 
     def _detect(self, pictures: Sequence[Image.Image]) -> list[Instances]:
         """Return the detections in pixels of each picture; pictures with the same padded shape form a batch."""

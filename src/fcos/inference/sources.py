@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import glob
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -14,17 +17,18 @@ from PIL import Image
 
 from ..data.files import IMAGE_SUFFIXES
 from ..downloads import is_url
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..structures import Instances
 from .draw import draw
 from .inputs import to_picture
+from .output import is_writable, replaced, save_picture
 
 if TYPE_CHECKING:
     from .predictor import Detector
 
-# Pictures in other formats are written as PNG.
-_OUTPUT_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _CHUNK_SIZE = 16  # pictures held in memory at a time
+_LONGEST_NAME = 255  # bytes; limit of most file systems
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -34,37 +38,80 @@ class PredictedFile:
     Attributes:
         source: path or URL.
         picture: path of the annotated copy; None on failure.
-        instances: detections in pixels of the original picture; None if the picture could not be read.
+        instances: detections in pixels of the original picture; None if the picture could not be read or processed.
+        num_below: number of detections below their score threshold, which are not in `instances`.
+        best_below: highest score of those detections; 0 if there are none.
         error: reason for the failure; None on success.
     """
 
     source: str
     picture: Path | None = None
     instances: Instances | None = None
+    num_below: int = 0
+    best_below: float = 0.0
     error: str | None = None
 
 
 def expand(source: str) -> list[str]:
-    """Expand a file name, folder, glob or URL to a sorted list of pictures; `**` in a glob matches any subfolders.
+    """Expand a file name, folder, glob or URL to a sorted list of pictures.
+
+    `**` in a glob matches any subfolders, each of which is entered once, so that links to a parent folder are harmless.
+    A folder stands for the files in it that have the suffix of an image, without hidden ones.
 
     Raises:
         DataError: nothing matches `source`.
     """
-    path = Path(source)
-    if is_url(source) or path.is_file():
+    if is_url(source):
         return [source]
-    if path.is_dir():
-        files = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise DataError(
-                f"{source}: no images in this folder; expected files with the suffixes {', '.join(IMAGE_SUFFIXES)}"
-            )
-        return files
-    files = sorted(p for p in glob.glob(source, recursive=True) if Path(p).is_file())
+    if os.path.isdir(source):
+        return _list_folder(source)
+    if os.path.lexists(source):
+        return [source]
+    files = [] if "\0" in source else sorted(dict.fromkeys(p for p in _glob(source) if not os.path.isdir(p)))
     if not files:
         reason = "no file matches" if glob.has_magic(source) else "no such file or folder"
         raise DataError(f"{source}: {reason}")
     return files
+
+
+def _list_folder(folder: str) -> list[str]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
+    paths = [os.path.join(folder, n) for n in names if not n.startswith(".") and n.lower().endswith(IMAGE_SUFFIXES)]
+    files = [path for path in paths if not os.path.isdir(path)]
+    if not files:
+        raise DataError(
+            f"{folder}: no images in this folder; expected files with the suffixes {', '.join(IMAGE_SUFFIXES)}"
+        )
+    return files
+
+
+def _glob(pattern: str) -> list[str]:
+    """Return the matches of a glob like `glob.glob(pattern, recursive=True)`, which would follow links in circles."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return glob.glob(pattern)
+    position = parts.index("**")
+    rest = [part for previous, part in pairwise(parts[position:]) if (previous, part) != ("**", "**")] or ["*"]
+    starts = glob.glob(os.path.join(*parts[:position])) if position else ["."]
+    folders = [folder for start in starts for folder in _walk(start)]
+    matches = [match for folder in folders for match in _glob(os.path.join(glob.escape(folder), *rest))]
+    return matches if position else [match.removeprefix(f".{os.sep}") for match in matches]
+
+
+def _walk(start: str) -> Iterator[str]:
+    """Yield a folder and all its subfolders, also linked ones, except hidden ones; each real folder once."""
+    visited: set[str] = set()
+    for folder, names, _ in os.walk(start, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            names.clear()
+            continue
+        visited.add(real)
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield folder
 
 
 def predict_files(
@@ -75,24 +122,32 @@ def predict_files(
     threshold: float | None = None,
     write_json: bool = False,
     report: Callable[[PredictedFile], None],
+    progress: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Detect objects in every picture and write annotated copies into a folder; a failure does not stop the others.
+
+    Every file is written under its name only when it is complete, and a link with that name is replaced.
 
     Args:
         detector: the detector.
         sources: files, folders, globs or URLs, see `expand`.
-        out: output folder, created if it is missing. Copies keep their file names; duplicate names get a number.
+        out: output folder, created if it is missing. Copies keep their file names; duplicate names get a number, and
+            pictures that their format cannot store are written as PNG.
         threshold: score threshold in 0..1; None uses the per-class thresholds, see `Detector.predict`.
         write_json: also write `predictions.json` with file and size of every picture and, per object, name, category
             id, score and box (continuous XYXY, pixels of the original picture).
         report: callback that receives every result.
+        progress: callback that receives the number of finished pictures and the total.
 
     Returns:
         True if all sources succeeded.
 
     Raises:
+        ConfigError: `out` has the name of a picture.
         DataError: `out` is a folder that contains pictures to read.
     """
+    if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
+        raise ConfigError(f"{out}: expected a folder for the annotated images, not the name of an image (--out)")
     results: list[PredictedFile] = []
     files: list[str] = []
     for source in sources:
@@ -102,20 +157,31 @@ def predict_files(
             results.append(PredictedFile(source, error=str(error)))
             report(results[-1])
     files = list(dict.fromkeys(files))
-    if any(not is_url(file) and Path(file).resolve().parent == out.resolve() for file in files):
+    if any(_is_in(file, out) for file in files):
         raise DataError(
             f"{out}: the input images are in this folder and would be overwritten; choose another one (--out)"
         )
     out.mkdir(parents=True, exist_ok=True)
     try:
-        for result in _predict(detector, files, out, threshold):
+        for done, result in enumerate(_predict(detector, files, out, threshold), start=1):
             results.append(result)
             report(result)
+            if progress is not None:
+                progress(done, len(files))
     finally:  # also after an interruption: keeps the results so far
         if write_json:
             rows = [json.dumps(_to_json(result, detector.category_ids)) for result in results]
-            (out / "predictions.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
+            with replaced(out / "predictions.json") as temporary:
+                temporary.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
     return all(result.error is None for result in results)
+
+
+def _is_in(file: str, folder: Path) -> bool:
+    """Return whether a file, or the file that it links to, is in a folder."""
+    if is_url(file):
+        return False
+    parents = os.path.realpath(os.path.dirname(file)), os.path.dirname(os.path.realpath(file))
+    return os.path.realpath(folder) in parents
 
 
 def _predict(detector: Detector, files: list[str], out: Path, threshold: float | None) -> Iterator[PredictedFile]:
@@ -127,38 +193,63 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
                 images[file] = to_picture(file)
             except DataError as error:
                 yield PredictedFile(file, error=str(error))
-        detections = detector.predict(list(images.values()), threshold=threshold)
-        for (file, image), instances in zip(images.items(), detections, strict=True):
-            picture = out / _file_name(file, used_names)
+        detections = _detect(detector, list(images.values()))
+        for (file, image), candidates in zip(images.items(), detections, strict=True):
+            if isinstance(candidates, str):
+                yield PredictedFile(file, error=f"{file}: {candidates}")
+                continue
+            is_shown = detector.is_shown(candidates, threshold)
+            instances, below = candidates[is_shown], candidates.scores[~is_shown]
+            picture, error = None, None
             try:
-                draw(image, instances).save(picture, quality=92)
-            except OSError as error:
-                yield PredictedFile(file, instances=instances, error=f"{picture}: cannot be written: {error}")
-            else:
-                yield PredictedFile(file, picture, instances)
+                drawn = draw(image, instances)
+                path = out / _file_name(file, drawn.size, used_names)
+                save_picture(drawn, path)
+                picture = path
+            except DataError as failure:
+                error = str(failure)
+            yield PredictedFile(file, picture, instances, len(below), max(below.tolist(), default=0.0), error)
 
 
-def _file_name(source: str, used_names: set[str]) -> str:
-    """Return the output file name of a source, with a number if the name is taken (compared without case)."""
+def _detect(detector: Detector, images: list[Image.Image]) -> list[Instances | str]:
+    """Return the detections of every picture at any score, or the reason why a picture cannot be processed."""
+    try:
+        return [*detector.predict(images, threshold=0)]
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it is out of memory
+        if len(images) == 1:
+            reason = str(error).partition("\n")[0] or "out of memory"
+            return [f"cannot be processed ({images[0].width}x{images[0].height} pixels): {reason}"]
+    return [result for image in images for result in _detect(detector, [image])]
+
+
+def _file_name(source: str, size: tuple[int, int], used_names: set[str]) -> str:
+    """Return the output file name of a source: its own, with a number if the name is taken (compared without case)."""
     path = Path(unquote(urlsplit(source).path) if is_url(source) else source)
-    stem, suffix = path.stem or "picture", path.suffix if path.suffix.lower() in _OUTPUT_SUFFIXES else ".png"
+    stem, suffix = _CONTROL_CHARACTERS.sub("_", path.stem) or "picture", path.suffix
+    if not is_writable(suffix, size):
+        suffix = ".png"
     name, number = stem + suffix, 1
-    while name.lower() in used_names:
-        number += 1
-        name = f"{stem}_{number}{suffix}"
+    while name.lower() in used_names or len(os.fsencode(name)) > _LONGEST_NAME:
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            stem = stem[:-8]
+        else:
+            number += 1
+        name = f"{stem}_{number}{suffix}" if number > 1 else stem + suffix
     used_names.add(name.lower())
     return name
 
 
 def _to_json(result: PredictedFile, category_ids: Sequence[int]) -> dict[str, Any]:
+    error = {} if result.error is None else {"error": result.error}
     if result.instances is None:
-        return {"file": result.source, "error": result.error}
+        return {"file": result.source, **error}
     instances = result.instances
     objects = zip(
         instances.names, instances.labels.tolist(), instances.scores.tolist(), instances.boxes.tolist(), strict=True
     )
     return {
         "file": result.source,
+        **error,
         "picture": None if result.picture is None else result.picture.name,
         "width": instances.size[1],
         "height": instances.size[0],

@@ -14,6 +14,7 @@ from ..config import Config
 from ..config.overrides import apply_overrides, validate
 from ..config.text import parse_yaml, suggest
 from ..errors import ConfigError
+from ..files import require_regular
 
 RECIPES = Path(__file__).parent
 
@@ -75,6 +76,7 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
                 " (or give the path of a .yaml file)"
             )
     try:
+        require_regular(path)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file{suggest(path.stem.lower(), recipe_names())}") from None

@@ -23,6 +23,7 @@ from ...config import expand_user
 from ...config.text import suggest
 from ...downloads import WebFile, hub_file, is_url
 from ...errors import WeightsError
+from ...files import require_regular
 from ...formatting import plural
 from .caffe2 import load_backbone
 from .renames import to_torchvision
@@ -217,6 +218,7 @@ def imagenet_weights(backbone: str, source: str) -> dict[str, Tensor]:
         path = hub_file(file, f"model.backbone.weights={source}", otherwise=otherwise)
         advice = "; delete it to download it again"
     try:
+        require_regular(path)
         if path.suffix == ".pkl":
             return load_backbone(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
