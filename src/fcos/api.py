@@ -17,7 +17,7 @@ from .config.detectors import DEFAULT_DETECTOR
 from .config.options import options_of, with_role
 from .config.overrides import apply_overrides, validate
 from .errors import ConfigError, DataError, WeightsError
-from .formatting import join_some
+from .formatting import join_some, printable
 from .recipes import load_config, recipe_names
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _write_report(result: TrainResult) -> None:
     except Exception as error:
         log.warning("warning: no report of the run: %s: %s", type(error).__name__, error)
     else:
-        print(f"report: {page}")
+        print(f"report: {printable(str(page))}")
 
 
 def evaluate(

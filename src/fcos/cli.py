@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import ConfigError, FCOSError
-from .formatting import printable
+from .formatting import printable, printable_lines
 from .interop import Form
 from .progress import progress_bar
 
@@ -43,7 +43,7 @@ def _check_folder(path: Path | None) -> Path | None:
     """Reject an option whose folder, or one of its parents, is a file, before anything is computed."""
     for candidate in (path, *path.parents) if path is not None else ():
         if candidate.exists() and not candidate.is_dir():
-            raise typer.BadParameter(f"{candidate} is a file; expected a folder")
+            raise typer.BadParameter(f"{printable(str(candidate))} is a file; expected a folder")
     return path
 
 
@@ -74,10 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     for stream in (sys.stdout, sys.stderr):  # file names may be invalid Unicode
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_TerminalFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("fcos").setLevel(logging.INFO if _is_rank_zero() else logging.WARNING)
     with report_user_errors():
         app(arguments, prog_name="fcos")
+
+
+class _TerminalFormatter(logging.Formatter):
+    """Formatter that escapes control characters, which file names and licences may contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 @contextmanager
@@ -87,7 +96,7 @@ def report_user_errors() -> Iterator[None]:
         yield
     except (FCOSError, OSError) as error:  # OSError: full disk, folder that is not writable
         if not getattr(error, "told", False) and _is_first_report(str(error)):
-            print(f"fcos: {error}", file=sys.stderr)
+            print(f"fcos: {printable_lines(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -125,7 +134,7 @@ def train(
 
     result = api.train(recipe, *overrides or ())
     if "WORLD_SIZE" not in os.environ:  # not a process of a distributed run
-        print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} IMAGE...")
+        _print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} IMAGE...")
 
 
 @app.command()
@@ -157,7 +166,7 @@ def val(
     file = Path(weights) if Path(weights).exists() else Path(Path(weights).name)  # a name such as torchvision/...
     folder = out or default_folder(file, split)
     save_evaluation(result, folder)
-    print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
+    _print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
 
 
 @app.command(context_settings=_NO_OPTIONS)
@@ -182,7 +191,7 @@ def report(
 
     with progress_bar("evaluating") as progress:
         file = api.report(run, *overrides or (), progress=progress)
-    print(f"written: {file}")
+    _print(f"written: {file}")
 
 
 @app.command()
@@ -245,13 +254,13 @@ _OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*=")
 
 def _report(result: PredictedFile, thresholds: str) -> None:
     if result.error is not None:
-        print(f"fcos: {printable(result.error)}", file=sys.stderr)
+        print(f"fcos: {printable_lines(result.error)}", file=sys.stderr)
     elif result.instances is not None:
         counts = Counter(map(printable, result.instances.names))
         detections = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
         if not counts and result.num_below:
             detections += f" above the {thresholds} ({result.num_below} below, best {result.best_below:.2f})"
-        print(f"{printable(result.source)}: {detections} -> {printable(str(result.picture))}")
+        _print(f"{printable(result.source)}: {detections} -> {result.picture}")
 
 
 @app.command()
@@ -273,8 +282,8 @@ def convert(
     """
     from . import api
 
-    print(api.convert(weights, out, *overrides or (), to=to, config=config))
-    print(f"written: {out}")
+    _print(api.convert(weights, out, *overrides or (), to=to, config=config))
+    _print(f"written: {out}")
 
 
 @app.command()
@@ -314,7 +323,7 @@ def doctor(
     _console().print(render(report))
     if out is not None:
         save(report, out)
-        print(f"written: {out / 'doctor.html'}, {out / 'doctor.json'}")
+        _print(f"written: {out / 'doctor.html'}, {out / 'doctor.json'}")
     if report.failed:
         raise typer.Exit(1)
 
@@ -341,7 +350,7 @@ def digits(  # noqa: PLR0917 (options of the command line)
             seed=seed,
             progress=progress,
         )
-    print(f"written: {folder}; train with: fcos train fcos_mnv2_small data={folder}")
+    _print(f"written: {folder}; train with: fcos train fcos_mnv2_small data={folder}")
 
 
 @config_app.command("list")
@@ -375,7 +384,12 @@ def config_diff(
     from .recipes import load_config
 
     for key, old, new in changes(load_config(first), load_config(second)):
-        print(f"{key}: {old} -> {new}")
+        _print(f"{key}: {old} -> {new}")
+
+
+def _print(text: str) -> None:
+    """Print lines on stdout, with escaped control characters."""
+    print(printable_lines(text))
 
 
 def _is_rank_zero() -> bool:

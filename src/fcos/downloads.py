@@ -24,14 +24,28 @@ import torch
 from filelock import FileLock
 
 from .errors import WeightsError
+from .formatting import printable
 from .progress import progress_bar
 
 log = logging.getLogger(__name__)
+
+MAX_WEIGHTS_BYTES = 8 << 30
+"""Largest size of a downloaded weights file."""
+FULL_HASHES = {
+    "dla34-ba72cf86.pth": "38c035736538b6c67f2539bf1ca1cc1349c3691f41321bd5"
+    "8de9e97aa9eb83ea6f52c4aeef7c4cd54c92b6f8c3f3e89b",  # Open Model Zoo, models/public/dla-34/model.yml
+    "fcos_resnet50_fpn_coco-99b0c9b7.pth": "99b0c9b7cfb1527d782db86b91d207f00547c792fb4103fc612b651d0a07b9e7",
+    "mobilenet_v2-b0353104.pth": "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+    "resnet101-63fe2227.pth": "63fe2227b86e8f1f2063f43a75c84d195911b6a0eace650907dd3dc62dd49a0a",
+    "resnet50-0676ba61.pth": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+}
+"""SHA-256, or SHA-384 with 96 digits, of files whose names contain only the first eight digits of it."""
 
 _TIMEOUT = 10.0  # timeout in seconds for the response and for each read
 _CHUNK_SIZE = 1 << 20
 _MAX_NAME_LENGTH = 200
 _CONNECTION_ERRORS = (TimeoutError, ConnectionError, SSLError, HTTPException)
+_TOO_LARGE = "larger than {:g} MiB"
 _NOT_COMPLETE = "not complete after {:g} s"
 _warned: set[tuple[str, str]] = set()  # (licence, weights) of warnings already logged
 
@@ -92,7 +106,7 @@ def read_url(url: str, *, max_bytes: int, max_seconds: float) -> tuple[bytes, st
                 if time.monotonic() > end:
                     raise TimeoutError(_NOT_COMPLETE.format(max_seconds))
             if too_large:
-                raise ConnectionError(f"larger than {max_bytes / (1 << 20):g} MiB")
+                raise ConnectionError(_TOO_LARGE.format(max_bytes / (1 << 20)))
             if expected is not None and len(content) < expected:
                 raise ConnectionError(f"the connection ended after {len(content)} of {expected} bytes")
             return bytes(content), response.headers.get_content_type()
@@ -140,16 +154,18 @@ def _describe_failure(error: Exception) -> str:
     return str(reason) or type(reason).__name__
 
 
-def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
+def hub_file(source: str | WebFile, name: str, *, otherwise: str, max_bytes: int = MAX_WEIGHTS_BYTES) -> Path:
     """Return the path of a file in the torch hub cache, after downloading it if it is missing.
 
     An interrupted download is resumed by the next call. If several processes call this, only one downloads.
 
     Args:
-        source: http(s) URL, or a `WebFile`. If the name in the cache is NAME-HASH.EXTENSION (HASH: at least seven
-            hexadecimal digits, not only 0-9), the SHA-256 of the download must begin with HASH.
+        source: http(s) URL, or a `WebFile`. The hash of the download must be that in `FULL_HASHES`. If this lacks the
+            file and the name in the cache is NAME-HASH.EXTENSION (HASH: at least seven hexadecimal digits, not only
+            0-9), the SHA-256 of the download must begin with HASH.
         name: name of the weights, for messages.
         otherwise: alternative for a user without network access, for the error message.
+        max_bytes: largest size of the file.
 
     Raises:
         WeightsError: every URL failed; the message gives the reason for each, and the path for a manual download.
@@ -157,7 +173,7 @@ def hub_file(source: str | WebFile, name: str, *, otherwise: str) -> Path:
     file = WebFile((source,)) if isinstance(source, str) else source
     path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
     if not path.is_file():
-        _download_to(file, path, name, otherwise=otherwise)
+        _download_to(file, path, name, otherwise=otherwise, max_bytes=max_bytes)
     if file.restricted:
         warn_about_licence(file.licence, name)
     return path
@@ -175,10 +191,10 @@ def warn_about_licence(licence: str | None, where: str, *, derived: bool = False
     if not licence or (licence, where) in _warned or (derived and any(licence == warned for warned, _ in _warned)):
         return
     _warned.add((licence, where))
-    log.warning("%s: the licence of these weights may restrict their use: %s", where, licence)
+    log.warning("%s: the licence of these weights may restrict their use: %s", printable(where), printable(licence))
 
 
-def _download_to(file: WebFile, path: Path, name: str, *, otherwise: str) -> None:
+def _download_to(file: WebFile, path: Path, name: str, *, otherwise: str, max_bytes: int) -> None:
     """Download a file to `path`, trying all its URLs. Raises `WeightsError` as `hub_file` does."""
     failures = []
     try:
@@ -188,7 +204,7 @@ def _download_to(file: WebFile, path: Path, name: str, *, otherwise: str) -> Non
                 return
             for source in file.urls:
                 url = source.partition("#")[0]
-                failure = _download(file, url, path)
+                failure = _download(file, url, path, max_bytes=max_bytes)
                 if failure is None:
                     return
                 failures.append(f"{url} ({failure})")
@@ -206,31 +222,37 @@ def _parse_hash(name: str) -> str:
     return match[1] if match else ""
 
 
-def _download(file: WebFile, url: str, path: Path) -> str | None:
+def _download(file: WebFile, url: str, path: Path, *, max_bytes: int) -> str | None:
     """Download a file from one URL to `path`. Return None on success, else the reason for the failure."""
     licence = f" (licence: {file.licence})" if file.licence else ""
-    print(f"downloading {url} to {path}{licence}", file=sys.stderr)
-    expected = _parse_hash(path.name)
+    print(printable(f"downloading {url} to {path}{licence}"), file=sys.stderr)
+    expected = FULL_HASHES.get(path.name) or _parse_hash(path.name)
+    algorithm = "sha384" if len(expected) == 96 else "sha256"
     try:
-        part = _download_part(url, path, expected)
+        part = _download_part(url, path, expected, max_bytes=max_bytes)
         with part.open("rb") as content:
-            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+            digest = hashlib.file_digest(content, algorithm).hexdigest()
     except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
         return _describe_failure(error)
     if not part.stat().st_size:
         part.unlink()
         return "the file is empty"
-    if not sha256.startswith(expected):
+    if not digest.startswith(expected):
         part.unlink()
-        hint = "" if file.licence else f"; if this is not a hash, set another file name: {url}#NAME"
-        return f"wrong file: its SHA-256 begins with {sha256[: len(expected)]}, expected {expected}{hint}"
+        hint = (
+            ""
+            if file.licence or path.name in FULL_HASHES
+            else f"; if this is not a hash, set another file name: {url}#NAME"
+        )
+        name = f"SHA-{algorithm.removeprefix('sha')}"
+        return f"wrong file: its {name} begins with {digest[: len(expected)]}, expected {expected}{hint}"
     part.replace(path)
     for leftover in path.parent.glob(f"{path.name}.*.part"):
         leftover.unlink(missing_ok=True)
     return None
 
 
-def _download_part(url: str, path: Path, expected: str) -> Path:
+def _download_part(url: str, path: Path, expected: str, *, max_bytes: int) -> Path:
     """Download a complete file, resuming if possible, and return its path, which ends in `.part`.
 
     The name contains the expected hash or the version, so that parts of different files or versions are never mixed.
@@ -239,8 +261,10 @@ def _download_part(url: str, path: Path, expected: str) -> Path:
         length, version = response.headers.get("Content-Length"), _version_id(response)
         total = None if length is None else int(length)
         part = path.with_name(f"{path.name}.{expected or hashlib.sha256(version.encode()).hexdigest()[:8]}.part")
+        if (total or 0) > max_bytes:
+            raise ConnectionError(_TOO_LARGE.format(max_bytes / (1 << 20)))
         if total is None or not 0 < _file_size(part) <= total:
-            _save_response(response, part, total)
+            _save_response(response, part, total, max_bytes=max_bytes)
     while total is not None and (start := _file_size(part)) < total:
         with closing(_open_url(url, start=start)) as response:
             is_partial = response.status == 206  # 200: the server sends the whole file again
@@ -249,7 +273,7 @@ def _download_part(url: str, path: Path, expected: str) -> Path:
                 range_prefix
             )
             if is_same_file:
-                _save_response(response, part, total, append=is_partial)
+                _save_response(response, part, total, max_bytes=max_bytes, append=is_partial)
         if not is_same_file or _file_size(part) > total:
             part.unlink()
             problem = "then the server sent a different file or range; the next attempt starts over"
@@ -276,8 +300,10 @@ def _open_url(url: str, *, start: int = 0) -> HTTPResponse:
         raise
 
 
-def _save_response(response: HTTPResponse, part: Path, total: int | None, *, append: bool = False) -> None:
-    """Write a response to a partial file.
+def _save_response(
+    response: HTTPResponse, part: Path, total: int | None, *, max_bytes: int, append: bool = False
+) -> None:
+    """Write a response to a partial file, which is removed if it becomes larger than `max_bytes`.
 
     A lost connection raises an error only if the total size is unknown; otherwise the caller sees it from the size.
     """
@@ -287,9 +313,14 @@ def _save_response(response: HTTPResponse, part: Path, total: int | None, *, app
             while chunk := response.read(_CHUNK_SIZE):
                 file.write(chunk)
                 update(file.tell(), total)
+                if file.tell() > max_bytes:
+                    break
         except _CONNECTION_ERRORS:
             if total is None:
                 raise
+    if _file_size(part) > max_bytes:
+        part.unlink()
+        raise ConnectionError(_TOO_LARGE.format(max_bytes / (1 << 20)))
 
 
 def _file_size(part: Path) -> int:

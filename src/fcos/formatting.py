@@ -39,3 +39,8 @@ def percent(part: float, whole: float = 1.0, undefined: str = DASH) -> str:
 def printable(text: str) -> str:
     """Escape characters that break a line, control a terminal, change the text direction or are invalid in UTF-8."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def printable_lines(text: str) -> str:
+    """Escape the characters that `printable` escapes, except newlines."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .formatting import format_metric, printable
+from .formatting import format_metric, printable, printable_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -188,7 +188,7 @@ class Page:
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
         environment.filters["isolated"] = _isolated
         text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=self)
-        return "\n".join(map(printable, text.split("\n")))
+        return printable_lines(text)
 
     def save(self, path: Path) -> None:
         """Write the page to a file atomically: an existing file is replaced only when the new one is complete.

@@ -254,7 +254,7 @@ class TestExpand:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(DataError, match="no such file or folder|no file matches"):
+        with pytest.raises(DataError, match=r"no such file or folder|no file matches"):
             expand(source)
 
 

@@ -1,6 +1,7 @@
 """The command `fcos`: arguments, messages, exit codes."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -331,3 +332,19 @@ def test_train_passes_on_recipe_and_options(fcos, monkeypatch, tmp_path):
     assert code == 0
     assert calls == [("fcos_mnv2_small", "data=x", "TEST.DETECTIONS_PER_IMG", "-1")]
     assert str(tmp_path / "weights" / "best.pt") in out
+
+
+def test_control_characters_of_errors_logs_and_paths_do_not_reach_the_terminal(fcos, weights, tmp_path, monkeypatch):
+    config = tiny_config()
+    content = {"class_names": NAMES, "category_ids": CATEGORY_IDS, "licence": "no\x1b[31m\x07"}
+    save_checkpoint(weights, model=tiny_model(config), config=config, **content)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    code, out, err = fcos("convert", weights, tmp_path / "o\x1b[1m.pt", "device=cpu")
+    assert code == 0
+    assert r"o\x1b[1m.pt" in out
+    assert r"may restrict their use: no\x1b[31m\x07" in err
+    assert "\x1b" not in out + err
+    code, out, err = fcos("val", tmp_path / "missing\x1b[2J.pt")
+    assert code == 2
+    assert r"missing\x1b[2J.pt: no such file" in err
+    assert "\x1b" not in out + err

@@ -17,6 +17,8 @@ import torch
 from fcos import downloads
 from fcos.downloads import WebFile, hub_file, warn_about_licence
 from fcos.errors import WeightsError
+from fcos.interop.torchvision_fcos import WEIGHTS
+from fcos.models.backbones.pretrained import CATALOG
 
 DATA = bytes(range(256)) * 40
 FILE = f"net-{hashlib.sha256(DATA).hexdigest()[:8]}.pth"
@@ -359,3 +361,52 @@ def test_restrictive_licence_warns_for_manually_copied_file(cache: Path, caplog:
     (cache / FILE).write_bytes(DATA)
     fetch(WebFile((f"http://127.0.0.1:9/{FILE}",), licence="none is stated", restricted=True))
     assert caplog.messages == ["weights: the licence of these weights may restrict their use: none is stated"]
+
+
+# --------------------------------------------------------------------------------------------------- limits and hashes
+
+
+@pytest.mark.parametrize("announce", [True, False])
+def test_a_file_above_the_size_limit_is_not_kept(server: Server, cache: Path, announce: bool) -> None:
+    server.announce = announce
+    with pytest.raises(WeightsError, match=r"net\.pth \(larger than 0\.00390625 MiB\)"):
+        hub_file(server.url("net.pth"), "weights", otherwise="do without", max_bytes=4096)
+    assert files(cache) == []
+
+
+def test_an_endless_file_of_a_server_that_resumes_is_not_kept(server: Server, cache: Path) -> None:
+    server.limit = 3000
+    with pytest.raises(WeightsError, match="larger than"):
+        hub_file(server.url("net.pth"), "weights", otherwise="do without", max_bytes=4096)
+    assert files(cache) == []
+
+
+def test_a_known_file_must_have_its_full_hash(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(downloads.FULL_HASHES, FILE, FILE[4:12] + "0" * 56)  # the name contains only eight digits
+    text = failure(server.url())
+    assert f"its SHA-256 begins with {hashlib.sha256(DATA).hexdigest()}, expected {FILE[4:12]}0000" in text
+    assert "#NAME" not in text
+    assert files(cache) == []
+    monkeypatch.setitem(downloads.FULL_HASHES, FILE, hashlib.sha384(DATA).hexdigest())
+    assert fetch(server.url()).read_bytes() == DATA
+
+
+def test_full_hashes_are_complete_and_agree_with_the_names() -> None:
+    for name, digest in downloads.FULL_HASHES.items():
+        assert re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{96}", digest)
+        assert len(digest) == 96 or f"-{digest[:8]}." in name
+
+
+def test_named_weights_come_by_https_or_have_a_full_hash() -> None:
+    for entry in [*(row.file for row in CATALOG.values()), *WEIGHTS.values()]:
+        assert all(url.startswith("https://") for url in entry.urls) or entry.name in downloads.FULL_HASHES
+        assert entry.urls[0].startswith("https://")
+
+
+def test_control_characters_of_a_licence_and_a_url_do_not_reach_the_terminal(
+    server: Server, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch(WebFile((server.url("a.pth"),), licence="a\x1b]0;b\x07\nc", restricted=True))
+    warn_about_licence("\x9b31m", "x\x1b[2J.pt")
+    assert not set("\x1b\x07\x9b") & set(caplog.text + capsys.readouterr().err)
+    assert r"a\x1b]0;b\x07\nc" in caplog.text

@@ -18,6 +18,7 @@ from rich.text import Text
 from ..config import Config
 from ..distributed import on_all_ranks, rank
 from ..evaluation.results import headline_metrics
+from ..formatting import printable_lines
 from .folder import explain_write_errors
 from .loggers import Logger, RunStart, build_loggers, is_disk_error
 
@@ -137,7 +138,7 @@ class RunLog:
     def message(self, text: str) -> None:
         """Print a message, above the progress bar if it is shown."""
         if self.enabled:
-            self._console.print(text, markup=False)
+            self._console.print(printable_lines(text), markup=False)
 
     def step(self, progress: TrainingProgress, step: Step) -> None:
         """Add a training step. A row is written every `log_every` iterations and once more at the end."""

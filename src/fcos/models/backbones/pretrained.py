@@ -84,8 +84,8 @@ CATALOG: dict[str, Pretrained] = {
     "imagenet/dla34": Pretrained(
         WebFile(
             (
-                "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth",  # often unreachable
                 f"{_OPENVINO}/2022.1/dla-34/dla34-ba72cf86.pth",
+                "http://dl.yf.io/dla/models/imagenet/dla34-ba72cf86.pth",  # its authors; verified by its full hash
             ),
             licence="BSD-3-Clause (Deep Layer Aggregation)",
         ),
