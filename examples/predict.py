@@ -1,6 +1,6 @@
 """Detect objects in images with trained weights.
 
-    python examples/predict.py WEIGHTS IMAGE...
+    python examples/predict.py WEIGHTS IMAGE...    (files, folders or globs)
 
 WEIGHTS is the best.pt of a run, a file of another project, or `torchvision/fcos_resnet50_fpn` (downloaded once).
 """
@@ -14,12 +14,13 @@ import fcos
 def main(weights: str, *images: str) -> None:
     """Print the detections of each image and save a picture of them in the current folder."""
     detector = fcos.load(weights)
-    for path, detections in zip(images, detector.predict(list(images)), strict=True):
+    for detections in detector.predict(images):
+        path = detections.source
         for name, score, box in zip(
             detections.names, detections.scores.tolist(), detections.boxes.tolist(), strict=True
         ):
             print(f"{path}: {name} {score:.2f} at {[round(value) for value in box]}")  # x1, y1, x2, y2 in pixels
-        fcos.draw(path, detections).save(f"{Path(path).stem}_detections.png")
+        detections.save(f"{Path(path).stem}_detections.png")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import fcos
 from fcos.config import Config
 from fcos.config.options import OneOf
 from fcos.config.text import as_option
+from fcos.inference.prediction import Prediction
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -53,7 +54,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 def api_reference() -> str:
     """Build the page of the public names, from their docstrings."""
-    lines = ["# Python API", "", "Everything here can be imported from `fcos`.", ""]
+    lines = ["# Python API", "", "The functions, classes and exceptions can be imported from `fcos`.", ""]
     titles = {"Functions": [], "Classes": [], "Exceptions": []}
     for name in fcos.__all__:
         value = getattr(fcos, name)
@@ -61,6 +62,7 @@ def api_reference() -> str:
         if isinstance(value, type):
             kind = "Exceptions" if issubclass(value, Exception) else "Classes"
         titles[kind].append(f"::: {value.__module__}.{name}")
+    titles["Results of Detector.predict"] = [f"::: {Prediction.__module__}.{Prediction.__name__}"]
     for title, names in titles.items():
         lines += [f"## {title}", "", *(f"{name}\n" for name in names)]
     return "\n".join(lines)

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -256,9 +255,8 @@ def _report(result: PredictedFile, thresholds: str) -> None:
     if result.error is not None:
         print(f"fcos: {printable_lines(result.error)}", file=sys.stderr)
     elif result.instances is not None:
-        counts = Counter(map(printable, result.instances.names))
-        detections = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-        if not counts and result.num_below:
+        detections = result.instances.summary()
+        if not len(result.instances) and result.num_below:
             detections += f" above the {thresholds} ({result.num_below} below, best {result.best_below:.2f})"
         _print(f"{printable(result.source)}: {detections} -> {result.picture}")
 

@@ -10,17 +10,21 @@ Shape letters: N images, M ground-truth boxes of one image, D detections of one 
 
 from __future__ import annotations
 
+import json
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
 
 from .choices import BoxConvention
+from .formatting import printable
 
 if TYPE_CHECKING:
+    import pandas  # pyright: ignore[reportMissingImports] (optional)
     import supervision
 
 
@@ -174,7 +178,7 @@ class Losses(NamedTuple):
     stats: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Instances:
     """Detections of one image.
 
@@ -212,7 +216,16 @@ class Instances:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, index: SupportsIndex | Tensor | slice | Sequence[int]) -> Instances:
+    def __repr__(self) -> str:
+        """Return a summary such as `Instances(3 RBC, 1 WBC in 640x480)`: counts by class, and width x height."""
+        return f"{type(self).__name__}({self.summary()} in {self.size[1]}x{self.size[0]})"
+
+    def summary(self) -> str:
+        """Return the number of detections by class, most frequent first, such as `3 RBC, 1 WBC`; or `nothing`."""
+        counts = Counter(map(printable, self.names))
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+
+    def __getitem__(self, index: SupportsIndex | Tensor | slice | Sequence[int]) -> Self:
         """Select detections by a mask, indices or a slice. An integer gives `Instances` with one detection.
 
         Raises:
@@ -229,7 +242,7 @@ class Instances:
             selection = slice(position, position + 1)
         return _map_columns(self, lambda column: column[selection])
 
-    def __iter__(self) -> Iterator[Instances]:
+    def __iter__(self) -> Iterator[Self]:
         """Iterate over the detections, each as `Instances` of length 1."""
         return (self[i] for i in range(len(self)))
 
@@ -238,7 +251,48 @@ class Instances:
         """Class name of every detection (the label as text if the names are unknown)."""
         return [self.class_names[i] if self.class_names else str(i) for i in self.labels.tolist()]
 
-    def to(self, device: torch.device | str) -> Instances:
+    @property
+    def boxes_xywh(self) -> Tensor:
+        """Boxes as in COCO files, [D, 4]: left, top, width, height in pixels."""
+        return torch.cat([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], dim=1)
+
+    @property
+    def boxes_normalized(self) -> Tensor:
+        """XYXY boxes as fractions of the frame's width and height, [D, 4], 0..1 for boxes inside the frame."""
+        height, width = self.size
+        return self.boxes / self.boxes.new_tensor([width, height] * 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data: `width`, `height` and `detections`, a list of dicts of name, label, score and XYXY box."""
+        rows = zip(self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
+        return {
+            "width": self.size[1],
+            "height": self.size[0],
+            "detections": [
+                {"name": name, "label": label, "score": score, "box": box} for name, label, score, box in rows
+            ],
+        }
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the data of `to_dict` as JSON, on one line unless `indent` is given."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """Convert to a `pandas.DataFrame` with a row per detection: name, label, score, x1, y1, x2, y2.
+
+        Raises:
+            ImportError: the package `pandas` is not installed.
+        """
+        try:
+            import pandas  # pyright: ignore[reportMissingImports] (optional)
+        except ImportError as error:
+            raise ImportError("to_dataframe() needs `pip install pandas`") from error
+        columns = {"name": self.names, "label": self.labels.tolist(), "score": self.scores.tolist()}
+        for i, name in enumerate(("x1", "y1", "x2", "y2")):
+            columns[name] = self.boxes[:, i].tolist()
+        return pandas.DataFrame(columns)
+
+    def to(self, device: torch.device | str) -> Self:
         """Copy all tensors to a device."""
         return _map_columns(self, lambda column: column.to(device))
 
@@ -247,18 +301,18 @@ class Instances:
         """Concatenate detections, all in frames of the same size; size and class names are those of the first part."""
         return _concatenate(parts)
 
-    def resize_to(self, size: tuple[int, int]) -> Instances:
+    def resize_to(self, size: tuple[int, int]) -> Self:
         """Scale the boxes to a frame of size (height, width); the scales of the two axes are independent."""
         scale_y, scale_x = (new / old for new, old in zip(size, self.size, strict=True))
         return replace(self, boxes=self.boxes * self.boxes.new_tensor([scale_x, scale_y] * 2), size=size)
 
-    def clip(self) -> Instances:
+    def clip(self) -> Self:
         """Clip boxes in the `continuous` convention to the frame."""
         height, width = self.size
         limit = self.boxes.new_tensor([width, height] * 2)
         return replace(self, boxes=torch.minimum(self.boxes.clamp(min=0), limit))
 
-    def to_continuous(self, convention: BoxConvention) -> Instances:
+    def to_continuous(self, convention: BoxConvention) -> Self:
         """Convert boxes of the given convention to `continuous`. Boxes inside the frame stay inside."""
         if convention == "continuous":
             return self

@@ -116,7 +116,13 @@ def test_inclusive_model_returns_continuous_boxes():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((8, 8, 3), np.float32), r"expected an array .* of uint8, found \[8, 8, 3\] of float32"),
+        (np.zeros((8, 8, 3), np.int32), r"expected an array .* of uint8 .*, found \[8, 8, 3\] of int32"),
+        (np.zeros((8, 8, 2), np.uint8), r"expected an array .*, found \[8, 8, 2\] of uint8"),
+        (
+            np.full((8, 8, 3), 255.0),
+            r"expected a float array in 0\.\.1, found 0\.\.255|found 255\.\.255; for 0\.\.255, use",
+        ),
+        (np.full((8, 8), np.nan, np.float16), r"expected a float array in 0\.\.1, found nan"),
         (np.zeros((3, 8, 8), np.uint8), r"expected an array .*, found \[3, 8, 8\] of uint8"),
         (np.zeros((0, 8, 3), np.uint8), r"found \[0, 8, 3\]"),
         (torch.zeros(8, 8, 3), r"expected a tensor \[3, H, W\].*, found \[8, 8, 3\]"),

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..errors import ConfigError
 from ..formatting import printable
 from ..structures import Instances
 from .inputs import Picture, to_picture
@@ -91,8 +92,10 @@ def draw(
 
     Raises:
         DataError: `image` is not a picture.
-        ValueError: `scale` is not a whole number of at least 1.
+        ConfigError: `instances` are no `Instances`, or `scale` is not a whole number of at least 1.
     """
+    if not isinstance(instances, Instances):
+        raise ConfigError(f"instances: expected the result of Detector.predict, found {type(instances).__name__}")
     picture = enlarged(to_picture(image), scale)
     scaled = instances.to("cpu").resize_to((picture.height, picture.width))
     order = scaled.scores.argsort(descending=True, stable=True).tolist()
@@ -108,7 +111,7 @@ def enlarged(picture: Image.Image, scale: int | None = None) -> Image.Image:
         readable, largest = round(_READABLE_SIDE / max(1, min(picture.size))), _LARGEST_SIDE // max(1, *picture.size)
         scale = max(1, min(readable, largest))
     if not isinstance(scale, int) or scale < 1:
-        raise ValueError(f"scale: expected an integer of at least 1, found {scale}")
+        raise ConfigError(f"scale: expected an integer of at least 1, found {scale}")
     if scale == 1:
         return picture.copy()
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)

@@ -16,8 +16,8 @@ from ..downloads import is_url, read_url
 from ..errors import DataError
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
-"""A path, an http(s) URL, a PIL image, an array ([H, W, 3] RGB or [H, W] grey, uint8), or a tensor ([3, H, W] RGB or
-[1, H, W] grey, uint8 or float in 0..1)."""
+"""A path, an http(s) URL, a PIL image, an array ([H, W, 3] RGB, [H, W, 4] RGBA or [H, W] grey) or a tensor ([3, H, W]
+RGB, [4, H, W] RGBA or [1, H, W] grey). Arrays and tensors are uint8 or float in 0..1."""
 
 MAX_DOWNLOAD_BYTES = 256 << 20
 """Largest size of a downloaded picture."""
@@ -48,24 +48,36 @@ def to_picture(image: Picture, *, where: str = "image") -> Image.Image:
 
 def _from_array(image: np.ndarray, where: str) -> Image.Image:
     shape = image.shape
-    if image.dtype != np.uint8 or not (image.ndim == 2 or shape[2:] in ((1,), (3,))) or 0 in shape:
-        found = f"{list(shape)} of {image.dtype}"
-        raise DataError(f"{where}: expected an array [H, W, 3] (RGB) or [H, W] (grey) of uint8, found {found}")
+    is_float = np.issubdtype(image.dtype, np.floating)
+    is_picture = (image.ndim == 2 or shape[2:] in ((1,), (3,), (4,))) and 0 not in shape
+    if not is_picture or not (is_float or image.dtype == np.uint8):
+        raise DataError(
+            f"{where}: expected an array [H, W, 3] (RGB), [H, W, 4] (RGBA) or [H, W] (grey) of uint8 (0..255) or floats"
+            f" (0..1), found {list(shape)} of {image.dtype}"
+        )
+    if is_float:
+        image = _to_uint8(image, where, "array")
     return Image.fromarray(np.ascontiguousarray(image[..., 0] if shape[2:] == (1,) else image))
 
 
 def _from_tensor(image: Tensor, where: str) -> np.ndarray:
-    image = image.detach().cpu()
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise DataError(f"{where}: expected a tensor [3, H, W] (RGB) or [1, H, W] (grey), found {list(image.shape)}")
-    if image.is_floating_point():
-        if not bool(((image >= 0) & (image <= 1)).all()):  # also False for NaN
-            found = f"{image.min().item():g}..{image.max().item():g}"
-            raise DataError(f"{where}: expected a float tensor in 0..1, found {found}; for 0..255, use uint8")
-        image = (image * 255).round().to(torch.uint8)
-    elif image.dtype != torch.uint8:
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+        raise DataError(
+            f"{where}: expected a tensor [3, H, W] (RGB), [4, H, W] (RGBA) or [1, H, W] (grey), found"
+            f" {list(image.shape)}"
+        )
+    if not image.is_floating_point() and image.dtype != torch.uint8:
         raise DataError(f"{where}: expected a tensor of uint8 (0..255) or floats (0..1), found {image.dtype}")
-    return image.permute(1, 2, 0).numpy()
+    image = image.detach().cpu().permute(1, 2, 0)
+    return _to_uint8(image.float().numpy(), where, "tensor") if image.is_floating_point() else image.numpy()
+
+
+def _to_uint8(image: np.ndarray, where: str, kind: str) -> np.ndarray:
+    """Convert floats 0..1 to 0..255."""
+    if not ((image >= 0) & (image <= 1)).all():  # also False for NaN
+        found = f"{image.min():g}..{image.max():g}"
+        raise DataError(f"{where}: expected a float {kind} in 0..1, found {found}; for 0..255, use uint8")
+    return (image * 255).round().astype(np.uint8)
 
 
 def fetch(url: str, *, max_bytes: int = MAX_DOWNLOAD_BYTES, max_seconds: float = MAX_DOWNLOAD_SECONDS) -> Image.Image:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import torch
@@ -15,10 +15,17 @@ from torch import Tensor
 from ..config import Config
 from ..data.loader import pad_views, same_size_batches
 from ..data.transforms import detection_views
+from ..distributed import resolve_device
+from ..downloads import is_url
 from ..errors import WeightsError
+from ..formatting import join_some, plural, printable
+from ..recipes import recipes_with
 from ..structures import Instances
 from .detect import detect_on_originals
 from .inputs import Picture, to_picture
+from .paths import expand, stands_for_several
+from .prediction import Prediction
+from .selection import Selection, find_labels, is_shown, require_count
 
 if TYPE_CHECKING:
     from ..models import DetectionModel
@@ -69,64 +76,120 @@ class Detector:
         names = self.class_names or [""] * self.model.num_classes
         return torch.tensor([self._stored_thresholds.get(name, default) for name in names], dtype=torch.float64)
 
+    def __repr__(self) -> str:
+        """Return a summary with the classes, the recipe and the device."""
+        names = printable(join_some(self.class_names)) or "without names"
+        model = self.config.model
+        kind = " or ".join(recipes_with(model)[:2]) or f"{model.name}, {model.backbone.name}"
+        untrained = "" if self.is_trained else ", untrained"
+        return f"Detector({plural(self.model.num_classes, 'class')}: {names}; {kind}; {self.device}{untrained})"
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model to a device.
+
+        Args:
+            device: torch device, or `auto` (CUDA, else MPS, else CPU).
+
+        Returns:
+            This detector.
+
+        Raises:
+            ConfigError: the device does not exist.
+        """
+        self.model.to(resolve_device(str(device)))
+        return self
+
     @overload
     def predict(
-        self, images: Picture, *, threshold: float | None = None, batch_size: int | None = None
-    ) -> Instances: ...
+        self,
+        images: Picture,
+        *,
+        threshold: float | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
+        nms_threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> Prediction | Any: ...  # Any: the list for a folder or a glob
     @overload
     def predict(
-        self, images: Sequence[Picture], *, threshold: float | None = None, batch_size: int | None = None
-    ) -> list[Instances]: ...
+        self,
+        images: Iterable[Picture],
+        *,
+        threshold: float | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
+        nms_threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> list[Prediction]: ...
 
     def predict(
-        self, images: Picture | Sequence[Picture], *, threshold: float | None = None, batch_size: int | None = None
-    ) -> Instances | list[Instances]:
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        threshold: float | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
+        nms_threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> Prediction | list[Prediction]:
         """Detect objects in one or several pictures of any size.
 
         The config sets test-time augmentation (`eval.flip` and `eval.scales`).
 
         Args:
-            images: a path, http(s) URL, PIL image, array ([H, W, 3] RGB or [H, W] grey, uint8) or tensor ([3, H, W] RGB
-                or [1, H, W] grey, uint8 or float in 0..1); or a list of them.
-            threshold: score threshold for all classes, in 0..1; None uses the per-class `thresholds`. The limits in the
-                model's config also apply (for FCOS: `model.score_threshold` and `model.max_detections`).
+            images: a picture or an iterable of pictures. A picture is a path, http(s) URL, PIL image, array ([H, W, 3]
+                RGB, [H, W, 4] RGBA or [H, W] grey) or tensor ([3, H, W], [4, H, W] or [1, H, W]); arrays and tensors
+                are uint8 or float in 0..1. A folder or a glob such as `photos/**/*.jpg` stands for the pictures in it,
+                sorted by path.
+            threshold: score threshold for all classes, in 0..1; None uses the per-class `thresholds`. The score
+                threshold in the model's config also applies (for FCOS: `model.score_threshold`).
+            classes: names of the classes to detect; None: all.
+            max_detections: largest number of detections per picture: the best of `classes` that reach their thresholds.
+                0: no limit. None: the limit in the model's config (for FCOS: `model.max_detections`).
+            nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of a class is suppressed, 0: no
+                suppression; None uses the model's config.
             batch_size: number of pictures processed at a time; None uses `config.eval.batch_size`. The result does not
                 depend on it, because only pictures of the same padded shape form a batch.
 
         Returns:
             The detections of every picture, best first, with continuous XYXY boxes inside the original picture, on the
-            CPU. A list for a list of pictures, a single result for a single picture.
+            CPU. A list for an iterable, a folder or a glob; a single result for a single picture.
 
         Raises:
             WeightsError: the detector is untrained.
-            DataError: a file is not a picture, or an array has a wrong shape, type or range.
-            ValueError: the threshold is outside 0..1, or the batch size is below 1.
+            DataError: a file is missing or not a picture, or an array has a wrong shape, type or range.
+            ConfigError: an option is out of range, a class is unknown, or the detector has no `nms_threshold`.
         """
-        if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor):
-            return self.predict([images], threshold=threshold, batch_size=batch_size)[0]
         if not self.is_trained:
             raise WeightsError(
                 "the detector is untrained: its head has random weights; load trained weights, such as"
                 " runs/NAME/weights/best.pt"
             )
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"threshold: expected 0..1, found {threshold}")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
-        step = batch_size or self.config.eval.batch_size
-        results: list[Instances] = []
-        for start in range(0, len(images), step):
-            numbered = zip(range(start, start + step), images[start:], strict=False)
-            chunk = [to_picture(image, where=f"images[{i}]") for i, image in numbered]
-            results += [found[self.is_shown(found, threshold)] for found in self._detect(chunk)]
-        return results
+        labels = None if classes is None else find_labels(classes, self.class_names or self._label_names())
+        selection = Selection(threshold, labels, max_detections, nms_threshold)
+        require_count("batch_size", batch_size, at_least=1)
+        pictures, is_single = _list_pictures(images)
+        model, thresholds = selection.configure(self.model), self.thresholds
+        limit = self.model.postprocess.max_detections if self.model.postprocess else 0
+        step = int(batch_size or self.config.eval.batch_size)
+        results: list[Prediction] = []
+        for start in range(0, len(pictures), step):
+            chunk = pictures[start : start + step]
+            decoded = [to_picture(image, where=f"images[{i}]") for i, image in enumerate(chunk, start)]
+            for image, pixels, found in zip(chunk, decoded, self._detect(model, decoded), strict=True):
+                kept = selection.select(found, thresholds, limit=limit)
+                results.append(_to_prediction(replace(kept, class_names=self.class_names), image, pixels))
+        return results[0] if is_single else results
 
     def is_shown(self, instances: Instances, threshold: float | None = None) -> Tensor:
         """Return a mask [D] of the detections that reach their score threshold, see `predict`."""
-        thresholds = self.thresholds if threshold is None else torch.full_like(self.thresholds, threshold)
-        return instances.scores >= thresholds[instances.labels]
+        return is_shown(instances, self.thresholds, threshold)
 
-    def _detect(self, pictures: Sequence[Image.Image]) -> list[Instances]:
+    def _label_names(self) -> list[str]:
+        """Return the labels as text, which are the names of unnamed classes, see `Instances.names`."""
+        return [str(label) for label in range(self.model.num_classes)]
+
+    def _detect(self, model: DetectionModel, pictures: Sequence[Image.Image]) -> list[Instances]:
         """Return the detections in pixels of each picture; pictures with the same padded shape form a batch."""
         sizes = [(picture.height, picture.width) for picture in pictures]
         divisor = self.config.data.size_divisor
@@ -134,5 +197,28 @@ class Detector:
         for members in same_size_batches(sizes, self._transforms, divisor, len(pictures)):
             images = [[transform(pictures[i]).image for transform in self._transforms] for i in members]
             views = [view.to(self.device) for view in pad_views(images, self._transforms, size_divisor=divisor)]
-            results |= zip(members, detect_on_originals(self.model, views, [sizes[i] for i in members]), strict=True)
-        return [replace(results[i], class_names=self.class_names) for i in range(len(pictures))]
+            results |= zip(members, detect_on_originals(model, views, [sizes[i] for i in members]), strict=True)
+        return [results[i] for i in range(len(pictures))]
+
+
+def _to_prediction(detections: Instances, image: Picture, pixels: Image.Image) -> Prediction:
+    """Add the picture to its detections: as it was given, or its pixels if it would have to be downloaded again."""
+    source = str(image) if isinstance(image, str | Path) else ""
+    return Prediction(**vars(detections), image=pixels if is_url(source) else image, source=source)
+
+
+def _list_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], bool]:
+    """Return the pictures that the argument of `predict` stands for, and whether it is a single one."""
+    if isinstance(images, str | Path):
+        return _expand(images), not stands_for_several(str(images))
+    # Bytes and open files are iterable, too, but not lists of pictures.
+    is_single = isinstance(images, Image.Image | np.ndarray | Tensor | bytes) or hasattr(images, "read")
+    if is_single or not isinstance(images, Iterable):
+        return [images], True  # pyright: ignore[reportReturnType] (`to_picture` reports anything else)
+    return [picture for image in images for picture in _expand(image)], False
+
+
+def _expand(image: Picture) -> list[Picture]:
+    """Return the pictures that a folder or a glob stands for, or the picture itself."""
+    is_several = isinstance(image, str | Path) and stands_for_several(str(image))
+    return [*expand(str(image))] if is_several else [image]

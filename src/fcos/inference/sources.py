@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -22,6 +20,7 @@ from ..structures import Instances
 from .draw import draw
 from .inputs import to_picture
 from .output import is_writable, replaced, save_picture
+from .paths import expand
 
 if TYPE_CHECKING:
     from .predictor import Detector
@@ -50,68 +49,6 @@ class PredictedFile:
     num_below: int = 0
     best_below: float = 0.0
     error: str | None = None
-
-
-def expand(source: str) -> list[str]:
-    """Expand a file name, folder, glob or URL to a sorted list of pictures.
-
-    `**` in a glob matches any subfolders, each of which is entered once, so that links to a parent folder are harmless.
-    A folder stands for the files in it that have the suffix of an image, without hidden ones.
-
-    Raises:
-        DataError: nothing matches `source`.
-    """
-    if is_url(source):
-        return [source]
-    if os.path.isdir(source):
-        return _list_folder(source)
-    if os.path.lexists(source):
-        return [source]
-    files = [] if "\0" in source else sorted(dict.fromkeys(p for p in _glob(source) if not os.path.isdir(p)))
-    if not files:
-        reason = "no file matches" if glob.has_magic(source) else "no such file or folder"
-        raise DataError(f"{source}: {reason}")
-    return files
-
-
-def _list_folder(folder: str) -> list[str]:
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
-    paths = [os.path.join(folder, n) for n in names if not n.startswith(".") and n.lower().endswith(IMAGE_SUFFIXES)]
-    files = [path for path in paths if not os.path.isdir(path)]
-    if not files:
-        raise DataError(
-            f"{folder}: no images in this folder; expected files with the suffixes {', '.join(IMAGE_SUFFIXES)}"
-        )
-    return files
-
-
-def _glob(pattern: str) -> list[str]:
-    """Return the matches of a glob like `glob.glob(pattern, recursive=True)`, which would follow links in circles."""
-    parts = Path(pattern).parts
-    if "**" not in parts:
-        return glob.glob(pattern)
-    position = parts.index("**")
-    rest = [part for previous, part in pairwise(parts[position:]) if (previous, part) != ("**", "**")] or ["*"]
-    starts = glob.glob(os.path.join(*parts[:position])) if position else ["."]
-    folders = [folder for start in starts for folder in _walk(start)]
-    matches = [match for folder in folders for match in _glob(os.path.join(glob.escape(folder), *rest))]
-    return matches if position else [match.removeprefix(f".{os.sep}") for match in matches]
-
-
-def _walk(start: str) -> Iterator[str]:
-    """Yield a folder and all its subfolders, also linked ones, except hidden ones; each real folder once."""
-    visited: set[str] = set()
-    for folder, names, _ in os.walk(start, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            names.clear()
-            continue
-        visited.add(real)
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        yield folder
 
 
 def predict_files(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..choices import BoxConvention, ChannelOrder
 from ..structures import Instances, Losses, Objects
+from .postprocess import Postprocess
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,14 @@ class DetectionModel(nn.Module, ABC):
         optional_modules: paths of modules that may be missing from weights; fine-tuning then keeps their initial
             parameters.
         compiled_parts: paths of the modules that `train.compile` compiles.
+        postprocess: options of suppression and limits that `detect`, `candidates` and `suppress` use. They can be
+            replaced at any time. None: the detector has other options.
     """
 
     class_parameters: Mapping[str, ClassRows]
     optional_modules: tuple[str, ...] = ()
     compiled_parts: tuple[str, ...]
+    postprocess: Postprocess | None = None
     pixel_mean: Tensor
     pixel_std: Tensor
 

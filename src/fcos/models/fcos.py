@@ -159,6 +159,7 @@ class FCOS(DetectionModel):
     class_parameters = dict.fromkeys(("head.logits.weight", "head.logits.bias"), ClassRows())
     optional_modules = ("head.scales",)
     compiled_parts = ("backbone", "fpn", "head")
+    postprocess: Postprocess  # pyright: ignore[reportIncompatibleVariableOverride] (never None)
 
     def __init__(
         self,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
+from ..config import Config, DetectorConfig
+from ..config.options import options_of, with_role
 from ..config.overrides import apply_overrides, validate
 from ..config.text import parse_yaml, suggest
 from ..errors import ConfigError
@@ -22,6 +23,17 @@ RECIPES = Path(__file__).parent
 def recipe_names() -> list[str]:
     """Return the sorted names of the shipped recipes."""
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def recipes_with(model: DetectorConfig) -> list[str]:
+    """Return the recipes with this detector; classes, initial weights and the selection of detections may differ."""
+    ignored = {"num_classes", *with_role(options_of(type(model)), "detection", only=True)}
+    excluded = {"backbone": {"weights", "frozen_stages"}, **dict.fromkeys(ignored, True)}
+
+    def describe(section: DetectorConfig) -> dict[str, Any]:
+        return section.model_dump(exclude=excluded)
+
+    return [name for name in recipe_names() if describe(load_config(name).model) == describe(model)]
 
 
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
