@@ -85,11 +85,11 @@ def split_of(names: Sequence[str], *, key: str) -> dict[str, Sequence[str | None
     root = _root()
     entries = [CATALOG[name] for name in names]
     lists = [str(root / entry.image_list) if entry.image_list else None for entry in entries]
-    split: dict[str, Sequence[str | None]] = {
+    paths: dict[str, Sequence[str | None]] = {
         "annotations": [str(root / entry.annotations) for entry in entries],
         "images": [str(root / entry.images) for entry in entries],
     }
-    return {**split, "image_list": lists} if any(lists) else split
+    return {**paths, "image_list": lists} if any(lists) else paths
 
 
 def place_hint(path: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from ..data.images import IMAGE_SUFFIXES
+from ..data.files import IMAGE_SUFFIXES
 from ..downloads import is_url
 from ..errors import DataError
 

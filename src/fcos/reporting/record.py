@@ -134,7 +134,9 @@ def read_record(
     data = data or _read_data(current_config, best, remarks, named_splits)
     saved = load_evaluation(folder / "val")
     splits: dict[Split, Annotations | None] = {"train": data.train, "val": data.val}
-    named = {split: rows for split, rows in splits.items() if split in named_splits and rows is not None}
+    named: dict[Split, Annotations] = {
+        split: rows for split, rows in splits.items() if split in named_splits and rows is not None
+    }
     check_same_data(folder, config.data, named, best=best, saved=saved)
     evaluation = None
     if best is not None:
