@@ -129,8 +129,12 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
         config, name = _override(recipe.to_dict(), overrides, where="config"), "fcos"
     else:
         config, name = load_config(recipe, overrides), Path(recipe).stem
-    from .training.launch import launch, processes_to_start  # slow import: config errors come first
+    from .training.folder import with_current_folder  # slow imports: config errors come first
+    from .training.launch import launch, processes_to_start
     from .training.loop import train as run
+
+    if not isinstance(recipe, Config) and not any(text.startswith("output_dir=") for text in overrides):
+        config = with_current_folder(config, recipe)
 
     processes = processes_to_start(config)
     if processes > 1:

@@ -20,8 +20,7 @@ from ..evaluation.evaluate import Evaluation
 from ..evaluation.results import load_evaluation, save_evaluation
 from ..interop.checkpoints import load_checkpoint
 from ..recipes import load_config
-from ..training.environment import FILE as ENVIRONMENT
-from ..training.folder import BEST, CONFIG
+from ..training.folder import BEST, CONFIG, ENVIRONMENT
 from .same_data import check_same_data, is_of, other_data
 
 _SPLITS = ("train", "val")

@@ -11,15 +11,13 @@ from pathlib import Path
 import torch
 
 from ..distributed import world_size
-from .folder import write_text
-
-FILE = "environment.json"
+from .folder import ENVIRONMENT, write_text
 
 
 def save_environment(folder: Path, device: torch.device) -> None:
     """Write `environment.json` to the run folder; a resumed run overwrites it with its current environment."""
     text = json.dumps(environment(device), indent=1, ensure_ascii=False)
-    write_text(folder / FILE, text + "\n")
+    write_text(folder / ENVIRONMENT, text + "\n")
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
+
 from ..checkpoint import Checkpoint, generations
 from ..config import Config
 from ..errors import ConfigError, TrainingError, WeightsError
+from ..formatting import printable
 from ..interop.checkpoints import load_checkpoint
 from .elastic import recall
 
@@ -22,6 +27,22 @@ RUNS = Path("runs")
 DAMAGED = Path("weights/damaged.pt")
 LAST_CHECKPOINT = Path("last_checkpoint")
 """File with the name of the last checkpoint in the run folder of the original FCOS."""
+ENVIRONMENT = Path("environment.json")
+LOCK = Path("run.lock")
+LOCK_OWNER = Path("run.lock.txt")
+
+
+def with_current_folder(config: Config, recipe: str | Path) -> Config:
+    """Set `output_dir` to the folder of `recipe` if this is the config.yaml of a run.
+
+    The `output_dir` in the file is the folder in which the run was started. The run folder may have been moved or
+    copied since then.
+    """
+    file = Path(recipe)
+    is_run = file.name == CONFIG.name and (
+        (file.parent / ENVIRONMENT).is_file() or bool(generations(file.parent / LAST))
+    )
+    return config.model_copy(update={"output_dir": file.parent}) if is_run else config
 
 
 def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | None:
@@ -58,11 +79,56 @@ def find_folder(config: Config, name: str, *, launch_key: str = "") -> Path | No
                 " or remove train.resume to start a new run"
             )
         return None
-    if folder is not None and _run_files(folder):
+    if folder is not None:
+        _refuse_existing_run(folder)
+    return None
+
+
+def _refuse_existing_run(folder: Path) -> None:
+    if _run_files(folder):
         raise ConfigError(
             f"output_dir: {folder} already contains a run; resume it with train.resume=true, or choose another folder"
         )
-    return None
+
+
+@contextmanager
+def lock_folder(folder: Path, *, is_new: bool) -> Iterator[None]:
+    """Hold the lock of a run folder, so that no other process trains in it. A killed process loses the lock.
+
+    Args:
+        folder: run folder.
+        is_new: True if a new run starts in the folder. Another run may have been started and finished in it since
+            `find_folder` was called.
+
+    Raises:
+        ConfigError: another process trains in this folder, or `is_new` and the folder already holds a run.
+        TrainingError: nothing can be written to the folder.
+    """
+    lock, owner = FileLock(folder / LOCK), folder / LOCK_OWNER
+    with explain_write_errors(folder):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ConfigError(
+                f"output_dir: {folder} is in use by {_read_owner(owner)}, which trains in this folder; wait until it"
+                " has finished, stop it, or choose another folder"
+            ) from None
+    try:
+        if is_new:
+            _refuse_existing_run(folder)
+        with explain_write_errors(folder):
+            write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read_owner(file: Path) -> str:
+    try:
+        return printable(file.read_text(encoding="utf-8", errors="replace").strip()) or "another process"
+    except OSError:  # not yet written
+        return "another process"
 
 
 def holds_run(config: Config, name: str) -> bool:

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from ..structures import Batch
 from .budget import IterationLength, Length, TimeLength
 from .diagnosis import REFERENCE_RATES, explain_out_of_memory, linear_rule, start_warnings
 from .elastic import explain_lost_processes, join_processes, remember
-from .folder import BEST, find_folder, new_folder
+from .folder import BEST, find_folder, lock_folder, new_folder
 from .loggers import check_loggers
 from .logs import RunLog, Step, TrainingProgress
 from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
@@ -88,14 +89,14 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     settings = config.train
     device = resolve_device(config.device)
     join_processes(device)
-    run, micro_batches, origin = _set_up(config, name, device, lambda: clock() - start_time)
-    ddp_model, state, length = wrap_model(run), run.state, _build_length(run)
-    with (
-        RunLog(
+    with ExitStack() as stack:
+        run, micro_batches, origin = _set_up(config, name, device, stack, elapsed=lambda: clock() - start_time)
+        ddp_model, state, length = wrap_model(run), run.state, _build_length(run)
+        log = RunLog(
             run.folder, run.config, iteration=state.iteration, evaluations=state.evaluations, steps=run.unlogged
-        ) as log,
-        StopRequest(run, log) as stop_request,
-    ):
+        )
+        stack.enter_context(log)
+        stop_request = stack.enter_context(StopRequest(run, log))
         on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
         log.message(_start_message(run, origin, micro_batches))
         _warn_about_warmup(run, length.total(0), log)
@@ -130,8 +131,10 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     return TrainResult(run.folder, state.best, run.train_data, run.val_data)
 
 
-def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[], float]) -> tuple[Run, int, str]:
-    """Set up a new or resumed run.
+def _set_up(
+    config: Config, name: str, device: torch.device, stack: ExitStack, *, elapsed: Callable[[], float]
+) -> tuple[Run, int, str]:
+    """Set up a new or resumed run, and lock its folder until `stack` is closed.
 
     Returns:
         The run, the number of micro-batches per batch, and a text for the user on the origin of the weights.
@@ -139,6 +142,8 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     launch_key = f"fcos/{next(_train_calls)}"
     folder = on_rank_zero(lambda: find_folder(config, name, launch_key=launch_key))
     train_data, val_data = on_all_ranks(lambda: _load_data(config))
+    if folder:
+        on_rank_zero(lambda: stack.enter_context(lock_folder(folder, is_new=False)))
     resumed, note = on_rank_zero(partial(find_resume_point, config, folder))
     torch.manual_seed(config.train.seed)
     model, origin, licence = on_all_ranks(lambda: _build(config, train_data, resumed))
@@ -150,7 +155,9 @@ def _set_up(config: Config, name: str, device: torch.device, elapsed: Callable[[
     most_boxes = int(np.diff(train_data.offsets).max(initial=0))
     # Counting is a collective, so all processes must have passed the checks.
     micro_batches = on_all_ranks(lambda: count_micro_batches(model, config, most_boxes=most_boxes))
-    folder = folder or on_rank_zero(lambda: new_folder(config, name))
+    if not folder:
+        folder = on_rank_zero(lambda: new_folder(config, name))
+        on_rank_zero(lambda: stack.enter_context(lock_folder(folder, is_new=True)))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
         on_all_ranks(partial(restore, run, resumed))

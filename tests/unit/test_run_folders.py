@@ -1,0 +1,153 @@
+"""Run folders that were moved or copied, and the lock that keeps two processes out of one folder."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from hooks import at_call, before_forward
+from processes import SECONDS
+
+import fcos
+from fcos.config import Config
+from fcos.errors import ConfigError
+from fcos.interop.checkpoints import load_checkpoint
+from fcos.models.fcos import FCOS
+from fcos.recipes import load_config
+from fcos.training.folder import lock_folder
+from fcos.training.loop import train
+
+Contents = dict[Path, bytes]
+
+
+def contents(folder: Path) -> Contents:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def resume(config: Config) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"resume": True})})
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_copied_run_resumes_in_its_own_folder(configure: Callable[..., Config], tmp_path: Path, saved: bool) -> None:
+    original, copy = train(configure()).run, tmp_path / "copy"
+    shutil.copytree(original, copy)
+    if not saved:  # killed before the first checkpoint
+        shutil.rmtree(copy / "weights")
+    before = contents(original)
+    result = fcos.train(copy / "config.yaml", "train.resume=true", "train.iterations=3")
+    assert result.run == copy
+    assert contents(original) == before
+    assert load_checkpoint(copy / "weights/last.pt").iteration == 3
+    assert load_config(copy / "config.yaml").output_dir == copy
+
+
+def test_a_moved_run_resumes_with_a_path_relative_to_the_working_directory(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(configure()).run.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    fcos.train("config.yaml", "train.resume=true", "train.iterations=3")
+    assert load_checkpoint(tmp_path / "moved/weights/last.pt").iteration == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_new_run_with_the_config_of_a_copied_run_is_refused(configure: Callable[..., Config], tmp_path: Path) -> None:
+    shutil.copytree(train(configure()).run, tmp_path / "copy")
+    with pytest.raises(ConfigError, match=rf"output_dir: {tmp_path / 'copy'} already contains a run"):
+        fcos.train(tmp_path / "copy/config.yaml")
+
+
+def test_the_config_of_a_run_can_start_a_run_in_another_folder(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    run = train(configure()).run
+    result = fcos.train(run / "config.yaml", f"output_dir={tmp_path / 'other'}", "train.iterations=1")
+    assert result.run == tmp_path / "other"
+
+
+def test_a_config_of_the_user_keeps_its_output_folder(configure: Callable[..., Config], tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "weights").mkdir(parents=True)  # of the user, not of a run
+    (project / "config.yaml").write_text(configure(iterations=1).to_yaml())
+    assert fcos.train(project / "config.yaml").run == tmp_path / "run"
+
+
+def refusal(config: Config) -> str:
+    with pytest.raises(ConfigError) as caught:
+        train(config)
+    return str(caught.value)
+
+
+def test_a_run_in_use_is_refused_with_the_name_of_its_process(configure: Callable[..., Config]) -> None:
+    config = configure()
+    run = train(config).run
+    with lock_folder(run, is_new=False):
+        before = contents(run)
+        message = refusal(resume(config))
+        assert contents(run) == before
+    assert f"{run} is in use by process {os.getpid()} on {socket.gethostname()}, which trains in this folder" in message
+    train(resume(config))  # the lock is released
+    assert not (run / "run.lock.txt").exists()
+
+
+def test_a_folder_in_which_another_run_has_just_started_is_refused(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    with lock_folder(tmp_path / "run", is_new=True):  # before it has written its config.yaml
+        assert "is in use by process" in refusal(configure())
+    assert not list((tmp_path / "run").glob("*.yaml"))
+
+
+def test_a_folder_in_which_another_run_was_started_and_finished_is_refused(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    with pytest.raises(ConfigError, match="already contains a run"), lock_folder(tmp_path / "run", is_new=True):
+        pass
+    with lock_folder(tmp_path / "run", is_new=False):
+        pass
+
+
+def test_the_folder_is_locked_while_training(configure: Callable[..., Config]) -> None:
+    messages: list[str] = []
+    config = configure(iterations=1)
+    with before_forward(FCOS, at_call(1, lambda _: messages.append(refusal(resume(config))))):
+        train(config)
+    assert "is in use by process" in messages[0]
+
+
+def hold_lock(folder: Path, ready: Connection) -> None:
+    """Lock a folder, start a worker, and wait; the target of a child process."""
+    with lock_folder(folder, is_new=True):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(SECONDS,))
+        worker.start()
+        ready.send(worker.pid)
+        time.sleep(SECONDS)
+
+
+def test_a_killed_process_loses_the_lock_even_if_its_workers_are_alive(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=hold_lock, args=(tmp_path, sender))
+    process.start()
+    worker = receiver.recv()
+    with pytest.raises(ConfigError, match=f"process {process.pid} on "), lock_folder(tmp_path, is_new=True):
+        pass
+    process.kill()
+    process.join()
+    try:
+        with lock_folder(tmp_path, is_new=True):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
