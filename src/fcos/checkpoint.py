@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint_checks import COUNTER_SUFFIX, describe_metadata_problems, describe_weight_problems
 from .choices import Project
 from .config import Config
 from .errors import WeightsError
@@ -26,7 +28,6 @@ FORMAT = "fcos"
 VERSION = 1
 PIXELS = ("pixel_mean", "pixel_std")
 """Pixel normalisation tensors, which some projects do not save with the weights."""
-_COUNTER_SUFFIX = ".num_batches_tracked"
 _REQUIRED_KEYS = {"version": int, "model": dict, "config": dict, "class_names": list, "category_ids": list}
 """Required keys of our files, with the types of their values."""
 
@@ -179,7 +180,8 @@ def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:
         problem = "this is a folder" if path.is_dir() else "no such file"
         raise WeightsError(f"{path}: {problem}; expected a weights file, for example runs/NAME/weights/best.pt")
     try:
-        with torch.serialization.safe_globals(list(safe_globals)):
+        with torch.serialization.safe_globals(list(safe_globals)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about odd tensors, which the caller rejects
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # arbitrary bytes can cause any exception in torch.load
         if not _is_zip(path):  # PyTorch has written zip files since version 1.6
@@ -234,7 +236,7 @@ def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
         path: path of the file, whose checksums are verified.
 
     Raises:
-        WeightsError: the file is damaged or has a newer version.
+        WeightsError: the file is damaged, its content is invalid, or it has a newer version.
     """
     _verify(path)
     missing = [name for name, kind in _REQUIRED_KEYS.items() if not isinstance(content.get(name), kind)]
@@ -245,28 +247,39 @@ def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
             f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
             " upgrade with pip install -U fcos-vision"
         )
-    names, ids = content["class_names"], content["category_ids"]
-    values_by_key = {name: content.get(name, {}) for name in ("metrics", "thresholds")}
-    invalid = [name for name, values in values_by_key.items() if not _are_numbers(values)]
-    if len(names) not in (0, len(ids)):
-        invalid.append(f"class_names ({len(names)} for {len(ids)} category_ids)")
-    if invalid:
-        raise WeightsError(f"{path}: damaged: invalid {', '.join(invalid)}; copy it again or use an earlier one")
+    check_weights(content["model"], where=str(path))
+    problems = describe_metadata_problems(content)
+    if problems:
+        raise WeightsError(f"{path}: damaged: invalid {join_some(problems)}; copy it again or use an earlier one")
     return Checkpoint(
         model=content["model"],
         config=content["config"],
-        class_names=tuple(names),
-        category_ids=tuple(ids),
-        **values_by_key,
+        class_names=tuple(content["class_names"]),
+        category_ids=tuple(content["category_ids"]),
+        metrics=content.get("metrics", {}),
+        thresholds=content.get("thresholds", {}),
         iteration=content.get("iteration", 0),
         licence=content.get("licence", ""),
         training=content.get("training"),
     )
 
 
-def _are_numbers(values: Any) -> bool:
-    """Return whether `values` is a dictionary of numbers."""
-    return isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
+def check_weights(weights: Mapping[Any, Any], *, where: str) -> None:
+    """Check that a state dict contains nothing but weights, see `describe_weight_problems`.
+
+    Args:
+        weights: state dict of a file of ours or of another project.
+        where: source of the weights, for messages.
+
+    Raises:
+        WeightsError: an entry is not a dense tensor of finite floating-point numbers.
+    """
+    problems = describe_weight_problems(weights)
+    if problems:
+        raise WeightsError(
+            f"{where}: damaged: {len(problems)} of {len(weights)} entries are not weights: {join_some(problems, '; ')};"
+            " copy it again or use an earlier one"
+        )
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
@@ -284,10 +297,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
         WeightsError: tensors are missing, unexpected or of a different shape; the message lists a few of each.
     """
     tensors = model.state_dict()
-    optional = {name: tensors[name] for name in tensors if name in PIXELS or name.endswith(_COUNTER_SUFFIX)}
+    optional = {name: tensors[name] for name in tensors if name in PIXELS or name.endswith(COUNTER_SUFFIX)}
     weights = {
         **optional,
-        **{name: w for name, w in weights.items() if name in tensors or not name.endswith(_COUNTER_SUFFIX)},
+        **{name: w for name, w in weights.items() if name in tensors or not name.endswith(COUNTER_SUFFIX)},
     }
     problems = {
         "missing": [name for name in tensors if name not in weights],

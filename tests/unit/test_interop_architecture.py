@@ -149,7 +149,7 @@ def test_mmengine_training_log_in_the_file_is_ignored(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for pickled in (HistoryBuffer, HistoryBuffer.mean):
         monkeypatch.setattr(pickled, "__module__", module.__name__)
-    state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in state_of(MMDETECTION).items()}
+    state = {name: torch.zeros(tensor.shape) for name, tensor in state_of(MMDETECTION).items()}
     log = {"log_scalars": {"loss": HistoryBuffer()}}
     torch.save({"meta": {}, "message_hub": log, "state_dict": state}, tmp_path / "epoch_12.pth")
     assert load_checkpoint(tmp_path / "epoch_12.pth").project == "mmdetection"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..checkpoint import PIXELS, Checkpoint, Project, from_ours, is_ours, read
+from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, from_ours, is_ours, read
 from ..config import expand_user
 from ..config.text import as_option
 from ..downloads import hub_file, is_url, warn_about_licence
@@ -62,6 +62,9 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     try:
         content = read(path, safe_globals=_SAFE_GLOBALS)
         ours = from_ours(content, path) if is_ours(content) else None
+        state = _state_dict(content)
+        if ours is None and _find_dialect(state):
+            check_weights(state, where=where)
     except WeightsError as error:
         raise WeightsError(f"{error}{'; delete the file to download it again' if downloaded else ''}") from None
     if ours is None:
@@ -191,7 +194,7 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
         WeightsError: the file is of no supported project or damaged, or `class_names` has another length than K.
     """
     state = _state_dict(content)
-    dialect = next((dialect for dialect in _DIALECTS if dialect.recognizes(state)), None)
+    dialect = _find_dialect(state)
     if dialect is None:
         raise WeightsError(f"{where}: {_describe_unknown(content, state)}")
     if class_names is None:
@@ -214,6 +217,10 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
         iteration=training["iteration"] if training else 0,
         training=training,
     )
+
+
+def _find_dialect(state: Mapping[str, Tensor]) -> _Dialect | None:
+    return next((dialect for dialect in _DIALECTS if dialect.recognizes(state)), None)
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
