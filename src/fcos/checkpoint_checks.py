@@ -29,8 +29,8 @@ _ALWAYS_ALLOWED_COUNT, _ALWAYS_ALLOWED_SIZE = 16, 256
 def describe_tensor_problem(value: Any) -> str:
     """Return why a value is not an ordinary tensor on the CPU; empty if it is one.
 
-    An ordinary tensor is dense, and its storage holds every element once. The code for views of a smaller storage, which
-    can claim any size, is not safe: kernels that write in place would write an element several times.
+    An ordinary tensor is dense, and its storage holds every element. A view of a smaller storage can claim any size,
+    and kernels that write in place would write one element several times.
     """
     if not isinstance(value, Tensor):
         return f"not a tensor but {type(value).__name__}"

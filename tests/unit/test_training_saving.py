@@ -30,8 +30,9 @@ from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
 from fcos.models.fcos import FCOS
 from fcos.training import loop, saving
-from fcos.training.folder import BEST, load_last
+from fcos.training.folder import BEST
 from fcos.training.loop import train
+from fcos.training.resume import load_last
 from fcos.training.run import Run
 
 
@@ -321,8 +322,10 @@ class OnGPU(FCOS):
         return torch.device("cuda")
 
 
-def test_resume_restores_the_cuda_rng_state(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.tensor([1, 2, 3], dtype=torch.uint8)
+def test_a_gpu_continues_with_its_random_numbers(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.arange(16, dtype=torch.uint8)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: generator)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, _: generator.copy_(state))
     config = configure()
@@ -335,4 +338,4 @@ def test_resume_restores_the_cuda_rng_state(configure: Callable[..., Config], mo
     run.save_last()
     generator.zero_()
     run.restore(load_checkpoint(config.output_dir / "weights/last.pt"))
-    assert generator.tolist() == [1, 2, 3]
+    assert generator.tolist() == list(range(16))

@@ -1,4 +1,4 @@
-"""Run folders: choosing or creating the folder of a run, and loading the checkpoint to resume from."""
+"""Run folders: choosing, creating and locking the folder of a run, and writing files to it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ..checkpoint import Checkpoint, generations
+from ..checkpoint import generations
 from ..config import Config
-from ..errors import ConfigError, TrainingError, WeightsError
+from ..errors import ConfigError, TrainingError
 from ..formatting import printable
-from ..interop.checkpoints import load_checkpoint
 from .elastic import recall
 
 LAST = Path("weights/last.pt")
@@ -172,54 +170,6 @@ def _newest_run(name: str) -> Path | None:
 def _run_files(folder: Path) -> list[Path]:
     """Return the checkpoints and config.yaml in a folder; any of them makes it a run folder."""
     return [*generations(folder / LAST), *(path for path in [folder / CONFIG] if path.is_file())]
-
-
-class ResumePoint(NamedTuple):
-    """Checkpoint to resume from, with a note for the user.
-
-    Attributes:
-        checkpoint: the checkpoint; None if nothing was saved yet.
-        note: message of one or more lines; empty if the last checkpoint was readable.
-    """
-
-    checkpoint: Checkpoint | None
-    note: str
-
-
-def load_last(folder: Path) -> ResumePoint:
-    """Load the newest readable checkpoint, and rename it to weights/last.pt.
-
-    Newer checkpoints that are damaged are renamed to weights/damaged.pt. Temporary files of killed processes are
-    removed.
-
-    Raises:
-        WeightsError: none of the existing checkpoints can be read.
-    """
-    for temporary in (folder / LAST).parent.glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
-    problems: list[str] = []
-    damaged_paths: list[Path] = []
-    for path in generations(folder / LAST):
-        try:
-            checkpoint = load_checkpoint(path)
-        except WeightsError as error:
-            problems.append(str(error))
-            damaged_paths.append(path)
-            continue
-        for damaged in damaged_paths:
-            damaged.replace(folder / DAMAGED)
-        if path == folder / LAST:
-            return ResumePoint(checkpoint, "")
-        path.replace(folder / LAST)
-        warnings = [f"warning: {problem}" for problem in problems] or [f"warning: {folder / LAST} is missing"]
-        renamed = f"; the damaged file is now {folder / DAMAGED}" if damaged_paths else ""
-        return ResumePoint(
-            checkpoint, "\n".join([*warnings, f"  resuming from the previous checkpoint, {path}{renamed}"])
-        )
-    if problems:
-        raise WeightsError(f"train.resume: no checkpoint can be read: {' | '.join(problems)}")
-    (folder / LAST).parent.mkdir(exist_ok=True)
-    return ResumePoint(None, f"nothing was saved in {folder} yet; starting from the beginning")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ import csv
 import importlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -203,25 +204,37 @@ _FIRST_COLUMNS = ("iteration", "epoch", "minutes", "split")
 
 def _rows_to_keep(path: Path, start: RunStart) -> list[dict[str, str]]:
     """Return the rows of metrics.csv that a resumed run keeps: those whose iterations it does not repeat."""
-    if not path.is_file():
+    if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if None not in row.values() and None not in row]  # the last may be truncated
-        is_ours = {"iteration", "split"} <= set(reader.fieldnames or ("iteration", "split"))
-    if not is_ours:
+    rows = _read_rows(path)
+    if rows is None:
         renamed = path.with_name("metrics.old.csv")
         path.replace(renamed)
-        logger.warning("warning: %s: no columns iteration and split; renamed to %s", path, renamed)
+        logger.warning("warning: %s: not a table with the columns iteration and split; renamed to %s", path, renamed)
         return []
     limits = {"train": start.logged_iteration, "val": start.iteration}
     kept = [
         row
         for row in rows
-        if row.get("iteration", "").isdecimal() and int(row["iteration"]) <= limits.get(row.get("split", ""), -1)
+        if _NUMBER.fullmatch(row["iteration"]) and int(row["iteration"]) <= limits.get(row["split"], -1)
     ]
     repeated = [row for row in kept if row["split"] == "val"][start.evaluations :]  # killed before the checkpoint save
     return [row for row in kept if row not in repeated]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]] | None:
+    """Return the complete rows of a table of ours, or None if the file is something else, edited or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if None not in row.values() and None not in row]  # the last may be truncated
+            is_ours = {"iteration", "split"} <= set(reader.fieldnames or ("iteration", "split"))
+    except (csv.Error, IsADirectoryError):
+        return None
+    return rows if is_ours else None
+
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class TensorBoardLogger:

@@ -144,6 +144,8 @@ class RunLog:
         """Add a training step. A row is written every `log_every` iterations and once more at the end."""
         if not self.enabled:
             return
+        if self._steps and _names(self._steps[-1][1].result) != _names(step.result):
+            self.sum_up()  # the steps of the checkpoint have other losses, for example those of another version
         self._steps.append((progress, step))
         self._first_step = self._first_step or (time.monotonic(), progress.fraction)
         self._bar.update(progress.fraction)
@@ -236,6 +238,10 @@ class RunLog:
 def _build_loggers(start: RunStart) -> dict[str, Logger]:
     with explain_write_errors(start.folder):
         return build_loggers(start)
+
+
+def _names(result: StepResult) -> list[str]:
+    return [*result.losses, *result.stats]
 
 
 def _stat_fractions(results: Sequence[StepResult]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +12,8 @@ from ..config import Config
 from ..errors import ConfigError, WeightsError
 from ..interop.checkpoints import load_checkpoint
 from ..interop.fcos_core.solver import momentum_by_name
-from .folder import LAST, LAST_CHECKPOINT, ResumePoint, load_last
+from .folder import LAST, LAST_CHECKPOINT
+from .resume import ResumePoint, TrainState, load_run
 from .run import Run
 
 
@@ -32,7 +33,7 @@ def find_resume_point(config: Config, folder: Path | None) -> ResumePoint:
     """
     settings = config.train
     if folder is not None and (generations(folder / LAST) or not settings.resume):
-        return load_last(folder)
+        return load_run(folder, config)
     if not settings.resume:
         return ResumePoint(None, _describe_unused(config.output_dir))
     if folder is None:  # see `find_folder`
@@ -41,7 +42,7 @@ def find_resume_point(config: Config, folder: Path | None) -> ResumePoint:
     elif (folder / LAST_CHECKPOINT).is_file():
         where = str(_find_last_checkpoint(folder))
     else:
-        return load_last(folder)
+        return load_run(folder, config)
     checkpoint = load_checkpoint(where)
     if checkpoint.project != "fcos_core" or checkpoint.training is None:
         raise ConfigError(
@@ -86,7 +87,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     optimizer = checkpoint.training["optimizer"]
     momentum = momentum_by_name(optimizer, list(checkpoint.original), trainable, where=where)
     training = {
-        "state": {"iteration": checkpoint.iteration},
+        "state": asdict(TrainState(iteration=checkpoint.iteration)),
         "optimizer": {
             "state": {i: {"momentum_buffer": value} for i, value in enumerate(momentum.values())},
             "param_groups": run.optimizer.state_dict()["param_groups"],

@@ -7,11 +7,12 @@ import math
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
+from torch import Tensor
 
 from ..checkpoint import Checkpoint, load_weights
 from ..config import Config
@@ -20,45 +21,15 @@ from ..errors import ConfigError
 from .elastic import is_orphaned
 from .environment import save_environment
 from .folder import CONFIG, LAST, explain_write_errors, write_text
-from .logs import RunLog, Step, StepResult, TrainingProgress
+from .logs import RunLog, Step, TrainingProgress
 from .optim import WeightAverage, build_optimizer
-from .saving import Saver, Weights, upgrade_training_state
+from .resume import TrainState, read_training_state
+from .saving import Saver, Weights
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
     from ..evaluation.evaluate import Evaluation
     from ..models import DetectionModel
-
-
-@dataclass
-class TrainState:
-    """Counters and metrics of a run that a checkpoint stores for resuming.
-
-    Attributes:
-        iteration: number of finished training steps.
-        seconds: seconds since the start of the run, excluding the time between a stop and a resume.
-        step_seconds: seconds spent in training steps.
-        evaluations: number of evaluations during training.
-        evaluated_at: iteration of the last evaluation; -1 if there was none.
-        best: metrics of the best evaluation by `train.best_metric`; empty until an evaluation defines this metric.
-        boxes: number of ground-truth boxes seen in training.
-        stats: counts of these boxes by name, see `Losses.stats`.
-        reported: True once unassigned boxes were reported to the user.
-        skips: number of consecutive steps skipped so far because of a non-finite loss or gradient.
-        stale: number of evaluations since the best one.
-    """
-
-    iteration: int = 0
-    seconds: float = 0.0
-    step_seconds: float = 0.0
-    evaluations: int = 0
-    evaluated_at: int = -1
-    best: dict[str, float] = field(default_factory=dict)
-    boxes: int = 0
-    stats: dict[str, int] = field(default_factory=dict)
-    reported: bool = False
-    skips: int = 0
-    stale: int = 0
 
 
 class Run:
@@ -220,49 +191,55 @@ class Run:
 
         Raises:
             ConfigError: the file holds no training state, or its optimiser, trainable parameters or classes differ.
-            WeightsError: the weights are of another model.
+            WeightsError: the file is damaged, or the weights are of another model.
         """
         where = str(self.folder / LAST)
-        if checkpoint.training is None:
-            raise ConfigError(
-                f"train.resume: {where} contains no training state; start a new run with train.weights={where}"
-            )
-        saved = upgrade_training_state(checkpoint.training)
+        saved = read_training_state(checkpoint, where=where)
         if checkpoint.class_names != self.train_data.class_names:
             raise ConfigError(
                 f"train.resume: {where} has the classes {', '.join(checkpoint.class_names)}, but the data has"
                 f" {', '.join(self.train_data.class_names)}; to train on other classes, start a new run with"
                 f" train.weights={where}"
             )
-        names, saved_names = self._trainable_names(), saved.get("learning", self._trainable_names())
+        names = self._trainable_names()
         groups = self.optimizer.state_dict()["param_groups"]
-        if set(groups[0]) != set(saved["optimizer"]["param_groups"][0]) or set(names) != set(saved_names):
+        if set(groups[0]) != set(saved.optimizer.param_groups[0]) or set(names) != set(saved.learning):
             raise ConfigError(
                 f"train.resume: {where} was saved with a different optimiser or different trainable parameters;"
                 f" restore these options, or start a new run with train.weights={where}"
             )
-        load_weights(self.model, saved["weights"] or checkpoint.model, where=where)
+        load_weights(self.model, saved.weights or checkpoint.model, where=where)
         if self.average:
             load_weights(self.average.model, checkpoint.model, where=where)
-            self.average.updates = saved["updates"]
+            self.average.updates = saved.updates
         # The current options may group the parameters differently, so the state is matched by parameter name.
-        state = {names.index(saved_names[i]): values for i, values in saved["optimizer"]["state"].items()}
+        parameters = dict(self.model.named_parameters())
+        state = {
+            names.index(name): _with_layout_of(parameters[name], saved.optimizer.state[i])
+            for i, name in enumerate(saved.learning)
+            if i in saved.optimizer.state
+        }
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        if saved.get("scaler"):
-            self.scaler.load_state_dict(saved["scaler"])
-        self.state = TrainState(**saved["state"])
-        if saved.get("best"):
-            best, *metadata = saved["best"]
-            self._saver.unsaved_best = Weights(copy.deepcopy(self.detector).cpu(), *metadata)
+        if saved.scaler:
+            self.scaler.load_state_dict(saved.scaler)
+        self.state = saved.state
+        if saved.best:
+            best, metrics, thresholds, iteration = saved.best
+            self._saver.unsaved_best = Weights(copy.deepcopy(self.detector).cpu(), metrics, thresholds, iteration)
             load_weights(self._saver.unsaved_best.model, best, where=where)
-        self.unlogged[:] = [
-            (TrainingProgress(*progress), Step(StepResult(*result), *timing))
-            for progress, result, *timing in saved["steps"]
-        ]
+        self.unlogged[:] = [(progress, Step(result, *timing)) for progress, result, *timing in saved.steps]
         self._earlier_seconds = self.state.seconds
-        torch.set_rng_state(saved["rng"])
-        if saved["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
+        torch.set_rng_state(saved.rng)
+        if saved.cuda_rng is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(saved.cuda_rng, self.device)
+
+
+def _with_layout_of(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the optimiser state of a parameter with its memory layout, on which the fused kernels rely."""
+    return {
+        name: torch.empty_like(parameter).copy_(value) if torch.is_tensor(value) and value.ndim else value
+        for name, value in state.items()
+    }
 
 
 class StopRequest:

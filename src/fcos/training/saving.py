@@ -125,15 +125,3 @@ class Saver:
         if message is not None:
             self._errors[file] = message
         return message is None
-
-
-def upgrade_training_state(training: dict[str, Any]) -> dict[str, Any]:
-    """Convert the `training` entry of a checkpoint of this or an earlier version to the current format."""
-    state = {name: value for name, value in training["state"].items() if name not in ("marks", "unassigned")}
-    if "unassigned" in training["state"]:
-        state["stats"] = {"unassigned": training["state"]["unassigned"]}
-    steps = []
-    for progress, (losses, grad_norm, boxes, stats, *rest), *step in training.get("steps", []):
-        stats = {"unassigned": stats} if isinstance(stats, int) else stats  # noqa: PLW2901
-        steps.append((progress, (losses, grad_norm, boxes, stats, *rest), *step))
-    return {**training, "state": state, "steps": steps}

@@ -1,0 +1,284 @@
+"""Resuming from checkpoints with an invalid training state, beside an edited metrics.csv, and with other options."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_backbone
+import torch
+from tiny_data import write_coco
+
+from fcos.config import Config
+from fcos.errors import ConfigError, WeightsError
+from fcos.interop.checkpoints import load_checkpoint
+from fcos.training.loop import train
+from fcos.training.resume import load_last
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Return the config of a finished run of two steps with a checkpoint after each step; do not modify its folder."""
+    root = tmp_path_factory.mktemp("template")
+    for split in ("train", "val"):
+        write_coco(root / "data", split=split)
+    config = Config.model_validate(
+        {
+            "model": tiny_backbone.MODEL,
+            "data": {"root": root / "data", "short_side": [32], "max_side": 64, "workers": 0},
+            "train": {"batch_size": 2, "iterations": 2, "warmup": "none", "lr": 1e-4, "checkpoint_every": 1},
+            "output_dir": root / "run",
+            "device": "cpu",
+        }
+    )
+    train(config)
+    # The first checkpoint, of iteration 1, was replaced by those before and after the evaluation.
+    content = torch.load(root / "run/weights/last-1.pt", weights_only=True)
+    content["iteration"] = content["training"]["state"]["iteration"] = 1
+    content["training"]["state"]["evaluated_at"] = -1
+    torch.save(content, root / "run/weights/last-1.pt")
+    return config
+
+
+@pytest.fixture
+def run(template: Config, tmp_path: Path) -> Path:
+    assert template.output_dir is not None
+    return Path(shutil.copytree(template.output_dir, tmp_path / "run"))
+
+
+def resumed(template: Config, run: Path, **settings: Any) -> Config:
+    settings = {"resume": True, "iterations": 3, **settings}
+    return template.model_copy(
+        update={"output_dir": run, "train": template.train.model_copy(update=settings)}, deep=True
+    )
+
+
+def edit(file: Path, change: Change) -> None:
+    content = torch.load(file, weights_only=True)
+    change(content["training"])
+    torch.save(content, file)
+
+
+def first_momentum(training: dict[str, Any]) -> dict[str, Any]:
+    return training["optimizer"]["state"][0]
+
+
+DAMAGES: dict[str, tuple[Change, str]] = {
+    "momentum of another shape": (
+        lambda t: first_momentum(t).update(momentum_buffer=torch.zeros(1)),
+        "optimizer.state.0.momentum_buffer: expected finite torch.float32 [8, 3, 8, 8] as backbone.c3.0.weight",
+    ),
+    "momentum of another type": (
+        lambda t: first_momentum(t).update(momentum_buffer=first_momentum(t)["momentum_buffer"].double()),
+        "optimizer.state.0.momentum_buffer: expected finite torch.float32",
+    ),
+    "momentum that is not finite": (
+        lambda t: first_momentum(t)["momentum_buffer"].fill_(torch.nan),
+        "optimizer.state.0.momentum_buffer: expected finite",
+    ),
+    "momentum without data": (
+        lambda t: first_momentum(t).update(momentum_buffer=torch.zeros(1).expand(8, 3, 8, 8)),
+        "optimizer.state.0.momentum_buffer: the shape [8, 3, 8, 8] is larger than the stored data",
+    ),
+    "sparse momentum": (
+        lambda t: first_momentum(t).update(momentum_buffer=torch.eye(3).to_sparse()),
+        "optimizer.state.0.momentum_buffer: not a dense tensor",
+    ),
+    "momentum that is text": (
+        lambda t: first_momentum(t).update(momentum_buffer="large"),
+        "optimizer.state.0.momentum_buffer: ",
+    ),
+    "state of another optimizer": (
+        lambda t: t["optimizer"]["state"].update({0: {"exp_avg": torch.zeros(8, 3, 8, 8)}}),
+        "optimizer.state.0: of no parameter, or of another optimiser than sgd",
+    ),
+    "state of no parameter": (
+        lambda t: t["optimizer"]["state"].update({999: {}}),
+        "optimizer.state.999: of no parameter",
+    ),
+    "name of no parameter": (lambda t: t["learning"].__setitem__(0, "nose"), "optimizer.state.0: of no parameter"),
+    "no parameter groups": (lambda t: t["optimizer"].update(param_groups=[]), "optimizer.param_groups: "),
+    "no optimizer": (lambda t: t.pop("optimizer"), "optimizer: "),
+    "optimizer that is a list": (lambda t: t.update(optimizer=[1]), "optimizer: "),
+    "no state": (lambda t: t.pop("state"), "state: "),
+    "missing counter": (lambda t: t["state"].pop("iteration"), "state: missing or unknown entries: iteration"),
+    "foreign counter": (lambda t: t["state"].update(mood=3), "state: missing or unknown entries: mood"),
+    "negative counter": (lambda t: t["state"].update(evaluations=-1), "state.evaluations: "),
+    "counter that is text": (lambda t: t["state"].update(boxes="many"), "state.boxes: "),
+    "counter of 400 digits": (lambda t: t["state"].update(boxes=10**400), "state.boxes: "),
+    "another iteration": (lambda t: t["state"].update(iteration=7), "state.iteration: 7, but the file is of 2"),
+    "evaluation in the future": (lambda t: t["state"].update(evaluated_at=9), "more evaluations or steps"),
+    "seconds that are not finite": (lambda t: t["state"].update(seconds=float("nan")), "state.seconds: "),
+    "metrics that are text": (lambda t: t["state"].update(best={"AP": "good"}), "state.best.AP: "),
+    "truncated random state": (lambda t: t.update(rng=t["rng"][:100]), "rng: not the state of a random number"),
+    "random state of floats": (lambda t: t.update(rng=torch.zeros(5056)), "rng: not the state of a random number"),
+    "random state that is text": (lambda t: t.update(rng="random"), "rng: "),
+    "no random state": (lambda t: t.pop("rng"), "rng: "),
+    "truncated random state of a GPU": (
+        lambda t: t.update(cuda_rng=torch.zeros(5, dtype=torch.uint8)),
+        "cuda_rng: not the state of a CUDA random number generator",
+    ),
+    "foreign scaler": (lambda t: t.update(scaler={"size": 3}), "scaler: not the state of a gradient scaler: size"),
+    "weights of another model": (
+        lambda t: t.update(weights={"weight": torch.zeros(3)}),
+        "weights: other tensors than in the model",
+    ),
+    "weights that are text": (lambda t: t.update(weights={"weight": "heavy"}), "weights: weight: not a tensor but str"),
+    "unsaved best weights of another model": (
+        lambda t: t.update(best=({"weight": torch.zeros(3)}, {}, {}, 1)),
+        "best: other tensors than in the model",
+    ),
+    "truncated steps": (lambda t: t.update(steps=[((1, 0.5),)]), "steps.0."),
+    "steps that are numbers": (lambda t: t.update(steps=[5]), "steps.0: "),
+    "an empty state": (lambda t: t.clear(), "state: "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_training_state_is_replaced_by_the_previous_checkpoint(run: Path, damage: str) -> None:
+    change, reason = DAMAGES[damage]
+    last = run / "weights/last.pt"
+    edit(last, change)
+    checkpoint, note = load_last(run)
+    assert checkpoint is not None
+    assert checkpoint.iteration == 1
+    warning, consequence = note.splitlines()
+    assert warning.startswith(f"warning: {last}: damaged: invalid state for resuming: ")
+    assert reason in warning
+    assert len(warning) < 1500
+    assert f"resuming from the previous checkpoint, {run / 'weights/last-1.pt'}" in consequence
+
+
+def test_a_run_is_finished_from_the_previous_checkpoint(template: Config, run: Path) -> None:
+    edit(run / "weights/last.pt", lambda training: first_momentum(training).update(momentum_buffer=torch.zeros(1)))
+    train(resumed(template, run))
+    assert load_checkpoint(run / "weights/last.pt").iteration == 3
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_is_an_error(run: Path) -> None:
+    edit(run / "weights/last.pt", lambda training: training.pop("rng"))
+    (run / "weights/last-1.pt").unlink()
+    with pytest.raises(WeightsError, match=r"no checkpoint can be read: .*last\.pt: damaged: .*rng: Field required"):
+        load_last(run)
+
+
+def test_momentum_in_another_memory_layout_gives_the_same_weights(template: Config, run: Path, tmp_path: Path) -> None:
+    """The fused kernels on the CPU take the layout of parameter and momentum to be the same."""
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+
+    def make_contiguous(training: dict[str, Any]) -> None:
+        states = training["optimizer"]["state"].values()
+        assert any(not state["momentum_buffer"].is_contiguous() for state in states)
+        for state in states:
+            state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+
+    edit(other / "weights/last.pt", make_contiguous)
+    for folder in (run, other):
+        train(resumed(template, folder, lr=0.1))
+    models = [load_checkpoint(folder / "weights/last.pt").model for folder in (run, other)]
+    torch.testing.assert_close(*models, rtol=0, atol=0)
+
+
+TABLES = {
+    "other columns": b"time;loss\n1;2\n",
+    "UTF-16": "iteration,split\n1,train\n".encode("utf-16"),
+    "binary": bytes(range(256)) * 10,
+    "a field of 200 kB": b"iteration,split\n1," + b"x" * 200_000 + b"\n",
+    "an iteration of 5000 digits": b"iteration,split\n" + b"9" * 5000 + b",train\n",
+    "other digits": "iteration,split\n\u0663,train\n".encode(),
+    "repeated columns": b"iteration,split,iteration,split\n1,train,1,train\n",
+    "an open quote": b'iteration,split\n1,"train\n',
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_an_edited_metrics_table_does_not_prevent_resuming(template: Config, run: Path, table: str) -> None:
+    (run / "metrics.csv").write_bytes(TABLES[table])
+    train(resumed(template, run, loggers=["csv"]))
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iteration"] for row in rows if row["split"] == "val"] == ["3"]
+
+
+def test_a_folder_named_metrics_csv_does_not_prevent_resuming(template: Config, run: Path) -> None:
+    (run / "metrics.csv").unlink()
+    (run / "metrics.csv").mkdir()
+    train(resumed(template, run, loggers=["csv"]))
+    assert (run / "metrics.csv").is_file()
+    assert (run / "metrics.old.csv").is_dir()
+
+
+def test_steps_with_other_losses_get_a_row_of_their_own(template: Config, run: Path) -> None:
+    step = ((1, 0.7, 0.1, 0.5), ({"loss_old": 1.0}, 1.0, 3, {"unassigned": 0}, False, ""), 1e-4, 0.1, 0.0)
+    (run / "metrics.csv").unlink()
+    edit(run / "weights/last-1.pt", lambda training: training.update(steps=[step]))
+    (run / "weights/last.pt").unlink()
+    train(resumed(template, run, loggers=["csv"]))
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    assert [(row["iteration"], row["loss_old"]) for row in rows] == [("1", "1"), ("3", "")]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "texts"),
+    [
+        ("channel_order", "bgr", ("rgb", "bgr")),
+        ("pixel_mean", (1.0, 2.0, 3.0), (r"\[123.675, 116.28, 103.53\]", r"\[1.0, 2.0, 3.0\]")),
+        ("quality", "iou", ("centerness", "iou")),
+        ("box_convention", "inclusive", ("continuous", "inclusive")),
+    ],
+)
+def test_options_that_change_the_meaning_of_the_weights_are_rejected(
+    template: Config, run: Path, option: str, value: Any, texts: tuple[str, str]
+) -> None:
+    config = resumed(template, run)
+    config.model = config.model.model_copy(update={option: value})
+    written = (run / "config.yaml").read_text()
+    old, new = texts
+    message = rf"train\.resume: model\.{option}={new}, but .*last\.pt was trained with model\.{option}={old}, and this"
+    with pytest.raises(ConfigError, match=message):
+        train(config)
+    assert (run / "config.yaml").read_text() == written
+
+
+def test_regression_is_not_changed_on_resuming(template: Config, run: Path) -> None:
+    config = resumed(template, run)
+    tree = config.to_dict()
+    tree["model"]["head"]["regression"] = "relu_stride"
+    with pytest.raises(ConfigError, match=r"model\.head\.regression=relu_stride, but .* model\.head\.regression=exp"):
+        train(Config.model_validate(tree))
+
+
+def test_changed_options_are_printed(
+    template: Config, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(template.data.root or "", tmp_path / "data")
+    settings = {"seed": 5, "batch_size": 3, "schedule": "cosine", "precision": "bfloat16", "ema": 0.9}
+    config = resumed(template, run, **settings)
+    config.data.root = tmp_path / "data"
+    train(config)
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("options that differ from the run so far:")
+    assert set(lines[start + 1 : start + 8]) == {
+        f"  data.root: {template.data.root} -> {tmp_path / 'data'}",
+        "  train.batch_size: 2 -> 3",
+        "  train.iterations: 2 -> 3",
+        "  train.schedule: multistep -> cosine",
+        "  train.ema: null -> 0.9",
+        "  train.precision: float32 -> bfloat16",
+        "  train.seed: 0 -> 5",
+    }
+
+
+def test_nothing_is_printed_if_no_option_changed(
+    template: Config, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(resumed(template, run, iterations=2))
+    assert "options that differ" not in capsys.readouterr().out
