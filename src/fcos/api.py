@@ -18,6 +18,7 @@ from .config.options import options_of, with_role
 from .config.overrides import apply_overrides, validate
 from .errors import ConfigError, DataError, WeightsError
 from .formatting import join_some, printable
+from .output import drop_unwritable_output
 from .recipes import load_config, recipe_names
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def require_trained(source: str | Path, *overrides: str) -> None:
         raise WeightsError(f"{source}: a recipe or config without trained weights; {_TRAIN_FIRST}")
 
 
+@drop_unwritable_output()
 def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     """Train a detector.
 

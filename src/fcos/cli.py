@@ -16,6 +16,7 @@ import typer
 from .errors import ConfigError, FCOSError
 from .formatting import printable, printable_lines
 from .interop import Form
+from .output import drop_unwritable_output
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -71,14 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: command-line arguments; None: those of the process.
     """
-    for stream in (sys.stdout, sys.stderr):  # file names may be invalid Unicode
-        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    handler = logging.StreamHandler()
-    handler.setFormatter(_TerminalFormatter("%(message)s"))
-    logging.basicConfig(handlers=[handler])
-    logging.getLogger("fcos").setLevel(logging.INFO if _is_rank_zero() else logging.WARNING)
-    with report_user_errors():
-        app(arguments, prog_name="fcos")
+    with drop_unwritable_output():
+        for stream in (sys.stdout, sys.stderr):  # file names may be invalid Unicode
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+        handler = logging.StreamHandler()
+        handler.setFormatter(_TerminalFormatter("%(message)s"))
+        logging.basicConfig(handlers=[handler])
+        logging.getLogger("fcos").setLevel(logging.INFO if _is_rank_zero() else logging.WARNING)
+        with report_user_errors():
+            app(arguments, prog_name="fcos")
 
 
 class _TerminalFormatter(logging.Formatter):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .formatting import format_metric, printable, printable_lines
+from .plotting import import_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -227,7 +228,7 @@ def _percent(share: float | None) -> float | None:
 
 def _svg(chart: Chart) -> Any:
     """Draw a chart as an SVG element to embed in a page."""
-    import matplotlib as mpl
+    mpl = import_matplotlib()
     from cycler import cycler
     from markupsafe import Markup
     from matplotlib.figure import Figure

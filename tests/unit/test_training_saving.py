@@ -322,9 +322,7 @@ class OnGPU(FCOS):
         return torch.device("cuda")
 
 
-def test_a_gpu_continues_with_its_random_numbers(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_restores_the_cuda_rng_state(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.arange(16, dtype=torch.uint8)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda _: generator)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, _: generator.copy_(state))

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import ConfigError
 from ..formatting import printable
+from ..plotting import import_matplotlib
 from ..structures import Instances
 from .inputs import Picture, to_picture
 
@@ -175,9 +176,7 @@ def draw_pair(image: Picture, predictions: Instances, ground_truth: Instances) -
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
     """Load DejaVu Sans (part of matplotlib), or a system font for letters that it lacks; warn once if none has them."""
-    import matplotlib as mpl
-
-    default_font = Path(mpl.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    default_font = Path(import_matplotlib().get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     missing = frozenset(text) - _characters(default_font)
     if not missing:
         return _open_font(default_font, size)
