@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import signal
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -189,4 +192,18 @@ def is_wrapped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     assert boxes.dtype == torch.float32
     assert target["labels"].dtype == torch.int64
     assert sorted(target) == ["boxes", "labels"]
+    return image, target
+
+
+# ------------------------------------------------------------------------------------------------- transforms that fail
+
+_calls = 0
+
+
+def kill_worker(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """Kill the loader worker in its 13th call, as the system does if it runs out of memory."""
+    global _calls  # noqa: PLW0603 (of this worker)
+    _calls += 1
+    if get_worker_info() is not None and _calls == 13:
+        os.kill(os.getpid(), signal.SIGKILL)
     return image, target

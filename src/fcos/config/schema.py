@@ -124,7 +124,8 @@ class DataConfig(_Section):
     group_by_aspect: bool = True
     """Training: do not mix landscape and portrait images in a batch."""
     workers: int = Field(default=2, ge=0)
-    """Number of data loader processes; 0: load in the main process."""
+    """Maximum number of data loader processes; at most one per available CPU core is started. 0: load in the main
+    process."""
 
     @model_validator(mode="before")
     @classmethod

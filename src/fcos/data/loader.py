@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from .dataset import Annotations, DetectionDataset, Sample
 from .geometry import resize_size
 from .samplers import SeededIndex, aspect_groups, seeded_batches, shard
 from .transforms import Transform, detection_views, train_transform
+from .workers import iterate, limit_workers
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +92,15 @@ class _Loaded(NamedTuple):
     counts: tuple[int, ...] = ()
     warnings: Sequence[str] = ()
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that are not empty."""
+        tensors = [self.objects.boxes, self.objects.labels, self.objects.is_crowd] if self.objects else []
+        if self.batch is not None:
+            tensors.append(self.batch.indices)
+            for images, sizes, *_ in (self.batch, *self.batch.more_views):
+                tensors += [images, sizes]
+        return [tensor for tensor in tensors if tensor.numel()]
+
     def unpack(self) -> Batch | None:
         """Return the batch with the ground truth of each image."""
         if self.batch is None or self.objects is None:
@@ -137,7 +149,7 @@ class Loader:
         self, reader: _Reader, batches: Callable[[], Iterable[Sequence[SeededIndex]]], *, workers: int
     ) -> None:
         self.num_skipped = 0
-        self._reader, self._batches, self._workers = reader, batches, workers
+        self._reader, self._batches, self._workers = reader, batches, limit_workers(workers)
 
     def __iter__(self) -> Iterator[Batch]:
         # With a separate generator, creating an iterator does not change the global random state.
@@ -146,7 +158,7 @@ class Loader:
             self._reader,  # pyright: ignore[reportArgumentType]
             sampler=self._batches(),
             batch_size=None,
-            collate_fn=_identity,
+            collate_fn=_send if self._workers else _identity,
             num_workers=self._workers,
             worker_init_fn=_leave_process_group,
             pin_memory=torch.cuda.is_available(),
@@ -155,7 +167,8 @@ class Loader:
         consequence = "another image is used instead" if self._reader.training else "skipped"
         logged: set[str] = set()
         num_failures = 0  # of the user's transform
-        for loaded in batches:
+        for received in iterate(batches):
+            loaded = _receive(received)
             if loaded.batch is None and self._reader.training:
                 raise DataError(f"none of the training images can be read any more; first error: {loaded.errors[0]}")
             self.num_skipped += len(loaded.errors)
@@ -172,6 +185,36 @@ class Loader:
 
 def _identity(loaded: Any) -> Any:
     return loaded
+
+
+def _send(loaded: Any) -> Any:
+    """Move a `_Loaded` to shared memory in a worker; if this is too small, return bytes, which are sent through a pipe.
+
+    torch would do the same after this function, in a thread whose failure loses the batch: the main process would wait
+    for it forever.
+    """
+    try:
+        for tensor in loaded.tensors():
+            tensor.share_memory_()
+    except (RuntimeError, OSError):
+        return pickle.dumps(loaded)
+    return loaded
+
+
+def _receive(received: _Loaded | bytes) -> _Loaded:
+    if isinstance(received, _Loaded):
+        return received
+    _warn_about_shared_memory()
+    return pickle.loads(received)
+
+
+@cache  # once per process
+def _warn_about_shared_memory() -> None:
+    logger.warning(
+        "warning: the shared memory of this machine (/dev/shm) is too small for batches, which are therefore sent from"
+        " the loader workers through pipes, which is slower; give it more space (docker run --shm-size=2g), or set"
+        " data.workers=0"
+    )
 
 
 def _leave_process_group(_worker: int) -> None:
@@ -204,7 +247,7 @@ def build_train_loader(
         world_size: number of processes, at most the batch size.
 
     Raises:
-        DataError: no image can be read any more (raised during iteration).
+        DataError: no image can be read any more, or a worker was killed (raised during iteration).
     """
     data, batch_size, convention = config.data, config.train.batch_size, config.model.box_convention
     assert batch_size >= world_size

@@ -13,7 +13,8 @@ import torch
 from ..checkpoint import write
 from ..config import Config, DataConfig, FCOSConfig
 from ..data import resize_size
-from ..distributed import all_gather, rank
+from ..data.workers import WorkerError
+from ..distributed import all_gather, rank, world_size
 from ..errors import TrainingError
 from ..evaluation.evaluate import detecting
 from ..formatting import join_some
@@ -119,6 +120,21 @@ def explain_out_of_memory() -> Iterator[None]:
             f"GPU out of memory ({str(error).splitlines()[0]}); try train.micro_batch=auto,"
             " train.precision=bfloat16, a smaller data.short_side, or, in an evaluation, a smaller eval.batch_size"
         ) from None
+
+
+@contextmanager
+def save_if_a_worker_is_lost(run: Run) -> Iterator[None]:
+    """Save the run if a loader worker was killed. Several processes cannot: the others are in a training step.
+
+    Raises:
+        TrainingError: a loader worker was killed; the message has the command that resumes the run.
+    """
+    try:
+        yield
+    except WorkerError as error:
+        if world_size() == 1:
+            run.save_last()
+        raise TrainingError(f"{error}; {run.resume_hint}") from None
 
 
 def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: float) -> str:

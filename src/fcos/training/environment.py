@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.workers import available_cores
 from ..distributed import world_size
 from .folder import ENVIRONMENT, write_text
 
@@ -27,7 +28,7 @@ def environment(device: torch.device) -> dict[str, str]:
         **{name: version(name) for name in packages},
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processor": f"{_processor()}, {os.cpu_count()} cores, {available_cores()} available",
         "device": str(device),
         "processes": str(world_size()),
     }

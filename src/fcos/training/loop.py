@@ -31,7 +31,13 @@ from ..models.backbones import license_warning
 from ..models.layers import with_gpu_batch_norm
 from ..structures import Batch
 from .budget import IterationLength, Length, TimeLength
-from .diagnosis import REFERENCE_RATES, explain_out_of_memory, linear_rule, start_warnings
+from .diagnosis import (
+    REFERENCE_RATES,
+    explain_out_of_memory,
+    linear_rule,
+    save_if_a_worker_is_lost,
+    start_warnings,
+)
 from .elastic import explain_lost_processes, join_processes, remember
 from .folder import BEST, find_folder, lock_folder, new_folder
 from .loggers import check_loggers
@@ -97,6 +103,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         )
         stack.enter_context(log)
         stop_request = stack.enter_context(StopRequest(run, log))
+        stack.enter_context(save_if_a_worker_is_lost(run))
         on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
         log.message(_start_message(run, origin, micro_batches))
         _warn_about_warmup(run, length.total(0), log)

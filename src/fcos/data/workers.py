@@ -1,0 +1,150 @@
+"""Loader worker processes: their number, and errors for workers that were killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from ..errors import DataError
+
+_EXIT_SECONDS = 2.0
+"""Maximum seconds between a lost connection to a worker and its exit."""
+
+
+class WorkerError(DataError):
+    """Loader worker that cannot be started or was killed."""
+
+
+def limit_workers(workers: int) -> int:
+    """Return the number of workers to start: at most one for each core that is available to this process.
+
+    Under torchrun, the processes of a machine share its cores.
+
+    Args:
+        workers: option `data.workers`.
+    """
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(workers, max(1, available_cores() // local_processes))
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use: its CPU affinity and the quota of its cgroups."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(1, int(min(cores, cgroup_quota())))
+
+
+def cgroup_quota(root: Path = Path("/")) -> float:
+    """Return the number of cores that the cgroups (version 1 or 2) of this process allow; infinite without a limit.
+
+    Args:
+        root: root of the file system.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return float("inf")
+    quotas = [float("inf")]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        folder = mount / path.lstrip("/")
+        # A container may see the path on the host, but has its own group mounted as the root.
+        quotas += [_read_quota(group) for group in (folder, *folder.parents) if group.is_relative_to(mount)]
+    return min(quotas)
+
+
+def _read_quota(group: Path) -> float:
+    """Return the quota of one cgroup in cores; infinite without a limit."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / name).read_text(encoding="utf-8") for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota not in ("max", "-1"):
+            return int(quota) / int(period)
+    return float("inf")
+
+
+def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Iterate over a loader. A killed worker raises an error, and only while this function waits for a batch.
+
+    torch raises its own error at any moment, such as in the middle of a training step, whose result could then not be
+    saved. It is raised in a handler of SIGCHLD, which this function replaces.
+
+    Raises:
+        WorkerError: the workers cannot be started, or one of them was killed.
+    """
+    others, previous = multiprocessing.active_children(), _child_handler()
+    try:
+        if loader.num_workers:
+            multiprocessing.Lock()  # needs shared memory, without which torch leaves an incomplete iterator
+        iterator = iter(loader)
+    except OSError as error:
+        raise WorkerError(
+            f"data.workers={loader.num_workers}: cannot start the loader workers: {error}; use fewer, or"
+            " data.workers=0; if /dev/shm is full, give it more space (docker run --shm-size=2g)"
+        ) from None
+    _set_child_handler(previous)
+    workers = [process for process in multiprocessing.active_children() if process not in others]
+    while True:
+        with _on_child_exit(lambda *_: _require_alive(workers)):
+            try:
+                _require_alive(workers)
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError):  # a consequence of a killed worker, or another error
+                ended = connection.wait([worker.sentinel for worker in workers], timeout=_EXIT_SECONDS)
+                for worker in workers:
+                    if worker.sentinel in ended:
+                        worker.join(_EXIT_SECONDS)  # its files are closed before it has an exit code
+                _require_alive(workers)
+                raise
+        yield batch
+
+
+def _require_alive(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.exitcode:
+            reason = f"ended with exit code {worker.exitcode}"
+            if worker.exitcode < 0:
+                reason = f"was terminated by {signal.Signals(-worker.exitcode).name}"
+            if -worker.exitcode == getattr(signal, "SIGKILL", None):
+                reason += ", possibly because the system ran out of memory"
+            raise WorkerError(
+                f"loader worker {worker.pid} {reason}; use fewer data.workers (now {len(workers)}), or data.workers=0"
+            )
+
+
+@contextmanager
+def _on_child_exit(act: Callable[..., None]) -> Iterator[None]:
+    """Call a function whenever a child process ends."""
+    previous = _child_handler()
+    _set_child_handler(act)
+    try:
+        yield
+    finally:
+        _set_child_handler(previous)
+
+
+def _child_handler() -> Any:
+    return signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+
+
+def _set_child_handler(handler: Any) -> None:
+    is_main_thread = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    if hasattr(signal, "SIGCHLD") and is_main_thread and handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
