@@ -119,7 +119,7 @@ def test_named_weights_warn_if_trained_with_other_options(
     monkeypatch.setattr(resnet, "load_pretrained", lambda *_: None)
     config = FCOSConfig(backbone=ResNetConfig(weights=source), **options)
     build_model(config, num_classes=1)
-    told = f"model.backbone.weights={source} of resnet50: trained with {other}; use the same options"
+    told = f"model.backbone.weights={source} (resnet50) were trained with {other}; set the same options"
     assert caplog.messages == ([told] if other else [])
     caplog.clear()
     build_model(config, num_classes=1, pretrained=False)

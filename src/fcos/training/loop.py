@@ -150,7 +150,7 @@ def _set_up(
     folder = on_rank_zero(lambda: find_folder(config, name, launch_key=launch_key))
     train_data, val_data = on_all_ranks(lambda: _load_data(config))
     if folder:
-        on_rank_zero(lambda: stack.enter_context(lock_folder(folder, is_new=False)))
+        on_rank_zero(partial(stack.enter_context, lock_folder(folder, is_new=False)))
     resumed, note = on_rank_zero(partial(find_resume_point, config, folder))
     torch.manual_seed(config.train.seed)
     model, origin, licence = on_all_ranks(lambda: _build(config, train_data, resumed))
@@ -164,7 +164,7 @@ def _set_up(
     micro_batches = on_all_ranks(lambda: count_micro_batches(model, config, most_boxes=most_boxes))
     if not folder:
         folder = on_rank_zero(lambda: new_folder(config, name))
-        on_rank_zero(lambda: stack.enter_context(lock_folder(folder, is_new=True)))
+        on_rank_zero(partial(stack.enter_context, lock_folder(folder, is_new=True)))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
         on_all_ranks(partial(restore, run, resumed))
