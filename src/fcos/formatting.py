@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Sequence
+from typing import Any
 
 DASH = "\N{EN DASH}"
 """Replacement for an undefined number on an HTML page."""
@@ -13,6 +15,29 @@ HYPHEN = "-"
 SHOWN = 5
 """Maximum number of items in a shortened list."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class _Repr(reprlib.Repr):
+    """Short `repr` of values of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = 8
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Return the digits, or only their number for integers that Python refuses to format."""
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"an integer of {x.bit_length()} bits"
+
+
+_REPR = _Repr()
+
+
+def quote(value: Any) -> str:
+    """Return the `repr` of a value for messages, shortened to at most 200 characters."""
+    text = _REPR.repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def plural(count: int, noun: str) -> str:

@@ -194,3 +194,19 @@ def test_a_file_name_that_is_too_long_is_reported(length: int, tmp_path: Path) -
     with pytest.raises(DataError, match=r"image 10: .*[Ff]ile name too long"):
         load(tmp_path, tree)
     assert len(load(tmp_path, tree, on_error="skip")) == 2
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m.png", "a\n.png", "a\u202e.png", "a\ud800.png"])
+def test_file_names_cannot_control_the_terminal(name: str, tmp_path: Path) -> None:
+    escaped = name.encode("unicode_escape").decode()
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, with_value("file_name", name, section="images"))
+    assert name not in str(caught.value)
+    assert escaped in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [{"width": 0}, {"height": 0}, {"width": None}])
+def test_a_size_with_an_unknown_side_is_read_from_the_image(size: dict[str, int | None], tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["images"][0] |= size
+    assert load(tmp_path, tree).sizes[0].tolist() == [30, 40]

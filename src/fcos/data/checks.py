@@ -125,10 +125,10 @@ def _check_images(
         for i, check in enumerate(check_images(paths, decode=decode, on_image=on_image)):
             sizes[i], orientations[i] = check.size, check.orientation
             declared = tuple(source.sizes[i].tolist())
-            accepted = ((0, 0), check.size, check.size[::-1] if swaps_sides(check.orientation) else check.size)
+            accepted = (check.size, check.size[::-1] if swaps_sides(check.orientation) else check.size)
             message = check.problem
             kind = "missing image" if message == "no such file" else "unreadable image"
-            if message is None and declared not in accepted:
+            if message is None and 0 not in declared and declared not in accepted:
                 kind = "wrong image size"
                 (height, width), declared_size = check.size, f"{declared[1]}x{declared[0]}"
                 message = f"{source.annotation_file(i)} says {declared_size} but the image is {width}x{height}"

@@ -16,10 +16,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import open_file
-from ..formatting import join_some
+from ..formatting import join_some, quote
 from .files import folder_with, match_names
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, unused_ids
-from .values import parse_flag, parse_integer, parse_number, quote
+from .values import parse_flag, parse_integer, parse_number
 
 _Reporter = Callable[[str, str, str], None]
 

@@ -1,12 +1,9 @@
-"""Values of annotation files: numbers and flags, which tools write as numbers, booleans or text."""
+"""Numbers and flags of annotation files. Tools write them as numbers, booleans or text."""
 
 from __future__ import annotations
 
 import math
-import reprlib
 
-_REPR = reprlib.Repr()
-_REPR.maxlevel = 2
 _FLAGS = {
     **dict.fromkeys(("1", "1.0", "true"), True),
     **dict.fromkeys(("", "0", "0.0", "false", "unspecified"), False),
@@ -53,8 +50,3 @@ def parse_flag(value: object) -> bool:
     if flag is None and value is not None:
         raise ValueError("expected a flag")
     return bool(flag)
-
-
-def quote(value: object) -> str:
-    """Return the representation of a value of any size and depth for a message, shortened to 80 characters."""
-    return f"{_REPR.repr(value):.80}"

@@ -12,10 +12,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import open_file
-from ..formatting import join_some, plural
+from ..formatting import join_some, plural, quote
 from .files import IMAGE_SUFFIXES, is_hidden, match_key, read_text
 from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, source_from_rows
-from .values import parse_flag, quote
+from .values import parse_flag
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:

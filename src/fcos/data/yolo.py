@@ -16,9 +16,9 @@ import numpy as np
 
 from ..config.text import parse_yaml
 from ..errors import ConfigError, DataError
+from ..formatting import quote
 from .files import list_images, match_names, read_text, walk_files
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, source_from_rows
-from .values import quote
 from .yolo_labels import LabelFinder
 from .yolo_rows import LabelRow, parse_row, read_rows
 
@@ -98,7 +98,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             try:
                 text = read_text(label_file)
             except DataError as error:
-                problems.append(Problem("broken label file", str(label_file), "", str(error)))
+                message = str(error).removeprefix(f"{label_file}: ")
+                problems.append(Problem("broken label file", str(label_file), "", message))
                 continue
             new_rows, new_problems = _parse_lines(text, label_file, len(file_names), len(names))
             label_rows += new_rows
