@@ -210,3 +210,17 @@ def test_a_size_with_an_unknown_side_is_read_from_the_image(size: dict[str, int 
     tree = coco_tree()
     tree["images"][0] |= size
     assert load(tmp_path, tree).sizes[0].tolist() == [30, 40]
+
+
+@pytest.mark.parametrize("box", [[1e308] * 4, [-1e308, -1e308, 1e308, 1e308], [-1e308, 0, 1e308, 5], [10**30] * 4])
+def test_huge_boxes_are_reported_or_clipped(box: list[float], tmp_path: Path) -> None:
+    annotations = load(tmp_path, with_value("bbox", box), on_error="skip")
+    assert len(annotations.boxes) == len(BOXES) - 1
+
+
+def test_huge_voc_boxes_are_clipped(tmp_path: Path) -> None:
+    xml = write_voc(tmp_path) / "Annotations/b.xml"
+    xml.write_text(xml.read_text().replace("<xmin>0<", "<xmin>-1.5e308<").replace("<xmax>15<", "<xmax>1.5e308<"))
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    assert annotations.boxes[2].tolist() == [0, 8, 30, 24]

@@ -177,7 +177,8 @@ def _check_boxes(
     finite = np.isfinite(raw).all(axis=1)
     raw = np.where(np.expand_dims(finite, 1), raw, 0.0)
     boxes = np.clip(raw, 0, frames).astype(np.float32)
-    extent = raw[:, 2:] - raw[:, :2]
+    with np.errstate(over="ignore"):
+        extent = raw[:, 2:] - raw[:, :2]
     inverted = (extent < 0).any(axis=1)
     outside = ((raw[:, :2] >= frames[:, :2]) | (raw[:, 2:] <= 0)).any(axis=1)
     empty = (extent == 0).any(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)

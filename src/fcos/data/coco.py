@@ -116,7 +116,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
     annotations = [annotations[i] for i in valid]
 
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    with np.errstate(invalid="ignore"):  # infinite values are reported later
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are reported later
         boxes[:, 2:] += boxes[:, :2]
     file_names = [image["file_name"] for image in images]
     root = folder_with(files.images, file_names)
