@@ -227,6 +227,13 @@ def test_listed_yolo_images_are_found_under_similar_names(tmp_path: Path) -> Non
     assert len(annotations.boxes) == 3
 
 
+def test_a_list_next_to_its_images_is_read_although_all_names_differ(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "images/train/list.txt").write_text("a.PNG\nb.PNG\n")
+    annotations, _ = read(root, train={"image_list": root / "images/train/list.txt"})
+    assert [annotations.file_name(i) for i in range(2)] == ["images/train/a.png", "images/train/b.png"]
+
+
 def test_names_without_a_similar_file_stay_as_they_are(tmp_path: Path) -> None:
     write_coco(tmp_path)
     listed = ["a.png", "A.png", "../a.PNG", "/a.PNG", "b.jpg", ""]

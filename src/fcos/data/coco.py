@@ -124,14 +124,16 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
         root=root,
         file_names=match_names(root, file_names),
         image_ids=np.array([image["id"] for image in images], dtype=np.int64),
-        sizes=np.array([(image["height"], image["width"]) for image in images], dtype=np.int32).reshape(-1, 2),
+        sizes=np.array(
+            [(image.get("height") or 0, image.get("width") or 0) for image in images], dtype=np.int32
+        ).reshape(-1, 2),
         annotation_files=[path],
         unit="annotation",
         image_of=image_of[valid],
         boxes=boxes,
         labels=labels[valid],
-        crowd=np.array([a["iscrowd"] or a["ignore"] or a["difficult"] for a in annotations], dtype=bool),
-        areas=np.array([a["area"] for a in annotations], dtype=np.float64),
+        crowd=np.array([any(a.get(flag) for flag in _CROWD_FLAGS) for a in annotations], dtype=bool),
+        areas=np.array([a.get("area") for a in annotations], dtype=np.float64),
         numbers=np.array([a["id"] for a in annotations], dtype=np.int64),
         class_names=names,
         category_ids=ids,
@@ -170,12 +172,11 @@ class _Key(NamedTuple):
 
     parse: Callable[[Any], Any]
     expected: str
-    default: Any = None
     required: bool = False
 
 
 def _parse_id(value: Any) -> int:
-    number = parse_integer(value)
+    number = value if type(value) is int else parse_integer(value)
     if not 0 <= number < 2**63:  # the evaluation accepts no others
         raise ValueError
     return number
@@ -200,9 +201,10 @@ def _parse_box(value: Any) -> list[float]:
     return [number if type(number) is float else parse_number(number) for number in value]
 
 
+_CROWD_FLAGS = ("iscrowd", "ignore", "difficult")  # converters of Pascal VOC write the last two for difficult objects
 _ID = _Key(_parse_id, "an integer >= 0", required=True)
-_SIDE = _Key(_parse_side, "an integer >= 0", default=0)
-_FLAG = _Key(parse_flag, "0 or 1", default=False)
+_SIDE = _Key(_parse_side, "an integer >= 0")
+_FLAG = _Key(parse_flag, "0 or 1")
 _NAME = _Key(_parse_text, "a string", required=True)
 _CATEGORY_KEYS = {"id": _ID, "name": _NAME}
 _IMAGE_KEYS = {"id": _ID, "file_name": _NAME, "height": _SIDE, "width": _SIDE}
@@ -211,10 +213,8 @@ _ANNOTATION_KEYS = {
     "image_id": _ID,
     "category_id": _ID,
     "bbox": _Key(_parse_box, "a list of four finite numbers", required=True),
-    "area": _Key(parse_number, "a number", default=np.nan),
-    "iscrowd": _FLAG,
-    "ignore": _FLAG,  # written by converters for the difficult objects of Pascal VOC
-    "difficult": _FLAG,
+    "area": _Key(parse_number, "a number"),
+    **dict.fromkeys(_CROWD_FLAGS, _FLAG),
 }
 
 
@@ -223,27 +223,27 @@ def _select_usable(entries: list[Any], noun: str, keys: dict[str, _Key], report:
     usable, seen = [], set()
     for position, entry in enumerate(entries):
         written_id = entry.get("id") if isinstance(entry, dict) else None
-        has_id = isinstance(written_id, int | float | str) and written_id != ""
-        where = f"{noun} {written_id!s:.40}" if has_id else f"{noun} at position {position}"
         flaw = _parse_values(entry, keys)
         if flaw is not None:
+            has_id = isinstance(written_id, int | float | str) and written_id != ""
+            where = f"{noun} {written_id!s:.40}" if has_id else f"{noun} at position {position}"
             report(f"broken {noun}", where, flaw)
-        elif entry["id"] in seen and entry["id"] is not None:
-            report(f"duplicated {noun} id", where, f"another {noun} has the same id")
+        elif entry.get("id") in seen:
+            report(f"duplicated {noun} id", f"{noun} {entry['id']}", f"another {noun} has the same id")
         else:
-            seen.add(entry["id"])
+            if entry.get("id") is not None:
+                seen.add(entry["id"])
             usable.append(entry)
     return usable
 
 
 def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
-    """Replace the values of an entry by the parsed ones; return a message if one is missing or invalid."""
+    """Replace the values of an entry by the parsed ones; return a message if one is invalid, or missing if required."""
     if not isinstance(entry, dict):
         return f"expected an object, found {quote(entry)}"
-    for key, (parse, expected, default, required) in keys.items():
+    for key, (parse, expected, required) in keys.items():
         value = entry.get(key)
         if value is None and not required:
-            entry[key] = default
             continue
         try:
             entry[key] = parse(value)
@@ -255,8 +255,8 @@ def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
 
 def _add_missing_ids(annotations: list[dict[str, Any]]) -> None:
     """Give annotations without an id consecutive unused ids."""
-    without_id = [annotation for annotation in annotations if annotation["id"] is None]
-    used = [annotation["id"] for annotation in annotations if annotation["id"] is not None]
+    without_id = [annotation for annotation in annotations if annotation.get("id") is None]
+    used = [annotation["id"] for annotation in annotations if annotation.get("id") is not None]
     for annotation, new_id in zip(without_id, unused_ids(used, len(without_id)), strict=True):
         annotation["id"] = new_id
 

@@ -82,11 +82,12 @@ def match_names(root: Path, names: Sequence[str]) -> list[str]:
     Raises:
         DataError: a folder cannot be read.
     """
-    if all(os.path.isfile(root / name) for name in names) or not os.path.isdir(root):
+    missing = {name for name in names if not os.path.isfile(os.path.join(root, name))}
+    if not missing or not os.path.isdir(root):
         return list(names)
     relative_paths = [file.relative_to(root).as_posix() for file in walk_files(root)]
     existing = {match_key(path): path for path in relative_paths}
-    return [name if os.path.isfile(root / name) else existing.get(match_key(name), name) for name in names]
+    return [existing.get(match_key(name), name) if name in missing else name for name in names]
 
 
 def folder_with(folders: Sequence[Path], names: Sequence[str]) -> Path:

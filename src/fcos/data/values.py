@@ -46,7 +46,9 @@ def parse_flag(value: object) -> bool:
     Raises:
         ValueError: the value is not a flag.
     """
-    flag = _FLAGS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
-    if flag is None and value is not None:
+    if value is None or value in (0, 1):  # also booleans and decimal numbers
+        return bool(value)
+    flag = _FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
+    if flag is None:
         raise ValueError("expected a flag")
-    return bool(flag)
+    return flag

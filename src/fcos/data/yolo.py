@@ -17,7 +17,7 @@ import numpy as np
 from ..config.text import parse_yaml
 from ..errors import ConfigError, DataError
 from ..formatting import quote
-from .files import list_images, match_names, read_text, walk_files
+from .files import folder_with, list_images, match_names, read_text, walk_files
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, source_from_rows
 from .yolo_labels import LabelFinder
 from .yolo_rows import LabelRow, parse_row, read_rows
@@ -166,8 +166,7 @@ def _list_images(files: SplitFiles) -> list[Path]:
             images += list_images(path)
         else:
             names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-            is_next_to_list = bool(names) and os.path.isfile(path.parent / names[0])
-            folder = path.parent if is_next_to_list else root
+            folder = folder_with((path.parent, root), names)
             images += [folder / name for name in match_names(folder, names)]
     return images
 

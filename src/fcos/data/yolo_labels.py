@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ class LabelFinder:
 
     def expected_path(self, image: Path) -> Path:
         """Return the path at which the label file of an image is searched first."""
-        folder, relative_path = self._candidates(image)[0]
+        folder, relative_path = next(self._candidates(image))
         return (folder / relative_path).with_suffix(".txt")
 
     def check(self, matched: Mapping[Path, Path | None]) -> list[Problem]:
@@ -73,18 +73,17 @@ class LabelFinder:
             problems.append(_problem("label file without image", self._labels or self._root, message, unused))
         return problems
 
-    def _candidates(self, image: Path) -> list[tuple[Path, str]]:
-        """Return the folders to search, each with the path to look up there, which still has the image's suffix."""
-        candidates: list[tuple[Path, str]] = []
+    def _candidates(self, image: Path) -> Iterator[tuple[Path, str]]:
+        """Yield the folders to search, each with the path to look up there, which still has the image's suffix."""
         parts = image.parts[:-1]
         if "images" in parts:
             last = len(parts) - 1 - parts[::-1].index("images")
-            candidates.append((Path(*parts[:last], "labels"), "/".join(image.parts[last + 1 :])))
+            yield Path(*parts[:last], "labels"), "/".join(image.parts[last + 1 :])
         relative_path = image.relative_to(self._root).as_posix() if image.is_relative_to(self._root) else None
         if self._labels is not None:
-            candidates += [(self._labels, relative_path or image.name), (self._labels, image.name)]
-        candidates.append((image.parent, image.name) if relative_path is None else (self._root, relative_path))
-        return candidates
+            yield self._labels, relative_path or image.name
+            yield self._labels, image.name
+        yield (image.parent, image.name) if relative_path is None else (self._root, relative_path)
 
     def _list(self, folder: Path) -> _Folder:
         if folder not in self._folders:
