@@ -307,3 +307,17 @@ class TestMessages:
         assert r"a\x1b[31m\x9b.png: " in captured.out
         assert r"b\x1b[31m.png: " in captured.err
         assert r"c\x1b[31m: no file matches" in captured.err
+
+
+def test_progress_counts_every_picture(detector: Detector, photos: Path, tmp_path: Path) -> None:
+    write(photos / "a.png")
+    (photos / "b.png").write_text("no image")
+    steps: list[tuple[int, int]] = []
+    predict_files(
+        detector,
+        [str(photos)],
+        tmp_path / "out",
+        report=lambda _: None,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]

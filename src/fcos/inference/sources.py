@@ -25,7 +25,6 @@ from .paths import expand
 if TYPE_CHECKING:
     from .predictor import Detector
 
-_CHUNK_SIZE = 16  # pictures held in memory at a time
 _LONGEST_NAME = 255  # bytes; limit of most file systems
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -99,6 +98,8 @@ def predict_files(
             f"{out}: the input images are in this folder and would be overwritten; choose another one (--out)"
         )
     out.mkdir(parents=True, exist_ok=True)
+    if progress is not None:
+        progress(0, len(files))
     try:
         for done, result in enumerate(_predict(detector, files, out, threshold), start=1):
             results.append(result)
@@ -123,9 +124,10 @@ def _is_in(file: str, folder: Path) -> bool:
 
 def _predict(detector: Detector, files: list[str], out: Path, threshold: float | None) -> Iterator[PredictedFile]:
     used_names: set[str] = set()
-    for start in range(0, len(files), _CHUNK_SIZE):
+    step = detector.config.eval.batch_size
+    for start in range(0, len(files), step):
         images: dict[str, Image.Image] = {}
-        for file in files[start : start + _CHUNK_SIZE]:
+        for file in files[start : start + step]:
             try:
                 images[file] = to_picture(file)
             except DataError as error:
