@@ -321,3 +321,10 @@ def test_progress_counts_every_picture(detector: Detector, photos: Path, tmp_pat
         progress=lambda done, total: steps.append((done, total)),
     )
     assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+def test_predictions_that_cannot_be_written_are_a_data_error(detector: Detector, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "predictions.json").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"out/predictions\.json: cannot be written: Is a directory$"):
+        run(detector, [photos], tmp_path / "out")
+    assert (tmp_path / "out" / "good.png").is_file()

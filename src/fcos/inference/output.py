@@ -47,7 +47,25 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         with replaced(path) as temporary, temporary.open("xb") as file:
             picture.save(file, _FORMATS[path.suffix.lower()], quality=92)
     except Exception as error:  # Pillow's writers raise many kinds
-        raise DataError(f"{path}: cannot be written: {error}") from None
+        raise _write_error(path, error) from None
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write a UTF-8 text file.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    try:
+        with replaced(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _write_error(path, error) from None
+
+
+def _write_error(path: Path, error: Exception) -> DataError:
+    reason = isinstance(error, OSError) and error.strerror  # without the name of the temporary file
+    return DataError(f"{path}: cannot be written: {reason or error}")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError
 from ..structures import Instances
 from .draw import draw
 from .inputs import to_picture
-from .output import is_writable, replaced, save_picture
+from .output import is_writable, save_picture, save_text
 from .paths import expand
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def predict_files(
 
     Raises:
         ConfigError: `out` has the name of a picture.
-        DataError: `out` is a folder that contains pictures to read.
+        DataError: `out` is a folder that contains pictures to read, or `predictions.json` cannot be written.
     """
     if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
         raise ConfigError(f"{out}: expected a folder for the annotated images, not the name of an image (--out)")
@@ -109,8 +109,7 @@ def predict_files(
     finally:  # also after an interruption: keeps the results so far
         if write_json:
             rows = [json.dumps(_to_json(result, detector.category_ids)) for result in results]
-            with replaced(out / "predictions.json") as temporary:
-                temporary.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
+            save_text("[\n" + ",\n".join(rows) + "\n]\n", out / "predictions.json")
     return all(result.error is None for result in results)
 
 
