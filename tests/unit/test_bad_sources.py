@@ -53,6 +53,7 @@ def run(detector: Detector, sources: list[str | Path], out: Path) -> dict[str, P
     assert [row["file"] for row in rows] == [result.source for result in results]
     assert [row.get("error") for row in rows] == [result.error for result in results]
     assert success == all(result.error is None for result in results)
+    assert all(vars(result.instances)["image"] is None for result in results if result.instances)  # memory
     assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
     return {result.source: result for result in results}
 
@@ -249,7 +250,9 @@ class TestExpand:
         write(photos / "[1]" / "a.png")
         assert expand(f"{photos}/**/a.png") == [f"{photos}/[1]/a.png"]
 
-    @pytest.mark.parametrize("source", ["", "a\0*", "a\0", "x" * 5000, "x" * 5000 + "*", "[", "**/none"])
+    @pytest.mark.parametrize(
+        "source", ["", "a\0*", "a\0", "x" * 5000, "x" * 5000 + "*", "[", "**/none", "*/" * 3000, "**/x/" * 3000]
+    )
     def test_a_source_without_matches_is_a_data_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
     ) -> None:

@@ -33,7 +33,11 @@ def expand(source: str) -> list[str]:
         return _list_folder(source)
     if os.path.lexists(source):
         return [source]
-    files = [] if "\0" in source else sorted(dict.fromkeys(p for p in _glob(source) if not os.path.isdir(p)))
+    try:
+        matches = [] if "\0" in source else _glob(source)
+    except RecursionError:  # thousands of folder levels
+        matches = []
+    files = sorted(path for path in dict.fromkeys(matches) if not os.path.isdir(path))
     if not files:
         reason = "no file matches" if glob.has_magic(source) else "no such file or folder"
         raise DataError(f"{source}: {reason}")

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -152,7 +152,8 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
 def _detect(detector: Detector, images: list[Image.Image]) -> list[Instances | str]:
     """Return the detections of every picture at any score, or the reason why a picture cannot be processed."""
     try:
-        return [*detector.predict(images, threshold=0)]
+        # Without the pictures, which all results together could not hold.
+        return [replace(found, image=None) for found in detector.predict(images, threshold=0)]
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it is out of memory
         if len(images) == 1:
             reason = str(error).partition("\n")[0] or "out of memory"
