@@ -89,7 +89,7 @@ def test_boxes_covered_by_no_level_warn(quiet: Callable[..., Config], ranges: li
 def test_start_warnings_are_printed_once(configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
     train(configure(lr=1e-4, warmup="linear", warmup_iterations=500))
     out = capsys.readouterr().out
-    assert out.count("the run of about 2 iterations ends within the warm-up") == 1
+    assert out.count("the run of 2 iterations ends within the warm-up") == 1
     assert out.count("warning: train.lr=0.0001 is 0.08 times the usual value") == 1
     assert (
         "step: 2 images over 1 process, at most 2 in a micro-batch; learning rate 0.0001 (linear scaling rule: 0.00125"

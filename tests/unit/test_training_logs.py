@@ -202,3 +202,23 @@ def test_only_rank_0_writes_logs(
         log.evaluation(progress(1), {"AP": 0.5})
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().out == ""
+
+
+def test_slow_steps_and_evaluations_print_a_line_every_thirty_seconds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with RunLog(tmp_path, config(100)) as log:
+        for i in range(1, 7):
+            now += 20.0
+            log.step(progress(i), step(loss=i))
+        lines = capsys.readouterr().out.splitlines()
+        for i in range(1, 7):
+            now += 20.0
+            log.evaluating(i, 6)
+        evaluation_lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  loss")[0].strip() for line in lines] == [f"{i}%  iteration {i}" for i in (2, 4, 6)]
+    assert "loss 4.250 (cls 3.500" in lines[2]  # means since the last row
+    assert evaluation_lines == ["evaluating 2/6", "evaluating 4/6", "evaluating 6/6"]
+    assert [row["iteration"] for row in rows(tmp_path)] == ["6"]  # lines are no rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from tiny_data import coco_tree, write_coco, write_json
 
 import fcos
 from fcos.config import Config
+from fcos.data import build_train_loader, load_annotations
 from fcos.models import DetectionModel
 from fcos.training.elastic import explain_lost_processes, join_processes
 from fcos.training.loop import train
@@ -140,6 +142,30 @@ def missing_checkpoint(setting: Setting) -> None:
     setting.train(iterations=3, resume=True)
 
 
+def an_edited_table(setting: Setting) -> None:
+    setting.train()
+    (setting.run / "metrics.csv").write_text("time;loss")
+    setting.train(resume=True)
+
+
+def little_shared_memory(setting: Setting) -> None:
+    config = setting.change_data(workers=1)
+    annotations = load_annotations(config.data, "train")
+    assert annotations is not None
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (0, 1000):  # of a file in shared memory
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            next(iter(build_train_loader(config, annotations)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def a_killed_worker(setting: Setting) -> None:
+    data = setting.change_data(workers=1, transforms="own_transforms:kill_worker").data
+    train(setting.configure(iterations=12).model_copy(update={"data": data}))
+
+
 def nothing_saved(setting: Setting) -> None:
     setting.run.mkdir()
     (setting.run / "config.yaml").write_text(setting.configure().to_yaml())
@@ -206,15 +232,22 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
         "ends within the warm-up",
         "have no boxes; they are used as background",
     ],
-    transform_without_boxes: ["none of the training images so far has a box", "check the boxes that"],
-    metric_without_objects: ["is undefined because val has no objects that this metric counts"],
-    one_pixel_boxes: ["are not assigned to any location"],
-    licensed_weights: ["trained with", "the licence of these weights may restrict their use"],
-    infinite_pixels: ["step skipped"],
-    files_blocking_outputs: ["not saved", "no report of the run", "could not draw the detections"],
-    folder_blocking_an_image: ["no picture of"],
-    failing_logger: ["failed and was closed"],
-    missing_checkpoint: ["is missing", "resuming from the previous checkpoint"],
+    a_transform_without_boxes: ["none of the training images so far has a box", "check the boxes that"],
+    a_metric_without_objects: ["is undefined because val has no objects that it counts"],
+    boxes_of_a_pixel: ["are not assigned to any location"],
+    weights_with_a_licence: ["trained with", "the licence of these weights may restrict their use"],
+    pixels_that_become_infinite: ["step skipped"],
+    files_in_the_way: ["not saved", "no report of the run", "no pictures of the detections"],
+    a_folder_in_the_way_of_a_picture: ["no picture of"],
+    a_logger_that_fails: ["failed and was closed"],
+    a_missing_checkpoint: [
+        "is missing",
+        "resuming from the previous checkpoint",
+        "options that differ from the run so far",
+    ],
+    an_edited_table: ["not a table with the columns"],
+    little_shared_memory: ["(/dev/shm) is too small", "cannot start the loader workers"],
+    a_killed_worker: ["loader worker", "was terminated"],
     nothing_saved: ["nothing was saved in"],
     vanishing_image: [
         "another image is used instead",

@@ -126,3 +126,13 @@ def test_weight_average_does_not_change_the_model() -> None:
     WeightAverage(model, decay=0.9).update(model)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_warm_up_takes_at_most_a_tenth_of_a_run_with_a_time_budget() -> None:
+    options = {"warmup": "linear", "warmup_factor": 0.0, "warmup_iterations": 500, "milestones": []}
+    in_minutes, in_steps = constant(max_minutes=5, **options), constant(iterations=100, **options)
+    steps = (0, 5, 10, 99)
+    assert [learning_rate_factor(step, 100.0, in_minutes) for step in steps] == pytest.approx([0, 0.5, 1, 1])
+    assert [learning_rate_factor(step, 100, in_steps) for step in steps] == pytest.approx([0, 0.01, 0.02, 0.198])
+    assert learning_rate_factor(250, 90_000.0, in_minutes) == pytest.approx(0.5)  # the option is the maximum
+    assert learning_rate_factor(5, math.inf, in_minutes) == pytest.approx(0.01)  # before the speed is known

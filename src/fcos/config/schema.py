@@ -208,6 +208,7 @@ class TrainConfig(_Section):
     gamma: float = Field(default=0.1, gt=0, le=1)
     warmup: Literal["none", "constant", "linear"] = "constant"
     warmup_iterations: int = Field(default=500, ge=0)
+    """Length of the warm-up; with `max_minutes`, at most a tenth of the run."""
     warmup_factor: float = Field(default=1 / 3, ge=0, le=1)
     clip_norm: float | None = Field(default=None, gt=0)
     """Maximum total gradient norm for gradient clipping; null: no clipping."""

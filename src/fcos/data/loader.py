@@ -12,7 +12,6 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +26,18 @@ from .dataset import Annotations, DetectionDataset, Sample
 from .geometry import resize_size
 from .samplers import SeededIndex, aspect_groups, seeded_batches, shard
 from .transforms import Transform, detection_views, train_transform
-from .workers import iterate, limit_workers
+from .workers import fits_into_shared_memory, iterate, limit_workers
 
 logger = logging.getLogger(__name__)
 
 _MAX_WARNINGS = 20
 """Largest number of failures of the user's transform that are reported."""
+
+
+_LITTLE_SHARED_MEMORY = (
+    "warning: the shared memory of this machine (/dev/shm) is too small for batches; the loader workers send them through"
+    " pipes instead, which is slower; give it more space (docker run --shm-size=2g), or set data.workers=0"
+)
 
 
 def padded_size(size: Sequence[int], size_divisor: int) -> tuple[int, int]:
@@ -154,21 +159,26 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         # With a separate generator, creating an iterator does not change the global random state.
         # torch limits each worker to one thread.
-        batches = DataLoader(
-            self._reader,  # pyright: ignore[reportArgumentType]
-            sampler=self._batches(),
-            batch_size=None,
-            collate_fn=_send if self._workers else _identity,
-            num_workers=self._workers,
-            worker_init_fn=_leave_process_group,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
+        def build(workers: int) -> DataLoader[Any]:
+            return DataLoader(
+                self._reader,  # pyright: ignore[reportArgumentType]
+                sampler=self._batches(),
+                batch_size=None,
+                collate_fn=_send if workers else _identity,
+                num_workers=workers,
+                worker_init_fn=_leave_process_group,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),
+            )
+
         consequence = "another image is used instead" if self._reader.training else "skipped"
         logged: set[str] = set()
         num_failures = 0  # of the user's transform
-        for received in iterate(batches):
-            loaded = _receive(received)
+        for received in iterate(build, self._workers):
+            loaded = pickle.loads(received) if isinstance(received, bytes) else received
+            if loaded is not received and _LITTLE_SHARED_MEMORY not in logged:
+                logger.warning(_LITTLE_SHARED_MEMORY)
+                logged.add(_LITTLE_SHARED_MEMORY)
             if loaded.batch is None and self._reader.training:
                 raise DataError(f"none of the training images can be read any more; first error: {loaded.errors[0]}")
             self.num_skipped += len(loaded.errors)
@@ -193,28 +203,15 @@ def _send(loaded: Any) -> Any:
     torch would do the same after this function, in a thread whose failure loses the batch: the main process would wait
     for it forever.
     """
+    tensors = loaded.tensors()
     try:
-        for tensor in loaded.tensors():
-            tensor.share_memory_()
-    except (RuntimeError, OSError):
-        return pickle.dumps(loaded)
-    return loaded
-
-
-def _receive(received: _Loaded | bytes) -> _Loaded:
-    if isinstance(received, _Loaded):
-        return received
-    _warn_about_shared_memory()
-    return pickle.loads(received)
-
-
-@cache  # once per process
-def _warn_about_shared_memory() -> None:
-    logger.warning(
-        "warning: the shared memory of this machine (/dev/shm) is too small for batches, which are therefore sent from"
-        " the loader workers through pipes, which is slower; give it more space (docker run --shm-size=2g), or set"
-        " data.workers=0"
-    )
+        if fits_into_shared_memory(sum(tensor.nbytes for tensor in tensors)):
+            for tensor in tensors:
+                tensor.share_memory_()
+            return loaded
+    except (RuntimeError, OSError):  # other processes need it at the same time
+        pass
+    return pickle.dumps(loaded)
 
 
 def _leave_process_group(_worker: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,12 +19,16 @@ from torch.utils.data import DataLoader
 
 from ..errors import DataError
 
+logger = logging.getLogger(__name__)
+
+_LOCKS_PER_WORKER = 16
+"""More locks than torch creates for a worker and its share of the common queue."""
 _EXIT_SECONDS = 2.0
 """Maximum seconds between a lost connection to a worker and its exit."""
 
 
 class WorkerError(DataError):
-    """Loader worker that cannot be started or was killed."""
+    """Loader worker that was killed."""
 
 
 def limit_workers(workers: int) -> int:
@@ -35,6 +41,14 @@ def limit_workers(workers: int) -> int:
     """
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(workers, max(1, available_cores() // local_processes))
+
+
+def fits_into_shared_memory(size: int) -> bool:
+    """Return whether `size` bytes leave at least half of the free shared memory to others, such as other loaders."""
+    try:
+        return size <= shutil.disk_usage("/dev/shm").free / 2
+    except OSError:  # not Linux
+        return True
 
 
 def available_cores() -> int:
@@ -78,40 +92,48 @@ def _read_quota(group: Path) -> float:
     return float("inf")
 
 
-def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+def iterate(build: Callable[[int], DataLoader[Any]], workers: int) -> Iterator[Any]:
     """Iterate over a loader. A killed worker raises an error, and only while this function waits for a batch.
 
     torch raises its own error at any moment, such as in the middle of a training step, whose result could then not be
-    saved. It is raised in a handler of SIGCHLD, which this function replaces.
+    saved. It is raised in a handler of SIGCHLD, which this function replaces. If the workers cannot be started, the
+    main process loads the data, with a warning.
+
+    Args:
+        build: function that builds the loader for a number of workers.
+        workers: number of workers.
 
     Raises:
-        WorkerError: the workers cannot be started, or one of them was killed.
+        WorkerError: a worker was killed.
     """
     others, previous = multiprocessing.active_children(), _child_handler()
     try:
-        if loader.num_workers:
-            multiprocessing.Lock()  # needs shared memory, without which torch leaves an incomplete iterator
-        iterator = iter(loader)
+        # Locks need shared memory. If it is too small for those of torch, an incomplete iterator remains.
+        _ = [multiprocessing.Lock() for _ in range(_LOCKS_PER_WORKER * workers)]
+        iterator = iter(build(workers))
     except OSError as error:
-        raise WorkerError(
-            f"data.workers={loader.num_workers}: cannot start the loader workers: {error}; use fewer, or"
-            " data.workers=0; if /dev/shm is full, give it more space (docker run --shm-size=2g)"
-        ) from None
+        logger.warning(
+            "warning: data.workers=%d: cannot start the loader workers: %s; the main process loads the images, which is"
+            " slower; use fewer workers, or, if /dev/shm is full, give it more space (docker run --shm-size=2g)",
+            workers,
+            error,
+        )
+        iterator = iter(build(0))
     _set_child_handler(previous)
-    workers = [process for process in multiprocessing.active_children() if process not in others]
+    processes = [process for process in multiprocessing.active_children() if process not in others]
     while True:
-        with _on_child_exit(lambda *_: _require_alive(workers)):
+        with _on_child_exit(lambda *_: _require_alive(processes)):
             try:
-                _require_alive(workers)
+                _require_alive(processes)
                 batch = next(iterator)
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError):  # a consequence of a killed worker, or another error
-                ended = connection.wait([worker.sentinel for worker in workers], timeout=_EXIT_SECONDS)
-                for worker in workers:
-                    if worker.sentinel in ended:
-                        worker.join(_EXIT_SECONDS)  # its files are closed before it has an exit code
-                _require_alive(workers)
+                ended = connection.wait([process.sentinel for process in processes], timeout=_EXIT_SECONDS)
+                for process in processes:
+                    if process.sentinel in ended:
+                        process.join(_EXIT_SECONDS)  # its files are closed before it has an exit code
+                _require_alive(processes)
                 raise
         yield batch
 

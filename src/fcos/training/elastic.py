@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ..distributed import initialised, rank, world_size
-from ..errors import TrainingError
+from ..errors import ConfigError, TrainingError
 
 
 def is_orphaned() -> bool:
@@ -140,12 +141,36 @@ def join_processes(device: torch.device) -> None:
     """Initialise the process group if torchrun started several processes (nccl on GPUs, otherwise gloo).
 
     The group is destroyed only when the program exits, because leaving it earlier has no benefit.
+
+    Raises:
+        ConfigError: WORLD_SIZE is set, but the other variables that torchrun sets are missing or invalid.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or initialised():
+    count = _read_number("WORLD_SIZE", default=1, at_least=1)
+    if count == 1 or initialised():
         return
+    number = _read_number("RANK", at_least=0)
+    _read_number("LOCAL_RANK", default=0, at_least=0)
+    _read_number("MASTER_PORT", at_least=1)
+    if number >= count or not os.environ.get("MASTER_ADDR"):
+        raise _environment_error(f"RANK={number} and MASTER_ADDR={os.environ.get('MASTER_ADDR', '')!r:.80}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=_process_group_store(number), rank=number, world_size=count)
     atexit.register(dist.destroy_process_group)
+
+
+def _read_number(name: str, *, at_least: int, default: int | None = None) -> int:
+    """Return an integer that torchrun has set as an environment variable."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < at_least:
+        raise _environment_error(f"{name}={text!r:.80}" if text else f"no {name}")
+    return int(text)
+
+
+def _environment_error(problem: str) -> ConfigError:
+    return ConfigError(
+        f"the environment variable WORLD_SIZE={os.environ.get('WORLD_SIZE', '')!r:.80} announces several processes,"
+        f" with {problem}; expected the variables that torchrun sets; start with torchrun or train.devices=N, or remove"
+        " the variable (unset WORLD_SIZE)"
+    )

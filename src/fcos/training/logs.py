@@ -24,6 +24,8 @@ from .loggers import Logger, RunStart, build_loggers, is_disk_error
 
 PLAIN_OUTPUT_SECONDS = 5.0
 """Minimum seconds between progress lines if the output is not a terminal."""
+MAX_SILENT_SECONDS = 30.0
+"""Seconds without output after which a step or an evaluated batch prints a progress line of its own."""
 
 
 class TrainingProgress(NamedTuple):
@@ -151,6 +153,8 @@ class RunLog:
         self._bar.update(progress.fraction)
         if progress.iteration % self._every == 0:
             self.sum_up()
+        elif self._is_silent():
+            self._show(progress, self._row())
         if step.result.skipped:
             self.message(f"warning: step skipped: {step.result.skipped}")
 
@@ -158,10 +162,15 @@ class RunLog:
         """Write a row that summarises the steps since the last row, if there are any."""
         if not self._steps:
             return
-        progresses, steps = zip(*self._steps, strict=True)
+        progress, row = self._steps[-1][0], self._row()
         self._steps.clear()
-        progress: TrainingProgress = progresses[-1]
-        results: list[StepResult] = [step.result for step in steps]
+        self._write("train", progress, row)
+        self._show(progress, row)
+
+    def _row(self) -> dict[str, float]:
+        """Return the means over the steps since the last row."""
+        steps = [step for _, step in self._steps]
+        results = [step.result for step in steps]
         losses = {name: sum(s.losses[name] for s in results) / len(steps) for name in results[-1].losses}
         seconds = max(sum(step.seconds for step in steps), 1e-9)
         row = {
@@ -175,12 +184,13 @@ class RunLog:
         }
         if torch.cuda.is_available():
             row["memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        self._write("train", progress, row)
-        self._show(progress, row)
+        return row
 
     def evaluating(self, done: int, total: int) -> None:
         """Show the progress of an evaluation as `done` of `total` images."""
         self._status.plain = f"evaluating {done}/{total}"
+        if self.enabled and self._is_silent():
+            self._print_line(self._status.plain)
 
     def evaluation(self, progress: TrainingProgress, metrics: Mapping[str, float]) -> None:
         """Write a row of evaluation metrics, and print the main ones."""
@@ -231,8 +241,15 @@ class RunLog:
         )
         self._status.plain = line
         if not self._console.is_terminal and now - self._printed_at >= PLAIN_OUTPUT_SECONDS:
-            self._printed_at = now
-            self.message(line)
+            self._print_line(line)
+
+    def _is_silent(self) -> bool:
+        """Return whether the output is not a terminal and nothing was printed to it for a long time."""
+        return not self._console.is_terminal and time.monotonic() - self._printed_at >= MAX_SILENT_SECONDS
+
+    def _print_line(self, line: str) -> None:
+        self._printed_at = time.monotonic()
+        self.message(line)
 
 
 def _build_loggers(start: RunStart) -> dict[str, Logger]:

@@ -106,7 +106,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         stack.enter_context(save_if_a_worker_is_lost(run))
         on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
         log.message(_start_message(run, origin, micro_batches))
-        _warn_about_warmup(run, length.total(0), log)
+        _warn_about_warmup(run, length, log)
         _evaluate_if_overdue(run, log, stop_request, total=_total(length, state.iteration))
         batches = _batches(run)
         while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
@@ -132,7 +132,6 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
                 _evaluate(run, log, stop_request, progress)
             if isinstance(length, TimeLength) and length.measured_end is None and progress.fraction >= MEASURE_AT:
                 length.measured_end = _measure_end(run, 0.02 * length.seconds, clock, stop_request)
-                _warn_about_warmup(run, total, log)
 
         _finish(run, log, stop_request)
     return TrainResult(run.folder, state.best, run.train_data, run.val_data)
@@ -424,10 +423,13 @@ def _start_message(run: Run, origin: str, micro_batches: int) -> str:
     return "\n".join(lines)
 
 
-def _warn_about_warmup(run: Run, total: float, log: RunLog) -> None:
+def _warn_about_warmup(run: Run, length: Length, log: RunLog) -> None:
+    """Warn about a warm-up that takes the whole run; with a time budget it shortens itself."""
     settings = run.config.train
-    if settings.warmup != "none" and total <= settings.warmup_iterations:
+    if not isinstance(length, IterationLength):
+        return
+    if settings.warmup != "none" and length.iterations <= settings.warmup_iterations:
         log.message(
-            f"warning: the run of about {plural(round(total), 'iteration')} ends within the warm-up; set"
+            f"warning: the run of {plural(length.iterations, 'iteration')} ends within the warm-up; set"
             f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of the iterations"
         )

@@ -124,6 +124,10 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
+WARMUP_FRACTION = 0.1
+"""Maximum fraction of a run with a time budget that the warm-up takes."""
+
+
 def learning_rate_factor(step: int, total: float, config: TrainConfig) -> float:
     """Return the learning-rate multiplier of a step, from warm-up and schedule.
 
@@ -131,7 +135,8 @@ def learning_rate_factor(step: int, total: float, config: TrainConfig) -> float:
         step: number of steps before this one, from 0.
         total: number of steps of the whole run, > 0. Under a time budget this is an estimate, which may be fractional
             and is infinite at first.
-        config: schedule and warm-up; `milestones` below 1 are fractions of `total`.
+        config: schedule and warm-up; `milestones` below 1 are fractions of `total`. With `max_minutes`, the warm-up
+            takes at most a tenth of `total`, because the user cannot know the number of iterations.
 
     Returns:
         Product of warm-up (0..1) and decay (0..1).
@@ -142,11 +147,14 @@ def learning_rate_factor(step: int, total: float, config: TrainConfig) -> float:
         # Half a step of slack makes a milestone given as a fraction fall on the nearest step, regardless of rounding.
         num_passed = sum((m if m >= 1 else m * total) <= step + 0.5 for m in config.milestones)
         decay = config.gamma**num_passed
-    if config.warmup == "none" or step >= config.warmup_iterations:
+    warmup_iterations = config.warmup_iterations
+    if config.max_minutes is not None:
+        warmup_iterations = min(warmup_iterations, WARMUP_FRACTION * total)
+    if config.warmup == "none" or step >= warmup_iterations:
         return decay
     if config.warmup == "constant":
         return config.warmup_factor * decay
-    alpha = step / config.warmup_iterations
+    alpha = step / warmup_iterations
     return (config.warmup_factor * (1 - alpha) + alpha) * decay
 
 
