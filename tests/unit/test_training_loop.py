@@ -296,3 +296,22 @@ def test_unassigned_boxes_are_reported_once(
     out = capsys.readouterr().out
     assert out.count("not assigned to any location") == 1
     assert "data.short_side" in out
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_stops_a_run_unless_nohup_started_it(configure: Callable[..., Config], ignored: bool) -> None:
+    config, previous = configure(iterations=3), signal.getsignal(signal.SIGHUP)
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+    signal.signal(signal.SIGHUP, handler)
+    try:
+        with before_forward(FCOS, at_call(2, lambda _: os.kill(os.getpid(), signal.SIGHUP))):
+            if ignored:
+                train(config)
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    train(config)
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert config.output_dir is not None
+    assert load_checkpoint(config.output_dir / "weights/last.pt").iteration == (3 if ignored else 2)

@@ -35,8 +35,8 @@ _MAX_WARNINGS = 20
 
 
 _LITTLE_SHARED_MEMORY = (
-    "warning: the shared memory of this machine (/dev/shm) is too small for batches; the loader workers send them through"
-    " pipes instead, which is slower; give it more space (docker run --shm-size=2g), or set data.workers=0"
+    "warning: the shared memory of this machine (/dev/shm) is too small for batches; the loader workers send them"
+    " through pipes instead, which is slower; give it more space (docker run --shm-size=2g), or set data.workers=0"
 )
 
 

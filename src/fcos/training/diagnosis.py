@@ -17,9 +17,10 @@ from ..data.workers import WorkerError
 from ..distributed import all_gather, rank, world_size
 from ..errors import TrainingError
 from ..evaluation.evaluate import detecting
-from ..formatting import join_some
+from ..formatting import join_some, plural
 from ..structures import Batch, Objects
 from .folder import LAST
+from .logs import RunLog
 from .optim import autocast
 from .run import Run
 
@@ -89,6 +90,16 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
                 f"{num_uncovered} of {len(data.boxes)} boxes have a size that no level covers; set model.size_ranges to"
                 f" ranges without gaps, the last one up to null (now {[list(ends) for ends in ranges]})"
             )
+
+
+def warn_about_warmup(run: Run, iterations: int, log: RunLog) -> None:
+    """Warn about a warm-up that takes the whole run of a given length; with a time budget it shortens itself."""
+    settings = run.config.train
+    if settings.warmup != "none" and iterations <= settings.warmup_iterations:
+        log.message(
+            f"warning: the run of {plural(iterations, 'iteration')} ends within the warm-up; set"
+            f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of the iterations"
+        )
 
 
 def _count_uncovered(size_ranges: Sequence[tuple[float, float | None]], config: DataConfig, data: Annotations) -> int:

@@ -37,6 +37,7 @@ from .diagnosis import (
     linear_rule,
     save_if_a_worker_is_lost,
     start_warnings,
+    warn_about_warmup,
 )
 from .elastic import explain_lost_processes, join_processes, remember
 from .folder import BEST, find_folder, lock_folder, new_folder
@@ -106,7 +107,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         stack.enter_context(save_if_a_worker_is_lost(run))
         on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
         log.message(_start_message(run, origin, micro_batches))
-        _warn_about_warmup(run, length, log)
+        if isinstance(length, IterationLength):
+            warn_about_warmup(run, length.iterations, log)
         _evaluate_if_overdue(run, log, stop_request, total=_total(length, state.iteration))
         batches = _batches(run)
         while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
@@ -421,15 +423,3 @@ def _start_message(run: Run, origin: str, micro_batches: int) -> str:
     fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None
     lines += [f"warning: {text}" for text in start_warnings(run.config, train_data, fresh_backbone=fresh)]
     return "\n".join(lines)
-
-
-def _warn_about_warmup(run: Run, length: Length, log: RunLog) -> None:
-    """Warn about a warm-up that takes the whole run; with a time budget it shortens itself."""
-    settings = run.config.train
-    if not isinstance(length, IterationLength):
-        return
-    if settings.warmup != "none" and length.iterations <= settings.warmup_iterations:
-        log.message(
-            f"warning: the run of {plural(length.iterations, 'iteration')} ends within the warm-up; set"
-            f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of the iterations"
-        )

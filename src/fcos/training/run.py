@@ -243,10 +243,11 @@ def _with_layout_of(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
 
 
 class StopRequest:
-    """Context manager that handles Ctrl-C and SIGTERM: the run saves and stops after the current step.
+    """Context manager that handles Ctrl-C, SIGTERM and SIGHUP: the run saves and stops after the current step.
 
-    A second signal stops it at once. The run also stops if the launcher of several processes is gone: nothing else
-    would stop these processes, and they would keep training beside a resumed run.
+    A terminal that is closed sends SIGHUP, which `nohup` ignores. A second signal stops the run at once. The run also
+    stops if the launcher of several processes is gone: nothing else would stop these processes, and they would keep
+    training beside a resumed run.
     """
 
     def __init__(self, run: Run, log: RunLog) -> None:
@@ -256,9 +257,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only the main thread may set signal handlers
-            self._previous = {
-                number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            self._previous = {number: signal.signal(number, self._request) for number in _stop_signals()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -287,3 +286,10 @@ class StopRequest:
     def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _stop_signals() -> list[int]:
+    signals: list[int] = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows
+        signals.append(signal.SIGHUP)
+    return signals
