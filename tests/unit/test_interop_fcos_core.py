@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from detectors import build_fcos, fcos_section
+from torch import nn
 
 from fcos.config import Config
 from fcos.config.overrides import validate
@@ -335,6 +336,51 @@ def test_a_negative_radius_means_no_center_sampling(value: str, radius: float) -
 @pytest.mark.parametrize(("key", "value"), [("MODEL.RESNETS.RES5_DILATION", "2"), ("MODEL.BACKBONE.USE_GN", "True")])
 def test_keys_of_other_backbones_have_no_effect(key: str, value: str) -> None:
     assert read(key, value) == read()
+
+
+GROUP_NORM = [
+    "MODEL.FPN.USE_GN",
+    "True",
+    "MODEL.RESNETS.TRANS_FUNC",
+    "BottleneckWithGN",
+    "MODEL.RESNETS.STEM_FUNC",
+    "StemWithGN",
+]
+
+
+@pytest.mark.parametrize(
+    ("dim", "groups", "option", "expected"), [(-1, 32, 32, 32), (-1, 16, 16, 16), (8, -1, -8, 8), (1, -1, -1, 64)]
+)
+def test_groups_of_group_norm_apply_to_backbone_and_pyramid(dim: int, groups: int, option: int, expected: int) -> None:
+    pairs = ["MODEL.GROUP_NORM.DIM_PER_GP", str(dim), "MODEL.GROUP_NORM.NUM_GROUPS", str(groups)]
+    channels = ["MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "64", "MODEL.GROUP_NORM.EPSILON", "0.001"]
+    config = read(*GROUP_NORM, *channels, *pairs)
+    model = build_fcos(config.model, num_classes=1)
+    assert model.backbone.bn1.num_groups == expected  # pyright: ignore[reportAttributeAccessIssue]
+    assert model.backbone.bn1.eps == 1e-3  # pyright: ignore[reportAttributeAccessIssue]
+    laterals = [module for module in model.fpn.modules() if isinstance(module, nn.GroupNorm)]
+    assert {(norm.num_groups, norm.eps) for norm in laterals} == {(expected, 1e-3)}
+    towers = [module for module in model.head.modules() if isinstance(module, nn.GroupNorm)]
+    assert {(norm.num_groups, norm.eps) for norm in towers} == {(32, 1e-5)}
+    section = fcos_section(config)
+    assert section.fpn.norm_groups == section.backbone.norm_groups == option  # pyright: ignore[reportAttributeAccessIssue]
+    settings = to_keys(flatten(section.model_dump()), 3)
+    again = fcos_section(validate(config_from_yaml(settings), where="x"))
+    assert (again.fpn, again.backbone) == (section.fpn, section.backbone)
+
+
+@pytest.mark.parametrize(("dim", "groups"), [("16", "32"), ("-1", "-1"), ("0", "-1"), ("-1", "1.5")])
+def test_group_norm_needs_exactly_one_of_its_numbers(dim: str, groups: str) -> None:
+    pairs = ["MODEL.GROUP_NORM.DIM_PER_GP", dim, "MODEL.GROUP_NORM.NUM_GROUPS", groups]
+    assert "expected one of them -1, and the other at least 1" in refusal(*GROUP_NORM, *pairs)
+
+
+def test_groups_must_divide_the_channels() -> None:
+    pairs = ["MODEL.GROUP_NORM.NUM_GROUPS", "7"]
+    with pytest.raises(ConfigError, match="must divide 64, found 7"):
+        read(*GROUP_NORM, *pairs)
+    with pytest.raises(ConfigError, match=r"fpn\.channels must be a multiple of 7 with norm gn, found 1024"):
+        read(*GROUP_NORM[:2], *pairs)
 
 
 # --------------------------------------------------------------------------------------------------------- conventions

@@ -75,6 +75,8 @@ class ResNetConfig(BackboneSection):
     norm: Norm = option("frozen_bn", "shape")
     norm_eps: float = option(1e-5, "meaning", ge=0)
     """Epsilon of the normalisation layers; 0 in the original's frozen batch norm."""
+    norm_groups: int = option(32, "meaning")
+    """Number of groups of group norm (`gn`); a negative number -n: groups of n channels."""
     stride_in_1x1: bool = option(False, "meaning")
     """Downsample in the first 1x1 convolution of a block (MSRA weights) instead of in the 3x3 one (torchvision)."""
     frozen_stages: int = option(2, "training", ge=0, le=5)
@@ -95,6 +97,18 @@ class ResNetConfig(BackboneSection):
     def claims(cls, name: str) -> bool:
         """Return whether `name` is a ResNet or a ResNeXt of any shape."""
         return re.fullmatch(RESNET_NAME, name) is not None
+
+    @field_validator("norm_groups")
+    @classmethod
+    def _check_norm_groups(cls, groups: int, info: ValidationInfo) -> int:
+        _, groups_of_c2, width = resnet_shape(info.data.get("name", DEFAULT_BACKBONE))
+        widths = (64, groups_of_c2 * width)  # all other numbers of channels are multiples of them
+        is_default = groups == cls.model_fields["norm_groups"].default  # then, other groups are used where necessary
+        if not groups or (
+            info.data.get("norm") == "gn" and not is_default and any(channels % groups for channels in widths)
+        ):
+            raise ValueError(f"must divide {' and '.join(map(str, dict.fromkeys(widths)))}, found {groups}")
+        return groups
 
     @field_validator("offset_groups")
     @classmethod

@@ -38,10 +38,15 @@ class FPNConfig(_Section):
     """Feature pyramid network."""
 
     channels: int = option(256, "shape", ge=1)
-    """Channels of all pyramid levels and of the head's towers; a multiple of 32 if either uses group norm."""
+    """Channels of all pyramid levels and of the head's towers; a multiple of 32 if the towers use group norm, and of
+    `norm_groups` if the pyramid does."""
     extra_level_source: ExtraLevelSource = option("p5", "shape", "meaning")
     """Input of the first extra level above the backbone's last one (P6): `p5` or `c5`."""
     norm: PyramidNorm = option("none", "shape")
+    norm_groups: int = option(32, "meaning")
+    """Number of groups of group norm (`gn`); a negative number -n: groups of n channels."""
+    norm_eps: float = option(1e-5, "meaning", ge=0)
+    """Epsilon of group norm."""
     relu: bool = option(False, "shape")
     """Apply ReLU after every lateral and output convolution."""
 
@@ -168,8 +173,11 @@ class FCOSConfig(DetectorConfig):
             problems.append(f"strides must double from level to level, found {self.strides}")
         if any(high is not None and low > high for low, high in self.size_ranges):
             problems.append(f"size_ranges must be pairs (low, high), found {self.size_ranges}")
-        if "gn" in (self.fpn.norm, self.head.norm) and self.fpn.channels % _GROUPS:
-            problems.append(f"fpn.channels must be a multiple of {_GROUPS} with norm gn, found {self.fpn.channels}")
+        groups = [_GROUPS] if self.head.norm == "gn" else []
+        groups += [abs(self.fpn.norm_groups)] if self.fpn.norm == "gn" else []
+        wrong = next((number for number in groups if not number or self.fpn.channels % number), None)
+        if wrong is not None:
+            problems.append(f"fpn.channels must be a multiple of {wrong} with norm gn, found {self.fpn.channels}")
         if problems:
             raise ValueError("; ".join(problems))
         return self

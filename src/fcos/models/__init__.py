@@ -53,6 +53,8 @@ def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS
         extra_levels=len(config.strides) - len(levels),
         extra_level_source=config.fpn.extra_level_source,
         norm=config.fpn.norm,
+        norm_groups=config.fpn.norm_groups,
+        norm_eps=config.fpn.norm_eps,
         relu=config.fpn.relu,
     )
     return FCOS(

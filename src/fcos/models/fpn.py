@@ -25,6 +25,8 @@ class FPN(nn.Module):
         extra_level_source: input of the first extra level: the last level of the pyramid (`p5`) or the last map of the
             backbone (`c5`).
         norm: normalisation after lateral and output convolutions: `none` or `gn`.
+        norm_groups: groups of `gn`, see `layers.group_norm`.
+        norm_eps: epsilon of `gn`.
         relu: whether a ReLU follows these convolutions.
     """
 
@@ -36,11 +38,14 @@ class FPN(nn.Module):
         extra_levels: int = 2,
         extra_level_source: ExtraLevelSource = "p5",
         norm: str = "none",
+        norm_groups: int = 32,
+        norm_eps: float = 1e-5,
         relu: bool = False,
     ):
         super().__init__()
-        self.lateral = nn.ModuleList(conv_norm_relu(c, channels, 1, norm=norm, relu=relu) for c in in_channels)
-        self.output = nn.ModuleList(conv_norm_relu(channels, channels, 3, norm=norm, relu=relu) for _ in in_channels)
+        options = {"norm": norm, "norm_options": {"groups": norm_groups, "eps": norm_eps}, "relu": relu}
+        self.lateral = nn.ModuleList(conv_norm_relu(c, channels, 1, **options) for c in in_channels)
+        self.output = nn.ModuleList(conv_norm_relu(channels, channels, 3, **options) for _ in in_channels)
         self.extra_from_c5 = extra_level_source == "c5"
         first_channels = in_channels[-1] if self.extra_from_c5 else channels
         self.extra = nn.ModuleList(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,18 @@ class GroupNorm(nn.GroupNorm):
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def group_norm(channels: int, *, eps: float = 1e-5) -> GroupNorm:
-    """Build a group norm with 32 groups, as is usual, or with 2 channels per group if 32 does not divide `channels`."""
-    return GroupNorm(32 if channels % 32 == 0 else channels // 2, channels, eps=eps)
+def group_norm(channels: int, *, eps: float = 1e-5, groups: int = 32) -> GroupNorm:
+    """Build a group norm.
+
+    Args:
+        channels: number of channels.
+        eps: epsilon.
+        groups: number of groups, or -n for groups of n channels. If it does not divide `channels`, groups have 2
+            channels.
+    """
+    if channels % groups:
+        return GroupNorm(channels // 2, channels, eps=eps)
+    return GroupNorm(groups if groups > 0 else channels // -groups, channels, eps=eps)
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
@@ -74,11 +84,19 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 
 
 def conv_norm_relu(
-    in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, norm: str = "none", relu: bool = False
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    norm: str = "none",
+    norm_options: Mapping[str, Any] | None = None,
+    relu: bool = False,
 ) -> nn.Module:
     """Build a "same" convolution, optionally followed by a norm and a ReLU.
 
-    With a norm, the convolution has no bias. Without norm and ReLU, the result is a plain `nn.Conv2d`.
+    With a norm, which is called with `norm_options`, the convolution has no bias. Without norm and ReLU, the result is a
+    plain `nn.Conv2d`.
     """
     conv = nn.Conv2d(
         in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=norm == "none"
@@ -88,7 +106,7 @@ def conv_norm_relu(
         nn.init.zeros_(conv.bias)
     layers: list[nn.Module] = [conv]
     if norm != "none":
-        layers.append(NORMS[norm](out_channels))
+        layers.append(NORMS[norm](out_channels, **(norm_options or {})))
     if relu:
         layers.append(nn.ReLU(inplace=True))
     return conv if len(layers) == 1 else nn.Sequential(*layers)

@@ -60,7 +60,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
     if ignored_keys:
         log.info("%s: ignoring keys without effect on an FCOS model: %s", where, ", ".join(ignored_keys))
     get = {**DEFAULTS, **given}.__getitem__
-    problems += _check_backbone(get)
+    problems += [*_check_backbone(get), *_check_group_norm(get)]
     test_names = given.get("DATASETS.TEST", ())
     if not problems and len(test_names) > 1:
         log.info(
@@ -196,6 +196,16 @@ def _check_backbone(get: Callable[[str], Any]) -> list[str]:
         expected = " or ".join(f"{block}, {stem}" for block, stem in BLOCK_NORMS)
         problems.append(f"MODEL.RESNETS.TRANS_FUNC, STEM_FUNC={functions[0]!r}, {functions[1]!r}: expected {expected}")
     return problems
+
+
+def _check_group_norm(get: Callable[[str], Any]) -> list[str]:
+    """Return error messages for the groups of group norm, of which the original wants exactly one number."""
+    keys = ("MODEL.GROUP_NORM.DIM_PER_GP", "MODEL.GROUP_NORM.NUM_GROUPS")
+    values = [get(key) for key in keys]
+    is_used = get("MODEL.FPN.USE_GN") is True or get("MODEL.RESNETS.TRANS_FUNC") == "BottleneckWithGN"
+    if not is_used or (-1 in values and all(type(value) is int for value in values) and max(values) > 0):
+        return []
+    return [f"{keys[0]}, NUM_GROUPS={values[0]!r}, {values[1]!r}: expected one of them -1, and the other at least 1"]
 
 
 def _nest_sections(options: Mapping[str, Any]) -> dict[str, Any]:

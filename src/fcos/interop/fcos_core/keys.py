@@ -92,9 +92,6 @@ FIXED = {
     "MODEL.MASK_ON": "masks",
     "MODEL.KEYPOINT_ON": "keypoints",
     "MODEL.META_ARCHITECTURE": "another meta-architecture",
-    "MODEL.GROUP_NORM.DIM_PER_GP": "groups of a fixed size",
-    "MODEL.GROUP_NORM.NUM_GROUPS": "another number of groups",
-    "MODEL.GROUP_NORM.EPSILON": "another epsilon",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "another backbone width",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": "another backbone width",
 }

@@ -121,6 +121,20 @@ def _find_block_functions(norm: str) -> tuple[str, str]:
     return functions.get(norm, functions["frozen_bn"])
 
 
+def _norm_groups(channels_per_group: int, groups: int) -> tuple[int]:
+    return (-channels_per_group if channels_per_group > 0 else groups,)
+
+
+def _norm_groups_back(groups: int) -> tuple[int, ...]:
+    return (-groups, -1) if groups < 0 else (-1, groups)
+
+
+def _backbone_norm_groups_back(groups: int) -> tuple[int, ...]:
+    """Return nothing for the default: the row of the pyramid decides, and `require_same` finds a contradiction."""
+    return () if groups == DEFAULTS["MODEL.GROUP_NORM.NUM_GROUPS"] else _norm_groups_back(groups)
+
+
+_GROUP_KEYS = ("MODEL.GROUP_NORM.DIM_PER_GP", "MODEL.GROUP_NORM.NUM_GROUPS")
 ROWS: list[Row] = [
     # The detector.
     Row(
@@ -128,6 +142,8 @@ ROWS: list[Row] = [
     ),  # the original counts background as a class
     _same("MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "model.fpn.channels"),
     _flag("MODEL.FPN.USE_GN", "model.fpn.norm", off="none", on="gn"),
+    Row(_GROUP_KEYS, ("model.fpn.norm_groups",), _norm_groups, _norm_groups_back),
+    _same("MODEL.GROUP_NORM.EPSILON", "model.fpn.norm_eps"),
     _same("MODEL.FPN.USE_RELU", "model.fpn.relu"),
     Row(
         ("MODEL.RETINANET.USE_C5", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "MODEL.BACKBONE.CONV_BODY"),
@@ -181,11 +197,12 @@ ROWS: list[Row] = [
         "resnet",
     ),
     Row(
-        ("MODEL.RESNETS.TRANS_FUNC", "MODEL.RESNETS.STEM_FUNC"),
+        ("MODEL.RESNETS.TRANS_FUNC", "MODEL.RESNETS.STEM_FUNC", "MODEL.GROUP_NORM.EPSILON"),
         ("model.backbone.norm_eps",),
-        lambda *functions: (0.0 if BLOCK_NORMS[functions] == "frozen_bn" else 1e-5,),
+        lambda block, stem, eps: (0.0 if BLOCK_NORMS[block, stem] == "frozen_bn" else eps,),
         body="resnet",
     ),
+    Row(_GROUP_KEYS, ("model.backbone.norm_groups",), _norm_groups, _backbone_norm_groups_back, "resnet"),
     _same("MODEL.RESNETS.STRIDE_IN_1X1", "model.backbone.stride_in_1x1", "resnet"),
     _at_least_zero("MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "model.backbone.frozen_stages", "resnet"),
     Row(

@@ -58,6 +58,7 @@ class ResNet(Stages):
         weights: source of the weights, see `pretrained.imagenet_weights`; None: random initialisation.
         norm: normalisation, a key of `layers.NORMS`.
         norm_eps: epsilon of the norm; it is 0 in the original's frozen batch norm.
+        norm_groups: groups of `gn`, see `layers.group_norm`.
         stride_in_1x1: whether a block downsamples in its first 1x1 convolution (MSRA weights) instead of in its 3x3
             convolution.
         frozen_stages: number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5).
@@ -73,6 +74,7 @@ class ResNet(Stages):
         weights: str | None = None,
         norm: str = "frozen_bn",
         norm_eps: float = 1e-5,
+        norm_groups: int = 32,
         stride_in_1x1: bool = False,
         frozen_stages: int = 2,
         deformable_stages: Sequence[str] = (),
@@ -81,7 +83,7 @@ class ResNet(Stages):
     ):
         super().__init__()
         blocks, groups, width = SHAPES[name] if name in SHAPES else _find_shape(name)
-        norm_layer = partial(NORMS[norm], eps=norm_eps)
+        norm_layer = partial(NORMS[norm], eps=norm_eps, **({"groups": norm_groups} if norm == "gn" else {}))
         net = tv.ResNet(tv.Bottleneck, list(blocks), groups=groups, width_per_group=width, norm_layer=norm_layer)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
