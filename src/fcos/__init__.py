@@ -52,6 +52,11 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("fcos-vision")
+    if name == "FCOS":  # the class of the original's package; an AttributeError would lose this message in an import
+        raise ImportError(
+            "fcos has no class FCOS; load a detector with fcos.load(WEIGHTS), for example"
+            " fcos.load('torchvision/fcos_resnet50_fpn'), and call its method predict(IMAGE)"
+        )
     if name not in _HOME:
         raise AttributeError(f"module 'fcos' has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logging.basicConfig(handlers=[handler])
         logging.getLogger("fcos").setLevel(logging.INFO if _is_rank_zero() else logging.WARNING)
         with report_user_errors():
+            _require_command(sys.argv[1:] if arguments is None else arguments)
             app(arguments, prog_name="fcos")
 
 
@@ -88,6 +89,17 @@ class _TerminalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
+
+
+def _require_command(words: Sequence[str]) -> None:
+    """Raise an error with the command to type if the first word is an image, as for the original's `fcos` command."""
+    first = words[0] if words else ""
+    is_image = first.lower().partition("?")[0].endswith((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
+    if is_image or "://" in first or "/" in first:
+        raise ConfigError(
+            f"{first}: not a command; to detect objects in images, type: fcos predict WEIGHTS {' '.join(words)}, with"
+            " torchvision/fcos_resnet50_fpn (80 classes of COCO) or your weights file as WEIGHTS"
+        )
 
 
 @contextmanager

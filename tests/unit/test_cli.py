@@ -334,17 +334,15 @@ def test_train_passes_on_recipe_and_options(fcos, monkeypatch, tmp_path):
     assert str(tmp_path / "weights" / "best.pt") in out
 
 
-def test_control_characters_of_errors_logs_and_paths_do_not_reach_the_terminal(fcos, weights, tmp_path, monkeypatch):
-    config = tiny_config()
-    content = {"class_names": NAMES, "category_ids": CATEGORY_IDS, "licence": "no\x1b[31m\x07"}
-    save_checkpoint(weights, model=tiny_model(config), config=config, **content)
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    code, out, err = fcos("convert", weights, tmp_path / "o\x1b[1m.pt", "device=cpu")
-    assert code == 0
-    assert r"o\x1b[1m.pt" in out
-    assert r"may restrict their use: no\x1b[31m\x07" in err
-    assert "\x1b" not in out + err
-    code, out, err = fcos("val", tmp_path / "missing\x1b[2J.pt")
+@pytest.mark.parametrize("words", [["photo.jpg"], ["a/b.PNG", "--out", "found"], ["https://a.org/x"], ["./photos"]])
+def test_an_image_without_a_command_names_the_command_to_type(fcos, words):
+    code, out, err = fcos(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"fcos: {words[0]}: not a command; to detect objects in images, type: fcos predict WEIGHTS")
+    assert " ".join(words) in err
+
+
+def test_an_unknown_command_is_no_image(fcos):
+    code, _, err = fcos("trian")
     assert code == 2
-    assert r"missing\x1b[2J.pt: no such file" in err
-    assert "\x1b" not in out + err
+    assert "predict WEIGHTS" not in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,17 @@ def test_load_runs_user_backbone_code_only_if_named_explicitly(tmp_path: Path, m
     assert not ran.exists()
     assert fcos.load(path, name, device="cpu").model.state_dict().keys() == model.state_dict().keys()
     assert ran.exists()
+
+
+def test_the_backbone_of_the_guide_works_on_images_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"^```python\n(.*?)^```$", guide, re.DOTALL | re.M) if "TinyNet" in block)
+    (tmp_path / "guide_backbone.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = build("model.backbone.name=guide_backbone:TinyNet", "model.backbone.options.width=6")
+    features = model.backbone(torch.zeros(1, 3, 65, 100))
+    assert [(name, tuple(x.shape)) for name, x in features.items()] == [
+        ("C3", (1, 6, 9, 13)),
+        ("C4", (1, 12, 5, 7)),
+        ("C5", (1, 24, 3, 4)),
+    ]

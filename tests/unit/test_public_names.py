@@ -42,6 +42,11 @@ def test_unknown_name_raises_attribute_error():
         _ = fcos.predict
 
 
+def test_importing_the_class_of_the_original_names_the_function_to_use():
+    with pytest.raises(ImportError, match=r"load a detector with fcos\.load\(WEIGHTS\)"):
+        from fcos import FCOS  # noqa: F401  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.mark.parametrize("code", ["import fcos; dir(fcos)", "import fcos.cli", "import fcos; fcos.load_config"])
 def test_import_does_not_load_torch_or_numpy(code):
     program = f"import sys; {code}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"

@@ -95,8 +95,8 @@ def conv_norm_relu(
 ) -> nn.Module:
     """Build a "same" convolution, optionally followed by a norm and a ReLU.
 
-    With a norm, which is called with `norm_options`, the convolution has no bias. Without norm and ReLU, the result is a
-    plain `nn.Conv2d`.
+    With a norm, which is called with `norm_options`, the convolution has no bias. Without norm and ReLU, the result is
+    a plain `nn.Conv2d`.
     """
     conv = nn.Conv2d(
         in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=norm == "none"
