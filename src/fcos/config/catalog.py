@@ -74,11 +74,10 @@ def split_of(names: Sequence[str], *, key: str) -> dict[str, Sequence[str | None
     unknown = [name for name in names if name not in CATALOG]
     if unknown:
         hint = suggest(unknown[0], list(CATALOG))
-        split = "train" if key.endswith("TRAIN") else "val"
+        option = "data.train" if key.endswith("TRAIN") else "data.val"
         log.warning(
-            "%s: %s is not a data set of the original%s; give data=DIR, or data.%s.annotations=FILE and"
-            " data.%s.images=DIR",
-            *(key, ", ".join(unknown), hint, split, split),
+            "%s: %s is not a data set of the original%s; give data=DIR, or %s.annotations=FILE and %s.images=DIR",
+            *(key, ", ".join(unknown), hint, option, option),
         )
     if unknown or not names:
         return {}
