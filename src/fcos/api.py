@@ -186,6 +186,7 @@ def evaluate(
     from .data import load_annotations
     from .distributed import resolve_device
     from .evaluation.evaluate import evaluate as run
+    from .evaluation.evaluate import warn_of_crowded_images
     from .training.elastic import join_processes
 
     if split not in ("train", "val", "test"):
@@ -206,6 +207,7 @@ def evaluate(
             " names; name its classes with data.classes=[NAME, ...]"
         )
     join_processes(device)
+    warn_of_crowded_images(annotations, resolved)
     return run(model.to(device), annotations, resolved, device=device, progress=progress)
 
 

@@ -140,7 +140,8 @@ class FCOSConfig(DetectorConfig):
     nms_threshold: float = option(0.6, "detection", le=1)
     """IoU above which NMS suppresses the lower-scoring of two boxes of a class; 0 or less: no NMS."""
     max_detections: int = option(100, "detection")
-    """Maximum number of detections per image; 0 or less: no limit."""
+    """Maximum number of detections per image; 0 or less: no limit. Above 100, the metrics count as many, too (per image
+    and class)."""
     detect_in_padding: bool = option(False, "detection", "convention", free_for=_INCLUSIVE)
     """Also detect at locations in the padding (as all other projects do); results then depend on the batch."""
     keep_empty_boxes: bool = option(False, "detection", "convention", free_for=_INCLUSIVE)

@@ -99,6 +99,9 @@ class DataConfig(_Section):
     """Class names in label order, for annotations that do not contain them; null: from the data."""
     on_error: OnProblem = "stop"
     """Unusable images and annotations: `stop` with an error, or `skip` them and report which."""
+    bit_depth: int = Field(default=16, ge=8, le=16)
+    """Number of bits used in images with 16 bits per pixel, for example 12 for cameras and scanners whose largest value
+    is 4095; larger values become white."""
     short_side: list[int] = [800]
     """Training: length of the shorter side after resizing, in pixels; drawn from this list (multi-scale training)."""
     short_side_range: tuple[int, int] | None = None

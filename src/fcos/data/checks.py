@@ -27,6 +27,7 @@ def check_source(
     category_ids: Sequence[int] | None,
     decode: bool,
     on_image: OnImage | None = None,
+    bit_depth: int = 16,
 ) -> tuple[Annotations, list[Problem]]:
     """Check all images and boxes of a split.
 
@@ -39,6 +40,7 @@ def check_source(
             class gets an unused id.
         decode: decode every image instead of checking only its header and end.
         on_image: callback for every decoded image.
+        bit_depth: number of bits used in images with 16 bits per pixel.
 
     Returns:
         The usable images and boxes, and all problems.
@@ -77,6 +79,7 @@ def check_source(
         annotation_ids=_make_ids_unique(source.numbers[order]) if has_file_ids else np.arange(1, len(order) + 1),
         class_names=names,
         category_ids=_category_ids(source, names, category_ids),
+        bit_depth=bit_depth,
     )
     problems = [
         *source.problems,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..choices import BoxConvention
@@ -45,6 +46,7 @@ class Annotations:
         annotation_ids: int64 [B], original ids (1, 2, ... for formats without ids).
         class_names: K names.
         category_ids: K original ids; label k has the id category_ids[k].
+        bit_depth: number of bits used in images with 16 bits per pixel, see `to_rgb`.
     """
 
     root: Path
@@ -60,6 +62,7 @@ class Annotations:
     annotation_ids: np.ndarray
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    bit_depth: int = 16
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -84,6 +87,18 @@ class Annotations:
     def boxes_per_class(self) -> np.ndarray:
         """Return the number of boxes per class without crowds, int64 [K]."""
         return np.bincount(self.labels[~self.crowd], minlength=len(self.class_names))
+
+    def boxes_per_image(self) -> np.ndarray:
+        """Return the number of boxes per image without crowds, int64 [I]."""
+        return np.bincount(self.image_of[~self.crowd], minlength=len(self))
+
+    def open(self, index: int) -> Image.Image:
+        """Read an image in RGB, with its EXIF orientation applied.
+
+        Raises:
+            DataError: the file is missing, truncated or not an image.
+        """
+        return open_rgb(self.path(index), bit_depth=self.bit_depth)
 
     def digest(self) -> str:
         """Return the SHA-256 of the ground truth used in evaluation: classes, image ids and sizes, and boxes.
@@ -190,7 +205,7 @@ class DetectionDataset:
             DataError: the file cannot be read, or its size has changed since the data was checked.
         """
         path = self.annotations.path(index)
-        image = open_rgb(path)
+        image = self.annotations.open(index)
         height, width = self.annotations.sizes[index].tolist()
         if (image.height, image.width) != (height, width):
             raise DataError(

@@ -21,8 +21,12 @@ OnImage = Callable[[Path, Image.Image], None]
 """Callback with the path and the decoded RGB image; may be called from any thread."""
 
 
-def open_rgb(path: str | Path) -> Image.Image:
+def open_rgb(path: str | Path, *, bit_depth: int = 16) -> Image.Image:
     """Read an image file as an RGB image, with its EXIF orientation applied.
+
+    Args:
+        path: image file.
+        bit_depth: number of bits used in images with 16 bits per pixel, see `to_rgb`.
 
     Raises:
         DataError: the file is missing, truncated or not an image.
@@ -31,16 +35,21 @@ def open_rgb(path: str | Path) -> Image.Image:
         # Passes an open file, because Pillow memory-maps rotated TIFFs wrongly if it gets a path.
         with open_file(path) as file, Image.open(file) as image:
             image.load()
-            return to_rgb(image)
+            return to_rgb(image, bit_depth=bit_depth)
     except Exception as error:  # Pillow may raise almost any exception for a damaged file
         raise DataError(f"{path}: {describe_failure(error)}") from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, *, bit_depth: int = 16) -> Image.Image:
     """Convert an image of any mode to RGB, as a viewer would show it.
 
     The EXIF orientation is applied. 16-bit values are scaled by 1/256 instead of being clipped. Transparent pixels are
     blended onto white. Pillow converts grey, palette, CMYK and the other modes. Only the first frame is used.
+
+    Args:
+        image: image of any mode.
+        bit_depth: number of bits used in images with 16 bits per pixel, 8 to 16: with 12, as in the files of many
+            cameras and scanners, 4095 is white, and larger values are too.
 
     Raises:
         DataError: the image has floating-point pixels, whose range is unknown.
@@ -49,11 +58,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise DataError("the range of floating-point pixels is unknown; convert the image to 8 or 16 bits")
     if image.mode.startswith("I"):  # I;16, I;16B, ...: 16 bits; I: 32 bits, also used by Pillow for 16-bit files
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+        values = np.asarray(image).clip(0, 2**bit_depth - 1)
+        image = Image.fromarray((values // 2 ** (bit_depth - 8)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def largest_value(path: str | Path) -> int | None:
+    """Return the largest value of an image with 16 bits per pixel; None for other images and unreadable files."""
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            return int(np.asarray(image).max()) if image.mode.startswith("I") else None
+    except Exception:  # any exception, as in open_rgb
+        return None
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:

@@ -122,7 +122,14 @@ def read_split(
     if names is not None and len(set(names)) != len(names):
         raise DataError(f"class names must be unique, found {', '.join(names):.200}")
     source = join_sources([_read_source(config, *data_set, names, split) for data_set in located])
-    return check_source(source, class_names=names, category_ids=category_ids, decode=decode, on_image=on_image)
+    return check_source(
+        source,
+        class_names=names,
+        category_ids=category_ids,
+        decode=decode,
+        on_image=on_image,
+        bit_depth=config.bit_depth,
+    )
 
 
 def _read_source(

@@ -23,9 +23,8 @@ from ..errors import DataError
 from ..formatting import join_some
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
 from .coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
-from .duplicates import fingerprint
 from .findings import Finding, Place, Report
-from .images import image_findings
+from .images import Look, image_findings
 from .labels import label_findings
 from .setting import Setting, resized_in_training
 from .split_findings import split_findings
@@ -56,15 +55,15 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
     locate(config.data, "train")  # raises if there is no data at all, which is not a problem of a single split
     report = Report(recipe, config.data.on_error == "skip")
     setting = Setting.of(config.model, config.data) if isinstance(config.model, FCOSConfig) else None
-    fingerprints: dict[Path, np.ndarray] = {}
+    looks: dict[Path, Look] = {}
 
     def on_image(path: Path, image: Image.Image) -> None:
-        fingerprints[path] = fingerprint(image)
+        looks[path] = Look.of(image)
 
     _read_splits(config.data, report, on_image)
     report.counts, report.histograms = describe(report.splits, partial(resized_in_training, config.data))
     findings = [
-        *image_findings(report.splits, fingerprints),
+        *image_findings(report.splits, looks, config),
         *split_findings(report, partial(resized_in_training, config.data)),
         *label_findings(report.splits),
     ]

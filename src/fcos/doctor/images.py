@@ -1,32 +1,134 @@
-"""Findings about images: duplicates."""
+"""Findings about images: duplicates, crowded and very long images, and 16-bit images with few grey levels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from ..config import Config, FCOSConfig
 from ..data.dataset import Annotations
+from ..data.images import largest_value
+from ..evaluation.evaluate import detection_limit
 from ..formatting import plural
-from .duplicates import Duplicates, find_duplicates
+from .duplicates import Duplicates, find_duplicates, fingerprint
 from .findings import Case, Finding, Place
+from .setting import Setting
+
+_DARK = 127  # a 16-bit image in which a bit is unused has no larger value after the conversion to 8 bits
 
 
-def image_findings(splits: Mapping[str, Annotations], fingerprints: Mapping[Path, np.ndarray]) -> list[Finding]:
-    """Find duplicate images.
+class Look(NamedTuple):
+    """Properties of a decoded image.
+
+    Attributes:
+        fingerprint: uint64 [WORDS], see `duplicates.fingerprint`.
+        brightest: largest value of the RGB image, 0..255.
+    """
+
+    fingerprint: np.ndarray
+    brightest: int
+
+    @staticmethod
+    def of(image: Image.Image) -> Look:
+        """Compute the properties of an RGB image."""
+        return Look(fingerprint(image), int(np.max(image.getextrema())))
+
+
+def image_findings(splits: Mapping[str, Annotations], looks: Mapping[Path, Look], config: Config) -> list[Finding]:
+    """Find duplicate images, and images that the detector cannot process well.
 
     Args:
         splits: annotations by split.
-        fingerprints: fingerprints by path of the image, see `duplicates.fingerprint`.
+        looks: properties of all images by path.
+        config: config with the detector, the image sizes and the bit depth.
     """
     places = [Place(split, i) for split, annotations in splits.items() for i in range(len(annotations))]
     if not places:
         return []
-    prints = np.stack([fingerprints[splits[place.split].path(place.image)] for place in places])
+    prints = np.stack([looks[splits[place.split].path(place.image)].fingerprint for place in places])
     numbers = {split: number for number, split in enumerate(splits)}
     duplicates = find_duplicates(prints, np.array([numbers[place.split] for place in places]))
-    return [*_find_leaks(places, duplicates, first=next(iter(splits))), *_find_copies(places, duplicates)]
+    return [
+        *_find_leaks(places, duplicates, first=next(iter(splits))),
+        *_find_copies(places, duplicates),
+        *_find_long(splits, config),
+        *_find_crowded(splits, detection_limit(config)),
+        *_find_few_grey_levels(splits, looks, config.data.bit_depth),
+    ]
+
+
+def _find_long(splits: Mapping[str, Annotations], config: Config) -> Iterator[Finding]:
+    """Find images whose shorter side is at most a cell of the first level after resizing."""
+    if not isinstance(config.model, FCOSConfig):
+        return
+    setting, cases = Setting.of(config.model, config.data), []
+    stride = setting.strides[0]
+    for split, rows in splits.items():
+        for i, (height, width) in enumerate(rows.sizes.tolist()):
+            resized = setting.resized(height, width)
+            if min(resized) <= stride:
+                note = f"{width} x {height} pixels, {resized[1]} x {resized[0]} after resizing"
+                cases.append((min(resized), (Place(split, i, (), note),)))
+    if cases:
+        yield Finding(
+            "very long image",
+            "warning",
+            f"{plural(len(cases), 'image')} whose shorter side is at most {stride} pixels, the first stride, after"
+            f" resizing to data.max_side={setting.max_side}: at most one row of locations, and no details",
+            "Cut these images into shorter ones, or increase data.max_side and data.test_max_side.",
+            [case for _, case in sorted(cases, key=lambda item: item[0])],
+        )
+
+
+def _find_crowded(splits: Mapping[str, Annotations], limit: int) -> Iterator[Finding]:
+    """Find images with more than `limit` objects; 0 or less: no limit."""
+    cases = [
+        (int(count), (Place(split, i, (), plural(int(count), "object")),))
+        for split, rows in splits.items()
+        for i, count in enumerate(rows.boxes_per_image().tolist())
+        if 0 < limit < count
+    ]
+    if cases:
+        most = max(count for count, _ in cases)
+        yield Finding(
+            "more objects than detections",
+            "warning",
+            f"{plural(len(cases), 'image')} with more objects than model.max_detections={limit}, up to {most}:"
+            " AP cannot reach 1",
+            f"Set model.max_detections={most}. It also raises the limit of the evaluation, which is 100 detections per"
+            " image and class in COCO.",
+            [case for _, case in sorted(cases, key=lambda item: -item[0])],
+        )
+
+
+def _find_few_grey_levels(
+    splits: Mapping[str, Annotations], looks: Mapping[Path, Look], bit_depth: int
+) -> Iterator[Finding]:
+    """Find 16-bit images if none of their values needs `bit_depth` bits."""
+    paths = {Place(split, i): rows.path(i) for split, rows in splits.items() for i in range(len(rows))}
+    dark = [path for path in paths.values() if looks[path].brightest <= _DARK]
+    if all(largest_value(path) is None for path in dark):
+        return
+    values = {place: value for place, path in paths.items() if (value := largest_value(path)) is not None}
+    largest = max(values.values())
+    bits = max(largest.bit_length(), 8)
+    if bits < bit_depth:
+        levels = (largest >> (bit_depth - 8)) + 1
+        yield Finding(
+            "16-bit images with few grey levels",
+            "warning",
+            f"{plural(len(values), '16-bit image')} with values up to {largest} of {2**bit_depth - 1}: {levels} of 256"
+            " grey levels remain in 8 bits",
+            f"Set data.bit_depth={bits}, unless other images, also those for detection, have larger values.",
+            [
+                (place._replace(note=f"largest value {value}"),)
+                for place, value in sorted(values.items(), key=lambda item: -item[1])
+            ],
+        )
 
 
 def _find_leaks(places: list[Place], duplicates: Duplicates, *, first: str) -> Iterator[Finding]:

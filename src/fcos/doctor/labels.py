@@ -270,7 +270,6 @@ def _find_odd_counts(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
         "image with many boxes",
         "note",
         f"{plural(len(many), 'image')} with far more boxes than usual (median {usual_count})",
-        "Check these boxes. If they are correct, make sure that model.max_detections, the maximum number of detections"
-        " per image, is large enough.",
+        "Check these boxes.",
         _worst_first(many),
     )

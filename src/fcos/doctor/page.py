@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from ..data.dataset import Annotations
-from ..data.images import open_rgb
 from ..errors import DataError
 from ..formatting import percent, plural
 from ..html_page import Cell, Chart, Page, PageImage, Section, Tile
@@ -173,7 +172,7 @@ def _draw_place(place: Place, annotations: Annotations, *, alone: bool) -> Image
     selected = torch.tensor(place.boxes or all_boxes, dtype=torch.int64)
     boxes = torch.from_numpy(annotations.boxes)[selected]
     labels = torch.from_numpy(annotations.labels)[selected]
-    image = open_rgb(annotations.path(place.image))
+    image = annotations.open(place.image)
     left, top, right, bottom = _choose_window(boxes, image) if place.boxes else (0, 0, image.width, image.height)
     size = bottom - top, right - left
     crop = image.crop((left, top, right, bottom))

@@ -14,25 +14,28 @@ from .thresholds import best_thresholds
 if TYPE_CHECKING:
     from hotcoco import COCOeval
 
-# The 12 metrics: averaged quantity, IoU (None: mean over 0.50 to 0.95), object size, detections per image and class.
+COCO_LIMIT = 100
+"""Maximum number of detections per image and class in COCO's metrics."""
+# The 12 metrics: averaged quantity, IoU (None: mean over 0.50 to 0.95), object size, and detections per image and class
+# (None: `COCO_LIMIT`, or the larger limit of the detector).
 _DEFINITIONS = {
-    "AP": ("precision", None, "all", 100),
-    "AP50": ("precision", 0.50, "all", 100),
-    "AP75": ("precision", 0.75, "all", 100),
-    "APs": ("precision", None, "small", 100),
-    "APm": ("precision", None, "medium", 100),
-    "APl": ("precision", None, "large", 100),
+    "AP": ("precision", None, "all", None),
+    "AP50": ("precision", 0.50, "all", None),
+    "AP75": ("precision", 0.75, "all", None),
+    "APs": ("precision", None, "small", None),
+    "APm": ("precision", None, "medium", None),
+    "APl": ("precision", None, "large", None),
     "AR1": ("recall", None, "all", 1),
     "AR10": ("recall", None, "all", 10),
     "AR100": ("recall", None, "all", 100),
-    "ARs": ("recall", None, "small", 100),
-    "ARm": ("recall", None, "medium", 100),
-    "ARl": ("recall", None, "large", 100),
+    "ARs": ("recall", None, "small", None),
+    "ARm": ("recall", None, "medium", None),
+    "ARl": ("recall", None, "large", None),
 }
 METRICS = tuple(_DEFINITIONS)
 """Names of the 12 COCO metrics of boxes."""
-DETAILS = tuple(name for name, (_, _, size, limit) in _DEFINITIONS.items() if size != "all" or limit != 100)
-"""The metrics of a single object size or of fewer than 100 detections."""
+DETAILS = tuple(name for name, (_, _, size, limit) in _DEFINITIONS.items() if size != "all" or limit in (1, 10))
+"""The metrics of a single object size or of at most 10 detections."""
 
 
 class CocoMetrics(NamedTuple):
@@ -50,14 +53,21 @@ class CocoMetrics(NamedTuple):
     thresholds: dict[str, float]
 
 
-def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> CocoMetrics:
-    """Compute average precision and recall as COCO defines them, with at most 100 detections per image and class.
+def coco_metrics(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], *, max_detections: int = COCO_LIMIT
+) -> CocoMetrics:
+    """Compute average precision and recall as COCO defines them.
+
+    COCO counts at most 100 detections per image and class. With a larger `max_detections`, this limit applies to all
+    metrics but AR1, AR10 and AR100.
 
     Args:
         ground_truth: COCO annotations, a dict with `images`, `annotations` and `categories`; crowds are ignore regions.
         detections: detections in the COCO result format, see `to_coco_results`.
+        max_detections: maximum number of detections per image and class; values below 100 count as 100, except that 0
+            or less means no limit.
     """
-    run = compare(ground_truth, detections)
+    run = compare(ground_truth, detections, max_detections=max_detections)
     assert run.eval is not None
     tables = {kind: np.asarray(run.eval[kind]) for kind in ("precision", "recall")}
 
@@ -65,7 +75,12 @@ def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
         kind, iou, size, limit = _DEFINITIONS[name]
         rows = slice(None) if iou is None else np.isclose(run.params.iou_thrs, iou)
         values = tables[kind][rows]  # [IoU, (recall,) class, size, limit]
-        values = values[..., category, run.params.area_rng_lbl.index(size), run.params.max_dets.index(limit)]
+        values = values[
+            ...,
+            category,
+            run.params.area_rng_lbl.index(size),
+            run.params.max_dets.index(limit or max(run.params.max_dets)),
+        ]
         defined = values[values > -1]
         return float(defined.mean()) if defined.size else float("nan")
 
@@ -82,12 +97,18 @@ def coco_metrics(ground_truth: dict[str, Any], detections: list[dict[str, Any]])
     )
 
 
-def compare(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> COCOeval:
-    """Match detections to the ground truth, both as in `coco_metrics`, and accumulate the results."""
+def compare(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], *, max_detections: int = COCO_LIMIT
+) -> COCOeval:
+    """Match detections to the ground truth, all as in `coco_metrics`, and accumulate the results."""
     from hotcoco import COCO, COCOeval
 
     truth = COCO(ground_truth)
     run = COCOeval(truth, truth.load_res(detections), "bbox")
+    if max_detections <= 0:
+        max_detections = max(Counter(d["image_id"] for d in detections).values(), default=COCO_LIMIT)
+    if max_detections > COCO_LIMIT:
+        run.params.max_dets = [*run.params.max_dets, max_detections]
     run.evaluate()
     run.accumulate()
     return run
@@ -102,7 +123,7 @@ def match_states(run: COCOeval, count: int) -> np.ndarray:
 
     Returns:
         int8 [count]: 1 for a detection matched to an object of its class, 0 for an unmatched one, -1 for an ignored one
-        (in a crowd, or beyond the first 100 of its image and class).
+        (in a crowd, or beyond the limit of `compare` for its image and class).
     """
     states = np.full(count, -1, dtype=np.int8)
     for number, state in run.image_diagnostics(iou_thr=0.5)["dt_status"].items():  # keys: positions, counted from 1

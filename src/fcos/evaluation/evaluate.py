@@ -13,8 +13,9 @@ import torch
 from ..config import Config
 from ..data import build_test_loader
 from ..distributed import all_gather, broadcast_buffers, rank, world_size
+from ..formatting import plural
 from ..inference.detect import detect_on_originals
-from .coco_metrics import METRICS, coco_metrics, to_coco_results
+from .coco_metrics import COCO_LIMIT, METRICS, coco_metrics, to_coco_results
 from .thresholds import shrink_thresholds
 
 if TYPE_CHECKING:
@@ -48,6 +49,30 @@ class Evaluation:
     boxes_per_class: dict[str, int]
     thresholds: dict[str, float] = field(default_factory=dict)
     annotations_digest: str = ""
+
+
+def detection_limit(config: Config) -> int:
+    """Return the maximum number of detections per image of a detector; 0 or less: no limit."""
+    return getattr(config.model, "max_detections", COCO_LIMIT)
+
+
+def warn_of_crowded_images(annotations: Annotations | None, config: Config) -> None:
+    """Warn if images have more objects than the detector has detections, because AP cannot reach 1 then."""
+    limit = detection_limit(config)
+    if annotations is None or limit <= 0:
+        return
+    counts = annotations.boxes_per_image()
+    crowded = int((counts > limit).sum())
+    if crowded:
+        logger.warning(
+            "warning: %s with more objects than model.max_detections=%d, up to %d: AP cannot reach 1, because the"
+            " detector returns at most %d detections per image; set model.max_detections=%d",
+            plural(crowded, "image"),
+            limit,
+            counts.max(),
+            limit,
+            counts.max(),
+        )
 
 
 def metric_names(model: DetectionModel) -> tuple[str, ...]:
@@ -92,7 +117,7 @@ def evaluate(
         if world_size() == 1:
             raise
     detections = _merge_shares(all_gather(share), annotations)
-    metrics = coco_metrics(annotations.to_coco(), detections)
+    metrics = coco_metrics(annotations.to_coco(), detections, max_detections=detection_limit(config))
     boxes_per_class = dict(zip(annotations.class_names, annotations.boxes_per_class().tolist(), strict=True))
     return Evaluation(
         metrics.overall,

@@ -25,25 +25,28 @@ MAX_DOWNLOAD_SECONDS = 60.0
 """Longest duration of the download of a picture."""
 
 
-def to_picture(image: Picture, *, where: str = "image") -> Image.Image:
+def to_picture(image: Picture, *, where: str = "image", bit_depth: int = 16) -> Image.Image:
     """Convert a picture in any form to an RGB image.
 
     Args:
         image: a path, URL, PIL image, array or tensor, see `Picture`.
         where: name used in error messages for a picture without a path or URL.
+        bit_depth: number of bits used in images with 16 bits per pixel, see `to_rgb`.
 
     Raises:
         DataError: `image` is not a picture, or cannot be read.
     """
     if isinstance(image, str | Path):
-        return fetch(str(image)) if is_url(str(image)) else open_rgb(image)
+        if is_url(str(image)):
+            return fetch(str(image), bit_depth=bit_depth)
+        return open_rgb(image, bit_depth=bit_depth)
     if isinstance(image, Tensor):
         image = _from_tensor(image, where)
     if isinstance(image, np.ndarray):
         image = _from_array(image, where)
     if not isinstance(image, Image.Image):
         raise DataError(f"{where}: expected a path, PIL image, array or tensor, found {type(image).__name__}")
-    return _load(image, where)
+    return _load(image, where, bit_depth)
 
 
 def _from_array(image: np.ndarray, where: str) -> Image.Image:
@@ -80,13 +83,20 @@ def _to_uint8(image: np.ndarray, where: str, kind: str) -> np.ndarray:
     return (image * 255).round().astype(np.uint8)
 
 
-def fetch(url: str, *, max_bytes: int = MAX_DOWNLOAD_BYTES, max_seconds: float = MAX_DOWNLOAD_SECONDS) -> Image.Image:
+def fetch(
+    url: str,
+    *,
+    max_bytes: int = MAX_DOWNLOAD_BYTES,
+    max_seconds: float = MAX_DOWNLOAD_SECONDS,
+    bit_depth: int = 16,
+) -> Image.Image:
     """Download a picture and convert it to an RGB image.
 
     Args:
         url: http(s) URL.
         max_bytes: largest size of the file.
         max_seconds: longest duration of the download.
+        bit_depth: number of bits used in images with 16 bits per pixel, see `to_rgb`.
 
     Raises:
         DataError: the download fails or exceeds a limit, or the file is not a picture.
@@ -99,13 +109,13 @@ def fetch(url: str, *, max_bytes: int = MAX_DOWNLOAD_BYTES, max_seconds: float =
         image = Image.open(BytesIO(content))
     except Exception as error:  # Pillow can raise almost any exception for a damaged file
         raise DataError(f"{url}: {describe_failure(error)} ({content_type}, {len(content)} bytes)") from None
-    return _load(image, url)
+    return _load(image, url, bit_depth)
 
 
-def _load(image: Image.Image, where: str) -> Image.Image:
+def _load(image: Image.Image, where: str, bit_depth: int) -> Image.Image:
     """Decode the pixels of an image, which Pillow opens without reading them, and convert it to RGB."""
     try:
         image.load()
-        return to_rgb(image)
+        return to_rgb(image, bit_depth=bit_depth)
     except Exception as error:  # as in `open_rgb`
         raise DataError(f"{where}: {describe_failure(error)}") from None

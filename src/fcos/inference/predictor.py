@@ -175,7 +175,10 @@ class Detector:
         results: list[Prediction] = []
         for start in range(0, len(pictures), step):
             chunk = pictures[start : start + step]
-            decoded = [to_picture(image, where=f"images[{i}]") for i, image in enumerate(chunk, start)]
+            decoded = [
+                to_picture(image, where=f"images[{i}]", bit_depth=self.config.data.bit_depth)
+                for i, image in enumerate(chunk, start)
+            ]
             for image, pixels, found in zip(chunk, decoded, self._detect(model, decoded), strict=True):
                 kept = selection.select(found, thresholds, limit=limit)
                 results.append(_to_prediction(replace(kept, class_names=self.class_names), image, pixels))

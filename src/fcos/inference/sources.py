@@ -128,7 +128,7 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
         images: dict[str, Image.Image] = {}
         for file in files[start : start + step]:
             try:
-                images[file] = to_picture(file)
+                images[file] = to_picture(file, bit_depth=detector.config.data.bit_depth)
             except DataError as error:
                 yield PredictedFile(file, error=str(error))
         detections = _detect(detector, list(images.values()))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.dataset import Annotations
-from ..evaluation.coco_metrics import compare, match_states
+from ..evaluation.coco_metrics import COCO_LIMIT, compare, match_states
 from ..evaluation.evaluate import Evaluation
 
 if TYPE_CHECKING:
@@ -70,17 +70,20 @@ class Analysis:
         return correct, wrong, np.bincount(box_groups[self.missed], minlength=num_groups)
 
 
-def analyse(annotations: Annotations, evaluation: Evaluation, *, default_threshold: float) -> Analysis:
+def analyse(
+    annotations: Annotations, evaluation: Evaluation, *, default_threshold: float, max_detections: int = COCO_LIMIT
+) -> Analysis:
     """Match the detections of an evaluation to the annotations.
 
     Args:
         annotations: annotations of the split.
         evaluation: evaluation on this split.
         default_threshold: score threshold of the classes that are missing in `evaluation.thresholds`.
+        max_detections: maximum number of detections of the detector per image, see `coco_metrics`.
     """
     detections = evaluation.detections
     truth = annotations.to_coco()
-    run = compare(truth, detections)
+    run = compare(truth, detections, max_detections=max_detections)
     label_of = {category: label for label, category in enumerate(annotations.category_ids)}
     image_of = {image: index for index, image in enumerate(annotations.image_ids.tolist())}
     boxes = np.array([d["bbox"] for d in detections], dtype=np.float32).reshape(-1, 4)
@@ -93,7 +96,11 @@ def analyse(annotations: Annotations, evaluation: Evaluation, *, default_thresho
     return Analysis(
         annotations=annotations,
         run=run,
-        confusion=_confusion(truth, [d for d, keep in zip(detections, shown.tolist(), strict=True) if keep]),
+        confusion=_confusion(
+            truth,
+            [d for d, keep in zip(detections, shown.tolist(), strict=True) if keep],
+            max_detections=max_detections,
+        ),
         thresholds=thresholds,
         boxes=boxes,
         labels=labels,
@@ -116,9 +123,9 @@ def _missed(annotations: Annotations, matches: Mapping[int, int], shown: np.ndar
     return ~is_detected & ~annotations.crowd
 
 
-def _confusion(truth: dict[str, Any], shown: list[dict[str, Any]]) -> np.ndarray:
+def _confusion(truth: dict[str, Any], shown: list[dict[str, Any]], *, max_detections: int) -> np.ndarray:
     """Compute the confusion matrix with the classes ordered by label; hotcoco orders them by category id."""
-    result = compare(truth, shown).confusion_matrix(iou_thr=0.5)
+    result = compare(truth, shown, max_detections=max_detections).confusion_matrix(iou_thr=0.5)
     position = {category: i for i, category in enumerate(result["cat_ids"])}
     order = [position[c["id"]] for c in truth["categories"]] + [len(position)]
     return np.asarray(result["matrix"]).astype(np.int64)[np.ix_(order, order)]

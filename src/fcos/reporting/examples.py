@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ..data.images import open_rgb
 from ..errors import DataError
 from ..html_page import Legend, Page, PageImage, Section
 from ..inference.draw import Mark, draw_marks, enlarged
@@ -63,7 +62,7 @@ def _draw(analysis: Analysis, i: int) -> Image.Image:
         DataError: the image can no longer be read.
     """
     annotations = analysis.annotations
-    picture = open_rgb(annotations.path(i))
+    picture = annotations.open(i)
     picture.thumbnail((_MAX_SIDE, _MAX_SIDE))
     picture = enlarged(picture)
     height, width = annotations.sizes[i].tolist()

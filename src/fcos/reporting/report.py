@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..data.dataset import Annotations
 from ..errors import ConfigError
-from ..evaluation.evaluate import Evaluation
+from ..evaluation.evaluate import Evaluation, detection_limit
 from ..html_page import Page
 from .analysis import analyse
 from .detection import add_confusion, add_curves, add_errors, add_metrics, add_thresholds
@@ -59,8 +59,12 @@ def write_report(
     if record.evaluation is not None:
         add_metrics(page, record.evaluation)
         if record.data.val is not None and not record.data.val.crowd.all():
-            default = record.config.model.default_threshold
-            analysis = analyse(record.data.val, record.evaluation, default_threshold=default)
+            analysis = analyse(
+                record.data.val,
+                record.evaluation,
+                default_threshold=record.config.model.default_threshold,
+                max_detections=detection_limit(record.config),
+            )
             add_curves(page, analysis)
             add_thresholds(page, analysis, record)
             add_confusion(page, analysis)

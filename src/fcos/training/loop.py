@@ -23,7 +23,7 @@ from ..data.dataset import Annotations
 from ..data.loader import try_user_transform
 from ..distributed import broadcast, on_all_ranks, on_rank_zero, rank, resolve_device, world_size
 from ..errors import ConfigError, DataError
-from ..evaluation.evaluate import Evaluation, evaluate, metric_names
+from ..evaluation.evaluate import Evaluation, evaluate, metric_names, warn_of_crowded_images
 from ..formatting import plural
 from ..interop.checkpoints import load_checkpoint
 from ..models import DetectionModel, build_model
@@ -205,7 +205,9 @@ def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
             f"model.num_classes: {num_classes}, but the data has {num_data_classes} classes; remove the option"
         )
     names, ids = train_data.class_names, train_data.category_ids
-    return train_data, load_annotations(config.data, "val", class_names=names, category_ids=ids)
+    val_data = load_annotations(config.data, "val", class_names=names, category_ids=ids)
+    warn_of_crowded_images(val_data, config)
+    return train_data, val_data
 
 
 def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tuple[DetectionModel, str, str]:

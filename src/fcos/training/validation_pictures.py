@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..data.images import open_rgb
 from ..errors import DataError
 from ..inference.draw import draw_pair
 from ..structures import Instances
@@ -52,7 +51,7 @@ def save_pictures(
             by_image[detection["image_id"]].append(detection)
     for i in np.unique(np.linspace(0, len(annotations) - 1, NUM_PICTURES).round().astype(int)).tolist():
         try:
-            image = open_rgb(annotations.path(i))
+            image = annotations.open(i)
         except DataError:
             continue  # already reported by the evaluation
         image.thumbnail((MAX_SIDE, MAX_SIDE))
