@@ -26,8 +26,8 @@ def _objects(boxes: torch.Tensor) -> Objects:
     return Objects(boxes, torch.zeros(len(boxes), dtype=torch.int64))
 
 
-def test_resizing_an_extremely_long_image_keeps_one_pixel_of_height() -> None:
-    assert resize_size(1, 100000, 800, 1333) == (1, 100000)
+def test_an_extremely_long_image_keeps_a_pixel() -> None:
+    assert resize_size(1, 100000, 800, 1333) == (1, 1333)
 
 
 def test_flipping_twice_is_the_identity() -> None:
@@ -156,3 +156,21 @@ def test_one_pixel_boxes_are_dropped_in_the_inclusive_convention() -> None:
     inclusive, kept = to_inclusive(boxes, torch.tensor([[30, 40]] * 3))
     assert kept.tolist() == [False, True, True]
     assert inclusive[2].tolist() == [0, 0, 39, 29]
+
+
+@pytest.mark.parametrize("max_side", [100, 1333])
+@pytest.mark.parametrize("long", [1332, 1334, 2000, 2666, 2667, 10_000, 400_000])
+@pytest.mark.parametrize("short", [1, 2, 3, 50])
+def test_the_longer_side_exceeds_its_limit_by_a_third_at_most(short: int, long: int, max_side: int) -> None:
+    size = resize_size(short, long, 800, max_side)
+    assert resize_size(long, short, 800, max_side) == size[::-1]
+    assert size[0] >= 1
+    assert size[1] <= max_side * 4 / 3
+
+
+def test_the_boxes_of_an_extremely_long_image_stay_inside() -> None:
+    transform = Transform((800,), 1333)
+    objects = Objects(torch.tensor([[0.0, 0, 300_000, 1], [399_000, 0, 400_000, 1]]), torch.zeros(2, dtype=torch.int64))
+    image, objects = transform(Image.new("RGB", (400_000, 1)), objects)
+    assert image.shape == (3, 1, 1333)
+    assert objects.boxes.flatten().tolist() == pytest.approx([0, 0, 999.75, 1, 1329.6675, 0, 1333, 1], abs=1e-2)

@@ -67,11 +67,12 @@ def test_duplicate_box_is_reported() -> None:
     assert "1 pair of boxes of the same class" in finding.message
 
 
-def test_duplicates_are_reported_as_pairs_sorted_by_iou() -> None:
+def test_the_worst_double_comes_first_and_of_three_of_a_kind_two_repeat_the_first() -> None:
     box = [10.0, 10.0, 110.0, 110.0, LARGE]
     images: list[list[Box]] = [[box, [12, 10, 110, 110, LARGE]], [box, box, box]]
     cases = found(of(*images))["duplicate box"].cases
-    assert [case[0].image for case in cases] == [1, 1, 1, 0]
+    assert [case[0].image for case in cases] == [1, 1, 0]
+    assert [case[0].boxes for case in cases] == [(2, 3), (2, 4), (0, 1)]
     assert cases[0][0].note == "IoU 1.00"
 
 
@@ -172,3 +173,11 @@ def test_the_same_scene_in_more_pixels_is_not_unusual() -> None:
     assert label_findings({"train": annotations_of([*images, *large], sizes)}) == []
     kinds = {finding.kind for finding in label_findings({"train": of(*images, [(5, 5, 7, 7, LARGE)])})}
     assert kinds == {"unusual size for its class"}
+
+
+def test_thousands_of_boxes_on_one_place_have_a_pair_each() -> None:
+    count = 5000
+    boxes: list[Box] = [(10.0, 10, 110 + i / 1000, 110, LARGE if i % 2 else LONG) for i in range(count)]
+    kinds = found(of(boxes))
+    assert len(kinds["duplicate box"].cases) == count - 2
+    assert len(kinds["box with two classes"].cases) == count - 1

@@ -26,11 +26,14 @@ def resize_size(height: int, width: int, short_side: int, max_side: int | None) 
         (height, width).
 
     Source: units/resize_rule of the recorded original. A reduced short side is rounded and the long side is truncated,
-    so the long side may exceed `max_side` if the image is very long. Ours: the size is at least one pixel.
+    so the long side of a very long image may exceed `max_side`, by a third at most. Ours: if less than a pixel of the
+    short side were left, the sides are 1 and `max_side`, so the proportions change.
     """
     short, long = min(height, width), max(height, width)
     if max_side is not None and long / short * short_side > max_side:
-        short_side = max(round(max_side * short / long), 1)
+        if max_side * short < long:
+            return (1, max_side) if height <= width else (max_side, 1)
+        short_side = round(max_side * short / long)
     if height <= width:
         return short_side, int(short_side * width / height)
     return int(short_side * height / width), short_side

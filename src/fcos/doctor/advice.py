@@ -60,7 +60,8 @@ def advise(
     """
     advice: list[Advice] = []
     is_ignored = annotations.crowd.copy()
-    is_ignored[[later for _, _, later, _ in double_boxes(annotations)]] = True
+    for doubles in double_boxes(annotations):
+        is_ignored[doubles.later] = True
     images = _sample(annotations)
     basis = f"on {plural(len(images), 'image')}"
     if (is_ignored != annotations.crowd).any():

@@ -37,7 +37,7 @@ FATES = {
 """Outcomes for a box: learned, or the reason why no location is assigned to it."""
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 """COCO object sizes by name: minimum area (included) and maximum area (excluded) in square pixels."""
-_MAX_AT_ONCE = 4_000_000  # pairs of box and location, to limit memory use
+_MAX_AT_ONCE = 1_000_000  # pairs of box and location, or of two boxes, to limit memory use
 
 
 class LevelCounts(NamedTuple):
@@ -212,7 +212,7 @@ def _count_image(
     levels = len(points)
     level = torch.repeat_interleave(torch.arange(levels), torch.tensor([len(p) for p in points]))  # [R]
     assigner = setting.assigner
-    assigned = assign_targets(points, [objects], assigner).boxes[0]  # [R]
+    assigned = _assign(points, objects, assigner)  # [R]
     positive = assigned >= 0
     learned_on = torch.zeros(len(rows), levels, dtype=torch.bool)
     learned_on[assigned[positive], level[positive]] = True
@@ -225,7 +225,7 @@ def _count_image(
     fates = torch.where(learned, LEARNED, BETWEEN)
     if not recall_only:
         # Only boxes that overlap others can match the same location, so the other learned boxes are skipped.
-        examined = torch.nonzero(((box_iou(boxes, boxes) > 0).sum(dim=1) > 1) | ~learned).squeeze(1)
+        examined = torch.nonzero(_overlap_others(boxes) | ~learned).squeeze(1)
         examined_has_match, several, classes = _find_matches(points, objects[examined], assigner)
         has_match = learned.clone()
         has_match[examined] = examined_has_match
@@ -243,6 +243,25 @@ def _count_image(
             fates[unmatched[torch.from_numpy(~covered)]] = NO_LEVEL
         fates[~learned & has_match] = TAKEN
     tally.fates[rows] = fates.numpy()
+
+
+def _assign(points: list[Tensor], objects: Objects, assigner: Assigner) -> Tensor:
+    """Return the box of every location, [R] or -1, computed for a few locations at once if there are many boxes."""
+    step = max(_MAX_AT_ONCE // len(objects), 1)
+    if sum(map(len, points)) <= step:
+        return assign_targets(points, [objects], assigner).boxes[0]
+    assigned = []
+    for level, level_points in enumerate(points):
+        for piece in level_points.split(step):
+            only_piece = [piece if i == level else other[:0] for i, other in enumerate(points)]
+            assigned.append(assign_targets(only_piece, [objects], assigner).boxes[0])
+    return torch.cat(assigned)
+
+
+def _overlap_others(boxes: Tensor) -> Tensor:
+    """Return a mask [M] of the boxes that overlap other boxes."""
+    pieces = boxes.split(max(_MAX_AT_ONCE // len(boxes), 1))
+    return torch.cat([(box_iou(piece, boxes) > 0).sum(dim=1) > 1 for piece in pieces])
 
 
 def _find_matches(points: list[Tensor], objects: Objects, assigner: Assigner) -> tuple[Tensor, Tensor, Tensor]:

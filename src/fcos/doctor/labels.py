@@ -31,7 +31,7 @@ LONG = 10.0
 """Ratio of longer to shorter side from which a box is very long, if that is unusual in its class."""
 _MIN_SAMPLES = 20  # boxes or images that a meaningful median needs
 _MIN_SPREAD = 0.1  # of logarithms: about 10 %; with a smaller spread, small deviations would be odd
-_MAX_ROWS = 1024  # of an IoU matrix, to limit memory use
+_MAX_PAIRS = 1_000_000  # pairs of boxes compared at once, to limit memory use
 _MANY_BOXES = 4  # median count from which few boxes are suspicious
 
 
@@ -51,14 +51,33 @@ def label_findings(splits: Mapping[str, Annotations]) -> list[Finding]:
 # --------------------------------------------------------------------------------------------------- boxes in one place
 
 
+class DoubleBoxes(NamedTuple):
+    """Boxes with the most similar earlier box of their image, if the IoU is above `SAME_BOX`; one row per later box.
+
+    Attributes:
+        earlier: int64 [P], positions of the earlier boxes in the annotations.
+        later: int64 [P], positions of the later boxes in the annotations.
+        iou: float32 [P].
+    """
+
+    earlier: np.ndarray
+    later: np.ndarray
+    iou: np.ndarray
+
+    def cases(self, split: str, image_of: np.ndarray) -> list[tuple[float, Case]]:
+        """Return each pair as a case, with its IoU."""
+        images = image_of[self.later].tolist()
+        columns = (images, self.earlier.tolist(), self.later.tolist(), self.iou.tolist())
+        return [(iou, (Place(split, i, (a, b), f"IoU {iou:.2f}"),)) for i, a, b, iou in zip(*columns, strict=True)]
+
+
 def _find_doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     same_class: list[tuple[float, Case]] = []
     other_class: list[tuple[float, Case]] = []
     for split, split_annotations in splits.items():
-        for image, a, b, iou in double_boxes(split_annotations):
-            is_same_class = split_annotations.labels[a] == split_annotations.labels[b]
-            case = (Place(split, image, (a, b), f"IoU {iou:.2f}"),)
-            (same_class if is_same_class else other_class).append((iou, case))
+        of_same, of_other = double_boxes(split_annotations)
+        same_class += of_same.cases(split, split_annotations.image_of)
+        other_class += of_other.cases(split, split_annotations.image_of)
     yield Finding(
         "duplicate box",
         "warning",
@@ -76,17 +95,28 @@ def _find_doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     )
 
 
-def double_boxes(annotations: Annotations) -> Iterator[tuple[int, int, int, float]]:
-    """Yield (image, box, later box, IoU) for pairs of boxes with an IoU above `SAME_BOX`, without crowds."""
-    boxes, crowd = torch.from_numpy(annotations.boxes), torch.from_numpy(annotations.crowd)
+def double_boxes(annotations: Annotations) -> tuple[DoubleBoxes, DoubleBoxes]:
+    """Find boxes that repeat an earlier box of the same class, and of another class, without crowds.
+
+    Many boxes on one place have a number of pairs that grows with its square; only the most similar earlier box of each
+    box is returned.
+    """
+    boxes, labels = torch.from_numpy(annotations.boxes), torch.from_numpy(annotations.labels)
+    crowd = torch.from_numpy(annotations.crowd)
+    empty = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
+    results: tuple[list[tuple[np.ndarray, ...]], ...] = ([empty], [empty])
     for image in np.flatnonzero(np.diff(annotations.offsets) > 1).tolist():
         span = annotations.span(image)
         rows = torch.nonzero(~crowd[span]).squeeze(1) + span.start
-        for start in range(0, len(rows), _MAX_ROWS):
-            iou = box_iou(boxes[rows[start : start + _MAX_ROWS]], boxes[rows])
-            for a, b in torch.nonzero(iou > SAME_BOX).tolist():
-                if a + start < b:
-                    yield image, int(rows[a + start]), int(rows[b]), float(iou[a, b])
+        for later in rows.split(max(_MAX_PAIRS // max(len(rows), 1), 1)):
+            iou = box_iou(boxes[later], boxes[rows]).masked_fill(rows >= later[:, None], 0)
+            is_same = labels[later][:, None] == labels[rows]
+            for pairs, is_candidate in zip(results, (is_same, ~is_same), strict=True):
+                best, column = (iou * is_candidate).max(dim=1)
+                found = best > SAME_BOX
+                pairs.append((rows[column[found]].numpy(), later[found].numpy(), best[found].numpy()))
+    of_same, of_other = (DoubleBoxes(*map(np.concatenate, zip(*pairs, strict=True))) for pairs in results)
+    return of_same, of_other
 
 
 def _worst_first(scored: list[tuple[float, Case]]) -> list[Case]:
