@@ -1,7 +1,11 @@
-"""Opening of files that may turn out to be something else."""
+"""Opening of regular files only, and errors of writing files with the name of the folder."""
+
+from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,3 +26,21 @@ def open_file(path: str | Path) -> BinaryIO:
     """Open a regular file for reading bytes. Raises as `require_regular` and `open` do."""
     require_regular(path)
     return open(path, "rb")
+
+
+@contextmanager
+def naming_folder(folder: Path) -> Iterator[None]:
+    """Add the name of the folder to an OSError without a file name: that of a full disk has none.
+
+    Args:
+        folder: folder that the files are written to.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, f"cannot write to this folder: {error.strerror}", str(folder)) from None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from .files import naming_folder
 from .formatting import format_metric, printable, printable_lines
 from .plotting import import_matplotlib
 
@@ -199,8 +200,9 @@ class Page:
         """
         new = path.with_name(f".{path.name}.new")
         try:
-            new.write_text(self.html(), encoding="utf-8")
-            new.replace(path)
+            with naming_folder(path.parent):
+                new.write_text(self.html(), encoding="utf-8")
+                new.replace(path)
         finally:
             new.unlink(missing_ok=True)
 

@@ -27,6 +27,7 @@ MUCH_AMBIGUITY = 0.05
 reports 3.75 % on COCO."""
 CENTER_SAMPLING = 1.5  # radius of the improved FCOS, in strides
 _MAX_IMAGES = 200  # number of images on which settings are tried
+_MAX_BOXES = 2000  # maximum number of boxes of these images; the time grows with their number and that of the locations
 _SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)
 _RADII = (CENTER_SAMPLING, 2.5, 0.0)  # 0: no center sampling, any location inside a box
 _FINEST = 4  # stride of C2, the finest feature map of the backbones
@@ -50,8 +51,8 @@ def advise(
     """Find the cheapest options with a best possible recall of `ENOUGH_RECALL`, and options that reduce ambiguity.
 
     If no options reach this recall, those with the highest recall are returned. Boxes annotated twice count once,
-    because no options can fix them. For this reason, and because fewer images are used, the figures before the change
-    may differ from those of `coverage`.
+    because no options can fix them. Images with thousands of boxes are not used. For these reasons, and because fewer
+    images are used, the figures before the change may differ from those of `coverage`.
 
     Args:
         annotations: annotations of the split of `coverage`.
@@ -63,6 +64,8 @@ def advise(
     for doubles in double_boxes(annotations):
         is_ignored[doubles.later] = True
     images = _sample(annotations)
+    if not len(images):
+        return []
     basis = f"on {plural(len(images), 'image')}"
     if (is_ignored != annotations.crowd).any():
         basis += ", duplicate boxes counted once"
@@ -87,8 +90,9 @@ def _ambiguity(coverage: Coverage) -> float:
 
 
 def _sample(annotations: Annotations) -> np.ndarray:
-    """Return the positions of up to `_MAX_IMAGES` images with boxes, spread evenly over the split."""
-    images = np.flatnonzero(np.diff(annotations.offsets) > 0)
+    """Return the positions of up to `_MAX_IMAGES` images with few enough boxes, spread evenly over the split."""
+    counts = np.diff(annotations.offsets)
+    images = np.flatnonzero((counts > 0) & (counts <= _MAX_BOXES))
     return images[np.linspace(0, len(images) - 1, min(len(images), _MAX_IMAGES)).round().astype(int)]
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..data.dataset import Annotations
 from ..errors import DataError
+from ..files import naming_folder
 from ..formatting import percent, plural
 from ..html_page import Cell, Chart, Page, PageImage, Section, Tile
 from ..inference.draw import draw
@@ -48,7 +49,8 @@ def save(report: Report, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-    (folder / "doctor.json").write_text(text, encoding="utf-8")
+    with naming_folder(folder):
+        (folder / "doctor.json").write_text(text, encoding="utf-8")
     make_page(report).save(folder / "doctor.html")
 
 

@@ -6,12 +6,15 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, model_validator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..files import naming_folder
 from ..formatting import HYPHEN, format_metric, printable
 from .coco_metrics import DETAILS
 from .evaluate import Evaluation
@@ -61,25 +64,55 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "thresholds": evaluation.thresholds,
         "annotations_digest": evaluation.annotations_digest,
     }
-    (folder / "detections.json").write_text(json.dumps(evaluation.detections, allow_nan=False), encoding="utf-8")
-    # Written last: `reporting/record.py` relies on complete detections wherever metrics.json exists.
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with naming_folder(folder):
+        text = json.dumps(evaluation.detections, allow_nan=False)
+        (folder / "detections.json").write_text(text, encoding="utf-8")
+        # Written last: `reporting/record.py` relies on complete detections wherever metrics.json exists.
+        text = json.dumps(metrics, indent=1, allow_nan=False)
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+class _SavedMetrics(BaseModel, strict=True):
+    """Content of `metrics.json`."""
+
+    metrics: dict[str, FiniteFloat | None]
+    per_class: dict[str, dict[str, FiniteFloat | None]]
+    boxes_per_class: dict[str, int]
+    thresholds: dict[str, FiniteFloat]
+    annotations_digest: str = ""  # missing in files of earlier versions
+
+    @model_validator(mode="after")
+    def _check_names(self) -> _SavedMetrics:
+        if self.per_class.keys() != self.boxes_per_class.keys() or len({*map(frozenset, self.per_class.values())}) > 1:
+            raise ValueError("classes differ in their metrics")
+        return self
+
+
+class _SavedDetection(BaseModel, strict=True):
+    """Element of `detections.json`, in the COCO result format."""
+
+    image_id: int
+    category_id: int
+    bbox: Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]
+    score: FiniteFloat
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:
     """Load an evaluation saved by `save_evaluation`; return None if it is missing, incomplete or damaged."""
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        return Evaluation(
-            metrics=_none_to_nan(metrics["metrics"]),
-            per_class={name: _none_to_nan(values) for name, values in metrics["per_class"].items()},
-            detections=json.loads((folder / "detections.json").read_text(encoding="utf-8")),
-            boxes_per_class=metrics["boxes_per_class"],
-            thresholds=metrics["thresholds"],
-            annotations_digest=metrics.get("annotations_digest", ""),  # missing in files of earlier versions
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        metrics = _SavedMetrics.model_validate(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+        detections = json.loads((folder / "detections.json").read_text(encoding="utf-8"))
+        TypeAdapter(list[_SavedDetection]).validate_python(detections)
+    except (OSError, ValueError, RecursionError):  # RecursionError: deeply nested
         return None
+    return Evaluation(
+        metrics=_none_to_nan(metrics.metrics),
+        per_class={name: _none_to_nan(values) for name, values in metrics.per_class.items()},
+        detections=detections,
+        boxes_per_class=metrics.boxes_per_class,
+        thresholds=metrics.thresholds,
+        annotations_digest=metrics.annotations_digest,
+    )
 
 
 def default_folder(weights: Path, split: str) -> Path:

@@ -16,6 +16,7 @@ from PIL import Image
 from ..data.files import IMAGE_SUFFIXES
 from ..downloads import is_url
 from ..errors import ConfigError, DataError
+from ..files import naming_folder
 from ..structures import Instances
 from .draw import draw
 from .inputs import to_picture
@@ -109,7 +110,8 @@ def predict_files(
     finally:  # also after an interruption: keeps the results so far
         if write_json:
             rows = [json.dumps(_to_json(result, detector.category_ids)) for result in results]
-            save_text("[\n" + ",\n".join(rows) + "\n]\n", out / "predictions.json")
+            with naming_folder(out):
+                save_text("[\n" + ",\n".join(rows) + "\n]\n", out / "predictions.json")
     return all(result.error is None for result in results)
 
 

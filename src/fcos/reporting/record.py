@@ -238,12 +238,25 @@ def _find_flaw(saved: Evaluation | None, best: Checkpoint, val: Annotations | No
     """Return why the saved evaluation is not a valid evaluation of best.pt on val; None if it is valid."""
     if saved is None:
         return "val/ contains no complete evaluation"
+    if val is not None and not _fits(saved, val):
+        return "The evaluation in val/ belongs to other weights or data"
     same_metrics = is_of(saved, best)
     if same_metrics and (val is None or saved.annotations_digest == val.digest()):
         return None
     if same_metrics and not saved.annotations_digest:
         return "The evaluation in val/ does not record which data it used"
     return "The evaluation in val/ belongs to other weights or data"
+
+
+def _fits(saved: Evaluation, val: Annotations) -> bool:
+    """Return whether an evaluation is about the classes and images of val."""
+    images = {detection["image_id"] for detection in saved.detections}
+    categories = {detection["category_id"] for detection in saved.detections}
+    return (
+        saved.per_class.keys() == set(val.class_names)
+        and images <= set(val.image_ids.tolist())
+        and categories <= set(val.category_ids)
+    )
 
 
 def _read_rows(folder: Path) -> list[dict[str, str]]:
