@@ -83,7 +83,7 @@ def test_old_weights_reproduce_their_metrics(run: Path) -> None:
     # Version 0.1.0 saved the thresholds with the best F1; now they are drawn towards the default.
     thresholds = shrink_thresholds(expected["thresholds"], expected["boxes_per_class"], default=0.5)
     assert found["thresholds"] == pytest.approx(thresholds, **NUMBERS)
-    for figures, recorded in zip(figure_tables(found), figure_tables(expected), strict=True):
+    for figures, recorded in zip(metric_tables(found), metric_tables(expected), strict=True):
         assert figures == pytest.approx(recorded, **FIGURES)
     assert len(set(map(len, map(detections_of, folders)))) == 1
 

@@ -1,7 +1,6 @@
 """The command `fcos`: arguments, messages, exit codes."""
 
 import json
-import logging
 import subprocess
 import sys
 

@@ -26,7 +26,7 @@ def _objects(boxes: torch.Tensor) -> Objects:
     return Objects(boxes, torch.zeros(len(boxes), dtype=torch.int64))
 
 
-def test_an_extremely_long_image_keeps_a_pixel() -> None:
+def test_resizing_an_extremely_long_image_keeps_one_pixel_of_height() -> None:
     assert resize_size(1, 100000, 800, 1333) == (1, 1333)
 
 

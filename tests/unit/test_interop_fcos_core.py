@@ -372,7 +372,7 @@ def test_groups_of_group_norm_apply_to_backbone_and_pyramid(dim: int, groups: in
 @pytest.mark.parametrize(("dim", "groups"), [("16", "32"), ("-1", "-1"), ("0", "-1"), ("-1", "1.5")])
 def test_group_norm_needs_exactly_one_of_its_numbers(dim: str, groups: str) -> None:
     pairs = ["MODEL.GROUP_NORM.DIM_PER_GP", dim, "MODEL.GROUP_NORM.NUM_GROUPS", groups]
-    assert "expected one of them -1, and the other at least 1" in refusal(*GROUP_NORM, *pairs)
+    assert "expected one of them -1, and the other at least 1" in error_message(*GROUP_NORM, *pairs)
 
 
 def test_groups_must_divide_the_channels() -> None:
