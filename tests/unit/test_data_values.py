@@ -196,7 +196,7 @@ def test_a_file_name_that_is_too_long_is_reported(length: int, tmp_path: Path) -
     assert len(load(tmp_path, tree, on_error="skip")) == 2
 
 
-@pytest.mark.parametrize("name", ["a\x1b[31m.png", "a\n.png", "a\u202e.png", "a\ud800.png"])
+@pytest.mark.parametrize("name", ["a\x1b[31m.png", "a\n.png", "a\u202e.png", "a\ud800.png"], ids=ascii)
 def test_file_names_cannot_control_the_terminal(name: str, tmp_path: Path) -> None:
     escaped = name.encode("unicode_escape").decode()
     with pytest.raises(DataError) as caught:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..choices import YoloRows
+from ..formatting import printable
 
 Split = Literal["train", "val", "test"]
 Severity = Literal["error", "warning"]
@@ -47,7 +48,7 @@ class Problem:
     severity: Severity = "error"
 
     def __str__(self) -> str:
-        return f"{self.file}{', ' if self.id else ''}{self.id}: {self.message}"
+        return printable(f"{self.file}{', ' if self.id else ''}{self.id}: {self.message}")
 
 
 def summarize(problems: Iterable[Problem]) -> str:
