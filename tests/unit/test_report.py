@@ -266,7 +266,9 @@ class TestUnusualRuns:
             (made.folder / "val/detections.json").unlink()
         else:
             save_evaluation(
-                Evaluation({**made.evaluation.metrics, "AP": 0.9}, made.evaluation.per_class, [], {}, {}),
+                dataclasses.replace(
+                    made.evaluation, metrics={**made.evaluation.metrics, "AP": 0.9}, detections=[], thresholds={}
+                ),
                 made.folder / "val",
             )
         assert "Score thresholds" not in made.page()
