@@ -181,3 +181,13 @@ def test_progress_is_reported_for_every_setting_tried() -> None:
     advise(annotations, coverage, progress=lambda done, total: told.append((done, total)))
     assert [done for done, _ in told] == list(range(len(told)))
     assert len({total for _, total in told}) == 1
+
+
+def test_images_of_thousands_of_boxes_are_left_out() -> None:
+    """The time grows with the number of boxes times that of the locations of the finest setting."""
+    tiny = [(0.2 + i / 1e4, 0.2, 1.2 + i / 1e4, 1.2, 0) for i in range(2001)]
+    crowded = annotations_of([tiny], [(48, 60)])
+    assert advise(crowded, cover(crowded, setting_of())) == []
+    mixed = annotations_of([tiny, tiny[:1]], [(48, 60)] * 2)
+    (advice,) = advise(mixed, cover(mixed, setting_of()))
+    assert " on 1 image" in advice.effect
