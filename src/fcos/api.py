@@ -11,7 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, FCOSConfig
+from .config import Config, DataConfig, FCOSConfig
 from .config.backbones import is_own
 from .config.detectors import DEFAULT_DETECTOR
 from .config.options import options_of, with_role
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NUM_COCO_CLASSES = 80
-_DATA_LOCATION_OPTIONS = ("root", "format", "train", "val", "test", "classes")
+_DATA_LOCATION_OPTIONS = ("root", "format", "train", "val", "test", "val_fraction", "classes")
 """Options of `data` that locate the data, as opposed to how it is read. New data replaces all of them."""
 _TRAIN_FIRST = "train it with `fcos train`, or set train.weights=PATH of trained weights"
 
@@ -184,6 +184,8 @@ def evaluate(
         ConfigError: an override is wrong, or a config is missing.
     """
     from .data import load_annotations
+    from .data.layouts import SPLITS
+    from .data.splits import has_split
     from .distributed import resolve_device
     from .evaluation.evaluate import evaluate as run
     from .evaluation.evaluate import warn_of_crowded_images
@@ -194,10 +196,14 @@ def evaluate(
     model, checkpoint, resolved = _restore_detector(weights, overrides, config)
     device = resolve_device(resolved.device)
     names, ids = checkpoint.class_names or None, checkpoint.category_ids
+    if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):
+        _check_stored_paths(resolved.data, split)
     annotations = load_annotations(resolved.data, split, class_names=names, category_ids=ids if names else None)
     if annotations is None:
         where = resolved.data.root or "the data set of this config"
-        raise DataError(f"data: {where} has no split {split!r}; choose another one with --split")
+        existing = [name for name in SPLITS if has_split(resolved.data, name)]
+        hint = f"choose another one with --split ({', '.join(existing)})" if existing else "it has no other splits"
+        raise DataError(f"data: {where} has no split {split!r}; {hint}")
     # Unnamed classes are matched to those of the data: torchvision's by category id, the original's by order.
     data_ids = annotations.category_ids
     if not names and (data_ids != ids if checkpoint.project == "torchvision" else len(data_ids) != len(ids)):
@@ -361,6 +367,18 @@ def _config_tree(
             "model": {**checkpoint.config["model"], **{key: getattr(section, key) for key in detection_options}},
         }
     return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
+
+
+def _check_stored_paths(data: DataConfig, split: str) -> None:
+    """Raise an error if a path of the data in the config of the training does not exist here."""
+    paths = [data.root, *(path for data_set in getattr(data, split).data_sets for path in data_set)]
+    missing = next((path for path in paths if path is not None and not path.exists()), None)
+    if missing is not None:
+        relative = "" if missing.is_absolute() else ", relative to the folder in which it was started"
+        raise DataError(
+            f"data: {missing} does not exist. This is the path in the config of the training{relative}; give the"
+            " current location of the data with data=DIR"
+        )
 
 
 def _override(tree: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:

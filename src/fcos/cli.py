@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -338,6 +339,37 @@ def doctor(
         _print(f"written: {out / 'doctor.html'}, {out / 'doctor.json'}")
     if report.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def split(
+    overrides: Annotated[list[str], typer.Argument(metavar="KEY=VALUE", help="data=DIR, and options for reading it.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.txt and val.txt.", callback=_check_folder)] = Path(
+        "splits"
+    ),
+    val: Annotated[float, typer.Option(help="Fraction of the images for validation.")] = 0.2,
+    test: Annotated[float, typer.Option(help="Fraction of the images for testing; 0: no test.txt.")] = 0.0,
+) -> None:
+    """Divide a data set without validation split, and write lists of the images of each part.
+
+    Every class is divided in the same proportion. Duplicates and near duplicates, and images whose names differ only in
+    their last number (frames of a video), stay in one part.
+
+    \b
+    For example:
+      fcos split data=DIR --val 0.2 --out splits
+    """
+    from .doctor.division import describe_part, divide, write_lists
+    from .recipes import load_config
+
+    config = load_config("fcos_mnv2_small", overrides).data
+    annotations, parts = divide(config, val=val, test=test)
+    files = write_lists(annotations, parts, out)
+    for name, mask in parts.items():
+        print(f"{name}: {describe_part(annotations, mask)}")
+    print(f"written: {', '.join(map(str, files.values()))}")
+    options = [f"data.{name}.image_list={shlex.quote(str(file))}" for name, file in files.items()]
+    print(f"next: fcos train fcos_mnv2_small {' '.join([*map(shlex.quote, overrides), *options])}")
 
 
 @samples_app.command()

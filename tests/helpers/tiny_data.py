@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fcos.config import DataConfig
+from fcos.data.dataset import Annotations
 
 CLASSES = ("cat", "dog")
 SIZES = {"a.png": (40, 30), "b.png": (30, 40), "c.png": (40, 30)}  # width, height; c.png has no boxes
@@ -98,3 +99,14 @@ WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
 
 def config(root: Path | None = None, **options: Any) -> DataConfig:
     return DataConfig.model_validate({"root": root, "workers": 0, "short_side": [32], "max_side": 64, **options})
+
+
+def contents(annotations: Annotations) -> set[tuple[str, str, tuple[float, ...]]]:
+    """Return (file name, class name, box) of every box."""
+    return {
+        (annotations.path(i).name, annotations.class_names[label], tuple(np.round(box, 3).tolist()))
+        for i in range(len(annotations))
+        for label, box in zip(
+            annotations.labels[annotations.span(i)], annotations.boxes[annotations.span(i)], strict=True
+        )
+    }

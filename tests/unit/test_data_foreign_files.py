@@ -10,15 +10,11 @@ import pytest
 from tiny_data import BOXES, SIZES, WRITERS, coco_tree, config, voc_xml, write_coco, write_json, write_voc, write_yolo
 
 from fcos.data import load_annotations
-from fcos.data.splits import locate
+from fcos.data.layouts import locate
 from fcos.errors import DataError
 
 CVAT = '<annotations><image id="0" name="a.png" width="40" height="30"/></annotations>'
 OTHER_FILES = {
-    "labels.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,40,30,cat,1,2,3,4\n",
-    "cvat.xml": CVAT,
-    "voc.xml": voc_xml("a.png", []),
-    "metadata.jsonl": '{"file_name": "a.png"}\n',
     "a.txt": "0 .5 .5 .1 .1\n",
     "annotations": json.dumps(coco_tree()),
 }

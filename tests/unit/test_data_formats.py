@@ -3,7 +3,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from tiny_data import (
@@ -13,6 +12,7 @@ from tiny_data import (
     WRITERS,
     coco_tree,
     config,
+    contents,
     voc_xml,
     write_coco,
     write_images,
@@ -25,8 +25,8 @@ from tiny_data import (
 from fcos.config import DataConfig
 from fcos.data import load_annotations
 from fcos.data.dataset import Annotations
+from fcos.data.layouts import FORMATS, locate
 from fcos.data.source import Split
-from fcos.data.splits import FORMATS, locate
 from fcos.errors import DataError
 
 
@@ -36,21 +36,10 @@ def _load(data: DataConfig, split: Split = "train") -> Annotations:
     return annotations
 
 
-def _contents(annotations: Annotations) -> set[tuple[str, str, tuple[float, ...]]]:
-    """Return (file name, class name, box) of every box."""
-    return {
-        (annotations.path(i).name, annotations.class_names[label], tuple(np.round(box, 3).tolist()))
-        for i in range(len(annotations))
-        for label, box in zip(
-            annotations.labels[annotations.span(i)], annotations.boxes[annotations.span(i)], strict=True
-        )
-    }
-
-
 @pytest.mark.parametrize("form", WRITERS)
 def test_every_format_gives_the_same_boxes(form: str, tmp_path: Path) -> None:
     annotations = _load(config(WRITERS[form](tmp_path)))
-    assert _contents(annotations) == set(BOXES)
+    assert contents(annotations) == set(BOXES)
     assert {annotations.path(i).name for i in range(len(annotations))} == set(SIZES)
     assert annotations.class_names == CLASSES
 
@@ -65,7 +54,7 @@ def test_format_is_detected_automatically(form: str, tmp_path: Path) -> None:
 def test_coco_is_preferred_unless_a_format_is_given(tmp_path: Path) -> None:
     for write in WRITERS.values():
         write(tmp_path)
-    for name in FORMATS:
+    for name in WRITERS:
         located = locate(config(tmp_path, format=name), "train")
         assert located is not None
         assert located[0][0] == name
@@ -98,12 +87,12 @@ def _write_folder_with_all_formats(root: Path) -> None:
     (root / "data.yaml").write_text("path: .\ntrain: train.txt\nnc: 2\nnames:\n  0: cat\n  1: dog\n")
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WRITERS)
 def test_folder_with_all_formats_gives_the_same_boxes_in_each(form: str, tmp_path: Path) -> None:
     _write_folder_with_all_formats(tmp_path)
     data = config(tmp_path, format=form, on_error="skip")
     annotations = _load(data)
-    assert _contents(annotations) == set(BOXES)
+    assert contents(annotations) == set(BOXES)
     assert [annotations.path(i) for i in range(3)] == [tmp_path / "JPEGImages" / name for name in SIZES]
     assert load_annotations(data, "val") is None
 
@@ -127,13 +116,13 @@ def test_common_coco_layouts_load(json_file: str, images: str, tmp_path: Path) -
     write_images(tmp_path / images)
     annotations = _load(config(tmp_path))
     assert annotations.root.resolve() == (tmp_path / images).resolve()
-    assert _contents(annotations) == set(BOXES)
+    assert contents(annotations) == set(BOXES)
 
 
 def test_valid_folder_is_the_val_split(tmp_path: Path) -> None:
     write_json(tmp_path / "valid/_annotations.coco.json", coco_tree())
     write_images(tmp_path / "valid")
-    assert _contents(_load(config(tmp_path), "val")) == set(BOXES)
+    assert contents(_load(config(tmp_path), "val")) == set(BOXES)
     assert load_annotations(config(tmp_path), "train") is None
 
 
@@ -176,7 +165,7 @@ def test_missing_image_sizes_are_read_from_the_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["VOC2012", "VOCdevkit/VOC2007"])
 def test_voc_in_a_year_folder_loads(folder: str, tmp_path: Path) -> None:
     write_voc(tmp_path / folder)
-    assert _contents(_load(config(tmp_path))) == set(BOXES)
+    assert contents(_load(config(tmp_path))) == set(BOXES)
 
 
 def test_several_voc_years_are_rejected(tmp_path: Path) -> None:
@@ -209,7 +198,7 @@ def test_yolo_image_list_and_labels_next_to_data_yaml_load(tmp_path: Path) -> No
     (tmp_path / "train.txt").write_text("".join(f"./pictures/{name}\n" for name in SIZES))
     (tmp_path / "data.yaml").write_text("path: .\ntrain: train.txt\nnames: {0: cat, 1: dog}\n")
     annotations = _load(config(tmp_path))
-    assert _contents(annotations) == set(BOXES)
+    assert contents(annotations) == set(BOXES)
     assert annotations.file_name(0) == "pictures/a.png"
 
 
@@ -220,18 +209,18 @@ def test_yolo_labels_next_to_the_images_load(tmp_path: Path) -> None:
         shutil.move(label, tmp_path / "all")
     shutil.rmtree(tmp_path / "labels")
     (tmp_path / "data.yaml").write_text("train: [all]\nnames: [cat, dog]\n")
-    assert _contents(_load(config(tmp_path))) == set(BOXES)
+    assert contents(_load(config(tmp_path))) == set(BOXES)
 
 
 def test_roboflow_yolo_paths_with_leading_dotdot_load(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text("train: ../images/train\nnames: [cat, dog]\n")
-    assert _contents(_load(config(tmp_path))) == set(BOXES)
+    assert contents(_load(config(tmp_path))) == set(BOXES)
 
 
 def test_data_yaml_is_accepted_as_data_root(tmp_path: Path) -> None:
     write_yolo(tmp_path)
-    assert _contents(_load(config(tmp_path / "data.yaml"))) == set(BOXES)
+    assert contents(_load(config(tmp_path / "data.yaml"))) == set(BOXES)
 
 
 def test_yolo_polygon_becomes_its_bounding_box(tmp_path: Path) -> None:
@@ -254,7 +243,7 @@ def test_split_paths_can_be_given_individually(form: str, tmp_path: Path) -> Non
         "yolo": {"annotations": root / "labels/train", "images": root / "images/train"},
     }
     data = config(train=pieces[form], classes=list(CLASSES) if form == "yolo" else None)
-    assert _contents(_load(data)) == set(BOXES)
+    assert contents(_load(data)) == set(BOXES)
     assert load_annotations(data, "val") is None
 
 
@@ -262,7 +251,7 @@ def test_image_list_restricts_a_detected_split(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "fold.txt").write_text("images/train/b.png\n")
     data = config(tmp_path, train={"image_list": tmp_path / "fold.txt"})
-    assert _contents(_load(data)) == {BOXES[2]}
+    assert contents(_load(data)) == {BOXES[2]}
 
 
 def test_labels_follow_given_class_names(tmp_path: Path) -> None:
@@ -286,7 +275,7 @@ def test_class_missing_from_the_split_gets_the_given_id_if_free(
 
 def test_unrecognised_folder_error_lists_the_expected_layouts(tmp_path: Path) -> None:
     (tmp_path / "stuff.txt").touch()
-    with pytest.raises(DataError, match=r"(?s)train\.json.*data\.yaml.*ImageSets.*found stuff\.txt"):
+    with pytest.raises(DataError, match=r"(?s)train\.json.*data\.yaml.*VOC.*Found:.*stuff\.txt"):
         load_annotations(config(tmp_path), "train")
 
 

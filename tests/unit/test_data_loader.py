@@ -243,7 +243,7 @@ def test_test_loader_skips_an_unreadable_image(
 def test_image_is_decoded_once_for_all_views(data: tuple[Path, Annotations], monkeypatch: pytest.MonkeyPatch) -> None:
     root, annotations = data
     opened: list[Path] = []
-    monkeypatch.setattr(dataset, "open_rgb", lambda path: opened.append(path) or open_rgb(path))
+    monkeypatch.setattr(dataset, "open_rgb", lambda path, bit_depth: opened.append(path) or open_rgb(path))
     settings = _settings(root)
     settings.eval.flip, settings.eval.scales = True, [48]
     batches = list(build_test_loader(settings, annotations, batch_size=2))

@@ -330,6 +330,18 @@ class TestWeights:
         with pytest.raises(DataError, match=r"has no split 'test'"):
             fcos.evaluate(weights, f"data={folder}", "device=cpu", split="test")
 
+    def test_error_about_a_missing_split_names_the_existing_ones(self, weights, folder):
+        with pytest.raises(DataError, match=r"no split 'test'; choose another one with --split \((train, )?val\)"):
+            fcos.evaluate(weights, f"data={folder}", "device=cpu", split="test")
+
+    def test_missing_path_of_the_training_is_explained(self, weights, config, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        config = config.model_copy(update={"data": type(config.data)(root="pets")})
+        save_checkpoint(weights, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
+        message = r"data: pets does not exist\. This is the path .* relative to the folder .* with data=DIR"
+        with pytest.raises(DataError, match=message):
+            fcos.evaluate(weights, "device=cpu")
+
     def test_invalid_split_name_raises(self, weights):
         with pytest.raises(ConfigError, match="expected train, val or test, found 'tset'"):
             fcos.evaluate(weights, split="tset")

@@ -156,7 +156,7 @@ def test_last_weights_become_best_pt_without_a_val_split(
     assert result.metrics == {}
     assert load_checkpoint(tmp_path / "run/weights/best.pt").iteration == 2
     out = capsys.readouterr().out
-    assert "no val split, best.pt gets the last weights" in out
+    assert "no val split (data.val_fraction=0.2 makes one), best.pt gets the last weights" in out
     assert "the last weights, no validation" in out
 
 

@@ -52,12 +52,12 @@ class SplitConfig(_Section):
     """Explicit paths of one split. Lists combine several data sets of the same format."""
 
     annotations: UserPaths = []
-    """Annotations. COCO: JSON file; VOC: folder of XML files; YOLO: folder of label files."""
+    """Annotations. File: COCO, CVAT, CSV, Hugging Face; folder: VOC, YOLO, LabelMe."""
     images: UserPaths = []
     """Image folder, to which file names are relative; for several data sets one folder each, or one for all."""
     image_list: Annotated[list[UserPath | None], BeforeValidator(_as_list)] = []
-    """VOC and YOLO: text file that lists the images of the split; empty: all images. In a list for several data sets,
-    null stands for all images (and for COCO, which needs no list)."""
+    """Text file that lists the images of the split; empty: all images. In a list for several data sets, null stands for
+    all images."""
 
     @model_validator(mode="after")
     def _check_lengths(self) -> SplitConfig:
@@ -83,8 +83,9 @@ class DataConfig(_Section):
     """Location, loading and augmentation of the data. `data=DIR` is short for `data.root=DIR`."""
 
     root: UserPath | None = None
-    """Data folder in COCO, Pascal VOC or YOLO layout, which is detected automatically (see `format`)."""
-    format: Literal["auto", "coco", "voc", "yolo"] = "auto"
+    """Folder or file in a layout of an annotation tool, which is recognised (see docs/data.md)."""
+    format: Literal["auto", "coco", "voc", "yolo", "labelme", "cvat", "csv", "huggingface"] = "auto"
+    """Format of the annotations; `auto`: recognised from the files."""
     yolo_rows: YoloRows = "auto"
     """YOLO: meaning of rows with more than four numbers after the class. `boxes`: the first four are the box, the
     others keypoints, a confidence or a track id. `polygons`: all are points. `auto`: `boxes` if data.yaml has
@@ -95,10 +96,16 @@ class DataConfig(_Section):
     train: SplitConfig = Field(default_factory=SplitConfig)
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)
+    val_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Fraction of the training images to hold out for validation if the data has no validation split: stratified by
+    class, the same in every run. Images whose names differ only in the last number are kept together."""
     classes: list[str] | None = None
     """Class names in label order, for annotations that do not contain them; null: from the data."""
     on_error: OnProblem = "stop"
     """Unusable images and annotations: `stop` with an error, or `skip` them and report which."""
+    max_pixels: int = Field(default=178_956_970, ge=1)
+    """Largest number of pixels of an image. Decoding takes three bytes per pixel, and small malicious files may be
+    huge."""
     bit_depth: int = Field(default=16, ge=8, le=16)
     """Number of bits used in images with 16 bits per pixel, for example 12 for cameras and scanners whose largest value
     is 4095; larger values become white."""

@@ -30,7 +30,8 @@ READINGS: dict[str, Reading] = {
     "y, x, height, width": lambda y, x, h, w: (x, y, x + w, y + h),
 }
 """Functions from four columns of numbers, as in the file, to x1, y1, x2, y2, by the names of the columns."""
-_PRESCRIBED = {"annotation": _TOP_LEFT, "object": _CORNERS, "line": _CENTER}  # by `Source.unit`: COCO, VOC, YOLO
+_PRESCRIBED = {"annotation": _TOP_LEFT, "object": _CORNERS, "line": _CENTER, "JSON line": _TOP_LEFT}
+"""Columns by `Source.unit`: COCO, VOC, YOLO, Hugging Face; corners in other formats."""
 
 
 def find_wrong_formats(source: Source, sizes: np.ndarray) -> Iterator[Problem]:

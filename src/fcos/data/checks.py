@@ -14,6 +14,7 @@ from ..progress import progress_bar
 from .box_format import find_wrong_formats
 from .dataset import Annotations
 from .images import OnImage, check_images
+from .opening import MAX_PIXELS
 from .orientation import swaps_sides, to_displayed_boxes
 from .source import Problem, Source, unused_ids
 
@@ -27,6 +28,7 @@ def check_source(
     category_ids: Sequence[int] | None,
     decode: bool,
     on_image: OnImage | None = None,
+    max_pixels: int | None = MAX_PIXELS,
     bit_depth: int = 16,
 ) -> tuple[Annotations, list[Problem]]:
     """Check all images and boxes of a split.
@@ -40,6 +42,7 @@ def check_source(
             class gets an unused id.
         decode: decode every image instead of checking only its header and end.
         on_image: callback for every decoded image.
+        max_pixels: largest number of pixels of an image; None: no limit.
         bit_depth: number of bits used in images with 16 bits per pixel.
 
     Returns:
@@ -50,8 +53,10 @@ def check_source(
     """
     names = tuple(source.class_names if class_names is None else class_names)
     if not names:
-        raise DataError(f"{source.annotation_file(0) if source.annotation_files else source.root}: found no classes")
-    image_ok, sizes, orientations, problems = _check_images(source, decode, on_image)
+        reason = f"; first problem: {source.problems[0]}" if source.problems else ""
+        where = source.annotation_file(0) if source.annotation_files else source.root
+        raise DataError(f"{where}: found no classes{reason}")
+    image_ok, sizes, orientations, problems = _check_images(source, decode, on_image, max_pixels)
     displayed_boxes, orientation_problems = to_displayed_boxes(source, sizes, orientations)
     source = replace(source, boxes=displayed_boxes)
     labels, unknown = _map_labels(source, names)
@@ -115,7 +120,7 @@ def _to_offsets(counts: np.ndarray) -> np.ndarray:
 
 
 def _check_images(
-    source: Source, decode: bool, on_image: OnImage | None
+    source: Source, decode: bool, on_image: OnImage | None, max_pixels: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Problem]]:
     """Return a mask of the usable images [I], their sizes [I, 2] as displayed, EXIF orientations [I], and the problems.
 
@@ -125,7 +130,7 @@ def _check_images(
     usable, orientations = np.ones(len(paths), dtype=bool), np.ones(len(paths), dtype=np.int64)
     sizes, problems = np.zeros((len(paths), 2), dtype=np.int32), []
     with progress_bar("checking images", shown=len(paths) >= _PROGRESS_BAR_MIN) as update:
-        for i, check in enumerate(check_images(paths, decode=decode, on_image=on_image)):
+        for i, check in enumerate(check_images(paths, decode=decode, on_image=on_image, max_pixels=max_pixels)):
             sizes[i], orientations[i] = check.size, check.orientation
             declared = tuple(source.sizes[i].tolist())
             accepted = (check.size, check.size[::-1] if swaps_sides(check.orientation) else check.size)

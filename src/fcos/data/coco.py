@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from ..errors import DataError
 from ..files import open_file
 from ..formatting import join_some, quote
 from .files import folder_with, match_names
+from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, unused_ids
 from .values import parse_flag, parse_integer, parse_number
 
@@ -39,16 +39,14 @@ def _paused_collector() -> Iterator[None]:
 def find(root: Path, split: Split) -> SplitFiles | None:
     """Find the JSON file of a split and the folders that may hold its images.
 
-    Known layouts: SPLIT.json in DIR or DIR/annotations, optionally with prefix and year as in instances_SPLIT2017.json;
-    DIR/SPLIT/_annotations.coco.json (Roboflow).
+    It is named after the split, in DIR or DIR/annotations: SPLIT.json, instances_SPLIT2017.json, SPLIT_labels.json.
 
     Raises:
         DataError: several files match.
     """
-    names = SPLIT_NAMES[split]
-    pattern = re.compile(rf"(instances_)?({'|'.join(names)})(_?\d{{4}})?")
-    paths = [p for folder in (root, root / "annotations") for p in folder.glob("*.json") if pattern.fullmatch(p.stem)]
-    paths += [p for name in names for p in (root / name).glob("_annotations.coco.json")]
+    paths = [p for p in _list_json_files(root) if split_of(p.stem) == split]
+    exact = [p for p in paths if re.fullmatch(rf"(instances_)?({'|'.join(SPLIT_NAMES[split])})(_?\d{{4}})?", p.stem)]
+    paths = exact or [p for p in paths if is_coco(p)]
     if len(paths) > 1:
         raise DataError(
             f"{root}: found several files for {split}: {', '.join(sorted(str(p.relative_to(root)) for p in paths))};"
@@ -57,25 +55,27 @@ def find(root: Path, split: Split) -> SplitFiles | None:
     return SplitFiles(paths[0], image_folders(paths[0], split)) if paths else None
 
 
-def accepts(path: Path) -> bool:
-    """Return True for a JSON file."""
-    return path.suffix.lower() == ".json" and not os.path.isdir(path)
+def recognize(path: Path) -> SplitFiles | None:
+    """Recognise a COCO file, or a folder with a single one: result.json, _annotations.coco.json, or any other name.
 
-
-def image_folders(annotations: Path, split: Split) -> tuple[Path, ...]:
-    """Return the folders that the file names in a JSON file may be relative to, most likely first.
-
-    Args:
-        annotations: JSON file. The folders are next to it (or to its folder `annotations`) and named after it or its
-            split.
-        split: split that the JSON file describes.
+    Raises:
+        DataError: the folder contains several COCO files.
     """
-    base = annotations.parent.parent if annotations.parent.name == "annotations" else annotations.parent
-    stem = annotations.stem.removeprefix("instances_")
-    subfolders = [
-        s for name in dict.fromkeys((stem, *SPLIT_NAMES[split])) for s in (name, f"images/{name}", f"{name}/images")
-    ]
-    return tuple(base / subfolder for subfolder in (*subfolders, "images", "."))
+    paths = [p for p in ([path] if path.is_file() else _list_json_files(path)) if is_coco(p)]
+    if len(paths) > 1:
+        names = join_some([str(p.relative_to(path)) for p in paths])
+        raise DataError(f"{path}: found several COCO files: {names}; choose one with data={paths[0]}")
+    return SplitFiles(paths[0], image_folders(paths[0])) if paths else None
+
+
+def is_coco(path: Path) -> bool:
+    """Return whether the start of a JSON file contains COCO's list of images or of annotations."""
+    start = read_start(path) if path.suffix.lower() == ".json" else ""
+    return re.search(r'"(images|annotations)"\s*:\s*\[', start) is not None
+
+
+def _list_json_files(root: Path) -> list[Path]:
+    return [p for folder in (root, *existing(root, LABEL_FOLDERS)) for p in list_visible(folder, (".json",))]
 
 
 @_paused_collector()
@@ -269,9 +269,8 @@ def _read_classes(
         flaw = _parse_values(category, _CATEGORY_KEYS)
         if flaw is not None:
             raise DataError(f"{path}: every category needs an id and a name, found {quote(category)}: {flaw}")
-    pairs = [(c["name"], c.get("supercategory")) for c in categories]
-    parents = {parent for name, parent in pairs if isinstance(parent, str) and parent != name}
-    classes = [c for c in categories if c["id"] in used or c["name"] not in parents]
+    parents = Counter(c["supercategory"] for c in categories if isinstance(c.get("supercategory"), str))
+    classes = [c for c in categories if c["id"] in used or not _is_parent(c, parents)]
     if all_categories:  # an unused one may have the name of a class
         used_names = [c["name"] for c in categories if c["id"] in used]
         classes = [
@@ -284,6 +283,11 @@ def _read_classes(
             raise DataError(f"{path}: categories with the same {key}: {join_some([repr(value) for value in repeated])}")
     # JSON may hold lone surrogates (\udce9), which cannot be encoded.
     return [c["id"] for c in classes], [c["name"].encode("utf-8", "backslashreplace").decode() for c in classes]
+
+
+def _is_parent(category: dict[str, Any], parents: Counter[str]) -> bool:
+    """Return whether another category names this one as its supercategory; `parents` counts all supercategories."""
+    return parents[category["name"]] > (category.get("supercategory") == category["name"])
 
 
 def _positions(values: list[int], targets: list[int]) -> np.ndarray:

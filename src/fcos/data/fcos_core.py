@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import coco, voc
-from .source import Problem, Source, Split, SplitFiles
+from .source import Problem, Source, Split, SplitFiles, select_images
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -65,19 +65,9 @@ def _select_images(source: Source, keep: np.ndarray) -> Source:
     num_dropped = int((~keep).sum())
     if not num_dropped:
         return source
-    new_position = np.cumsum(keep) - 1
-    source = _select_boxes(source, keep[source.image_of])
-    files = source.annotation_files
     message = f"{num_dropped} of {len(keep)} images have no boxes; the original does not train on them"
-    return replace(
-        source,
-        file_names=[name for name, is_kept in zip(source.file_names, keep, strict=True) if is_kept],
-        image_ids=source.image_ids[keep],
-        sizes=source.sizes[keep],
-        annotation_files=files if len(files) == 1 else [file for file, k in zip(files, keep, strict=True) if k],
-        image_of=new_position[source.image_of],
-        problems=[*source.problems, Problem("image without boxes", str(files[0]), "", message, "warning")],
-    )
+    problem = Problem("image without boxes", str(source.annotation_files[0]), "", message, "warning")
+    return replace(select_images(source, keep), problems=[*source.problems, problem])
 
 
 def _select_boxes(source: Source, keep: np.ndarray) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,29 +16,36 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files import open_file
+from .opening import MAX_PIXELS, read_image
 from .orientation import apply_orientation, read_orientation, swaps_sides
 
 OnImage = Callable[[Path, Image.Image], None]
 """Callback with the path and the decoded RGB image; may be called from any thread."""
 
 
-def open_rgb(path: str | Path, *, bit_depth: int = 16) -> Image.Image:
+def open_rgb(path: str | Path, *, bit_depth: int = 16, max_pixels: int | None = None) -> Image.Image:
     """Read an image file as an RGB image, with its EXIF orientation applied.
 
     Args:
         path: image file.
         bit_depth: number of bits used in images with 16 bits per pixel, see `to_rgb`.
+        max_pixels: largest number of pixels of the image; None: no limit, for files that were checked before.
 
     Raises:
-        DataError: the file is missing, truncated or not an image.
+        DataError: the file is missing, truncated, not an image, or too large.
     """
     try:
         # Passes an open file, because Pillow memory-maps rotated TIFFs wrongly if it gets a path.
-        with open_file(path) as file, Image.open(file) as image:
-            image.load()
-            return to_rgb(image, bit_depth=bit_depth)
+        with open_file(path) as file:
+            return read_image(file, partial(load_rgb, bit_depth=bit_depth), max_pixels=max_pixels)
     except Exception as error:  # Pillow may raise almost any exception for a damaged file
         raise DataError(f"{path}: {describe_failure(error)}") from None
+
+
+def load_rgb(image: Image.Image, *, bit_depth: int = 16) -> Image.Image:
+    """Decode an open image file to RGB, see `to_rgb`."""
+    image.load()
+    return to_rgb(image, bit_depth=bit_depth)
 
 
 def to_rgb(image: Image.Image, *, bit_depth: int = 16) -> Image.Image:
@@ -84,6 +92,8 @@ def describe_failure(error: Exception) -> str:
     """Return a short reason why an image could not be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, DataError):
+        return str(error)
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or the start of the file is damaged"
     reason = error.strerror if isinstance(error, OSError) else None  # without the path, which the message contains
@@ -104,7 +114,9 @@ class ImageCheck(NamedTuple):
     problem: str | None = None
 
 
-def check_image(path: str | Path, *, decode: bool, on_image: OnImage | None = None) -> ImageCheck:
+def check_image(
+    path: str | Path, *, decode: bool, on_image: OnImage | None = None, max_pixels: int | None = MAX_PIXELS
+) -> ImageCheck:
     """Read the size of an image and check that the file is complete.
 
     Args:
@@ -112,27 +124,33 @@ def check_image(path: str | Path, *, decode: bool, on_image: OnImage | None = No
         decode: decode every image. If False, JPEG and PNG files with a valid start and end marker are accepted without
             decoding, which is many times faster and still finds every truncated file. Other files are decoded.
         on_image: callback for the RGB image, called if the file is decoded.
+        max_pixels: largest number of pixels of the image; None: no limit.
     """
+
+    def check(image: Image.Image) -> ImageCheck:
+        orientation = _read_orientation(image, path)
+        width, height = reversed(image.size) if swaps_sides(orientation) else image.size
+        if decode or not _has_end_marker(image, path):
+            rgb = load_rgb(image)
+            width, height = rgb.size  # on loading, Pillow applies the EXIF rotation to TIFFs only
+            if on_image is not None:
+                on_image(Path(path), rgb)
+        return ImageCheck((height, width), orientation)
+
     try:
-        with open_file(path) as file, Image.open(file) as image:  # open file as in open_rgb
-            orientation = _read_orientation(image, path)
-            width, height = reversed(image.size) if swaps_sides(orientation) else image.size
-            if decode or not _has_end_marker(image, path):
-                image.load()
-                rgb = to_rgb(image)
-                width, height = rgb.size  # on loading, Pillow applies the EXIF rotation to TIFFs only
-                if on_image is not None:
-                    on_image(Path(path), rgb)
+        with open_file(path) as file:  # open file as in open_rgb
+            return read_image(file, check, max_pixels=max_pixels)
     except Exception as error:  # any exception, as in open_rgb
         return ImageCheck((0, 0), problem=describe_failure(error))
-    return ImageCheck((height, width), orientation)
 
 
-def check_images(paths: Sequence[Path], *, decode: bool, on_image: OnImage | None = None) -> Iterator[ImageCheck]:
-    """Check many files in threads; yield the results in order. `decode` and `on_image` are passed to `check_image`."""
+def check_images(
+    paths: Sequence[Path], *, decode: bool, on_image: OnImage | None = None, max_pixels: int | None = MAX_PIXELS
+) -> Iterator[ImageCheck]:
+    """Check many files in threads; yield the results in order. The options are passed to `check_image`."""
 
     def check_chunk(chunk: Sequence[Path]) -> list[ImageCheck]:
-        return [check_image(path, decode=decode, on_image=on_image) for path in chunk]
+        return [check_image(path, decode=decode, on_image=on_image, max_pixels=max_pixels) for path in chunk]
 
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
         for checks in pool.map(check_chunk, [paths[i : i + 64] for i in range(0, len(paths), 64)]):

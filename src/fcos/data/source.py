@@ -9,7 +9,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -62,12 +62,13 @@ class SplitFiles:
     """Paths of the files of one split.
 
     Attributes:
-        annotations: COCO: JSON file. VOC: folder of XML files. YOLO: folder of label files, or None for labels next to
-            the images (`/images/` -> `/labels/`).
+        annotations: file (COCO, CVAT, CSV, Hugging Face) or folder of files (VOC, LabelMe, YOLO). YOLO: None for labels
+            next to the images (`/images/` -> `/labels/`).
         images: folder that file names are relative to. COCO: several candidates, most likely first.
         lists: text files that list the images (VOC and YOLO), or folders of images (YOLO); empty: all images.
         class_names: class names that are stored apart from the annotations (YOLO's data.yaml).
         yolo_rows: meaning of the rows of YOLO label files (see `yolo_rows.read_rows`).
+        subset: split to read from a file that contains several (CVAT, CSV, Hugging Face); None: the whole file.
     """
 
     annotations: Path | None
@@ -75,6 +76,7 @@ class SplitFiles:
     lists: tuple[Path, ...] = ()
     class_names: tuple[str, ...] | None = None
     yolo_rows: YoloRows = "auto"
+    subset: Split | None = None
 
 
 @dataclass(eq=False)
@@ -129,6 +131,27 @@ class Source:
         """Build the Problem of one box."""
         file = self.annotation_file(int(self.image_of[box]))
         return Problem(kind, file, f"{self.unit} {self.numbers[box]}", message, severity)
+
+
+def select_images(source: Source, mask: np.ndarray) -> Source:
+    """Return the images of a source in `mask`, bool [I], and their boxes; all problems are kept."""
+    positions = np.flatnonzero(mask)
+    new_position = np.cumsum(mask) - 1
+    boxes = np.flatnonzero(mask[source.image_of]) if len(source.image_of) else np.zeros(0, dtype=np.int64)
+    files = source.annotation_files
+    return replace(
+        source,
+        file_names=[source.file_names[i] for i in positions],
+        image_ids=source.image_ids[positions],
+        sizes=source.sizes[positions],
+        annotation_files=[files[i] for i in positions] if len(files) > 1 else files,
+        image_of=new_position[source.image_of[boxes]],
+        boxes=source.boxes[boxes],
+        labels=source.labels[boxes],
+        crowd=source.crowd[boxes],
+        areas=source.areas[boxes],
+        numbers=source.numbers[boxes],
+    )
 
 
 def join_sources(sources: Sequence[Source]) -> Source:
@@ -200,18 +223,22 @@ class Format(NamedTuple):
     """Annotation format.
 
     Attributes:
-        layout: files that identify a data folder in this format, for messages.
+        layout: files that identify data in this format, for messages.
         annotations: annotations of one split in this format, for messages.
-        find: function (folder, split) -> SplitFiles, or None if the folder has no such split in this format.
-        accepts: function (path) -> True if the path, given as data.SPLIT.annotations, has this format.
+        find: function (folder, split) -> SplitFiles, or None if the folder has no such split in this format. The
+            files or folders in it name the splits.
+        recognize: function (path) -> SplitFiles of a file or folder that is a single data set, or None if it is not in
+            this format.
         read: function (files, class names in label order, or None for the names in the data) -> Source.
+        reads_lists: True if `read` reads only the images in `SplitFiles.lists`. Otherwise they are selected afterwards.
     """
 
     layout: str
     annotations: str
     find: Callable[[Path, Split], SplitFiles | None]
-    accepts: Callable[[Path], bool]
+    recognize: Callable[[Path], SplitFiles | None]
     read: Callable[[SplitFiles, Sequence[str] | None], Source]
+    reads_lists: bool = False
 
 
 class Row(NamedTuple):

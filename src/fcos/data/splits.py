@@ -1,52 +1,25 @@
-"""Finding, reading and checking the splits of a data set: from a DataConfig to Annotations."""
+"""Reading and checking the splits of a data set: from a DataConfig to Annotations."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import get_args
 
-from ..config import DataConfig, expand_user
-from ..config.catalog import place_hint
+from ..config import DataConfig
 from ..errors import DataError
-from ..formatting import join_some
-from . import coco, fcos_core, voc, yolo
+from ..formatting import join_some, printable
+from . import fcos_core
 from .checks import check_source
 from .dataset import Annotations
+from .file_names import find_missing_images, select_listed
+from .holdout import hold_out
 from .images import OnImage
-from .source import Format, Problem, Source, Split, SplitFiles, join_sources, summarize
+from .layouts import FORMATS, SPLITS, locate
+from .source import Problem, Source, Split, SplitFiles, join_sources, select_images, summarize
 
 logger = logging.getLogger(__name__)
 
-FORMATS: dict[str, Format] = {
-    "coco": Format(
-        layout="train.json or annotations/instances_train2017.json (COCO)",
-        annotations="a COCO JSON file",
-        find=coco.find,
-        accepts=coco.accepts,
-        read=coco.read,
-    ),
-    "yolo": Format(
-        layout="data.yaml (YOLO)",
-        annotations="a folder of YOLO label files (.txt)",
-        find=yolo.find,
-        accepts=yolo.accepts,
-        read=yolo.read,
-    ),
-    "voc": Format(
-        layout="Annotations and ImageSets/Main (VOC)",
-        annotations="a folder of VOC XML files",
-        find=voc.find,
-        accepts=voc.accepts,
-        read=voc.read,
-    ),
-}
-"""Annotation formats by name. If a folder matches several formats, the first one is used."""
-
-SPLITS: tuple[Split, ...] = get_args(Split)
 _MAX_SHOWN = 20
 
 
@@ -56,6 +29,7 @@ def load_annotations(
     *,
     class_names: Sequence[str] | None = None,
     category_ids: Sequence[int] | None = None,
+    on_image: OnImage | None = None,
 ) -> Annotations | None:
     """Read and check one split.
 
@@ -65,6 +39,7 @@ def load_annotations(
         class_names: classes in label order, for example those of a checkpoint or of the training split; None:
             `config.classes`, or else the classes in the data.
         category_ids: ids of `class_names`, used for classes that this split does not contain.
+        on_image: callback for every image, which are all decoded then.
 
     Returns:
         The annotations, or None if the data has no such split.
@@ -73,7 +48,14 @@ def load_annotations(
         DataError: no data is configured or found, the split cannot be read, no image is usable, or the data has errors
             and `config.on_error` is `stop`. The message lists the errors.
     """
-    loaded = read_split(config, split, class_names=class_names, category_ids=category_ids, decode=False)
+    loaded = read_split(
+        config,
+        split,
+        class_names=class_names,
+        category_ids=category_ids,
+        decode=on_image is not None,
+        on_image=on_image,
+    )
     if loaded is None:
         return None
     annotations, problems = loaded
@@ -115,13 +97,18 @@ def read_split(
     """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}; expected {', '.join(SPLITS)}")
-    located = locate(config, split)
+    is_divided = config.val_fraction is not None and split != "test"
+    if is_divided and locate(config, "val") is not None:
+        raise DataError("data.val_fraction: the data has a val split already; remove this option")
+    located = locate(config, "train" if is_divided else split)
     if located is None:
         return None
     names = class_names if class_names is not None else config.classes
     if names is not None and len(set(names)) != len(names):
         raise DataError(f"class names must be unique, found {', '.join(names):.200}")
     source = join_sources([_read_source(config, *data_set, names, split) for data_set in located])
+    if is_divided:
+        source = _select_part(source, split, config.val_fraction or 0.0)
     return check_source(
         source,
         class_names=names,
@@ -129,7 +116,34 @@ def read_split(
         decode=decode,
         on_image=on_image,
         bit_depth=config.bit_depth,
+        max_pixels=config.max_pixels,
     )
+
+
+def has_split(config: DataConfig, split: Split) -> bool:
+    """Return whether the data has a split; with data.val_fraction, it has a split val."""
+    return locate(config, "train" if split == "val" and config.val_fraction is not None else split) is not None
+
+
+def _select_part(source: Source, split: Split, val_fraction: float) -> Source:
+    """Select the images of train or val from a source without validation split; val has no problems of its own."""
+    mask = hold_out(source.file_names, source.image_of, source.labels, source.class_names, fraction=val_fraction)
+    if split == "train":
+        return select_images(source, ~mask)
+    in_val = mask[source.image_of]
+    counts = [
+        f"{int((labels & in_val).sum())} of {int(labels.sum())} {printable(name)}"
+        for label, name in enumerate(source.class_names)
+        if (labels := source.labels == label).any()
+    ]
+    logger.info(
+        "data.val_fraction=%g: %d of %d images held out for validation; boxes: %s",
+        val_fraction,
+        int(mask.sum()),
+        len(mask),
+        join_some(counts),
+    )
+    return replace(select_images(source, mask), problems=[])
 
 
 def _read_source(
@@ -141,101 +155,13 @@ def _read_source(
         source = fcos_core.READERS[format_name](files, class_names, split)
     else:
         source = FORMATS[format_name].read(files, class_names)
+    source = find_missing_images(source, files.images)
+    if files.lists and not FORMATS[format_name].reads_lists:
+        source = select_listed(source, files.lists)
     if not source.file_names:
         where = files.lists[0] if files.lists else files.annotations or files.images[0]
         source.problems.append(Problem("empty split", str(where), "", f"contains no usable image for {split}"))
     return source
-
-
-def locate(config: DataConfig, split: Split) -> list[tuple[str, SplitFiles]] | None:
-    """Find the formats and the files of a split, from the root folder, the options of the split, or both.
-
-    Args:
-        config: data options, including the location of the data.
-        split: `train`, `val` or `test`.
-
-    Returns:
-        The name of the format and the files of each data set of the split, or None if the data has no such split. COCO
-        and VOC data sets can be combined.
-
-    Raises:
-        DataError: no data is configured or found.
-    """
-    data_sets = getattr(config, split).data_sets
-    if config.root is None:
-        if not any(getattr(config, s).data_sets for s in SPLITS):
-            raise DataError("no data: give data=DIR, or data.train.annotations=... and data.train.images=...")
-        format_name, files = config.format, None
-    else:
-        root = expand_user(config.root)
-        format_name = _detect_format(root, config.format)
-        files = FORMATS[format_name].find(root, split)
-    if not data_sets:
-        return None if files is None else [(format_name, files)]
-    located = [_apply_paths(format_name, files or SplitFiles(None, ()), paths, split) for paths in data_sets]
-    names = sorted({form for form, _ in located})
-    if len(names) > 1 and "yolo" in names:  # its boxes are fractions of the image size
-        raise DataError(
-            f"data.{split}: {' and '.join(names)} annotations cannot be combined; convert them to one format"
-        )
-    return located
-
-
-def _detect_format(root: Path, data_format: str) -> str:
-    if not os.path.exists(root):
-        raise DataError(f"{root}: no such data folder")
-    for name, form in FORMATS.items():
-        if data_format in ("auto", name) and any(form.find(root, split) is not None for split in SPLITS):
-            return name
-    layouts = ", or ".join(form.layout for form in FORMATS.values())
-    raise DataError(
-        f"{root}: no {'data set' if data_format == 'auto' else data_format + ' data'} recognised. Expected {layouts},"
-        f" found {_describe(root)}. Other layouts: data.train.annotations=... data.train.images=..."
-    )
-
-
-def _recognise(annotations: Path, split: Split) -> str:
-    """Return the format of annotations that were given as an option."""
-    for name in reversed(FORMATS):  # VOC before YOLO, because folders of XML files may also contain text files
-        if FORMATS[name].accepts(annotations):
-            return name
-    expected = " or ".join(form.annotations for form in FORMATS.values())
-    raise DataError(f"data.{split}.annotations={annotations}: expected {expected}, found {_describe(annotations)}")
-
-
-def _describe(path: Path) -> str:
-    """Return the kind of a file, or the contents of a folder."""
-    if not path.is_dir():
-        return f"a {path.suffix} file" if path.suffix else "a file"
-    return join_some(sorted(p.name for p in path.iterdir())) or "an empty folder"
-
-
-def _apply_paths(
-    name: str, files: SplitFiles, paths: tuple[Path | None, Path | None, Path | None], split: Split
-) -> tuple[str, SplitFiles]:
-    """Return the format and files of a data set, with the paths given in the options replacing those in `files`."""
-    annotations, images, image_list = paths
-    for path in paths:
-        if path is not None and not os.path.exists(path):
-            raise DataError(f"data.{split}: {path} does not exist{place_hint(path)}")
-    if annotations is not None:
-        files = replace(files, annotations=annotations)
-        if name == "auto":
-            name = _recognise(annotations, split)
-        if name == "coco" and images is None:
-            files = replace(files, images=coco.image_folders(annotations, split))
-    name = "yolo" if name == "auto" else name
-    if images is not None:
-        files = replace(files, images=(images,))
-    if image_list is not None:
-        files = replace(files, lists=(image_list,))
-    if name == "coco" and files.lists:
-        raise DataError(f"data.{split}.image_list: not supported for COCO, whose JSON file already lists the images")
-    if name != "yolo" and files.annotations is None:
-        raise DataError(f"data.{split}.annotations: expected the {name} annotations of the split, found none")
-    if not files.images or (images and not images.is_dir()):
-        raise DataError(f"data.{split}.images={images or ''}: expected the image folder")
-    return name, files
 
 
 def _format_problems(title: str, problems: Sequence[Problem]) -> str:

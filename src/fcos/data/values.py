@@ -52,3 +52,12 @@ def parse_flag(value: object) -> bool:
     if flag is None:
         raise ValueError("expected a flag")
     return flag
+
+
+def parse_size(height: object, width: object) -> tuple[int, int]:
+    """Return (height, width) as annotated, or zeros if absent or invalid; the image file then gives the size."""
+    try:
+        size = parse_integer(height), parse_integer(width)
+    except ValueError:
+        return 0, 0
+    return size if all(0 < side < 2**31 for side in size) else (0, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +14,7 @@ from ..errors import DataError
 from ..files import open_file
 from ..formatting import join_some, plural, quote
 from .files import IMAGE_SUFFIXES, is_hidden, match_key, read_text
+from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, has_images, list_visible, read_start
 from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, source_from_rows
 from .values import parse_flag
 
@@ -21,24 +22,48 @@ from .values import parse_flag
 def find(root: Path, split: Split) -> SplitFiles | None:
     """Find a split in DIR, DIR/VOC2012 or DIR/VOCdevkit/VOC2012 (any year, but only one).
 
+    If there are no separate lists for training and validation, trainval.txt is the training split.
+
     Raises:
         DataError: several folders match.
     """
-    year_folders = [folder for parent in (root, root / "VOCdevkit") for folder in sorted(parent.glob("VOC[0-9]*"))]
-    folders = [f for f in (root, *year_folders) if (f / "Annotations").is_dir() and (f / "ImageSets/Main").is_dir()]
+    folders = [f for f in _data_folders(root) if (f / "Annotations").is_dir() and (f / "ImageSets/Main").is_dir()]
     if len(folders) > 1:
         raise DataError(f"{root}: several data sets: {', '.join(map(str, folders))}; choose one with data=FOLDER")
     for folder in folders:
-        for name in SPLIT_NAMES[split]:
-            image_list = folder / "ImageSets/Main" / f"{name}.txt"
-            if image_list.is_file():
-                return SplitFiles(folder / "Annotations", (folder / "JPEGImages",), (image_list,))
+        lists = {path.stem.casefold(): path for path in list_visible(folder / "ImageSets/Main", (".txt",))}
+        image_list = next((lists[name] for name in SPLIT_NAMES[split] if name in lists), None)
+        if image_list is None and split == "train" and not any(name in lists for name in SPLIT_NAMES["val"]):
+            image_list = lists.get("trainval")
+        if image_list is not None:
+            return SplitFiles(folder / "Annotations", (_image_folder(folder, folder / "JPEGImages"),), (image_list,))
     return None
 
 
-def accepts(path: Path) -> bool:
-    """Return True for a folder that contains XML files."""
-    return os.path.isdir(path) and bool(_Index(path, (".xml",)).files)
+def recognize(path: Path) -> SplitFiles | None:
+    """Recognise a folder with XML files next to the images, or in a folder such as Annotations.
+
+    ImageSets/Main/default.txt (CVAT) selects the images, if it exists; otherwise all XML files are used.
+    """
+    for root in _data_folders(path):
+        for folder in (*existing(root, LABEL_FOLDERS), root):
+            xml_files = list_visible(folder, (".xml",))
+            if xml_files and re.search(r"<annotation[\s>]", read_start(xml_files[0])):
+                image_list = root / "ImageSets/Main/default.txt"
+                lists = (image_list,) if image_list.is_file() else ()
+                return SplitFiles(folder, (_image_folder(root, folder),), lists)
+    return None
+
+
+def _data_folders(root: Path) -> list[Path]:
+    year_folders = [folder for parent in (root, root / "VOCdevkit") for folder in sorted(parent.glob("VOC[0-9]*"))]
+    return [root, *year_folders] if root.is_dir() else []
+
+
+def _image_folder(root: Path, xml_folder: Path) -> Path:
+    """Return the folder with the images: `xml_folder`, or one with a usual name; `root` if there is no such folder."""
+    folders = (xml_folder, *existing(root, IMAGE_FOLDERS))
+    return next((folder for folder in folders if has_images(folder)), root)
 
 
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:

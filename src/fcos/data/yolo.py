@@ -6,6 +6,7 @@ Rows may also be polygons, or boxes followed by keypoints, a confidence or a tra
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
@@ -17,52 +18,69 @@ import numpy as np
 from ..config.text import parse_yaml
 from ..errors import ConfigError, DataError
 from ..formatting import quote
-from .files import folder_with, list_images, match_names, read_text, walk_files
+from .files import folder_with, list_images, match_names, read_text
+from .folders import (
+    IMAGE_FOLDERS,
+    LABEL_FOLDERS,
+    existing,
+    first_images,
+    list_visible,
+    read_start,
+    split_folders,
+)
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, source_from_rows
 from .yolo_labels import LabelFinder
 from .yolo_rows import LabelRow, parse_row, read_rows
 
+_DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml")
+_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
+_NUM_PROBED = 50  # images whose label files are looked for, to recognise a folder
+
 
 def find(root: Path, split: Split) -> SplitFiles | None:
-    """Find a split in data.yaml: a list file, a folder of images, or several of these.
+    """Find a split: in data.yaml, in obj.data (darknet, CVAT), or in the folders images/SPLIT and labels/SPLIT.
 
-    `root` is the folder of data.yaml or the file itself. Paths are relative to the key `path`, which is relative to the
-    folder of data.yaml (the default).
+    `root` is the folder of these files or the file itself. Both files name a list file, a folder of images, or several
+    of these. Paths are relative to the key `path`, which is relative to the folder of the file (the default).
 
     Raises:
-        DataError: data.yaml is broken, or names a folder or list that does not exist.
+        DataError: the file is broken, or names a folder or list that does not exist. A missing folder of the test split
+            is no error, because Roboflow names it even if the split is empty.
     """
-    yaml_file = _find_yaml(root)
-    if yaml_file is None:
-        return None
-    try:
-        tree = parse_yaml(read_text(yaml_file), where=str(yaml_file))
-    except ConfigError as error:
-        raise DataError(str(error)) from None
-    if not isinstance(tree, dict):
-        raise DataError(f"{yaml_file}: expected a mapping with the keys train, val and names")
+    file = _find_file(root)
+    if file is None:
+        return _find_split_folders(root, split)
+    tree = _read_darknet(file) if file.suffix == ".data" else _read_yaml(file)
     entries = next((tree[name] for name in SPLIT_NAMES[split] if tree.get(name)), None)
     if entries is None:
         return None
-    base = yaml_file.parent / _to_text(tree.get("path") or ".", f"{yaml_file}: path")
-    base = base if os.path.isdir(base) else yaml_file.parent
-    paths = [
-        _resolve_entry(base, _to_text(entry, f"{yaml_file}: {split}"), yaml_file)
-        for entry in (entries if isinstance(entries, list) else [entries])
-    ]
-    labels_folder = yaml_file.parent / "labels"
+    base = file.parent / _to_text(tree.get("path") or ".", f"{file}: path")
+    base = base if os.path.isdir(base) else file.parent
+    entries = [_to_text(e, f"{file}: {split}") for e in (entries if isinstance(entries, list) else [entries])]
+    if split == "test" and not any(_holds_images(base, entry) for entry in entries):
+        return None
+    labels_folder = file.parent / "labels"
     return SplitFiles(
         annotations=labels_folder if labels_folder.is_dir() else None,
         images=(base,),
-        lists=tuple(paths),
-        class_names=_read_class_names(tree, yaml_file),
+        lists=tuple(_resolve_entry(base, entry, file) for entry in entries),
+        class_names=_read_class_names(tree, file),
         yolo_rows="boxes" if tree.get("kpt_shape") else "auto",
     )
 
 
-def accepts(path: Path) -> bool:
-    """Return True for a folder that contains text files."""
-    return os.path.isdir(path) and any(file.suffix.lower() == ".txt" for file in walk_files(path))
+def recognize(path: Path) -> SplitFiles | None:
+    """Recognise a folder with images and label files, next to each other or in the folders images and labels.
+
+    Class names are taken from classes.txt (LabelImg, Label Studio), obj.names or _darknet.labels, if there is one.
+    """
+    if not path.is_dir():
+        return None
+    labels = next(iter(existing(path, LABEL_FOLDERS)), None)
+    images = next((folder for folder in existing(path, IMAGE_FOLDERS) if first_images(folder, 1)), path)
+    if not _have_labels(first_images(images, _NUM_PROBED), images, labels):
+        return None
+    return SplitFiles(labels, (images,), class_names=_read_name_file(path, path.parent))
 
 
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
@@ -122,10 +140,79 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     )
 
 
-def _find_yaml(root: Path) -> Path | None:
+def _find_file(root: Path) -> Path | None:
     if root.is_file():
-        return root if root.suffix.lower() in (".yaml", ".yml") else None
-    return next((p for name in ("data.yaml", "data.yml", "dataset.yaml") if (p := root / name).is_file()), None)
+        return root if root.suffix.lower() in (".yaml", ".yml", ".data") else None
+    usual = next((p for name in _DATA_FILES if (p := root / name).is_file()), None)
+    others = (p for p in list_visible(root, (".yaml", ".yml")) if _names_train_and_classes(read_start(p)))
+    return usual or next(others, None) or next(iter(list_visible(root, (".data",))), None)
+
+
+def _names_train_and_classes(text: str) -> bool:
+    return all(re.search(rf"^{key}\s*:", text, re.MULTILINE) for key in ("train", "names"))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = parse_yaml(read_text(file), where=str(file))
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    if not isinstance(tree, dict):
+        raise DataError(f"{file}: expected a mapping with the keys train, val and names")
+    return {key.lower() if isinstance(key, str) else key: value for key, value in tree.items()}
+
+
+def _read_darknet(file: Path) -> dict[str, Any]:
+    """Read obj.data, lines `key = value`, and the file of class names that it mentions."""
+    pairs = [line.partition("=") for line in read_text(file).splitlines() if "=" in line]
+    tree: dict[str, Any] = {key.strip().lower(): value.strip() for key, _, value in pairs}
+    names = _find_entry(file.parent, tree.get("names") or "obj.names")
+    if names is None or not names.is_file():
+        raise DataError(f"{file}: expected the file of class names, `names = obj.names`, in {file.parent}")
+    tree["names"] = _read_lines(names)
+    return tree
+
+
+def _read_name_file(*folders: Path) -> tuple[str, ...] | None:
+    """Read the class names from the first file with a usual name, one per line; None if there is none."""
+    places = [place for folder in folders for place in (folder, *existing(folder, (*LABEL_FOLDERS, *IMAGE_FOLDERS)))]
+    file = next((p for place in places for name in _NAME_FILES if (p := place / name).is_file()), None)
+    if file is None:
+        return None
+    names = _read_lines(file)
+    if len(set(names)) != len(names):
+        raise DataError(f"{file}: expected unique class names, one per line")
+    return tuple(names)
+
+
+def _read_lines(file: Path) -> list[str]:
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def _find_split_folders(root: Path, split: Split) -> SplitFiles | None:
+    """Find a split in images/SPLIT and labels/SPLIT, or images/SPLIT with the label files in it."""
+    labels = next(iter(existing(root, LABEL_FOLDERS)), None)
+    for images in existing(root, IMAGE_FOLDERS):
+        for folder in split_folders(images, split):
+            if _have_labels(first_images(folder, _NUM_PROBED), images, labels):
+                return SplitFiles(labels, (images,), (folder,), class_names=_read_name_file(root))
+    return None
+
+
+def _have_labels(images: Sequence[Path], root: Path, labels: Path | None) -> bool:
+    finder = LabelFinder(root, labels)
+    return any(_is_label_file(file) for image in images if (file := finder.find(image)))
+
+
+def _is_label_file(file: Path) -> bool:
+    """Return whether a text file starts with a row of a label file, or is empty in a folder of labels."""
+    words = read_start(file, 1 << 12).partition("\n")[0].split()
+    if not words:
+        return file.parent.name in LABEL_FOLDERS
+    try:
+        return len([float(word) for word in words]) >= 5
+    except ValueError:
+        return False
 
 
 def _to_text(value: Any, where: str) -> str:
@@ -134,12 +221,22 @@ def _to_text(value: Any, where: str) -> str:
     return str(value)
 
 
-def _resolve_entry(base: Path, entry: str, yaml_file: Path) -> Path:
-    # Roboflow writes ../train/images although the folder is next to data.yaml.
-    for path in (base / entry, base / entry.removeprefix("../")):
-        if os.path.exists(path):
-            return path
-    raise DataError(f"{yaml_file}: {entry!r:.300} does not exist (looked in {base})")
+def _resolve_entry(base: Path, entry: str, file: Path) -> Path:
+    path = _find_entry(base, entry)
+    if path is None:
+        raise DataError(f"{file}: {entry!r:.300} does not exist (looked in {base})")
+    return path
+
+
+def _find_entry(base: Path, entry: str) -> Path | None:
+    # Roboflow writes ../train/images although the folder is next to data.yaml; CVAT writes data/train.txt likewise.
+    candidates = (entry, entry.removeprefix("../"), entry.removeprefix("data/"))
+    return next((path for candidate in candidates if os.path.exists(path := base / candidate)), None)
+
+
+def _holds_images(base: Path, entry: str) -> bool:
+    path = _find_entry(base, entry)
+    return path is not None and (bool(first_images(path, 1)) if path.is_dir() else bool(read_text(path).strip()))
 
 
 def _read_class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] | None:
@@ -165,7 +262,9 @@ def _list_images(files: SplitFiles) -> list[Path]:
         if path.is_dir():
             images += list_images(path)
         else:
-            names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+            names = _read_lines(path)
+            if names and not any(os.path.isfile(folder / names[0]) for folder in (path.parent, root)):
+                names = [name.removeprefix("data/") for name in names]  # written by CVAT
             folder = folder_with((path.parent, root), names)
             images += [folder / name for name in match_names(folder, names)]
     return images

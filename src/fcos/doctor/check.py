@@ -17,8 +17,9 @@ from PIL import Image
 from ..config import Config, DataConfig, FCOSConfig
 from ..data.dataset import Annotations
 from ..data.images import OnImage
+from ..data.layouts import SPLITS, locate
 from ..data.source import Problem
-from ..data.splits import SPLITS, locate, read_split
+from ..data.splits import read_split
 from ..errors import DataError
 from ..formatting import join_some
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TypeAlias
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import describe_failure, open_rgb, to_rgb
+from ..data.images import describe_failure, load_rgb, open_rgb, to_rgb
+from ..data.opening import MAX_PIXELS, read_image
 from ..downloads import is_url, read_url
 from ..errors import DataError
 
@@ -25,21 +27,24 @@ MAX_DOWNLOAD_SECONDS = 60.0
 """Longest duration of the download of a picture."""
 
 
-def to_picture(image: Picture, *, where: str = "image", bit_depth: int = 16) -> Image.Image:
+def to_picture(
+    image: Picture, *, where: str = "image", bit_depth: int = 16, max_pixels: int | None = MAX_PIXELS
+) -> Image.Image:
     """Convert a picture in any form to an RGB image.
 
     Args:
         image: a path, URL, PIL image, array or tensor, see `Picture`.
         where: name used in error messages for a picture without a path or URL.
         bit_depth: number of bits used in images with 16 bits per pixel, see `to_rgb`.
+        max_pixels: largest number of pixels of a file; None: no limit.
 
     Raises:
         DataError: `image` is not a picture, or cannot be read.
     """
     if isinstance(image, str | Path):
         if is_url(str(image)):
-            return fetch(str(image), bit_depth=bit_depth)
-        return open_rgb(image, bit_depth=bit_depth)
+            return fetch(str(image), bit_depth=bit_depth, max_pixels=max_pixels)
+        return open_rgb(image, bit_depth=bit_depth, max_pixels=max_pixels)
     if isinstance(image, Tensor):
         image = _from_tensor(image, where)
     if isinstance(image, np.ndarray):
@@ -89,6 +94,7 @@ def fetch(
     max_bytes: int = MAX_DOWNLOAD_BYTES,
     max_seconds: float = MAX_DOWNLOAD_SECONDS,
     bit_depth: int = 16,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> Image.Image:
     """Download a picture and convert it to an RGB image.
 
@@ -106,10 +112,9 @@ def fetch(
     except OSError as error:
         raise DataError(f"{url}: {error}") from None
     try:
-        image = Image.open(BytesIO(content))
+        return read_image(BytesIO(content), partial(load_rgb, bit_depth=bit_depth), max_pixels=max_pixels)
     except Exception as error:  # Pillow can raise almost any exception for a damaged file
         raise DataError(f"{url}: {describe_failure(error)} ({content_type}, {len(content)} bytes)") from None
-    return _load(image, url, bit_depth)
 
 
 def _load(image: Image.Image, where: str, bit_depth: int) -> Image.Image:

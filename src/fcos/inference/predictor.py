@@ -174,9 +174,9 @@ class Detector:
         step = int(batch_size or self.config.eval.batch_size)
         results: list[Prediction] = []
         for start in range(0, len(pictures), step):
-            chunk = pictures[start : start + step]
+            data, chunk = self.config.data, pictures[start : start + step]
             decoded = [
-                to_picture(image, where=f"images[{i}]", bit_depth=self.config.data.bit_depth)
+                to_picture(image, where=f"images[{i}]", bit_depth=data.bit_depth, max_pixels=data.max_pixels)
                 for i, image in enumerate(chunk, start)
             ]
             for image, pixels, found in zip(chunk, decoded, self._detect(model, decoded), strict=True):

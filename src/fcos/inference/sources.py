@@ -130,7 +130,8 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
         images: dict[str, Image.Image] = {}
         for file in files[start : start + step]:
             try:
-                images[file] = to_picture(file, bit_depth=detector.config.data.bit_depth)
+                options = detector.config.data
+                images[file] = to_picture(file, bit_depth=options.bit_depth, max_pixels=options.max_pixels)
             except DataError as error:
                 yield PredictedFile(file, error=str(error))
         detections = _detect(detector, list(images.values()))

@@ -410,7 +410,11 @@ def _start_message(run: Run, origin: str, micro_batches: int) -> str:
     """Return the first lines of the log: run, data, origin of the weights, batch, learning rate and warnings."""
     train_data, val_data, settings = run.train_data, run.val_data, run.config.train
     parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
-    val = "no val split, best.pt gets the last weights" if val_data is None else plural(len(val_data), "val image")
+    val = (
+        "no val split (data.val_fraction=0.2 makes one), best.pt gets the last weights"
+        if val_data is None
+        else plural(len(val_data), "val image")
+    )
     counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
     base_lr, base_images = REFERENCE_RATES[settings.optimizer]
     micro_batch = -(-settings.batch_size // (world_size() * micro_batches))

@@ -1,0 +1,135 @@
+"""Reader for LabelMe: one JSON file per image, which names the image and lists its shapes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from .files import IMAGE_SUFFIXES
+from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, list_visible, read_start
+from .label_table import LabelTable
+from .source import Problem, Row, Source, SplitFiles, source_from_rows
+from .values import parse_flag, parse_number, parse_size
+
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")
+_FLAGS = ("difficult", "iscrowd", "ignore")
+
+
+def recognize(path: Path) -> SplitFiles | None:
+    """Recognise a LabelMe file, or a folder of them: next to the images, or in a folder such as labels."""
+    if path.is_file():
+        return SplitFiles(path, (path.parent,)) if is_labelme(path) else None
+    for folder in (path, *existing(path, LABEL_FOLDERS), *existing(path, IMAGE_FOLDERS)):
+        if any(is_labelme(file) for file in list_visible(folder, (".json",))):
+            return SplitFiles(folder, (path,))
+    return None
+
+
+def is_labelme(path: Path) -> bool:
+    """Return whether the start of a JSON file contains a key of LabelMe."""
+    start = read_start(path) if path.suffix.lower() == ".json" else ""
+    return re.search(r'"(shapes"\s*:\s*\[|imagePath"\s*:|imageData"\s*:)', start) is not None
+
+
+def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
+    """Read the JSON files of a folder.
+
+    Rectangles, polygons, circles and masks become their bounding boxes; points and lines are left out, with a warning.
+    Shapes with one of the flags `difficult`, `iscrowd` and `ignore` become crowd. Without `class_names`, the classes
+    are the sorted labels. Other JSON files in the folder are skipped.
+
+    Raises:
+        DataError: a folder is missing.
+    """
+    assert files.annotations is not None
+    path, root = files.annotations, files.images[0]
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    labels = LabelTable(class_names)
+    file_names, sizes, json_files, rows, problems = [], [], [], [], []
+    for json_file in [path] if path.is_file() else list_visible(path, (".json",)):
+        try:
+            tree = json.loads(json_file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(Problem("broken JSON", str(json_file), "", f"not valid JSON: {error}"))
+            continue
+        shapes = tree.get("shapes") if isinstance(tree, dict) else None
+        if not isinstance(shapes, list):
+            problems.append(Problem("not a LabelMe file", str(json_file), "", "has no list `shapes`", "warning"))
+            continue
+        for number, shape in enumerate(shapes, start=1):
+            try:
+                row = _read_shape(shape, len(file_names), number, labels)
+            except ValueError as error:
+                problems.append(Problem("broken shape", str(json_file), f"shape {number}", str(error)))
+                continue
+            if row is None:
+                message = f"{shape['shape_type']} has no area; left out"
+                problems.append(Problem("shape without area", str(json_file), f"shape {number}", message, "warning"))
+            else:
+                rows.append(row)
+        file_names.append(_image_name(json_file, tree.get("imagePath"), root))
+        sizes.append(parse_size(tree.get("imageHeight"), tree.get("imageWidth")))
+        json_files.append(json_file)
+    rows = labels.sort(rows)
+    return source_from_rows(
+        rows,
+        root=root,
+        file_names=file_names,
+        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        annotation_files=json_files,
+        unit="shape",
+        class_names=labels.names,
+        category_ids=labels.ids,
+        problems=problems,
+    )
+
+
+def _image_name(json_file: Path, image_path: object, root: Path) -> str:
+    """Return the path of the image relative to `root`: as written, or else the image with the name of the JSON file."""
+    folder = json_file.parent
+    written = image_path if isinstance(image_path, str) and image_path.strip() else json_file.with_suffix(".jpg").name
+    names = [written, written.replace("\\", "/")]
+    names += [
+        json_file.with_suffix(suffix.upper() if upper else suffix).name for suffix in IMAGE_SUFFIXES for upper in (0, 1)
+    ]
+    name = next((name for name in names if os.path.isfile(folder / name)), written)
+    return os.path.relpath(folder / name, root)
+
+
+def _read_shape(shape: Any, image: int, number: int, labels: LabelTable) -> Row | None:
+    """Read one shape; None if it has no area.
+
+    Raises:
+        ValueError: the shape has no label or no valid points.
+    """
+    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
+        raise ValueError("has no label")
+    kind = shape.get("shape_type") or "polygon"  # missing in old versions
+    if kind in _WITHOUT_AREA:
+        return None
+    try:
+        points = np.array([[parse_number(v) for v in point] for point in shape["points"]], dtype=np.float64)
+    except (KeyError, TypeError, ValueError):
+        points = np.zeros((0, 0))
+    if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 2:
+        raise ValueError(f"{kind}: expected points [[x, y], ...], found {shape.get('points')!s:.60}")
+    if kind == "circle":  # centre and a point of the circle
+        radius = math.dist(points[0], points[1])
+        points = np.stack([points[0] - radius, points[0] + radius])
+    flags = shape.get("flags")
+    try:
+        places = (shape, flags if isinstance(flags, dict) else {})
+        crowd = any(parse_flag(values.get(key)) for values in places for key in _FLAGS)
+    except ValueError:
+        raise ValueError(f"expected true or false for {', '.join(_FLAGS)}") from None
+    box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+    return Row(image, number, labels.label(shape["label"]), box, crowd)

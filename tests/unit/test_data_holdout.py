@@ -1,0 +1,167 @@
+"""Held-out validation images: `hold_out` and data.val_fraction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_data import config, write_coco, write_images, write_json
+from tool_exports import roboflow_voc
+
+from fcos.data import load_annotations
+from fcos.data.holdout import hold_out
+from fcos.errors import DataError
+
+_CLASSES = ("cat", "dog", "owl")
+
+
+def _hold_out(labels_of: Mapping[str, Sequence[int]], *, fraction: float = 0.2, **options: object) -> set[str]:
+    """Return the names of the images that are held out; `labels_of` has the labels of each image."""
+    names = list(labels_of)
+    image_of = np.array([i for i, name in enumerate(names) for _ in labels_of[name]], dtype=np.int64)
+    labels = np.array([label for name in names for label in labels_of[name]], dtype=np.int64)
+    mask = hold_out(names, image_of, labels, _CLASSES, fraction=fraction, **options)  # pyright: ignore[reportArgumentType]
+    return {name for name, is_held_out in zip(names, mask, strict=True) if is_held_out}
+
+
+def _random_labels(names: Sequence[str], seed: int = 0) -> dict[str, list[int]]:
+    """Return labels whose classes have very different frequencies."""
+    generator = np.random.default_rng(seed)
+    return {name: generator.choice(3, size=generator.integers(0, 4), p=[0.8, 0.17, 0.03]).tolist() for name in names}
+
+
+def _words(count: int) -> list[str]:
+    return [
+        f"{number:x}{'abc'[number % 3]}{'gh'[number % 2]}z.jpg".translate(_LETTERS)
+        for number in range(1000, 1000 + count)
+    ]
+
+
+_LETTERS = str.maketrans("0123456789", "klmnopqrst")
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("names", [_words(300), [f"IMG_{i:04}.jpg" for i in range(300)]], ids=["words", "numbers"])
+def test_fraction_holds_for_images_and_boxes_of_every_class(names: list[str], fraction: float) -> None:
+    labels_of = _random_labels(names)
+    held_out = _hold_out(labels_of, fraction=fraction)
+    assert len(held_out) == pytest.approx(fraction * len(names), rel=0.2)
+    for label in range(3):
+        total = sum(labels.count(label) for labels in labels_of.values())
+        part = sum(labels_of[name].count(label) for name in held_out)
+        assert part == pytest.approx(fraction * total, rel=0.25, abs=2)
+
+
+def test_choice_depends_neither_on_order_of_images_nor_of_classes() -> None:
+    labels_of = _random_labels(_words(50))
+    held_out = _hold_out(labels_of)
+    assert _hold_out(dict(reversed(labels_of.items()))) == held_out
+    names, swapped = list(labels_of), {0: 2, 1: 1, 2: 0}
+    image_of = np.array([i for i, name in enumerate(names) for _ in labels_of[name]], dtype=np.int64)
+    labels = np.array([swapped[label] for name in names for label in labels_of[name]], dtype=np.int64)
+    mask = hold_out(names, image_of, labels, _CLASSES[::-1], fraction=0.2)
+    assert {name for name, is_held_out in zip(names, mask, strict=True) if is_held_out} == held_out
+
+
+@pytest.mark.parametrize(("num_sequences", "length"), [(5, 4), (4, 10), (3, 10), (12, 25)])
+@pytest.mark.parametrize("pattern", ["{s}_{i:04}.jpg", "{s}/frame{i}.png", "{s}-frame-{i}-left.jpg", "cam{s}\\{i}.jpg"])
+def test_frames_of_a_sequence_stay_together(pattern: str, num_sequences: int, length: int) -> None:
+    sequences = [[pattern.format(s="abcdefghijkl"[s], i=i) for i in range(length)] for s in range(num_sequences)]
+    held_out = _hold_out({name: [0] for names in sequences for name in names})
+    assert held_out
+    for names in sequences:
+        assert held_out.issuperset(names) or held_out.isdisjoint(names)
+
+
+def test_single_sequence_is_cut_into_blocks() -> None:
+    held_out = _hold_out({f"video_{i:03}.jpg": [0] for i in range(100)})
+    numbers = sorted(int(name[6:9]) for name in held_out)
+    num_cuts = sum(after != before + 1 for before, after in pairwise(numbers))
+    assert len(numbers) == 20
+    assert num_cuts <= 3
+
+
+def test_blocks_become_smaller_until_every_class_is_held_out() -> None:
+    """Images numbered by class, as scripts write them."""
+    labels_of = {f"image_{i:03}.jpg": [i // 40] for i in range(120)}
+    held_out = _hold_out(labels_of, fraction=0.1)
+    assert {labels_of[name][0] for name in held_out} == {0, 1, 2}
+
+
+def test_augmented_copies_of_roboflow_stay_together() -> None:
+    copies = {f"photo_{i}_jpg.rf.{copy * 32}.jpg": [0] for i in range(20) for copy in "abc"}
+    held_out = _hold_out(copies)
+    origins = {name.partition("_jpg.rf.")[0] for name in held_out}
+    assert len(held_out) == 3 * len(origins) == 12
+
+
+def test_linked_images_stay_together() -> None:
+    names = _words(40)
+    linked = [(i, i + 20) for i in range(20)]
+    held_out = _hold_out({name: [0] for name in names}, linked=linked)
+    assert len(held_out) == 8
+    assert all((names[a] in held_out) == (names[b] in held_out) for a, b in linked)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_images_leave_both_parts_with_at_least_one(count: int) -> None:
+    assert 0 < len(_hold_out({f"a{i}.jpg": [] for i in range(count)})) < count
+
+
+def test_one_image_cannot_be_divided() -> None:
+    with pytest.raises(DataError, match=r"cannot hold out 0\.2 of the images: the 1 images may not be separated"):
+        _hold_out({"a.jpg": [0]})
+
+
+def _write_pets(root: Path, count: int = 10) -> Path:
+    names = _words(count)
+    write_images(root / "images", dict.fromkeys(names, (16, 16)))
+    boxes = [{"id": i, "image_id": i, "category_id": i % 2, "bbox": [1, 1, 8, 8]} for i in range(count)]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    return write_json(root / "result.json", {"images": images, "annotations": boxes, "categories": categories}).parent
+
+
+def test_val_fraction_divides_the_training_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = config(_write_pets(tmp_path), val_fraction=0.2)
+    train = load_annotations(data, "train")
+    assert train is not None
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        val = load_annotations(data, "val", class_names=train.class_names)
+    assert val is not None
+    names = [{part.file_name(i) for i in range(len(part))} for part in (train, val)]
+    assert [len(part) for part in names] == [8, 2]
+    assert names[0].isdisjoint(names[1])
+    assert val.boxes_per_class().tolist() == [1, 1]
+    assert load_annotations(data, "test") is None
+    assert "data.val_fraction=0.2: 2 of 10 images held out for validation" in caplog.text
+    assert "boxes: 1 of 5 cat, 1 of 5 dog" in caplog.text
+
+
+def test_val_fraction_is_rejected_if_the_data_has_a_val_split(tmp_path: Path) -> None:
+    roboflow_voc(tmp_path)
+    with pytest.raises(DataError, match=r"data\.val_fraction: the data has a val split already; remove this option"):
+        load_annotations(config(tmp_path, val_fraction=0.2), "train")
+
+
+def test_problems_of_the_files_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = _write_pets(tmp_path)
+    text = (root / "result.json").read_text()
+    (root / "result.json").write_text(text.replace('"category_id": 1', '"category_id": 9', 1))
+    data = config(root, val_fraction=0.2, on_error="skip")
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        load_annotations(data, "train")
+        load_annotations(data, "val")
+    assert caplog.text.count("category_id 9") == 1
+
+
+def test_test_split_is_not_affected_by_val_fraction(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    write_coco(tmp_path, split="test")
+    loaded = load_annotations(config(tmp_path, val_fraction=0.4), "test")
+    assert loaded is not None
+    assert len(loaded) == 3
