@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, DataConfig, FCOSConfig
+from .config.arguments import check_overrides, check_source
 from .config.backbones import is_own
 from .config.detectors import DEFAULT_DETECTOR
 from .config.options import options_of, with_role
 from .config.overrides import apply_overrides, validate
 from .errors import ConfigError, DataError, WeightsError
 from .formatting import join_some, printable
+from .limits import require_open_files
 from .output import drop_unwritable_output
 from .recipes import load_config, recipe_names
 
@@ -47,12 +49,13 @@ def load(
     """Load a detector for inference, with the per-class score thresholds from its training, if any.
 
     Args:
-        source: weights, a recipe or a YAML file. Weights are a path or http(s) URL of a file such as
-            runs/NAME/weights/best.pt or of a checkpoint of the original FCOS, AdelaiDet, detectron2, mmdetection or
-            torchvision; or the name `torchvision/fcos_resnet50_fpn` (COCO; downloaded once). A recipe or YAML file
-            loads the weights in its `train.weights`. If this is null, `load` warns and returns an untrained detector,
-            which `Detector.predict` refuses to run: its head is random, its backbone has `model.backbone.weights`, and
-            it has 80 classes unless `model.num_classes` is set.
+        source: weights, a recipe or a YAML file. Weights are a run folder (its best weights, or the latest if there are
+            none yet), or the path or http(s) URL of a file such as runs/NAME/weights/best.pt or of a checkpoint of the
+            original FCOS, AdelaiDet, detectron2, mmdetection or torchvision; or the name
+            `torchvision/fcos_resnet50_fpn` (COCO; downloaded once). A recipe or YAML file loads the weights in its
+            `train.weights`. If this is null, `load` warns and returns an untrained detector, which `Detector.predict`
+            refuses to run: its head is random, its backbone has `model.backbone.weights`, and it has 80 classes unless
+            `model.num_classes` is set.
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
             names the classes of a file that contains no class names.
         config: recipe, YAML file or `Config` for all options that the weights do not determine. Most files contain a
@@ -70,20 +73,21 @@ def load(
     from .interop.fcos_core.config import split_pairs
     from .models import build_model
 
+    source, options = check_source(source, name="source"), check_overrides(overrides)
     if _is_recipe(source):
         if config is not None:
             raise ConfigError(
                 f"config: not allowed, because {source} is itself a config; give weights, or remove config"
             )
-        resolved = load_config(source, overrides)
+        resolved = load_config(source, options)
         if not resolved.train.weights:
             log.warning("%s: the detector is untrained: its head has random weights (%s)", source, _TRAIN_FIRST)
             target_device = resolve_device(device or resolved.device)
             model = build_model(resolved.model, num_classes=resolved.model.num_classes or _NUM_COCO_CLASSES)
             return Detector(model.to(target_device), resolved, is_trained=False)
         source, config = resolved.train.weights, resolved
-        overrides = tuple(split_pairs(overrides)[1])
-    model, checkpoint, resolved = _restore_detector(source, overrides, config)
+        options = split_pairs(options)[1]
+    model, checkpoint, resolved = _restore_detector(source, options, config)
     target_device = resolve_device(device or resolved.device)
     names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
     thresholds = checkpoint.thresholds
@@ -130,11 +134,13 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     if isinstance(recipe, Config):
         config, name = _override(recipe.to_dict(), overrides, where="config"), "fcos"
     else:
+        recipe = check_source(recipe, name="recipe")
         config, name = load_config(recipe, overrides), Path(recipe).stem
     from .training.folder import with_current_folder  # slow imports: config errors come first
     from .training.launch import launch, processes_to_start
     from .training.loop import train as run
 
+    require_open_files(config.data.workers)
     if not isinstance(recipe, Config) and not any(text.startswith("output_dir=") for text in overrides):
         config = with_current_folder(config, recipe)
 
@@ -212,6 +218,7 @@ def evaluate(
             f"data: the classes have the ids {data_ids_text:.80}, but {weights} has {weights_ids_text:.80} and no class"
             " names; name its classes with data.classes=[NAME, ...]"
         )
+    require_open_files(resolved.data.workers)
     join_processes(device)
     warn_of_crowded_images(annotations, resolved)
     return run(model.to(device), annotations, resolved, device=device, progress=progress)
@@ -248,7 +255,8 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
         device = resolve_device(resolved.device)
         return run_evaluation(model.to(device), val, resolved, device=device, progress=progress)
 
-    return write_report(Path(run), overrides, evaluate=measure)
+    run = check_source(run, name="run")
+    return write_report(Path(run), check_overrides(overrides), evaluate=measure)
 
 
 def convert(
@@ -278,6 +286,7 @@ def convert(
 
     if to not in FORMS:
         raise ConfigError(f"to: expected one of {', '.join(FORMS)}; found {to!r}")
+    out = check_source(out, name="out")
     check_output(Path(out))  # before a possible download
     model, checkpoint, resolved = _restore_detector(weights, overrides, config)
     return write_as(to, Path(out), model, checkpoint, resolved, where=str(weights))
@@ -301,6 +310,7 @@ def _restore_detector(
     from .interop.torchvision_fcos import WEIGHTS
     from .models import build_model
 
+    weights, overrides = check_source(weights, name="weights"), check_overrides(overrides)
     if _is_recipe(weights):
         raise WeightsError(f"{weights}: this is a recipe or config; expected weights that were trained with it")
     may_be_weights = str(weights) in WEIGHTS or "//" in str(weights) or Path(weights).suffix or Path(weights).exists()
@@ -383,5 +393,5 @@ def _check_stored_paths(data: DataConfig, split: str) -> None:
 
 def _override(tree: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:
     tree = deepcopy(tree)  # the checkpoint's config must not change
-    apply_overrides(tree, overrides)
+    apply_overrides(tree, check_overrides(overrides))
     return validate(tree, where=where)

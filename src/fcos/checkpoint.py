@@ -6,6 +6,7 @@ A file contains one dictionary: `format` ("fcos"), `version`, `model` (state dic
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import warnings
@@ -23,6 +24,8 @@ from .choices import Project
 from .config import Config
 from .errors import WeightsError
 from .formatting import join_some
+
+log = logging.getLogger(__name__)
 
 FORMAT = "fcos"
 VERSION = 1
@@ -164,6 +167,23 @@ def generations(path: Path) -> list[Path]:
         if number.isdecimal():
             earlier[int(number)] = file
     return [file for file in (path,) if file.is_file()] + [earlier[number] for number in sorted(earlier)]
+
+
+def find_weights(path: Path) -> Path:
+    """Return the weights file that a path stands for: the best or latest weights of a run folder, or the path itself.
+
+    Raises:
+        WeightsError: the path is a folder without weights of a run.
+    """
+    if not path.is_dir():
+        return path
+    best, last = path / "weights" / "best.pt", path / "weights" / "last.pt"
+    if best.is_file():
+        return best
+    if last.is_file():
+        log.info("%s: no %s yet; using %s", path, best.relative_to(path), last.relative_to(path))
+        return last
+    raise WeightsError(f"{path}: this is a folder without weights/best.pt; expected a weights file or a run folder")
 
 
 def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:

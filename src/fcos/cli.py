@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +50,33 @@ def _check_folder(path: Path | None) -> Path | None:
     return path
 
 
+def _check_flags(context: typer.Context, words: list[str] | None) -> list[str] | None:
+    """Reject unknown flags among the words of a command, with the option to type instead."""
+    for position, word in enumerate(words or []):
+        if re.match(r"--?[A-Za-z]", word) and not Path(word).exists():
+            raise ConfigError(f"{word}: no such option{_suggest_for_flag(context, (words or [])[position:])}")
+    return words
+
+
+def _suggest_for_flag(context: typer.Context, words: Sequence[str]) -> str:
+    """Return a hint for an unknown flag: a flag of the command with a similar name, or an option `key=value`."""
+    from .config import Config
+    from .config.lookup import suggest_options
+
+    flag, _, value = words[0].partition("=")
+    if not value and len(words) > 1 and not words[1].startswith("-") and "=" not in words[1]:
+        value = words[1]
+    flags = [name for parameter in context.command.params for name in parameter.opts]
+    known = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
+    known += [f"{key}={value or 'VALUE'}" for key in suggest_options(Config, flag.lstrip("-"))]
+    if known:
+        return f", did you mean {' or '.join(known)}?"
+    return f"; options have the form key=value, and `{context.command_path} --help` lists the others"
+
+
 Weights = Annotated[
-    str, typer.Argument(metavar="WEIGHTS", help="Weights file or name, e.g. torchvision/fcos_resnet50_fpn.")
+    str,
+    typer.Argument(metavar="WEIGHTS", help="Run folder, weights file, or name such as torchvision/fcos_resnet50_fpn."),
 ]
 OriginalConfig = Annotated[
     str | None,
@@ -58,13 +85,23 @@ OriginalConfig = Annotated[
         help="YAML file or recipe with the options that the weights lack; weights of the original require it.",
     ),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.")]
-TestOverrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, e.g. eval.flip=true.")]
-FileOverrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options that the file lacks, e.g. data.classes=[a,b].")
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.", callback=_check_flags),
 ]
-_NO_OPTIONS = {"ignore_unknown_options": True}
-"""Settings of commands without options: -1 is a value, as in the original's TEST.DETECTIONS_PER_IMG -1."""
+TestOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Options, e.g. eval.flip=true.", callback=_check_flags),
+]
+FileOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Options that the file lacks, e.g. data.classes=[a,b].", callback=_check_flags
+    ),
+]
+_WORDS = {"ignore_unknown_options": True}
+"""Settings of commands with KEY=VALUE words: -1 is a value (the original's TEST.DETECTIONS_PER_IMG -1), and
+`_check_flags` explains unknown flags."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(_TerminalFormatter("%(message)s"))
         logging.basicConfig(handlers=[handler])
+        if arguments is None and not sys.warnoptions:  # the process is ours, without python -W and PYTHONWARNINGS
+            warnings.simplefilter("ignore")  # of libraries
         logging.getLogger("fcos").setLevel(logging.INFO if _is_rank_zero() else logging.WARNING)
         with report_user_errors():
             _require_command(sys.argv[1:] if arguments is None else arguments)
@@ -133,7 +172,7 @@ def _global_options(
         raise typer.Exit
 
 
-@app.command(context_settings=_NO_OPTIONS)
+@app.command(context_settings=_WORDS)
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (see: fcos config list) or YAML file.")],
     overrides: Overrides = None,
@@ -151,7 +190,7 @@ def train(
         _print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} IMAGE...")
 
 
-@app.command()
+@app.command(context_settings=_WORDS, short_help="Compute the COCO metrics of a detector.")
 def val(
     weights: Weights,
     overrides: TestOverrides = None,
@@ -183,7 +222,7 @@ def val(
     _print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
 
 
-@app.command(context_settings=_NO_OPTIONS)
+@app.command(context_settings=_WORDS, short_help="Write RUN/report.html: metrics, curves and errors.")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, also of an unfinished run.")],
     overrides: Annotated[
@@ -191,6 +230,7 @@ def report(
         typer.Argument(
             metavar="KEY=VALUE",
             help="Options, e.g. data=DIR (where the data is now), device=cpu (for a new evaluation).",
+            callback=_check_flags,
         ),
     ] = None,
 ) -> None:
@@ -208,10 +248,13 @@ def report(
     _print(f"written: {file}")
 
 
-@app.command()
+@app.command(context_settings=_WORDS, short_help="Detect objects in images.")
 def predict(  # noqa: PLR0917 (options of the command line)
     weights: Weights,
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.", callback=_check_flags),
+    ],
     config: OriginalConfig = None,
     out: Annotated[Path, typer.Option(help="Folder for the annotated images.", callback=_check_folder)] = Path(
         "predictions"
@@ -276,7 +319,7 @@ def _report(result: PredictedFile, thresholds: str) -> None:
         _print(f"{printable(result.source)}: {detections} -> {result.picture}")
 
 
-@app.command()
+@app.command(context_settings=_WORDS, short_help="Convert weights between projects.")
 def convert(
     weights: Weights,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New file; its name ends in .pt or .pth.")],
@@ -299,11 +342,15 @@ def convert(
     _print(f"written: {out}")
 
 
-@app.command()
+@app.command(context_settings=_WORDS, short_help="Check a data set before training.")
 def doctor(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE] KEY=VALUE", help="data=DIR, and the recipe and options to train with."),
+        typer.Argument(
+            metavar="[RECIPE] KEY=VALUE",
+            help="data=DIR, and the recipe and options to train with.",
+            callback=_check_flags,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for doctor.html (with images) and doctor.json.", callback=_check_folder)
@@ -341,7 +388,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Divide a data set into train, val and test.")
 def split(
     overrides: Annotated[list[str], typer.Argument(metavar="KEY=VALUE", help="data=DIR, and options for reading it.")],
     out: Annotated[Path, typer.Option(help="Folder for train.txt and val.txt.", callback=_check_folder)] = Path(
@@ -372,7 +419,7 @@ def split(
     print(f"next: fcos train fcos_mnv2_small {' '.join([*map(shlex.quote, overrides), *options])}")
 
 
-@samples_app.command()
+@samples_app.command(short_help="Write a sample data set in COCO layout.")
 def digits(  # noqa: PLR0917 (options of the command line)
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder.")],
     train_images: Annotated[int, typer.Option(help="Number of training images.")] = 600,
@@ -397,16 +444,18 @@ def digits(  # noqa: PLR0917 (options of the command line)
     _print(f"written: {folder}; train with: fcos train fcos_mnv2_small data={folder}")
 
 
-@config_app.command("list")
+@config_app.command("list", short_help="List the shipped recipes.")
 def config_list() -> None:
-    """List the shipped recipes."""
-    from .recipes import recipe_names
+    """List the shipped recipes with their descriptions, first the one to start with."""
+    from .recipes import FIRST_RECIPE, recipe_descriptions
 
-    for name in recipe_names():
-        print(name)
+    recipes = recipe_descriptions()
+    width = max(map(len, recipes))
+    for name in sorted(recipes, key=lambda name: name != FIRST_RECIPE):
+        print(f"{name:{width}}  {'START HERE. ' if name == FIRST_RECIPE else ''}{recipes[name]}")
 
 
-@config_app.command("show", context_settings=_NO_OPTIONS)
+@config_app.command("show", context_settings=_WORDS, short_help="Print a complete config with descriptions.")
 def config_show(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file.")],
     overrides: Overrides = None,
@@ -418,7 +467,7 @@ def config_show(
     print(annotated_yaml(load_config(recipe, overrides or ())), end="")
 
 
-@config_app.command("diff")
+@config_app.command("diff", short_help="Print the options that differ.")
 def config_diff(
     first: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file.")],
     second: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file to compare with.")],

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .errors import ConfigError, FCOSError
+from .formatting import quote
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ def broadcast_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """Return the device for `auto` (CUDA, else MPS, else CPU) or the name of a torch device.
 
     Under torchrun, `auto` and `cuda` select the GPU of this process (LOCAL_RANK).
@@ -138,10 +139,10 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # TypeError: bytes, lists
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"device: expected auto, cpu, mps, cuda or cuda:N, found {name!r}")
+        raise ConfigError(f"device: expected auto, cpu, mps, cuda or cuda:N, found {quote(name)}")
     if device.type == "cuda":
         num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))

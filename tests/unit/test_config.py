@@ -11,7 +11,7 @@ from detectors import fcos_section
 from fcos.config import Config
 from fcos.config.backbones import MobileNetV2Config, ResNetConfig
 from fcos.config.overrides import validate
-from fcos.config.text import parse_yaml
+from fcos.config.yaml_text import parse_yaml
 from fcos.errors import ConfigError
 from fcos.recipes import load_config, recipe_names
 
@@ -85,7 +85,7 @@ def test_missing_config_file_of_the_original_suggests_its_recipe(path: Path, tmp
     [
         ("model: [", "not valid YAML"),
         ("- a\n- b\n", "expected a mapping"),
-        ("MODEL: {}\n1: 2\n", "the key 1, which is not text"),
+        ("MODEL: {}\n1: 2\n", "1: no such key in the config of the original FCOS"),
     ],
 )
 def test_file_that_is_not_a_config_is_rejected(text: str, expected: str, tmp_path: Path) -> None:
@@ -190,11 +190,6 @@ def test_detection_sizes_default_to_the_largest_training_size() -> None:
     assert (data.detection_short_side, data.detection_max_side) == (320, 400)
 
 
-def test_unquoted_numeric_data_folder_error_suggests_quotes() -> None:
-    assert "quote it twice" in message("data=2007")
-    assert load_config(None, ['data="2007"']).data.root == Path("2007")
-
-
 # ---------------------------------------------------------------------------------------------------------- backbone
 
 
@@ -226,14 +221,14 @@ def test_unknown_backbone_gets_a_suggestion_and_the_list() -> None:
     assert "known: resnet50, resnet101, " in text
 
 
-@pytest.mark.parametrize("value", ["3", "[1]", "null", "{a: b}"])
+@pytest.mark.parametrize("value", ["3", "[1]", "null"])
 def test_backbone_name_must_be_text(value: str) -> None:
     assert "known: resnet50, resnet101, " in message(f"model.backbone.name={value}")
 
 
-def test_error_shows_how_yaml_parses_the_backbone_name() -> None:
+def test_incomplete_name_of_a_user_backbone_is_rejected() -> None:
     text = message("model.backbone.name=mybb:")
-    assert "model.backbone.name: no backbone {'mybb': None} (as YAML parses it); expected text; known: resnet50" in text
+    assert text == "defaults: model.backbone.name: expected package.module:function, found 'mybb:'"
 
 
 def test_option_of_another_backbone_is_rejected() -> None:
@@ -321,10 +316,10 @@ def test_value_instead_of_a_section_error_mentions_the_options(section: str) -> 
         "train.batch_size=0", "data.flip=1.5", "data.workers=-1", "model.num_classes=0", "model.score_threshold=1",
         "model.nms_threshold=1.5", "model.pixel_std=[1,0,1]", "model.pixel_mean=[1,2]", "model.name=retinanet",
         "data.short_side=0", "data.short_side=[]", "data.short_side_range=[800,640]", "train.eval_every=0",
-        "model.backbone.frozen_stages=6", "model.head.prior_probability=0", "output_dir=2024-01-01", "data=null",
+        "model.backbone.frozen_stages=6", "model.head.prior_probability=0", "data=null",
         "model.strides=[8,16]", "model.strides=8", "model.fpn.channels=100", "model.head.norm=frozen_bn",
         "model.size_ranges=[[64,-1],[64,128],[128,256],[256,512],[512,null]]",
-        "model.size_ranges=[[1],[2],[3],[4],[5]]", "model={1: 2}", "eval.batch_size=all", "device=3",
+        "model.size_ranges=[[1],[2],[3],[4],[5]]", "model={1: 2}", "eval.batch_size=all", "device=null",
     ],
 )  # fmt: skip
 def test_invalid_value_error_names_its_section_without_jargon(override: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fcos.config.text import as_option, flatten, parse_yaml
+from fcos.config.text import as_option, flatten
+from fcos.config.yaml_text import parse_yaml
 
 
 def test_flatten_returns_dotted_keys() -> None:

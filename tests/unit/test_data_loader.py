@@ -146,7 +146,9 @@ def _reference_batches(orders: Iterable[np.ndarray], groups: np.ndarray, batch_s
         left = [image for batch in sorted(growing.values()) for _, image in batch]
 
 
-@pytest.mark.parametrize(("images", "number_of_groups", "batch_size"), [(50, 5, 7), (3, 2, 8), (1, 1, 1), (64, 1, 16)])
+@pytest.mark.parametrize(
+    ("images", "number_of_groups", "batch_size"), [(50, 5, 7), (3, 2, 8), (1, 1, 1), (64, 1, 16), (5, 2, 70)]
+)
 def test_endless_batches_match_a_reference_implementation(images: int, number_of_groups: int, batch_size: int) -> None:
     groups = np.arange(images) * 7919 % number_of_groups
     orders = [permutation(images, epoch) for epoch in range(60)]

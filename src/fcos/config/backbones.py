@@ -73,9 +73,9 @@ class ResNetConfig(BackboneSection):
     Detectron .pkl file; or null for random weights. Caffe2 weights (catalog, .pkl) expect BGR pixels; those of MSRA
     also need `stride_in_1x1`."""
     norm: Norm = option("frozen_bn", "shape")
-    norm_eps: float = option(1e-5, "meaning", ge=0)
+    norm_eps: float = option(1e-5, "meaning", ge=0, le=1)
     """Epsilon of the normalisation layers; 0 in the original's frozen batch norm."""
-    norm_groups: int = option(32, "meaning")
+    norm_groups: int = option(32, "meaning", ge=-4096, le=4096)
     """Number of groups of group norm (`gn`); a negative number -n: groups of n channels."""
     stride_in_1x1: bool = option(False, "meaning")
     """Downsample in the first 1x1 convolution of a block (MSRA weights) instead of in the 3x3 one (torchvision)."""
@@ -85,7 +85,7 @@ class ResNetConfig(BackboneSection):
     """Stages with deformable 3x3 convolutions."""
     modulated: bool = option(True, "shape", needs="deformable_stages")
     """Use modulated deformable convolutions (DCNv2), which weight their samples."""
-    offset_groups: int = option(1, "shape", needs="deformable_stages", ge=1)
+    offset_groups: int = option(1, "shape", needs="deformable_stages", ge=1, le=4096)
     """Number of channel groups in a deformable convolution, each with separate offsets."""
 
     @classmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from ..choices import (
     BoxConvention,
@@ -22,11 +22,17 @@ from ..choices import (
     Tower,
     TowerNorm,
 )
+from ..formatting import quote
 from .backbones import DEFAULT_BACKBONE, BackboneConfig, ResNetConfig
-from .options import RULES, OtherProject, option
+from .options import MAX_VALUE, RULES, OtherProject, option
 
 _GROUPS = 32  # number of groups of the group norm in `models.layers`
 _ROUNDED: dict[OtherProject, str] = {"fcos_core": "its config contains them, possibly rounded"}
+_MAX_STRIDE = 4096
+PixelMean = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
+PixelStd = Annotated[float, Field(gt=0, le=MAX_VALUE)]
+Length = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
+"""Length in pixels."""
 _INCLUSIVE: dict[OtherProject, str] = {"fcos_core": "inclusive boxes imply it"}
 
 
@@ -37,15 +43,15 @@ class _Section(BaseModel):
 class FPNConfig(_Section):
     """Feature pyramid network."""
 
-    channels: int = option(256, "shape", ge=1)
+    channels: int = option(256, "shape", ge=1, le=2048)
     """Channels of all pyramid levels and of the head's towers; a multiple of 32 if the towers use group norm, and of
     `norm_groups` if the pyramid does."""
     extra_level_source: ExtraLevelSource = option("p5", "shape", "meaning")
     """Input of the first extra level above the backbone's last one (P6): `p5` or `c5`."""
     norm: PyramidNorm = option("none", "shape")
-    norm_groups: int = option(32, "meaning")
+    norm_groups: int = option(32, "meaning", ge=-4096, le=4096)
     """Number of groups of group norm (`gn`); a negative number -n: groups of n channels."""
-    norm_eps: float = option(1e-5, "meaning", ge=0)
+    norm_eps: float = option(1e-5, "meaning", ge=0, le=1)
     """Epsilon of group norm."""
     relu: bool = option(False, "shape")
     """Apply ReLU after every lateral and output convolution."""
@@ -54,8 +60,8 @@ class FPNConfig(_Section):
 class HeadConfig(_Section):
     """Head with two towers, shared by all levels."""
 
-    num_convs: int = option(4, "shape", ge=0)
-    num_shared_convs: int = option(0, "shape", ge=0)
+    num_convs: int = option(4, "shape", ge=0, le=64)
+    num_shared_convs: int = option(0, "shape", ge=0, le=64)
     """Number of convolutions before the towers, shared by both (AdelaiDet)."""
     norm: TowerNorm = option("gn", "shape")
     """Normalisation in the towers. `bn`: separate batch norm for every level (AdelaiDet)."""
@@ -81,7 +87,7 @@ class DetectorConfig(_Section):
     """
 
     name: str
-    num_classes: int | None = option(None, "classes", ge=1)
+    num_classes: int | None = option(None, "classes", ge=1, le=50_000)
     """Number of classes; null: that of the data."""
     backbone: BackboneConfig = Field(default_factory=ResNetConfig)
     box_convention: BoxConvention = option("continuous", "meaning")
@@ -89,10 +95,8 @@ class DetectorConfig(_Section):
     detects in the padding and keeps boxes without area."""
     channel_order: ChannelOrder = option("rgb", "meaning")
     """Channel order of the network input; `pixel_mean` and `pixel_std` use the same order."""
-    pixel_mean: tuple[float, float, float] = option((123.675, 116.28, 103.53), "meaning", free_for=_ROUNDED)
-    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = option(
-        (58.395, 57.12, 57.375), "meaning", free_for=_ROUNDED
-    )
+    pixel_mean: tuple[PixelMean, PixelMean, PixelMean] = option((123.675, 116.28, 103.53), "meaning", free_for=_ROUNDED)
+    pixel_std: tuple[PixelStd, PixelStd, PixelStd] = option((58.395, 57.12, 57.375), "meaning", free_for=_ROUNDED)
 
     @field_validator("backbone", mode="before")
     @classmethod
@@ -115,31 +119,31 @@ class FCOSConfig(DetectorConfig):
     """Strides of the pyramid levels. Strides that the backbone lacks are computed by further downsampling."""
     location: Location = option("center", "meaning")
     """Position of a location in its cell: `center`, or the upper left `corner` (torchvision)."""
-    size_ranges: list[tuple[float, float | None]] = option(
+    size_ranges: list[tuple[Length, Length | None]] = option(
         [(-1, 64), (64, 128), (128, 256), (256, 512), (512, None)], "training"
     )
     """Range (low, high) per level in pixels: a location learns a box if the largest of its four distances is in this
     range, both ends included; high null: no upper limit."""
-    center_sampling_radius: float = option(0.0, "training", ge=0)
+    center_sampling_radius: float = option(0.0, "training", ge=0, le=1000)
     """Only locations within this many strides of the box's centre are positive; 0: all locations inside the box."""
     box_loss: BoxLoss = option("iou", "training")
     quality: Quality = option("centerness", "meaning", "training")
     """Quality that the third branch learns, a factor of the score. `centerness`: centerness of the location, which also
     weights its box loss; `iou`: IoU of its predicted box, with equal weights of all box losses (TPAMI version)."""
     focal_alpha: float = option(0.25, "training", ge=0, le=1)
-    focal_gamma: float = option(2.0, "training", ge=0)
+    focal_gamma: float = option(2.0, "training", ge=0, le=100)
     score: Score = option("sqrt", "detection", "convention")
     """Score of a detection. `product`: class probability times centerness (mmdetection); `sqrt`: its square root."""
     score_threshold: float = option(0.05, "detection", ge=0, lt=1)
     threshold_on: RankedBy = option("class", "detection", "convention")
     """Value compared with `score_threshold`: the class probability, or the score (torchvision, detectron2)."""
-    pre_nms_top_k: int = option(1000, "detection", ge=1)
+    pre_nms_top_k: int = option(1000, "detection", ge=1, le=10**6)
     """Maximum number of candidates (location, class) per level and image before NMS."""
     top_k_on: RankedBy = option("score", "detection", "convention")
     """Value that ranks the candidates of `pre_nms_top_k`: the class probability (mmdetection), or the score."""
-    nms_threshold: float = option(0.6, "detection", le=1)
+    nms_threshold: float = option(0.6, "detection", ge=-1, le=1)
     """IoU above which NMS suppresses the lower-scoring of two boxes of a class; 0 or less: no NMS."""
-    max_detections: int = option(100, "detection")
+    max_detections: int = option(100, "detection", ge=-(10**6), le=10**6)
     """Maximum number of detections per image; 0 or less: no limit. Above 100, the metrics count as many, too (per image
     and class)."""
     detect_in_padding: bool = option(False, "detection", "convention", free_for=_INCLUSIVE)
@@ -171,9 +175,11 @@ class FCOSConfig(DetectorConfig):
             counts = f"strides has {len(self.strides)} levels but size_ranges has {len(self.size_ranges)}"
             problems.append(f"{counts}; give one range per level")
         if not self.strides or self.strides[0] < 1 or any(b != 2 * a for a, b in pairwise(self.strides)):
-            problems.append(f"strides must double from level to level, found {self.strides}")
+            problems.append(f"strides must double from level to level, found {quote(self.strides)}")
+        elif self.strides[-1] > _MAX_STRIDE:
+            problems.append(f"strides must be at most {_MAX_STRIDE}, found {quote(self.strides)}")
         if any(high is not None and low > high for low, high in self.size_ranges):
-            problems.append(f"size_ranges must be pairs (low, high), found {self.size_ranges}")
+            problems.append(f"size_ranges must be pairs (low, high), found {quote(self.size_ranges)}")
         groups = [_GROUPS] if self.head.norm == "gn" else []
         groups += [abs(self.fpn.norm_groups)] if self.fpn.norm == "gn" else []
         wrong = next((number for number in groups if not number or self.fpn.channels % number), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
@@ -18,6 +18,17 @@ from ..choices import OtherProject
 
 RULES = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 """Pydantic settings of all config sections."""
+MAX_COUNT = 10**9
+"""Largest number of iterations, and of anything counted in iterations."""
+MAX_LR = 1e30
+MAX_FACTOR = 1e4
+"""Largest learning rate and factor; the product of a rate and two factors is below the largest float32."""
+MAX_VALUE = 1e6
+"""Largest pixel value or length in pixels."""
+MAX_SIDE = 65_535
+"""Largest side of an image in pixels, as in JPEG files."""
+Factor = Annotated[float, Field(ge=0, le=MAX_FACTOR)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Role = Literal["classes", "shape", "meaning", "training", "detection", "convention"]
 """Influence of an option on weights, training or detection.
 
@@ -71,7 +82,7 @@ def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
     """
     options: dict[str, OptionInfo] = {}
     for key, field in section.model_fields.items():
-        for child in _sections_of(field):
+        for child in sections_of(field):
             for name, info in options_of(child).items():
                 assert options.setdefault(f"{key}.{name}", info) == info, (
                     f"{key}.{name}: its roles differ between the variants of this section"
@@ -152,7 +163,7 @@ class OneOf:
         return core_schema.tagged_union_schema(choices, self.choose)
 
 
-def _sections_of(field: FieldInfo) -> Iterator[type[BaseModel]]:
+def sections_of(field: FieldInfo) -> Iterator[type[BaseModel]]:
     """Yield the possible section classes of a field; none if it does not hold a section."""
     variants = [item for item in field.metadata if isinstance(item, OneOf)]
     if variants:

@@ -1,27 +1,28 @@
-"""`key=value` overrides, and validation of a config tree against the schema with readable error messages."""
+"""`key=value` overrides, and validation of a config tree against the schema."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from datetime import date
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..errors import ConfigError
-from .backbones import BACKBONES, DEFAULT_BACKBONE, SECTIONS
-from .detectors import DEFAULT_DETECTOR, DETECTORS
-from .schema import Config
-from .text import parse_yaml, suggest
+from ..formatting import quote
+from .backbones import DEFAULT_BACKBONE
+from .detectors import DEFAULT_DETECTOR
+from .lookup import Kind, option_kinds
+from .messages import config_error, suggestion
+from .schema import LENGTHS, Config
+from .yaml_text import ITEM, parse_yaml
 
 _DETECTOR_NAME = "model.name"
 _BACKBONE_NAME = "model.backbone.name"
-_VARIANTS = {section.__name__: section for section in (*DETECTORS.values(), *SECTIONS)}  # names in pydantic's `loc`
-_DEFAULT_VARIANTS = {"model": DETECTORS[DEFAULT_DETECTOR], "backbone": BACKBONES[DEFAULT_BACKBONE]}
-_NAMED_SECTIONS = {"model": ("detector", list(DETECTORS)), "backbone": ("backbone", list(BACKBONES))}
-"""Sections selected by `name`: the noun for messages, and the known names."""
 _APPLIED_FIRST = (f"{_DETECTOR_NAME}=", f"{_BACKBONE_NAME}=", "data=", "data.root=")
 """Overrides that reset the options of a detector, backbone or data set if they change it."""
+_QUOTED = r""" "(?:[^"\\]|\\.)*" | '(?:[^']|'')*' """
+_LIST_ITEM = re.compile(rf"\s* ( (?:{_QUOTED})(?=\s*(?:,|$)) | [^,]* ) \s*(?:,|$)", re.VERBOSE)
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -35,14 +36,15 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: a string does not have the form `key=value`, or its key treats an option as a section.
     """
-    problems = []
+    problems = _find_two_lengths(overrides)
     for override in sorted(overrides, key=lambda text: not text.startswith(_APPLIED_FIRST)):
         key, separator, text = override.partition("=")
         if not separator or not all(key.split(".")):
-            problems.append(f"override {override!r}: expected key=value, for example train.lr=0.005")
+            hint = suggestion(Config, override, "VALUE") or ", for example train.lr=0.005"
+            problems.append(f"override {quote(override)}: expected key=value{hint}")
             continue
         try:
-            _assign(tree, key, parse_yaml(text, where=f"override {override!r}"))
+            _assign(tree, key, parse_value(key, text, where=f"override {quote(override)}"))
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -63,8 +65,65 @@ def validate(tree: dict[str, Any], *, where: str, names: Mapping[str, str] | Non
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(e, names or {}) for e in error.errors()]
-        raise ConfigError(f"{where}:" + ("\n  " if len(lines) > 1 else " ") + "\n  ".join(lines)) from None
+        raise config_error(error, Config, where=where, names=names) from None
+
+
+def parse_value(key: str, text: str, *, where: str) -> Any:
+    """Parse the value of an option as typed on a command line.
+
+    Names and paths stay as typed (`cells #2`, `007`, `on`), lists of these are split at commas, and other values are
+    YAML. A name in quotes loses them; `null` and nothing are None.
+
+    Args:
+        key: dotted key of the option.
+        text: text after `key=`.
+        where: source of the text, for messages.
+
+    Raises:
+        ConfigError: the text is not YAML.
+    """
+    kind = kind_of(key)
+    is_section = key == "data" and re.fullmatch(r"\{.*\}", text, re.DOTALL)
+    if kind == "other" or is_section or text in ("", "null"):
+        return parse_yaml(text, where=where, is_text=lambda path, is_null: is_text((*key.split("."), *path), is_null))
+    if kind == "texts" and text.startswith("[") and text.endswith("]"):
+        items = [match[1].strip() for match in _LIST_ITEM.finditer(text[1:-1])]
+        return [_unquote(item) for item in (items if items[-1] else items[:-1])]  # the last match is empty
+    return _unquote(text)
+
+
+def kind_of(key: str) -> Kind:
+    """Return the kind of an option by its dotted key; `data` is short for `data.root`."""
+    return option_kinds(Config).get("data.root" if key == "data" else key, "other")
+
+
+def is_text(path: Sequence[str], is_null: bool) -> bool:
+    """Return whether a value in a config is a name or path, which is text even if it looks like a number.
+
+    Args:
+        path: keys from the root to the value, `*` for items of lists.
+        is_null: True if the value looks like null, which sets an option to None but is text in a list.
+    """
+    if path and path[-1] == ITEM:
+        return kind_of(".".join(path[:-1])) == "texts"
+    return not is_null and kind_of(".".join(path)) != "other"
+
+
+def _unquote(text: str) -> str:
+    if not re.fullmatch(_QUOTED, text, re.VERBOSE | re.DOTALL):
+        return text
+    try:
+        return parse_yaml(text, where="quoted text")
+    except ConfigError:  # not an escape of YAML: "C:\data"
+        return text[1:-1]
+
+
+def _find_two_lengths(overrides: Sequence[str]) -> list[str]:
+    """Return a message if the overrides give the length of the run in two ways, in a list."""
+    keys = {f"train.{name}" for name in LENGTHS}
+    given = {text.partition("=")[0]: text for text in overrides if text.partition("=")[0] in keys}
+    lengths = [text for text in given.values() if not text.endswith(("=null", "="))]
+    return [f"{' and '.join(lengths)}: give one length of the run"] if len(lengths) > 1 else []
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -86,50 +145,5 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         for split in ("train", "val", "test"):
             node.pop(split, None)  # the files belong to the previous data set
     node[name] = value
-    if key in ("train.iterations", "train.epochs", "train.max_minutes") and value is not None:
-        for other in ("iterations", "epochs", "max_minutes"):
-            if other != name:
-                node[other] = None
-
-
-def _fields(location: Sequence[Any]) -> list[str]:
-    """Return the option names that are allowed at a location in the tree."""
-    section: Any = Config
-    for key in location:
-        if key in _DEFAULT_VARIANTS:
-            section = _DEFAULT_VARIANTS[key]  # unless the location names a variant next
-        elif key in _VARIANTS:
-            section = _VARIANTS[key]
-        else:
-            field = getattr(section, "model_fields", {}).get(key)
-            section = field.annotation if field is not None else None
-    return list(getattr(section, "model_fields", {}))
-
-
-def _explain(error: Any, names: Mapping[str, str]) -> str:
-    """Return a one-line message for a pydantic error."""
-    path = [step for step in error["loc"] if step not in _VARIANTS]
-    key = ".".join(map(str, path)) or "config"
-    option = ".".join(step for step in path if isinstance(step, str))  # without list indices
-    if option in names:
-        key = f"{names[option]} ({key})"
-    error_type, value = error["type"], error["input"]
-    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    if error_type == "value_error":  # from our validators; messages about a section begin with the option
-        other_name = names.get(f"{option}.{message.partition(' ')[0]}")
-        return f"{other_name} ({key}): {message}" if other_name else f"{key}: {message}"
-    if error_type == "extra_forbidden":
-        *parents, last = error["loc"]
-        known = _fields(parents)
-        return f"{key}: no such option{suggest(str(last), known)}; known options: {', '.join(known)}"
-    if error_type == "union_tag_invalid":
-        name, (noun, known) = value["name"], _NAMED_SECTIONS[path[-1]]
-        hint = suggest(name, known) if isinstance(name, str) else " (as YAML parses it); expected text"
-        return f"{key}.name: no {noun} {name!r}{hint}; known: {', '.join(known)}"
-    if error_type in ("model_type", "model_attributes_type"):
-        return f"{key}: should be a section with options ({', '.join(_fields(error['loc']))}), found {value!r}"
-    if error_type == "string_pattern_mismatch":
-        message = "expected timm/NAME" if value.startswith("timm/") else "expected package.module:function"
-    if error_type in ("string_type", "path_type") and isinstance(value, int | float | date):
-        return f"{key}: should be text, found {type(value).__name__}; quote it twice to keep it text: '\"{value}\"'"
-    return f"{key}: {message}, found {value!r}"
+    if key.startswith("train.") and name in LENGTHS and value is not None:
+        node.update({other: None for other in LENGTHS if other != name})

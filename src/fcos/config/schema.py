@@ -9,22 +9,23 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
-    PositiveFloat,
-    PositiveInt,
+    ValidationError,
     field_validator,
     model_validator,
 )
 
 from ..choices import Precision, YoloRows
 from ..extensions import FUNCTION
+from ..formatting import quote
 from .detectors import DETECTORS, DetectorConfig, FCOSConfig, choose_detector
-from .options import RULES, OneOf
+from .messages import config_error
+from .options import MAX_COUNT, MAX_LR, MAX_SIDE, RULES, Factor, OneOf, Side
+from .yaml_text import dump_yaml
 
 
 class _Section(BaseModel):
@@ -36,8 +37,22 @@ def expand_user(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def _check_path(path: Path) -> Path:
+    """Expand `~`, and reject paths that no system can open, which would fail in a different way in each place."""
+    if "\0" in str(path):
+        raise ValueError("contains a NUL character, which no path can contain")
+    if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in path.parts):
+        raise ValueError(f"a file or folder name has at most {_MAX_NAME_BYTES} bytes, found {quote(str(path))}")
+    return expand_user(path)
+
+
+_MAX_NAME_BYTES = 255
+LENGTHS = ("iterations", "epochs", "max_minutes")
+"""Options of `train` of which one gives the length of a run."""
+BatchSize = Annotated[int, Field(ge=1, le=16_384)]
+Zoom = Annotated[float, Field(ge=0.01, le=100)]
 OnProblem = Literal["stop", "skip"]
-UserPath = Annotated[Path, AfterValidator(expand_user)]
+UserPath = Annotated[Path, AfterValidator(_check_path)]
 """Path with `~` expanded, since not every shell expands it in `data=~/pictures`."""
 
 
@@ -109,19 +124,19 @@ class DataConfig(_Section):
     bit_depth: int = Field(default=16, ge=8, le=16)
     """Number of bits used in images with 16 bits per pixel, for example 12 for cameras and scanners whose largest value
     is 4095; larger values become white."""
-    short_side: list[int] = [800]
+    short_side: list[Annotated[int, Field(le=MAX_SIDE)]] = [800]
     """Training: length of the shorter side after resizing, in pixels; drawn from this list (multi-scale training)."""
-    short_side_range: tuple[int, int] | None = None
+    short_side_range: tuple[Side, Side] | None = None
     """Training: draw the length of the shorter side from this range, ends included, instead of from `short_side`."""
-    max_side: int = Field(default=1333, ge=1)
+    max_side: Side = 1333
     """Maximum length of the longer side after resizing, in pixels."""
-    test_short_side: int | None = Field(default=None, ge=1)
+    test_short_side: Side | None = None
     """Detection: length of the shorter side, in pixels; null: the largest one used in training."""
-    test_max_side: int | None = Field(default=None, ge=1)
+    test_max_side: Side | None = None
     """Detection: maximum length of the longer side, in pixels; null: `max_side`."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Training: probability of a horizontal flip."""
-    zoom: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    zoom: tuple[Zoom, Zoom] = (1.0, 1.0)
     """Training: rescale the resized image by a random factor from this range (large-scale jittering). A random crop
     keeps it from becoming larger. Useful for long training on small data sets; [0.5, 2] is strong."""
     color_jitter: float = Field(default=0.0, ge=0, le=1)
@@ -129,11 +144,11 @@ class DataConfig(_Section):
     transforms: Annotated[str, Field(pattern=FUNCTION)] | None = None
     """Training: user-defined transform `package.module:function`, called after all others as in torchvision's
     transforms.v2: `image, target = function(image, {"boxes": ..., "labels": ...})`; see docs/training.md."""
-    size_divisor: int = Field(default=32, ge=1)
+    size_divisor: int = Field(default=32, ge=1, le=2048)
     """Batches are padded at the right and the bottom to a multiple of this, in pixels."""
     group_by_aspect: bool = True
     """Training: do not mix landscape and portrait images in a batch."""
-    workers: int = Field(default=2, ge=0)
+    workers: int = Field(default=2, ge=0, le=256)
     """Maximum number of data loader processes; at most one per available CPU core is started. 0: load in the main
     process."""
 
@@ -145,7 +160,7 @@ class DataConfig(_Section):
     @field_validator("short_side", mode="before")
     @classmethod
     def _wrap_short_side(cls, value: Any) -> Any:
-        return [value] if isinstance(value, int) else value
+        return value if isinstance(value, list | tuple) else [value]
 
     @field_validator("classes")
     @classmethod
@@ -157,7 +172,7 @@ class DataConfig(_Section):
     @model_validator(mode="after")
     def _check_sides(self) -> DataConfig:
         if not self.short_side or min(self.short_side) < 1:
-            raise ValueError(f"short_side must contain positive pixel counts, found {self.short_side}")
+            raise ValueError(f"short_side must contain positive pixel counts, found {quote(self.short_side)}")
         if self.short_side_range is not None and not 1 <= self.short_side_range[0] <= self.short_side_range[1]:
             raise ValueError(f"short_side_range must be (smallest, largest), found {self.short_side_range}")
         if self.zoom[0] > self.zoom[1]:
@@ -183,44 +198,44 @@ class DataConfig(_Section):
 class TrainConfig(_Section):
     """Optimisation. Give the length as one of `iterations`, `epochs` and `max_minutes`, which replaces the default."""
 
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: BatchSize = 16
     """Images per step, over all processes."""
-    devices: int | None = Field(default=None, ge=1)
+    devices: int | None = Field(default=None, ge=1, le=1024)
     """Number of processes to start on this machine, each with one GPU or, with `device=cpu`, a share of the cores;
     null: one process, or those that torchrun started."""
-    micro_batch: PositiveInt | Literal["auto"] | None = None
+    micro_batch: BatchSize | Literal["auto"] | None = None
     """Maximum number of images per process in one forward pass (gradient accumulation over micro-batches). `auto`: as
     many as fit into GPU memory; null: no accumulation. Losses and weights do not change, except that batch norm that is
     not frozen (`bn`, `sync_bn`) computes its statistics per micro-batch."""
-    iterations: int | None = Field(default=90000, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    max_minutes: float | None = Field(default=None, gt=0)
+    iterations: int | None = Field(default=90000, ge=1, le=MAX_COUNT)
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
+    max_minutes: float | None = Field(default=None, gt=0, le=1e7)
     """Wall-clock budget of the whole run in minutes, evaluation included; the schedule follows the measured speed."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.01, gt=0)
+    lr: float = Field(default=0.01, gt=0, le=MAX_LR)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    bias_lr_factor: float = Field(default=2.0, ge=0)
+    weight_decay: Factor = 1e-4
+    bias_lr_factor: Factor = 2.0
     """Learning-rate multiplier of biases."""
-    offset_lr_factor: float = Field(default=1.0, ge=0)
+    offset_lr_factor: Factor = 1.0
     """Learning-rate multiplier of the layers that predict the offsets of deformable convolutions."""
-    bias_weight_decay: float = Field(default=0.0, ge=0)
-    lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
+    bias_weight_decay: Factor = 0.0
+    lr_factors: dict[str, Factor] = {}
     """Learning-rate multipliers by glob of parameter names: `{backbone.*: 0.1}`. If several globs match, the last one
     applies."""
     freeze: list[str] = []
     """Parameters to freeze, as globs of their names: `[backbone.*, fpn.*]`. Batch norm whose parameters are all frozen
     keeps its running statistics."""
     schedule: Literal["multistep", "cosine"] = "multistep"
-    milestones: list[float] = [2 / 3, 8 / 9]
+    milestones: list[Annotated[float, Field(ge=0, le=MAX_COUNT)]] = [2 / 3, 8 / 9]
     """`multistep`: iterations at which the learning rate is multiplied by `gamma`; values below 1: fractions of the
     run."""
     gamma: float = Field(default=0.1, gt=0, le=1)
     warmup: Literal["none", "constant", "linear"] = "constant"
-    warmup_iterations: int = Field(default=500, ge=0)
+    warmup_iterations: int = Field(default=500, ge=0, le=MAX_COUNT)
     """Length of the warm-up; with `max_minutes`, at most a tenth of the run."""
     warmup_factor: float = Field(default=1 / 3, ge=0, le=1)
-    clip_norm: float | None = Field(default=None, gt=0)
+    clip_norm: float | None = Field(default=None, gt=0, le=MAX_COUNT)
     """Maximum total gradient norm for gradient clipping; null: no clipping."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of an exponential moving average of the weights, which is evaluated and saved; null: no EMA."""
@@ -232,18 +247,18 @@ class TrainConfig(_Section):
     on_nonfinite: OnProblem = "stop"
     """If the loss or a gradient is not finite: `stop` the run, or `skip` the update (ten skipped steps in a row stop
     the run). In both cases the batch is saved in RUN/nonfinite."""
-    eval_every: float | None = Field(default=None, gt=0)
+    eval_every: float | None = Field(default=None, gt=0, le=MAX_COUNT)
     """Iterations between evaluations on the validation set; below 1: fraction of the run; null: only at the end."""
     best_metric: str = "AP"
     """Validation metric that selects the best weights, such as AP, AP50 or AR100."""
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Early stopping: number of evaluations in a row without a better `best_metric`; null: no early stopping."""
-    checkpoint_every: int = Field(default=2500, ge=1)
+    checkpoint_every: int = Field(default=2500, ge=1, le=MAX_COUNT)
     """Iterations between checkpoints (weights/last.pt)."""
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, le=1000)
     """Number of latest checkpoints to keep: last.pt, last-1.pt and so on. If the latest is damaged, the run resumes
     from an earlier one."""
-    log_every: int = Field(default=20, ge=1)
+    log_every: int = Field(default=20, ge=1, le=MAX_COUNT)
     """Iterations summarised in one logged row."""
     loggers: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = [
         "csv",
@@ -252,11 +267,12 @@ class TrainConfig(_Section):
     """Loggers: `csv` (RUN/metrics.csv, which the report reads), `tensorboard`, `wandb` and `mlflow` (both need
     `pip install "fcos-vision[NAME]"`), or a user-defined `package.module:function`."""
     weights: str | None = None
-    """Detector weights to start from (fine-tuning): a path or http(s) URL of a file of fcos or another project, or
-    `torchvision/fcos_resnet50_fpn`. `#NAME` at the end of a URL sets the file name in the cache."""
+    """Detector weights to start from (fine-tuning): a run folder, a path or http(s) URL of a file of fcos or another
+    project, or `torchvision/fcos_resnet50_fpn`. `#NAME` at the end of a URL sets the file name in the cache."""
     resume: bool = False
     """Resume the run in `output_dir` from its weights/last.pt, or start it if there is no checkpoint yet."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    """Seed of all random numbers, a 64-bit integer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -267,7 +283,7 @@ class TrainConfig(_Section):
 
     @model_validator(mode="after")
     def _check_length(self) -> TrainConfig:
-        given = [k for k in ("iterations", "epochs", "max_minutes") if getattr(self, k) is not None]
+        given = [k for k in LENGTHS if getattr(self, k) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of iterations, epochs and max_minutes, found {found}")
@@ -279,13 +295,13 @@ class TrainConfig(_Section):
 class EvalConfig(_Section):
     """Evaluation and prediction."""
 
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: BatchSize = 8
     """Images per step; the result does not depend on it."""
     flip: bool = False
     """Test-time augmentation: also detect on the mirrored image. Every view costs the time and memory of an image."""
-    scales: list[PositiveInt] = []
+    scales: list[Side] = []
     """Test-time augmentation: also detect at these lengths of the shorter side, in pixels."""
-    scales_max_side: int = Field(default=4000, ge=1)
+    scales_max_side: Side = 4000
     """Maximum length of the longer side at `scales`, in pixels."""
     scales_flip: bool = False
     """Also detect on the mirrored image at `scales`."""
@@ -306,10 +322,23 @@ class Config(_Section):
     device: str = "auto"
     """`auto` (CUDA, else MPS, else CPU), or the name of a torch device."""
 
+    def __init__(self, **options: Any) -> None:
+        """Validate the sections and options.
+
+        Raises:
+            ConfigError: an option is wrong; one message lists all errors.
+        """
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise config_error(error, type(self), where="Config") from None
+
+    __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]  # not for `model_validate`
+
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain data (str, int, float, bool, None, list, dict), which `Config(**d)` restores."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return dump_yaml(self.to_dict())

@@ -72,10 +72,15 @@ def endless_batches(
     Yields:
         The image indices of a batch.
     """
-    leftover = np.empty(0, dtype=np.int64)
+    pending: list[np.ndarray] = []  # images that do not fill a batch yet
+    counts = np.zeros(int(group_ids.max()) + 1, dtype=np.int64)
     for order in orders:
-        batches, partial = grouped_batches(np.concatenate([leftover, order]), group_ids, batch_size)
-        leftover = np.concatenate([leftover[:0], *partial])
+        pending.append(order)
+        counts += np.bincount(group_ids[order], minlength=len(counts))
+        if counts.max() < batch_size:  # grouping them in each pass would take quadratic time
+            continue
+        batches, partial = grouped_batches(np.concatenate(pending), group_ids, batch_size)
+        pending, counts = partial, counts % batch_size
         for batch in batches[start:]:
             yield batch.tolist()
         start = max(0, start - len(batches))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config.text import parse_yaml
+from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError, DataError
 from ..formatting import quote
 from .files import folder_with, list_images, match_names, read_text
@@ -154,7 +154,7 @@ def _names_train_and_classes(text: str) -> bool:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        tree = parse_yaml(read_text(file), where=str(file))
+        tree = parse_yaml(read_text(file), where=str(file), is_text=_is_text)
     except ConfigError as error:
         raise DataError(str(error)) from None
     if not isinstance(tree, dict):
@@ -239,19 +239,29 @@ def _holds_images(base: Path, entry: str) -> bool:
     return path is not None and (bool(first_images(path, 1)) if path.is_dir() else bool(read_text(path).strip()))
 
 
+def _is_text(path: Sequence[str], is_null: bool) -> bool:
+    """Return whether a value in data.yaml is a path or class name, which is text even if it looks like a number."""
+    key = path[0].lower() if path else ""
+    if key == "names":
+        return len(path) == 2  # also `null` and `no`
+    return not is_null and (key == "path" or any(key in names for names in SPLIT_NAMES.values()))
+
+
 def _read_class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] | None:
     """Return the class names in label order, None if data.yaml contains none."""
     names = tree.get("names")
-    if isinstance(names, dict) and all(isinstance(label, int | str) for label in names):
-        by_label = {str(label): name for label, name in names.items()}
-        labels = [str(label) for label in range(len(names))]
-        names = [by_label[label] for label in labels] if by_label.keys() == set(labels) else names
-    is_list = isinstance(names, list) and all(isinstance(name, str | int | float | date) for name in names)
-    if names is not None and (not is_list or len({str(name) for name in names}) != len(names)):
+    if not names:
+        return None
+    items = list(names.items()) if isinstance(names, dict) else []
+    if items and all(key.isdecimal() and len(key) < 9 for key, _ in items):
+        by_label = {int(key): name for key, name in items}
+        names = [by_label[label] for label in range(len(items)) if label in by_label]
+    is_valid = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if not is_valid or len(set(names)) != len(names) or (items and len(names) != len(items)):
         raise DataError(
-            f"{yaml_file}: names must list unique class names, or map 0, 1, ... to them; found {quote(names)}"
+            f"{yaml_file}: names must list unique class names, or map 0, 1, ... to them; found {quote(tree['names'])}"
         )
-    return tuple(str(name) for name in names) if names else None
+    return tuple(names)
 
 
 def _list_images(files: SplitFiles) -> list[Path]:

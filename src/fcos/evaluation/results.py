@@ -116,7 +116,9 @@ def load_evaluation(folder: Path) -> Evaluation | None:
 
 
 def default_folder(weights: Path, split: str) -> Path:
-    """Return the default output folder: RUN/SPLIT for RUN/weights/NAME.pt, otherwise NAME_SPLIT beside the file."""
+    """Return the default output folder: RUN/SPLIT for RUN and RUN/weights/NAME.pt, or NAME_SPLIT beside other files."""
+    if weights.is_dir():
+        return weights / split
     if weights.parent.name == "weights":
         return weights.parent.parent / split
     return weights.with_name(f"{weights.stem}_{split}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, from_ours, is_ours, read
+from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, find_weights, from_ours, is_ours, read
 from ..config import expand_user
 from ..config.text import as_option
 from ..downloads import hub_file, is_url, warn_about_licence
@@ -44,8 +44,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     """Load a detector's weights onto the CPU.
 
     Args:
-        source: path or URL of a weights file of this project or of another project's FCOS (the original, AdelaiDet,
-            detectron2, mmdetection, torchvision), or `torchvision/fcos_resnet50_fpn`. Downloads are cached.
+        source: run folder, or path or URL of a weights file of this project or of another project's FCOS (the original,
+            AdelaiDet, detectron2, mmdetection, torchvision), or `torchvision/fcos_resnet50_fpn`. Downloads are cached.
         class_names: [K], for a file of another project or a file of ours without class names; ignored for other files
             of ours. None: the names in the file, or those of COCO if the number of classes matches, see `from_content`.
 
@@ -58,7 +58,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     if downloaded:
         path = hub_file(torchvision.WEIGHTS.get(where, where), where, otherwise="give the path of other weights")
     else:
-        path = expand_user(source)
+        path = find_weights(expand_user(source))
     try:
         content = read(path, safe_globals=_SAFE_GLOBALS)
         ours = from_ours(content, path) if is_ours(content) else None

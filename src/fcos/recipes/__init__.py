@@ -11,18 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, DetectorConfig
+from ..config.arguments import check_overrides, check_source
 from ..config.options import options_of, with_role
-from ..config.overrides import apply_overrides, validate
-from ..config.text import parse_yaml, suggest
+from ..config.overrides import apply_overrides, is_text, validate
+from ..config.text import suggest
+from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError
 from ..files import require_regular
 
 RECIPES = Path(__file__).parent
+FIRST_RECIPE = "fcos_mnv2_small"
+"""Recipe to start with."""
 
 
 def recipe_names() -> list[str]:
     """Return the sorted names of the shipped recipes."""
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def recipe_descriptions() -> dict[str, str]:
+    """Return the one-line description of each shipped recipe by name: the first line of its file."""
+    first_lines = {
+        name: (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0] for name in recipe_names()
+    }
+    return {name: line.removeprefix("# ") for name, line in first_lines.items()}
 
 
 def recipes_with(model: DetectorConfig) -> list[str]:
@@ -48,10 +60,11 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     Raises:
         ConfigError: the recipe or file does not exist, or a key or value is invalid; one message lists all errors.
     """
+    overrides = check_overrides(overrides)
     tree = read_config_tree(source)
     name = str(source) if source is not None else "defaults"
     names: dict[str, str] = {}
-    if tree and all(key.isupper() for key in tree):
+    if any(key.isupper() for key in tree) and all(key == key.upper() for key in tree):
         from ..interop.fcos_core.config import KNOWN, config_from_yaml, split_pairs
         from ..interop.fcos_core.mapping import KEYS as names
 
@@ -76,7 +89,7 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
     """
     if source is None:
         return {}
-    path = Path(source)
+    path = Path(check_source(source, name="config"))
     if path.suffix not in (".yaml", ".yml"):
         path = RECIPES / f"{source}.yaml"
         if not path.is_file():
@@ -87,6 +100,8 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
                 f"no recipe {name!r}{suggest(name, known)}; recipes: {', '.join(known)}"
                 " (or give the path of a .yaml file)"
             )
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: expected a YAML file, found a {'folder' if path.is_dir() else 'special file'}")
     try:
         require_regular(path)
         text = path.read_text(encoding="utf-8")
@@ -94,10 +109,14 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file{suggest(path.stem.lower(), recipe_names())}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the config: {error}") from None
-    tree = parse_yaml(text, where=str(path)) or {}
+    tree = parse_yaml(text, where=str(path), is_text=_is_text) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of options, found {type(tree).__name__}")
-    for key in tree:
-        if not isinstance(key, str):
-            raise ConfigError(f"{path}: expected option names, found the key {key!r}, which is not text")
     return tree
+
+
+def _is_text(path: Sequence[str], is_null: bool) -> bool:
+    """Return whether a value in a config of ours or of the original is a name or path."""
+    from ..interop.fcos_core.keys import is_text as is_text_of_original
+
+    return is_text(path, is_null) or (not is_null and is_text_of_original(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ def is_backbone_file(weight: str) -> bool:
     if weight.startswith(_CATALOG) or weight.endswith(_CAFFE2_SUFFIX):
         return True
     path = expand_user(weight)
-    if not weight or "\0" in weight or not path.is_file():
+    if not weight or not os.path.isfile(path):  # False for paths that no system can open, too
         return bool(_FILE_NAME.search(weight))
     from ...checkpoint import read  # slow import
 

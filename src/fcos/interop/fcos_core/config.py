@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from ...config.text import flatten, suggest
 from ...errors import ConfigError
+from ...formatting import printable, quote
 from .keys import DEFAULTS, FIXED, IDLE, OTHER_DETECTORS, RCNN_BODIES
 from .mapping import BLOCK_NORMS, MOBILENET, MOBILENET_BLOCKS, RESNETS, to_options
 
@@ -54,9 +56,10 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         elif key in IDLE:
             ignored_keys.append(key)
         elif any(name.startswith(f"{key}.") for name in KNOWN):
-            problems.append(f"{key}={value!r}: expected a section with keys")
+            problems.append(f"{key}={quote(value)}: expected a section with keys")
         else:
-            problems.append(f"{key}: no such key in the config of the original FCOS{suggest(key, KNOWN)}")
+            name = printable(key)[:80]
+            problems.append(f"{name}: no such key in the config of the original FCOS{suggest(name, KNOWN)}")
     if ignored_keys:
         log.info("%s: ignoring keys without effect on an FCOS model: %s", where, ", ".join(ignored_keys))
     get = {**DEFAULTS, **given}.__getitem__
@@ -80,9 +83,9 @@ def given_keys(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str
         ConfigError: `pairs` has an odd length.
     """
     if len(pairs) % 2:
-        raise ConfigError(f"{where}: expected KEY VALUE pairs after the config, found {' '.join(pairs)!r}")
+        raise ConfigError(f"{where}: expected KEY VALUE pairs after the config, found {quote(' '.join(pairs))}")
     given = flatten(tree) | dict(zip(pairs[::2], pairs[1::2], strict=True))
-    return {key: _parse_literal(value) for key, value in given.items()}
+    return {key: _parse_literal(key, value) for key, value in given.items()}
 
 
 def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -116,14 +119,20 @@ def _find_other_detector(given: Mapping[str, Any]) -> str | None:
     return "Faster R-CNN" if is_rcnn else None
 
 
-def _parse_literal(value: Any) -> Any:
-    """Evaluate text that is a Python literal, as the original does: "(60000, 80000)". Other values are unchanged."""
+def _parse_literal(key: str, value: Any) -> Any:
+    """Evaluate text that is a Python literal, as the original does: "(60000, 80000)". Other values are unchanged.
+
+    Names and paths stay text even if they look like numbers.
+    """
     if not isinstance(value, str):
         return value
     try:
-        return ast.literal_eval(value)
+        with warnings.catch_warnings():  # the compiler warns about text such as "1if"
+            warnings.simplefilter("ignore")
+            literal = ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval documents
         return value
+    return literal if isinstance(literal, str) or not isinstance(DEFAULTS.get(key), str) else value
 
 
 def _check_value(key: str, value: Any) -> list[str]:
@@ -131,7 +140,7 @@ def _check_value(key: str, value: Any) -> list[str]:
     default = DEFAULTS[key]
     if key in FIXED:
         as_default = tuple(value) if isinstance(value, list) else value
-        problem = f"{key}={value!r}: expected {default!r} (not supported: {FIXED[key]})"
+        problem = f"{key}={quote(value)}: expected {default!r} (not supported: {FIXED[key]})"
         return [] if as_default == default else [problem]
     expected = None
     if key == "MODEL.FCOS.NUM_CLASSES":
@@ -145,7 +154,7 @@ def _check_value(key: str, value: Any) -> list[str]:
         expected = "text" if isinstance(default, str) else "True or False"
     elif not isinstance(default, bool | str) and not _is_number(value):
         expected = "a number"
-    return [f"{key}={value!r}: expected {expected}"] if expected else []
+    return [f"{key}={quote(value)}: expected {expected}"] if expected else []
 
 
 def _is_number(value: Any) -> bool:
@@ -179,22 +188,22 @@ def _check_backbone(get: Callable[[str], Any]) -> list[str]:
     bodies = [*RESNETS, MOBILENET]
     if body not in bodies:
         return [
-            f"MODEL.BACKBONE.CONV_BODY={body!r}: expected one of {', '.join(bodies)}; for another backbone, keep one of"
-            " these and add model.backbone.name=timm/NAME, or package.module:function for a backbone of your own"
+            f"MODEL.BACKBONE.CONV_BODY={quote(body)}: expected one of {', '.join(bodies)}; for another backbone, keep"
+            " one of these and add model.backbone.name=timm/NAME, or package.module:function for a backbone of your own"
         ]
     if body == MOBILENET:
         expected = f"an integer up to {MOBILENET_BLOCKS}, the number of blocks of {MOBILENET}"
         is_valid = type(frozen) is int and frozen <= MOBILENET_BLOCKS
-        return [] if is_valid else [f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={frozen!r}: expected {expected}"]
+        return [] if is_valid else [f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={quote(frozen)}: expected {expected}"]
     problems = []
     for key in ("MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"):
         value = get(key)
         if _is_number(value) and not (isinstance(value, int) and 1 <= value <= _MAX_WIDTH):
-            problems.append(f"{key}={value!r}: expected an integer from 1 to {_MAX_WIDTH}")
+            problems.append(f"{key}={quote(value)}: expected an integer from 1 to {_MAX_WIDTH}")
     functions = get("MODEL.RESNETS.TRANS_FUNC"), get("MODEL.RESNETS.STEM_FUNC")
     if functions not in list(BLOCK_NORMS):
         expected = " or ".join(f"{block}, {stem}" for block, stem in BLOCK_NORMS)
-        problems.append(f"MODEL.RESNETS.TRANS_FUNC, STEM_FUNC={functions[0]!r}, {functions[1]!r}: expected {expected}")
+        problems.append(f"MODEL.RESNETS.TRANS_FUNC, STEM_FUNC={quote(functions)[1:-1]}: expected {expected}")
     return problems
 
 

@@ -5,6 +5,7 @@ Keys and defaults are facts about that project; none of its code or text is used
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 DEFAULTS: dict[str, Any] = {
@@ -143,3 +144,12 @@ OTHER_DETECTORS = {
 """Keys that select a detector other than FCOS if they are True, in the order of precedence."""
 RCNN_BODIES = ["R-50-C4", "R-50-C5", "R-101-C4", "R-101-C5", "R-50-FPN", "R-101-FPN", "R-152-FPN", "FBNet"]
 """Backbones of the original's R-CNN configs, which have no levels for FCOS."""
+
+
+def is_text(path: Sequence[str]) -> bool:
+    """Return whether a value in a YAML file is a name or path, which is text even if it looks like a number.
+
+    Args:
+        path: keys from the root to the value, and any further item for an entry of a list.
+    """
+    return isinstance(DEFAULTS.get(".".join(path)), str) or tuple(path[:1]) == ("DATASETS",)

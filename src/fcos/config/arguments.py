@@ -1,0 +1,46 @@
+"""Checks of the arguments of Python calls, where a path or options may be of any type."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..formatting import quote
+
+
+def check_source(source: Any, *, name: str) -> str | Path:
+    """Return a path, URL or name given as text or as a path.
+
+    Args:
+        source: argument of a call.
+        name: its name, for messages.
+
+    Raises:
+        ConfigError: it has another type, or contains a NUL character, which no path can contain.
+    """
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+        source = Path(source) if isinstance(source, str) else source
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"{name}: expected a path or name, found {quote(source)} ({type(source).__name__})")
+    if "\0" in str(source):
+        raise ConfigError(f"{name}: no path contains a NUL character, found {quote(str(source))}")
+    return source
+
+
+def check_overrides(overrides: Any) -> list[str]:
+    """Return `key=value` options as a list.
+
+    Raises:
+        ConfigError: they are not a sequence of strings.
+    """
+    if isinstance(overrides, str | bytes | Mapping) or not isinstance(overrides, Iterable):
+        raise ConfigError(f"options: expected a list of key=value strings, found {quote(overrides)}")
+    texts = list(overrides)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(f"options: expected key=value strings such as 'data=cells', found {quote(text)}")
+    return texts
