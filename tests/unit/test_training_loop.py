@@ -281,7 +281,7 @@ def test_message_uses_singular_for_one_iteration(
 ) -> None:
     train(configure(iterations=1, warmup="linear"))
     out = capsys.readouterr().out
-    assert "the run of about 1 iteration ends" in out
+    assert "the run of 1 iteration ends within the warm-up" in out
     assert "\n1 iteration, " in out
 
 

@@ -233,11 +233,11 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
         "have no boxes; they are used as background",
     ],
     transform_without_boxes: ["none of the training images so far has a box", "check the boxes that"],
-    metric_without_objects: ["is undefined because val has no objects that it counts"],
+    metric_without_objects: ["is undefined because val has no objects that this metric counts"],
     one_pixel_boxes: ["are not assigned to any location"],
     licensed_weights: ["trained with", "the licence of these weights may restrict their use"],
     infinite_pixels: ["step skipped"],
-    files_blocking_outputs: ["not saved", "no report of the run", "no pictures of the detections"],
+    files_blocking_outputs: ["not saved", "no report of the run", "could not draw the detections"],
     folder_blocking_an_image: ["no picture of"],
     failing_logger: ["failed and was closed"],
     missing_checkpoint: [
