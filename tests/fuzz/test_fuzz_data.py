@@ -1,0 +1,214 @@
+"""Damaged images and annotations: either usable annotations or one clean DataError, within time and memory limits."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fuzzing import ODD_TEXTS, damaged_bytes, damaged_tree, examples, fuzz, limits, result_or_message
+from hypothesis import strategies as st
+from PIL import Image
+from tiny_data import (
+    BOXES,
+    coco_tree,
+    config,
+    voc_xml,
+    write_coco,
+    write_images,
+    write_voc,
+    write_yolo,
+    yolo_line,
+)
+
+from fcos import DataError
+from fcos.data import load_annotations
+from fcos.data.dataset import Annotations, DetectionDataset
+from fcos.data.images import check_image, open_rgb
+from fcos.data.transforms import Transform
+from fcos.evaluation.coco_metrics import coco_metrics
+
+FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
+
+
+def encoded(form: str, mode: str = "RGB") -> bytes:
+    """Return a small image file."""
+    file = io.BytesIO()
+    Image.radial_gradient("L").resize((24, 16)).convert(mode).save(file, form)
+    return file.getvalue()
+
+
+@examples(400)
+def test_damaged_images_are_read_or_rejected(count: int, tmp_path: Path) -> None:
+    files = [encoded(form) for form in FORMATS] + [encoded("PNG", mode) for mode in ("L", "LA", "P", "RGBA", "I;16")]
+    path = tmp_path / "image"
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        with limits():
+            quick, full = (check_image(path, decode=decode) for decode in (False, True))
+            problem = None
+            try:
+                image = open_rgb(path)
+            except DataError as error:
+                problem = str(error)
+        if problem is None:
+            assert image.mode == "RGB"
+            assert full.problem is quick.problem is None
+            assert full.size == quick.size == (image.height, image.width)
+        else:
+            assert problem == f"{path}: {full.problem}"
+
+    fuzz(check, damaged_bytes(files), count)
+
+
+def use(root: Path, on_error: str) -> None:
+    """Read a data set, check what was read, and do with it what training and evaluation do."""
+    annotations = result_or_message(lambda: load_annotations(config(root, on_error=on_error), "train"))
+    if annotations is None:
+        return
+    check_annotations(annotations)
+    with limits():
+        ground_truth = annotations.to_coco()
+        json.dumps(ground_truth, allow_nan=False)
+        detections = [
+            {"image_id": image["id"], "category_id": annotations.category_ids[0], "bbox": [1, 2, 8, 9], "score": 0.5}
+            for image in ground_truth["images"]
+        ]
+        coco_metrics(ground_truth, detections)
+        dataset = DetectionDataset(annotations, transform=Transform(short_sides=(32,), max_side=64))
+        for index in range(len(dataset)):
+            dataset.load(index, seed=1)
+
+
+def check_annotations(annotations: Annotations) -> None:
+    """Check the promises of the class `Annotations`."""
+    boxes, frames = annotations.boxes, annotations.sizes[annotations.image_of][:, [1, 0, 1, 0]]
+    assert len(annotations) > 0
+    assert np.isfinite(boxes).all()
+    assert (boxes >= 0).all()
+    assert (boxes <= frames).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert np.isfinite(annotations.areas).all()
+    assert (annotations.areas > 0).all()
+    assert annotations.labels.min(initial=0) >= 0
+    assert annotations.labels.max(initial=0) < len(annotations.class_names)
+    assert len(set(annotations.class_names)) == len(annotations.class_names) > 0
+    for ids in (annotations.image_ids, annotations.annotation_ids, np.array(annotations.category_ids)):
+        assert ids.dtype == np.int64
+        assert len(np.unique(ids)) == len(ids)
+    assert all(annotations.path(i).is_file() for i in range(len(annotations)))
+
+
+def fuzz_files(inputs: st.SearchStrategy[Any], count: int, write: Callable[[Any], object], root: Path) -> None:
+    """Write each input into the data set `root`, then read it with both values of data.on_error."""
+
+    def check(drawn: tuple[Any, str]) -> None:
+        content, on_error = drawn
+        write(content)
+        use(root, on_error)
+
+    fuzz(check, st.tuples(inputs, st.sampled_from(["stop", "skip"])), count)
+
+
+@examples(200)
+def test_damaged_coco_values_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        annotation.update(iscrowd=0, area=12.5, ignore=0, segmentation=[[1, 1, 5, 1, 5, 5]])
+    fuzz_files(
+        damaged_tree(tree), count, lambda damaged: (root / "train.json").write_text(json.dumps(damaged.tree)), root
+    )
+
+
+@examples(60)
+def test_damaged_coco_bytes_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    content = (root / "train.json").read_bytes()
+    fuzz_files(damaged_bytes([content]), count, (root / "train.json").write_bytes, root)
+
+
+@examples(100)
+def test_damaged_voc_files_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    root = write_voc(tmp_path)
+    xml = voc_xml("a.png", [box[1:] for box in BOXES[:2]])
+    texts = [xml.replace(old, new) for old in (">cat<", ">2<", ">40<", ">0<", "a.png") for new in _xml_values()]
+    files = [text.encode("utf-8", "surrogatepass") for text in texts]
+    inputs = st.one_of(st.sampled_from(files), damaged_bytes([xml.encode()]))
+    fuzz_files(inputs, count, (root / "Annotations/a.xml").write_bytes, root)
+
+
+def _xml_values() -> list[str]:
+    return [text if text in ("a.png", "") else f">{text}<" for text in (*ODD_TEXTS, "1e300", "-1e300", "inf", "1e-320")]
+
+
+@st.composite
+def yolo_rows(draw: st.DrawFn) -> str:
+    """Draw label files of valid, shortened, extended and odd rows."""
+    numbers = st.one_of(
+        st.sampled_from(["0", "1", "0.5", ".25", "1.0", "17"]), st.sampled_from(ODD_TEXTS), st.just("1e300")
+    )
+    valid = [yolo_line(*box).split() for box in BOXES]
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        row = list(draw(st.sampled_from(valid)))
+        row += draw(st.lists(st.sampled_from(["0.5", "0.25", "2", "17"]), max_size=9))
+        if draw(st.booleans()):
+            row[draw(st.integers(0, len(row) - 1))] = draw(numbers)
+        rows.append(" ".join(row))
+    return draw(st.sampled_from(["\n", "\r\n", "\n\n"])).join(rows)
+
+
+@examples(150)
+def test_odd_yolo_rows_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    path = root / "labels/train/a.txt"
+    fuzz_files(yolo_rows(), count, lambda text: path.write_bytes(text.encode("utf-8", "surrogatepass")), root)
+
+
+@examples(80)
+def test_damaged_data_yaml_is_used_or_rejected(count: int, tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    tree = {"path": ".", "train": "images/train", "names": {0: "cat", 1: "dog"}, "nc": 2, "kpt_shape": [4, 2]}
+    text = "path: .\ntrain: images/train\nnames: [cat, dog]\n"
+    inputs = st.one_of(
+        damaged_tree(tree).map(lambda damaged: json.dumps(damaged.tree).encode()), damaged_bytes([text.encode()])
+    )
+    fuzz_files(inputs, count, (root / "data.yaml").write_bytes, root)
+
+
+@st.composite
+def file_names(draw: st.DrawFn) -> str:
+    names = st.sampled_from(
+        [
+            "._a.png",
+            ".hidden.png",
+            "A.PNG",
+            "a.jpeg",
+            "e\u0301.png",
+            "é.png",
+            "n" * 200 + ".png",
+            "a b#2.png",
+            "no.png",
+        ]
+    )
+    return draw(names)
+
+
+@examples(40)
+def test_odd_file_names_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    def check(drawn: tuple[list[str], str]) -> None:
+        names, form = drawn
+        root = tmp_path / "data"
+        shutil.rmtree(root, ignore_errors=True)
+        {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}[form](root)
+        folder = next(p for p in (root / "JPEGImages", root / "images/train", root / "images") if p.is_dir())
+        write_images(folder, dict.fromkeys(names, (20, 10)))
+        use(root, "skip")
+
+    fuzz(check, st.tuples(st.lists(file_names(), max_size=4), st.sampled_from(["coco", "voc", "yolo"])), count)
