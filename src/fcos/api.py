@@ -293,8 +293,6 @@ def convert(
 
 
 def _is_recipe(source: str | Path) -> bool:
-    if not isinstance(source, str | Path):
-        raise WeightsError(f"weights: expected a path, URL or name, found {type(source).__name__}")
     return Path(source).suffix in (".yaml", ".yml") or (str(source) in recipe_names() and not Path(source).exists())
 
 

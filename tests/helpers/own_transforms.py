@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -197,13 +198,12 @@ def is_wrapped(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 # ------------------------------------------------------------------------------------------------- transforms that fail
 
-_calls = 0
+_calls: Counter[int] = Counter()  # by process, because forked workers inherit it
 
 
 def kill_worker(image: Tensor, target: Target) -> tuple[Tensor, Target]:
     """Kill the loader worker in its 13th call, as the system does if it runs out of memory."""
-    global _calls  # noqa: PLW0603 (of this worker)
-    _calls += 1
-    if get_worker_info() is not None and _calls == 13:
+    _calls[os.getpid()] += 1
+    if get_worker_info() is not None and _calls[os.getpid()] == 13:
         os.kill(os.getpid(), signal.SIGKILL)
     return image, target

@@ -13,7 +13,7 @@ from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from PIL import Image
 
 import fcos
-from fcos import ConfigError, DataError, Detector, Instances, WeightsError
+from fcos import ConfigError, DataError, Detector, Instances
 from fcos.boxes import class_wise_nms
 
 
@@ -211,7 +211,7 @@ class TestDetector:
             detector.to(device)
 
     @pytest.mark.parametrize("source", [None, b"best.pt", 5, ["best.pt"]])
-    def test_weights_that_are_no_path_are_a_weights_error(self, source: Any) -> None:
+    def test_weights_that_are_no_path_are_a_config_error(self, source: Any) -> None:
         for function in (fcos.load, fcos.evaluate):
-            with pytest.raises(WeightsError, match="weights: expected a path, URL or name, found "):
+            with pytest.raises(ConfigError, match="expected a path or name, found "):
                 function(source)

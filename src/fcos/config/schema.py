@@ -118,7 +118,7 @@ class DataConfig(_Section):
     """Class names in label order, for annotations that do not contain them; null: from the data."""
     on_error: OnProblem = "stop"
     """Unusable images and annotations: `stop` with an error, or `skip` them and report which."""
-    max_pixels: int = Field(default=178_956_970, ge=1)
+    max_pixels: int = Field(default=178_956_970, ge=1, le=MAX_COUNT)
     """Largest number of pixels of an image. Decoding takes three bytes per pixel, and small malicious files may be
     huge."""
     bit_depth: int = Field(default=16, ge=8, le=16)

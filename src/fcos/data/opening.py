@@ -53,11 +53,11 @@ def _open(file: BinaryIO, max_pixels: int | None) -> Image.Image:
     file.seek(0)
     prefix = file.read(16)
     for factory, accept in (Image.OPEN[name] for name in Image.ID):
-        is_accepted = accept is None or accept(prefix)
-        if not is_accepted or isinstance(is_accepted, str):  # text: why Pillow cannot read this kind of file
-            continue
-        file.seek(0)
         try:
+            is_accepted = accept is None or accept(prefix)
+            if not is_accepted or isinstance(is_accepted, str):  # text: why Pillow cannot read this kind of file
+                continue
+            file.seek(0)
             image = factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):  # another format
             continue
