@@ -265,7 +265,7 @@ def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
     if content["version"] > VERSION:
         raise WeightsError(
             f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
-            " upgrade with pip install -U fcos-vision"
+            " install a newer version of fcos"
         )
     check_weights(content["model"], where=str(path))
     problems = describe_metadata_problems(content)

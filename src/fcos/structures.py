@@ -327,7 +327,7 @@ class Instances:
         try:
             import supervision
         except ImportError as error:
-            raise ImportError("to_supervision() needs `pip install fcos-vision[supervision]`") from error
+            raise ImportError("to_supervision() needs `pip install supervision`") from error
         import numpy as np
 
         return supervision.Detections(

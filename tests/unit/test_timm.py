@@ -230,7 +230,7 @@ def test_network_with_fixed_input_size_is_rejected() -> None:
 
 def test_missing_timm_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r'timm/resnet18 needs timm: pip install "fcos-vision\[timm\]"'):
+    with pytest.raises(ConfigError, match=r"timm/resnet18 needs timm: pip install timm huggingface_hub"):
         build("resnet18")
 
 

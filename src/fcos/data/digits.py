@@ -116,7 +116,7 @@ def make_digits(
 def _read_photographs() -> dict[str, list[Image.Image]]:
     missing = [name for name in ("sklearn", "skimage") if find_spec(name) is None]
     if missing:
-        raise DataError(f"samples digits needs {' and '.join(missing)}: pip install 'fcos-vision[samples]'")
+        raise DataError(f"samples digits needs {' and '.join(missing)}: pip install scikit-learn scikit-image")
     photographs: dict[str, list[Image.Image]] = {}
     for split, files in PHOTOGRAPHS.items():
         photographs[split] = []

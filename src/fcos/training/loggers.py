@@ -137,9 +137,9 @@ def _import_package(package: str, name: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        install = f'pip install "fcos-vision[{name}]"'
         raise ConfigError(
-            f"train.loggers={name}: its package cannot be imported ({error}); install it with: {install}"
+            f"train.loggers={name}: its package cannot be imported ({error}); install it with:"
+            f" pip install {_INSTALLS[name]}"
         ) from None
 
 
@@ -412,4 +412,5 @@ LOGGERS: dict[str, Callable[[RunStart], Logger]] = {
 }
 """Built-in loggers by their names in `train.loggers`."""
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
-"""Additional packages that loggers require. The extras of `fcos-vision` have the same names as the loggers."""
+"""Additional packages that loggers require."""
+_INSTALLS = {"wandb": "wandb", "mlflow": "mlflow-skinny sqlalchemy alembic"}

