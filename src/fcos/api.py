@@ -82,13 +82,13 @@ def load(
         resolved = load_config(source, options)
         if not resolved.train.weights:
             log.warning("%s: the detector is untrained: its head has random weights (%s)", source, _TRAIN_FIRST)
-            target_device = resolve_device(device or resolved.device)
+            target_device = resolve_device(resolved.device if device is None else device)
             model = build_model(resolved.model, num_classes=resolved.model.num_classes or _NUM_COCO_CLASSES)
             return Detector(model.to(target_device), resolved, is_trained=False)
         source, config = resolved.train.weights, resolved
         options = split_pairs(options)[1]
     model, checkpoint, resolved = _restore_detector(source, options, config)
-    target_device = resolve_device(device or resolved.device)
+    target_device = resolve_device(resolved.device if device is None else device)
     names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
     thresholds = checkpoint.thresholds
     if isinstance(resolved.model, FCOSConfig):

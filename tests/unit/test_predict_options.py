@@ -107,6 +107,7 @@ class TestSelection:
 
     def test_numpy_and_torch_numbers_are_numbers(self, detector: Detector) -> None:
         expected = detector.predict(picture(), threshold=0.25, max_detections=3)
+        assert_equal(detector.predict(picture(), threshold=0.25, max_detections=3.0), expected)  # pyright: ignore[reportArgumentType, reportCallIssue]
         found = detector.predict(picture(), threshold=np.float32(0.25), max_detections=np.int64(3))  # pyright: ignore[reportArgumentType, reportCallIssue]
         assert_equal(found, expected)
 
@@ -204,6 +205,11 @@ class TestDetector:
         detector = make()
         assert detector.to("cpu") is detector
         assert detector.to(torch.device("cpu")).device == torch.device("cpu")
+
+    @pytest.mark.parametrize("device", ["", "abacus"])
+    def test_load_rejects_a_device_instead_of_ignoring_it(self, device: str) -> None:
+        with pytest.raises(ConfigError, match="device: expected auto, cpu, mps, cuda or cuda:N"):
+            fcos.load("fcos_mnv2_small", "model.backbone.weights=null", device=device)
 
     @pytest.mark.parametrize("device", ["abacus", None, "cuda:99"])
     def test_a_device_that_does_not_exist_is_a_config_error(self, detector: Detector, device: Any) -> None:

@@ -194,3 +194,18 @@ class TestPicture:
     def test_drawing_something_else_is_a_config_error(self, photo: Path, wrong: Any) -> None:
         with pytest.raises(ConfigError, match=r"instances: expected the result of Detector\.predict, found "):
             fcos.draw(photo, wrong)
+
+
+def test_reused_array_is_drawn_as_it_was_detected_on(detector: Detector) -> None:
+    frame = np.full((60, 80, 3), 200, dtype=np.uint8)
+    prediction = detector.predict(frame, threshold=1.0)
+    frame[:] = 0
+    assert np.asarray(prediction.plot(scale=1)).min() == 200
+
+
+def test_picture_of_twelve_bits_is_drawn_as_it_was_detected_on(detector: Detector, tmp_path: Path) -> None:
+    Image.fromarray(np.full((60, 80), 4095, dtype=np.uint16)).save(tmp_path / "white.png")
+    data = detector.config.data.model_copy(update={"bit_depth": 12})
+    config = detector.config.model_copy(update={"data": data})
+    prediction = Detector(detector.model, config).predict(tmp_path / "white.png", threshold=1.0)
+    assert np.asarray(prediction.plot(scale=1)).min() == 255

@@ -24,8 +24,8 @@ class Prediction(Instances):
     """Detections of one picture, see `Instances`, which also know the picture. A notebook displays them on it.
 
     Attributes:
-        image: the picture as it was given to `Detector.predict`, for a URL the downloaded picture. A path is read again
-            when the detections are drawn. None: unknown.
+        image: path of the picture, which is read again when the detections are drawn, or an RGB copy of the picture
+            if it was downloaded or is not a file. None: unknown.
         source: path or URL of the picture; empty for a picture in memory.
     """
 

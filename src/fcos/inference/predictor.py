@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data.loader import pad_views, same_size_batches
+from ..data.opening import MAX_PIXELS
 from ..data.transforms import detection_views
 from ..distributed import resolve_device
 from ..downloads import is_url
@@ -181,8 +182,15 @@ class Detector:
             ]
             for image, pixels, found in zip(chunk, decoded, self._detect(model, decoded), strict=True):
                 kept = selection.select(found, thresholds, limit=limit)
-                results.append(_to_prediction(replace(kept, class_names=self.class_names), image, pixels))
+                results.append(self._to_prediction(replace(kept, class_names=self.class_names), image, pixels))
         return results[0] if is_single else results
+
+    def _to_prediction(self, detections: Instances, image: Picture, pixels: Image.Image) -> Prediction:
+        """Add the picture to its detections: its path if reading it again gives the same pixels, otherwise a copy."""
+        source = str(image) if isinstance(image, str | Path) else ""
+        has_defaults = (self.config.data.bit_depth, self.config.data.max_pixels) == (16, MAX_PIXELS)
+        is_read_again = source and has_defaults and not is_url(source)
+        return Prediction(**vars(detections), image=image if is_read_again else pixels.copy(), source=source)
 
     def is_shown(self, instances: Instances, threshold: float | None = None) -> Tensor:
         """Return a mask [D] of the detections that reach their score threshold, see `predict`."""
@@ -202,12 +210,6 @@ class Detector:
             views = [view.to(self.device) for view in pad_views(images, self._transforms, size_divisor=divisor)]
             results |= zip(members, detect_on_originals(model, views, [sizes[i] for i in members]), strict=True)
         return [results[i] for i in range(len(pictures))]
-
-
-def _to_prediction(detections: Instances, image: Picture, pixels: Image.Image) -> Prediction:
-    """Add the picture to its detections: as it was given, or its pixels if it would have to be downloaded again."""
-    source = str(image) if isinstance(image, str | Path) else ""
-    return Prediction(**vars(detections), image=pixels if is_url(source) else image, source=source)
 
 
 def _list_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], bool]:

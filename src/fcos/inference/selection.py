@@ -83,7 +83,7 @@ class Selection:
             is_selected &= torch.isin(detections.labels, torch.tensor(self.labels, dtype=torch.int64))
         elif self.max_detections is None:
             return detections[is_selected]  # the detector has applied its limit
-        limit = limit if self.max_detections is None else self.max_detections
+        limit = limit if self.max_detections is None else int(self.max_detections)
         return detections[is_selected][: limit if limit > 0 else None]
 
 
