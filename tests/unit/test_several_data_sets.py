@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_data import BOXES, CLASSES, SIZES, coco_tree, config, voc_xml, write_coco, write_voc, write_yolo
+from tiny_data import (
+    BOXES,
+    CLASSES,
+    SIZES,
+    coco_tree,
+    config,
+    voc_xml,
+    write_coco,
+    write_images,
+    write_voc,
+    write_yolo,
+)
 
 from fcos.config import DataConfig
 from fcos.data import Annotations, load_annotations
@@ -176,3 +187,32 @@ def test_data_override_replaces_the_configured_data_sets() -> None:
     original = Path(__file__).parents[2] / "configs/fcos/fcos_R_50_FPN_1x.yaml"
     assert load_config(original, ["data=cells"]).data.train.data_sets == []
     assert len(load_config(original).data.train.data_sets) == 2
+
+
+def csv_data_sets(root: Path, *texts: str) -> DataConfig:
+    """Write CSV files with the given rows; all refer to one image of 40x30 pixels."""
+    write_images(root, {"a.png": SIZES["a.png"]})
+    files = [root / f"{number}.csv" for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(f"filename,class,xmin,ymin,xmax,ymax\n{text}\n")
+    return config(train={"annotations": files, "images": root})
+
+
+PIXELS, FRACTIONS, NO_BOX = "a.png,cat,10,3,20,15", "a.png,cat,.25,.1,.5,.5", "a.png,,,,,"
+
+
+@pytest.mark.parametrize(("first", "second"), [(PIXELS, FRACTIONS), (FRACTIONS, PIXELS)])
+def test_boxes_in_pixels_and_in_fractions_cannot_be_combined(first: str, second: str, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.csv" for number in ((0, 1) if first == PIXELS else (1, 0))]
+    message = f"boxes of {files[0]} are in pixels, but those of {files[1]} in fractions .*convert one of the files"
+    with pytest.raises(DataError, match=message):
+        load(csv_data_sets(tmp_path, first, second))
+
+
+@pytest.mark.parametrize("rows", [(PIXELS, NO_BOX), (FRACTIONS, NO_BOX), (NO_BOX, FRACTIONS), (NO_BOX, PIXELS)])
+def test_a_data_set_without_boxes_has_no_unit(rows: tuple[str, str], tmp_path: Path) -> None:
+    assert load(csv_data_sets(tmp_path, *rows)).boxes.tolist() == [[10, 3, 20, 15]]
+
+
+def test_data_sets_in_fractions_are_combined(tmp_path: Path) -> None:
+    assert load(csv_data_sets(tmp_path, FRACTIONS, FRACTIONS)).boxes.tolist() == [[10, 3, 20, 15]] * 2

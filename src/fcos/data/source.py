@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..choices import YoloRows
+from ..errors import DataError
 from ..formatting import printable
 
 Split = Literal["train", "val", "test"]
@@ -158,6 +159,9 @@ def join_sources(sources: Sequence[Source]) -> Source:
     """Concatenate the data sets of one split; classes with the same name are merged.
 
     Image ids and box numbers stay as in the files; `check_source` replaces repeated ones.
+
+    Raises:
+        DataError: the boxes of some data sets are in pixels, those of others in fractions of the image.
     """
     first = sources[0]
     if len(sources) == 1:
@@ -186,9 +190,26 @@ def join_sources(sources: Sequence[Source]) -> Source:
         numbers=concatenate("numbers"),
         class_names=list(ids),
         category_ids=list(ids.values()),
-        relative=first.relative,
+        relative=_common_unit(sources),
         problems=[problem for source in sources for problem in source.problems],
     )
+
+
+def _common_unit(sources: Sequence[Source]) -> bool:
+    """Return True if the boxes of all data sets are in fractions of the image, False if they are in pixels.
+
+    A data set without boxes has no unit.
+
+    Raises:
+        DataError: the units differ.
+    """
+    files = {source.relative: source.annotation_file(0) for source in sources if len(source.boxes)}
+    if len(files) == 2:
+        raise DataError(
+            f"the boxes of {files[False]} are in pixels, but those of {files[True]} in fractions of the image size."
+            " Data sets that are combined must have the same unit; convert one of the files"
+        )
+    return next(iter(files), False)
 
 
 def _merge_classes(sources: Sequence[Source]) -> dict[str, int]:
