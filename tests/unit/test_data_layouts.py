@@ -389,3 +389,32 @@ def test_val_entry_without_images_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("train: images/train\nval: ../valid/images\nnames: [cat, dog]\n")
     with pytest.raises(DataError, match=r"data\.yaml: '\.\./valid/images' does not exist"):
         load_annotations(config(tmp_path), "val")
+
+
+# -------------------------------------------------------------------------------------------------- numbers as classes
+
+
+@pytest.mark.parametrize(
+    ("names", "written", "expected"),
+    [
+        (("1", "2", "3"), "3", "3"),
+        (("1", "2", "3"), "1", "1"),
+        (("1", "2", "3"), "0", None),
+        (("0", "1", "3"), "2", None),
+        (("7", "cat"), "1", None),
+        (("cat", "dog"), "1", "dog"),
+        (("cat", "dog"), "2", None),
+    ],
+)
+def test_a_number_is_a_position_only_among_names_that_are_not_numbers(
+    names: tuple[str, ...], written: str, expected: str | None, tmp_path: Path
+) -> None:
+    write_images(tmp_path)
+    (tmp_path / "val.csv").write_text(f"filename,class,xmin,ymin,xmax,ymax\na.png,{written},2,3,12,23\n")
+    if expected is None:
+        with pytest.raises(DataError, match=f"1 box of class '{written}'; expected one of {', '.join(names)}"):
+            load_annotations(config(tmp_path), "val", class_names=names)
+    else:
+        annotations = load_annotations(config(tmp_path), "val", class_names=names)
+        assert annotations is not None
+        assert contents(annotations) == {("a.png", expected, (2, 3, 12, 23))}

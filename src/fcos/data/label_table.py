@@ -20,15 +20,19 @@ class LabelTable:
     def __init__(self, class_names: Sequence[str] | None) -> None:
         self.names = list(class_names or ())
         self._num_given = len(self.names)
+        self._has_positions = not any(map(_is_number, self.names))
         self._labels = {name: label for label, name in enumerate(self.names)}
 
     def label(self, name: str | int) -> int:
-        """Return the label of a class; a new class is added. A number is the position in the given class names."""
+        """Return the label of a class; a new class is added.
+
+        A number is the position in the given class names, unless one of these is a number, too.
+        """
         # JSON may hold lone surrogates (\udce9), which cannot be encoded.
         text = str(name).strip().encode("utf-8", "backslashreplace").decode()
-        if text not in self._labels and _is_number(text) and int(text) < self._num_given:
-            return int(text)
         if text not in self._labels:
+            if self._has_positions and _is_number(text) and int(text) < self._num_given:
+                return int(text)
             self._labels[text] = len(self.names)
             self.names.append(text)
         return self._labels[text]
