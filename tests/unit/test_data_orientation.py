@@ -186,3 +186,20 @@ def test_voc_boxes_follow_the_orientation_too(tmp_path: Path) -> None:
     loaded = read_split(config(tmp_path), "train", class_names=None, decode=False)
     assert loaded is not None
     assert loaded[0].boxes.tolist() == [white_box(tmp_path / "JPEGImages/a.png")]
+
+
+@pytest.mark.parametrize("orientation", range(5, 9))
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_boxes_in_fractions_follow_the_orientation(is_stored: bool, orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    picture().save(path, exif=orientation_exif(orientation))
+    width, height = (WIDTH, HEIGHT) if is_stored else (HEIGHT, WIDTH)
+    x1, y1, x2, y2 = BOX if is_stored else white_box(path)
+    values = (x1 / width, y1 / height, x2 / width, y2 / height, width, height)
+    header = "filename,class,xmin,ymin,xmax,ymax,width,height"
+    (tmp_path / "train.csv").write_text(f"{header}\na.png,x,{','.join(map(str, values))}\n")
+    loaded = read_split(config(tmp_path), "train", class_names=None, decode=False)
+    assert loaded is not None
+    annotations, problems = loaded
+    assert annotations.boxes.round(3).tolist() == [white_box(path)]
+    assert [p.kind for p in problems] == ["converted orientation"] * is_stored

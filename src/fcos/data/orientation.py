@@ -67,12 +67,13 @@ def to_displayed_boxes(source: Source, sizes: np.ndarray, orientations: np.ndarr
         orientations: int64 [I], EXIF orientations; 1 for unusable images.
 
     Returns:
-        Boxes XYXY of the displayed images, float64 [B, 4], and warnings.
+        Boxes XYXY of the displayed images in the unit of `source.boxes`, float64 [B, 4], and warnings.
     """
     num_boxes = np.bincount(source.image_of, minlength=len(sizes))
     can_tell = np.isin(orientations, _SWAPPING) & (sizes[:, 0] != sizes[:, 1]) & (source.sizes > 0).all(axis=1)
     is_stored = can_tell & (source.sizes == sizes[:, ::-1]).all(axis=1) & (num_boxes > 0)
-    is_stored &= _fits(source, sizes[:, ::-1]) | ~_fits(source, sizes)
+    extents = np.ones_like(sizes) if source.relative else sizes  # largest coordinates in the unit of the boxes
+    is_stored &= _fits(source, extents[:, ::-1]) | ~_fits(source, extents)
     warnings = []
     unclear = np.flatnonzero((orientations > 1) & (num_boxes > 0) & ~can_tell)
     if len(unclear):
@@ -88,7 +89,7 @@ def to_displayed_boxes(source: Source, sizes: np.ndarray, orientations: np.ndarr
     boxes = source.boxes.copy()
     selected = is_stored[source.image_of]
     images = source.image_of[selected]
-    boxes[selected] = _display(boxes[selected], sizes[images], orientations[images])
+    boxes[selected] = _display(boxes[selected], extents[images], orientations[images])
     return boxes, warnings
 
 
@@ -102,7 +103,10 @@ def _fits(source: Source, sizes: np.ndarray) -> np.ndarray:
 
 
 def _display(boxes: np.ndarray, sizes: np.ndarray, orientations: np.ndarray) -> np.ndarray:
-    """Convert boxes [B, 4] of stored pixels to displayed images of sizes [B, 2] whose sides are exchanged."""
+    """Convert boxes [B, 4] of stored pixels to displayed images of sizes [B, 2] whose sides are exchanged.
+
+    For boxes in fractions of the image, the sizes are 1.
+    """
     x1, y1, x2, y2 = boxes.T
     height, width = sizes.T
     mirrors_x, mirrors_y = np.isin(orientations, (6, 7)), np.isin(orientations, (7, 8))
