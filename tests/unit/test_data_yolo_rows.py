@@ -113,3 +113,24 @@ def test_rows_without_a_reading_are_reported(row: str, tmp_path: Path) -> None:
 
 def test_a_class_may_be_written_as_a_decimal_number(tmp_path: Path) -> None:
     assert boxes(tmp_path, ["1.0 .5 .5 .2 .2"]) == [BOX]
+
+
+LONG = "0 .1 .2 .3 .2 .3 .4 .1 .4"
+LONG_BOX = [0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize("others", [[], ["0 .5 .5 .2 .2"], ["0 .5 .5 .2 .2 .9"] * 2])
+def test_triangles_beside_longer_polygons_are_not_boxes_with_a_confidence(others: list[str], tmp_path: Path) -> None:
+    found = boxes(tmp_path, ["0 .5 .5 .3 .3 1 .4", LONG, *others])
+    assert found == [[0.3, 0.3, 1, 0.5], LONG_BOX, *[BOX] * len(others)]
+
+
+def test_a_confidence_and_a_track_id_beside_polygons_are_ignored(tmp_path: Path) -> None:
+    assert boxes(tmp_path, ["0 .5 .5 .2 .2 .9 17", "0 .5 .5 .2 .2 .8 1", "0 .5 .5 .2 .2 .9 3", LONG]) == [
+        *[BOX] * 3,
+        LONG_BOX,
+    ]
+
+
+def test_a_broken_long_row_does_not_turn_confidences_into_polygons(tmp_path: Path) -> None:
+    assert boxes(tmp_path, ["0 .5 .5 .2 .2 .9 1"] * 2 + ["0 .5 .5 .2 .2 .9 17 3"], on_error="skip") == [BOX] * 2

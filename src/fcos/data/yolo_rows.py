@@ -105,9 +105,14 @@ def read_rows(rows: Sequence[LabelRow], kind: YoloRows, *, where: str) -> tuple[
 
 
 def _max_box_values(rows: Sequence[LabelRow], where: str) -> int:
-    """Return the largest number of values that a box may have in these rows; longer rows are polygons."""
-    short_rows = [row for row in rows if row.num_values in (5, 6)]
-    if 2 * sum(row.has_score for row in short_rows) > len(short_rows):
+    """Return the largest number of values that a box may have in these rows; longer rows are polygons.
+
+    Beside longer polygons, a row of six values that may be a triangle counts as one, not as a box with a confidence.
+    """
+    has_polygons = any(row.num_values > 6 and row.polygon for row in rows)
+    short_rows = [row for row in rows if row.num_values == 6 or (row.num_values == 5 and not has_polygons)]
+    scores = [row for row in short_rows if row.has_score and not (has_polygons and row.polygon)]
+    if 2 * len(scores) > len(short_rows):
         return 6
     counts = {row.num_values for row in rows}
     if len(counts) == 1 and max(counts) > 4 and all(row.has_keypoints for row in rows):
