@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_data import BOXES, SIZES, coco_tree, config, write_coco, write_voc
+from tiny_data import BOXES, SIZES, coco_tree, config, write_coco, write_images, write_json, write_voc
+from tool_exports import cvat_image, cvat_xml, labelme_tree
 
 from fcos.data import Annotations, load_annotations
 from fcos.data.splits import read_split
@@ -224,3 +225,46 @@ def test_huge_voc_boxes_are_clipped(tmp_path: Path) -> None:
     annotations = load_annotations(config(tmp_path), "train")
     assert annotations is not None
     assert annotations.boxes[2].tolist() == [0, 8, 30, 24]
+
+
+def _write_flag(form: str, root: Path, flag: str) -> None:
+    """Write one image with two boxes; the first one has a flag."""
+    write_images(root, {"a.png": SIZES["a.png"]})
+    if form == "coco":
+        tree = coco_tree()
+        tree["images"], tree["annotations"] = tree["images"][:1], tree["annotations"][:2]
+        tree["annotations"][0][flag] = 1
+        write_json(root / "train.json", tree)
+    elif form == "labelme":
+        labelme = labelme_tree("a.png", "a.png")
+        labelme["shapes"][0]["flags"] = {flag: True}
+        write_json(root / "a.json", labelme)
+    elif form == "cvat":
+        box = '<box label="cat" xtl="0" ytl="0" xbr="9" ybr="9">'
+        shapes = [f'{box}<attribute name="{flag}">true</attribute></box>', f"{box}</box>"]
+        (root / "annotations.xml").write_text(cvat_xml([cvat_image("a.png", 0, shapes)]))
+    elif form == "csv":
+        rows = "a.png,cat,2,3,12,23,1\na.png,dog,10,10,40,30,0\n"
+        (root / "boxes.csv").write_text(f"filename,class,xmin,ymin,xmax,ymax,{flag}\n{rows}")
+    else:
+        objects = {"bbox": [[2, 3, 10, 20], [10, 10, 30, 20]], "categories": ["cat", "dog"], flag: [1, 0]}
+        write_json(root / "metadata.jsonl", {"file_name": "a.png", "objects": objects})
+
+
+@pytest.mark.parametrize("flag", ["iscrowd", "is_crowd", "ignore", "difficult", "isgroupof"])
+@pytest.mark.parametrize("form", ["coco", "labelme", "cvat", "csv", "huggingface"])
+def test_all_formats_know_the_same_flags(form: str, flag: str, tmp_path: Path) -> None:
+    _write_flag(form, tmp_path, flag)
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    assert annotations.crowd.tolist() == [True, False]
+
+
+def test_one_flag_of_several_suffices_in_hugging_face_data(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a.png": SIZES["a.png"]})
+    boxes = [[2, 3, 10, 20], [10, 10, 30, 20], [0, 0, 9, 9]]
+    objects = {"bbox": boxes, "categories": ["cat"] * 3, "iscrowd": [0, 1, 0], "ignore": [1, 0, 0]}
+    write_json(tmp_path / "metadata.jsonl", {"file_name": "a.png", "objects": objects})
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    assert annotations.crowd.tolist() == [True, True, False]

@@ -19,7 +19,7 @@ from ..formatting import join_some, quote
 from .files import folder_with, match_names
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, unused_ids
-from .values import parse_flag, parse_integer, parse_number
+from .values import CROWD_FLAGS, parse_flag, parse_integer, parse_number
 
 _Reporter = Callable[[str, str, str], None]
 
@@ -82,9 +82,9 @@ def _list_json_files(root: Path) -> list[Path]:
 def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories: bool = False) -> Source:
     """Read a JSON file. Images are sorted by id; classes keep the order of the file.
 
-    `segmentation`, `iscrowd`, `area`, image size and annotation id are optional. Annotations with one of the flags
-    `iscrowd`, `ignore` and `difficult` become crowd. A category without annotations that is only the supercategory of
-    others is not a class, unless `all_categories` is set.
+    `segmentation`, `iscrowd`, `area`, image size and annotation id are optional. Annotations with one of `CROWD_FLAGS`
+    become crowd. A category without annotations that is only the supercategory of others is not a class, unless
+    `all_categories` is set.
 
     Raises:
         DataError: the entire file is unusable.
@@ -132,7 +132,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
         image_of=image_of[valid],
         boxes=boxes,
         labels=labels[valid],
-        crowd=np.array([any(a.get(flag) for flag in _CROWD_FLAGS) for a in annotations], dtype=bool),
+        crowd=np.array([any(a.get(flag) for flag in CROWD_FLAGS) for a in annotations], dtype=bool),
         areas=np.array([a.get("area") for a in annotations], dtype=np.float64),
         numbers=np.array([a["id"] for a in annotations], dtype=np.int64),
         class_names=names,
@@ -201,7 +201,6 @@ def _parse_box(value: Any) -> list[float]:
     return [number if type(number) is float else parse_number(number) for number in value]
 
 
-_CROWD_FLAGS = ("iscrowd", "ignore", "difficult")  # converters of Pascal VOC write the last two for difficult objects
 _ID = _Key(_parse_id, "an integer >= 0", required=True)
 _SIDE = _Key(_parse_side, "an integer >= 0")
 _FLAG = _Key(parse_flag, "0 or 1")
@@ -214,7 +213,7 @@ _ANNOTATION_KEYS = {
     "category_id": _ID,
     "bbox": _Key(_parse_box, "a list of four finite numbers", required=True),
     "area": _Key(parse_number, "a number"),
-    **dict.fromkeys(_CROWD_FLAGS, _FLAG),
+    **dict.fromkeys(CROWD_FLAGS, _FLAG),
 }
 
 

@@ -15,7 +15,7 @@ from .files import folder_with, read_text
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
 from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
-from .values import parse_flag, parse_number, parse_size
+from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 
 _COLUMNS = {
     "image": ("filename", "file", "image", "imagepath", "imagename", "path", "filepath", "imageid", "img"),
@@ -30,7 +30,7 @@ _COLUMNS = {
     "h": ("h", "boxheight", "bboxheight", "bboxh"),
     "width": ("width", "imagewidth", "imgwidth"),
     "height": ("height", "imageheight", "imgheight"),
-    "crowd": ("difficult", "iscrowd", "ignore", "isgroupof"),
+    "crowd": CROWD_FLAGS,
     "split": ("split", "subset", "set"),
 }
 """Columns, with the names that tools use for them. Case, spaces and underscores do not matter."""

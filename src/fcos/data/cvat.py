@@ -18,11 +18,10 @@ from .files import folder_with
 from .folders import image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
 from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
-from .values import parse_flag, parse_size
+from .values import CROWD_FLAGS, parse_flag, parse_size
 
 _WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid")
 _SHAPES = ("box", "polygon", "ellipse", "mask", *_WITHOUT_AREA)
-_FLAGS = ("difficult", "iscrowd", "is_crowd", "ignore")
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -45,8 +44,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the images of a subset, or all images.
 
     Boxes, polygons, ellipses and masks become their bounding boxes; other shapes are left out, with a warning. Shapes
-    with an attribute `difficult`, `iscrowd` or `ignore` that is true become crowd. Without `class_names`, the classes
-    are the labels in the order of the project.
+    with an attribute of `CROWD_FLAGS` that is true become crowd. Without `class_names`, the classes are the labels in
+    the order of the project.
 
     Raises:
         DataError: the file is not valid XML, or describes a video.
@@ -143,7 +142,7 @@ def _read_shape(shape: Element, image: int, number: int, labels: LabelTable) -> 
         raise ValueError(f"invalid coordinates of a {shape.tag}, found {shape.attrib!s:.100}") from None
     flags = {e.get("name", "").casefold(): (e.text or "") for e in shape.findall("attribute")}
     crowd = False
-    for key in _FLAGS:
+    for key in CROWD_FLAGS:
         try:
             crowd = crowd or parse_flag(flags.get(key))
         except ValueError:

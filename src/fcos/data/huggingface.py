@@ -14,12 +14,11 @@ from .files import read_text
 from .folders import list_visible, read_start, split_folders, split_of
 from .label_table import LabelTable
 from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
-from .values import parse_flag, parse_number, parse_size
+from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 
 _NAME = "metadata.jsonl"
 _BOX_KEYS = ("bbox", "bboxes", "boxes")
 _CLASS_KEYS = ("categories", "category", "labels", "label", "classes", "class", "category_id")
-_CROWD_KEYS = ("iscrowd", "is_crowd", "difficult")
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -116,16 +115,16 @@ def _read_objects(objects: Any, image: int, number: int, labels: LabelTable) -> 
     if isinstance(objects, list):  # a list of objects instead of an object of lists
         keys = {key for entry in objects if isinstance(entry, dict) for key in entry}
         objects = {key: [entry.get(key) for entry in objects if isinstance(entry, dict)] for key in keys}
-    boxes, classes, crowds = (_first(objects, keys) for keys in (_BOX_KEYS, _CLASS_KEYS, _CROWD_KEYS))
-    crowds = crowds or [0] * len(boxes)
-    if not len(boxes) == len(classes) == len(crowds):
+    boxes, classes = (_first(objects, keys) for keys in (_BOX_KEYS, _CLASS_KEYS))
+    flags = [_first(objects, [key]) for key in CROWD_FLAGS if objects.get(key)]
+    if any(len(values) != len(boxes) for values in (classes, *flags)):
         raise ValueError(f"found {len(boxes)} boxes (bbox) and {len(classes)} classes (categories)")
-    for box, name, crowd in zip(boxes, classes, crowds, strict=True):
+    for box, name, *crowd in zip(boxes, classes, *flags, strict=True):
         if type(name) is not int and not (isinstance(name, str) and name.strip()):
             raise ValueError(f"expected a class name or number, found {name!r:.60}")
         try:
             x, y, w, h = (parse_number(value) for value in box)
-            is_crowd = parse_flag(crowd)
+            is_crowd = any(map(parse_flag, crowd))
         except (TypeError, ValueError):
             raise ValueError(f"expected bbox [x, y, width, height], found {box!r:.80}") from None
         yield Row(image, number, labels.label(name), (x, y, x + w, y + h), is_crowd)

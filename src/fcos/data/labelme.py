@@ -17,10 +17,9 @@ from .files import IMAGE_SUFFIXES
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, list_visible, read_start
 from .label_table import LabelTable
 from .source import Problem, Row, Source, SplitFiles, source_from_rows
-from .values import parse_flag, parse_number, parse_size
+from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
-_FLAGS = ("difficult", "iscrowd", "ignore")
 
 
 def recognize(path: Path) -> SplitFiles | None:
@@ -43,8 +42,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the JSON files of a folder.
 
     Rectangles, polygons, circles and masks become their bounding boxes; points and lines are left out, with a warning.
-    Shapes with one of the flags `difficult`, `iscrowd` and `ignore` become crowd. Without `class_names`, the classes
-    are the sorted labels. Other JSON files in the folder are skipped.
+    Shapes with one of `CROWD_FLAGS` become crowd. Without `class_names`, the classes are the sorted labels. Other
+    JSON files in the folder are skipped.
 
     Raises:
         DataError: a folder is missing.
@@ -128,8 +127,8 @@ def _read_shape(shape: Any, image: int, number: int, labels: LabelTable) -> Row 
     flags = shape.get("flags")
     try:
         places = (shape, flags if isinstance(flags, dict) else {})
-        crowd = any(parse_flag(values.get(key)) for values in places for key in _FLAGS)
+        crowd = any(parse_flag(values.get(key)) for values in places for key in CROWD_FLAGS)
     except ValueError:
-        raise ValueError(f"expected true or false for {', '.join(_FLAGS)}") from None
+        raise ValueError(f"expected true or false for {', '.join(CROWD_FLAGS)}") from None
     box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
     return Row(image, number, labels.label(shape["label"]), box, crowd)

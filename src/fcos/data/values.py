@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+CROWD_FLAGS = ("iscrowd", "is_crowd", "ignore", "difficult", "isgroupof")
+"""Flags of ignore regions, with the names that tools use for them, in lower case."""
 _FLAGS = {
     **dict.fromkeys(("1", "1.0", "true"), True),
     **dict.fromkeys(("", "0", "0.0", "false", "unspecified"), False),
