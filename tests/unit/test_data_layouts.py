@@ -32,6 +32,7 @@ from tool_exports import (
 
 from fcos.config import DataConfig
 from fcos.data import load_annotations
+from fcos.data.coco import is_coco
 from fcos.data.dataset import Annotations
 from fcos.data.layouts import locate
 from fcos.data.source import Split
@@ -418,3 +419,35 @@ def test_a_number_is_a_position_only_among_names_that_are_not_numbers(
         annotations = load_annotations(config(tmp_path), "val", class_names=names)
         assert annotations is not None
         assert contents(annotations) == {("a.png", expected, (2, 3, 12, 23))}
+
+
+# -------------------------------------------------------------------------------------------------- large COCO files
+
+
+@pytest.mark.parametrize("length", [70_000, (1 << 20) - 5, (1 << 20) + 5, 3_000_000])
+def test_coco_file_whose_lists_come_late_is_recognised(length: int, tmp_path: Path) -> None:
+    tree = coco_tree()
+    write_coco(tmp_path, {"info": {"description": "x" * length}, **tree}, split="boxes")
+    assert contents(_load(config(tmp_path))) == set(BOXES)
+
+
+@pytest.mark.parametrize("gap", range(-16, 3))
+def test_the_key_of_a_late_list_may_be_anywhere(gap: int, tmp_path: Path) -> None:
+    """The file is read in chunks of a mebibyte; the key may extend over two."""
+    start, end = '{"info": "', '", "images": []}'
+    (tmp_path / "boxes.json").write_text(start + "x" * ((1 << 20) - len(start) + gap) + end)
+    assert is_coco(tmp_path / "boxes.json")
+
+
+def test_coco_file_that_starts_with_many_categories_is_recognised(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["categories"] += [{"id": 10 + i, "name": f"class {i}", "supercategory": "thing"} for i in range(1500)]
+    write_coco(tmp_path, {key: tree[key] for key in ("categories", "images", "annotations")}, split="boxes")
+    assert contents(_load(config(tmp_path))) == set(BOXES)
+
+
+@pytest.mark.parametrize("start", ['[{"x": "', '{"shapes": [], "x": "', '{"x": "'])
+def test_other_large_json_files_are_not_coco(start: str, tmp_path: Path) -> None:
+    end = '", "images": [1]}' if start != '{"x": "' else '"}'
+    (tmp_path / "boxes.json").write_text(f"{start}{'x' * 70_000}{end}")
+    assert not is_coco(tmp_path / "boxes.json")

@@ -18,10 +18,13 @@ from ..files import open_file
 from ..formatting import join_some, quote
 from .files import folder_with, match_names
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
+from .labelme import is_labelme
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, unused_ids
 from .values import CROWD_FLAGS, parse_flag, parse_integer, parse_number
 
 _Reporter = Callable[[str, str, str], None]
+_LIST = re.compile(rb'"(images|annotations)"\s*:\s*\[')
+_CHUNK, _OVERLAP = 1 << 20, 100  # bytes; a match may extend over two chunks
 
 
 @contextmanager
@@ -69,9 +72,28 @@ def recognize(path: Path) -> SplitFiles | None:
 
 
 def is_coco(path: Path) -> bool:
-    """Return whether the start of a JSON file contains COCO's list of images or of annotations."""
+    """Return whether a JSON file contains COCO's list of images or of annotations.
+
+    Other keys may come first (a long `info`, many categories), therefore the whole file is searched unless its start
+    is that of another format.
+    """
     start = read_start(path) if path.suffix.lower() == ".json" else ""
-    return re.search(r'"(images|annotations)"\s*:\s*\[', start) is not None
+    if _LIST.search(start.encode()):
+        return True
+    return start.lstrip().startswith("{") and not is_labelme(path) and _contains_list(path)
+
+
+def _contains_list(path: Path) -> bool:
+    end = b""
+    try:
+        with open_file(path) as file:
+            while chunk := file.read(_CHUNK):
+                if _LIST.search(end + chunk):
+                    return True
+                end = chunk[-_OVERLAP:]
+    except OSError:
+        return False
+    return False
 
 
 def _list_json_files(root: Path) -> list[Path]:
