@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_data import config, write_coco, write_images, write_json
-from tool_exports import roboflow_voc
+from tiny_data import SIZES, config, voc_xml, write_coco, write_images, write_json
+from tool_exports import SINGLE, roboflow_voc
 
-from fcos.data import load_annotations
+from fcos.data import Annotations, load_annotations
 from fcos.data.holdout import hold_out
 from fcos.errors import DataError
 
@@ -165,3 +165,63 @@ def test_test_split_is_not_affected_by_val_fraction(tmp_path: Path) -> None:
     loaded = load_annotations(config(tmp_path, val_fraction=0.4), "test")
     assert loaded is not None
     assert len(loaded) == 3
+
+
+def _divide(root: Path, convention: str, **options: object) -> tuple[Annotations, Annotations]:
+    """Return train and val of a data set, read as a training does: val with the classes of train."""
+    data = config(root, val_fraction=0.3, convention=convention, **options)
+    train = load_annotations(data, "train")
+    assert train is not None
+    val = load_annotations(data, "val", class_names=train.class_names, category_ids=train.category_ids)
+    assert val is not None
+    return train, val
+
+
+def _file_names(annotations: Annotations) -> list[str]:
+    return [str(annotations.path(i)) for i in range(len(annotations))]
+
+
+@pytest.mark.parametrize("convention", ["fcos", "fcos_core"])
+@pytest.mark.parametrize("write", [write for _, write in SINGLE.values()], ids=SINGLE)
+def test_train_and_val_are_disjoint_and_complete(
+    write: Callable[[Path], None], convention: str, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    whole = load_annotations(config(tmp_path), "train")
+    train, val = map(_file_names, _divide(tmp_path, convention))
+    assert whole is not None
+    assert set(train).isdisjoint(val)
+    if convention == "fcos":
+        assert sorted([*train, *val]) == sorted(_file_names(whole))
+    else:  # the original does not train on images without boxes
+        assert {*train, *val} | {name for name in _file_names(whole) if name.endswith("c.png")} == {*_file_names(whole)}
+
+
+def test_original_trains_on_all_images_with_boxes_that_are_not_held_out(tmp_path: Path) -> None:
+    names = _words(60)
+    write_images(tmp_path / "images", dict.fromkeys(names, (16, 16)))
+    boxes = [
+        {"id": i, "image_id": i, "category_id": i % 7 // 6, "bbox": [1, 1, 8, 8], "iscrowd": int(i % 5 == 1)}
+        for i in range(60)
+        if i % 3
+    ]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    write_json(tmp_path / "result.json", {"images": images, "annotations": boxes, "categories": categories})
+    ours, original = _divide(tmp_path, "fcos"), _divide(tmp_path, "fcos_core")
+    assert _file_names(original[1]) == _file_names(ours[1])
+    held_out = {Path(name).name for name in _file_names(original[1])}
+    assert {Path(name).name for name in _file_names(original[0])} == set(names[1::3] + names[2::3]) - held_out
+
+
+def test_original_holds_out_the_same_images_of_voc_with_difficult_objects(tmp_path: Path) -> None:
+    names = _words(20)
+    write_images(tmp_path / "JPEGImages", dict.fromkeys(names, SIZES["a.png"]))
+    (tmp_path / "Annotations").mkdir()
+    for i, name in enumerate(names):
+        text = voc_xml("a.png", [("cat" if i % 3 else "dog", (2, 2, 9, 9))], difficult=i % 2 == 0)
+        (tmp_path / "Annotations" / name).with_suffix(".xml").write_text(text.replace("a.png", name))
+    train, val = _divide(tmp_path, "fcos_core")
+    assert sorted(Path(name).name for part in (train, val) for name in _file_names(part)) == sorted(names)
+    assert not train.crowd.any()
+    assert val.crowd.any()

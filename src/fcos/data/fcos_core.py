@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from . import coco, voc
-from .source import Problem, Source, Split, SplitFiles, select_images
+from .source import Problem, Source, SplitFiles, select_images
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -18,24 +19,25 @@ VOC_CLASSES = (
 _EMPTY_SIDE = 1 + 1e-6  # the sides of boxes are differences, with rounding errors
 
 
-def read_coco(files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:
-    """Read a COCO file; every category is a class, and training images without boxes are dropped.
+def read_coco(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
+    """Read a COCO file; every category is a class."""
+    return coco.read(files, class_names, all_categories=True)
 
-    Images whose boxes are all at most one pixel wide or high are dropped as well. Images that only have crowds stay.
+
+def select_trained_coco(source: Source) -> Source:
+    """Drop images without boxes, also those whose boxes are all at most one pixel wide or high.
+
+    Images that only have crowds stay.
     """
-    source = coco.read(files, class_names, all_categories=True)
-    if split != "train":
-        return source
     with np.errstate(invalid="ignore"):  # infinite values are reported later
         has_area = ~(source.boxes[:, 2:] - source.boxes[:, :2] <= _EMPTY_SIDE).any(axis=1)
     return _select_images(source, np.bincount(source.image_of[has_area], minlength=len(source.file_names)) > 0)
 
 
-def read_voc(files: SplitFiles, class_names: Sequence[str] | None, split: Split) -> Source:
+def read_voc(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the XML files of a split, with boxes that include their last pixel and start at 1, and lower-case names.
 
-    Difficult objects are background in training, and ignore regions otherwise. The classes are the 20 of Pascal VOC, or
-    those of the data if it has any other class.
+    The classes are the 20 of Pascal VOC, or those of the data if it has any other class.
     """
     source = voc.read(files, None)
     names = [name.lower() for name in source.class_names]
@@ -46,18 +48,37 @@ def read_voc(files: SplitFiles, class_names: Sequence[str] | None, split: Split)
     labels = np.array([new_names.index(classes.get(name, name)) for name in names], dtype=np.int64)
     boxes = source.boxes.copy()
     boxes[:, :2] -= 1  # the last pixel stays: it is included, and also one too large
-    source = replace(
+    return replace(
         source,
         boxes=boxes,
         labels=labels[source.labels],
         class_names=new_names,
         category_ids=list(range(1, len(new_names) + 1)),
     )
-    return _select_boxes(source, ~source.crowd) if split == "train" else source
 
 
-READERS: dict[str, Callable[[SplitFiles, Sequence[str] | None, Split], Source]] = {"coco": read_coco, "voc": read_voc}
-"""Readers of the formats that the original supports."""
+def select_trained_voc(source: Source) -> Source:
+    """Drop difficult objects: they are background in training, and ignore regions otherwise."""
+    return _select_boxes(source, ~source.crowd)
+
+
+class Convention(NamedTuple):
+    """Rules of the original for one format.
+
+    Attributes:
+        read: function (files, class names in label order, or None) -> Source.
+        select_trained: function from a Source to the images and boxes of it that are trained on.
+    """
+
+    read: Callable[[SplitFiles, Sequence[str] | None], Source]
+    select_trained: Callable[[Source], Source]
+
+
+CONVENTIONS: dict[str, Convention] = {
+    "coco": Convention(read_coco, select_trained_coco),
+    "voc": Convention(read_voc, select_trained_voc),
+}
+"""Rules for the formats that the original supports."""
 
 
 def _select_images(source: Source, keep: np.ndarray) -> Source:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from ..config import DataConfig
 from ..errors import DataError
@@ -106,9 +109,14 @@ def read_split(
     names = class_names if class_names is not None else config.classes
     if names is not None and len(set(names)) != len(names):
         raise DataError(f"class names must be unique, found {', '.join(names):.200}")
-    source = join_sources([_read_source(config, *data_set, names, split) for data_set in located])
+    sources = [_read_source(config, *data_set, names, split, is_divided=is_divided) for data_set in located]
     if is_divided:
-        source = _select_part(source, split, config.val_fraction or 0.0)
+        sources = _select_part(sources, split, config.val_fraction or 0.0)
+        if split == "train":
+            sources = [_select_trained(part, config, name) for part, (name, _) in zip(sources, located, strict=True)]
+    source = join_sources(sources)
+    if is_divided and not source.file_names:
+        source.problems.append(_empty_split(source.root, split))
     return check_source(
         source,
         class_names=names,
@@ -125,16 +133,21 @@ def has_split(config: DataConfig, split: Split) -> bool:
     return locate(config, "train" if split == "val" and config.val_fraction is not None else split) is not None
 
 
-def _select_part(source: Source, split: Split, val_fraction: float) -> Source:
-    """Select the images of train or val from a source without validation split; val has no problems of its own."""
-    mask = hold_out(source.file_names, source.image_of, source.labels, source.class_names, fraction=val_fraction)
+def _select_part(sources: Sequence[Source], split: Split, val_fraction: float) -> list[Source]:
+    """Select the images of train or val from sources without validation split; val has no problems of its own.
+
+    Both parts must be selected from the same sources, before any rule that applies to training only.
+    """
+    joined = join_sources(sources)
+    mask = hold_out(joined.file_names, joined.image_of, joined.labels, joined.class_names, fraction=val_fraction)
+    masks = np.split(mask, np.cumsum([len(source.file_names) for source in sources])[:-1])
     if split == "train":
-        return select_images(source, ~mask)
-    in_val = mask[source.image_of]
+        return [select_images(source, ~part) for source, part in zip(sources, masks, strict=True)]
+    in_val = mask[joined.image_of]
     counts = [
         f"{int((labels & in_val).sum())} of {int(labels.sum())} {printable(name)}"
-        for label, name in enumerate(source.class_names)
-        if (labels := source.labels == label).any()
+        for label, name in enumerate(joined.class_names)
+        if (labels := joined.labels == label).any()
     ]
     logger.info(
         "data.val_fraction=%g: %d of %d images held out for validation; boxes: %s",
@@ -143,25 +156,46 @@ def _select_part(source: Source, split: Split, val_fraction: float) -> Source:
         len(mask),
         join_some(counts),
     )
-    return replace(select_images(source, mask), problems=[])
+    return [replace(select_images(source, part), problems=[]) for source, part in zip(sources, masks, strict=True)]
 
 
 def _read_source(
-    config: DataConfig, format_name: str, files: SplitFiles, class_names: Sequence[str] | None, split: Split
+    config: DataConfig,
+    format_name: str,
+    files: SplitFiles,
+    class_names: Sequence[str] | None,
+    split: Split,
+    *,
+    is_divided: bool,
 ) -> Source:
+    """Read one data set of a split; if it will be divided, with the images and boxes of both parts."""
     if config.yolo_rows != "auto":
         files = replace(files, yolo_rows=config.yolo_rows)
-    if config.convention == "fcos_core" and format_name in fcos_core.READERS:
-        source = fcos_core.READERS[format_name](files, class_names, split)
+    if config.convention == "fcos_core" and format_name in fcos_core.CONVENTIONS:
+        source = fcos_core.CONVENTIONS[format_name].read(files, class_names)
     else:
         source = FORMATS[format_name].read(files, class_names)
+    if split == "train" and not is_divided:
+        source = _select_trained(source, config, format_name)
     source = find_missing_images(source, files.images)
     if files.lists and not FORMATS[format_name].reads_lists:
         source = select_listed(source, files.lists)
     if not source.file_names:
-        where = files.lists[0] if files.lists else files.annotations or files.images[0]
-        source.problems.append(Problem("empty split", str(where), "", f"contains no usable image for {split}"))
+        source.problems.append(
+            _empty_split(files.lists[0] if files.lists else files.annotations or files.images[0], split)
+        )
     return source
+
+
+def _select_trained(source: Source, config: DataConfig, format_name: str) -> Source:
+    """Select the images and boxes of a source that are trained on."""
+    if config.convention == "fcos_core" and format_name in fcos_core.CONVENTIONS:
+        return fcos_core.CONVENTIONS[format_name].select_trained(source)
+    return source
+
+
+def _empty_split(where: Path, split: Split) -> Problem:
+    return Problem("empty split", str(where), "", f"contains no usable image for {split}")
 
 
 def _format_problems(title: str, problems: Sequence[Problem]) -> str:
