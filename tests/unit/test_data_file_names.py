@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,50 @@ def test_voc_image_outside_the_image_folder_is_found(tmp_path: Path) -> None:
     write_voc(tmp_path)
     (tmp_path / "JPEGImages").rename(tmp_path / "photos")
     assert contents(_load(tmp_path)) == set(BOXES)
+
+
+def _write_annotated(root: Path, names: Sequence[str], existing: Sequence[str]) -> Path:
+    """Write a COCO file with a box in each image, and the existing images."""
+    for name in existing:
+        write_images((root / name).parent, {Path(name).name: (16, 16)})
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    boxes = [{"id": i, "image_id": i, "category_id": 0, "bbox": [1, 1, 8, 8]} for i in range(len(names))]
+    tree = {"images": images, "annotations": boxes, "categories": [{"id": 0, "name": "cat"}]}
+    return write_json(root / "train.json", tree).parent
+
+
+def _file_names(annotations: Annotations) -> list[str]:
+    return [annotations.file_name(i) for i in range(len(annotations))]
+
+
+@pytest.mark.parametrize(
+    ("names", "existing", "missing"),
+    [
+        (["vid1/0001.png", "vid2/0001.png"], ["vid2/0001.png"], "vid1/0001.png"),
+        (["vid1/0001.png", "vid2/0002.png"], ["vid2/0002.png", "vid3/0001.png"], "vid1/0001.png"),
+        (["vid1/rgb/0001.png", "vid2/rgb/0002.png"], ["vid2/rgb/0002.png", "vid3/rgb/0001.png"], "vid1/rgb/0001.png"),
+        (["old/0001.png", "images/0001.png"], ["images/0001.png"], "old/0001.png"),
+        (["0001.png", "0001.jpg", "0002.png"], ["0002.png", "photos/0001.jpeg"], "0001.png"),
+        (["vid1/0001.png", "vid2/0001.png", "0002.png"], ["0002.png", "0001.png"], "vid1/0001.png"),
+    ],
+)
+def test_missing_image_is_not_replaced_by_that_of_another_name(
+    names: Sequence[str], existing: Sequence[str], missing: str, tmp_path: Path
+) -> None:
+    root = _write_annotated(tmp_path, names, existing)
+    with pytest.raises(DataError, match=rf"missing image.*\n.*{missing}, image 0: no such file"):
+        load_annotations(config(root), "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "existing"),
+    [
+        (["/home/me/vid1/0001.png", "/home/me/vid2/0001.png"], ["photos/vid1/0001.png", "photos/vid2/0001.png"]),
+        (["vid1\\0001.png", "vid2\\0002.png"], ["vid1/0001.png", "vid2/0002.png"]),
+        (["vid1/0001.png", "vid2/0002.png"], ["0001.png", "0002.png"]),
+        (["me/0001.png", "me/0002.png"], ["photos/may/0001.png", "photos/june/0002.png"]),
+    ],
+)
+def test_names_in_several_folders_are_found(names: Sequence[str], existing: Sequence[str], tmp_path: Path) -> None:
+    root = _write_annotated(tmp_path, names, existing)
+    assert [path.resolve() for path in map(root.joinpath, _file_names(_load(root)))] == [root / e for e in existing]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +21,9 @@ def find_missing_images(source: Source, folders: Sequence[Path]) -> Source:
     """Find images that do not exist under the annotated name.
 
     Tools write names with backslashes, without suffix, and relative to other folders than those of the data set. An
-    image is found if exactly one file in the folders agrees best with the name, compared from its end. Files in folders
-    of other splits are not considered.
+    image is found if exactly one file in the folders agrees best with the name, compared from its end. If the
+    annotations name several folders, the file must be in the same one, or directly in one of `folders`. Files in
+    folders of other splits, files of other images, and files that fit several names are not used.
 
     Args:
         source: split as read from its files.
@@ -33,11 +35,16 @@ def find_missing_images(source: Source, folders: Sequence[Path]) -> Source:
     missing = [i for i in range(len(source.file_names)) if not os.path.isfile(source.path(i))]
     if not missing:
         return source
-    index = _index_images([folder for folder in (source.root, *folders) if folder.is_dir()])
+    is_missing = set(missing)
+    used = {os.path.realpath(source.path(i)) for i in range(len(source.file_names)) if i not in is_missing}
+    index = _index_images([folder for folder in (source.root, *folders) if folder.is_dir()], used)
+    num_shared = _common_start([_parts(name)[:-1] for name in source.file_names])
+    paths = {name: _best_match(name, index, num_shared) for name in {source.file_names[i] for i in missing}}
+    counts = Counter(path for path in paths.values() if path is not None)
     names = list(source.file_names)
     for i in missing:
-        path = _best_match(names[i], index)
-        if path is not None:
+        path = paths[names[i]]
+        if path is not None and counts[path] == 1:
             names[i] = os.path.relpath(path, source.root)
     found = [i for i in missing if names[i] != source.file_names[i]]
     if not found:
@@ -51,10 +58,17 @@ def find_missing_images(source: Source, folders: Sequence[Path]) -> Source:
     return replace(source, file_names=names, problems=[*source.problems, problem])
 
 
-def _index_images(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Return all images in the folders by lower-case name, with and without suffix."""
-    index: dict[str, list[Path]] = defaultdict(list)
-    seen: set[str] = set()
+class _Image(NamedTuple):
+    """Image file, and whether it is directly in one of the folders that may contain the images."""
+
+    path: Path
+    is_direct: bool
+
+
+def _index_images(folders: Sequence[Path], used: Collection[str]) -> dict[str, list[_Image]]:
+    """Return all images in the folders by lower-case name, with and without suffix, except the real paths `used`."""
+    index: dict[str, list[_Image]] = defaultdict(list)
+    seen = set(used)
     for folder in folders:
         for path in list_images(folder):
             real = os.path.realpath(path)
@@ -62,16 +76,33 @@ def _index_images(folders: Sequence[Path]) -> dict[str, list[Path]]:
             if real not in seen and not any(split_of(part) for part in within):
                 seen.add(real)
                 for key in {path.name.casefold(), path.stem.casefold()}:
-                    index[key].append(path)
+                    index[key].append(_Image(path, is_direct=not within))
     return index
 
 
-def _best_match(name: str, index: dict[str, list[Path]]) -> Path | None:
-    parts = _parts(name)
-    candidates = index.get(parts[-1], []) if parts else []
-    lengths = [_common_length(parts[:-1], _parts(str(path))[:-1]) for path in candidates]
-    best = [path for path, length in zip(candidates, lengths, strict=True) if length == max(lengths)]
+def _best_match(name: str, index: dict[str, list[_Image]], num_shared: int) -> Path | None:
+    """Return the only file that agrees best with a name, or None.
+
+    Args:
+        name: annotated name.
+        index: images by name.
+        num_shared: number of folders at the start of all annotated names. The others tell images of the same name
+            apart, so that a file in folders must agree with all of them.
+    """
+    *folders, base = _parts(name) or [""]
+    lengths = {}
+    for image in index.get(base, []):
+        length = _common_length(folders, _parts(str(image.path))[:-1])
+        if image.is_direct or length >= len(folders) - num_shared:
+            lengths[image.path] = length
+    best = [path for path, length in lengths.items() if length == max(lengths.values())]
     return best[0] if len(best) == 1 else None
+
+
+def _common_start(names: Sequence[list[str]]) -> int:
+    """Return the number of equal items at the start of all sequences."""
+    first, last = min(names), max(names)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def _parts(name: str) -> list[str]:
