@@ -127,3 +127,32 @@ def test_missing_image_is_not_replaced_by_that_of_another_name(
 def test_names_in_several_folders_are_found(names: Sequence[str], existing: Sequence[str], tmp_path: Path) -> None:
     root = _write_annotated(tmp_path, names, existing)
     assert [path.resolve() for path in map(root.joinpath, _file_names(_load(root)))] == [root / e for e in existing]
+
+
+def _load_listed(root: Path, names: Sequence[str], lines: Sequence[str]) -> list[str]:
+    _write_annotated(root, names, names)
+    (root / "list.txt").write_text("\n".join(lines))
+    annotations = load_annotations(config(root, train={"image_list": root / "list.txt"}), "train")
+    assert annotations is not None
+    return _file_names(annotations)
+
+
+@pytest.mark.parametrize(
+    ("names", "lines", "listed"),
+    [
+        (["v1/0001.png", "v2/0001.png", "v2/0002.png"], ["v2/0001.png", "0002"], ["v2/0001.png", "v2/0002.png"]),
+        (["v1/0001.png", "v2/0002.png"], ["./0001.png"], ["v1/0001.png"]),
+        (["0001.png", "v1/0001.png"], ["0001.png"], ["0001.png"]),
+    ],
+)
+def test_listed_name_selects_one_image(
+    names: Sequence[str], lines: Sequence[str], listed: Sequence[str], tmp_path: Path
+) -> None:
+    assert _load_listed(tmp_path, names, lines) == listed
+
+
+@pytest.mark.parametrize("line", ["0001", "0001.png", "./0001.png"])
+def test_listed_name_of_several_images_is_ambiguous(line: str, tmp_path: Path) -> None:
+    message = r"list\.txt, (\./)?0001(\.png)?: 2 images have this name: v1/0001\.png, v2/0001\.png; list them with"
+    with pytest.raises(DataError, match=message):
+        _load_listed(tmp_path, ["v1/0001.png", "v2/0001.png", "v2/0002.png"], [line, "0002"])

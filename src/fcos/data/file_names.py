@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..formatting import plural
+from ..formatting import join_some, plural
 from .files import list_images, read_text
 from .folders import split_of
 from .source import Problem, Source, select_images
@@ -120,21 +120,29 @@ def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def select_listed(source: Source, lists: Sequence[Path]) -> Source:
-    """Select the images that text files list, one per line: the annotated name, a path, or the name without folder."""
+    """Select the images that text files list, one per line: the annotated name, a path, or the name without folder.
+
+    A name without folder, or without suffix, must be that of one image only.
+    """
     lines = {line.strip(): path for path in lists for line in read_text(path).splitlines() if line.strip()}
     position_of: dict[str, int] = {}
-    for i, name in reversed(list(enumerate(source.file_names))):
-        path = PurePosixPath(name.replace("\\", "/"))
-        position_of |= {path.name: i, path.stem: i}
+    names_of: dict[str, set[str]] = defaultdict(set)  # annotated names by name without folder
     for i, name in enumerate(source.file_names):
         position_of |= {name: i, os.path.abspath(source.path(i)): i}
+        path = PurePosixPath(name.replace("\\", "/"))
+        for short_name in (path.name, path.stem):
+            names_of[short_name].add(name)
     mask = np.zeros(len(source.file_names), dtype=bool)
     problems = list(source.problems)
     for line, path in lines.items():
-        names = (line, line.removeprefix("./"), os.path.abspath(path.parent / line))
-        position = next((position_of[name] for name in names if name in position_of), None)
-        if position is None:
-            problems.append(Problem("unknown image", str(path), line, "the annotations do not contain this image"))
+        name = line.removeprefix("./")
+        exact = next((n for n in (line, name, os.path.abspath(path.parent / line)) if n in position_of), None)
+        found = [exact] if exact is not None else sorted(names_of.get(name, ()))
+        if len(found) == 1:
+            mask[position_of[found[0]]] = True
+        elif found:
+            message = f"{plural(len(found), 'image')} have this name: {join_some(found)}; list them with their folder"
+            problems.append(Problem("ambiguous name", str(path), line, message))
         else:
-            mask[position] = True
+            problems.append(Problem("unknown image", str(path), line, "the annotations do not contain this image"))
     return select_images(replace(source, problems=problems), mask)
