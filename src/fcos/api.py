@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NUM_COCO_CLASSES = 80
-_DATA_LOCATION_OPTIONS = ("root", "format", "train", "val", "test", "val_fraction", "classes")
-"""Options of `data` that locate the data, as opposed to how it is read. New data replaces all of them."""
+_DATA_LOCATION_OPTIONS = ("root", "format", "train", "val", "test")
+"""Options of `data` that locate the data."""
+_DATA_OPTIONS = (*_DATA_LOCATION_OPTIONS, "val_fraction", "yolo_rows", "classes")
+"""Options of `data` that hold for one data set, as opposed to how images are loaded. New data replaces all of them."""
 _TRAIN_FIRST = "train it with `fcos train`, or set train.weights=PATH of trained weights"
 
 
@@ -209,6 +211,9 @@ def evaluate(
         where = resolved.data.root or "the data set of this config"
         existing = [name for name in SPLITS if has_split(resolved.data, name)]
         hint = f"choose another one with --split ({', '.join(existing)})" if existing else "it has no other splits"
+        fraction = checkpoint.config.get("data", {}).get("val_fraction")
+        if split == "val" and "train" in existing and isinstance(fraction, float):
+            hint = f"add data.val_fraction={fraction:g}, which the training used, or {hint}"
         raise DataError(f"data: {where} has no split {split!r}; {hint}")
     # Unnamed classes are matched to those of the data: torchvision's by category id, the original's by order.
     data_ids = annotations.category_ids
@@ -331,7 +336,7 @@ def _restore_detector(
         )
     tree = {**_config_tree(checkpoint, config, pairs, where=str(weights)), "output_dir": None}
     if not isinstance(data, dict) or any(key in data for key in _DATA_LOCATION_OPTIONS):
-        tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_LOCATION_OPTIONS}
+        tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_OPTIONS}
     resolved = _override(tree, options, where=f"{weights}, config")
     backbone_option = f"model.backbone.name={resolved.model.backbone.name}"
     if checkpoint.project == "fcos" and is_own(resolved.model.backbone.name) and backbone_option not in options:

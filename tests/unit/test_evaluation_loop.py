@@ -334,6 +334,29 @@ class TestWeights:
         with pytest.raises(DataError, match=r"no split 'test'; choose another one with --split \((train, )?val\)"):
             fcos.evaluate(weights, f"data={folder}", "device=cpu", split="test")
 
+    def test_moved_data_of_a_training_with_val_fraction_needs_the_fraction(self, weights, folder, config):
+        (folder / "val.json").rename(folder / "train.json")
+        config = config.model_copy(update={"data": type(config.data)(root=folder, val_fraction=0.25)})
+        save_checkpoint(weights, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
+        message = r"no split 'val'; add data\.val_fraction=0\.25, .* or choose another one with --split \(train\)"
+        with pytest.raises(DataError, match=message):
+            fcos.evaluate(weights, f"data={folder}", "device=cpu")
+        moved = fcos.evaluate(weights, f"data={folder}", "data.val_fraction=0.25", "device=cpu")
+        assert moved.metrics == pytest.approx(fcos.evaluate(weights, "device=cpu").metrics, nan_ok=True)
+
+    def test_new_fraction_and_new_row_meaning_keep_the_training_data(self, weights, folder, config):
+        (folder / "val.json").rename(folder / "train.json")
+        config = config.model_copy(update={"data": type(config.data)(root=folder, val_fraction=0.25)})
+        save_checkpoint(weights, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
+        options = fcos.load(weights, "data.val_fraction=0.5", "data.yolo_rows=boxes").config.data
+        assert (options.root, options.val_fraction, options.yolo_rows) == (folder, 0.5, "boxes")
+
+    def test_new_data_replaces_the_meaning_of_yolo_rows(self, weights, folder, config):
+        config = config.model_copy(update={"data": type(config.data)(root=folder, yolo_rows="polygons")})
+        save_checkpoint(weights, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
+        assert fcos.load(weights).config.data.yolo_rows == "polygons"
+        assert fcos.load(weights, f"data={folder}").config.data.yolo_rows == "auto"
+
     def test_missing_path_of_the_training_is_explained(self, weights, config, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         config = config.model_copy(update={"data": type(config.data)(root="pets")})
