@@ -151,6 +151,8 @@ def test_class_shift_and_classes_missing_from_a_split_are_reported(folder: Folde
     found = findings(folder.write())
     assert found["different class frequencies"]["severity"] == "warning"
     assert "plate: 0.0% of the boxes in train, 50.0% in val" in found["different class frequencies"]["message"]
+    for remedy in ("data.val_fraction=0.2", "`fcos split`"):
+        assert remedy in found["different class frequencies"]["remedy"]
     assert found["class without boxes in train"]["message"] == "train has no boxes of plate"
     assert found["class without boxes in val"]["message"] == "val has no boxes of red"
 
@@ -379,6 +381,8 @@ def test_a_missing_val_split_is_a_warning(folder: Folder) -> None:
     root = folder.write()
     found = findings(root)
     assert found["missing val split"]["severity"] == "warning"
+    for remedy in ("data.val_fraction=0.2", "`fcos split`"):
+        assert remedy in found["missing val split"]["remedy"]
     assert "no val split: a training on this data has no AP" in doctor(root).output
 
 

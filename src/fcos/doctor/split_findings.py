@@ -39,7 +39,8 @@ def _find_missing_val(report: Report) -> Iterator[Finding]:
             "warning",
             "no val split: a training on this data has no AP, cannot select the best weights or stop early, and fits no"
             " score thresholds",
-            "Set aside a tenth to a fifth of the images, of scenes that train does not show, as val.",
+            "Train with data.val_fraction=0.2, or divide the images with `fcos split`. Images of scenes that train does"
+            " not show are the best val split.",
         )
 
 
@@ -108,7 +109,7 @@ def _find_shifts(report: Report, resized: Callable[[int, int], tuple[int, int]])
             "warning",
             join_some(texts, "; "),
             "Split the data again, so that classes are equally frequent in all splits and the metrics are"
-            " representative.",
+            " representative: join train and val, then set data.val_fraction=0.2 or use `fcos split`.",
             classes=list(dict.fromkeys(name for name, *_ in shifts)),
         )
     shifts = size_shifts(report.splits, resized)
