@@ -245,3 +245,21 @@ def test_yolo_labels_are_found_in_the_working_folder(tmp_path: Path, monkeypatch
     write_yolo(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert len(read(Path(os.curdir))[0].boxes) == 3
+
+
+def test_unrecognised_folder_with_links_is_described_once(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.doc").touch()
+        (tmp_path / name / "up").symlink_to(tmp_path)
+    with pytest.raises(DataError) as error:
+        read(tmp_path)
+    assert str(error.value).count("notes.doc") == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every folder")
+def test_subfolder_without_permission_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0)
+    for root in (tmp_path, tmp_path / "locked"):
+        with pytest.raises(DataError, match=r"locked.*: cannot be read: Permission denied"):
+            read(root)

@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from ..errors import DataError
+from ..files import open_file
 from ..formatting import plural
 from .files import folder_with
 from .folders import image_folders, list_visible, read_start, split_of
@@ -91,7 +92,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 
 def _parse(path: Path) -> Element:
     try:
-        tree = ElementTree.parse(path).getroot()
+        with open_file(path) as file:
+            tree = ElementTree.parse(file).getroot()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
@@ -109,7 +111,8 @@ def _parse(path: Path) -> Element:
 def _read_subsets(path: Path) -> set[str]:
     """Return the subsets of the images, without parsing the whole file."""
     try:
-        text = path.read_bytes()
+        with open_file(path) as file:
+            text = file.read()
     except OSError:
         return set()
     return {subset.decode(errors="replace") for subset in re.findall(rb'<image [^>]*\bsubset="([^"]*)"', text)}

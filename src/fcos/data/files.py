@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,27 +35,64 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
-def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder and its subfolders, without hidden ones.
+def is_file_or_dead_link(path: str | Path) -> bool:
+    """Return True for a regular file, and for a link without target, which is an error when it is read.
+
+    Pipes, sockets and devices are not part of a data set.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return True
+
+
+def walk_folders(folder: Path, *, max_depth: int | None = None) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield a folder and its subfolders, each with its files, without hidden ones, pipes, sockets and devices.
 
     Links to folders are followed; each folder is visited once.
+
+    Args:
+        folder: folder to start with.
+        max_depth: number of levels of subfolders; None: all.
 
     Raises:
         DataError: a folder cannot be read.
     """
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}")
-
     visited: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=stop):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        yield from (Path(parent, name) for name in sorted(names) if not is_hidden(name))
+    pending = [(folder, 0)]
+    while pending:
+        parent, depth = pending.pop()
+        try:
+            status = os.stat(parent)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(parent) as entries:
+                visible = sorted((e for e in entries if not is_hidden(e.name)), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"{parent}: cannot be read: {error.strerror}") from None
+        subfolders = [entry for entry in visible if _is_folder(entry)]
+        files = [e for e in visible if e.is_file(follow_symlinks=False) or is_file_or_dead_link(e.path)]
+        yield parent, [parent / entry.name for entry in files]
+        if max_depth is None or depth < max_depth:
+            pending += [(parent / entry.name, depth + 1) for entry in reversed(subfolders)]
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders, see `walk_folders`.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    for _, files in walk_folders(folder):
+        yield from files
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from ..errors import DataError
 from ..files import open_file
-from .files import IMAGE_SUFFIXES, is_hidden, walk_files
+from .files import IMAGE_SUFFIXES, is_file_or_dead_link, is_hidden, walk_files
 from .source import SPLIT_NAMES, Split
 
 _SPLIT_OF_WORD: dict[str, Split] = {word: split for split, words in SPLIT_NAMES.items() for word in words}  # type: ignore[misc]
@@ -34,13 +36,19 @@ def list_visible(folder: Path, suffixes: Sequence[str] | None = None) -> list[Pa
     """Return the entries of a folder that are not hidden, sorted; with `suffixes`, only files with one of them.
 
     The list is empty if there is no such folder.
+
+    Raises:
+        DataError: the folder cannot be read.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
-    entries = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    try:
+        entries = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
     if suffixes is None:
         return entries
-    return [path for path in entries if path.suffix.lower() in suffixes and not path.is_dir()]
+    return [path for path in entries if path.suffix.lower() in suffixes and is_file_or_dead_link(path)]
 
 
 def split_folders(root: Path, split: Split) -> list[Path]:

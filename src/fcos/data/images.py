@@ -77,8 +77,8 @@ def to_rgb(image: Image.Image, *, bit_depth: int = 16) -> Image.Image:
 def largest_value(path: str | Path) -> int | None:
     """Return the largest value of an image with 16 bits per pixel; None for other images and unreadable files."""
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            return int(np.asarray(image).max()) if image.mode.startswith("I") else None
+        with open_file(path) as file:
+            return read_image(file, lambda image: int(np.asarray(image).max()) if image.mode.startswith("I") else None)
     except Exception:  # any exception, as in open_rgb
         return None
 
@@ -174,6 +174,6 @@ def _has_end_marker(image: Image.Image, path: str | Path) -> bool:
 
 def _read_end(path: str | Path, length: int) -> bytes:
     """Return the last `length` bytes of a file."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         file.seek(-min(length, file.seek(0, os.SEEK_END)), os.SEEK_END)
         return file.read()

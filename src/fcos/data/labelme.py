@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..files import open_file
 from .files import IMAGE_SUFFIXES
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, list_visible, read_start
 from .label_table import LabelTable
@@ -54,9 +55,10 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         raise DataError(f"{path}: no such file or folder")
     labels = LabelTable(class_names)
     file_names, sizes, json_files, rows, problems = [], [], [], [], []
-    for json_file in [path] if path.is_file() else list_visible(path, (".json",)):
+    for json_file in list_visible(path, (".json",)) if path.is_dir() else [path]:
         try:
-            tree = json.loads(json_file.read_bytes())
+            with open_file(json_file) as file:
+                tree = json.loads(file.read())
         except (OSError, ValueError, RecursionError) as error:
             problems.append(Problem("broken JSON", str(json_file), "", f"not valid JSON: {error}"))
             continue

@@ -123,12 +123,17 @@ def _recognize(root: Path, data_format: str) -> tuple[str, Callable[[Split], Spl
     if not os.path.exists(root):
         raise DataError(f"{root}: no such data folder")
     forms = {name: form for name, form in FORMATS.items() if data_format in ("auto", name)}
-    for find in _FINDERS:
-        for name, form in forms.items():
-            if any(find(form, root, split) is not None for split in SPLITS):
-                return name, partial(find, form, root)
-    subfolders = [folder for folder in list_visible(root)[:_MAX_SUBFOLDERS] if folder.is_dir()]
-    recognized = [f for f in subfolders if any(find(form, f, "train") for find in _FINDERS for form in forms.values())]
+    try:
+        for find in _FINDERS:
+            for name, form in forms.items():
+                if any(find(form, root, split) is not None for split in SPLITS):
+                    return name, partial(find, form, root)
+        subfolders = [folder for folder in list_visible(root)[:_MAX_SUBFOLDERS] if folder.is_dir()]
+        recognized = [
+            f for f in subfolders if any(find(form, f, "train") for find in _FINDERS for form in forms.values())
+        ]
+    except PermissionError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     raise DataError(describe_unrecognized(root, [form.layout for form in forms.values()], recognized))
 
 

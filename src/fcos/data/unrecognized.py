@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 
 from ..formatting import join_some, plural, printable
-from .files import IMAGE_SUFFIXES
+from .files import IMAGE_SUFFIXES, walk_folders
 from .folders import list_visible
 
 _ANNOTATION_SUFFIXES = (".json", ".xml", ".csv", ".tsv", ".jsonl", ".txt")
-_MAX_FOLDERS, _MAX_LINES = 200, 8
+_MAX_DEPTH, _MAX_FOLDERS, _MAX_LINES = 3, 200, 8
 
 
 def describe(path: Path) -> str:
@@ -34,7 +34,7 @@ def describe_unrecognized(root: Path, layouts: Sequence[str], recognized: Sequen
     if not root.is_dir():
         return f"{expected}; found {describe(root)}"
     lines = [f"{expected}. See docs/data.md."]
-    contents = list(islice(_walk(root), _MAX_FOLDERS))
+    contents = list(islice(walk_folders(root, max_depth=_MAX_DEPTH), _MAX_FOLDERS))
     lines += ["Found:", *_describe_contents(root, contents)]
     if recognized:
         options = " or ".join(f"data={folder}" for folder in recognized[:3])
@@ -44,16 +44,6 @@ def describe_unrecognized(root: Path, layouts: Sequence[str], recognized: Sequen
 
 
 _Contents = list[tuple[Path, list[Path]]]
-
-
-def _walk(folder: Path, depth: int = 3) -> list[tuple[Path, list[Path]]]:
-    """Return a folder and its subfolders, each with its files."""
-    entries = list_visible(folder)
-    result = [(folder, [path for path in entries if path.is_file()])]
-    for path in entries:
-        if path.is_dir() and depth:
-            result += _walk(path, depth - 1)
-    return result
 
 
 def _describe_contents(root: Path, contents: _Contents) -> list[str]:

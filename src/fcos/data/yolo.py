@@ -29,7 +29,7 @@ from .folders import (
     split_folders,
 )
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, source_from_rows
-from .yolo_labels import LabelFinder
+from .yolo_labels import LabelFinder, is_label_file
 from .yolo_rows import LabelRow, parse_row, read_rows
 
 _DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -201,18 +201,7 @@ def _find_split_folders(root: Path, split: Split) -> SplitFiles | None:
 
 def _have_labels(images: Sequence[Path], root: Path, labels: Path | None) -> bool:
     finder = LabelFinder(root, labels)
-    return any(_is_label_file(file) for image in images if (file := finder.find(image)))
-
-
-def _is_label_file(file: Path) -> bool:
-    """Return whether a text file starts with a row of a label file, or is empty in a folder of labels."""
-    words = read_start(file, 1 << 12).partition("\n")[0].split()
-    if not words:
-        return file.parent.name in LABEL_FOLDERS
-    try:
-        return len([float(word) for word in words]) >= 5
-    except ValueError:
-        return False
+    return any(is_label_file(file) for image in images if (file := finder.find(image)))
 
 
 def _to_text(value: Any, where: str) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ..formatting import join_some, plural
 from .files import list_images, match_key, walk_files
+from .folders import LABEL_FOLDERS, read_start
 from .source import Problem
 
 
@@ -67,7 +68,7 @@ class LabelFinder:
         unmatched = {file for file in unmatched if file.parent in folders} - set(matched.values())
         if unmatched:  # they may belong to images of other splits
             unmatched -= {self.find(image) for image in list_images(self._root)}
-        unused = sorted(str(file) for file in unmatched if _contains_labels(file))
+        unused = sorted(str(file) for file in unmatched if is_label_file(file))
         if unused:
             message = f"{plural(len(unused), 'label file')} without an image, not used"
             problems.append(_problem("label file without image", self._labels or self._root, message, unused))
@@ -93,15 +94,16 @@ class LabelFinder:
         return self._folders[folder]
 
 
+def is_label_file(file: Path) -> bool:
+    """Return whether a text file starts with a row of a label file, or is empty in a folder of labels."""
+    words = read_start(file, 1 << 12).partition("\n")[0].split()
+    if not words:
+        return file.parent.name in LABEL_FOLDERS
+    try:
+        return len([float(word) for word in words]) >= 5
+    except ValueError:
+        return False
+
+
 def _problem(kind: str, folder: Path, message: str, files: list[str]) -> Problem:
     return Problem(kind, str(folder), "", f"{message}: {join_some(files)}", "warning")
-
-
-def _contains_labels(file: Path) -> bool:
-    """Return True if the first row of a text file consists of at least five numbers; a list of classes does not."""
-    try:
-        with file.open(encoding="utf-8-sig") as stream:
-            numbers = [float(text) for text in stream.readline().split()]
-    except (OSError, ValueError):
-        return False
-    return len(numbers) >= 5
