@@ -138,11 +138,12 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     else:
         recipe = check_source(recipe, name="recipe")
         config, name = load_config(recipe, overrides), Path(recipe).stem
-    from .training.folder import with_current_folder  # slow imports: config errors come first
+    from .data.workers import limit_workers  # slow imports: config errors come first
+    from .training.folder import with_current_folder
     from .training.launch import launch, processes_to_start
     from .training.loop import train as run
 
-    require_open_files(config.data.workers)
+    require_open_files(limit_workers(config.data.workers))
     if not isinstance(recipe, Config) and not any(text.startswith("output_dir=") for text in overrides):
         config = with_current_folder(config, recipe)
 
@@ -194,6 +195,7 @@ def evaluate(
     from .data import load_annotations
     from .data.layouts import SPLITS
     from .data.splits import has_split
+    from .data.workers import limit_workers
     from .distributed import resolve_device
     from .evaluation.evaluate import evaluate as run
     from .evaluation.evaluate import warn_of_crowded_images
@@ -223,7 +225,7 @@ def evaluate(
             f"data: the classes have the ids {data_ids_text:.80}, but {weights} has {weights_ids_text:.80} and no class"
             " names; name its classes with data.classes=[NAME, ...]"
         )
-    require_open_files(resolved.data.workers)
+    require_open_files(limit_workers(resolved.data.workers))
     join_processes(device)
     warn_of_crowded_images(annotations, resolved)
     return run(model.to(device), annotations, resolved, device=device, progress=progress)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from .errors import ConfigError
+from .formatting import plural
 
 try:
     import resource
@@ -13,6 +16,8 @@ WANTED = 65_536
 """Open files to request, where the system permits them; many systems start with 1024."""
 BASE, PER_WORKER = 48, 24
 """Open files of a run, and of the batches of one loader worker: its tensors are passed as open files."""
+_ROUNDING = 256
+"""The limit that a message recommends is a multiple of this number."""
 
 
 def allow_open_files() -> int | None:
@@ -34,14 +39,15 @@ def require_open_files(workers: int) -> None:
     """Check that loader workers can pass their batches, raising the limit on open files if needed.
 
     Args:
-        workers: number of loader workers, `data.workers`.
+        workers: number of loader workers that will be started.
 
     Raises:
         ConfigError: the limit is too low; without this check, the run would end in the middle of a step.
     """
     limit, needed = allow_open_files(), BASE + PER_WORKER * workers
     if workers and limit is not None and limit < needed:
+        wanted = math.ceil(needed / _ROUNDING) * _ROUNDING
         raise ConfigError(
-            f"data.workers={workers}: about {needed} open files are needed, but this process may open {limit}; raise"
-            " the limit with `ulimit -n 1024` before the command, or use data.workers=0"
+            f"{plural(workers, 'loader worker')}: about {needed} open files are needed, but this process may open"
+            f" {limit}; raise the limit with `ulimit -n {wanted}` before the command, or use data.workers=0"
         )

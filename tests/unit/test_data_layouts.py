@@ -335,6 +335,15 @@ def test_broken_hugging_face_line_is_named(line: str, message: str, tmp_path: Pa
         load_annotations(config(tmp_path), "train")
 
 
+@pytest.mark.parametrize("name", [".", "./", "/", "..", "//x"])
+def test_hugging_face_name_of_no_image_belongs_to_no_split(name: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    lines = hugging_face_lines(list(SIZES), prefix="train/")
+    stray = f'{{"file_name": "{name}", "objects": {{"bbox": [], "categories": []}}}}'
+    (tmp_path / "metadata.jsonl").write_text(f"{lines}{stray}\n")
+    assert len(_load(config(tmp_path))) == 3
+
+
 # --------------------------------------------------------------------------------------------------------- Roboflow
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,16 +22,41 @@ else:
 """
 
 
+TRAIN = """
+import resource
+from fcos import FCOSError, train
+from fcos.data.workers import available_cores
+from fcos.limits import BASE, PER_WORKER
+limit = BASE + PER_WORKER * available_cores()
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+try:
+    train("fcos_mnv2_small", "data=nowhere", f"data.workers={available_cores() + 1}")
+except FCOSError as error:
+    print(error)
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 @pytest.mark.parametrize(
     ("limits", "workers", "told"),
     [
         ((64, 200), 2, "(200, 200)"),
         ((64, 64), 0, "(64, 64)"),
-        ((64, 64), 2, "data.workers=2: about 96 open files are needed, but this process may open 64; raise the limit"),
+        (
+            (64, 64),
+            2,
+            "2 loader workers: about 96 open files are needed, but this process may open 64; raise the limit with `ulimit -n 256`",
+        ),
     ],
 )
 def test_limit_on_open_files_is_raised_or_reported(limits: tuple[int, int], workers: int, told: str) -> None:
     program = PROGRAM.format(limits=limits, workers=workers)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.startswith(told)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_workers_that_are_not_started_need_no_open_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TRAIN]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.startswith("nowhere: no such data folder")

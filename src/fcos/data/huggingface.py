@@ -61,7 +61,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         except ValueError as error:
             problems.append(Problem("broken line", str(path), where, str(error)))
             continue
-        if files.subset is not None and split_of(Path(name).parts[0]) != files.subset:
+        if files.subset is not None and split_of(name.removeprefix("./").partition("/")[0]) != files.subset:
             continue
         try:
             rows += list(_read_objects(entry.get("objects") or {}, len(file_names), number, labels))
