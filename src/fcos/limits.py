@@ -48,6 +48,6 @@ def require_open_files(workers: int) -> None:
     if workers and limit is not None and limit < needed:
         wanted = math.ceil(needed / _ROUNDING) * _ROUNDING
         raise ConfigError(
-            f"{plural(workers, 'loader worker')}: about {needed} open files are needed, but this process may open"
-            f" {limit}; raise the limit with `ulimit -n {wanted}` before the command, or use data.workers=0"
+            f"{plural(workers, 'loader worker')}: about {needed} open files are needed, but the limit is"
+            f" {limit}; raise it with `ulimit -n {wanted}` before the command, or use data.workers=0"
         )

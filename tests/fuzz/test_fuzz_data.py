@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_data import (
     BOXES,
+    SIZES,
     coco_tree,
     config,
     voc_xml,
@@ -24,6 +25,7 @@ from tiny_data import (
     write_yolo,
     yolo_line,
 )
+from tool_exports import cvat_image, cvat_xml, hugging_face_lines, labelme, labelme_tree, tensorflow_csv
 
 from fcos import DataError
 from fcos.data import load_annotations
@@ -180,6 +182,52 @@ def test_damaged_data_yaml_is_used_or_rejected(count: int, tmp_path: Path) -> No
         damaged_tree(tree).map(lambda damaged: json.dumps(damaged.tree).encode()), damaged_bytes([text.encode()])
     )
     fuzz_files(inputs, count, (root / "data.yaml").write_bytes, root)
+
+
+def damaged_json(tree: Any) -> st.SearchStrategy[bytes]:
+    """Draw JSON text with odd values or damaged bytes."""
+    trees = damaged_tree(tree).map(lambda damaged: json.dumps(damaged.tree).encode())
+    return st.one_of(trees, damaged_bytes([json.dumps(tree).encode()]))
+
+
+def odd_fields(text: str, fields: Sequence[str]) -> st.SearchStrategy[bytes]:
+    """Draw a text in which one field has an odd value, or bytes are damaged."""
+    values = (*ODD_TEXTS, "1e300", "-1e300", "inf", "1e-320")
+    texts = [text.replace(field, value) for field in fields for value in values]
+    files = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return st.one_of(st.sampled_from(files), damaged_bytes([text.encode()]))
+
+
+@examples(40)
+def test_damaged_csv_files_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    write_images(tmp_path)
+    inputs = odd_fields(tensorflow_csv(list(SIZES)), ["xmin", "class", "a.png", "cat", "23", ","])
+    fuzz_files(inputs, count, (tmp_path / "boxes.csv").write_bytes, tmp_path)
+
+
+@examples(40)
+def test_damaged_cvat_files_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    fields = ['"a.png"', '"cat"', '"2.00"', "points", "<box", "width"]
+    inputs = odd_fields(cvat_xml([cvat_image(name, i) for i, name in enumerate(SIZES)]), fields)
+    fuzz_files(inputs, count, (tmp_path / "annotations.xml").write_bytes, tmp_path)
+
+
+@examples(40)
+def test_damaged_labelme_files_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    labelme(tmp_path)
+    inputs = damaged_json(labelme_tree("a.png", "a.png"))
+    fuzz_files(inputs, count, (tmp_path / "a.json").write_bytes, tmp_path)
+
+
+@examples(40)
+def test_damaged_hugging_face_lines_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    write_images(tmp_path)
+    write_images(tmp_path / "train")
+    first, *others = hugging_face_lines(list(SIZES), prefix="train/").encode().splitlines()
+    inputs = damaged_json({**json.loads(first), "width": 40, "height": 30})
+    path = tmp_path / "metadata.jsonl"
+    fuzz_files(inputs, count, lambda line: path.write_bytes(b"\n".join([line, *others])), tmp_path)
 
 
 @st.composite

@@ -45,7 +45,7 @@ except FCOSError as error:
         (
             (64, 64),
             2,
-            "2 loader workers: about 96 open files are needed, but this process may open 64; raise the limit with `ulimit -n 256`",
+            "2 loader workers: about 96 open files are needed, but the limit is 64; raise it with `ulimit -n 256`",
         ),
     ],
 )
