@@ -58,6 +58,14 @@ def _check_flags(context: typer.Context, words: list[str] | None) -> list[str] |
     return words
 
 
+def _check_data_options(context: typer.Context, words: list[str] | None) -> list[str] | None:
+    """Reject words that are not `key=value`, such as a folder without `data=`, with the option to type instead."""
+    for word in _check_flags(context, words) or []:
+        if "=" not in word:
+            raise ConfigError(f"{word}: expected KEY=VALUE; did you mean data={shlex.quote(word)}?")
+    return words
+
+
 def _suggest_for_flag(context: typer.Context, words: Sequence[str]) -> str:
     """Return a hint for an unknown flag: a flag of the command with a similar name, or an option `key=value`."""
     from .config import Config
@@ -388,14 +396,17 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command(short_help="Divide a data set into train, val and test.")
+@app.command(context_settings=_WORDS, short_help="Divide a data set into train, val and test.")
 def split(
-    overrides: Annotated[list[str], typer.Argument(metavar="KEY=VALUE", help="data=DIR, and options for reading it.")],
+    overrides: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY=VALUE", help="data=DIR, and options for reading it.", callback=_check_data_options),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for train.txt and val.txt.", callback=_check_folder)] = Path(
         "splits"
     ),
-    val: Annotated[float, typer.Option(help="Fraction of the images for validation.")] = 0.2,
-    test: Annotated[float, typer.Option(help="Fraction of the images for testing; 0: no test.txt.")] = 0.0,
+    val: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the images for validation.")] = 0.2,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Fraction for testing; 0: no test.txt.")] = 0.0,
 ) -> None:
     """Divide a data set without validation split, and write lists of the images of each part.
 
@@ -413,10 +424,10 @@ def split(
     annotations, parts = divide(config, val=val, test=test)
     files = write_lists(annotations, parts, out)
     for name, mask in parts.items():
-        print(f"{name}: {describe_part(annotations, mask)}")
-    print(f"written: {', '.join(map(str, files.values()))}")
+        _print(f"{name}: {describe_part(annotations, mask)}")
+    _print(f"written: {', '.join(map(str, files.values()))}")
     options = [f"data.{name}.image_list={shlex.quote(str(file))}" for name, file in files.items()]
-    print(f"next: fcos train fcos_mnv2_small {' '.join([*map(shlex.quote, overrides), *options])}")
+    _print(f"next: fcos train fcos_mnv2_small {' '.join([*map(shlex.quote, overrides), *options])}")
 
 
 @samples_app.command(short_help="Write a sample data set in COCO layout.")

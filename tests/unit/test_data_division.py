@@ -127,6 +127,31 @@ def test_wrong_fractions_are_rejected(options: list[str], message: str, run: Run
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pets"], "pets: expected KEY=VALUE; did you mean data=pets?"),
+        (["my pets"], "my pets: expected KEY=VALUE; did you mean data='my pets'?"),
+        (["--data", "pets"], "--data: no such option, did you mean data=pets?"),
+        (["--vall", "0.2", "data=pets"], "--vall: no such option, did you mean --val?"),
+        (["data=pets", "--val", "1.5"], "Invalid value for '--val'"),
+        (["data=pets", "--test", "-1"], "Invalid value for '--test'"),
+    ],
+)
+def test_wrong_words_are_rejected_with_the_option_to_type(words: list[str], message: str, run: Run) -> None:
+    code, _, err = run("split", *words)
+    assert code == 2
+    assert message in err
+
+
+def test_control_characters_in_paths_are_escaped(run: Run, tmp_path: Path) -> None:
+    root = _write_pets(tmp_path / "pets", _pictures(10))
+    code, out, _ = run("split", f"data={root}", "--out", "l\x1b[31m")
+    assert code == 0
+    assert "l\\x1b[31m" in out
+    assert "\x1b" not in out
+
+
 def test_existing_lists_are_kept(run: Run, tmp_path: Path) -> None:
     root = _write_pets(tmp_path / "pets", _pictures(4))
     (tmp_path / "splits").mkdir()
