@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -167,7 +168,7 @@ def test_test_split_is_not_affected_by_val_fraction(tmp_path: Path) -> None:
     assert len(loaded) == 3
 
 
-def _divide(root: Path, convention: str, **options: object) -> tuple[Annotations, Annotations]:
+def _divide(root: Path | None, convention: str, **options: object) -> tuple[Annotations, Annotations]:
     """Return train and val of a data set, read as a training does: val with the classes of train."""
     data = config(root, val_fraction=0.3, convention=convention, **options)
     train = load_annotations(data, "train")
@@ -225,3 +226,19 @@ def test_original_holds_out_the_same_images_of_voc_with_difficult_objects(tmp_pa
     assert sorted(Path(name).name for part in (train, val) for name in _file_names(part)) == sorted(names)
     assert not train.crowd.any()
     assert val.crowd.any()
+
+
+@pytest.mark.parametrize("convention", ["fcos", "fcos_core"])
+def test_several_data_sets_are_divided_as_one(convention: str, tmp_path: Path) -> None:
+    roots = [_write_pets(tmp_path / name, count) for name, count in (("north", 12), ("south", 3))]
+    files = {"annotations": [root / "result.json" for root in roots], "images": [root / "images" for root in roots]}
+    train, val = _divide(None, convention, train=files)
+    names = [*_file_names(train), *_file_names(val)]
+    assert sorted(names) == sorted(str(path) for root in roots for path in (root / "images").iterdir())
+
+
+def test_original_without_any_box_in_train_is_an_error(tmp_path: Path) -> None:
+    tree = json.loads((_write_pets(tmp_path) / "result.json").read_text())
+    write_json(tmp_path / "result.json", {**tree, "annotations": []})
+    with pytest.raises(DataError, match="contains no usable image for train"):
+        load_annotations(config(tmp_path, val_fraction=0.2, convention="fcos_core"), "train")
