@@ -154,8 +154,9 @@ def damaged_tree(draw: st.DrawFn, tree: Any, values: Sequence[Any] = ODD_VALUES)
         entries = list(_entries(tree))
         if not entries:
             break
-        parent, key, path = draw(st.sampled_from(entries))
-        value = copy.deepcopy(draw(st.sampled_from(values)))
+        # By position, because Hypothesis formats the elements of `sampled_from`, which may be large tensors.
+        parent, key, path = entries[draw(st.integers(0, len(entries) - 1))]
+        value = copy.deepcopy(values[draw(st.integers(0, len(values) - 1))])
         edit = draw(st.sampled_from(["replace", "replace", "replace", "remove", "repeat"]))
         edits.append(f"{edit} {path}: {value!r:.60}")
         match edit:

@@ -185,6 +185,29 @@ def test_momentum_in_another_memory_layout_gives_the_same_weights(template: Conf
     torch.testing.assert_close(*models, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("momentum", ["no entry", None])
+def test_missing_momentum_of_a_parameter_counts_as_zero(
+    template: Config, run: Path, tmp_path: Path, momentum: str | None
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+
+    def clear(training: dict[str, Any]) -> None:
+        training["optimizer"]["state"][0]["momentum_buffer"].zero_()
+
+    def remove(training: dict[str, Any]) -> None:
+        if momentum is None:
+            training["optimizer"]["state"][0]["momentum_buffer"] = None
+        else:
+            del training["optimizer"]["state"][0]
+
+    edit(run / "weights/last.pt", clear)
+    edit(other / "weights/last.pt", remove)
+    for folder in (run, other):
+        train(resumed(template, folder, lr=0.1))
+    models = [load_checkpoint(folder / "weights/last.pt").model for folder in (run, other)]
+    torch.testing.assert_close(*models, rtol=0, atol=0)
+
+
 TABLES = {
     "other columns": b"time;loss\n1;2\n",
     "UTF-16": "iteration,split\n1,train\n".encode("utf-16"),

@@ -219,6 +219,8 @@ class Run:
             for i, name in enumerate(saved.learning)
             if i in saved.optimizer.state
         }
+        if self.config.train.optimizer == "sgd":
+            state = _fill_momentum(state, [parameters[name] for name in names])
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if saved.scaler:
             self.scaler.load_state_dict(saved.scaler)
@@ -232,6 +234,20 @@ class Run:
         torch.set_rng_state(saved.rng)
         if saved.cuda_rng is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(saved.cuda_rng, self.device)
+
+
+def _fill_momentum(state: dict[int, dict[str, Any]], parameters: list[Tensor]) -> dict[int, dict[str, Any]]:
+    """Return the state of SGD with zero momentum for parameters without momentum, if any parameter has momentum.
+
+    The fused kernel needs a tensor for every parameter. Zeros and no momentum give the same next step.
+    """
+    momenta = [state.get(i, {}).get("momentum_buffer") for i in range(len(parameters))]
+    if all(momentum is None for momentum in momenta):
+        return state
+    return {
+        i: {"momentum_buffer": torch.zeros_like(parameter) if momentum is None else momentum}
+        for i, (momentum, parameter) in enumerate(zip(momenta, parameters, strict=True))
+    }
 
 
 def _with_layout_of(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
