@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -16,6 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cli_arguments import (
+    WORDS,
+    FileOverrides,
+    OriginalConfig,
+    Overrides,
+    TestOverrides,
+    Weights,
+    check_data_options,
+    check_flags,
+    check_folder,
+)
 from .errors import ConfigError, FCOSError
 from .formatting import printable, printable_lines
 from .interop import Form
@@ -40,76 +50,6 @@ config_app = typer.Typer(help="Show and compare recipes and configs.", no_args_i
 samples_app = typer.Typer(help="Create sample data.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(samples_app, name="samples")
-
-
-def _check_folder(path: Path | None) -> Path | None:
-    """Reject an option whose folder, or one of its parents, is a file, before anything is computed."""
-    for candidate in (path, *path.parents) if path is not None else ():
-        if candidate.exists() and not candidate.is_dir():
-            raise typer.BadParameter(f"{printable(str(candidate))} is a file; expected a folder")
-    return path
-
-
-def _check_flags(context: typer.Context, words: list[str] | None) -> list[str] | None:
-    """Reject unknown flags among the words of a command, with the option to type instead."""
-    for position, word in enumerate(words or []):
-        if re.match(r"--?[A-Za-z]", word) and not Path(word).exists():
-            raise ConfigError(f"{word}: no such option{_suggest_for_flag(context, (words or [])[position:])}")
-    return words
-
-
-def _check_data_options(context: typer.Context, words: list[str] | None) -> list[str] | None:
-    """Reject words that are not `key=value`, such as a folder without `data=`, with the option to type instead."""
-    for word in _check_flags(context, words) or []:
-        if "=" not in word:
-            raise ConfigError(f"{word}: expected KEY=VALUE; did you mean data={shlex.quote(word)}?")
-    return words
-
-
-def _suggest_for_flag(context: typer.Context, words: Sequence[str]) -> str:
-    """Return a hint for an unknown flag: a flag of the command with a similar name, or an option `key=value`."""
-    from .config import Config
-    from .config.lookup import suggest_options
-
-    flag, _, value = words[0].partition("=")
-    if not value and len(words) > 1 and not words[1].startswith("-") and "=" not in words[1]:
-        value = words[1]
-    flags = [name for parameter in context.command.params for name in parameter.opts]
-    known = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
-    known += [f"{key}={value or 'VALUE'}" for key in suggest_options(Config, flag.lstrip("-"))]
-    if known:
-        return f", did you mean {' or '.join(known)}?"
-    return f"; options have the form key=value, and `{context.command_path} --help` lists the others"
-
-
-Weights = Annotated[
-    str,
-    typer.Argument(metavar="WEIGHTS", help="Run folder, weights file, or name such as torchvision/fcos_resnet50_fpn."),
-]
-OriginalConfig = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        help="YAML file or recipe with the options that the weights lack; weights of the original require it.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Options, e.g. train.lr=0.005.", callback=_check_flags),
-]
-TestOverrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Options, e.g. eval.flip=true.", callback=_check_flags),
-]
-FileOverrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="Options that the file lacks, e.g. data.classes=[a,b].", callback=_check_flags
-    ),
-]
-_WORDS = {"ignore_unknown_options": True}
-"""Settings of commands with KEY=VALUE words: -1 is a value (the original's TEST.DETECTIONS_PER_IMG -1), and
-`_check_flags` explains unknown flags."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -180,7 +120,7 @@ def _global_options(
         raise typer.Exit
 
 
-@app.command(context_settings=_WORDS)
+@app.command(context_settings=WORDS)
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (see: fcos config list) or YAML file.")],
     overrides: Overrides = None,
@@ -198,7 +138,7 @@ def train(
         _print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} IMAGE...")
 
 
-@app.command(context_settings=_WORDS, short_help="Compute the COCO metrics of a detector.")
+@app.command(context_settings=WORDS, short_help="Compute the COCO metrics of a detector.")
 def val(
     weights: Weights,
     overrides: TestOverrides = None,
@@ -206,7 +146,7 @@ def val(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for metrics.json and detections.json; default: RUN/SPLIT.", callback=_check_folder),
+        typer.Option(help="Folder for metrics.json and detections.json; default: RUN/SPLIT.", callback=check_folder),
     ] = None,
 ) -> None:
     """Compute the COCO metrics of a detector on annotated images.
@@ -230,7 +170,7 @@ def val(
     _print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
 
 
-@app.command(context_settings=_WORDS, short_help="Write RUN/report.html: metrics, curves and errors.")
+@app.command(context_settings=WORDS, short_help="Write RUN/report.html: metrics, curves and errors.")
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, also of an unfinished run.")],
     overrides: Annotated[
@@ -238,7 +178,7 @@ def report(
         typer.Argument(
             metavar="KEY=VALUE",
             help="Options, e.g. data=DIR (where the data is now), device=cpu (for a new evaluation).",
-            callback=_check_flags,
+            callback=check_flags,
         ),
     ] = None,
 ) -> None:
@@ -256,15 +196,15 @@ def report(
     _print(f"written: {file}")
 
 
-@app.command(context_settings=_WORDS, short_help="Detect objects in images.")
+@app.command(context_settings=WORDS, short_help="Detect objects in images.")
 def predict(  # noqa: PLR0917 (options of the command line)
     weights: Weights,
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.", callback=_check_flags),
+        typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.", callback=check_flags),
     ],
     config: OriginalConfig = None,
-    out: Annotated[Path, typer.Option(help="Folder for the annotated images.", callback=_check_folder)] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the annotated images.", callback=check_folder)] = Path(
         "predictions"
     ),
     threshold: Annotated[
@@ -327,7 +267,7 @@ def _report(result: PredictedFile, thresholds: str) -> None:
         _print(f"{printable(result.source)}: {detections} -> {result.picture}")
 
 
-@app.command(context_settings=_WORDS, short_help="Convert weights between projects.")
+@app.command(context_settings=WORDS, short_help="Convert weights between projects.")
 def convert(
     weights: Weights,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New file; its name ends in .pt or .pth.")],
@@ -350,18 +290,18 @@ def convert(
     _print(f"written: {out}")
 
 
-@app.command(context_settings=_WORDS, short_help="Check a data set before training.")
+@app.command(context_settings=WORDS, short_help="Check a data set before training.")
 def doctor(
     words: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[RECIPE] KEY=VALUE",
             help="data=DIR, and the recipe and options to train with.",
-            callback=_check_flags,
+            callback=check_flags,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for doctor.html (with images) and doctor.json.", callback=_check_folder)
+        Path | None, typer.Option(help="Folder for doctor.html (with images) and doctor.json.", callback=check_folder)
     ] = None,
 ) -> None:
     """Check a data set for broken files, doubtful labels, duplicates and boxes that cannot be learned. Exit code 1:
@@ -396,13 +336,13 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command(context_settings=_WORDS, short_help="Divide a data set into train, val and test.")
+@app.command(context_settings=WORDS, short_help="Divide a data set into train, val and test.")
 def split(
     overrides: Annotated[
         list[str],
-        typer.Argument(metavar="KEY=VALUE", help="data=DIR, and options for reading it.", callback=_check_data_options),
+        typer.Argument(metavar="KEY=VALUE", help="data=DIR, and options for reading it.", callback=check_data_options),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for train.txt and val.txt.", callback=_check_folder)] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for train.txt and val.txt.", callback=check_folder)] = Path(
         "splits"
     ),
     val: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the images for validation.")] = 0.2,
@@ -466,7 +406,7 @@ def config_list() -> None:
         print(f"{name:{width}}  {'START HERE. ' if name == FIRST_RECIPE else ''}{recipes[name]}")
 
 
-@config_app.command("show", context_settings=_WORDS, short_help="Print a complete config with descriptions.")
+@config_app.command("show", context_settings=WORDS, short_help="Print a complete config with descriptions.")
 def config_show(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file.")],
     overrides: Overrides = None,

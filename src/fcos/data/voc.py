@@ -16,7 +16,7 @@ from ..formatting import join_some, plural, quote
 from .files import IMAGE_SUFFIXES, is_hidden, match_key, read_text
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, has_images, list_visible, read_start
 from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, source_from_rows
-from .values import parse_flag
+from .values import parse_flag, parse_size
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -108,7 +108,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
                 rows.append(row)
         image = image_of.find(name)
         file_names.append(image.name if image else tree.findtext("filename", "").strip() or f"{name}.jpg")
-        sizes.append(_read_size(tree))
+        sizes.append(parse_size(tree.findtext("size/height"), tree.findtext("size/width")))
         xml_files.append(xml_file)
     return source_from_rows(
         rows,
@@ -215,10 +215,3 @@ def _read_object(element: Element, image: int, number: int, labels: dict[str, in
     except ValueError:
         raise ValueError(f"expected difficult (0 or 1), found {quote(difficult)}") from None
     return Row(image, number, labels.setdefault(name, len(labels)), box, is_difficult)
-
-
-def _read_size(tree: Element) -> tuple[int, int]:
-    """Return (height, width) as annotated, or zeros if absent or invalid; the image file then gives the size."""
-    texts = [(tree.findtext(f"size/{key}") or "").strip() for key in ("height", "width")]
-    height, width = (int(text) if text.isdecimal() and len(text) < 10 else 0 for text in texts)  # fits into int32
-    return (height, width) if height and width else (0, 0)
