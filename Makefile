@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 # One thread for each process: small tensors gain nothing from more, and threads that compete lose much.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 20
 DEMO := demo
-DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.iterations=600
+DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.iterations=900
 
 .PHONY: help install test coverage test-slow check docs tour format weights demo clean
 
