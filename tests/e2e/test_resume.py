@@ -19,7 +19,7 @@ from zipfile import ZipFile
 import pytest
 import tiny_backbone
 import torch
-from processes import SECONDS, wait_until
+from processes import SECONDS, forkserver, wait_until
 
 from fcos.config import Config
 from fcos.interop.checkpoints import load_checkpoint
@@ -41,12 +41,11 @@ def run_command(words: list[str], log: Path) -> None:
 
 
 class Commands:
-    """Starts commands in processes forked with torch already imported, which takes milliseconds."""
+    """Starts commands in processes of a `forkserver`."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log.txt"
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tiny_backbone", "fcos.api", "fcos.training.loop", "torch._dynamo"])
+        self._context = forkserver()
 
     def start(self, *words: object) -> BaseProcess:
         self.log.write_text("")

@@ -1,18 +1,30 @@
-"""Helpers for tests that start processes: timeouts and free ports."""
+"""Helpers for tests that start processes: the process that they are forked from, timeouts, and free ports."""
 
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import socket
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 
 SECONDS = 600
 """Timeout after which a process counts as hanging; far more than any process needs on a busy machine."""
+
+
+def forkserver() -> ForkServerContext:
+    """Return a context whose processes are forked from one that has imported torch, which takes milliseconds.
+
+    A fork of the test process itself could wait for threads that earlier tests started and that a fork lacks.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_backbone", "fcos.api", "fcos.training.loop", "torch._dynamo"])
+    return context
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

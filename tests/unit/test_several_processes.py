@@ -1,4 +1,4 @@
-"""Layers and steps that combine numbers of several processes; forked processes need not import torch again."""
+"""Layers and steps that combine numbers of several processes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from detectors import build_fcos
 from ground_truth import objects_of
+from processes import forkserver
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
@@ -30,12 +31,11 @@ from fcos.training import loop, step
 from fcos.training.run import Run
 
 
-def in_processes(
-    count: int, work: Callable[..., Any], folder: Path, *args: Any, start_method: str = "fork"
-) -> list[Any]:
+def in_processes(count: int, work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     """Run `work(rank, count, *args)` in a process group and return the results of all processes."""
     folder.mkdir()
-    start_processes(_process, (count, work, folder, args), nprocs=count, start_method=start_method)
+    forkserver()
+    start_processes(_process, (count, work, folder, args), nprocs=count, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
@@ -212,8 +212,7 @@ def detections(rank: int, _: int, config: Config, means: list[list[float]]) -> l
 def test_evaluation_uses_batch_norm_statistics_of_rank_0(configure: Callable[..., Config], tmp_path: Path) -> None:
     config = configure(model={**tiny_backbone.MODEL, "max_detections": 5})
     means = [[0.5, 0.5], [-0.5, -0.5], [0.5, -0.5]]
-    # Not forked: a fork would not keep the threads that compute COCO's metrics.
-    by_rank = in_processes(2, detections, tmp_path / "group", config, means, start_method="spawn")
+    by_rank = in_processes(2, detections, tmp_path / "group", config, means)
     for high, low, mixed in by_rank:
         assert len(high) == 3 * 5
         assert high != low
