@@ -236,7 +236,7 @@ class Instances:
         if isinstance(index, Sequence):
             selection = torch.as_tensor(index, dtype=None if len(index) else torch.int64, device=self.boxes.device)
         elif not isinstance(index, slice) and getattr(index, "ndim", 0) == 0:
-            if isinstance(index, bool) or (isinstance(index, Tensor) and index.dtype == torch.bool):
+            if isinstance(index, bool) or getattr(index, "dtype", None) in (bool, torch.bool):
                 raise TypeError(f"expected an integer or a mask of {len(self)} bools, found {index}")
             position = range(len(self))[operator.index(index)]
             selection = slice(position, position + 1)
