@@ -43,7 +43,6 @@ def _process(rank: int, count: int, work: Callable[..., Any], folder: Path, args
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=count)
     torch.save(work(rank, count, *args), folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 def normalise(rank: int, count: int, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:

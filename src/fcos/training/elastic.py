@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import re
 import time
@@ -140,7 +141,7 @@ def _connect_store(port: int, *, serve: bool = False, **options: Any) -> Any:
 def join_processes(device: torch.device) -> None:
     """Initialise the process group if torchrun started several processes (nccl on GPUs, otherwise gloo).
 
-    The group is destroyed only when the program exits, because leaving it earlier has no benefit.
+    The group is destroyed when the program exits, see `destroy_at_exit`.
 
     Raises:
         ConfigError: WORLD_SIZE is set, but the other variables that torchrun sets are missing or invalid.
@@ -157,7 +158,19 @@ def join_processes(device: torch.device) -> None:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=_process_group_store(number), rank=number, world_size=count)
-    atexit.register(dist.destroy_process_group)
+    destroy_at_exit()
+
+
+def destroy_at_exit() -> None:
+    """Destroy the process group when the program exits; leaving it earlier has no benefit.
+
+    Before torch 2.8, the destructor of a gloo group may wait forever for one of its threads, which waits for the lock
+    of the interpreter (pytorch/pytorch#154976). Such a group gets a reference that keeps it from being destroyed.
+    """
+    if dist.get_backend() == "gloo" and torch.__version__ < "2.8":
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    else:
+        atexit.register(dist.destroy_process_group)
 
 
 def _read_number(name: str, *, at_least: int, default: int | None = None) -> int:

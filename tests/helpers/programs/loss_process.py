@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from fcos.models.losses import FCOSLoss, fcos_loss
 from fcos.models.points import Assignment
+from fcos.training.elastic import destroy_at_exit
 
 
 def main(folder: Path, rank: int) -> None:
@@ -24,7 +25,7 @@ def main(folder: Path, rank: int) -> None:
     torch.autograd.backward(list(terms.values()))
     found = {name: term.detach() for name, term in terms.items()}
     torch.save({"terms": found, "gradients": [tensor.grad for tensor in predictions]}, folder / f"{rank}.out.pt")
-    dist.destroy_process_group()
+    destroy_at_exit()
 
 
 if __name__ == "__main__":
