@@ -14,6 +14,8 @@ from fcos.errors import DataError
 BOX = [0.4, 0.4, 0.6, 0.6]
 """Box `.5 .5 .2 .2` as XYXY in fractions of the image."""
 KEYPOINTS = ".45 .45 .55 .45 .55 .55"
+LONG = "0 .1 .2 .3 .2 .3 .4 .1 .4"
+LONG_BOX = [0.1, 0.2, 0.3, 0.4]
 
 
 def boxes(root: Path, lines: Sequence[str], *, yaml: str = "", **options: str) -> list[list[float]]:
@@ -76,10 +78,38 @@ def test_one_row_does_not_decide_for_all(tmp_path: Path) -> None:
     ]
 
 
+OUTLIER = "0 .5 .5 .2 .2 .45 .45 .9 .45 .55 .55"
+POSE = f"0 .5 .5 .2 .2 {KEYPOINTS}"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [POSE, OUTLIER],
+        [POSE, POSE, "0 .5 .5 .2 .2 .9 .9 .95 .9 .9 .95"],
+        [POSE, "0 .5 .5 .2 .2", "0 .5 .5 .2 .2 .9"],
+        [POSE, POSE, "0 .5 .5 .2 .2 .5 .5 1.2 .5 .5 .5"],
+        [POSE, POSE, LONG],
+        ["0 .5 .5 .2 .2 .5 .5"] * 2 + ["0 .5 .5 .2 .2 .7 .5"],
+        ["0 .5 .5 .2 .2 .45 .45 1 .55 .55 0", "0 .5 .5 .2 .2 .45 .45 1 .9 .55 1"],
+        ["0 .5 .5 .2 .2 0 0 0 0 0 0"],
+    ],
+)
+def test_poses_with_outliers_or_beside_plain_boxes_need_the_option(lines: list[str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"may be polygons .* or boxes followed by keypoints"):
+        boxes(tmp_path / "auto", lines)
+    assert boxes(tmp_path / "boxes", lines, yolo_rows="boxes")[0] == BOX
+
+
+@pytest.mark.parametrize("corners", [".4 .4 .6 .4 .6 .6 .4 .6", ".5 .4 .6 .5 .5 .6 .4 .5", ".6 .6 .4 .6 .4 .4 .6 .4"])
+def test_oriented_boxes_are_polygons_wherever_they_are(corners: str, tmp_path: Path) -> None:
+    assert boxes(tmp_path, [f"0 {corners}"] * 3) == [BOX] * 3
+
+
 @pytest.mark.parametrize("keypoints", [KEYPOINTS, ".45 .45 1 .55 .55 1", ".45 .45 2 .55 .55 1", ".5 .5 1", "0 0 .5 .5"])
 def test_rows_that_are_poses_or_polygons_need_the_option(keypoints: str, tmp_path: Path) -> None:
     count = 4 + len(keypoints.split())
-    message = rf"labels: every row has {count} numbers .* polygons.* boxes.*yolo_rows=polygons or data\.yolo_rows=boxes"
+    message = rf"labels: 2 rows with {count} numbers .* polygons.* boxes.*yolo_rows=polygons or data\.yolo_rows=boxes"
     with pytest.raises(DataError, match=f"{message}.*kpt_shape"):
         boxes(tmp_path, [f"0 .5 .5 .2 .2 {keypoints}"] * 2)
 
@@ -93,7 +123,7 @@ def test_the_option_decides_how_rows_are_read(tmp_path: Path) -> None:
     assert boxes(tmp_path / "d", [row], yaml=yaml, yolo_rows="polygons") == [[0.2, 0.2, 0.55, 0.55]]
 
 
-def test_one_row_outside_its_box_shows_that_all_are_polygons(tmp_path: Path) -> None:
+def test_rows_are_polygons_if_the_points_of_many_are_outside_their_boxes(tmp_path: Path) -> None:
     found = boxes(tmp_path, [f"0 .5 .5 .2 .2 {KEYPOINTS}", "0 .1 .1 .2 .1 .3 .2 .2 .3 .1 .2"])
     assert found == [[0.2, 0.2, 0.55, 0.55], [0.1, 0.1, 0.3, 0.3]]
 
@@ -113,10 +143,6 @@ def test_rows_without_a_reading_are_reported(row: str, tmp_path: Path) -> None:
 
 def test_a_class_may_be_written_as_a_decimal_number(tmp_path: Path) -> None:
     assert boxes(tmp_path, ["1.0 .5 .5 .2 .2"]) == [BOX]
-
-
-LONG = "0 .1 .2 .3 .2 .3 .4 .1 .4"
-LONG_BOX = [0.1, 0.2, 0.3, 0.4]
 
 
 @pytest.mark.parametrize("others", [[], ["0 .5 .5 .2 .2"], ["0 .5 .5 .2 .2 .9"] * 2])

@@ -7,14 +7,17 @@ split are parsed first, and then read together.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..choices import YoloRows
 from ..errors import DataError
+from ..formatting import plural
 from .source import Row
 
 _Box = tuple[float, float, float, float]
+_IMAGE = (0.0, 0.0, 1.0, 1.0)
 _ROUNDING = 0.01  # tools write coordinates that exceed the image by a rounding error
 _MIN_PIXELS, _MAX_PIXELS = 1.5, 1e6  # values in this range are pixels, not fractions
 
@@ -29,7 +32,9 @@ class LabelRow(NamedTuple):
         num_values: number of values after the class.
         box: the first four values as box `cx cy width height`.
         polygon: bounding box of the values as points `x y`; None if they are not the points of a polygon.
-        has_keypoints: True if the values after the first four may be keypoints `x y` or `x y visibility` inside `box`.
+        pose: share of the values after the first four that may be keypoints `x y` or `x y visibility` of `box`, in 0
+            to 1.
+        is_oriented_box: True if the values are the four corners of a parallelogram.
         has_score: True if the values after the first four may be a confidence, a track id, or both.
         text: start of the line, for messages.
     """
@@ -40,7 +45,8 @@ class LabelRow(NamedTuple):
     num_values: int
     box: _Box
     polygon: _Box | None = None
-    has_keypoints: bool = False
+    pose: float = 0.0
+    is_oriented_box: bool = False
     has_score: bool = False
     text: str = ""
 
@@ -73,7 +79,8 @@ def parse_row(line: str, *, image: int, number: int, num_classes: int) -> LabelR
         len(values),
         box,
         polygon=_polygon_box(values),
-        has_keypoints=any(_are_keypoints(values[4:], box, length) for length in (2, 3)),
+        pose=max(_keypoint_share(values[4:], box, length) for length in (2, 3)),
+        is_oriented_box=_is_oriented_box(values),
         has_score=_is_score(values[4:], box),
         text=line[:60],
     )
@@ -91,7 +98,7 @@ def read_rows(rows: Sequence[LabelRow], kind: YoloRows, *, where: str) -> tuple[
         The boxes, and the rows that are neither a box nor a polygon.
 
     Raises:
-        DataError: `kind` is `auto`, and all rows may be polygons as well as boxes followed by keypoints.
+        DataError: `kind` is `auto`, and the rows may be polygons as well as boxes followed by keypoints.
     """
     max_box_values = _max_box_values(rows, where) if kind == "auto" else math.inf if kind == "boxes" else 4
     boxes, broken = [], []
@@ -114,17 +121,32 @@ def _max_box_values(rows: Sequence[LabelRow], where: str) -> int:
     scores = [row for row in short_rows if row.has_score and not (has_polygons and row.polygon)]
     if 2 * len(scores) > len(short_rows):
         return 6
-    counts = {row.num_values for row in rows}
-    if len(counts) == 1 and max(counts) > 4 and all(row.has_keypoints for row in rows):
-        raise DataError(
-            f"{where}: every row has {max(counts)} numbers after the class. They may be polygons, or boxes followed by"
-            " keypoints or other numbers. Set data.yolo_rows=polygons or data.yolo_rows=boxes, or add kpt_shape to"
-            " data.yaml if they are keypoints"
-        )
+    _check_unambiguous([row for row in rows if row.num_values >= 6], where)
     return 5
 
 
-def _is_inside(x: float, y: float, box: _Box = (0.0, 0.0, 1.0, 1.0)) -> bool:
+def _check_unambiguous(rows: Sequence[LabelRow], where: str) -> None:
+    """Check that rows with at least six values can be read as polygons only.
+
+    All poses of a data set have the same length, and their keypoints are inside the box, except for a few that were
+    placed wrongly. Most polygons would be boxes that leave the image or do not contain the other points.
+
+    Raises:
+        DataError: most rows have the same length, and most values of these may be keypoints.
+    """
+    num_values, count = Counter(row.num_values for row in rows).most_common(1)[0] if rows else (0, 0)
+    same_length = [row for row in rows if row.num_values == num_values]
+    is_pose = 2 * sum(row.pose for row in same_length) > count
+    if 2 * count <= len(rows) or not is_pose or 2 * sum(row.is_oriented_box for row in same_length) > count:
+        return
+    raise DataError(
+        f"{where}: {plural(count, 'row')} with {num_values} numbers after the class may be polygons (x1 y1 x2 y2 x3 y3"
+        " ...) or boxes followed by keypoints (cx cy width height, then x y or x y visibility of each keypoint). Set"
+        " data.yolo_rows=polygons or data.yolo_rows=boxes; kpt_shape in data.yaml also stands for boxes"
+    )
+
+
+def _is_inside(x: float, y: float, box: _Box = _IMAGE) -> bool:
     x1, y1, x2, y2 = box
     return x1 - _ROUNDING <= x <= x2 + _ROUNDING and y1 - _ROUNDING <= y <= y2 + _ROUNDING
 
@@ -136,12 +158,26 @@ def _polygon_box(values: list[float]) -> _Box | None:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def _are_keypoints(values: list[float], box: _Box, length: int) -> bool:
-    """Return True for keypoints of `length` values inside the box; a missing keypoint is written as zeros."""
+def _keypoint_share(values: list[float], box: _Box, length: int) -> float:
+    """Return the share of points of `length` values that may be keypoints of a box; 0 if the box leaves the image.
+
+    Keypoints are inside their box, or zeros if they are missing. Visibilities are in 0 to 2.
+    """
+    if len(values) % length or not (_is_inside(*box[:2]) and _is_inside(*box[2:])):
+        return 0.0
     points = [values[i : i + length] for i in range(0, len(values), length)]
-    return len(values) % length == 0 and all(
+    are_keypoints = [
         (x == y == 0 or _is_inside(x, y, box)) and all(0 <= v <= 2 for v in visibility) for x, y, *visibility in points
-    )
+    ]
+    return sum(are_keypoints) / len(points)
+
+
+def _is_oriented_box(values: list[float]) -> bool:
+    """Return True for four corners in order, so that both diagonals have the same centre."""
+    if len(values) != 8:
+        return False
+    x1, y1, x2, y2, x3, y3, x4, y4 = values
+    return abs(x1 + x3 - x2 - x4) < _ROUNDING and abs(y1 + y3 - y2 - y4) < _ROUNDING
 
 
 def _is_score(values: list[float], box: _Box) -> bool:
