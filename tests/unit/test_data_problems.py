@@ -238,7 +238,7 @@ def test_yolo_split_without_label_files_raises(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     for path in (tmp_path / "labels/train").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"no label file found for any of 3 images; looked for .*labels/train/a\.txt"):
+    with pytest.raises(DataError, match=r"none of the 3 images has a label file; expected .*labels/train/a\.txt"):
         load_annotations(config(tmp_path), "train")
 
 

@@ -8,6 +8,7 @@ from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from PIL import Image
 
 from fcos import DataError, Detector
+from fcos.data.files import PREDICTIONS_MARK
 from fcos.inference.sources import expand, predict_files
 
 
@@ -71,7 +72,7 @@ def test_output_images_keep_their_names_and_number_duplicates(detector, folder, 
     out = tmp_path / "out"
     done, results = run(detector, [folder, folder / "more"], out)
     assert done
-    assert sorted(p.name for p in out.iterdir()) == ["a.JPG", "a_2.jpg", "b.png"]
+    assert sorted(p.name for p in out.iterdir()) == [PREDICTIONS_MARK, "a.JPG", "a_2.jpg", "b.png"]
     assert [result.picture for result in results] == [out / "a.JPG", out / "b.png", out / "a_2.jpg"]
     for result in results:
         with Image.open(result.picture) as picture:

@@ -1,4 +1,4 @@
-"""Images that annotations or lists name in another way: other separators, other folders, without suffix."""
+"""Images that annotations or lists name in another way (other separators, other folders, without suffix) or twice."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ import numpy as np
 from ..formatting import join_some, plural
 from .files import list_images, read_text
 from .folders import split_of
-from .source import Problem, Source, select_images
+from .source import Problem, Source, Split, select_images
 
 
 def find_missing_images(source: Source, folders: Sequence[Path]) -> Source:
-    """Find images that do not exist under the annotated name.
-
-    Tools write names with backslashes, without suffix, and relative to other folders than those of the data set. An
-    image is found if exactly one file in the folders agrees best with the name, compared from its end. If the
-    annotations name several folders, the file must be in the same one, or directly in one of `folders`. Files in
-    folders of other splits, files of other images, and files that fit several names are not used.
+    """Find images that do not exist under the annotated name, see `find_missing_files`.
 
     Args:
         source: split as read from its files.
@@ -32,55 +27,84 @@ def find_missing_images(source: Source, folders: Sequence[Path]) -> Source:
     Returns:
         The source with the names of existing files, and a warning that names an example. Other names stay the same.
     """
-    missing = [i for i in range(len(source.file_names)) if not os.path.isfile(source.path(i))]
+    where = source.annotation_files[0] if len(source.annotation_files) == 1 else source.root
+    names, problems = find_missing_files(source.root, source.file_names, folders, where=where)
+    return replace(source, file_names=names, problems=[*source.problems, *problems]) if problems else source
+
+
+def find_missing_files(
+    root: Path, names: Sequence[str], folders: Sequence[Path], *, where: Path, is_list: bool = False
+) -> tuple[list[str], list[Problem]]:
+    """Find image files that do not exist under their names.
+
+    Tools write names with backslashes, without suffix, and relative to other folders than those of the data set. An
+    image is found if exactly one file in the folders agrees best with the name, compared from its end. If the
+    names contain several folders, the file must be in the same one, or directly in one of `folders`. Files in
+    folders of other splits, files of other names, and files that fit several names are not used.
+
+    Args:
+        root: folder that the names are relative to.
+        names: file names.
+        folders: folders that may contain the images.
+        where: file that contains the names, for messages.
+        is_list: True for a list of images that the user chose. A name without folder may then be in a folder of any
+            split.
+
+    Returns:
+        The names of existing files, and a warning that names an example. Other names stay the same.
+    """
+    missing = {name for name in names if not os.path.isfile(root / name)}
     if not missing:
-        return source
-    is_missing = set(missing)
-    used = {os.path.realpath(source.path(i)) for i in range(len(source.file_names)) if i not in is_missing}
-    index = _index_images([folder for folder in (source.root, *folders) if folder.is_dir()], used)
-    num_shared = _common_start([_parts(name)[:-1] for name in source.file_names])
-    paths = {name: _best_match(name, index, num_shared) for name in {source.file_names[i] for i in missing}}
+        return list(names), []
+    used = {os.path.realpath(root / name) for name in names if name not in missing}
+    index = _index_images([folder for folder in (root, *folders) if folder.is_dir()], used)
+    num_shared = _common_start([_parts(name)[:-1] for name in names])
+    paths = {name: _best_match(name, index, num_shared, is_list=is_list) for name in missing}
     counts = Counter(path for path in paths.values() if path is not None)
-    names = list(source.file_names)
-    for i in missing:
-        path = paths[names[i]]
-        if path is not None and counts[path] == 1:
-            names[i] = os.path.relpath(path, source.root)
-    found = [i for i in missing if names[i] != source.file_names[i]]
-    if not found:
-        return source
+    new_names = {
+        name: os.path.relpath(path, root) for name, path in paths.items() if path is not None and counts[path] == 1
+    }
+    moved = [name for name in names if name in new_names]
+    if not moved:
+        return list(names), []
     message = (
-        f"{plural(len(found), 'file name')} found elsewhere, for example {source.file_names[found[0]]!r} as"
-        f" {str(source.root / names[found[0]])!r}"
+        f"{plural(len(moved), 'file name')} found elsewhere, for example {moved[0]!r} as"
+        f" {str(root / new_names[moved[0]])!r}"
     )
-    where = str(source.annotation_files[0]) if len(source.annotation_files) == 1 else str(source.root)
-    problem = Problem("file name relative to another folder", where, "", message, "warning")
-    return replace(source, file_names=names, problems=[*source.problems, problem])
+    problem = Problem("file name relative to another folder", str(where), "", message, "warning")
+    return [new_names.get(name, name) for name in names], [problem]
 
 
 class _Image(NamedTuple):
-    """Image file, and whether it is directly in one of the folders that may contain the images."""
+    """Image file.
+
+    Attributes:
+        path: path of the file.
+        is_direct: True if it is directly in one of the folders that may contain the images.
+        splits: splits that the folders between are named after.
+    """
 
     path: Path
     is_direct: bool
+    splits: frozenset[Split]
 
 
 def _index_images(folders: Sequence[Path], used: Collection[str]) -> dict[str, list[_Image]]:
     """Return all images in the folders by lower-case name, with and without suffix, except the real paths `used`."""
     index: dict[str, list[_Image]] = defaultdict(list)
     seen = set(used)
-    for folder in folders:
-        for path in list_images(folder):
-            real = os.path.realpath(path)
-            within = path.relative_to(folder).parts[:-1]
-            if real not in seen and not any(split_of(part) for part in within):
-                seen.add(real)
-                for key in {path.name.casefold(), path.stem.casefold()}:
-                    index[key].append(_Image(path, is_direct=not within))
+    paths = [(path, path.relative_to(folder).parts[:-1]) for folder in folders for path in list_images(folder)]
+    for path, within in sorted(paths, key=lambda item: len(item[1])):  # folders may contain each other
+        real = os.path.realpath(path)
+        if real not in seen:
+            seen.add(real)
+            splits = frozenset(split for part in within if (split := split_of(part)))
+            for key in {path.name.casefold(), path.stem.casefold()}:
+                index[key].append(_Image(path, not within, splits))
     return index
 
 
-def _best_match(name: str, index: dict[str, list[_Image]], num_shared: int) -> Path | None:
+def _best_match(name: str, index: dict[str, list[_Image]], num_shared: int, *, is_list: bool) -> Path | None:
     """Return the only file that agrees best with a name, or None.
 
     Args:
@@ -88,10 +112,15 @@ def _best_match(name: str, index: dict[str, list[_Image]], num_shared: int) -> P
         index: images by name.
         num_shared: number of folders at the start of all annotated names. The others tell images of the same name
             apart, so that a file in folders must agree with all of them.
+        is_list: see `find_missing_files`.
     """
     *folders, base = _parts(name) or [""]
     lengths = {}
+    splits = {split_of(folder) for folder in folders}
+    is_free = is_list and not folders
     for image in index.get(base, []):
+        if not (is_free or image.splits <= splits):
+            continue
         length = _common_length(folders, _parts(str(image.path))[:-1])
         if image.is_direct or length >= len(folders) - num_shared:
             lengths[image.path] = length

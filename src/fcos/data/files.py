@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DataError
 from ..files import open_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
+PREDICTIONS_MARK = ".fcos-predictions"
+"""Hidden file in a folder that `fcos predict` created. The pictures in such a folder are not data."""
+_WEIGHTS = ("last.pt", "best.pt")  # in the folder `weights` of a run
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # written by macOS into archives, and by network storage
 
 
@@ -49,7 +54,8 @@ def is_file_or_dead_link(path: str | Path) -> bool:
 def walk_folders(folder: Path, *, max_depth: int | None = None) -> Iterator[tuple[Path, list[Path]]]:
     """Yield a folder and its subfolders, each with its files, without hidden ones, pipes, sockets and devices.
 
-    Links to folders are followed; each folder is visited once.
+    Links to folders are followed; each folder is visited once. Subfolders that this project wrote are left out, see
+    `find_outputs`.
 
     Args:
         folder: folder to start with.
@@ -58,6 +64,20 @@ def walk_folders(folder: Path, *, max_depth: int | None = None) -> Iterator[tupl
     Raises:
         DataError: a folder cannot be read.
     """
+    return ((parent, files) for parent, files in _walk(folder, max_depth) if files is not None)
+
+
+def find_outputs(folder: Path) -> list[Path]:
+    """Return the subfolders that are run folders or contain predictions. Their pictures are not data.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    return [parent for parent, files in _walk(folder) if files is None]
+
+
+def _walk(folder: Path, max_depth: int | None = None) -> Iterator[tuple[Path, list[Path] | None]]:
+    """Yield a folder and its subfolders as `walk_folders` does; None instead of the files of an output folder."""
     visited: set[tuple[int, int]] = set()
     pending = [(folder, 0)]
     while pending:
@@ -67,15 +87,30 @@ def walk_folders(folder: Path, *, max_depth: int | None = None) -> Iterator[tupl
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
-            with os.scandir(parent) as entries:
-                visible = sorted((e for e in entries if not is_hidden(e.name)), key=lambda entry: entry.name)
+            with os.scandir(parent) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(f"{parent}: cannot be read: {error.strerror}") from None
+        if depth and _is_output(parent, {entry.name for entry in entries}):
+            yield parent, None
+            continue
+        visible = [entry for entry in entries if not is_hidden(entry.name)]
         subfolders = [entry for entry in visible if _is_folder(entry)]
         files = [e for e in visible if e.is_file(follow_symlinks=False) or is_file_or_dead_link(e.path)]
         yield parent, [parent / entry.name for entry in files]
         if max_depth is None or depth < max_depth:
             pending += [(parent / entry.name, depth + 1) for entry in reversed(subfolders)]
+
+
+def _is_output(folder: Path, names: Collection[str]) -> bool:
+    """Return whether a folder with entries of these names is a run folder, or contains predictions with their list."""
+    if PREDICTIONS_MARK in names:
+        return True
+    if "predictions.json" in names:
+        with suppress(OSError), open_file(folder / "predictions.json") as file:
+            return re.match(rb'\[\s*\{"file":', file.read(100)) is not None
+    has_weights = "weights" in names and any(os.path.isfile(folder / "weights" / name) for name in _WEIGHTS)
+    return "config.yaml" in names and ("environment.json" in names or has_weights)
 
 
 def walk_files(folder: Path) -> Iterator[Path]:

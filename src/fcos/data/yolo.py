@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy as np
 
 from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError, DataError
-from ..formatting import quote
-from .files import folder_with, list_images, match_names, read_text
+from ..formatting import join_some, plural, quote
+from .file_names import find_missing_files
+from .files import find_outputs, folder_with, list_images, match_names, read_text
 from .folders import (
     IMAGE_FOLDERS,
     LABEL_FOLDERS,
@@ -97,40 +98,25 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         raise DataError(f"{files.annotations}: the label files contain no class names; give data.classes=[a, b, ...]")
     if files.annotations is not None and not os.path.isdir(files.annotations):
         raise DataError(f"{files.annotations}: expected a folder of YOLO label files")
-    root, images = files.images[0], _list_images(files)
+    root = files.images[0]
+    images, problems = _list_images(files)
     finder = LabelFinder(root, files.annotations)
     matched = {image: finder.find(image) for image in images}
+    if images and not any(map(os.path.isfile, images)):
+        raise DataError(f"{files.lists[0]}: no image in this list exists; expected {images[0]}")
     if images and not any(matched.values()):
         expected = finder.expected_path(images[0])
-        raise DataError(f"{root}: no label file found for any of {len(images)} images; looked for {expected}")
-    problems = finder.check(matched)
-    problems += [
-        Problem("duplicated image", str(image), "", "is listed twice")
-        for image, count in Counter(images).items()
-        if count > 1
-    ]
-    file_names, kept_files = [], []
-    label_rows: list[LabelRow] = []
-    for image, label_file in matched.items():
-        if label_file is not None:
-            try:
-                text = read_text(label_file)
-            except DataError as error:
-                message = str(error).removeprefix(f"{label_file}: ")
-                problems.append(Problem("broken label file", str(label_file), "", message))
-                continue
-            new_rows, new_problems = _parse_lines(text, label_file, len(file_names), len(names))
-            label_rows += new_rows
-            problems += new_problems
-        file_names.append(image.relative_to(root).as_posix() if image.is_relative_to(root) else str(image))
-        kept_files.append(label_file or finder.expected_path(image))
+        raise DataError(f"{root}: none of the {plural(len(images), 'image')} has a label file; expected {expected}")
+    problems += finder.check(matched)
+    label_files, label_rows, label_problems = _read_label_files(matched, len(names))
+    kept_files = [file or finder.expected_path(image) for image, file in label_files.items()]
     rows, broken_rows = read_rows(label_rows, files.yolo_rows, where=str(files.annotations or root))
-    problems += [_broken_row(row, kept_files[row.image]) for row in broken_rows]
+    problems += [*label_problems, *(_broken_row(row, kept_files[row.image]) for row in broken_rows)]
     return source_from_rows(
         rows,
         root=root,
-        file_names=file_names,
-        sizes=np.zeros((len(file_names), 2), dtype=np.int32),
+        file_names=[(i.relative_to(root) if i.is_relative_to(root) else i).as_posix() for i in label_files],
+        sizes=np.zeros((len(label_files), 2), dtype=np.int32),
         annotation_files=kept_files,
         unit="line",
         class_names=list(names),
@@ -253,20 +239,60 @@ def _read_class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] 
     return tuple(names)
 
 
-def _list_images(files: SplitFiles) -> list[Path]:
-    """Return the images in the lists and folders of the split, or all images if it has none."""
+def _list_images(files: SplitFiles) -> tuple[list[Path], list[Problem]]:
+    """Return the images in the lists and folders of the split, or all images if it has none, and the problems."""
     images: list[Path] = []
-    root = files.images[0]
-    for path in files.lists or (root,):
+    problems: list[Problem] = []
+    for path in files.lists or files.images:
         if path.is_dir():
             images += list_images(path)
+            outputs = [str(folder) for folder in find_outputs(path)]
+            if outputs:
+                message = f"folders of runs and predictions are not read as data: {join_some(outputs)}"
+                problems.append(Problem("folder of results", str(path), "", message, "warning"))
         else:
-            names = _read_lines(path)
-            if names and not any(os.path.isfile(folder / names[0]) for folder in (path.parent, root)):
-                names = [name.removeprefix("data/") for name in names]  # written by CVAT
-            folder = folder_with((path.parent, root), names)
-            images += [folder / name for name in match_names(folder, names)]
-    return images
+            listed, moved = _read_list(path, files.images[0])
+            images += listed
+            problems += moved
+    repeated = [image for image, count in Counter(images).items() if count > 1]
+    return images, [*problems, *(Problem("duplicated image", str(i), "", "is listed twice") for i in repeated)]
+
+
+def _read_list(path: Path, root: Path) -> tuple[list[Path], list[Problem]]:
+    """Return the images that a text file lists relative to its folder or to `root`, and a warning about moved ones."""
+    names = [line if os.path.isfile(root / line) else line.replace("\\", "/") for line in _read_lines(path)]
+    if names and not any(os.path.isfile(folder / names[0]) for folder in (path.parent, root)):
+        names = [name.removeprefix("data/") for name in names]  # written by CVAT
+    folder = folder_with((path.parent, root), names)
+    names, problems = find_missing_files(folder, match_names(folder, names), (root,), where=path, is_list=True)
+    return [folder / name for name in names], problems
+
+
+def _read_label_files(
+    matched: Mapping[Path, Path | None], num_classes: int
+) -> tuple[dict[Path, Path | None], list[LabelRow], list[Problem]]:
+    """Return the images with readable label files or without one, their rows, and the problems.
+
+    Args:
+        matched: label file of each image, None if it has none.
+        num_classes: number of classes.
+    """
+    readable: dict[Path, Path | None] = {}
+    rows: list[LabelRow] = []
+    problems: list[Problem] = []
+    for image, label_file in matched.items():
+        if label_file is not None:
+            try:
+                text = read_text(label_file)
+            except DataError as error:
+                message = str(error).removeprefix(f"{label_file}: ")
+                problems.append(Problem("broken label file", str(label_file), "", message))
+                continue
+            new_rows, new_problems = _parse_lines(text, label_file, len(readable), num_classes)
+            rows += new_rows
+            problems += new_problems
+        readable[image] = label_file
+    return readable, rows, problems
 
 
 def _parse_lines(text: str, file: Path, image: int, num_classes: int) -> tuple[list[LabelRow], list[Problem]]:

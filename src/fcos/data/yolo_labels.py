@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,7 @@ class LabelFinder:
         return (folder / relative_path).with_suffix(".txt")
 
     def check(self, matched: Mapping[Path, Path | None]) -> list[Problem]:
-        """Report label files without an image, and images without a label file if most images have one.
+        """Report label files of several images or of none, and images without a label file if most images have one.
 
         Args:
             matched: label file of each image of the split, None if it has none.
@@ -67,12 +68,15 @@ class LabelFinder:
         unmatched = {folder / path for folder, files in self._folders.items() for path in files.paths}
         unmatched = {file for file in unmatched if file.parent in folders} - set(matched.values())
         if unmatched:  # they may belong to images of other splits
-            unmatched -= {self.find(image) for image in list_images(self._root)}
+            image_folders = {self._root, *(image.parent for image in matched if not image.is_relative_to(self._root))}
+            others = {self.find(image) for folder in image_folders for image in list_images(folder)}
+            used = {os.path.realpath(file) for file in (*others, *matched.values()) if file}
+            unmatched = {file for file in unmatched if os.path.realpath(file) not in used}
         unused = sorted(str(file) for file in unmatched if is_label_file(file))
         if unused:
             message = f"{plural(len(unused), 'label file')} without an image, not used"
             problems.append(_problem("label file without image", self._labels or self._root, message, unused))
-        return problems
+        return [*problems, *_find_shared(matched)]
 
     def _candidates(self, image: Path) -> Iterator[tuple[Path, str]]:
         """Yield the folders to search, each with the path to look up there, which still has the image's suffix."""
@@ -95,14 +99,35 @@ class LabelFinder:
 
 
 def is_label_file(file: Path) -> bool:
-    """Return whether a text file starts with a row of a label file, or is empty in a folder of labels."""
-    words = read_start(file, 1 << 12).partition("\n")[0].split()
-    if not words:
+    """Return whether the start of a text file contains a row of a label file, or is empty in a folder of labels."""
+    lines = read_start(file, 1 << 12).split("\n")
+    if lines == [""]:
         return file.parent.name in LABEL_FOLDERS
+    return any(map(_is_row, lines))
+
+
+def _is_row(line: str) -> bool:
     try:
-        return len([float(word) for word in words]) >= 5
+        return len([float(word) for word in line.split()]) >= 5
     except ValueError:
         return False
+
+
+def _find_shared(matched: Mapping[Path, Path | None]) -> list[Problem]:
+    """Report label files that belong to several images, such as a.txt of a.jpg and a.png."""
+    images_of: dict[Path, list[str]] = defaultdict(list)
+    for image, label in matched.items():
+        if label is not None:
+            images_of[label].append(str(image))
+    message = (
+        "belongs to {}; expected one image per label file. Remove or rename the other images (data.on_error=skip uses"
+        " the boxes for each of them)"
+    )
+    return [
+        Problem("label file of several images", str(label), "", message.format(join_some(images, " and ")))
+        for label, images in images_of.items()
+        if len(images) > 1
+    ]
 
 
 def _problem(kind: str, folder: Path, message: str, files: list[str]) -> Problem:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from ..data.files import IMAGE_SUFFIXES
+from ..data.files import IMAGE_SUFFIXES, PREDICTIONS_MARK
 from ..downloads import is_url
 from ..errors import ConfigError, DataError
 from ..files import naming_folder
@@ -99,6 +100,9 @@ def predict_files(
             f"{out}: the input images are in this folder and would be overwritten; choose another one (--out)"
         )
     out.mkdir(parents=True, exist_ok=True)
+    if not any(out.iterdir()):  # a folder with other files may be data
+        with suppress(OSError):
+            (out / PREDICTIONS_MARK).touch()
     if progress is not None:
         progress(0, len(files))
     try:

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from ..checkpoint import generations
 from ..config import Config
+from ..data import Annotations
 from ..errors import ConfigError, TrainingError
 from ..formatting import printable
 from .elastic import recall
@@ -86,6 +87,34 @@ def _refuse_existing_run(folder: Path) -> None:
     if _run_files(folder):
         raise ConfigError(
             f"output_dir: {folder} already contains a run; resume it with train.resume=true, or choose another folder"
+        )
+
+
+def check_apart_from_data(config: Config, splits: Iterable[Annotations | None]) -> None:
+    """Check that `output_dir` is neither the data folder nor one in it that contains images of these splits.
+
+    Otherwise, pictures of the run would become data, and deleting the run would delete data.
+
+    Raises:
+        ConfigError: it is such a folder.
+    """
+    folder, data = config.output_dir, config.data
+    if folder is None:
+        return
+    sections = (data.train, data.val, data.test)
+    given = [*filter(None, [data.root]), *(path for s in sections for path in (*s.annotations, *s.images))]
+    data_folders = {(path if path.is_dir() else path.parent).resolve() for path in given}
+    image_folders: set[Path] = set()
+    for split in filter(None, splits):
+        names = {os.path.dirname(split.file_name(i)) for i in range(len(split))}
+        image_folders |= {(split.root / name).resolve() for name in names}
+    path = folder.resolve()
+    contains_images = any(images.is_relative_to(path) for images in image_folders)
+    is_in_data = any(path.is_relative_to(data_folder) for data_folder in data_folders)
+    if path in data_folders | image_folders or (contains_images and is_in_data):
+        raise ConfigError(
+            f"output_dir: {folder} is a folder of the data set; expected a folder for the files of the run, for example"
+            f" output_dir={RUNS / folder.resolve().name}"
         )
 
 

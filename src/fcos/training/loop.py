@@ -40,7 +40,7 @@ from .diagnosis import (
     warn_about_warmup,
 )
 from .elastic import explain_lost_processes, join_processes, remember
-from .folder import BEST, find_folder, lock_folder, new_folder
+from .folder import BEST, check_apart_from_data, find_folder, lock_folder, new_folder
 from .loggers import check_loggers
 from .logs import RunLog, Step, TrainingProgress
 from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
@@ -150,6 +150,8 @@ def _set_up(
     launch_key = f"fcos/{next(_train_calls)}"
     folder = on_rank_zero(lambda: find_folder(config, name, launch_key=launch_key))
     train_data, val_data = on_all_ranks(lambda: _load_data(config))
+    if not folder:
+        on_all_ranks(lambda: check_apart_from_data(config, (train_data, val_data)))
     if folder:
         on_rank_zero(partial(stack.enter_context, lock_folder(folder, is_new=False)))
     resumed, note = on_rank_zero(partial(find_resume_point, config, folder))
