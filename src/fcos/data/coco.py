@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 from ..errors import DataError
 from ..files import open_file
 from ..formatting import join_some, quote
-from .files import folder_with, match_names
+from .files import folder_with, match_names, read_json
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .labelme import is_labelme
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, unused_ids
@@ -125,18 +124,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
     _add_missing_ids(annotations)
     used = {a["category_id"] for a in annotations}
     ids, names = _read_classes(path, categories, used, all_categories=all_categories)
-
-    image_of = _positions([a["image_id"] for a in annotations], [image["id"] for image in images])
-    labels = _positions([a["category_id"] for a in annotations], ids)
-    for position in np.flatnonzero(image_of < 0):
-        a = annotations[position]
-        report("unknown image", f"annotation {a['id']}", f"its image_id {a['image_id']} is not in the file")
-    for position in np.flatnonzero((labels < 0) & (image_of >= 0)):
-        a = annotations[position]
-        report("unknown category", f"annotation {a['id']}", f"its category_id {a['category_id']} is not in the file")
-    valid = np.flatnonzero((image_of >= 0) & (labels >= 0))
-    annotations = [annotations[i] for i in valid]
-
+    annotations = _select_known(annotations, "image", {image["id"] for image in images}, report)
+    annotations = _select_known(annotations, "category", set(ids), report)
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite values are reported later
         boxes[:, 2:] += boxes[:, :2]
@@ -146,14 +135,12 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
         root=root,
         file_names=match_names(root, file_names),
         image_ids=np.array([image["id"] for image in images], dtype=np.int64),
-        sizes=np.array(
-            [(image.get("height") or 0, image.get("width") or 0) for image in images], dtype=np.int32
-        ).reshape(-1, 2),
+        sizes=np.array([(i.get("height") or 0, i.get("width") or 0) for i in images], dtype=np.int32).reshape(-1, 2),
         annotation_files=[path],
         unit="annotation",
-        image_of=image_of[valid],
+        image_of=_positions([a["image_id"] for a in annotations], [image["id"] for image in images]),
         boxes=boxes,
-        labels=labels[valid],
+        labels=_positions([a["category_id"] for a in annotations], ids),
         crowd=np.array([any(a.get(flag) for flag in CROWD_FLAGS) for a in annotations], dtype=bool),
         areas=np.array([a.get("area") for a in annotations], dtype=np.float64),
         numbers=np.array([a["id"] for a in annotations], dtype=np.int64),
@@ -164,15 +151,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
 
 
 def _load_lists(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
-    try:
-        with open_file(path) as file:
-            tree = json.loads(file.read(), object_hook=_drop_segmentation)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+    tree = read_json(path, object_hook=_drop_segmentation)
     keys = ("images", "annotations", "categories")
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
         found = join_some(list(tree)) if isinstance(tree, dict) else type(tree).__name__
@@ -274,6 +253,17 @@ def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
     return None
 
 
+def _select_known(
+    annotations: list[dict[str, Any]], noun: str, ids: Collection[int], report: _Reporter
+) -> list[dict[str, Any]]:
+    """Return the annotations whose image or category (`noun`) has one of these ids; report the others."""
+    key = f"{noun}_id"
+    for a in annotations:
+        if a[key] not in ids:
+            report(f"unknown {noun}", f"annotation {a['id']}", f"its {key} {a[key]} is not in the file")
+    return [a for a in annotations if a[key] in ids]
+
+
 def _add_missing_ids(annotations: list[dict[str, Any]]) -> None:
     """Give annotations without an id consecutive unused ids."""
     without_id = [annotation for annotation in annotations if annotation.get("id") is None]
@@ -312,6 +302,6 @@ def _is_parent(category: dict[str, Any], parents: Counter[str]) -> bool:
 
 
 def _positions(values: list[int], targets: list[int]) -> np.ndarray:
-    """Return the position of each value in `targets`, -1 if absent: int64 [len(values)]."""
+    """Return the position of each value in `targets`: int64 [len(values)]."""
     position_of = {value: i for i, value in enumerate(targets)}
-    return np.array([position_of.get(value, -1) for value in values], dtype=np.int64)
+    return np.array([position_of[value] for value in values], dtype=np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -151,27 +152,69 @@ def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
 def select_listed(source: Source, lists: Sequence[Path]) -> Source:
     """Select the images that text files list, one per line: the annotated name, a path, or the name without folder.
 
-    A name without folder, or without suffix, must be that of one image only.
+    A name must be that of one image only if it lacks the suffix or leading folders. Folders may be separated by `/` or
+    by a backslash.
     """
     lines = {line.strip(): path for path in lists for line in read_text(path).splitlines() if line.strip()}
-    position_of: dict[str, int] = {}
-    names_of: dict[str, set[str]] = defaultdict(set)  # annotated names by name without folder
-    for i, name in enumerate(source.file_names):
-        position_of |= {name: i, os.path.abspath(source.path(i)): i}
-        path = PurePosixPath(name.replace("\\", "/"))
-        for short_name in (path.name, path.stem):
-            names_of[short_name].add(name)
-    mask = np.zeros(len(source.file_names), dtype=bool)
+    paths = [os.path.abspath(source.path(i)).replace("\\", "/") for i in range(len(source.file_names))]
+    exact: dict[str, int] = {}
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for i, (name, path) in enumerate(zip(source.file_names, paths, strict=True)):
+        exact |= {name.replace("\\", "/"): i, path: i}
+        for key in {PurePosixPath(path).name, PurePosixPath(path).stem}:
+            by_name[key].append(i)
+    mask = np.zeros(len(paths), dtype=bool)
     problems = list(source.problems)
-    for line, path in lines.items():
-        name = line.removeprefix("./")
-        exact = next((n for n in (line, name, os.path.abspath(path.parent / line)) if n in position_of), None)
-        found = [exact] if exact is not None else sorted(names_of.get(name, ()))
-        if len(found) == 1:
-            mask[position_of[found[0]]] = True
-        elif found:
-            message = f"{plural(len(found), 'image')} have this name: {join_some(found)}; list them with their folder"
-            problems.append(Problem("ambiguous name", str(path), line, message))
+    for line, file in lines.items():
+        name = line.replace("\\", "/").removeprefix("./")
+        key = next((key for key in (name, os.path.abspath(file.parent / name)) if key in exact), None)
+        matches = [exact[key]] if key is not None else _best_listed(name, by_name[PurePosixPath(name).name], paths)
+        if len(matches) == 1:
+            mask[matches] = True
+        elif matches:
+            names = join_some(sorted(source.file_names[i] for i in matches))
+            message = f"{plural(len(matches), 'image')} have this name: {names}; list them with their folder"
+            problems.append(Problem("ambiguous name", str(file), line, message))
         else:
-            problems.append(Problem("unknown image", str(path), line, "the annotations do not contain this image"))
+            problems.append(Problem("unknown image", str(file), line, "the annotations do not contain this image"))
     return select_images(replace(source, problems=problems), mask)
+
+
+def _best_listed(name: str, images: Sequence[int], paths: Sequence[str]) -> list[int]:
+    """Return the images that agree best with a listed name, compared from its end.
+
+    Args:
+        name: listed name. If it is relative, all its folders must agree. If it is absolute, it may be from another
+            machine, so that only the folders of splits must agree.
+        images: positions of the images with its last part.
+        paths: absolute paths of all images.
+    """
+    folders = list(PurePosixPath(name).parts[:-1])
+    is_absolute = re.match(r"/|[a-zA-Z]:", name) is not None
+    lengths = {}
+    for i in images:
+        parents = PurePosixPath(paths[i]).parts[:-1]
+        length = _common_length(folders, parents)
+        splits = {split_of(folder) for folder in parents[-2:]} - {None}
+        if length == len(folders) or (is_absolute and splits <= {split_of(folder) for folder in folders}):
+            lengths[i] = length
+    return [i for i, length in lengths.items() if length == max(lengths.values())]
+
+
+def find_repeated_images(source: Source) -> list[Problem]:
+    """Report images that a data set contains twice: the boxes of each entry would be missing in the other one."""
+    first: dict[str, int] = {}
+    problems = []
+    for i, name in enumerate(source.file_names):
+        earlier = first.setdefault(os.path.normpath(name.replace("\\", "/")), i)
+        if earlier != i:
+            has_ids = source.unit == "annotation"
+            entries = [f"image {source.image_ids[k]}" if has_ids else source.annotation_file(k) for k in (earlier, i)]
+            other = entries[0] if entries[0] != entries[1] else "an earlier entry"
+            message = (
+                f"{name} is also the file of {other}; expected one entry with all boxes of the image. Merge them"
+                " (data.on_error=skip uses each as it is, without the boxes of the other)"
+            )
+            id = entries[1] if has_ids else ""
+            problems.append(Problem("repeated image", source.annotation_file(i), id, message))
+    return problems

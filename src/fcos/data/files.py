@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 from ..errors import DataError
 from ..files import open_file
@@ -24,15 +28,47 @@ def read_text(path: Path) -> str:
     """Read a small text file.
 
     Raises:
-        DataError: the file is missing or not UTF-8 text.
+        DataError: the file is missing, cannot be read, or is not UTF-8 text.
     """
     try:
+        return _read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: {error}; save the file in this encoding") from None
+
+
+def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parse a JSON file; `object_hook` replaces every object, see `json.loads`.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(_read_bytes(path), object_hook=object_hook)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+
+
+def read_xml(path: Path) -> Element:
+    """Parse an XML file, and return its root element.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or is not XML in a known encoding.
+    """
+    try:
+        return ElementTree.fromstring(_read_bytes(path))
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: unknown encoding
+        raise DataError(f"{path}: not valid XML: {error}") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
         with open_file(path) as file:
-            return file.read().decode("utf-8-sig")
+            return file.read()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise DataError(f"{path}: cannot be read: {reason or error}") from None
 
 
 def is_hidden(name: str) -> bool:

@@ -15,7 +15,7 @@ from ..formatting import join_some, printable
 from . import fcos_core
 from .checks import check_source
 from .dataset import Annotations
-from .file_names import find_missing_images, select_listed
+from .file_names import find_missing_images, find_repeated_images, select_listed
 from .holdout import hold_out
 from .images import OnImage
 from .layouts import FORMATS, SPLITS, locate
@@ -178,6 +178,7 @@ def _read_source(
     if split == "train" and not is_divided:
         source = _select_trained(source, config, format_name)
     source = find_missing_images(source, files.images)
+    source.problems.extend(find_repeated_images(source))
     if files.lists and not FORMATS[format_name].reads_lists:
         source = select_listed(source, files.lists)
     if not source.file_names:

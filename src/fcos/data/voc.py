@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
 from ..errors import DataError
-from ..files import open_file
 from ..formatting import join_some, plural, quote
-from .files import IMAGE_SUFFIXES, is_hidden, match_key, read_text
+from .files import IMAGE_SUFFIXES, is_hidden, match_key, read_text, read_xml
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, has_images, list_visible, read_start
 from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, source_from_rows
 from .values import parse_flag, parse_size
@@ -80,34 +79,27 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of XML files")
     xml_of, image_of = _Index(folder, (".xml",)), _Index(images, IMAGE_SUFFIXES)
-    names = list(class_names if class_names is not None else _collect_class_names(xml_of.files))
-    labels = {name: label for label, name in enumerate(names)}
-    file_names, sizes, xml_files, rows = [], [], [], []
-    problems = [] if files.lists else _check_images(image_of, xml_of)
-    seen: set[str] = set()
-    for name in _read_image_names(files, xml_of):
+    given = list(class_names if class_names is not None else _collect_class_names(xml_of.files))
+    labels = {name: label for label, name in enumerate(given)}
+    file_names, sizes, xml_files = [], [], []
+    rows: list[Row] = []
+    names, problems = _read_image_names(files, xml_of) if files.lists else (list(xml_of.files), [])
+    if not files.lists:
+        problems += _check_images(image_of, xml_of)
+    for name in names:
         xml_file = xml_of.find(name) or folder / f"{name}.xml"
-        if name in seen:
-            problems.append(Problem("duplicated image", str(files.lists[0]), name, "is listed twice"))
-            continue
-        seen.add(name)
         try:
             tree = _parse_xml(xml_file)
-        except FileNotFoundError:
-            problems.append(Problem("missing annotation file", str(xml_file), "", "no such file"))
+            file_name = _image_name(tree, name, xml_file, image_of)
+        except DataError as error:
+            message = str(error).removeprefix(f"{xml_file}: ")
+            kind = "missing annotation file" if message == "no such file" else "broken XML"
+            problems.append(Problem(kind, str(xml_file), "", message))
             continue
-        except (OSError, ValueError) as error:
-            problems.append(Problem("broken XML", str(xml_file), "", str(error)))
-            continue
-        for number, element in enumerate(tree.findall("object"), start=1):
-            try:
-                row = _read_object(element, len(file_names), number, labels)
-            except ValueError as error:
-                problems.append(Problem("broken object", str(xml_file), f"object {number}", str(error)))
-            else:
-                rows.append(row)
-        image = image_of.find(name)
-        file_names.append(image.name if image else tree.findtext("filename", "").strip() or f"{name}.jpg")
+        new_rows, new_problems = _read_objects(tree, xml_file, len(file_names), labels)
+        rows += new_rows
+        problems += new_problems
+        file_names.append(file_name)
         sizes.append(parse_size(tree.findtext("size/height"), tree.findtext("size/width")))
         xml_files.append(xml_file)
     return source_from_rows(
@@ -127,13 +119,22 @@ class _Index:
     """Files of a folder by name without suffix. Unicode form does not matter, but an exact match is preferred."""
 
     def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
-        paths = sorted(folder.glob("*"))
-        self.files = {_stem(p): p for p in paths if p.suffix.lower() in suffixes and not is_hidden(p.name)}
+        paths = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in suffixes and not is_hidden(p.name)]
+        self.files = {_stem(path): path for path in paths}
         self._by_key = {match_key(stem): path for stem, path in self.files.items()}
+        self._repeated = {
+            stem: [path.name for path in paths if _stem(path) == stem]
+            for stem, count in Counter(map(_stem, paths)).items()
+            if count > 1
+        }
 
     def find(self, stem: str) -> Path | None:
         """Return the file with a name, or None."""
         return self.files.get(stem) or self._by_key.get(match_key(stem))
+
+    def repeated_names(self, stem: str) -> list[str]:
+        """Return the names of the files that differ only in their suffixes; empty if there is only one."""
+        return self._repeated.get(stem, [])
 
 
 def _stem(path: Path) -> str:
@@ -154,32 +155,52 @@ def _check_images(image_of: _Index, xml_of: _Index) -> list[Problem]:
     return [Problem("image without annotation file", str(Path(without_xml[0]).parent), "", message, "warning")]
 
 
-def _read_image_names(files: SplitFiles, xml_of: _Index) -> list[str]:
-    """Return the image names of a split without suffix. As in VOC's per-class lists, a flag may follow the name."""
-    if not files.lists:
-        return list(xml_of.files)
-    lines = [line.strip() for path in files.lists for line in read_text(path).splitlines() if line.strip()]
-    return [
-        _without_image_suffix(line if xml_of.find(_without_image_suffix(line)) else line.split()[0]) for line in lines
-    ]
+def _read_image_names(files: SplitFiles, xml_of: _Index) -> tuple[list[str], list[Problem]]:
+    """Return the listed image names of a split without folder and suffix, and a problem for each repeated name.
+
+    As in VOC's per-class lists, a flag may follow the name.
+    """
+    names: dict[str, Path] = {}
+    problems = []
+    for path in files.lists:
+        for line in filter(None, map(str.strip, read_text(path).splitlines())):
+            # Also with an XML file as the name: `Annotations/a.xml`.
+            candidates = [_stem(Path(text.replace("\\", "/"))) for text in (line, line.split()[0])]
+            name = next((candidate for candidate in candidates if xml_of.find(candidate)), candidates[1])
+            if name in names:
+                problems.append(Problem("duplicated image", str(path), name, "is listed twice"))
+            names.setdefault(name, path)
+    return list(names), problems
+
+
+def _image_name(tree: Element, name: str, xml_file: Path, image_of: _Index) -> str:
+    """Return the file name of an image: that of the image named like the XML file, or else the annotated one.
+
+    Raises:
+        DataError: several images are named like the XML file, and the annotated one is none of them.
+    """
+    annotated = tree.findtext("filename", "").strip()
+    repeated = image_of.repeated_names(name)
+    if repeated and annotated not in repeated:
+        raise DataError(
+            f"{xml_file}: belongs to {join_some(repeated, ' and ')}; expected the name of one of them in <filename>,"
+            f" found {quote(annotated)}"
+        )
+    image = image_of.find(name)
+    return image.name if image and not repeated else annotated or f"{name}.jpg"
 
 
 def _parse_xml(path: Path) -> Element:
     """Return the root element of an annotation file.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not XML in a known encoding, or not an annotation.
+        DataError: the file cannot be read, is not XML, or not an annotation.
     """
-    try:
-        with open_file(path) as file:
-            root = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: unknown encoding
-        raise ValueError(f"not valid XML: {error}") from None
+    root = read_xml(path)
     if root.tag != "annotation":
-        raise ValueError(f"expected the root element <annotation>, found <{root.tag:.60}>")
+        raise DataError(f"{path}: expected the root element <annotation>, found <{root.tag:.60}>")
     if any(child.tag.startswith("{") for child in root):
-        raise ValueError("expected elements without XML namespaces")
+        raise DataError(f"{path}: expected elements without XML namespaces")
     return root
 
 
@@ -188,9 +209,20 @@ def _collect_class_names(xml_files: Mapping[str, Path]) -> list[str]:
     for path in xml_files.values():
         try:
             names.update((e.findtext("name") or "").strip() for e in _parse_xml(path).findall("object"))
-        except (OSError, ValueError):
+        except DataError:
             continue  # reported when the split that contains the file is read
     return sorted(names - {""})
+
+
+def _read_objects(tree: Element, file: Path, image: int, labels: dict[str, int]) -> tuple[list[Row], list[Problem]]:
+    """Read the objects of a file; new classes are added to `labels`."""
+    rows, problems = [], []
+    for number, element in enumerate(tree.findall("object"), start=1):
+        try:
+            rows.append(_read_object(element, image, number, labels))
+        except ValueError as error:
+            problems.append(Problem("broken object", str(file), f"object {number}", str(error)))
+    return rows, problems
 
 
 def _read_object(element: Element, image: int, number: int, labels: dict[str, int]) -> Row:
