@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny_data import BOXES, SIZES, coco_tree, config, contents, write_images, write_json, write_voc
+from tiny_data import BOXES, SIZES, coco_tree, config, contents, write_annotated, write_images, write_json, write_voc
 
 from fcos.data import load_annotations
 from fcos.data.dataset import Annotations
@@ -82,16 +82,6 @@ def test_voc_image_outside_the_image_folder_is_found(tmp_path: Path) -> None:
     assert contents(_load(tmp_path)) == set(BOXES)
 
 
-def _write_annotated(root: Path, names: Sequence[str], existing: Sequence[str]) -> Path:
-    """Write a COCO file with a box in each image, and the existing images."""
-    for name in existing:
-        write_images((root / name).parent, {Path(name).name: (16, 16)})
-    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
-    boxes = [{"id": i, "image_id": i, "category_id": 0, "bbox": [1, 1, 8, 8]} for i in range(len(names))]
-    tree = {"images": images, "annotations": boxes, "categories": [{"id": 0, "name": "cat"}]}
-    return write_json(root / "train.json", tree).parent
-
-
 def _file_names(annotations: Annotations) -> list[str]:
     return [annotations.file_name(i) for i in range(len(annotations))]
 
@@ -110,7 +100,7 @@ def _file_names(annotations: Annotations) -> list[str]:
 def test_missing_image_is_not_replaced_by_that_of_another_name(
     names: Sequence[str], existing: Sequence[str], missing: str, tmp_path: Path
 ) -> None:
-    root = _write_annotated(tmp_path, names, existing)
+    root = write_annotated(tmp_path, names, existing)
     with pytest.raises(DataError, match=rf"missing image.*\n.*{missing}, image 0: no such file"):
         load_annotations(config(root), "train")
 
@@ -125,34 +115,5 @@ def test_missing_image_is_not_replaced_by_that_of_another_name(
     ],
 )
 def test_names_in_several_folders_are_found(names: Sequence[str], existing: Sequence[str], tmp_path: Path) -> None:
-    root = _write_annotated(tmp_path, names, existing)
+    root = write_annotated(tmp_path, names, existing)
     assert [path.resolve() for path in map(root.joinpath, _file_names(_load(root)))] == [root / e for e in existing]
-
-
-def _load_listed(root: Path, names: Sequence[str], lines: Sequence[str]) -> list[str]:
-    _write_annotated(root, names, names)
-    (root / "list.txt").write_text("\n".join(lines))
-    annotations = load_annotations(config(root, train={"image_list": root / "list.txt"}), "train")
-    assert annotations is not None
-    return _file_names(annotations)
-
-
-@pytest.mark.parametrize(
-    ("names", "lines", "listed"),
-    [
-        (["v1/0001.png", "v2/0001.png", "v2/0002.png"], ["v2/0001.png", "0002"], ["v2/0001.png", "v2/0002.png"]),
-        (["v1/0001.png", "v2/0002.png"], ["./0001.png"], ["v1/0001.png"]),
-        (["0001.png", "v1/0001.png"], ["0001.png"], ["0001.png"]),
-    ],
-)
-def test_listed_name_selects_one_image(
-    names: Sequence[str], lines: Sequence[str], listed: Sequence[str], tmp_path: Path
-) -> None:
-    assert _load_listed(tmp_path, names, lines) == listed
-
-
-@pytest.mark.parametrize("line", ["0001", "0001.png", "./0001.png"])
-def test_listed_name_of_several_images_is_ambiguous(line: str, tmp_path: Path) -> None:
-    message = r"list\.txt, (\./)?0001(\.png)?: 2 images have this name: v1/0001\.png, v2/0001\.png; list them with"
-    with pytest.raises(DataError, match=message):
-        _load_listed(tmp_path, ["v1/0001.png", "v2/0001.png", "v2/0002.png"], [line, "0002"])

@@ -142,25 +142,6 @@ def test_other_files_do_not_hide_a_lone_coco_file(tmp_path: Path) -> None:
     assert contents(_load(config(tmp_path))) == set(BOXES)
 
 
-def test_image_list_selects_images_of_any_format(tmp_path: Path) -> None:
-    labelme(tmp_path / "pets")
-    for split, line in (("train", "b.png"), ("val", str(tmp_path / "pets/a.png"))):
-        (tmp_path / f"{split}.txt").write_text(f"{line}\n")
-    data = config(
-        tmp_path / "pets", train={"image_list": tmp_path / "train.txt"}, val={"image_list": tmp_path / "val.txt"}
-    )
-    assert contents(_load(data)) == {BOXES[2]}
-    assert contents(_load(data, "val")) == set(BOXES[:2])
-
-
-def test_image_list_with_unknown_image_is_rejected(tmp_path: Path) -> None:
-    write_coco(tmp_path)
-    (tmp_path / "fold.txt").write_text("a.png\nz.png\n")
-    data = config(tmp_path, train={"image_list": tmp_path / "fold.txt"})
-    with pytest.raises(DataError, match=r"fold\.txt, z\.png: the annotations do not contain this image"):
-        load_annotations(data, "train")
-
-
 # ---------------------------------------------------------------------------------------------- nothing is recognised
 
 

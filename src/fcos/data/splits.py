@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..config import DataConfig
 from ..errors import DataError
-from ..formatting import join_some, printable
+from ..formatting import join_some, plural, printable
 from . import fcos_core
 from .checks import check_source
 from .dataset import Annotations
@@ -110,6 +111,8 @@ def read_split(
     if names is not None and len(set(names)) != len(names):
         raise DataError(f"class names must be unique, found {', '.join(names):.200}")
     sources = [_read_source(config, *data_set, names, split, is_divided=is_divided) for data_set in located]
+    if split == "train" or is_divided:
+        sources = _without_listed(sources, config, names)
     if is_divided:
         sources = _select_part(sources, split, config.val_fraction or 0.0)
         if split == "train":
@@ -131,6 +134,36 @@ def read_split(
 def has_split(config: DataConfig, split: Split) -> bool:
     """Return whether the data has a split; with data.val_fraction, it has a split val."""
     return locate(config, "train" if split == "val" and config.val_fraction is not None else split) is not None
+
+
+def _without_listed(sources: list[Source], config: DataConfig, class_names: Sequence[str] | None) -> list[Source]:
+    """Leave out the images of data.val.image_list and data.test.image_list, unless data.train.image_list is given."""
+    if config.train.image_list:
+        return sources
+    for split in ("val", "test"):
+        if not getattr(config, split).image_list:
+            continue
+        located = locate(config, split) or []
+        others = [_read_source(config, *data_set, class_names, split, is_divided=False) for data_set in located]
+        listed = {os.path.realpath(other.path(i)) for other in others for i in range(len(other.file_names))}
+        masks = [
+            np.array(
+                [os.path.realpath(source.path(i)) not in listed for i in range(len(source.file_names))], dtype=bool
+            )
+            for source in sources
+        ]
+        num_images, num_left = (sum(map(len, masks)), sum(int(mask.sum()) for mask in masks))
+        if num_left == num_images:
+            continue
+        option = f"data.{split}.image_list"
+        message = (
+            f"{num_images - num_left} of {plural(num_images, 'image')} are in {option} and are not used for training,"
+            f" which leaves {num_left}; data.train.image_list=FILE chooses other training images"
+        )
+        sources = [select_images(source, mask) for source, mask in zip(sources, masks, strict=True)]
+        severity = "warning" if num_left else "error"
+        sources[0].problems.append(Problem("image of another split", option, "", message, severity))
+    return sources
 
 
 def _select_part(sources: Sequence[Source], split: Split, val_fraction: float) -> list[Source]:
