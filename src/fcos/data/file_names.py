@@ -206,7 +206,7 @@ def find_repeated_images(source: Source) -> list[Problem]:
     first: dict[str, int] = {}
     problems = []
     for i, name in enumerate(source.file_names):
-        earlier = first.setdefault(os.path.normpath(name.replace("\\", "/")), i)
+        earlier = first.setdefault(os.path.normpath(name), i)
         if earlier != i:
             has_ids = source.unit == "annotation"
             entries = [f"image {source.image_ids[k]}" if has_ids else source.annotation_file(k) for k in (earlier, i)]
