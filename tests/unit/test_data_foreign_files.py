@@ -196,3 +196,63 @@ def test_pipes_in_a_voc_folder_are_reported(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(DataError):
         load_annotations(config(tmp_path), "train")
+
+
+@pytest.mark.parametrize("row", ["cat .5 .5 .2 .2", "0,.5,.5,.2,.2", "0 .5 .5 .2", "\n\ncat 1 2 3 4", "0 .5 x .2 .2"])
+@pytest.mark.parametrize("folder", ["images/train", "labels/train", "labels"])
+def test_rows_that_are_no_yolo_labels_are_named(row: str, folder: str, tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "data.yaml").unlink()
+    for name in ("a.txt", "b.txt"):
+        (root / "labels/train" / name).unlink()
+    (root / folder / "a.txt").write_text(row)
+    number = 1 + row.count("\n")
+    with pytest.raises(DataError, match=rf"no data set recognised.*{folder}/a\.txt, line {number}: expected .*found '"):
+        load_annotations(config(root), "train")
+
+
+def test_only_broken_rows_are_reported_if_others_are_labels(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "data.yaml").unlink()
+    for file in (root / "labels/train").iterdir():
+        file.write_text(f"class cx cy width height\n{file.read_text()}")
+    with pytest.raises(DataError, match=r"a\.txt, line 1: expected `class cx cy width height` in numbers"):
+        load_annotations(config(root, classes=["cat", "dog"]), "train")
+    annotations = load_annotations(config(root, classes=["cat", "dog"], on_error="skip"), "train")
+    assert annotations is not None
+    assert len(annotations.boxes) == len(BOXES)
+
+
+NO_ANNOTATIONS = (
+    r"no annotations next to the images; set data\.train\.annotations=FILE .* data\.train\.annotations=FOLDER"
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": {"images": "images"}}, rf"data\.train\.images=.*images: {NO_ANNOTATIONS}"),
+        ({"train": {"image_list": "list.txt"}}, r"data\.train: no data; set data\.train\.annotations=FILE"),
+        ({"train": {"images": "images"}, "format": "coco"}, r"no annotations are given; set .*to a COCO JSON file"),
+        ({"train": {"images": "list.txt", "annotations": "train.json"}}, r"list\.txt: expected the folder .* a file"),
+        ({"train": {"images": "images"}, "format": "yolo"}, r"images: label files contain no class names; set data\."),
+    ],
+)
+def test_images_without_annotations_are_reported(
+    options: dict[str, dict[str, str]], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_coco(tmp_path))
+    Path("list.txt").write_text("a.png\n")
+    with pytest.raises(DataError, match=message):
+        load_annotations(config(**options), "train")
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc"])
+def test_annotations_next_to_the_given_images_are_read(form: str, tmp_path: Path) -> None:
+    root = WRITERS[form](tmp_path)
+    folder, suffix = ("images/train", "txt") if form == "yolo" else ("JPEGImages", "xml")
+    for file in root.rglob(f"[ab].{suffix}"):
+        file.rename(root / folder / file.name)
+    annotations = load_annotations(config(train={"images": root / folder}, classes=["cat", "dog"]), "train")
+    assert annotations is not None
+    assert len(annotations.boxes) == len(BOXES)

@@ -117,7 +117,7 @@ def test_area_too_large_for_float_is_replaced_by_box_area(tmp_path: Path) -> Non
         ("{", "not valid JSON"),
         ("[]", "expected a COCO file, .*found list"),
         ('{"images": []}', "expected a COCO file, .*found images"),
-        (json.dumps({**coco_tree(), "categories": []}), "found no classes"),
+        (json.dumps({**coco_tree(), "categories": []}), "expected annotations with at least one class, found none"),
         (json.dumps({**coco_tree(), "categories": [{"id": 1}]}), "every category needs"),
         (json.dumps({**coco_tree(), "categories": [{"id": i, "name": "x"} for i in (6, 7)]}), "the same name: 'x'"),
         (json.dumps({**coco_tree(), "images": [], "annotations": []}), "no usable image"),

@@ -11,7 +11,7 @@ import pytest
 from detectors import fcos_section
 from tiny_data import CLASSES, coco_tree, write_images, write_json
 
-from fcos.config.catalog import CATALOG, split_of
+from fcos.config.catalog import CATALOG, build_split_section
 from fcos.config.overrides import validate
 from fcos.data import load_annotations
 from fcos.errors import ConfigError, DataError
@@ -65,15 +65,17 @@ def test_data_set_names_resolve_to_paths_below_fcos_datasets(monkeypatch: pytest
         "annotations": ["datasets/coco/annotations/instances_minival2014.json"],
         "images": ["datasets/coco/val2014"],
     }
-    assert split_of(["coco_2014_minival"], key="x") == places
+    assert build_split_section(["coco_2014_minival"], key="x") == places
     monkeypatch.setenv("FCOS_DATASETS", "elsewhere")
-    assert split_of(["voc_2007_val"], key="x")["image_list"] == ["elsewhere/voc/VOC2007/ImageSets/Main/val.txt"]
-    assert split_of([], key="x") == {}
+    assert build_split_section(["voc_2007_val"], key="x")["image_list"] == [
+        "elsewhere/voc/VOC2007/ImageSets/Main/val.txt"
+    ]
+    assert build_split_section([], key="x") == {}
 
 
 def test_coco_and_voc_names_are_paths_of_two_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FCOS_DATASETS", raising=False)
-    paths = split_of(["coco_2014_minival", "voc_2007_val"], key="x")
+    paths = build_split_section(["coco_2014_minival", "voc_2007_val"], key="x")
     assert paths["annotations"][1] == "datasets/voc/VOC2007/Annotations"
     assert paths["image_list"] == [None, "datasets/voc/VOC2007/ImageSets/Main/val.txt"]
 

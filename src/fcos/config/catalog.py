@@ -61,7 +61,7 @@ CATALOG: dict[str, _Paths] = {
 }
 
 
-def split_of(names: Sequence[str], *, key: str) -> dict[str, Sequence[str | None]]:
+def build_split_section(names: Sequence[str], *, key: str) -> dict[str, Sequence[str | None]]:
     """Build the section `data.train` or `data.val` from names of data sets.
 
     The section is empty if there are no names, or if a name is not in this catalog. In the latter case a warning says

@@ -164,10 +164,24 @@ class DataConfig(_Section):
 
     @field_validator("classes")
     @classmethod
-    def _check_unique(cls, classes: list[str] | None) -> list[str] | None:
+    def _check_classes(cls, classes: list[str] | None) -> list[str] | None:
+        if classes is not None and (not classes or not all(map(str.strip, classes))):
+            raise ValueError(
+                f"expected class names in label order, such as [cat,dog], or null for those in the data, found"
+                f" {quote(classes)}"
+            )
         if classes is not None and len(set(classes)) != len(classes):
             raise ValueError(f"class names must be unique, found {', '.join(classes):.200}")
         return classes
+
+    @field_validator("val_fraction", mode="before")
+    @classmethod
+    def _check_val_fraction(cls, value: Any) -> Any:
+        if value is not None and (isinstance(value, bool) or value == 0):
+            raise ValueError(
+                f"expected a fraction between 0 and 1, such as 0.2, or null for none, found {quote(value)}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _check_sides(self) -> DataConfig:

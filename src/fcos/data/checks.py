@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from .source import Problem, Source, unused_ids
 _PROGRESS_BAR_MIN = 1000  # number of images from which a progress bar is shown
 
 
-def check_source(
+def check_split(
     source: Source,
     *,
     class_names: Sequence[str] | None,
@@ -53,57 +54,89 @@ def check_source(
     """
     names = tuple(source.class_names if class_names is None else class_names)
     if not names:
-        reason = f"; first problem: {source.problems[0]}" if source.problems else ""
-        where = source.annotation_file(0) if source.annotation_files else source.root
-        raise DataError(f"{where}: found no classes{reason}")
-    image_ok, sizes, orientations, problems = _check_images(source, decode, on_image, max_pixels)
+        raise _no_classes(source)
+    image_ok, sizes, orientations, image_problems = _check_images(source, decode, on_image, max_pixels)
     displayed_boxes, orientation_problems = to_displayed_boxes(source, sizes, orientations)
     source = replace(source, boxes=displayed_boxes)
-    labels, unknown = _map_labels(source, names)
+    labels, label_problems = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
-    order = np.flatnonzero(box_ok)
-    order = order[np.argsort(source.image_of[order], kind="stable")]
-    counts = np.bincount(source.image_of[order], minlength=len(image_ok))[image_ok]
-    boxes = boxes[order]
-    areas, area_problems = _check_areas(source, order, boxes, sizes)
-    has_file_ids = source.unit == "annotation"  # other formats do not store ids
-    images = np.flatnonzero(image_ok)
-    image_ids = _make_ids_unique(source.image_ids[images])
-    encoded = [os.fsencode(source.file_names[i]) for i in images]
-    annotations = Annotations(
-        root=source.root,
-        names=b"".join(encoded),
-        name_offsets=_to_offsets(np.array([len(name) for name in encoded], dtype=np.int64)),
-        image_ids=image_ids,
+    images, kept = np.flatnonzero(image_ok), _order_by_image(source, box_ok)
+    areas, area_problems = _check_areas(source, kept, boxes[kept], sizes)
+    annotations = _select_usable(
+        source,
+        images,
+        kept,
         sizes=sizes[images],
-        offsets=_to_offsets(counts),
-        boxes=boxes,
-        labels=labels[order],
-        crowd=source.crowd[order],
+        boxes=boxes[kept],
+        labels=labels[kept],
         areas=areas,
-        annotation_ids=_make_ids_unique(source.numbers[order]) if has_file_ids else np.arange(1, len(order) + 1),
         class_names=names,
         category_ids=_category_ids(source, names, category_ids),
         bit_depth=bit_depth,
     )
-    problems = [
+    return annotations, [
         *source.problems,
         *find_wrong_formats(source, sizes),
-        *problems,
+        *image_problems,
         *orientation_problems,
-        *unknown,
+        *label_problems,
         *box_problems,
         *area_problems,
+        *_summary_warnings(source, annotations, source.image_ids[images]),
     ]
-    num_new_ids = int((image_ids != source.image_ids[images]).sum())
-    if num_new_ids and has_file_ids:
+
+
+def _no_classes(source: Source) -> DataError:
+    reason = f"; the first problem is {source.problems[0]}" if source.problems else ""
+    where = source.annotation_file(0) if source.annotation_files else source.root
+    return DataError(f"{where}: expected annotations with at least one class, found none{reason}")
+
+
+def _select_usable(source: Source, images: np.ndarray, kept: np.ndarray, **attributes: Any) -> Annotations:
+    """Return the images at the positions `images` and the boxes at `kept`; `attributes` holds the checked values."""
+    names = [os.fsencode(source.file_names[i]) for i in images]
+    num_boxes = np.bincount(source.image_of[kept], minlength=len(source.file_names))[images]
+    return Annotations(
+        root=source.root,
+        names=b"".join(names),
+        name_offsets=_to_offsets(np.array([len(name) for name in names], dtype=np.int64)),
+        image_ids=_make_ids_unique(source.image_ids[images]),
+        offsets=_to_offsets(num_boxes),
+        crowd=source.crowd[kept],
+        annotation_ids=_make_ids_unique(source.numbers[kept]) if _has_ids(source) else np.arange(1, len(kept) + 1),
+        **attributes,
+    )
+
+
+def _order_by_image(source: Source, mask: np.ndarray) -> np.ndarray:
+    """Return the positions of the boxes in a mask [B], in the order of their images."""
+    positions = np.flatnonzero(mask)
+    return positions[np.argsort(source.image_of[positions], kind="stable")]
+
+
+def _has_ids(source: Source) -> bool:
+    """Return whether the annotation files contain ids of images and boxes, which only COCO does."""
+    return source.unit == "annotation"
+
+
+def _summary_warnings(source: Source, annotations: Annotations, file_ids: np.ndarray) -> list[Problem]:
+    """Return warnings about the number of images with new ids and of images without boxes.
+
+    Args:
+        source: split as read from its files.
+        annotations: usable images and boxes.
+        file_ids: int64 [I], ids of the usable images in their files.
+    """
+    warnings = []
+    num_new_ids = int((annotations.image_ids != file_ids).sum())
+    if num_new_ids and _has_ids(source):
         message = f"{plural(num_new_ids, 'image')} with an id that another file also uses; new ids assigned"
-        problems.append(Problem("repeated image id", str(source.root), "", message, "warning"))
-    num_without_boxes = int((counts == 0).sum())
+        warnings.append(Problem("repeated image id", str(source.root), "", message, "warning"))
+    num_without_boxes = int((np.diff(annotations.offsets) == 0).sum())
     if num_without_boxes:
-        message = f"{num_without_boxes} of {len(images)} images have no boxes; they are used as background"
-        problems.append(Problem("image without boxes", str(source.root), "", message, "warning"))
-    return annotations, problems
+        message = f"{num_without_boxes} of {len(annotations)} images have no boxes; they are used as background"
+        warnings.append(Problem("image without boxes", str(source.root), "", message, "warning"))
+    return warnings
 
 
 def _make_ids_unique(ids: np.ndarray) -> np.ndarray:

@@ -134,7 +134,8 @@ def _recognize(root: Path, data_format: str) -> tuple[str, Callable[[Split], Spl
         ]
     except PermissionError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    raise DataError(describe_unrecognized(root, [form.layout for form in forms.values()], recognized))
+    broken_row = yolo.find_broken_row(root) if "yolo" in forms and root.is_dir() else None
+    raise DataError(describe_unrecognized(root, [form.layout for form in forms.values()], recognized, broken_row))
 
 
 def _find_named(form: Format, root: Path, split: Split) -> SplitFiles | None:
@@ -163,16 +164,40 @@ def _apply_paths(
     if annotations is not None:
         name, recognized = _recognize_annotations(name, annotations, split)
         files = replace(recognized, images=files.images or recognized.images, class_names=files.class_names)
-    name = "yolo" if name == "auto" else name
+    elif name == "auto":
+        name, files = _recognize_images(images, split)
     if images is not None:
         files = replace(files, images=(images,))
     if image_list is not None:
         files = replace(files, lists=(image_list,))
     if name != "yolo" and files.annotations is None:
-        raise DataError(f"data.{split}.annotations: expected the {name} annotations of the split, found none")
-    if not files.images or (images and not images.is_dir()):
-        raise DataError(f"data.{split}.images={images or ''}: expected the image folder")
+        raise DataError(
+            f"data.{split}: no annotations are given; set data.{split}.annotations to {FORMATS[name].annotations}"
+        )
+    if images and not images.is_dir():
+        raise DataError(f"data.{split}.images={images}: expected the folder of the images, found a file")
+    if not files.images:
+        raise DataError(f"data.{split}: expected the folder of the images; set data.{split}.images=FOLDER")
     return name, files
+
+
+def _recognize_images(images: Path | None, split: Split) -> tuple[str, SplitFiles]:
+    """Return the format and files of a folder of images whose annotations are not given, but next to the images.
+
+    Raises:
+        DataError: they are not.
+    """
+    files_by_format = {name: form.recognize(images) for name, form in FORMATS.items()} if images else {}
+    recognized = next(((name, files) for name, files in files_by_format.items() if files), None)
+    if recognized is None:
+        where = (
+            f"data.{split}.images={images}: no annotations next to the images" if images else f"data.{split}: no data"
+        )
+        raise DataError(
+            f"{where}; set data.{split}.annotations=FILE (COCO, CVAT, CSV, Hugging Face) or"
+            f" data.{split}.annotations=FOLDER (VOC, YOLO, LabelMe), or data=DIR for a folder with both"
+        )
+    return recognized
 
 
 def _recognize_annotations(name: str, path: Path, split: Split) -> tuple[str, SplitFiles]:

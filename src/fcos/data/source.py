@@ -158,7 +158,7 @@ def select_images(source: Source, mask: np.ndarray) -> Source:
 def join_sources(sources: Sequence[Source]) -> Source:
     """Concatenate the data sets of one split; classes with the same name are merged.
 
-    Image ids and box numbers stay as in the files; `check_source` replaces repeated ones.
+    Image ids and box numbers stay as in the files; `check_split` replaces repeated ones.
 
     Raises:
         DataError: the boxes of some data sets are in pixels, those of others in fractions of the image.

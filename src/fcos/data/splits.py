@@ -14,7 +14,7 @@ from ..config import DataConfig
 from ..errors import DataError
 from ..formatting import join_some, plural, printable
 from . import fcos_core
-from .checks import check_source
+from .checks import check_split
 from .dataset import Annotations
 from .file_names import find_missing_images, find_repeated_images, select_listed
 from .holdout import hold_out
@@ -120,7 +120,7 @@ def read_split(
     source = join_sources(sources)
     if is_divided and not source.file_names:
         source.problems.append(_empty_split(source.root, split))
-    return check_source(
+    return check_split(
         source,
         class_names=names,
         category_ids=category_ids,

@@ -22,15 +22,19 @@ def describe(path: Path) -> str:
     return join_some([printable(entry.name) for entry in list_visible(path)]) or "an empty folder"
 
 
-def describe_unrecognized(root: Path, layouts: Sequence[str], recognized: Sequence[Path]) -> str:
+def describe_unrecognized(
+    root: Path, layouts: Sequence[str], recognized: Sequence[Path], broken_row: str | None = None
+) -> str:
     """Return the message for data that is not recognised.
 
     Args:
         root: folder or file given as data.
         layouts: files that identify the formats that were tried.
         recognized: subfolders of `root` that are recognised.
+        broken_row: description of a row because of which text files are not YOLO labels.
     """
-    expected = f"{root}: no data set recognised. Expected {'; '.join(layouts)}"
+    reason = f" Text files of the images are not YOLO labels: {printable(broken_row)}." if broken_row else ""
+    expected = f"{root}: no data set recognised.{reason} Expected {'; '.join(layouts)}"
     if not root.is_dir():
         return f"{expected}; found {describe(root)}"
     lines = [f"{expected}. See docs/data.md."]

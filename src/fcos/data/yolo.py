@@ -35,6 +35,7 @@ from .yolo_rows import LabelRow, parse_row, read_rows
 
 _DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
+_MAX_CLASSES = 1_000_000
 _NUM_PROBED = 50  # images whose label files are looked for, to recognise a folder
 
 
@@ -95,7 +96,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """
     names = files.class_names or class_names
     if not names:
-        raise DataError(f"{files.annotations}: the label files contain no class names; give data.classes=[a, b, ...]")
+        where = files.annotations or files.images[0]
+        raise DataError(f"{where}: label files contain no class names; set data.classes=[NAME,NAME] in label order")
     if files.annotations is not None and not os.path.isdir(files.annotations):
         raise DataError(f"{files.annotations}: expected a folder of YOLO label files")
     root = files.images[0]
@@ -188,6 +190,20 @@ def _find_split_folders(root: Path, split: Split) -> SplitFiles | None:
 def _have_labels(images: Sequence[Path], root: Path, labels: Path | None) -> bool:
     finder = LabelFinder(root, labels)
     return any(is_label_file(file) for image in images if (file := finder.find(image)))
+
+
+def find_broken_row(root: Path) -> str | None:
+    """Return a message about the first row of text files with the names of images that is no row of a label file."""
+    finder = LabelFinder(root, next(iter(existing(root, LABEL_FOLDERS)), None))
+    files = filter(None, map(finder.find, first_images(root, _NUM_PROBED)))
+    for file in files:
+        for number, line in enumerate(read_start(file).splitlines(), start=1):
+            if line.strip():
+                try:
+                    parse_row(line, image=0, number=number, num_classes=_MAX_CLASSES)
+                except ValueError as error:
+                    return f"{file}, line {number}: {error}"
+    return None
 
 
 def _to_text(value: Any, where: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ...config import FCOSConfig
 from ...config.backbones import resnet_shape
-from ...config.catalog import split_of
+from ...config.catalog import build_split_section
 from ...config.options import in_effect, options_of
 from .backbone_files import is_backbone_file
 from .keys import DEFAULTS
@@ -224,8 +224,8 @@ ROWS: list[Row] = [
     _same("DATALOADER.ASPECT_RATIO_GROUPING", "data.group_by_aspect"),
     _same("DATALOADER.NUM_WORKERS", "data.workers"),
     _one_way("DATALOADER.SIZE_DIVISIBILITY", "data.size_divisor", lambda divisor: max(divisor, 1)),
-    _one_way("DATASETS.TRAIN", "data.train", lambda names: split_of(names, key="DATASETS.TRAIN")),
-    _one_way("DATASETS.TEST", "data.val", lambda names: split_of(names, key="DATASETS.TEST")),
+    _one_way("DATASETS.TRAIN", "data.train", lambda names: build_split_section(names, key="DATASETS.TRAIN")),
+    _one_way("DATASETS.TEST", "data.val", lambda names: build_split_section(names, key="DATASETS.TEST")),
     # Training.
     _same("SOLVER.IMS_PER_BATCH", "train.batch_size"),
     _same("SOLVER.MAX_ITER", "train.iterations"),
