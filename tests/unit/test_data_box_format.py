@@ -91,9 +91,9 @@ def write(root: Path, form: str, rows: Sequence[Row]) -> Path:
         ("coco", center, "as center x, center y, width, height, 30 of 30"),
         ("coco", swapped, "as y, x, height, width, 30 of 30"),
         ("coco", fractions, "expected pixels, found fractions of the image size"),
-        ("yolo", tuple, "Expected center x, center y, width, height; as x1, y1, x2, y2, 30 of 30"),
+        ("yolo", tuple, "prescribes center x, center y, width, height. Read as x1, y1, x2, y2, 30 of 30"),
         ("yolo", top_left, "as x, y, width, height, 30 of 30"),
-        ("voc", top_left, "Expected x1, y1, x2, y2; as x, y, width, height, 30 of 30"),
+        ("voc", top_left, "prescribes x1, y1, x2, y2. Read as x, y, width, height, 30 of 30"),
     ],
     ids=["coco corners", "coco center", "coco swapped", "coco fractions", "yolo corners", "yolo top left", "voc xywh"],
 )

@@ -285,5 +285,5 @@ def test_missing_folder_is_named_in_the_error(tmp_path: Path) -> None:
 
 
 def test_error_without_data_names_the_option() -> None:
-    with pytest.raises(DataError, match=r"give data=DIR"):
+    with pytest.raises(DataError, match=r"set data=DIR"):
         load_annotations(config(), "train")

@@ -64,10 +64,14 @@ COCO_MISTAKES = {
     ),
     "unknown category id": (
         _set("annotations", 0, "category_id", 5),
-        "annotation 100: its category_id 5 is not in the file",
+        "annotation 100: its category_id 5 is not the id of any category in the file",
         2,
     ),
-    "unknown image id": (_set("annotations", 0, "image_id", 5), "annotation 100: its image_id 5 is not in the file", 2),
+    "unknown image id": (
+        _set("annotations", 0, "image_id", 5),
+        "annotation 100: its image_id 5 is not the id of any image in the file",
+        2,
+    ),
     "image id as text": (
         _set("annotations", 0, "image_id", "ten"),
         r"annotation 100: .*image_id \(an integer .*, found 'ten'",

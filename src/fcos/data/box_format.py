@@ -76,9 +76,9 @@ def _describe(source: Source, sizes: np.ndarray, rows: np.ndarray) -> str | None
     ):
         return None
     return (
-        f"{outside} of {len(rows)} boxes are inverted or leave their images. Expected {prescribed}; as {best},"
-        f" {inside[best]} of {len(rows)} boxes are inside. Convert the boxes to {prescribed}"
-        " (data.on_error=skip would use them as they are)"
+        f"{outside} of {len(rows)} boxes are inverted or leave their images. The format prescribes {prescribed}. Read"
+        f" as {best}, {inside[best]} of {len(rows)} boxes are inside. Convert the boxes to {prescribed}"
+        " (data.on_error=skip uses them as they are)"
     )
 
 

@@ -254,7 +254,9 @@ def _check_areas(
     areas = source.areas[kept]
     too_large = areas > sizes[source.image_of[kept]].prod(axis=1, dtype=np.float64)
     problems = [
-        source.box_problem(int(kept[i]), "wrong area", f"area {areas[i]:g} exceeds the image; not used", "warning")
+        source.box_problem(
+            int(kept[i]), "wrong area", f"area {areas[i]:g} is larger than the image; the box is used", "warning"
+        )
         for i in np.flatnonzero(too_large)
     ]
     box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -260,7 +260,11 @@ def _select_known(
     key = f"{noun}_id"
     for a in annotations:
         if a[key] not in ids:
-            report(f"unknown {noun}", f"annotation {a['id']}", f"its {key} {a[key]} is not in the file")
+            report(
+                f"unknown {noun}",
+                f"annotation {a['id']}",
+                f"its {key} {a[key]} is not the id of any {noun} in the file",
+            )
     return [a for a in annotations if a[key] in ids]
 
 
@@ -291,7 +295,8 @@ def _read_classes(
     for key in ("id", "name"):
         repeated = [value for value, count in Counter(c[key] for c in classes).items() if count > 1]
         if repeated:
-            raise DataError(f"{path}: categories with the same {key}: {join_some([repr(value) for value in repeated])}")
+            values = join_some([repr(value) for value in repeated])
+            raise DataError(f"{path}: expected a different {key} for every category, found the same {key}: {values}")
     # JSON may hold lone surrogates (\udce9), which cannot be encoded.
     return [c["id"] for c in classes], [c["name"].encode("utf-8", "backslashreplace").decode() for c in classes]
 

@@ -33,7 +33,7 @@ def read_text(path: Path) -> str:
     try:
         return _read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text: {error}; save the file in this encoding") from None
+        raise DataError(f"{path}: not UTF-8 text (at byte {error.start}); save the file in this encoding") from None
 
 
 def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:

@@ -96,7 +96,7 @@ def locate(config: DataConfig, split: Split) -> list[tuple[str, SplitFiles]] | N
     data_sets = getattr(config, split).data_sets
     if config.root is None:
         if not any(getattr(config, s).data_sets for s in SPLITS):
-            raise DataError("no data: give data=DIR, or data.train.annotations=... and data.train.images=...")
+            raise DataError("no data is given; set data=DIR, or data.train.annotations and data.train.images")
         name, files = config.format, None
     else:
         name, find = _recognize(expand_user(config.root), config.format)

@@ -73,7 +73,8 @@ def load_annotations(
     warnings = [p for p in problems if p.severity == "warning"]
     for kind in dict.fromkeys(p.kind for p in warnings):
         same_kind = [p for p in warnings if p.kind == kind]
-        logger.info("%s split: %s", split, same_kind[0] if len(same_kind) == 1 else summarize(same_kind))
+        example = f"{summarize(same_kind)}, for example " if len(same_kind) > 1 else ""
+        logger.info("%s split: %s%s", split, example, same_kind[0])
     return annotations
 
 
@@ -103,7 +104,7 @@ def read_split(
         raise DataError(f"unknown split {split!r}; expected {', '.join(SPLITS)}")
     is_divided = config.val_fraction is not None and split != "test"
     if is_divided and locate(config, "val") is not None:
-        raise DataError("data.val_fraction: the data has a val split already; remove this option")
+        raise DataError("data.val_fraction: the data has a val split already; remove this option to use it")
     located = locate(config, "train" if is_divided else split)
     if located is None:
         return None

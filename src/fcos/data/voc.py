@@ -28,7 +28,7 @@ def find(root: Path, split: Split) -> SplitFiles | None:
     """
     folders = [f for f in _data_folders(root) if (f / "Annotations").is_dir() and (f / "ImageSets/Main").is_dir()]
     if len(folders) > 1:
-        raise DataError(f"{root}: several data sets: {', '.join(map(str, folders))}; choose one with data=FOLDER")
+        raise DataError(f"{root}: found several data sets: {', '.join(map(str, folders))}; choose one with data=FOLDER")
     for folder in folders:
         lists = {path.stem.casefold(): path for path in list_visible(folder / "ImageSets/Main", (".txt",))}
         image_list = next((lists[name] for name in SPLIT_NAMES[split] if name in lists), None)
@@ -168,7 +168,9 @@ def _read_image_names(files: SplitFiles, xml_of: _Index) -> tuple[list[str], lis
             candidates = [_stem(Path(text.replace("\\", "/"))) for text in (line, line.split()[0])]
             name = next((candidate for candidate in candidates if xml_of.find(candidate)), candidates[1])
             if name in names:
-                problems.append(Problem("duplicated image", str(path), name, "is listed twice"))
+                problems.append(
+                    Problem("duplicated image", str(path), name, "is listed twice; remove one of the lines")
+                )
             names.setdefault(name, path)
     return list(names), problems
 

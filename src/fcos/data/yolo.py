@@ -99,7 +99,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         where = files.annotations or files.images[0]
         raise DataError(f"{where}: label files contain no class names; set data.classes=[NAME,NAME] in label order")
     if files.annotations is not None and not os.path.isdir(files.annotations):
-        raise DataError(f"{files.annotations}: expected a folder of YOLO label files")
+        raise DataError(f"{files.annotations}: expected a folder of YOLO label files, found a file")
     root = files.images[0]
     images, problems = _list_images(files)
     finder = LabelFinder(root, files.annotations)
@@ -108,7 +108,9 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         raise DataError(f"{files.lists[0]}: no image in this list exists; expected {images[0]}")
     if images and not any(matched.values()):
         expected = finder.expected_path(images[0])
-        raise DataError(f"{root}: none of the {plural(len(images), 'image')} has a label file; expected {expected}")
+        raise DataError(
+            f"{root}: none of the {plural(len(images), 'image')} has a label file; expected names such as {expected}"
+        )
     problems += finder.check(matched)
     label_files, label_rows, label_problems = _read_label_files(matched, len(names))
     kept_files = [file or finder.expected_path(image) for image, file in label_files.items()]
@@ -146,7 +148,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise DataError(str(error)) from None
     if not isinstance(tree, dict):
-        raise DataError(f"{file}: expected a mapping with the keys train, val and names")
+        raise DataError(f"{file}: expected a mapping with the keys train, val and names, found {quote(tree)}")
     return {key.lower() if isinstance(key, str) else key: value for key, value in tree.items()}
 
 
@@ -168,8 +170,11 @@ def _read_name_file(*folders: Path) -> tuple[str, ...] | None:
     if file is None:
         return None
     names = _read_lines(file)
-    if len(set(names)) != len(names):
-        raise DataError(f"{file}: expected unique class names, one per line")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{file}: expected unique class names, one per line; found several times: {join_some(repeated)}"
+        )
     return tuple(names)
 
 
@@ -271,7 +276,8 @@ def _list_images(files: SplitFiles) -> tuple[list[Path], list[Problem]]:
             images += listed
             problems += moved
     repeated = [image for image, count in Counter(images).items() if count > 1]
-    return images, [*problems, *(Problem("duplicated image", str(i), "", "is listed twice") for i in repeated)]
+    message = f"is listed twice in {join_some([str(path) for path in files.lists])}; remove one of the entries"
+    return images, [*problems, *(Problem("duplicated image", str(image), "", message) for image in repeated)]
 
 
 def _read_list(path: Path, root: Path) -> tuple[list[Path], list[Problem]]:
