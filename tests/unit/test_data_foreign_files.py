@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_data import BOXES, SIZES, WRITERS, coco_tree, config, voc_xml, write_coco, write_json, write_voc, write_yolo
@@ -239,12 +240,12 @@ NO_ANNOTATIONS = (
     ],
 )
 def test_images_without_annotations_are_reported(
-    options: dict[str, dict[str, str]], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(write_coco(tmp_path))
     Path("list.txt").write_text("a.png\n")
     with pytest.raises(DataError, match=message):
-        load_annotations(config(**options), "train")
+        load_annotations(config(None, **options), "train")
 
 
 @pytest.mark.parametrize("form", ["yolo", "voc"])

@@ -58,7 +58,6 @@ def test_folder_as_the_only_value_of_data_in_a_file_keeps_its_source_text(tmp_pa
         ("[cell #1, cell #2]", ["cell #1", "cell #2"]),
         ("['a, b', \"c, d\", it's]", ["a, b", "c, d", "it's"]),
         ("[a: b,c]", ["a: b", "c"]),
-        ("[]", []),
         ("[a,]", ["a"]),
         ("[ 1 ]", ["1"]),
         ("['a' , \"b\",'c'd, 'e, f]", ["a", "b", "'c'd", "'e", "f"]),

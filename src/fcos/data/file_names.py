@@ -15,7 +15,7 @@ import numpy as np
 from ..formatting import join_some, plural
 from .files import list_images, read_text
 from .folders import split_of
-from .source import Problem, Source, Split, select_images
+from .source import Problem, Source, select_images
 
 
 def find_missing_images(source: Source, folders: Sequence[Path]) -> Source:
@@ -87,7 +87,7 @@ class _Image(NamedTuple):
 
     path: Path
     is_direct: bool
-    splits: frozenset[Split]
+    splits: frozenset[str]
 
 
 def _index_images(folders: Sequence[Path], used: Collection[str]) -> dict[str, list[_Image]]:
