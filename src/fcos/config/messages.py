@@ -112,10 +112,10 @@ def _explain(error: Any, root: type[BaseModel], names: Mapping[str, str]) -> str
     if error_type in ("too_short", "too_long"):
         limit = error["ctx"].get("min_length") or error["ctx"].get("max_length")
         message = f"should have {'at least' if error_type == 'too_short' else 'at most'} {limit} values"
-    if isinstance(value, bool) and "_than" in error_type:
-        message = "should be a number"
     if error_type == "string_pattern_mismatch":
         message = "expected timm/NAME" if value.startswith("timm/") else "expected package.module:function"
+    if isinstance(value, bool) and "_than" in error_type:
+        message = "should be a number"
     return f"{key}: {message}, found {quote(value)}"
 
 
