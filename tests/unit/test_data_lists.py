@@ -157,6 +157,15 @@ def test_listed_images_of_the_same_annotation_file_are_not_trained_on(tmp_path: 
     assert names(load(data)) == ["c.png"]
 
 
+def test_images_in_the_folder_of_another_split_are_not_trained_on(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    for folder, name in (("images/train", "b.png"), ("labels/train", "b.txt")):
+        (root / folder / "more").mkdir()
+        (root / folder / name).rename(root / folder / "more" / name)
+    data = config(root, val={"images": root / "images/train/more"})
+    assert (names(load(data)), names(load(data, "val"))) == (["a.png", "c.png"], ["b.png"])
+
+
 def test_listed_test_images_are_not_held_out_for_validation(tmp_path: Path) -> None:
     data = config(write_coco(tmp_path), val_fraction=0.5, test=write_list(tmp_path, ["a.png"]))
     assert sorted(names(load(data)) + names(load(data, "val"))) == ["b.png", "c.png"]

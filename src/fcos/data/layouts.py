@@ -167,7 +167,8 @@ def _apply_paths(
     elif name == "auto":
         name, files = _recognize_images(images, split)
     if images is not None:
-        files = replace(files, images=(images,))
+        lists = tuple(path for path in files.lists if not path.is_dir())  # YOLO lists image folders, too
+        files = replace(files, images=(images,), lists=lists)
     if image_list is not None:
         files = replace(files, lists=(image_list,))
     if name != "yolo" and files.annotations is None:

@@ -138,11 +138,15 @@ def has_split(config: DataConfig, split: Split) -> bool:
 
 
 def _without_listed(sources: list[Source], config: DataConfig, class_names: Sequence[str] | None) -> list[Source]:
-    """Leave out the images of data.val.image_list and data.test.image_list, unless data.train.image_list is given."""
+    """Leave out the images that lists or folders without annotations select for val and test.
+
+    Nothing is left out if data.train.image_list is given.
+    """
     if config.train.image_list:
         return sources
     for split in ("val", "test"):
-        if not getattr(config, split).image_list:
+        section = getattr(config, split)
+        if not any(image_list or annotations is None for annotations, _, image_list in section.data_sets):
             continue
         located = locate(config, split) or []
         others = [_read_source(config, *data_set, class_names, split, is_divided=False) for data_set in located]
@@ -156,7 +160,7 @@ def _without_listed(sources: list[Source], config: DataConfig, class_names: Sequ
         num_images, num_left = (sum(map(len, masks)), sum(int(mask.sum()) for mask in masks))
         if num_left == num_images:
             continue
-        option = f"data.{split}.image_list"
+        option = f"data.{split}.{'image_list' if section.image_list else 'images'}"
         message = (
             f"{num_images - num_left} of {plural(num_images, 'image')} are in {option} and are not used for training,"
             f" which leaves {num_left}; data.train.image_list=FILE chooses other training images"
