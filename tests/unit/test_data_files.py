@@ -83,6 +83,15 @@ def test_linked_subfolders_are_read(tmp_path: Path) -> None:
     assert not kinds(problems)
 
 
+def test_links_without_a_target_are_reported(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    for image in (root / "images/train").iterdir():
+        image.unlink()
+        image.symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match=r"images/train: no image exists; expected files such as .*images/train/a\.png"):
+        read(root)
+
+
 def test_links_to_a_parent_folder_end(tmp_path: Path) -> None:
     images = write_yolo(tmp_path) / "images/train"
     (images / "up").symlink_to(tmp_path)

@@ -91,7 +91,7 @@ def test_listed_image_of_another_split_is_not_replaced(line: str, form: str, tmp
         write_yolo(tmp_path)
     else:
         write_annotated(tmp_path, ["train/a.png"], ["train/a.png"])
-    with pytest.raises(DataError, match=r"no image in this list exists|do not contain this image"):
+    with pytest.raises(DataError, match=r"no image exists; expected files such as|do not contain this image"):
         load_annotations(config(tmp_path, train=write_list(tmp_path, [line])), "train")
 
 

@@ -215,6 +215,6 @@ def find_repeated_images(source: Source) -> list[Problem]:
                 f"{name} is also the file of {other}; expected one entry with all boxes of the image. Merge them"
                 " (data.on_error=skip uses each as it is, without the boxes of the other)"
             )
-            id = entries[1] if has_ids else ""
-            problems.append(Problem("repeated image", source.annotation_file(i), id, message))
+            where = entries[1] if has_ids else ""
+            problems.append(Problem("repeated image", source.annotation_file(i), where, message))
     return problems

@@ -105,7 +105,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     finder = LabelFinder(root, files.annotations)
     matched = {image: finder.find(image) for image in images}
     if images and not any(map(os.path.isfile, images)):
-        raise DataError(f"{files.lists[0]}: no image in this list exists; expected {images[0]}")
+        where = files.lists[0] if files.lists else root
+        raise DataError(f"{where}: no image exists; expected files such as {images[0]}")
     if images and not any(matched.values()):
         expected = finder.expected_path(images[0])
         raise DataError(
@@ -282,10 +283,11 @@ def _list_images(files: SplitFiles) -> tuple[list[Path], list[Problem]]:
 
 def _read_list(path: Path, root: Path) -> tuple[list[Path], list[Problem]]:
     """Return the images that a text file lists relative to its folder or to `root`, and a warning about moved ones."""
-    names = [line if os.path.isfile(root / line) else line.replace("\\", "/") for line in _read_lines(path)]
-    if names and not any(os.path.isfile(folder / names[0]) for folder in (path.parent, root)):
+    folders, lines = (path.parent, root), _read_lines(path)
+    names = [line if any(os.path.isfile(f / line) for f in folders) else line.replace("\\", "/") for line in lines]
+    if names and not any(os.path.isfile(folder / names[0]) for folder in folders):
         names = [name.removeprefix("data/") for name in names]  # written by CVAT
-    folder = folder_with((path.parent, root), names)
+    folder = folder_with(folders, names)
     names, problems = find_missing_files(folder, match_names(folder, names), (root,), where=path, is_list=True)
     return [folder / name for name in names], problems
 
