@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..formatting import printable
 from .files import folder_with, read_text
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
 from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .subsets import check_subsets
 from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 
 _COLUMNS = {
-    "image": ("filename", "file", "image", "imagepath", "imagename", "path", "filepath", "imageid", "img"),
-    "class": ("class", "classname", "label", "labelname", "name", "category", "categoryname", "classid"),
+    "image": ("filename", "file", "image", "imagepath", "imagename", "path", "filepath", "img"),
+    "image id": ("imageid",),
+    "class": ("class", "classname", "label", "labelname", "name", "category", "categoryname"),
+    "class id": ("classid", "labelid", "categoryid"),
     "x1": ("xmin", "x1", "left", "bboxxmin", "bboxx1"),
     "y1": ("ymin", "y1", "top", "bboxymin", "bboxy1"),
     "x2": ("xmax", "x2", "right", "bboxxmax", "bboxx2"),
@@ -28,12 +32,15 @@ _COLUMNS = {
     "y": ("y", "bboxy"),
     "w": ("w", "boxwidth", "bboxwidth", "bboxw"),
     "h": ("h", "boxheight", "bboxheight", "bboxh"),
-    "width": ("width", "imagewidth", "imgwidth"),
-    "height": ("height", "imageheight", "imgheight"),
-    "crowd": CROWD_FLAGS,
+    "image width": ("imagewidth", "imgwidth"),
+    "image height": ("imageheight", "imgheight"),
     "split": ("split", "subset", "set"),
+    **{flag: (flag,) for flag in CROWD_FLAGS},
 }
 """Columns, with the names that tools use for them. Case, spaces and underscores do not matter."""
+_EXPECTED = "expected the columns filename, class, xmin, ymin, xmax, ymax, or x, y, w, h for the box"
+"""Description of the columns that a CSV needs, for messages."""
+_SUFFIXES = (".csv", ".tsv")
 _CORNERS, _EXTENT = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 _HEADERLESS = ("image", "x1", "y1", "x2", "y2", "class")  # keras-retinanet
 _ROUNDING = 0.01  # tools write fractions that exceed the image by a rounding error
@@ -42,7 +49,7 @@ _ROUNDING = 0.01  # tools write fractions that exceed the image by a rounding er
 def find(root: Path, split: Split) -> SplitFiles | None:
     """Find the CSV of a split in DIR or DIR/annotations (train.csv, train_labels.csv), or one with a column `split`."""
     tables = _list_tables(root)
-    named = [path for path in tables if split_of(path.stem) == split]
+    named = [path for path in tables if root.is_dir() and split_of(path.stem) == split]
     if named:
         return SplitFiles(named[0], image_folders(named[0], split))
     if len(tables) == 1 and split in map(split_of, _read_column(tables[0], "split")):
@@ -56,7 +63,7 @@ def recognize(path: Path) -> SplitFiles | None:
     Raises:
         DataError: the folder contains several such files.
     """
-    tables = ([path] if _is_table(path) else []) if path.is_file() else _list_tables(path)
+    tables = _list_tables(path)
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables)
         raise DataError(f"{path}: found several CSV files of boxes: {names:.200}; choose one with data={tables[0]}")
@@ -67,29 +74,20 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read a CSV. A row without box is an image without objects.
 
     Boxes are corners (`xmin ymin xmax ymax`) or `x y w h`, in pixels, or in fractions of the image if no coordinate
-    exceeds 1. Without `class_names`, the classes are the sorted names.
+    exceeds 1. Without `class_names`, the classes are the sorted names. Ids of named classes are kept.
 
     Raises:
-        DataError: the file is not a CSV with these columns.
+        DataError: the file is not a CSV with these columns, or two columns have the same meaning.
     """
     assert files.annotations is not None
     path = files.annotations
-    text = read_text(path)
-    try:
-        columns, table = _parse(text)
-    except csv.Error as error:
-        raise DataError(f"{path}: not valid CSV: {error}") from None
-    if not _has_boxes(columns):
-        raise DataError(
-            f"{path}: expected the columns filename, class, xmin, ymin, xmax, ymax, or x, y, w, h for the box; found"
-            f" {text.partition(chr(10))[0]!r:.200}. Without a header, the columns must be filename, x1, y1, x2, y2,"
-            " class"
-        )
+    columns, table = _read_table(path)
     labels = LabelTable(class_names)
     images: dict[str, int] = {}
     sizes, rows, problems = [], [], []
-    for line, values in table:
-        row = dict(zip(columns, values, strict=False))
+    if "split" in columns:
+        problems = check_subsets(path, files.subset, [(f"line {line}", row.get("split", "")) for line, row in table])
+    for line, row in table:
         name = row.get("image", "")
         if files.subset is not None and split_of(row.get("split", "")) != files.subset:
             continue
@@ -98,7 +96,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             continue
         if name not in images:
             images[name] = len(images)
-            sizes.append(parse_size(row.get("height"), row.get("width")))
+            sizes.append(parse_size(row.get("image height"), row.get("image width")))
         try:
             rows += _read_box(row, images[name], line, labels)
         except ValueError as error:
@@ -119,25 +117,67 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 
 
 def _list_tables(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root] if _is_table(root) else []
     folders = (root, *existing(root, LABEL_FOLDERS))
-    return [path for folder in folders for path in list_visible(folder, (".csv", ".tsv")) if _is_table(path)]
+    return [path for folder in folders for path in list_visible(folder, _SUFFIXES) if _is_table(path)]
 
 
 def _is_table(path: Path) -> bool:
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        return False
+    return not _missing_columns(_name_columns(_read_header(path)))
+
+
+def _read_header(path: Path) -> list[str]:
+    """Return the titles of the columns of a CSV file; empty for other files."""
+    if path.suffix.lower() not in _SUFFIXES:
+        return []
     try:
-        return _has_boxes(_parse(read_start(path).partition("\n")[0])[0])
+        return _parse(read_start(path).partition("\n")[0])[0]
     except csv.Error:
-        return False
+        return []
 
 
-def _has_boxes(columns: Sequence[str]) -> bool:
-    return {"image", "class"} <= set(columns) and (set(_CORNERS) <= set(columns) or set(_EXTENT) <= set(columns))
+def describe_header(path: Path) -> str:
+    """Return the columns of a CSV file, and those of a CSV of boxes, as text for messages; empty for other files."""
+    titles = _read_header(path)
+    return f" ({_EXPECTED}; found {', '.join(map(printable, titles)):.200})" if len(titles) > 1 else ""
+
+
+def _missing_columns(columns: Sequence[str]) -> list[str]:
+    """Return the usual titles of the columns that are missing."""
+    missing = [title for name, title in (("image", "filename"), ("class", "class")) if name not in columns]
+    if not set(_CORNERS) <= set(columns) and not set(_EXTENT) <= set(columns):
+        missing += ["xmin, ymin, xmax, ymax (or x, y, w, h)"]
+    return missing
+
+
+def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Return our names of the columns, and the line number of each row with its values by column.
+
+    Raises:
+        DataError: the file is not a CSV, a column is missing, or two columns have the same meaning.
+    """
+    try:
+        titles, table = _parse(read_text(path))
+    except csv.Error as error:
+        raise DataError(f"{path}: not valid CSV: {error}") from None
+    columns = _separate_class_ids(_name_columns(titles), table)
+    missing = _missing_columns(columns)
+    if missing:
+        raise DataError(
+            f"{path}: {_EXPECTED}; found {','.join(titles)!r:.200}, without {', '.join(missing)}. Without a"
+            " header, the columns must be filename, x1, y1, x2, y2, class"
+        )
+    for name in _COLUMNS:
+        same = [title for title, column in zip(titles, columns, strict=True) if column == name]
+        if len(same) > 1:
+            texts = " and ".join(f"{title!r:.60}" for title in same)
+            raise DataError(f"{path}: expected one column for the {name}, found {texts}; remove or rename the others")
+    return columns, [(line, dict(zip(columns, values, strict=False))) for line, values in table]
 
 
 def _parse(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the columns, and the line number and values of each row."""
+    """Return the titles of the columns, and the line number and values of each row."""
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
@@ -147,23 +187,42 @@ def _parse(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     header = table[0][1]
     if len(header) == len(_HEADERLESS) and all(re.fullmatch(r"-?[\d.]*", value) for value in header[1:5]):
         return list(_HEADERLESS), table
-    return _name_columns(header), table[1:]
+    return header, table[1:]
 
 
-def _name_columns(header: Sequence[str]) -> list[str]:
-    """Return our name of every column, or its own name if we do not know it."""
+def _name_columns(titles: Sequence[str]) -> list[str]:
+    """Return our name of every column, or its title in lower case if we do not know it.
+
+    Ids of images and classes are their names if there are no others. `width` and `height` are those of the box if it
+    has no others, or else those of the image.
+    """
     names = {alias: name for name, aliases in _COLUMNS.items() for alias in aliases}
-    columns = [names.get(re.sub(r"[\W_]", "", title).casefold(), title) for title in header]
-    if {"x", "y", "width", "height"} <= set(columns) and not {"w", "x2"} & set(columns):  # the size of the box
-        columns = [{"width": "w", "height": "h"}.get(name, name) for name in columns]
+    words = [re.sub(r"[\W_]", "", title).casefold() for title in titles]
+    columns = [names.get(word, word) for word in words]
+    known = set(columns)
+    renamed = {f"{name} id": name for name in ("image", "class") if name not in known}
+    if {"x", "y", "width", "height"} <= known and not {"w", "x2"} & known:
+        renamed |= {"width": "w", "height": "h"}
+    elif "image width" not in known:
+        renamed |= {"width": "image width", "height": "image height"}
+    return [renamed.get(name, name) for name in columns]
+
+
+def _separate_class_ids(columns: list[str], table: Sequence[tuple[int, Sequence[str]]]) -> list[str]:
+    """Rename a column for the class that contains only integers to `class id`, if another one contains the names."""
+    positions = [i for i, name in enumerate(columns) if name == "class"]
+    numeric = [i for i in positions if all(values[i].isdecimal() for _, values in table if values[i:] and values[i])]
+    if len(numeric) == 1 < len(positions) and "class id" not in columns:
+        columns[numeric[0]] = "class id"
     return columns
 
 
 def _read_column(path: Path, column: str) -> set[str]:
     try:
-        columns, table = _parse(read_text(path))
+        titles, table = _parse(read_text(path))
     except csv.Error:  # reported when the file is read
         return set()
+    columns = _name_columns(titles)
     if column not in columns:
         return set()
     position = columns.index(column)
@@ -187,11 +246,13 @@ def _read_box(row: dict[str, str], image: int, line: int, labels: LabelTable) ->
     if not row.get("class"):
         raise ValueError("has no class")
     box = (a, b, c, d) if keys == _CORNERS else (a, b, a + c, b + d)
+    flags = {flag: row[flag] for flag in CROWD_FLAGS if flag in row}
     try:
-        crowd = parse_flag(row.get("crowd"))
+        crowd = any(parse_flag(value) for value in flags.values())
     except ValueError:
-        raise ValueError(f"expected 0 or 1 as flag, found {row['crowd']!r:.60}") from None
-    return [Row(image, line, labels.label(row["class"]), box, crowd)]
+        texts = ", ".join(f"{flag} {value!r:.60}" for flag, value in flags.items())
+        raise ValueError(f"expected 0 or 1 as flag, found {texts}") from None
+    return [Row(image, line, labels.label(row["class"], row.get("class id")), box, crowd)]
 
 
 def _are_fractions(rows: Sequence[Row]) -> bool:

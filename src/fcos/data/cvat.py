@@ -19,6 +19,7 @@ from .files import folder_with
 from .folders import image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
 from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .subsets import check_subsets
 from .values import CROWD_FLAGS, parse_flag, parse_size
 
 _WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid")
@@ -55,9 +56,12 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     path = files.annotations
     tree = _parse(path)
     labels = LabelTable(class_names if class_names is not None else _read_labels(tree))
-    images = [e for e in tree.iter("image") if files.subset is None or split_of(e.get("subset", "")) == files.subset]
+    images = list(tree.iter("image"))
+    subsets = [(f"image {image.get('name', '')}", image.get("subset", "")) for image in images]
+    problems = check_subsets(path, files.subset, subsets)
+    images = [e for e in images if files.subset is None or split_of(e.get("subset", "")) == files.subset]
     folders = [folder for folder in files.images if folder.is_dir()]
-    file_names, rows, problems = [], [], []
+    file_names, rows = [], []
     num_shapes = num_left_out = 0
     for image, element in enumerate(images):
         name = element.get("name", "")

@@ -14,11 +14,16 @@ from .files import read_text
 from .folders import list_visible, read_start, split_folders, split_of
 from .label_table import LabelTable
 from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .subsets import check_subsets
 from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 
 _NAME = "metadata.jsonl"
 _BOX_KEYS = ("bbox", "bboxes", "boxes")
-_CLASS_KEYS = ("categories", "category", "labels", "label", "classes", "class", "category_id")
+_ID_KEYS = ("category_ids", "category_id", "class_ids", "class_id", "label_ids", "label_id")
+_CLASS_KEYS = (
+    *("categories", "category", "labels", "label", "classes", "class"),
+    *("category_names", "category_name", "class_names", "class_name", "label_names", "label_name"),
+)
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -26,11 +31,13 @@ def find(root: Path, split: Split) -> SplitFiles | None:
     for folder in split_folders(root / "data", split):
         if _is_metadata(folder / _NAME):
             return SplitFiles(folder / _NAME, (folder,))
-    file = root / _NAME
+    file = root if root.is_file() else root / _NAME
     if not _is_metadata(file):
         return None
     folders = re.findall(r'"file_name"\s*:\s*"(?:\./)?([^"/]+)/', read_text(file))
-    return SplitFiles(file, (root,), subset=split) if split in {split_of(name) for name in set(folders)} else None
+    return (
+        SplitFiles(file, (file.parent,), subset=split) if split in {split_of(name) for name in set(folders)} else None
+    )
 
 
 def recognize(path: Path) -> SplitFiles | None:
@@ -50,23 +57,17 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """
     assert files.annotations is not None
     path = files.annotations
+    entries, problems = _parse_lines(path)
+    if files.subset is not None:
+        problems += check_subsets(path, files.subset, [(f"line {n}", _first_folder(name)) for n, _, name in entries])
+        entries = [entry for entry in entries if split_of(_first_folder(entry[2])) == files.subset]
     labels = LabelTable(class_names)
-    file_names, sizes, rows, problems = [], [], [], []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        where = f"line {number}"
-        if not line.strip():
-            continue
-        try:
-            entry, name = _parse_line(line)
-        except ValueError as error:
-            problems.append(Problem("broken line", str(path), where, str(error)))
-            continue
-        if files.subset is not None and split_of(name.removeprefix("./").partition("/")[0]) != files.subset:
-            continue
+    file_names, sizes, rows = [], [], []
+    for number, entry, name in entries:
         try:
             rows += list(_read_objects(entry.get("objects") or {}, len(file_names), number, labels))
         except ValueError as error:
-            problems.append(Problem("broken objects", str(path), where, str(error)))
+            problems.append(Problem("broken objects", str(path), f"line {number}", str(error)))
             continue
         file_names.append(name)
         sizes.append(parse_size(entry.get("height"), entry.get("width")))
@@ -90,20 +91,29 @@ def _is_metadata(path: Path) -> bool:
     )
 
 
-def _parse_line(line: str) -> tuple[dict[str, Any], str]:
-    """Parse a line; return it with its file name.
+def _parse_lines(path: Path) -> tuple[list[tuple[int, dict[str, Any], str]], list[Problem]]:
+    """Return the number, object and file name of each line, and problems of the other lines."""
+    entries, problems = [], []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(Problem("broken line", str(path), f"line {number}", f"not valid JSON: {error}"))
+            continue
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        if isinstance(name, str) and name.strip():
+            entries.append((number, entry, name))
+        else:
+            message = f"expected an object with file_name, found {line!r:.60}"
+            problems.append(Problem("broken line", str(path), f"line {number}", message))
+    return entries, problems
 
-    Raises:
-        ValueError: it is not a JSON object with a file name.
-    """
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON: {error}") from None
-    name = entry.get("file_name") if isinstance(entry, dict) else None
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"expected an object with file_name, found {line!r:.60}")
-    return entry, name
+
+def _first_folder(name: str) -> str:
+    """Return the first folder of a file name, empty for a file without folder."""
+    return name.removeprefix("./").rpartition("/")[0].partition("/")[0]
 
 
 def _read_objects(objects: Any, image: int, number: int, labels: LabelTable) -> Iterator[Row]:
@@ -115,11 +125,12 @@ def _read_objects(objects: Any, image: int, number: int, labels: LabelTable) -> 
     if isinstance(objects, list):  # a list of objects instead of an object of lists
         keys = {key for entry in objects if isinstance(entry, dict) for key in entry}
         objects = {key: [entry.get(key) for entry in objects if isinstance(entry, dict)] for key in keys}
-    boxes, classes = (_first(objects, keys) for keys in (_BOX_KEYS, _CLASS_KEYS))
-    flags = [_first(objects, [key]) for key in CROWD_FLAGS if objects.get(key)]
+    boxes = _select_list(objects, _BOX_KEYS)
+    classes, ids = _read_classes(objects)
+    flags = [_select_list(objects, [key]) for key in CROWD_FLAGS if objects.get(key)]
     if any(len(values) != len(boxes) for values in (classes, *flags)):
         raise ValueError(f"found {len(boxes)} boxes (bbox) and {len(classes)} classes (categories)")
-    for box, name, *crowd in zip(boxes, classes, *flags, strict=True):
+    for box, name, category_id, *crowd in zip(boxes, classes, ids or [None] * len(boxes), *flags, strict=True):
         if type(name) is not int and not (isinstance(name, str) and name.strip()):
             raise ValueError(f"expected a class name or number, found {name!r:.60}")
         try:
@@ -127,11 +138,39 @@ def _read_objects(objects: Any, image: int, number: int, labels: LabelTable) -> 
             is_crowd = any(map(parse_flag, crowd))
         except (TypeError, ValueError):
             raise ValueError(f"expected bbox [x, y, width, height], found {box!r:.80}") from None
-        yield Row(image, number, labels.label(name), (x, y, x + w, y + h), is_crowd)
+        yield Row(image, number, labels.label(name, category_id), (x, y, x + w, y + h), is_crowd)
 
 
-def _first(objects: Any, keys: Sequence[str]) -> list[Any]:
-    value = next((objects[key] for key in keys if key in objects), []) if isinstance(objects, dict) else None
-    if not isinstance(value, list):
-        raise ValueError(f"expected objects with the lists bbox and categories, found {objects!r:.80}")
-    return value
+def _read_classes(objects: Any) -> tuple[list[Any], list[Any]]:
+    """Return the classes of the boxes, and their ids if the classes are names; the ids may be empty.
+
+    Raises:
+        ValueError: several lists name the classes, or the lists differ in length.
+    """
+    keys = [key for key in _CLASS_KEYS if key in objects]
+    id_keys = [key for key in _ID_KEYS if key in objects]
+    with_text = [key for key in keys if any(isinstance(value, str) for value in _select_list(objects, [key]))]
+    if with_text:  # beside names, numbers are ids
+        id_keys += [key for key in keys if key not in with_text]
+        keys = with_text
+    if not keys:
+        keys, id_keys = id_keys, []
+    classes, ids = _select_list(objects, keys), _select_list(objects, id_keys)
+    if ids and len(ids) != len(classes):
+        raise ValueError(f"found {len(classes)} classes ({keys[0]}) and {len(ids)} ids ({id_keys[0]})")
+    return classes, ids
+
+
+def _select_list(objects: Any, keys: Sequence[str]) -> list[Any]:
+    """Return the list at one of several keys with the same meaning, empty if there is none.
+
+    Raises:
+        ValueError: the value is not a list, or the lists at several keys differ.
+    """
+    values = {key: objects[key] for key in keys if key in objects} if isinstance(objects, dict) else {"": None}
+    for value in values.values():
+        if not isinstance(value, list):
+            raise ValueError(f"expected objects with the lists bbox and categories, found {objects!r:.80}")
+        if value != next(iter(values.values())):
+            raise ValueError(f"expected one of the lists {', '.join(keys)}, found different {' and '.join(values)}")
+    return next(iter(values.values()), [])

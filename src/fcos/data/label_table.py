@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .source import Row
+from .source import Row, unused_ids
+from .values import parse_integer
 
 
 class LabelTable:
@@ -22,20 +23,49 @@ class LabelTable:
         self._num_given = len(self.names)
         self._has_positions = not any(map(_is_number, self.names))
         self._labels = {name: label for label, name in enumerate(self.names)}
+        self._ids: dict[str, int] = {}  # of the classes whose id the data states
+        self._names_of_ids: dict[int, str] = {}
 
-    def label(self, name: str | int) -> int:
+    def label(self, name: str | int, category_id: object = None) -> int:
         """Return the label of a class; a new class is added.
 
         A number is the position in the given class names, unless one of these is a number, too.
+
+        Args:
+            name: class name or number.
+            category_id: id of the class in the data; None or empty: not stated.
+
+        Raises:
+            ValueError: the id is not an integer from 0 to 2^63 - 1, or ids and classes are not one-to-one.
         """
         # JSON may hold lone surrogates (\udce9), which cannot be encoded.
         text = str(name).strip().encode("utf-8", "backslashreplace").decode()
-        if text not in self._labels:
-            if self._has_positions and _is_number(text) and int(text) < self._num_given:
-                return int(text)
-            self._labels[text] = len(self.names)
+        if text in self._labels:
+            label = self._labels[text]
+        elif self._has_positions and _is_number(text) and int(text) < self._num_given:
+            label = int(text)
+        else:
+            label = self._labels[text] = len(self.names)
             self.names.append(text)
-        return self._labels[text]
+        if category_id not in (None, ""):
+            self._set_id(self.names[label], category_id)
+        return label
+
+    def _set_id(self, name: str, category_id: object) -> None:
+        try:
+            number = parse_integer(category_id)
+        except ValueError:
+            number = -1
+        if not 0 <= number < 2**63:
+            raise ValueError(f"expected an integer from 0 on as id of class {name!r:.60}, found {category_id!r:.60}")
+        if self._ids.get(name, number) != number:
+            raise ValueError(
+                f"class {name!r:.60} has the ids {self._ids[name]} and {number}; expected one id per class"
+            )
+        other = self._names_of_ids.get(number, name)
+        if other != name:
+            raise ValueError(f"the classes {other!r:.60} and {name!r:.60} have the same id {number}")
+        self._ids[name], self._names_of_ids[number] = number, name
 
     def sort(self, rows: Sequence[Row]) -> list[Row]:
         """Sort the names that were not given, numbers by value, and return the rows with their new labels."""
@@ -48,8 +78,9 @@ class LabelTable:
 
     @property
     def ids(self) -> list[int]:
-        """Category ids 1, 2, ... in label order."""
-        return list(range(1, len(self.names) + 1))
+        """Category ids in label order: as stated in the data, or else unused ones (1, 2, ...)."""
+        unused = iter(unused_ids(self._ids.values(), len(self.names)))
+        return [self._ids[name] if name in self._ids else next(unused) for name in self.names]
 
 
 def _is_number(text: str) -> bool:

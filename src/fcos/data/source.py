@@ -24,7 +24,7 @@ Severity = Literal["error", "warning"]
 
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
+    "val": ("val", "valid", "validation", "validate"),
     "test": ("test", "testing"),
 }
 """Splits, with the names that data sets use for them."""

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..formatting import join_some, plural, printable
+from .csv_table import describe_header
 from .files import IMAGE_SUFFIXES, walk_folders
 from .folders import list_visible
 
@@ -16,9 +17,9 @@ _MAX_DEPTH, _MAX_FOLDERS, _MAX_LINES = 3, 200, 8
 
 
 def describe(path: Path) -> str:
-    """Return the kind of a file, or the contents of a folder."""
+    """Return the kind of a file, with the columns of a CSV, or the contents of a folder."""
     if not path.is_dir():
-        return f"a {path.suffix} file" if path.suffix else "a file"
+        return f"a {path.suffix} file{describe_header(path)}" if path.suffix else "a file"
     return join_some([printable(entry.name) for entry in list_visible(path)]) or "an empty folder"
 
 
@@ -53,12 +54,11 @@ _Contents = list[tuple[Path, list[Path]]]
 def _describe_contents(root: Path, contents: _Contents) -> list[str]:
     lines = []
     for folder, files in contents:
-        counts = Counter(path.suffix.lower() or "no suffix" for path in files)
+        first = {path.suffix.lower(): path for path in reversed(files)}
         texts = [
-            printable(next(p.name for p in files if (p.suffix.lower() or "no suffix") == suffix))
-            if count == 1
-            else f"{count} {suffix} files"
-            for suffix, count in counts.most_common()
+            (printable(first[suffix].name) if count == 1 else f"{count} {suffix or 'no suffix'} files")
+            + describe_header(first[suffix])
+            for suffix, count in Counter(path.suffix.lower() for path in files).most_common()
         ]
         if texts:
             name = "" if folder == root else f"{printable(str(folder.relative_to(root)))}: "
