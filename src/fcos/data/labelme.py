@@ -6,7 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import open_file
+from .file_names import find_missing_images
 from .files import IMAGE_SUFFIXES
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, list_visible, read_start
 from .label_table import LabelTable
-from .source import Problem, Row, Source, SplitFiles, source_from_rows
+from .source import Problem, Row, Source, SplitFiles, select_images, source_from_rows
 from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
@@ -55,6 +57,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         raise DataError(f"{path}: no such file or folder")
     labels = LabelTable(class_names)
     file_names, sizes, json_files, rows, problems = [], [], [], [], []
+    embedded = set()
     for json_file in list_visible(path, (".json",)) if path.is_dir() else [path]:
         try:
             with open_file(json_file) as file:
@@ -66,22 +69,16 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         if not isinstance(shapes, list):
             problems.append(Problem("not a LabelMe file", str(json_file), "", "has no list `shapes`", "warning"))
             continue
-        for number, shape in enumerate(shapes, start=1):
-            try:
-                row = _read_shape(shape, len(file_names), number, labels)
-            except ValueError as error:
-                problems.append(Problem("broken shape", str(json_file), f"shape {number}", str(error)))
-                continue
-            if row is None:
-                message = f"{shape['shape_type']} has no area; left out"
-                problems.append(Problem("shape without area", str(json_file), f"shape {number}", message, "warning"))
-            else:
-                rows.append(row)
+        shape_rows, shape_problems = _read_shapes(json_file, shapes, len(file_names), labels)
+        rows += shape_rows
+        problems += shape_problems
+        if tree.get("imageData"):
+            embedded.add(len(file_names))
         file_names.append(_image_name(json_file, tree.get("imagePath"), root))
         sizes.append(parse_size(tree.get("imageHeight"), tree.get("imageWidth")))
         json_files.append(json_file)
     rows = labels.sort(rows)
-    return source_from_rows(
+    source = source_from_rows(
         rows,
         root=root,
         file_names=file_names,
@@ -92,6 +89,50 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         category_ids=labels.ids,
         problems=problems,
     )
+    return _report_embedded(find_missing_images(source, files.images), embedded)
+
+
+def _read_shapes(
+    json_file: Path, shapes: Sequence[Any], image: int, labels: LabelTable
+) -> tuple[list[Row], list[Problem]]:
+    rows, problems = [], []
+    for number, shape in enumerate(shapes, start=1):
+        try:
+            row = _read_shape(shape, image, number, labels)
+        except ValueError as error:
+            problems.append(Problem("broken shape", str(json_file), f"shape {number}", str(error)))
+            continue
+        if row is None:
+            message = f"{shape['shape_type']} has no area; left out"
+            problems.append(Problem("shape without area", str(json_file), f"shape {number}", message, "warning"))
+        else:
+            rows.append(row)
+    return rows, problems
+
+
+def _report_embedded(source: Source, embedded: Collection[int]) -> Source:
+    """Report the images that exist only inside their JSON files, and remove them.
+
+    Args:
+        source: annotations of all images.
+        embedded: positions of the images that their JSON files contain.
+    """
+    mask = np.ones(len(source.file_names), dtype=bool)
+    for i in embedded:
+        mask[i] = os.path.isfile(source.path(i))
+    if mask.all():
+        return source
+    problems = [
+        Problem(
+            "embedded image",
+            file,
+            "",
+            f"the image exists only inside this file (imageData); write it to {Path(file).with_suffix('.jpg')}, see"
+            " LabelMe in docs/data.md for a script",
+        )
+        for file in (source.annotation_file(i) for i in np.flatnonzero(~mask).tolist())
+    ]
+    return replace(select_images(source, mask), problems=[*source.problems, *problems])
 
 
 def _image_name(json_file: Path, image_path: object, root: Path) -> str:
