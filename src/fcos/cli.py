@@ -357,7 +357,7 @@ def split(
     For example:
       fcos split data=DIR --val 0.2 --out splits
     """
-    from .doctor.division import describe_part, divide, write_lists
+    from .doctor.division import describe_divided_sequences, describe_part, divide, write_lists
     from .recipes import load_config
 
     config = load_config("fcos_mnv2_small", overrides).data
@@ -365,6 +365,8 @@ def split(
     files = write_lists(annotations, parts, out)
     for name, mask in parts.items():
         _print(f"{name}: {describe_part(annotations, mask)}")
+    if note := describe_divided_sequences(annotations, parts):
+        _print(f"note: {note}")
     _print(f"written: {', '.join(map(str, files.values()))}")
     options = [f"data.{name}.image_list={shlex.quote(str(file))}" for name, file in files.items()]
     _print(f"next: fcos train fcos_mnv2_small {' '.join([*map(shlex.quote, overrides), *options])}")

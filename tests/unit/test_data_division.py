@@ -32,9 +32,9 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     return run_command
 
 
-def _write_pets(root: Path, pictures: Sequence[Image.Image]) -> Path:
-    """Write a COCO file with a box per picture; names are letters, so that no image is part of a sequence."""
-    names = [f"{'abcdefghijklmnopqrstuvwxyz'[i]}.png" for i in range(len(pictures))]
+def _write_pets(root: Path, pictures: Sequence[Image.Image], *, is_sequence: bool = False) -> Path:
+    """Write a COCO file with a box per picture; unless they are a sequence, the names are letters."""
+    names = [f"frame_{i}.png" if is_sequence else f"{chr(ord('a') + i)}.png" for i in range(len(pictures))]
     (root / "images").mkdir(parents=True)
     for name, picture in zip(names, pictures, strict=True):
         picture.save(root / "images" / name)
@@ -68,6 +68,13 @@ def test_split_writes_lists_that_train_accepts(run: Run, tmp_path: Path) -> None
     assert len(set().union(*parts)) == 20
     assert "val: 4 images; boxes: 2 cat, 2 dog" in out
     assert f"next: fcos train fcos_mnv2_small data={root} data.train.image_list=lists/train.txt" in out
+
+
+def test_end_of_a_sequence_is_held_out_with_a_note(run: Run, tmp_path: Path) -> None:
+    root = _write_pets(tmp_path / "pets", _pictures(20), is_sequence=True)
+    _, out, _ = run("split", f"data={root}")
+    assert Path("splits/val.txt").read_text().split() == [f"frame_{i}.png" for i in range(16, 20)]
+    assert "note: train contains other images of 1 sequence (frame_0.png to frame_19.png)" in out
 
 
 def test_lists_are_the_same_in_every_run(run: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_data import SIZES, config, voc_xml, write_coco, write_images, write_js
 from tool_exports import SINGLE, roboflow_voc
 
 from fcos.data import Annotations, load_annotations
-from fcos.data.holdout import hold_out
+from fcos.data.holdout import describe_cuts, hold_out
 from fcos.errors import DataError
 
 _CLASSES = ("cat", "dog", "owl")
@@ -78,6 +78,56 @@ def test_frames_of_a_sequence_stay_together(pattern: str, num_sequences: int, le
         assert held_out.issuperset(names) or held_out.isdisjoint(names)
 
 
+@pytest.mark.parametrize("length", [3, 7, 20, 50])
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5, 0.7])
+@pytest.mark.parametrize("pattern", ["frame_{:04}.jpg", "{}.png", "video/f{}-left.jpg"])
+def test_end_of_a_single_short_sequence_is_held_out(length: int, fraction: float, pattern: str) -> None:
+    names = [pattern.format(i) for i in range(1, length + 1)]
+    assert _hold_out({name: [0] for name in names}, fraction=fraction) == set(
+        names[-max(1, round(fraction * length)) :]
+    )
+
+
+@pytest.mark.parametrize("labels", [[0] * 20, [0, 1] * 10, [0] * 16 + [1, 1, 0, 0]])
+def test_no_single_frame_of_a_short_sequence_is_held_out(labels: list[int]) -> None:
+    labels_of = {f"frame_{i:04}.jpg": [label] for i, label in enumerate(labels)}
+    numbers = sorted(int(name[6:10]) for name in _hold_out(labels_of))
+    assert all({number - 1, number + 1} & set(numbers) for number in numbers)
+
+
+@pytest.mark.parametrize(("num_sequences", "length"), [(2, 10), (2, 20), (3, 15), (10, 1), (7, 3), (2, 50)])
+def test_short_sequences_stay_together(num_sequences: int, length: int) -> None:
+    sequences = [[f"{'abcdefghij'[s]}/{i}.jpg" for i in range(length)] for s in range(num_sequences)]
+    held_out = _hold_out({name: [0] for names in sequences for name in names}, fraction=0.1)
+    assert 0 < len(held_out) <= num_sequences * length / 2
+    assert all(held_out.issuperset(names) or held_out.isdisjoint(names) for names in sequences)
+
+
+def test_short_sequences_of_one_class_each_are_cut() -> None:
+    """Numbered images in folders of classes, not frames."""
+    labels_of = {f"{name}/{i}.jpg": [label] for label, name in enumerate(_CLASSES) for i in range(40)}
+    held_out = _hold_out(labels_of, fraction=0.1)
+    assert len(held_out) == pytest.approx(12, abs=2)
+    assert {labels_of[name][0] for name in held_out} == {0, 1, 2}
+
+
+def test_classes_in_numbered_images_are_all_held_out() -> None:
+    labels_of = {f"photo_{i:02}.jpg": [i // 10] for i in range(30)}
+    assert {labels_of[name][0] for name in _hold_out(labels_of)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("names", [["a.jpg", "b.jpg"], ["frame_1.jpg", "frame_2.jpg"], ["a1.png", "a.png"]])
+def test_half_of_two_images_is_held_out(names: list[str]) -> None:
+    assert len(_hold_out({name: [label] for label, name in enumerate(names)}, fraction=0.5)) == 1
+
+
+def test_note_names_the_sequences_that_are_cut() -> None:
+    names = ["a_1.jpg", "a_2.jpg", "a_3.jpg", "b_1.jpg", "b_2.jpg", "c.jpg"]
+    note = describe_cuts(names, np.array([False, False, True, True, True, True]))
+    assert note.startswith("train contains other images of 1 sequence (a_1.jpg to a_3.jpg)")
+    assert not describe_cuts(names, np.array([False, False, False, True, True, True]))
+
+
 def test_single_sequence_is_cut_into_blocks() -> None:
     held_out = _hold_out({f"video_{i:03}.jpg": [0] for i in range(100)})
     numbers = sorted(int(name[6:9]) for name in held_out)
@@ -114,7 +164,7 @@ def test_few_images_leave_both_parts_with_at_least_one(count: int) -> None:
 
 
 def test_one_image_cannot_be_divided() -> None:
-    with pytest.raises(DataError, match=r"cannot hold out 0\.2 of the images: the 1 images may not be separated"):
+    with pytest.raises(DataError, match=r"cannot hold out 0\.2 of the images: all 1 belong together \(copies"):
         _hold_out({"a.jpg": [0]})
 
 

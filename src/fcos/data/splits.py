@@ -17,7 +17,7 @@ from . import fcos_core
 from .checks import check_split
 from .dataset import Annotations
 from .file_names import find_missing_images, find_repeated_images, select_listed
-from .holdout import hold_out
+from .holdout import describe_cuts, hold_out
 from .images import OnImage
 from .layouts import FORMATS, SPLITS, locate
 from .source import Problem, Source, Split, SplitFiles, join_sources, select_images, summarize
@@ -194,6 +194,8 @@ def _select_part(sources: Sequence[Source], split: Split, val_fraction: float) -
         len(mask),
         join_some(counts),
     )
+    if note := describe_cuts(joined.file_names, mask):
+        logger.info("data.val_fraction: %s", note)
     return [replace(select_images(source, part), problems=[]) for source, part in zip(sources, masks, strict=True)]
 
 

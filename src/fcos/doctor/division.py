@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..config import DataConfig
 from ..data.dataset import Annotations
-from ..data.holdout import hold_out
+from ..data.holdout import describe_cuts, hold_out
 from ..data.layouts import SPLITS, locate
 from ..data.source import Split
 from ..data.splits import load_annotations
@@ -101,6 +101,11 @@ def describe_part(annotations: Annotations, mask: np.ndarray) -> str:
     counts = np.bincount(labels, minlength=len(annotations.class_names)).tolist()
     boxes = [f"{count} {printable(name)}" for count, name in zip(counts, annotations.class_names, strict=True)]
     return f"{plural(int(mask.sum()), 'image')}; boxes: {join_some(boxes)}"
+
+
+def describe_divided_sequences(annotations: Annotations, parts: dict[Split, np.ndarray]) -> str:
+    """Return a note on sequences of which a part is not in train, empty if there are none."""
+    return describe_cuts([annotations.file_name(i) for i in range(len(annotations))], ~parts["train"])
 
 
 def write_lists(annotations: Annotations, parts: dict[Split, np.ndarray], folder: Path) -> dict[Split, Path]:
