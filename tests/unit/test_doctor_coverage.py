@@ -8,14 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from detectors import fcos_section
 from flat_annotations import annotations_of, setting_of
 
 from fcos.config import Config
 from fcos.data.dataset import Annotations
 from fcos.doctor.coverage import BETWEEN, DROPPED, FATES, LEARNED, NO_LEVEL, OFF_CENTER, TAKEN, Coverage, cover
+from fcos.doctor.matching import match
 from fcos.doctor.setting import Setting
+from fcos.models.points import Assigner, assign_targets
 from fcos.recipes import load_config, recipe_names
+from fcos.structures import Objects
 
 SIZES = [(64, 80), (70, 50), (40, 40), (64, 80)]  # height, width; the third has no boxes
 RANGES = {"all": setting_of().size_ranges, "gap": ((-1, 6), (8, 16), (16, 20))}
@@ -181,8 +185,37 @@ def test_subset_of_images_gives_the_same_fates() -> None:
     assert part.boxes.tolist() == [i for i in expected if not annotations.crowd[i]]
 
 
-def test_chunked_computation_gives_the_same_result() -> None:
-    """With millions of locations, most of them in padding, only a few boxes are processed at once."""
+@pytest.mark.parametrize("radius", [0.0, 1.5])
+@pytest.mark.parametrize("location", ["center", "corner"])
+@pytest.mark.parametrize("convention", ["continuous", "inclusive"])
+@pytest.mark.parametrize("num_boxes", [0, 1, 40, 3000])
+def test_matches_are_those_of_the_target_assignment(
+    radius: float, location: Any, convention: Any, num_boxes: int
+) -> None:
+    """3000 boxes have more than a million pairs, which are computed in several pieces."""
+    assigner = Assigner((4, 8, 16), ((-1, 30), (20, 60), (61, None)), radius, location, convention)
+    points = assigner.locations(assigner.maps((100, 132)))
+    generator = torch.Generator().manual_seed(num_boxes)
+    corners = (torch.rand(num_boxes, 4, generator=generator) * 128).round(decimals=1)
+    corners[::3] = corners[::3].round()  # edges on locations, and equal areas
+    boxes = torch.cat(
+        [torch.minimum(corners[:, :2], corners[:, 2:]), torch.maximum(corners[:, :2], corners[:, 2:]) + 1], 1
+    )
+    labels = torch.randint(3, (num_boxes,), generator=generator)
+    objects = Objects(boxes, labels, torch.rand(num_boxes, generator=generator) < 0.1)
+    matches = match(points, objects, assigner)
+    assert torch.equal(matches.assigned, assign_targets(points, [objects], assigner).boxes[0])
+    examined = range(min(num_boxes, 40))
+    alone = [assign_targets(points, [objects[i : i + 1]], assigner).boxes[0] >= 0 for i in examined]
+    assert [bool(mask.any()) for mask in alone] == matches.has_match[: len(examined)].tolist()
+    if num_boxes == len(examined) > 1:
+        is_match = torch.stack(alone)  # [M, R]
+        assert torch.equal(matches.several, is_match.sum(dim=0) > 1)
+        per_class = torch.stack([is_match[labels == label].any(dim=0) for label in range(3)])
+        assert torch.equal(matches.classes, per_class.sum(dim=0) > 1)
+
+
+def test_padding_does_not_change_the_coverage() -> None:
     annotations = random_annotations(seed=3)
     whole = cover(annotations, setting_of())
     part = cover(annotations, setting_of(size_divisor=2560))

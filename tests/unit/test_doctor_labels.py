@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
+import torch
 from flat_annotations import annotations_of
+from torchvision.ops import box_iou
 
 from fcos.data.dataset import Annotations
 from fcos.doctor.findings import Finding
-from fcos.doctor.labels import label_findings
+from fcos.doctor.labels import double_boxes, label_findings
 
 Box = Sequence[float]
 SIDE = 200
@@ -99,6 +102,25 @@ def test_duplicates_are_found_across_chunks() -> None:
     for first, second in pairs:
         boxes[second] = boxes[first]
     assert sorted(boxes_of(found(of(boxes))["duplicate box"])) == [("train", 0, pair) for pair in pairs]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
+def test_double_boxes_are_those_of_all_pairs(seed: int, noise: float) -> None:
+    generator = np.random.default_rng(seed)
+    corners = generator.uniform(0, 80, (8, 2))
+    base = np.concatenate([corners, corners + generator.uniform(2, 90, (8, 2))], axis=1)
+    boxes = base[generator.integers(8, size=60)] + generator.normal(0, noise, (60, 4))
+    labels = generator.integers(3, size=60)
+    annotations = of([(*box, label) for box, label in zip(boxes.tolist(), labels.tolist(), strict=True)])
+    iou = np.tril(box_iou(*[torch.from_numpy(annotations.boxes)] * 2).numpy(), k=-1)  # [later, earlier]
+    is_same = labels[:, None] == labels
+    for doubles, mask in zip(double_boxes(annotations), (is_same, ~is_same), strict=True):
+        best = (iou * mask).max(axis=1)
+        later = np.flatnonzero(best > 0.9)
+        assert doubles.later.tolist() == later.tolist()
+        assert doubles.earlier.tolist() == (iou * mask).argmax(axis=1)[later].tolist()
+        assert doubles.iou.tolist() == best[later].tolist()
 
 
 def test_small_box_of_a_large_class_is_reported_with_fitting_class() -> None:

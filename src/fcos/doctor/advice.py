@@ -60,12 +60,12 @@ def advise(
         progress: callback that receives the number of settings tried and the total.
     """
     advice: list[Advice] = []
-    is_ignored = annotations.crowd.copy()
-    for doubles in double_boxes(annotations):
-        is_ignored[doubles.later] = True
     images = _sample(annotations)
     if not len(images):
         return []
+    is_ignored = annotations.crowd.copy()
+    for doubles in double_boxes(annotations, images):
+        is_ignored[doubles.later] = True
     basis = f"on {plural(len(images), 'image')}"
     if (is_ignored != annotations.crowd).any():
         basis += ", duplicate boxes counted once"

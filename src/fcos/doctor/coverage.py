@@ -1,7 +1,7 @@
 """Coverage of a data set by a feature pyramid: best possible recall and ambiguous samples.
 
 These are the quantities of tables 1 and 2 of the FCOS paper (ICCV 2019), for any data set. Locations are assigned to
-boxes by `assign_targets`, as in training. A box is learned if at least one location is assigned to it. A location
+boxes as in training, see `matching`. A box is learned if at least one location is assigned to it. A location
 matches a box if it would be assigned to it without the other boxes of the image.
 
 Shape letters: B boxes of all images, M boxes of an image, L levels, R locations over all levels.
@@ -16,13 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from ..data.dataset import Annotations
 from ..data.geometry import resize_boxes, to_inclusive
 from ..data.loader import padded_size
-from ..models.points import Assigner, assign_targets
 from ..structures import Objects
+from .matching import match
 from .setting import Setting
 
 LEARNED, TAKEN, NO_LEVEL, OFF_CENTER, BETWEEN, DROPPED = range(6)
@@ -37,7 +36,6 @@ FATES = {
 """Outcomes for a box: learned, or the reason why no location is assigned to it."""
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 """COCO object sizes by name: minimum area (included) and maximum area (excluded) in square pixels."""
-_MAX_AT_ONCE = 1_000_000  # pairs of box and location, or of two boxes, to limit memory use
 
 
 class LevelCounts(NamedTuple):
@@ -212,10 +210,10 @@ def _count_image(
     levels = len(points)
     level = torch.repeat_interleave(torch.arange(levels), torch.tensor([len(p) for p in points]))  # [R]
     assigner = setting.assigner
-    assigned = _assign(points, objects, assigner)  # [R]
-    positive = assigned >= 0
+    matches = match(points, objects, assigner)
+    positive = matches.assigned >= 0
     learned_on = torch.zeros(len(rows), levels, dtype=torch.bool)
-    learned_on[assigned[positive], level[positive]] = True
+    learned_on[matches.assigned[positive], level[positive]] = True
     learned = learned_on.any(dim=1)
     boxes = objects.boxes
     extra = 1.0 if setting.box_convention == "inclusive" else 0.0
@@ -224,68 +222,15 @@ def _count_image(
     tally.positives += np.bincount(level[positive].numpy(), minlength=levels)
     fates = torch.where(learned, LEARNED, BETWEEN)
     if not recall_only:
-        # Only boxes that overlap others can match the same location, so the other learned boxes are skipped.
-        examined = torch.nonzero(_overlap_others(boxes) | ~learned).squeeze(1)
-        examined_has_match, several, classes = _find_matches(points, objects[examined], assigner)
-        has_match = learned.clone()
-        has_match[examined] = examined_has_match
-        tally.ambiguous += np.bincount(level[positive & several].numpy(), minlength=levels)
-        tally.ambiguous_classes += np.bincount(level[positive & classes].numpy(), minlength=levels)
-        unmatched = torch.nonzero(~learned & ~has_match).squeeze(1)
+        tally.ambiguous += np.bincount(level[positive & matches.several].numpy(), minlength=levels)
+        tally.ambiguous_classes += np.bincount(level[positive & matches.classes].numpy(), minlength=levels)
+        unmatched = torch.nonzero(~matches.has_match).squeeze(1)
         if len(unmatched):
-            has_uncentered_match, _, _ = _find_matches(
-                points, objects[unmatched], replace(assigner, center_sampling_radius=0.0)
-            )
-            fates[unmatched[has_uncentered_match]] = OFF_CENTER
+            uncentered = match(points, objects[unmatched], replace(assigner, center_sampling_radius=0.0))
+            fates[unmatched[uncentered.has_match]] = OFF_CENTER
             # For a location inside a box, the distance to the farthest side is between half and all of the longer side.
             longest = (boxes[unmatched, 2:] - boxes[unmatched, :2]).amax(dim=1).numpy()
             covered = _levels_in_range(longest / 2, np.nextafter(longest, 0), setting).any(axis=1)
             fates[unmatched[torch.from_numpy(~covered)]] = NO_LEVEL
-        fates[~learned & has_match] = TAKEN
+        fates[~learned & matches.has_match] = TAKEN
     tally.fates[rows] = fates.numpy()
-
-
-def _assign(points: list[Tensor], objects: Objects, assigner: Assigner) -> Tensor:
-    """Return the box of every location, [R] or -1, computed for a few locations at once if there are many boxes."""
-    step = max(_MAX_AT_ONCE // len(objects), 1)
-    if sum(map(len, points)) <= step:
-        return assign_targets(points, [objects], assigner).boxes[0]
-    assigned = []
-    for level, level_points in enumerate(points):
-        for piece in level_points.split(step):
-            only_piece = [piece if i == level else other[:0] for i, other in enumerate(points)]
-            assigned.append(assign_targets(only_piece, [objects], assigner).boxes[0])
-    return torch.cat(assigned)
-
-
-def _overlap_others(boxes: Tensor) -> Tensor:
-    """Return a mask [M] of the boxes that overlap other boxes."""
-    pieces = boxes.split(max(_MAX_AT_ONCE // len(boxes), 1))
-    return torch.cat([(box_iou(piece, boxes) > 0).sum(dim=1) > 1 for piece in pieces])
-
-
-def _find_matches(points: list[Tensor], objects: Objects, assigner: Assigner) -> tuple[Tensor, Tensor, Tensor]:
-    """Match locations to the boxes of an image as if each box were alone in it.
-
-    Returns:
-        Three masks: boxes that match at least one location [M], locations that match several boxes [R], and locations
-        that match boxes of different classes [R].
-    """
-    count = sum(map(len, points))
-    has_match, num_matches = [], torch.zeros(count, dtype=torch.int64)
-    lowest, highest = torch.full((count,), torch.iinfo(torch.int64).max), torch.full((count,), -1)
-    step = max(_MAX_AT_ONCE // count, 1)
-    for start in range(0, len(objects), step):
-        chunk = objects[start : start + step]
-        single_objects = [chunk[i : i + 1] for i in range(len(chunk))]
-        is_match = assign_targets(points, single_objects, assigner).boxes >= 0  # [m, R]
-        labels = chunk.labels[:, None]
-        has_match.append(is_match.any(dim=1))
-        num_matches += is_match.sum(dim=0)
-        lowest = lowest.minimum(torch.where(is_match, labels, lowest).amin(dim=0))
-        highest = highest.maximum(torch.where(is_match, labels, -1).amax(dim=0))
-    return (
-        torch.cat(has_match) if has_match else torch.zeros(0, dtype=torch.bool),
-        num_matches > 1,
-        (num_matches > 1) & (lowest < highest),
-    )

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from .pieces import split_evenly
 
 NEAR_BITS = 7
 """Maximum number of differing bits, of 64, between candidates."""
@@ -228,20 +229,12 @@ def _candidates(queries: np.ndarray, hashes: np.ndarray) -> Iterator[tuple[np.nd
         for probe in _PROBES:
             start, end = (np.searchsorted(keys, query_keys ^ probe, side) for side in ("left", "right"))
             counts = end - start
-            for chunk in _chunks(counts):
+            for chunk in split_evenly(counts, _MAX_AT_ONCE):
                 rows = np.repeat(np.arange(chunk.start, chunk.stop), counts[chunk])
                 steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts[chunk]) - counts[chunk], counts[chunk])
                 matches = order[start[rows] + steps]
                 near = np.bitwise_count(queries[rows] ^ hashes[matches]) <= NEAR_BITS
                 yield rows[near], matches[near]
-
-
-def _chunks(counts: np.ndarray) -> Iterator[slice]:
-    """Yield consecutive slices of `counts`, each with a sum of about `_MAX_AT_ONCE`."""
-    ends = np.cumsum(counts)
-    cuts = np.searchsorted(ends, np.arange(_MAX_AT_ONCE, ends[-1] if len(ends) else 0, _MAX_AT_ONCE)) + 1
-    edges = np.unique([0, *cuts.tolist(), len(counts)]).tolist()
-    yield from (slice(a, b) for a, b in pairwise(edges))
 
 
 def _select_agreeing(

@@ -11,12 +11,11 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torchvision.ops import box_iou
 
 from ..data.dataset import Annotations
 from ..formatting import plural
 from .findings import Case, Finding, Place
+from .pieces import split_evenly
 
 SAME_BOX = 0.9
 """IoU above which two boxes are considered to be of the same object."""
@@ -32,6 +31,8 @@ LONG = 10.0
 _MIN_SAMPLES = 20  # boxes or images that a meaningful median needs
 _MIN_SPREAD = 0.1  # of logarithms: about 10 %; with a smaller spread, small deviations would be odd
 _MAX_PAIRS = 1_000_000  # pairs of boxes compared at once, to limit memory use
+_SLACK = 1.01  # rounding of coordinates
+_LAST = 2**32 - 1  # largest position of a box
 _MANY_BOXES = 4  # median count from which few boxes are suspicious
 
 
@@ -95,28 +96,68 @@ def _find_doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
     )
 
 
-def double_boxes(annotations: Annotations) -> tuple[DoubleBoxes, DoubleBoxes]:
+def double_boxes(annotations: Annotations, images: np.ndarray | None = None) -> tuple[DoubleBoxes, DoubleBoxes]:
     """Find boxes that repeat an earlier box of the same class, and of another class, without crowds.
 
     Many boxes on one place have a number of pairs that grows with its square; only the most similar earlier box of each
     box is returned.
+
+    Args:
+        annotations: annotations of a split.
+        images: positions of the images to search; None: all.
     """
-    boxes, labels = torch.from_numpy(annotations.boxes), torch.from_numpy(annotations.labels)
-    crowd = torch.from_numpy(annotations.crowd)
-    empty = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
-    results: tuple[list[tuple[np.ndarray, ...]], ...] = ([empty], [empty])
-    for image in np.flatnonzero(np.diff(annotations.offsets) > 1).tolist():
+    images = np.arange(len(annotations)) if images is None else images
+    # The best earlier box of the same class, and of another one, as a number: its IoU, then the smallest position.
+    best = np.zeros((2, len(annotations.boxes)), dtype=np.uint64)
+    for image in images[np.diff(annotations.offsets)[images] > 1].tolist():
         span = annotations.span(image)
-        rows = torch.nonzero(~crowd[span]).squeeze(1) + span.start
-        for later in rows.split(max(_MAX_PAIRS // max(len(rows), 1), 1)):
-            iou = box_iou(boxes[later], boxes[rows]).masked_fill(rows >= later[:, None], 0)
-            is_same = labels[later][:, None] == labels[rows]
-            for pairs, is_candidate in zip(results, (is_same, ~is_same), strict=True):
-                best, column = (iou * is_candidate).max(dim=1)
-                found = best > SAME_BOX
-                pairs.append((rows[column[found]].numpy(), later[found].numpy(), best[found].numpy()))
-    of_same, of_other = (DoubleBoxes(*map(np.concatenate, zip(*pairs, strict=True))) for pairs in results)
+        positions = np.flatnonzero(~annotations.crowd[span]) + span.start
+        for first, second, iou in _similar_pairs(annotations.boxes[positions]):
+            earlier, later = positions[np.minimum(first, second)], positions[np.maximum(first, second)]
+            key = (iou.view(np.uint32).astype(np.uint64) << 32) + (_LAST - earlier).astype(np.uint64)
+            is_same = annotations.labels[earlier] == annotations.labels[later]
+            for keys, group in zip(best, (is_same, ~is_same), strict=True):
+                np.maximum.at(keys, later[group], key[group])
+    of_same, of_other = (_decode(keys) for keys in best)
     return of_same, of_other
+
+
+def _decode(keys: np.ndarray) -> DoubleBoxes:
+    later = np.flatnonzero(keys)
+    earlier = _LAST - (keys[later] & np.uint64(_LAST)).astype(np.int64)
+    return DoubleBoxes(earlier, later, (keys[later] >> 32).astype(np.uint32).view(np.float32))
+
+
+def _similar_pairs(boxes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield positions in `boxes` [M, 4] of the pairs with an IoU above `SAME_BOX`, each pair once, and the IoUs [P].
+
+    With such an IoU, the left sides of two boxes are at most (1 - `SAME_BOX`) of the left box's width apart, and their
+    upper sides likewise. Pairs that are close along the axis with fewer such pairs are compared.
+    """
+    starts, ends = np.ascontiguousarray(boxes.T).reshape(2, 2, -1)  # [axis, M]
+    reaches = (1 - SAME_BOX) * _SLACK * (ends - starts)
+    areas = (ends - starts).prod(axis=0)
+    windows = []
+    for axis in (0, 1):
+        order = np.argsort(starts[axis], kind="stable")
+        last = np.searchsorted(starts[axis][order], (starts[axis] + reaches[axis])[order], side="right")
+        windows.append((order, last - np.arange(1, len(boxes) + 1), 1 - axis))
+    order, counts, other = min(windows, key=lambda window: int(window[1].sum()))
+    for piece in split_evenly(counts, _MAX_PAIRS):
+        row = np.repeat(np.arange(piece.start, piece.stop), counts[piece])
+        step = np.arange(len(row)) - np.repeat(np.cumsum(counts[piece]) - counts[piece], counts[piece])
+        first, second = order[row], order[row + 1 + step]
+        distance = np.abs(starts[other][first] - starts[other][second])
+        is_near = distance <= np.maximum(reaches[other][first], reaches[other][second])
+        first, second = first[is_near], second[is_near]
+        x, y = (
+            np.minimum(end[first], end[second]) - np.maximum(s[first], s[second])
+            for s, end in zip(starts, ends, strict=True)
+        )
+        intersection = x.clip(min=0) * y.clip(min=0)
+        iou = intersection / (areas[first] + areas[second] - intersection)
+        is_similar = iou > SAME_BOX
+        yield first[is_similar], second[is_similar], iou[is_similar]
 
 
 def _worst_first(scored: list[tuple[float, Case]]) -> list[Case]:
