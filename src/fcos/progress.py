@@ -1,28 +1,37 @@
-"""Progress bar for long operations."""
+"""Progress of long operations: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+logger = logging.getLogger(__name__)
+
+LOG_INTERVAL = 30.0
+"""Seconds between two log lines of an operation."""
 Update = Callable[[int, int | None], None]
 """Callback that takes the number of finished steps and the total; total None: unknown."""
 
 
 @contextmanager
 def progress_bar(description: str, *, shown: bool = True, in_bytes: bool = False) -> Iterator[Update]:
-    """Show a progress bar on stderr if it is a terminal.
+    """Show a progress bar on stderr if it is a terminal; otherwise log the progress every `LOG_INTERVAL` seconds.
 
     Args:
         description: description of the operation.
-        shown: False disables the bar.
+        shown: False disables the bar; the log lines depend on the level of the logger only.
         in_bytes: True if the steps are bytes; the bar then shows sizes.
 
     Yields:
-        Callback that updates the bar.
+        Callback that updates the bar or logs a line.
     """
-    if not shown or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
+        yield _log_regularly(description, in_bytes=in_bytes)
+        return
+    if not shown:
         yield lambda _done, _total: None
         return
     from rich.console import Console
@@ -36,3 +45,17 @@ def progress_bar(description: str, *, shown: bool = True, in_bytes: bool = False
     ) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _log_regularly(description: str, *, in_bytes: bool) -> Update:
+    last = time.monotonic()
+
+    def update(done: int, total: int | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= LOG_INTERVAL:
+            last = now
+            of_total = f" of {total:,}" if total is not None else ""
+            logger.info("%s: %s%s%s", description, f"{done:,}", of_total, " bytes" if in_bytes else "")
+
+    return update

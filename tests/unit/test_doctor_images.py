@@ -96,3 +96,19 @@ def test_the_bit_depth_scales_16_bit_images_and_no_others(tmp_path: Path) -> Non
     assert np.asarray(annotations.open(0))[0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
     assert annotations.open(1) == open_rgb(tmp_path / "images/b.png")
     assert np.asarray(open_rgb(tmp_path / "images/a.png"))[0, :, 0].tolist() == [0, 0, 0, 8, 15, 19]
+
+
+def test_the_bit_depth_applies_to_decoded_images_of_the_check_and_to_the_digest(tmp_path: Path) -> None:
+    values = noise(60, 80, high=4096)
+    root = write(tmp_path, {"a.png": values})
+    brightest, digests = {}, {}
+    for bit_depth in (8, 12, 16):
+        annotations = load_annotations(
+            config(root, bit_depth=bit_depth),
+            "train",
+            on_image=lambda _, image, depth=bit_depth: brightest.update({depth: image.getextrema()[0][1]}),
+        )
+        assert annotations is not None
+        digests[bit_depth] = annotations.digest()
+    assert brightest == {8: 255, 12: values.max() // 16, 16: values.max() // 256}
+    assert len(set(digests.values())) == 3

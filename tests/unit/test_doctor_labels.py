@@ -109,7 +109,7 @@ def test_duplicates_are_found_across_chunks() -> None:
 def test_double_boxes_are_those_of_all_pairs(seed: int, noise: float) -> None:
     generator = np.random.default_rng(seed)
     corners = generator.uniform(0, 80, (8, 2))
-    base = np.concatenate([corners, corners + generator.uniform(2, 90, (8, 2))], axis=1)
+    base = np.concatenate([corners, corners + generator.uniform(12, 90, (8, 2))], axis=1)
     boxes = base[generator.integers(8, size=60)] + generator.normal(0, noise, (60, 4))
     labels = generator.integers(3, size=60)
     annotations = of([(*box, label) for box, label in zip(boxes.tolist(), labels.tolist(), strict=True)])

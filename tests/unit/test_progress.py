@@ -1,10 +1,15 @@
 """Progress bar."""
 
 import io
+import logging
 import sys
+import time
+from pathlib import Path
 
 import pytest
+from tiny_data import SIZES, config, write_coco
 
+from fcos.data import load_annotations
 from fcos.progress import progress_bar
 
 
@@ -35,3 +40,30 @@ def test_progress_bar_shows_byte_counts(monkeypatch: pytest.MonkeyPatch) -> None
 def test_progress_bar_is_hidden_without_terminal_or_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(io.StringIO(), monkeypatch) == ""
     assert shown(Terminal(), monkeypatch, shown=False) == ""
+
+
+@pytest.mark.parametrize("step", [2, 10, 30, 100])
+def test_progress_is_logged_every_30_seconds_without_terminal(
+    step: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = iter(range(0, 100_000, step))
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with caplog.at_level(logging.INFO, logger="fcos"), progress_bar("drawing", shown=False) as update:
+        for done in range(1, 301):
+            update(done, 1300)
+    assert len(caplog.messages) == 300 * step // max(step, 30)
+    assert caplog.messages[0] == f"drawing: {max(30 // step, 1)} of 1,300"
+
+
+def test_check_of_few_images_is_logged_if_it_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = iter(range(0, 100_000, 60))
+    data = config(write_coco(tmp_path))
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        load_annotations(data, "train")
+    lines = [text for text in caplog.messages if text.startswith("checking images")]
+    assert lines == [f"checking images: {i} of {len(SIZES)}" for i in range(1, len(SIZES) + 1)]

@@ -55,7 +55,7 @@ def check_split(
     names = tuple(source.class_names if class_names is None else class_names)
     if not names:
         raise _no_classes(source)
-    image_ok, sizes, orientations, image_problems = _check_images(source, decode, on_image, max_pixels)
+    image_ok, sizes, orientations, image_problems = _check_images(source, decode, on_image, max_pixels, bit_depth)
     displayed_boxes, orientation_problems = to_displayed_boxes(source, sizes, orientations)
     source = replace(source, boxes=displayed_boxes)
     labels, label_problems = _map_labels(source, names)
@@ -153,7 +153,7 @@ def _to_offsets(counts: np.ndarray) -> np.ndarray:
 
 
 def _check_images(
-    source: Source, decode: bool, on_image: OnImage | None, max_pixels: int | None
+    source: Source, decode: bool, on_image: OnImage | None, max_pixels: int | None, bit_depth: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Problem]]:
     """Return a mask of the usable images [I], their sizes [I, 2] as displayed, EXIF orientations [I], and the problems.
 
@@ -163,7 +163,8 @@ def _check_images(
     usable, orientations = np.ones(len(paths), dtype=bool), np.ones(len(paths), dtype=np.int64)
     sizes, problems = np.zeros((len(paths), 2), dtype=np.int32), []
     with progress_bar("checking images", shown=len(paths) >= _PROGRESS_BAR_MIN) as update:
-        for i, check in enumerate(check_images(paths, decode=decode, on_image=on_image, max_pixels=max_pixels)):
+        checks = check_images(paths, decode=decode, on_image=on_image, max_pixels=max_pixels, bit_depth=bit_depth)
+        for i, check in enumerate(checks):
             sizes[i], orientations[i] = check.size, check.orientation
             declared = tuple(source.sizes[i].tolist())
             accepted = (check.size, check.size[::-1] if swaps_sides(check.orientation) else check.size)

@@ -101,11 +101,13 @@ class Annotations:
         return open_rgb(self.path(index), bit_depth=self.bit_depth)
 
     def digest(self) -> str:
-        """Return the SHA-256 of the ground truth used in evaluation: classes, image ids and sizes, and boxes.
+        """Return the SHA-256 of the data used in evaluation: classes, image ids and sizes, boxes, and the bit depth.
 
         The boxes include their labels, crowd flags and areas.
         """
         digest = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
+        if self.bit_depth != 16:  # the default is left out, because earlier versions did not include the bit depth
+            digest.update(f"bit_depth={self.bit_depth}".encode())
         for column in (self.image_ids, self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.areas):
             digest.update(column.tobytes())
         return digest.hexdigest()

@@ -100,6 +100,9 @@ def describe_failure(error: Exception) -> str:
     return f"cannot be read: {reason or error or type(error).__name__}"
 
 
+_CHUNK = 16  # images that a thread checks at once; few, so that progress is reported for large images, too
+
+
 class ImageCheck(NamedTuple):
     """Result of `check_image`.
 
@@ -115,7 +118,12 @@ class ImageCheck(NamedTuple):
 
 
 def check_image(
-    path: str | Path, *, decode: bool, on_image: OnImage | None = None, max_pixels: int | None = MAX_PIXELS
+    path: str | Path,
+    *,
+    decode: bool,
+    on_image: OnImage | None = None,
+    max_pixels: int | None = MAX_PIXELS,
+    bit_depth: int = 16,
 ) -> ImageCheck:
     """Read the size of an image and check that the file is complete.
 
@@ -125,13 +133,14 @@ def check_image(
             decoding, which is many times faster and still finds every truncated file. Other files are decoded.
         on_image: callback for the RGB image, called if the file is decoded.
         max_pixels: largest number of pixels of the image; None: no limit.
+        bit_depth: number of bits used in images with 16 bits per pixel, see `to_rgb`.
     """
 
     def check(image: Image.Image) -> ImageCheck:
         orientation = _read_orientation(image, path)
         width, height = reversed(image.size) if swaps_sides(orientation) else image.size
         if decode or not _has_end_marker(image, path):
-            rgb = load_rgb(image)
+            rgb = load_rgb(image, bit_depth=bit_depth)
             width, height = rgb.size  # on loading, Pillow applies the EXIF rotation to TIFFs only
             if on_image is not None:
                 on_image(Path(path), rgb)
@@ -145,15 +154,21 @@ def check_image(
 
 
 def check_images(
-    paths: Sequence[Path], *, decode: bool, on_image: OnImage | None = None, max_pixels: int | None = MAX_PIXELS
+    paths: Sequence[Path],
+    *,
+    decode: bool,
+    on_image: OnImage | None = None,
+    max_pixels: int | None = MAX_PIXELS,
+    bit_depth: int = 16,
 ) -> Iterator[ImageCheck]:
     """Check many files in threads; yield the results in order. The options are passed to `check_image`."""
+    check = partial(check_image, decode=decode, on_image=on_image, max_pixels=max_pixels, bit_depth=bit_depth)
 
     def check_chunk(chunk: Sequence[Path]) -> list[ImageCheck]:
-        return [check_image(path, decode=decode, on_image=on_image, max_pixels=max_pixels) for path in chunk]
+        return list(map(check, chunk))
 
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
-        for checks in pool.map(check_chunk, [paths[i : i + 64] for i in range(0, len(paths), 64)]):
+        for checks in pool.map(check_chunk, [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]):
             yield from checks
 
 

@@ -70,8 +70,8 @@ def other_data(folder: Path, split: Split, data: Annotations) -> DataError:
     """Return the error for a split that is not that of the run."""
     return DataError(
         f"data: {split} in {data.root} is not the {split} split of the run; it has other images, classes or"
-        " boxes. A report shows a run with the data that it was trained and evaluated on. To evaluate its weights on"
-        f" other data: fcos val {folder / BEST} data=DIR --out FOLDER"
+        " boxes, or another data.bit_depth. A report shows a run with the data that it was trained and evaluated on. To"
+        f" evaluate its weights on other data: fcos val {folder / BEST} data=DIR --out FOLDER"
     )
 
 
