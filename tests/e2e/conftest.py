@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from doctor_data import Folder
 from PIL import Image
 
 CLASSES = {"red": (220, 40, 40), "blue": (40, 60, 220)}
@@ -33,3 +34,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         (root / f"{split}.json").write_text(tree)
     return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "data")

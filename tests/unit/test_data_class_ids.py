@@ -136,8 +136,11 @@ def test_hugging_face_classes_are_names_and_keep_their_ids(lists: dict[str, obje
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"label": ["dog", "cat"], "class": ["cat", "cat"]}, "expected one of the lists label, class, found different"),
-        ({"label": [1, 0], "class": [0, 0]}, "expected one of the lists label, class, found different"),
+        (
+            {"label": ["dog", "cat"], "class": ["cat", "cat"]},
+            "expected one of the lists label, class, found several that differ",
+        ),
+        ({"label": [1, 0], "class": [0, 0]}, "expected one of the lists label, class, found several that differ"),
         ({"label": ["dog", "cat"], "boxes": [[1, 2, 3, 4]] * 2}, "expected one of the lists bbox, bboxes, boxes"),
         ({"label": ["dog", "cat"], "label_id": [3, 3]}, "the classes 'dog' and 'cat' have the same id 3"),
         ({"label": ["dog", "dog"], "label_id": [3, 4]}, "class 'dog' has the ids 3 and 4"),

@@ -113,7 +113,8 @@ def test_double_boxes_are_those_of_all_pairs(seed: int, noise: float) -> None:
     boxes = base[generator.integers(8, size=60)] + generator.normal(0, noise, (60, 4))
     labels = generator.integers(3, size=60)
     annotations = of([(*box, label) for box, label in zip(boxes.tolist(), labels.tolist(), strict=True)])
-    iou = np.tril(box_iou(*[torch.from_numpy(annotations.boxes)] * 2).numpy(), k=-1)  # [later, earlier]
+    all_boxes = torch.from_numpy(annotations.boxes)
+    iou = np.tril(box_iou(all_boxes, all_boxes).numpy(), k=-1)  # [later, earlier]
     is_same = labels[:, None] == labels
     for doubles, mask in zip(double_boxes(annotations), (is_same, ~is_same), strict=True):
         best = (iou * mask).max(axis=1)

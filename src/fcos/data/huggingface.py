@@ -167,10 +167,12 @@ def _select_list(objects: Any, keys: Sequence[str]) -> list[Any]:
     Raises:
         ValueError: the value is not a list, or the lists at several keys differ.
     """
-    values = {key: objects[key] for key in keys if key in objects} if isinstance(objects, dict) else {"": None}
-    for value in values.values():
-        if not isinstance(value, list):
+    lists: list[list[Any]] = []
+    for key in keys:
+        if not isinstance(objects, dict) or not isinstance(objects.get(key, []), list):
             raise ValueError(f"expected objects with the lists bbox and categories, found {objects!r:.80}")
-        if value != next(iter(values.values())):
-            raise ValueError(f"expected one of the lists {', '.join(keys)}, found different {' and '.join(values)}")
-    return next(iter(values.values()), [])
+        if key in objects:
+            lists.append(objects[key])
+    if any(values != lists[0] for values in lists):
+        raise ValueError(f"expected one of the lists {', '.join(keys)}, found several that differ")
+    return lists[0] if lists else []
