@@ -146,7 +146,9 @@ def _read_shape(shape: Element, image: int, number: int, labels: LabelTable) -> 
     try:
         box = _BOX_READERS[shape.tag](shape)
     except (KeyError, ValueError):
-        raise ValueError(f"invalid coordinates of a {shape.tag}, found {shape.attrib!s:.100}") from None
+        raise ValueError(
+            f"invalid coordinates of a {shape.tag}: expected numbers, found {shape.attrib!s:.100}"
+        ) from None
     flags = {e.get("name", "").casefold(): (e.text or "") for e in shape.findall("attribute")}
     crowd = False
     for key in CROWD_FLAGS:

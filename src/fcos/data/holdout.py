@@ -65,10 +65,7 @@ def hold_out(
         DataError: there are fewer than two images that may be separated.
     """
     target = max(1, round(fraction * len(names)))
-    rank = np.argsort(np.argsort(np.array(class_names, dtype=object), kind="stable")) if len(class_names) else labels
-    counts = np.zeros((len(names), len(class_names) + 1))  # boxes per class, and a 1 for the image itself
-    np.add.at(counts, (image_of, rank[labels] if len(labels) else labels), 1)
-    counts[:, -1] = 1
+    counts = _count(len(names), image_of, labels, class_names)
     linked = [list(positions) for positions in linked]
     trials = []
     for grouping in _group(_sequences(names), target):
@@ -89,6 +86,15 @@ def hold_out(
             " images that look the same); add other images, or name those of val with data.val.image_list"
         )
     return min(trials)[-1]
+
+
+def _count(num_images: int, image_of: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Return the number of boxes per image and class, in the order of the names, and a 1 for the image, [I, K + 1]."""
+    rank = np.argsort(np.argsort(np.array(class_names, dtype=object), kind="stable")) if len(class_names) else labels
+    counts = np.zeros((num_images, len(class_names) + 1))
+    np.add.at(counts, (image_of, rank[labels] if len(labels) else labels), 1)
+    counts[:, -1] = 1
+    return counts
 
 
 def describe_cuts(names: Sequence[str], mask: np.ndarray) -> str:

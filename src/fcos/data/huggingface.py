@@ -128,8 +128,9 @@ def _read_objects(objects: Any, image: int, number: int, labels: LabelTable) -> 
     boxes = _select_list(objects, _BOX_KEYS)
     classes, ids = _read_classes(objects)
     flags = [_select_list(objects, [key]) for key in CROWD_FLAGS if objects.get(key)]
-    if any(len(values) != len(boxes) for values in (classes, *flags)):
-        raise ValueError(f"found {len(boxes)} boxes (bbox) and {len(classes)} classes (categories)")
+    for noun, values in (("classes (categories)", classes), *(("flags of ignore regions", flag) for flag in flags)):
+        if len(values) != len(boxes):
+            raise ValueError(f"found {len(boxes)} boxes (bbox) and {len(values)} {noun}; expected one per box")
     for box, name, category_id, *crowd in zip(boxes, classes, ids or [None] * len(boxes), *flags, strict=True):
         if type(name) is not int and not (isinstance(name, str) and name.strip()):
             raise ValueError(f"expected a class name or number, found {name!r:.60}")
@@ -157,7 +158,9 @@ def _read_classes(objects: Any) -> tuple[list[Any], list[Any]]:
         keys, id_keys = id_keys, []
     classes, ids = _select_list(objects, keys), _select_list(objects, id_keys)
     if ids and len(ids) != len(classes):
-        raise ValueError(f"found {len(classes)} classes ({keys[0]}) and {len(ids)} ids ({id_keys[0]})")
+        raise ValueError(
+            f"found {len(classes)} classes ({keys[0]}) and {len(ids)} ids ({id_keys[0]}); expected one per box"
+        )
     return classes, ids
 
 

@@ -67,7 +67,9 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             continue
         shapes = tree.get("shapes") if isinstance(tree, dict) else None
         if not isinstance(shapes, list):
-            problems.append(Problem("not a LabelMe file", str(json_file), "", "has no list `shapes`", "warning"))
+            problems.append(
+                Problem("not a LabelMe file", str(json_file), "", "has no list `shapes`; not used", "warning")
+            )
             continue
         shape_rows, shape_problems = _read_shapes(json_file, shapes, len(file_names), labels)
         rows += shape_rows
@@ -172,6 +174,6 @@ def _read_shape(shape: Any, image: int, number: int, labels: LabelTable) -> Row 
         places = (shape, flags if isinstance(flags, dict) else {})
         crowd = any(parse_flag(values.get(key)) for values in places for key in CROWD_FLAGS)
     except ValueError:
-        raise ValueError(f"expected true or false for {', '.join(CROWD_FLAGS)}") from None
+        raise ValueError(f"expected true or false as value of {', '.join(CROWD_FLAGS)}") from None
     box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
     return Row(image, number, labels.label(shape["label"]), box, crowd)
