@@ -113,3 +113,11 @@ def test_splits_that_are_not_used_are_named(
     with caplog.at_level(logging.INFO, logger="fcos"):
         assert num_images(tmp_path, "train") == 3
     assert f"the splits that the file names ('{splits[0]}', '{splits[1]}') are not used" in caplog.text
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_file_given_for_two_splits_is_divided(form: str, tmp_path: Path) -> None:
+    file = WRITERS[form][0](tmp_path, ("train", "val", "val"))
+    paths = {split: {"annotations": file, "images": tmp_path} for split in ("train", "val")}
+    loaded = [load_annotations(config(None, **paths), split, class_names=("cat", "dog")) for split in ("train", "val")]
+    assert [annotations and len(annotations) for annotations in loaded] == [1, 2]

@@ -75,6 +75,7 @@ FORMATS: dict[str, Format] = {
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 _FORMAT_OF_SUFFIX = {".json": "coco", ".csv": "csv", ".tsv": "csv", ".xml": "cvat", ".jsonl": "huggingface"}
+_NAMING_SPLITS = {"csv", "cvat", "huggingface"}  # formats whose file may name the splits of its images
 _FRACTIONS = {"yolo", "csv"}  # formats whose boxes are or may be fractions of the image size
 _MAX_SUBFOLDERS = 20  # subfolders that are searched for a data set, for the message
 
@@ -218,6 +219,8 @@ def _recognize_annotations(name: str, path: Path, split: Split) -> tuple[str, Sp
         name, files = _guess_format(path, split) if name == "auto" else name, SplitFiles(path, ())
     else:
         name, files = recognized
+        if path.is_file() and name in _NAMING_SPLITS:
+            files = FORMATS[name].find(path, split) or files
     if path.is_file():
         return name, replace(files, images=(path.parent,) if name == "labelme" else image_folders(path, split))
     return name, files if any(map(has_images, files.images)) else replace(files, images=())
