@@ -6,39 +6,31 @@ Options are `key=value` strings, as on the command line: `fcos.train("fcos_mnv2_
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .config import Config, DataConfig, FCOSConfig
+from .config import Config, DataConfig
 from .config.arguments import check_overrides, check_source
-from .config.backbones import is_own
-from .config.detectors import DEFAULT_DETECTOR
-from .config.options import options_of, with_role
 from .config.overrides import apply_overrides, validate
 from .errors import ConfigError, DataError, WeightsError
-from .formatting import join_some, printable
+from .formatting import printable
 from .limits import require_open_files
 from .output import drop_unwritable_output
-from .recipes import load_config, recipe_names
+from .recipes import is_recipe, load_config
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
     from .data.dataset import Annotations
     from .evaluation.evaluate import Evaluation
     from .inference.predictor import Detector
     from .interop import Form
-    from .models import DetectionModel
+    from .restore import RestoredDetector
     from .training.loop import TrainResult
 
 log = logging.getLogger(__name__)
 
 _NUM_COCO_CLASSES = 80
-_DATA_LOCATION_OPTIONS = ("root", "format", "train", "val", "test")
-"""Options of `data` that locate the data."""
-_DATA_OPTIONS = (*_DATA_LOCATION_OPTIONS, "val_fraction", "yolo_rows", "classes")
-"""Options of `data` that hold for one data set, as opposed to how images are loaded. New data replaces all of them."""
 _TRAIN_FIRST = "train it with `fcos train`, or set train.weights=PATH of trained weights"
 
 
@@ -59,7 +51,8 @@ def load(
             refuses to run: its head is random, its backbone has `model.backbone.weights`, and it has 80 classes unless
             `model.num_classes` is set.
         overrides: `key=value`, e.g. `data.test_short_side=600`, `model.nms_threshold=0.5`; `data.classes=[cat, dog]`
-            names the classes of a file that contains no class names.
+            names the classes of a file that contains no class names. Other options of `model` describe weights of
+            other projects; for weights of this project they must have the values of the training.
         config: recipe, YAML file or `Config` for all options that the weights do not determine. Most files contain a
             config, which determines all of `model` except options that only select detections (thresholds and limits).
             Files of the original FCOS contain none and require this argument. None: the config in the file.
@@ -68,41 +61,46 @@ def load(
 
     Raises:
         WeightsError: the file does not exist or does not contain weights of a known project.
-        ConfigError: an override or the device is wrong; a config is missing, or was given in addition to a recipe.
+        ConfigError: an override or the device is wrong, or an override has no effect on predictions or contradicts the
+            weights; a config is missing, or was given in addition to a recipe.
     """
     from .distributed import resolve_device
     from .inference.predictor import Detector
     from .interop.fcos_core.config import split_pairs
-    from .models import build_model
+    from .restore import restore_detector
 
     source, options = check_source(source, name="source"), check_overrides(overrides)
-    if _is_recipe(source):
+    if is_recipe(source):
         if config is not None:
             raise ConfigError(
                 f"config: not allowed, because {source} is itself a config; give weights, or remove config"
             )
-        resolved = load_config(source, options)
-        if not resolved.train.weights:
+        config = load_config(source, options)
+        if not config.train.weights:
             log.warning("%s: the detector is untrained: its head has random weights (%s)", source, _TRAIN_FIRST)
-            target_device = resolve_device(resolved.device if device is None else device)
-            model = build_model(resolved.model, num_classes=resolved.model.num_classes or _NUM_COCO_CLASSES)
-            return Detector(model.to(target_device), resolved, is_trained=False)
-        source, config = resolved.train.weights, resolved
-        options = split_pairs(options)[1]
-    model, checkpoint, resolved = _restore_detector(source, options, config)
-    target_device = resolve_device(resolved.device if device is None else device)
-    names = checkpoint.class_names or [f"class {i}" for i in checkpoint.category_ids]
-    thresholds = checkpoint.thresholds
-    if isinstance(resolved.model, FCOSConfig):
-        trained_score = checkpoint.config.get("model", {}).get("score", resolved.model.score)
-        thresholds = {name: resolved.model.rescale(value, score=trained_score) for name, value in thresholds.items()}
+            return _build_untrained(config, device)
+        source = config.train.weights
+        options = [text for text in split_pairs(options)[1] if not text.startswith("train.weights=")]
+    restored = restore_detector(source, options, config, use="predictions")
+    target_device = resolve_device(restored.config.device if device is None else device)
+    ids = restored.checkpoint.category_ids
     return Detector(
-        model.to(target_device),
-        resolved,
-        class_names=names,
-        category_ids=checkpoint.category_ids,
-        thresholds=thresholds,
+        restored.model.to(target_device),
+        restored.config,
+        class_names=restored.checkpoint.class_names or [f"class {i}" for i in ids],
+        category_ids=ids,
+        thresholds=restored.thresholds,
     )
+
+
+def _build_untrained(config: Config, device: str | None) -> Detector:
+    from .distributed import resolve_device
+    from .inference.predictor import Detector
+    from .models import build_model
+
+    target_device = resolve_device(config.device if device is None else device)
+    model = build_model(config.model, num_classes=config.model.num_classes or _NUM_COCO_CLASSES)
+    return Detector(model.to(target_device), config, is_trained=False)
 
 
 def require_trained(source: str | Path, *overrides: str) -> None:
@@ -112,7 +110,7 @@ def require_trained(source: str | Path, *overrides: str) -> None:
         WeightsError: `source` is a recipe or YAML file without weights.
         ConfigError: an override is wrong.
     """
-    if _is_recipe(source) and not load_config(source, overrides).train.weights:
+    if is_recipe(source) and not load_config(source, overrides).train.weights:
         raise WeightsError(f"{source}: a recipe or config without trained weights; {_TRAIN_FIRST}")
 
 
@@ -134,7 +132,9 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
             any other reason, which it printed to stderr.
     """
     if isinstance(recipe, Config):
-        config, name = _override(recipe.to_dict(), overrides, where="config"), "fcos"
+        tree = recipe.to_dict()
+        apply_overrides(tree, check_overrides(overrides))
+        config, name = validate(tree, where="config"), "fcos"
     else:
         recipe = check_source(recipe, name="recipe")
         config, name = load_config(recipe, overrides), Path(recipe).stem
@@ -190,45 +190,67 @@ def evaluate(
     Raises:
         WeightsError: the file does not exist or does not contain weights of a known project.
         DataError: the split does not exist, the data cannot be used, or its classes are not those of the weights.
-        ConfigError: an override is wrong, or a config is missing.
+        ConfigError: an override is wrong, has no effect on an evaluation or contradicts the weights, or a config is
+            missing.
     """
-    from .data import load_annotations
-    from .data.layouts import SPLITS
-    from .data.splits import has_split
     from .data.workers import limit_workers
     from .distributed import resolve_device
     from .evaluation.evaluate import evaluate as run
     from .evaluation.evaluate import warn_of_crowded_images
+    from .restore import restore_detector
     from .training.elastic import join_processes
 
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split: expected train, val or test, found {split!r}")
-    model, checkpoint, resolved = _restore_detector(weights, overrides, config)
-    device = resolve_device(resolved.device)
-    names, ids = checkpoint.class_names or None, checkpoint.category_ids
+    restored = restore_detector(weights, overrides, config, use="an evaluation")
+    resolved, device = restored.config, resolve_device(restored.config.device)
     if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):
         _check_stored_paths(resolved.data, split)
-    annotations = load_annotations(resolved.data, split, class_names=names, category_ids=ids if names else None)
+    annotations = _load_split(restored, split, where=str(weights))
+    require_open_files(limit_workers(resolved.data.workers))
+    join_processes(device)
+    warn_of_crowded_images(annotations, resolved)
+    evaluation = run(restored.model.to(device), annotations, resolved, device=device, progress=progress)
+    return replace(evaluation, changed_options=restored.changed_options)
+
+
+def _load_split(restored: RestoredDetector, split: str, *, where: str) -> Annotations:
+    """Read a split with the classes of the weights, or raise DataError if it does not exist or has other classes."""
+    from .data import load_annotations
+    from .data.layouts import SPLITS
+    from .data.splits import has_split
+
+    checkpoint, data = restored.checkpoint, restored.config.data
+    names, ids = checkpoint.class_names or None, checkpoint.category_ids
+    annotations = load_annotations(data, split, class_names=names, category_ids=ids if names else None)
     if annotations is None:
-        where = resolved.data.root or "the data set of this config"
-        existing = [name for name in SPLITS if has_split(resolved.data, name)]
+        existing = [name for name in SPLITS if has_split(data, name)]
         hint = f"choose another one with --split ({', '.join(existing)})" if existing else "it has no other splits"
         fraction = checkpoint.config.get("data", {}).get("val_fraction")
         if split == "val" and "train" in existing and isinstance(fraction, float):
             hint = f"add data.val_fraction={fraction:g}, which the training used, or {hint}"
-        raise DataError(f"data: {where} has no split {split!r}; {hint}")
+        raise DataError(f"data: {data.root or 'the data set of this config'} has no split {split!r}; {hint}")
     # Unnamed classes are matched to those of the data: torchvision's by category id, the original's by order.
     data_ids = annotations.category_ids
     if not names and (data_ids != ids if checkpoint.project == "torchvision" else len(data_ids) != len(ids)):
         data_ids_text, weights_ids_text = (", ".join(map(str, values)) for values in (data_ids, ids))
         raise DataError(
-            f"data: the classes have the ids {data_ids_text:.80}, but {weights} has {weights_ids_text:.80} and no class"
+            f"data: the classes have the ids {data_ids_text:.80}, but {where} has {weights_ids_text:.80} and no class"
             " names; name its classes with data.classes=[NAME, ...]"
         )
-    require_open_files(limit_workers(resolved.data.workers))
-    join_processes(device)
-    warn_of_crowded_images(annotations, resolved)
-    return run(model.to(device), annotations, resolved, device=device, progress=progress)
+    return annotations
+
+
+def _check_stored_paths(data: DataConfig, split: str) -> None:
+    """Raise an error if a path of the data in the config of the training does not exist here."""
+    paths = [data.root, *(path for data_set in getattr(data, split).data_sets for path in data_set)]
+    missing = next((path for path in paths if path is not None and not path.exists()), None)
+    if missing is not None:
+        relative = "" if missing.is_absolute() else ", relative to the folder in which it was started"
+        raise DataError(
+            f"data: {missing} does not exist. This is the path in the config of the training{relative}; give the"
+            " current location of the data with data=DIR"
+        )
 
 
 def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -256,11 +278,12 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
     from .distributed import resolve_device
     from .evaluation.evaluate import evaluate as run_evaluation
     from .reporting.report import write_report
+    from .restore import restore_detector
 
     def measure(weights: Path, val: Annotations) -> Evaluation:
-        model, _, resolved = _restore_detector(weights, overrides, None)
-        device = resolve_device(resolved.device)
-        return run_evaluation(model.to(device), val, resolved, device=device, progress=progress)
+        restored = restore_detector(weights, overrides, None, use="an evaluation")
+        device = resolve_device(restored.config.device)
+        return run_evaluation(restored.model.to(device), val, restored.config, device=device, progress=progress)
 
     run = check_source(run, name="run")
     return write_report(Path(run), check_overrides(overrides), evaluate=measure)
@@ -290,113 +313,11 @@ def convert(
     """
     from .interop import FORMS
     from .interop.convert import check_output, write_as
+    from .restore import restore_detector
 
     if to not in FORMS:
         raise ConfigError(f"to: expected one of {', '.join(FORMS)}; found {to!r}")
     out = check_source(out, name="out")
     check_output(Path(out))  # before a possible download
-    model, checkpoint, resolved = _restore_detector(weights, overrides, config)
-    return write_as(to, Path(out), model, checkpoint, resolved, where=str(weights))
-
-
-def _is_recipe(source: str | Path) -> bool:
-    return Path(source).suffix in (".yaml", ".yml") or (str(source) in recipe_names() and not Path(source).exists())
-
-
-def _restore_detector(
-    weights: str | Path, overrides: Sequence[str], config: str | Path | Config | None
-) -> tuple[DetectionModel, Checkpoint, Config]:
-    """Load the detector of a weights file on the CPU, its checkpoint, and its training config with overrides."""
-    import torch
-
-    from .checkpoint import load_weights
-    from .interop.checkpoints import load_checkpoint
-    from .interop.fcos_core.config import split_pairs
-    from .interop.torchvision_fcos import WEIGHTS
-    from .models import build_model
-
-    weights, overrides = check_source(weights, name="weights"), check_overrides(overrides)
-    if _is_recipe(weights):
-        raise WeightsError(f"{weights}: this is a recipe or config; expected weights that were trained with it")
-    may_be_weights = str(weights) in WEIGHTS or "//" in str(weights) or Path(weights).suffix or Path(weights).exists()
-    if not may_be_weights:
-        raise WeightsError(
-            f"{weights}: neither a weights file nor a recipe; recipes: {', '.join(recipe_names())}; named"
-            f" weights: {', '.join(WEIGHTS)}"
-        )
-    pairs, options = split_pairs(overrides) if isinstance(config, str | Path) else ([], overrides)
-    parsed: dict[str, Any] = {}
-    apply_overrides(parsed, [text for text in options if text.startswith("data")])
-    data = parsed.get("data", {})
-    names = data.get("classes") if isinstance(data, dict) else None
-    names = names if isinstance(names, list) else None
-    checkpoint = load_checkpoint(weights, class_names=names)
-    if names is not None and checkpoint.class_names and tuple(names) != checkpoint.class_names:
-        raise ConfigError(
-            f"data.classes: {weights} already names its classes: {join_some(checkpoint.class_names)}; remove"
-            " data.classes, which is for files without class names"
-        )
-    tree = {**_config_tree(checkpoint, config, pairs, where=str(weights)), "output_dir": None}
-    if not isinstance(data, dict) or any(key in data for key in _DATA_LOCATION_OPTIONS):
-        tree["data"] = {key: value for key, value in tree["data"].items() if key not in _DATA_OPTIONS}
-    resolved = _override(tree, options, where=f"{weights}, config")
-    backbone_option = f"model.backbone.name={resolved.model.backbone.name}"
-    if checkpoint.project == "fcos" and is_own(resolved.model.backbone.name) and backbone_option not in options:
-        raise ConfigError(
-            f"{weights}: loading it runs the code of a user-defined backbone; if you trust it, add {backbone_option}"
-        )
-    model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
-    load_weights(model, checkpoint.model, where=str(weights))
-    # Channels-last is a fifth faster on the CPU.
-    return model.eval().to(memory_format=torch.channels_last), checkpoint, resolved
-
-
-def _config_tree(
-    checkpoint: Checkpoint, config: str | Path | Config | None, pairs: Sequence[str], *, where: str
-) -> dict[str, Any]:
-    """Return the config tree for weights: the one in their file, or `config` if the file contains none.
-
-    If there are both, `config` sets every option that the weights do not determine: all sections except `model`, and
-    the options of `model` that only select detections.
-    """
-    from .interop.checkpoints import with_fcos_core_conventions
-
-    if config is None and checkpoint.project != "fcos_core":
-        return {**checkpoint.config, "device": "auto"}
-    if config is None:
-        raise ConfigError(
-            f"{where}: a checkpoint of the original FCOS, which does not describe its head; give the config it"
-            " was trained with: --config fcos_imprv_r50_fpn_1x (a recipe, or the original's YAML file)"
-        )
-    given_config = config if isinstance(config, Config) else load_config(config, pairs)
-    tree = given_config.to_dict()
-    if checkpoint.project != "fcos_core":
-        section, name = given_config.model, checkpoint.config["model"].get("name", DEFAULT_DETECTOR)
-        if section.name != name:
-            raise ConfigError(
-                f"{where}: weights of {name}, but the config is for {section.name}; give a config for {name}"
-            )
-        detection_options = with_role(options_of(type(section)), "detection", only=True)
-        return {
-            **tree,
-            "model": {**checkpoint.config["model"], **{key: getattr(section, key) for key in detection_options}},
-        }
-    return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
-
-
-def _check_stored_paths(data: DataConfig, split: str) -> None:
-    """Raise an error if a path of the data in the config of the training does not exist here."""
-    paths = [data.root, *(path for data_set in getattr(data, split).data_sets for path in data_set)]
-    missing = next((path for path in paths if path is not None and not path.exists()), None)
-    if missing is not None:
-        relative = "" if missing.is_absolute() else ", relative to the folder in which it was started"
-        raise DataError(
-            f"data: {missing} does not exist. This is the path in the config of the training{relative}; give the"
-            " current location of the data with data=DIR"
-        )
-
-
-def _override(tree: dict[str, Any], overrides: Sequence[str], *, where: str) -> Config:
-    tree = deepcopy(tree)  # the checkpoint's config must not change
-    apply_overrides(tree, check_overrides(overrides))
-    return validate(tree, where=where)
+    restored = restore_detector(weights, overrides, config, use="a conversion")
+    return write_as(to, Path(out), restored.model, restored.checkpoint, restored.config, where=str(weights))

@@ -146,7 +146,10 @@ def val(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for metrics.json and detections.json; default: RUN/SPLIT.", callback=check_folder),
+        typer.Option(
+            help="Folder for metrics.json and detections.json; default: RUN/SPLIT, or RUN/SPLIT-2 for other options.",
+            callback=check_folder,
+        ),
     ] = None,
 ) -> None:
     """Compute the COCO metrics of a detector on annotated images.
@@ -165,9 +168,11 @@ def val(
         return
     print_evaluation(result, _console())
     file = Path(weights) if Path(weights).exists() else Path(Path(weights).name)  # a name such as torchvision/...
-    folder = out or default_folder(file, split)
+    folder = out or default_folder(file, split, result)
     save_evaluation(result, folder)
     _print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
+    if out is None and folder.name.startswith(f"{split}-"):
+        _print(f"{folder.with_name(split)} is reserved for results with the data and options of the run")
 
 
 @app.command(context_settings=WORDS, short_help="Write RUN/report.html: metrics, curves and errors.")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ import fcos
 from fcos import ConfigError, DataError
 from fcos.boxes import clip
 from fcos.checkpoint import save_checkpoint
+from fcos.config import DataConfig
 from fcos.data import load_annotations
 from fcos.evaluation.coco_metrics import METRICS, to_coco_results
 from fcos.evaluation.evaluate import Evaluation, evaluate
 from fcos.evaluation.results import (
-    default_folder,
     headline_metrics,
     load_evaluation,
     print_evaluation,
@@ -27,6 +28,7 @@ from fcos.evaluation.results import (
 )
 from fcos.inference.predictor import Detector
 from fcos.models.fcos import FCOS
+from fcos.restore import restore_detector
 from fcos.structures import Instances
 
 SIZES = [(120, 80), (80, 120), (122, 80), (64, 64), (200, 90), (118, 80), (120, 80)]
@@ -284,9 +286,8 @@ def test_control_characters_in_class_names_are_escaped(capsys):
     assert r"a\n\x1b[31mb\u202ec" in capsys.readouterr().out.split()
 
 
-def test_default_folder_is_in_the_run_or_next_to_the_weights(tmp_path):
-    assert default_folder(tmp_path / "run/weights/best.pt", "test") == tmp_path / "run/test"
-    assert default_folder(tmp_path / "mine.pt", "val") == tmp_path / "mine_val"
+def data_options(weights: Path, *overrides: str) -> DataConfig:
+    return restore_detector(weights, overrides, None, use="an evaluation").config.data
 
 
 class TestWeights:
@@ -348,14 +349,14 @@ class TestWeights:
         (folder / "val.json").rename(folder / "train.json")
         config = config.model_copy(update={"data": type(config.data)(root=folder, val_fraction=0.25)})
         save_checkpoint(weights, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
-        options = fcos.load(weights, "data.val_fraction=0.5", "data.yolo_rows=boxes").config.data
+        options = data_options(weights, "data.val_fraction=0.5", "data.yolo_rows=boxes")
         assert (options.root, options.val_fraction, options.yolo_rows) == (folder, 0.5, "boxes")
 
     def test_new_data_replaces_the_meaning_of_yolo_rows(self, weights, folder, config):
         config = config.model_copy(update={"data": type(config.data)(root=folder, yolo_rows="polygons")})
         save_checkpoint(weights, model=tiny_model(config), config=config, class_names=NAMES, category_ids=(18, 3, 90))
-        assert fcos.load(weights).config.data.yolo_rows == "polygons"
-        assert fcos.load(weights, f"data={folder}").config.data.yolo_rows == "auto"
+        assert data_options(weights).yolo_rows == "polygons"
+        assert data_options(weights, f"data={folder}").yolo_rows == "auto"
 
     def test_missing_path_of_the_training_is_explained(self, weights, config, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

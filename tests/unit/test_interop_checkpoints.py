@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from detectors import fcos_of
+from foreign_weights import MANIFESTS, MOBILE, original_file, original_state
 from PIL import Image
 from processes import finish
 from torch import Tensor
@@ -28,33 +29,6 @@ from fcos.interop.checkpoints import from_content, load_checkpoint, with_fcos_co
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.torchvision_fcos import COCO_CLASSES, WEIGHTS
 from fcos.recipes import load_config
-
-MANIFESTS = Path(__file__).parents[1] / "parity" / "goldens" / "manifests" / "fcos"
-MOBILE = json.loads((MANIFESTS / "fcos_syncbn_bs32_c128_MNV2_FPN_1x.json").read_text())
-
-
-def original_state(classes: int = 80) -> dict[str, Tensor]:
-    """Return a state dict with the names and shapes of the original's MobileNetV2 detector."""
-    torch.manual_seed(0)
-    state = {}
-    for name, shape, *_ in MOBILE["tensors"]:
-        rows = [classes, *shape[1:]] if ".cls_logits." in name else shape
-        state[name] = torch.rand(rows) if name.endswith("running_var") else torch.randn(rows) * 0.05
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.zeros((), dtype=torch.int64)
-    return state
-
-
-def original_file(path: Path, classes: int = 80, *, module: str = "", old_format: bool = False) -> Path:
-    """Write a checkpoint like those of the original's training."""
-    content = {
-        "model": {module + name: tensor for name, tensor in original_state(classes).items()},
-        "optimizer": {"state": {}, "param_groups": [{"lr": 0.01, "params": [0]}]},
-        "scheduler": {"milestones": (60000, 80000), "gamma": 0.1, "warmup_method": "constant", "last_epoch": 90000},
-        "iteration": 90000,
-    }
-    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
-    return path
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ class TestLoad:
             fcos.evaluate("fcos_mnv2_small")
 
     def test_override_that_changes_the_network_is_rejected(self, weights):
-        with pytest.raises(WeightsError, match="do not fit the model"):
+        with pytest.raises(ConfigError, match="determines the shapes of the weights; remove it"):
             fcos.load(weights, "model.head.num_convs=2", device="cpu")
 
     def test_misspelled_override_suggests_the_closest_option(self, weights):

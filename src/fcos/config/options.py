@@ -6,7 +6,7 @@ messages) are derived from these roles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -39,6 +39,18 @@ Role = Literal["classes", "shape", "meaning", "training", "detection", "conventi
 - `detection`: detection only.
 - `convention`: detection, fixed by the project that trained the weights (for example, how scores are computed).
 """
+
+DATA_SET_OPTIONS = ("root", "format", "train", "val", "test", "val_fraction", "yolo_rows", "classes")
+"""Options of `data` that hold for one data set, as opposed to how images are loaded. New data replaces all of them."""
+ANNOTATION_OPTIONS = (*(f"data.{name}" for name in DATA_SET_OPTIONS), "data.convention", "data.on_error")
+"""Options that determine which annotations are read, and how."""
+TRAINING_OPTIONS = (
+    *("output_dir", "train"),
+    *("data.flip", "data.zoom", "data.color_jitter", "data.transforms", "data.group_by_aspect"),
+)
+"""Options and sections, except `model`, that only affect training."""
+SPEED_OPTIONS = ("device", "data.workers", "eval.batch_size")
+"""Options that affect the speed of a detector, but not its results."""
 
 
 class OptionInfo(NamedTuple):
@@ -101,6 +113,11 @@ def info_of(options: Mapping[str, OptionInfo], key: str) -> OptionInfo | None:
     while key not in options and "." in key:
         key = key.rpartition(".")[0]
     return options.get(key)
+
+
+def is_among(key: str, options: Iterable[str]) -> bool:
+    """Return whether an option, by dotted key, is one of `options` or belongs to a section among them."""
+    return any(key == option or key.startswith(f"{option}.") for option in options)
 
 
 def with_role(options: Mapping[str, OptionInfo], role: Role, *, only: bool = False) -> list[str]:

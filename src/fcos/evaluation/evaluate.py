@@ -41,6 +41,8 @@ class Evaluation:
             threshold for classes with few objects, see `shrink_thresholds`. Classes without a correct detection are
             missing.
         annotations_digest: SHA-256 of the annotations used, see `Annotations.digest`; empty if unknown.
+        changed_options: options that affect the detections or locate the data and differ from those of the training, by
+            dotted key, with their values as text, such as `{"eval.scales": "[600]"}`.
     """
 
     metrics: dict[str, float]
@@ -49,6 +51,7 @@ class Evaluation:
     boxes_per_class: dict[str, int]
     thresholds: dict[str, float] = field(default_factory=dict)
     annotations_digest: str = ""
+    changed_options: dict[str, str] = field(default_factory=dict)
 
 
 def detection_limit(config: Config) -> int:

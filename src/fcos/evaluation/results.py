@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -14,11 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..config.options import ANNOTATION_OPTIONS, is_among
 from ..files import naming_folder
 from ..formatting import HYPHEN, format_metric, printable
 from .coco_metrics import DETAILS
 from .evaluate import Evaluation
 
+SAME = 1e-3
+"""Tolerance: two evaluations of the same weights differ by less than this in every metric, on any machine."""
 _COLUMNS = 6
 
 
@@ -63,6 +67,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "boxes_per_class": evaluation.boxes_per_class,
         "thresholds": evaluation.thresholds,
         "annotations_digest": evaluation.annotations_digest,
+        "changed_options": evaluation.changed_options,
     }
     with naming_folder(folder):
         text = json.dumps(evaluation.detections, allow_nan=False)
@@ -79,7 +84,8 @@ class _SavedMetrics(BaseModel, strict=True):
     per_class: dict[str, dict[str, FiniteFloat | None]]
     boxes_per_class: dict[str, int]
     thresholds: dict[str, FiniteFloat]
-    annotations_digest: str = ""  # missing in files of earlier versions
+    annotations_digest: str = ""  # missing in files of earlier versions, as is the next one
+    changed_options: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _check_names(self) -> _SavedMetrics:
@@ -112,16 +118,63 @@ def load_evaluation(folder: Path) -> Evaluation | None:
         boxes_per_class=metrics.boxes_per_class,
         thresholds=metrics.thresholds,
         annotations_digest=metrics.annotations_digest,
+        changed_options=metrics.changed_options,
     )
 
 
-def default_folder(weights: Path, split: str) -> Path:
-    """Return the default output folder: RUN/SPLIT for RUN and RUN/weights/NAME.pt, or NAME_SPLIT beside other files."""
+def default_folder(weights: Path, split: str, evaluation: Evaluation) -> Path:
+    """Return the default output folder of an evaluation, which never replaces one of other data or with other options.
+
+    It is RUN/SPLIT for the best weights of a run with the data and options of the run, and NAME_SPLIT for other weights
+    files, in their run or beside them. If this folder contains, or is reserved for, another evaluation, it is the first
+    free one of SPLIT-2, SPLIT-3 and so on, or the one that contains an earlier result of the same evaluation.
+
+    Args:
+        weights: weights file or run folder.
+        split: name of the split.
+        evaluation: result to save.
+    """
     if weights.is_dir():
-        return weights / split
-    if weights.parent.name == "weights":
-        return weights.parent.parent / split
-    return weights.with_name(f"{weights.stem}_{split}")
+        best = weights / "weights" / "best.pt"
+        weights = best if best.is_file() else best.with_name("last.pt")
+    is_in_run = weights.parent.name == "weights"
+    parent = weights.parent.parent if is_in_run else weights.parent
+    is_best = is_in_run and weights.name == "best.pt"
+    base = parent / (split if is_best else f"{weights.stem}_{split}")
+    if is_best and _is_of_run(evaluation, load_evaluation(base)):
+        return base
+    for number in itertools.count(2 if is_best else 1):
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        if not folder.exists() or _is_repetition(evaluation, load_evaluation(folder)):
+            return folder
+    raise AssertionError
+
+
+def _is_of_run(evaluation: Evaluation, saved: Evaluation | None) -> bool:
+    """Return whether an evaluation has the options and the data of the run, in whose folder `saved` is saved."""
+    if detection_changes(evaluation):
+        return False
+    is_same_data = saved is not None and saved.annotations_digest in ("", evaluation.annotations_digest)
+    if not evaluation.changed_options:
+        return saved is None or is_same_data
+    # Options locate the data: moved data of the run gives the same metrics, altered copies of its images do not.
+    return is_same_data and nearly_equal(saved.metrics, evaluation.metrics)
+
+
+def _is_repetition(evaluation: Evaluation, saved: Evaluation | None) -> bool:
+    return saved is not None and all(
+        getattr(saved, name) == getattr(evaluation, name) for name in ("annotations_digest", "changed_options")
+    )
+
+
+def detection_changes(evaluation: Evaluation) -> list[str]:
+    """Return the changed options of an evaluation that affect its detections, not only which annotations it uses."""
+    return [key for key in evaluation.changed_options if not is_among(key, ANNOTATION_OPTIONS)]
+
+
+def nearly_equal(first: dict[str, float], second: dict[str, float]) -> bool:
+    """Return whether two dicts of metrics agree within `SAME`; NaN in the first one is ignored."""
+    return all(abs(value - second.get(name, math.nan)) < SAME for name, value in first.items() if not math.isnan(value))
 
 
 def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -29,6 +29,11 @@ def recipe_names() -> list[str]:
     return sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
 
+def is_recipe(source: str | Path) -> bool:
+    """Return whether a source is the name of a recipe or the path of a YAML file, as opposed to weights."""
+    return Path(source).suffix in (".yaml", ".yml") or (str(source) in recipe_names() and not Path(source).exists())
+
+
 def recipe_descriptions() -> dict[str, str]:
     """Return the one-line description of each shipped recipe by name: the first line of its file."""
     first_lines = {

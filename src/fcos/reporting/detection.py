@@ -10,11 +10,11 @@ import numpy as np
 
 from ..evaluation.coco_metrics import METRICS
 from ..evaluation.evaluate import Evaluation
+from ..evaluation.results import nearly_equal
 from ..formatting import format_metric, printable
 from ..html_page import Cell, Chart, Page
 from .analysis import Analysis
 from .record import Record
-from .same_data import nearly_equal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

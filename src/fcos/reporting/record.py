@@ -17,7 +17,8 @@ from ..data.dataset import Annotations
 from ..data.source import Split
 from ..errors import ConfigError, DataError, FCOSError, WeightsError
 from ..evaluation.evaluate import Evaluation
-from ..evaluation.results import load_evaluation, save_evaluation
+from ..evaluation.results import detection_changes, load_evaluation, save_evaluation
+from ..formatting import join_some
 from ..interop.checkpoints import load_checkpoint
 from ..recipes import load_config
 from ..training.folder import BEST, CONFIG, ENVIRONMENT
@@ -228,7 +229,7 @@ def _find_evaluation(
         return None
     if is_named and not is_of(evaluation, best):
         raise other_data(folder, "val", val)
-    if saved is None:
+    if saved is None and (is_of(evaluation, best) or not best.metrics):
         save_evaluation(evaluation, folder / "val")
     remarks.append(f"{flaw}; best.pt was evaluated for this report{'' if saved is None else ', val/ is unchanged'}.")
     return evaluation
@@ -238,6 +239,9 @@ def _find_flaw(saved: Evaluation | None, best: Checkpoint, val: Annotations | No
     """Return why the saved evaluation is not a valid evaluation of best.pt on val; None if it is valid."""
     if saved is None:
         return "val/ contains no complete evaluation"
+    changed = detection_changes(saved)
+    if changed:
+        return f"The evaluation in val/ was made with other options than the training ({join_some(changed)})"
     if val is not None and not _fits(saved, val):
         return "The evaluation in val/ belongs to other weights or data"
     same_metrics = is_of(saved, best)

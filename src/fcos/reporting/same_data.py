@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from ..checkpoint import Checkpoint
@@ -12,20 +11,14 @@ from ..data.dataset import Annotations
 from ..data.source import Split
 from ..errors import ConfigError, DataError
 from ..evaluation.evaluate import Evaluation
+from ..evaluation.results import detection_changes, nearly_equal
 from ..training.folder import BEST
-
-SAME = 1e-3
-"""Tolerance: two evaluations of the same weights differ by less than this in every metric, on any machine."""
-
-
-def nearly_equal(first: dict[str, float], second: dict[str, float]) -> bool:
-    """Return whether two dicts of metrics agree within `SAME`; NaN in the first one is ignored."""
-    return all(abs(value - second.get(name, math.nan)) < SAME for name, value in first.items() if not math.isnan(value))
 
 
 def is_of(evaluation: Evaluation, best: Checkpoint) -> bool:
-    """Return whether an evaluation has the metrics of a weights file."""
-    return bool(best.metrics) and nearly_equal(best.metrics, evaluation.metrics)
+    """Return whether an evaluation has the metrics of a weights file, and the options of its training."""
+    is_same_detector = bool(best.metrics) and not detection_changes(evaluation)
+    return is_same_detector and nearly_equal(best.metrics, evaluation.metrics)
 
 
 def check_same_data(
@@ -71,7 +64,7 @@ def other_data(folder: Path, split: Split, data: Annotations) -> DataError:
     return DataError(
         f"data: {split} in {data.root} is not the {split} split of the run; it has other images, classes or"
         " boxes, or another data.bit_depth. A report shows a run with the data that it was trained and evaluated on. To"
-        f" evaluate its weights on other data: fcos val {folder / BEST} data=DIR --out FOLDER"
+        f" evaluate its weights on other data: fcos val {folder / BEST} data=DIR"
     )
 
 
