@@ -15,7 +15,7 @@ from .config import Config, DataConfig
 from .config.arguments import check_overrides, check_source
 from .config.overrides import apply_overrides, validate
 from .errors import ConfigError, DataError, WeightsError
-from .formatting import printable
+from .formatting import printable, quote
 from .limits import require_open_files
 from .output import drop_unwritable_output
 from .recipes import is_recipe, load_config
@@ -201,7 +201,7 @@ def evaluate(
     from .training.elastic import join_processes
 
     if split not in ("train", "val", "test"):
-        raise ConfigError(f"split: expected train, val or test, found {split!r}")
+        raise ConfigError(f"split: expected train, val or test, found {quote(split)}")
     restored = restore_detector(weights, overrides, config, use="an evaluation")
     resolved, device = restored.config, resolve_device(restored.config.device)
     if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):
@@ -316,7 +316,7 @@ def convert(
     from .restore import restore_detector
 
     if to not in FORMS:
-        raise ConfigError(f"to: expected one of {', '.join(FORMS)}; found {to!r}")
+        raise ConfigError(f"to: expected one of {', '.join(FORMS)}, found {quote(to)}")
     out = check_source(out, name="out")
     check_output(Path(out))  # before a possible download
     restored = restore_detector(weights, overrides, config, use="a conversion")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -25,10 +25,10 @@ from .cli_arguments import (
     check_data_options,
     check_flags,
     check_folder,
+    parse_number,
 )
 from .errors import ConfigError, FCOSError
 from .formatting import printable, printable_lines
-from .interop import Form
 from .output import drop_unwritable_output
 from .progress import progress_bar
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .inference.sources import PredictedFile
+    from .interop import Form
 
 app = typer.Typer(
     name="fcos",
@@ -143,7 +144,7 @@ def val(
     weights: Weights,
     overrides: TestOverrides = None,
     config: OriginalConfig = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -213,11 +214,10 @@ def predict(  # noqa: PLR0917 (options of the command line)
         "predictions"
     ),
     threshold: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            min=0,
-            max=1,
-            help="Score threshold; default: per class, from the best F1 on val, otherwise 0.5.",
+            metavar="NUMBER",
+            help="Score threshold, 0 to 1; default: per class, from the best F1 on val, otherwise 0.5.",
             show_default=False,
         ),
     ] = None,
@@ -236,6 +236,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
     from .inference.sources import predict_files
     from .interop.fcos_core.config import split_pairs
 
+    score = None if threshold is None else parse_number("--threshold", threshold, float, low=0, high=1)
     original = config is not None or weights.endswith((".yaml", ".yml"))
     pairs, words = split_pairs(sources) if original else ([], sources)
     options = [s for s in words if _OVERRIDE.match(s) and not Path(s).exists()]
@@ -244,13 +245,13 @@ def predict(  # noqa: PLR0917 (options of the command line)
         raise ConfigError(f"no images given, only options: {' '.join(sources)}; add files, folders, globs or URLs")
     api.require_trained(weights, *pairs, *options)  # before a possible download of its backbone
     detector = api.load(weights, *pairs, *options, config=config)
-    thresholds = "thresholds" if threshold is None else f"threshold {threshold:g}"
+    thresholds = "thresholds" if score is None else f"threshold {score:g}"
     with progress_bar("predicting") as progress:
         success = predict_files(
             detector,
             images,
             out,
-            threshold=threshold,
+            threshold=score,
             write_json=write_json,
             report=lambda result: _report(result, thresholds),
             progress=progress,
@@ -278,7 +279,10 @@ def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New file; its name ends in .pt or .pth.")],
     overrides: FileOverrides = None,
     to: Annotated[
-        Form, typer.Option(help="Output format: fcos (ours), fcos_core (the original FCOS) or torchvision.")
+        str,
+        typer.Option(
+            metavar="FORMAT", help="Output format: fcos (ours), fcos_core (the original FCOS) or torchvision."
+        ),
     ] = "fcos",
     config: OriginalConfig = None,
 ) -> None:
@@ -291,7 +295,7 @@ def convert(
     """
     from . import api
 
-    _print(api.convert(weights, out, *overrides or (), to=to, config=config))
+    _print(api.convert(weights, out, *overrides or (), to=cast("Form", to), config=config))
     _print(f"written: {out}")
 
 
@@ -350,8 +354,8 @@ def split(
     out: Annotated[Path, typer.Option(help="Folder for train.txt and val.txt.", callback=check_folder)] = Path(
         "splits"
     ),
-    val: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the images for validation.")] = 0.2,
-    test: Annotated[float, typer.Option(min=0, max=1, help="Fraction for testing; 0: no test.txt.")] = 0.0,
+    val: Annotated[str, typer.Option(metavar="NUMBER", help="Fraction of the images for validation, 0 to 1.")] = "0.2",
+    test: Annotated[str, typer.Option(metavar="NUMBER", help="Fraction for testing, 0 to 1; 0: no test.txt.")] = "0",
 ) -> None:
     """Divide a data set without validation split, and write lists of the images of each part.
 
@@ -365,8 +369,9 @@ def split(
     from .doctor.division import describe_divided_sequences, describe_part, divide, write_lists
     from .recipes import load_config
 
+    fractions = parse_number("--val", val, float), parse_number("--test", test, float)
     config = load_config("fcos_mnv2_small", overrides).data
-    annotations, parts = divide(config, val=val, test=test)
+    annotations, parts = divide(config, val=fractions[0], test=fractions[1])
     files = write_lists(annotations, parts, out)
     for name, mask in parts.items():
         _print(f"{name}: {describe_part(annotations, mask)}")
@@ -380,11 +385,11 @@ def split(
 @samples_app.command(short_help="Write a sample data set in COCO layout.")
 def digits(  # noqa: PLR0917 (options of the command line)
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder.")],
-    train_images: Annotated[int, typer.Option(help="Number of training images.")] = 600,
-    val_images: Annotated[int, typer.Option(help="Number of validation images.")] = 100,
-    size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 192,
-    classes: Annotated[int, typer.Option(help="Number of digit classes, 1 to 10.")] = 10,
-    seed: Annotated[int, typer.Option(help="Random seed; each seed gives different images.")] = 0,
+    train_images: Annotated[str, typer.Option(metavar="N", help="Number of training images.")] = "600",
+    val_images: Annotated[str, typer.Option(metavar="N", help="Number of validation images.")] = "100",
+    size: Annotated[str, typer.Option(metavar="N", help="Width and height in pixels.")] = "192",
+    classes: Annotated[str, typer.Option(metavar="N", help="Number of digit classes, 1 to 10.")] = "10",
+    seed: Annotated[str, typer.Option(metavar="N", help="Random seed; each seed gives different images.")] = "0",
 ) -> None:
     """Write a sample data set in COCO layout: handwritten digits on photographs."""
     from .data.digits import make_digits
@@ -392,11 +397,11 @@ def digits(  # noqa: PLR0917 (options of the command line)
     with progress_bar("drawing") as progress:
         make_digits(
             folder,
-            train_images=train_images,
-            val_images=val_images,
-            size=size,
-            classes=classes,
-            seed=seed,
+            train_images=parse_number("--train-images", train_images, int),
+            val_images=parse_number("--val-images", val_images, int),
+            size=parse_number("--size", size, int),
+            classes=parse_number("--classes", classes, int),
+            seed=parse_number("--seed", seed, int),
             progress=progress,
         )
     _print(f"written: {folder}; train with: fcos train fcos_mnv2_small data={folder}")

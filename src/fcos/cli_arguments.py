@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from .errors import ConfigError
-from .formatting import printable
+from .formatting import quote
+
+Number = TypeVar("Number", int, float)
 
 
 def check_folder(path: Path | None) -> Path | None:
     """Reject an option whose folder, or one of its parents, is a file, before anything is computed."""
     for candidate in (path, *path.parents) if path is not None else ():
         if candidate.exists() and not candidate.is_dir():
-            raise typer.BadParameter(f"{printable(str(candidate))} is a file; expected a folder")
+            raise ConfigError(f"--out: {candidate} is a file; expected a folder")
     return path
+
+
+def parse_number(
+    option: str, text: str, kind: type[Number], *, low: float = -math.inf, high: float = math.inf
+) -> Number:
+    """Convert the text of an option to a number.
+
+    Args:
+        option: name of the option, for messages.
+        text: text as typed.
+        kind: `int` or `float`.
+        low: smallest value.
+        high: largest value.
+
+    Raises:
+        ConfigError: the text is not a number, or the number is out of range.
+    """
+    try:
+        number = kind(text)
+    except ValueError:
+        number = None
+    if number is None or not low <= number <= high:
+        name = "an integer" if kind is int else "a number"
+        limits = "" if (low, high) == (-math.inf, math.inf) else f" from {low:g} to {high:g}"
+        raise ConfigError(f"{option}: expected {name}{limits}, found {quote(text)}")
+    return number
 
 
 def check_flags(context: typer.Context, words: list[str] | None) -> list[str] | None:

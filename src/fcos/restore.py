@@ -108,7 +108,7 @@ def restore_detector(
     tree = deepcopy(tree)  # the checkpoint's config must not change
     apply_overrides(tree, options)
     resolved = validate(tree, where=f"{weights}, config")
-    if checkpoint.project == "fcos":
+    if checkpoint.project == "fcos" and use != "a conversion":  # whose user decides what the new file states
         _reject_contradictions(trained, resolved, len(checkpoint.category_ids), where=str(weights))
     backbone_option = f"model.backbone.name={resolved.model.backbone.name}"
     if checkpoint.project == "fcos" and is_own(resolved.model.backbone.name) and backbone_option not in options:

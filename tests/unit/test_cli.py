@@ -213,11 +213,6 @@ class TestPredict:
         assert (code, out) == (2, "")
         assert err.startswith("fcos: no images given, only options: ")
 
-    def test_threshold_outside_0_to_1_is_rejected(self, fcos, weights, data):
-        code, _, err = fcos("predict", weights, data, "--threshold", "30")
-        assert code == 2
-        assert "Invalid value for '--threshold'" in err
-
 
 class TestConvert:
     def test_writes_the_file_and_reports_matched_tensors(self, fcos, weights, tmp_path):

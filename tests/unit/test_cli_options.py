@@ -44,6 +44,26 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predict w.pt a.jpg --threshold 30", "--threshold: expected a number from 0 to 1, found '30'"),
+        ("predict w.pt a.jpg --threshold=-1", "--threshold: expected a number from 0 to 1, found '-1'"),
+        ("predict w.pt a.jpg --threshold nan", "--threshold: expected a number from 0 to 1, found 'nan'"),
+        ("predict w.pt a.jpg --threshold high", "--threshold: expected a number from 0 to 1, found 'high'"),
+        ("convert w.pt new.pt --to onnx", "to: expected one of fcos, fcos_core, torchvision, found 'onnx'"),
+        ("val w.pt --split tset", "split: expected train, val or test, found 'tset'"),
+        ("split data=x --val x", "--val: expected a number, found 'x'"),
+        ("split data=x --test 0,1", "--test: expected a number, found '0,1'"),
+        ("samples digits new --size 1.5", "--size: expected an integer, found '1.5'"),
+        ("samples digits new --seed x", "--seed: expected an integer, found 'x'"),
+        ("samples digits new --classes 11", "classes must be 1..10, found 11"),
+    ],
+)
+def test_wrong_values_of_options_are_explained(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, *command.split()) == (2, "", f"fcos: {'samples digits: ' * (' 11' in command)}{message}\n")
+
+
+@pytest.mark.parametrize(
     ("command", "told"),
     [
         ("train fcos_mnv2_small data=x --epochs 5", "--epochs: no such option, did you mean train.epochs=5?"),

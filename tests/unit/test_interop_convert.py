@@ -122,7 +122,7 @@ def test_missing_output_folder_raises(tmp_path: Path) -> None:
 
 def test_unknown_format_raises(tmp_path: Path) -> None:
     to: Any = "onnx"
-    with pytest.raises(ConfigError, match="to: expected one of fcos, fcos_core, torchvision; found 'onnx'"):
+    with pytest.raises(ConfigError, match="to: expected one of fcos, fcos_core, torchvision, found 'onnx'"):
         convert(saved(tmp_path / "ours.pt", tiny_config()), tmp_path / "out.pt", to=to)
     assert not (tmp_path / "out.pt").exists()
 

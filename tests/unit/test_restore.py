@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -42,16 +41,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_options_that_contradict_our_weights_are_rejected(
-    weights: Path, tmp_path: Path, option: str, trained: str, reason: str
+    weights: Path, option: str, trained: str, reason: str
 ) -> None:
-    calls: list[Any] = [
-        lambda: fcos.load(weights, option),
-        lambda: fcos.evaluate(weights, option),
-        lambda: fcos.convert(weights, tmp_path / "new.pt", option),
-    ]
-    for call in calls:
+    for function in (fcos.load, fcos.evaluate):
         with pytest.raises(ConfigError) as caught:
-            call()
+            function(weights, option)
         assert f"{weights} was trained with {trained}, and " in str(caught.value)
         assert str(caught.value).endswith("; remove it")
         assert reason in str(caught.value)
