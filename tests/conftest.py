@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectors import tiny_detector
 
-from fcos import downloads
+from fcos import Detector, downloads
 
 DEFAULT_GOLDENS = Path(__file__).parent / "parity" / "goldens"
 
@@ -47,3 +48,8 @@ def _log_level() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return tiny_detector()

@@ -23,6 +23,7 @@ from .checkpoint_checks import COUNTER_SUFFIX, describe_metadata_problems, descr
 from .choices import Project
 from .config import Config
 from .errors import WeightsError
+from .files import replaced
 from .formatting import join_some
 
 log = logging.getLogger(__name__)
@@ -130,20 +131,17 @@ def write(path: Path, content: Any, *, keep: int = 1) -> None:
     Raises:
         OSError: the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep > 1:
-            for number, earlier in reversed(list(enumerate(generations(path), start=1))):
-                _rename(earlier, path.with_name(f"{path.stem}-{number}{path.suffix}"), keep_old=earlier == path)
-        temporary.replace(path)
+        with replaced(path) as temporary:
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep > 1:
+                for number, earlier in reversed(list(enumerate(generations(path), start=1))):
+                    _rename(earlier, path.with_name(f"{path.stem}-{number}{path.suffix}"), keep_old=earlier == path)
     except RuntimeError as error:  # raised by torch's writer instead of the OSError
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-    finally:
-        temporary.unlink(missing_ok=True)
     for old in generations(path)[keep:]:
         old.unlink()
 

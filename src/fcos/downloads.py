@@ -9,6 +9,7 @@ import string
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ssl import SSLError
 from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, urlopen
 
 import torch
 from filelock import FileLock
@@ -45,6 +46,9 @@ _TIMEOUT = 10.0  # timeout in seconds for the response and for each read
 _CHUNK_SIZE = 1 << 20
 _MAX_NAME_LENGTH = 200
 _CONNECTION_ERRORS = (TimeoutError, ConnectionError, SSLError, HTTPException)
+_FAILURES = (OSError, HTTPException, ValueError, OverflowError)
+"""Errors of a download. ValueError: not a URL; OverflowError: a port that no system has, after a redirect."""
+_COMPRESSIONS = ("br", "compress", "deflate", "gzip", "zstd")
 _TOO_LARGE = "larger than {:g} MiB"
 _NOT_COMPLETE = "not complete after {:g} s"
 _warned: set[tuple[str, str]] = set()  # (licence, weights) of warnings already logged
@@ -79,6 +83,16 @@ def is_url(source: str) -> bool:
     return source.lower().startswith(("http://", "https://"))
 
 
+def describe_other_scheme(source: str) -> str:
+    """Return a message about a source that is a URL of another scheme, such as file: or s3:, otherwise empty text."""
+    scheme = re.match(r"([a-z][a-z0-9+.-]+)://|(data):", source, re.IGNORECASE)
+    if not scheme:
+        return ""
+    name = scheme[1] or scheme[2]
+    hint = f"; give the path without {name}://" if name.lower() == "file" else ""
+    return f"URLs that start with {name}: are not supported; expected a path or an http(s) URL{hint}"
+
+
 def read_url(url: str, *, max_bytes: int, max_seconds: float) -> tuple[bytes, str]:
     """Download a small file into memory.
 
@@ -109,14 +123,38 @@ def read_url(url: str, *, max_bytes: int, max_seconds: float) -> tuple[bytes, st
                 raise ConnectionError(_TOO_LARGE.format(max_bytes / (1 << 20)))
             if expected is not None and len(content) < expected:
                 raise ConnectionError(f"the connection ended after {len(content)} of {expected} bytes")
-            return bytes(content), response.headers.get_content_type()
+            return _decompress(bytes(content), _compression(response), max_bytes), response.headers.get_content_type()
 
     try:
         return _finish_within(max_seconds, read)
     except HTTPError as error:
-        raise ConnectionError(f"the server responded with {error.code} {error.reason}") from None
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
+        raise ConnectionError(_describe_failure(error)) from None
+    except _FAILURES as error:
         raise ConnectionError(f"cannot be downloaded: {_describe_failure(error)}") from None
+
+
+def _compression(response: HTTPResponse) -> str:
+    """Return the compression of a response; empty if it has none, or only a name that browsers ignore, too."""
+    encoding = response.headers.get("Content-Encoding", "").strip().lower().removeprefix("x-")
+    return encoding if encoding in _COMPRESSIONS else ""
+
+
+def _decompress(content: bytes, compression: str, max_bytes: int) -> bytes:
+    """Decompress a response, which may be compressed although the request does not allow it."""
+    if not compression:
+        return content
+    if compression not in ("gzip", "deflate"):
+        raise ConnectionError(f"the server sent the file compressed with {compression}, which is not supported")
+    decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # recognises the headers of gzip and zlib
+    try:
+        decompressed = decompressor.decompress(content, max_bytes + 1)
+    except zlib.error:
+        raise ConnectionError(f"the server sent a file that is not valid {compression}, as its header states") from None
+    if len(decompressed) > max_bytes:
+        raise ConnectionError(_TOO_LARGE.format(max_bytes / (1 << 20)))
+    if not decompressor.eof:
+        raise ConnectionError(f"the server sent an incomplete {compression} file")
+    return decompressed
 
 
 Result = TypeVar("Result")
@@ -150,8 +188,14 @@ def _finish_within(seconds: float, function: Callable[[], Result]) -> Result:
 
 
 def _describe_failure(error: Exception) -> str:
+    if isinstance(error, HTTPError):
+        if str(error.reason).startswith(HTTPRedirectHandler.inf_msg):
+            return "the server redirects in a loop, or too often"
+        if "Redirection to url" in str(error.reason):
+            return "the server redirects to an address that is not an http(s) URL"
+        return f"the server responded with {error.code} {error.reason}"
     reason = error.reason if type(error) is URLError else error
-    return str(reason) or type(reason).__name__
+    return str(reason).partition("\n")[0] or type(reason).__name__
 
 
 def hub_file(source: str | WebFile, name: str, *, otherwise: str, max_bytes: int = MAX_WEIGHTS_BYTES) -> Path:
@@ -232,7 +276,7 @@ def _download(file: WebFile, url: str, path: Path, *, max_bytes: int) -> str | N
         part = _download_part(url, path, expected, max_bytes=max_bytes)
         with part.open("rb") as content:
             digest = hashlib.file_digest(content, algorithm).hexdigest()
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
+    except _FAILURES as error:
         return _describe_failure(error)
     if not part.stat().st_size:
         part.unlink()
@@ -258,6 +302,8 @@ def _download_part(url: str, path: Path, expected: str, *, max_bytes: int) -> Pa
     The name contains the expected hash or the version, so that parts of different files or versions are never mixed.
     """
     with closing(_open_url(url)) as response:
+        if compression := _compression(response):
+            raise ConnectionError(f"the server sends the file compressed with {compression}; expected it as it is")
         length, version = response.headers.get("Content-Length"), _version_id(response)
         total = None if length is None else int(length)
         part = path.with_name(f"{path.name}.{expected or hashlib.sha256(version.encode()).hexdigest()[:8]}.part")
@@ -292,6 +338,14 @@ def _version_id(response: HTTPResponse) -> str:
 def _open_url(url: str, *, start: int = 0) -> HTTPResponse:
     headers = {"User-Agent": "fcos"} | ({"Range": f"bytes={start}-"} if start else {})
     parts = urlsplit(url)
+    if not parts.hostname:
+        raise ValueError("the URL has no host name")
+    try:
+        is_port = parts.port != 0
+    except ValueError:
+        is_port = False
+    if not is_port:
+        raise ValueError("the port in the URL is not a number from 1 to 65535")
     path, query = (quote(text, safe=string.punctuation) for text in (parts.path, parts.query))
     try:
         return urlopen(Request(parts._replace(path=path, query=query).geturl(), headers=headers), timeout=_TIMEOUT)

@@ -23,5 +23,9 @@ class WeightsError(FCOSError):
     """Weights file that is missing, damaged, or does not fit the model."""
 
 
+class WriteError(FCOSError, OSError):
+    """File or folder that cannot be written, for example because the disk is full; `errno` is that of the system."""
+
+
 class TrainingError(FCOSError):
     """Training that cannot continue, for example because the loss is no longer finite."""

@@ -1,13 +1,19 @@
-"""Opening of regular files only, and errors of writing files with the name of the folder."""
+"""Opening of regular files only, and atomic writes, whose errors name the file."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
+
+from .errors import WriteError
+
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def require_regular(path: str | Path) -> None:
@@ -29,18 +35,50 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 @contextmanager
-def naming_folder(folder: Path) -> Iterator[None]:
-    """Add the name of the folder to an OSError without a file name: that of a full disk has none.
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which replaces `path` at the end if there was no error (an atomic write).
+
+    A link at `path` is replaced, too, so nothing is written to the file that it points to.
+    """
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into a message with the path, which the system's message for a full disk lacks.
 
     Args:
-        folder: folder that the files are written to.
+        path: file or folder that is written.
 
     Raises:
-        OSError: a file cannot be written.
+        WriteError: an OSError was raised.
     """
     try:
         yield
+    except WriteError:
+        raise
     except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, f"cannot write to this folder: {error.strerror}", str(folder)) from None
+        hint = "; free up disk space, then try again" if error.errno in _DISK_IS_FULL else ""
+        failure = WriteError(f"{path}: cannot be written: {error.strerror or error}{hint}")
+        failure.errno = error.errno
+        raise failure from None
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write a UTF-8 text file atomically: an existing file stays intact until the new one is complete.
+
+    Args:
+        path: path of the file.
+        text: content.
+        errors: treatment of characters that UTF-8 cannot encode, as in `str.encode`.
+
+    Raises:
+        WriteError: the disk is full or not writable.
+    """
+    with explain_write_errors(path), replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors=errors)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .files import naming_folder
+from .files import write_text
 from .formatting import format_metric, printable, printable_lines
 from .plotting import import_matplotlib
 
@@ -196,15 +196,9 @@ class Page:
         """Write the page to a file atomically: an existing file is replaced only when the new one is complete.
 
         Raises:
-            OSError: the disk is full or not writable.
+            WriteError: the disk is full or not writable.
         """
-        new = path.with_name(f".{path.name}.new")
-        try:
-            with naming_folder(path.parent):
-                new.write_text(self.html(), encoding="utf-8")
-                new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
+        write_text(path, self.html())
 
 
 def _isolated(text: str) -> Any:

@@ -117,7 +117,9 @@ def restore_detector(
         )
     model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     load_weights(model, checkpoint.model, where=str(weights))
-    unrelated = (*TRAINING_OPTIONS, *SPEED_OPTIONS, "model.num_classes")
+    unrelated = [*TRAINING_OPTIONS, *SPEED_OPTIONS, "model.num_classes"]
+    if trained.data.root is None and not trained.data.train.data_sets:  # the weights do not record their data
+        unrelated += ANNOTATION_OPTIONS
     changed = {key: new for key, _, new in changes(trained, resolved) if not is_among(key, unrelated)}
     # Channels-last is a fifth faster on the CPU.
     return RestoredDetector(model.eval().to(memory_format=torch.channels_last), checkpoint, resolved, changed)

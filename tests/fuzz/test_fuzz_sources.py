@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from fuzzing import ODD_TEXTS, check_message, damaged_bytes, examples, fuzz, limits
 from hypothesis import strategies as st
 from PIL import Image
@@ -60,13 +58,6 @@ def server() -> Iterator[Server]:
         yield tcp
         tcp.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def detector() -> Detector:
-    torch.manual_seed(0)
-    config = tiny_config()
-    return Detector(tiny_model(config), config, class_names=NAMES, category_ids=CATEGORY_IDS)
 
 
 @pytest.fixture

@@ -10,25 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from detectors import CATEGORY_IDS, NAMES
 from PIL import Image
 from raw_server import raw_server, response
 
 from fcos import ConfigError, DataError, Detector, cli
 from fcos.data.images import check_image, open_rgb
+from fcos.errors import WriteError
 from fcos.inference.sources import PredictedFile, expand, predict_files
 
 
 @pytest.fixture(autouse=True)
 def direct_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-
-
-@pytest.fixture(scope="module")
-def detector() -> Detector:
-    torch.manual_seed(0)
-    config = tiny_config()
-    return Detector(tiny_model(config), config, class_names=NAMES, category_ids=CATEGORY_IDS)
 
 
 @pytest.fixture
@@ -326,8 +320,8 @@ def test_progress_counts_every_picture(detector: Detector, photos: Path, tmp_pat
     assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
-def test_predictions_that_cannot_be_written_are_a_data_error(detector: Detector, photos: Path, tmp_path: Path) -> None:
+def test_predictions_that_cannot_be_written_are_a_write_error(detector: Detector, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "predictions.json").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"out/predictions\.json: cannot be written: Is a directory$"):
+    with pytest.raises(WriteError, match=r"out/predictions\.json: cannot be written: Is a directory$"):
         run(detector, [photos], tmp_path / "out")
     assert (tmp_path / "out" / "good.png").is_file()

@@ -131,6 +131,7 @@ class TestVal:
             "boxes_per_class",
             "thresholds",
             "annotations_digest",
+            "changed_options",
         }
         assert {d["image_id"] for d in json.loads((folder / "detections.json").read_text())} == {5}
 

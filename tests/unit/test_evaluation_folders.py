@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,18 @@ def test_moved_data_and_speed_options_update_the_results_of_the_run(
     shutil.copytree(run.parent / "data", run.parent / "moved")
     main_without_exit("val", run, option.format(root=run.parent))
     assert f"written: {run}/val/metrics.json" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_weights_without_recorded_data_are_evaluated_on_any(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["categories"].append({"id": 1, "name": NAMES[2]})
+    write_coco(tmp_path / "data", tree, split="val")
+    config = tiny_config()
+    save_checkpoint(
+        tmp_path / "mine.pt", model=tiny_model(config), config=config, class_names=NAMES, category_ids=(7, 6, 1)
+    )
+    main_without_exit("val", tmp_path / "mine.pt", f"data={tmp_path / 'data'}", "device=cpu")
+    assert json.loads((tmp_path / "mine_val/metrics.json").read_text())["changed_options"] == {}
 
 
 def test_report_ignores_an_evaluation_with_other_options(tmp_path: Path) -> None:

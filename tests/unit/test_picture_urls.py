@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import re
 import socket
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,8 +14,10 @@ import pytest
 from PIL import Image
 from raw_server import raw_server, response
 
-from fcos import DataError
+from fcos import DataError, WeightsError
 from fcos.inference.inputs import fetch, to_picture
+from fcos.inference.paths import expand
+from fcos.interop.checkpoints import load_checkpoint
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
@@ -97,8 +102,17 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         (CHUNKED + b"zz\r\nabc", "cannot be downloaded: "),
         (CHUNKED + b"100\r\nabc", "cannot be downloaded: "),
         (CHUNKED + b"3\r\nabc\r\n", "cannot be downloaded: "),
-        (b"HTTP/1.1 302 Found\r\nLocation: /photo.jpg\r\nContent-Length: 0\r\n\r\n", "responded with 302"),
-        (b"HTTP/1.1 302 Found\r\nLocation: file:///etc/hostname\r\nContent-Length: 0\r\n\r\n", "302"),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: /photo.jpg\r\nContent-Length: 0\r\n\r\n",
+            "redirects in a loop, or too often$",
+        ),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: file:///etc/hostname\r\nContent-Length: 0\r\n\r\n",
+            r"not an http\(s\) URL$",
+        ),
+        (response(encode("PNG"), header="Content-Encoding: br"), "compressed with br, which is not supported"),
+        (response(encode("PNG"), header="Content-Encoding: gzip"), "not valid gzip"),
+        (response(gzip.compress(encode("PNG"))[:-9], header="Content-Encoding: gzip"), "incomplete gzip file"),
         (b"HTTP/1.1 404 No \x1b[31m\r\nContent-Length: 0\r\n\r\n", "responded with 404"),
         (b"HTTP/1.1 500 Broken\r\n\r\n", "responded with 500 Broken"),
     ],
@@ -107,6 +121,38 @@ def test_a_failing_download_is_a_data_error_with_the_url(content: bytes, message
     with raw_server({"/photo.jpg": content}) as address, pytest.raises(DataError, match=message) as error:
         fetch(f"{address}/photo.jpg")
     assert str(error.value).startswith(f"{address}/photo.jpg: ")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "utf-8"])
+def test_compressed_responses_are_decompressed(encoding: str) -> None:
+    compress = {"deflate": zlib.compress, "utf-8": bytes}.get(encoding, gzip.compress)
+    content = response(compress(encode("PNG")), header=f"Content-Encoding: {encoding}")
+    with raw_server({"/photo": content}) as address:
+        np.testing.assert_array_equal(np.asarray(fetch(f"{address}/photo")), PIXELS)
+
+
+def test_decompression_is_limited() -> None:
+    content = response(gzip.compress(bytes(3 << 20)), header="Content-Encoding: gzip")
+    with raw_server({"/a": content}) as address, pytest.raises(DataError, match="larger than 2 MiB"):
+        fetch(f"{address}/a", max_bytes=2 << 20)
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///photo.jpg", "ftp://host/photo.jpg", "s3://bucket/a.jpg", "data:image/png;base64,AA"]
+)
+def test_urls_of_other_schemes_are_a_user_error(url: str) -> None:
+    message = f"{re.escape(url)}: URLs that start with .* are not supported; expected a path or an http\\(s\\) URL"
+    for call in (to_picture, expand):
+        with pytest.raises(DataError, match=message):
+            call(url)
+    with pytest.raises(WeightsError, match=message):
+        load_checkpoint(url)
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "x"])
+def test_an_impossible_port_is_a_data_error(port: str) -> None:
+    with pytest.raises(DataError, match=r"the port in the URL is not a number from 1 to 65535$"):
+        to_picture(f"http://127.0.0.1:{port}/a.jpg")
 
 
 @pytest.mark.parametrize(

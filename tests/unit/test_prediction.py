@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import sys
 import types
 from pathlib import Path
@@ -13,20 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from PIL import Image, ImageShow
 from raw_server import raw_server, response
 
 import fcos
 from fcos import ConfigError, DataError, Detector, Instances
+from fcos.errors import FCOSError
 from fcos.inference.prediction import Prediction
-
-
-@pytest.fixture(scope="module")
-def detector() -> Detector:
-    torch.manual_seed(0)
-    config = tiny_config()
-    return Detector(tiny_model(config), config, class_names=NAMES, category_ids=CATEGORY_IDS)
 
 
 @pytest.fixture
@@ -136,14 +128,28 @@ class TestPicture:
         with Image.open(path) as picture:
             assert (picture.format, picture.size) == (expected, (720, 480))
 
-    @pytest.mark.parametrize("name", ["out", "out.gif", "out.json", "missing/out.png", "folder.png"])
-    def test_a_picture_that_cannot_be_saved_is_a_data_error(
-        self, detector: Detector, photo: Path, tmp_path: Path, name: str
+    def test_save_creates_missing_folders(self, detector: Detector, photo: Path, tmp_path: Path) -> None:
+        assert detector.predict(photo).save(tmp_path / "new/folder/out.png").is_file()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("out", "out: expected a file name that ends in .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, found ''"),
+            ("missing/out.zzz", "out.zzz: expected a file name that ends in .jpg"),
+            ("folder.png", "folder.png: cannot be written: Is a directory"),
+            ("photo.png/out.png", "photo.png/out.png: cannot be written: "),
+            (None, "path: expected a path or name, found None"),
+            (3, "path: expected a path or name, found 3"),
+        ],
+    )
+    def test_a_picture_that_cannot_be_saved_is_a_user_error(
+        self, detector: Detector, photo: Path, tmp_path: Path, name: Any, message: str
     ) -> None:
         (tmp_path / "folder.png").mkdir()
         before = sorted(tmp_path.iterdir())
-        with pytest.raises(DataError, match=name):
-            detector.predict(photo).save(tmp_path / name)
+        with pytest.raises(FCOSError) as caught:
+            detector.predict(photo).save(tmp_path / name if isinstance(name, str) else name)
+        assert message in str(caught.value)
         assert sorted(tmp_path.iterdir()) == before
 
     def test_a_picture_that_is_gone_is_a_data_error(self, detector: Detector, photo: Path) -> None:
@@ -153,20 +159,31 @@ class TestPicture:
             with pytest.raises(DataError, match="no such file"):
                 action()
 
-    def test_show_opens_a_viewer(
-        self, detector: Detector, photo: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_show_opens_a_viewer(self, detector: Detector, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+        monkeypatch.setenv("DISPLAY", ":0")
         shown: list[Image.Image] = []
         has_viewer = True
         monkeypatch.setattr(ImageShow, "show", lambda image: shown.append(image) or has_viewer)
         detector.predict(photo).show()
         assert [image.size for image in shown] == [(720, 480)]
-        assert caplog.messages == []
         has_viewer = False
-        with caplog.at_level(logging.WARNING):
+        with pytest.raises(FCOSError, match=r"no display or no image viewer; write the picture with save\(PATH\)"):
             detector.predict(photo).show()
-        assert "no image viewer is installed" in caplog.text
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems always have a display")
+    def test_show_without_a_display_is_a_user_error(
+        self, detector: Detector, photo: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+            monkeypatch.delenv(name, raising=False)
+        with pytest.raises(FCOSError, match="no display"):
+            detector.predict(photo).show()
+
+    @pytest.mark.parametrize("device", ["zzz", None, ["cpu"], ""])
+    def test_unknown_devices_are_a_user_error(self, detector: Detector, device: Any) -> None:
+        with pytest.raises(FCOSError, match="device: expected auto, cpu, mps, cuda or cuda:N, found "):
+            detector.to(device)
 
     def test_notebooks_display_the_picture(
         self, detector: Detector, photo: Path, monkeypatch: pytest.MonkeyPatch

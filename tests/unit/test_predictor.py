@@ -17,13 +17,6 @@ from fcos import ConfigError, DataError, Detector, WeightsError
 from fcos.checkpoint import save_checkpoint
 
 
-@pytest.fixture(scope="module")
-def detector():
-    torch.manual_seed(0)
-    config = tiny_config()
-    return Detector(tiny_model(config), config, class_names=NAMES, category_ids=CATEGORY_IDS)
-
-
 def picture(width=120, height=80, seed=0):
     noise = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from reports import Made, made_run
 from tiny_data import write_coco
 
 from fcos.cli import main
+from fcos.errors import WriteError
 from fcos.evaluation.results import load_evaluation, save_evaluation
-from fcos.files import naming_folder
+from fcos.files import write_text
 
 
 @pytest.fixture(scope="module")
@@ -107,40 +110,58 @@ def test_detections_on_images_or_of_classes_that_val_lacks_are_not_shown(key: st
 # ----------------------------------------------------------------------------------------------------------- full disks
 
 
-def test_an_error_of_a_full_disk_names_the_folder(tmp_path: Path) -> None:
-    full = OSError(errno.ENOSPC, "No space left on device")
-    with (
-        pytest.raises(OSError, match="cannot write to this folder: No space left on device") as caught,
-        naming_folder(tmp_path),
-    ):
-        raise full
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Limit the size of files: as on a full disk, writing more raises an OSError."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_an_error_that_names_its_file_stays(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as caught, naming_folder(tmp_path):
-        (tmp_path / "gone/file").write_text("")
-    assert caught.value.filename == str(tmp_path / "gone/file")
+@pytest.mark.usefixtures("full_disk")
+def test_writing_to_a_full_disk_names_the_file_and_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "before")
+    with pytest.raises(WriteError) as caught:
+        write_text(path, "after " * 10)
+    assert str(caught.value) == f"{path}: cannot be written: File too large; free up disk space, then try again"
+    assert caught.value.errno == errno.EFBIG
+    assert [entry.read_text() for entry in tmp_path.iterdir()] == ["before"]
 
 
-@pytest.mark.parametrize("name", ["doctor.json", ".doctor.html.new"])
-def test_the_doctor_on_a_full_disk_names_the_folder(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_writing_to_a_missing_folder_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"gone/a\.txt: cannot be written: No such file or directory$"):
+        write_text(tmp_path / "gone/a.txt", "")
+
+
+def test_an_evaluation_is_kept_on_a_full_disk(undamaged: Made, request: pytest.FixtureRequest) -> None:
+    folder = undamaged.folder / "val"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    request.getfixturevalue("full_disk")
+    with pytest.raises(WriteError, match="cannot be written: File too large"):
+        save_evaluation(replace(undamaged.evaluation, metrics={}), folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_doctor_on_a_full_disk_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    out = tmp_path / "checkup"
-    out.mkdir()
-    (out / name).symlink_to("/dev/full")
+    data = write_coco(tmp_path / "data")
+    request.getfixturevalue("full_disk")
     with pytest.raises(SystemExit) as stop:
-        main(["doctor", f"data={write_coco(tmp_path / 'data')}", "--out", str(out)])
+        main(["doctor", f"data={data}", "--out", str(tmp_path / "checkup")])
     assert stop.value.code == 2
-    assert f"cannot write to this folder: No space left on device: '{out}'" in capsys.readouterr().err
+    assert f"{tmp_path / 'checkup/doctor.json'}: cannot be written: File too large" in capsys.readouterr().err
 
 
-def test_a_report_on_a_full_disk_names_the_folder(undamaged: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_on_a_full_disk_names_the_file(
+    undamaged: Made, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
     page = undamaged.page()
-    (undamaged.folder / ".report.html.new").symlink_to("/dev/full")
+    request.getfixturevalue("full_disk")
     with pytest.raises(SystemExit) as stop:
         main(["report", str(undamaged.folder)])
     assert stop.value.code == 2
-    assert f"cannot write to this folder: No space left on device: '{undamaged.folder}'" in capsys.readouterr().err
+    assert f"{undamaged.folder / 'report.html'}: cannot be written: File too large" in capsys.readouterr().err
     assert (undamaged.folder / "report.html").read_text(encoding="utf-8") == page

@@ -3,20 +3,12 @@
 import json
 
 import pytest
-import torch
-from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from detectors import CATEGORY_IDS
 from PIL import Image
 
-from fcos import DataError, Detector
+from fcos import DataError
 from fcos.data.files import PREDICTIONS_MARK
 from fcos.inference.sources import expand, predict_files
-
-
-@pytest.fixture(scope="module")
-def detector():
-    torch.manual_seed(0)
-    config = tiny_config()
-    return Detector(tiny_model(config), config, class_names=NAMES, category_ids=CATEGORY_IDS)
 
 
 @pytest.fixture

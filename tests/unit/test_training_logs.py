@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fcos.config import Config
-from fcos.errors import TrainingError
+from fcos.errors import WriteError
 from fcos.training import logs
 from fcos.training.logs import RunLog, Step, StepResult, TrainingProgress
 
@@ -160,8 +160,8 @@ def test_rows_with_an_unknown_split_are_dropped_on_resume(tmp_path: Path) -> Non
 
 
 def test_full_disk_at_startup_raises_with_the_folder_name(tmp_path: Path) -> None:
-    message = re.escape(f"{tmp_path}: cannot write to this folder: [Errno 27] File too large; free up disk space")
-    with files_up_to(10), pytest.raises(TrainingError, match=message):
+    message = re.escape(f"{tmp_path}: cannot be written: File too large; free up disk space")
+    with files_up_to(10), pytest.raises(WriteError, match=message):
         RunLog(tmp_path, config(1))
 
 

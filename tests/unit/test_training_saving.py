@@ -23,7 +23,7 @@ from tiny_data import coco_tree, write_coco
 from fcos import cli
 from fcos.config import Config
 from fcos.data import load_annotations
-from fcos.errors import ConfigError, TrainingError, WeightsError
+from fcos.errors import ConfigError, TrainingError, WeightsError, WriteError
 from fcos.evaluation.evaluate import Evaluation
 from fcos.evaluation.results import load_evaluation
 from fcos.interop.checkpoints import load_checkpoint
@@ -240,9 +240,9 @@ def test_full_disk_at_startup_raises_and_keeps_the_previous_config(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", write_half)
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(WriteError) as caught:
         train(resume(configure(iterations=2)))
-    assert str(caught.value).startswith(f"{run}: cannot write to this folder: [Errno 28] No space left on device")
+    assert str(caught.value).startswith(f"{run / 'config.yaml'}: cannot be written: No space left on device")
     assert {path: path.read_bytes() for path in before} == before
     assert not list(run.glob(".*"))
 

@@ -15,6 +15,7 @@ from ..data.layouts import SPLITS, locate
 from ..data.source import Split
 from ..data.splits import load_annotations
 from ..errors import DataError
+from ..files import explain_write_errors, write_text
 from ..formatting import join_some, plural, printable
 from .duplicates import find_duplicates, fingerprint
 
@@ -113,14 +114,15 @@ def write_lists(annotations: Annotations, parts: dict[Split, np.ndarray], folder
 
     Raises:
         DataError: a file exists.
-        OSError: the disk is full or not writable.
+        WriteError: the disk is full or not writable.
     """
     files: dict[Split, Path] = {split: folder / f"{split}.txt" for split in parts}
     existing = [str(file) for file in files.values() if os.path.lexists(file)]
     if existing:
         raise DataError(f"{', '.join(existing)}: exists already; remove it, or choose another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for split, file in files.items():
         names = [annotations.file_name(i) for i in np.flatnonzero(parts[split]).tolist()]
-        file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", errors="surrogateescape")
+        write_text(file, "".join(f"{name}\n" for name in names), errors="surrogateescape")
     return files

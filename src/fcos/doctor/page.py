@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..data.dataset import Annotations
 from ..errors import DataError
-from ..files import naming_folder
+from ..files import explain_write_errors, write_text
 from ..formatting import percent, plural
 from ..html_page import Cell, Chart, Page, PageImage, Section, Tile
 from ..inference.draw import draw
@@ -45,12 +45,12 @@ def save(report: Report, folder: Path) -> None:
         folder: output folder, created if it is missing.
 
     Raises:
-        OSError: the disk is full or not writable.
+        WriteError: the disk is full or not writable.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.to_dict(), indent=1, allow_nan=False)
-    with naming_folder(folder):
-        (folder / "doctor.json").write_text(text, encoding="utf-8")
+    write_text(folder / "doctor.json", text)
     make_page(report).save(folder / "doctor.html")
 
 

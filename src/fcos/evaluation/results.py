@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..config.options import ANNOTATION_OPTIONS, is_among
-from ..files import naming_folder
+from ..files import explain_write_errors, replaced
 from ..formatting import HYPHEN, format_metric, printable
 from .coco_metrics import DETAILS
 from .evaluate import Evaluation
@@ -59,8 +59,15 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write `metrics.json` (null for undefined metrics) and `detections.json` (COCO result format) into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `metrics.json` (null for undefined metrics) and `detections.json` (COCO result format) atomically.
+
+    Args:
+        evaluation: result of an evaluation.
+        folder: output folder, created if it is missing.
+
+    Raises:
+        WriteError: the disk is full or not writable.
+    """
     metrics = {
         "metrics": _nan_to_none(evaluation.metrics),
         "per_class": {name: _nan_to_none(values) for name, values in evaluation.per_class.items()},
@@ -69,12 +76,12 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "annotations_digest": evaluation.annotations_digest,
         "changed_options": evaluation.changed_options,
     }
-    with naming_folder(folder):
-        text = json.dumps(evaluation.detections, allow_nan=False)
-        (folder / "detections.json").write_text(text, encoding="utf-8")
-        # Written last: `reporting/record.py` relies on complete detections wherever metrics.json exists.
-        text = json.dumps(metrics, indent=1, allow_nan=False)
-        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Both are complete before one is replaced, so that a full disk keeps an earlier pair.
+        with replaced(folder / "detections.json") as detections_file, replaced(folder / "metrics.json") as metrics_file:
+            detections_file.write_text(json.dumps(evaluation.detections, allow_nan=False), encoding="utf-8")
+            metrics_file.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 class _SavedMetrics(BaseModel, strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.images import describe_failure, load_rgb, open_rgb, to_rgb
 from ..data.opening import MAX_PIXELS, read_image
-from ..downloads import is_url, read_url
+from ..downloads import describe_other_scheme, is_url, read_url
 from ..errors import DataError
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -44,6 +44,8 @@ def to_picture(
     if isinstance(image, str | Path):
         if is_url(str(image)):
             return fetch(str(image), bit_depth=bit_depth, max_pixels=max_pixels)
+        if (reason := describe_other_scheme(str(image))) and not Path(image).exists():
+            raise DataError(f"{image}: {reason}")
         return open_rgb(image, bit_depth=bit_depth, max_pixels=max_pixels)
     if isinstance(image, Tensor):
         image = _from_tensor(image, where)

@@ -1,15 +1,14 @@
-"""Writing of result files: formats of pictures, and files that appear under their name only when they are complete."""
+"""Writing of pictures in all common formats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, WriteError
+from ..files import explain_write_errors, replaced
+from ..formatting import quote
 
 _FORMATS = {
     ".jpg": "JPEG",
@@ -32,51 +31,27 @@ def is_writable(suffix: str, size: tuple[int, int]) -> bool:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of the file's suffix.
+    """Write a picture in the format of the file's suffix, in a folder that is created if it is missing.
 
     Raises:
-        DataError: the suffix is not that of a supported format, the picture is too large for the format, or the file
-            cannot be written.
+        DataError: the suffix is not that of a supported format, the picture is too large for the format, or its writer
+            fails.
+        WriteError: the file or its folder cannot be written.
     """
+    image_format = _FORMATS.get(path.suffix.lower())
+    if image_format is None:
+        raise DataError(f"{path}: expected a file name that ends in {', '.join(_FORMATS)}, found {quote(path.suffix)}")
     if not is_writable(path.suffix, picture.size):
-        expected = f"one of the suffixes {', '.join(_FORMATS)}"
-        if path.suffix.lower() in _FORMATS:
-            expected = ".png: the format has no pictures as large as this one"
-        raise DataError(f"{path}: expected {expected}; this one has {picture.width}x{picture.height} pixels")
+        raise DataError(
+            f"{path}: {image_format} pictures have at most {_LARGEST_SIDES[image_format]} pixels per side, this one has"
+            f" {picture.width}x{picture.height}; use a name that ends in .png"
+        )
     try:
-        with replaced(path) as temporary, temporary.open("xb") as file:
-            picture.save(file, _FORMATS[path.suffix.lower()], quality=92)
+        with explain_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(path) as temporary, temporary.open("xb") as file:
+                picture.save(file, image_format, quality=92)
+    except WriteError:
+        raise
     except Exception as error:  # Pillow's writers raise many kinds
-        raise _write_error(path, error) from None
-
-
-def save_text(text: str, path: Path) -> None:
-    """Write a UTF-8 text file.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    try:
-        with replaced(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _write_error(path, error) from None
-
-
-def _write_error(path: Path, error: Exception) -> DataError:
-    reason = isinstance(error, OSError) and error.strerror  # without the name of the temporary file
-    return DataError(f"{path}: cannot be written: {reason or error}")
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file, which replaces `path` at the end if there was no error.
-
-    A link at `path` is replaced, too, so nothing is written to the file that it points to.
-    """
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written: {error}") from None

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..data.files import IMAGE_SUFFIXES
-from ..downloads import is_url
+from ..downloads import describe_other_scheme, is_url
 from ..errors import DataError
 
 
@@ -40,7 +40,7 @@ def expand(source: str) -> list[str]:
     files = sorted(path for path in dict.fromkeys(matches) if not os.path.isdir(path))
     if not files:
         reason = "no file matches" if glob.has_magic(source) else "no such file or folder"
-        raise DataError(f"{source}: {reason}")
+        raise DataError(f"{source}: {describe_other_scheme(source) or reason}")
     return files
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
-import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageShow
 
-from ..errors import DataError
+from ..config.arguments import check_source
+from ..errors import DataError, FCOSError
 from ..structures import Instances
 from .draw import draw
 from .inputs import Picture
 from .output import save_picture
 
-log = logging.getLogger(__name__)
+
+def _has_display() -> bool:
+    """Return whether the system can show windows. On Linux, image viewers start without a display, and fail later."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,28 +56,35 @@ class Prediction(Instances):
     def save(self, path: str | Path) -> Path:
         """Write the picture with its detections to a file in the format of its suffix, such as .jpg or .png.
 
+        Args:
+            path: path of the file; missing folders are created.
+
         Returns:
             `path` as a `Path`.
 
         Raises:
-            DataError: the picture can no longer be read, or the file cannot be written.
+            ConfigError: `path` is not a path.
+            DataError: the picture can no longer be read, or the suffix is not that of a supported format.
+            WriteError: the file cannot be written.
         """
-        save_picture(self.plot(), Path(path))
-        return Path(path)
+        path = Path(check_source(path, name="path"))
+        save_picture(self.plot(), path)
+        return path
 
     def show(self) -> None:
         """Display the picture with its detections: in the notebook, or else with the image viewer of the system.
 
         Raises:
             DataError: the picture can no longer be read.
+            FCOSError: this machine has no image viewer, or no display.
         """
         picture = self.plot()
         if "ipykernel" in sys.modules:
             from IPython.display import display  # pyright: ignore[reportMissingImports] (part of a notebook)
 
             display(picture)
-        elif not ImageShow.show(picture):
-            log.warning("no image viewer is installed; write the picture to a file with save(PATH)")
+        elif not (_has_display() and ImageShow.show(picture)):
+            raise FCOSError("show: this machine has no display or no image viewer; write the picture with save(PATH)")
 
     def _repr_png_(self) -> bytes | None:
         """Return the picture with its detections as PNG, which notebooks display."""

@@ -97,7 +97,7 @@ class Detector:
         Raises:
             ConfigError: the device does not exist.
         """
-        self.model.to(resolve_device(str(device)))
+        self.model.to(resolve_device(device))
         return self
 
     @overload

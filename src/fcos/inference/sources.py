@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,12 @@ from PIL import Image
 
 from ..data.files import IMAGE_SUFFIXES, PREDICTIONS_MARK
 from ..downloads import is_url
-from ..errors import ConfigError, DataError
-from ..files import naming_folder
+from ..errors import ConfigError, DataError, WriteError
+from ..files import explain_write_errors, write_text
 from ..structures import Instances
 from .draw import draw
 from .inputs import to_picture
-from .output import is_writable, save_picture, save_text
+from .output import is_writable, save_picture
 from .paths import expand
 
 if TYPE_CHECKING:
@@ -82,7 +81,8 @@ def predict_files(
 
     Raises:
         ConfigError: `out` has the name of a picture.
-        DataError: `out` is a folder that contains pictures to read, or `predictions.json` cannot be written.
+        DataError: `out` is a folder that contains pictures to read.
+        WriteError: `out` cannot be created, or `predictions.json` cannot be written.
     """
     if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
         raise ConfigError(f"{out}: expected a folder for the annotated images, not the name of an image (--out)")
@@ -99,9 +99,9 @@ def predict_files(
         raise DataError(
             f"{out}: the input images are in this folder and would be overwritten; choose another one (--out)"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    if not any(out.iterdir()):  # a folder with other files may be data
-        with suppress(OSError):
+    with explain_write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if not any(out.iterdir()):  # a folder with other files may be data
             (out / PREDICTIONS_MARK).touch()
     if progress is not None:
         progress(0, len(files))
@@ -114,8 +114,7 @@ def predict_files(
     finally:  # also after an interruption: keeps the results so far
         if write_json:
             rows = [json.dumps(_to_json(result, detector.category_ids)) for result in results]
-            with naming_folder(out):
-                save_text("[\n" + ",\n".join(rows) + "\n]\n", out / "predictions.json")
+            write_text(out / "predictions.json", "[\n" + ",\n".join(rows) + "\n]\n")
     return all(result.error is None for result in results)
 
 
@@ -151,7 +150,7 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
                 path = out / _file_name(file, drawn.size, used_names)
                 save_picture(drawn, path)
                 picture = path
-            except DataError as failure:
+            except (DataError, WriteError) as failure:
                 error = str(failure)
             yield PredictedFile(file, picture, instances, len(below), max(below.tolist(), default=0.0), error)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, find_weights, from_ours, is_ours, read
 from ..config import expand_user
 from ..config.text import as_option
-from ..downloads import hub_file, is_url, warn_about_licence
+from ..downloads import describe_other_scheme, hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
 from ..formatting import join_some, plural
 from ..models.backbones.renames import BACKBONE_TENSORS, without_module
@@ -58,6 +58,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     if downloaded:
         path = hub_file(torchvision.WEIGHTS.get(where, where), where, otherwise="give the path of other weights")
     else:
+        if (reason := describe_other_scheme(where)) and not Path(source).exists():
+            raise WeightsError(f"{where}: {reason}")
         path = find_weights(expand_user(source))
     try:
         content = read(path, safe_globals=_SAFE_GLOBALS)

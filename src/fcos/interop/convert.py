@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checkpoint import Checkpoint, save_checkpoint, write
 from ..config import Config
 from ..errors import WeightsError
+from ..files import explain_write_errors
 from ..formatting import join_some
 from ..models import DetectionModel
 from . import Form
@@ -61,9 +62,14 @@ def write_as(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint,
 
     Raises:
         WeightsError: the project's model cannot compute this detector, or `out` fails `check_output`.
-        OSError: the disk is full or not writable.
+        WriteError: the disk is full or not writable.
     """
     check_output(out)
+    with explain_write_errors(out):
+        return _write(to, out, model, checkpoint, config, where=where)
+
+
+def _write(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint, config: Config, *, where: str) -> str:
     model_state: dict[str, Tensor] = model.state_dict()
     weights = {name: checkpoint.model.get(name, tensor) for name, tensor in model_state.items()}
     converted = replace(checkpoint, model=weights, config=config.to_dict())

@@ -12,7 +12,8 @@ import torch
 
 from ..data.workers import available_cores
 from ..distributed import world_size
-from .folder import ENVIRONMENT, write_text
+from ..files import write_text
+from .folder import ENVIRONMENT
 
 
 def save_environment(folder: Path, device: torch.device) -> None:

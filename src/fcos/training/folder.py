@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 from ..checkpoint import generations
 from ..config import Config
 from ..data import Annotations
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError
+from ..files import explain_write_errors, write_text
 from ..formatting import printable
 from .elastic import recall
 
@@ -129,7 +130,7 @@ def lock_folder(folder: Path, *, is_new: bool) -> Iterator[None]:
 
     Raises:
         ConfigError: another process trains in this folder, or `is_new` and the folder already holds a run.
-        TrainingError: nothing can be written to the folder.
+        WriteError: nothing can be written to the folder.
     """
     lock, owner = FileLock(folder / LOCK), folder / LOCK_OWNER
     with explain_write_errors(folder):
@@ -143,8 +144,7 @@ def lock_folder(folder: Path, *, is_new: bool) -> Iterator[None]:
     try:
         if is_new:
             _refuse_existing_run(folder)
-        with explain_write_errors(folder):
-            write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
         owner.unlink(missing_ok=True)
@@ -199,32 +199,3 @@ def _newest_run(name: str) -> Path | None:
 def _run_files(folder: Path) -> list[Path]:
     """Return the checkpoints and config.yaml in a folder; any of them makes it a run folder."""
     return [*generations(folder / LAST), *(path for path in [folder / CONFIG] if path.is_file())]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: an existing file stays intact until the new one is complete.
-
-    Raises:
-        OSError: the disk is full or not writable.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def explain_write_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError into an error with the folder's name, which the system's message for a full disk lacks.
-
-    Raises:
-        TrainingError: nothing can be written to the folder.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(
-            f"{folder}: cannot write to this folder: {error}; free up disk space, then start again"
-        ) from None

@@ -22,7 +22,7 @@ from ..config import Config
 from ..config.text import flatten, suggest
 from ..errors import ConfigError, FCOSError
 from ..extensions import load_function
-from .folder import write_text
+from ..files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from rich.text import Text
 from ..config import Config
 from ..distributed import on_all_ranks, rank
 from ..evaluation.results import headline_metrics
+from ..files import explain_write_errors
 from ..formatting import printable_lines
-from .folder import explain_write_errors
 from .loggers import Logger, RunStart, build_loggers, is_disk_error
 
 PLAIN_OUTPUT_SECONDS = 5.0

@@ -18,9 +18,10 @@ from ..checkpoint import Checkpoint, load_weights
 from ..config import Config
 from ..distributed import barrier, rank, world_size
 from ..errors import ConfigError
+from ..files import write_text
 from .elastic import is_orphaned
 from .environment import save_environment
-from .folder import CONFIG, LAST, explain_write_errors, write_text
+from .folder import CONFIG, LAST
 from .logs import RunLog, Step, TrainingProgress
 from .optim import WeightAverage, build_optimizer
 from .resume import TrainState, read_training_state
@@ -85,9 +86,8 @@ class Run:
     def save_config(self) -> None:
         """Write config.yaml and environment.json. Call this only after all checks of the config have passed."""
         if rank() == 0:
-            with explain_write_errors(self.folder):
-                write_text(self.folder / CONFIG, self.config.to_yaml())
-                save_environment(self.folder, self.device)
+            write_text(self.folder / CONFIG, self.config.to_yaml())
+            save_environment(self.folder, self.device)
 
     @property
     def device(self) -> torch.device:
