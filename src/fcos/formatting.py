@@ -14,7 +14,8 @@ HYPHEN = "-"
 """Replacement for an undefined number on a terminal, which may lack the en dash, and in output for scripts."""
 SHOWN = 5
 """Maximum number of items in a shortened list."""
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that break a line, control a terminal, change the text direction or are invalid in UTF-8."""
 
 
 class _Repr(reprlib.Repr):
@@ -62,8 +63,8 @@ def percent(part: float, whole: float = 1.0, undefined: str = DASH) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape characters that break a line, control a terminal, change the text direction or are invalid in UTF-8."""
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    """Escape `UNPRINTABLE` characters."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def printable_lines(text: str) -> str:

@@ -39,9 +39,9 @@ def progress_bar(description: str, *, shown: bool = True, in_bytes: bool = False
 
     columns = (*Progress.get_default_columns(), DownloadColumn() if in_bytes else MofNCompleteColumn())
     # Lines printed meanwhile appear above the bar, unless they go to a file or a pipe.
-    is_redirected = sys.stdout.isatty()
+    goes_to_terminal = sys.stdout.isatty()
     with Progress(
-        *columns, console=Console(stderr=True, soft_wrap=True), transient=True, redirect_stdout=is_redirected
+        *columns, console=Console(stderr=True, soft_wrap=True), transient=True, redirect_stdout=goes_to_terminal
     ) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -164,7 +164,7 @@ def test_a_run_is_finished_from_the_previous_checkpoint(template: Config, run: P
 def test_a_run_whose_only_checkpoint_is_damaged_is_an_error(run: Path) -> None:
     edit(run / "weights/last.pt", lambda training: training.pop("rng"))
     (run / "weights/last-1.pt").unlink()
-    with pytest.raises(WeightsError, match=r"no checkpoint can be read: .*last\.pt: damaged: .*rng: Field required"):
+    with pytest.raises(WeightsError, match=r"no checkpoint can be read: .*last\.pt: damaged: .*rng: is missing"):
         load_last(run)
 
 

@@ -242,7 +242,7 @@ def test_full_disk_at_startup_raises_and_keeps_the_previous_config(
     monkeypatch.setattr(Path, "write_text", write_half)
     with pytest.raises(WriteError) as caught:
         train(resume(configure(iterations=2)))
-    assert str(caught.value).startswith(f"{run / 'config.yaml'}: cannot be written: No space left on device")
+    assert str(caught.value).startswith(f"{run / 'run.lock.txt'}: cannot be written: No space left on device")
     assert {path: path.read_bytes() for path in before} == before
     assert not list(run.glob(".*"))
 

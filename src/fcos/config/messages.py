@@ -62,6 +62,17 @@ def config_error(
     return ConfigError(f"{where}:" + ("\n  " if len(lines) > 1 else " ") + "\n  ".join(lines))
 
 
+def describe_errors(error: ValidationError) -> list[str]:
+    """Return a line for each error in data other than a config: the keys of the value, and what it should be."""
+    return [
+        f"{'.'.join(map(str, e['loc']))}: {_phrase(e)}" for e in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def _phrase(error: Any) -> str:
+    return _PHRASES.get(error["type"]) or error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+
+
 def suggestion(root: type[BaseModel], name: str, value: str = "") -> str:
     """Return a hint with the options that an unknown name may stand for, to type; empty if there are none.
 
@@ -96,7 +107,7 @@ def _explain(error: Any, root: type[BaseModel], names: Mapping[str, str]) -> str
     if option in names:
         key = f"{names[option]} ({key})"
     error_type, value = error["type"], error["input"]
-    message = _PHRASES.get(error_type) or error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    message = _phrase(error)
     if error_type == "value_error":  # from our validators; messages about a section begin with the option
         other_name = names.get(f"{option}.{message.partition(' ')[0]}")
         return f"{other_name} ({key}): {message}" if other_name else f"{key}: {message}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..data.files import IMAGE_SUFFIXES, PREDICTIONS_MARK
 from ..downloads import is_url
 from ..errors import ConfigError, DataError, WriteError
 from ..files import explain_write_errors, write_text
+from ..formatting import UNPRINTABLE
 from ..structures import Instances
 from .draw import draw
 from .inputs import to_picture
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .predictor import Detector
 
 _LONGEST_NAME = 255  # bytes; limit of most file systems
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def _detect(detector: Detector, images: list[Image.Image]) -> list[Instances | s
 def _file_name(source: str, size: tuple[int, int], used_names: set[str]) -> str:
     """Return the output file name of a source: its own, with a number if the name is taken (compared without case)."""
     path = Path(unquote(urlsplit(source).path) if is_url(source) else source)
-    stem, suffix = _CONTROL_CHARACTERS.sub("_", path.stem) or "picture", path.suffix
+    stem, suffix = UNPRINTABLE.sub("_", path.stem) or "picture", path.suffix
     if not is_writable(suffix, size):
         suffix = ".png"
     name, number = stem + suffix, 1

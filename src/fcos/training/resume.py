@@ -19,6 +19,7 @@ from torch import Tensor
 from ..checkpoint import Checkpoint, describe_shape_mismatches, generations
 from ..checkpoint_checks import describe_tensor_problem, describe_weight_problems
 from ..config import Config
+from ..config.messages import describe_errors
 from ..config.options import info_of, options_of
 from ..config.text import changes
 from ..errors import ConfigError, WeightsError
@@ -190,9 +191,7 @@ def read_training_state(checkpoint: Checkpoint, *, where: str) -> TrainingState:
     try:
         saved = TrainingState.model_validate(checkpoint.training)
     except ValidationError as error:
-        reasons = (error["msg"].removeprefix("Value error, ") for error in error.errors(include_input=False))
-        places = (".".join(map(str, error["loc"])) for error in error.errors(include_input=False))
-        problems = [f"{place}: {reason}" for place, reason in zip(places, reasons, strict=True)]
+        problems = describe_errors(error)
     else:
         problems = _describe_contradictions(saved, checkpoint)
     if problems:

@@ -179,7 +179,11 @@ ROWS: list[Row] = [
         lambda *shape: (_name_backbone(*shape),),
         _find_body_keys,
     ),
-    _one_way("MODEL.WEIGHT", "model.backbone.weights", lambda file: file if is_backbone_file(file) else None),
+    Row(
+        ("MODEL.WEIGHT", "MODEL.WEIGHT"),
+        ("model.backbone.weights", "train.weights"),
+        lambda file, _: (file, None) if is_backbone_file(file) else (None, file or None),
+    ),
     _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", body="mobilenet"),
     Row(
         ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
@@ -242,7 +246,6 @@ ROWS: list[Row] = [
     _same("SOLVER.WARMUP_FACTOR", "train.warmup_factor"),
     _same("SOLVER.CHECKPOINT_PERIOD", "train.checkpoint_every"),
     Row((), ("train.schedule",), lambda: ("multistep",)),
-    _one_way("MODEL.WEIGHT", "train.weights", lambda file: None if is_backbone_file(file) or not file else file),
     # Tests.
     _same("TEST.IMS_PER_BATCH", "eval.batch_size"),
     _augmentation("H_FLIP", "eval.flip", off=False),
