@@ -11,10 +11,11 @@ import logging
 import os
 from pathlib import Path
 
-from fcos.cli import main, report_user_errors
+from fcos.cli import main
 from fcos.errors import WeightsError
 from fcos.interop.fcos_core.config import given_keys, split_pairs
 from fcos.recipes import load_config, read_config_tree
+from fcos.terminal import report_user_errors
 
 parser = argparse.ArgumentParser(description="Evaluate weights with a config of the original FCOS.")
 parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML with the original's keys")

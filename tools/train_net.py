@@ -10,8 +10,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from fcos.cli import main, report_user_errors
+from fcos.cli import main
 from fcos.recipes import load_config
+from fcos.terminal import report_user_errors
 from fcos.training.folder import holds_run
 
 parser = argparse.ArgumentParser(description="Train a detector from a config of the original FCOS.")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shlex
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -27,14 +24,13 @@ from .cli_arguments import (
     check_folder,
     parse_number,
 )
-from .errors import ConfigError, FCOSError
+from .errors import ConfigError
 from .formatting import printable, printable_lines
 from .output import drop_unwritable_output
 from .progress import progress_bar
+from .terminal import console, is_rank_zero, prepare_output, print_lines, report_user_errors
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from .inference.sources import PredictedFile
     from .interop import Form
 
@@ -60,24 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: command-line arguments; None: those of the process.
     """
     with drop_unwritable_output():
-        for stream in (sys.stdout, sys.stderr):  # file names may be invalid Unicode
-            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-        handler = logging.StreamHandler()
-        handler.setFormatter(_TerminalFormatter("%(message)s"))
-        logging.basicConfig(handlers=[handler])
-        if arguments is None and not sys.warnoptions:  # the process is ours, without python -W and PYTHONWARNINGS
-            warnings.simplefilter("ignore")  # of libraries
-        logging.getLogger("fcos").setLevel(logging.INFO if _is_rank_zero() else logging.WARNING)
+        prepare_output(hide_warnings=arguments is None)  # None: the process is ours
         with report_user_errors():
             _require_command(sys.argv[1:] if arguments is None else arguments)
             app(arguments, prog_name="fcos")
-
-
-class _TerminalFormatter(logging.Formatter):
-    """Formatter that escapes control characters, which file names and licences may contain."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable_lines(super().format(record))
 
 
 def _require_command(words: Sequence[str]) -> None:
@@ -89,25 +71,6 @@ def _require_command(words: Sequence[str]) -> None:
             f"{first}: not a command; to detect objects in images, type: fcos predict WEIGHTS {' '.join(words)}, with"
             " torchvision/fcos_resnet50_fpn (80 classes of COCO) or your weights file as WEIGHTS"
         )
-
-
-@contextmanager
-def report_user_errors() -> Iterator[None]:
-    """Turn a user error into a message on stderr and exit code 2. Under torchrun only one process prints it."""
-    try:
-        yield
-    except (FCOSError, OSError) as error:  # OSError: full disk, folder that is not writable
-        if not getattr(error, "told", False) and _is_first_report(str(error)):
-            print(f"fcos: {printable_lines(str(error))}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _is_first_report(message: str) -> bool:
-    if "RANK" not in os.environ:
-        return True
-    from .training.elastic import is_first_report
-
-    return is_first_report(message)
 
 
 @app.callback(invoke_without_command=True)
@@ -136,7 +99,7 @@ def train(
 
     result = api.train(recipe, *overrides or ())
     if "WORLD_SIZE" not in os.environ:  # not a process of a distributed run
-        _print(f"next: fcos predict {result.run / 'weights' / 'best.pt'} IMAGE...")
+        print_lines(f"next: fcos predict {result.run / 'weights' / 'best.pt'} IMAGE...")
 
 
 @app.command(context_settings=WORDS, short_help="Compute the COCO metrics of a detector.")
@@ -163,17 +126,17 @@ def val(
     from . import api
     from .evaluation.results import default_folder, print_evaluation, save_evaluation
 
-    with progress_bar("evaluating", shown=_is_rank_zero()) as progress:
+    with progress_bar("evaluating", shown=is_rank_zero()) as progress:
         result = api.evaluate(weights, *overrides or (), config=config, split=split, progress=progress)
-    if not _is_rank_zero():
+    if not is_rank_zero():
         return
-    print_evaluation(result, _console())
+    print_evaluation(result, console())
     file = Path(weights) if Path(weights).exists() else Path(Path(weights).name)  # a name such as torchvision/...
     folder = out or default_folder(file, split, result)
     save_evaluation(result, folder)
-    _print(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
+    print_lines(f"written: {folder / 'metrics.json'}, {folder / 'detections.json'}")
     if out is None and folder.name.startswith(f"{split}-"):
-        _print(f"{folder.with_name(split)} is reserved for results with the data and options of the run")
+        print_lines(f"{folder.with_name(split)} is reserved for results with the data and options of the run")
 
 
 @app.command(context_settings=WORDS, short_help="Write RUN/report.html: metrics, curves and errors.")
@@ -199,7 +162,7 @@ def report(
 
     with progress_bar("evaluating") as progress:
         file = api.report(run, *overrides or (), progress=progress)
-    _print(f"written: {file}")
+    print_lines(f"written: {file}")
 
 
 @app.command(context_settings=WORDS, short_help="Detect objects in images.")
@@ -270,7 +233,7 @@ def _report(result: PredictedFile, thresholds: str) -> None:
         detections = result.instances.summary()
         if not len(result.instances) and result.num_below:
             detections += f" above the {thresholds} ({result.num_below} below, best {result.best_below:.2f})"
-        _print(f"{printable(result.source)}: {detections} -> {result.picture}")
+        print_lines(f"{printable(result.source)}: {detections} -> {result.picture}")
 
 
 @app.command(context_settings=WORDS, short_help="Convert weights between projects.")
@@ -295,8 +258,8 @@ def convert(
     """
     from . import api
 
-    _print(api.convert(weights, out, *overrides or (), to=cast("Form", to), config=config))
-    _print(f"written: {out}")
+    print_lines(api.convert(weights, out, *overrides or (), to=cast("Form", to), config=config))
+    print_lines(f"written: {out}")
 
 
 @app.command(context_settings=WORDS, short_help="Check a data set before training.")
@@ -337,10 +300,10 @@ def doctor(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # fails before the check, which takes long
     report = check(config, recipe=recipe, progress=progress_bar)
-    _console().print(render(report))
+    console().print(render(report))
     if out is not None:
         save(report, out)
-        _print(f"written: {out / 'doctor.html'}, {out / 'doctor.json'}")
+        print_lines(f"written: {out / 'doctor.html'}, {out / 'doctor.json'}")
     if report.failed:
         raise typer.Exit(1)
 
@@ -374,12 +337,12 @@ def split(
     annotations, parts = divide(config, val=fractions[0], test=fractions[1])
     files = write_lists(annotations, parts, out)
     for name, mask in parts.items():
-        _print(f"{name}: {describe_part(annotations, mask)}")
+        print_lines(f"{name}: {describe_part(annotations, mask)}")
     if note := describe_divided_sequences(annotations, parts):
-        _print(f"note: {note}")
-    _print(f"written: {', '.join(map(str, files.values()))}")
+        print_lines(f"note: {note}")
+    print_lines(f"written: {', '.join(map(str, files.values()))}")
     options = [f"data.{name}.image_list={shlex.quote(str(file))}" for name, file in files.items()]
-    _print(f"next: fcos train fcos_mnv2_small {' '.join([*map(shlex.quote, overrides), *options])}")
+    print_lines(f"next: fcos train fcos_mnv2_small {' '.join([*map(shlex.quote, overrides), *options])}")
 
 
 @samples_app.command(short_help="Write a sample data set in COCO layout.")
@@ -404,7 +367,7 @@ def digits(  # noqa: PLR0917 (options of the command line)
             seed=parse_number("--seed", seed, int),
             progress=progress,
         )
-    _print(f"written: {folder}; train with: fcos train fcos_mnv2_small data={folder}")
+    print_lines(f"written: {folder}; train with: fcos train fcos_mnv2_small data={folder}")
 
 
 @config_app.command("list", short_help="List the shipped recipes.")
@@ -440,20 +403,4 @@ def config_diff(
     from .recipes import load_config
 
     for key, old, new in changes(load_config(first), load_config(second)):
-        _print(f"{key}: {old} -> {new}")
-
-
-def _print(text: str) -> None:
-    """Print lines on stdout, with escaped control characters."""
-    print(printable_lines(text))
-
-
-def _is_rank_zero() -> bool:
-    """Return whether this process has rank 0, which prints for all processes of torchrun."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+        print_lines(f"{key}: {old} -> {new}")

@@ -123,10 +123,9 @@ def test_folder_given_as_recipe_suggests_the_data_option(folder: Folder) -> None
 
 def test_out_that_is_a_file_is_rejected_before_reading_data(folder: Folder) -> None:
     folder.root.write_text("")
-    result = doctor(folder.root / "none", out=folder.root)
-    assert result.exit_code == 2
-    assert f"{folder.root} is a file; expected a folder" in result.output
-    assert f"{folder.root} is a file; expected a folder" in doctor(folder.root / "none", out=folder.root / "a/b").output
+    for out in (folder.root, folder.root / "a/b"):
+        error = doctor(folder.root / "none", out=out).exception
+        assert str(error) == f"--out: {folder.root} is a file; expected a folder"
 
 
 def test_out_that_is_a_dangling_symlink_fails_before_reading_data(folder: Folder) -> None:

@@ -170,8 +170,8 @@ def test_file_name_that_is_too_long_is_rejected() -> None:
     ("override", "told"),
     [
         ("train.micro_batch=abc", "train.micro_batch: should be an integer, found 'abc'"),
-        ("train.micro_batch=0", "train.micro_batch: should be greater than or equal to 1, found 0"),
-        ("model.pixel_mean=[1,2]", "model.pixel_mean.2: is missing, found [1, 2]"),
+        ("train.micro_batch=0", "train.micro_batch: should be at least 1, found 0"),
+        ("model.pixel_mean=[1,2]", "model.pixel_mean: has too few values, found [1, 2]"),
         ("model.pixel_mean=[1,2,3,4]", "model.pixel_mean: should have at most 3 values, found [1, 2, 3, 4]"),
         ("model.pixel_mean=3", "model.pixel_mean: should be a list, such as [a,b], found 3"),
         ("train.lr=abc", "train.lr: should be a number, found 'abc'"),

@@ -70,7 +70,10 @@ def describe_errors(error: ValidationError) -> list[str]:
 
 
 def _phrase(error: Any) -> str:
-    return _PHRASES.get(error["type"]) or error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    """Return what a value should be, in the words of this project."""
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    message = message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    return _PHRASES.get(error["type"]) or message
 
 
 def suggestion(root: type[BaseModel], name: str, value: str = "") -> str:
@@ -103,6 +106,8 @@ def _explain(error: Any, root: type[BaseModel], names: Mapping[str, str]) -> str
     """Return a one-line message for a pydantic error."""
     path = [step for step in error["loc"] if step not in _VARIANTS and not _UNION_MEMBER.match(str(step))]
     key = printable(".".join(map(str, path)) or "config")[:120]
+    if error["type"] == "missing" and isinstance(error["loc"][-1], int):  # of a list of fixed length
+        return f"{printable('.'.join(map(str, path[:-1])))[:120]}: has too few values, found {quote(error['input'])}"
     option = ".".join(step for step in path if isinstance(step, str))  # without list indices
     if option in names:
         key = f"{names[option]} ({key})"
