@@ -85,15 +85,9 @@ def predict_files(
     """
     if out.suffix.lower() in IMAGE_SUFFIXES and not out.is_dir():
         raise ConfigError(f"{out}: expected a folder for the annotated images, not the name of an image (--out)")
-    results: list[PredictedFile] = []
-    files: list[str] = []
-    for source in sources:
-        try:
-            files += expand(source)
-        except DataError as error:
-            results.append(PredictedFile(source, error=str(error)))
-            report(results[-1])
-    files = list(dict.fromkeys(files))
+    files, results = _expand_all(sources)
+    for result in results:
+        report(result)
     if any(_is_in(file, out) for file in files):
         raise DataError(
             f"{out}: the input images are in this folder and would be overwritten; choose another one (--out)"
@@ -115,6 +109,18 @@ def predict_files(
             rows = [json.dumps(_to_json(result, detector.category_ids)) for result in results]
             write_text(out / "predictions.json", "[\n" + ",\n".join(rows) + "\n]\n")
     return all(result.error is None for result in results)
+
+
+def _expand_all(sources: Sequence[str]) -> tuple[list[str], list[PredictedFile]]:
+    """Expand sources to different files, and return the sources that stand for none as failures."""
+    files: list[str] = []
+    failures: list[PredictedFile] = []
+    for source in sources:
+        try:
+            files += expand(source)
+        except DataError as error:
+            failures.append(PredictedFile(source, error=str(error)))
+    return list(dict.fromkeys(files)), failures
 
 
 def _is_in(file: str, folder: Path) -> bool:

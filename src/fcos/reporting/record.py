@@ -109,28 +109,12 @@ def read_record(
             has no effect.
         DataError: data named by an override cannot be read, or is not the data of the run.
     """
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ConfigError(
-            f"{folder}: not a run folder, it has no {CONFIG}; expected the output folder of a training, for example"
-            " runs/fcos_mnv2_small"
-        )
-    try:
-        config, remarks = load_config(path), []
-    except ConfigError as error:
-        raise ConfigError(
-            f"{error}\nIf this file was not edited, another version of fcos created the run; use that version for it"
-        ) from None
-    current_config = load_config(path, overrides)
+    config, remarks = _read_config(folder), []
+    current_config = load_config(folder / CONFIG, overrides)
     _reject_unused_overrides(overrides, config)
     best = _load_best(folder, remarks)
-    named_splits = {
-        split
-        for text in overrides
-        for start in _DATA_OPTIONS
-        if text.startswith(start)
-        for split in _DATA_OPTIONS[start]
-    }
+    starts = [start for start in _DATA_OPTIONS if any(text.startswith(start) for text in overrides)]
+    named_splits = {split for start in starts for split in _DATA_OPTIONS[start]}
     data = data or _read_data(current_config, best, remarks, named_splits)
     saved = load_evaluation(folder / "val")
     splits: dict[Split, Annotations | None] = {"train": data.train, "val": data.val}
@@ -145,6 +129,21 @@ def read_record(
             folder, best, data.val, saved=saved, evaluate=evaluate, remarks=remarks, is_named=is_named
         )
     return Record(folder, config, _read_rows(folder), best, data, evaluation, _read_environment(folder), remarks)
+
+
+def _read_config(folder: Path) -> Config:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder}: not a run folder, it has no {CONFIG}; expected the output folder of a training, for example"
+            " runs/fcos_mnv2_small"
+        )
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}\nIf this file was not edited, another version of fcos created the run; use that version for it"
+        ) from None
 
 
 def _reject_unused_overrides(overrides: Sequence[str], config: Config) -> None:

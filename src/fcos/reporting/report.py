@@ -14,7 +14,7 @@ from .analysis import analyse
 from .detection import add_confusion, add_curves, add_errors, add_metrics, add_thresholds
 from .examples import add_images
 from .history import add_classes, add_environment, add_history, add_speed, add_summary
-from .record import Splits, read_record
+from .record import Record, Splits, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -59,19 +59,24 @@ def write_report(
     if record.evaluation is not None:
         add_metrics(page, record.evaluation)
         if record.data.val is not None and not record.data.val.crowd.all():
-            analysis = analyse(
-                record.data.val,
-                record.evaluation,
-                default_threshold=record.config.model.default_threshold,
-                max_detections=detection_limit(record.config),
-            )
-            add_curves(page, analysis)
-            add_thresholds(page, analysis, record)
-            add_confusion(page, analysis)
-            add_errors(page, analysis)
-            add_images(page, analysis)
+            _add_analysis(page, record, record.data.val, record.evaluation)
     add_speed(page, record)
     add_classes(page, record)
     add_environment(page, record)
     page.save(path)
     return path
+
+
+def _add_analysis(page: Page, record: Record, val: Annotations, evaluation: Evaluation) -> None:
+    """Add the sections that compare the detections with the annotations of val."""
+    analysis = analyse(
+        val,
+        evaluation,
+        default_threshold=record.config.model.default_threshold,
+        max_detections=detection_limit(record.config),
+    )
+    add_curves(page, analysis)
+    add_thresholds(page, analysis, record)
+    add_confusion(page, analysis)
+    add_errors(page, analysis)
+    add_images(page, analysis)
