@@ -22,6 +22,7 @@ from .recipes import is_recipe, load_config
 
 if TYPE_CHECKING:
     from .data.dataset import Annotations
+    from .data.source import Split
     from .evaluation.evaluate import Evaluation
     from .inference.predictor import Detector
     from .interop import Form
@@ -214,7 +215,7 @@ def evaluate(
     return replace(evaluation, changed_options=restored.changed_options)
 
 
-def _load_split(restored: RestoredDetector, split: str, *, where: str) -> Annotations:
+def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Annotations:
     """Read a split with the classes of the weights, or raise DataError if it does not exist or has other classes."""
     from .data import load_annotations
     from .data.layouts import SPLITS

@@ -149,7 +149,7 @@ def _decompress(content: bytes, compression: str, max_bytes: int) -> bytes:
     try:
         decompressed = decompressor.decompress(content, max_bytes + 1)
     except zlib.error:
-        raise ConnectionError(f"the server sent a file that is not valid {compression}, as its header states") from None
+        raise ConnectionError(f"the file is not valid {compression}, although the server states so") from None
     if len(decompressed) > max_bytes:
         raise ConnectionError(_TOO_LARGE.format(max_bytes / (1 << 20)))
     if not decompressor.eof:
@@ -303,7 +303,7 @@ def _download_part(url: str, path: Path, expected: str, *, max_bytes: int) -> Pa
     """
     with closing(_open_url(url)) as response:
         if compression := _compression(response):
-            raise ConnectionError(f"the server sends the file compressed with {compression}; expected it as it is")
+            raise ConnectionError(f"the server compresses the file with {compression}; expected an uncompressed file")
         length, version = response.headers.get("Content-Length"), _version_id(response)
         total = None if length is None else int(length)
         part = path.with_name(f"{path.name}.{expected or hashlib.sha256(version.encode()).hexdigest()[:8]}.part")

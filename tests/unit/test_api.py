@@ -52,7 +52,7 @@ def test_load_rejects_key_value_pairs_with_a_config_object(tmp_path):
     save_checkpoint(
         tmp_path / "a.pt", model=tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS
     )
-    with pytest.raises(ConfigError, match=r"override 'TEST\.DETECTIONS_PER_IMG': expected key=value"):
+    with pytest.raises(ConfigError, match=r"option 'TEST\.DETECTIONS_PER_IMG': expected key=value"):
         fcos.load(tmp_path / "a.pt", "TEST.DETECTIONS_PER_IMG", "5", config=config)
 
 

@@ -151,7 +151,7 @@ def test_all_malformed_overrides_are_reported_together() -> None:
     text = message("a", "train.lr=[", "output_dir=x", "output_dir.x=1")
     assert "'a'" in text
     assert "'train.lr=['" in text
-    assert "output_dir is a value, not a section" in text
+    assert "no such option, because output_dir has a single value" in text
 
 
 # ------------------------------------------------------------------------------------------------------------- data

@@ -238,7 +238,7 @@ def test_option_without_its_section_gets_a_suggestion_to_type(typed: str, expect
 
 
 def test_word_without_a_value_gets_a_suggestion_to_type() -> None:
-    with pytest.raises(ConfigError, match=r"override 'epochs': expected key=value, did you mean train.epochs=VALUE"):
+    with pytest.raises(ConfigError, match=r"option 'epochs': expected key=value, did you mean train.epochs=VALUE"):
         load_config(None, ["epochs"])
 
 

@@ -153,7 +153,7 @@ def test_threshold_outside_0_to_1_is_rejected(detector):
 
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_batch_size_below_1_is_rejected(detector, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size: expected at least 1, found {batch_size}"):
+    with pytest.raises(ValueError, match=f"batch_size: expected an integer of at least 1, found {batch_size}"):
         detector.predict([picture()], batch_size=batch_size)
 
 

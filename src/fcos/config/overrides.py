@@ -41,10 +41,10 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
         key, separator, text = override.partition("=")
         if not separator or not all(key.split(".")):
             hint = suggestion(Config, override, "VALUE") or ", for example train.lr=0.005"
-            problems.append(f"override {quote(override)}: expected key=value{hint}")
+            problems.append(f"option {quote(override)}: expected key=value{hint}")
             continue
         try:
-            _assign(tree, key, parse_value(key, text, where=f"override {quote(override)}"))
+            _assign(tree, key, parse_value(key, text, where=f"option {quote(override)}"))
         except ConfigError as error:
             problems.append(str(error))
     if problems:
@@ -134,7 +134,7 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         if isinstance(child, str) and parents[: depth + 1] == ["data"]:
             child = node[parent] = {"root": child}
         if not isinstance(child, dict):
-            raise ConfigError(f"override {key}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+            raise ConfigError(f"{key}: no such option, because {'.'.join(parents[: depth + 1])} has a single value")
         node = child
     default = {_DETECTOR_NAME: DEFAULT_DETECTOR, _BACKBONE_NAME: DEFAULT_BACKBONE}.get(key)
     if default is not None and value != node.get("name", default):

@@ -161,11 +161,12 @@ def _is_of_run(evaluation: Evaluation, saved: Evaluation | None) -> bool:
     """Return whether an evaluation has the options and the data of the run, in whose folder `saved` is saved."""
     if detection_changes(evaluation):
         return False
-    is_same_data = saved is not None and saved.annotations_digest in ("", evaluation.annotations_digest)
-    if not evaluation.changed_options:
-        return saved is None or is_same_data
-    # Options locate the data: moved data of the run gives the same metrics, altered copies of its images do not.
-    return is_same_data and nearly_equal(saved.metrics, evaluation.metrics)
+    if saved is None:
+        return not evaluation.changed_options
+    if saved.annotations_digest not in ("", evaluation.annotations_digest):
+        return False
+    # If options locate the data: moved data of the run gives the same metrics, altered copies of its images do not.
+    return not evaluation.changed_options or nearly_equal(saved.metrics, evaluation.metrics)
 
 
 def _is_repetition(evaluation: Evaluation, saved: Evaluation | None) -> bool:

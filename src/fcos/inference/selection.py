@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config.text import suggest
 from ..errors import ConfigError
-from ..formatting import join_some
+from ..formatting import join_some, quote
 from ..structures import Instances
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Selection:
         for name in ("threshold", "nms_threshold"):
             value = getattr(self, name)
             if value is not None and not 0 <= _to_number(value) <= 1:
-                raise ConfigError(f"{name}: expected 0..1, found {value!r:.80}")
+                raise ConfigError(f"{name}: expected a number from 0 to 1, found {quote(value)}")
         require_count("max_detections", self.max_detections, at_least=0)
 
     def configure(self, model: DetectionModel) -> DetectionModel:
@@ -105,11 +105,11 @@ def find_labels(classes: Sequence[str], names: Sequence[str]) -> list[int]:
         ConfigError: `classes` is not a list of names, or a name is unknown.
     """
     if isinstance(classes, str) or not isinstance(classes, Sequence):
-        raise ConfigError(f"classes: expected a list of class names, found {classes!r:.80}")
+        raise ConfigError(f"classes: expected a list of class names, found {quote(classes)}")
     for name in classes:
         if name not in names:
             raise ConfigError(
-                f"classes: no class {name!r:.80}{suggest(str(name), names)}; the detector has {join_some(names)}"
+                f"classes: no class {quote(name)}{suggest(str(name), names)}; the detector has {join_some(names)}"
             )
     return [names.index(name) for name in classes]
 
@@ -120,7 +120,7 @@ def require_count(name: str, value: int | None, *, at_least: int) -> None:
         return
     number = _to_number(value)
     if not number.is_integer() or number < at_least:
-        raise ConfigError(f"{name}: expected at least {at_least}, found {value!r:.80}")
+        raise ConfigError(f"{name}: expected an integer of at least {at_least}, found {quote(value)}")
 
 
 def _to_number(value: object) -> float:

@@ -187,7 +187,9 @@ def _read_data(config: Config, best: Checkpoint | None, remarks: list[str], name
             errors.setdefault(str(error), []).append(split)
         source = splits.get(split) if source is None else source
     if "val" in named_splits and best is not None and best.metrics and splits.get("val") is None:
-        raise DataError(f"data: {config.data.root} has no val split, but the run was evaluated on one")
+        raise DataError(
+            f"data: {config.data.root} has no val split, but the run was evaluated on one; give the folder that has it"
+        )
     for error, names in errors.items():
         remarks.append(
             f"The data of the run ({' and '.join(names)}) can no longer be read. If it has moved: {_MOVED}."
