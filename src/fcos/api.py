@@ -148,6 +148,8 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     if not isinstance(recipe, Config) and not any(text.startswith("output_dir=") for text in overrides):
         config = with_current_folder(config, recipe)
 
+    if config.train.resume and not any(text.startswith(("data=", "data.root=", "data.train.")) for text in overrides):
+        _check_stored_paths(config.data, "train")
     processes = processes_to_start(config)
     if processes > 1:
         return launch(config, name, processes)

@@ -14,10 +14,11 @@ import torch
 from tiny_data import write_coco
 
 from fcos.config import Config
+from fcos.config.overrides import apply_overrides
 from fcos.errors import ConfigError, WeightsError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.training.loop import train
-from fcos.training.resume import load_last
+from fcos.training.resume import load_last, read_training_state
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -108,6 +109,10 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "optimizer that is a list": (lambda t: t.update(optimizer=[1]), "optimizer: "),
     "no state": (lambda t: t.pop("state"), "state: "),
     "missing counter": (lambda t: t["state"].pop("iteration"), "state: missing or unknown entries: iteration"),
+    "more images than possible": (
+        lambda t: t["state"].update(images=10**9),
+        "more images than the iterations can have",
+    ),
     "foreign counter": (lambda t: t["state"].update(mood=3), "state: missing or unknown entries: mood"),
     "negative counter": (lambda t: t["state"].update(evaluations=-1), "state.evaluations: "),
     "counter that is text": (lambda t: t["state"].update(boxes="many"), "state.boxes: "),
@@ -145,7 +150,7 @@ def test_a_damaged_training_state_is_replaced_by_the_previous_checkpoint(run: Pa
     change, reason = DAMAGES[damage]
     last = run / "weights/last.pt"
     edit(last, change)
-    checkpoint, note = load_last(run)
+    checkpoint, note, _ = load_last(run)
     assert checkpoint is not None
     assert checkpoint.iteration == 1
     warning, consequence = note.splitlines()
@@ -164,7 +169,7 @@ def test_a_run_is_finished_from_the_previous_checkpoint(template: Config, run: P
 def test_a_run_whose_only_checkpoint_is_damaged_is_an_error(run: Path) -> None:
     edit(run / "weights/last.pt", lambda training: training.pop("rng"))
     (run / "weights/last-1.pt").unlink()
-    with pytest.raises(WeightsError, match=r"no checkpoint can be read: .*last\.pt: damaged: .*rng: is missing"):
+    with pytest.raises(WeightsError, match=r"can be resumed from:\n.*last\.pt: damaged: .*rng: is missing"):
         load_last(run)
 
 
@@ -208,6 +213,50 @@ def test_missing_momentum_of_a_parameter_counts_as_zero(
     torch.testing.assert_close(*models, rtol=0, atol=0)
 
 
+WEIGHTS_ONLY = "contains weights only, without the training state that resuming needs"
+
+
+def test_weights_without_training_state_are_replaced_by_the_previous_checkpoint(template: Config, run: Path) -> None:
+    weights = run / "weights"
+    shutil.copy(weights / "best.pt", weights / "last.pt")
+    expected = (weights / "best.pt").read_bytes()
+    point = load_last(run)
+    assert point.checkpoint is not None
+    assert point.checkpoint.iteration == 1
+    assert point.note == (
+        f"warning: {weights / 'last.pt'}: {WEIGHTS_ONLY}\n  resuming from the previous checkpoint,"
+        f" {weights / 'last-1.pt'}; renamed {weights / 'last.pt'} to {weights / 'damaged.pt'}"
+    )
+    assert (weights / "damaged.pt").read_bytes() == expected
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_run_with_weights_only_names_the_weights_to_start_from(run: Path, best: bool) -> None:
+    weights = run / "weights"
+    for name in ("last.pt", "last-1.pt"):
+        shutil.copy(weights / "best.pt", weights / name)
+    if not best:
+        (weights / "best.pt").unlink()
+    with pytest.raises(WeightsError) as caught:
+        load_last(run)
+    assert str(caught.value).splitlines() == [
+        f"train.resume: no checkpoint in {run} can be resumed from:",
+        f"  {weights / 'last.pt'}: {WEIGHTS_ONLY}",
+        f"  {weights / 'last-1.pt'}: {WEIGHTS_ONLY}",
+        f"start a new run in another folder with train.weights={weights / ('best.pt' if best else 'last.pt')}",
+    ]
+
+
+def test_every_damaged_checkpoint_is_kept(run: Path) -> None:
+    weights = run / "weights"
+    (weights / "last-1.pt").rename(weights / "last-2.pt")
+    (weights / "last.pt").write_bytes(b"first")
+    (weights / "last-1.pt").write_bytes(b"second")
+    assert "last-2.pt" in load_last(run).note
+    assert (weights / "damaged.pt").read_bytes() == b"first"
+    assert (weights / "damaged-1.pt").read_bytes() == b"second"
+
+
 TABLES = {
     "other columns": b"time;loss\n1;2\n",
     "UTF-16": "iteration,split\n1,train\n".encode("utf-16"),
@@ -249,34 +298,37 @@ def test_steps_with_other_losses_get_a_row_of_their_own(template: Config, run: P
     assert [(row["iteration"], row["loss_old"]) for row in rows] == [("1", "1"), ("3", "")]
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "texts"),
-    [
-        ("channel_order", "bgr", ("rgb", "bgr")),
-        ("pixel_mean", (1.0, 2.0, 3.0), (r"\[123.675, 116.28, 103.53\]", r"\[1.0, 2.0, 3.0\]")),
-        ("quality", "iou", ("centerness", "iou")),
-        ("box_convention", "inclusive", ("continuous", "inclusive")),
-    ],
-)
-def test_options_that_change_the_meaning_of_the_weights_are_rejected(
-    template: Config, run: Path, option: str, value: Any, texts: tuple[str, str]
-) -> None:
-    config = resumed(template, run)
-    config.model = config.model.model_copy(update={option: value})
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "other meanings of the weights": (
+        ["model.channel_order=bgr", "model.head.regression=relu_stride"],
+        r"the meaning of the weights in .*last\.pt depends on options that have changed"
+        r" \(model\.channel_order: rgb -> bgr, model\.head\.regression: exp -> relu_stride\)",
+    ),
+    "another optimizer": (["train.optimizer=adamw"], r"another optimiser .* \(train\.optimizer: sgd -> adamw\)"),
+    "frozen parameters": (
+        ["train.freeze=[fpn.*]"],
+        r"other trainable parameters \(train\.freeze: \[\] -> \[fpn\.\*\]\)",
+    ),
+    "more layers": (["model.head.num_convs=2"], r"other trainable parameters \(model\.head\.num_convs: 1 -> 2\)"),
+    "wider layers": (["model.fpn.channels=64"], r"other shapes of the weights \(model\.fpn\.channels: 32 -> 64\)"),
+    "another backbone": (
+        ["model.backbone.name=mobilenet_v2", "train.lr=0.5"],
+        r"\(model\.backbone\.name: tiny_backbone:Tiny -> mobilenet_v2\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_options_that_do_not_fit_the_checkpoint_are_rejected_by_name(template: Config, run: Path, case: str) -> None:
+    overrides, message = REFUSED[case]
+    tree = resumed(template, run).to_dict()
+    apply_overrides(tree, overrides)
     written = (run / "config.yaml").read_text()
-    old, new = texts
-    message = rf"train\.resume: model\.{option}={new}, but .*last\.pt was trained with model\.{option}={old}, and this"
-    with pytest.raises(ConfigError, match=message):
-        train(config)
-    assert (run / "config.yaml").read_text() == written
-
-
-def test_regression_is_not_changed_on_resuming(template: Config, run: Path) -> None:
-    config = resumed(template, run)
-    tree = config.to_dict()
-    tree["model"]["head"]["regression"] = "relu_stride"
-    with pytest.raises(ConfigError, match=r"model\.head\.regression=relu_stride, but .* model\.head\.regression=exp"):
+    with pytest.raises(
+        ConfigError, match=rf"train\.resume: .*{message}; restore the old values, or start a new run with"
+    ):
         train(Config.model_validate(tree))
+    assert (run / "config.yaml").read_text() == written
 
 
 def test_changed_options_are_printed(
@@ -300,8 +352,31 @@ def test_changed_options_are_printed(
     }
 
 
-def test_nothing_is_printed_if_no_option_changed(
+def test_a_finished_run_says_so_and_names_no_options(
     template: Config, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(resumed(template, run, iterations=2))
-    assert "options that differ" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "options that differ" not in output
+    assert "nothing left to train: 2 iterations are finished, and the run has train.iterations=2" in output
+
+
+@pytest.mark.parametrize(("batch_size", "iterations"), [(2, 6), (1, 10), (3, 5)])
+def test_a_run_of_epochs_has_the_same_number_of_images_with_another_batch_size(
+    template: Config, run: Path, batch_size: int, iterations: int
+) -> None:
+    """The two steps of the run had 2 images each; 4 epochs are 12 images."""
+    train(resumed(template, run, iterations=None, epochs=4, batch_size=batch_size))
+    checkpoint = load_checkpoint(run / "weights/last.pt")
+    assert checkpoint.iteration == iterations
+    assert checkpoint.training is not None
+    assert checkpoint.training["state"]["images"] == 4 + (iterations - 2) * batch_size
+    with (run / "metrics.csv").open(newline="") as file:
+        epochs = [float(row["epoch"]) for row in csv.DictReader(file) if row["split"] == "val"]
+    assert epochs[-1] == pytest.approx((4 + (iterations - 2) * batch_size) / 3, abs=1e-3)  # rounded in the table
+
+
+def test_a_checkpoint_without_image_count_has_those_of_its_batch_size(run: Path) -> None:
+    edit(run / "weights/last.pt", lambda training: training["state"].pop("images"))
+    checkpoint = load_checkpoint(run / "weights/last.pt")
+    assert read_training_state(checkpoint, where="last.pt").state.images == 4

@@ -18,7 +18,7 @@ from processes import SECONDS
 
 import fcos
 from fcos.config import Config
-from fcos.errors import ConfigError
+from fcos.errors import ConfigError, DataError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models.fcos import FCOS
 from fcos.recipes import load_config
@@ -79,6 +79,28 @@ def test_a_config_of_the_user_keeps_its_output_folder(configure: Callable[..., C
     (project / "weights").mkdir(parents=True)  # of the user, not of a run
     (project / "config.yaml").write_text(configure(iterations=1).to_yaml())
     assert fcos.train(project / "config.yaml").run == tmp_path / "run"
+
+
+def test_a_run_whose_data_has_moved_asks_for_its_location(configure: Callable[..., Config], tmp_path: Path) -> None:
+    run = train(configure()).run
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=rf"data: {tmp_path / 'data'} does not exist\. .* with data=DIR"):
+        fcos.train(run / "config.yaml", "train.resume=true", "train.iterations=3")
+    fcos.train(run / "config.yaml", "train.resume=true", "train.iterations=3", f"data={tmp_path / 'moved'}")
+    assert load_checkpoint(run / "weights/last.pt").iteration == 3
+
+
+def test_a_run_folder_or_weights_file_is_not_a_recipe(tmp_path: Path) -> None:
+    for name in ("config.yaml", "last.pt"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        ConfigError, match=rf"is a folder, .* did you mean {tmp_path}/config\.yaml, the config of this run"
+    ):
+        fcos.train(tmp_path, "train.resume=true")
+    with pytest.raises(
+        ConfigError, match=r"last\.pt: is not a recipe; expected .* such as the config\.yaml in a run folder"
+    ):
+        fcos.train(tmp_path / "last.pt", "train.resume=true")
 
 
 def refusal(config: Config) -> str:

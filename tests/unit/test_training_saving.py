@@ -271,7 +271,7 @@ def test_missing_last_checkpoint_falls_back_to_the_previous_one(
 ) -> None:
     run = train(configure(iterations=2, checkpoint_every=1)).run
     (run / "weights/last.pt").unlink()
-    checkpoint, note = load_last(run)
+    checkpoint, note, _ = load_last(run)
     assert checkpoint is not None
     assert f"{run / 'weights/last.pt'} is missing" in note
     assert load_checkpoint(run / "weights/last.pt").iteration == checkpoint.iteration
@@ -281,7 +281,7 @@ def test_unreadable_checkpoints_raise_weights_error(configure: Callable[..., Con
     run = train(configure(iterations=2, checkpoint_every=1)).run
     for name in ("last", "last-1"):
         (run / f"weights/{name}.pt").write_bytes(b"PK")
-    with pytest.raises(WeightsError, match=r"no checkpoint can be read: .*last\.pt: .*last-1\.pt: "):
+    with pytest.raises(WeightsError, match=r"no checkpoint in .* can be resumed from:\n.*last\.pt: .*\n.*last-1\.pt: "):
         load_last(run)
 
 
@@ -305,7 +305,7 @@ def test_resume_keeps_momentum_if_parameter_groups_change(configure: Callable[..
     assert data is not None
     assert checkpoint.training is not None
     run = Run(before.output_dir or Path(), after, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
-    run.restore(checkpoint)
+    run.restore(checkpoint, where="last.pt")
     saved, names = checkpoint.training["optimizer"]["state"], checkpoint.training["learning"]
     assert len(saved) > 50
     parameters = dict(model.named_parameters())
@@ -335,5 +335,5 @@ def test_resume_restores_the_cuda_rng_state(configure: Callable[..., Config], mo
     run = Run(config.output_dir, config, model=model, train_data=data, val_data=None, elapsed=lambda: 0.0)
     run.save_last()
     generator.zero_()
-    run.restore(load_checkpoint(config.output_dir / "weights/last.pt"))
+    run.restore(load_checkpoint(config.output_dir / "weights/last.pt"), where="last.pt")
     assert generator.tolist() == list(range(16))

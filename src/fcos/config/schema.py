@@ -49,7 +49,8 @@ def _check_path(path: Path) -> Path:
 _MAX_NAME_BYTES = 255
 LENGTHS = ("iterations", "epochs", "max_minutes")
 """Options of `train` of which one gives the length of a run."""
-BatchSize = Annotated[int, Field(ge=1, le=16_384)]
+MAX_BATCH_SIZE = 16_384
+BatchSize = Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)]
 Zoom = Annotated[float, Field(ge=0.01, le=100)]
 OnProblem = Literal["stop", "skip"]
 UserPath = Annotated[Path, AfterValidator(_check_path)]

@@ -99,7 +99,14 @@ def read_config_tree(source: str | Path | None) -> dict[str, Any]:
         path = RECIPES / f"{source}.yaml"
         if not path.is_file():
             if Path(source).is_dir():
-                raise ConfigError(f"{source}: is a folder, not a recipe; did you mean data={source}?")
+                is_run = (Path(source) / "config.yaml").is_file()
+                meant = f"{source}/config.yaml, the config of this run" if is_run else f"data={source}"
+                raise ConfigError(f"{source}: is a folder, not a recipe; did you mean {meant}?")
+            if Path(source).is_file():
+                raise ConfigError(
+                    f"{source}: is not a recipe; expected the name of a recipe, or the path of a .yaml file such as the"
+                    " config.yaml in a run folder"
+                )
             name, known = str(source), recipe_names()
             raise ConfigError(
                 f"no recipe {name!r}{suggest(name, known)}; recipes: {', '.join(known)}"

@@ -24,7 +24,6 @@ LAST = Path("weights/last.pt")
 BEST = Path("weights/best.pt")
 CONFIG = Path("config.yaml")
 RUNS = Path("runs")
-DAMAGED = Path("weights/damaged.pt")
 LAST_CHECKPOINT = Path("last_checkpoint")
 """File with the name of the last checkpoint in the run folder of the original FCOS."""
 ENVIRONMENT = Path("environment.json")

@@ -17,6 +17,7 @@ import torch
 from ..checkpoint import Checkpoint
 from ..config import Config, FCOSConfig
 from ..config.backbones import is_own
+from ..config.schema import LENGTHS
 from ..config.text import suggest
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
@@ -109,7 +110,10 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         log.message(_start_message(run, origin, micro_batches))
         if isinstance(length, IterationLength):
             warn_about_warmup(run, length.iterations, log)
-        _evaluate_if_overdue(run, log, stop_request, total=_total(length, state.iteration))
+        total = _total(length, state.iteration)
+        if total <= state.iteration:
+            log.message(_describe_finished_run(run, total))
+        _evaluate_if_overdue(run, log, stop_request, total=total)
         batches = _batches(run)
         while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
             step_start = clock()
@@ -154,7 +158,7 @@ def _set_up(
         on_all_ranks(lambda: check_apart_from_data(config, (train_data, val_data)))
     if folder:
         on_rank_zero(partial(stack.enter_context, lock_folder(folder, is_new=False)))
-    resumed, note = on_rank_zero(partial(find_resume_point, config, folder))
+    resumed, note, resume_path = on_rank_zero(partial(find_resume_point, config, folder))
     torch.manual_seed(config.train.seed)
     model, origin, licence = on_all_ranks(lambda: _build(config, train_data, resumed))
     if device.type == "cuda":
@@ -170,7 +174,7 @@ def _set_up(
         on_rank_zero(partial(stack.enter_context, lock_folder(folder, is_new=True)))
     run = Run(folder, config, model=model, train_data=train_data, val_data=val_data, elapsed=elapsed, licence=licence)
     if resumed:
-        on_all_ranks(partial(restore, run, resumed))
+        on_all_ranks(partial(restore, run, resumed, where=resume_path))
         if resumed.project != "fcos":
             run.save_last()  # from now on, the run resumes from its own folder
     if rank() == 0:
@@ -230,7 +234,7 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
 
 
 def _build_length(run: Run) -> Length:
-    settings, images = run.config.train, len(run.train_data)
+    settings = run.config.train
     if settings.max_minutes is not None:
         return TimeLength(
             settings.max_minutes * 60,
@@ -240,15 +244,27 @@ def _build_length(run: Run) -> Length:
             step_seconds=run.state.step_seconds,
         )
     if settings.epochs is not None:
-        return IterationLength(max(1, math.ceil(settings.epochs * images / settings.batch_size)))
+        images = settings.epochs * len(run.train_data)
+        earlier = run.state.images - run.state.iteration * settings.batch_size  # not 0 if the batch size has changed
+        return IterationLength(max(1, math.ceil((images - earlier) / settings.batch_size)))
     assert settings.iterations is not None
     return IterationLength(settings.iterations)
 
 
+def _describe_finished_run(run: Run, total: float) -> str:
+    """Return a message for a resumed run whose length is reached already."""
+    settings = run.config.train
+    option = next(
+        f"train.{name}={getattr(settings, name):g}" for name in LENGTHS if getattr(settings, name) is not None
+    )
+    return f"nothing left to train: {plural(run.state.iteration, 'iteration')} are finished, and the run has {option}"
+
+
 def _batches(run: Run) -> Iterator[Batch]:
-    """Return an iterator over this process's shards of the batches, starting with the next iteration."""
+    """Return an iterator over this process's shards of the batches, starting after the images that the run has seen."""
+    first_batch = run.state.images // run.config.train.batch_size
     loader = build_train_loader(
-        run.config, run.train_data, start_iteration=run.state.iteration, rank=rank(), world_size=world_size()
+        run.config, run.train_data, start_iteration=first_batch, rank=rank(), world_size=world_size()
     )
     return iter(loader)
 

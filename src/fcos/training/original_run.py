@@ -25,7 +25,7 @@ def find_resume_point(config: Config, folder: Path | None) -> ResumePoint:
         folder: folder of the run to resume, see `find_folder`; None for a new folder.
 
     Returns:
-        The checkpoint, or None to start from the beginning, and a note for the user.
+        The checkpoint, or None to start from the beginning, with a note for the user.
 
     Raises:
         ConfigError: the checkpoint is not of a run that `config` can resume.
@@ -60,18 +60,23 @@ def find_resume_point(config: Config, folder: Path | None) -> ResumePoint:
         f"resuming a run of the original FCOS: {where}: using its weights, momentum and iteration"
         f" {checkpoint.iteration}; learning rate and schedule follow the config, and its scheduler is not used"
     )
-    return ResumePoint(replace(checkpoint, training={**checkpoint.training, "file": where}), note)
+    return ResumePoint(checkpoint, note, where)
 
 
-def restore(run: Run, checkpoint: Checkpoint) -> None:
+def restore(run: Run, checkpoint: Checkpoint, *, where: str) -> None:
     """Resume a run from a checkpoint of this project or of the original, see `Run.restore`.
+
+    Args:
+        run: new run, modified in place.
+        checkpoint: checkpoint of `find_resume_point`.
+        where: path or address of the checkpoint, for messages.
 
     Raises:
         ConfigError: see `Run.restore`; also raised if `train.optimizer` is not the original's SGD.
         WeightsError: the weights or the momentum are of another model.
     """
     if checkpoint.project != "fcos_core":
-        run.restore(checkpoint)
+        run.restore(checkpoint, where=where)
         return
     if run.config.train.optimizer != "sgd":
         raise ConfigError(
@@ -79,7 +84,6 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
             " train.optimizer=sgd"
         )
     assert checkpoint.training is not None
-    where = checkpoint.training["file"]
     num_classes, num_data_classes = len(checkpoint.category_ids), len(run.train_data.class_names)
     if num_classes != num_data_classes:
         raise WeightsError(f"train.resume: {where} has {num_classes} classes, but the data has {num_data_classes}")
@@ -87,7 +91,7 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
     optimizer = checkpoint.training["optimizer"]
     momentum = momentum_by_name(optimizer, list(checkpoint.original), trainable, where=where)
     training = {
-        "state": asdict(TrainState(iteration=checkpoint.iteration)),
+        "state": asdict(TrainState(checkpoint.iteration, images=checkpoint.iteration * run.config.train.batch_size)),
         "optimizer": {
             "state": {i: {"momentum_buffer": value} for i, value in enumerate(momentum.values())},
             "param_groups": run.optimizer.state_dict()["param_groups"],
@@ -101,7 +105,14 @@ def restore(run: Run, checkpoint: Checkpoint) -> None:
         "rng": torch.get_rng_state(),
         "cuda_rng": None,
     }
-    run.restore(replace(checkpoint, training=training, class_names=run.train_data.class_names))
+    converted = replace(
+        checkpoint,
+        project="fcos",
+        config=run.config.to_dict(),
+        class_names=run.train_data.class_names,
+        training=training,
+    )
+    run.restore(converted, where=where)
 
 
 def _find_last_checkpoint(folder: Path) -> Path:

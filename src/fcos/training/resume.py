@@ -1,4 +1,4 @@
-"""Resuming a run: the newest checkpoint that can be used, its training state, and options that differ from the run's.
+"""Resuming a run: the newest checkpoint that can be used, and its training state.
 
 A checkpoint may be damaged, edited, or of an earlier version. Its training state is validated before anything uses it:
 the optimiser's fused kernels do not check shapes.
@@ -7,7 +7,6 @@ the optimiser's fused kernels do not check shapes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,12 +19,12 @@ from ..checkpoint import Checkpoint, describe_shape_mismatches, generations
 from ..checkpoint_checks import describe_tensor_problem, describe_weight_problems
 from ..config import Config
 from ..config.messages import describe_errors
-from ..config.options import info_of, options_of
-from ..config.text import changes
-from ..errors import ConfigError, WeightsError
+from ..config.schema import MAX_BATCH_SIZE
+from ..errors import WeightsError
 from ..formatting import join_some
 from ..interop.checkpoints import load_checkpoint
-from .folder import DAMAGED, LAST
+from .changed_options import describe_changed_options
+from .folder import BEST, LAST
 from .logs import StepResult, TrainingProgress
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -38,6 +37,7 @@ class TrainState:
 
     Attributes:
         iteration: number of finished training steps.
+        images: number of images in these steps, whose batch sizes may differ.
         seconds: seconds since the start of the run, excluding the time between a stop and a resume.
         step_seconds: seconds spent in training steps.
         evaluations: number of evaluations during training.
@@ -51,6 +51,7 @@ class TrainState:
     """
 
     iteration: _Count = 0
+    images: _Count = 0
     seconds: _Seconds = 0.0
     step_seconds: _Seconds = 0.0
     evaluations: _Count = 0
@@ -170,6 +171,8 @@ class TrainingState(_Saved):
     def _check_order(self) -> TrainingState:
         if self.state.evaluated_at > self.state.iteration or len(self.steps) > self.state.iteration:
             raise ValueError("more evaluations or steps than iterations")
+        if self.state.images > self.state.iteration * MAX_BATCH_SIZE:
+            raise ValueError("more images than the iterations can have")
         return self
 
 
@@ -181,15 +184,15 @@ def read_training_state(checkpoint: Checkpoint, *, where: str) -> TrainingState:
         where: path of the checkpoint, for messages.
 
     Raises:
-        ConfigError: the checkpoint holds no training state.
-        WeightsError: the training state is damaged or does not belong to the weights.
+        WeightsError: the training state is missing, is damaged, or does not belong to the weights.
     """
-    if checkpoint.training is None:
-        raise ConfigError(
-            f"train.resume: {where} contains no training state; start a new run with train.weights={where}"
-        )
+    if checkpoint.project != "fcos" or checkpoint.training is None:
+        raise WeightsError(f"{where}: contains weights only, without the training state that resuming needs")
+    training = dict(checkpoint.training)
+    if isinstance(training.get("state"), dict):
+        training["state"] = {"images": _count_images(checkpoint), **training["state"]}
     try:
-        saved = TrainingState.model_validate(checkpoint.training)
+        saved = TrainingState.model_validate(training)
     except ValidationError as error:
         problems = describe_errors(error)
     else:
@@ -200,6 +203,12 @@ def read_training_state(checkpoint: Checkpoint, *, where: str) -> TrainingState:
             " copy it again or use an earlier one"
         )
     return saved
+
+
+def _count_images(checkpoint: Checkpoint) -> int:
+    """Return the number of images of a run of an earlier version, which did not count them."""
+    batch_size = checkpoint.config.get("train", {}).get("batch_size")
+    return checkpoint.iteration * batch_size if isinstance(batch_size, int) else 0
 
 
 def _describe_contradictions(saved: TrainingState, checkpoint: Checkpoint) -> list[str]:
@@ -232,47 +241,53 @@ class ResumePoint(NamedTuple):
 
     Attributes:
         checkpoint: the checkpoint; None if nothing was saved yet.
-        note: message of one or more lines; empty if the last checkpoint was readable.
+        note: message of one or more lines; empty if there is nothing to report.
+        path: path or address of the checkpoint, for messages; empty without a checkpoint.
     """
 
     checkpoint: Checkpoint | None
     note: str
+    path: str = ""
 
 
 def load_last(folder: Path) -> ResumePoint:
-    """Load the newest readable checkpoint, and rename it to weights/last.pt.
+    """Load the newest checkpoint that can be resumed from, and rename it to weights/last.pt.
 
-    Newer checkpoints that are damaged are renamed to weights/damaged.pt. Temporary files of killed processes are
-    removed.
+    Newer ones, which are damaged or contain only weights, are renamed from last*.pt to damaged*.pt. Temporary files of
+    killed processes are removed.
 
     Raises:
-        WeightsError: none of the existing checkpoints can be read.
+        WeightsError: none of the existing checkpoints can be used.
     """
     for temporary in (folder / LAST).parent.glob(".*.tmp"):
         temporary.unlink(missing_ok=True)
-    problems: list[str] = []
-    damaged_paths: list[Path] = []
+    problems: dict[Path, str] = {}
+    weights = [folder / BEST] if (folder / BEST).is_file() else []
     for path in generations(folder / LAST):
         try:
             checkpoint = load_checkpoint(path)
-            if checkpoint.training is not None:
-                read_training_state(checkpoint, where=str(path))
+            weights.append(path)
+            read_training_state(checkpoint, where=str(path))
         except WeightsError as error:
-            problems.append(str(error))
-            damaged_paths.append(path)
+            problems[path] = str(error)
             continue
-        for damaged in damaged_paths:
-            damaged.replace(folder / DAMAGED)
         if path == folder / LAST:
-            return ResumePoint(checkpoint, "")
+            return ResumePoint(checkpoint, "", str(path))
+        warnings = [f"warning: {problem}" for problem in problems.values()] or [f"warning: {folder / LAST} is missing"]
+        note = f"  resuming from the previous checkpoint, {path}"
+        for unusable in problems:
+            new_name = unusable.with_name(unusable.name.replace("last", "damaged", 1))
+            unusable.replace(new_name)
+            note += f"; renamed {unusable} to {new_name}"
         path.replace(folder / LAST)
-        warnings = [f"warning: {problem}" for problem in problems] or [f"warning: {folder / LAST} is missing"]
-        renamed = f"; the damaged file is now {folder / DAMAGED}" if damaged_paths else ""
-        return ResumePoint(
-            checkpoint, "\n".join([*warnings, f"  resuming from the previous checkpoint, {path}{renamed}"])
-        )
+        return ResumePoint(checkpoint, "\n".join([*warnings, note]), str(folder / LAST))
     if problems:
-        raise WeightsError(f"train.resume: no checkpoint can be read: {' | '.join(problems)}")
+        remedy = f" with train.weights={weights[0]}" if weights else ""
+        lines = "\n  ".join(problems.values())
+        raise WeightsError(
+            f"train.resume: no checkpoint in {folder} can be resumed from:\n  {lines}\nstart a new run in another"
+            f" folder{remedy}"
+        )
     (folder / LAST).parent.mkdir(exist_ok=True)
     return ResumePoint(None, f"nothing was saved in {folder} yet; starting from the beginning")
 
@@ -284,40 +299,8 @@ def load_run(folder: Path, config: Config) -> ResumePoint:
         ConfigError: the options change the meaning of the weights.
         WeightsError: none of the existing checkpoints can be used.
     """
-    checkpoint, note = load_last(folder)
-    if checkpoint is None:
-        return ResumePoint(None, note)
-    differences = describe_changed_options(checkpoint.config, config, where=str(folder / LAST))
-    return ResumePoint(checkpoint, "\n".join(filter(None, (note, differences))))
-
-
-_EXPECTED_CHANGES = ("output_dir", "train.resume")
-"""Options that differ in every resumed or moved run."""
-
-
-def describe_changed_options(saved: Mapping[str, Any], config: Config, *, where: str) -> str:
-    """Return a message on the options that differ from those of the run; empty if there are none.
-
-    Args:
-        saved: config in the checkpoint. If it is of another version, nothing is compared.
-        config: config to resume with.
-        where: path of the checkpoint, for messages.
-
-    Raises:
-        ConfigError: the weights have another meaning with the options of `config`, for example another channel order.
-    """
-    try:
-        earlier = Config.model_validate(saved)
-    except ValidationError:
-        return ""
-    differences = [change for change in changes(earlier, config) if change[0] not in _EXPECTED_CHANGES]
-    options = options_of(type(config.model))
-    for key, old, new in differences:
-        info = info_of(options, key.removeprefix("model."))
-        if key.startswith("model.") and info is not None and "meaning" in info.roles:
-            raise ConfigError(
-                f"train.resume: {key}={new}, but {where} was trained with {key}={old}, and this option determines the"
-                f" meaning of the weights; remove it, or start a new run with train.weights={where}"
-            )
-    texts = [f"{key}: {old:.80} -> {new:.80}" for key, old, new in differences]
-    return "\n  ".join(["options that differ from the run so far:", *texts]) if texts else ""
+    point = load_last(folder)
+    if point.checkpoint is None:
+        return point
+    differences = describe_changed_options(point.checkpoint.config, config, where=point.path)
+    return point._replace(note="\n".join(filter(None, (point.note, differences))))

@@ -17,8 +17,9 @@ from torch import Tensor
 from ..checkpoint import Checkpoint, load_weights
 from ..config import Config
 from ..distributed import barrier, rank, world_size
-from ..errors import ConfigError
+from ..errors import ConfigError, WeightsError
 from ..files import write_text
+from .changed_options import find_structural_changes
 from .elastic import is_orphaned
 from .environment import save_environment
 from .folder import CONFIG, LAST
@@ -101,12 +102,13 @@ class Run:
     def progress(self, total: float) -> TrainingProgress:
         """Return the current progress of a run of `total` iterations."""
         iteration = self.state.iteration
-        epoch = iteration * self.config.train.batch_size / len(self.train_data)
+        epoch = self.state.images / len(self.train_data)
         return TrainingProgress(iteration, epoch, self.elapsed() / 60, iteration / total)
 
     def count(self, step: Step) -> None:
         """Add a finished step to the counters."""
         self.state.iteration += 1
+        self.state.images += self.config.train.batch_size
         self.state.step_seconds += step.seconds
         self.state.boxes += step.result.boxes
         for name, count in step.result.stats.items():
@@ -181,19 +183,31 @@ class Run:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
+    def _explain_misfit(self, checkpoint: Checkpoint, difference: str, *, where: str) -> ConfigError:
+        """Return an error for a checkpoint that does not fit the run, with the changed options that may cause it."""
+        changes = find_structural_changes(checkpoint.config, self.config)
+        options = f" ({', '.join(map(str, changes))}); restore the old values, or" if changes else ";"
+        return ConfigError(
+            f"train.resume: {where} was saved with {difference}{options} start a new run with train.weights={where}"
+        )
+
     def _weights(self, evaluation: Evaluation | None) -> Weights:
         """Return the current weights with the metrics of their evaluation, if any."""
         metrics, thresholds = (evaluation.metrics, evaluation.thresholds) if evaluation else ({}, {})
         return Weights(self.detector, metrics, thresholds, self.state.iteration)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Resume from weights/last.pt. Learning rates and weight decays are taken from the current config.
+    def restore(self, checkpoint: Checkpoint, *, where: str) -> None:
+        """Resume from a checkpoint. Learning rates and weight decays are taken from the current config.
+
+        Args:
+            checkpoint: checkpoint with training state.
+            where: path or address of the checkpoint, for messages.
 
         Raises:
-            ConfigError: the file holds no training state, or its optimiser, trainable parameters or classes differ.
-            WeightsError: the file is damaged, or the weights are of another model.
+            ConfigError: the classes, the optimiser, the trainable parameters or the shapes of the weights differ; the
+                message names the changed options.
+            WeightsError: the training state is missing, or it does not belong to the weights.
         """
-        where = str(self.folder / LAST)
         saved = read_training_state(checkpoint, where=where)
         if checkpoint.class_names != self.train_data.class_names:
             raise ConfigError(
@@ -203,12 +217,13 @@ class Run:
             )
         names = self._trainable_names()
         groups = self.optimizer.state_dict()["param_groups"]
-        if set(groups[0]) != set(saved.optimizer.param_groups[0]) or set(names) != set(saved.learning):
-            raise ConfigError(
-                f"train.resume: {where} was saved with a different optimiser or different trainable parameters;"
-                f" restore these options, or start a new run with train.weights={where}"
-            )
-        load_weights(self.model, saved.weights or checkpoint.model, where=where)
+        has_same_optimizer = ("betas" in groups[0]) == ("betas" in saved.optimizer.param_groups[0])
+        if not has_same_optimizer or set(names) != set(saved.learning):
+            raise self._explain_misfit(checkpoint, "another optimiser or other trainable parameters", where=where)
+        try:
+            load_weights(self.model, saved.weights or checkpoint.model, where=where)
+        except WeightsError:
+            raise self._explain_misfit(checkpoint, "other shapes of the weights", where=where) from None
         if self.average:
             load_weights(self.average.model, checkpoint.model, where=where)
             self.average.updates = saved.updates
