@@ -144,13 +144,13 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     from .training.launch import launch, processes_to_start
     from .training.loop import train as run
 
-    require_open_files(limit_workers(config.data.workers))
     if not isinstance(recipe, Config) and not any(text.startswith("output_dir=") for text in overrides):
         config = with_current_folder(config, recipe)
 
     if config.train.resume and not any(text.startswith(("data=", "data.root=", "data.train.")) for text in overrides):
         _check_stored_paths(config.data, "train")
     processes = processes_to_start(config)
+    require_open_files(limit_workers(config.data.workers, processes=processes if processes > 1 else None))
     if processes > 1:
         return launch(config, name, processes)
     result = run(config, name=name)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from full_disk import files_up_to
 from torch import nn
 
 import fcos
@@ -154,13 +154,8 @@ def test_killed_save_always_leaves_a_readable_checkpoint(
 @pytest.mark.parametrize("room", [0, 700, 5000])
 def test_full_disk_raises_oserror_and_keeps_the_previous_file(tmp_path: Path, room: int) -> None:
     path = save(tmp_path / "a.pt", nn.Linear(1, 1), iteration=1)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):  # the system's error for this limit
-            save(path, nn.Linear(100, 100), iteration=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_up_to(room), pytest.raises(OSError, match="File too large"):
+        save(path, nn.Linear(100, 100), iteration=2)
     assert load_checkpoint(path).iteration == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 

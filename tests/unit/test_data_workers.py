@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import files_up_to
 from tiny_data import config as data_config
 from tiny_data import write_coco
 
@@ -123,24 +123,13 @@ def test_one_core_gives_the_same_batches_without_a_warning_of_torch(tmp_path: Pa
             assert_equal(first_batches(alone), first_batches(loader))
 
 
-@contextmanager
-def shared_memory_of(size: int) -> Iterator[None]:
-    """Limit files, including those in shared memory, to `size` bytes; larger ones fail as if /dev/shm were full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize("size", [1000, 8000])
 def test_batches_that_do_not_fit_into_shared_memory_arrive(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
     write_coco(tmp_path)
     for alone, loader in zip(loaders(tmp_path, 0), loaders(tmp_path, 2), strict=True):
-        with shared_memory_of(size):
+        with files_up_to(size):
             received = first_batches(loader)
         assert_equal(first_batches(alone), received)
         (warning,) = caplog.messages
@@ -155,7 +144,7 @@ def test_without_any_shared_memory_the_main_process_loads_the_images(
 ) -> None:
     write_coco(tmp_path)
     (alone, _), (loader, _) = loaders(tmp_path, 0), loaders(tmp_path, 1)
-    with shared_memory_of(0):
+    with files_up_to(0):
         received = first_batches(loader)
     assert_equal(first_batches(alone), received)
     assert "data.workers=1: cannot start the loader workers: [Errno 27]" in caplog.text

@@ -27,10 +27,11 @@ import resource
 from fcos import FCOSError, train
 from fcos.data.workers import available_cores
 from fcos.limits import BASE, PER_WORKER
-limit = BASE + PER_WORKER * available_cores()
+limit = BASE + PER_WORKER * max(1, available_cores() // {devices}) - {missing}
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+options = ["output_dir=file", "train.devices={devices}", f"data.workers={{available_cores() + 1}}"]
 try:
-    train("fcos_mnv2_small", "data=nowhere", f"data.workers={available_cores() + 1}")
+    train("fcos_mnv2_small", "data=nowhere", *options)
 except FCOSError as error:
     print(error)
 """
@@ -56,7 +57,12 @@ def test_limit_on_open_files_is_raised_or_reported(limits: tuple[int, int], work
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-def test_workers_that_are_not_started_need_no_open_files(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TRAIN]
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(("missing", "message"), [(0, "output_dir: file is a file"), (1, "raise it with `ulimit -n ")])
+def test_open_files_suffice_for_the_workers_of_one_process(
+    tmp_path: Path, devices: int, missing: int, message: str
+) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-c", TRAIN.format(devices=devices, missing=missing)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
-    assert result.stdout.startswith("nowhere: no such data folder")
+    assert message in result.stdout

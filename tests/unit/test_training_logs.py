@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import csv
 import re
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disk import files_up_to
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fcos.config import Config
@@ -106,17 +104,6 @@ def test_tensorboard_logs_losses_and_metrics(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Scalars("train/loss_cls")[0].value == 2.0
     assert events.Scalars("val/AP")[0].value == 0.5
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """Limit files to `size` bytes. As on a full disk, the data that fits is written and the rest raises an error."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_rows_not_saved_on_a_full_disk_are_written_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

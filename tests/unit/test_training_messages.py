@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import resource
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 import tiny_backbone
 import torch
+from full_disk import files_up_to
 from hooks import at_call, before_forward
 from launchers import be_second_without_first
 from tiny_data import coco_tree, write_coco, write_json
@@ -152,13 +152,9 @@ def little_shared_memory(setting: Setting) -> None:
     config = setting.change_data(workers=1)
     annotations = load_annotations(config.data, "train")
     assert annotations is not None
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size in (0, 1000):  # of a file in shared memory
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        try:
+        with files_up_to(size):
             next(iter(build_train_loader(config, annotations)))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def a_killed_worker(setting: Setting) -> None:
@@ -245,7 +241,7 @@ SITUATIONS: dict[Callable[[Setting], None], list[str]] = {
         "resuming from the previous checkpoint",
         "options that differ from the run so far",
     ],
-    an_edited_table: ["not a table with the columns"],
+    an_edited_table: ["not a table with the columns", "nothing left to train"],
     little_shared_memory: ["(/dev/shm) is too small", "cannot start the loader workers"],
     a_killed_worker: ["loader worker", "was terminated"],
     nothing_saved: ["nothing was saved in"],

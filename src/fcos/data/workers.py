@@ -31,16 +31,16 @@ class WorkerError(DataError):
     """Loader worker that was killed."""
 
 
-def limit_workers(workers: int) -> int:
-    """Return the number of workers to start: at most one for each core that is available to this process.
-
-    Under torchrun, the processes of a machine share its cores.
+def limit_workers(workers: int, *, processes: int | None = None) -> int:
+    """Return the number of workers that a process starts: at most one for each core in its share of the machine.
 
     Args:
         workers: option `data.workers`.
+        processes: number of processes that share the available cores; None: the number that torchrun has started.
     """
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(workers, max(1, available_cores() // local_processes))
+    if processes is None:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(workers, max(1, available_cores() // processes))
 
 
 def fits_into_shared_memory(size: int) -> bool:
