@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from hooks import at_call, before_forward
 from no_network import no_requests
+from processes import SECONDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fcos
@@ -44,10 +46,20 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
 
 
 def wandb_records(file: Path) -> list[Any]:
-    """Return the records of a .wandb file, which has LevelDB's log format: blocks with parts of records."""
+    """Return the records of a .wandb file up to the exit code, which W&B may write only after `finish` has returned."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        records = parse_wandb_records(file.read_bytes())
+        if any(record.HasField("exit") for record in records) or time.monotonic() > deadline:
+            return records
+        time.sleep(0.05)
+
+
+def parse_wandb_records(content: bytes) -> list[Any]:
+    """Return the complete records of a .wandb file, which has LevelDB's log format: blocks with parts of records."""
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
-    content, position, record, records = file.read_bytes(), 7, b"", []
+    position, record, records = 7, b"", []
     while position + 7 <= len(content):
         left = 32768 - position % 32768
         if left < 7:
@@ -56,6 +68,8 @@ def wandb_records(file: Path) -> list[Any]:
         length, kind = struct.unpack_from("<HB", content, position + 4)
         record += content[position + 7 : position + 7 + length]
         position += 7 + length
+        if position > len(content):
+            break
         if kind in (1, 4):  # a complete record, or the last part of one
             records.append(Record.FromString(record))
             record = b""
