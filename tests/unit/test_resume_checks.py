@@ -247,6 +247,24 @@ def test_a_run_with_weights_only_names_the_weights_to_start_from(run: Path, best
     ]
 
 
+def test_a_folder_in_place_of_the_last_checkpoint_is_renamed(template: Config, run: Path) -> None:
+    weights = run / "weights"
+    (weights / "last.pt").unlink()
+    (weights / "last.pt").mkdir()
+    assert f"warning: {weights / 'last.pt'}: this is a folder; expected a checkpoint" in load_last(run).note
+    assert (weights / "damaged.pt").is_dir()
+    assert load_checkpoint(weights / "last.pt").iteration == 1
+
+
+def test_a_folder_in_place_of_the_only_checkpoint_is_an_error(run: Path) -> None:
+    shutil.rmtree(run / "weights")
+    (run / "weights/last.pt").mkdir(parents=True)
+    with pytest.raises(
+        WeightsError, match=r"last\.pt: this is a folder; expected a checkpoint\nstart a new run in another"
+    ):
+        load_last(run)
+
+
 def test_every_damaged_checkpoint_is_kept(run: Path) -> None:
     weights = run / "weights"
     (weights / "last-1.pt").rename(weights / "last-2.pt")

@@ -18,7 +18,7 @@ from processes import SECONDS
 
 import fcos
 from fcos.config import Config
-from fcos.errors import ConfigError, DataError
+from fcos.errors import ConfigError, DataError, TrainingError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models.fcos import FCOS
 from fcos.recipes import load_config
@@ -138,6 +138,12 @@ def test_a_folder_in_which_another_run_was_started_and_finished_is_refused(
     with pytest.raises(ConfigError, match="already contains a run"), lock_folder(tmp_path / "run", is_new=True):
         pass
     with lock_folder(tmp_path / "run", is_new=False):
+        pass
+
+
+def test_a_folder_in_place_of_the_file_with_the_owner_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "run.lock.txt").mkdir()
+    with pytest.raises(TrainingError, match=r"run\.lock\.txt"), lock_folder(tmp_path, is_new=True):
         pass
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -146,7 +146,8 @@ def lock_folder(folder: Path, *, is_new: bool) -> Iterator[None]:
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with suppress(OSError):
+            owner.unlink()
         lock.release()
 
 

@@ -259,11 +259,12 @@ def load_last(folder: Path) -> ResumePoint:
     Raises:
         WeightsError: none of the existing checkpoints can be used.
     """
-    for temporary in (folder / LAST).parent.glob(".*.tmp"):
+    last = folder / LAST
+    for temporary in last.parent.glob(".*.tmp"):
         temporary.unlink(missing_ok=True)
-    problems: dict[Path, str] = {}
+    problems = {last: f"{last}: this is a folder; expected a checkpoint"} if last.is_dir() else {}
     weights = [folder / BEST] if (folder / BEST).is_file() else []
-    for path in generations(folder / LAST):
+    for path in generations(last):
         try:
             checkpoint = load_checkpoint(path)
             weights.append(path)
@@ -271,16 +272,16 @@ def load_last(folder: Path) -> ResumePoint:
         except WeightsError as error:
             problems[path] = str(error)
             continue
-        if path == folder / LAST:
+        if path == last:
             return ResumePoint(checkpoint, "", str(path))
-        warnings = [f"warning: {problem}" for problem in problems.values()] or [f"warning: {folder / LAST} is missing"]
+        warnings = [f"warning: {problem}" for problem in problems.values()] or [f"warning: {last} is missing"]
         note = f"  resuming from the previous checkpoint, {path}"
         for unusable in problems:
             new_name = unusable.with_name(unusable.name.replace("last", "damaged", 1))
             unusable.replace(new_name)
             note += f"; renamed {unusable} to {new_name}"
-        path.replace(folder / LAST)
-        return ResumePoint(checkpoint, "\n".join([*warnings, note]), str(folder / LAST))
+        path.replace(last)
+        return ResumePoint(checkpoint, "\n".join([*warnings, note]), str(last))
     if problems:
         remedy = f" with train.weights={weights[0]}" if weights else ""
         lines = "\n  ".join(problems.values())
@@ -288,7 +289,7 @@ def load_last(folder: Path) -> ResumePoint:
             f"train.resume: no checkpoint in {folder} can be resumed from:\n  {lines}\nstart a new run in another"
             f" folder{remedy}"
         )
-    (folder / LAST).parent.mkdir(exist_ok=True)
+    last.parent.mkdir(exist_ok=True)
     return ResumePoint(None, f"nothing was saved in {folder} yet; starting from the beginning")
 
 
