@@ -211,7 +211,7 @@ def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:
             ) from None
         else:
             first_line = str(error).partition("\n")[0]
-            reason = f"damaged: {first_line}"
+            reason = f"damaged checkpoint: {first_line}"
         raise WeightsError(f"{path}: {reason}; copy it again or use an earlier one") from None
 
 
@@ -234,7 +234,7 @@ def _verify(path: Path) -> None:
     except Exception as error:  # as in `read`
         problem = str(error)
     if problem:
-        raise WeightsError(f"{path}: damaged: {problem}; copy it again or use an earlier one")
+        raise WeightsError(f"{path}: damaged checkpoint: {problem}; copy it again or use an earlier one")
 
 
 _FOLDER = 0x10
@@ -259,7 +259,9 @@ def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
     _verify(path)
     missing = [name for name, kind in _REQUIRED_KEYS.items() if not isinstance(content.get(name), kind)]
     if missing:
-        raise WeightsError(f"{path}: damaged: lacks {', '.join(missing)}; copy it again or use an earlier one")
+        raise WeightsError(
+            f"{path}: damaged checkpoint: it has no {', '.join(missing)}; copy it again or use an earlier one"
+        )
     if content["version"] > VERSION:
         raise WeightsError(
             f"{path}: written by a newer fcos (file version {content['version']}, this one reads up to {VERSION});"
@@ -268,7 +270,9 @@ def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
     check_weights(content["model"], where=str(path))
     problems = describe_metadata_problems(content)
     if problems:
-        raise WeightsError(f"{path}: damaged: invalid {join_some(problems)}; copy it again or use an earlier one")
+        raise WeightsError(
+            f"{path}: damaged checkpoint: invalid {join_some(problems)}; copy it again or use an earlier one"
+        )
     return Checkpoint(
         model=content["model"],
         config=content["config"],
@@ -295,8 +299,8 @@ def check_weights(weights: Mapping[Any, Any], *, where: str) -> None:
     problems = describe_weight_problems(weights)
     if problems:
         raise WeightsError(
-            f"{where}: damaged: {len(problems)} of {len(weights)} entries are not weights: {join_some(problems, '; ')};"
-            " copy it again or use an earlier one"
+            f"{where}: damaged checkpoint: {len(problems)} of {len(weights)} entries are not weights:"
+            f" {join_some(problems, '; ')}; copy it again or use an earlier one"
         )
 
 

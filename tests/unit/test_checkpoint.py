@@ -213,7 +213,7 @@ def test_tensor_marked_as_folder_is_reported_as_damage(tmp_path: Path) -> None:
     name_in_directory = content.rindex(b"archive/data/0")
     content[name_in_directory - 8] ^= 0x10
     path.write_bytes(content)
-    assert "damaged: archive/data/0 is marked as a folder" in message(path)
+    assert "damaged checkpoint: archive/data/0 is marked as a folder" in message(path)
 
 
 def test_file_truncated_at_any_length_is_rejected(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_checkpoint_without_an_optional_field_loads(tmp_path: Path, name: str) -
 def test_required_field_of_wrong_type_is_reported_as_lacking(tmp_path: Path, odd: dict[str, Any]) -> None:
     path = save(tmp_path / "a.pt")
     torch.save(torch.load(path, weights_only=True) | odd, path)
-    assert f"damaged: lacks {next(iter(odd))}; copy it again" in message(path)
+    assert f"damaged checkpoint: it has no {next(iter(odd))}; copy it again" in message(path)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_required_field_of_wrong_type_is_reported_as_lacking(tmp_path: Path, odd
 def test_inconsistent_field_is_reported_as_invalid(tmp_path: Path, odd: dict[str, Any], told: str) -> None:
     path = save(tmp_path / "a.pt")
     torch.save(torch.load(path, weights_only=True) | odd, path)
-    assert f"damaged: invalid {told}; copy it again" in message(path)
+    assert f"damaged checkpoint: invalid {told}; copy it again" in message(path)
 
 
 def test_load_weights_error_lists_mismatched_tensors() -> None:

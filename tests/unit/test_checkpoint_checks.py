@@ -110,7 +110,7 @@ def test_weights_in_another_floating_point_precision_load(file: Path, dtype: tor
 )
 def test_metadata_of_the_wrong_type_is_rejected(file: Path, name: str, value: Any) -> None:
     change(file, lambda content: content.update({name: value}))
-    assert f"damaged: invalid {name}" in message(file)
+    assert f"damaged checkpoint: invalid {name}" in message(file)
 
 
 @pytest.mark.parametrize(

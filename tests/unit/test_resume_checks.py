@@ -154,7 +154,7 @@ def test_a_damaged_training_state_is_replaced_by_the_previous_checkpoint(run: Pa
     assert checkpoint is not None
     assert checkpoint.iteration == 1
     warning, consequence = note.splitlines()
-    assert warning.startswith(f"warning: {last}: damaged: invalid state for resuming: ")
+    assert warning.startswith(f"warning: {last}: damaged checkpoint: invalid training state: ")
     assert reason in warning
     assert len(warning) < 1500
     assert f"resuming from the previous checkpoint, {run / 'weights/last-1.pt'}" in consequence
@@ -169,7 +169,7 @@ def test_a_run_is_finished_from_the_previous_checkpoint(template: Config, run: P
 def test_a_run_whose_only_checkpoint_is_damaged_is_an_error(run: Path) -> None:
     edit(run / "weights/last.pt", lambda training: training.pop("rng"))
     (run / "weights/last-1.pt").unlink()
-    with pytest.raises(WeightsError, match=r"can be resumed from:\n.*last\.pt: damaged: .*rng: is missing"):
+    with pytest.raises(WeightsError, match=r"can be resumed from:\n.*last\.pt: damaged checkpoint: .*rng: is missing"):
         load_last(run)
 
 

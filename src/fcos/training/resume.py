@@ -199,8 +199,8 @@ def read_training_state(checkpoint: Checkpoint, *, where: str) -> TrainingState:
         problems = _describe_contradictions(saved, checkpoint)
     if problems:
         raise WeightsError(
-            f"{where}: damaged: invalid state for resuming: {join_some([text[:200] for text in problems], '; ')};"
-            " copy it again or use an earlier one"
+            f"{where}: damaged checkpoint: invalid training state:"
+            f" {join_some([text[:200] for text in problems], '; ')}; copy it again or use an earlier one"
         )
     return saved
 
