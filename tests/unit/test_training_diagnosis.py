@@ -11,8 +11,8 @@ from tiny_data import coco_tree, write_coco
 
 from fcos.config import Config
 from fcos.data import load_annotations
-from fcos.training.diagnosis import linear_rule, start_warnings
 from fcos.training.loop import train
+from fcos.training.messages import linear_rule, start_warnings
 
 
 def warnings_of(config: Config, *, fresh_backbone: bool = False) -> list[str]:

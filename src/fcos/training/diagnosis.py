@@ -1,120 +1,50 @@
-"""Warnings and errors with remedies: likely mistakes before training, non-finite losses or gradients, out of memory."""
+"""Warnings and errors of a training with remedies: unassigned boxes, non-finite losses or gradients, out of memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 
 from ..checkpoint import write
-from ..config import Config, DataConfig, FCOSConfig
-from ..data import resize_size
+from ..config import FCOSConfig
 from ..data.workers import WorkerError
 from ..distributed import all_gather, rank, world_size
 from ..errors import TrainingError
 from ..evaluation.evaluate import detecting
-from ..formatting import join_some, plural
+from ..formatting import join_some
 from ..structures import Batch, Objects
 from .folder import LAST
 from .logs import RunLog
 from .optim import autocast
 from .run import Run
 
-if TYPE_CHECKING:
-    from ..data.dataset import Annotations
-
-REFERENCE_RATES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
-"""Reference (learning rate, batch size) of the linear scaling rule per optimiser: SGD as in the FCOS paper, AdamW as in
-the small recipe."""
 BATCH_FOLDER = "nonfinite"
 """Subfolder of the run folder for batches with a non-finite loss or gradient."""
-_MAX_RATE_RATIO = 4.0
 
 
-def linear_rule(config: Config) -> float:
-    """Return the learning rate by the linear scaling rule, proportional to the batch size.
-
-    Source: Goyal et al. 2017 (arXiv:1706.02677).
-    """
-    rate, images = REFERENCE_RATES[config.train.optimizer]
-    return rate * config.train.batch_size / images
-
-
-def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -> Iterator[str]:
-    """Yield warnings about likely mistakes in config or data, each with a remedy.
-
-    Args:
-        config: config of the run.
-        data: training annotations.
-        fresh_backbone: True if the backbone has random weights.
-    """
-    backbone, settings = config.model.backbone, config.train
-    if fresh_backbone and backbone.norm == "frozen_bn":
-        yield (
-            "the backbone has random weights and frozen batch norm, which then normalises nothing, so the network"
-            " hardly learns; use model.backbone.weights=imagenet, train.weights=FILE, or another model.backbone.norm"
-        )
-    elif fresh_backbone and backbone.frozen_stages:
-        yield (
-            f"the backbone has random weights and {backbone.frozen_stages} frozen stages, which stay random;"
-            " use model.backbone.frozen_stages=0, or model.backbone.weights=imagenet"
-        )
-    elif fresh_backbone and any(pattern.startswith(("backbone", "*")) for pattern in settings.freeze):
-        yield (
-            f"the backbone has random weights, and train.freeze={settings.freeze} freezes some of them;"
-            " remove the option, or use model.backbone.weights=imagenet"
-        )
-    recommended_lr = linear_rule(config)
-    if not 1 / _MAX_RATE_RATIO <= settings.lr / recommended_lr <= _MAX_RATE_RATIO:
-        yield (
-            f"train.lr={settings.lr:g} is {settings.lr / recommended_lr:.2g} times the usual value for"
-            f" {settings.optimizer} with train.batch_size={settings.batch_size}; try train.lr={recommended_lr:.2g}"
-        )
-    counts = data.boxes_per_class()
-    classes_without_boxes = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
-    if classes_without_boxes:
-        yield (
-            f"{len(classes_without_boxes)} of {len(counts)} classes have no training boxes:"
-            f" {join_some(classes_without_boxes)}; add images of these classes, or remove the classes from the"
-            " annotations"
-        )
-    if isinstance(config.model, FCOSConfig):
-        ranges = config.model.size_ranges
-        num_uncovered = _count_uncovered(ranges, config.data, data)
-        if num_uncovered:
-            yield (
-                f"{num_uncovered} of {len(data.boxes)} boxes have a size that no level covers; set model.size_ranges to"
-                f" ranges without gaps, the last one up to null (now {[list(ends) for ends in ranges]})"
-            )
-
-
-def warn_about_warmup(run: Run, iterations: int, log: RunLog) -> None:
-    """Warn about a warm-up that takes the whole run of a given length; with a time budget it shortens itself."""
-    settings = run.config.train
-    if settings.warmup != "none" and iterations <= settings.warmup_iterations:
+def report_unassigned(run: Run, log: RunLog) -> None:
+    """Warn once per run about boxes that were assigned to no location, and suggest remedies."""
+    state = run.state
+    if state.reported:
+        return
+    state.reported = True
+    unassigned = state.stats.get("unassigned", 0)
+    transform = run.config.data.transforms
+    check = f"check the boxes that data.transforms={transform} returns: XYXY in pixels of the returned image"
+    if transform and not state.boxes and len(run.train_data.boxes):
+        log.message(f"warning: none of the training images so far has a box; {check}")
+    elif transform and unassigned > 0.9 * state.boxes:
+        log.message(f"warning: {unassigned} of {state.boxes} boxes so far are not assigned to any location; {check}")
+    elif unassigned and isinstance(run.config.model, FCOSConfig):  # the message names options of FCOS
         log.message(
-            f"warning: the run of {plural(iterations, 'iteration')} ends within the warm-up; set"
-            f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of the iterations"
+            f"warning: {unassigned} of {state.boxes} boxes so far ({unassigned / state.boxes:.1%}) are"
+            " not assigned to any location, usually because they are small or covered by other boxes; try larger images"
+            " (data.short_side), a smaller stride (model.strides) or other model.size_ranges"
         )
-
-
-def _count_uncovered(size_ranges: Sequence[tuple[float, float | None]], config: DataConfig, data: Annotations) -> int:
-    """Return the number of non-crowd boxes that no level's size range covers at the largest training size."""
-    short_side = config.largest_short_side
-    sizes, size_index = np.unique(data.sizes, axis=0, return_inverse=True)
-    size_index = size_index.reshape(-1)  # NumPy 2.0 returns a column
-    resized = np.array([resize_size(height, width, short_side, config.max_side) for height, width in sizes.tolist()])
-    scale = (resized[size_index] / data.sizes)[data.image_of]  # [B, 2]
-    longer_sides = ((data.boxes[:, 2:] - data.boxes[:, :2]) * scale[:, ::-1]).max(axis=1, initial=0)
-    # The largest distance from a location to a side is half the longer side at the centre, all of it at an edge.
-    covered = [
-        (longer_sides >= low) & (longer_sides / 2 <= (math.inf if high is None else high)) for low, high in size_ranges
-    ]
-    return int((~np.any(covered, axis=0) & ~data.crowd).sum())
 
 
 @contextmanager

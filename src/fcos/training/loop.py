@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint
-from ..config import Config, FCOSConfig
+from ..config import Config
 from ..config.backbones import is_own
-from ..config.schema import LENGTHS
 from ..config.text import suggest
 from ..data import build_train_loader, load_annotations
 from ..data.dataset import Annotations
@@ -32,18 +31,12 @@ from ..models.backbones import license_warning
 from ..models.layers import with_gpu_batch_norm
 from ..structures import Batch
 from .budget import IterationLength, Length, TimeLength
-from .diagnosis import (
-    REFERENCE_RATES,
-    explain_out_of_memory,
-    linear_rule,
-    save_if_a_worker_is_lost,
-    start_warnings,
-    warn_about_warmup,
-)
+from .diagnosis import explain_out_of_memory, report_unassigned, save_if_a_worker_is_lost
 from .elastic import explain_lost_processes, join_processes, remember
 from .folder import BEST, check_apart_from_data, find_folder, lock_folder, new_folder
 from .loggers import check_loggers
 from .logs import RunLog, Step, TrainingProgress
+from .messages import describe_finished_run, describe_start, warn_about_warmup
 from .optim import freeze_parameters, learning_rate_factor, parameter_settings, set_learning_rate
 from .original_run import find_resume_point, restore
 from .run import Run, StopRequest
@@ -107,12 +100,12 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         stop_request = stack.enter_context(StopRequest(run, log))
         stack.enter_context(save_if_a_worker_is_lost(run))
         on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
-        log.message(_start_message(run, origin, micro_batches))
+        log.message(describe_start(run, origin, micro_batches=micro_batches))
         if isinstance(length, IterationLength):
             warn_about_warmup(run, length.iterations, log)
         total = _total(length, state.iteration)
         if total <= state.iteration:
-            log.message(_describe_finished_run(run, total))
+            log.message(describe_finished_run(run))
         _evaluate_if_overdue(run, log, stop_request, total=total)
         batches = _batches(run)
         while state.iteration < (total := _total(length, state.iteration)) and not _out_of_patience(run):
@@ -129,7 +122,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
             log.step(progress, step)
 
             if progress.epoch >= 1:
-                _report_unassigned(run, log)
+                report_unassigned(run, log)
             if state.iteration % settings.checkpoint_every == 0:
                 run.save_last()
             if result.stop:
@@ -251,15 +244,6 @@ def _build_length(run: Run) -> Length:
     return IterationLength(settings.iterations)
 
 
-def _describe_finished_run(run: Run, total: float) -> str:
-    """Return a message for a resumed run whose length is reached already."""
-    settings = run.config.train
-    option = next(
-        f"train.{name}={getattr(settings, name):g}" for name in LENGTHS if getattr(settings, name) is not None
-    )
-    return f"nothing left to train: {plural(run.state.iteration, 'iteration')} are finished, and the run has {option}"
-
-
 def _batches(run: Run) -> Iterator[Batch]:
     """Return an iterator over this process's shards of the batches, starting after the images that the run has seen."""
     first_batch = run.state.images // run.config.train.batch_size
@@ -273,27 +257,6 @@ def _total(length: Length, iteration: int) -> float:
     """Return the total iterations of the run; under a time budget those of rank 0, because clocks differ."""
     total = length.total(iteration)
     return broadcast(total) if isinstance(length, TimeLength) else total
-
-
-def _report_unassigned(run: Run, log: RunLog) -> None:
-    """Warn once per run about boxes that were assigned to no location, and suggest remedies."""
-    state = run.state
-    if state.reported:
-        return
-    state.reported = True
-    unassigned = state.stats.get("unassigned", 0)
-    transform = run.config.data.transforms
-    check = f"check the boxes that data.transforms={transform} returns: XYXY in pixels of the returned image"
-    if transform and not state.boxes and len(run.train_data.boxes):
-        log.message(f"warning: none of the training images so far has a box; {check}")
-    elif transform and unassigned > 0.9 * state.boxes:
-        log.message(f"warning: {unassigned} of {state.boxes} boxes so far are not assigned to any location; {check}")
-    elif unassigned and isinstance(run.config.model, FCOSConfig):  # the message names options of FCOS
-        log.message(
-            f"warning: {unassigned} of {state.boxes} boxes so far ({unassigned / state.boxes:.1%}) are"
-            " not assigned to any location, usually because they are small or covered by other boxes; try larger images"
-            " (data.short_side), a smaller stride (model.strides) or other model.size_ranges"
-        )
 
 
 def _evaluation_due(run: Run, progress: TrainingProgress) -> bool:
@@ -367,7 +330,7 @@ def _evaluate(run: Run, log: RunLog, stop_request: StopRequest, progress: Traini
 def _finish(run: Run, log: RunLog, stop_request: StopRequest) -> None:
     """Finish the run after its last iteration: evaluate, save, and print a summary."""
     log.sum_up()
-    _report_unassigned(run, log)
+    report_unassigned(run, log)
     evaluation = None
     if _out_of_patience(run):
         metric = run.config.train.best_metric
@@ -422,28 +385,3 @@ def _measure_end(run: Run, seconds: float, clock: Callable[[], float], stop_requ
         remaining_seconds = (last_time - first_time) / (last_done - first_done) * (total - last_done)
         return save_seconds + last_time - start_time + remaining_seconds
     return save_seconds + clock() - start_time
-
-
-def _start_message(run: Run, origin: str, micro_batches: int) -> str:
-    """Return the first lines of the log: run, data, origin of the weights, batch, learning rate and warnings."""
-    train_data, val_data, settings = run.train_data, run.val_data, run.config.train
-    parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
-    val = (
-        "no val split (data.val_fraction=0.2 makes one), best.pt gets the last weights"
-        if val_data is None
-        else plural(len(val_data), "val image")
-    )
-    counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
-    base_lr, base_images = REFERENCE_RATES[settings.optimizer]
-    micro_batch = -(-settings.batch_size // (world_size() * micro_batches))
-    images, processes = plural(settings.batch_size, "image"), plural(world_size(), "process")
-    lines = [
-        f"run: {run.folder}, on {run.device}, {parameters:.1f} M parameters",
-        f"data: {', '.join(plural(count, noun) for count, noun in counts)}; {val}",
-        origin,
-        f"step: {images} over {processes}, at most {micro_batch} in a micro-batch; learning rate {settings.lr:g}"
-        f" (linear scaling rule: {linear_rule(run.config):g}, from {base_lr:g} for {base_images} images)",
-    ]
-    fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None
-    lines += [f"warning: {text}" for text in start_warnings(run.config, train_data, fresh_backbone=fresh)]
-    return "\n".join(lines)

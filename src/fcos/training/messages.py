@@ -1,0 +1,147 @@
+"""First lines of the log of a run: what is trained, and warnings about likely mistakes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..config import Config, DataConfig, FCOSConfig
+from ..config.schema import LENGTHS
+from ..data import resize_size
+from ..distributed import world_size
+from ..formatting import join_some, plural
+from .logs import RunLog
+from .run import Run
+
+if TYPE_CHECKING:
+    from ..data.dataset import Annotations
+
+REFERENCE_RATES = {"sgd": (0.01, 16), "adamw": (1e-3, 8)}
+"""Reference (learning rate, batch size) of the linear scaling rule per optimiser: SGD as in the FCOS paper, AdamW as in
+the small recipe."""
+_MAX_RATE_RATIO = 4.0
+
+
+def describe_start(run: Run, origin: str, *, micro_batches: int) -> str:
+    """Return the first lines of the log: run, data, origin of the weights, batch, learning rate and warnings.
+
+    Args:
+        run: new or resumed run.
+        origin: text on the origin of the weights.
+        micro_batches: number of micro-batches per batch.
+    """
+    train_data, val_data, settings = run.train_data, run.val_data, run.config.train
+    parameters = sum(p.numel() for p in run.model.parameters()) / 1e6
+    val = (
+        "no val split (data.val_fraction=0.2 makes one), best.pt gets the last weights"
+        if val_data is None
+        else plural(len(val_data), "val image")
+    )
+    counts = (len(train_data), "image"), (len(train_data.boxes), "box"), (len(train_data.class_names), "class")
+    base_lr, base_images = REFERENCE_RATES[settings.optimizer]
+    micro_batch = -(-settings.batch_size // (world_size() * micro_batches))
+    images, processes = plural(settings.batch_size, "image"), plural(world_size(), "process")
+    lines = [
+        f"run: {run.folder}, on {run.device}, {parameters:.1f} M parameters",
+        f"data: {', '.join(plural(count, noun) for count, noun in counts)}; {val}",
+        origin,
+        f"step: {images} over {processes}, at most {micro_batch} in a micro-batch; learning rate {settings.lr:g}"
+        f" (linear scaling rule: {linear_rule(run.config):g}, from {base_lr:g} for {base_images} images)",
+    ]
+    fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None
+    lines += [f"warning: {text}" for text in start_warnings(run.config, train_data, fresh_backbone=fresh)]
+    return "\n".join(lines)
+
+
+def describe_finished_run(run: Run) -> str:
+    """Return a message for a resumed run whose length is reached already."""
+    settings = run.config.train
+    option = next(
+        f"train.{name}={getattr(settings, name):g}" for name in LENGTHS if getattr(settings, name) is not None
+    )
+    return f"nothing left to train: {plural(run.state.iteration, 'iteration')} are finished, and the run has {option}"
+
+
+def linear_rule(config: Config) -> float:
+    """Return the learning rate by the linear scaling rule, proportional to the batch size.
+
+    Source: Goyal et al. 2017 (arXiv:1706.02677).
+    """
+    rate, images = REFERENCE_RATES[config.train.optimizer]
+    return rate * config.train.batch_size / images
+
+
+def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -> Iterator[str]:
+    """Yield warnings about likely mistakes in config or data, each with a remedy.
+
+    Args:
+        config: config of the run.
+        data: training annotations.
+        fresh_backbone: True if the backbone has random weights.
+    """
+    backbone, settings = config.model.backbone, config.train
+    if fresh_backbone and backbone.norm == "frozen_bn":
+        yield (
+            "the backbone has random weights and frozen batch norm, which then normalises nothing, so the network"
+            " hardly learns; use model.backbone.weights=imagenet, train.weights=FILE, or another model.backbone.norm"
+        )
+    elif fresh_backbone and backbone.frozen_stages:
+        yield (
+            f"the backbone has random weights and {backbone.frozen_stages} frozen stages, which stay random;"
+            " use model.backbone.frozen_stages=0, or model.backbone.weights=imagenet"
+        )
+    elif fresh_backbone and any(pattern.startswith(("backbone", "*")) for pattern in settings.freeze):
+        yield (
+            f"the backbone has random weights, and train.freeze={settings.freeze} freezes some of them;"
+            " remove the option, or use model.backbone.weights=imagenet"
+        )
+    recommended_lr = linear_rule(config)
+    if not 1 / _MAX_RATE_RATIO <= settings.lr / recommended_lr <= _MAX_RATE_RATIO:
+        yield (
+            f"train.lr={settings.lr:g} is {settings.lr / recommended_lr:.2g} times the usual value for"
+            f" {settings.optimizer} with train.batch_size={settings.batch_size}; try train.lr={recommended_lr:.2g}"
+        )
+    counts = data.boxes_per_class()
+    classes_without_boxes = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
+    if classes_without_boxes:
+        yield (
+            f"{len(classes_without_boxes)} of {len(counts)} classes have no training boxes:"
+            f" {join_some(classes_without_boxes)}; add images of these classes, or remove the classes from the"
+            " annotations"
+        )
+    if isinstance(config.model, FCOSConfig):
+        ranges = config.model.size_ranges
+        num_uncovered = _count_uncovered(ranges, config.data, data)
+        if num_uncovered:
+            yield (
+                f"{num_uncovered} of {len(data.boxes)} boxes have a size that no level covers; set model.size_ranges to"
+                f" ranges without gaps, the last one up to null (now {[list(ends) for ends in ranges]})"
+            )
+
+
+def warn_about_warmup(run: Run, iterations: int, log: RunLog) -> None:
+    """Warn about a warm-up that takes the whole run of a given length; with a time budget it shortens itself."""
+    settings = run.config.train
+    if settings.warmup != "none" and iterations <= settings.warmup_iterations:
+        log.message(
+            f"warning: the run of {plural(iterations, 'iteration')} ends within the warm-up; set"
+            f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of the iterations"
+        )
+
+
+def _count_uncovered(size_ranges: Sequence[tuple[float, float | None]], config: DataConfig, data: Annotations) -> int:
+    """Return the number of non-crowd boxes that no level's size range covers at the largest training size."""
+    short_side = config.largest_short_side
+    sizes, size_index = np.unique(data.sizes, axis=0, return_inverse=True)
+    size_index = size_index.reshape(-1)  # NumPy 2.0 returns a column
+    resized = np.array([resize_size(height, width, short_side, config.max_side) for height, width in sizes.tolist()])
+    scale = (resized[size_index] / data.sizes)[data.image_of]  # [B, 2]
+    longer_sides = ((data.boxes[:, 2:] - data.boxes[:, :2]) * scale[:, ::-1]).max(axis=1, initial=0)
+    # The largest distance from a location to a side is half the longer side at the centre, all of it at an edge.
+    covered = [
+        (longer_sides >= low) & (longer_sides / 2 <= (math.inf if high is None else high)) for low, high in size_ranges
+    ]
+    return int((~np.any(covered, axis=0) & ~data.crowd).sum())
