@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -297,12 +298,19 @@ def test_an_edited_metrics_table_does_not_prevent_resuming(template: Config, run
     assert [row["iteration"] for row in rows if row["split"] == "val"] == ["3"]
 
 
-def test_a_folder_named_metrics_csv_does_not_prevent_resuming(template: Config, run: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="no /dev/zero on Windows")
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_folder_or_device_named_metrics_csv_does_not_prevent_resuming(
+    template: Config, run: Path, is_link: bool
+) -> None:
     (run / "metrics.csv").unlink()
-    (run / "metrics.csv").mkdir()
+    if is_link:
+        (run / "metrics.csv").symlink_to("/dev/zero")
+    else:
+        (run / "metrics.csv").mkdir()
     train(resumed(template, run, loggers=["csv"]))
     assert (run / "metrics.csv").is_file()
-    assert (run / "metrics.old.csv").is_dir()
+    assert (run / "metrics.old.csv").is_symlink() == is_link
 
 
 def test_steps_with_other_losses_get_a_row_of_their_own(template: Config, run: Path) -> None:

@@ -147,6 +147,15 @@ def test_a_folder_in_place_of_the_file_with_the_owner_is_a_clear_error(tmp_path:
         pass
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no /dev/zero on Windows")
+def test_the_owner_of_a_lock_is_not_read_from_a_device(tmp_path: Path) -> None:
+    with lock_folder(tmp_path, is_new=True):
+        (tmp_path / "run.lock.txt").unlink()
+        (tmp_path / "run.lock.txt").symlink_to("/dev/zero")
+        with pytest.raises(ConfigError, match="is in use by another process"), lock_folder(tmp_path, is_new=False):
+            pass
+
+
 def test_the_folder_is_locked_while_training(configure: Callable[..., Config]) -> None:
     messages: list[str] = []
     config = configure(iterations=1)

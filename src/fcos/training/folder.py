@@ -152,9 +152,11 @@ def lock_folder(folder: Path, *, is_new: bool) -> Iterator[None]:
 
 
 def _read_owner(file: Path) -> str:
+    if not file.is_file():  # not yet written, or a device that never ends
+        return "another process"
     try:
         return printable(file.read_text(encoding="utf-8", errors="replace").strip()) or "another process"
-    except OSError:  # not yet written
+    except OSError:  # removed since
         return "another process"
 
 

@@ -224,12 +224,14 @@ def _rows_to_keep(path: Path, start: RunStart) -> list[dict[str, str]]:
 
 def _read_rows(path: Path) -> list[dict[str, str]] | None:
     """Return the complete rows of a table of ours, or None if the file is something else, edited or damaged."""
+    if not path.is_file():  # a folder, or a device that never ends
+        return None
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.DictReader(file)
             rows = [row for row in reader if None not in row.values() and None not in row]  # the last may be truncated
             is_ours = {"iteration", "split"} <= set(reader.fieldnames or ("iteration", "split"))
-    except (csv.Error, IsADirectoryError):
+    except csv.Error:
         return None
     return rows if is_ours else None
 
