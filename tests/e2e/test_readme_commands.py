@@ -46,7 +46,7 @@ def test_readme_commands_for_custom_data_run(folder: Path) -> None:
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
     assert (folder / "pictures").is_dir()
-    assert len(list((folder / "pictures").iterdir())) == 1
+    assert [path.name for path in (folder / "pictures").glob("[!.]*")] == ["PHOTO.jpg"]
 
 
 def test_readme_python_example_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,7 +147,7 @@ def test_default_threshold_is_squared_for_product_scores(score, threshold):
 
 
 def test_threshold_outside_0_to_1_is_rejected(detector):
-    with pytest.raises(ValueError, match=r"threshold: expected 0\.\.1, found 30"):
+    with pytest.raises(ValueError, match=r"threshold: expected a number from 0 to 1, found 30"):
         detector.predict(picture(), threshold=30)
 
 

@@ -18,7 +18,7 @@ from processes import SECONDS
 
 import fcos
 from fcos.config import Config
-from fcos.errors import ConfigError, DataError, TrainingError
+from fcos.errors import ConfigError, DataError, WriteError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models.fcos import FCOS
 from fcos.recipes import load_config
@@ -143,7 +143,7 @@ def test_a_folder_in_which_another_run_was_started_and_finished_is_refused(
 
 def test_a_folder_in_place_of_the_file_with_the_owner_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "run.lock.txt").mkdir()
-    with pytest.raises(TrainingError, match=r"run\.lock\.txt"), lock_folder(tmp_path, is_new=True):
+    with pytest.raises(WriteError, match=r"run\.lock\.txt: cannot be written"), lock_folder(tmp_path, is_new=True):
         pass
 
 
