@@ -1,4 +1,4 @@
-"""Box geometry in both conventions, non-maximum suppression, and the limit of detections.
+"""Box geometry in both conventions, overlap, non-maximum suppression, and the limit of detections.
 
 Boxes are XYXY [D, 4]. `continuous`: width = x2 - x1. `inclusive` (the original code): x2 is the last covered pixel and
 width = x2 - x1 + 1.
@@ -27,6 +27,30 @@ def area(boxes: Tensor, *, convention: BoxConvention = "continuous") -> Tensor:
     x1, y1, x2, y2 = boxes.unbind(-1)
     extra = _extra_pixels(convention)
     return (x2 - x1 + extra) * (y2 - y1 + extra)
+
+
+def intersection(a: Tensor, b: Tensor, *, convention: BoxConvention = "continuous") -> Tensor:
+    """Compute the areas [A, B] in square pixels that every box of `a` [A, 4] shares with every box of `b` [B, 4]."""
+    extra = _extra_pixels(convention)
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a[:, None].unbind(-1), b.unbind(-1)
+    width = (ax2.minimum(bx2) - ax1.maximum(bx1) + extra).clamp(min=0)
+    return width * (ay2.minimum(by2) - ay1.maximum(by1) + extra).clamp(min=0)
+
+
+def iou(a: Tensor, b: Tensor, *, convention: BoxConvention = "continuous") -> Tensor:
+    """Compute the IoU in 0..1 of every pair of boxes.
+
+    Args:
+        a: [A, 4].
+        b: [B, 4].
+        convention: box convention, which defines widths.
+
+    Returns:
+        [A, B]; 0 for two boxes without area.
+    """
+    shared = intersection(a, b, convention=convention)
+    union = area(a, convention=convention)[:, None] + area(b, convention=convention) - shared
+    return torch.where(union > 0, shared / union, 0.0)
 
 
 def clip(boxes: Tensor, size: tuple[int, int], *, convention: BoxConvention = "continuous") -> Tensor:

@@ -309,6 +309,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
 
     Only `pixel_mean`, `pixel_std` and batch-norm counters (`num_batches_tracked`) may be missing, since other projects
     or norm layers do not have them; the model then keeps its values. Counters that the model does not have are ignored.
+    Constants that the model does not save (buffers with `persistent=False`, such as anchors) may be in the weights,
+    with the same values.
 
     Args:
         model: model to load into.
@@ -316,18 +318,26 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
         where: source of the weights, for messages.
 
     Raises:
-        WeightsError: tensors are missing, unexpected or of a different shape; the message lists a few of each.
+        WeightsError: tensors are missing, unexpected or of a different shape, or constants have other values; the
+            message lists a few of each.
     """
     tensors = model.state_dict()
+    constants = {name: buffer for name, buffer in model.named_buffers() if name not in tensors and name in weights}
+    differing = [name for name, value in constants.items() if not _is_equal(value, weights[name])]
     optional = {name: tensors[name] for name in tensors if name in PIXELS or name.endswith(COUNTER_SUFFIX)}
     weights = {
         **optional,
-        **{name: w for name, w in weights.items() if name in tensors or not name.endswith(COUNTER_SUFFIX)},
+        **{
+            name: weight
+            for name, weight in weights.items()
+            if name in tensors or not (name in constants or name.endswith(COUNTER_SUFFIX))
+        },
     }
     problems = {
         "missing": [name for name in tensors if name not in weights],
         "not in the model": [name for name in weights if name not in tensors],
         "of a different shape": describe_shape_mismatches(tensors, weights),
+        "with other values": differing,
     }
     descriptions = [f"{len(names)} {kind}: {join_some(names)}" for kind, names in problems.items() if names]
     if descriptions:
@@ -336,6 +346,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
             " use the model options they were trained with"
         )
     model.load_state_dict(dict(weights))
+
+
+def _is_equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same shape and, up to rounding, the same values."""
+    return a.shape == b.shape and torch.allclose(a.cpu(), b.to(a.dtype), rtol=1e-4, atol=1e-3)
 
 
 def describe_shape_mismatches(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:

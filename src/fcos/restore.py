@@ -37,6 +37,8 @@ from .recipes import is_recipe, load_config, recipe_names
 Use = Literal["an evaluation", "predictions", "a conversion"]
 """Purpose for which a detector is restored."""
 
+_EXAMPLES = {"fcos": "fcos_imprv_r50_fpn_1x", "retinanet": "retinanet_r50"}
+"""Recipes named in messages, by detector."""
 _NO_EFFECT: dict[Use, tuple[str, ...]] = {
     "an evaluation": TRAINING_OPTIONS,
     "predictions": (*TRAINING_OPTIONS, *(key for key in ANNOTATION_OPTIONS if key != "data.classes")),
@@ -168,17 +170,17 @@ def _config_tree(checkpoint: Checkpoint, config: Config | None, *, where: str) -
     """
     if config is None and checkpoint.project != "fcos_core":
         return {**checkpoint.config, "device": "auto"}
+    name = checkpoint.config["model"].get("name", DEFAULT_DETECTOR)
     if config is None:
         raise ConfigError(
             f"{where}: a checkpoint of the original FCOS, which does not describe its head; give the config it"
-            " was trained with: --config fcos_imprv_r50_fpn_1x (a recipe, or the original's YAML file)"
+            f" was trained with: --config {_EXAMPLES[name]} (a recipe, or the original's YAML file)"
         )
-    tree = config.to_dict()
-    if checkpoint.project == "fcos_core":
-        return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
-    section, name = config.model, checkpoint.config["model"].get("name", DEFAULT_DETECTOR)
+    tree, section = config.to_dict(), config.model
     if section.name != name:
         raise ConfigError(f"{where}: weights of {name}, but the config is for {section.name}; give a config for {name}")
+    if checkpoint.project == "fcos_core":
+        return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
     selection = {key: getattr(section, key) for key in with_role(options_of(type(section)), "detection", only=True)}
     return {**tree, "model": {**checkpoint.config["model"], **selection}}
 

@@ -196,3 +196,18 @@ def test_uneven_shards_train_like_a_single_process(uneven: Path, count: int) -> 
         assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)  # float32 sums in another order
     expected, found = (load_checkpoint(uneven / f"{n}/weights/last.pt") for n in (1, count))
     torch.testing.assert_close(found.model, expected.model, rtol=1e-4, atol=1e-6)
+
+
+def test_retinanet_trains_in_two_processes_like_in_one(data: Path, tmp_path: Path) -> None:
+    model = {"name": "retinanet", "backbone": {"name": "tiny_backbone:plain"}, "fpn": {"channels": 32},
+             "head": {"num_convs": 1}, "strides": [8, 16], "anchor_sizes": [16, 32]}  # fmt: skip
+    settings = {"iterations": 3, "batch_size": 3, "warmup": "none", "log_every": 1}
+    sizes = {"root": data, "short_side": SIDE, "max_side": SIDE, "workers": 0}
+    config = Config.model_validate({"model": model, "data": sizes, "train": settings, "device": "cpu"})
+    for count in (1, 2):
+        fcos.train(config, f"train.devices={count}", f"output_dir={tmp_path / str(count)}")
+    one, two = (list(rows(tmp_path / str(count))) for count in (1, 2))
+    for expected, found in zip(one, two, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, nan_ok=True)  # float32 sums in another order
+    expected, found = (load_checkpoint(tmp_path / f"{count}/weights/last.pt").model for count in (1, 2))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -18,16 +18,25 @@ CLASSES = ("red", "blue")
 SIDE = 96
 
 
-@pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+LEVELS = {
+    "fcos": {
+        "head": {"num_convs": 1, "regression": "relu_stride"},
+        "center_sampling_radius": 1.5,
+        "size_ranges": [[-1, 64], [64, 128], [128, None]],
+    },
+    "retinanet": {"head": {"num_convs": 1, "norm": "gn"}, "anchor_sizes": [24, 48, 96]},
+}
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     config = {
         "model": {
+            "name": request.param,
             "backbone": {"name": "mobilenet_v2", "weights": None},
             "fpn": {"channels": 64},
-            "head": {"num_convs": 1, "regression": "relu_stride"},
-            "center_sampling_radius": 1.5,
             "strides": [8, 16, 32],
-            "size_ranges": [[-1, 64], [64, 128], [128, None]],
+            **LEVELS[request.param],
         },
         "data": {"root": data, "short_side": SIDE, "max_side": SIDE, "workers": 0},
         "train": {

@@ -1,4 +1,4 @@
-"""Small untrained detector that produces many detections, for tests of the code around a detector."""
+"""Small untrained detectors that produce many detections, for tests of the code around a detector."""
 
 import torch
 
@@ -7,6 +7,7 @@ from fcos.config import Config, DetectorConfig, FCOSConfig
 from fcos.config.overrides import validate
 from fcos.models import build_model
 from fcos.models.fcos import FCOS
+from fcos.models.retinanet import RetinaNet
 
 NAMES = ("cat", "dog", "owl")
 CATEGORY_IDS = (18, 3, 90)
@@ -62,3 +63,13 @@ def tiny_detector() -> Detector:
     torch.manual_seed(0)
     config = tiny_config()
     return Detector(tiny_model(config), config, class_names=NAMES, category_ids=CATEGORY_IDS)
+
+
+def tiny_retinanet(config: Config) -> RetinaNet:
+    """Build a model with positive and negative logits, so that it detects something everywhere."""
+    model = build_model(config.model, num_classes=len(NAMES), pretrained=False)
+    assert isinstance(model, RetinaNet)
+    torch.nn.init.normal_(model.head.logits.weight, std=0.2)
+    torch.nn.init.normal_(model.head.offsets.weight, std=0.05)
+    torch.nn.init.zeros_(model.get_parameter("head.logits.bias"))
+    return model.eval()

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from fcos.config import Config, FCOSConfig
 from fcos.config.overrides import validate
-from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.fcos_core.config import config_from_yaml, given_keys
 from fcos.interop.fcos_core.weights import convert_state_dict, rename
+from fcos.models import DetectionModel, build_model
 from fcos.models.fcos import FCOS
-from fcos.models.postprocess import Postprocess
+from fcos.models.postprocess import FCOSPostprocess
+from fcos.models.retinanet import RetinaNet
 
 
 def folder(config: pytest.Config) -> Path:
@@ -40,9 +42,9 @@ def load(file: Path) -> dict[str, np.ndarray]:
         return dict(numbers)
 
 
-def postprocess_of(section: FCOSConfig) -> Postprocess:
+def postprocess_of(section: FCOSConfig) -> FCOSPostprocess:
     """Return the post-processing options of a `model` config section."""
-    return Postprocess(**{field.name: getattr(section, field.name) for field in fields(Postprocess)})
+    return FCOSPostprocess(**{field.name: getattr(section, field.name) for field in fields(FCOSPostprocess)})
 
 
 def tensor(array: np.ndarray) -> Tensor:
@@ -59,28 +61,31 @@ def sample(values: Tensor, count: int = 5) -> np.ndarray:
     return row
 
 
-class Model:
-    """Recorded model of the original: its outputs, its config converted to ours, and its synthetic weights."""
+class Recording:
+    """Recorded model of the original: its outputs, its config converted to ours, and its synthetic weights.
 
-    def __init__(self, goldens: Path, entry: dict[str, Any]):
+    Args:
+        goldens: folder of the recordings.
+        entry: entry of an index file.
+        folder: folder of the index file below `goldens`.
+    """
+
+    def __init__(self, goldens: Path, entry: dict[str, Any], *, folder: str):
         self.name = Path(entry["file"]).stem
-        self.numbers = load(goldens / "models" / entry["file"])
-        self.inputs = load(goldens / "models" / "inputs.npz")
-        self.head_outputs_full = entry["head_outputs_full"]
-        index = json.loads((goldens / "models" / "index.json").read_text())
-        self.feature_stride, self.head_stride = index["feature_stride"], index["head_stride"]
-        self.manifest = json.loads((goldens / "manifests" / "fcos" / f"{Path(entry['config']).stem}.json").read_text())
-        pairs = [str(item) for item in entry["opts"]]
-        self.config: Config = validate(config_from_yaml(self.manifest["merged_config"], pairs), where=self.name)
-        self.section = fcos_section(self.config)
+        self.numbers = load(goldens / folder / entry["file"])
+        self.inputs = load(goldens / folder / "inputs.npz")
+        self.index: dict[str, Any] = json.loads((goldens / folder / "index.json").read_text())
+        self.manifest = manifest_of(goldens, entry)
+        self.config: Config = validate(config_from_yaml(self.manifest["merged_config"], pairs_of(entry)), where="x")
         self.names: list[str] = [row[0] for row in self.manifest["tensors"]]
         self.state = {
-            row[0]: torch.from_numpy(fill_array(row[0], row[1], entry["seed"])) for row in self.manifest["tensors"]
+            row[0]: torch.from_numpy(fill_array(row[0], row[1], entry["seed"]))
+            for row in self.manifest["tensors"]
+            if "cell_anchors" not in row[0]
         }
 
-    def build(self, *, normalise: bool = False, dtype: torch.dtype = torch.float32) -> FCOS:
-        """Build the model with the synthetic weights. Without `normalise` it expects normalised images."""
-        model = build_fcos(self.section, num_classes=self.section.num_classes or 0)
+    def load_into(self, model: DetectionModel, *, normalise: bool = False, dtype: torch.dtype = torch.float32) -> None:
+        """Load the synthetic weights. Without `normalise` the model then expects normalised images."""
         missing, unexpected = model.load_state_dict(convert_state_dict(self.state), strict=False)
         assert not unexpected
         assert set(missing) == {"pixel_mean", "pixel_std"}
@@ -88,18 +93,87 @@ class Model:
             model.pixel_mean.zero_()
             model.pixel_std.fill_(1.0)
             model.channel_order = "rgb"
-        return model.to(dtype)
+        model.to(dtype)
 
-    def parameters(self, model: FCOS) -> list[torch.nn.Parameter]:
+    def parameters(self, model: DetectionModel) -> list[torch.nn.Parameter]:
         """Return the parameters of the model in the recorded order."""
         named = dict(model.named_parameters())
-        return [named[rename(name)] for name in self.numbers["param_names"].tolist()]
+        return [named[name] for name in self._our_names("param_names")]
 
-    def buffers(self, model: FCOS) -> list[Tensor]:
+    def buffers(self, model: DetectionModel) -> list[Tensor]:
         named = dict(model.named_buffers())
-        return [named[rename(name)] for name in self.numbers["buffer_names"].tolist()]
+        return [named[name] for name in self._our_names("buffer_names")]
+
+    def _our_names(self, key: str) -> list[str]:
+        return [rename(name, self.config.model.name) for name in self.numbers[key].tolist()]
+
+
+class Model(Recording):
+    """Recorded FCOS model."""
+
+    def __init__(self, goldens: Path, entry: dict[str, Any]):
+        super().__init__(goldens, entry, folder="models")
+        self.head_outputs_full = entry["head_outputs_full"]
+        self.feature_stride, self.head_stride = self.index["feature_stride"], self.index["head_stride"]
+        self.section = fcos_section(self.config)
+
+    def build(self, *, normalise: bool = False, dtype: torch.dtype = torch.float32) -> FCOS:
+        """Build the model, see `load_into`."""
+        model = build_fcos(self.section, num_classes=self.section.num_classes or 0)
+        self.load_into(model, normalise=normalise, dtype=dtype)
+        return model
+
+
+class RetinaNetModel(Recording):
+    """Recorded RetinaNet model."""
+
+    def __init__(self, goldens: Path, entry: dict[str, Any]):
+        super().__init__(goldens, entry, folder="rcnn")
+        divisor = given_keys(self.manifest["merged_config"], pairs_of(entry))["DATALOADER.SIZE_DIVISIBILITY"]
+        self.tensor = tensor(self.inputs[f"tensor_div{divisor}"])
+        self.num_images = len(self.tensor)
+        sizes = [self.inputs[f"image{i}"].shape[:2] for i in range(self.num_images)]
+        self.sizes = torch.tensor(sizes)
+
+    def build(self, *, normalise: bool = False, dtype: torch.dtype = torch.float32) -> RetinaNet:
+        """Build the model, see `load_into`."""
+        section = self.config.model
+        model = build_model(section, num_classes=section.num_classes or 0, pretrained=False)
+        assert isinstance(model, RetinaNet)
+        self.load_into(model, normalise=normalise, dtype=dtype)
+        return model
+
+
+def manifest_of(goldens: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of an entry: the one that it names or contains, or that of its config."""
+    manifest = entry.get("manifest") or Path(entry["config"]).relative_to("configs").with_suffix("").as_posix()
+    if isinstance(manifest, dict):
+        return manifest
+    name = manifest.removesuffix(".json") + ".json"
+    paths = [goldens / folder / name for folder in ("manifests", "rcnn", "models", ".")]
+    return json.loads(next(path for path in paths if path.is_file()).read_text())
+
+
+def pairs_of(entry: dict[str, Any]) -> list[str]:
+    """Return the `KEY VALUE` pairs of an entry."""
+    return [str(item) for item in entry.get("opts", [])]
+
+
+def manifest_files(config: pytest.Config) -> list[Path]:
+    """Return the manifests of the detectors that this project has."""
+    files = sorted((folder(config) / "manifests").rglob("*.json"))
+    models = {file: json.loads(file.read_text()).get("merged_config", {}).get("MODEL", {}) for file in files}
+    return [file for file, model in models.items() if model.get("FCOS_ON") or model.get("RETINANET_ON")]
 
 
 def model_entries(config: pytest.Config) -> list[dict[str, Any]]:
     """Return the models listed in the index of the recordings."""
     return json.loads((folder(config) / "models" / "index.json").read_text())["models"]
+
+
+def retinanet_entries(config: pytest.Config) -> list[dict[str, Any]]:
+    """Return the RetinaNet models listed in the index of `rcnn`."""
+    goldens = folder(config)
+    entries = json.loads((goldens / "rcnn" / "index.json").read_text())["models"]
+    keys = [given_keys(manifest_of(goldens, entry)["merged_config"], pairs_of(entry)) for entry in entries]
+    return [entry for entry, given in zip(entries, keys, strict=True) if given.get("MODEL.RETINANET_ON") is True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from fcos.config import FCOSConfig
+from fcos.config.detectors import DETECTORS
 from fcos.config.overrides import apply_overrides
 from fcos.config.text import as_option, flatten
 
@@ -15,6 +15,12 @@ _OTHERS: dict[str, Any] = {
     "size_ranges": [[-1, 32], [32, 64], [64, 128], [128, 256], [256, None]],
     "pixel_mean": [1.5, 2.5, 3.5],
     "pixel_std": [1.5, 2.5, 3.5],
+    "anchor_sizes": [[8], [16], [32], [64], [128]],
+    "anchor_ratios": [1.0],
+    "offset_weights": [1.0, 1.0, 1.0, 1.0],
+    "octave": 3.0,
+    "foreground_iou": 0.6,
+    "background_iou": 0.3,
     "backbone.name": "dla34",
     "backbone.weights": "net.pth",
     "backbone.deformable_stages": ["C5"],
@@ -24,7 +30,8 @@ _OTHERS: dict[str, Any] = {
 
 def changed_sections(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return copies of a section with one changed option each, by the dotted key of this option."""
-    model = FCOSConfig.model_validate(section)
+    detector = DETECTORS[section.get("name", "fcos")]
+    model = detector.model_validate(section)
     changed = {}
     for key, value in flatten(model.model_dump(mode="json")).items():
         part, _, name = key.rpartition(".")
@@ -32,7 +39,7 @@ def changed_sections(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if key != "name":
             tree = {"model": model.model_dump(mode="json")}
             apply_overrides(tree, [f"model.{key}={as_option(_other(key, kind, value))}"])
-            changed[key] = FCOSConfig.model_validate(tree["model"]).model_dump(mode="json")
+            changed[key] = detector.model_validate(tree["model"]).model_dump(mode="json")
     return changed
 
 

@@ -16,6 +16,8 @@ from fcos.interop.fcos_core.config import config_from_yaml
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 DEFAULTS: dict[str, Any] = json.loads((GOLDENS / "facts" / "default_config.json").read_text())
 BODY = ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET"]
+RETINANET = [*BODY, "MODEL.RETINANET_ON", "True"]
+BODIES = {"fcos": BODY, "retinanet": RETINANET}
 MOBILE = ["MODEL.BACKBONE.CONV_BODY", "MNV2-FPN-RETINANET", "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "0"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden import folder
+from golden import folder, manifest_files
 from torch import Tensor
 
 from fcos.config.overrides import validate
@@ -23,19 +23,26 @@ from fcos.models import build_model
 
 SIGMAS = 5
 ROUNDING = 1e-5  # the recordings have six digits
-MODELS = ["fcos_imprv_dcnv2_R_50_FPN_1x", "fcos_bn_bs16_MNV2_FPN_1x"]
 
 
-@pytest.fixture(scope="module", params=MODELS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run for the recorded models of detectors that this project has."""
+    stats = folder(metafunc.config) / "init_stats"
+    known = [path for path in manifest_files(metafunc.config) if (stats / path.name).is_file()]
+    metafunc.parametrize("pairs", known, ids=[path.stem for path in known], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def pairs(request: pytest.FixtureRequest) -> list[tuple[str, list[Any], Tensor]]:
     """Return (the original's name, [shape, mean, std, min, max], our tensor) of every tensor."""
-    goldens: Path = folder(request.config)
-    recorded = json.loads((goldens / "init_stats" / f"{request.param}.json").read_text())
-    manifest = json.loads((goldens / "manifests" / "fcos" / f"{request.param}.json").read_text())
-    config = validate(config_from_yaml(manifest["merged_config"]), where=request.param).model
+    path: Path = request.param
+    recorded = json.loads((folder(request.config) / "init_stats" / path.name).read_text())
+    manifest = json.loads(path.read_text())
+    config = validate(config_from_yaml(manifest["merged_config"]), where=path.stem).model
     torch.manual_seed(0)
-    state = build_model(config, num_classes=config.num_classes or 0, pretrained=False).state_dict()
-    return [(name, row, state[rename(name)].double()) for name, *row in recorded["tensors"]]
+    model = build_model(config, num_classes=config.num_classes or 0, pretrained=False)
+    tensors = {**dict(model.named_buffers()), **model.state_dict()}
+    return [(name, row, tensors[rename(name, config.name)].double()) for name, *row in recorded["tensors"]]
 
 
 def test_constant_tensors_match_the_original(pairs: list[tuple[str, list[Any], Tensor]]) -> None:

@@ -1,4 +1,4 @@
-"""FCOS configs of the original against their recorded manifests: tensors, trainable parameters, their lr and decay.
+"""Configs of the original against their recorded manifests: tensors, trainable parameters, their lr and decay.
 
 The models are built on the meta device, because no test depends on a value. The order of the tensors is not compared:
 within a ResNet block and within the pyramid it is torchvision's and ours, and no number depends on it.
@@ -7,19 +7,19 @@ within a ResNet block and within the pyramid it is torchvision's and ours, and n
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from detectors import build_fcos
-from golden import folder
+from golden import folder, manifest_files
 
 from fcos.config import Config
 from fcos.config.overrides import validate
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.weights import rename
-from fcos.models.fcos import FCOS
+from fcos.models import DetectionModel, build_model
 from fcos.training.optim import build_optimizer, learning_rate_factor, parameter_settings, set_learning_rate
 
 
@@ -39,38 +39,37 @@ class Manifest(NamedTuple):
     recorded: dict[str, Any]
     rows: list[Row]
     config: Config
-    net: FCOS
-
-
-def files(config: pytest.Config) -> list[Path]:
-    return sorted((folder(config) / "manifests" / "fcos").glob("*.json"))
+    net: DetectionModel
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "manifest" in metafunc.fixturenames:
-        paths = files(metafunc.config)
+        paths = manifest_files(metafunc.config)
         metafunc.parametrize("manifest", paths, ids=[p.stem for p in paths], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
 def manifest(request: pytest.FixtureRequest) -> Manifest:
     recorded = json.loads(request.param.read_text())
-    rows = [Row(rename(name), tuple(shape), *rest) for name, shape, *rest in recorded["tensors"]]
     config = validate(config_from_yaml(recorded["merged_config"]), where=request.param.stem)
+    rows = [Row(rename(name, config.model.name), tuple(shape), *rest) for name, shape, *rest in recorded["tensors"]]
     with torch.device("meta"):
-        net = build_fcos(config.model, num_classes=config.model.num_classes or 0)
+        net = build_model(config.model, num_classes=config.model.num_classes or 0, pretrained=False)
     return Manifest(recorded, rows, config, net)
 
 
-def test_manifests_exist_for_all_19_configs(pytestconfig: pytest.Config) -> None:
-    assert len(files(pytestconfig)) == 19
+def test_manifests_exist_for_all_configs(pytestconfig: pytest.Config) -> None:
+    counts = Counter(file.parent.name for file in manifest_files(pytestconfig))
+    assert counts.keys() == {"fcos", "retinanet"}
+    if folder(pytestconfig) == (Path(__file__).parent / "goldens").resolve():
+        assert counts == {"fcos": 19, "retinanet": 6}
 
 
 def test_state_dict_matches_the_original(manifest: Manifest) -> None:
     parameters = dict(manifest.net.named_parameters())
     ours = {
         (name, tuple(tensor.shape), str(tensor.dtype), "parameter" if name in parameters else "buffer")
-        for name, tensor in manifest.net.state_dict().items()
+        for name, tensor in {**dict(manifest.net.named_buffers()), **manifest.net.state_dict()}.items()
         if not name.startswith("pixel_")
     }
     assert ours == {(row.name, row.shape, f"torch.{row.dtype}", row.kind) for row in manifest.rows}

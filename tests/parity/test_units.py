@@ -16,7 +16,7 @@ from fcos.data.geometry import to_inclusive
 from fcos.models.layers import NORMS, DeformConv
 from fcos.models.losses import focal_loss, iou_loss
 from fcos.models.points import Assigner, assign_targets, centerness_targets, locations
-from fcos.models.postprocess import Postprocess, candidates, suppress
+from fcos.models.postprocess import FCOSPostprocess, candidates, suppress
 from fcos.structures import Instances
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original
@@ -139,7 +139,7 @@ def test_postprocessed_detections_match_the_original(goldens: Path, post_case: s
     levels = range(sum(key.startswith(f"{source}/cls") for key in recorded))
     logits, ltrb, centerness = ([tensor(recorded[f"{source}/{k}{i}"]) for i in levels] for k in ("cls", "reg", "ctr"))
     _, threshold, top_k, nms_threshold, limit = recorded[f"{post_case}/params"].tolist()
-    options = Postprocess(
+    options = FCOSPostprocess(
         score_threshold=threshold,
         pre_nms_top_k=int(top_k),
         nms_threshold=nms_threshold,

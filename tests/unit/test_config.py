@@ -314,7 +314,7 @@ def test_value_instead_of_a_section_error_mentions_the_options(section: str) -> 
     [
         "train.lr=abc", "train.lr=", "train.lr=.nan", "train.lr=.inf", "train.resume=maybe", "train.batch_size=2.5",
         "train.batch_size=0", "data.flip=1.5", "data.workers=-1", "model.num_classes=0", "model.score_threshold=1",
-        "model.nms_threshold=1.5", "model.pixel_std=[1,0,1]", "model.pixel_mean=[1,2]", "model.name=retinanet",
+        "model.nms_threshold=1.5", "model.pixel_std=[1,0,1]", "model.pixel_mean=[1,2]", "model.name=yolo",
         "data.short_side=0", "data.short_side=[]", "data.short_side_range=[800,640]", "train.eval_every=0",
         "model.backbone.frozen_stages=6", "model.head.prior_probability=0", "data=null",
         "model.strides=[8,16]", "model.strides=8", "model.fpn.channels=100", "model.head.norm=frozen_bn",

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, roi_align
 
 from fcos.boxes import class_wise_nms
-from fcos.config import FCOSConfig
+from fcos.config import DetectorConfig, FCOSConfig, RetinaNetConfig
 from fcos.config.backbones import SECTIONS, BackboneSection
 from fcos.config.detectors import DETECTORS
 from fcos.config.options import Role, options_of
 from fcos.inference.detect import detect_in_views
-from fcos.models import MODELS, DetectionModel, build_model
+from fcos.models import MODELS, DetectionModel, build_anchors, build_model
+from fcos.models.anchors import AnchorGrid, AnchorMatcher, BoxCoder
 from fcos.models.detector import ClassRows, Pixels, ProposalStage
-from fcos.models.losses import FCOSLoss
+from fcos.models.losses import FCOSLoss, RetinaNetLoss
 from fcos.models.points import Assigner
-from fcos.models.postprocess import Postprocess
+from fcos.models.postprocess import FCOSPostprocess
 from fcos.structures import Instances, Losses, Objects, View
 
 STRIDES = {
@@ -38,14 +39,21 @@ STRIDES = {
 }
 
 
-def build(strides: Sequence[int] = (8, 16), *, num_classes: int = 3, **options: Any) -> DetectionModel:
-    """Build an untrained FCOS with frozen batch norm."""
+def build(
+    strides: Sequence[int] = (8, 16), *, name: str = "fcos", num_classes: int = 3, **options: Any
+) -> DetectionModel:
+    """Build an untrained detector with frozen batch norm."""
     ends = [-1, *(4 * stride for stride in strides[:-1]), None]
+    levels = {
+        "fcos": {"size_ranges": list(pairwise(ends))},
+        "retinanet": {"anchor_sizes": [4 * stride for stride in strides]},
+    }
     config = tiny_config(
+        name=name,
         strides=list(strides),
-        size_ranges=list(pairwise(ends)),
         backbone={"name": "mobilenet_v2", "weights": None, "norm": "frozen_bn"},
         fpn={"channels": 32},
+        **levels[name],
         **options,
     )
     return build_model(config.model, num_classes=num_classes, pretrained=False)
@@ -72,7 +80,16 @@ def total(losses: Losses) -> Tensor:
 # --------------------------------------------------------------------------------------------------------- the contract
 
 
-@pytest.mark.parametrize("options", [{}, {"quality": "iou", "score": "product", "box_convention": "inclusive"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"quality": "iou", "score": "product", "box_convention": "inclusive"},
+        {"name": "retinanet"},
+        {"name": "retinanet", "box_convention": "inclusive"},
+    ],
+    ids=str,
+)
 def test_detector_attributes_match_its_losses_and_parameters(options: dict[str, Any]) -> None:
     model = build(**options)
     images, sizes, targets = batch()
@@ -83,7 +100,7 @@ def test_detector_attributes_match_its_losses_and_parameters(options: dict[str, 
     parameters = dict(model.named_parameters())
     assert model.num_classes == 3
     assert all(len(parameters[name]) == rows.count(3) for name, rows in model.class_parameters.items())
-    assert [name for name, p in parameters.items() if len(p) == 3] == list(model.class_parameters)
+    assert list(model.class_parameters) == ["head.logits.weight", "head.logits.bias"]
     assert all(isinstance(model.get_submodule(path), nn.Module) for path in model.compiled_parts)
     assert model.box_convention == options.get("box_convention", "continuous")
     assert model.default_threshold == tiny_config(**options).model.default_threshold
@@ -108,13 +125,15 @@ def test_class_rows_map_classes_to_parameter_rows(layout: ClassRows, rows: list[
     assert sorted([*of_none, *(row for of_class in rows for row in of_class)]) == list(range(layout.count(3)))
 
 
-def test_compiled_parts_contain_all_parameters() -> None:
-    model = build()
+@pytest.mark.parametrize("name", DETECTORS)
+def test_compiled_parts_contain_all_parameters(name: str) -> None:
+    model = build(name=name)
     assert {name.partition(".")[0] for name, _ in model.named_parameters()} == set(model.compiled_parts)
 
 
-def test_detections_are_the_candidates_after_suppression() -> None:
-    model = build(score_threshold=0.001).eval()
+@pytest.mark.parametrize("name", DETECTORS)
+def test_detections_are_the_candidates_after_suppression(name: str) -> None:
+    model = build(name=name, score_threshold=0.001).eval()
     images, sizes, _ = batch()
     for detections, candidates in zip(model.detect(images, sizes), model.candidates(images, sizes), strict=True):
         assert 0 < len(detections) <= len(candidates)
@@ -250,10 +269,11 @@ def matched(proposals: Instances, objects: Objects) -> tuple[Tensor, Tensor]:
     )
 
 
-@pytest.fixture
-def two_stage() -> TwoStage:
-    first = build(num_classes=1, score_threshold=0.001, max_detections=50)
-    torch.nn.init.constant_(first.get_parameter("head.ltrb.bias"), 3.0)  # boxes of about 40 pixels
+@pytest.fixture(params=DETECTORS)
+def two_stage(request: pytest.FixtureRequest) -> TwoStage:
+    first = build(name=request.param, num_classes=1, score_threshold=0.001, max_detections=50)
+    if request.param == "fcos":
+        torch.nn.init.constant_(first.get_parameter("head.ltrb.bias"), 3.0)  # boxes of about 40 pixels
     return TwoStage(cast("ProposalStage", first), 3, channels=32, stride=8)
 
 
@@ -300,6 +320,9 @@ def test_two_stage_detector_supports_test_time_augmentation(two_stage: TwoStage)
         {"box_convention": "inclusive", "center_sampling_radius": 1.5},
         {"location": "corner"},
         {"head": {"num_convs": 1, "regression": "relu_stride"}, "box_loss": "giou"},
+        {"name": "retinanet"},
+        {"name": "retinanet", "box_convention": "inclusive", "anchor_rounding": "base", "anchor_ratios": [1.0]},
+        {"name": "retinanet", "location": "corner", "anchor_rounding": "corners", "low_quality_matches": False},
     ],
     ids=str,
 )
@@ -332,8 +355,9 @@ def option_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
-def test_every_detector_option_declares_its_roles() -> None:
-    known, names = options_of(FCOSConfig), list(option_names(FCOSConfig))
+@pytest.mark.parametrize("section", DETECTORS.values())
+def test_every_detector_option_declares_its_roles(section: type[DetectorConfig]) -> None:
+    known, names = options_of(section), list(option_names(section))
     assert len(names) > 30
     assert set(names) - known.keys() == {"name"}
     assert all(info.roles and info.roles <= set(get_args(Role)) for info in known.values())
@@ -347,14 +371,31 @@ def test_every_backbone_option_declares_its_roles(section: type[BackboneSection]
     assert all(info.roles and info.roles <= set(get_args(Role)) for info in known.values())
 
 
-@pytest.mark.parametrize("kind", [Assigner, FCOSLoss, Postprocess])
-def test_detector_parts_have_the_same_defaults_as_the_config(kind: type[Any]) -> None:
-    made, config = kind(), FCOSConfig()
+@pytest.mark.parametrize(
+    ("kind", "section"),
+    [
+        (Assigner, FCOSConfig),
+        (FCOSLoss, FCOSConfig),
+        (FCOSPostprocess, FCOSConfig),
+        (AnchorMatcher, RetinaNetConfig),
+        (RetinaNetLoss, RetinaNetConfig),
+    ],
+)
+def test_detector_parts_have_the_same_defaults_as_the_config(kind: type[Any], section: type[DetectorConfig]) -> None:
+    made, config = kind(), section()  # pyright: ignore[reportCallIssue]
     defaults = {field.name: getattr(made, field.name) for field in fields(kind)}
-    options = {name: default for name, default in defaults.items() if name in FCOSConfig.model_fields}
-    assert FCOSConfig.model_validate(options) == config
+    options = {name: default for name, default in defaults.items() if name in section.model_fields}
+    assert section.model_validate(options) == config
     assert defaults.keys() - options.keys() <= {"default_threshold"}
     assert defaults.get("default_threshold", config.default_threshold) == config.default_threshold
+
+
+def test_anchors_have_the_same_defaults_as_the_config() -> None:
+    built, grid = build_anchors(RetinaNetConfig()), AnchorGrid()
+    for ours, default in zip(built.cells(), grid.cells(), strict=True):
+        torch.testing.assert_close(ours, default)
+    assert (list(built.strides), built.num_anchors) == (list(grid.strides), 9)
+    assert RetinaNetConfig().offset_weights == BoxCoder().weights
 
 
 def test_pixels_have_the_same_defaults_as_the_config() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model, tiny_retinanet
 from torch import Tensor
 
 from fcos.api import convert
@@ -29,7 +29,7 @@ ORIGINAL: dict[str, Any] = {
 
 
 def saved(path: Path, config: Config) -> Path:
-    model = tiny_model(config)
+    model = tiny_retinanet(config) if config.model.name == "retinanet" else tiny_model(config)
     training = {"state": torch.zeros(2)}
     save_checkpoint(
         path, model=model, config=config, class_names=NAMES, category_ids=CATEGORY_IDS, iteration=7, training=training
@@ -47,22 +47,43 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_conversion_to_the_original_and_back_is_the_identity(tmp_path: Path) -> None:
-    config = tiny_config(**ORIGINAL)
+ANCHORS = ", ".join(f"rpn.anchor_generator.cell_anchors.{level}" for level in range(5))
+
+
+@pytest.mark.parametrize("name", ["fcos", "retinanet"])
+def test_conversion_to_the_original_and_back_is_the_identity(name: str, tmp_path: Path) -> None:
+    options = {"anchor_rounding": "base"} if name == "retinanet" else {}
+    config = tiny_config(name=name, fpn={"channels": 64, "extra_level_source": "p5"}, **ORIGINAL, **options)
     ours = saved(tmp_path / "ours.pt", config)
     there, back, again = (tmp_path / name for name in ("there.pth", "back.pt", "again.pth"))
     summary = convert(ours, there, to="fcos_core")
     count = len(load_checkpoint(ours).model)
     assert summary.splitlines()[0] == f"matched: {count - 2} of {count} tensors, {count - 2} renamed"
     assert summary.splitlines()[1] == "skipped: 2: pixel_mean, pixel_std"
+    assert summary.splitlines()[2:] == ([f"new: 5: {ANCHORS}"] if name == "retinanet" else [])
     summary = convert(there, back, "data.classes=[dog, cat, owl]", config=config)  # sorted by category id
-    assert summary.splitlines()[1] == "new: 2: pixel_mean, pixel_std"
+    assert summary.splitlines()[1:-1] == ([f"skipped: 5: {ANCHORS}"] if name == "retinanet" else [])
+    assert summary.splitlines()[-1] == "new: 2: pixel_mean, pixel_std"
     made = load_checkpoint(back)
     assert (made.project, made.class_names, made.category_ids) == ("fcos", ("dog", "cat", "owl"), (1, 2, 3))
     assert made.config["model"] == config.to_dict()["model"]
     convert(back, again, to="fcos_core")
     assert_equal(read(again), read(there))
     assert_equal(read(there), to_fcos_core(load_checkpoint(ours)))
+
+
+def test_file_of_the_originals_retinanet_needs_the_config_with_its_anchors(tmp_path: Path) -> None:
+    conventions = {"name": "retinanet", "anchor_rounding": "base", **ORIGINAL}
+    config = tiny_config(fpn={"channels": 64, "extra_level_source": "p5"}, **conventions)
+    there = tmp_path / "there.pth"
+    convert(saved(tmp_path / "ours.pt", config), there, to="fcos_core")
+    with pytest.raises(ConfigError, match=r"the config it was trained with: --config retinanet_r50 \("):
+        convert(there, tmp_path / "back.pt")
+    with pytest.raises(ConfigError, match="weights of retinanet, but the config is for fcos"):
+        convert(there, tmp_path / "back.pt", config="fcos_mnv2_small")
+    other = config.model.model_copy(update={"anchor_sizes": [[16.0], [32.0], [64.0], [128.0], [256.0]]})
+    with pytest.raises(WeightsError, match="5 with other values: cell_anchors_0, cell_anchors_1"):
+        convert(there, tmp_path / "back.pt", config=config.model_copy(update={"model": other}))
 
 
 def test_original_file_needs_a_config_but_converted_file_does_not(tmp_path: Path) -> None:

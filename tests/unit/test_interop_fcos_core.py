@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from detectors import fcos_section
-from original_configs import BODY, DEFAULTS, error_message, leaves, read
+from original_configs import BODIES, BODY, DEFAULTS, error_message, leaves, read
 
 from fcos.config.overrides import validate
 from fcos.errors import ConfigError
 from fcos.interop.fcos_core import keys as fcos_core_keys
 from fcos.interop.fcos_core.config import config_from_yaml, split_pairs
-from fcos.interop.fcos_core.mapping import KEYS
+from fcos.interop.fcos_core.mapping import option_keys
 from fcos.recipes import load_config
 
 
@@ -29,23 +29,30 @@ AUGMENTATION = ("ENABLED", "H_FLIP", "SCALES", "MAX_SIZE", "SCALE_H_FLIP")
 CONDITIONAL = {"MODEL.USE_SYNCBN", *(f"TEST.BBOX_AUG.{key}" for key in AUGMENTATION)}
 
 
+@pytest.mark.parametrize("detector", BODIES)
 @pytest.mark.parametrize("key", leaves(DEFAULTS))
-def test_every_changed_key_is_converted_rejected_or_reported(key: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_changed_key_is_converted_rejected_or_reported(
+    key: str, detector: str, caplog: pytest.LogCaptureFixture
+) -> None:
     default = leaves(DEFAULTS)[key]
     if isinstance(default, list):
         other: Any = [7.0] * max(len(default), 1)
     else:
         other = {bool: not default, str: "other", int: 7, float: 0.123}[type(default)]
-    body = [] if key == BODY[0] else BODY
+    body = BODIES[detector]
+    pairs = body[2:] if key == body[0] else body[:2] if key == body[-2] else body
     with caplog.at_level(logging.INFO, logger="fcos"):
         try:
-            outcome = "changed" if validate(config_from_yaml({key: other}, body), where="x") != read() else "same"
+            is_changed = validate(config_from_yaml({key: other}, pairs), where="x") != read(body=body)
+            outcome = "changed" if is_changed else "same"
         except ConfigError as error:
             outcome = f"refused {error}"
-    if outcome == "same" and key not in CONDITIONAL:
-        assert caplog.messages == [f"config: ignoring keys without effect on an FCOS model: {key}"]
+    messages = [text for text in caplog.messages if " a config for " not in text]
+    if outcome == "same" and key not in {*CONDITIONAL, "MODEL.FCOS_ON", "MODEL.RETINANET_ON"}:
+        title = "RetinaNet" if detector == "retinanet" else "FCOS"
+        assert messages[-1:] == [f"config: ignoring keys without effect on {title}: {key}"]
     else:
-        assert caplog.messages == []
+        assert messages[-1:] == []
         assert "no such key" not in outcome
 
 
@@ -146,8 +153,11 @@ def test_invalid_value_error_names_the_original_key(key: str, value: str, expect
     assert str(caught.value).startswith(f"{path}: {expected_text}")
 
 
-def test_mapped_names_are_existing_options() -> None:
-    assert set(KEYS) <= set(leaves(read().to_dict()))
+@pytest.mark.parametrize("detector", BODIES)
+def test_mapped_names_are_existing_options(detector: str) -> None:
+    keys = option_keys(detector)
+    assert set(keys) <= set(leaves(read(body=BODIES[detector]).to_dict()))
+    assert keys["model.num_classes"] == f"MODEL.{detector.upper()}.NUM_CLASSES"
 
 
 @pytest.mark.parametrize("text", ["{[]: 1}", "(" * 1000 + ")" * 1000, "(" * 100_000])

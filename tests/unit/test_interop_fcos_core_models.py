@@ -72,8 +72,6 @@ RCNN_BODY = {"MODEL.BACKBONE.CONV_BODY": "R-50-FPN"}
 @pytest.mark.parametrize(
     ("options", "detector"),
     [
-        ({"MODEL.RETINANET_ON": True}, "RetinaNet"),  # as in the original's own file, without FCOS_ON
-        ({"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}, "RetinaNet"),
         (RCNN_BODY, "Faster R-CNN"),
         ({"MODEL.BACKBONE.CONV_BODY": "R-50-C4", "MODEL.ROI_BOX_HEAD.NUM_CLASSES": 21}, "Faster R-CNN"),
         ({"MODEL.FCOS_ON": False}, "Faster R-CNN"),

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from golden import load
 from model_options import changed_sections
 from tiny_data import write_json
 
 from fcos.checkpoint import Checkpoint
-from fcos.config import FCOSConfig
+from fcos.config.detectors import DETECTORS
 from fcos.config.options import free_options, in_effect, options_of
 from fcos.config.overrides import validate
 from fcos.config.text import flatten
@@ -25,45 +26,62 @@ from fcos.errors import WeightsError
 from fcos.interop.fcos_core import keys as fcos_core_keys
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.mapping import to_keys
-from fcos.interop.fcos_core.weights import convert_state_dict, rename, rename_back, to_fcos_core
+from fcos.interop.fcos_core.weights import ANCHORS, convert_state_dict, find_detector, rename, rename_back, to_fcos_core
 from fcos.models.backbones.renames import to_torchvision
 from fcos.recipes import load_config
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 
 
-def manifest_names() -> dict[str, list[str]]:
-    files = sorted((GOLDENS / "manifests" / "fcos").glob("*.json"))
-    return {file.stem: [row[0] for row in json.loads(file.read_text())["tensors"]] for file in files}
+MANIFESTS = {
+    file.stem: json.loads(file.read_text())
+    for detector in ("fcos", "retinanet")
+    for file in sorted((GOLDENS / "manifests" / detector).glob("*.json"))
+}
 
 
-@pytest.mark.parametrize("name", manifest_names())
+def original_names(name: str) -> list[str]:
+    return [row[0] for row in MANIFESTS[name]["tensors"]]
+
+
+def renamed(name: str) -> list[str]:
+    return [rename(tensor, name.partition("_")[0]) for tensor in original_names(name)]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
 def test_renamed_tensors_have_unique_names(name: str) -> None:
-    names = manifest_names()[name]
-    renamed = [rename(n) for n in names]
+    names = renamed(name)
     assert len(names) > 100
-    assert len(set(renamed)) == len(set(names)) == len(names)
-    assert not [n for n in renamed if n.startswith(("rpn.", "backbone.body", "backbone.fpn"))]
+    assert len(set(names)) == len(names)
+    assert not [n for n in names if n.startswith(("rpn.", "backbone.body", "backbone.fpn"))]
 
 
-@pytest.mark.parametrize("name", manifest_names())
+@pytest.mark.parametrize("name", MANIFESTS)
 def test_renaming_back_restores_the_names(name: str) -> None:
-    names = manifest_names()[name]
-    assert [rename_back(rename(n)) for n in names] == names
+    assert [rename_back(n) for n in renamed(name)] == original_names(name)
 
 
 def manifest_checkpoint(name: str, **options: Any) -> tuple[list[str], Checkpoint]:
     """Return the original's tensor names, and a checkpoint with dummy tensors: [0, 1, 2], one value per class row."""
-    manifest = json.loads((GOLDENS / "manifests" / "fcos" / f"{name}.json").read_text())
-    names = [row[0] for row in manifest["tensors"]]
-    model = {rename(n): torch.arange(3.0) for n in names}
-    config = validate(config_from_yaml(manifest["merged_config"]), where=name).to_dict()
+    model = {n: torch.arange(3.0) for n in renamed(name) if not n.startswith(ANCHORS)}
+    config = validate(config_from_yaml(MANIFESTS[name]["merged_config"]), where=name).to_dict()
     backbone, head = ({**config["model"][part], **options.pop(part, {})} for part in ("backbone", "head"))
     config["model"] |= {"backbone": backbone, "head": head, **options}
-    return names, Checkpoint(model=model, config=config, class_names=("a", "b", "c"), category_ids=(7, 3, 5))
+    return original_names(name), Checkpoint(
+        model=model, config=config, class_names=("a", "b", "c"), category_ids=(7, 3, 5)
+    )
 
 
-@pytest.mark.parametrize("name", manifest_names())
+@pytest.mark.parametrize("name", ["retinanet_R-50-FPN_1x"])
+def test_anchors_are_written_for_the_original(name: str) -> None:
+    written = to_fcos_core(manifest_checkpoint(name)[1])
+    recorded = load(GOLDENS / "rcnn_units" / "anchors.npz")
+    for level in range(5):
+        cells = recorded[f"retinanet/cell/cell_anchors.{level}"].tolist()
+        assert written[f"rpn.anchor_generator.cell_anchors.{level}"].tolist() == cells
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
 def test_every_original_model_can_be_exported(name: str) -> None:
     names, checkpoint = manifest_checkpoint(name)
     checkpoint.model["pixel_mean"] = torch.zeros(3, 1, 1)  # not in the original
@@ -85,7 +103,7 @@ def test_settings_needed_by_the_original_are_logged(options: dict[str, Any], cap
     assert_same_section(config_from_yaml({}, shlex.split(pairs))["model"], checkpoint.config["model"])
 
 
-@pytest.mark.parametrize("name", manifest_names())
+@pytest.mark.parametrize("name", MANIFESTS)
 def test_settings_reproduce_the_model_section(name: str) -> None:
     _, checkpoint = manifest_checkpoint(name)
     expected = checkpoint.config["model"]
@@ -105,7 +123,8 @@ def test_settings_are_derived_from_our_recipe() -> None:
 
 def assert_same_section(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Check that two `model` sections with three classes compute the same, without comparing backbone weights."""
-    sections = [flatten(FCOSConfig.model_validate(section).model_dump()) for section in (found, expected)]
+    config = DETECTORS[expected["name"]]
+    sections = [flatten(config.model_validate(section).model_dump()) for section in (found, expected)]
     other = {key: pytest.approx(sections[1][key], rel=1e-12) for key in ("pixel_mean", "pixel_std")}  # by 255 and back
     assert sections[0] == sections[1] | other | {"num_classes": 3, "backbone.weights": None}
 
@@ -114,14 +133,16 @@ NOT_EXPORTED = {
     "num_classes": "the rows of the class head",
     **dict.fromkeys(("backbone.modulated", "backbone.offset_groups"), "given where a stage is deformable"),
     **dict.fromkeys(("backbone.weights", "backbone.frozen_stages", "size_ranges", "quality"), "training only"),
+    **dict.fromkeys(("low_quality_matches",), "training only"),
     **dict.fromkeys(("detect_in_padding", "keep_empty_boxes"), "on with inclusive boxes"),
     **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),
 }
 """Options of `model` that may change without changing any setting of the original, and the reasons."""
 
 
-def test_every_model_option_is_exported_rejected_or_exempt() -> None:
-    _, checkpoint = manifest_checkpoint("fcos_imprv_R_50_FPN_1x")
+@pytest.mark.parametrize("name", ["fcos_imprv_R_50_FPN_1x", "retinanet_R-50-FPN_1x"])
+def test_every_model_option_is_exported_rejected_or_exempt(name: str) -> None:
+    _, checkpoint = manifest_checkpoint(name)
     settings = to_keys(flatten(checkpoint.config["model"]), 3)
     forgotten = set()
     for key, section in changed_sections(checkpoint.config["model"]).items():
@@ -132,9 +153,9 @@ def test_every_model_option_is_exported_rejected_or_exempt() -> None:
         if to_keys(flatten(section), 3) == settings:
             forgotten.add(key)
     assert forgotten <= NOT_EXPORTED.keys()
-    options, values = options_of(FCOSConfig), flatten(checkpoint.config["model"])
-    assert NOT_EXPORTED.keys() <= values.keys()
-    assert NOT_EXPORTED.keys() & in_effect(values, options).keys() <= set(free_options(options, "fcos_core"))
+    options, values = options_of(DETECTORS[checkpoint.config["model"]["name"]]), flatten(checkpoint.config["model"])
+    exempt = NOT_EXPORTED.keys() & values.keys()
+    assert exempt & in_effect(values, options).keys() <= set(free_options(options, "fcos_core"))
 
 
 def test_class_rows_keep_the_order_of_the_file_with_the_categories(caplog: pytest.LogCaptureFixture) -> None:
@@ -212,6 +233,36 @@ def test_backbone_unsupported_by_the_original_raises() -> None:
 def test_tensor_names_are_converted_in_both_directions(theirs: str, ours: str) -> None:
     assert rename(theirs) == ours
     assert rename_back(ours) == theirs
+
+
+@pytest.mark.parametrize(
+    ("shapes", "detector"),
+    [
+        ({"cls_logits.bias": [3], "centerness.bias": [1]}, "fcos"),
+        ({"cls_logits.weight": [9, 8, 3, 3], "bbox_pred.weight": [36, 8, 3, 3]}, "retinanet"),
+        ({"cls_logits.weight": [3, 8, 1, 1], "bbox_pred.weight": [12, 8, 1, 1]}, None),  # proposals of Faster R-CNN
+        ({"cls_logits.weight": [9, 8, 3, 3]}, None),
+        ({}, None),
+    ],
+)
+def test_detector_is_recognised_by_its_tensors(shapes: dict[str, list[int]], detector: str | None) -> None:
+    assert find_detector({f"rpn.head.{name}": torch.zeros(shape) for name, shape in shapes.items()}) == detector
+
+
+@pytest.mark.parametrize(
+    ("options", "expected_text"),
+    [
+        ({"anchor_rounding": "none"}, "model.anchor_rounding=none (expected base)"),
+        ({"offset_weights": [1, 1, 1, 1]}, "model.offset_weights="),
+        ({"anchor_sizes": [[8, 16]] * 5}, "model.anchor_sizes="),
+        ({"head": {"norm": "gn"}}, "model.head.norm=gn (expected none)"),
+        ({"location": "corner"}, "model.location=corner (expected center)"),
+    ],
+)
+def test_options_unsupported_by_the_originals_retinanet_raise(options: dict[str, Any], expected_text: str) -> None:
+    with pytest.raises(WeightsError, match="the original FCOS cannot reproduce this detector") as caught:
+        to_fcos_core(manifest_checkpoint("retinanet_R-50-FPN_1x", **options)[1], where="best.pt")
+    assert expected_text in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from detectors import fcos_section
 from tiny_data import CLASSES, coco_tree, write_images, write_json
 
@@ -32,6 +33,31 @@ def test_original_file_loads_as_the_recorded_config(manifest: Path, caplog: pyte
         caplog.clear()
         assert load_config(ROOT / "configs/fcos" / f"{manifest.stem}.yaml") == expected
     assert caplog.messages == []  # no key is without effect
+
+
+RETINANETS = sorted((ROOT / "tests/parity/goldens/manifests/retinanet").glob("*.json"))
+
+
+def without_defaults(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a complete config that differ from the defaults, as in a YAML file of the original."""
+    changed = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            changed[key] = without_defaults(value, defaults[key])
+        elif value != defaults[key]:
+            changed[key] = value
+    return {key: value for key, value in changed.items() if value != {}}
+
+
+@pytest.mark.parametrize("manifest", RETINANETS, ids=lambda path: path.stem)
+def test_retinanet_file_loads_as_the_recorded_config(manifest: Path, tmp_path: Path) -> None:
+    recorded: dict[str, Any] = json.loads(manifest.read_text())["merged_config"]
+    tree = without_defaults(recorded, json.loads((FACTS / "default_config.json").read_text()))
+    assert tree["MODEL"].pop("FCOS_ON") is False  # no file of the original sets it
+    path = tmp_path / "original.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    assert recorded["MODEL"]["RETINANET"].pop("NUM_CLASSES") == 81  # the default; no file gives it, so the data does
+    assert load_config(path) == validate(config_from_yaml(recorded), where=manifest.stem)
 
 
 def test_every_recorded_config_has_a_file() -> None:

@@ -34,9 +34,12 @@ PAIRS = """
 """
 
 
-def build_config(data: Path, folder: Path, *, iterations: int = STEPS, **settings: Any) -> Config:
+RETINANET = "MODEL.RETINANET_ON True MODEL.FCOS_ON False MODEL.RETINANET.NUM_CONVS 1"
+
+
+def build_config(data: Path, folder: Path, *, iterations: int = STEPS, pairs: str = PAIRS, **settings: Any) -> Config:
     """Build the config of a run from the original's keys."""
-    tree = config_from_yaml({}, [*PAIRS.split(), "SOLVER.MAX_ITER", str(iterations)])
+    tree = config_from_yaml({}, [*pairs.split(), "SOLVER.MAX_ITER", str(iterations)])
     tree["data"] |= {"root": data, "train": {}, "val": {}}
     tree["train"] |= settings
     return validate({**tree, "output_dir": folder}, where="test")
@@ -47,7 +50,8 @@ def original_content(checkpoint: Checkpoint) -> dict[str, Any]:
     assert checkpoint.training is not None
     saved, names = checkpoint.training["optimizer"]["state"], checkpoint.training["learning"]
     weights = to_fcos_core(checkpoint)
-    trainable = [rename(name) for name in weights if rename(name) in names]
+    detector = checkpoint.config["model"]["name"]
+    trainable = [ours for ours in (rename(name, detector) for name in weights) if ours in names]
     return {
         "model": {f"module.{name}": tensor for name, tensor in weights.items()},
         "optimizer": {
@@ -100,6 +104,19 @@ def test_a_resumed_run_of_the_original_ends_with_the_weights_of_an_uninterrupted
         " 2; learning rate and schedule follow the config, and its scheduler is not used" in output
     )
     assert "weights: iteration 2 of this run" in output
+
+
+def test_a_retinanet_run_of_the_original_ends_with_the_weights_of_an_uninterrupted_one(
+    data: Path, tmp_path: Path
+) -> None:
+    pairs = f"{PAIRS} {RETINANET}"
+    train(build_config(data, tmp_path / "whole", pairs=pairs, keep=9))
+    checkpoints = map(load_checkpoint, generations(tmp_path / "whole/weights/last.pt"))
+    stopped = next(checkpoint for checkpoint in checkpoints if checkpoint.iteration == 2)
+    file = tmp_path / "model_0000002.pth"
+    torch.save(original_content(stopped), file)
+    train(build_config(data, tmp_path / "new", pairs=pairs, resume=True, weights=str(file)))
+    assert_equal_weights(tmp_path / "new", tmp_path / "whole")
 
 
 def test_a_run_of_the_original_is_resumed_from_its_weights_file_in_a_new_folder(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fcos.choices import BoxConvention
 from fcos.models.points import locations
-from fcos.models.postprocess import Postprocess, candidates, decode, suppress
+from fcos.models.postprocess import FCOSPostprocess, candidates, decode, suppress
 from fcos.structures import Instances
 
 STRIDES = [8, 16, 32]
@@ -24,9 +24,9 @@ class Outputs(NamedTuple):
     centerness: list[Tensor]
 
     def detect(self, *sizes: tuple[int, int], **chosen: Any) -> list[Instances]:
-        """Return detections with the given options of `Postprocess`."""
+        """Return detections with the given options of `FCOSPostprocess`."""
         points = [locations((x.shape[2], x.shape[3]), stride) for x, stride in zip(self.logits, STRIDES, strict=False)]
-        options = Postprocess(**chosen)
+        options = FCOSPostprocess(**chosen)
         return [suppress(found, options) for found in candidates(*self, points, sizes, options=options)]
 
     def image(self, index: int) -> Outputs:

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from detectors import NAMES, tiny_config, tiny_model
+from detectors import NAMES, tiny_config, tiny_model, tiny_retinanet
 from PIL import Image, ImageOps
 
 from fcos.config import Config
+from fcos.config.detectors import DETECTORS
 from fcos.config.overrides import validate
 from fcos.data import build_test_loader, load_annotations
 from fcos.data.augmentations import Flip
@@ -27,7 +28,8 @@ def config(augmentation, **model) -> Config:
 def detector(augmentation, **model) -> Detector:
     torch.manual_seed(0)
     settings = config(augmentation, **model)
-    return Detector(tiny_model(settings), settings, class_names=NAMES)
+    build = tiny_retinanet if settings.model.name == "retinanet" else tiny_model
+    return Detector(build(settings), settings, class_names=NAMES)
 
 
 def picture(width=120, height=96, seed=0) -> Image.Image:
@@ -93,8 +95,9 @@ def test_boxes_from_another_scale_are_in_original_pixels() -> None:
     assert (alone.boxes - best.boxes).abs().amax(dim=1).min() < 1e-3
 
 
-def test_batched_detections_match_single_image_detections() -> None:
-    augmented = detector(EVERYTHING)
+@pytest.mark.parametrize("name", DETECTORS)
+def test_batched_detections_match_single_image_detections(name: str) -> None:
+    augmented = detector(EVERYTHING, name=name)
     pictures = [picture(*size, seed=i) for i, size in enumerate([(120, 80), (80, 120), (120, 83), (118, 80), (64, 64)])]
     for found, image in zip(augmented.predict(pictures, threshold=0), pictures, strict=True):
         assert_same(found, augmented.predict(image, threshold=0))
@@ -113,8 +116,9 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_evaluation_scores_match_prediction_scores(data) -> None:
-    augmented = detector(EVERYTHING)
+@pytest.mark.parametrize("name", DETECTORS)
+def test_evaluation_scores_match_prediction_scores(data, name: str) -> None:
+    augmented = detector(EVERYTHING, name=name)
     places = augmented.config.data.model_copy(update={"root": data})
     annotations = load_annotations(places, "val")
     assert annotations is not None

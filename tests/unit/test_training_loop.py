@@ -19,7 +19,9 @@ from tiny_data import CLASSES, coco_tree, write_coco
 from fcos.config import Config
 from fcos.evaluation.evaluate import Evaluation
 from fcos.interop.checkpoints import load_checkpoint
+from fcos.models import DetectionModel
 from fcos.models.fcos import FCOS
+from fcos.models.retinanet import RetinaNet
 from fcos.recipes import load_config
 from fcos.training import loop
 from fcos.training.loop import train
@@ -71,6 +73,7 @@ def test_run_folder_contains_all_results(configure: Callable[..., Config], tmp_p
         {"ema": 0.9},
         {"optimizer": "adamw", "schedule": "cosine", "clip_norm": 1.0},
         {"model": {"backbone": {"name": "own_backbone:Drops"}}},  # draws random numbers
+        {"model": {"name": "retinanet"}, "ema": 0.9},
     ],
 )
 def test_resumed_run_matches_an_uninterrupted_run(
@@ -82,10 +85,11 @@ def test_resumed_run_matches_an_uninterrupted_run(
     whole = configure(iterations=5, **options)
     train(whole.model_copy(update={"output_dir": tmp_path / "whole"}))
 
-    def interrupt(_: FCOS) -> None:
+    def interrupt(_: DetectionModel) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    with before_forward(FCOS, at_call(3, interrupt)), pytest.raises(KeyboardInterrupt):
+    detector = RetinaNet if options.get("model", {}).get("name") == "retinanet" else FCOS
+    with before_forward(detector, at_call(3, interrupt)), pytest.raises(KeyboardInterrupt):
         train(whole)
     assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 3
     assert f"continue with: fcos train {tmp_path}/run/config.yaml train.resume=true" in capsys.readouterr().out

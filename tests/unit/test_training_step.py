@@ -18,6 +18,7 @@ from tiny_data import coco_tree, write_coco
 from torch import nn
 
 from fcos.config import Config, TrainConfig
+from fcos.config.detectors import DETECTORS
 from fcos.errors import ConfigError, TrainingError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
@@ -35,6 +36,7 @@ def losses_of(run: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file) if row["split"] == "train"]
 
 
+@pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize(
     ("options", "tolerance"),
     [
@@ -49,11 +51,12 @@ def losses_of(run: Path) -> list[float]:
     ],
 )
 def test_training_option_does_not_change_the_losses(
-    configure: Callable[..., Config], tmp_path: Path, options: dict[str, Any], tolerance: float
+    configure: Callable[..., Config], tmp_path: Path, options: dict[str, Any], tolerance: float, name: str
 ) -> None:
-    plain = configure(model=FROZEN_BN)
+    model = {"name": name, **FROZEN_BN}
+    plain = configure(model=model)
     expected = losses_of(train(plain.model_copy(update={"output_dir": tmp_path / "plain"})).run)
-    run = train(configure(model=FROZEN_BN, **options)).run
+    run = train(configure(model=model, **options)).run
     found, state = losses_of(run), load_checkpoint(run / "weights/last.pt").model
     assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
     if options.get("precision") == "float16":  # no update until the loss scale is small enough
@@ -146,11 +149,13 @@ def test_channels_last_does_not_change_the_losses(configure: Callable[..., Confi
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # caused inside torch
+@pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_model_has_the_same_losses_and_gradients(
-    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, backend: str
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, backend: str, name: str
 ) -> None:
-    model = build_model(configure(model={"backbone": {"name": "own_backbone:Own"}}).model, num_classes=2)
+    section = {"name": name, "backbone": {"name": "own_backbone:Own"}}
+    model = build_model(configure(model=section).model, num_classes=2)
     images, shapes, targets = images_and_targets(2)
     expected = model(images, shapes, targets)
     total(expected).backward()

@@ -1,6 +1,6 @@
 """Config schema, its text formats, and overrides. Importing this package does not import torch."""
 
-from .detectors import DetectorConfig, FCOSConfig
+from .detectors import DetectorConfig, FCOSConfig, RetinaNetConfig
 from .schema import (
     Config,
     DataConfig,
@@ -17,6 +17,7 @@ __all__ = [
     "DetectorConfig",
     "EvalConfig",
     "FCOSConfig",
+    "RetinaNetConfig",
     "SplitConfig",
     "TrainConfig",
     "UserPath",

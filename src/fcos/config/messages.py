@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError
-from ..formatting import printable, quote
+from ..formatting import plural, printable, quote
 from .backbones import BACKBONES, DEFAULT_BACKBONE, SECTIONS
 from .detectors import DEFAULT_DETECTOR, DETECTORS
 from .lookup import option_kinds, suggest_options
@@ -127,7 +127,7 @@ def _explain(error: Any, root: type[BaseModel], names: Mapping[str, str]) -> str
         return f"{key}: should be a section with options ({options}), found {quote(value)}"
     if error_type in ("too_short", "too_long"):
         limit = error["ctx"].get("min_length") or error["ctx"].get("max_length")
-        message = f"should have {'at least' if error_type == 'too_short' else 'at most'} {limit} values"
+        message = f"should have {'at least' if error_type == 'too_short' else 'at most'} {plural(limit, 'value')}"
     if error_type == "string_pattern_mismatch":
         message = "expected timm/NAME" if value.startswith("timm/") else "expected package.module:function"
     if isinstance(value, bool) and "_than" in error_type:

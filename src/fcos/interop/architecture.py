@@ -90,11 +90,12 @@ def map_names(state: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
     return old_names
 
 
-def count_classes(weights: Mapping[str, Tensor], *, where: str) -> int:
-    """Return the number of rows in the class head.
+def count_classes(weights: Mapping[str, Tensor], *, num_anchors: int = 1, where: str) -> int:
+    """Return the number of classes of the class head.
 
     Args:
         weights: tensors by our names.
+        num_anchors: number of anchors per location, A; 1 for detectors without anchors.
         where: source of the weights, for messages.
 
     Raises:
@@ -102,13 +103,14 @@ def count_classes(weights: Mapping[str, Tensor], *, where: str) -> int:
     """
     tensors = [weights.get(f"{CLASS_HEAD}{parameter}") for parameter in ("weight", "bias")]
     weight, bias = ([] if tensor is None else list(tensor.shape) for tensor in tensors)
-    if len(weight) != 4 or bias != weight[:1] or not bias[0]:
+    if len(weight) != 4 or bias != weight[:1] or not bias[0] or not num_anchors or bias[0] % num_anchors:
         shapes = ["none" if tensor is None else str(list(tensor.shape)) for tensor in tensors]
+        rows = "K" if num_anchors == 1 else f"{num_anchors} K"
         raise WeightsError(
-            f"{where}: damaged weights or no class head: expected a class head with a weight of shape [K, C, 3, 3] and"
-            f" a bias of shape [K] for K classes, found weight: {shapes[0]}, bias: {shapes[1]}"
+            f"{where}: damaged weights or no class head: expected a class head with a weight of shape [{rows}, C, 3, 3]"
+            f" and a bias of shape [{rows}] for K classes, found weight: {shapes[0]}, bias: {shapes[1]}"
         )
-    return bias[0]
+    return bias[0] // num_anchors
 
 
 def require_fcos(checkpoint: Checkpoint, *, where: str, project: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, find_weights, from_ours, is_ours, read
 from ..config import expand_user
+from ..config.detectors import DEFAULT_DETECTOR
 from ..config.text import as_option
 from ..downloads import describe_other_scheme, hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
@@ -27,12 +28,14 @@ from .fcos_core.solver import solver_state
 
 log = logging.getLogger(__name__)
 
-_FCOS_CORE_CONVENTIONS = {
+_FCOS_CORE_CONVENTIONS: dict[str, Any] = {
     "box_convention": "inclusive",
     "channel_order": "bgr",
     "pixel_mean": (102.9801, 115.9465, 122.7717),
     "pixel_std": (1.0, 1.0, 1.0),
 }
+_ANCHOR_CONVENTIONS = {"anchor_rounding": "base"}
+"""Further conventions of the original's RetinaNet."""
 _RESTRICTED_PROJECTS = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
 _LICENCE = "licence of {} (non-commercial use only) if its authors published these weights"  # no file names the authors
 _STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
@@ -83,7 +86,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
 def from_fcos_core(
     state: Mapping[str, Tensor], *, class_names: Sequence[str] | None = None, where: str = "weights"
 ) -> Checkpoint:
-    """Build a checkpoint from a state dict of the original FCOS.
+    """Build a checkpoint from a state dict of the original's FCOS or RetinaNet.
 
     The tensors do not determine the whole detector: the config they were trained with is needed, too, see `Checkpoint`.
 
@@ -96,10 +99,18 @@ def from_fcos_core(
     Raises:
         WeightsError: the class head is damaged, or `class_names` has another length than K.
     """
-    names = {fcos_core.rename(name): name for name in state}
+    detector = fcos_core.find_detector(state)
+    assert detector is not None
+    names = {fcos_core.rename(name, detector): name for name in state}
     weights = {name: state[old] for name, old in names.items()}
-    converted = Converted(weights, names, {"model": _FCOS_CORE_CONVENTIONS})
-    return _build_checkpoint(converted, "fcos_core", class_names=class_names, where=where)
+    section = _conventions_of(detector)
+    num_anchors = len(weights["head.offsets.weight"]) // 4 if detector == "retinanet" else 1
+    converted = Converted(weights, names, {"model": {"name": detector, **section}})
+    return _build_checkpoint(converted, "fcos_core", num_anchors=num_anchors, class_names=class_names, where=where)
+
+
+def _conventions_of(detector: str) -> dict[str, Any]:
+    return {**_FCOS_CORE_CONVENTIONS, **(_ANCHOR_CONVENTIONS if detector == "retinanet" else {})}
 
 
 def _convert_with_conventions(
@@ -134,11 +145,12 @@ def _build_checkpoint(
     converted: Converted,
     project: Project,
     *,
+    num_anchors: int = 1,
     class_names: Sequence[str] | None,
     where: str,
 ) -> Checkpoint:
-    """Build a checkpoint of weights whose class head has one row per class and none for background."""
-    num_classes = count_classes(converted.weights, where=where)
+    """Build a checkpoint of weights whose class head has one row per anchor and class and none for background."""
+    num_classes = count_classes(converted.weights, num_anchors=num_anchors, where=where)
     if class_names is not None:
         _require_count(class_names, num_classes, where=where)
     classes = dict(enumerate(class_names or (), 1))
@@ -176,7 +188,7 @@ class _Dialect(NamedTuple):
 
 _DIALECTS = [
     _Dialect(torchvision.recognizes, torchvision.from_torchvision),
-    _Dialect(fcos_core.recognizes, from_fcos_core),
+    _Dialect(lambda state: fcos_core.find_detector(state) is not None, from_fcos_core),
     _Dialect(adelaidet.recognizes, partial(_convert_with_conventions, "adelaidet", adelaidet.convert)),
     _Dialect(detectron2.recognizes, partial(_convert_with_conventions, "detectron2", detectron2.convert)),
     _Dialect(mmdetection.recognizes, partial(_convert_with_conventions, "mmdetection", mmdetection.convert)),
@@ -236,7 +248,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 def _describe_unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     expected = (
         "expected a file that `fcos train` wrote, a checkpoint of the FCOS of AdelaiDet, detectron2, mmdetection or the"
-        " original (fcos_core), or a state dict of torchvision's fcos_resnet50_fpn"
+        " original (fcos_core, also its RetinaNet), or a state dict of torchvision's fcos_resnet50_fpn"
     )
     if any(name in state for name in BACKBONE_TENSORS):
         return f"weights of a backbone: {expected}; to start from these weights, set model.backbone.weights=PATH"
@@ -251,7 +263,7 @@ def _describe_unknown(content: Any, state: Mapping[str, Tensor]) -> str:
 
 def with_fcos_core_conventions(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a complete config of ours with the original FCOS's conventions, which its own YAML already implies."""
-    model = {**tree["model"], **_FCOS_CORE_CONVENTIONS}
+    model = {**tree["model"], **_conventions_of(tree["model"].get("name", DEFAULT_DETECTOR))}
     backbone = model["backbone"]
     if backbone["norm"] == "frozen_bn" and "norm_eps" in backbone:  # stride_in_1x1 as in its ImageNet weights
         resnet = {"norm_eps": 0.0, "stride_in_1x1": not backbone["name"].startswith("resnext")}

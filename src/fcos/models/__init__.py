@@ -7,20 +7,23 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from ..config import DetectorConfig, FCOSConfig
+from ..config import DetectorConfig, FCOSConfig, RetinaNetConfig
+from ..config.detectors import OneStageConfig
 from ..config.text import as_option, flatten
 from ..errors import ConfigError
+from .anchors import AnchorGrid, AnchorMatcher, BoxCoder
 from .backbones import Backbone, build_backbone
 from .backbones.pretrained import trained_with
 from .backbones.timm_features import PREFIX, pixel_statistics
 from .detector import DetectionModel, Pixels
 from .fcos import FCOS, FCOSHead
 from .fpn import FPN
-from .losses import FCOSLoss
+from .losses import FCOSLoss, RetinaNetLoss
 from .points import Assigner
-from .postprocess import Postprocess
+from .postprocess import FCOSPostprocess, Postprocess
+from .retinanet import RetinaNet, RetinaNetHead
 
-__all__ = ["DetectionModel", "build_model"]
+__all__ = ["DetectionModel", "build_anchors", "build_model"]
 
 log = logging.getLogger(__name__)
 
@@ -46,36 +49,72 @@ def build_model(config: DetectorConfig, *, num_classes: int, pretrained: bool = 
 
 def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS:
     """Build an FCOS on a backbone from a config, see `build_model`."""
-    levels = _used_levels(backbone, config.strides, name=config.backbone.name)
-    fpn = FPN(
-        [backbone.channels[name] for name in levels],
-        config.fpn.channels,
-        extra_levels=len(config.strides) - len(levels),
-        extra_level_source=config.fpn.extra_level_source,
-        norm=config.fpn.norm,
-        norm_groups=config.fpn.norm_groups,
-        norm_eps=config.fpn.norm_eps,
-        relu=config.fpn.relu,
-    )
     return FCOS(
         backbone,
         num_classes,
-        fpn=fpn,
+        fpn=_build_fpn(config, backbone),
         head=FCOSHead(config.fpn.channels, num_classes, strides=config.strides, **config.head.model_dump()),
         assigner=_build_options(Assigner, config),
         loss=_build_options(FCOSLoss, config),
+        postprocess=_build_options(FCOSPostprocess, config),
+        pixels=Pixels(config.channel_order, config.pixel_mean, config.pixel_std),
+    )
+
+
+def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: int) -> RetinaNet:
+    """Build a RetinaNet on a backbone from a config, see `build_model`."""
+    anchors = build_anchors(config)
+    return RetinaNet(
+        backbone,
+        num_classes,
+        fpn=_build_fpn(config, backbone),
+        head=RetinaNetHead(
+            config.fpn.channels,
+            num_classes,
+            num_anchors=anchors.num_anchors,
+            num_levels=len(config.strides),
+            **config.head.model_dump(),
+        ),
+        anchors=anchors,
+        matcher=_build_options(AnchorMatcher, config),
+        coder=BoxCoder(config.offset_weights, config.box_convention),
+        loss=_build_options(RetinaNetLoss, config),
         postprocess=_build_options(Postprocess, config),
         pixels=Pixels(config.channel_order, config.pixel_mean, config.pixel_std),
     )
 
 
-MODELS: dict[str, Callable[[Any, Backbone, int], DetectionModel]] = {"fcos": build_fcos}
+def build_anchors(config: RetinaNetConfig) -> AnchorGrid:
+    """Build the options of the anchors from a config."""
+    return AnchorGrid(
+        strides=config.strides,
+        sizes=config.level_sizes,
+        ratios=config.anchor_ratios,
+        location=config.location,
+        rounding=config.anchor_rounding,
+        box_convention=config.box_convention,
+    )
+
+
+Builder = Callable[[Any, Backbone, int], DetectionModel]
+MODELS: dict[str, Builder] = {"fcos": build_fcos, "retinanet": build_retinanet}
 """Builders of detectors by `model.name`; called with the section `model`, a backbone and the number of classes."""
 
 
 def _build_options(options_class: Callable[..., Any], config: DetectorConfig) -> Any:
     """Build a dataclass of options from the config fields with the same names."""
     return options_class(**{field.name: getattr(config, field.name) for field in fields(options_class)})  # pyright: ignore[reportArgumentType]
+
+
+def _build_fpn(config: OneStageConfig, backbone: Backbone) -> FPN:
+    """Build the pyramid of a one-stage detector, and remove the maps of the backbone that it does not use."""
+    levels = _used_levels(backbone, config.strides, name=config.backbone.name)
+    return FPN(
+        [backbone.channels[name] for name in levels],
+        config.fpn.channels,
+        extra_levels=len(config.strides) - len(levels),
+        **config.fpn.model_dump(exclude={"channels"}),
+    )
 
 
 def _used_levels(backbone: Backbone, strides: list[int], *, name: str) -> list[str]:

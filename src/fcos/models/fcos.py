@@ -11,7 +11,6 @@ R locations over all levels, K classes, H W image or map size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -25,10 +24,10 @@ from ..structures import Instances, Losses, Objects
 from .backbones import Backbone
 from .detector import ClassRows, DetectionModel, Pixels
 from .fpn import FPN
-from .layers import NORMS, DeformConv
+from .layers import at_least_float32, build_tower, initialize_head, run_tower
 from .losses import FCOSLoss, fcos_loss, loss_normalizers
 from .points import Assigner, assign_targets
-from .postprocess import Postprocess, candidates, suppress
+from .postprocess import FCOSPostprocess, candidates, suppress
 
 
 class FCOSOutputs(NamedTuple):
@@ -54,8 +53,7 @@ class FCOSHead(nn.Module):
         strides: strides of the levels in pixels.
         num_convs: number of convolutions in each tower.
         num_shared_convs: number of convolutions before the towers, shared by both.
-        norm: normalisation after each of these convolutions: `gn` (see `layers.group_norm`), `bn` (a separate batch
-            norm per level, because statistics differ between levels) or `none`.
+        norm: normalisation after each of these convolutions, see `layers.build_tower`.
         conv_bias: whether these convolutions have a bias.
         deformable: whether the last convolution of each tower is a `DeformConv`.
         centerness_on: tower that the centerness is predicted from.
@@ -84,62 +82,28 @@ class FCOSHead(nn.Module):
         self.strides = list(strides)
         self.centerness_on_box = centerness_on == "box"
         self.regression = regression
-        tower = partial(_build_tower, channels, len(strides), norm=norm, bias=conv_bias)
+        tower = partial(build_tower, channels, len(strides), norm=norm, bias=conv_bias)
         self.shared_tower = tower(num_convs=num_shared_convs, deformable=False)
         self.cls_tower, self.box_tower = (tower(num_convs=num_convs, deformable=deformable) for _ in range(2))
         self.logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.ltrb = nn.Conv2d(channels, 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ParameterList([nn.Parameter(torch.ones(1)) for _ in strides if level_scales])
-        deformable_convs = [module.conv for module in self.modules() if isinstance(module, DeformConv)]
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module not in deformable_convs:
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.constant_(self.logits.bias, -math.log((1 - prior_probability) / prior_probability))  # pyright: ignore[reportArgumentType]
+        initialize_head(self, self.logits, prior_probability=prior_probability)
 
     def forward(self, features: Sequence[Tensor]) -> FCOSOutputs:
         """Compute the predictions from the pyramid levels [N, channels, H_l, W_l]."""
         outputs = FCOSOutputs([], [], [])
         scales = self.scales or [1.0] * len(self.strides)
         for level, (feature, stride, scale) in enumerate(zip(features, self.strides, scales, strict=True)):
-            shared = _run_tower(self.shared_tower, feature, level)
-            cls_feature, box_feature = (_run_tower(tower, shared, level) for tower in (self.cls_tower, self.box_tower))
-            distances = _at_least_float32(self.ltrb(box_feature)) * scale
-            outputs.logits.append(_at_least_float32(self.logits(cls_feature)))
+            shared = run_tower(self.shared_tower, feature, level)
+            cls_feature, box_feature = (run_tower(tower, shared, level) for tower in (self.cls_tower, self.box_tower))
+            distances = at_least_float32(self.ltrb(box_feature)) * scale
+            outputs.logits.append(at_least_float32(self.logits(cls_feature)))
             outputs.ltrb.append(F.relu(distances) * stride if self.regression == "relu_stride" else distances.exp())
             centerness = self.centerness(box_feature if self.centerness_on_box else cls_feature)
-            outputs.centerness.append(_at_least_float32(centerness))
+            outputs.centerness.append(at_least_float32(centerness))
         return outputs
-
-
-def _build_tower(
-    channels: int, levels: int, *, num_convs: int, norm: TowerNorm, bias: bool, deformable: bool
-) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i in range(num_convs):
-        plain = partial(nn.Conv2d, kernel_size=3, padding=1)
-        conv = DeformConv if deformable and i == num_convs - 1 else plain
-        layers.append(conv(channels, channels, bias=bias))
-        if norm == "bn":
-            layers.append(nn.ModuleList(NORMS[norm](channels) for _ in range(levels)))
-        elif norm != "none":
-            layers.append(NORMS[norm](channels))
-        layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
-
-
-def _run_tower(tower: nn.Sequential, x: Tensor, level: int) -> Tensor:
-    """Run a tower on one level; a `ModuleList` in it has one layer per level."""
-    for layer in tower:
-        x = layer[level](x) if isinstance(layer, nn.ModuleList) else layer(x)
-    return x
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    """Convert half precision to float32, in which losses and boxes are computed."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class FCOS(DetectionModel):
@@ -159,7 +123,7 @@ class FCOS(DetectionModel):
     class_parameters = dict.fromkeys(("head.logits.weight", "head.logits.bias"), ClassRows())
     optional_modules = ("head.scales",)
     compiled_parts = ("backbone", "fpn", "head")
-    postprocess: Postprocess  # pyright: ignore[reportIncompatibleVariableOverride] (never None)
+    postprocess: FCOSPostprocess  # pyright: ignore[reportIncompatibleVariableOverride] (never None)
 
     def __init__(
         self,
@@ -170,7 +134,7 @@ class FCOS(DetectionModel):
         head: FCOSHead,
         assigner: Assigner,
         loss: FCOSLoss,
-        postprocess: Postprocess,
+        postprocess: FCOSPostprocess,
         pixels: Pixels,
     ):
         assert (assigner.box_convention, list(assigner.strides)) == (postprocess.box_convention, head.strides)

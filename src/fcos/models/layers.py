@@ -1,14 +1,17 @@
-"""Layers shared by backbones, pyramid and head."""
+"""Layers shared by backbones, pyramid and heads."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
 
+from ..choices import TowerNorm
 from ..distributed import sum_over_processes, world_size
 
 
@@ -163,6 +166,71 @@ class DeformConv(nn.Module):
         return deform_conv2d(
             x.to(weight.dtype), offset, weight, self.conv.bias, (self.stride, self.stride), (1, 1), mask=mask
         )
+
+
+def build_tower(
+    channels: int,
+    levels: int,
+    *,
+    num_convs: int,
+    norm: TowerNorm = "gn",
+    bias: bool = True,
+    deformable: bool = False,
+) -> nn.Sequential:
+    """Build a tower of a head, which `run_tower` applies to the levels of a pyramid.
+
+    Args:
+        channels: number of channels of the pyramid and of all layers.
+        levels: number of levels.
+        num_convs: number of 3x3 convolutions; a norm and a ReLU follow each.
+        norm: `gn` (see `group_norm`), `bn` (a separate batch norm per level, because statistics differ between levels)
+            or `none`.
+        bias: whether the convolutions have a bias.
+        deformable: whether the last convolution is a `DeformConv`.
+    """
+    layers: list[nn.Module] = []
+    for i in range(num_convs):
+        plain = partial(nn.Conv2d, kernel_size=3, padding=1)
+        conv = DeformConv if deformable and i == num_convs - 1 else plain
+        layers.append(conv(channels, channels, bias=bias))
+        if norm == "bn":
+            layers.append(nn.ModuleList(NORMS[norm](channels) for _ in range(levels)))
+        elif norm != "none":
+            layers.append(NORMS[norm](channels))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def run_tower(tower: nn.Sequential, x: Tensor, level: int) -> Tensor:
+    """Run a tower on one level [N, channels, H, W]; a `ModuleList` in it has one layer per level."""
+    for layer in tower:
+        x = layer[level](x) if isinstance(layer, nn.ModuleList) else layer(x)
+    return x
+
+
+def initialize_head(head: nn.Module, logits: nn.Conv2d, *, prior_probability: float) -> None:
+    """Initialise the convolutions of a head, except deformable ones: normal weights (std 0.01) and zero biases.
+
+    Args:
+        head: head with towers and predictions.
+        logits: convolution in `head` that predicts class logits; its bias gives every class the prior probability.
+        prior_probability: probability in 0..1.
+
+    Source: Lin et al., ICCV 2017 (arXiv:1708.02002), section 4.1.
+    """
+    deformable_convs = [module.conv for module in head.modules() if isinstance(module, DeformConv)]
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d) and module not in deformable_convs:
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    assert logits.bias is not None
+    nn.init.constant_(logits.bias, -math.log((1 - prior_probability) / prior_probability))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Convert half precision to float32, in which losses and boxes are computed."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def freeze(module: nn.Module) -> nn.Module:

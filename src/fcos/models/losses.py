@@ -1,6 +1,6 @@
-"""Losses of FCOS (classification, box, quality) and their normalisation over processes.
+"""Losses of FCOS (classification, box, quality) and RetinaNet (classification, box), normalised over processes.
 
-Shape letters: N images, R locations over all levels, K classes, P positive locations.
+Shape letters: N images, R locations or anchors over all levels, K classes, P positive locations or anchors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..choices import BoxLoss, Quality
 from ..distributed import mean_over_processes
+from .anchors import AnchorAssignment, BoxCoder
 from .points import IGNORED, Assignment, centerness_targets
 
 # The original clamps the probability to the smallest normal float32 before the logarithm, so that the loss of a
@@ -171,3 +172,70 @@ def fcos_loss(
     )
     terms = loss_cls / num_positives, loss_box, loss_quality / num_positives
     return dict(zip(options.names, terms, strict=True))
+
+
+@dataclass(frozen=True)
+class RetinaNetLoss:
+    """Options of the losses of RetinaNet.
+
+    Attributes:
+        focal_alpha: weight of the positive class in the focal loss; the weight of the negative class is 1 - alpha.
+        focal_gamma: focusing exponent of the focal loss.
+        smooth_l1_beta: offset at which the smooth L1 loss becomes linear; 0: L1 loss.
+        box_loss_divisor: factor of the number of positives in the denominator of the box loss.
+    """
+
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    smooth_l1_beta: float = 0.11
+    box_loss_divisor: float = 4.0
+    names = ("loss_cls", "loss_box")
+
+
+def retinanet_normalizers(assignment: AnchorAssignment, options: RetinaNetLoss) -> Tensor:
+    """Compute the loss denominators [2] of a batch: positives plus images, and positives times `box_loss_divisor`.
+
+    Both are at least 1 and use means over the processes, computed in one collective. Every process must call it.
+    """
+    labels = assignment.labels
+    counts = torch.stack([assignment.boxes.new_tensor(len(labels)), (labels >= 0).sum().to(assignment.boxes.dtype)])
+    num_images, num_positives = mean_over_processes(counts)
+    return torch.stack([num_positives + num_images, num_positives * options.box_loss_divisor]).clamp(min=1.0)
+
+
+def retinanet_loss(
+    logits: Tensor,
+    offsets: Tensor,
+    anchors: Tensor,
+    assignment: AnchorAssignment,
+    options: RetinaNetLoss,
+    *,
+    coder: BoxCoder,
+    normalizers: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Compute the losses of a batch. Training minimises their sum.
+
+    Args:
+        logits: [N, R, K] class logits.
+        offsets: [N, R, 4] predicted box offsets.
+        anchors: [R, 4] in pixels.
+        assignment: training targets of the anchors.
+        options: parameters of the losses.
+        coder: meaning of the offsets.
+        normalizers: [2] denominators of the whole batch, if this is a micro-batch of it; None:
+            `retinanet_normalizers(assignment, options)`.
+
+    Returns:
+        Scalars by name: `loss_cls`, the focal loss, and `loss_box`, the smooth L1 loss of the offsets of positive
+        anchors, each summed and divided by its denominator.
+
+    Source: Lin et al., ICCV 2017 (arXiv:1708.02002), section 4.1; the denominators follow the original code, which
+    computes them per process.
+    """
+    image, anchor = torch.nonzero(assignment.labels >= 0, as_tuple=True)  # [P]
+    cls_divisor, box_divisor = retinanet_normalizers(assignment, options) if normalizers is None else normalizers
+    alpha, gamma = options.focal_alpha, options.focal_gamma
+    loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()
+    predicted, target = offsets[image, anchor], coder.encode(assignment.boxes, anchors[anchor])  # [P, 4]
+    loss_box = F.smooth_l1_loss(predicted, target.to(predicted.dtype), reduction="sum", beta=options.smooth_l1_beta)
+    return dict(zip(options.names, (loss_cls / cls_divisor, loss_box / box_divisor), strict=True))

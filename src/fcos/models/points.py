@@ -47,7 +47,7 @@ class Assigner:
 
     def maps(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the (height, width) of every level's map for an image of the padded (height, width) `size`."""
-        return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in self.strides]
+        return map_sizes(size, self.strides)
 
 
 class Assignment(NamedTuple):
@@ -85,6 +85,11 @@ def locations(
     down, across = (stride, stride) if isinstance(stride, int) else stride
     y, x = torch.meshgrid((rows + offset) * down, (columns + offset) * across, indexing="ij")
     return torch.stack([x, y], dim=-1).reshape(-1, 2)
+
+
+def map_sizes(size: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the (height, width) of every level's map for an image of the padded (height, width) `size`."""
+    return [(-(-size[0] // stride), -(-size[1] // stride)) for stride in strides]
 
 
 def pyramid_locations(

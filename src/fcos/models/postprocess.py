@@ -1,6 +1,6 @@
 """Conversion of the head's outputs to detections: decoding, candidate selection, suppression, limit.
 
-Shape letters: N images, L levels, K classes, H W map size, C candidates, D detections.
+Shape letters: N images, L levels, K classes, A anchors per location, H W map size, C candidates, D detections.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..boxes import class_wise_nms, clip, limit_detections
 from ..choices import BoxConvention, RankedBy, Score
 from ..structures import Instances
+from .anchors import BoxCoder
 
 
 def decode(points: Tensor, ltrb: Tensor) -> Tensor:
@@ -24,14 +25,11 @@ def decode(points: Tensor, ltrb: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Postprocess:
-    """Options of the conversion from raw outputs to detections.
+    """Options of the conversion from raw outputs to detections that all detectors have.
 
     Attributes:
-        score: `sqrt`: square root of class probability times centerness; `product`: the product itself.
         score_threshold: threshold in 0..1 that candidates must exceed.
-        threshold_on: quantity compared with `score_threshold`: class probability or score.
         pre_nms_top_k: largest number of candidates kept per level and image.
-        top_k_on: quantity that ranks these candidates: class probability or score.
         nms_threshold: IoU above which the lower-scoring of two boxes of a class is suppressed; 0 or less: no
             suppression.
         max_detections: largest number of detections per image; 0 or less: no limit.
@@ -45,11 +43,8 @@ class Postprocess:
         default_threshold: score threshold for displaying detections of classes without a per-class threshold.
     """
 
-    score: Score = "sqrt"
     score_threshold: float = 0.05
-    threshold_on: RankedBy = "class"
     pre_nms_top_k: int = 1000
-    top_k_on: RankedBy = "score"
     nms_threshold: float = 0.6
     max_detections: int = 100
     box_convention: BoxConvention = "continuous"
@@ -59,6 +54,21 @@ class Postprocess:
     default_threshold: float = 0.5
 
 
+@dataclass(frozen=True)
+class FCOSPostprocess(Postprocess):
+    """Options of the conversion of FCOS's raw outputs.
+
+    Attributes:
+        score: `sqrt`: square root of class probability times centerness; `product`: the product itself.
+        threshold_on: quantity compared with `score_threshold`: class probability or score.
+        top_k_on: quantity that ranks the candidates of `pre_nms_top_k`: class probability or score.
+    """
+
+    score: Score = "sqrt"
+    threshold_on: RankedBy = "class"
+    top_k_on: RankedBy = "score"
+
+
 def candidates(
     logits: Sequence[Tensor],
     ltrb: Sequence[Tensor],
@@ -66,7 +76,7 @@ def candidates(
     points: Sequence[Tensor],
     sizes: Sequence[tuple[int, int]],
     *,
-    options: Postprocess,
+    options: FCOSPostprocess,
 ) -> list[Instances]:
     """Decode and score the boxes of every image and keep the best as candidates, the input of `suppress`.
 
@@ -84,7 +94,6 @@ def candidates(
 
     Source: FCOS, section 3.1, where the score is the product; the square root follows the original code.
     """
-    use_padding = options.detect_in_padding or options.box_convention == "inclusive"
     results = []
     for image, size in enumerate(sizes):
         levels = [
@@ -93,15 +102,64 @@ def candidates(
                 ltrb[level][image],
                 centerness[level][image],
                 points[level],
-                image_size=None if use_padding else size,
+                image_size=size,
                 options=options,
             )
             for level in range(len(points))
         ]
-        boxes, scores, labels = (torch.cat(tensors) for tensors in zip(*levels, strict=True))
-        image_candidates = Instances(boxes, labels, scores, size)
-        results.append(image_candidates if options.clip_after_nms else _clip_to_image(image_candidates, options))
+        results.append(_join_levels(levels, size, options))
     return results
+
+
+def anchor_candidates(
+    logits: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    points: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    coder: BoxCoder,
+    options: Postprocess,
+) -> list[Instances]:
+    """Decode the boxes of every image's anchors and keep the best as candidates, the input of `suppress`.
+
+    Args:
+        logits: L tensors [N, A * K, H, W] of class logits, the K classes of an anchor together.
+        offsets: L tensors [N, A * 4, H, W] of box offsets, the four offsets of an anchor together.
+        anchors: L tensors [H * W * A, 4] in pixels, the A anchors of a location together.
+        points: L tensors [H * W, 2] of locations (x, y) in pixels.
+        sizes: (height, width) of the N images without the padding.
+        coder: meaning of the offsets.
+        options: options of selection and clipping.
+
+    Returns:
+        Candidates of each of the N images, as those of `candidates`. Their score is the class probability.
+    """
+    results = []
+    for image, size in enumerate(sizes):
+        levels = [
+            _select_anchor_candidates(
+                logits[level][image],
+                offsets[level][image],
+                anchors[level],
+                points[level],
+                image_size=size,
+                coder=coder,
+                options=options,
+            )
+            for level in range(len(points))
+        ]
+        results.append(_join_levels(levels, size, options))
+    return results
+
+
+def _join_levels(
+    levels: Sequence[tuple[Tensor, Tensor, Tensor]], size: tuple[int, int], options: Postprocess
+) -> Instances:
+    """Concatenate the boxes, scores and labels of the levels of an image of (height, width) `size`."""
+    boxes, scores, labels = (torch.cat(tensors) for tensors in zip(*levels, strict=True))
+    image_candidates = Instances(boxes, labels, scores, size)
+    return image_candidates if options.clip_after_nms else _clip_to_image(image_candidates, options)
 
 
 def suppress(candidates: Instances, options: Postprocess) -> Instances:
@@ -136,24 +194,18 @@ def _select_candidates(
     centerness: Tensor,
     points: Tensor,
     *,
-    image_size: tuple[int, int] | None,
-    options: Postprocess,
+    image_size: tuple[int, int],
+    options: FCOSPostprocess,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes [C, 4], scores [C] and labels [C] of one level of one image, with C <= `pre_nms_top_k`.
-
-    With `image_size` (height, width), only locations inside the image are used.
-    """
+    """Return boxes [C, 4], scores [C] and labels [C] of one level of one image, with C <= `pre_nms_top_k`."""
     flat = logits.flatten()  # [K * H * W]
     # A first test on logits avoids the sigmoid of all of them; the exact test follows on the rest. As the centerness is
     # at most 1, sqrt(probability * centerness) > threshold implies probability > threshold**2.
     sqrt, threshold = options.score == "sqrt", options.score_threshold
     min_probability = threshold**2 if options.threshold_on == "score" and sqrt else threshold
     index = torch.nonzero(flat > _logit(min_probability) - 1e-3).squeeze(1)
+    index = index[_may_detect(points[index % len(points)], image_size, options)]
     label, location = index // len(points), index % len(points)
-    if image_size is not None:
-        height, width = image_size
-        is_inside = (points[location] < points.new_tensor([width, height])).all(dim=1)
-        index, label, location = index[is_inside], label[is_inside], location[is_inside]
     probability = flat[index].sigmoid()
     product = probability * centerness.flatten()[location].sigmoid()
     thresholded = probability if options.threshold_on == "class" else product.sqrt() if sqrt else product
@@ -163,6 +215,42 @@ def _select_candidates(
     best = best[rank >= 0]
     boxes = decode(points[location[best]], ltrb.flatten(1).T[location[best]])
     return boxes, product[best].sqrt() if sqrt else product[best], label[best]
+
+
+def _select_anchor_candidates(
+    logits: Tensor,
+    offsets: Tensor,
+    anchors: Tensor,
+    points: Tensor,
+    *,
+    image_size: tuple[int, int],
+    coder: BoxCoder,
+    options: Postprocess,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes [C, 4], scores [C] and labels [C] of one level of one image, with C <= `pre_nms_top_k`."""
+    num_points = len(points)
+    num_anchors = len(anchors) // num_points
+    num_classes = len(logits) // num_anchors
+    flat = logits.flatten()  # [A * K * H * W]
+    index = torch.nonzero(flat > _logit(options.score_threshold) - 1e-3).squeeze(1)  # the exact test follows
+    index = index[_may_detect(points[index % num_points], image_size, options)]
+    score = flat[index].sigmoid()
+    rank = torch.where(score > options.score_threshold, score, -1.0)  # also excludes NaN
+    rank, best = rank.topk(min(options.pre_nms_top_k, len(rank)))
+    index = index[best[rank >= 0]]
+    row, location = index // num_points, index % num_points
+    anchor = row // num_classes
+    anchor_offsets = offsets.unflatten(0, (num_anchors, 4)).flatten(2)[anchor, :, location]  # [C, 4]
+    boxes = coder.decode(anchor_offsets, anchors[location * num_anchors + anchor])
+    return boxes, rank[rank >= 0], row % num_classes
+
+
+def _may_detect(points: Tensor, image_size: tuple[int, int], options: Postprocess) -> Tensor:
+    """Return a mask [C] of the points (x, y) that may detect: those in the image, or all with `detect_in_padding`."""
+    if options.detect_in_padding or options.box_convention == "inclusive":
+        return torch.ones_like(points[:, 0], dtype=torch.bool)
+    height, width = image_size
+    return (points < points.new_tensor([width, height])).all(dim=1)
 
 
 def _logit(probability: float) -> float:

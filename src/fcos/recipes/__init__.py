@@ -71,7 +71,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     names: dict[str, str] = {}
     if any(key.isupper() for key in tree) and all(key == key.upper() for key in tree):
         from ..interop.fcos_core.config import KNOWN, config_from_yaml, split_pairs
-        from ..interop.fcos_core.mapping import KEYS as names
+        from ..interop.fcos_core.mapping import option_keys
 
         pairs, overrides = split_pairs(overrides)
         invalid = next((word for word in overrides if "=" not in word), None)
@@ -79,6 +79,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
             hint = suggest(invalid.upper(), KNOWN)
             raise ConfigError(f"{name}: {invalid!r}: expected key=value, or a KEY of the original and its VALUE{hint}")
         tree = config_from_yaml(tree, pairs, where=name)
+        names = option_keys(tree["model"]["name"])
     apply_overrides(tree, overrides)
     return validate(tree, where=name, names=names)
 

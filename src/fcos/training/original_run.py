@@ -89,7 +89,7 @@ def restore(run: Run, checkpoint: Checkpoint, *, where: str) -> None:
         raise WeightsError(f"train.resume: {where} has {num_classes} classes, but the data has {num_data_classes}")
     trainable = {name: p for name, p in run.model.named_parameters() if p.requires_grad}
     optimizer = checkpoint.training["optimizer"]
-    momentum = momentum_by_name(optimizer, list(checkpoint.original), trainable, where=where)
+    momentum = momentum_by_name(optimizer, list(checkpoint.model), trainable, where=where)
     training = {
         "state": asdict(TrainState(checkpoint.iteration, images=checkpoint.iteration * run.config.train.batch_size)),
         "optimizer": {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import PIXELS, Checkpoint, load_weights
 from ..config import Config, DetectorConfig
+from ..config.detectors import DEFAULT_DETECTOR
 from ..config.options import in_effect, info_of, options_of, with_role
 from ..config.text import as_option, flatten
 from ..errors import WeightsError
@@ -89,7 +90,10 @@ def _trained_model_options(checkpoint: Checkpoint, config: DetectorConfig) -> Ma
 
 def _structure_options(checkpoint: Checkpoint, config: DetectorConfig) -> list[str]:
     """Return the command-line options that give the model the structure of the weights; empty if unknown or equal."""
-    if checkpoint.project == "fcos_core" or "model" not in checkpoint.config:
+    if checkpoint.project == "fcos_core":  # the file does not determine the other options
+        name = checkpoint.config["model"].get("name", DEFAULT_DETECTOR)
+        return [] if name == config.name else [f"model.name={name}"]
+    if "model" not in checkpoint.config:
         return []
     try:
         section = Config.model_validate({"model": checkpoint.config["model"]}).model

@@ -1,4 +1,5 @@
-"""Conversion of the original FCOS's (`fcos_core`) configs: YAML with UPPER_CASE keys and `KEY VALUE` overrides.
+"""Conversion of the configs of the original (`fcos_core`) for FCOS and RetinaNet: YAML with UPPER_CASE keys, and
+`KEY VALUE` overrides.
 
 A converted config selects the original's exact conventions: inclusive boxes, BGR 0..255, frozen batch norm without
 epsilon. `keys.py` lists the original's keys, `mapping.py` maps them to our options.
@@ -17,7 +18,7 @@ from typing import Any
 from ...config.text import flatten, suggest
 from ...errors import ConfigError
 from ...formatting import printable, quote
-from .keys import DEFAULTS, FIXED, IDLE, OTHER_DETECTORS, RCNN_BODIES
+from .keys import DEFAULTS, FIXED, IDLE, OTHER_DETECTORS, RCNN_BODIES, SECTIONS, TITLES, is_idle
 from .mapping import BLOCK_NORMS, MOBILENET, MOBILENET_BLOCKS, RESNETS, to_options
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ KNOWN = [*DEFAULTS, *IDLE]
 _SECTIONS = tuple({f"{key.partition('.')[0]}." for key in KNOWN if "." in key})
 
 _MAX_WIDTH = 9999  # of the names of our ResNeXts
-_ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES")
+_ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES", "MODEL.RETINANET.ASPECT_RATIOS")
 
 
 def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
@@ -39,29 +40,24 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         where: source of the config, for messages.
 
     Raises:
-        ConfigError: the config is for a detector other than FCOS, keys are unknown or have a value without a
-            counterpart in our config (the message lists all of them), or `pairs` has an odd length.
+        ConfigError: the config is for a detector other than FCOS and RetinaNet, keys are unknown or have a value
+            without a counterpart in our config (the message lists all of them), or `pairs` has an odd length.
     """
     given = given_keys(tree, pairs, where=where)
-    other_detector = _find_other_detector(given)
-    if other_detector:
-        raise ConfigError(
-            f"{where}: a config for {other_detector}, which this project does not have; it only has FCOS, for example"
-            " the recipe fcos_imprv_r50_fpn_1x (see: fcos config list)"
-        )
+    detector = _choose_detector(given, where=where)
     problems, ignored_keys = [], []
     for key, value in given.items():
-        if key in DEFAULTS:
-            problems += _check_value(key, value)
-        elif key in IDLE:
+        if is_idle(key, detector):
             ignored_keys.append(key)
+        elif key in DEFAULTS:
+            problems += _check_value(key, value)
         elif any(name.startswith(f"{key}.") for name in KNOWN):
             problems.append(f"{key}={quote(value)}: expected a section with keys")
         else:
             name = printable(key)[:80]
             problems.append(f"{name}: no such key in the config of the original FCOS{suggest(name, KNOWN)}")
     if ignored_keys:
-        log.info("%s: ignoring keys without effect on an FCOS model: %s", where, ", ".join(ignored_keys))
+        log.info("%s: ignoring keys without effect on %s: %s", where, TITLES[detector], ", ".join(ignored_keys))
     get = {**DEFAULTS, **given}.__getitem__
     problems += [*_check_backbone(get), *_check_group_norm(get)]
     test_names = given.get("DATASETS.TEST", ())
@@ -73,7 +69,9 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         )
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
-    return _nest_sections(to_options(get, num_classes_given="MODEL.FCOS.NUM_CLASSES" in given))
+    return _nest_sections(
+        to_options(get, detector=detector, num_classes_given=f"{SECTIONS[detector]}NUM_CLASSES" in given)
+    )
 
 
 def given_keys(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
@@ -105,18 +103,31 @@ def split_pairs(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return pairs, other_words
 
 
-def _find_other_detector(given: Mapping[str, Any]) -> str | None:
-    """Return the name of the detector of a config that is not for FCOS; None otherwise.
+def _choose_detector(given: Mapping[str, Any], *, where: str) -> str:
+    """Return the detector (`model.name`) of a config.
 
-    The original's own configs of other detectors do not turn FCOS off, so their other keys decide.
+    An explicit MODEL.FCOS_ON is obeyed. Its default in the original is True, which its own configs of other detectors
+    do not change, so their other keys decide.
+
+    Raises:
+        ConfigError: the config is for a detector that is not supported.
     """
-    for key, name in OTHER_DETECTORS.items():
-        if given.get(key) is True:
-            return name
-    is_rcnn = given.get("MODEL.FCOS_ON") is False or given.get("MODEL.BACKBONE.CONV_BODY") in RCNN_BODIES
-    if is_rcnn and given.get("MODEL.RPN_ONLY") is True:
-        return "a region proposal network (RPN)"
-    return "Faster R-CNN" if is_rcnn else None
+    fcos, is_retinanet = given.get("MODEL.FCOS_ON"), given.get("MODEL.RETINANET_ON") is True
+    if is_retinanet and fcos is not True:
+        note = "" if fcos is False else "; the original would train FCOS, unless MODEL.FCOS_ON is set to False"
+        log.info("%s: a config for RetinaNet (MODEL.RETINANET_ON)%s", where, note)
+        return "retinanet"
+    if is_retinanet:
+        log.info("%s: a config for FCOS (MODEL.FCOS_ON), although MODEL.RETINANET_ON is also set", where)
+    other = next((name for key, name in OTHER_DETECTORS.items() if given.get(key) is True), None)
+    if other is None and (fcos is False or (fcos is None and given.get("MODEL.BACKBONE.CONV_BODY") in RCNN_BODIES)):
+        other = "a region proposal network (RPN)" if given.get("MODEL.RPN_ONLY") is True else "Faster R-CNN"
+    if other:
+        raise ConfigError(
+            f"{where}: a config for {other}, which this project does not have; it has FCOS and RetinaNet, for example"
+            " the recipe fcos_imprv_r50_fpn_1x (see: fcos config list)"
+        )
+    return "fcos"
 
 
 def _parse_literal(key: str, value: Any) -> Any:
@@ -143,7 +154,7 @@ def _check_value(key: str, value: Any) -> list[str]:
         problem = f"{key}={quote(value)}: expected {default!r} (not supported: {FIXED[key]})"
         return [] if as_default == default else [problem]
     expected = None
-    if key == "MODEL.FCOS.NUM_CLASSES":
+    if key.endswith(".NUM_CLASSES"):
         is_integer = isinstance(value, int) and not isinstance(value, bool)
         expected = (
             None if is_integer and value > 1 else "an integer of at least 2, because background counts as a class"

@@ -50,6 +50,23 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.FCOS.CENTERNESS_ON_REG": False,
     "MODEL.FCOS.USE_DCN_IN_TOWER": False,
     "MODEL.RETINANET.USE_C5": True,
+    "MODEL.RETINANET.NUM_CLASSES": 81,
+    "MODEL.RETINANET.ANCHOR_SIZES": (32, 64, 128, 256, 512),
+    "MODEL.RETINANET.ASPECT_RATIOS": (0.5, 1.0, 2.0),
+    "MODEL.RETINANET.ANCHOR_STRIDES": (8, 16, 32, 64, 128),
+    "MODEL.RETINANET.OCTAVE": 2.0,
+    "MODEL.RETINANET.SCALES_PER_OCTAVE": 3,
+    "MODEL.RETINANET.NUM_CONVS": 4,
+    "MODEL.RETINANET.BBOX_REG_WEIGHT": 4.0,
+    "MODEL.RETINANET.BBOX_REG_BETA": 0.11,
+    "MODEL.RETINANET.PRE_NMS_TOP_N": 1000,
+    "MODEL.RETINANET.FG_IOU_THRESHOLD": 0.5,
+    "MODEL.RETINANET.BG_IOU_THRESHOLD": 0.4,
+    "MODEL.RETINANET.LOSS_ALPHA": 0.25,
+    "MODEL.RETINANET.LOSS_GAMMA": 2.0,
+    "MODEL.RETINANET.PRIOR_PROB": 0.01,
+    "MODEL.RETINANET.INFERENCE_TH": 0.05,
+    "MODEL.RETINANET.NMS_TH": 0.4,
     "INPUT.MIN_SIZE_TRAIN": (800,),
     "INPUT.MIN_SIZE_RANGE_TRAIN": (-1, -1),
     "INPUT.MAX_SIZE_TRAIN": 1333,
@@ -86,10 +103,8 @@ DEFAULTS: dict[str, Any] = {
     "TEST.BBOX_AUG.SCALE_H_FLIP": False,
     "OUTPUT_DIR": ".",
 }
-"""Keys that affect an FCOS model, with the original's defaults."""
+"""Keys that affect an FCOS or a RetinaNet model, with the original's defaults."""
 FIXED = {
-    "MODEL.FCOS_ON": "a detector other than FCOS",
-    "MODEL.RETINANET_ON": "RetinaNet",
     "MODEL.MASK_ON": "masks",
     "MODEL.KEYPOINT_ON": "keypoints",
     "MODEL.META_ARCHITECTURE": "another meta-architecture",
@@ -122,11 +137,7 @@ _IDLE_SECTIONS = {
         FEATURE_EXTRACTOR PREDICTOR POOLER_RESOLUTION POOLER_SAMPLING_RATIO POOLER_SCALES MLP_HEAD_DIM CONV_LAYERS
         RESOLUTION NUM_CLASSES SHARE_BOX_FEATURE_EXTRACTOR
     """,
-    "MODEL.RETINANET": """
-        NUM_CLASSES ANCHOR_SIZES ASPECT_RATIOS ANCHOR_STRIDES STRADDLE_THRESH OCTAVE SCALES_PER_OCTAVE NUM_CONVS
-        BBOX_REG_WEIGHT BBOX_REG_BETA PRE_NMS_TOP_N FG_IOU_THRESHOLD BG_IOU_THRESHOLD LOSS_ALPHA LOSS_GAMMA PRIOR_PROB
-        INFERENCE_TH NMS_TH
-    """,
+    "MODEL.RETINANET": "STRADDLE_THRESH",
     "MODEL.FBNET": """
         ARCH ARCH_DEF BN_TYPE SCALE_FACTOR WIDTH_DIVISOR DW_CONV_SKIP_BN DW_CONV_SKIP_RELU DET_HEAD_LAST_SCALE
         DET_HEAD_BLOCKS DET_HEAD_STRIDE KPTS_HEAD_LAST_SCALE KPTS_HEAD_BLOCKS KPTS_HEAD_STRIDE MASK_HEAD_LAST_SCALE
@@ -135,15 +146,22 @@ _IDLE_SECTIONS = {
     "TEST": "EXPECTED_RESULTS EXPECTED_RESULTS_SIGMA_TOL",
 }
 IDLE = ["PATHS_CATALOG", *(f"{section}.{key}" for section, keys in _IDLE_SECTIONS.items() for key in keys.split())]
-"""Keys without effect on an FCOS model."""
-OTHER_DETECTORS = {
-    "MODEL.RETINANET_ON": "RetinaNet",
-    "MODEL.KEYPOINT_ON": "Keypoint R-CNN",
-    "MODEL.MASK_ON": "Mask R-CNN",
-}
-"""Keys that select a detector other than FCOS if they are True, in the order of precedence."""
+"""Keys without effect on any detector of this project."""
+SECTIONS = {"fcos": "MODEL.FCOS.", "retinanet": "MODEL.RETINANET."}
+"""Beginning of the keys of each supported detector, by `model.name`."""
+_SHARED = ("MODEL.RETINANET.USE_C5",)
+TITLES = {"fcos": "FCOS", "retinanet": "RetinaNet"}
+"""Names of the supported detectors in messages, by `model.name`."""
+OTHER_DETECTORS = {"MODEL.KEYPOINT_ON": "Keypoint R-CNN", "MODEL.MASK_ON": "Mask R-CNN"}
+"""Keys that select a detector that is not supported if they are True, in the order of precedence."""
 RCNN_BODIES = ["R-50-C4", "R-50-C5", "R-101-C4", "R-101-C5", "R-50-FPN", "R-101-FPN", "R-152-FPN", "FBNet"]
 """Backbones of the original's R-CNN configs, which have no levels for FCOS."""
+
+
+def is_idle(key: str, detector: str) -> bool:
+    """Return whether a known key has no effect on a detector, given by its `model.name`."""
+    others = tuple(section for name, section in SECTIONS.items() if name != detector)
+    return key in IDLE or (key in DEFAULTS and key.startswith(others) and key not in _SHARED)
 
 
 def is_text(path: Sequence[str]) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ...config import FCOSConfig
 from ...config.backbones import resnet_shape
 from ...config.catalog import build_split_section
+from ...config.detectors import DEFAULT_DETECTOR, DETECTORS
 from ...config.options import in_effect, options_of
 from .backbone_files import is_backbone_file
-from .keys import DEFAULTS
+from .keys import DEFAULTS, SECTIONS
 
 MOBILENET = "MNV2-FPN-RETINANET"
 MOBILENET_BLOCKS = 18
@@ -34,24 +34,25 @@ class Row(NamedTuple):
         ours: function from the values of `keys` to the values of `options`.
         theirs: function from the values of `options` to the values of `keys`, or of only the first keys. None: the
             row is not used in this direction.
-        body: `resnet` or `mobilenet` if the row applies to one kind of backbone only; otherwise empty.
+        only: `fcos` or `retinanet`, or `resnet` or `mobilenet`, if the row applies to this detector or kind of backbone
+            only; otherwise empty.
     """
 
     keys: tuple[str, ...]
     options: tuple[str, ...]
     ours: Callable[..., tuple[Any, ...]]
     theirs: Callable[..., tuple[Any, ...]] | None = None
-    body: str = ""
+    only: str = ""
 
 
-def _same(key: str, option: str, body: str = "") -> Row:
+def _same(key: str, option: str, only: str = "") -> Row:
     """Map a key to an option with the same values."""
-    return Row((key,), (option,), lambda value: (value,), lambda value: (value,), body)
+    return Row((key,), (option,), lambda value: (value,), lambda value: (value,), only)
 
 
-def _flag(key: str, option: str, off: str, on: str, body: str = "") -> Row:
+def _flag(key: str, option: str, off: str, on: str, only: str = "") -> Row:
     """Map a key that is True or False to an option with two values."""
-    return Row((key,), (option,), lambda value: (on if value else off,), lambda value: (value == on,), body)
+    return Row((key,), (option,), lambda value: (on if value else off,), lambda value: (value == on,), only)
 
 
 def _no_frozen_stages(_: int) -> tuple[int]:
@@ -63,14 +64,14 @@ def _frozen_blocks(count: int) -> list[str]:
     return [f"backbone.features.{block}.*" for block in range(count)]
 
 
-def _one_way(keys: tuple[str, ...] | str, option: str, ours: Callable[..., Any], body: str = "") -> Row:
+def _one_way(keys: tuple[str, ...] | str, option: str, ours: Callable[..., Any], only: str = "") -> Row:
     """Map keys to an option that weights do not depend on, and that is not converted back."""
-    return Row((keys,) if isinstance(keys, str) else keys, (option,), lambda *values: (ours(*values),), body=body)
+    return Row((keys,) if isinstance(keys, str) else keys, (option,), lambda *values: (ours(*values),), only=only)
 
 
-def _at_least_zero(key: str, option: str, body: str = "") -> Row:
+def _at_least_zero(key: str, option: str, only: str = "") -> Row:
     """Map a key to an option with the same values, except that a negative number means 0."""
-    return Row((key,), (option,), lambda value: (max(value, 0),), lambda value: (value,), body)
+    return Row((key,), (option,), lambda value: (max(value, 0),), lambda value: (value,), only)
 
 
 def _augmentation(key: str, option: str, off: Any) -> Row:
@@ -134,12 +135,23 @@ def _backbone_norm_groups_back(groups: int) -> tuple[int, ...]:
     return () if groups == DEFAULTS["MODEL.GROUP_NORM.NUM_GROUPS"] else _norm_groups_back(groups)
 
 
+def _num_classes() -> list[Row]:
+    """Return the rows of the number of classes, in which the original counts background."""
+    return [
+        Row((f"{section}NUM_CLASSES",), ("model.num_classes",), lambda k: (k - 1,), lambda k: (k + 1,), detector)
+        for detector, section in SECTIONS.items()
+    ]
+
+
+def _same_in_both(key: str, option: str) -> list[Row]:
+    """Map a key of the sections of both detectors to an option with the same values."""
+    return [_same(section + key, option, detector) for detector, section in SECTIONS.items()]
+
+
 _GROUP_KEYS = ("MODEL.GROUP_NORM.DIM_PER_GP", "MODEL.GROUP_NORM.NUM_GROUPS")
 ROWS: list[Row] = [
     # The detector.
-    Row(
-        ("MODEL.FCOS.NUM_CLASSES",), ("model.num_classes",), lambda count: (count - 1,), lambda count: (count + 1,)
-    ),  # the original counts background as a class
+    *_num_classes(),
     _same("MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "model.fpn.channels"),
     _flag("MODEL.FPN.USE_GN", "model.fpn.norm", off="none", on="gn"),
     Row(_GROUP_KEYS, ("model.fpn.norm_groups",), _norm_groups, _norm_groups_back),
@@ -151,19 +163,35 @@ ROWS: list[Row] = [
         lambda *values: (_choose_extra_level_source(*values),),
         lambda value: (value == "c5",),
     ),
-    _same("MODEL.FCOS.NUM_CONVS", "model.head.num_convs"),
-    _same("MODEL.FCOS.USE_DCN_IN_TOWER", "model.head.deformable"),
-    _flag("MODEL.FCOS.CENTERNESS_ON_REG", "model.head.centerness_on", off="cls", on="box"),
-    _flag("MODEL.FCOS.NORM_REG_TARGETS", "model.head.regression", off="exp", on="relu_stride"),
-    _same("MODEL.FCOS.PRIOR_PROB", "model.head.prior_probability"),
-    _same("MODEL.FCOS.FPN_STRIDES", "model.strides"),
-    _at_least_zero("MODEL.FCOS.CENTER_SAMPLING_RADIUS", "model.center_sampling_radius"),
-    _same("MODEL.FCOS.IOU_LOSS_TYPE", "model.box_loss"),
-    _same("MODEL.FCOS.LOSS_ALPHA", "model.focal_alpha"),
-    _same("MODEL.FCOS.LOSS_GAMMA", "model.focal_gamma"),
-    _same("MODEL.FCOS.INFERENCE_TH", "model.score_threshold"),
-    _same("MODEL.FCOS.PRE_NMS_TOP_N", "model.pre_nms_top_k"),
-    _same("MODEL.FCOS.NMS_TH", "model.nms_threshold"),
+    *_same_in_both("NUM_CONVS", "model.head.num_convs"),
+    *_same_in_both("PRIOR_PROB", "model.head.prior_probability"),
+    *_same_in_both("LOSS_ALPHA", "model.focal_alpha"),
+    *_same_in_both("LOSS_GAMMA", "model.focal_gamma"),
+    *_same_in_both("INFERENCE_TH", "model.score_threshold"),
+    *_same_in_both("PRE_NMS_TOP_N", "model.pre_nms_top_k"),
+    *_same_in_both("NMS_TH", "model.nms_threshold"),
+    _same("MODEL.FCOS.USE_DCN_IN_TOWER", "model.head.deformable", "fcos"),
+    _flag("MODEL.FCOS.CENTERNESS_ON_REG", "model.head.centerness_on", off="cls", on="box", only="fcos"),
+    _flag("MODEL.FCOS.NORM_REG_TARGETS", "model.head.regression", off="exp", on="relu_stride", only="fcos"),
+    _same("MODEL.FCOS.FPN_STRIDES", "model.strides", "fcos"),
+    _at_least_zero("MODEL.FCOS.CENTER_SAMPLING_RADIUS", "model.center_sampling_radius", "fcos"),
+    _same("MODEL.FCOS.IOU_LOSS_TYPE", "model.box_loss", "fcos"),
+    _same("MODEL.RETINANET.ANCHOR_STRIDES", "model.strides", "retinanet"),
+    Row(
+        ("MODEL.RETINANET.ANCHOR_SIZES",),
+        ("model.anchor_sizes",),
+        lambda sizes: ([[size] for size in sizes],),
+        lambda sizes: (tuple(level[0] for level in sizes),),
+        "retinanet",
+    ),
+    _same("MODEL.RETINANET.ASPECT_RATIOS", "model.anchor_ratios", "retinanet"),
+    _same("MODEL.RETINANET.OCTAVE", "model.octave", "retinanet"),
+    _same("MODEL.RETINANET.SCALES_PER_OCTAVE", "model.scales_per_octave", "retinanet"),
+    _same("MODEL.RETINANET.FG_IOU_THRESHOLD", "model.foreground_iou", "retinanet"),
+    _same("MODEL.RETINANET.BG_IOU_THRESHOLD", "model.background_iou", "retinanet"),
+    _same("MODEL.RETINANET.BBOX_REG_BETA", "model.smooth_l1_beta", "retinanet"),
+    _same("MODEL.RETINANET.BBOX_REG_WEIGHT", "model.box_loss_divisor", "retinanet"),
+    Row((), ("model.anchor_rounding",), lambda: ("base",), only="retinanet"),
     _same("TEST.DETECTIONS_PER_IMG", "model.max_detections"),
     Row((), ("model.box_convention",), lambda: ("inclusive",)),
     Row(
@@ -184,7 +212,7 @@ ROWS: list[Row] = [
         ("model.backbone.weights", "train.weights"),
         lambda file, _: (file, None) if is_backbone_file(file) else (None, file or None),
     ),
-    _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", body="mobilenet"),
+    _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", only="mobilenet"),
     Row(
         ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
         ("model.backbone.frozen_stages",),
@@ -204,7 +232,7 @@ ROWS: list[Row] = [
         ("MODEL.RESNETS.TRANS_FUNC", "MODEL.RESNETS.STEM_FUNC", "MODEL.GROUP_NORM.EPSILON"),
         ("model.backbone.norm_eps",),
         lambda block, stem, eps: (0.0 if BLOCK_NORMS[block, stem] == "frozen_bn" else eps,),
-        body="resnet",
+        only="resnet",
     ),
     Row(_GROUP_KEYS, ("model.backbone.norm_groups",), _norm_groups, _backbone_norm_groups_back, "resnet"),
     _same("MODEL.RESNETS.STRIDE_IN_1X1", "model.backbone.stride_in_1x1", "resnet"),
@@ -258,26 +286,34 @@ ROWS: list[Row] = [
 ]
 """Equivalent settings of both projects."""
 
-KEYS = {
-    option: key
-    for row in ROWS
-    for option, key in zip(row.options, row.keys, strict=False)
-    if not key.startswith("DATASETS.")  # these decide whole sections
-}
-"""Key of the original that decides each of our options; messages name it instead of the option."""
+
+def option_keys(detector: str) -> dict[str, str]:
+    """Return the key of the original that decides each of our options; messages name it instead of the option.
+
+    Args:
+        detector: `model.name`.
+    """
+    return {
+        option: key
+        for row in ROWS
+        if row.only not in SECTIONS.keys() - {detector}
+        for option, key in zip(row.options, row.keys, strict=False)
+        if not key.startswith("DATASETS.")  # these decide whole sections
+    }
 
 
-def to_options(get: Callable[[str], Any], *, num_classes_given: bool) -> dict[str, Any]:
+def to_options(get: Callable[[str], Any], *, detector: str, num_classes_given: bool) -> dict[str, Any]:
     """Convert the original's keys to our options, by dotted key.
 
     Args:
         get: function that returns the value of a key, given or default.
+        detector: `model.name`.
         num_classes_given: True if the config gives the number of classes; otherwise the data determines it.
     """
-    body = "mobilenet" if get("MODEL.BACKBONE.CONV_BODY") == MOBILENET else "resnet"
-    options: dict[str, Any] = {}
+    kinds = "", detector, "mobilenet" if get("MODEL.BACKBONE.CONV_BODY") == MOBILENET else "resnet"
+    options: dict[str, Any] = {"model.name": detector}
     for row in ROWS:
-        if row.body in ("", body):
+        if row.only in kinds:
             options |= zip(row.options, row.ours(*map(get, row.keys)), strict=False)
     if not num_classes_given:
         options["model.num_classes"] = None
@@ -291,11 +327,17 @@ def to_keys(options: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
         options: options of the section by dotted key, with a backbone that the original has.
         num_classes: K, without background.
     """
-    effective = in_effect(options, options_of(FCOSConfig))
+    detector = options.get("name", DEFAULT_DETECTOR)
+    effective = in_effect(options, options_of(DETECTORS[detector]))
     values = {f"model.{key}": value for key, value in effective.items()} | {"model.num_classes": num_classes}
-    body = "mobilenet" if options["backbone.name"] == "mobilenet_v2" else "resnet"
-    keys: dict[str, Any] = {}
+    kinds = "", detector, "mobilenet" if options["backbone.name"] == "mobilenet_v2" else "resnet"
+    keys: dict[str, Any] = {} if detector == "fcos" else {"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}
     for row in ROWS:
-        if row.theirs is not None and row.body in ("", body) and all(option in values for option in row.options):
+        if row.theirs is not None and row.only in kinds and all(option in values for option in row.options):
             keys |= zip(row.keys, row.theirs(*(values[option] for option in row.options)), strict=False)
-    return {key: keys[key] for key in DEFAULTS if key in keys and keys[key] != DEFAULTS[key]}
+    return {key: keys[key] for key in DEFAULTS if key in keys and not _is_default(key, keys[key])}
+
+
+def _is_default(key: str, value: Any) -> bool:
+    default = DEFAULTS[key]
+    return (tuple(value) if isinstance(default, tuple) else value) == default

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import WeightsError
-from .weights import rename
 
 
 def solver_state(content: Any) -> dict[str, Any] | None:
@@ -33,14 +32,14 @@ def momentum_by_name(
 
     Args:
         optimizer: state dict of the original's SGD.
-        names: the original's tensor names in the order of its state dict.
+        names: our tensor names in the order of the original's state dict.
         trainable: trainable parameters of our model by name, built from the config of that run.
         where: source of the checkpoint, for messages.
 
     Raises:
         WeightsError: the optimizer was built for other parameters.
     """
-    ours = [name for name in map(rename, names) if name in trainable]
+    ours = [name for name in names if name in trainable]
     try:
         indices = [index for group in optimizer["param_groups"] for index in group["params"]]
         states = [optimizer["state"].get(index, {}) for index in indices]

@@ -11,17 +11,22 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ...checkpoint import PIXELS, Checkpoint
-from ...config import FCOSConfig
+from ...config import RetinaNetConfig
 from ...config.backbones import MobileNetV2Config, ResNetConfig
+from ...config.detectors import DEFAULT_DETECTOR, DETECTORS
 from ...config.options import free_options, in_effect, options_of
 from ...config.text import flatten
+from ...errors import WeightsError
+from ...models import build_anchors
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
-from ..architecture import CLASS_HEAD, replace_prefix, require_fcos, require_same
+from ..architecture import CLASS_HEAD, replace_prefix, require_same
 from .config import config_from_yaml
 from .mapping import to_keys
 
 log = logging.getLogger(__name__)
 
+ANCHORS = "cell_anchors_"
+"""Beginning of the names of the anchors of a cell, see `models.retinanet`; the original saves them with the weights."""
 _PREFIXES = [
     *((f"backbone.body.stem.{layer}.", f"backbone.{layer}.") for layer in ("conv1", "bn1")),
     ("backbone.body.", "backbone."),
@@ -29,25 +34,45 @@ _PREFIXES = [
     *((f"backbone.fpn.fpn_layer{i + 2}.", f"fpn.output.{i}.") for i in range(3)),
     *((f"backbone.fpn.top_blocks.p{i + 6}.", f"fpn.extra.{i}.") for i in range(2)),
     ("rpn.head.bbox_tower.", "head.box_tower."),
-    ("rpn.head.bbox_pred.", "head.ltrb."),
     ("rpn.head.cls_logits.", CLASS_HEAD),
-    *((f"rpn.head.scales.{i}.scale", f"head.scales.{i}") for i in range(5)),
-    ("rpn.head.", "head."),
 ]
-"""Prefixes of the names of the same tensors, (the original's, ours)."""
+"""Prefixes of the names of the same tensors in all detectors, (the original's, ours)."""
+_LAST_PREFIX = ("rpn.head.", "head.")
+_HEADS = {
+    "fcos": [
+        *_PREFIXES,
+        ("rpn.head.bbox_pred.", "head.ltrb."),
+        *((f"rpn.head.scales.{i}.scale", f"head.scales.{i}") for i in range(5)),
+        _LAST_PREFIX,
+    ],
+    "retinanet": [
+        *_PREFIXES,
+        ("rpn.head.bbox_pred.", "head.offsets."),
+        ("rpn.anchor_generator.cell_anchors.", ANCHORS),
+        _LAST_PREFIX,
+    ],
+}
+"""Prefixes by detector (`model.name`)."""
 _BACKBONE = "backbone."
 _BACKBONES = (ResNetConfig, MobileNetV2Config)
 _STRIDES = [8, 16, 32, 64, 128]
 
 
-def recognizes(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict has the tensor names of the original FCOS."""
-    return {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys()
+def find_detector(state: Mapping[str, Tensor]) -> str | None:
+    """Return the detector (`model.name`) of a state dict with the original's tensor names; None if it has others.
+
+    The proposal network of Faster R-CNN predicts the same quantities as RetinaNet, but with 1x1 convolutions.
+    """
+    if {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys():
+        return "fcos"
+    heads = [state.get(f"rpn.head.{name}.weight") for name in ("cls_logits", "bbox_pred")]
+    is_retinanet = all(head is not None and head.shape[2:] == (3, 3) for head in heads)
+    return "retinanet" if is_retinanet else None
 
 
-def rename(name: str) -> str:
-    """Return the name in our model for the original's name of a tensor."""
-    renamed = replace_prefix(name, _PREFIXES)
+def rename(name: str, detector: str = "fcos") -> str:
+    """Return the name in our model for the original's name of a tensor of a detector (`model.name`)."""
+    renamed = replace_prefix(name, _HEADS[detector])
     if not renamed.startswith(_BACKBONE):
         return renamed
     return _BACKBONE + mobilenet_name(renamed.removeprefix(_BACKBONE))
@@ -57,12 +82,14 @@ def rename_back(name: str) -> str:
     """Return the original's name for our name of a tensor; inverse of `rename` for the original's backbones."""
     if name.startswith(_BACKBONE):
         name = _BACKBONE + original_mobilenet_name(name.removeprefix(_BACKBONE))
-    return replace_prefix(name, _PREFIXES, back=True)
+    detector = "retinanet" if name.startswith(("head.offsets.", ANCHORS)) else "fcos"
+    return replace_prefix(name, _HEADS[detector], back=True)
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of the original's state dict to our names."""
-    return {rename(name): tensor for name, tensor in state.items()}
+    detector = find_detector(state) or "fcos"
+    return {rename(name, detector): tensor for name, tensor in state.items()}
 
 
 def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str, Tensor]:
@@ -79,8 +106,13 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     Raises:
         WeightsError: the original cannot compute this detector.
     """
-    require_fcos(checkpoint, where=where, project="the original FCOS")
-    ours = flatten(FCOSConfig.model_validate(checkpoint.config["model"]).model_dump())
+    section = checkpoint.config["model"]
+    detector = section.get("name", DEFAULT_DETECTOR)
+    if detector not in _HEADS:
+        raise WeightsError(f"{where}: weights of {detector}, but the original FCOS supports only FCOS and RetinaNet")
+    config_class = DETECTORS[detector]
+    config = config_class.model_validate(section)
+    ours = flatten(config.model_dump())
     name = ours["backbone.name"]
     if not any(section.claims(name) for section in _BACKBONES):
         name = " or ".join(known for section in _BACKBONES for known in section.names())
@@ -93,10 +125,10 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
         project="the original FCOS",
     )
     settings = to_keys(ours, len(checkpoint.category_ids))
-    theirs = flatten(FCOSConfig.model_validate(config_from_yaml(settings)["model"]).model_dump())
+    theirs = flatten(config_class.model_validate(config_from_yaml(settings)["model"]).model_dump())
     if name == "mobilenet_v2" and ours["backbone.norm"] == "frozen_bn":
         ours["backbone.norm"] = "bn"  # the same computation in inference
-    options = options_of(FCOSConfig)
+    options = options_of(config_class)
     ours, free = in_effect(ours, options), free_options(options, "fcos_core")
     require_same(ours, theirs, free=free, where=where, project="the original FCOS")
     pairs = " ".join(f'{key} "{value}"' for key, value in settings.items())
@@ -107,4 +139,9 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
         where,
         ", ".join(checkpoint.class_names or [f"category {i}" for i in checkpoint.category_ids]),
     )
-    return {rename_back(name): tensor for name, tensor in checkpoint.model.items() if name not in PIXELS}
+    tensors = {name: tensor for name, tensor in checkpoint.model.items() if name not in PIXELS}
+    if isinstance(config, RetinaNetConfig):
+        head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("head.")}
+        anchors = {f"{ANCHORS}{level}": cell for level, cell in enumerate(build_anchors(config).cells())}
+        tensors |= anchors | head  # in the original's order
+    return {rename_back(name): tensor for name, tensor in tensors.items()}
