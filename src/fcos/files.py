@@ -63,10 +63,17 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except OSError as error:
-        hint = "; free up disk space, then try again" if error.errno in _DISK_IS_FULL else ""
-        failure = WriteError(f"{path}: cannot be written: {error.strerror or error}{hint}")
+        failure = WriteError(f"{path}: cannot be written: {describe_write_error(error)}")
         failure.errno = error.errno
         raise failure from None
+
+
+def describe_write_error(error: OSError) -> str:
+    """Return why a file cannot be written, with what to do about a full disk; only a `WriteError` names the file."""
+    if isinstance(error, WriteError):
+        return str(error)
+    hint = "; free up disk space" if error.errno in _DISK_IS_FULL else ""
+    return f"{error.strerror or error}{hint}"  # the file in an OSError may be a temporary one
 
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disk import files_up_to
 from reports import Made, made_run
 from tiny_data import write_coco
 
@@ -112,11 +112,8 @@ def test_detections_on_images_or_of_classes_that_val_lacks_are_not_shown(key: st
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """Limit the size of files: as on a full disk, writing more raises an OSError."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_up_to(10):
+        yield
 
 
 @pytest.mark.usefixtures("full_disk")
@@ -125,7 +122,7 @@ def test_writing_to_a_full_disk_names_the_file_and_keeps_it(tmp_path: Path) -> N
     write_text(path, "before")
     with pytest.raises(WriteError) as caught:
         write_text(path, "after " * 10)
-    assert str(caught.value) == f"{path}: cannot be written: File too large; free up disk space, then try again"
+    assert str(caught.value) == f"{path}: cannot be written: File too large; free up disk space"
     assert caught.value.errno == errno.EFBIG
     assert [entry.read_text() for entry in tmp_path.iterdir()] == ["before"]
 

@@ -119,7 +119,7 @@ def test_rows_not_saved_on_a_full_disk_are_written_later(tmp_path: Path, capsys:
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}, purge_orphaned_data=False).Reload()
     assert {event.step for event in events.Scalars("train/loss")} == {1, 2, 3}
     told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
-    problem = "not saved: [Errno 27] File too large; free up disk space"
+    problem = "not saved: File too large; free up disk space"
     assert told == [f"warning: {tmp_path}: {name}: {problem}" for name in ("csv", "tensorboard")]
 
 

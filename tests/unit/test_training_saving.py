@@ -61,9 +61,26 @@ def test_temporarily_full_disk_does_not_stop_the_run(
     fill_disk(monkeypatch, files="last", when=lambda iteration: iteration == 2)
     train(configure(iterations=3, checkpoint_every=1))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith(f"warning: {tmp_path / 'run/weights/last.pt'}: not saved: [Errno 28] No space left")
+    assert warning.startswith(f"warning: {tmp_path / 'run/weights/last.pt'}: not saved: No space left")
     assert load_checkpoint(tmp_path / "run/weights/last.pt").iteration == 3
     assert load_checkpoint(tmp_path / "run/weights/best.pt").iteration == 3
+
+
+def test_folder_that_cannot_be_written_is_reported_once(
+    configure: Callable[..., Config], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = tmp_path / "run/weights"
+
+    def block(_: object) -> None:
+        shutil.rmtree(weights)
+        weights.write_text("")
+
+    with before_forward(FCOS, at_call(2, block)), pytest.raises(TrainingError) as caught:
+        train(configure(iterations=4, checkpoint_every=1))
+    reports = [text for record in caplog.records if "last.pt" in (text := record.getMessage())]
+    assert len(reports) == 1
+    assert reports[0].startswith(f"warning: {weights}/last.pt: not saved: Not a directory; files saved earlier")
+    assert f"{weights}/last.pt: not saved: Not a directory; " in str(caught.value)
 
 
 def give_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
@@ -146,7 +163,9 @@ def test_best_weights_are_saved_once_the_disk_has_space_again(
     with monkeypatch.context() as patches:
         fill_disk(patches, files="best", when=lambda iteration: iteration == 2 and (stopped or next(failures) == 0))
         if stopped:
-            with pytest.raises(TrainingError, match=r"best\.pt: not saved: .*free up disk space, then continue with"):
+            with pytest.raises(
+                TrainingError, match=r"best\.pt: not saved: .*free up disk space; .*; fix this, then continue with"
+            ):
                 train(config)
             assert load_checkpoint(tmp_path / "run" / BEST).metrics["AP"] == 0.1
         else:
@@ -218,8 +237,8 @@ def test_full_disk_at_the_end_raises_and_the_run_can_be_resumed(
         with pytest.raises(TrainingError) as caught:
             train(config)
     command = f"continue with: fcos train {tmp_path / 'run/config.yaml'} train.resume=true"
-    assert f"{files}.pt: not saved: [Errno 28] No space left on device" in str(caught.value)
-    assert str(caught.value).endswith(f"free up disk space, then {command}")
+    assert f"{files}.pt: not saved: No space left on device; free up disk space" in str(caught.value)
+    assert str(caught.value).endswith(f"fix this, then {command}")
     cli_words = command.partition("fcos ")[2].split()
     with pytest.raises(SystemExit, match="0"):
         cli.main(cli_words)

@@ -79,7 +79,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # Both are complete before one is replaced, so that a full disk keeps an earlier pair.
-        with replaced(folder / "detections.json") as detections_file, replaced(folder / "metrics.json") as metrics_file:
+        with replaced(folder / "metrics.json") as metrics_file, replaced(folder / "detections.json") as detections_file:
             detections_file.write_text(json.dumps(evaluation.detections, allow_nan=False), encoding="utf-8")
             metrics_file.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from ..config import Config
 from ..distributed import on_all_ranks, rank
 from ..evaluation.results import headline_metrics
-from ..files import explain_write_errors
+from ..files import describe_write_error, explain_write_errors
 from ..formatting import printable_lines
 from .loggers import Logger, RunStart, build_loggers, is_disk_error
 
@@ -219,7 +219,7 @@ class RunLog:
             if is_disk_error(error):
                 if name not in self._warned:
                     self._warned.add(name)
-                    self.message(f"warning: {self._folder}: {name}: not saved: {error}; free up disk space")
+                    self.message(f"warning: {self._folder}: {name}: not saved: {describe_write_error(error)}")
                 return
             logger = self._loggers.pop(name)
             # close() of this logger reports its own failure; the other loggers keep the outcome of the run.

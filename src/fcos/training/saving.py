@@ -15,6 +15,7 @@ from ..config import Config
 from ..distributed import broadcast, rank
 from ..errors import TrainingError
 from ..evaluation.results import save_evaluation
+from ..files import describe_write_error
 from .folder import BEST, LAST
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Saver:
             try:
                 save_evaluation(evaluation, self.folder / "val")
             except OSError as error:
-                logger.warning("warning: %s: not saved: %s", self.folder / "val", error)
+                logger.warning("warning: not saved: %s", describe_write_error(error))
 
     def require_saved(self, resume_hint: str) -> None:
         """Check that every weights file has been written, before the run ends.
@@ -91,7 +92,7 @@ class Saver:
         self.save_best_again()
         if self._errors:
             errors = "; ".join(f"{self.folder / file}: not saved: {error}" for file, error in self._errors.items())
-            raise TrainingError(f"{errors}; files saved earlier are unchanged; free up disk space, then {resume_hint}")
+            raise TrainingError(f"{errors}; files saved earlier are unchanged; fix this, then {resume_hint}")
 
     def _save(self, file: Path, weights: Weights, training: dict[str, Any] | None) -> bool:
         """Write a weights file; return True if this succeeded, the same on all processes."""
@@ -112,11 +113,10 @@ class Saver:
                     keep=self.config.train.keep if file == LAST else 1,
                 )
             except OSError as error:
-                message = str(error)
+                message = describe_write_error(error)
                 if message != self._errors.get(file):
                     logger.warning(
-                        "warning: %s: not saved: %s; files saved earlier are unchanged, and saving will be tried again;"
-                        " free up disk space",
+                        "warning: %s: not saved: %s; files saved earlier are unchanged, and saving will be tried again",
                         self.folder / file,
                         message,
                     )
