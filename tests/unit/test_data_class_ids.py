@@ -79,10 +79,23 @@ def test_csv_ids_that_are_not_one_to_one_are_reported(second: str, message: str,
         ("filename,class,iscrowd,is_crowd", "one column for the iscrowd, found 'iscrowd' and 'is_crowd'"),
     ],
 )
-def test_csv_columns_with_the_same_meaning_are_named(columns: str, message: str, tmp_path: Path) -> None:
-    values = ",".join("a.png" if title in ("filename", "image") else "x" for title in columns.split(","))
-    with pytest.raises(DataError, match=rf"boxes\.csv: expected {message}; remove or rename the others"):
+def test_csv_columns_with_the_same_meaning_must_agree(columns: str, message: str, tmp_path: Path) -> None:
+    values = ",".join(
+        "a.png" if title in ("filename", "image") else f"x{i}" for i, title in enumerate(columns.split(","))
+    )
+    with pytest.raises(DataError, match=rf"boxes\.csv: expected {message} with different values; remove or rename"):
         load(tmp_path, f"{columns},{CORNERS}\n{values},{BOX}\n")
+
+
+@pytest.mark.parametrize("path", ["a.png", "deep/a.png", "/elsewhere/deep/a.png", r"D:\elsewhere\deep\a.png"])
+@pytest.mark.parametrize("header", ["filename,path,class,label", "path,filename,label,class"])
+def test_csv_columns_that_agree_are_used(header: str, path: str, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" if path.startswith("deep") else tmp_path
+    write_images(folder, {"a.png": SIZES["a.png"]})
+    names = f"a.png,{path}" if header.startswith("filename") else f"{path},a.png"
+    annotations = load(tmp_path, f"{header},{CORNERS}\n{names},cat,cat,{BOX}\n")
+    assert annotations.path(0).resolve() == folder / "a.png"
+    assert annotations.class_names == ("cat",)
 
 
 def test_csv_file_name_is_preferred_to_the_image_id(tmp_path: Path) -> None:

@@ -84,7 +84,17 @@ def test_data_sets_of_one_split_may_share_images(tmp_path: Path) -> None:
     assert len(annotations) == 2 * len(SIZES)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("a.bmp", "a.bmp"), ("a.png", "a.png"), ("other.png", None)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.bmp", "a.bmp"),
+        ("a.png", "a.png"),
+        ("a.PNG", "a.png"),
+        (r"C:\photos\a.bmp", "a.bmp"),
+        ("photos/a.png", "a.png"),
+        ("other.png", None),
+    ],
+)
 def test_voc_file_of_two_images_must_name_one(name: str, expected: str | None, tmp_path: Path) -> None:
     root = write_voc(tmp_path)
     shutil.copy(root / "JPEGImages/a.png", root / "JPEGImages/a.bmp")

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     exceeds 1. Without `class_names`, the classes are the sorted names. Ids of named classes are kept.
 
     Raises:
-        DataError: the file is not a CSV with these columns, or two columns have the same meaning.
+        DataError: the file is not a CSV with these columns, or two columns with the same meaning differ.
     """
     assert files.annotations is not None
     path = files.annotations
@@ -155,7 +155,7 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
     """Return our names of the columns, and the line number of each row with its values by column.
 
     Raises:
-        DataError: the file is not a CSV, a column is missing, or two columns have the same meaning.
+        DataError: the file is not a CSV, a column is missing, or two columns with the same meaning differ.
     """
     try:
         titles, table = _parse(read_text(path))
@@ -168,12 +168,37 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
             f"{path}: {_EXPECTED}; found {','.join(titles)!r:.200}, without {', '.join(missing)}. Without a"
             " header, the columns must be filename, x1, y1, x2, y2, class"
         )
-    for name in _COLUMNS:
-        same = [title for title, column in zip(titles, columns, strict=True) if column == name]
-        if len(same) > 1:
-            texts = " and ".join(f"{title!r:.60}" for title in same)
-            raise DataError(f"{path}: expected one column for the {name}, found {texts}; remove or rename the others")
+    columns = _drop_repeated(path, titles, columns, [values for _, values in table])
     return columns, [(line, dict(zip(columns, values, strict=False))) for line, values in table]
+
+
+def _drop_repeated(
+    path: Path, titles: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[str]:
+    """Return the columns with an empty name for those that only repeat another one.
+
+    Of several columns for the image, such as `filename` and `path`, the one with the most folders is kept.
+
+    Raises:
+        DataError: the values of two columns with the same meaning differ.
+    """
+    columns = list(columns)
+    for name in _COLUMNS:
+        same = [i for i, column in enumerate(columns) if column == name]
+        values = [[row[i].replace("\\", "/") if i < len(row) else "" for row in rows] for i in same]
+        if name == "image":
+            kept = max(same, key=lambda i: sum(text.count("/") for text in values[same.index(i)]), default=None)
+            values = [[PurePosixPath(text).name for text in column] for column in values]
+        else:
+            kept = same[0] if same else None
+        if any(column != values[0] for column in values):
+            texts = " and ".join(f"{titles[i]!r:.60}" for i in same)
+            raise DataError(
+                f"{path}: expected one column for the {name}, found {texts} with different values; remove or rename"
+                " the others"
+            )
+        columns = ["" if i in same and i != kept else column for i, column in enumerate(columns)]
+    return columns
 
 
 def _parse(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from ..errors import DataError
 from ..files import open_file
 from ..formatting import plural
-from .files import folder_with
+from .files import folder_with, read_xml
 from .folders import image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
 from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
@@ -50,7 +49,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     the order of the project.
 
     Raises:
-        DataError: the file is not valid XML, or describes a video.
+        DataError: the file cannot be read, is not valid XML, or describes a video.
     """
     assert files.annotations is not None
     path = files.annotations
@@ -95,13 +94,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 
 
 def _parse(path: Path) -> Element:
-    try:
-        with open_file(path) as file:
-            tree = ElementTree.parse(file).getroot()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
-        raise DataError(f"{path}: not valid XML: {error}") from None
+    tree = read_xml(path)
     if tree.tag != "annotations":
         raise DataError(f"{path}: expected CVAT's root element <annotations>, found <{tree.tag:.60}>")
     if tree.find("track") is not None and tree.find("image") is None:

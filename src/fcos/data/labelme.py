@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -14,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..files import open_file
 from .file_names import find_missing_images
-from .files import IMAGE_SUFFIXES
+from .files import IMAGE_SUFFIXES, read_json
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, list_visible, read_start
 from .label_table import LabelTable
 from .source import Problem, Row, Source, SplitFiles, select_images, source_from_rows
@@ -60,10 +58,9 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     embedded = set()
     for json_file in list_visible(path, (".json",)) if path.is_dir() else [path]:
         try:
-            with open_file(json_file) as file:
-                tree = json.loads(file.read())
-        except (OSError, ValueError, RecursionError) as error:
-            problems.append(Problem("broken JSON", str(json_file), "", f"not valid JSON: {error}"))
+            tree = read_json(json_file)
+        except DataError as error:
+            problems.append(Problem("broken JSON", str(json_file), "", str(error).removeprefix(f"{json_file}: ")))
             continue
         shapes = tree.get("shapes") if isinstance(tree, dict) else None
         if not isinstance(shapes, list):

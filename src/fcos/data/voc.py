@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -90,11 +90,15 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         xml_file = xml_of.find(name) or folder / f"{name}.xml"
         try:
             tree = _parse_xml(xml_file)
-            file_name = _image_name(tree, name, xml_file, image_of)
         except DataError as error:
             message = str(error).removeprefix(f"{xml_file}: ")
             kind = "missing annotation file" if message == "no such file" else "broken XML"
             problems.append(Problem(kind, str(xml_file), "", message))
+            continue
+        try:
+            file_name = _image_name(tree, name, image_of)
+        except ValueError as error:
+            problems.append(Problem("annotation file of several images", str(xml_file), "", str(error)))
             continue
         new_rows, new_problems = _read_objects(tree, xml_file, len(file_names), labels)
         rows += new_rows
@@ -122,19 +126,17 @@ class _Index:
         paths = [p for p in sorted(folder.glob("*")) if p.suffix.lower() in suffixes and not is_hidden(p.name)]
         self.files = {_stem(path): path for path in paths}
         self._by_key = {match_key(stem): path for stem, path in self.files.items()}
-        self._repeated = {
-            stem: [path.name for path in paths if _stem(path) == stem]
-            for stem, count in Counter(map(_stem, paths)).items()
-            if count > 1
-        }
+        self._names: dict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            self._names[_stem(path)].append(path.name)
 
     def find(self, stem: str) -> Path | None:
         """Return the file with a name, or None."""
         return self.files.get(stem) or self._by_key.get(match_key(stem))
 
-    def repeated_names(self, stem: str) -> list[str]:
-        """Return the names of the files that differ only in their suffixes; empty if there is only one."""
-        return self._repeated.get(stem, [])
+    def find_names(self, stem: str) -> list[str]:
+        """Return the names of all files with this name without suffix."""
+        return self._names.get(stem, [])
 
 
 def _stem(path: Path) -> str:
@@ -175,21 +177,25 @@ def _read_image_names(files: SplitFiles, xml_of: _Index) -> tuple[list[str], lis
     return list(names), problems
 
 
-def _image_name(tree: Element, name: str, xml_file: Path, image_of: _Index) -> str:
+def _image_name(tree: Element, name: str, image_of: _Index) -> str:
     """Return the file name of an image: that of the image named like the XML file, or else the annotated one.
 
     Raises:
-        DataError: several images are named like the XML file, and the annotated one is none of them.
+        ValueError: several images are named like the XML file, and the annotated one is none of them.
     """
     annotated = tree.findtext("filename", "").strip()
-    repeated = image_of.repeated_names(name)
-    if repeated and annotated not in repeated:
-        raise DataError(
-            f"{xml_file}: belongs to {join_some(repeated, ' and ')}; expected the name of one of them in <filename>,"
-            f" found {quote(annotated)}"
-        )
-    image = image_of.find(name)
-    return image.name if image and not repeated else annotated or f"{name}.jpg"
+    images = image_of.find_names(name)
+    if len(images) < 2:
+        image = image_of.find(name)
+        return image.name if image else annotated or f"{name}.jpg"
+    annotated_name = PurePosixPath(annotated.replace("\\", "/")).name
+    same = [image for image in images if image.casefold() == annotated_name.casefold()]
+    if annotated_name in same or len(same) == 1:
+        return annotated_name if annotated_name in same else same[0]
+    raise ValueError(
+        f"belongs to {join_some(images, ' and ')}; expected the name of one of them in <filename>, found"
+        f" {quote(annotated)}"
+    )
 
 
 def _parse_xml(path: Path) -> Element:
