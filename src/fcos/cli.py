@@ -25,6 +25,7 @@ from .cli_arguments import (
     parse_number,
 )
 from .errors import ConfigError
+from .files import explain_write_errors
 from .formatting import printable, printable_lines
 from .output import drop_unwritable_output
 from .progress import progress_bar
@@ -298,7 +299,8 @@ def doctor(
     recipe = recipe or "fcos_mnv2_small"
     config = load_config(recipe, overrides)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # fails before the check, which takes long
+        with explain_write_errors(out):
+            out.mkdir(parents=True, exist_ok=True)  # fails before the check, which takes long
     report = check(config, recipe=recipe, progress=progress_bar)
     console().print(render(report))
     if out is not None:

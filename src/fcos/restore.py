@@ -139,8 +139,8 @@ def _check_is_weights(weights: str | Path) -> None:
 
 
 def _reject_without_effect(options: Sequence[str], use: Use) -> None:
-    keys = ["data.root" if key == "data" else key for key in (text.partition("=")[0] for text in options)]
-    idle = [key for key in keys if is_among(key, _NO_EFFECT[use])]
+    keys = [text.partition("=")[0] for text in options]
+    idle = [key for key in keys if is_among("data.root" if key == "data" else key, _NO_EFFECT[use])]
     if idle:
         raise ConfigError(f"{', '.join(idle)}: no effect on {use}; remove {'it' if len(idle) == 1 else 'them'}")
 

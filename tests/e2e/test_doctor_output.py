@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 
+import pytest
 from doctor_data import TRAIN, Folder, doctor, scene
 from typer.testing import CliRunner
 
@@ -130,7 +131,21 @@ def test_out_that_is_a_file_is_rejected_before_reading_data(folder: Folder) -> N
 
 def test_out_that_is_a_dangling_symlink_fails_before_reading_data(folder: Folder) -> None:
     folder.root.symlink_to("nowhere")
-    assert isinstance(doctor(folder.root / "none", out=folder.root).exception, FileExistsError)
+    error = doctor(folder.root / "none", out=folder.root).exception
+    assert str(error) == f"{folder.root}: cannot be written: File exists"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("data.val_fraction=0.5", "data.val_fraction: the data has a val split already; remove this option to use it"),
+        ("data.val.annotations=none.json", "data.val: none.json does not exist"),
+        ("data.test.images=none", "data.test: none does not exist"),
+    ],
+)
+def test_wrong_option_is_an_error_and_not_a_problem_of_the_data(folder: Folder, option: str, message: str) -> None:
+    result = CliRunner().invoke(app, ["doctor", f"data={folder.write()}", option])
+    assert str(result.exception).startswith(message)
 
 
 def test_unknown_recipe_suggests_the_closest_name(folder: Folder) -> None:

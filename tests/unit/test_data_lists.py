@@ -166,6 +166,15 @@ def test_images_in_the_folder_of_another_split_are_not_trained_on(tmp_path: Path
     assert (names(load(data)), names(load(data, "val"))) == (["a.png", "c.png"], ["b.png"])
 
 
+def test_same_images_given_for_both_splits_are_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_yolo(tmp_path)
+    images = {"images": root / "images/train"}
+    data = config(train=images, val=images, classes=["cat", "dog"])
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        assert names(load(data)) == names(load(data, "val")) == list(SIZES)
+    assert "train has the same 3 images, so the metrics are not those of new images" in caplog.text
+
+
 def test_listed_test_images_are_not_held_out_for_validation(tmp_path: Path) -> None:
     data = config(write_coco(tmp_path), val_fraction=0.5, test=write_list(tmp_path, ["a.png"]))
     assert sorted(names(load(data)) + names(load(data, "val"))) == ["b.png", "c.png"]

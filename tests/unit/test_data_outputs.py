@@ -84,3 +84,15 @@ def test_output_dir_next_to_the_data_folder_is_accepted(tmp_path: Path, configur
     tree: dict[str, Any] = configure(iterations=1).to_dict()
     tree |= {"data": {**tree["data"], "root": tmp_path / "datasets/cells"}, "output_dir": tmp_path}
     assert train(Config.model_validate(tree)).run == tmp_path
+
+
+def test_output_dir_may_contain_the_annotation_file(
+    data: Path, tmp_path: Path, configure: Callable[..., Config]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (data / "train.json").rename(run / "train.json")
+    tree: dict[str, Any] = configure(iterations=1).to_dict()
+    paths = {"annotations": run / "train.json", "images": data / "images"}
+    tree |= {"data": {**tree["data"], "root": None, "train": paths}, "output_dir": run}
+    assert train(Config.model_validate(tree)).run == run

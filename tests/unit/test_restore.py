@@ -74,7 +74,7 @@ def test_options_that_agree_or_only_affect_detection_are_accepted(weights: Path,
         ("an evaluation", ["train.lr=3"], "train.lr: no effect on an evaluation; remove it"),
         ("an evaluation", ["data.flip=0", "output_dir=x"], "data.flip, output_dir: no effect on an evaluation"),
         ("an evaluation", ["train.weights=x"], "train.weights: no effect"),
-        ("predictions", ["data=cells"], "data.root: no effect on predictions; remove it"),
+        ("predictions", ["data=cells"], "data: no effect on predictions; remove it"),
         ("predictions", ["data.val.images=x"], "data.val.images: no effect"),
     ],
 )

@@ -103,8 +103,8 @@ def read_split(
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}; expected {', '.join(SPLITS)}")
     is_divided = config.val_fraction is not None and split != "test"
-    if is_divided and locate(config, "val") is not None:
-        raise DataError("data.val_fraction: the data has a val split already; remove this option to use it")
+    if is_divided:
+        check_division(config)
     located = locate(config, "train" if is_divided else split)
     if located is None:
         return None
@@ -132,6 +132,12 @@ def read_split(
     )
 
 
+def check_division(config: DataConfig) -> None:
+    """Raise DataError if `data.val_fraction` is set for data that has a val split."""
+    if config.val_fraction is not None and locate(config, "val") is not None:
+        raise DataError("data.val_fraction: the data has a val split already; remove this option to use it")
+
+
 def has_split(config: DataConfig, split: Split) -> bool:
     """Return whether the data has a split; with data.val_fraction, it has a split val."""
     return locate(config, "train" if split == "val" and config.val_fraction is not None else split) is not None
@@ -140,7 +146,7 @@ def has_split(config: DataConfig, split: Split) -> bool:
 def _without_listed(sources: list[Source], config: DataConfig, class_names: Sequence[str] | None) -> list[Source]:
     """Leave out the images that lists or folders without annotations select for val and test.
 
-    Nothing is left out if data.train.image_list is given.
+    Nothing is left out if data.train.image_list is given, or if data.train.images has no other images.
     """
     if config.train.image_list:
         return sources
@@ -165,8 +171,12 @@ def _without_listed(sources: list[Source], config: DataConfig, class_names: Sequ
             f"{num_images - num_left} of {plural(num_images, 'image')} are in {option} and are not used for training,"
             f" which leaves {num_left}; data.train.image_list=FILE chooses other training images"
         )
-        sources = [select_images(source, mask) for source, mask in zip(sources, masks, strict=True)]
         severity = "warning" if num_left else "error"
+        if not num_left and config.train.images:  # the user names the same images twice, for example to overfit them
+            message = f"train has the same {plural(num_images, 'image')}, so the metrics are not those of new images"
+            severity = "warning"
+        else:
+            sources = [select_images(source, mask) for source, mask in zip(sources, masks, strict=True)]
         sources[0].problems.append(Problem("image of another split", option, "", message, severity))
     return sources
 

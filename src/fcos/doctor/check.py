@@ -19,7 +19,7 @@ from ..data.dataset import Annotations
 from ..data.images import OnImage
 from ..data.layouts import SPLITS, locate
 from ..data.source import Problem
-from ..data.splits import read_split
+from ..data.splits import check_division, read_split
 from ..errors import DataError
 from ..formatting import join_some
 from .advice import ENOUGH_RECALL, MUCH_AMBIGUITY, advise
@@ -50,10 +50,10 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
         progress: shows the progress of the longer tasks.
 
     Raises:
-        DataError: the data is missing, or its layout is not recognised.
+        DataError: the data is missing, its layout is not recognised, or an option about it is wrong.
     """
     progress = progress or (lambda _: nullcontext(None))
-    locate(config.data, "train")  # raises if there is no data at all, which is not a problem of a single split
+    _check_options(config.data)
     report = Report(recipe, config.data.on_error == "skip")
     setting = Setting.of(config.model, config.data) if isinstance(config.model, FCOSConfig) else None
     looks: dict[Path, Look] = {}
@@ -78,6 +78,14 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
             report.advice = advise(annotations, report.coverage, progress=update)
     report.findings = sorted(findings, key=lambda finding: finding.severity == "note")
     return report
+
+
+def _check_options(config: DataConfig) -> None:
+    """Raise DataError for options that cannot be used, and missing data, which are not problems of a single split."""
+    for split in SPLITS:
+        if split == "train" or getattr(config, split).data_sets:
+            locate(config, split)
+    check_division(config)
 
 
 def _read_splits(config: DataConfig, report: Report, on_image: OnImage) -> None:

@@ -103,14 +103,15 @@ def check_apart_from_data(config: Config, splits: Iterable[Annotations | None]) 
         return
     sections = (data.train, data.val, data.test)
     given = [*filter(None, [data.root]), *(path for s in sections for path in (*s.annotations, *s.images))]
-    data_folders = {(path if path.is_dir() else path.parent).resolve() for path in given}
+    data_folders = {path.resolve() for path in given if path.is_dir()}
+    parents = {path.parent.resolve() for path in given if not path.is_dir()}
     image_folders: set[Path] = set()
     for split in filter(None, splits):
         names = {os.path.dirname(split.file_name(i)) for i in range(len(split))}
         image_folders |= {(split.root / name).resolve() for name in names}
     path = folder.resolve()
     contains_images = any(images.is_relative_to(path) for images in image_folders)
-    is_in_data = any(path.is_relative_to(data_folder) for data_folder in data_folders)
+    is_in_data = any(path.is_relative_to(data_folder) for data_folder in data_folders | parents)
     if path in data_folders | image_folders or (contains_images and is_in_data):
         raise ConfigError(
             f"output_dir: {folder} is a folder of the data set; expected a folder for the files of the run, for example"
