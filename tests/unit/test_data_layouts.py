@@ -324,6 +324,13 @@ def test_test_entry_without_images_is_no_split(content: str | None, tmp_path: Pa
     assert contents(_load(config(tmp_path))) == set(BOXES)
 
 
+@pytest.mark.parametrize("entry", ["images\\train", ".\\images\\train", "..\\images\\train", "../images/train"])
+def test_entry_with_backslashes_is_found(entry: str, tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text(f"train: {entry}\nnames: [cat, dog]\n")
+    assert contents(_load(config(tmp_path))) == set(BOXES)
+
+
 def test_val_entry_without_images_is_reported(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text("train: images/train\nval: ../valid/images\nnames: [cat, dog]\n")

@@ -121,3 +121,11 @@ def test_file_given_for_two_splits_is_divided(form: str, tmp_path: Path) -> None
     paths = {split: {"annotations": file, "images": tmp_path} for split in ("train", "val")}
     loaded = [load_annotations(config(None, **paths), split, class_names=("cat", "dog")) for split in ("train", "val")]
     assert [annotations and len(annotations) for annotations in loaded] == [1, 2]
+
+
+def test_image_whose_rows_name_several_splits_is_an_error(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, ("train", "val", "val"))
+    path.write_text(f"{path.read_text()}\n{next(iter(SIZES))},,,cat,2,3,12,23,val\n")
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match=r"boxes\.csv, a\.png: its rows belong to train and val"):
+            load_annotations(config(path), split)

@@ -137,6 +137,9 @@ class TestPicture:
             ("out", "out: expected a file name that ends in .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, found ''"),
             ("missing/out.zzz", "out.zzz: expected a file name that ends in .jpg"),
             ("folder.png", "folder.png: cannot be written: Is a directory"),
+            ("photo.png", "photo.png: this is the picture itself, which would be overwritten; give another name"),
+            ("./folder.png/../photo.png", "photo.png: this is the picture itself"),
+            ("link.png", "link.png: this is the picture itself"),
             ("photo.png/out.png", "photo.png/out.png: cannot be written: "),
             (None, "path: expected a path or name, found None"),
             (3, "path: expected a path or name, found 3"),
@@ -146,11 +149,12 @@ class TestPicture:
         self, detector: Detector, photo: Path, tmp_path: Path, name: Any, message: str
     ) -> None:
         (tmp_path / "folder.png").mkdir()
-        before = sorted(tmp_path.iterdir())
+        (tmp_path / "link.png").symlink_to(photo)
+        before, content = sorted(tmp_path.iterdir()), photo.read_bytes()
         with pytest.raises(FCOSError) as caught:
             detector.predict(photo).save(tmp_path / name if isinstance(name, str) else name)
         assert message in str(caught.value)
-        assert sorted(tmp_path.iterdir()) == before
+        assert (sorted(tmp_path.iterdir()), photo.read_bytes()) == (before, content)
 
     def test_a_picture_that_is_gone_is_a_data_error(self, detector: Detector, photo: Path) -> None:
         found = detector.predict(photo)

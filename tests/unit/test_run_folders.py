@@ -60,6 +60,12 @@ def test_a_moved_run_resumes_with_a_path_relative_to_the_working_directory(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_cannot_be_created_is_a_user_error(configure: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "dead_link").symlink_to("missing")
+    with pytest.raises(WriteError, match="dead_link: cannot be written: File exists"):
+        train(configure().model_copy(update={"output_dir": tmp_path / "dead_link"}))
+
+
 def test_a_new_run_with_the_config_of_a_copied_run_is_refused(configure: Callable[..., Config], tmp_path: Path) -> None:
     shutil.copytree(train(configure()).run, tmp_path / "copy")
     with pytest.raises(ConfigError, match=rf"output_dir: {tmp_path / 'copy'} already contains a run"):

@@ -87,6 +87,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     sizes, rows, problems = [], [], []
     if "split" in columns:
         problems = check_subsets(path, files.subset, [(f"line {line}", row.get("split", "")) for line, row in table])
+    if files.subset is not None:
+        problems += _check_splits(path, table, files.subset)
     for line, row in table:
         name = row.get("image", "")
         if files.subset is not None and split_of(row.get("split", "")) != files.subset:
@@ -114,6 +116,19 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         relative=_are_fractions(rows),
         problems=problems,
     )
+
+
+def _check_splits(path: Path, table: Sequence[tuple[int, dict[str, str]]], subset: Split) -> list[Problem]:
+    """Report the images of a split whose other rows belong to another split, where the boxes would be background."""
+    splits: dict[str, set[Split]] = {}
+    for _, row in table:
+        if (split := split_of(row.get("split", ""))) is not None:
+            splits.setdefault(row.get("image", ""), set()).add(split)
+    return [
+        Problem("image in several splits", str(path), name, f"its rows belong to {' and '.join(sorted(names))}")
+        for name, names in splits.items()
+        if subset in names and len(names) > 1
+    ]
 
 
 def _list_tables(root: Path) -> list[Path]:

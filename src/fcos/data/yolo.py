@@ -227,7 +227,8 @@ def _resolve_entry(base: Path, entry: str, file: Path) -> Path:
 
 def _find_entry(base: Path, entry: str) -> Path | None:
     # Roboflow writes ../train/images although the folder is next to data.yaml; CVAT writes data/train.txt likewise.
-    candidates = (entry, entry.removeprefix("../"), entry.removeprefix("data/"))
+    posix = entry.replace("\\", "/")  # written on Windows
+    candidates = (entry, posix, posix.removeprefix("../"), posix.removeprefix("data/"))
     return next((path for candidate in candidates if os.path.exists(path := base / candidate)), None)
 
 

@@ -64,10 +64,13 @@ class Prediction(Instances):
 
         Raises:
             ConfigError: `path` is not a path.
-            DataError: the picture can no longer be read, or the suffix is not that of a supported format.
+            DataError: `path` is the picture itself, the picture can no longer be read, or the suffix is not that of a
+                supported format.
             WriteError: the file cannot be written.
         """
         path = Path(check_source(path, name="path"))
+        if isinstance(self.image, str | Path) and os.path.realpath(path) == os.path.realpath(self.image):
+            raise DataError(f"{path}: this is the picture itself, which would be overwritten; give another name")
         save_picture(self.plot(), path)
         return path
 

@@ -173,10 +173,13 @@ def new_folder(config: Config, name: str) -> Path:
     """Create the folder of a new run, `output_dir` or the first free one of runs/NAME, runs/NAME-2 and so on."""
     folder = config.output_dir
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     else:
-        folder = _create_numbered(name)
-    (folder / LAST).parent.mkdir(exist_ok=True)
+        with explain_write_errors(RUNS):
+            folder = _create_numbered(name)
+    with explain_write_errors(folder):
+        (folder / LAST).parent.mkdir(exist_ok=True)
     return folder
 
 
