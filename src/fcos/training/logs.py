@@ -216,7 +216,7 @@ class RunLog:
         try:
             function()
         except (Exception, SystemExit) as error:
-            if is_disk_error(error):
+            if isinstance(error, OSError) and is_disk_error(error):
                 if name not in self._warned:
                     self._warned.add(name)
                     self.message(f"warning: {self._folder}: {name}: not saved: {describe_write_error(error)}")
