@@ -19,7 +19,11 @@ Number = TypeVar("Number", int, float)
 
 
 def check_folder(path: Path | None) -> Path | None:
-    """Reject an option whose folder, or one of its parents, is a file, before anything is computed."""
+    """Reject an output folder that no system can create, or that is or lies in a file, before anything is computed."""
+    from .config.arguments import check_source
+
+    if path is not None:
+        check_source(path, name="--out")
     for candidate in (path, *path.parents) if path is not None else ():
         if candidate.exists() and not candidate.is_dir():
             raise ConfigError(f"--out: {candidate} is a file; expected a folder")

@@ -13,7 +13,14 @@ from uuid import uuid4
 
 from .errors import WriteError
 
+MAX_NAME_BYTES = 255
+"""Length limit of a file or folder name on most file systems."""
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def find_long_name(path: str | Path) -> str | None:
+    """Return the first file or folder name in a path that is longer than `MAX_NAME_BYTES`; None if there is none."""
+    return next((part for part in Path(path).parts if len(os.fsencode(part)) > MAX_NAME_BYTES), None)
 
 
 def require_regular(path: str | Path) -> None:

@@ -89,7 +89,7 @@ OTHER_XML = {
     "namespace": ('<annotation xmlns="http://x"><object/></annotation>', r"expected the root element <annotation>"),
     "prefix": ('<annotation xmlns:v="x"><v:object/></annotation>', r"expected elements without XML namespaces"),
     "unknown encoding": ('<?xml version="1.0" encoding="klingon"?><annotation/>', r"not valid XML: unknown encoding"),
-    "other encoding": ('<?xml version="1.0" encoding="gbk"?><annotation/>', r"not valid XML: multi-byte encodings"),
+    "other encoding": ('<?xml version="1.0" encoding="gbk"?><annotation>€</annotation>', r"not valid XML: 'gbk' codec"),
     "empty": ("", r"not valid XML"),
     "two roots": ("<annotation/><annotation/>", r"not valid XML"),
     "entity": ("<annotation>&unknown;</annotation>", r"not valid XML"),
@@ -109,15 +109,31 @@ def test_xml_that_is_no_annotation_is_reported(name: str, classes: list[str] | N
     assert (len(annotations), len(annotations.boxes)) == (len(SIZES) - 1, len(BOXES))
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "iso-8859-1", "windows-1252"])
-def test_usual_encodings_of_xml_are_read(encoding: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        *((encoding, "Bär") for encoding in ("utf-8", "utf-8-sig", "utf-16", "iso-8859-1", "windows-1252")),
+        *((encoding, "熊") for encoding in ("utf-8", "GBK", "gb2312", "gb18030", "big5", "shift_jis", "euc-jp")),
+    ],
+)
+def test_usual_encodings_of_xml_are_read(encoding: str, name: str, tmp_path: Path) -> None:
     declared = {"utf-8-sig": "utf-8"}.get(encoding, encoding)
-    xml = voc_xml("c.png", [("Bär", (1, 1, 9, 9))])
+    xml = voc_xml("c.png", [(name, (1, 1, 9, 9))])
     text = f'<?xml version="1.0" encoding="{declared}"?>{xml}'
     (write_voc(tmp_path) / "Annotations/c.xml").write_text(text, encoding=encoding)
     annotations = load_annotations(config(tmp_path), "train")
     assert annotations is not None
-    assert annotations.class_names == ("Bär", "cat", "dog")
+    assert set(annotations.class_names) == {name, "cat", "dog"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html/>", '<?xml version="1.0" encoding="utf-16"?><annotation/>'.encode("utf-16")]
+)
+def test_a_damaged_first_file_does_not_hide_the_format(content: bytes, tmp_path: Path) -> None:
+    (write_voc(tmp_path) / "Annotations/0.xml").write_bytes(content)
+    annotations = load_annotations(config(tmp_path, on_error="skip"), "train")
+    assert annotations is not None
+    assert len(annotations.boxes) == len(BOXES)
 
 
 @pytest.mark.parametrize("names", ["{0: cat, 1: dog}", "{'0': cat, '1': dog}", "{1: dog, 0: cat}", "[cat, dog]"])

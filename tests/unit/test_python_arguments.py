@@ -21,6 +21,7 @@ WRONG_SOURCES: dict[str, Callable[[], Any]] = {
     "number": lambda: 3,
     "mapping": lambda: {"train": {}},
     "NUL": lambda: "a\0b.pt",
+    "long name": lambda: "a" * 300 + ".pt",
 }
 WRONG_OPTIONS: dict[str, Callable[[], Any]] = {
     "None": lambda: None,

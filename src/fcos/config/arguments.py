@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import MAX_NAME_BYTES, find_long_name
 from ..formatting import quote
 
 
@@ -19,7 +20,7 @@ def check_source(source: Any, *, name: str) -> str | Path:
         name: its name, for messages.
 
     Raises:
-        ConfigError: it has another type, or contains a NUL character, which no path can contain.
+        ConfigError: it has another type, contains a NUL character, or contains a name that no file system stores.
     """
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
@@ -28,6 +29,10 @@ def check_source(source: Any, *, name: str) -> str | Path:
         raise ConfigError(f"{name}: expected a path or name, found {quote(source)} ({type(source).__name__})")
     if "\0" in str(source):
         raise ConfigError(f"{name}: no path contains a NUL character, found {quote(str(source))}")
+    if "://" not in str(source) and find_long_name(source):
+        raise ConfigError(
+            f"{name}: a file or folder name has at most {MAX_NAME_BYTES} bytes, found {quote(str(source))}"
+        )
     return source
 
 

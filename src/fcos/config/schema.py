@@ -21,6 +21,7 @@ from pydantic import (
 
 from ..choices import Precision, YoloRows
 from ..extensions import FUNCTION
+from ..files import MAX_NAME_BYTES, find_long_name
 from ..formatting import quote
 from .detectors import DETECTORS, DetectorConfig, FCOSConfig, choose_detector
 from .messages import config_error
@@ -41,12 +42,11 @@ def _check_path(path: Path) -> Path:
     """Expand `~`, and reject paths that no system can open, which would fail in a different way in each place."""
     if "\0" in str(path):
         raise ValueError("contains a NUL character, which no path can contain")
-    if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in path.parts):
-        raise ValueError(f"a file or folder name has at most {_MAX_NAME_BYTES} bytes, found {quote(str(path))}")
+    if find_long_name(path):
+        raise ValueError(f"a file or folder name has at most {MAX_NAME_BYTES} bytes, found {quote(str(path))}")
     return expand_user(path)
 
 
-_MAX_NAME_BYTES = 255
 LENGTHS = ("iterations", "epochs", "max_minutes")
 """Options of `train` of which one gives the length of a run."""
 MAX_BATCH_SIZE = 16_384

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
 from ..errors import DataError
+from ..files import explain_write_errors, write_text
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -78,6 +79,7 @@ def make_digits(
 
     Raises:
         DataError: an argument is out of range, the folder is not empty, or a package is not installed.
+        WriteError: the folder or a file in it cannot be written.
     """
     for name, value, low, high in (
         ("train_images", train_images, 1, 1_000_000),
@@ -88,29 +90,30 @@ def make_digits(
     ):
         if not low <= value <= high:
             raise DataError(f"samples digits: {name} must be {low}..{high}, found {value}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"samples digits: {folder} already exists; give a new or empty folder")
-    photographs, scans = _read_photographs(), _read_scans(classes)
-    (folder / "images").mkdir(parents=True)
-    done, total = 0, train_images + val_images
-    for split, count in (("train", train_images), ("val", val_images)):
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index in range(count):
-            rng = np.random.default_rng([seed, split == "val", index])
-            scene, objects = _draw_scene(photographs[split], scans[split], size, rng)
-            name = f"{split}_{index:04}.jpg"
-            scene.save(folder / "images" / name, quality=92)
-            images.append({"id": index + 1, "file_name": f"images/{name}", "width": size, "height": size})
-            for label, (x1, y1, x2, y2) in objects:
-                box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
-                annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "category_id": label, **box})
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        categories = [{"id": label, "name": NAMES[label]} for label in range(classes)]
-        coco = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"{split}.json").write_text(json.dumps(coco, indent=1), encoding="utf-8")
+    with explain_write_errors(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DataError(f"samples digits: {folder} already exists; give a new or empty folder")
+        photographs, scans = _read_photographs(), _read_scans(classes)
+        (folder / "images").mkdir(parents=True)
+        done, total = 0, train_images + val_images
+        for split, count in (("train", train_images), ("val", val_images)):
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            for index in range(count):
+                rng = np.random.default_rng([seed, split == "val", index])
+                scene, objects = _draw_scene(photographs[split], scans[split], size, rng)
+                name = f"{split}_{index:04}.jpg"
+                scene.save(folder / "images" / name, quality=92)
+                images.append({"id": index + 1, "file_name": f"images/{name}", "width": size, "height": size})
+                for label, (x1, y1, x2, y2) in objects:
+                    box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+                    annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "category_id": label, **box})
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            categories = [{"id": label, "name": NAMES[label]} for label in range(classes)]
+            coco = {"images": images, "annotations": annotations, "categories": categories}
+            write_text(folder / f"{split}.json", json.dumps(coco, indent=1))
 
 
 def _read_photographs() -> dict[str, list[Image.Image]]:

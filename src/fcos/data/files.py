@@ -54,10 +54,21 @@ def read_xml(path: Path) -> Element:
     Raises:
         DataError: the file is missing, cannot be read, or is not XML in a known encoding.
     """
+    data = _read_bytes(path)
     try:
-        return ElementTree.fromstring(_read_bytes(path))
+        return _parse_xml(data)
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: unknown encoding
         raise DataError(f"{path}: not valid XML: {error}") from None
+
+
+def _parse_xml(data: bytes) -> Element:
+    try:
+        return ElementTree.fromstring(data)
+    except ValueError:  # a multi-byte encoding such as GBK, which Python decodes but the parser does not
+        encoding = re.match(rb"<\?xml[^>]*\sencoding=[\"']([\w.-]+)", data)
+        if encoding is None:
+            raise
+        return ElementTree.fromstring(data.decode(encoding[1].decode()))
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -99,6 +99,6 @@ def read_start(path: Path, length: int = 1 << 16) -> str:
     """Return the start of a file as text; empty if it cannot be read. It is for recognising formats only."""
     try:
         with open_file(path) as file:
-            return file.read(length).decode("utf-8-sig", errors="replace")
+            return file.read(length).decode("utf-8-sig", errors="replace").replace("\0", "")  # UTF-16 becomes readable
     except (OSError, ValueError):
         return ""

@@ -17,6 +17,9 @@ from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, has_images, list_vi
 from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, source_from_rows
 from .values import parse_flag, parse_size
 
+_NUM_SAMPLED = 20
+"""Number of XML files that are searched for an annotation to recognise a folder."""
+
 
 def find(root: Path, split: Split) -> SplitFiles | None:
     """Find a split in DIR, DIR/VOC2012 or DIR/VOCdevkit/VOC2012 (any year, but only one).
@@ -47,7 +50,8 @@ def recognize(path: Path) -> SplitFiles | None:
     for root in _data_folders(path):
         for folder in (*existing(root, LABEL_FOLDERS), root):
             xml_files = list_visible(folder, (".xml",))
-            if xml_files and re.search(r"<annotation[\s>]", read_start(xml_files[0])):
+            # Not only the first: it may be damaged, which reading reports.
+            if any(re.search(r"<annotation[\s>]", read_start(file)) for file in xml_files[:_NUM_SAMPLED]):
                 image_list = root / "ImageSets/Main/default.txt"
                 lists = (image_list,) if image_list.is_file() else ()
                 return SplitFiles(folder, (_image_folder(root, folder),), lists)

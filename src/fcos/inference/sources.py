@@ -15,7 +15,7 @@ from PIL import Image
 from ..data.files import IMAGE_SUFFIXES, PREDICTIONS_MARK
 from ..downloads import is_url
 from ..errors import ConfigError, DataError, WriteError
-from ..files import explain_write_errors, write_text
+from ..files import MAX_NAME_BYTES, explain_write_errors, write_text
 from ..formatting import UNPRINTABLE
 from ..structures import Instances
 from .draw import draw
@@ -25,8 +25,6 @@ from .paths import expand
 
 if TYPE_CHECKING:
     from .predictor import Detector
-
-_LONGEST_NAME = 255  # bytes; limit of most file systems
 
 
 @dataclass(frozen=True)
@@ -179,8 +177,8 @@ def _file_name(source: str, size: tuple[int, int], used_names: set[str]) -> str:
     if not is_writable(suffix, size):
         suffix = ".png"
     name, number = stem + suffix, 1
-    while name.lower() in used_names or len(os.fsencode(name)) > _LONGEST_NAME:
-        if len(os.fsencode(name)) > _LONGEST_NAME:
+    while name.lower() in used_names or len(os.fsencode(name)) > MAX_NAME_BYTES:
+        if len(os.fsencode(name)) > MAX_NAME_BYTES:
             stem = stem[:-8]
         else:
             number += 1
