@@ -43,7 +43,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_or_skip(content: Any, path: Path) -> bool:
-    """Save the content with torch.save; False if it cannot be saved."""
+    """Save the content with torch.save; return False if torch cannot save it, so that no user can have such a file."""
     try:
         torch.save(content, path)
     except (RuntimeError, TypeError, OverflowError, NotImplementedError):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import Config, DataConfig, FCOSConfig
 from ..config.schema import LENGTHS
+from ..config.text import as_option
 from ..data import resize_size
 from ..distributed import world_size
 from ..formatting import join_some, plural
@@ -60,7 +61,7 @@ def describe_finished_run(run: Run) -> str:
     """Return a message for a resumed run whose length is reached already."""
     settings = run.config.train
     option = next(
-        f"train.{name}={getattr(settings, name):g}" for name in LENGTHS if getattr(settings, name) is not None
+        f"train.{name}={as_option(getattr(settings, name))}" for name in LENGTHS if getattr(settings, name) is not None
     )
     return f"nothing left to train: {plural(run.state.iteration, 'iteration')} are finished, and the run has {option}"
 
