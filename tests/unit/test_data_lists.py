@@ -42,6 +42,16 @@ def test_image_list_selects_images_of_any_format(tmp_path: Path) -> None:
     assert contents(load(data, "val")) == set(BOXES[:2])
 
 
+@pytest.mark.parametrize("suffix", ["", ".jpg ./Annotations/{}.xml"])
+def test_voc_lists_next_to_the_annotations_are_used(suffix: str, tmp_path: Path) -> None:
+    root = write_voc(tmp_path)
+    (root / "ImageSets/Main/train.txt").unlink()
+    write_list(root, ["b" + suffix.format("b")], "train.txt")
+    write_list(root, ["a" + suffix.format("a")], "val.txt")
+    assert contents(load(config(root))) == {BOXES[2]}
+    assert contents(load(config(root), "val")) == set(BOXES[:2])
+
+
 def test_image_list_with_unknown_image_is_rejected(tmp_path: Path) -> None:
     data = config(write_coco(tmp_path), train=write_list(tmp_path, ["a.png", "z.png"]))
     with pytest.raises(DataError, match=r"list\.txt, z\.png: the annotations do not contain this image"):

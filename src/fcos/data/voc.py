@@ -24,22 +24,33 @@ _NUM_SAMPLED = 20
 def find(root: Path, split: Split) -> SplitFiles | None:
     """Find a split in DIR, DIR/VOC2012 or DIR/VOCdevkit/VOC2012 (any year, but only one).
 
-    If there are no separate lists for training and validation, trainval.txt is the training split.
+    The lists of images are in ImageSets/Main, or else next to Annotations. If there are no separate lists for training
+    and validation, trainval.txt is the training split.
 
     Raises:
         DataError: several folders match.
     """
-    folders = [f for f in _data_folders(root) if (f / "Annotations").is_dir() and (f / "ImageSets/Main").is_dir()]
+    folders = [f for f in _data_folders(root) if (f / "Annotations").is_dir() and _find_lists(f)]
     if len(folders) > 1:
         raise DataError(f"{root}: found several data sets: {', '.join(map(str, folders))}; choose one with data=FOLDER")
     for folder in folders:
-        lists = {path.stem.casefold(): path for path in list_visible(folder / "ImageSets/Main", (".txt",))}
+        lists = _find_lists(folder)
         image_list = next((lists[name] for name in SPLIT_NAMES[split] if name in lists), None)
         if image_list is None and split == "train" and not any(name in lists for name in SPLIT_NAMES["val"]):
             image_list = lists.get("trainval")
         if image_list is not None:
             return SplitFiles(folder / "Annotations", (_image_folder(folder, folder / "JPEGImages"),), (image_list,))
     return None
+
+
+def _find_lists(folder: Path) -> dict[str, Path]:
+    """Return the lists of images by split name, in lower case: train, val, trainval, test and the like."""
+    known = {"trainval", *(name for names in SPLIT_NAMES.values() for name in names)}
+    for place in (folder / "ImageSets/Main", folder):
+        paths = {path.stem.casefold(): path for path in list_visible(place, (".txt",))}
+        if lists := {name: path for name, path in paths.items() if name in known}:
+            return lists
+    return {}
 
 
 def recognize(path: Path) -> SplitFiles | None:
