@@ -104,11 +104,6 @@ class Grid(DetectionModel):
         return None
 
     @torch.inference_mode()
-    def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """Return the detections of each image, see `DetectionModel.detect`."""
-        return [self.suppress(candidates) for candidates in self.candidates(images, sizes)]
-
-    @torch.inference_mode()
     def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
         """Return the boxes before NMS of each image, see `DetectionModel.candidates`."""
         found = []

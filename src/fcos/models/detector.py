@@ -154,7 +154,7 @@ class DetectionModel(nn.Module, ABC):
             the micro-batch, and gradient accumulation weights each micro-batch by its number of images.
         """
 
-    @abstractmethod
+    @torch.inference_mode()
     def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
         """Return the detections of every image, best score first, in pixels of `images` and the model's box convention.
 
@@ -162,6 +162,7 @@ class DetectionModel(nn.Module, ABC):
             images: padded images, see `forward`.
             sizes: sizes without the padding, see `forward`.
         """
+        return [self.suppress(image) for image in self.candidates(images, sizes)]
 
     @abstractmethod
     def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:

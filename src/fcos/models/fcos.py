@@ -194,11 +194,6 @@ class FCOS(DetectionModel):
         return loss_normalizers(assign_targets(points, targets, self.assigner))
 
     @torch.inference_mode()
-    def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """Return the detections of every image, see `DetectionModel.detect`."""
-        return [self.suppress(image) for image in self.candidates(images, sizes)]
-
-    @torch.inference_mode()
     def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
         """Return the boxes of every image before suppression, see `DetectionModel.candidates`."""
         return self.decode(self(images, sizes), sizes)

@@ -177,11 +177,6 @@ class RetinaNet(DetectionModel):
         return retinanet_normalizers(assign_anchors(anchors, targets, self.matcher), self.loss)
 
     @torch.inference_mode()
-    def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """Return the detections of every image, see `DetectionModel.detect`."""
-        return [self.suppress(image) for image in self.candidates(images, sizes)]
-
-    @torch.inference_mode()
     def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
         """Return the boxes of every image before suppression, see `DetectionModel.candidates`."""
         return self.decode(self(images, sizes), sizes)
