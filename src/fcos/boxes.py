@@ -13,8 +13,8 @@ from torchvision.ops import nms
 
 from .choices import BoxConvention
 
-SINGLE_CALL_DEVICES = {"cuda"}
-"""Device types on which NMS of all classes is a single call, because the call overhead exceeds the work."""
+GPU_TYPES = {"cuda"}
+"""Device types on which few large operations are faster than many small ones, because of the overhead of a call."""
 
 
 def _extra_pixels(convention: BoxConvention) -> float:
@@ -82,7 +82,7 @@ def class_wise_nms(
     boxes, labels = boxes[order], labels[order]
     if convention == "inclusive":
         boxes = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    suppress = _nms_in_one_call if boxes.device.type in SINGLE_CALL_DEVICES else _nms_class_by_class
+    suppress = _nms_in_one_call if boxes.device.type in GPU_TYPES else _nms_class_by_class
     # Ranks replace the scores, so that equal scores keep their input order in nms.
     ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
     return order[suppress(boxes, ranks, labels, threshold).sort().values]

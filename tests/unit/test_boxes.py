@@ -56,7 +56,7 @@ def test_clip_and_area_of_no_boxes_are_empty() -> None:
 @pytest.fixture(params=["class by class", "in one call"])
 def both_implementations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with both implementations of non-maximum suppression, on the CPU."""
-    monkeypatch.setattr(module, "SINGLE_CALL_DEVICES", {"cpu"} if request.param == "in one call" else set())
+    monkeypatch.setattr(module, "GPU_TYPES", {"cpu"} if request.param == "in one call" else set())
 
 
 def nms_per_class(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[int]:
@@ -114,7 +114,7 @@ def test_nms_implementations_agree_on_integer_boxes(
     boxes, scores = random_boxes(500, extent=12, whole=True), torch.rand(500).round(decimals=1)
     labels = torch.randint(80, (500,)) // 8 * 8
     by_class = class_wise_nms(boxes, scores, labels, threshold, convention=convention)
-    monkeypatch.setattr(module, "SINGLE_CALL_DEVICES", {"cpu"})
+    monkeypatch.setattr(module, "GPU_TYPES", {"cpu"})
     in_one_call = class_wise_nms(boxes, scores, labels, threshold, convention=convention)
     assert by_class.tolist() == in_one_call.tolist()
 

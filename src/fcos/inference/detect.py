@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ..data.geometry import flip_boxes
@@ -31,9 +32,19 @@ def detect_on_originals(
     Returns:
         N detections with continuous boxes, best first, on the CPU.
     """
-    detections = zip(detect_in_views(model, views), sizes, strict=True)
-    resized = [image.to("cpu").resize_to(size).to_continuous(model.box_convention) for image, size in detections]
+    detections = zip(_to_cpu(detect_in_views(model, views)), sizes, strict=True)
+    resized = [image.resize_to(size).to_continuous(model.box_convention) for image, size in detections]
     return [image.clip() for image in resized] if clip else resized
+
+
+def _to_cpu(images: Sequence[Instances]) -> list[Instances]:
+    """Copy the detections of all images to the CPU together, as each copy waits for a GPU."""
+    if not images:
+        return []
+    together = Instances.concatenate(images).to("cpu")
+    ends = list(accumulate(map(len, images)))
+    spans = zip([0, *ends], ends, images, strict=False)
+    return [replace(together[start:end], size=image.size) for start, end, image in spans]
 
 
 def detect_in_views(model: DetectionModel, views: Sequence[View]) -> list[Instances]:

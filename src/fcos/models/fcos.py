@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..boxes import GPU_TYPES
 from ..choices import Regression, Tower, TowerNorm
 from ..structures import Instances, Losses, Objects
 from .backbones import Backbone
@@ -28,6 +29,7 @@ from .layers import at_least_float32, build_tower, initialize_head, run_tower
 from .losses import FCOSLoss, fcos_loss, loss_normalizers
 from .points import Assigner, assign_targets
 from .postprocess import FCOSPostprocess, candidates, suppress
+from .top_k import top_candidates
 
 
 class FCOSOutputs(NamedTuple):
@@ -202,7 +204,8 @@ class FCOS(DetectionModel):
     def decode(self, outputs: FCOSOutputs, sizes: Tensor) -> list[Instances]:
         """Convert raw outputs to the candidates of every image, see `postprocess.candidates`."""
         sides = [(int(height), int(width)) for height, width in sizes.tolist()]
-        return candidates(*outputs, self.locations(outputs), sides, options=self.postprocess)
+        select = top_candidates if outputs.logits[0].device.type in GPU_TYPES else candidates
+        return select(*outputs, self.locations(outputs), sides, options=self.postprocess)
 
     @torch.no_grad()
     def suppress(self, candidates: Instances) -> Instances:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d, deform_conv2d
+from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
+from torchvision.ops import deform_conv2d
 
 from ..choices import TowerNorm
 from ..distributed import sum_over_processes, world_size
@@ -38,6 +39,24 @@ def group_norm(channels: int, *, eps: float = 1e-5, groups: int = 32) -> GroupNo
     if channels % groups:
         return GroupNorm(channels // 2, channels, eps=eps)
     return GroupNorm(groups if groups > 0 else channels // -groups, channels, eps=eps)
+
+
+class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
+    """Batch norm with fixed statistics and parameters, in one pass over the map and in its data type.
+
+    torchvision's needs two passes, and its float32 parameters convert half-precision maps to float32.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a map [N, channels, H, W]; shape and data type stay the same."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
 
 class SyncBatchNorm(nn.BatchNorm2d):

@@ -60,12 +60,12 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: fl
     """
     # p ** gamma is computed as exp(gamma * log p): with gamma < 1, the power has no finite gradient where p underflows.
     loss = (1 - alpha) * (gamma * F.logsigmoid(logits)).exp() * F.softplus(logits)
-    rows = torch.nonzero(labels >= 0).squeeze(1)
-    columns = labels[rows]
-    x = logits[rows, columns]
+    column = labels.clamp(min=0)[:, None]  # [R, 1]
+    x = logits.gather(1, column)
     log_p = F.logsigmoid(x)
     log_p = log_p + (log_p.clamp(min=_LOG_MIN) - log_p).detach()  # the value saturates, the gradient does not vanish
-    loss = loss.index_put((rows, columns), -alpha * (-gamma * F.softplus(x)).exp() * log_p)
+    positive = -alpha * (-gamma * F.softplus(x)).exp() * log_p
+    loss = loss.scatter(1, column, torch.where(labels[:, None] >= 0, positive, loss.gather(1, column)))
     return loss * (labels != IGNORED)[:, None]
 
 
@@ -111,7 +111,11 @@ def loss_normalizers(assignment: Assignment) -> Tensor:
 
     Both are means over the processes, computed in one collective. Every process must call it, even without positives.
     """
-    centerness = centerness_targets(assignment.ltrb[torch.nonzero(assignment.labels >= 0, as_tuple=True)])  # [P]
+    return _loss_normalizers(centerness_targets(assignment.ltrb[torch.nonzero(assignment.labels >= 0, as_tuple=True)]))
+
+
+def _loss_normalizers(centerness: Tensor) -> Tensor:
+    """Compute the loss denominators from the centerness targets [P], see `loss_normalizers`."""
     sums = torch.stack([centerness.new_full((), len(centerness)), centerness.sum()])
     num_positives, centerness_sum = mean_over_processes(sums)
     return torch.stack([num_positives.clamp(min=1.0), centerness_sum])
@@ -151,7 +155,7 @@ def fcos_loss(
     image, location = torch.nonzero(assignment.labels >= 0, as_tuple=True)  # [P]
     predicted_ltrb, target_ltrb = ltrb[image, location], assignment.ltrb[image, location]  # [P, 4]
     target_centerness = centerness_targets(target_ltrb)  # [P]
-    num_positives, centerness_sum = loss_normalizers(assignment) if normalizers is None else normalizers
+    num_positives, centerness_sum = _loss_normalizers(target_centerness) if normalizers is None else normalizers
 
     alpha, gamma = options.focal_alpha, options.focal_gamma
     loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()

@@ -1,7 +1,6 @@
 """Locations of the pyramid levels, and FCOS's assignment of ground truth to them.
 
-Shape letters: N images, L levels, R locations over all levels, M boxes of an image (padded to the largest number in
-the batch).
+Shape letters: N images, L levels, R locations over all levels, M boxes of an image.
 """
 
 from __future__ import annotations
@@ -19,6 +18,10 @@ from ..structures import Objects
 
 BACKGROUND = -1
 IGNORED = -2
+_MAX_PAIRS = 2**18
+"""Largest number of pairs (location, box) compared at a time: their tensors fit into the cache of a CPU core."""
+_MIN_LOCATIONS = 512
+"""Smallest number of locations compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -152,91 +155,75 @@ def assign_targets(points: Sequence[Tensor], targets: Sequence[Objects], assigne
     Source: FCOS, sections 3.1 and 3.2; center sampling: the TPAMI version, section 3.3.
     """
     xy = torch.cat(list(points))  # [R, 2]
-    boxes, labels, crowd = _pad_targets(targets, xy.device)
-    if labels.numel() == 0:  # no images, or no box in any of them
-        unassigned = torch.full((len(targets), len(xy)), BACKGROUND, device=xy.device)
-        return Assignment(unassigned, xy.new_zeros(*unassigned.shape, 4), unassigned, unassigned.new_zeros(()))
-    limits = xy.new_tensor(
-        [
-            (low, torch.inf if high is None else high, assigner.center_sampling_radius * stride)
-            for (low, high), stride in zip(assigner.size_ranges, assigner.strides, strict=True)
-        ]
+    limits = torch.cat([_level_limits(level, i, assigner) for i, level in enumerate(points)])  # [R, 3]
+    rows = [_assign_image(xy, limits, objects.to(xy.device), assigner) for objects in targets]
+    if not rows:
+        labels = torch.empty(0, len(xy), dtype=torch.int64, device=xy.device)
+        return Assignment(labels, xy.new_empty(0, len(xy), 4), labels, labels.new_zeros(()))
+    labels, ltrb, boxes, num_unassigned = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Assignment(labels, ltrb, boxes, num_unassigned.sum())
+
+
+def _level_limits(points: Tensor, level: int, assigner: Assigner) -> Tensor:
+    """Return smallest and largest size and center-sampling radius in pixels for the locations of a level, [R_l, 3]."""
+    low, high = assigner.size_ranges[level]
+    radius = assigner.center_sampling_radius * assigner.strides[level]
+    columns = (low, torch.inf if high is None else high, radius)
+    return torch.stack([points.new_full((len(points),), value) for value in columns], dim=1)
+
+
+def _assign_image(xy: Tensor, limits: Tensor, objects: Objects, assigner: Assigner) -> Assignment:
+    """Assign the objects of an image, see `assign_targets`; the fields have no dimension for images.
+
+    The number of boxes is the only size that depends on the data, so a GPU never has to be waited for.
+    """
+    if len(objects) == 0:
+        unassigned = torch.full((len(xy),), BACKGROUND, device=xy.device)
+        return Assignment(unassigned, xy.new_zeros(len(xy), 4), unassigned, unassigned.new_zeros(()))
+    boxes = objects.boxes.to(xy.dtype)
+    areas = area(boxes, convention=assigner.box_convention).masked_fill(objects.is_crowd, torch.inf)
+    order = areas.argsort(stable=True)  # crowd boxes last
+    size = max(_MIN_LOCATIONS, _MAX_PAIRS // len(objects))
+    chunks = [
+        _match(*chunk, boxes[order], objects.is_crowd[order], center_sampling=assigner.center_sampling_radius > 0)
+        for chunk in zip(xy.split(size), limits.split(size), strict=True)
+    ]
+    first, is_matched, is_in_crowd = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    index = order[first]  # [R]
+    background = torch.where(is_in_crowd, IGNORED, BACKGROUND)
+    is_assigned = torch.zeros_like(objects.is_crowd, dtype=torch.int64).scatter_reduce(
+        0, index, is_matched.long(), "amax"
     )
-    counts = torch.tensor([len(p) for p in points], device=xy.device)
-    limits = limits.repeat_interleave(counts, dim=0, output_size=len(xy))  # [R, 3]: low, high, radius
-    rows = []
-    for image_boxes, image_labels, image_crowd in zip(boxes, labels, crowd, strict=True):
-        index = _find_smallest_box(
-            xy,
-            image_boxes,
-            torch.nonzero((image_labels >= 0) & ~image_crowd).squeeze(1),
-            limits=limits,
-            center_sampling=assigner.center_sampling_radius > 0,
-            convention=assigner.box_convention,
-        )
-        box_index = index.clamp(min=0)
-        background = torch.where(_is_inside_any(xy, image_boxes[image_crowd]), IGNORED, BACKGROUND)
-        location_labels = torch.where(index >= 0, image_labels[box_index], background)
-        rows.append(
-            (
-                location_labels,
-                torch.cat([xy - image_boxes[box_index, :2], image_boxes[box_index, 2:] - xy], dim=1),
-                index,
-            )
-        )
-    location_labels, ltrb, matched = (torch.stack(column) for column in zip(*rows, strict=True))
-    return Assignment(location_labels, ltrb, matched, _count_unassigned(matched, (labels >= 0) & ~crowd))
+    return Assignment(
+        torch.where(is_matched, objects.labels[index], background),
+        torch.cat([xy - boxes[index, :2], boxes[index, 2:] - xy], dim=1),
+        torch.where(is_matched, index, -1),
+        (~objects.is_crowd & (is_assigned == 0)).sum(),
+    )
 
 
-def _pad_targets(targets: Sequence[Objects], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes [N, M, 4], labels [N, M] (-1 in the padding) and crowd flags [N, M] of all images."""
-    max_boxes = max((len(objects) for objects in targets), default=0)
-    boxes = torch.zeros(len(targets), max_boxes, 4, device=device)
-    labels = torch.full((len(targets), max_boxes), -1, dtype=torch.int64, device=device)
-    crowd = torch.zeros(len(targets), max_boxes, dtype=torch.bool, device=device)
-    for i, objects in enumerate(targets):
-        boxes[i, : len(objects)] = objects.boxes
-        labels[i, : len(objects)] = objects.labels
-        crowd[i, : len(objects)] = objects.is_crowd
-    return boxes, labels, crowd
-
-
-def _find_smallest_box(
-    xy: Tensor, boxes: Tensor, candidates: Tensor, *, limits: Tensor, center_sampling: bool, convention: BoxConvention
-) -> Tensor:
-    """Return the index [R] of the box assigned to each location: one of `candidates`, or -1.
+def _match(
+    xy: Tensor, limits: Tensor, boxes: Tensor, is_crowd: Tensor, *, center_sampling: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare locations [R, 2] with the boxes [M, 4] of an image, which are sorted by area.
 
     Each of the four distances is a tensor [R, M], which avoids a tensor [R, M, 4].
+
+    Returns:
+        For every location the index of the first box that matches it, whether there is one, and whether the location
+        is inside a crowd box.
     """
-    if len(candidates) == 0:
-        return torch.full((len(xy),), -1, device=xy.device)
-    candidates = candidates[area(boxes[candidates], convention=convention).argsort(stable=True)]
     x, y = xy.split(1, dim=1)  # [R, 1]
     low, high, radius = limits.split(1, dim=1)
-    x1, y1, x2, y2 = boxes[candidates].unbind(-1)  # [M]
+    x1, y1, x2, y2 = boxes.unbind(-1)  # [M]
     left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # [R, M]
+    is_inside = left.minimum(right).minimum(top.minimum(bottom)) > 0
     largest = left.maximum(right).maximum(top.maximum(bottom))
+    is_match = is_inside & (largest >= low) & (largest <= high) & ~is_crowd
     if center_sampling:
         center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
-        is_inside = (
-            (x > (center_x - radius).maximum(x1))
-            & (x < (center_x + radius).minimum(x2))
-            & (y > (center_y - radius).maximum(y1))
-            & (y < (center_y + radius).minimum(y2))
+        is_match &= (
+            (x > center_x - radius) & (x < center_x + radius) & (y > center_y - radius) & (y < center_y + radius)
         )
-    else:
-        is_inside = left.minimum(right).minimum(top.minimum(bottom)) > 0
-    has_box, first = (is_inside & (largest >= low) & (largest <= high)).max(dim=1)  # the first match is the smallest
-    return torch.where(has_box, candidates[first], -1)
-
-
-def _is_inside_any(xy: Tensor, boxes: Tensor) -> Tensor:
-    """Return a mask [R] of the locations that are inside any of the boxes."""
-    return ((xy[:, None] > boxes[:, :2]) & (xy[:, None] < boxes[:, 2:])).all(dim=-1).any(dim=1)
-
-
-def _count_unassigned(matched: Tensor, is_object: Tensor) -> Tensor:
-    """Count the boxes of the mask `is_object` [N, M] whose index is not in `matched` [N, R]; 0-dim int64."""
-    is_assigned = is_object.new_zeros(len(is_object), 1 + is_object.shape[1])
-    is_assigned.scatter_(1, matched + 1, True)  # column 0 is for locations without a box
-    return (is_object & ~is_assigned[:, 1:]).sum()
+    is_matched, first = is_match.max(dim=1)  # the first match is the smallest
+    return first, is_matched, (is_inside & is_crowd).any(dim=1)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..boxes import GPU_TYPES
 from ..choices import TowerNorm
 from ..structures import Instances, Losses, Objects
 from .anchors import AnchorGrid, AnchorMatcher, BoxCoder, assign_anchors
@@ -26,6 +27,7 @@ from .fpn import FPN
 from .layers import at_least_float32, build_tower, initialize_head, run_tower
 from .losses import RetinaNetLoss, retinanet_loss, retinanet_normalizers
 from .postprocess import Postprocess, anchor_candidates, suppress
+from .top_k import top_anchor_candidates
 
 
 class RetinaNetOutputs(NamedTuple):
@@ -190,7 +192,8 @@ class RetinaNet(DetectionModel):
             for of_levels in (self.anchors.levels, self.anchors.locations)
         )
         sides = [(int(height), int(width)) for height, width in sizes.tolist()]
-        return anchor_candidates(*outputs, anchors, points, sides, coder=self.coder, options=self.postprocess)
+        select = top_anchor_candidates if anchors[0].device.type in GPU_TYPES else anchor_candidates
+        return select(*outputs, anchors, points, sides, coder=self.coder, options=self.postprocess)
 
     @torch.no_grad()
     def suppress(self, candidates: Instances) -> Instances:

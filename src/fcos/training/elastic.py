@@ -156,8 +156,9 @@ def join_processes(device: torch.device) -> None:
         raise _environment_error(f"RANK={number} and MASTER_ADDR={os.environ.get('MASTER_ADDR', '')!r:.80}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_process_group_store(number), rank=number, world_size=count)
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    store = _process_group_store(number)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, device_id=device_id)
     destroy_at_exit()
 
 

@@ -173,8 +173,7 @@ def train_step(
     means = mean_over_processes(
         torch.cat([terms, norm.to(terms)[None], process_counts, *(count[None] for count in stats)])
     )
-    loss_values = means[: len(terms)].tolist()
-    grad_norm, boxes, stops, *counts = means[len(terms) :].tolist()
+    loss_values, (grad_norm, boxes, stops, *counts) = (part.tolist() for part in means.cpu().tensor_split([len(terms)]))
     losses_by_name = dict(zip(losses.terms, loss_values, strict=True))
 
     skipped = ""

@@ -1,0 +1,168 @@
+"""Measure training and inference of FCOS R-50 at 800x1344 on one GPU, beside torchvision's FCOS.
+
+    python benchmarks/gpu_speed.py [--batch 16] [--compile] [--profile]
+
+Both have the same architecture, random weights, input and memory format, and alternate in one process. For ours, the
+number of times that a training step and a detection wait for the GPU is counted, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import machine, markdown, write
+from speed_vs_torchvision import CLASSES, OBJECTS, resnet
+from torch import Tensor
+
+from fcos.models.fcos import FCOS
+from fcos.structures import Objects
+from fcos.training.step import compile_modules
+
+HEIGHT, WIDTH = 800, 1344
+Job = Callable[[], object]
+
+
+def training_jobs(ours: FCOS, theirs: Any, batch: int, dtype: torch.dtype) -> tuple[Job, Job]:
+    """Return the jobs of a training step: transfer of uint8 images, forward, backward, SGD step, one wait."""
+    images = torch.randint(0, 256, (batch, 3, HEIGHT, WIDTH), dtype=torch.uint8).pin_memory()
+    corner = torch.rand(batch, OBJECTS, 2) * torch.tensor([WIDTH, HEIGHT]) * 0.7
+    boxes = torch.cat([corner, corner + torch.rand(batch, OBJECTS, 2) * 300 + 8], 2).cuda()
+    labels = torch.randint(0, CLASSES, (batch, OBJECTS)).cuda()
+    targets = [Objects(*columns) for columns in zip(boxes, labels, strict=True)]
+    sizes = torch.tensor([(HEIGHT, WIDTH)] * batch).cuda()
+
+    def step(model: torch.nn.Module, losses: Callable[[Tensor], dict[str, Tensor]]) -> Job:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9)
+
+        def run() -> float:
+            model.train()
+            optimizer.zero_grad()
+            on_gpu = images.cuda(non_blocking=True)
+            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                terms = losses(on_gpu)
+            loss = torch.stack(list(terms.values())).sum()
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return run
+
+    rows = [{"boxes": b, "labels": k} for b, k in zip(boxes, labels, strict=True)]
+    return step(ours, lambda x: ours(x, sizes, targets).terms), step(
+        theirs, lambda x: theirs(list(x.float() / 255), rows)
+    )
+
+
+def inference_jobs(ours: FCOS, theirs: Any, batch: int, dtype: torch.dtype) -> tuple[Job, Job]:
+    """Return the jobs of a detection: transfer of uint8 images, network, post-processing, detections on the CPU."""
+    images = torch.randint(0, 256, (batch, 3, HEIGHT, WIDTH), dtype=torch.uint8).pin_memory()
+    sizes = torch.tensor([(HEIGHT, WIDTH)] * batch)
+
+    def run_ours() -> object:
+        ours.eval()
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            return [found.to("cpu") for found in ours.detect(images.cuda(non_blocking=True), sizes.cuda())]
+
+    @torch.inference_mode()
+    def run_theirs() -> object:
+        theirs.eval()
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            found = theirs(list(images.cuda(non_blocking=True).float() / 255))
+        return [{key: value.cpu() for key, value in image.items()} for image in found]
+
+    return run_ours, run_theirs
+
+
+def measure(jobs: tuple[Job, ...], repeats: int) -> list[tuple[float, float]]:
+    """Return the median seconds and the peak memory in GiB of each job; the jobs alternate."""
+    times: list[list[float]] = [[] for _ in jobs]
+    memory = [0.0 for _ in jobs]
+    for number in range(repeats + 2):
+        for index, job in enumerate(jobs):
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            job()
+            torch.cuda.synchronize()
+            if number >= 2:  # the first two warm up
+                times[index].append(time.perf_counter() - start)
+            memory[index] = torch.cuda.max_memory_allocated() / 2**30
+    return [(statistics.median(seconds), peak) for seconds, peak in zip(times, memory, strict=True)]
+
+
+def count_waits(job: Job) -> int:
+    """Return the number of times that a job waits for the GPU."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        job()
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--batch", type=int, default=16, help="images of a training step and of the large inference batch"
+    )
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--compile", action="store_true", help="also measure ours with train.compile")
+    parser.add_argument("--profile", action="store_true", help="print the kernels that take most of a training step")
+    options = parser.parse_args()
+    torch.backends.cudnn.benchmark = True
+    pair = resnet()
+    ours, theirs = pair.ours.cuda(), pair.theirs.cuda()
+    head: Any = theirs.head.classification_head
+    # Random logits of all anchors exceed the threshold in about one of 2,000 cases, as in crowded images.
+    for module in (ours.head.logits, head.cls_logits):
+        torch.nn.init.normal_(module.weight, std=0.01)
+    properties = torch.cuda.get_device_properties(0)
+    facts = {**machine(), "gpu": properties.name, "cuda": torch.version.cuda, "image": f"{HEIGHT}x{WIDTH}"}
+    print(facts, flush=True)
+    rows: list[list[object]] = []
+    results: dict[str, Any] = {}
+
+    def add(name: str, batch: int, jobs: tuple[Job, ...]) -> None:
+        measured = measure(jobs, options.repeats)
+        waits = count_waits(jobs[0])
+        rates = [batch / seconds for seconds, _ in measured]
+        results[name] = {"images_per_second": rates, "gib": [peak for _, peak in measured], "waits": waits}
+        cells = [f"{rate:.1f}" for rate in rates] + ["-"] * (2 - len(rates))
+        ratio = f"{rates[0] / rates[1]:.2f}" if len(rates) > 1 else "-"
+        rows.append([name, *cells, ratio, " / ".join(f"{peak:.1f}" for _, peak in measured), waits])
+        print(rows[-1], flush=True)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        label = "TF32" if dtype == torch.float32 else "bfloat16"
+        for batch in (1, options.batch):
+            add(f"inference, {label}, batch {batch}", batch, inference_jobs(ours, theirs, batch, dtype))
+        add(
+            f"training, {label}, batch {options.batch}",
+            options.batch,
+            training_jobs(ours, theirs, options.batch, dtype),
+        )
+    if options.profile:
+        job = training_jobs(ours, theirs, options.batch, torch.bfloat16)[0]
+        with torch.profiler.profile() as profile:
+            job()
+        print(profile.key_averages().table(sort_by="self_device_time_total", row_limit=18, max_name_column_width=50))
+    if options.compile:
+        compile_modules(ours)
+        for batch in (1, options.batch):
+            name = f"inference, bfloat16, batch {batch}, compiled"
+            add(name, batch, inference_jobs(ours, theirs, batch, torch.bfloat16)[:1])
+        name = f"training, bfloat16, batch {options.batch}, compiled"
+        add(name, options.batch, training_jobs(ours, theirs, options.batch, torch.bfloat16)[:1])
+    columns = ["what", "fcos images/s", "torchvision images/s", "ratio", "GiB", "waits of fcos"]
+    write("gpu_speed", "FCOS R-50 on one GPU", facts, markdown(columns, rows), {"results": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Training steps hardly wait for the GPU, however many images and boxes a batch has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from detectors import tiny_config
+from device_waits import DeviceWaits
+from ground_truth import objects_of
+
+from fcos.models import DetectionModel, build_model
+from fcos.structures import Losses
+
+
+def test_waits_are_counted() -> None:
+    x = torch.arange(4.0)
+    with DeviceWaits() as waits:
+        torch.nonzero(x)
+        x[x > 1]
+        x[[0, 1]] = 3.0
+        x[x > 2] = torch.tensor([7.0, 8.0, 9.0])
+        float(x.sum())
+        (x + 1).clamp(min=2).gather(0, torch.tensor([1]))
+    assert waits.names == ["aten::nonzero", "aten::index", "aten::index_put_", "aten::_local_scalar_dense"]
+
+
+@pytest.mark.parametrize("num_images", [1, 5])
+def test_losses_of_fcos_wait_once(num_images: int) -> None:
+    """They wait for the number of positive locations."""
+    model = build_model(tiny_config(center_sampling_radius=1.5).model, num_classes=3, pretrained=False)
+    images = torch.randint(0, 256, (num_images, 3, 64, 96), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 96]] * num_images)
+    boxes = torch.tensor([[4.0, 6, 60, 50], [30, 10, 90, 40], [0, 0, 50, 50]])
+    crowds = torch.tensor([False, False, True])
+    targets = objects_of([boxes] * num_images, [torch.tensor([0, 2, 1])] * num_images, [crowds] * num_images)
+    with DeviceWaits() as waits:
+        losses: Losses = model(images, sizes, targets)
+        torch.stack(list(losses.terms.values())).sum().backward()
+    assert waits.names == ["aten::nonzero"]
+
+
+OPTIONS = [
+    {},
+    {"score": "product", "threshold_on": "score", "top_k_on": "class", "pre_nms_top_k": 50},
+    {"threshold_on": "score", "clip_after_nms": True},
+    {"box_convention": "inclusive", "pre_nms_top_k": 100_000},
+    {"detect_in_padding": True, "keep_empty_boxes": True, "score_threshold": 0.4},
+    {"score_threshold": 0.9999},
+    {"name": "retinanet"},
+    {"name": "retinanet", "box_convention": "inclusive", "pre_nms_top_k": 70},
+    {"name": "retinanet", "detect_in_padding": True, "anchor_ratios": [0.3, 1.7], "score_threshold": 0.5},
+]
+SIZES = torch.tensor([[96, 128], [60, 128], [96, 41]])
+
+
+def detector_and_outputs(options: dict[str, Any]) -> tuple[DetectionModel, Any]:
+    """Return a detector and random outputs of its head for images of `SIZES`; a few logits are NaN."""
+    model = build_model(tiny_config(**options).model, num_classes=3, pretrained=False)
+    outputs = model(torch.zeros(3, 3, 96, 128, dtype=torch.uint8), SIZES)
+    generator = torch.Generator().manual_seed(0)
+    for name, levels in outputs._asdict().items():
+        scale = 30.0 if name == "ltrb" else 2.0 if name == "logits" else 0.5
+        for level, tensor in enumerate(levels):
+            values = torch.randn(tensor.shape, generator=generator) * scale
+            levels[level] = values.abs() if name == "ltrb" else values
+    outputs.logits[0][0, 0, 0, :3] = torch.nan
+    return model, outputs
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_candidates_of_fixed_size_are_the_same(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The selection for GPUs gives the candidates of the selection for CPUs."""
+    model, outputs = detector_and_outputs(options)
+    expected = model.decode(outputs, SIZES)  # pyright: ignore[reportCallIssue]
+    monkeypatch.setattr(f"fcos.models.{options.get('name', 'fcos')}.GPU_TYPES", {"cpu"})
+    found = model.decode(outputs, SIZES)  # pyright: ignore[reportCallIssue]
+    assert (sum(map(len, expected)) > 100) == (options.get("score_threshold", 0) < 0.9)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.size == theirs.size
+        torch.testing.assert_close(ours.scores, theirs.scores)
+        assert torch.equal(ours.labels, theirs.labels)
+        torch.testing.assert_close(ours.boxes, theirs.boxes)
+
+
+@pytest.mark.parametrize("name", ["fcos", "retinanet"])
+def test_candidates_wait_once_for_the_whole_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait once more, for the number of candidates of every image (`tolist`)."""
+    monkeypatch.setattr(f"fcos.models.{name}.GPU_TYPES", {"cpu"})
+    model, outputs = detector_and_outputs({"name": name})
+    with DeviceWaits() as waits:
+        model.decode(outputs, SIZES)  # pyright: ignore[reportCallIssue]
+    assert waits.names == ["aten::nonzero"]
