@@ -167,7 +167,8 @@ def _write_report(result: TrainResult) -> None:
     if rank() != 0:
         return
     try:
-        page = write_report(result.run, data=Splits(result.train_data, result.val_data))
+        data = None if result.train_data is None else Splits(result.train_data, result.val_data)
+        page = write_report(result.run, data=data)
     except Exception as error:
         log.warning("warning: no report of the run: %s: %s", type(error).__name__, error)
     else:

@@ -22,6 +22,7 @@ from fcos.errors import ConfigError, WeightsError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.weights import rename, to_fcos_core
+from fcos.recipes import load_config
 from fcos.training.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,7 @@ def test_a_run_of_the_original_is_resumed_from_its_weights_file_in_a_new_folder(
 
 def test_a_resumed_run_of_the_original_can_be_resumed_before_its_first_checkpoint(data: Path, original: Path) -> None:
     train(build_config(data, original, iterations=2, resume=True))  # nothing is left to do
+    assert load_config(original / "config.yaml").train.iterations == 2
     (original / "model_0000002.pth").unlink()
     train(build_config(data, original, resume=True))
     assert load_checkpoint(original / "weights/last.pt").iteration == STEPS

@@ -18,6 +18,7 @@ from fcos.config import Config
 from fcos.config.overrides import apply_overrides
 from fcos.errors import ConfigError, WeightsError
 from fcos.interop.checkpoints import load_checkpoint
+from fcos.recipes import load_config
 from fcos.training.loop import train
 from fcos.training.resume import load_last, read_training_state
 
@@ -385,6 +386,42 @@ def test_a_finished_run_says_so_and_names_no_options(
     output = capsys.readouterr().out
     assert "options that differ" not in output
     assert "nothing left to train: 2 iterations are finished, and the run has train.iterations=2" in output
+
+
+@pytest.mark.parametrize("has_val", [True, False])
+def test_a_finished_run_keeps_its_config(template: Config, run: Path, tmp_path: Path, has_val: bool) -> None:
+    """Its next resume and the report use the data of the run, not that given when nothing was left to train."""
+    shutil.copytree(template.data.root or "", tmp_path / "other")
+    if not has_val:
+        (tmp_path / "other/val.json").unlink()
+    written = [(run / name).read_bytes() for name in ("config.yaml", "environment.json")]
+    config = resumed(template, run, iterations=2, lr=0.5)
+    config.data.root = tmp_path / "other"
+    result = train(config)
+    assert [(run / name).read_bytes() for name in ("config.yaml", "environment.json")] == written
+    assert result.train_data is None
+    assert result.val_data is None
+    for name in ("last", "best"):
+        stored = load_checkpoint(run / f"weights/{name}.pt").config
+        assert (stored["data"]["root"], stored["train"]["lr"]) == (str(template.data.root), 1e-4)
+
+
+def test_a_run_that_is_continued_after_its_end_saves_the_new_config(template: Config, run: Path) -> None:
+    train(resumed(template, run, iterations=3, lr=0.5))
+    assert load_config(run / "config.yaml").train.lr == 0.5
+    assert load_checkpoint(run / "weights/last.pt").config["train"]["lr"] == 0.5
+
+
+def test_a_finished_run_without_config_file_gets_one(template: Config, run: Path) -> None:
+    (run / "config.yaml").unlink()
+    train(resumed(template, run, iterations=2, lr=0.5))
+    assert load_config(run / "config.yaml").train.lr == 0.5
+
+
+def test_a_run_without_its_last_evaluation_saves_the_config_of_this_evaluation(template: Config, run: Path) -> None:
+    edit(run / "weights/last.pt", lambda training: training["state"].update(evaluated_at=1))
+    train(resumed(template, run, iterations=2, lr=0.5))
+    assert load_config(run / "config.yaml").train.lr == 0.5
 
 
 @pytest.mark.parametrize(("batch_size", "iterations"), [(2, 6), (1, 10), (3, 5)])

@@ -57,8 +57,9 @@ class TrainResult:
         run: run folder, with weights/best.pt.
         metrics: validation metrics of weights/best.pt by name, see `Evaluation`; empty without a val split, or if
             `train.best_metric` is undefined on it.
-        train_data: training annotations; None if other processes trained (`train.devices`).
-        val_data: validation annotations; None without a val split, or if other processes trained.
+        train_data: training annotations; None if other processes trained (`train.devices`), or if a finished run was
+            resumed, whose data may be other than that given now.
+        val_data: validation annotations; None without a val split, or if `train_data` is None.
     """
 
     run: Path
@@ -99,11 +100,13 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         stack.enter_context(log)
         stop_request = stack.enter_context(StopRequest(run, log))
         stack.enter_context(save_if_a_worker_is_lost(run))
-        on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
+        total = _total(length, state.iteration)
+        keeps_config = on_rank_zero(lambda: _is_finished(run, total) and run.keep_config())
+        if not keeps_config:
+            on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
         log.message(describe_start(run, origin, micro_batches=micro_batches))
         if isinstance(length, IterationLength):
             warn_about_warmup(run, length.iterations, log)
-        total = _total(length, state.iteration)
         if total <= state.iteration:
             log.message(describe_finished_run(run))
         _evaluate_if_overdue(run, log, stop_request, total=total)
@@ -133,7 +136,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
                 length.measured_end = _measure_end(run, 0.02 * length.seconds, clock, stop_request)
 
         _finish(run, log, stop_request)
-    return TrainResult(run.folder, state.best, run.train_data, run.val_data)
+    splits = (None, None) if keeps_config else (run.train_data, run.val_data)
+    return TrainResult(run.folder, state.best, *splits)
 
 
 def _set_up(
@@ -257,6 +261,12 @@ def _total(length: Length, iteration: int) -> float:
     """Return the total iterations of the run; under a time budget those of rank 0, because clocks differ."""
     total = length.total(iteration)
     return broadcast(total) if isinstance(length, TimeLength) else total
+
+
+def _is_finished(run: Run, total: float) -> bool:
+    """Return whether a resumed run has nothing left to train or evaluate, so that the current options have no effect."""
+    is_trained = run.state.iteration >= total or _out_of_patience(run)
+    return is_trained and (run.val_data is None or run.state.evaluated_at == run.state.iteration)
 
 
 def _evaluation_due(run: Run, progress: TrainingProgress) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from ..checkpoint import Checkpoint, load_weights
@@ -83,12 +84,29 @@ class Run:
         )
         self._elapsed = elapsed
         self._earlier_seconds = 0.0
+        self._resumed_config: dict[str, Any] = {}
 
     def save_config(self) -> None:
         """Write config.yaml and environment.json. Call this only after all checks of the config have passed."""
         if rank() == 0:
             write_text(self.folder / CONFIG, self.config.to_yaml())
             save_environment(self.folder, self.device)
+
+    def keep_config(self) -> bool:
+        """Save the config of the resumed checkpoint instead of the current one from now on.
+
+        Returns:
+            False if the folder has no config.yaml or the config in the checkpoint is not valid. The current config then
+            remains the one to save.
+        """
+        if not (self.folder / CONFIG).is_file():
+            return False
+        try:
+            config = Config.model_validate(self._resumed_config)
+        except ValidationError:  # of another version
+            return False
+        self._saver.config = config.model_copy(update={"output_dir": self.folder})
+        return True
 
     @property
     def device(self) -> torch.device:
@@ -244,6 +262,7 @@ class Run:
             best, metrics, thresholds, iteration = saved.best
             self._saver.unsaved_best = Weights(copy.deepcopy(self.detector).cpu(), metrics, thresholds, iteration)
             load_weights(self._saver.unsaved_best.model, best, where=where)
+        self._resumed_config = checkpoint.config
         self.unlogged[:] = [(progress, Step(result, *timing)) for progress, result, *timing in saved.steps]
         self._earlier_seconds = self.state.seconds
         torch.set_rng_state(saved.rng)
