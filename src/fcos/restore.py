@@ -19,13 +19,14 @@ from .config.options import (
     DATA_SET_OPTIONS,
     SPEED_OPTIONS,
     TRAINING_OPTIONS,
+    in_effect,
     info_of,
     is_among,
     options_of,
     with_role,
 )
 from .config.overrides import apply_overrides, validate
-from .config.text import changes
+from .config.text import changes, flatten
 from .errors import ConfigError, WeightsError
 from .formatting import join_some
 from .interop.checkpoints import load_checkpoint, with_fcos_core_conventions
@@ -110,7 +111,7 @@ def restore_detector(
     tree = deepcopy(tree)  # the checkpoint's config must not change
     apply_overrides(tree, options)
     resolved = validate(tree, where=f"{weights}, config")
-    if checkpoint.project == "fcos" and use != "a conversion":  # whose user decides what the new file states
+    if checkpoint.project == "fcos":
         _reject_contradictions(trained, resolved, len(checkpoint.category_ids), where=str(weights))
     backbone_option = f"model.backbone.name={resolved.model.backbone.name}"
     if checkpoint.project == "fcos" and is_own(resolved.model.backbone.name) and backbone_option not in options:
@@ -188,13 +189,20 @@ def _config_tree(checkpoint: Checkpoint, config: Config | None, *, where: str) -
 def _reject_contradictions(trained: Config, resolved: Config, num_classes: int, *, where: str) -> None:
     """Raise ConfigError if options of `model` differ from those that our weights were trained with.
 
-    Only options for detection may differ. Weights of other projects may be described by any options.
+    Only options for detection may differ, and options that have no effect. Weights of other projects may be described
+    by any options.
     """
     options, problems = options_of(type(trained.model)), []
+    used = [
+        in_effect(flatten(config.model.model_dump()), options_of(type(config.model))) for config in (trained, resolved)
+    ]
     for key, old, new in changes(trained, resolved):
-        info = info_of(options, key.removeprefix("model."))
+        name = key.removeprefix("model.")
+        info = info_of(options, name)
         roles = [role for role in _ROLES if info is not None and role in info.roles]
-        if not key.startswith("model.") or not roles or (roles[0] == "classes" and new == str(num_classes)):
+        if not key.startswith("model.") or not roles or not any(name in values for values in used):
+            continue
+        if roles[0] == "classes" and new == str(num_classes):
             continue
         value = num_classes if roles[0] == "classes" else old
         problems.append(f"{key}={new}: {where} was trained with {key}={value}, and {_ROLES[roles[0]]}; remove it")

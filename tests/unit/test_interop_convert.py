@@ -156,6 +156,21 @@ def test_unsupported_detector_raises_and_writes_no_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["ours.pt"]
 
 
+def test_advice_for_detectors_that_a_project_lacks_can_be_followed(tmp_path: Path) -> None:
+    """Only options of detection can change after training; for the others, the message gives no advice."""
+    options = {**ORIGINAL, "clip_after_nms": True, "threshold_on": "score"}
+    ours, other, out = (tmp_path / name for name in ("ours.pt", "other.pt", "out.pth"))
+    with pytest.raises(WeightsError) as caught:
+        convert(saved(ours, tiny_config(**options)), out, to="fcos_core")
+    advice = str(caught.value).partition("; to convert it anyway, add ")[2].split()
+    assert sorted(advice) == ["model.clip_after_nms=false", "model.threshold_on=class"]
+    convert(ours, out, *advice, to="fcos_core")
+    with pytest.raises(WeightsError) as caught:
+        convert(saved(other, tiny_config(**options, location="corner")), tmp_path / "out2.pth", to="fcos_core")
+    reason = "the weights were trained for model.location, which cannot be changed afterwards"
+    assert str(caught.value).endswith(f"model.threshold_on=score (expected class); {reason}")
+
+
 def test_report_lists_matched_reshaped_skipped_and_new_tensors() -> None:
     a, b = torch.zeros(2, 3), torch.zeros(5)
     summary = report(

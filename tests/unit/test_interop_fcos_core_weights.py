@@ -132,6 +132,7 @@ def assert_same_section(found: dict[str, Any], expected: dict[str, Any]) -> None
 NOT_EXPORTED = {
     "num_classes": "the rows of the class head",
     **dict.fromkeys(("backbone.modulated", "backbone.offset_groups"), "given where a stage is deformable"),
+    **dict.fromkeys(("backbone.norm_groups", "fpn.norm_groups", "fpn.norm_eps"), "given where the norm is gn"),
     **dict.fromkeys(("backbone.weights", "backbone.frozen_stages", "size_ranges", "quality"), "training only"),
     **dict.fromkeys(("low_quality_matches",), "training only"),
     **dict.fromkeys(("detect_in_padding", "keep_empty_boxes"), "on with inclusive boxes"),

@@ -43,9 +43,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_options_that_contradict_our_weights_are_rejected(
     weights: Path, option: str, trained: str, reason: str
 ) -> None:
-    for function in (fcos.load, fcos.evaluate):
+    new_file = weights.with_name("new.pt")
+    for function in (fcos.load, fcos.evaluate, lambda path, text: fcos.convert(path, new_file, text)):
         with pytest.raises(ConfigError) as caught:
             function(weights, option)
+        assert not new_file.exists()
         assert f"{weights} was trained with {trained}, and " in str(caught.value)
         assert str(caught.value).endswith("; remove it")
         assert reason in str(caught.value)
@@ -62,6 +64,8 @@ def test_options_that_contradict_our_weights_are_rejected(
         "data.short_side=64",
         "data.classes=[cat,dog,owl]",
         "eval.flip=true",
+        "model.fpn.norm_groups=16",  # no effect without model.fpn.norm=gn
+        "model.fpn.norm_eps=0.1",
     ],
 )
 def test_options_that_agree_or_only_affect_detection_are_accepted(weights: Path, option: str) -> None:

@@ -75,7 +75,7 @@ class ResNetConfig(BackboneSection):
     norm: Norm = option("frozen_bn", "shape")
     norm_eps: float = option(1e-5, "meaning", ge=0, le=1)
     """Epsilon of the normalisation layers; 0 in the original's frozen batch norm."""
-    norm_groups: int = option(32, "meaning", ge=-4096, le=4096)
+    norm_groups: int = option(32, "meaning", needs="norm=gn", ge=-4096, le=4096)
     """Number of groups of group norm (`gn`); a negative number -n: groups of n channels."""
     stride_in_1x1: bool = option(False, "meaning")
     """Downsample in the first 1x1 convolution of a block (MSRA weights) instead of in the 3x3 one (torchvision)."""

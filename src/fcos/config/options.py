@@ -58,7 +58,8 @@ class OptionInfo(NamedTuple):
 
     Attributes:
         roles: influences of the option, see `Role`.
-        needs: another option of the section; this one only has an effect if that one is set. Empty: always in effect.
+        needs: another option of the section; this one only has an effect if that one is set, or for `NAME=VALUE`, if it
+            has this value. Empty: always in effect.
         free_for: projects to whose format weights can be converted for any value of the option, each with the reason.
     """
 
@@ -144,7 +145,9 @@ def in_effect(values: Mapping[str, Any], options: Mapping[str, OptionInfo]) -> d
         if info is None or not info.needs:
             return True
         section, dot, _ = key.rpartition(".")
-        return bool(values.get(f"{section}{dot}{info.needs}"))
+        needed, _, required = info.needs.partition("=")
+        value = values.get(f"{section}{dot}{needed}")
+        return value == required if required else bool(value)
 
     return {key: value for key, value in values.items() if has_effect(key)}
 

@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..checkpoint import Checkpoint
+from ..choices import Project
+from ..config.options import OptionInfo
 from ..config.text import as_option
 from ..errors import WeightsError
+from ..formatting import join_some
 
 CLASS_HEAD = "head.logits."
 """Prefix of the tensors of our FCOS that have one row per class."""
@@ -125,7 +128,13 @@ def require_fcos(checkpoint: Checkpoint, *, where: str, project: str) -> None:
 
 
 def require_same(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], *, free: Iterable[str], where: str, project: str
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    *,
+    free: Iterable[str],
+    changeable: Iterable[str],
+    where: str,
+    project: str,
 ) -> None:
     """Raise an error if a project's model would compute something else with the weights to be written for it.
 
@@ -133,22 +142,38 @@ def require_same(
         ours: options of the checkpoint's `model` section, by dotted key.
         theirs: options that reproduce the project's results, by dotted key.
         free: options that may differ.
+        changeable: options that the user may set to other values for these weights, see `changeable_options`.
         where: source of the weights, for messages.
         project: name of the project, for messages.
 
     Raises:
         WeightsError: an option differs that is not in `free`.
     """
-    differences = [
-        f"model.{key}={as_option(ours[key])} (expected {as_option(value)})"
+    differing = {
+        key: value
         for key, value in theirs.items()
         if key in ours and key not in free and ours[key] != value  # another backbone may lack options
-    ]
-    if differences:
-        raise WeightsError(
-            f"{where}: {project} cannot reproduce this detector: {', '.join(differences)}; to convert anyway, set the"
-            " expected value with KEY=VALUE, which works for options that do not change tensor shapes"
-        )
+    }
+    if not differing:
+        return
+    texts = [f"model.{key}={as_option(ours[key])} (expected {as_option(value)})" for key, value in differing.items()]
+    fixed = [f"model.{key}" for key in differing if key not in changeable]
+    remedy = f"; to convert it anyway, add {' '.join(f'model.{k}={as_option(v)}' for k, v in differing.items())}"
+    if fixed:
+        remedy = f"; the weights were trained for {join_some(fixed)}, which cannot be changed afterwards"
+    raise WeightsError(f"{where}: {project} cannot reproduce this detector: {', '.join(texts)}{remedy}")
+
+
+def changeable_options(options: Mapping[str, OptionInfo], project: Project) -> list[str]:
+    """Return the options that a user may set for given weights: those of detection, and for weights of other projects,
+    which may be described by any options, all that do not determine the shapes of the tensors.
+
+    Args:
+        options: options by dotted key, see `options_of`.
+        project: project that wrote the weights.
+    """
+    fixed = ("classes", "shape", "meaning", "training") if project == "fcos" else ("classes", "shape")
+    return [key for key, info in options.items() if info.roles.isdisjoint(fixed)]
 
 
 def infer_model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ..config.text import flatten
 from ..downloads import WebFile
 from ..errors import WeightsError
 from ..formatting import plural
-from .architecture import CLASS_HEAD, count_classes, replace_prefix, require_fcos, require_same
+from .architecture import CLASS_HEAD, changeable_options, count_classes, replace_prefix, require_fcos, require_same
 
 WEIGHTS = {
     "torchvision/fcos_resnet50_fpn": WebFile(
@@ -180,7 +180,14 @@ def to_torchvision(checkpoint: Checkpoint, *, where: str = "weights") -> dict[st
         values["backbone.norm"] = "gn" if values["backbone.norm"] == "gn" else "bn"  # frozen or trainable
     options = options_of(FCOSConfig)
     ours, free = in_effect(ours, options), free_options(options, "torchvision")
-    require_same(ours, theirs, free=free, where=where, project="torchvision's fcos_resnet50_fpn")
+    require_same(
+        ours,
+        theirs,
+        free=free,
+        changeable=changeable_options(options, checkpoint.project),
+        where=where,
+        project="torchvision's fcos_resnet50_fpn",
+    )
     category_ids = checkpoint.category_ids
     labels = category_ids if all(i in _COCO_LABELS for i in category_ids) else range(1, len(category_ids) + 1)
     weights = {name: tensor for name, tensor in checkpoint.model.items() if name not in _PIXELS}

@@ -34,16 +34,13 @@ _USED_IF: dict[str, Callable[[Options], bool]] = {
     "data.short_side": lambda options: options["data.short_side_range"] is None,
     "eval.scales_flip": lambda options: bool(options["eval.scales"]),
     "eval.scales_max_side": lambda options: bool(options["eval.scales"]),
-    "model.backbone.norm_groups": lambda options: options["model.backbone.norm"] == "gn",
-    "model.fpn.norm_eps": lambda options: options["model.fpn.norm"] == "gn",
-    "model.fpn.norm_groups": lambda options: options["model.fpn.norm"] == "gn",
     "train.gamma": lambda options: options["train.schedule"] == "multistep",
     "train.milestones": lambda options: options["train.schedule"] == "multistep",
     "train.momentum": lambda options: options["train.optimizer"] == "sgd",
     "train.warmup_factor": lambda options: options["train.warmup"] != "none",
     "train.warmup_iterations": lambda options: options["train.warmup"] != "none",
 }
-"""Conditions under which options are used; model options also state theirs in `OptionInfo.needs`."""
+"""Conditions under which options are used; model options state theirs in `OptionInfo.needs`."""
 _SPLITS = ("data.train.", "data.val.", "data.test.")
 _MAX_CHARACTERS = 100
 

@@ -264,7 +264,7 @@ def _total(length: Length, iteration: int) -> float:
 
 
 def _is_finished(run: Run, total: float) -> bool:
-    """Return whether a resumed run has nothing left to train or evaluate, so that the current options have no effect."""
+    """Return whether a resumed run has nothing left to train or evaluate, so that its options have no effect."""
     is_trained = run.state.iteration >= total or _out_of_patience(run)
     return is_trained and (run.val_data is None or run.state.evaluated_at == run.state.iteration)
 

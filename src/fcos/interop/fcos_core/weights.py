@@ -19,7 +19,7 @@ from ...config.text import flatten
 from ...errors import WeightsError
 from ...models import build_anchors
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
-from ..architecture import CLASS_HEAD, replace_prefix, require_same
+from ..architecture import CLASS_HEAD, changeable_options, replace_prefix, require_same
 from .config import config_from_yaml
 from .mapping import to_keys
 
@@ -121,6 +121,7 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
         {key: ours[key] for key in required_options},
         required_options,
         free=(),
+        changeable=(),
         where=where,
         project="the original FCOS",
     )
@@ -130,7 +131,14 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
         ours["backbone.norm"] = "bn"  # the same computation in inference
     options = options_of(config_class)
     ours, free = in_effect(ours, options), free_options(options, "fcos_core")
-    require_same(ours, theirs, free=free, where=where, project="the original FCOS")
+    require_same(
+        ours,
+        theirs,
+        free=free,
+        changeable=changeable_options(options, checkpoint.project),
+        where=where,
+        project="the original FCOS",
+    )
     pairs = " ".join(f'{key} "{value}"' for key, value in settings.items())
     log.info("%s: settings that the original's config needs in addition to its defaults: %s", where, pairs)
     log.info(
