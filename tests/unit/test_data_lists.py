@@ -196,3 +196,17 @@ def test_list_of_all_images_leaves_none_for_training(tmp_path: Path) -> None:
         DataError, match=r"3 of 3 images are in data\.val\.image_list .* leaves 0; data\.train\.image_list"
     ):
         load_annotations(data, "train")
+
+
+def test_a_broken_test_list_does_not_stop_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_coco(tmp_path)
+    data = config(tmp_path, test={"image_list": tmp_path / "none.txt"})
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        assert len(load(data)) == len(SIZES)
+    assert (
+        f"data.test: cannot be read, so its images are not left out of training: data.test: {tmp_path}" in caplog.text
+    )
+    with pytest.raises(DataError, match=r"none\.txt does not exist"):
+        load(data, "test")
+    with pytest.raises(DataError, match=r"data\.val: .*none\.txt does not exist"):
+        load(config(tmp_path, val={"image_list": tmp_path / "none.txt"}))

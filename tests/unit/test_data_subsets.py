@@ -72,7 +72,7 @@ def test_splits_have_several_names(form: str, as_file: bool, names: Sequence[str
 
 
 @pytest.mark.parametrize("form", WRITERS)
-@pytest.mark.parametrize("name", ["holdout", "val_2", "0"])
+@pytest.mark.parametrize("name", ["trian", "val_2", "0", "xval"])
 def test_unknown_split_is_an_error(form: str, name: str, tmp_path: Path) -> None:
     write, place = WRITERS[form]
     write(tmp_path, ("train", "val", name))
@@ -80,6 +80,28 @@ def test_unknown_split_is_an_error(form: str, name: str, tmp_path: Path) -> None
     with pytest.raises(DataError, match=rf"{place}: unknown split '{name}'; {expected}"):
         load_annotations(config(tmp_path), "train")
     assert num_images(tmp_path, "train", on_error="skip") == 1
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("name", ["holdout", "Extra"])
+def test_one_other_word_beside_splits_is_left_out_with_a_warning(
+    form: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, place = WRITERS[form]
+    write(tmp_path, ("train", "val", name))
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        assert [num_images(tmp_path, split) for split in SPLITS] == [1, 1, 0]
+    assert caplog.text.count(f"{name!r} is not a split; left out") == 2
+    assert place.replace("\\", "") in caplog.text
+
+
+def test_several_unknown_splits_are_errors(tmp_path: Path) -> None:
+    """They may be folds, so it is not clear that their rows are to be left out."""
+    rows = "".join(f"{name}.png,cat,1,1,9,9,{split}\n" for name, split in zip("abc", ("train", "k", "m"), strict=True))
+    write_images(tmp_path)
+    (tmp_path / "boxes.csv").write_text(f"filename,class,xmin,ymin,xmax,ymax,split\n{rows}")
+    with pytest.raises(DataError, match="unknown split 'k'; expected"):
+        load_annotations(config(tmp_path), "train")
 
 
 @pytest.mark.parametrize("form", WRITERS)

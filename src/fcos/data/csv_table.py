@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..errors import DataError
-from ..formatting import printable
+from ..formatting import join_some, printable
+from .csv_boxes import CORNERS, EXTENT, LISTS, split_lists
 from .files import folder_with, read_text
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
@@ -34,6 +35,9 @@ _COLUMNS = {
     "h": ("h", "boxheight", "bboxheight", "bboxh"),
     "image width": ("imagewidth", "imgwidth"),
     "image height": ("imageheight", "imgheight"),
+    "box": ("bbox", "box", "boundingbox"),
+    "corners": ("bboxxyxy", "boxxyxy"),
+    "extent": ("bboxxywh", "boxxywh"),
     "split": ("split", "subset", "set"),
     **{flag: (flag,) for flag in CROWD_FLAGS},
 }
@@ -41,7 +45,6 @@ _COLUMNS = {
 _EXPECTED = "expected the columns filename, class, xmin, ymin, xmax, ymax, or x, y, w, h for the box"
 """Description of the columns that a CSV needs, for messages."""
 _SUFFIXES = (".csv", ".tsv")
-_CORNERS, _EXTENT = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 _HEADERLESS = ("image", "x1", "y1", "x2", "y2", "class")  # keras-retinanet
 _ROUNDING = 0.01  # tools write fractions that exceed the image by a rounding error
 
@@ -74,19 +77,20 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read a CSV. A row without box is an image without objects.
 
     Boxes are corners (`xmin ymin xmax ymax`) or `x y w h`, in pixels, or in fractions of the image if no coordinate
-    exceeds 1. Without `class_names`, the classes are the sorted names. Ids of named classes are kept.
+    exceeds 1. They may be lists in a column `bbox`, see `csv_boxes`. Without `class_names`, the classes are the sorted
+    names. Ids of named classes are kept.
 
     Raises:
         DataError: the file is not a CSV with these columns, or two columns with the same meaning differ.
     """
     assert files.annotations is not None
     path = files.annotations
-    columns, table = _read_table(path)
+    columns, table, problems = _read_table(path)
     labels = LabelTable(class_names)
     images: dict[str, int] = {}
-    sizes, rows, problems = [], [], []
+    sizes, rows = [], []
     if "split" in columns:
-        problems = check_subsets(path, files.subset, [(f"line {line}", row.get("split", "")) for line, row in table])
+        problems += check_subsets(path, files.subset, [(f"line {line}", row.get("split", "")) for line, row in table])
     if files.subset is not None:
         problems += _check_splits(path, table, files.subset)
     for line, row in table:
@@ -161,16 +165,17 @@ def describe_header(path: Path) -> str:
 def _missing_columns(columns: Sequence[str]) -> list[str]:
     """Return the usual titles of the columns that are missing."""
     missing = [title for name, title in (("image", "filename"), ("class", "class")) if name not in columns]
-    if not set(_CORNERS) <= set(columns) and not set(_EXTENT) <= set(columns):
+    if not any(set(keys) <= set(columns) for keys in (CORNERS, EXTENT, *LISTS)):
         missing += ["xmin, ymin, xmax, ymax (or x, y, w, h)"]
     return missing
 
 
-def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Return our names of the columns, and the line number of each row with its values by column.
+def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[Problem]]:
+    """Return our names of the columns, the line number of each row with its values by column, and warnings.
 
     Raises:
-        DataError: the file is not a CSV, a column is missing, or two columns with the same meaning differ.
+        DataError: the file is not a CSV, a column is missing, two columns with the same meaning differ, or lists of
+            numbers may be boxes in two formats.
     """
     try:
         titles, table = _parse(read_text(path))
@@ -183,8 +188,40 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
             f"{path}: {_EXPECTED}; found {','.join(titles)!r:.200}, without {', '.join(missing)}. Without a"
             " header, the columns must be filename, x1, y1, x2, y2, class"
         )
-    columns = _drop_repeated(path, titles, columns, [values for _, values in table])
-    return columns, [(line, dict(zip(columns, values, strict=False))) for line, values in table]
+    rows = [values for _, values in table]
+    columns, unused = _drop_row_numbers(columns, titles, rows)
+    columns = _drop_repeated(path, titles, columns, rows)
+    message = f"{join_some(unused)}: not used, because the values number the rows"
+    problems = [Problem("row numbers", str(path), "", message, "warning")] if unused else []
+    named = [(line, dict(zip(columns, values, strict=False))) for line, values in table]
+    if not set(CORNERS) <= set(columns) and not set(EXTENT) <= set(columns):
+        column = next(name for (name,) in LISTS if name in columns)
+        keys = split_lists(path, column, titles[columns.index(column)], [row for _, row in named])
+        columns = [*columns, *keys]
+    return columns, named, problems
+
+
+def _drop_row_numbers(
+    columns: Sequence[str], titles: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[str]]:
+    """Drop columns of an image or of class ids that only number the rows, and return their titles, too.
+
+    Their values are 0, 1, 2, ... or 1, 2, 3, ..., although another column shows that the images or classes repeat.
+    """
+
+    def repeats(name: str, skipped: int) -> bool:
+        positions = [i for i, column in enumerate(columns) if column == name and i != skipped]
+        return any(len({row[i] for row in rows if i < len(row)}) < len(rows) for i in positions)
+
+    numbers = [[str(start + i) for i in range(len(rows))] for start in (0, 1)]
+    unused = [
+        i
+        for i, name in enumerate(columns)
+        if name in ("image", "class id")
+        and [row[i] if i < len(row) else "" for row in rows] in numbers
+        and repeats("image" if name == "image" else "class", i)
+    ]
+    return ["" if i in unused else name for i, name in enumerate(columns)], [repr(titles[i]) for i in unused]
 
 
 def _drop_repeated(
@@ -222,6 +259,8 @@ def _parse(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     table = [(reader.line_num, [value.strip() for value in row]) for row in reader if any(map(str.strip, row))]
+    if delimiter == ";":  # where Excel writes a decimal comma
+        table = [(line, [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", value) for value in row]) for line, row in table]
     if not table:
         return [], []
     header = table[0][1]
@@ -275,7 +314,7 @@ def _read_box(row: dict[str, str], image: int, line: int, labels: LabelTable) ->
     Raises:
         ValueError: a value is missing or invalid.
     """
-    keys = _CORNERS if "x1" in row else _EXTENT
+    keys = CORNERS if "x1" in row else EXTENT
     texts = [row.get(key, "") for key in keys]
     if not any(texts):
         return []
@@ -285,7 +324,7 @@ def _read_box(row: dict[str, str], image: int, line: int, labels: LabelTable) ->
         raise ValueError(f"expected four numbers as box, found {', '.join(texts):.80}") from None
     if not row.get("class"):
         raise ValueError("has no class")
-    box = (a, b, c, d) if keys == _CORNERS else (a, b, a + c, b + d)
+    box = (a, b, c, d) if keys == CORNERS else (a, b, a + c, b + d)
     flags = {flag: row[flag] for flag in CROWD_FLAGS if flag in row}
     try:
         crowd = any(parse_flag(value) for value in flags.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -25,13 +26,15 @@ _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # written by macOS into archives, and 
 
 
 def read_text(path: Path) -> str:
-    """Read a small text file.
+    """Read a small text file, in UTF-8 or in UTF-16 with a byte order mark.
 
     Raises:
-        DataError: the file is missing, cannot be read, or is not UTF-8 text.
+        DataError: the file is missing, cannot be read, or is in another encoding.
     """
+    data = _read_bytes(path)
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return _read_bytes(path).decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (at byte {error.start}); save the file in this encoding") from None
 

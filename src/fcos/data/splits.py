@@ -154,8 +154,15 @@ def _without_listed(sources: list[Source], config: DataConfig, class_names: Sequ
         section = getattr(config, split)
         if not any(image_list or annotations is None for annotations, _, image_list in section.data_sets):
             continue
-        located = locate(config, split) or []
-        others = [_read_source(config, *data_set, class_names, split, is_divided=False) for data_set in located]
+        try:
+            located = locate(config, split) or []
+            others = [_read_source(config, *data_set, class_names, split, is_divided=False) for data_set in located]
+        except DataError as error:
+            if split == "val":
+                raise
+            message = f"cannot be read, so its images are not left out of training: {error}"
+            sources[0].problems.append(Problem("unreadable split", "data.test", "", message, "warning"))
+            continue
         listed = {os.path.realpath(other.path(i)) for other in others for i in range(len(other.file_names))}
         masks = [
             np.array(

@@ -1,0 +1,77 @@
+"""Boxes of a CSV that are lists of four numbers in one column, such as `[10, 20, 30, 40]`.
+
+The title of the column may tell the format: `bbox_xyxy` for corners, `bbox_xywh` for the upper left corner with width
+and height. With another title, such as `bbox`, the format is that of the only reading that is possible for all boxes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import DataError
+from .values import parse_number, parse_size
+
+CORNERS, EXTENT = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
+"""Columns of a box in the two formats."""
+LISTS = (("corners",), ("extent",), ("box",))
+"""Columns of lists: corners, extent, or one of the two."""
+_TOLERANCE = 1.0  # pixel; annotators overshoot the edge
+
+
+def split_lists(path: Path, column: str, title: str, rows: Sequence[MutableMapping[str, str]]) -> tuple[str, ...]:
+    """Add the four columns of the boxes to every row, and return their names: `CORNERS` or `EXTENT`.
+
+    A value that is not a list of four numbers becomes the first of the columns, so that its row is reported.
+
+    Args:
+        path: the CSV, for messages.
+        column: one of `LISTS`.
+        title: title of the column in the file.
+        rows: values by column; modified in place.
+
+    Raises:
+        DataError: the boxes are possible in both formats, or in none.
+    """
+    boxes = [_parse_list(row.get(column, "")) for row in rows]
+    keys = {"corners": CORNERS, "extent": EXTENT}.get(column)
+    if keys is None:
+        pairs = [(box, row) for box, row in zip(boxes, rows, strict=True) if box is not None]
+        possible = [
+            keys for keys in (CORNERS, EXTENT) if all(_is_possible(box, row, keys is CORNERS) for box, row in pairs)
+        ]
+        if len(possible) != 1 and pairs:
+            known = "both are possible" if possible else "some boxes are not possible as either"
+            raise DataError(
+                f"{path}: the lists in column {title!r:.60} may be x1, y1, x2, y2 or x, y, width, height; {known}."
+                " Rename the column to bbox_xyxy or to bbox_xywh"
+            )
+        keys = possible[0]
+    for row, box in zip(rows, boxes, strict=True):
+        text = row.get(column, "")
+        unreadable = (text if _inner(text) else "", "", "", "")
+        row.update(zip(keys, unreadable if box is None else map(str, box), strict=True))
+    return keys
+
+
+def _inner(text: str) -> str:
+    return text.strip("[](){} \t")
+
+
+def _parse_list(text: str) -> list[float] | None:
+    """Return the four numbers of a list such as `[1, 2, 3, 4]`, `(1 2 3 4)` or `1;2;3;4`; None for another text."""
+    parts = [part for part in re.split(r"[\s,;]+", _inner(text)) if part]
+    with suppress(ValueError):
+        return [parse_number(part) for part in parts] if len(parts) == 4 else None
+    return None
+
+
+def _is_possible(box: Sequence[float], row: Mapping[str, str], is_corners: bool) -> bool:
+    """Return whether four numbers are a box with an area, inside its image if the row has the size of the image."""
+    a, b, c, d = box
+    x2, y2 = (c, d) if is_corners else (a + c, b + d)
+    height, width = parse_size(row.get("image height"), row.get("image width"))
+    is_inside = not height or (x2 <= width + _TOLERANCE and y2 <= height + _TOLERANCE)
+    return x2 > a and y2 > b and is_inside
