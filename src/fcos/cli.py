@@ -8,10 +8,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from .choices import Form
 from .cli_arguments import (
     WORDS,
     FileOverrides,
@@ -19,9 +20,11 @@ from .cli_arguments import (
     Overrides,
     TestOverrides,
     Weights,
+    check_choice,
     check_data_options,
     check_flags,
-    check_folder,
+    check_recipe,
+    parse_folder,
     parse_number,
 )
 from .errors import ConfigError
@@ -33,7 +36,6 @@ from .terminal import console, is_rank_zero, prepare_output, print_lines, report
 
 if TYPE_CHECKING:
     from .inference.sources import PredictedFile
-    from .interop import Form
 
 app = typer.Typer(
     name="fcos",
@@ -64,8 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _require_command(words: Sequence[str]) -> None:
-    """Raise an error with the command to type if the first word is an image, as for the original's `fcos` command."""
+    """Raise an error with the command to type if the first word is `help`, or an image as for the original's `fcos`."""
     first = words[0] if words else ""
+    if first == "help":
+        raise ConfigError(f"help: not a command; type: {' '.join(['fcos', *words[1:], '--help'])}")
     is_image = first.lower().partition("?")[0].endswith((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
     if is_image or "://" in first or "/" in first:
         raise ConfigError(
@@ -98,6 +102,7 @@ def train(
     """
     from . import api
 
+    check_recipe("fcos train", recipe, overrides or ())
     result = api.train(recipe, *overrides or ())
     if "WORLD_SIZE" not in os.environ:  # not a process of a distributed run
         print_lines(f"next: fcos predict {result.run / 'weights' / 'best.pt'} IMAGE...")
@@ -113,7 +118,9 @@ def val(
         Path | None,
         typer.Option(
             help="Folder for metrics.json and detections.json; default: RUN/SPLIT, or RUN/SPLIT-2 for other options.",
-            callback=check_folder,
+            metavar="FOLDER",
+            parser=str,
+            callback=parse_folder,
         ),
     ] = None,
 ) -> None:
@@ -125,8 +132,10 @@ def val(
       fcos val FCOS_R_50_FPN_1x.pth --config fcos_R_50_FPN_1x.yaml data=DIR
     """
     from . import api
+    from .data.source import Split
     from .evaluation.results import default_folder, print_evaluation, save_evaluation
 
+    check_choice("--split", split, get_args(Split))
     with progress_bar("evaluating", shown=is_rank_zero()) as progress:
         result = api.evaluate(weights, *overrides or (), config=config, split=split, progress=progress)
     if not is_rank_zero():
@@ -174,9 +183,9 @@ def predict(  # noqa: PLR0917 (options of the command line)
         typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.", callback=check_flags),
     ],
     config: OriginalConfig = None,
-    out: Annotated[Path, typer.Option(help="Folder for the annotated images.", callback=check_folder)] = Path(
-        "predictions"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the annotated images.", metavar="FOLDER", parser=str, callback=parse_folder)
+    ] = Path("predictions"),
     threshold: Annotated[
         str | None,
         typer.Option(
@@ -259,6 +268,7 @@ def convert(
     """
     from . import api
 
+    check_choice("--to", to, get_args(Form))
     print_lines(api.convert(weights, out, *overrides or (), to=cast("Form", to), config=config))
     print_lines(f"written: {out}")
 
@@ -274,7 +284,13 @@ def doctor(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for doctor.html (with images) and doctor.json.", callback=check_folder)
+        Path | None,
+        typer.Option(
+            help="Folder for doctor.html (with images) and doctor.json.",
+            metavar="FOLDER",
+            parser=str,
+            callback=parse_folder,
+        ),
     ] = None,
 ) -> None:
     """Check a data set for broken files, doubtful labels, duplicates and boxes that cannot be learned. Exit code 1:
@@ -316,9 +332,10 @@ def split(
         list[str],
         typer.Argument(metavar="KEY=VALUE", help="data=DIR, and options for reading it.", callback=check_data_options),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for train.txt and val.txt.", callback=check_folder)] = Path(
-        "splits"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for train.txt and val.txt.", metavar="FOLDER", parser=str, callback=parse_folder),
+    ] = Path("splits"),
     val: Annotated[str, typer.Option(metavar="NUMBER", help="Fraction of the images for validation, 0 to 1.")] = "0.2",
     test: Annotated[str, typer.Option(metavar="NUMBER", help="Fraction for testing, 0 to 1; 0: no test.txt.")] = "0",
 ) -> None:
@@ -392,6 +409,7 @@ def config_show(
     from .config.text import annotated_yaml
     from .recipes import load_config
 
+    check_recipe("fcos config show", recipe, overrides or ())
     print(annotated_yaml(load_config(recipe, overrides or ())), end="")
 
 

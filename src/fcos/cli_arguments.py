@@ -18,16 +18,50 @@ from .formatting import quote
 Number = TypeVar("Number", int, float)
 
 
-def check_folder(path: Path | None) -> Path | None:
-    """Reject an output folder that no system can create, or that is or lies in a file, before anything is computed."""
+def parse_folder(text: str | Path | None) -> Path | None:
+    """Return the path of an output folder; None if it is not given.
+
+    Raises:
+        ConfigError: the text is empty, or the folder cannot be created on any system, or is or lies in a file. This is
+            found before anything is computed.
+    """
     from .config.arguments import check_source
 
-    if path is not None:
-        check_source(path, name="--out")
-    for candidate in (path, *path.parents) if path is not None else ():
+    if text is None:
+        return None
+    if not str(text):
+        raise ConfigError("--out: expected a folder, found an empty value; write . for the current folder")
+    path = Path(check_source(text, name="--out"))
+    for candidate in (path, *path.parents):
         if candidate.exists() and not candidate.is_dir():
             raise ConfigError(f"--out: {candidate} is a file; expected a folder")
     return path
+
+
+def check_choice(option: str, text: str, choices: Sequence[str]) -> None:
+    """Raise ConfigError if the value of an option is not one of the choices.
+
+    Args:
+        option: name of the option as typed, for messages.
+        text: value as typed.
+        choices: allowed values.
+    """
+    if text not in choices:
+        raise ConfigError(f"{option}: expected one of {', '.join(choices)}, found {quote(text)}")
+
+
+def check_recipe(command: str, recipe: str, overrides: Sequence[str]) -> None:
+    """Reject an option in the place of the recipe, which is the first word, with the command to type.
+
+    Args:
+        command: the command, for messages.
+        recipe: first word.
+        overrides: the other words.
+    """
+    if "=" in recipe and not Path(recipe).exists():
+        name = next((word for word in overrides if "=" not in word), "fcos_mnv2_small")
+        words = shlex.join([name, recipe, *(word for word in overrides if word != name)])
+        raise ConfigError(f"{recipe}: expected a recipe or YAML file before the options; type: {command} {words}")
 
 
 def parse_number(
@@ -57,10 +91,18 @@ def parse_number(
 
 
 def check_flags(context: typer.Context, words: list[str] | None) -> list[str] | None:
-    """Reject unknown flags among the words of a command, with the option to type instead."""
+    """Reject unknown flags among the words of a command, and its flags as `key=value`, with the option to type."""
+    flags = _flags(context)
     for position, word in enumerate(words or []):
-        if re.match(r"--?[A-Za-z]", word) and not Path(word).exists():
+        if Path(word).exists():
+            continue
+        if re.match(r"--?[A-Za-z]", word):
             raise ConfigError(f"{word}: no such option{_suggest_for_flag(context, (words or [])[position:])}")
+        name, separator, value = word.partition("=")
+        flag = _FLAG_OF_NAME.get(name, f"--{name}")
+        is_option = name == "output_dir" and context.command.name == "doctor"  # which takes the options of a training
+        if separator and flag in flags and not is_option:
+            raise ConfigError(f"{word}: no such option here, did you mean {flag} {shlex.quote(value)}?")
     return words
 
 
@@ -80,14 +122,30 @@ def _suggest_for_flag(context: typer.Context, words: Sequence[str]) -> str:
     flag, _, value = words[0].partition("=")
     if not value and len(words) > 1 and not words[1].startswith("-") and "=" not in words[1]:
         value = words[1]
-    flags = [name for parameter in context.command.params for name in parameter.opts]
-    known = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
+    flags = _flags(context)
+    similar = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
+    known = [other for other in [_FLAG_OF_NAME.get(flag.lstrip("-"))] if other in flags] or similar
+    if known and value:
+        known = [f"{known[0]} {shlex.quote(value)}"]
     known += [f"{key}={value or 'VALUE'}" for key in suggest_options(Config, flag.lstrip("-"))]
     if known:
         return f", did you mean {' or '.join(known)}?"
     return f"; options have the form key=value, and `{context.command_path} --help` lists the others"
 
 
+def _flags(context: typer.Context) -> list[str]:
+    return [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+
+
+_FLAG_OF_NAME = {
+    "conf": "--threshold",
+    "confidence": "--threshold",
+    "score_threshold": "--threshold",
+    "output": "--out",
+    "output_dir": "--out",
+    "format": "--to",
+}
+"""Flags by the names that other commands and projects use for them."""
 Weights = Annotated[
     str,
     typer.Argument(metavar="WEIGHTS", help="Run folder, weights file, or name such as torchvision/fcos_resnet50_fpn."),

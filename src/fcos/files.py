@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -15,6 +17,8 @@ from .errors import WriteError
 
 MAX_NAME_BYTES = 255
 """Length limit of a file or folder name on most file systems."""
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_SECONDS_IN_USE = 3600.0
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,6 +57,17 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_old_temporaries(folder: Path) -> None:
+    """Remove the temporary files of `replaced` that killed processes left in a folder or directly in its subfolders.
+
+    Files that were modified within the last hour are kept, since another process may be writing them.
+    """
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        with suppress(OSError):  # removed since, or not writable
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _SECONDS_IN_USE:
+                path.unlink()
 
 
 @contextmanager

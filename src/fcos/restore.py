@@ -14,6 +14,7 @@ from .config import Config, FCOSConfig
 from .config.arguments import check_overrides, check_source
 from .config.backbones import is_own
 from .config.detectors import DEFAULT_DETECTOR
+from .config.lookup import suggest_options
 from .config.options import (
     ANNOTATION_OPTIONS,
     DATA_SET_OPTIONS,
@@ -141,6 +142,10 @@ def _check_is_weights(weights: str | Path) -> None:
 
 def _reject_without_effect(options: Sequence[str], use: Use) -> None:
     keys = [text.partition("=")[0] for text in options]
+    for key in keys:
+        meant = suggest_options(Config, key)
+        if meant and key not in (*meant, "data") and all(is_among(option, _NO_EFFECT[use]) for option in meant):
+            raise ConfigError(f"{key}: no such option, and {' and '.join(meant)} has no effect on {use}; remove it")
     idle = [key for key in keys if is_among("data.root" if key == "data" else key, _NO_EFFECT[use])]
     if idle:
         raise ConfigError(f"{', '.join(idle)}: no effect on {use}; remove {'it' if len(idle) == 1 else 'them'}")

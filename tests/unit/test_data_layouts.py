@@ -10,8 +10,10 @@ from tiny_data import (
     BOXES,
     CLASSES,
     SIZES,
+    coco_tree,
     config,
     contents,
+    voc_xml,
     write_images,
     write_json,
     write_yolo,
@@ -140,6 +142,29 @@ def test_unrecognised_folder_error_lists_contents_and_fills_in_the_options(tmp_p
     assert "- marks: 3 .json files" in text
     assert "- pics: 3 .png files" in text
     assert f"data.train.annotations={tmp_path / 'marks'} data.train.images={tmp_path / 'pics'}" in text
+
+
+def test_annotations_without_images_in_a_subfolder_are_not_suggested(tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets/a.xml").write_text(voc_xml("a.png", []))
+    with pytest.raises(DataError) as raised:
+        load_annotations(config(tmp_path), "train")
+    assert "A subfolder is a data set" not in str(raised.value)
+    assert "- pets: a.xml" in str(raised.value)
+
+
+def test_missing_files_and_folders_suggest_the_name_beside_them(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    for split in ("train", "val"):
+        write_json(tmp_path / f"my_{split}_v2.json", coco_tree())
+    for split in ("train", "val"):
+        data = config(**{split: {"annotations": tmp_path / f"my_{split}_v3.json", "images": tmp_path / "images"}})
+        with pytest.raises(DataError, match=rf"does not exist, did you mean {tmp_path}/my_{split}_v2\.json\?$"):
+            load_annotations(data, split)
+    with pytest.raises(DataError, match=rf"no such data folder, did you mean {tmp_path}/images\?$"):
+        load_annotations(config(tmp_path / "imgaes"), "train")
+    with pytest.raises(DataError, match=r"no such data folder$"):
+        load_annotations(config(tmp_path / "none/other"), "train")
 
 
 def test_data_set_in_a_subfolder_is_suggested(tmp_path: Path) -> None:

@@ -108,3 +108,22 @@ def test_voc_file_of_two_images_must_name_one(name: str, expected: str | None, t
     annotations = load_annotations(data, "train")
     assert annotations is not None
     assert annotations.file_name(0) == expected
+
+
+def test_message_tells_that_skipping_keeps_both_entries(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    coco(tmp_path)
+    with pytest.raises(DataError, match=r"\nFix it, or set data\.on_error=skip to use them as they are\.$"):
+        load_annotations(config(tmp_path), "train")
+    assert load_annotations(config(tmp_path, on_error="skip"), "train") is not None
+    assert "problems that remain in the train split: repeated image" in caplog.text
+    assert "skipped" not in caplog.text
+    caplog.clear()
+    (tmp_path / "images/b.png").write_bytes(b"damaged")
+    tree = coco_tree()
+    tree["images"].append({**tree["images"][0], "id": 40})
+    write_json(tmp_path / "train.json", tree)
+    with pytest.raises(DataError, match="=skip to skip unusable images and boxes and use the others as they are"):
+        load_annotations(config(tmp_path), "train")
+    assert load_annotations(config(tmp_path, on_error="skip"), "train") is not None
+    assert "skipped in the train split: unreadable image" in caplog.text
+    assert "problems that remain in the train split: repeated image" in caplog.text

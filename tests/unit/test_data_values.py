@@ -268,3 +268,52 @@ def test_one_flag_of_several_suffices_in_hugging_face_data(tmp_path: Path) -> No
     annotations = load_annotations(config(tmp_path), "train")
     assert annotations is not None
     assert annotations.crowd.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(("label", "names"), [(3, ("3",)), (" cat ", ("cat",))])
+def test_labelme_labels_may_be_integers(label: object, names: tuple[str, ...], tmp_path: Path) -> None:
+    labelme(tmp_path, label)
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    assert annotations.class_names == names
+    assert annotations.boxes.tolist() == [[1, 1, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(3.5, "expected text as label, found 3.5"), (True, "expected text as label, found True"), (None, "has no label")],
+)
+def test_other_labelme_labels_are_reported(label: object, message: str, tmp_path: Path) -> None:
+    labelme(tmp_path, label)
+    with pytest.raises(DataError, match=f"shape 1: {message}"):
+        load_annotations(config(tmp_path), "train")
+
+
+def labelme(folder: Path, label: object) -> None:
+    write_images(folder)
+    shape = {"label": label, "points": [[1, 1], [9, 9]], "shape_type": "rectangle"}
+    write_json(folder / "a.json", {"shapes": [shape], "imagePath": "a.png"})
+
+
+@pytest.mark.parametrize("kind", ["robndbox", "polygon"])
+def test_voc_object_without_bounding_box_is_reported_by_its_kind(kind: str, tmp_path: Path) -> None:
+    write_images(tmp_path)
+    shape = f"<{kind}><x1>1</x1><cx>5</cx></{kind}>"
+    (tmp_path / "a.xml").write_text(f"<annotation><object><name>cat</name>{shape}</object></annotation>")
+    with pytest.raises(DataError, match=rf"a\.xml, object 1: has a {kind}, but no bndbox; export the bounding boxes"):
+        load_annotations(config(tmp_path), "train")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    (tmp_path / "a.xml").write_text(f"<annotation><object><name>cat</name>{box}{shape}</object></annotation>")
+    annotations = load_annotations(config(tmp_path), "train")
+    assert annotations is not None
+    assert annotations.boxes.tolist() == [[1, 1, 9, 9]]
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_null_in_place_of_a_coco_list_is_named(key: str, tmp_path: Path) -> None:
+    write_coco(tmp_path, {**coco_tree(), key: None})
+    data = config(train={"annotations": tmp_path / "train.json", "images": tmp_path / "images"})
+    with pytest.raises(
+        DataError, match=rf"train\.json: {key}: expected a list, found null; for no entries, write \[\]"
+    ):
+        load_annotations(data, "train")

@@ -68,6 +68,11 @@ def test_small_images_are_enlarged_by_an_integer_factor():
     assert draw(small, instances([[10, 10, 50, 50]], size=(128, 160)), scale=1).size == (160, 128)
 
 
+def test_scale_is_limited_by_the_number_of_pixels():
+    with pytest.raises(ValueError, match="scale: expected at most 24 for a picture of 640x480 pixels, found 100000;"):
+        draw(GREY, ONE, scale=100_000)
+
+
 @pytest.mark.parametrize("scale", [0, -1, 1.5])
 def test_scale_must_be_a_positive_integer(scale):
     with pytest.raises(ValueError, match=f"scale: expected an integer of at least 1, found {scale}"):

@@ -289,6 +289,12 @@ def test_folder_without_a_run_is_rejected(tmp_path: Path, capsys: pytest.Capture
         main(["report", str(tmp_path)])
     assert stop.value.code == 2
     assert "not a run folder, it has no config.yaml" in capsys.readouterr().err
+    (tmp_path / "run/weights").mkdir(parents=True)
+    (tmp_path / "run/weights/best.pt").touch()
+    (tmp_path / "run/config.yaml").touch()
+    for path in (tmp_path / "run/weights/best.pt", tmp_path / "run/weights"):
+        with pytest.raises(ConfigError, match=rf"{path}: this is in the run folder .*: fcos report {tmp_path}/run$"):
+            fcos.report(path)
     with pytest.raises(ConfigError, match="not a run folder"):
         fcos.report(tmp_path / "nowhere")
 

@@ -277,6 +277,15 @@ def test_every_damaged_checkpoint_is_kept(run: Path) -> None:
     assert (weights / "damaged-1.pt").read_bytes() == b"second"
 
 
+def test_a_damaged_checkpoint_keeps_what_exists_under_its_new_name(run: Path) -> None:
+    (run / "weights/damaged.pt").mkdir()
+    (run / "weights/damaged.2.pt").write_bytes(b"of an earlier resume")
+    (run / "weights/last.pt").write_bytes(b"damaged")
+    assert "damaged.3.pt" in load_last(run).note
+    assert (run / "weights/damaged.3.pt").read_bytes() == b"damaged"
+    assert (run / "weights/damaged.2.pt").read_bytes() == b"of an earlier resume"
+
+
 TABLES = {
     "other columns": b"time;loss\n1;2\n",
     "UTF-16": "iteration,split\n1,train\n".encode("utf-16"),

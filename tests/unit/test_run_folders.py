@@ -194,3 +194,16 @@ def test_a_killed_process_loses_the_lock_even_if_its_workers_are_alive(tmp_path:
             pass
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    names = {".tmp", f".{'0' * 32}.tmp", f"val/.{'a1' * 16}.tmp", f"val/.{'b' * 32}.tmp", ".mine.tmp", "report.html"}
+    (tmp_path / "val").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / f"val/.{'b' * 32}.tmp")  # another process may be writing this one
+    with lock_folder(tmp_path, is_new=False):
+        pass
+    removed = {name for name in names if not (tmp_path / name).exists()}
+    assert removed == {f".{'0' * 32}.tmp", f"val/.{'a1' * 16}.tmp"}

@@ -155,6 +155,9 @@ def _load_lists(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
     keys = ("images", "annotations", "categories")
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
         found = join_some(list(tree)) if isinstance(tree, dict) else type(tree).__name__
+        null = [key for key in keys if isinstance(tree, dict) and key in tree and tree[key] is None]
+        if null:
+            raise DataError(f"{path}: {' and '.join(null)}: expected a list, found null; for no entries, write []")
         raise DataError(
             f"{path}: expected a COCO file, an object with the lists {', '.join(keys)};"
             f" found {found or 'an empty object':.200}"

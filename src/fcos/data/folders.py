@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..files import open_file
+from ..formatting import printable
 from .files import IMAGE_SUFFIXES, is_file_or_dead_link, is_hidden, walk_files
 from .source import SPLIT_NAMES, Split
 
@@ -65,6 +67,16 @@ def existing(root: Path, names: Sequence[str]) -> list[Path]:
             status = path.stat()
             folders.setdefault((status.st_dev, status.st_ino), path)
     return list(folders.values())
+
+
+def suggest_sibling(path: Path) -> str:
+    """Return a hint with the file or folder beside a missing one whose name is the most similar; empty without one."""
+    try:
+        names = [entry.name for entry in list_visible(path.parent)]
+    except DataError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f", did you mean {printable(str(path.with_name(close[0])))}?" if close else ""
 
 
 def has_images(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..formatting import quote
 from .file_names import find_missing_images
 from .files import IMAGE_SUFFIXES, read_json
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, list_visible, read_start
@@ -150,10 +151,13 @@ def _read_shape(shape: Any, image: int, number: int, labels: LabelTable) -> Row 
     """Read one shape; None if it has no area.
 
     Raises:
-        ValueError: the shape has no label or no valid points.
+        ValueError: the shape has no label, one that is neither text nor an integer, or no valid points.
     """
-    if not isinstance(shape, dict) or not isinstance(shape.get("label"), str) or not shape["label"].strip():
+    label = shape.get("label") if isinstance(shape, dict) else None
+    if label is None or not str(label).strip():
         raise ValueError("has no label")
+    if type(label) not in (str, int):  # a boolean is an integer, too
+        raise ValueError(f"expected text as label, found {quote(label)}")
     kind = shape.get("shape_type") or "polygon"  # missing in old versions
     if kind in _WITHOUT_AREA:
         return None
@@ -173,4 +177,4 @@ def _read_shape(shape: Any, image: int, number: int, labels: LabelTable) -> Row 
     except ValueError:
         raise ValueError(f"expected true or false as value of {', '.join(CROWD_FLAGS)}") from None
     box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-    return Row(image, number, labels.label(shape["label"]), box, crowd)
+    return Row(image, number, labels.label(label), box, crowd)

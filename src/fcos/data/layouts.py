@@ -14,7 +14,7 @@ from ..config.catalog import place_hint
 from ..errors import DataError
 from . import coco, csv_table, cvat, huggingface, labelme, voc, yolo
 from .files import walk_files
-from .folders import has_images, image_folders, list_visible, split_folders
+from .folders import first_images, has_images, image_folders, list_visible, split_folders, suggest_sibling
 from .source import Format, Split, SplitFiles
 from .unrecognized import describe, describe_unrecognized
 
@@ -122,7 +122,7 @@ def _recognize(root: Path, data_format: str) -> tuple[str, Callable[[Split], Spl
     which becomes the training split.
     """
     if not os.path.exists(root):
-        raise DataError(f"{root}: no such data folder")
+        raise DataError(f"{root}: no such data folder{suggest_sibling(root)}")
     forms = {name: form for name, form in FORMATS.items() if data_format in ("auto", name)}
     try:
         for find in _FINDERS:
@@ -131,7 +131,9 @@ def _recognize(root: Path, data_format: str) -> tuple[str, Callable[[Split], Spl
                     return name, partial(find, form, root)
         subfolders = [folder for folder in list_visible(root)[:_MAX_SUBFOLDERS] if folder.is_dir()]
         recognized = [
-            f for f in subfolders if any(find(form, f, "train") for find in _FINDERS for form in forms.values())
+            f
+            for f in subfolders
+            if first_images(f, 1) and any(find(form, f, "train") for find in _FINDERS for form in forms.values())
         ]
     except PermissionError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
@@ -161,7 +163,7 @@ def _apply_paths(
     annotations, images, image_list = paths
     for path in paths:
         if path is not None and not os.path.exists(path):
-            raise DataError(f"data.{split}: {path} does not exist{place_hint(path)}")
+            raise DataError(f"data.{split}: {path} does not exist{place_hint(path) or suggest_sibling(path)}")
     if annotations is not None:
         name, recognized = _recognize_annotations(name, annotations, split)
         files = replace(recognized, images=files.images or recognized.images, class_names=files.class_names)

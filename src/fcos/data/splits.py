@@ -25,6 +25,8 @@ from .source import Problem, Source, Split, SplitFiles, join_sources, select_ima
 logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 20
+_KEPT = ("repeated image", "wrong box format")
+"""Kinds of errors whose images and boxes data.on_error=skip uses as they are."""
 
 
 def load_annotations(
@@ -65,11 +67,14 @@ def load_annotations(
     annotations, problems = loaded
     errors = [p for p in problems if p.severity == "error"]
     if errors and (config.on_error == "stop" or not len(annotations)):
-        skip = ", or set data.on_error=skip to skip unusable images and boxes" if len(annotations) else ""
+        skip = f", or set data.on_error=skip {_describe_skipping(errors)}" if len(annotations) else ""
         remedy = f"Fix {'it' if len(errors) == 1 else 'them'}{skip}."
         raise DataError(f"{_format_problems(f'problems in the {split} split', errors)}\n{remedy}")
-    if errors:
-        logger.warning("%s", _format_problems(f"skipped in the {split} split", errors))
+    kept = [p for p in errors if p.kind in _KEPT]
+    skipped = [p for p in errors if p.kind not in _KEPT]
+    for title, group in (("skipped in", skipped), ("problems that remain in", kept)):
+        if group:
+            logger.warning("%s", _format_problems(f"{title} the {split} split", group))
     warnings = [p for p in problems if p.severity == "warning"]
     for kind in dict.fromkeys(p.kind for p in warnings):
         same_kind = [p for p in warnings if p.kind == kind]
@@ -254,6 +259,14 @@ def _select_trained(source: Source, config: DataConfig, format_name: str) -> Sou
 
 def _empty_split(where: Path, split: Split) -> Problem:
     return Problem("empty split", str(where), "", f"contains no usable image for {split}")
+
+
+def _describe_skipping(errors: Sequence[Problem]) -> str:
+    """Return the effect of data.on_error=skip on images and boxes with errors."""
+    kinds = {problem.kind for problem in errors}
+    if kinds <= set(_KEPT):
+        return "to use them as they are"
+    return "to skip unusable images and boxes" + (" and use the others as they are" if kinds & set(_KEPT) else "")
 
 
 def _format_problems(title: str, problems: Sequence[Problem]) -> str:

@@ -262,6 +262,9 @@ def _read_object(element: Element, image: int, number: int, labels: dict[str, in
         box = [float(text) for text in texts if text is not None]
     except ValueError:
         box = []
+    other = next((kind for kind in ("robndbox", "polygon") if element.find(kind) is not None), None)
+    if element.find("bndbox") is None and other is not None:
+        raise ValueError(f"has a {other}, but no bndbox; export the bounding boxes (xmin, ymin, xmax, ymax), too")
     if len(box) != 4:
         raise ValueError(f"bndbox: expected the numbers xmin, ymin, xmax, ymax, found {quote(texts)}")
     difficult = element.findtext("difficult")

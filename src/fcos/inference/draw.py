@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import logging
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.opening import MAX_PIXELS
 from ..errors import ConfigError
 from ..formatting import printable
 from ..plotting import import_matplotlib
@@ -93,7 +95,8 @@ def draw(
 
     Raises:
         DataError: `image` is not a picture.
-        ConfigError: `instances` are no `Instances`, or `scale` is not a whole number of at least 1.
+        ConfigError: `instances` are no `Instances`, or `scale` is not a whole number of at least 1, or the result would
+            have more than 178,956,970 pixels.
     """
     if not isinstance(instances, Instances):
         raise ConfigError(f"instances: expected the result of Detector.predict, found {type(instances).__name__}")
@@ -113,6 +116,12 @@ def enlarged(picture: Image.Image, scale: int | None = None) -> Image.Image:
         scale = max(1, min(readable, largest))
     if not isinstance(scale, int) or scale < 1:
         raise ConfigError(f"scale: expected an integer of at least 1, found {scale}")
+    largest_scale = max(1, math.isqrt(MAX_PIXELS // max(1, picture.width * picture.height)))
+    if scale > largest_scale:
+        raise ConfigError(
+            f"scale: expected at most {largest_scale} for a picture of {picture.width}x{picture.height} pixels, found"
+            f" {scale}; the result would have more than {MAX_PIXELS} pixels"
+        )
     if scale == 1:
         return picture.copy()
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)

@@ -134,6 +134,11 @@ def read_record(
 def _read_config(folder: Path) -> Config:
     path = folder / CONFIG
     if not path.is_file():
+        run = next((parent for parent in folder.parents if (parent / CONFIG).is_file()), None)
+        if run is not None and folder.exists():
+            raise ConfigError(
+                f"{folder}: this is in the run folder {run}; expected the folder itself: fcos report {run}"
+            )
         raise ConfigError(
             f"{folder}: not a run folder, it has no {CONFIG}; expected the output folder of a training, for example"
             " runs/fcos_mnv2_small"

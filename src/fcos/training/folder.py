@@ -16,7 +16,7 @@ from ..checkpoint import generations
 from ..config import Config
 from ..data import Annotations
 from ..errors import ConfigError
-from ..files import explain_write_errors, write_text
+from ..files import explain_write_errors, remove_old_temporaries, write_text
 from ..formatting import printable
 from .elastic import recall
 
@@ -123,6 +123,8 @@ def check_apart_from_data(config: Config, splits: Iterable[Annotations | None]) 
 def lock_folder(folder: Path, *, is_new: bool) -> Iterator[None]:
     """Hold the lock of a run folder, so that no other process trains in it. A killed process loses the lock.
 
+    Temporary files that killed processes left in the folder are removed.
+
     Args:
         folder: run folder.
         is_new: True if a new run starts in the folder. Another run may have been started and finished in it since
@@ -144,6 +146,7 @@ def lock_folder(folder: Path, *, is_new: bool) -> Iterator[None]:
     try:
         if is_new:
             _refuse_existing_run(folder)
+        remove_old_temporaries(folder)
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:

@@ -6,6 +6,7 @@ the optimiser's fused kernels do not check shapes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -277,7 +278,7 @@ def load_last(folder: Path) -> ResumePoint:
         warnings = [f"warning: {problem}" for problem in problems.values()] or [f"warning: {last} is missing"]
         note = f"  resuming from the previous checkpoint, {path}"
         for unusable in problems:
-            new_name = unusable.with_name(unusable.name.replace("last", "damaged", 1))
+            new_name = _free_name(unusable.with_name(unusable.name.replace("last", "damaged", 1)))
             unusable.replace(new_name)
             note += f"; renamed {unusable} to {new_name}"
         path.replace(last)
@@ -291,6 +292,12 @@ def load_last(folder: Path) -> ResumePoint:
         )
     last.parent.mkdir(exist_ok=True)
     return ResumePoint(None, f"nothing was saved in {folder} yet; starting from the beginning")
+
+
+def _free_name(path: Path) -> Path:
+    """Return a path, or if it exists, the first free one of NAME.2.pt, NAME.3.pt and so on."""
+    numbered = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(2))
+    return path if not path.exists() else next(name for name in numbered if not name.exists())
 
 
 def load_run(folder: Path, config: Config) -> ResumePoint:

@@ -207,11 +207,8 @@ ROWS: list[Row] = [
         lambda *shape: (_name_backbone(*shape),),
         _find_body_keys,
     ),
-    Row(
-        ("MODEL.WEIGHT", "MODEL.WEIGHT"),
-        ("model.backbone.weights", "train.weights"),
-        lambda file, _: (file, None) if is_backbone_file(file) else (None, file or None),
-    ),
+    _one_way("MODEL.WEIGHT", "model.backbone.weights", lambda file: file if is_backbone_file(file) else None),
+    _one_way("MODEL.WEIGHT", "train.weights", lambda file: None if is_backbone_file(file) else file or None),
     _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", only="mobilenet"),
     Row(
         ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
