@@ -32,9 +32,12 @@ def fcos(monkeypatch, capsys):
 @pytest.fixture
 def weights(tmp_path):
     torch.manual_seed(0)
-    config = tiny_config()
     path = tmp_path / "run" / "weights" / "best.pt"
     path.parent.mkdir(parents=True)
+    return save(path, tiny_config())
+
+
+def save(path, config):
     save_checkpoint(path, model=tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
     return path
 
@@ -216,14 +219,19 @@ class TestPredict:
 
 
 class TestConvert:
-    def test_writes_the_file_and_reports_matched_tensors(self, fcos, weights, tmp_path):
-        code, out, _ = fcos(
-            "convert", weights, tmp_path / "out.pth", "--to", "fcos_core", "model.box_convention=inclusive"
-        )
+    def test_writes_the_file_and_reports_matched_tensors(self, fcos, tmp_path):
+        weights = save(tmp_path / "own.pt", tiny_config(box_convention="inclusive"))
+        code, out, _ = fcos("convert", weights, tmp_path / "out.pth", "--to", "fcos_core")
         assert code == 0
         assert out.startswith("matched: ")
         assert out.endswith(f"written: {tmp_path / 'out.pth'}\n")
         assert "rpn.head.cls_logits.bias" in torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+
+    def test_options_that_contradict_the_weights_are_rejected(self, fcos, weights, tmp_path):
+        code, _, err = fcos("convert", weights, tmp_path / "out.pth", "model.box_convention=inclusive")
+        assert code == 2
+        assert "was trained with model.box_convention=continuous" in err
+        assert not (tmp_path / "out.pth").exists()
 
     def test_existing_output_file_is_rejected(self, fcos, weights):
         code, out, err = fcos("convert", weights, weights)
