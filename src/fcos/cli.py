@@ -18,14 +18,16 @@ from .cli_arguments import (
     FileOverrides,
     OriginalConfig,
     Overrides,
+    Recipe,
     TestOverrides,
     Weights,
     check_choice,
     check_data_options,
     check_flags,
     check_recipe,
-    parse_folder,
+    folder_option,
     parse_number,
+    require_command,
 )
 from .errors import ConfigError
 from .files import explain_write_errors
@@ -61,21 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with drop_unwritable_output():
         prepare_output(hide_warnings=arguments is None)  # None: the process is ours
         with report_user_errors():
-            _require_command(sys.argv[1:] if arguments is None else arguments)
+            require_command(sys.argv[1:] if arguments is None else arguments)
             app(arguments, prog_name="fcos")
-
-
-def _require_command(words: Sequence[str]) -> None:
-    """Raise an error with the command to type if the first word is `help`, or an image as for the original's `fcos`."""
-    first = words[0] if words else ""
-    if first == "help":
-        raise ConfigError(f"help: not a command; type: {' '.join(['fcos', *words[1:], '--help'])}")
-    is_image = first.lower().partition("?")[0].endswith((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
-    if is_image or "://" in first or "/" in first:
-        raise ConfigError(
-            f"{first}: not a command; to detect objects in images, type: fcos predict WEIGHTS {' '.join(words)}, with"
-            " torchvision/fcos_resnet50_fpn (80 classes of COCO) or your weights file as WEIGHTS"
-        )
 
 
 @app.callback(invoke_without_command=True)
@@ -91,7 +80,7 @@ def _global_options(
 
 @app.command(context_settings=WORDS)
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (see: fcos config list) or YAML file.")],
+    recipe: Recipe,
     overrides: Overrides = None,
 ) -> None:
     """Train a detector.
@@ -116,11 +105,8 @@ def val(
     split: Annotated[str, typer.Option(metavar="NAME", help="train, val or test.")] = "val",
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for metrics.json and detections.json; default: RUN/SPLIT, or RUN/SPLIT-2 for other options.",
-            metavar="FOLDER",
-            parser=str,
-            callback=parse_folder,
+        folder_option(
+            "Folder for metrics.json and detections.json; default: RUN/SPLIT, or RUN/SPLIT-2 for other options."
         ),
     ] = None,
 ) -> None:
@@ -183,9 +169,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
         typer.Argument(metavar="SOURCE", help="Files, folders, globs, http(s) URLs.", callback=check_flags),
     ],
     config: OriginalConfig = None,
-    out: Annotated[
-        Path, typer.Option(help="Folder for the annotated images.", metavar="FOLDER", parser=str, callback=parse_folder)
-    ] = Path("predictions"),
+    out: Annotated[Path, folder_option("Folder for the annotated images.")] = Path("predictions"),
     threshold: Annotated[
         str | None,
         typer.Option(
@@ -285,12 +269,7 @@ def doctor(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for doctor.html (with images) and doctor.json.",
-            metavar="FOLDER",
-            parser=str,
-            callback=parse_folder,
-        ),
+        folder_option("Folder for doctor.html (with images) and doctor.json."),
     ] = None,
 ) -> None:
     """Check a data set for broken files, doubtful labels, duplicates and boxes that cannot be learned. Exit code 1:
@@ -334,7 +313,7 @@ def split(
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Folder for train.txt and val.txt.", metavar="FOLDER", parser=str, callback=parse_folder),
+        folder_option("Folder for train.txt and val.txt."),
     ] = Path("splits"),
     val: Annotated[str, typer.Option(metavar="NUMBER", help="Fraction of the images for validation, 0 to 1.")] = "0.2",
     test: Annotated[str, typer.Option(metavar="NUMBER", help="Fraction for testing, 0 to 1; 0: no test.txt.")] = "0",
@@ -402,7 +381,7 @@ def config_list() -> None:
 
 @config_app.command("show", context_settings=WORDS, short_help="Print a complete config with descriptions.")
 def config_show(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file.")],
+    recipe: Recipe,
     overrides: Overrides = None,
 ) -> None:
     """Print the complete resolved config as YAML, with a description of every option."""
@@ -415,7 +394,7 @@ def config_show(
 
 @config_app.command("diff", short_help="Print the options that differ.")
 def config_diff(
-    first: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file.")],
+    first: Recipe,
     second: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe or YAML file to compare with.")],
 ) -> None:
     """Print the options that differ between two configs."""

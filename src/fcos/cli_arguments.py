@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,19 @@ from .errors import ConfigError
 from .formatting import quote
 
 Number = TypeVar("Number", int, float)
+
+
+def require_command(words: Sequence[str]) -> None:
+    """Raise an error with the command to type if the first word is `help`, or an image as for the original's `fcos`."""
+    first = words[0] if words else ""
+    if first == "help":
+        raise ConfigError(f"help: not a command; type: {' '.join(['fcos', *words[1:], '--help'])}")
+    is_image = first.lower().partition("?")[0].endswith((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
+    if is_image or "://" in first or "/" in first:
+        raise ConfigError(
+            f"{first}: not a command; to detect objects in images, type: fcos predict WEIGHTS {' '.join(words)}, with"
+            " torchvision/fcos_resnet50_fpn (80 classes of COCO) or your weights file as WEIGHTS"
+        )
 
 
 def parse_folder(text: str | Path | None) -> Path | None:
@@ -36,6 +49,12 @@ def parse_folder(text: str | Path | None) -> Path | None:
         if candidate.exists() and not candidate.is_dir():
             raise ConfigError(f"--out: {candidate} is a file; expected a folder")
     return path
+
+
+def folder_option(description: str) -> Any:
+    """Return the option `--out` with the path of an output folder, see `parse_folder`."""
+    # As text, because an empty value as a path is the current folder.
+    return typer.Option("--out", help=description, metavar="FOLDER", parser=str, callback=parse_folder)
 
 
 def check_choice(option: str, text: str, choices: Sequence[str]) -> None:
@@ -150,6 +169,7 @@ Weights = Annotated[
     str,
     typer.Argument(metavar="WEIGHTS", help="Run folder, weights file, or name such as torchvision/fcos_resnet50_fpn."),
 ]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (see: fcos config list) or YAML file.")]
 OriginalConfig = Annotated[
     str | None,
     typer.Option(

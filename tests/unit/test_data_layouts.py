@@ -158,7 +158,8 @@ def test_missing_files_and_folders_suggest_the_name_beside_them(tmp_path: Path) 
     for split in ("train", "val"):
         write_json(tmp_path / f"my_{split}_v2.json", coco_tree())
     for split in ("train", "val"):
-        data = config(**{split: {"annotations": tmp_path / f"my_{split}_v3.json", "images": tmp_path / "images"}})
+        section = {"annotations": tmp_path / f"my_{split}_v3.json", "images": tmp_path / "images"}
+        data = config(None, **{split: section})
         with pytest.raises(DataError, match=rf"does not exist, did you mean {tmp_path}/my_{split}_v2\.json\?$"):
             load_annotations(data, split)
     with pytest.raises(DataError, match=rf"no such data folder, did you mean {tmp_path}/images\?$"):

@@ -101,9 +101,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
         stop_request = stack.enter_context(StopRequest(run, log))
         stack.enter_context(save_if_a_worker_is_lost(run))
         total = _total(length, state.iteration)
-        keeps_config = on_rank_zero(lambda: _is_finished(run, total) and run.keep_config())
-        if not keeps_config:
-            on_rank_zero(run.save_config)  # after all checks, so that a failed start does not block the next one
+        # After all checks, so that a failed start does not block the next one.
+        keeps_config = on_rank_zero(lambda: _save_config(run, total))
         log.message(describe_start(run, origin, micro_batches=micro_batches))
         if isinstance(length, IterationLength):
             warn_about_warmup(run, length.iterations, log)
@@ -263,10 +262,14 @@ def _total(length: Length, iteration: int) -> float:
     return broadcast(total) if isinstance(length, TimeLength) else total
 
 
-def _is_finished(run: Run, total: float) -> bool:
-    """Return whether a resumed run has nothing left to train or evaluate, so that its options have no effect."""
+def _save_config(run: Run, total: float) -> bool:
+    """Write config.yaml, except for a finished run, whose current options have no effect; return whether it is kept."""
     is_trained = run.state.iteration >= total or _out_of_patience(run)
-    return is_trained and (run.val_data is None or run.state.evaluated_at == run.state.iteration)
+    is_evaluated = run.val_data is None or run.state.evaluated_at == run.state.iteration
+    is_kept = is_trained and is_evaluated and run.keep_config()
+    if not is_kept:
+        run.save_config()
+    return is_kept
 
 
 def _evaluation_due(run: Run, progress: TrainingProgress) -> bool:
