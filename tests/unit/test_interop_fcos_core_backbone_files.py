@@ -82,3 +82,8 @@ def test_the_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "load", lambda *args, **options: reads.append(args) or load(*args, **options))
     read("MODEL.WEIGHT", str(path))
     assert len(reads) == 1
+
+
+def test_messages_name_the_key_of_both_options_that_it_decides() -> None:
+    keys = option_keys("fcos")
+    assert [keys[option] for option in ("model.backbone.weights", "train.weights")] == ["MODEL.WEIGHT"] * 2

@@ -7,10 +7,9 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
-if TYPE_CHECKING:
-    from .loggers import RunStart
+from .logger_interface import RunStart
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Loggers for the metrics of a run: the `Logger` interface and its implementations.
+"""Loggers for the metrics of a run: building them from the config, and the implementations for services.
 
 To add a custom logger, set `train.loggers=[csv, package.module:function]`. The function takes a `RunStart` and returns
 a `Logger`.
@@ -13,8 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 from ..config import Config
 from ..config.text import flatten, suggest
@@ -22,50 +21,7 @@ from ..errors import ConfigError, FCOSError
 from ..extensions import load_function
 from ..files import write_text
 from .csv_logger import CSVLogger
-
-
-class Logger(Protocol):
-    """Interface for loggers, which run on rank 0 only."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the values of an iteration.
-
-        Args:
-            step: iteration, from 1.
-            values: values by name, `train/NAME` (means over the last `train.log_every` iterations) or `val/NAME`
-                (metrics of an evaluation).
-
-        Raises:
-            OSError: a file cannot be written at the moment (`errno` is set); the logger must keep the values until the
-                next call. After any other exception the logger is closed and not called again.
-        """
-        ...
-
-    def close(self) -> None:
-        """Write all remaining values and close the logger."""
-        ...
-
-
-class RunStart(NamedTuple):
-    """Information about a new or resumed run for its loggers.
-
-    Attributes:
-        folder: run folder; for a resumed run it holds the files that were logged before.
-        config: resolved config.
-        iteration: number of finished iterations at the start. Values already logged for later iterations are obsolete,
-            because these iterations are repeated.
-        logged_iteration: last iteration in the training rows logged so far; may be less than `iteration`.
-        evaluations: number of evaluations logged so far.
-        error: function that `Logger.close` can call for the exception that ended the run or this logger; it returns
-            None if the run has finished.
-    """
-
-    folder: Path
-    config: Config
-    iteration: int = 0
-    logged_iteration: int = 0
-    evaluations: int = 0
-    error: Callable[[], BaseException | None] = lambda: None
+from .logger_interface import Logger, RunStart
 
 
 def build_loggers(start: RunStart) -> dict[str, Logger]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from ...config.backbones import resnet_shape
@@ -207,8 +208,11 @@ ROWS: list[Row] = [
         lambda *shape: (_name_backbone(*shape),),
         _find_body_keys,
     ),
-    _one_way("MODEL.WEIGHT", "model.backbone.weights", lambda file: file if is_backbone_file(file) else None),
-    _one_way("MODEL.WEIGHT", "train.weights", lambda file: None if is_backbone_file(file) else file or None),
+    Row(
+        ("MODEL.WEIGHT",),
+        ("model.backbone.weights", "train.weights"),
+        lambda file: (file, None) if is_backbone_file(file) else (None, file or None),
+    ),
     _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", only="mobilenet"),
     Row(
         ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
@@ -294,7 +298,7 @@ def option_keys(detector: str) -> dict[str, str]:
         option: key
         for row in ROWS
         if row.only not in SECTIONS.keys() - {detector}
-        for option, key in zip(row.options, row.keys, strict=False)
+        for option, key in zip(row.options, cycle(row.keys), strict=False)  # one key may decide several options
         if not key.startswith("DATASETS.")  # these decide whole sections
     }
 
