@@ -9,6 +9,8 @@ import pytest
 import torch
 from original_configs import read
 
+from fcos.interop.fcos_core.mapping import option_keys
+
 
 @pytest.mark.parametrize(
     "weight",
