@@ -58,17 +58,7 @@ def start_from(
     used_names = weights.keys() & tensors.keys()  # the rest are batch-norm counters, see `load_weights`
     loaded = f"all {len(used_names)}" if same_classes else len(used_names - head.keys())
     summary = f"weights: {loaded} tensors from {where}"
-    sections = _trained_model_options(checkpoint, config), config.model_dump(mode="json")
-    trained_options, options = (
-        {key: as_option(value) for key, value in flatten(section).items()} for section in sections
-    )
-    keys = with_role(options_of(type(config)), "meaning")
-    differences = " ".join(
-        f"model.{key}={trained_options[key]}"
-        for key in keys
-        if key in trained_options and trained_options[key] != options.get(key)
-    )
-    if differences:
+    if differences := _meaning_options(checkpoint, config):
         summary += f"; they were trained with {differences}; use the same options"
     if head:
         summary += f"\n  {', '.join(head)}: {_describe_class_head(checkpoint, class_names)}"
@@ -79,6 +69,19 @@ def start_from(
     if missing:
         summary += f"\n  {join_some(list(missing))}: newly initialised, because the weights do not contain them"
     return summary
+
+
+def _meaning_options(checkpoint: Checkpoint, config: DetectorConfig) -> str:
+    """Return the options of role `meaning` that differ from the training of the weights, as typed for its values."""
+    sections = _trained_model_options(checkpoint, config), config.model_dump(mode="json")
+    trained_options, options = (
+        {key: as_option(value) for key, value in flatten(section).items()} for section in sections
+    )
+    return " ".join(
+        f"model.{key}={trained_options[key]}"
+        for key in with_role(options_of(type(config)), "meaning")
+        if key in trained_options and trained_options[key] != options.get(key)
+    )
 
 
 def _trained_model_options(checkpoint: Checkpoint, config: DetectorConfig) -> Mapping[str, Any]:
