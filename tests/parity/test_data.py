@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,19 @@ def test_normalised_images_match_the_original(goldens: Path) -> None:
         torch.testing.assert_close(found, tensor(numbers[f"tensor{i}"]), rtol=0, atol=5e-6, msg=str(i))
     found = normalized(without_bgr, images[0][None], torch.tensor([images[0].shape[1:]]))[0]
     torch.testing.assert_close(found, tensor(numbers["rgb_norm0"]), rtol=0, atol=RTOL)
-    batch = _batch(images, size_divisor=32)
-    padded = normalized(original, batch.images, batch.sizes).double()
-    assert [padded.sum().item(), padded.abs().sum().item()] == pytest.approx(numbers["batch32_stats"], rel=RTOL)
+    for key in _batch_keys(numbers):
+        batch = _batch(images, size_divisor=_divisor(key))
+        padded = normalized(original, batch.images, batch.sizes).double()
+        assert [padded.sum().item(), padded.abs().sum().item()] == pytest.approx(numbers[f"{key}_stats"], rel=RTOL)
+
+
+def _batch_keys(numbers: dict[str, np.ndarray]) -> list[str]:
+    """Return the prefixes of the recorded batches, `batch` followed by the size divisor (0: none)."""
+    return [key.removesuffix("_shape") for key in numbers if key.startswith("batch") and key.endswith("_shape")]
+
+
+def _divisor(key: str) -> int:
+    return max(1, int(key.removeprefix("batch")))
 
 
 def _batch(images: list[torch.Tensor], *, size_divisor: int) -> Batch:
@@ -109,23 +120,23 @@ def _batch(images: list[torch.Tensor], *, size_divisor: int) -> Batch:
     return collate([Sample(image, nothing, i) for i, image in enumerate(images)], size_divisor=size_divisor)
 
 
-@pytest.mark.parametrize("size_divisor", [1, 32, 64])
-def test_padded_batch_shapes_match_the_original(size_divisor: int, goldens: Path) -> None:
+def test_padded_batch_shapes_match_the_original(goldens: Path) -> None:
     numbers = load(goldens / "units" / "image_transform.npz")
     pixels = [tensor(numbers[f"resized{i}"]).permute(2, 0, 1) for i in _images(numbers)]
-    batch = _batch(pixels, size_divisor=size_divisor)
-    key = f"batch{size_divisor if size_divisor > 1 else 0}"
-    assert list(batch.images.shape) == numbers[f"{key}_shape"].tolist()
-    assert batch.sizes.tolist() == numbers[f"{key}_sizes_hw"].tolist()
-    assert batch.images.sum() == sum(p.sum() for p in pixels)
+    for key in _batch_keys(numbers):
+        batch = _batch(pixels, size_divisor=_divisor(key))
+        assert list(batch.images.shape) == numbers[f"{key}_shape"].tolist()
+        assert batch.sizes.tolist() == numbers[f"{key}_sizes_hw"].tolist()
+        assert batch.images.sum() == sum(p.sum() for p in pixels)
 
 
-@pytest.mark.parametrize("case", ["equal", "unequal", "down"])
-def test_resized_boxes_match_the_original(case: str, goldens: Path) -> None:
+def test_resized_boxes_match_the_original(goldens: Path) -> None:
     numbers = load(goldens / "units" / "boxlist.npz")
-    (width, height), (new_width, new_height) = numbers["size_wh"].tolist(), numbers[f"resize_{case}/size_wh"].tolist()
-    boxes = resize_boxes(tensor(numbers["boxes"]), (height, width), (new_height, new_width))
-    torch.testing.assert_close(boxes, tensor(numbers[f"resize_{case}/xyxy"]), rtol=RTOL, atol=0.0)
+    width, height = numbers["size_wh"].tolist()
+    for case in (key.removesuffix("/size_wh") for key in numbers if re.fullmatch(r"resize_\w+/size_wh", key)):
+        new_width, new_height = numbers[f"{case}/size_wh"].tolist()
+        boxes = resize_boxes(tensor(numbers["boxes"]), (height, width), (new_height, new_width))
+        torch.testing.assert_close(boxes, tensor(numbers[f"{case}/xyxy"]), rtol=RTOL, atol=0.0)
 
 
 def test_flipped_boxes_match_the_original(goldens: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, cases(units / file))
     if "post_case" in metafunc.fixturenames:
         metafunc.parametrize("post_case", cases(units / "postprocess.npz"))
+    if "radius" in metafunc.fixturenames:
+        radii = {match[1] for key in load(units / "targets.npz") if (match := re.search(r"/r([\d.]+)_n0/", key))}
+        metafunc.parametrize("radius", sorted(map(float, radii)))
 
 
 def test_locations_match_the_original(goldens: Path) -> None:
@@ -46,14 +50,17 @@ def test_locations_match_the_original(goldens: Path) -> None:
         assert torch.equal(locations((height, width), stride), tensor(expected)), key
 
 
-@pytest.mark.parametrize("radius", [0.0, 1.5])
 def test_targets_match_the_original(goldens: Path, target_case: str, radius: float) -> None:
     assignment, points, recorded = _assign(goldens, target_case, radius)
     key = f"{target_case}/r{radius}_n0"
-    if target_case == "first_box_centre_x_zero" and radius:
-        # The original assigns background to the whole image, a bug not reproduced here: all three boxes get positives.
+    first_boxes = [
+        value[0] for name, value in recorded.items() if name.startswith(f"{target_case}/boxes") and len(value)
+    ]
+    if radius and first_boxes and all(box[0] + box[2] == 0 for box in first_boxes):
+        # With the centre of the first box at x = 0, the original assigns background to the whole image. This bug is not
+        # reproduced here: the other boxes get positives.
         assert len(recorded[f"{key}/pos"]) == 0
-        assert sorted(assignment.labels[assignment.labels >= 0].unique().tolist()) == [0, 1, 2]
+        assert (assignment.labels >= 0).any()
         return
     grids = [len(p) for p in points]
     # The original's order: by level, then by image.
@@ -135,7 +142,7 @@ def test_iou_loss_of_single_boxes_matches_the_original(goldens: Path, kind) -> N
 
 def test_postprocessed_detections_match_the_original(goldens: Path, post_case: str) -> None:
     recorded = load(goldens / "units" / "postprocess.npz")
-    source = post_case if f"{post_case}/cls0" in recorded else "many"
+    source = post_case if f"{post_case}/cls0" in recorded else "many"  # as the README of the recordings says
     levels = range(sum(key.startswith(f"{source}/cls") for key in recorded))
     logits, ltrb, centerness = ([tensor(recorded[f"{source}/{k}{i}"]) for i in levels] for k in ("cls", "reg", "ctr"))
     _, threshold, top_k, nms_threshold, limit = recorded[f"{post_case}/params"].tolist()
@@ -171,14 +178,14 @@ def test_detection_limit_matches_the_original(goldens: Path, limit_case: str) ->
     assert set(ours.tolist()) <= set(recorded[f"{limit_case}/keep"].tolist())
 
 
-@pytest.mark.parametrize("prefix", ["", "edge/"])
-def test_nms_matches_the_original(goldens: Path, prefix: str) -> None:
+def test_nms_matches_the_original(goldens: Path) -> None:
     recorded = load(goldens / "units" / "nms.npz")
-    boxes, scores, labels = (tensor(recorded[f"{prefix}{key}"]) for key in ("boxes", "scores", "labels"))
     for key, kept in recorded.items():
-        kind, _, threshold = key.removeprefix(prefix).rpartition("_")
-        if not key.startswith(prefix) or kind not in ("nms", "ml_nms"):
+        match = re.fullmatch(r"(.*/)?((?:ml_)?nms)_([\d.]+)", key)
+        if match is None:
             continue
+        prefix, kind, threshold = match[1] or "", match[2], match[3]
+        boxes, scores, labels = (tensor(recorded[f"{prefix}{column}"]) for column in ("boxes", "scores", "labels"))
         groups = labels if kind == "ml_nms" else torch.zeros_like(labels)
         ours = class_wise_nms(boxes, scores, groups, float(threshold), convention="inclusive")
         assert sorted(ours.tolist()) == kept.tolist(), key
