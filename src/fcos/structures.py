@@ -36,6 +36,7 @@ class Objects:
         boxes: [M, 4] float XYXY in pixels of the image.
         labels: [M] int64 in 0..K-1.
         is_crowd: [M] bool. A crowd box is an ignore region, neither object nor background. None: no crowd boxes.
+        seed: seed of the random samples that detectors draw for the image in training, 0..2^63-1.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, or the lengths differ.
@@ -44,6 +45,7 @@ class Objects:
     boxes: Tensor
     labels: Tensor
     is_crowd: Tensor = None  # pyright: ignore[reportAssignmentType] (filled in)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.is_crowd is None and isinstance(self.labels, Tensor):
