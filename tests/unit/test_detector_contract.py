@@ -161,7 +161,7 @@ def test_detector_with_missing_methods_cannot_be_instantiated() -> None:
         def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
             return []
 
-    with pytest.raises(TypeError, match=r"abstract methods? '?candidates'?, '?forward'?, '?loss_normalizers'?"):
+    with pytest.raises(TypeError, match=r"abstract methods? '?decode'?, '?forward'?, '?loss_normalizers'?"):
         Unfinished(1, box_convention="continuous", default_threshold=0.5, loss_names=(), pixels=Pixels())  # pyright: ignore[reportAbstractUsage]
 
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from ..config import DetectorConfig, FCOSConfig, RetinaNetConfig
-from ..config.detectors import OneStageConfig
+from ..choices import BoxConvention
+from ..config import DetectorConfig, FCOSConfig, RetinaNetConfig, RPNConfig
+from ..config.detector import PyramidConfig
+from ..config.rcnn import AnchorPyramidConfig, ProposalsConfig
 from ..config.text import as_option, flatten
 from ..errors import ConfigError
-from .anchors import AnchorGrid, AnchorMatcher, BoxCoder
+from .anchors import AnchorGrid, AnchorMatcher, BoxCoder, Sampler
 from .backbones import Backbone, build_backbone
 from .backbones.pretrained import trained_with
 from .backbones.timm_features import PREFIX, pixel_statistics
@@ -21,7 +23,9 @@ from .fpn import FPN
 from .losses import FCOSLoss, RetinaNetLoss
 from .points import Assigner
 from .postprocess import FCOSPostprocess, Postprocess
+from .proposals import ProposalLimits, ProposalSelection
 from .retinanet import RetinaNet, RetinaNetHead
+from .rpn import RPN, RPNDetector, RPNHead, build_rpn_tower
 
 __all__ = ["DetectionModel", "build_anchors", "build_model"]
 
@@ -84,7 +88,50 @@ def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: in
     )
 
 
-def build_anchors(config: RetinaNetConfig) -> AnchorGrid:
+def build_rpn_detector(config: RPNConfig, backbone: Backbone, num_classes: int) -> RPNDetector:
+    """Build a region proposal network on a backbone from a config, see `build_model`."""
+    fpn = _build_fpn(config, backbone)
+    return RPNDetector(
+        backbone,
+        num_classes,
+        fpn=fpn,
+        proposals=build_rpn(config, config.fpn.channels),
+        default_threshold=config.default_threshold,
+        pixels=Pixels(config.channel_order, config.pixel_mean, config.pixel_std),
+    )
+
+
+def build_rpn(config: AnchorPyramidConfig, channels: int) -> RPN:
+    """Build the proposal network of RPN and R-CNN for features with this number of channels."""
+    anchors, options = build_anchors(config), config.proposals
+    return RPN(
+        RPNHead(build_rpn_tower(channels, num_convs=options.num_convs), channels, num_anchors=anchors.num_anchors),
+        anchors=anchors,
+        matcher=AnchorMatcher(
+            options.foreground_iou, options.background_iou, options.low_quality_matches, config.box_convention
+        ),
+        sampler=Sampler(options.samples_per_image, options.positive_fraction),
+        coder=BoxCoder((1.0, 1.0, 1.0, 1.0), config.box_convention),
+        selection=_build_selection(options, config.box_convention),
+        straddle_threshold=options.straddle_threshold,
+        smooth_l1_beta=options.smooth_l1_beta,
+        loss_average=config.loss_average,
+    )
+
+
+def _build_selection(options: ProposalsConfig, box_convention: BoxConvention) -> ProposalSelection:
+    return ProposalSelection(
+        training=ProposalLimits(options.train_pre_nms_top_k, options.train_post_nms_top_k, options.train_max_proposals),
+        detection=ProposalLimits(options.pre_nms_top_k, options.post_nms_top_k, options.max_proposals),
+        nms_threshold=options.nms_threshold,
+        min_size=options.min_size,
+        limit_per_batch=options.limit_per_batch,
+        in_padding=options.in_padding,
+        box_convention=box_convention,
+    )
+
+
+def build_anchors(config: RetinaNetConfig | AnchorPyramidConfig) -> AnchorGrid:
     """Build the options of the anchors from a config."""
     return AnchorGrid(
         strides=config.strides,
@@ -106,14 +153,14 @@ def _build_options(options_class: Callable[..., Any], config: DetectorConfig) ->
     return options_class(**{field.name: getattr(config, field.name) for field in fields(options_class)})  # pyright: ignore[reportArgumentType]
 
 
-def _build_fpn(config: OneStageConfig, backbone: Backbone) -> FPN:
-    """Build the pyramid of a one-stage detector, and remove the maps of the backbone that it does not use."""
+def _build_fpn(config: PyramidConfig, backbone: Backbone) -> FPN:
+    """Build the pyramid of a detector, and remove the maps of the backbone that it does not use."""
     levels = _used_levels(backbone, config.strides, name=config.backbone.name)
     return FPN(
         [backbone.channels[name] for name in levels],
         config.fpn.channels,
         extra_levels=len(config.strides) - len(levels),
-        **config.fpn.model_dump(exclude={"channels"}),
+        **config.fpn.model_dump(exclude={"channels", "enabled"}),
     )
 
 

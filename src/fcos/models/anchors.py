@@ -105,6 +105,11 @@ class AnchorGrid:
         return map_sizes(size, self.strides)
 
 
+def flatten_anchors(level: Tensor, num_anchors: int) -> Tensor:
+    """Rearrange predictions [N, A * C, H, W] to [N, H * W * A, C], the order of the anchors."""
+    return level.unflatten(1, (num_anchors, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+
+
 @dataclass(frozen=True)
 class AnchorMatcher:
     """Options of the matching of anchors with objects.

@@ -1,0 +1,85 @@
+"""Mask head: a mask for every detection.
+
+Shape letters: N images, P boxes of all images, K classes, C channels, Z side of the pooled features, D detections.
+
+Source: He et al., ICCV 2017 (arXiv:1703.06870). The conventions follow maskrcnn-benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..structures import Instances
+from .detector import ClassRows
+from .layers import at_least_float32
+from .losses import sample_weights
+from .roi_heads import DetailHead, Pooler, RoiSamples, initialize
+
+
+class MaskHead(DetailHead):
+    """Head that predicts a mask of every class on a grid that spans the box.
+
+    Args:
+        body: layers from pooled features [P, C, Z, Z] to [P, in_channels, z, z].
+        in_channels: number of channels of the body's output.
+        channels: number of channels of the transposed convolution, which doubles the side of the grid.
+        num_classes: K. The first row of the last layer belongs to the background and is not used.
+        pooler: options of the pooling of features.
+    """
+
+    loss_names = ("loss_mask",)
+    class_parameters = dict.fromkeys(("logits.weight", "logits.bias"), ClassRows(before=1))
+
+    def __init__(self, body: nn.Module, in_channels: int, *, channels: int, num_classes: int, pooler: Pooler):
+        super().__init__()
+        self.body = body
+        self.upsample = nn.ConvTranspose2d(in_channels, channels, 2, stride=2)
+        self.logits = nn.Conv2d(channels, 1 + num_classes, 1)
+        initialize(self.upsample)
+        initialize(self.logits)
+        self.pooler = pooler
+
+    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Compute the mask logits of boxes.
+
+        Args:
+            features: pyramid levels [N, C, H_l, W_l].
+            boxes: N tensors [P_i, 4] in pixels.
+            labels: [P] class of every box, 0..K-1.
+
+        Returns:
+            [P, 2 z, 2 z]. Logits of other classes are not computed, since they would take most of the memory.
+        """
+        x = F.relu(self.upsample(self.body(self.pooler(features, boxes))))  # [P, channels, 2 z, 2 z]
+        weight, bias = self.logits.weight.flatten(1)[labels + 1], self.logits.bias
+        assert bias is not None
+        logits = torch.bmm(weight[:, None], x.flatten(2)).squeeze(1)  # [P, 2 z * 2 z]
+        return at_least_float32(logits).unflatten(1, x.shape[2:]) + bias[labels + 1, None, None]
+
+    def losses(
+        self, features: Sequence[Tensor], samples: Sequence[RoiSamples], num_images: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Compute `loss_mask`: the mean binary cross entropy of the pixels of a positive's mask, averaged over them."""
+        positives = [image.positives() for image in samples]
+        labels = torch.cat([image.objects.labels[image.matched] for image in positives])
+        logits = self(features, [image.boxes for image in positives], labels)
+        targets = []
+        for image in positives:
+            masks = image.objects.masks
+            assert masks is not None, "training a mask head requires ground truth with masks"
+            targets.append(masks[image.matched].crop(image.boxes, logits.shape[-1]).to(logits))
+        weights = sample_weights([len(image.boxes) for image in positives], num_images, like=logits)
+        errors = F.binary_cross_entropy_with_logits(logits, torch.cat(targets), reduction="none")
+        return {"loss_mask": (errors.mean(dim=(1, 2)) * weights).sum()}
+
+    def add(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> list[Instances]:
+        """Return the detections with `mask_grids` [D, 2 z, 2 z], the probabilities of their class."""
+        labels = torch.cat([image.labels for image in detections])
+        grids = self(features, [image.boxes for image in detections], labels).sigmoid()
+        parts = grids.split([len(image) for image in detections])
+        return [replace(image, mask_grids=part) for image, part in zip(detections, parts, strict=True)]
