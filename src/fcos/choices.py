@@ -11,6 +11,8 @@ BatchNorm = Literal["bn", "sync_bn", "frozen_bn"]
 PyramidNorm = Literal["none", "gn"]
 TowerNorm = Literal["gn", "bn", "none"]
 ExtraLevelSource = Literal["p5", "c5", "max_pool"]
+HeadKind = Literal["rpn", "box", "mask", "keypoint"]
+"""Heads of R-CNN for which a backbone may define the layers."""
 Tower = Literal["cls", "box"]
 Regression = Literal["exp", "relu_stride"]
 Location = Literal["center", "corner"]
