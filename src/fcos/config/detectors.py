@@ -29,6 +29,7 @@ from .detector import (
     Section,
 )
 from .options import MAX_VALUE, option
+from .rcnn import RCNNConfig, RPNConfig
 
 Length = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
 """Length in pixels."""
@@ -202,6 +203,8 @@ class RetinaNetConfig(OneStageConfig):
 DETECTORS: dict[str, type[DetectorConfig]] = {
     "fcos": FCOSConfig,
     "retinanet": RetinaNetConfig,
+    "rpn": RPNConfig,
+    "rcnn": RCNNConfig,
 }
 """Section of each detector by `model.name`."""
 DEFAULT_DETECTOR = "fcos"

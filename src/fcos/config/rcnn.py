@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ..choices import AnchorRounding, BoxHeadKind, ExtraLevelSource, LossAverage, PyramidNorm
+from ..choices import AnchorRounding, ExtraLevelSource, HeadLayers, LossAverage, MaskHeadLayers, PyramidNorm
 from .detector import INCLUSIVE, AnchorRatio, AnchorSizes, FPNConfig, OffsetWeights, PyramidConfig, Section
 from .options import option
 
@@ -27,8 +27,10 @@ class RCNNFPNConfig(FPNConfig):
 class ProposalsConfig(Section):
     """Region proposal network: anchors are classified as object or background, and the best are the proposals."""
 
+    layers: HeadLayers = option("own", "shape")
+    """Layers before the predictions: `own`, or those that the backbone defines (`backbone`, only FBNet)."""
     num_convs: int = option(1, "shape", ge=1, le=64)
-    """Number of 3x3 convolutions before the predictions."""
+    """Number of 3x3 convolutions of `own`."""
     foreground_iou: float = option(0.7, "training", gt=0, le=1)
     """IoU from which on an anchor learns the object that it overlaps most."""
     background_iou: float = option(0.3, "training", ge=0, le=1)
@@ -102,6 +104,8 @@ class AnchorPyramidConfig(PyramidConfig):
         problems += self.find_anchor_problems(self.anchor_sizes, self.anchor_ratios)
         if not self.fpn.enabled and len(self.strides) > 1:
             problems.append(f"fpn.enabled=false: expected one stride, found {self.strides}")
+        if self.proposals.layers == "backbone" and self.backbone.name != "fbnet":
+            problems.append(f"proposals.layers=backbone: expected backbone.name=fbnet, found {self.backbone.name}")
         return problems + find_threshold_problems(self.proposals, "proposals")
 
 
@@ -119,18 +123,21 @@ class RPNConfig(AnchorPyramidConfig):
 class BoxHeadConfig(Section):
     """Head that classifies proposals and shifts their boxes."""
 
-    kind: BoxHeadKind = option("mlp", "shape")
-    """Layers on the pooled features: two linear layers (`mlp`); 3x3 convolutions and one linear layer (`conv`); or the
-    last stage of the backbone (`residual`, for C4 models)."""
-    hidden_channels: Channels = option(1024, "shape")
-    """Channels of the linear layers of `mlp` and `conv`."""
-    num_convs: int = option(4, "shape", ge=0, le=64)
-    """Number of convolutions of `conv`."""
+    layers: HeadLayers = option("own", "shape")
+    """Layers on the pooled features: convolutions and linear layers with the following options (`own`), or those that
+    the backbone defines (`backbone`): the last stage of a ResNet on C4, or the head of FBNet."""
+    num_convs: int = option(0, "shape", ge=0, le=64)
+    """Number of 3x3 convolutions."""
     conv_channels: Channels = option(256, "shape")
-    """Channels of the convolutions of `conv`."""
-    norm: PyramidNorm = option("none", "shape")
+    conv_norm: PyramidNorm = option("none", "shape")
+    """Normalisation after the convolutions."""
     dilation: int = option(1, "meaning", ge=1, le=64)
-    """Dilation of the convolutions of `conv`."""
+    """Dilation of the convolutions."""
+    num_linears: int = option(2, "shape", ge=1, le=64)
+    """Number of linear layers, after the convolutions."""
+    linear_channels: Channels = option(1024, "shape")
+    linear_norm: PyramidNorm = option("none", "shape")
+    """Normalisation after the linear layers."""
     resolution: int = option(7, "shape", ge=1, le=64)
     """Width and height of the features that are pooled from every proposal."""
     sampling_ratio: int = option(2, "meaning", ge=0, le=64)
@@ -155,8 +162,12 @@ class MaskHeadConfig(Section):
     """Head that predicts the mask of every detection (Mask R-CNN)."""
 
     enabled: bool = option(False, "shape")
+    layers: MaskHeadLayers = option("own", "shape", needs="enabled")
+    """Layers on the pooled features: `own` convolutions, those that the backbone defines (`backbone`), or those of the
+    box head (`box`, if these are of the backbone)."""
     conv_channels: list[Channels] = option([256, 256, 256, 256], "shape", needs="enabled", min_length=1)
-    """Channels of the 3x3 convolutions; the transposed convolution after them has as many channels as the last."""
+    """Channels of the 3x3 convolutions of `own`. The transposed convolution after them has as many channels as the
+    last."""
     norm: PyramidNorm = option("none", "shape", needs="enabled")
     dilation: int = option(1, "meaning", needs="enabled", ge=1, le=64)
     """Dilation of the convolutions."""
@@ -170,10 +181,12 @@ class KeypointHeadConfig(Section):
     """Head that predicts the keypoints of every detection (Keypoint R-CNN)."""
 
     enabled: bool = option(False, "shape")
+    layers: HeadLayers = option("own", "shape", needs="enabled")
+    """Layers on the pooled features: `own` convolutions, or those that the backbone defines (`backbone`)."""
     num_keypoints: int = option(17, "shape", needs="enabled", ge=1, le=10_000)
     """Number of keypoints of an object."""
     conv_channels: list[Channels] = option([512] * 8, "shape", needs="enabled", min_length=1)
-    """Channels of the 3x3 convolutions."""
+    """Channels of the 3x3 convolutions of `own`."""
     resolution: int = option(14, "meaning", needs="enabled", ge=1, le=128)
     """Width and height of the features that are pooled from every box. Heat maps have four times as many pixels per
     side."""
@@ -199,7 +212,14 @@ class RCNNConfig(AnchorPyramidConfig):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> RCNNConfig:
-        _reject(self.find_proposal_problems() + find_threshold_problems(self.box, "box"))
+        problems = self.find_proposal_problems() + find_threshold_problems(self.box, "box")
+        if self.mask.layers == "box" and self.box.layers != "backbone":
+            problems.append("mask.layers=box: expected box.layers=backbone")
+        heads = {"box": self.box.layers, "mask": self.mask.layers, "keypoints": self.keypoints.layers}
+        if self.fpn.enabled and "backbone" in heads.values():
+            named = " ".join(f"{name}.layers=backbone" for name, layers in heads.items() if layers == "backbone")
+            problems.append(f"{named}: expected fpn.enabled=false, because these layers expect a map of the backbone")
+        _reject(problems)
         return self
 
 

@@ -174,8 +174,8 @@ def roi_candidates(
         options: options of selection and clipping; `pre_nms_top_k` applies to all candidates of the image.
 
     Returns:
-        At most `pre_nms_top_k` candidates, each a proposal and a class. Only their boxes are decoded, so the memory does
-        not grow with the number of classes. Their score is the class probability.
+        At most `pre_nms_top_k` candidates, each a proposal and a class. Only their boxes are decoded, so that
+        the memory does not grow with the number of classes. Their score is the class probability.
     """
     scores = logits.softmax(dim=1)[:, 1:].flatten()  # [P * K]
     num_classes = logits.shape[1] - 1

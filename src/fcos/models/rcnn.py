@@ -78,7 +78,7 @@ class RCNN(DetectionModel):
             num_classes,
             box_convention=postprocess.box_convention,
             default_threshold=postprocess.default_threshold,
-            loss_names=(*proposals.loss_names, *box.loss_names, *(n for head in heads.values() for n in head.loss_names)),
+            loss_names=tuple(name for part in (proposals, box, *heads.values()) for name in part.loss_names),
             pixels=pixels,
         )
         self.backbone = backbone

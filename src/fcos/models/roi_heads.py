@@ -64,8 +64,10 @@ class Pooler:
         Returns:
             [P, C, Z, Z], the boxes of all images in their order.
         """
-        images = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)] or [features[0].new_zeros(0, 1)])
-        rois = torch.cat([images, torch.cat([features[0].new_zeros(0, 4).to(images), *boxes])], dim=1)  # [P, 5]
+        counts = torch.tensor([len(of_image) for of_image in boxes], dtype=torch.int64)
+        images = torch.arange(len(boxes)).repeat_interleave(counts)  # [P]
+        corners = torch.cat([torch.zeros(0, 4, device=features[0].device), *boxes])
+        rois = torch.cat([images[:, None].to(corners), corners], dim=1)  # [P, 5]
         if len(self.strides) == 1:
             return self._pool(features[0], rois, self.strides[0])
         levels = self.levels(rois[:, 1:])
@@ -77,28 +79,6 @@ class Pooler:
 
     def _pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
         return roi_align(feature, rois.to(feature.dtype), self.resolution, 1 / stride, self.sampling_ratio)
-
-
-class MLPBody(nn.Sequential):
-    """Linear layers on pooled features, each followed by a ReLU: [P, C, Z, Z] to [P, out_channels].
-
-    Args:
-        in_channels: number of pooled values, C * Z * Z.
-        channels: number of outputs of each layer.
-        num_layers: number of layers.
-        norm: normalisation after each layer.
-    """
-
-    def __init__(self, in_channels: int, channels: int, *, num_layers: int = 2, norm: PyramidNorm = "none"):
-        layers: list[nn.Module] = [nn.Flatten()]
-        for i in range(num_layers):
-            linear = nn.Linear(channels if i else in_channels, channels, bias=norm == "none")
-            nn.init.kaiming_uniform_(linear.weight, a=1)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-            layers += [linear, *([] if norm == "none" else [NORMS[norm](channels)]), nn.ReLU(inplace=True)]
-        super().__init__(*layers)
-        self.out_channels = channels
 
 
 class ConvBody(nn.Sequential):
@@ -128,6 +108,38 @@ class ConvBody(nn.Sequential):
             layers += [conv, *([] if norm == "none" else [NORMS[norm](outputs)]), nn.ReLU(inplace=True)]
         super().__init__(*layers)
         self.out_channels = channels[-1] if channels else in_channels
+
+
+class BoxBody(nn.Module):
+    """Convolutions and linear layers on pooled features, each followed by a ReLU: [P, C, Z, Z] to [P, out_channels].
+
+    Args:
+        convs: convolutions on the pooled features.
+        channels: number of outputs of each linear layer.
+        num_linears: number of linear layers.
+        norm: normalisation after each linear layer.
+        resolution: Z.
+    """
+
+    def __init__(
+        self, convs: ConvBody, channels: int, *, num_linears: int = 2, norm: PyramidNorm = "none", resolution: int = 7
+    ):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for i in range(num_linears):
+            inputs = channels if i else convs.out_channels * resolution**2
+            linear = nn.Linear(inputs, channels, bias=norm == "none")
+            nn.init.kaiming_uniform_(linear.weight, a=1)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+            layers += [linear, *([] if norm == "none" else [NORMS[norm](channels)]), nn.ReLU(inplace=True)]
+        self.convs = convs
+        self.linears = nn.Sequential(*layers)
+        self.out_channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [P, C, Z, Z] to [P, out_channels]."""
+        return self.linears(self.convs(x))
 
 
 def initialize(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, *, std: float | None = None) -> None:
@@ -160,9 +172,7 @@ class RoiSamples(NamedTuple):
 
 
 @torch.no_grad()
-def sample_proposals(
-    proposals: Tensor, objects: Objects, *, matcher: AnchorMatcher, sampler: Sampler
-) -> RoiSamples:
+def sample_proposals(proposals: Tensor, objects: Objects, *, matcher: AnchorMatcher, sampler: Sampler) -> RoiSamples:
     """Match proposals [P, 4] and the objects' boxes themselves with the objects of an image, and sample both."""
     boxes = torch.cat([proposals, objects.boxes[~objects.is_crowd].to(proposals)])
     matched = match_anchors(boxes, objects, matcher)

@@ -124,7 +124,7 @@ class RPN(nn.Module):
         loss_average: averaging of the losses, see `losses.sample_weights`.
     """
 
-    loss_names = ("loss_objectness", "loss_rpn_box")
+    loss_names: tuple[str, ...] = ("loss_objectness", "loss_rpn_box")
 
     def __init__(
         self,
@@ -250,7 +250,8 @@ class RPNDetector(DetectionModel):
     Args:
         backbone: feature extractor, see `backbones.Backbone`.
         num_classes: number of classes of the data. They are not distinguished.
-        fpn: pyramid on those backbone maps whose stride is the stride of a level.
+        fpn: module from the list of used backbone maps to the features.
+        levels: names of the backbone maps that `fpn` uses.
         proposals: the proposal network.
         default_threshold: score threshold for displaying proposals.
         pixels: pixel normalisation that the backbone expects.
@@ -264,6 +265,7 @@ class RPNDetector(DetectionModel):
         num_classes: int,
         *,
         fpn: nn.Module,
+        levels: Sequence[str],
         proposals: RPN,
         default_threshold: float = 0.5,
         pixels: Pixels,
