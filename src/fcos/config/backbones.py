@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from ..choices import BatchNorm, Norm
 from ..extensions import FUNCTION
-from .fbnet import find_architecture
+from .fbnet import MAX_BLOCKS, find_architecture
 from .options import RULES, OneOf, option
 
 DEFAULT_BACKBONE = "resnet50"
@@ -168,9 +168,9 @@ class FBNetHeadConfig(BaseModel):
 
     model_config = RULES
 
-    blocks: list[Annotated[int, Field(ge=0)]] = option([], "shape")
+    blocks: list[Annotated[int, Field(ge=0, lt=MAX_BLOCKS)]] = option([], "shape")
     """Numbers of the blocks of the head's stage to use, from 0; empty: all."""
-    stride: Literal[0, 1, 2] = option(0, "meaning")
+    stride: int = option(0, "meaning", ge=0, le=2)
     """Stride of the first block; 0: that of the architecture."""
     last_scale: float = option(0.0, "shape", ge=-16, le=16)
     """Output channels of an additional last 1x1 convolution: this factor times the architecture's number for it or,
@@ -201,7 +201,7 @@ class FBNetConfig(BackboneSection):
     """Apply ReLU after the depthwise convolutions."""
     frozen_stages: int = option(0, "training", ge=0, le=4)
     """Number of frozen stages, counted from the stem: (stem, C2, C3, C4)."""
-    rpn_blocks: int = option(0, "shape", ge=0)
+    rpn_blocks: int = option(0, "shape", ge=0, le=MAX_BLOCKS)
     """Number of blocks of the head of the region proposal network, counted from its last one; 0: all."""
     rpn_norm: Norm | None = option(None, "shape")
     """Normalisation in the head of the region proposal network; null: `norm`."""

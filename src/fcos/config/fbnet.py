@@ -20,7 +20,7 @@ _KIND = re.compile(r"ir_k(?P<kernel>[1357])(?P<double>3|_sep)?(?:_e(?P<expansion
 _GROUP_EXPANSIONS = {1: None, 2: 1.0, 4: 4.0}
 _STRIDES = (1, 2, 4, -1, -2, -4)
 _MAX_CHANNELS = 8192
-_MAX_BLOCKS = 256
+MAX_BLOCKS = 256
 
 
 class Block(NamedTuple):
@@ -185,7 +185,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 Channels = Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]
-_Row = tuple[Annotated[float, Field(gt=0, le=64)], Channels, Annotated[int, Field(ge=1, le=_MAX_BLOCKS)], int]
+_Row = tuple[Annotated[float, Field(gt=0, le=64)], Channels, Annotated[int, Field(ge=1, le=MAX_BLOCKS)], int]
 
 
 class _Stages(BaseModel):
@@ -277,8 +277,8 @@ def _check(architecture: Architecture, *, num_stages: int) -> None:
         raise ValueError(f"block_cfg.first: expected [channels, stride, kernel size], found {list(architecture.stem)}")
     if wrong := [block.stride for block in architecture.blocks if block.stride not in _STRIDES]:
         raise ValueError(f"block_cfg.stages: strides must be among {', '.join(map(str, _STRIDES))}, found {wrong[0]}")
-    if len(architecture.blocks) > _MAX_BLOCKS:
-        raise ValueError(f"expected at most {_MAX_BLOCKS} blocks, found {len(architecture.blocks)}")
+    if len(architecture.blocks) > MAX_BLOCKS:
+        raise ValueError(f"expected at most {MAX_BLOCKS} blocks, found {len(architecture.blocks)}")
     stages = {*architecture.trunk, *(stage for stages in architecture.heads.values() for stage in stages)}
     if unknown := sorted(stages - set(range(num_stages))):
         raise ValueError(f"block_cfg: no stage {unknown[0]}; there are {num_stages}, numbered from 0")

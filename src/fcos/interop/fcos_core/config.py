@@ -18,8 +18,10 @@ from typing import Any
 from ...config.text import flatten, suggest
 from ...errors import ConfigError
 from ...formatting import printable, quote
-from .keys import DEFAULTS, FIXED, IDLE, OTHER_DETECTORS, RCNN_BODIES, SECTIONS, TITLES, is_idle
-from .mapping import BLOCK_NORMS, MOBILENET, MOBILENET_BLOCKS, RESNETS, to_options
+from .bodies import BODIES, ONE_STAGE_BODIES, RCNN_BODIES
+from .fbnet_rows import FBNET_NORMS
+from .keys import DEFAULTS, FIXED, IDLE, ONE_STAGE, OTHER_DETECTORS, SECTIONS, TITLES, is_idle
+from .mapping import BLOCK_NORMS, MOBILENET_BLOCKS, to_options
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,10 @@ KNOWN = [*DEFAULTS, *IDLE]
 _SECTIONS = tuple({f"{key.partition('.')[0]}." for key in KNOWN if "." in key})
 
 _MAX_WIDTH = 9999  # of the names of our ResNeXts
-_ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES", "MODEL.RETINANET.ASPECT_RATIOS")
+_ANY_LENGTH = (
+    *("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES", "MODEL.RETINANET.ASPECT_RATIOS"),
+    *(f"MODEL.FBNET.{head}_HEAD_BLOCKS" for head in ("DET", "MASK", "KPTS")),
+)
 
 
 def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
@@ -59,7 +64,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
     if ignored_keys:
         log.info("%s: ignoring keys without effect on %s: %s", where, TITLES[detector], ", ".join(ignored_keys))
     get = {**DEFAULTS, **given}.__getitem__
-    problems += [*_check_backbone(get), *_check_group_norm(get)]
+    problems += [*_check_backbone(get, detector), *_check_group_norm(get)]
     test_names = given.get("DATASETS.TEST", ())
     if not problems and len(test_names) > 1:
         log.info(
@@ -193,17 +198,23 @@ def _describe_expected_list(key: str, value: Any) -> str | None:
     return None if is_valid and len(value) == length else f"a list of {length} {items}"
 
 
-def _check_backbone(get: Callable[[str], Any]) -> list[str]:
+def _check_backbone(get: Callable[[str], Any], detector: str) -> list[str]:
     """Return error messages for the combination of the backbone's keys; empty if it is valid."""
     body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
-    bodies = [*RESNETS, MOBILENET]
+    bodies = ONE_STAGE_BODIES if detector in ONE_STAGE else RCNN_BODIES
     if body not in bodies:
         return [
             f"MODEL.BACKBONE.CONV_BODY={quote(body)}: expected one of {', '.join(bodies)}; for another backbone, keep"
             " one of these and add model.backbone.name=timm/NAME, or package.module:function for a backbone of your own"
         ]
-    if body == MOBILENET:
-        expected = f"an integer up to {MOBILENET_BLOCKS}, the number of blocks of {MOBILENET}"
+    if BODIES[body].kind == "fbnet":
+        return [
+            f"MODEL.FBNET.{key}={quote(get(f'MODEL.FBNET.{key}'))}: expected {', '.join(filter(None, norms))}"
+            for key, norms in FBNET_NORMS.items()
+            if get(f"MODEL.FBNET.{key}") not in norms
+        ]
+    if BODIES[body].kind == "mobilenet":
+        expected = f"an integer up to {MOBILENET_BLOCKS}, the number of blocks of {body}"
         is_valid = type(frozen) is int and frozen <= MOBILENET_BLOCKS
         return [] if is_valid else [f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={quote(frozen)}: expected {expected}"]
     problems = []

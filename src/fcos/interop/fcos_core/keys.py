@@ -35,6 +35,25 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.RESNETS.STAGE_WITH_DCN": (False, False, False, False),
     "MODEL.RESNETS.WITH_MODULATED_DCN": False,
     "MODEL.RESNETS.DEFORMABLE_GROUPS": 1,
+    "MODEL.RESNETS.RES5_DILATION": 1,
+    "MODEL.FBNET.ARCH": "default",
+    "MODEL.FBNET.ARCH_DEF": "",
+    "MODEL.FBNET.BN_TYPE": "bn",
+    "MODEL.FBNET.SCALE_FACTOR": 1.0,
+    "MODEL.FBNET.WIDTH_DIVISOR": 1,
+    "MODEL.FBNET.DW_CONV_SKIP_BN": True,
+    "MODEL.FBNET.DW_CONV_SKIP_RELU": True,
+    "MODEL.FBNET.DET_HEAD_LAST_SCALE": 1.0,
+    "MODEL.FBNET.DET_HEAD_BLOCKS": [],
+    "MODEL.FBNET.DET_HEAD_STRIDE": 0,
+    "MODEL.FBNET.KPTS_HEAD_LAST_SCALE": 0.0,
+    "MODEL.FBNET.KPTS_HEAD_BLOCKS": [],
+    "MODEL.FBNET.KPTS_HEAD_STRIDE": 0,
+    "MODEL.FBNET.MASK_HEAD_LAST_SCALE": 0.0,
+    "MODEL.FBNET.MASK_HEAD_BLOCKS": [],
+    "MODEL.FBNET.MASK_HEAD_STRIDE": 0,
+    "MODEL.FBNET.RPN_HEAD_BLOCKS": 0,
+    "MODEL.FBNET.RPN_BN_TYPE": "",
     "MODEL.FCOS.NUM_CLASSES": 81,
     "MODEL.FCOS.FPN_STRIDES": [8, 16, 32, 64, 128],
     "MODEL.FCOS.PRIOR_PROB": 0.01,
@@ -103,7 +122,7 @@ DEFAULTS: dict[str, Any] = {
     "TEST.BBOX_AUG.SCALE_H_FLIP": False,
     "OUTPUT_DIR": ".",
 }
-"""Keys that affect an FCOS or a RetinaNet model, with the original's defaults."""
+"""Keys that affect a model, with the original's defaults."""
 FIXED = {
     "MODEL.MASK_ON": "masks",
     "MODEL.KEYPOINT_ON": "keypoints",
@@ -115,7 +134,6 @@ FIXED = {
 _IDLE_SECTIONS = {
     "MODEL": "RPN_ONLY CLS_AGNOSTIC_BBOX_REG",
     "MODEL.BACKBONE": "USE_GN",
-    "MODEL.RESNETS": "RES5_DILATION",
     "MODEL.RPN": """
         USE_FPN ANCHOR_SIZES ANCHOR_STRIDE ASPECT_RATIOS STRADDLE_THRESH FG_IOU_THRESHOLD BG_IOU_THRESHOLD
         BATCH_SIZE_PER_IMAGE POSITIVE_FRACTION PRE_NMS_TOP_N_TRAIN PRE_NMS_TOP_N_TEST POST_NMS_TOP_N_TRAIN
@@ -138,11 +156,6 @@ _IDLE_SECTIONS = {
         RESOLUTION NUM_CLASSES SHARE_BOX_FEATURE_EXTRACTOR
     """,
     "MODEL.RETINANET": "STRADDLE_THRESH",
-    "MODEL.FBNET": """
-        ARCH ARCH_DEF BN_TYPE SCALE_FACTOR WIDTH_DIVISOR DW_CONV_SKIP_BN DW_CONV_SKIP_RELU DET_HEAD_LAST_SCALE
-        DET_HEAD_BLOCKS DET_HEAD_STRIDE KPTS_HEAD_LAST_SCALE KPTS_HEAD_BLOCKS KPTS_HEAD_STRIDE MASK_HEAD_LAST_SCALE
-        MASK_HEAD_BLOCKS MASK_HEAD_STRIDE RPN_HEAD_BLOCKS RPN_BN_TYPE
-    """,
     "TEST": "EXPECTED_RESULTS EXPECTED_RESULTS_SIGMA_TOL",
 }
 IDLE = ["PATHS_CATALOG", *(f"{section}.{key}" for section, keys in _IDLE_SECTIONS.items() for key in keys.split())]
@@ -154,13 +167,17 @@ TITLES = {"fcos": "FCOS", "retinanet": "RetinaNet"}
 """Names of the supported detectors in messages, by `model.name`."""
 OTHER_DETECTORS = {"MODEL.KEYPOINT_ON": "Keypoint R-CNN", "MODEL.MASK_ON": "Mask R-CNN"}
 """Keys that select a detector that is not supported if they are True, in the order of precedence."""
-RCNN_BODIES = ["R-50-C4", "R-50-C5", "R-101-C4", "R-101-C5", "R-50-FPN", "R-101-FPN", "R-152-FPN", "FBNet"]
-"""Backbones of the original's R-CNN configs, which have no levels for FCOS."""
+ONE_STAGE = ("fcos", "retinanet")
+"""Detectors without regions, by `model.name`."""
+_TWO_STAGE_KEYS = ("MODEL.FBNET.", "MODEL.RESNETS.RES5_DILATION")
+"""Beginnings of keys that have no effect on the detectors in `ONE_STAGE`."""
 
 
 def is_idle(key: str, detector: str) -> bool:
     """Return whether a known key has no effect on a detector, given by its `model.name`."""
     others = tuple(section for name, section in SECTIONS.items() if name != detector)
+    if detector in ONE_STAGE and key.startswith(_TWO_STAGE_KEYS):
+        return True
     return key in IDLE or (key in DEFAULTS and key.startswith(others) and key not in _SHARED)
 
 

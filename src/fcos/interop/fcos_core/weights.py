@@ -21,7 +21,7 @@ from ...models import build_anchors
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
 from ..architecture import CLASS_HEAD, replace_prefix, require_same
 from .config import config_from_yaml
-from .mapping import to_keys
+from .mapping import find_one_stage_body, to_keys
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +114,9 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     config = config_class.model_validate(section)
     ours = flatten(config.model_dump())
     name = ours["backbone.name"]
-    if not any(section.claims(name) for section in _BACKBONES):
-        name = " or ".join(known for section in _BACKBONES for known in section.names())
+    if find_one_stage_body(name) is None:
+        names = [known for section in _BACKBONES for known in section.names()]
+        name = " or ".join(known for known in names if find_one_stage_body(known))
     required_options = {"backbone.name": name, "strides": _STRIDES}
     require_same(
         {key: ours[key] for key in required_options},
