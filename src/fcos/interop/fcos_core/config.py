@@ -20,8 +20,9 @@ from ...errors import ConfigError
 from ...formatting import printable, quote
 from .bodies import BODIES, ONE_STAGE_BODIES, RCNN_BODIES
 from .fbnet_rows import FBNET_NORMS
-from .keys import DEFAULTS, FIXED, IDLE, ONE_STAGE, OTHER_DETECTORS, SECTIONS, TITLES, is_idle
+from .keys import DEFAULTS, FIXED, IDLE, NUM_CLASSES, ONE_STAGE, TITLES, is_idle
 from .mapping import BLOCK_NORMS, MOBILENET_BLOCKS, to_options
+from .rcnn_rows import find_problems
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,11 @@ KNOWN = [*DEFAULTS, *IDLE]
 _SECTIONS = tuple({f"{key.partition('.')[0]}." for key in KNOWN if "." in key})
 
 _MAX_WIDTH = 9999  # of the names of our ResNeXts
+_REGION_SWITCHES = ("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.RPN_ONLY")
 _ANY_LENGTH = (
+    *(f"MODEL.RPN.{key}" for key in ("ANCHOR_SIZES", "ANCHOR_STRIDE", "ASPECT_RATIOS")),
+    *(f"MODEL.ROI_{head}_HEAD.POOLER_SCALES" for head in ("BOX", "MASK", "KEYPOINT")),
+    *(f"MODEL.ROI_{head}_HEAD.CONV_LAYERS" for head in ("MASK", "KEYPOINT")),
     *("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES", "MODEL.RETINANET.ASPECT_RATIOS"),
     *(f"MODEL.FBNET.{head}_HEAD_BLOCKS" for head in ("DET", "MASK", "KPTS")),
 )
@@ -45,8 +50,8 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         where: source of the config, for messages.
 
     Raises:
-        ConfigError: the config is for a detector other than FCOS and RetinaNet, keys are unknown or have a value
-            without a counterpart in our config (the message lists all of them), or `pairs` has an odd length.
+        ConfigError: keys are unknown or have a value without a counterpart in our config (the message lists all of
+            them), or `pairs` has an odd length.
     """
     given = given_keys(tree, pairs, where=where)
     detector = _choose_detector(given, where=where)
@@ -65,6 +70,8 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         log.info("%s: ignoring keys without effect on %s: %s", where, TITLES[detector], ", ".join(ignored_keys))
     get = {**DEFAULTS, **given}.__getitem__
     problems += [*_check_backbone(get, detector), *_check_group_norm(get)]
+    if detector not in ONE_STAGE and not problems:
+        problems += find_problems(get, detector)
     test_names = given.get("DATASETS.TEST", ())
     if not problems and len(test_names) > 1:
         log.info(
@@ -75,7 +82,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
     return _nest_sections(
-        to_options(get, detector=detector, num_classes_given=f"{SECTIONS[detector]}NUM_CLASSES" in given)
+        to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given)
     )
 
 
@@ -113,9 +120,6 @@ def _choose_detector(given: Mapping[str, Any], *, where: str) -> str:
 
     An explicit MODEL.FCOS_ON is obeyed. Its default in the original is True, which its own configs of other detectors
     do not change, so their other keys decide.
-
-    Raises:
-        ConfigError: the config is for a detector that is not supported.
     """
     fcos, is_retinanet = given.get("MODEL.FCOS_ON"), given.get("MODEL.RETINANET_ON") is True
     if is_retinanet and fcos is not True:
@@ -124,14 +128,13 @@ def _choose_detector(given: Mapping[str, Any], *, where: str) -> str:
         return "retinanet"
     if is_retinanet:
         log.info("%s: a config for FCOS (MODEL.FCOS_ON), although MODEL.RETINANET_ON is also set", where)
-    other = next((name for key, name in OTHER_DETECTORS.items() if given.get(key) is True), None)
-    if other is None and (fcos is False or (fcos is None and given.get("MODEL.BACKBONE.CONV_BODY") in RCNN_BODIES)):
-        other = "a region proposal network (RPN)" if given.get("MODEL.RPN_ONLY") is True else "Faster R-CNN"
-    if other:
-        raise ConfigError(
-            f"{where}: a config for {other}, which this project does not have; it has FCOS and RetinaNet, for example"
-            " the recipe fcos_imprv_r50_fpn_1x (see: fcos config list)"
-        )
+    is_region = any(given.get(key) is True for key in _REGION_SWITCHES)
+    body = given.get("MODEL.BACKBONE.CONV_BODY", DEFAULTS["MODEL.BACKBONE.CONV_BODY"])
+    if fcos is False or (fcos is None and (is_region or body in RCNN_BODIES)):
+        detector = "rpn" if given.get("MODEL.RPN_ONLY") is True else "rcnn"
+        note = "" if fcos is False else "; the original would train FCOS, unless MODEL.FCOS_ON is set to False"
+        log.info("%s: a config for %s (MODEL.BACKBONE.CONV_BODY %s)%s", where, TITLES[detector], body, note)
+        return detector
     return "fcos"
 
 

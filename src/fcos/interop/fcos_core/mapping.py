@@ -12,8 +12,10 @@ from ...config.options import in_effect, options_of
 from .backbone_files import is_backbone_file
 from .bodies import BODIES
 from .fbnet_rows import FBNET_ROWS
-from .keys import DEFAULTS, SECTIONS
-from .rows import Row
+from .keys import DEFAULTS, NUM_CLASSES, SECTIONS
+from .rcnn_rows import RCNN_ROWS
+from .rows import Row, kinds_of
+from .rows import same as _same
 
 MOBILENET_BLOCKS = 18
 """Number of modules `features.N` of the backbone, stem included."""
@@ -25,11 +27,6 @@ BLOCK_NORMS = {
 _NAMES = {"mobilenet": "mobilenet_v2", "fbnet": "fbnet"}
 """Names of our backbones other than ResNets by kind, see `Body`."""
 _STAGES = ("C2", "C3", "C4", "C5")
-
-
-def _same(key: str, option: str, only: str = "") -> Row:
-    """Map a key to an option with the same values."""
-    return Row((key,), (option,), lambda value: (value,), lambda value: (value,), only)
 
 
 def _flag(key: str, option: str, off: str, on: str, only: str = "") -> Row:
@@ -130,8 +127,8 @@ def _backbone_norm_groups_back(groups: int) -> tuple[int, ...]:
 def _num_classes() -> list[Row]:
     """Return the rows of the number of classes, in which the original counts background."""
     return [
-        Row((f"{section}NUM_CLASSES",), ("model.num_classes",), lambda k: (k - 1,), lambda k: (k + 1,), detector)
-        for detector, section in SECTIONS.items()
+        Row((key,), ("model.num_classes",), lambda k: (k - 1,), lambda k: (k + 1,), detector)
+        for detector, key in NUM_CLASSES.items()
     ]
 
 
@@ -159,6 +156,7 @@ ROWS: list[Row] = [
         ("model.fpn.extra_level_source",),
         lambda *values: (_choose_extra_level_source(*values),),
         lambda value: (value == "c5",),
+        "one_stage",
     ),
     *_same_in_both("NUM_CONVS", "model.head.num_convs"),
     *_same_in_both("PRIOR_PROB", "model.head.prior_probability"),
@@ -189,7 +187,8 @@ ROWS: list[Row] = [
     _same("MODEL.RETINANET.BBOX_REG_BETA", "model.smooth_l1_beta", "retinanet"),
     _same("MODEL.RETINANET.BBOX_REG_WEIGHT", "model.box_loss_divisor", "retinanet"),
     Row((), ("model.anchor_rounding",), lambda: ("base",), only="retinanet"),
-    _same("TEST.DETECTIONS_PER_IMG", "model.max_detections"),
+    *RCNN_ROWS,
+    _same("TEST.DETECTIONS_PER_IMG", "model.max_detections", "one_stage"),
     Row((), ("model.box_convention",), lambda: ("inclusive",)),
     Row(
         ("INPUT.TO_BGR255", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"),
@@ -299,7 +298,7 @@ def option_keys(detector: str, backbone: str) -> dict[str, str]:
         detector: `model.name`.
         backbone: `model.backbone.name`.
     """
-    kinds = "", detector, _find_kind(backbone)
+    kinds = kinds_of(detector, _find_kind(backbone))
     return {
         option: key
         for row in ROWS
@@ -317,12 +316,12 @@ def to_options(get: Callable[[str], Any], *, detector: str, num_classes_given: b
         detector: `model.name`.
         num_classes_given: True if the config gives the number of classes; otherwise the data determines it.
     """
-    kinds = "", detector, BODIES[get("MODEL.BACKBONE.CONV_BODY")].kind
+    kinds = kinds_of(detector, BODIES[get("MODEL.BACKBONE.CONV_BODY")].kind)
     options: dict[str, Any] = {"model.name": detector}
     for row in ROWS:
         if row.only in kinds:
             options |= zip(row.options, row.ours(*map(get, row.keys)), strict=False)
-    if not num_classes_given:
+    if not num_classes_given and "model.num_classes" in options:
         options["model.num_classes"] = None
     return options
 
@@ -337,7 +336,7 @@ def to_keys(options: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     detector = options.get("name", DEFAULT_DETECTOR)
     effective = in_effect(options, options_of(DETECTORS[detector]))
     values = {f"model.{key}": value for key, value in effective.items()} | {"model.num_classes": num_classes}
-    kinds = "", detector, _find_kind(options["backbone.name"])
+    kinds = kinds_of(detector, _find_kind(options["backbone.name"]))
     keys: dict[str, Any] = {} if detector == "fcos" else {"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}
     for row in ROWS:
         if row.theirs is not None and row.only in kinds and all(option in values for option in row.options):

@@ -15,8 +15,7 @@ class Row(NamedTuple):
         ours: function from the values of `keys` to the values of `options`.
         theirs: function from the values of `options` to the values of `keys`, or of only the first keys. None: the
             row is not used in this direction.
-        only: `fcos` or `retinanet`, or a kind of backbone (see `Body`), if the row applies to this detector or backbone
-            only; otherwise empty.
+        only: kind of detector or backbone that the row applies to, see `kinds_of`; empty: all.
     """
 
     keys: tuple[str, ...]
@@ -24,3 +23,14 @@ class Row(NamedTuple):
     ours: Callable[..., tuple[Any, ...]]
     theirs: Callable[..., tuple[Any, ...]] | None = None
     only: str = ""
+
+
+def same(key: str, option: str, only: str = "") -> Row:
+    """Map a key to an option with the same values."""
+    return Row((key,), (option,), lambda value: (value,), lambda value: (value,), only)
+
+
+def kinds_of(detector: str, backbone: str) -> tuple[str, ...]:
+    """Return the values of `Row.only` that apply to a detector (`model.name`) with a backbone of a kind (see `Body`)."""
+    stages = "two_stage" if detector in ("rpn", "rcnn") else "one_stage"
+    return "", detector, stages, backbone
