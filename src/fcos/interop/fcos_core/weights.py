@@ -27,16 +27,30 @@ log = logging.getLogger(__name__)
 
 ANCHORS = "cell_anchors_"
 """Beginning of the names of the anchors of a cell, see `models.retinanet`; the original saves them with the weights."""
-_PREFIXES = [
+_BODY_PREFIXES = [
     *((f"backbone.body.stem.{layer}.", f"backbone.{layer}.") for layer in ("conv1", "bn1")),
     ("backbone.body.", "backbone."),
-    *((f"backbone.fpn.fpn_inner{i + 2}.", f"fpn.lateral.{i}.") for i in range(3)),
-    *((f"backbone.fpn.fpn_layer{i + 2}.", f"fpn.output.{i}.") for i in range(3)),
+]
+
+
+def _pyramid_prefixes(first: int) -> list[tuple[str, str]]:
+    """Return the prefixes of a pyramid from the map with this number on; the original numbers C2 to C5 from 1 to 4."""
+    return [
+        *((f"backbone.fpn.fpn_inner{number}.", f"fpn.lateral.{number - first}.") for number in range(first, 5)),
+        *((f"backbone.fpn.fpn_layer{number}.", f"fpn.output.{number - first}.") for number in range(first, 5)),
+    ]
+
+
+TWO_STAGE_PREFIXES = [*_BODY_PREFIXES, *_pyramid_prefixes(1)]
+"""Prefixes of the names of backbone and pyramid in R-CNN, (the original's, ours)."""
+_PREFIXES = [
+    *_BODY_PREFIXES,
+    *_pyramid_prefixes(2),
     *((f"backbone.fpn.top_blocks.p{i + 6}.", f"fpn.extra.{i}.") for i in range(2)),
     ("rpn.head.bbox_tower.", "head.box_tower."),
     ("rpn.head.cls_logits.", CLASS_HEAD),
 ]
-"""Prefixes of the names of the same tensors in all detectors, (the original's, ours)."""
+"""Prefixes of the names of the same tensors in one-stage detectors, (the original's, ours)."""
 _LAST_PREFIX = ("rpn.head.", "head.")
 _HEADS = {
     "fcos": [
