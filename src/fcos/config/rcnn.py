@@ -166,13 +166,16 @@ class MaskHeadConfig(Section):
     """Layers on the pooled features: `own` convolutions, those that the backbone defines (`backbone`), or those of the
     box head (`box`, if these are of the backbone)."""
     conv_channels: list[Channels] = option([256, 256, 256, 256], "shape", needs="enabled", min_length=1)
-    """Channels of the 3x3 convolutions of `own`. The transposed convolution after them has as many channels as the
+    """Channels of the 3x3 convolutions of `own`. The transposed convolution of `upsample` has as many channels as the
     last."""
+    upsample: bool = option(True, "shape", needs="enabled")
+    """Double the side of the grid with a transposed convolution after the layers."""
     norm: PyramidNorm = option("none", "shape", needs="enabled")
     dilation: int = option(1, "meaning", needs="enabled", ge=1, le=64)
     """Dilation of the convolutions."""
     resolution: int = option(14, "meaning", needs="enabled", ge=1, le=128)
-    """Width and height of the features that are pooled from every box. Masks have twice as many pixels per side."""
+    """Width and height of the features that are pooled from every box. With `upsample` and `own` layers, masks have
+    twice as many pixels per side."""
     sampling_ratio: int = option(2, "meaning", needs="enabled", ge=0, le=64)
     """Number of sampling points per pooled feature and axis; 0: as many as the box has map cells."""
 

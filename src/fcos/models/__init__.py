@@ -230,7 +230,7 @@ def _build_mask_head(config: RCNNConfig, neck: Neck, num_classes: int, *, layers
     return MaskHead(
         cast("nn.Module", body),
         body.out_channels,
-        channels=options.conv_channels[-1],
+        channels=options.conv_channels[-1] if options.upsample else None,
         num_classes=num_classes,
         pooler=_build_pooler(config, neck, options),
     )

@@ -27,7 +27,8 @@ class MaskHead(DetailHead):
     Args:
         body: layers from pooled features [P, C, Z, Z] to [P, in_channels, z, z].
         in_channels: number of channels of the body's output.
-        channels: number of channels of the transposed convolution, which doubles the side of the grid.
+        channels: number of channels of the transposed convolution that doubles the side of the grid; None: there is no
+            such convolution.
         num_classes: K. The first row of the last layer belongs to the background and is not used.
         pooler: options of the pooling of features.
     """
@@ -35,12 +36,15 @@ class MaskHead(DetailHead):
     loss_names = ("loss_mask",)
     class_parameters = dict.fromkeys(("logits.weight", "logits.bias"), ClassRows(before=1))
 
-    def __init__(self, body: nn.Module, in_channels: int, *, channels: int, num_classes: int, pooler: Pooler):
+    def __init__(self, body: nn.Module, in_channels: int, *, channels: int | None, num_classes: int, pooler: Pooler):
         super().__init__()
         self.body = body
-        self.upsample = nn.ConvTranspose2d(in_channels, channels, 2, stride=2)
-        self.logits = nn.Conv2d(channels, 1 + num_classes, 1)
-        initialize(self.upsample)
+        self.upsample = nn.Sequential()
+        if channels is not None:
+            conv = nn.ConvTranspose2d(in_channels, channels, 2, stride=2)
+            initialize(conv)
+            self.upsample = nn.Sequential(conv, nn.ReLU(inplace=True))
+        self.logits = nn.Conv2d(channels or in_channels, 1 + num_classes, 1)
         initialize(self.logits)
         self.pooler = pooler
 
@@ -53,12 +57,13 @@ class MaskHead(DetailHead):
             labels: [P] class of every box, 0..K-1.
 
         Returns:
-            [P, 2 z, 2 z]. Logits of other classes are not computed, since they would take most of the memory.
+            [P, G, G], where G is 2 z, or z without transposed convolution. Logits of other classes are not computed,
+            since they would take most of the memory.
         """
-        x = F.relu(self.upsample(self.body(self.pooler(features, boxes))))  # [P, channels, 2 z, 2 z]
+        x = self.upsample(self.body(self.pooler(features, boxes)))  # [P, channels, G, G]
         weight, bias = self.logits.weight.flatten(1)[labels + 1], self.logits.bias
         assert bias is not None
-        logits = torch.bmm(weight[:, None], x.flatten(2)).squeeze(1)  # [P, 2 z * 2 z]
+        logits = torch.bmm(weight[:, None], x.flatten(2)).squeeze(1)  # [P, G * G]
         return at_least_float32(logits).unflatten(1, x.shape[2:]) + bias[labels + 1, None, None]
 
     def losses(
@@ -78,7 +83,7 @@ class MaskHead(DetailHead):
         return {"loss_mask": (errors.mean(dim=(1, 2)) * weights).sum()}
 
     def add(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> list[Instances]:
-        """Return the detections with `mask_grids` [D, 2 z, 2 z], the probabilities of their class."""
+        """Return the detections with `mask_grids` [D, G, G], the probabilities of their class."""
         labels = torch.cat([image.labels for image in detections])
         grids = self(features, [image.boxes for image in detections], labels).sigmoid()
         parts = grids.split([len(image) for image in detections])

@@ -105,7 +105,8 @@ def proposal_candidates(
         labels = [torch.full((len(x),), level, device=x.device) for level, x in enumerate(boxes)]
         candidates = Instances(torch.cat(boxes), torch.cat(labels), torch.cat(scores), size)
         sides = candidates.boxes[:, 2:] - candidates.boxes[:, :2] + (1 if convention == "inclusive" else 0)
-        results.append(candidates[((sides >= options.min_size) & (sides > 0)).all(dim=1)])
+        is_large = sides >= options.min_size if convention == "inclusive" else (sides >= options.min_size) & (sides > 0)
+        results.append(candidates[is_large.all(dim=1)])
     return results
 
 

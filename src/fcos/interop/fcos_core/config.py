@@ -81,9 +81,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         )
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
-    return _nest_sections(
-        to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given)
-    )
+    return _nest_sections(to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given))
 
 
 def given_keys(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:

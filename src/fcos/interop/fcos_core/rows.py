@@ -31,6 +31,6 @@ def same(key: str, option: str, only: str = "") -> Row:
 
 
 def kinds_of(detector: str, backbone: str) -> tuple[str, ...]:
-    """Return the values of `Row.only` that apply to a detector (`model.name`) with a backbone of a kind (see `Body`)."""
+    """Return the values of `Row.only` for a detector (`model.name`) with a backbone of a kind, see `Body`."""
     stages = "two_stage" if detector in ("rpn", "rcnn") else "one_stage"
     return "", detector, stages, backbone

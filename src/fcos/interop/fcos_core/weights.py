@@ -21,7 +21,9 @@ from ...models import build_anchors
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
 from ..architecture import CLASS_HEAD, replace_prefix, require_same
 from .config import config_from_yaml
+from .keys import ONE_STAGE
 from .mapping import find_one_stage_body, to_keys
+from .rcnn_names import RCNN_PREFIXES
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ _HEADS = {
         ("rpn.anchor_generator.cell_anchors.", ANCHORS),
         _LAST_PREFIX,
     ],
+    "rpn": [*TWO_STAGE_PREFIXES, *RCNN_PREFIXES],
+    "rcnn": [*TWO_STAGE_PREFIXES, *RCNN_PREFIXES],
 }
 """Prefixes by detector (`model.name`)."""
 _BACKBONE = "backbone."
@@ -80,8 +84,12 @@ def find_detector(state: Mapping[str, Tensor]) -> str | None:
     if {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys():
         return "fcos"
     heads = [state.get(f"rpn.head.{name}.weight") for name in ("cls_logits", "bbox_pred")]
-    is_retinanet = all(head is not None and head.shape[2:] == (3, 3) for head in heads)
-    return "retinanet" if is_retinanet else None
+    if all(head is not None and head.shape[2:] == (3, 3) for head in heads):
+        return "retinanet"
+    if "roi_heads.box.predictor.cls_score.weight" in state:
+        return "rcnn"
+    is_rpn = "rpn.head.conv.weight" in state or any(name.startswith("rpn.head.0.head.") for name in state)
+    return "rpn" if is_rpn else None
 
 
 def rename(name: str, detector: str = "fcos") -> str:
@@ -122,7 +130,7 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     """
     section = checkpoint.config["model"]
     detector = section.get("name", DEFAULT_DETECTOR)
-    if detector not in _HEADS:
+    if detector not in ONE_STAGE:
         raise WeightsError(f"{where}: weights of {detector}, but the original FCOS supports only FCOS and RetinaNet")
     config_class = DETECTORS[detector]
     config = config_class.model_validate(section)
