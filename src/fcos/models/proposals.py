@@ -119,6 +119,8 @@ def select_proposals(candidates: Instances, limits: ProposalLimits, options: Pro
         limits: largest numbers of proposals.
         options: options of the suppression.
     """
+    if not len(candidates):
+        return candidates
     keep = class_wise_nms(
         candidates.boxes,
         candidates.scores,
