@@ -261,6 +261,25 @@ def test_heads_accept_no_regions(kind: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"architecture": definition("ir_k3_s4"), "width": 0.25, "width_divisor": 1},
+            "architecture: 4 groups must divide the channels of a convolution, found 2 and 8; set"
+            " model.backbone.width_divisor=4",
+        ),
+        (
+            {"norm": "gn", "width": 1.3, "width_divisor": 1},
+            "norm=gn: expected even numbers of channels, found 41; set model.backbone.width_divisor=2",
+        ),
+    ],
+)
+def test_impossible_groups_are_rejected(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FBNet(**options)
+
+
+@pytest.mark.parametrize(
     ("option", "message"),
     [
         ("rpn_blocks=4", "rpn_blocks: must be at most 3, the number of blocks of this head, found 4"),
