@@ -191,7 +191,7 @@ class FBNetConfig(BackboneSection):
     norm: Norm = option("bn", "shape")
     """Normalisation. Frozen batch norm has no epsilon, as in the original. Group norm (`gn`) has groups of two channels
     where 32 does not divide the channels."""
-    width: float = option(1.0, "shape", gt=0, le=16)
+    width: float = option(1.0, "shape", gt=0, le=8)
     """Factor of all numbers of channels."""
     width_divisor: int = option(8, "shape", ge=1, le=1024)
     """Numbers of channels are rounded to multiples of this."""

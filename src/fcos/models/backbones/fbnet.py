@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...choices import HeadKind
 from ...config.fbnet import Block, find_architecture
+from ...errors import ConfigError
 from ..layers import NORMS
 from .pretrained import load_pretrained
 from .stages import Stages
@@ -52,7 +53,21 @@ class Layers:
         norm: bool = True,
         relu: bool = True,
     ) -> nn.Sequential:
-        """Build a "same" convolution without bias, optionally followed by a norm and a ReLU."""
+        """Build a "same" convolution without bias, optionally followed by a norm and a ReLU.
+
+        Raises:
+            ConfigError: groups of the convolution or of group norm do not divide the channels.
+        """
+        if in_channels % groups or out_channels % groups:
+            raise ConfigError(
+                f"model.backbone.architecture: {groups} groups must divide the channels of a convolution, found"
+                f" {in_channels} and {out_channels}; set model.backbone.width_divisor={groups}, or a multiple of it"
+            )
+        if norm and self.norm == "gn" and out_channels % 2:
+            raise ConfigError(
+                f"model.backbone.norm=gn: expected even numbers of channels, found {out_channels}; set"
+                " model.backbone.width_divisor=2, or a multiple of it"
+            )
         conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups, bias=False
         )
@@ -178,6 +193,10 @@ class FBNet(Stages):
         box_head: options of the head `box`, see `FBNetHeadConfig`.
         mask_head: options of the head `mask`.
         keypoint_head: options of the head `keypoint`.
+
+    Raises:
+        ConfigError: groups do not divide numbers of channels.
+        WeightsError: the weights cannot be obtained or do not fit.
     """
 
     def __init__(
