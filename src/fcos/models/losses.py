@@ -257,4 +257,4 @@ def sample_weights(counts: Sequence[int], num_images: Tensor | None, *, like: Te
     """
     sizes = torch.tensor(counts, dtype=like.dtype, device=like.device)
     divisors = sizes.sum().expand(len(sizes)) if num_images is None else sizes * num_images.to(sizes)
-    return (1 / divisors.clamp(min=1e-9)).repeat_interleave(torch.tensor(counts, device=like.device))
+    return (1 / divisors.clamp(min=1e-9)).repeat_interleave(sizes.long())

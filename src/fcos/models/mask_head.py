@@ -71,7 +71,8 @@ class MaskHead(DetailHead):
     ) -> dict[str, Tensor]:
         """Compute `loss_mask`: the mean binary cross entropy of the pixels of a positive's mask, averaged over them."""
         positives = [image.positives() for image in samples]
-        labels = torch.cat([image.objects.labels[image.matched] for image in positives])
+        none = features[0].new_zeros(0, dtype=torch.int64)  # there may be no images
+        labels = torch.cat([none, *(image.objects.labels[image.matched] for image in positives)])
         logits = self(features, [image.boxes for image in positives], labels)
         targets = []
         for image in positives:
@@ -79,12 +80,14 @@ class MaskHead(DetailHead):
             assert masks is not None, "training a mask head requires ground truth with masks"
             targets.append(masks[image.matched].crop(image.boxes, logits.shape[-1]).to(logits))
         weights = sample_weights([len(image.boxes) for image in positives], num_images, like=logits)
-        errors = F.binary_cross_entropy_with_logits(logits, torch.cat(targets), reduction="none")
+        errors = F.binary_cross_entropy_with_logits(
+            logits, torch.cat([logits[:0].detach(), *targets]), reduction="none"
+        )
         return {"loss_mask": (errors.mean(dim=(1, 2)) * weights).sum()}
 
     def add(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> list[Instances]:
         """Return the detections with `mask_grids` [D, G, G], the probabilities of their class."""
-        labels = torch.cat([image.labels for image in detections])
+        labels = torch.cat([features[0].new_zeros(0, dtype=torch.int64), *(image.labels for image in detections)])
         grids = self(features, [image.boxes for image in detections], labels).sigmoid()
         parts = grids.split([len(image) for image in detections])
         return [replace(image, mask_grids=part) for image, part in zip(detections, parts, strict=True)]

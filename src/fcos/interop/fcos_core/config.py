@@ -31,7 +31,12 @@ KNOWN = [*DEFAULTS, *IDLE]
 _SECTIONS = tuple({f"{key.partition('.')[0]}." for key in KNOWN if "." in key})
 
 _MAX_WIDTH = 9999  # of the names of our ResNeXts
-_REGION_SWITCHES = ("MODEL.MASK_ON", "MODEL.KEYPOINT_ON", "MODEL.RPN_ONLY")
+_REGION_SWITCHES = {
+    "MODEL.RPN_ONLY": "a region proposal network (RPN)",
+    "MODEL.KEYPOINT_ON": "Keypoint R-CNN",
+    "MODEL.MASK_ON": "Mask R-CNN",
+}
+"""Detectors that a key selects if it is True, in the order of precedence."""
 _ANY_LENGTH = (
     *(f"MODEL.RPN.{key}" for key in ("ANCHOR_SIZES", "ANCHOR_STRIDE", "ASPECT_RATIOS")),
     *(f"MODEL.ROI_{head}_HEAD.POOLER_SCALES" for head in ("BOX", "MASK", "KEYPOINT")),
@@ -126,13 +131,12 @@ def _choose_detector(given: Mapping[str, Any], *, where: str) -> str:
         return "retinanet"
     if is_retinanet:
         log.info("%s: a config for FCOS (MODEL.FCOS_ON), although MODEL.RETINANET_ON is also set", where)
-    is_region = any(given.get(key) is True for key in _REGION_SWITCHES)
+    title = next((name for key, name in _REGION_SWITCHES.items() if given.get(key) is True), "")
     body = given.get("MODEL.BACKBONE.CONV_BODY", DEFAULTS["MODEL.BACKBONE.CONV_BODY"])
-    if fcos is False or (fcos is None and (is_region or body in RCNN_BODIES)):
-        detector = "rpn" if given.get("MODEL.RPN_ONLY") is True else "rcnn"
+    if fcos is False or (fcos is None and (title or body in RCNN_BODIES)):
         note = "" if fcos is False else "; the original would train FCOS, unless MODEL.FCOS_ON is set to False"
-        log.info("%s: a config for %s (MODEL.BACKBONE.CONV_BODY %s)%s", where, TITLES[detector], body, note)
-        return detector
+        log.info("%s: a config for %s (MODEL.BACKBONE.CONV_BODY %s)%s", where, title or "Faster R-CNN", body, note)
+        return "rpn" if given.get("MODEL.RPN_ONLY") is True else "rcnn"
     return "fcos"
 
 
