@@ -145,7 +145,7 @@ def test_compiled_parts_contain_all_parameters_except_linear_predictions(name: s
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detections_are_the_candidates_after_suppression(name: str) -> None:
-    options = {} if name == "rpn" else {"score_threshold": 0.001}
+    options: dict[str, Any] = {} if name == "rpn" else {"score_threshold": 0.001}
     model = build(name=name, **options).eval()
     images, sizes, _ = batch()
     for detections, candidates in zip(model.detect(images, sizes), model.candidates(images, sizes), strict=True):

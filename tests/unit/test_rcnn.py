@@ -11,6 +11,7 @@ import torch
 from detectors import CATEGORY_IDS, NAMES, tiny_config
 from fcos_inputs import noise, sizes_of
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from fcos.checkpoint import save_checkpoint
 from fcos.errors import ConfigError
@@ -19,6 +20,7 @@ from fcos.masks import Masks
 from fcos.models import build_model
 from fcos.models.anchors import AnchorMatcher, BoxCoder, Sampler
 from fcos.models.keypoint_head import decode_keypoints, keypoint_cells
+from fcos.models.mask_head import MaskHead
 from fcos.models.points import BACKGROUND
 from fcos.models.postprocess import Postprocess, roi_candidates
 from fcos.models.proposals import ProposalLimits, ProposalSelection, select_proposals
@@ -137,7 +139,8 @@ def test_images_without_objects_have_finite_losses_and_gradients_of_all_paramete
 def test_objects_without_visible_keypoint_are_not_used_for_the_keypoint_loss() -> None:
     model = build(**DETAILS, **FROZEN)
     targets = some_objects()
-    hidden = [replace(image, keypoints=image.keypoints * torch.tensor([1.0, 1.0, 0.0])) for image in targets]
+    invisible = torch.tensor([1.0, 1.0, 0.0])
+    hidden = [replace(o, keypoints=None if o.keypoints is None else o.keypoints * invisible) for o in targets]
     images, sizes = noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64))
     assert model(images, sizes, targets).terms["loss_keypoints"] > 0
     assert model(images, sizes, hidden).terms["loss_keypoints"] == 0
@@ -221,15 +224,39 @@ def test_masks_of_all_classes_are_not_computed() -> None:
                 shapes.append(tuple(result.shape))
             return result
 
+    head = model.heads["mask"]
+    assert isinstance(head, MaskHead)
     boxes = [torch.tensor([[0.0, 0, 40, 40], [10, 10, 60, 60]])]
     features = model.features(noise(1, 3, 64, 64), sizes_of((64, 64)))
     with Recorder():
-        grids = model.heads["mask"](features, boxes, torch.tensor([0, 1199]))
+        grids = head(features, boxes, torch.tensor([0, 1199]))
     assert grids.shape == (2, 28, 28)
     assert (2, 1201, 28, 28) not in shapes
-    weight = model.heads["mask"].logits
-    x = model.heads["mask"].upsample(model.heads["mask"].body(model.heads["mask"].pooler(features, boxes)))
-    torch.testing.assert_close(grids, weight(x)[[0, 1], [1, 1200]], rtol=1e-5, atol=1e-5)
+    every = head.logits(head.upsample(head.body(head.pooler(features, boxes))))
+    torch.testing.assert_close(grids, every[[0, 1], [1, 1200]], rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- FCOS as first stage
+
+
+def test_fcos_proposes_boxes_in_place_of_the_rpn() -> None:
+    fcos = {"enabled": True, "head": {"num_convs": 1}, "train_max_proposals": 30, "max_proposals": 20}
+    model = build(fcos=fcos, **FROZEN)
+    images, sizes, targets = noise(2, 3, 64, 64), sizes_of((64, 64), (64, 64)), some_objects()
+    losses = model(images, sizes, targets)
+    first = ("loss_proposal_cls", "loss_proposal_box", "loss_proposal_centerness")
+    assert tuple(losses.terms) == model.loss_names == (*first, "loss_cls", "loss_box")
+    total(losses.terms).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    unused = ("proposals.detector.backbone.", "proposals.detector.fpn.")
+    assert not [name for name in model.state_dict() if name.startswith(unused)]
+    outputs = model.eval()(images, sizes)
+    assert [len(boxes) for boxes in outputs.proposals] == [20, 20]
+    assert len(model.detect(images, sizes)[0]) > 0
+    normalizers = model.loss_normalizers(targets, (64, 64))
+    parts = [model(images[i : i + 1], sizes[i : i + 1], targets[i : i + 1], normalizers).terms for i in range(2)]
+    for name, term in losses.terms.items():
+        assert sum(part[name].item() for part in parts) == pytest.approx(term.item(), rel=1e-4), name
 
 
 # ----------------------------------------------------------------------------------------------------------- components
@@ -266,6 +293,59 @@ def test_keypoints_are_decoded_where_heat_maps_were_encoded() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ training
+
+
+def colored_rectangles(count: int) -> tuple[Tensor, list[Objects]]:
+    """Return images 96x96 with two rectangles each, whose colour is their class, with masks and two keypoints."""
+    images, targets = torch.full((count, 3, 96, 96), 90, dtype=torch.uint8), []
+    for image in images:
+        boxes, labels = [], []
+        for left in (0, 48):
+            width, height = torch.randint(20, 40, (2,)).tolist()
+            x, y = left + int(torch.randint(0, 49 - width, ())), int(torch.randint(0, 97 - height, ()))
+            labels.append(int(torch.randint(0, 2, ())))
+            color = torch.tensor([[220, 60, 40], [40, 80, 230]][labels[-1]], dtype=torch.uint8)
+            image[:, y : y + height, x : x + width] = color[:, None, None]
+            boxes.append([x, y, x + width, y + height])
+        objects = Objects(torch.tensor(boxes, dtype=torch.float32), torch.tensor(labels))
+        polygons = [[[x1, y1, x2, y1, x2, y2, x1, y2]] for x1, y1, x2, y2 in boxes]
+        targets.append(replace(with_details(objects, num_keypoints=2), masks=Masks.from_polygons(polygons)))
+    return images, targets
+
+
+@pytest.mark.slow
+def test_training_on_a_few_images_learns_boxes_masks_and_keypoints() -> None:
+    heads = {name: {**options, "conv_channels": [16, 16]} for name, options in DETAILS.items()}
+    heads["keypoints"]["num_keypoints"] = 2
+    backbone = {"name": "own_backbone:Own", "options": {"width": 32}}
+    model = build_model(
+        tiny_config(name="rcnn", backbone=backbone, fpn={"channels": 32}, **heads).model,
+        num_classes=2,
+        pretrained=False,
+    )
+    (images, targets), sizes = colored_rectangles(4), torch.tensor([[96, 96]] * 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=200)
+    for step in range(200):
+        optimizer.zero_grad()
+        total(model(images, sizes, [replace(image, seed=step) for image in targets]).terms).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10)
+        optimizer.step()
+        schedule.step()
+    for found, wanted in zip(model.eval().detect(images, sizes), targets, strict=True):
+        best = found[found.scores > 0.5]
+        assert len(best) == 2
+        assert best.masks is not None
+        assert best.keypoints is not None
+        assert wanted.masks is not None
+        assert wanted.keypoints is not None
+        overlap, index = box_iou(wanted.boxes, best.boxes).max(dim=1)
+        assert overlap.min() > 0.6
+        assert torch.equal(best.labels[index], wanted.labels)
+        bitmaps = wanted.masks.to_bitmaps((96, 96)).bool()
+        shared = (best.masks[index] & bitmaps).sum((1, 2)) / (best.masks[index] | bitmaps).sum((1, 2))
+        assert shared.min() > 0.5
+        assert (best.keypoints[index, :, :2] - wanted.keypoints[..., :2]).abs().max() < 6
 
 
 def test_mask_head_is_added_to_trained_weights_without_it(tmp_path: Path) -> None:
@@ -305,6 +385,8 @@ def test_fine_tuning_keeps_the_rows_of_classes_with_the_same_names(tmp_path: Pat
         ("proposals.layers=backbone", "proposals.layers=backbone: expected backbone.name=fbnet, found resnet50"),
         ("proposals.positive_fraction=0", "model.proposals.positive_fraction: should be greater than 0, found 0"),
         ("head.num_convs=1", "model.head: no such option"),
+        ("fcos.enabled=true model.loss_average=batch", "fcos.enabled: expected loss_average=image"),
+        ("fcos.enabled=true model.fcos.size_ranges=[[-1,64]]", "strides has 5 levels but fcos.size_ranges has 1"),
     ],
 )  # fmt: skip
 def test_invalid_options_have_a_clear_message(options: str, message: str) -> None:

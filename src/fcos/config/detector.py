@@ -1,4 +1,4 @@
-"""Options that all detectors have, and those of the feature pyramid."""
+"""Options that all detectors have, and those that several have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
-from ..choices import BoxConvention, ChannelOrder, ExtraLevelSource, Location, PyramidNorm, TowerNorm
+from ..choices import BoxConvention, ChannelOrder, ExtraLevelSource, Location, PyramidNorm, Regression, Tower, TowerNorm
 from ..formatting import quote
 from .backbones import DEFAULT_BACKBONE, BackboneConfig, ResNetConfig
 from .options import MAX_VALUE, RULES, OtherProject, option
@@ -18,6 +18,8 @@ _ROUNDED: dict[OtherProject, str] = {"fcos_core": "its config contains them, pos
 _MAX_STRIDE = 4096
 PixelMean = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
 PixelStd = Annotated[float, Field(gt=0, le=MAX_VALUE)]
+Length = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
+"""Length in pixels."""
 AnchorSide = Annotated[float, Field(gt=0, le=MAX_VALUE)]
 AnchorRatio = Annotated[float, Field(ge=0.01, le=100)]
 OffsetWeight = Annotated[float, Field(gt=0, le=1000)]
@@ -57,6 +59,27 @@ class FPNConfig(Section):
     """Epsilon of group norm."""
     relu: bool = option(False, "shape")
     """Apply ReLU after every lateral and output convolution."""
+
+
+class HeadConfig(Section):
+    """Head with two towers, shared by all levels."""
+
+    num_convs: int = option(4, "shape", ge=0, le=64)
+    num_shared_convs: int = option(0, "shape", ge=0, le=64)
+    """Number of convolutions before the towers, shared by both (AdelaiDet)."""
+    norm: TowerNorm = option("gn", "shape")
+    """Normalisation in the towers. `bn`: separate batch norm for every level (AdelaiDet)."""
+    conv_bias: bool = option(True, "shape")
+    """Use a bias in the convolutions of the towers (mmdetection's first configs do not)."""
+    deformable: bool = option(False, "shape")
+    """Make the last convolution of each tower deformable (DCNv2)."""
+    centerness_on: Tower = option("cls", "meaning")
+    """Tower that predicts the centerness."""
+    regression: Regression = option("exp", "meaning")
+    """`exp`: distances are exp(x) pixels; `relu_stride`: relu(x) strides, and targets and loss are in strides, too."""
+    level_scales: bool = option(True, "shape")
+    """Multiply the x of `regression` by a learned scale per level."""
+    prior_probability: float = option(0.01, "training", gt=0, lt=1)
 
 
 class DetectorConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,9 +12,7 @@ from ..choices import (
     ExtraLevelSource,
     Quality,
     RankedBy,
-    Regression,
     Score,
-    Tower,
     TowerNorm,
 )
 from ..formatting import quote
@@ -24,36 +22,14 @@ from .detector import (
     AnchorSizes,
     DetectorConfig,
     FPNConfig,
+    HeadConfig,
+    Length,
     OffsetWeights,
     PyramidConfig,
     Section,
 )
-from .options import MAX_VALUE, option
+from .options import option
 from .rcnn import RCNNConfig, RPNConfig
-
-Length = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)]
-"""Length in pixels."""
-
-
-class HeadConfig(Section):
-    """Head with two towers, shared by all levels."""
-
-    num_convs: int = option(4, "shape", ge=0, le=64)
-    num_shared_convs: int = option(0, "shape", ge=0, le=64)
-    """Number of convolutions before the towers, shared by both (AdelaiDet)."""
-    norm: TowerNorm = option("gn", "shape")
-    """Normalisation in the towers. `bn`: separate batch norm for every level (AdelaiDet)."""
-    conv_bias: bool = option(True, "shape")
-    """Use a bias in the convolutions of the towers (mmdetection's first configs do not)."""
-    deformable: bool = option(False, "shape")
-    """Make the last convolution of each tower deformable (DCNv2)."""
-    centerness_on: Tower = option("cls", "meaning")
-    """Tower that predicts the centerness."""
-    regression: Regression = option("exp", "meaning")
-    """`exp`: distances are exp(x) pixels; `relu_stride`: relu(x) strides, and targets and loss are in strides, too."""
-    level_scales: bool = option(True, "shape")
-    """Multiply the x of `regression` by a learned scale per level."""
-    prior_probability: float = option(0.01, "training", gt=0, lt=1)
 
 
 class OneStageConfig(PyramidConfig):

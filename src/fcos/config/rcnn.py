@@ -6,8 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ..choices import AnchorRounding, ExtraLevelSource, HeadLayers, LossAverage, MaskHeadLayers, PyramidNorm
-from .detector import INCLUSIVE, AnchorRatio, AnchorSizes, FPNConfig, OffsetWeights, PyramidConfig, Section
+from ..choices import AnchorRounding, BoxLoss, ExtraLevelSource, HeadLayers, LossAverage, MaskHeadLayers, PyramidNorm
+from .detector import (
+    INCLUSIVE,
+    AnchorRatio,
+    AnchorSizes,
+    FPNConfig,
+    HeadConfig,
+    Length,
+    OffsetWeights,
+    PyramidConfig,
+    Section,
+)
 from .options import option
 
 _MAX_BOXES = 10**6
@@ -68,6 +78,31 @@ class ProposalsConfig(Section):
     """Smallest width and height of a proposal in pixels. It also affects training."""
     in_padding: bool = option(False, "detection", "convention", free_for=INCLUSIVE)
     """Also use anchors with their centre in the padding (as other projects do); results then depend on the batch."""
+
+
+class FCOSProposalsConfig(Section):
+    """FCOS as the first stage of R-CNN, with one class for all objects (FCOS, table 6)."""
+
+    enabled: bool = option(False, "shape", "meaning")
+    """Let FCOS propose the boxes, in place of the region proposal network."""
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    size_ranges: list[tuple[Length, Length | None]] = option(
+        [(-1, 32), (32, 64), (64, 128), (128, 256), (256, None)], "training", needs="enabled"
+    )
+    """Range (low, high) per level in pixels: a location learns a box if the largest of its four distances is in this
+    range, both ends included; high null: no upper limit."""
+    center_sampling_radius: float = option(1.5, "training", needs="enabled", ge=0, le=1000)
+    """Only locations within this many strides of the box's centre are positive; 0: all locations inside the box."""
+    box_loss: BoxLoss = option("giou", "training", needs="enabled")
+    train_max_proposals: int = option(2000, "training", needs="enabled", ge=1, le=_MAX_BOXES)
+    """Training: maximum number of proposals per image."""
+    pre_nms_top_k: int = option(1000, "detection", needs="enabled", ge=1, le=_MAX_BOXES)
+    """Maximum number of candidates per level and image before NMS. It also affects training."""
+    max_proposals: int = option(1000, "detection", needs="enabled", ge=1, le=_MAX_BOXES)
+    """Detection: maximum number of proposals per image."""
+    nms_threshold: float = option(0.7, "detection", needs="enabled", ge=-1, le=1)
+    """IoU above which NMS suppresses the lower-scoring of two proposals; 0 or less: no NMS. It also affects
+    training."""
 
 
 class AnchorPyramidConfig(PyramidConfig):
@@ -201,6 +236,7 @@ class RCNNConfig(AnchorPyramidConfig):
     """Options of Faster R-CNN, Mask R-CNN (`mask.enabled`) and Keypoint R-CNN (`keypoints.enabled`)."""
 
     name: Literal["rcnn"] = "rcnn"
+    fcos: FCOSProposalsConfig = Field(default_factory=FCOSProposalsConfig)
     box: BoxHeadConfig = Field(default_factory=BoxHeadConfig)
     mask: MaskHeadConfig = Field(default_factory=MaskHeadConfig)
     keypoints: KeypointHeadConfig = Field(default_factory=KeypointHeadConfig)
@@ -216,6 +252,13 @@ class RCNNConfig(AnchorPyramidConfig):
     @model_validator(mode="after")
     def _check_consistency(self) -> RCNNConfig:
         problems = self.find_proposal_problems() + find_threshold_problems(self.box, "box")
+        if self.fcos.enabled:
+            problems += self.find_level_problems(self.fcos.head.norm)
+            if self.loss_average == "batch":
+                problems.append("fcos.enabled: expected loss_average=image")
+            if len(self.strides) != len(self.fcos.size_ranges):
+                counts = f"strides has {len(self.strides)} levels but fcos.size_ranges has {len(self.fcos.size_ranges)}"
+                problems.append(f"{counts}; give one range per level")
         if self.mask.layers == "box" and self.box.layers != "backbone":
             problems.append("mask.layers=box: expected box.layers=backbone")
         heads = {"box": self.box.layers, "mask": self.mask.layers, "keypoints": self.keypoints.layers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple, cast
 
 from torch import nn
@@ -19,12 +19,13 @@ from .anchors import AnchorGrid, AnchorMatcher, BoxCoder, Sampler
 from .backbones import Backbone, Head, HeadBackbone, build_backbone
 from .backbones.pretrained import trained_with
 from .backbones.timm_features import PREFIX, pixel_statistics
-from .detector import DetectionModel, Pixels
+from .detector import DetectionModel, Pixels, ProposalStage
 from .fcos import FCOS, FCOSHead
 from .fpn import FPN
 from .keypoint_head import KeypointHead
 from .losses import FCOSLoss, RetinaNetLoss
 from .mask_head import MaskHead
+from .one_stage_proposals import OneStageProposals
 from .points import Assigner
 from .postprocess import FCOSPostprocess, Postprocess
 from .proposals import ProposalLimits, ProposalSelection
@@ -126,12 +127,17 @@ def build_rcnn(config: RCNNConfig, backbone: Backbone, num_classes: int) -> RCNN
         heads["mask"] = _build_mask_head(config, neck, num_classes, layers=shared)
     if config.keypoints.enabled:
         heads["keypoints"] = _build_keypoint_head(config, neck, layers=layers.get("keypoint"))
+    first = (
+        _build_fcos_proposals(config, backbone, neck)
+        if config.fcos.enabled
+        else build_rpn(config, neck.channels, tower=layers.get("rpn"))
+    )
     return RCNN(
         backbone,
         num_classes,
         fpn=neck.module,
         levels=neck.levels,
-        proposals=build_rpn(config, neck.channels, tower=layers.get("rpn")),
+        proposals=cast("ProposalStage", first),
         box=box,
         heads=heads,
         loss_average=config.loss_average,
@@ -181,6 +187,33 @@ def _build_head(backbone: Backbone, kind: str, *, name: str) -> Head:
     if not hasattr(backbone, "build_head"):
         raise ConfigError(f"model.backbone.name={name}: defines no layers for heads; set layers=own in all heads")
     return cast("HeadBackbone", backbone).build_head(cast("HeadKind", kind))
+
+
+def _build_fcos_proposals(config: RCNNConfig, backbone: Backbone, neck: Neck) -> OneStageProposals:
+    """Build an FCOS with one class as the first stage."""
+    options, convention = config.fcos, config.box_convention
+    postprocess = FCOSPostprocess(
+        score_threshold=0.0,
+        pre_nms_top_k=options.pre_nms_top_k,
+        nms_threshold=options.nms_threshold,
+        max_detections=options.max_proposals,
+        box_convention=convention,
+    )
+    detector = FCOS(
+        backbone,
+        1,
+        fpn=cast("FPN", neck.module),
+        head=FCOSHead(neck.channels, 1, strides=config.strides, **options.head.model_dump()),
+        assigner=Assigner(
+            config.strides, options.size_ranges, options.center_sampling_radius, config.location, convention
+        ),
+        loss=FCOSLoss(box_loss=options.box_loss),
+        postprocess=postprocess,
+        pixels=Pixels(),
+    )
+    for part in ("backbone", "fpn"):  # the second stage runs them once for both
+        setattr(detector, part, nn.Identity())
+    return OneStageProposals(detector, training=replace(postprocess, max_detections=options.train_max_proposals))
 
 
 HeadConfig = BoxHeadConfig | MaskHeadConfig | KeypointHeadConfig

@@ -79,7 +79,7 @@ _STRIDES = [8, 16, 32, 64, 128]
 def find_detector(state: Mapping[str, Tensor]) -> str | None:
     """Return the detector (`model.name`) of a state dict with the original's tensor names; None if it has others.
 
-    The proposal network of Faster R-CNN predicts the same quantities as RetinaNet, but with 1x1 convolutions.
+    The region proposal network predicts the same quantities as RetinaNet, but with 1x1 convolutions.
     """
     if {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys():
         return "fcos"
@@ -88,6 +88,8 @@ def find_detector(state: Mapping[str, Tensor]) -> str | None:
         return "retinanet"
     if "roi_heads.box.predictor.cls_score.weight" in state:
         return "rcnn"
+    if any(name.startswith("roi_heads.") for name in state):  # of another project
+        return None
     is_rpn = "rpn.head.conv.weight" in state or any(name.startswith("rpn.head.0.head.") for name in state)
     return "rpn" if is_rpn else None
 
