@@ -96,7 +96,10 @@ class Masks:
             index = index.cpu().numpy()
         if isinstance(index, Sequence) and not len(index):
             index = slice(0)
-        positions = np.atleast_1d(np.arange(len(self))[index])
+        if isinstance(index, slice):
+            positions = np.arange(*index.indices(len(self)))
+        else:
+            positions = np.atleast_1d(np.arange(len(self))[index])
         rings, object_offsets = _gather(self.object_offsets, positions)
         points, ring_offsets = _gather(self.ring_offsets, rings)
         return Masks(self.points[points], ring_offsets, object_offsets)

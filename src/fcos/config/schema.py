@@ -112,6 +112,13 @@ class DataConfig(_Section):
     train: SplitConfig = Field(default_factory=SplitConfig)
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)
+    masks: bool = False
+    """Read the masks of the objects (COCO: `segmentation`), for detectors with a mask head."""
+    keypoints: bool = False
+    """Read the keypoints of the objects (COCO: `keypoints`), for detectors with a keypoint head."""
+    keypoint_pairs: list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]] | None = None
+    """Pairs of keypoints, counted from 0, that a horizontal flip exchanges, such as [[1,2],[3,4]]; null: those whose
+    names in the data differ only in left and right."""
     val_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Fraction of the training images to hold out for validation if the data has no validation split: stratified by
     class, the same in every run. Images whose names differ only in the last number are kept together."""

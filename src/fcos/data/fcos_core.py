@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import coco, voc
-from .source import Problem, Source, SplitFiles, select_images
+from .source import Problem, Source, SplitFiles, select_boxes, select_images
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -59,7 +59,7 @@ def read_voc(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 
 def select_trained_voc(source: Source) -> Source:
     """Drop difficult objects: they are background in training, and ignore regions otherwise."""
-    return _select_boxes(source, ~source.crowd)
+    return select_boxes(source, ~source.crowd)
 
 
 class Convention(NamedTuple):
@@ -89,16 +89,3 @@ def _select_images(source: Source, keep: np.ndarray) -> Source:
     message = f"{num_dropped} of {len(keep)} images have no boxes; the original does not train on them"
     problem = Problem("image without boxes", str(source.annotation_files[0]), "", message, "warning")
     return replace(select_images(source, keep), problems=[*source.problems, problem])
-
-
-def _select_boxes(source: Source, keep: np.ndarray) -> Source:
-    """Return a source with the boxes in the mask `keep` [B] only."""
-    return replace(
-        source,
-        image_of=source.image_of[keep],
-        boxes=source.boxes[keep],
-        labels=source.labels[keep],
-        crowd=source.crowd[keep],
-        areas=source.areas[keep],
-        numbers=source.numbers[keep],
-    )
