@@ -257,6 +257,12 @@ class Instances:
         inclusive = self.boxes - self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
         return paste(self.mask_grids, inclusive, self.size)
 
+    def shapes_in_coco_form(self) -> dict[str, list[Any]]:
+        """Return the lists `segmentation` (RLEs) and `keypoints` (flat lists) of all detections, those that exist."""
+        codes, keypoints = self.mask_codes(), self.keypoints
+        shapes: dict[str, list[Any]] = {} if codes is None else {"segmentation": codes}
+        return shapes if keypoints is None else shapes | {"keypoints": keypoints.flatten(1).tolist()}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data: `width`, `height` and `detections`, a list of dicts of name, label, score and XYXY box.
 
@@ -265,11 +271,9 @@ class Instances:
         """
         rows = zip(self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
         detections = [{"name": name, "label": label, "score": score, "box": box} for name, label, score, box in rows]
-        for detection, segmentation in zip(detections, self.mask_codes() or (), strict=False):
-            detection["segmentation"] = segmentation
-        if self.keypoints is not None:
-            for detection, keypoints in zip(detections, self.keypoints.flatten(1).tolist(), strict=True):
-                detection["keypoints"] = keypoints
+        for key, values in self.shapes_in_coco_form().items():
+            for detection, value in zip(detections, values, strict=True):
+                detection[key] = value
         return {"width": self.size[1], "height": self.size[0], "detections": detections}
 
     def to_json(self, *, indent: int | None = None) -> str:

@@ -272,7 +272,8 @@ class TrainConfig(_Section):
     eval_every: float | None = Field(default=None, gt=0, le=MAX_COUNT)
     """Iterations between evaluations on the validation set; below 1: fraction of the run; null: only at the end."""
     best_metric: str = "AP"
-    """Validation metric that selects the best weights, such as AP, AP50 or AR100."""
+    """Validation metric that selects the best weights, such as AP, AP50, AR100, or AP_mask or AP_keypoints if masks or
+    keypoints are read."""
     patience: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Early stopping: number of evaluations in a row without a better `best_metric`; null: no early stopping."""
     checkpoint_every: int = Field(default=2500, ge=1, le=MAX_COUNT)
@@ -327,6 +328,9 @@ class EvalConfig(_Section):
     """Maximum length of the longer side at `scales`, in pixels."""
     scales_flip: bool = False
     """Also detect on the mirrored image at `scales`."""
+    keypoint_sigmas: list[Annotated[float, Field(gt=0, le=10)]] | None = None
+    """Standard deviation of annotators for every keypoint, as a fraction of the object's size, for AP_keypoints; null:
+    COCO's for its 17 keypoints, otherwise 0.067 (the mean of COCO's)."""
 
 
 class Config(_Section):
