@@ -48,6 +48,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in hidden]
     for suffix in dict.fromkeys(name.partition("_")[2] for name in shown):  # one table for boxes, masks, keypoints
         keys = [name for name in shown if name.partition("_")[2] == suffix]
+        keys = keys[:_COLUMNS] if suffix else keys  # their names are long
         rows = [
             [
                 escape(printable(name)),
@@ -57,8 +58,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
             ]
             for name, metrics in evaluation.per_class.items()
         ]
-        title, names = f"class, {suffix}" if suffix else "class", [name.partition("_")[0] for name in keys]
-        _print_table(console, (title, "boxes", *names, "threshold"), rows)
+        _print_table(console, ("class", "boxes", *keys, "threshold"), rows)
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
@@ -192,7 +192,7 @@ def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequen
     plain = not console.is_terminal
     table = Table(box=None if plain else SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column.startswith("class") else "right", no_wrap=plain)
+        table.add_column(column, justify="left" if column == "class" else "right", no_wrap=plain)
     for row in rows:
         table.add_row(*row)
     console.print(table)
