@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
-from fcos.config import DataConfig
+from fcos.config import Config
 from fcos.evaluation.coco_metrics import (
     COCO_SIGMAS,
     Output,
@@ -117,10 +117,10 @@ def test_detections_without_masks_have_no_precision() -> None:
 
 
 def test_metric_names_follow_what_is_read() -> None:
-    names = metric_names(DataConfig.model_validate({"masks": True, "keypoints": True}))
+    names = metric_names(Config.model_validate({"data": {"masks": True, "keypoints": True}}))
     assert {"AP", "AP_mask", "APs_mask", "AP_keypoints", "AR75_keypoints"} <= set(names)
     assert len(names) == 12 + 12 + 10
-    assert "AP_mask" not in metric_names(DataConfig())
+    assert "AP_mask" not in metric_names(Config())
 
 
 def test_results_contain_masks_and_keypoints() -> None:

@@ -328,6 +328,8 @@ class EvalConfig(_Section):
     """Maximum length of the longer side at `scales`, in pixels."""
     scales_flip: bool = False
     """Also detect on the mirrored image at `scales`."""
+    voc_metrics: bool = False
+    """Also compute AP at IoU 0.5 as in Pascal VOC: AP50_voc07 (11 points) and AP50_voc10 (area)."""
     keypoint_sigmas: list[Annotated[float, Field(gt=0, le=10)]] | None = None
     """Standard deviation of annotators for every keypoint, as a fraction of the object's size, for AP_keypoints; null:
     COCO's for its 17 keypoints, otherwise 0.067 (the mean of COCO's)."""
