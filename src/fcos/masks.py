@@ -156,7 +156,7 @@ class Masks:
 
     def to_bitmaps(self, size: tuple[int, int]) -> Tensor:
         """Rasterize into a frame of size (height, width); return bool [M, H, W]."""
-        return _decode(self.to_rles(size), size)
+        return decode(self.to_rles(size)) if len(self) else torch.zeros(0, *size, dtype=torch.bool)
 
     def crop(self, boxes: Tensor, size: int) -> Tensor:
         """Rasterize the part of every mask in a box, scaled to a square: the target of a mask head.
@@ -192,12 +192,11 @@ def _gather(offsets: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.
     return np.arange(new_offsets[-1]) + np.repeat(offsets[positions] - new_offsets[:-1], counts), new_offsets
 
 
-def _decode(rles: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
+def decode(codes: Sequence[dict[str, Any]]) -> Tensor:
+    """Decode COCO's RLEs of the same size, at least one: bool [M, H, W]."""
     from hotcoco import mask as rle
 
-    if not rles:
-        return torch.zeros(0, *size, dtype=torch.bool)
-    return torch.from_numpy(rle.decode(rles).transpose(2, 0, 1).astype(bool))  # [H, W, M] -> [M, H, W]
+    return torch.from_numpy(rle.decode(list(codes)).transpose(2, 0, 1).astype(bool))  # [H, W, M] -> [M, H, W]
 
 
 def outline(bitmap: np.ndarray) -> np.ndarray:

@@ -240,7 +240,7 @@ class Instances:
 
         They are computed at every access. `mask_codes` needs less memory if the frame is large.
         """
-        pasted = self._pasted()
+        pasted = self.mask_probabilities()
         if pasted is None:
             return None
         bitmaps = [bitmap > THRESHOLD for bitmap in pasted]
@@ -248,10 +248,14 @@ class Instances:
 
     def mask_codes(self) -> list[dict[str, Any]] | None:
         """Return `masks` as COCO's RLE, a dict of `size` (height, width) and `counts` (text) for every detection."""
-        pasted = self._pasted()
+        pasted = self.mask_probabilities()
         return None if pasted is None else [encode(bitmap > THRESHOLD) for bitmap in pasted]
 
-    def _pasted(self) -> Iterator[Tensor] | None:
+    def mask_probabilities(self) -> Iterator[Tensor] | None:
+        """Iterate over the probabilities of the pixels of each detection, float32 [H, W]; None without masks.
+
+        Pixels above 0.5 are the mask.
+        """
         if self.mask_grids is None:
             return None
         inclusive = self.boxes - self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0])

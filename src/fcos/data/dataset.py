@@ -20,11 +20,14 @@ from torch import Tensor
 from ..choices import BoxConvention
 from ..errors import DataError
 from ..masks import Masks, to_text
-from ..structures import Objects
+from ..structures import Instances, Objects
 from .geometry import to_inclusive
 from .images import open_rgb
 from .source import Keypoints
 from .transforms import Transform
+
+GRID_SIDE = 112
+"""Side of the grids that show annotated masks in pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +142,19 @@ class Annotations:
             annotation_ids=self.annotation_ids[mask],
             masks=None if self.masks is None else self.masks[mask],
             keypoints=None if self.keypoints is None else self.keypoints[mask],
+        )
+
+    def instances(self, index: int) -> Instances:
+        """Return the objects of an image as detections with score 1, for pictures; masks become fine grids."""
+        objects, (height, width) = self.objects(index), self.sizes[index].tolist()
+        return Instances(
+            objects.boxes,
+            objects.labels,
+            torch.ones(len(objects)),
+            (height, width),
+            self.class_names,
+            mask_grids=None if objects.masks is None else objects.masks.crop(objects.boxes, GRID_SIDE),
+            keypoints=objects.keypoints,
         )
 
     def objects(self, index: int) -> Objects:
