@@ -264,11 +264,11 @@ def paste(grids: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tenso
         yield frame
 
 
-def encode(bitmap: Tensor) -> dict[str, Any]:
-    """Encode a mask, bool [H, W], as COCO's compressed RLE for JSON: `size` (height, width), and `counts` as text."""
+def encode(bitmap: np.ndarray | Tensor) -> dict[str, Any]:
+    """Encode a mask in main memory, bool [H, W], as COCO's compressed RLE for JSON: `size` (height, width), and `counts` as text."""
     from hotcoco import mask as rle
 
-    return to_text(rle.encode(np.asfortranarray(bitmap.cpu().numpy().astype(np.uint8))))
+    return to_text(rle.encode(np.asarray(bitmap).astype(np.uint8, order="F")))
 
 
 def to_text(code: dict[str, Any]) -> dict[str, Any]:
