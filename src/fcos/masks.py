@@ -265,7 +265,7 @@ def paste(grids: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tenso
 
 
 def encode(bitmap: np.ndarray | Tensor) -> dict[str, Any]:
-    """Encode a mask in main memory, bool [H, W], as COCO's compressed RLE for JSON: `size` (height, width), and `counts` as text."""
+    """Encode a mask in main memory, bool [H, W], as COCO's RLE for JSON: `size` (height, width), `counts` as text."""
     from hotcoco import mask as rle
 
     return to_text(rle.encode(np.asarray(bitmap).astype(np.uint8, order="F")))

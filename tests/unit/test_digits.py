@@ -56,7 +56,7 @@ def test_boxes_are_tight_around_the_drawn_pixels(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sample_digits, "PALETTE", (("#ff0000", "#ff0000", "#ff0000"),))
     monkeypatch.setattr(sample_digits, "DIGITS_PER_IMAGE", (1, 1))
     scan = sample_digits._read_scans(4)["train"][200]
-    scene, objects = sample_digits._draw_scene([Image.new("RGB", (64, 64))], [scan], 128, np.random.default_rng(0))
+    scene, objects, _ = sample_digits._draw_scene([Image.new("RGB", (64, 64))], [scan], 128, np.random.default_rng(0))
     rows, columns = np.nonzero(np.asarray(scene)[..., 0] >= 128)
     assert objects == [(scan[1], (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))]
 
