@@ -11,7 +11,7 @@ import pycocotools.mask
 import pytest
 import torch
 from PIL import Image
-from tiny_data import SIZES, coco_tree, config, write_coco, write_images, write_json, write_voc
+from tiny_data import SIZES, coco_tree, config, write_coco, write_images, write_json, write_voc, write_yolo
 
 from fcos.data import load_annotations
 from fcos.data.dataset import Annotations, DetectionDataset
@@ -303,3 +303,37 @@ def test_inclusive_boxes_keep_their_masks(tmp_path: Path) -> None:
     assert isinstance(inclusive.masks, Masks)
     assert annotations.masks is not None
     assert torch.equal(inclusive.masks.boxes(), annotations.masks[1:].boxes())
+
+
+# -------------------------------------------------------------------------------------------------------- YOLO, LabelMe
+
+
+def test_yolo_polygons_are_masks(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    lines = ["0 .05 .1 .3 .1 .3 .5 .05 .8\n", "1 .25 .5 .75 .5 .5 .9\n"]
+    (tmp_path / "labels/train/a.txt").write_text("".join(lines))
+    (tmp_path / "labels/train/b.txt").write_text("0 0 0 .5 0 .5 .5 .2 .4 0 .5\n")
+    annotations = load(tmp_path, masks=True)
+    assert annotations.masks is not None
+    polygons = [rings[0].round(6).tolist() for rings in annotations.masks.polygons()]
+    assert polygons[0] == [[2, 3], [12, 3], [12, 15], [2, 24]]  # of 40 x 30 pixels
+    assert polygons[2] == [[0, 0], [15, 0], [15, 20], [6, 16], [0, 20]]  # of 30 x 40 pixels
+    torch.testing.assert_close(annotations.masks.boxes(), torch.from_numpy(annotations.boxes))
+
+
+def test_yolo_box_among_polygons_has_no_mask(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "labels/train/a.txt").write_text("0 .05 .1 .3 .1 .3 .5 .05 .8\n0 .5 .5 .2 .2\n")
+    (tmp_path / "labels/train/b.txt").write_text("")
+    with pytest.raises(DataError, match=r"a\.txt, line 2: has no mask"):
+        load(tmp_path, masks=True)
+
+
+def test_labelme_polygons_are_masks(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a.png": (40, 30)})
+    points = [[2, 3], [12, 3], [12, 23.5]]
+    shape = {"label": "cat", "shape_type": "polygon", "points": points}
+    write_json(tmp_path / "a.json", {"imagePath": "a.png", "imageHeight": 30, "imageWidth": 40, "shapes": [shape]})
+    annotations = load(tmp_path, masks=True)
+    assert annotations.masks is not None
+    assert annotations.masks.polygons()[0][0].tolist() == points

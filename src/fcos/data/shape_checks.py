@@ -28,7 +28,7 @@ def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
     if masks and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
         raise DataError(
             f"{where}: data.masks=true needs the masks of the objects (`segmentation` in COCO files, polygons in YOLO"
-            f" files), found none; use data with masks, or a detector without mask head{first}"
+            f" and LabelMe files), found none; use data with masks, or a detector without mask head{first}"
         )
     if keypoints and source.keypoints is None:
         raise DataError(

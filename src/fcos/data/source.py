@@ -338,17 +338,33 @@ class Format(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One box of a format with one annotation file per image."""
+    """One box of a format with one annotation file per image.
+
+    Attributes:
+        image: position of the image.
+        number: number of the box in its file.
+        label: label of the class.
+        box: XYXY.
+        crowd: True for ignore regions.
+        polygon: mask of the object, x1, y1, x2, y2, ...; empty if there is none, or if masks are not read.
+    """
 
     image: int
     number: int
     label: int
     box: Sequence[float]
     crowd: bool = False
+    polygon: Sequence[float] = ()
 
 
-def source_from_rows(rows: Sequence[Row], **attributes: Any) -> Source:
-    """Build a Source from individual boxes; image ids are 1, 2, ..., and `attributes` holds the other fields."""
+def source_from_rows(rows: Sequence[Row], *, with_masks: bool = False, **attributes: Any) -> Source:
+    """Build a Source from individual boxes; image ids are 1, 2, ..., and `attributes` holds the other fields.
+
+    Args:
+        rows: boxes.
+        with_masks: use the polygons as masks.
+        attributes: fields of the source that the rows do not determine.
+    """
     count = len(attributes["file_names"])
     return Source(
         image_ids=np.arange(1, count + 1, dtype=np.int64),
@@ -358,5 +374,6 @@ def source_from_rows(rows: Sequence[Row], **attributes: Any) -> Source:
         crowd=np.array([row.crowd for row in rows], dtype=bool),
         areas=np.full(len(rows), np.nan),
         numbers=np.array([row.number for row in rows], dtype=np.int64),
+        masks=Masks.from_polygons([[row.polygon] if row.polygon else [] for row in rows]) if with_masks else None,
         **attributes,
     )
