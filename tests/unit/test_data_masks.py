@@ -337,3 +337,39 @@ def test_labelme_polygons_are_masks(tmp_path: Path) -> None:
     annotations = load(tmp_path, masks=True)
     assert annotations.masks is not None
     assert annotations.masks.polygons()[0][0].tolist() == points
+
+
+# ------------------------------------------------------------------------------------------------ original and real data
+
+
+@pytest.mark.parametrize(("num_visible", "num_images"), [(9, 1), (10, 2)])
+def test_original_does_not_train_on_images_with_few_keypoints(
+    num_visible: int, num_images: int, tmp_path: Path
+) -> None:
+    tree = tree_with_shapes()
+    for category in tree["categories"]:
+        category["keypoints"] = [str(i) for i in range(12)]
+    first, second, third = tree["annotations"]
+    first["keypoints"] = [1, 1, 1] * 5 + [0, 0, 0] * 7
+    second["keypoints"] = [1, 1, 2] * 4 + [0, 0, 0] * 7 + [1, 1, int(num_visible == 10)]
+    third["keypoints"] = [1, 1, 2] * 12
+    annotations = load(write_coco(tmp_path, tree), keypoints=True, convention="fcos_core")
+    assert len(annotations) == num_images
+    assert len(load(tmp_path, keypoints=True)) == 3
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("split", "num_images", "num_objects"), [("train", 83, 2559), ("val", 27, 791)])
+def test_masks_of_nuclei_equal_pycocotools(split: Any, num_images: int, num_objects: int, data_sets: Path) -> None:
+    annotations = load_annotations(config(data_sets / "nuclei", masks=True), split)
+    assert annotations is not None
+    assert (len(annotations), len(annotations.boxes)) == (num_images, num_objects)
+    tree = json.loads((data_sets / "nuclei" / f"{split}.json").read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in tree["images"]}
+    codes = {a["id"]: a["segmentation"]["counts"] for a in annotations.to_coco()["annotations"]}
+    for annotation in tree["annotations"]:
+        code = annotation["segmentation"]
+        if isinstance(code, list):
+            code = reference.merge(reference.frPyObjects(code, *sizes[annotation["image_id"]]))
+            code["counts"] = code["counts"].decode()
+        assert codes[annotation["id"]] == code["counts"]

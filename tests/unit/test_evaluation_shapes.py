@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from evaluations import Task, random_task
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from fcos.config import Config
+from fcos.data import load_annotations
+from fcos.data.dataset import Annotations
 from fcos.evaluation.coco_metrics import (
     COCO_SIGMAS,
     Output,
@@ -24,7 +28,7 @@ from fcos.evaluation.coco_metrics import (
     sigmas_of,
     to_coco_results,
 )
-from fcos.evaluation.evaluate import Evaluation, metric_names
+from fcos.evaluation.evaluate import Evaluation, evaluate, metric_names
 from fcos.evaluation.results import load_evaluation, print_evaluation, save_evaluation
 from fcos.masks import Masks, to_text
 from fcos.structures import Instances
@@ -153,3 +157,50 @@ def test_saved_evaluation_keeps_masks_and_prints_a_table_for_each_output(
     print_evaluation(evaluation, Console(width=200))
     headers = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("class ")]
     assert [line[2] for line in headers if line[1] == "boxes"] == ["AP", "AP_mask", "AP_keypoints"]
+
+
+class Oracle(torch.nn.Module):
+    """Detector stub that returns the annotated objects, scaled to the input size."""
+
+    box_convention = "continuous"
+
+    def __init__(self, annotations: Annotations) -> None:
+        super().__init__()
+        self.annotations, self.order = annotations, iter(range(len(annotations)))
+
+    def detect(self, images: torch.Tensor, sizes: torch.Tensor) -> list[Instances]:
+        del images
+        return [self.annotations.instances(next(self.order)).resize_to((h, w)) for h, w in sizes.tolist()]
+
+
+def test_ground_truth_as_detections_is_found(tmp_path: Path) -> None:
+    images, annotations, rng = [], [], np.random.default_rng(0)
+    for i in range(3):
+        Image.new("RGB", (160, 120)).save(tmp_path / f"{i}.png")
+        images.append({"id": i + 1, "file_name": f"{i}.png", "width": 160, "height": 120})
+        for x, y in ((10.0, 10.0), (80.0, 50.0)):
+            box = [x, y, 70.0, 60.0]
+            points = [[x + 10, y + 10, 2], [x + 50, y + 40, 1], [0, 0, 0]]
+            shape = {
+                "bbox": box,
+                "segmentation": [star(box, rng)],
+                "keypoints": [v for point in points for v in point],
+                "area": 2000,
+            }
+            annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "category_id": 1, **shape})
+    tree = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "star"}]}
+    (tmp_path / "val.json").write_text(json.dumps(tree))
+    data = {"root": tmp_path, "masks": True, "keypoints": True, "short_side": [90], "max_side": 400, "workers": 0}
+    config = Config.model_validate({"data": data, "eval": {"batch_size": 1, "voc_metrics": True}})
+    split = load_annotations(config.data, "val")
+    assert split is not None
+    model: Any = Oracle(split)
+    result = evaluate(model, split, config, device="cpu")
+    assert list(result.metrics) == list(metric_names(config))
+    assert result.metrics["AP"] == pytest.approx(1)
+    assert result.metrics["AP50_voc07"] == 1
+    assert result.metrics["AP_keypoints"] == pytest.approx(1)
+    # The original pastes masks at whole pixels, so they differ at the border.
+    assert result.metrics["AP75_mask"] == pytest.approx(1)
+    assert result.metrics["AP_mask"] > 0.8
+    assert result.per_class["star"]["AP75_mask"] == result.metrics["AP75_mask"]
