@@ -339,7 +339,7 @@ def test_labelme_polygons_are_masks(tmp_path: Path) -> None:
     assert annotations.masks.polygons()[0][0].tolist() == points
 
 
-# ------------------------------------------------------------------------------------------------ original and real data
+# ----------------------------------------------------------------------------------------------- original and real data
 
 
 @pytest.mark.parametrize(("num_visible", "num_images"), [(9, 1), (10, 2)])
