@@ -21,6 +21,9 @@ KEYPOINTS = "a list of x, y and visibility (0, 1 or 2) of every keypoint"
 """Expected value of `keypoints`, for messages."""
 
 
+_LARGEST = 1e9  # pixels; larger coordinates are no positions, and could not be scaled in float32
+
+
 class KeypointNames(NamedTuple):
     """Names of the keypoints of a file, and the pairs of connected ones, counted from 0."""
 
@@ -73,7 +76,7 @@ def parse_segmentation(value: Any) -> Segmentation:
         rings = [np.asarray(ring, dtype=np.float64) for ring in value]
     except (TypeError, OverflowError) as error:
         raise ValueError("expected numbers") from error
-    if not all(ring.ndim == 1 and ring.size % 2 == 0 and np.isfinite(ring).all() for ring in rings):
+    if not all(ring.ndim == 1 and ring.size % 2 == 0 and (np.abs(ring) < _LARGEST).all() for ring in rings):
         raise ValueError("expected pairs of finite numbers")
     return Segmentation([ring for ring in rings if ring.size >= 6])
 
@@ -109,12 +112,12 @@ def parse_keypoints(value: Any) -> np.ndarray:
         ValueError: the value is not a list of triples of finite numbers, or a visibility is not 0, 1 or 2.
     """
     try:
-        keypoints = np.array(value if isinstance(value, list) else None, dtype=np.float32).reshape(-1, 3)
+        keypoints = np.array(value if isinstance(value, list) else None, dtype=np.float64).reshape(-1, 3)
     except (TypeError, OverflowError) as error:
         raise ValueError("expected numbers") from error
-    if not (np.isfinite(keypoints).all() and np.isin(keypoints[:, 2], (0, 1, 2)).all()):
+    if not ((np.abs(keypoints) < _LARGEST).all() and np.isin(keypoints[:, 2], (0, 1, 2)).all()):
         raise ValueError("expected finite numbers, and visibilities 0, 1 or 2")
-    return keypoints
+    return keypoints.astype(np.float32)
 
 
 def keypoint_names(
