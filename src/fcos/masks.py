@@ -96,7 +96,10 @@ class Masks:
             index = index.cpu().numpy()
         if isinstance(index, Sequence) and not len(index):
             index = slice(0)
-        positions = np.atleast_1d(np.arange(len(self))[index])
+        if isinstance(index, slice):
+            positions = np.arange(*index.indices(len(self)))
+        else:
+            positions = np.atleast_1d(np.arange(len(self))[index])
         rings, object_offsets = _gather(self.object_offsets, positions)
         points, ring_offsets = _gather(self.ring_offsets, rings)
         return Masks(self.points[points], ring_offsets, object_offsets)
@@ -153,7 +156,7 @@ class Masks:
 
     def to_bitmaps(self, size: tuple[int, int]) -> Tensor:
         """Rasterize into a frame of size (height, width); return bool [M, H, W]."""
-        return _decode(self.to_rles(size), size)
+        return decode(self.to_rles(size)) if len(self) else torch.zeros(0, *size, dtype=torch.bool)
 
     def crop(self, boxes: Tensor, size: int) -> Tensor:
         """Rasterize the part of every mask in a box, scaled to a square: the target of a mask head.
@@ -189,12 +192,11 @@ def _gather(offsets: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.
     return np.arange(new_offsets[-1]) + np.repeat(offsets[positions] - new_offsets[:-1], counts), new_offsets
 
 
-def _decode(rles: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
+def decode(codes: Sequence[dict[str, Any]]) -> Tensor:
+    """Decode COCO's RLEs of the same size, at least one: bool [M, H, W]."""
     from hotcoco import mask as rle
 
-    if not rles:
-        return torch.zeros(0, *size, dtype=torch.bool)
-    return torch.from_numpy(rle.decode(rles).transpose(2, 0, 1).astype(bool))  # [H, W, M] -> [M, H, W]
+    return torch.from_numpy(rle.decode(list(codes)).transpose(2, 0, 1).astype(bool))  # [H, W, M] -> [M, H, W]
 
 
 def outline(bitmap: np.ndarray) -> np.ndarray:
@@ -262,11 +264,11 @@ def paste(grids: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tenso
         yield frame
 
 
-def encode(bitmap: Tensor) -> dict[str, Any]:
-    """Encode a mask, bool [H, W], as COCO's compressed RLE for JSON: `size` (height, width), and `counts` as text."""
+def encode(bitmap: np.ndarray | Tensor) -> dict[str, Any]:
+    """Encode a mask in main memory, bool [H, W], as COCO's RLE for JSON: `size` (height, width), `counts` as text."""
     from hotcoco import mask as rle
 
-    return to_text(rle.encode(np.asfortranarray(bitmap.cpu().numpy().astype(np.uint8))))
+    return to_text(rle.encode(np.asarray(bitmap).astype(np.uint8, order="F")))
 
 
 def to_text(code: dict[str, Any]) -> dict[str, Any]:

@@ -242,7 +242,7 @@ class Instances:
 
         They are computed at every access. `mask_codes` needs less memory if the frame is large.
         """
-        pasted = self._pasted()
+        pasted = self.mask_probabilities()
         if pasted is None:
             return None
         bitmaps = [bitmap > THRESHOLD for bitmap in pasted]
@@ -250,14 +250,24 @@ class Instances:
 
     def mask_codes(self) -> list[dict[str, Any]] | None:
         """Return `masks` as COCO's RLE, a dict of `size` (height, width) and `counts` (text) for every detection."""
-        pasted = self._pasted()
+        pasted = self.mask_probabilities()
         return None if pasted is None else [encode(bitmap > THRESHOLD) for bitmap in pasted]
 
-    def _pasted(self) -> Iterator[Tensor] | None:
+    def mask_probabilities(self) -> Iterator[Tensor] | None:
+        """Iterate over the probabilities of the pixels of each detection, float32 [H, W]; None without masks.
+
+        Pixels above 0.5 are the mask.
+        """
         if self.mask_grids is None:
             return None
         inclusive = self.boxes - self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
         return paste(self.mask_grids, inclusive, self.size)
+
+    def shapes_in_coco_form(self) -> dict[str, list[Any]]:
+        """Return the lists `segmentation` (RLEs) and `keypoints` (flat lists) of all detections, those that exist."""
+        codes, keypoints = self.mask_codes(), self.keypoints
+        shapes: dict[str, list[Any]] = {} if codes is None else {"segmentation": codes}
+        return shapes if keypoints is None else shapes | {"keypoints": keypoints.flatten(1).tolist()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data: `width`, `height` and `detections`, a list of dicts of name, label, score and XYXY box.
@@ -267,11 +277,9 @@ class Instances:
         """
         rows = zip(self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
         detections = [{"name": name, "label": label, "score": score, "box": box} for name, label, score, box in rows]
-        for detection, segmentation in zip(detections, self.mask_codes() or (), strict=False):
-            detection["segmentation"] = segmentation
-        if self.keypoints is not None:
-            for detection, keypoints in zip(detections, self.keypoints.flatten(1).tolist(), strict=True):
-                detection["keypoints"] = keypoints
+        for key, values in self.shapes_in_coco_form().items():
+            for detection, value in zip(detections, values, strict=True):
+                detection[key] = value
         return {"width": self.size[1], "height": self.size[0], "detections": detections}
 
     def to_json(self, *, indent: int | None = None) -> str:
