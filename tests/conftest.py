@@ -15,7 +15,7 @@ DEFAULT_GOLDENS = Path(__file__).parent / "parity" / "goldens"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--goldens", type=Path, default=DEFAULT_GOLDENS, help="folder of recorded numbers")
-    parser.addoption("--data", type=Path, help="folder that holds the data sets bccd and raccoon, for -m data")
+    parser.addoption("--data", type=Path, help="folder that holds the data sets bccd, raccoon and nuclei, for -m data")
 
 
 @pytest.fixture(scope="session")

@@ -351,6 +351,7 @@ def digits(  # noqa: PLR0917 (options of the command line)
     size: Annotated[str, typer.Option(metavar="N", help="Width and height in pixels.")] = "192",
     classes: Annotated[str, typer.Option(metavar="N", help="Number of digit classes, 1 to 10.")] = "10",
     seed: Annotated[str, typer.Option(metavar="N", help="Random seed; each seed gives different images.")] = "0",
+    masks: Annotated[bool, typer.Option("--masks", help="Add the mask of every digit.")] = False,
 ) -> None:
     """Write a sample data set in COCO layout: handwritten digits on photographs."""
     from .data.digits import make_digits
@@ -363,6 +364,7 @@ def digits(  # noqa: PLR0917 (options of the command line)
             size=parse_number("--size", size, int),
             classes=parse_number("--classes", classes, int),
             seed=parse_number("--seed", seed, int),
+            masks=masks,
             progress=progress,
         )
     print_lines(f"written: {folder}; train with: fcos train fcos_mnv2_small data={folder}")

@@ -5,7 +5,8 @@ a box covers [x1, x2) and its width is x2 - x1. In the `inclusive` convention of
 covered pixel and the width is x2 - x1 + 1. Sizes are (height, width). Labels are 0..K-1 without background.
 Images are RGB uint8.
 
-Shape letters: N images, M ground-truth boxes of one image, D detections of one image, H W image size.
+Shape letters: N images, M ground-truth boxes of one image, D detections of one image, P keypoints of an object, S size
+of a mask grid, H W image size.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from __future__ import annotations
 import json
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsIndex, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from .choices import BoxConvention
+from .columns import concatenate, map_columns, require_columns, split
 from .formatting import printable
+from .masks import THRESHOLD, Masks, encode, paste
 
 if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingImports] (optional)
@@ -36,6 +39,10 @@ class Objects:
         boxes: [M, 4] float XYXY in pixels of the image.
         labels: [M] int64 in 0..K-1.
         is_crowd: [M] bool. A crowd box is an ignore region, neither object nor background. None: no crowd boxes.
+        masks: masks of the M objects in pixels of the image; None: unknown.
+        keypoints: [M, P, 3] float (x, y, visibility), x and y in pixels of the image; the visibility is 0 (not
+            annotated), 1 (hidden) or 2 (visible). None: unknown.
+        seed: seed of the random samples that detectors draw for the image in training, 0..2^63-1.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, or the lengths differ.
@@ -44,76 +51,38 @@ class Objects:
     boxes: Tensor
     labels: Tensor
     is_crowd: Tensor = None  # pyright: ignore[reportAssignmentType] (filled in)
+    masks: Masks | None = None
+    keypoints: Tensor | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.is_crowd is None and isinstance(self.labels, Tensor):
             object.__setattr__(self, "is_crowd", torch.zeros_like(self.labels, dtype=torch.bool))
-        _require_columns(self)
+        require_columns(self)
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, index: Tensor | slice) -> Objects:
         """Select objects by a mask, indices or a slice."""
-        return _map_columns(self, lambda column: column[index])
+        return map_columns(self, lambda column: column[index])
 
     def to(self, device: torch.device | str) -> Objects:
         """Copy all tensors to a device."""
-        return _map_columns(self, lambda column: column.to(device, non_blocking=True))
+        return map_columns(self, lambda column: column.to(device, non_blocking=True))
 
     @staticmethod
     def concatenate(images: Sequence[Objects]) -> Objects:
-        """Concatenate the objects of one or more images; `split` is the inverse."""
-        return _concatenate(images)
+        """Concatenate the objects of one or more images; `split` is the inverse.
+
+        Raises:
+            ValueError: only some images have masks or keypoints.
+        """
+        return concatenate(images)
 
     def split(self, counts: Sequence[int]) -> list[Objects]:
         """Split into the objects of each image, given their numbers."""
-        columns = {name: column.split(list(counts)) for name, column in _columns(self).items()}
-        return [replace(self, **{name: columns[name][i] for name in columns}) for i in range(len(counts))]
-
-
-Rows = TypeVar("Rows", bound="Objects | Instances")
-_COLUMNS = {"boxes": ((4,), None), "labels": ((), torch.int64), "is_crowd": ((), torch.bool), "scores": ((), None)}
-"""Shape without the first dimension, and dtype of each column; dtype None: any floating-point dtype."""
-
-
-def _columns(rows: Objects | Instances) -> dict[str, Tensor]:
-    """Return the fields that have one row per box."""
-    return {field.name: getattr(rows, field.name) for field in fields(rows) if field.name in _COLUMNS}
-
-
-def _map_columns(rows: Rows, function: Callable[[Tensor], Tensor]) -> Rows:
-    return replace(rows, **{name: function(column) for name, column in _columns(rows).items()})
-
-
-def _concatenate(parts: Sequence[Rows]) -> Rows:
-    """Concatenate the columns; take the other fields from the first part."""
-    return replace(
-        parts[0], **{name: torch.cat([_columns(part)[name] for part in parts]) for name in _columns(parts[0])}
-    )
-
-
-def _require_columns(rows: Objects | Instances) -> None:
-    """Check shapes and dtypes. Values are not checked, as reading them would synchronize with the GPU."""
-    class_name = type(rows).__name__
-    count = len(rows.boxes) if isinstance(rows.boxes, Tensor) and rows.boxes.ndim else 0
-    for name, column in _columns(rows).items():
-        row_shape, dtype = _COLUMNS[name]
-        shape, dtype_name = [count, *row_shape], "floating-point" if dtype is None else _dtype_name(dtype)
-        if not isinstance(column, Tensor):
-            raise ValueError(
-                f"{class_name}.{name}: expected a tensor {shape} {dtype_name}, found {type(column).__name__}"
-            )
-        fits = column.is_floating_point() if dtype is None else column.dtype == dtype
-        if list(column.shape) != shape or not fits:
-            raise ValueError(
-                f"{class_name}.{name}: expected {shape} {dtype_name}, found {list(column.shape)}"
-                f" {_dtype_name(column.dtype)}"
-            )
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        return split(self, counts)
 
 
 class View(NamedTuple):
@@ -188,6 +157,9 @@ class Instances:
         scores: [D] float32 in 0..1.
         size: (height, width) of the frame.
         class_names: K class names; empty if unknown.
+        mask_grids: [D, S, S] float32, probability in 0..1 that a point belongs to the object, on a grid that spans the
+            box; None if the detector has no masks.
+        keypoints: [D, P, 3] float32 (x, y, score), x and y in pixels of the frame; None if the detector has none.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, the lengths differ, or the size or class names are invalid.
@@ -198,9 +170,11 @@ class Instances:
     scores: Tensor
     size: tuple[int, int]
     class_names: tuple[str, ...] = ()
+    mask_grids: Tensor | None = None
+    keypoints: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _require_columns(self)
+        require_columns(self)
         size = self.size
         try:
             height, width = map(operator.index, size)
@@ -240,7 +214,7 @@ class Instances:
                 raise TypeError(f"expected an integer or a mask of {len(self)} bools, found {index}")
             position = range(len(self))[operator.index(index)]
             selection = slice(position, position + 1)
-        return _map_columns(self, lambda column: column[selection])
+        return map_columns(self, lambda column: column[selection])
 
     def __iter__(self) -> Iterator[Self]:
         """Iterate over the detections, each as `Instances` of length 1."""
@@ -262,16 +236,51 @@ class Instances:
         height, width = self.size
         return self.boxes / self.boxes.new_tensor([width, height] * 2)
 
+    @property
+    def masks(self) -> Tensor | None:
+        """Masks of the detections in the frame, bool [D, H, W]; None if the detector has none.
+
+        They are computed at every access. `mask_codes` needs less memory if the frame is large.
+        """
+        pasted = self.mask_probabilities()
+        if pasted is None:
+            return None
+        bitmaps = [bitmap > THRESHOLD for bitmap in pasted]
+        return (torch.stack(bitmaps) if bitmaps else torch.zeros(0, *self.size, dtype=torch.bool)).to(self.boxes.device)
+
+    def mask_codes(self) -> list[dict[str, Any]] | None:
+        """Return `masks` as COCO's RLE, a dict of `size` (height, width) and `counts` (text) for every detection."""
+        pasted = self.mask_probabilities()
+        return None if pasted is None else [encode(bitmap > THRESHOLD) for bitmap in pasted]
+
+    def mask_probabilities(self) -> Iterator[Tensor] | None:
+        """Iterate over the probabilities of the pixels of each detection, float32 [H, W]; None without masks.
+
+        Pixels above 0.5 are the mask.
+        """
+        if self.mask_grids is None:
+            return None
+        inclusive = self.boxes - self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+        return paste(self.mask_grids, inclusive, self.size)
+
+    def shapes_in_coco_form(self) -> dict[str, list[Any]]:
+        """Return the lists `segmentation` (RLEs) and `keypoints` (flat lists) of all detections, those that exist."""
+        codes, keypoints = self.mask_codes(), self.keypoints
+        shapes: dict[str, list[Any]] = {} if codes is None else {"segmentation": codes}
+        return shapes if keypoints is None else shapes | {"keypoints": keypoints.flatten(1).tolist()}
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data: `width`, `height` and `detections`, a list of dicts of name, label, score and XYXY box."""
+        """Return plain data: `width`, `height` and `detections`, a list of dicts of name, label, score and XYXY box.
+
+        Detections with a mask have `segmentation`, its RLE as in COCO files, and those with keypoints have `keypoints`,
+        a flat list x1, y1, score1, x2, ... as in COCO results.
+        """
         rows = zip(self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
-        return {
-            "width": self.size[1],
-            "height": self.size[0],
-            "detections": [
-                {"name": name, "label": label, "score": score, "box": box} for name, label, score, box in rows
-            ],
-        }
+        detections = [{"name": name, "label": label, "score": score, "box": box} for name, label, score, box in rows]
+        for key, values in self.shapes_in_coco_form().items():
+            for detection, value in zip(detections, values, strict=True):
+                detection[key] = value
+        return {"width": self.size[1], "height": self.size[0], "detections": detections}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return the data of `to_dict` as JSON, on one line unless `indent` is given."""
@@ -294,20 +303,28 @@ class Instances:
 
     def to(self, device: torch.device | str) -> Self:
         """Copy all tensors to a device."""
-        return _map_columns(self, lambda column: column.to(device))
+        return map_columns(self, lambda column: column.to(device))
 
     @staticmethod
     def concatenate(parts: Sequence[Instances]) -> Instances:
-        """Concatenate detections, all in frames of the same size; size and class names are those of the first part."""
-        return _concatenate(parts)
+        """Concatenate detections, all in frames of the same size; size and class names are those of the first part.
+
+        Raises:
+            ValueError: only some parts have masks or keypoints.
+        """
+        return concatenate(parts)
 
     def resize_to(self, size: tuple[int, int]) -> Self:
-        """Scale the boxes to a frame of size (height, width); the scales of the two axes are independent."""
+        """Scale boxes and keypoints to a frame of size (height, width); the scales of the two axes are independent."""
         scale_y, scale_x = (new / old for new, old in zip(size, self.size, strict=True))
-        return replace(self, boxes=self.boxes * self.boxes.new_tensor([scale_x, scale_y] * 2), size=size)
+        keypoints = self.keypoints
+        if keypoints is not None:
+            keypoints = keypoints * keypoints.new_tensor([scale_x, scale_y, 1.0])
+        boxes = self.boxes * self.boxes.new_tensor([scale_x, scale_y] * 2)
+        return replace(self, boxes=boxes, keypoints=keypoints, size=size)
 
     def clip(self) -> Self:
-        """Clip boxes in the `continuous` convention to the frame."""
+        """Clip boxes in the `continuous` convention to the frame. Keypoints outside the frame stay."""
         height, width = self.size
         limit = self.boxes.new_tensor([width, height] * 2)
         return replace(self, boxes=torch.minimum(self.boxes.clamp(min=0), limit))
@@ -319,7 +336,7 @@ class Instances:
         return replace(self, boxes=self.boxes + self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
 
     def to_supervision(self) -> supervision.Detections:
-        """Convert to `supervision.Detections` (XYXY, confidence, class_id, data["class_name"]).
+        """Convert to `supervision.Detections`: XYXY, mask, confidence, class_id, data["class_name"], data["keypoints"].
 
         Raises:
             ImportError: the package `supervision` is not installed.
@@ -330,9 +347,13 @@ class Instances:
             raise ImportError("to_supervision() needs `pip install supervision`") from error
         import numpy as np
 
+        masks, data = self.masks, dict[str, Any](class_name=np.array(self.names))
+        if self.keypoints is not None:
+            data["keypoints"] = self.keypoints.cpu().numpy()
         return supervision.Detections(
             xyxy=self.boxes.cpu().numpy(),
+            mask=None if masks is None else masks.cpu().numpy(),
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
-            data={"class_name": np.array(self.names)},
+            data=data,
         )

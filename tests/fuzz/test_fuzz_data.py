@@ -32,6 +32,7 @@ from fcos.data import load_annotations
 from fcos.data.dataset import Annotations, DetectionDataset
 from fcos.data.images import check_image, open_rgb
 from fcos.data.transforms import Transform
+from fcos.doctor.shapes import shape_findings
 from fcos.evaluation.coco_metrics import coco_metrics
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP")
@@ -68,9 +69,9 @@ def test_damaged_images_are_read_or_rejected(count: int, tmp_path: Path) -> None
     fuzz(check, damaged_bytes(files), count)
 
 
-def use(root: Path, on_error: str) -> None:
+def use(root: Path, on_error: str, **options: Any) -> None:
     """Read a data set, check what was read, and do with it what training and evaluation do."""
-    annotations = result_or_message(lambda: load_annotations(config(root, on_error=on_error), "train"))
+    annotations = result_or_message(lambda: load_annotations(config(root, on_error=on_error, **options), "train"))
     if annotations is None:
         return
     check_annotations(annotations)
@@ -81,10 +82,24 @@ def use(root: Path, on_error: str) -> None:
             {"image_id": image["id"], "category_id": annotations.category_ids[0], "bbox": [1, 2, 8, 9], "score": 0.5}
             for image in ground_truth["images"]
         ]
-        coco_metrics(ground_truth, detections)
+        for detection, annotation in zip(detections, ground_truth["annotations"], strict=False):
+            detection |= {key: annotation[key] for key in ("segmentation", "keypoints") if key in annotation}
+        coco_metrics(
+            ground_truth,
+            detections,
+            outputs=[
+                "boxes",
+                *(["masks"] if annotations.masks is not None else []),
+                *(["keypoints"] if annotations.keypoints is not None else []),
+            ],
+            sigmas=[0.1] * (0 if annotations.keypoints is None else len(annotations.keypoints.names)),
+        )
+        shape_findings({"train": annotations})
         dataset = DetectionDataset(annotations, transform=Transform(short_sides=(32,), max_side=64))
         for index in range(len(dataset)):
-            dataset.load(index, seed=1)
+            objects = dataset.load(index, seed=1).objects
+            if objects.masks is not None:
+                objects.masks.crop(objects.boxes, 28)
 
 
 def check_annotations(annotations: Annotations) -> None:
@@ -106,13 +121,15 @@ def check_annotations(annotations: Annotations) -> None:
     assert all(annotations.path(i).is_file() for i in range(len(annotations)))
 
 
-def fuzz_files(inputs: st.SearchStrategy[Any], count: int, write: Callable[[Any], object], root: Path) -> None:
+def fuzz_files(
+    inputs: st.SearchStrategy[Any], count: int, write: Callable[[Any], object], root: Path, **options: Any
+) -> None:
     """Write each input into the data set `root`, then read it with both values of data.on_error."""
 
     def check(drawn: tuple[Any, str]) -> None:
         content, on_error = drawn
         write(content)
-        use(root, on_error)
+        use(root, on_error, **options)
 
     fuzz(check, st.tuples(inputs, st.sampled_from(["stop", "skip"])), count)
 
@@ -126,6 +143,22 @@ def test_damaged_coco_values_are_used_or_rejected(count: int, tmp_path: Path) ->
     fuzz_files(
         damaged_tree(tree), count, lambda damaged: (root / "train.json").write_text(json.dumps(damaged.tree)), root
     )
+
+
+@examples(200)
+def test_damaged_masks_and_keypoints_are_used_or_rejected(count: int, tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    tree = coco_tree()
+    segmentations = [[[1, 1, 5, 1, 5, 5]], {"size": [30, 40], "counts": [5, 20]}, {"size": [40, 30], "counts": "52PU1"}]
+    for annotation, segmentation in zip(tree["annotations"], segmentations, strict=True):
+        annotation.update(segmentation=segmentation, keypoints=[2, 3, 2, 8, 9, 1, 0, 0, 0])
+    for category in tree["categories"]:
+        category.update(keypoints=["nose", "left", "right"], skeleton=[[1, 2], [1, 3]])
+
+    def write(damaged: Any) -> None:
+        (root / "train.json").write_text(json.dumps(damaged.tree))
+
+    fuzz_files(damaged_tree(tree), count, write, root, masks=True, keypoints=True)
 
 
 @examples(60)

@@ -1,5 +1,7 @@
 """Small untrained detectors that produce many detections, for tests of the code around a detector."""
 
+from typing import Any
+
 import torch
 
 from fcos import Detector
@@ -32,14 +34,30 @@ def fcos_of(detector: Detector) -> FCOS:
     return detector.model
 
 
+_ONE_STAGE = {"head": {"num_convs": 1}, "max_detections": 20}
+_ANCHORS = {"strides": [8, 16, 32, 64, 128], "anchor_sizes": [16, 32, 64, 128, 256]}
+_PROPOSALS = {"train_post_nms_top_k": 50, "train_max_proposals": 100, "post_nms_top_k": 50, "max_proposals": 50}
+TINY: dict[str, dict[str, Any]] = {
+    "fcos": _ONE_STAGE,
+    "retinanet": _ONE_STAGE,
+    "rpn": {"proposals": _PROPOSALS, **_ANCHORS},
+    "rcnn": {
+        **_ANCHORS,
+        "proposals": _PROPOSALS,
+        "box": {"linear_channels": 32, "samples_per_image": 64},
+        "max_detections": 20,
+    },
+}
+"""Options of `model` that make a detector small, by `model.name`."""
+
+
 def tiny_config(**model) -> Config:
     return validate(
         {
             "model": {
                 "backbone": {"name": "mobilenet_v2", "weights": None},
                 "fpn": {"channels": 64},
-                "head": {"num_convs": 1},
-                "max_detections": 20,
+                **TINY[model.get("name", "fcos")],
                 **model,
             },
             "data": {"short_side": 96, "max_side": 160, "workers": 0},

@@ -15,14 +15,16 @@ from detectors import build_fcos, fcos_section
 from fill import fill_array
 from torch import Tensor
 
-from fcos.config import Config, FCOSConfig
+from fcos.config import Config, FCOSConfig, RCNNConfig
 from fcos.config.overrides import validate
 from fcos.interop.fcos_core.config import config_from_yaml, given_keys
+from fcos.interop.fcos_core.keys import DEFAULTS
 from fcos.interop.fcos_core.weights import convert_state_dict, rename
+from fcos.masks import Masks
 from fcos.models import DetectionModel, build_model
 from fcos.models.fcos import FCOS
 from fcos.models.postprocess import FCOSPostprocess
-from fcos.models.retinanet import RetinaNet
+from fcos.structures import Objects
 
 
 def folder(config: pytest.Config) -> Path:
@@ -124,22 +126,41 @@ class Model(Recording):
         return model
 
 
-class RetinaNetModel(Recording):
-    """Recorded RetinaNet model."""
+class RegionModel(Recording):
+    """Recorded model of `rcnn/`: RetinaNet, or one with regions."""
 
     def __init__(self, goldens: Path, entry: dict[str, Any]):
         super().__init__(goldens, entry, folder="rcnn")
-        divisor = given_keys(self.manifest["merged_config"], pairs_of(entry))["DATALOADER.SIZE_DIVISIBILITY"]
-        self.tensor = tensor(self.inputs[f"tensor_div{divisor}"])
+        given = given_keys(self.manifest["merged_config"], pairs_of(entry))
+        tensor_name = f"tensor_div{given['DATALOADER.SIZE_DIVISIBILITY']}"
+        if given["INPUT.PIXEL_STD"] != DEFAULTS["INPUT.PIXEL_STD"] and f"{tensor_name}_fbnet" in self.inputs:
+            tensor_name += "_fbnet"
+        self.tensor = tensor(self.inputs[tensor_name])
         self.num_images = len(self.tensor)
         sizes = [self.inputs[f"image{i}"].shape[:2] for i in range(self.num_images)]
         self.sizes = torch.tensor(sizes)
+        self.polygons = json.loads((goldens / "rcnn" / "polygons.json").read_text())
 
-    def build(self, *, normalise: bool = False, dtype: torch.dtype = torch.float32) -> RetinaNet:
+    def targets(self, case: str = "") -> list[Objects]:
+        """Return the ground truth of the images; `case` is the beginning of its keys."""
+        return [self._objects(i, case) for i in range(self.num_images)]
+
+    def _objects(self, image: int, case: str) -> Objects:
+        boxes = tensor(self.inputs[f"{case}boxes{image}"]).reshape(-1, 4)
+        labels = tensor(self.inputs[f"{case}labels{image}"]).reshape(-1).long() - 1
+        section = self.config.model
+        if not isinstance(section, RCNNConfig):
+            return Objects(boxes, labels)
+        masks = Masks.from_polygons(self.polygons[image]) if section.mask.enabled else None
+        keypoints = None
+        if section.keypoints.enabled:
+            keypoints, labels = tensor(self.inputs[f"{case}keypoints{image}"]), torch.zeros_like(labels)
+        return Objects(boxes, labels, masks=masks, keypoints=keypoints)
+
+    def build(self, *, normalise: bool = False, dtype: torch.dtype = torch.float32) -> DetectionModel:
         """Build the model, see `load_into`."""
         section = self.config.model
         model = build_model(section, num_classes=section.num_classes or 0, pretrained=False)
-        assert isinstance(model, RetinaNet)
         self.load_into(model, normalise=normalise, dtype=dtype)
         return model
 
@@ -160,10 +181,9 @@ def pairs_of(entry: dict[str, Any]) -> list[str]:
 
 
 def manifest_files(config: pytest.Config) -> list[Path]:
-    """Return the manifests of the detectors that this project has."""
+    """Return the manifests of all detectors."""
     files = sorted((folder(config) / "manifests").rglob("*.json"))
-    models = {file: json.loads(file.read_text()).get("merged_config", {}).get("MODEL", {}) for file in files}
-    return [file for file, model in models.items() if model.get("FCOS_ON") or model.get("RETINANET_ON")]
+    return [file for file in files if "merged_config" in json.loads(file.read_text())]
 
 
 def model_entries(config: pytest.Config) -> list[dict[str, Any]]:
@@ -171,9 +191,6 @@ def model_entries(config: pytest.Config) -> list[dict[str, Any]]:
     return json.loads((folder(config) / "models" / "index.json").read_text())["models"]
 
 
-def retinanet_entries(config: pytest.Config) -> list[dict[str, Any]]:
-    """Return the RetinaNet models listed in the index of `rcnn`."""
-    goldens = folder(config)
-    entries = json.loads((goldens / "rcnn" / "index.json").read_text())["models"]
-    keys = [given_keys(manifest_of(goldens, entry)["merged_config"], pairs_of(entry)) for entry in entries]
-    return [entry for entry, given in zip(entries, keys, strict=True) if given.get("MODEL.RETINANET_ON") is True]
+def region_entries(config: pytest.Config) -> list[dict[str, Any]]:
+    """Return the models listed in the index of `rcnn`."""
+    return json.loads((folder(config) / "rcnn" / "index.json").read_text())["models"]

@@ -104,10 +104,10 @@ class Grid(DetectionModel):
         return None
 
     @torch.inference_mode()
-    def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """Return the boxes before NMS of each image, see `DetectionModel.candidates`."""
+    def decode(self, outputs: GridOutputs, sizes: Tensor) -> list[Instances]:
+        """Convert raw outputs to the boxes before NMS of each image, see `DetectionModel.decode`."""
         found = []
-        for logits, boxes, size in zip(*self(images, sizes), sizes.tolist(), strict=True):
+        for logits, boxes, size in zip(*outputs, sizes.tolist(), strict=True):
             scores, labels = logits.sigmoid().flatten(1).max(0)
             instances = Instances(boxes.flatten(1).T, labels, scores, tuple(size)).clip()
             sides = instances.boxes[:, 2:] - instances.boxes[:, :2]

@@ -1,4 +1,4 @@
-"""Anchors, matching, box offsets, smooth L1 loss and selection of detections against the recorded numbers."""
+"""Anchors, matching, sampling, box offsets, smooth L1 loss and selection of detections against the recorded numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from golden import folder, load, tensor
 
-from fcos.models.anchors import AnchorGrid, AnchorMatcher, BoxCoder, match_by_iou
+from fcos.models.anchors import AnchorGrid, AnchorMatcher, BoxCoder, Sampler, match_by_iou, sample_balanced
+from fcos.models.points import BACKGROUND, IGNORED
 from fcos.models.postprocess import Postprocess, anchor_candidates, suppress
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original
@@ -72,6 +73,15 @@ def test_matches_agree_with_the_original(goldens: Path, match: str) -> None:
     matcher = AnchorMatcher(foreground, background, bool(low_quality))
     ours = match_by_iou(overlaps, overlaps.amax(1) if low_quality else None, matcher)
     assert ours.tolist() == recorded[f"m{match}"].tolist()
+
+
+def test_numbers_of_samples_match_the_original(goldens: Path) -> None:
+    for case in json.loads((goldens / "rcnn_units" / "balanced_sampler_counts.json").read_text()):
+        counts = {0: case["positives"], BACKGROUND: case["negatives"], IGNORED: 7}
+        labels = torch.cat([torch.full((count,), label) for label, count in counts.items()])
+        samples = labels[sample_balanced(labels, Sampler(case["batch_size"], case["fraction"]), seed=0)]
+        found = [int((samples == label).sum()) for label in counts]
+        assert found == [case["sampled_positive"], case["sampled_negative"], 0], case
 
 
 def test_box_offsets_match_the_original(goldens: Path, weights: str) -> None:

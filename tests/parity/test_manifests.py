@@ -60,9 +60,9 @@ def manifest(request: pytest.FixtureRequest) -> Manifest:
 
 def test_manifests_exist_for_all_configs(pytestconfig: pytest.Config) -> None:
     counts = Counter(file.parent.name for file in manifest_files(pytestconfig))
-    assert counts.keys() == {"fcos", "retinanet"}
+    assert counts.keys() >= {"fcos", "retinanet"}
     if folder(pytestconfig) == (Path(__file__).parent / "goldens").resolve():
-        assert counts == {"fcos": 19, "retinanet": 6}
+        assert (counts["fcos"], counts["retinanet"], counts.total()) == (19, 6, 77)
 
 
 def test_state_dict_matches_the_original(manifest: Manifest) -> None:

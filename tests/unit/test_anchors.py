@@ -1,4 +1,4 @@
-"""Anchors, their matching with objects, and box offsets."""
+"""Anchors, their matching with objects, samples, and box offsets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from torchvision.ops import box_iou
 
 from fcos.boxes import intersection, iou
 from fcos.choices import AnchorRounding, BoxConvention
-from fcos.models.anchors import AnchorGrid, AnchorMatcher, BoxCoder, assign_anchors, match_anchors, match_by_iou
+from fcos.models.anchors import (
+    AnchorGrid,
+    AnchorMatcher,
+    BoxCoder,
+    Sampler,
+    assign_anchors,
+    match_anchors,
+    match_by_iou,
+    sample_balanced,
+)
 from fcos.models.points import BACKGROUND, IGNORED
 from fcos.structures import Objects
 
@@ -148,6 +157,29 @@ def test_assignment_of_a_batch_contains_labels_boxes_and_unassigned_objects() ->
     assert (assignment.num_unassigned.shape, int(assignment.num_unassigned)) == ((), 1)
     empty = assign_anchors(ANCHORS, [], AnchorMatcher())
     assert (empty.labels.shape, empty.boxes.shape, int(empty.num_unassigned)) == ((0, 5), (0, 4), 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- samples
+
+
+def test_samples_depend_on_the_seed_but_not_on_ignored_anchors() -> None:
+    labels = torch.randint(-1, 2, (1000,))
+    samples = sample_balanced(labels, Sampler(100, 0.3), seed=5)
+    assert samples.tolist() == sorted(set(samples.tolist()))
+    assert ((labels[samples] >= 0).sum(), len(samples)) == (30, 100)
+    assert torch.equal(samples, sample_balanced(labels, Sampler(100, 0.3), seed=5))
+    assert not torch.equal(samples, sample_balanced(labels, Sampler(100, 0.3), seed=6))
+    padded = torch.stack([torch.full_like(labels, IGNORED), labels], dim=1).flatten()
+    assert torch.equal(2 * samples + 1, sample_balanced(padded, Sampler(100, 0.3), seed=5))
+
+
+def test_all_anchors_are_drawn_equally_often() -> None:
+    labels = torch.tensor([0] * 10 + [BACKGROUND] * 40)
+    draws = torch.cat([sample_balanced(labels, Sampler(10, 0.5), seed=seed) for seed in range(2000)])
+    counts = draws.bincount(minlength=50).float()
+    # Means 1000 and 250, standard deviations 22 and 15; the seeds are fixed.
+    assert (counts[:10] - 1000).abs().max() < 4 * 22
+    assert (counts[10:] - 250).abs().max() < 4 * 15
 
 
 # ------------------------------------------------------------------------------------------------------------- offsets

@@ -24,6 +24,7 @@ from fcos.recipes import load_config
 
 TORCHVISIONS = ["resnet50", "mobilenet_v2"]
 LEVELS = ["C2", "C3", "C4", "C5"]
+FBNET_LEVELS = LEVELS[:3]
 SOURCES: list[Literal["p5", "c5"]] = ["p5", "c5"]
 
 
@@ -49,7 +50,16 @@ def stages(backbone: nn.Module) -> list[list[nn.Module]]:
     if "base_layer" in parts:
         stem = [parts["base_layer"], parts["level0"], parts["level1"]]
         return [stem, *([parts[f"level{i}"]] for i in (2, 3, 4, 5))]
+    if "first" in parts:
+        groups = {"0": [parts["first"]], "1": [], "2": [], "3": []}  # by stage of the blocks xif0_0, xif1_0, xif1_1...
+        for path, block in parts["stages"].named_children():
+            groups[path[3]].append(block)
+        return list(groups.values())
     return [[parts["conv1"], parts["bn1"]], *([parts[f"layer{i}"]] for i in (1, 2, 3, 4))]
+
+
+def levels(name: str) -> list[str]:
+    return FBNET_LEVELS if name == "fbnet" else LEVELS
 
 
 def parameters(modules: list[nn.Module]) -> list[nn.Parameter]:
@@ -69,19 +79,18 @@ def statistics(modules: list[nn.Module]) -> list[Tensor]:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_feature_map_shapes_match_declared_channels_and_strides(name: str, size: tuple[int, int]) -> None:
     backbone = BACKBONES[name]()
-    assert list(backbone.strides) == list(backbone.channels) == LEVELS
-    assert list(backbone.strides.values()) == [4, 8, 16, 32]
+    assert list(backbone.strides) == list(backbone.channels) == levels(name)
+    assert list(backbone.strides.values()) == [4, 8, 16, 32][: len(levels(name))]
     assert isinstance(backbone, nn.Module)
     backbone.eval()
     features = backbone(torch.randn(1, 3, *size))
-    assert list(features) == LEVELS
+    assert list(features) == levels(name)
     for level, feature in features.items():
         stride = backbone.strides[level]
         assert feature.shape == (1, backbone.channels[level], -(-size[0] // stride), -(-size[1] // stride))
 
 
-@pytest.mark.parametrize("end", LEVELS)
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(("name", "end"), [(name, end) for name in BACKBONES for end in levels(name)])
 def test_truncate_after_removes_all_later_layers(name: str, end: str) -> None:
     backbone = BACKBONES[name](norm="frozen_bn", frozen_stages=0)
     assert isinstance(backbone, nn.Module)
@@ -99,7 +108,7 @@ def test_truncate_after_removes_all_later_layers(name: str, end: str) -> None:
 def test_empty_batch_gives_empty_feature_maps(name: str, norm: str, training: bool) -> None:
     backbone = build(name, norm=norm).train(training)
     features = backbone(torch.zeros(0, 3, 64, 96))
-    assert [tuple(x.shape[2:]) for x in features.values()] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert [tuple(x.shape[2:]) for x in features.values()] == [(16, 24), (8, 12), (4, 6), (2, 3)][: len(features)]
     assert all(len(x) == 0 for x in features.values())
     assert all(b.isfinite().all() for b in statistics([backbone]))
 
@@ -152,11 +161,68 @@ def test_offset_groups_are_validated_against_the_real_channels(name: Any) -> Non
             ResNetConfig(**section, offset_groups=2 * channels)
 
 
+# ------------------------------------------------------------------------------------------------------ residual head
+
+
+@pytest.mark.parametrize("in_1x1", [True, False])
+@pytest.mark.parametrize("deformable", [[], ["C5"]])
+def test_residual_head_computes_c5_from_c4(in_1x1: bool, deformable: list[str]) -> None:
+    backbone = build("resnet50", stride_in_1x1=in_1x1, deformable_stages=deformable).eval()
+    assert isinstance(backbone, resnet.ResNet)
+    head = backbone.build_head("box").eval()
+    maps = backbone(torch.randn(2, 3, 64, 96))
+    assert head.out_channels == 2048
+    torch.testing.assert_close(head(maps["C4"]), maps["C5"], rtol=0, atol=0)
+    assert head(maps["C4"][:0]).shape == (0, 2048, 2, 3)
+
+
+@pytest.mark.parametrize("in_1x1", [True, False])
+def test_dilated_residual_head_keeps_the_resolution(in_1x1: bool) -> None:
+    backbone = build("resnet50", stride_in_1x1=in_1x1, norm="bn", head_dilation=2)
+    assert isinstance(backbone, resnet.ResNet)
+    head, regions = backbone.build_head("box").eval(), torch.randn(2, 1024, 14, 14)
+    weights = [head.get_parameter(f"layer4.0.{name}.weight") for name in ("conv1", "conv2", "conv3", "downsample.0")]
+    scale = (1 + 1e-5) ** -0.5  # of batch norm with its initial statistics
+    y = (nn.functional.conv2d(regions, weights[0]) * scale).relu()
+    y = (nn.functional.conv2d(y, weights[1], padding=2, dilation=2) * scale).relu()
+    y = nn.functional.conv2d(y, weights[2]) * scale + nn.functional.conv2d(regions, weights[3]) * scale
+    torch.testing.assert_close(head(regions), y.relu())
+    assert backbone(torch.randn(1, 3, 64, 64))["C5"].shape == (1, 2048, 2, 2)
+
+
+def test_residual_heads_have_separate_copies_of_the_weights_of_c5(tmp_path: Path) -> None:
+    state = randomise(classifier("resnet50"))
+    torch.save(state, tmp_path / "net.pth")
+    backbone = build("resnet50", weights=str(tmp_path / "net.pth"))
+    assert isinstance(backbone, resnet.ResNet)
+    box, mask = backbone.build_head("box"), backbone.build_head("mask")
+    backbone.truncate_after("C4")
+    for head in (box, mask):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in head.state_dict().items())
+    assert not {*box.parameters()} & {*mask.parameters()}
+    assert not [name for name, _ in backbone.named_parameters() if name.startswith("layer4")]
+
+
+def test_dilation_of_a_deformable_head_is_rejected() -> None:
+    options = ["model.backbone.deformable_stages=[C5]", "model.backbone.head_dilation=2"]
+    with pytest.raises(ConfigError, match="head_dilation: must be 1, because C5 is one of deformable_stages, found 2"):
+        load_config(None, options)
+
+
+def test_deepest_resnet_has_the_tensors_of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # all blocks
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in build("resnet152", norm="bn", frozen_stages=0).state_dict().items()}
+        expected = torchvision.models.resnet152().state_dict()
+    assert shapes == {name: tensor.shape for name, tensor in expected.items() if not name.startswith("fc.")}
+
+
 # ----------------------------------------------------------------------------------------------------------- freezing
 
 
-@pytest.mark.parametrize("count", range(6))
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    ("name", "count"), [(name, count) for name in BACKBONES for count in range(len(levels(name)) + 2)]
+)
 def test_frozen_stages_freezes_exactly_the_first_stages(name: str, count: int) -> None:
     parts = stages(build(name, norm="bn", frozen_stages=count))
     for index, modules in enumerate(parts):

@@ -216,8 +216,8 @@ def test_naming_the_current_backbone_keeps_its_options(tmp_path: Path) -> None:
 
 
 def test_unknown_backbone_gets_a_suggestion_and_the_list() -> None:
-    text = message("model.backbone.name=resnet52")
-    assert "model.backbone.name: no backbone 'resnet52', did you mean 'resnet50'?" in text
+    text = message("model.backbone.name=resnt50")
+    assert "model.backbone.name: no backbone 'resnt50', did you mean 'resnet50'?" in text
     assert "known: resnet50, resnet101, " in text
 
 

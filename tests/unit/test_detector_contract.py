@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import pairwise
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, get_args
 
 import grimp
 import pytest
 import torch
-import torch.nn.functional as F
 from detectors import tiny_config
 from ground_truth import objects_of
 from pydantic import BaseModel
 from torch import Tensor, nn
-from torchvision.ops import box_iou, roi_align
 
-from fcos.boxes import class_wise_nms
 from fcos.config import DetectorConfig, FCOSConfig, RetinaNetConfig
 from fcos.config.backbones import SECTIONS, BackboneSection
 from fcos.config.detectors import DETECTORS
@@ -25,10 +22,11 @@ from fcos.config.options import Role, options_of
 from fcos.inference.detect import detect_in_views
 from fcos.models import MODELS, DetectionModel, build_anchors, build_model
 from fcos.models.anchors import AnchorGrid, AnchorMatcher, BoxCoder
-from fcos.models.detector import ClassRows, Pixels, ProposalStage
+from fcos.models.detector import ClassRows, Pixels
 from fcos.models.losses import FCOSLoss, RetinaNetLoss
 from fcos.models.points import Assigner
 from fcos.models.postprocess import FCOSPostprocess
+from fcos.models.rcnn import RCNN
 from fcos.structures import Instances, Losses, Objects, View
 
 STRIDES = {
@@ -44,10 +42,8 @@ def build(
 ) -> DetectionModel:
     """Build an untrained detector with frozen batch norm."""
     ends = [-1, *(4 * stride for stride in strides[:-1]), None]
-    levels = {
-        "fcos": {"size_ranges": list(pairwise(ends))},
-        "retinanet": {"anchor_sizes": [4 * stride for stride in strides]},
-    }
+    anchors = {"anchor_sizes": [4 * stride for stride in strides]}
+    levels = {"fcos": {"size_ranges": list(pairwise(ends))}, "retinanet": anchors, "rpn": anchors, "rcnn": anchors}
     config = tiny_config(
         name=name,
         strides=list(strides),
@@ -87,6 +83,9 @@ def total(losses: Losses) -> Tensor:
         {"quality": "iou", "score": "product", "box_convention": "inclusive"},
         {"name": "retinanet"},
         {"name": "retinanet", "box_convention": "inclusive"},
+        {"name": "rpn"},
+        {"name": "rcnn"},
+        {"name": "rcnn", "box": {"class_agnostic": True}, "box_convention": "inclusive", "loss_average": "batch"},
     ],
     ids=str,
 )
@@ -100,12 +99,22 @@ def test_detector_attributes_match_its_losses_and_parameters(options: dict[str, 
     parameters = dict(model.named_parameters())
     assert model.num_classes == 3
     assert all(len(parameters[name]) == rows.count(3) for name, rows in model.class_parameters.items())
-    assert list(model.class_parameters) == ["head.logits.weight", "head.logits.bias"]
+    assert set(model.class_parameters) == class_parameters(options)
     assert all(isinstance(model.get_submodule(path), nn.Module) for path in model.compiled_parts)
     assert model.box_convention == options.get("box_convention", "continuous")
     assert model.default_threshold == tiny_config(**options).model.default_threshold
     assert model.device == torch.device("cpu")
     assert model.to("meta").device == torch.device("meta")
+
+
+def class_parameters(options: dict[str, Any]) -> set[str]:
+    """Return the names of the parameters with rows for every class."""
+    if options.get("name") == "rpn":
+        return set()
+    if options.get("name") != "rcnn":
+        return {"head.logits.weight", "head.logits.bias"}
+    layers = ["logits"] if options.get("box") else ["logits", "offsets"]
+    return {f"box.{layer}.{parameter}" for layer in layers for parameter in ("weight", "bias")}
 
 
 @pytest.mark.parametrize(
@@ -126,14 +135,18 @@ def test_class_rows_map_classes_to_parameter_rows(layout: ClassRows, rows: list[
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_compiled_parts_contain_all_parameters(name: str) -> None:
+def test_compiled_parts_contain_all_parameters_except_linear_predictions(name: str) -> None:
     model = build(name=name)
-    assert {name.partition(".")[0] for name, _ in model.named_parameters()} == set(model.compiled_parts)
+    parts = tuple(f"{part}." for part in model.compiled_parts)
+    outside = {name for name, _ in model.named_parameters() if not name.startswith(parts)}
+    linear = {f"box.{layer}.{parameter}" for layer in ("logits", "offsets") for parameter in ("weight", "bias")}
+    assert outside == (linear if name == "rcnn" else set())
 
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detections_are_the_candidates_after_suppression(name: str) -> None:
-    model = build(name=name, score_threshold=0.001).eval()
+    options: dict[str, Any] = {} if name == "rpn" else {"score_threshold": 0.001}
+    model = build(name=name, **options).eval()
     images, sizes, _ = batch()
     for detections, candidates in zip(model.detect(images, sizes), model.candidates(images, sizes), strict=True):
         assert 0 < len(detections) <= len(candidates)
@@ -161,151 +174,51 @@ def test_detector_with_missing_methods_cannot_be_instantiated() -> None:
         def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
             return []
 
-    with pytest.raises(TypeError, match=r"abstract methods? '?candidates'?, '?forward'?, '?loss_normalizers'?"):
+    with pytest.raises(TypeError, match=r"abstract methods? '?decode'?, '?forward'?, '?loss_normalizers'?"):
         Unfinished(1, box_convention="continuous", default_threshold=0.5, loss_names=(), pixels=Pixels())  # pyright: ignore[reportAbstractUsage]
 
 
 # -------------------------------------------------------------------------------------------------- two-stage detectors
 
 
-class TwoStageOutputs(NamedTuple):
-    """Pyramid levels, outputs of the first stage, and its proposals."""
-
-    features: list[Tensor]
-    first: Any
-    proposals: list[Instances]
+def build_two_stages() -> RCNN:
+    model = build(name="rcnn", score_threshold=0.001, box={"linear_channels": 32}, proposals={"samples_per_image": 64})
+    assert isinstance(model, RCNN)
+    return model
 
 
-class TwoStage(DetectionModel):
-    """Two-stage detector: the second stage classifies and shifts proposals of a one-stage detector with one class.
-
-    Args:
-        first: detector of objects of any class.
-        num_classes: K.
-        channels: number of channels of the first stage's features.
-        stride: stride of the finest features, pixels.
-    """
-
-    class_parameters = dict.fromkeys(("classes.weight", "classes.bias"), ClassRows())
-    compiled_parts = ("first", "classes", "shift")
-
-    def __init__(self, first: ProposalStage, num_classes: int, *, channels: int, stride: int):
-        names = (
-            *(f"loss_first_{name.removeprefix('loss_')}" for name in first.loss_names),
-            "loss_classes",
-            "loss_shift",
-        )
-        super().__init__(
-            num_classes, box_convention="continuous", default_threshold=0.3, loss_names=names, pixels=Pixels()
-        )
-        self.first = first
-        self.stride = stride
-        self.classes = nn.Linear(4 * channels, num_classes)
-        self.shift = nn.Linear(4 * channels, 4)
-
-    def forward(
-        self,
-        images: Tensor,
-        sizes: Tensor,
-        targets: Sequence[Objects] | None = None,
-        normalizers: Tensor | None = None,
-    ) -> TwoStageOutputs | Losses:
-        features = self.first.features(images, sizes)
-        first = self.first.head(features)
-        proposals = [self.first.suppress(candidates) for candidates in self.first.decode(first, sizes)]
-        outputs = TwoStageOutputs(features, first, proposals)
-        return outputs if targets is None else self.losses(outputs, targets)
-
-    def losses(self, outputs: TwoStageOutputs, targets: Sequence[Objects]) -> Losses:
-        of_any_class = [Objects(each.boxes, torch.zeros_like(each.labels), each.is_crowd) for each in targets]
-        first = self.first.losses(outputs.first, of_any_class)
-        logits, boxes = self.second(outputs)
-        classes, wanted = zip(*map(matched, outputs.proposals, targets), strict=True)
-        one_hot = (torch.cat(classes)[:, None] == torch.arange(self.num_classes)).to(logits)
-        own = [
-            F.binary_cross_entropy_with_logits(logits, one_hot),
-            F.smooth_l1_loss(boxes, torch.cat(wanted), reduction="mean"),
-        ]
-        return Losses(dict(zip(self.loss_names, [*first.terms.values(), *own], strict=True)), first.stats)
-
-    def second(self, outputs: TwoStageOutputs) -> tuple[Tensor, Tensor]:
-        """Compute class logits and boxes of all proposals; shifts are relative to the sides of a proposal."""
-        boxes = [proposals.boxes for proposals in outputs.proposals]
-        pooled = roi_align(outputs.features[0], boxes, 2, 1 / self.stride).flatten(1)
-        every = torch.cat(boxes)
-        sides = (every[:, 2:] - every[:, :2]).repeat(1, 2)
-        return self.classes(pooled), every + sides * self.shift(pooled)
-
-    def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> None:
-        return None
-
-    @torch.inference_mode()
-    def detect(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        return [self.suppress(candidates) for candidates in self.candidates(images, sizes)]
-
-    @torch.inference_mode()
-    def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        outputs = self(images, sizes)
-        counts = [len(proposals) for proposals in outputs.proposals]
-        parts = (part.split(counts) for part in self.second(outputs))
-        return [
-            Instances(boxes, logits.argmax(1), logits.sigmoid().amax(1), proposals.size).clip()
-            for logits, boxes, proposals in zip(*parts, outputs.proposals, strict=True)
-        ]
-
-    @torch.inference_mode()
-    def suppress(self, candidates: Instances) -> Instances:
-        return candidates[class_wise_nms(candidates.boxes, candidates.scores, candidates.labels, 0.5)]
-
-
-def matched(proposals: Instances, objects: Objects) -> tuple[Tensor, Tensor]:
-    """Return target classes and boxes of an image's proposals; without an overlap, class -1 and the proposal itself."""
-    if not len(objects):
-        return torch.full((len(proposals),), -1), proposals.boxes
-    overlap, index = box_iou(proposals.boxes, objects.boxes).max(1)
-    near = overlap > 0.1
-    return torch.where(near, objects.labels[index], -1), torch.where(
-        near[:, None], objects.boxes[index], proposals.boxes
-    )
-
-
-@pytest.fixture(params=DETECTORS)
-def two_stage(request: pytest.FixtureRequest) -> TwoStage:
-    first = build(name=request.param, num_classes=1, score_threshold=0.001, max_detections=50)
-    if request.param == "fcos":
-        torch.nn.init.constant_(first.get_parameter("head.ltrb.bias"), 3.0)  # boxes of about 40 pixels
-    return TwoStage(cast("ProposalStage", first), 3, channels=32, stride=8)
-
-
-def test_training_step_updates_both_stages(two_stage: TwoStage) -> None:
+def test_training_step_updates_both_stages() -> None:
+    model = build_two_stages()
     images, sizes, targets = batch()
-    losses = two_stage.train()(images, sizes, targets)
-    assert tuple(losses.terms) == two_stage.loss_names
+    losses = model.train()(images, sizes, targets)
+    assert tuple(losses.terms) == model.loss_names
     assert all(term.isfinite() and term > 0 for term in losses.terms.values())
     assert losses.stats["unassigned"] == 0
     total(losses).backward()
-    before = {name: parameter.detach().clone() for name, parameter in two_stage.named_parameters()}
-    torch.optim.SGD(two_stage.parameters(), lr=0.01).step()
-    moved = {name.split(".")[0] for name, p in two_stage.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {"first", "classes", "shift"}
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in two_stage.parameters())
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    moved = {name.split(".")[0] for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"backbone", "fpn", "proposals", "box"}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_second_stage_gradient_reaches_backbone_but_not_first_head(two_stage: TwoStage) -> None:
-    images, sizes, targets = batch()
-    two_stage(images, sizes, targets).terms["loss_classes"].backward()
-    reached = {name for name, p in two_stage.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert {name for name in reached if name.startswith("first.backbone")}
-    assert not {name for name in reached if name.startswith("first.head")}  # proposals carry no gradient to its head
+@pytest.mark.parametrize("loss", ["loss_cls", "loss_box"])
+def test_second_stage_gradient_reaches_backbone_but_not_first_head(loss: str) -> None:
+    model = build_two_stages()
+    model(*batch()).terms[loss].backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {name for name in reached if name.startswith("backbone")}
+    assert not {name for name in reached if name.startswith("proposals")}  # proposals carry no gradient to its head
 
 
-def test_two_stage_detector_supports_test_time_augmentation(two_stage: TwoStage) -> None:
+def test_two_stage_detector_supports_test_time_augmentation() -> None:
+    model = build_two_stages().eval()
     images, sizes, _ = batch()
-    for instances in two_stage.eval().detect(images, sizes):
+    for instances in model.detect(images, sizes):
         assert len(instances) > 0
         assert instances.size == (64, 96)
     views = [View(images, sizes), View(images.flip(3), sizes, flipped=True)]
-    assert [len(instances) > 0 for instances in detect_in_views(two_stage, views)] == [True] * 3
+    assert [len(instances) > 0 for instances in detect_in_views(model, views)] == [True] * 3
 
 
 # ---------------------------------------------------------------------------------------------------------- normalizers
@@ -323,6 +236,9 @@ def test_two_stage_detector_supports_test_time_augmentation(two_stage: TwoStage)
         {"name": "retinanet"},
         {"name": "retinanet", "box_convention": "inclusive", "anchor_rounding": "base", "anchor_ratios": [1.0]},
         {"name": "retinanet", "location": "corner", "anchor_rounding": "corners", "low_quality_matches": False},
+        {"name": "rpn", "proposals": {"samples_per_image": 20}},
+        {"name": "rcnn", "proposals": {"samples_per_image": 20, "straddle_threshold": 0.0}},
+        {"name": "rcnn", "box_convention": "inclusive", "box": {"samples_per_image": 20, "linear_channels": 8}},
     ],
     ids=str,
 )
@@ -366,7 +282,7 @@ def test_every_detector_option_declares_its_roles(section: type[DetectorConfig])
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_backbone_option_declares_its_roles(section: type[BackboneSection]) -> None:
     known = options_of(section)
-    assert known.keys() == section.model_fields.keys()
+    assert known.keys() == set(option_names(section))
     assert {f"backbone.{name}" for name in known} <= options_of(FCOSConfig).keys()
     assert all(info.roles and info.roles <= set(get_args(Role)) for info in known.values())
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hotcoco import mask as coco_mask
 from PIL import Image
 
+from fcos.config import DataConfig
 from fcos.data import digits as sample_digits
+from fcos.data import load_annotations
 from fcos.data.digits import NAMES, PHOTOGRAPHS, make_digits
 from fcos.errors import DataError
 
@@ -53,7 +56,7 @@ def test_boxes_are_tight_around_the_drawn_pixels(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sample_digits, "PALETTE", (("#ff0000", "#ff0000", "#ff0000"),))
     monkeypatch.setattr(sample_digits, "DIGITS_PER_IMAGE", (1, 1))
     scan = sample_digits._read_scans(4)["train"][200]
-    scene, objects = sample_digits._draw_scene([Image.new("RGB", (64, 64))], [scan], 128, np.random.default_rng(0))
+    scene, objects, _ = sample_digits._draw_scene([Image.new("RGB", (64, 64))], [scan], 128, np.random.default_rng(0))
     rows, columns = np.nonzero(np.asarray(scene)[..., 0] >= 128)
     assert objects == [(scan[1], (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))]
 
@@ -118,3 +121,28 @@ def test_error_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sample_digits, "find_spec", lambda name: None if name == "skimage" else find(name))
     with pytest.raises(DataError, match=r"needs skimage: pip install scikit-learn scikit-image"):
         make_digits(tmp_path / "d")
+
+
+def test_masks_are_the_visible_pixels_of_every_digit(digits: Path, tmp_path: Path) -> None:
+    make_digits(tmp_path / "masks", train_images=12, val_images=4, size=160, seed=3, masks=True)
+    plain, tree = read(digits, "train"), read(tmp_path / "masks", "train")
+    assert [a["bbox"] for a in tree["annotations"]] == [a["bbox"] for a in plain["annotations"]]
+    image = "images/train_0000.jpg"
+    assert (tmp_path / "masks" / image).read_bytes() == (digits / image).read_bytes()
+    covered = np.zeros((13, 160, 160), dtype=int)
+    for annotation in tree["annotations"]:
+        mask = coco_mask.decode(annotation["segmentation"])
+        covered[annotation["image_id"]] += mask
+        x, y, width, height = annotation["bbox"]
+        assert mask.sum() == mask[y : y + height, x : x + width].sum() == annotation["area"]
+        assert annotation["area"] > 0.15 * width * height
+    assert covered.max() == 1  # no pixel shows two digits
+
+
+def test_detectors_read_the_masks(tmp_path: Path) -> None:
+    make_digits(tmp_path / "masks", train_images=2, val_images=1, size=96, masks=True)
+    annotations = load_annotations(DataConfig.model_validate({"root": tmp_path / "masks", "masks": True}), "train")
+    assert annotations is not None
+    assert annotations.masks is not None
+    pixels = annotations.masks[annotations.span(0)].to_bitmaps((96, 96)).sum(dim=(1, 2))
+    assert pixels.tolist() == annotations.areas[annotations.span(0)].tolist()

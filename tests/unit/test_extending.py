@@ -99,9 +99,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     folder = tmp_path_factory.mktemp("grid")
     package = copy_package(folder)
     shutil.copy(HELPERS / "grid.py", package / "models" / "grid.py")
-    edit(package / "config" / "detectors.py", r"^(DETECTORS\b.*)\}$", rf'{DETECTOR}\1, "grid": GridConfig}}')
-    table = r'from .grid import build_grid\n\n\1, "grid": build_grid}'
-    edit(package / "models" / "__init__.py", r"^(MODELS\b.*)\}$", table)
+    edit(package / "config" / "detectors.py", r"^(DETECTORS\b.*\{)$", rf'{DETECTOR}\1\n    "grid": GridConfig,')
+    table = r'from .grid import build_grid\n\n\1\n    "grid": build_grid,'
+    edit(package / "models" / "__init__.py", r"^(MODELS\b.*\{)$", table)
     parts = re.split(r"^== (.*)\n", run("second_detector.py", folder), flags=re.M)
     return folder / "work", dict(zip(parts[1::2], parts[2::2], strict=True))
 

@@ -42,6 +42,16 @@ def test_extra_levels_are_computed_from_the_chosen_source() -> None:
         torch.testing.assert_close(levels[3], fpn.extra[1](levels[2].relu()))
 
 
+@pytest.mark.parametrize("size", [(6, 7), (1, 1)])
+def test_max_pool_levels_contain_every_second_value_and_have_no_parameters(size: tuple[int, int]) -> None:
+    features = maps((2 * size[0], 2 * size[1]), size)
+    fpn = FPN([8, 16], 32, extra_levels=2, extra_level_source="max_pool")
+    _, last, p6, p7 = fpn(features)
+    assert torch.equal(p6, last[:, :, ::2, ::2])
+    assert torch.equal(p7, last[:, :, ::4, ::4])
+    assert not [name for name, _ in fpn.named_parameters() if name.startswith("extra")]
+
+
 def test_information_flows_only_from_coarse_to_fine_levels() -> None:
     fpn, features = FPN([8, 16], 32, extra_levels=0), [x.requires_grad_() for x in maps((8, 8), (4, 4))]
     fine, coarse = fpn(features)

@@ -69,22 +69,49 @@ def test_groups_and_widths_are_positive_integers(key: str, value: str) -> None:
 RCNN_BODY = {"MODEL.BACKBONE.CONV_BODY": "R-50-FPN"}
 
 
+C4 = {"MODEL.BACKBONE.CONV_BODY": "R-50-C4", "MODEL.ROI_BOX_HEAD.NUM_CLASSES": 21}
+PYRAMID = {
+    **RCNN_BODY,
+    "MODEL.RESNETS.BACKBONE_OUT_CHANNELS": 256,
+    "MODEL.RPN.USE_FPN": True,
+    "MODEL.RPN.ANCHOR_STRIDE": (4, 8, 16, 32, 64),
+    "MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR": "FPN2MLPFeatureExtractor",
+    "MODEL.ROI_BOX_HEAD.POOLER_SCALES": (0.25, 0.125, 0.0625, 0.03125),
+}
+
+
 @pytest.mark.parametrize(
-    ("options", "detector"),
+    ("options", "name", "title"),
     [
-        (RCNN_BODY, "Faster R-CNN"),
-        ({"MODEL.BACKBONE.CONV_BODY": "R-50-C4", "MODEL.ROI_BOX_HEAD.NUM_CLASSES": 21}, "Faster R-CNN"),
-        ({"MODEL.FCOS_ON": False}, "Faster R-CNN"),
-        ({**RCNN_BODY, "MODEL.MASK_ON": True}, "Mask R-CNN"),
-        ({**RCNN_BODY, "MODEL.MASK_ON": True, "MODEL.KEYPOINT_ON": True}, "Keypoint R-CNN"),
-        ({**RCNN_BODY, "MODEL.RPN_ONLY": True}, "a region proposal network (RPN)"),
+        (PYRAMID, "rcnn", "Faster R-CNN"),
+        ({**PYRAMID, "MODEL.FCOS_ON": False}, "rcnn", "Faster R-CNN"),
+        (C4, "rcnn", "Faster R-CNN"),
+        ({**C4, "MODEL.MASK_ON": True}, "rcnn", "Mask R-CNN"),
+        ({**PYRAMID, "MODEL.RPN_ONLY": True}, "rpn", "a region proposal network (RPN)"),
     ],
 )
-def test_a_config_for_another_detector_is_an_error_with_its_name(options: dict[str, Any], detector: str) -> None:
-    pairs = [str(item) for pair in options.items() for item in pair]
-    assert error_message(*pairs, "NO.KEY", "1").startswith(
-        f"old.yaml: a config for {detector}, which this project does not"
-    )
+def test_backbone_and_switches_choose_a_detector_with_regions(
+    options: dict[str, Any], name: str, title: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="fcos"):
+        config = config_from_yaml({}, [str(item) for pair in options.items() for item in pair], where="old.yaml")
+    assert validate(config, where="x").model.name == name
+    assert caplog.messages[0].startswith(f"old.yaml: a config for {title} (")
+    assert ("the original would train FCOS" in caplog.messages[0]) == ("MODEL.FCOS_ON" not in options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR": "Mine"}, "EXTRACTOR='Mine': expected FPN2MLPFeatureExtractor or"),
+        ({"MODEL.ROI_BOX_HEAD.POOLER_SCALES": (0.25,)}, "SCALES=(0.25,): expected [0.25, 0.125, 0.0625, 0.03125]"),
+        ({"MODEL.RPN.ANCHOR_SIZES": (32,)}, "MODEL.RPN.ANCHOR_SIZES=(32,): expected one for each of MODEL.RPN.ANCHOR_"),
+        ({"MODEL.RPN.USE_FPN": False}, "MODEL.RPN.ANCHOR_STRIDE=(4, 8, 16, 32, 64): expected one stride without"),
+    ],
+)  # fmt: skip
+def test_contradicting_options_of_regions_have_a_clear_message(options: dict[str, Any], message: str) -> None:
+    pairs = [str(item) for pair in {**PYRAMID, **options}.items() for item in pair]
+    assert message in error_message(body=pairs)
 
 
 def test_an_unknown_backbone_is_an_error_that_names_custom_backbones() -> None:

@@ -14,6 +14,7 @@ from fcos.config.overrides import validate
 from fcos.config.text import changes
 from fcos.errors import ConfigError
 from fcos.interop.fcos_core.config import config_from_yaml
+from fcos.interop.fcos_core.rcnn_keys import RCNN_DEFAULTS
 from fcos.interop.torchvision_fcos import WEIGHTS
 from fcos.models.backbones.pretrained import CATALOG
 from fcos.recipes import load_config, recipe_names
@@ -34,7 +35,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 DEFAULTS = leaves(json.loads((ROOT / "tests/parity/goldens/facts/default_config.json").read_text()))
 BODIES = {"fcos": BODY, "retinanet": [*BODY, "MODEL.FCOS_ON", "False", "MODEL.RETINANET_ON", "True"]}
 CHOICES = ["MODEL.FCOS_ON", "MODEL.RETINANET_ON"]
-OURS = {key for name in BODIES for key in leaves(load_config(None, [f"model.name={name}"]).to_dict())}
+OURS = {key for name in (*BODIES, "rpn", "rcnn") for key in leaves(load_config(None, [f"model.name={name}"]).to_dict())}
 
 
 def table_row(key: str) -> str:
@@ -67,8 +68,8 @@ def test_every_key_behaves_as_documented_in_the_table(
         except ConfigError as error:
             refusal = str(error)
     sections = {"fcos": "MODEL.FCOS.", "retinanet": "MODEL.RETINANET."}
-    is_of_other = key.startswith(tuple(s for name, s in sections.items() if name != detector))
-    if "(not supported: " in refusal or "which this project does not have" in refusal:
+    is_of_other = key in RCNN_DEFAULTS or key.startswith(tuple(s for name, s in sections.items() if name != detector))
+    if "(not supported: " in refusal:
         assert text == f"only `{DEFAULTS[key]}`"
     elif any("without effect" in message for message in caplog.messages):
         assert text == "no effect" or is_of_other

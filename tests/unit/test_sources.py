@@ -1,9 +1,12 @@
 """Detection on files: finding images, writing results, handling bad files."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from detectors import CATEGORY_IDS
+from hotcoco import mask as coco_mask
 from PIL import Image
 
 from fcos import DataError
@@ -83,6 +86,27 @@ def test_json_contains_names_category_ids_scores_and_boxes(detector, folder, tmp
     assert [d["category_id"] for d in row["detections"]] == [CATEGORY_IDS[label] for label in found.labels.tolist()]
     assert [d["score"] for d in row["detections"]] == pytest.approx(found.scores.tolist(), abs=1e-6)
     assert [d["box"] for d in row["detections"]] == [pytest.approx(box, abs=1e-3) for box in found.boxes.tolist()]
+
+
+def test_json_contains_masks_and_keypoints_in_coco_form(detector, folder, tmp_path, monkeypatch):
+    detect = detector.model.detect
+
+    def detect_shapes(images, sizes):
+        return [
+            replace(found, mask_grids=torch.ones(len(found), 28, 28), keypoints=torch.ones(len(found), 2, 3))
+            for found in detect(images, sizes)
+        ]
+
+    monkeypatch.setattr(detector.model, "detect", detect_shapes)
+    run(detector, [folder / "b.png"], tmp_path / "out", write_json=True)
+    (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    found = detector.predict(folder / "b.png")
+    assert len(found) == len(row["detections"]) > 0
+    for detection, mask in zip(row["detections"], found.masks, strict=True):
+        assert list(detection) == ["name", "category_id", "score", "box", "segmentation", "keypoints"]
+        assert detection["segmentation"]["size"] == [80, 120]
+        assert coco_mask.area(detection["segmentation"]) == mask.sum()
+        assert len(detection["keypoints"]) == 6
 
 
 def test_unreadable_files_are_reported_and_the_others_processed(detector, folder, tmp_path):

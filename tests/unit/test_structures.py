@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
@@ -10,8 +11,10 @@ from typing import Any, SupportsIndex
 import numpy as np
 import pytest
 import torch
+from hotcoco import mask as coco_mask
 from torch import Tensor
 
+from fcos.masks import Masks, paste
 from fcos.structures import Instances, Objects
 
 BOXES, LABELS, SCORES = torch.zeros(2, 4), torch.tensor([0, 1]), torch.tensor([0.5, 0.25])
@@ -197,3 +200,98 @@ def test_clip_moves_corners_into_the_image() -> None:
 
 def test_clip_of_no_detections_returns_no_detections() -> None:
     assert FOUND[[]].clip().boxes.shape == (0, 4)
+
+
+# ------------------------------------------------------------------------------------------------- masks and keypoints
+
+WITH_ALL = replace(
+    FOUND,
+    boxes=torch.tensor([[2.0, 2.0, 20.0, 10.0], [10.0, 5.0, 40.0, 30.0], [30.0, 20.0, 40.0, 30.0]]),
+    mask_grids=torch.ones(3, 28, 28),
+    keypoints=torch.arange(18.0).reshape(3, 2, 3),
+)
+
+
+def test_masks_of_detections_are_pasted_into_the_frame() -> None:
+    assert WITH_ALL.masks is not None
+    last_pixels = WITH_ALL.boxes - torch.tensor([0.0, 0.0, 1.0, 1.0])
+    pasted = torch.stack(list(paste(torch.ones(3, 28, 28), last_pixels, (30, 40))))
+    assert torch.equal(WITH_ALL.masks, pasted > 0.5)
+    empty = WITH_ALL[:0].masks
+    assert empty is not None
+    assert empty.shape == (0, 30, 40)
+    assert FOUND.masks is None
+    assert FOUND.mask_codes() is None
+
+
+def test_masks_and_keypoints_follow_their_detections() -> None:
+    picked = WITH_ALL[[2, 0]]
+    assert picked.keypoints is not None
+    assert picked.keypoints[:, 0, 0].tolist() == [12, 0]
+    joined = Instances.concatenate([WITH_ALL[:1], WITH_ALL[1:]])
+    assert joined.keypoints is not None
+    assert torch.equal(joined.keypoints, torch.arange(18.0).reshape(3, 2, 3))
+    assert joined.mask_grids is not None
+    assert len(joined.mask_grids) == 3
+    with pytest.raises(ValueError, match="same columns in all parts"):
+        Instances.concatenate([WITH_ALL, FOUND])
+
+
+def test_resizing_scales_keypoints_and_masks() -> None:
+    resized = WITH_ALL.resize_to((60, 40))
+    assert resized.keypoints is not None
+    assert resized.keypoints[0].tolist() == [[0, 2, 2], [3, 8, 5]]
+    assert resized.masks is not None
+    larger = replace(WITH_ALL, boxes=WITH_ALL.boxes * torch.tensor([1.0, 2.0, 1.0, 2.0]), size=(60, 40)).masks
+    assert larger is not None
+    assert torch.equal(resized.masks, larger)
+
+
+def test_dictionary_contains_masks_and_keypoints_in_coco_form() -> None:
+    first = WITH_ALL.to_dict()["detections"][0]
+    assert first["keypoints"] == [0, 1, 2, 3, 4, 5]
+    assert WITH_ALL.masks is not None
+    np.testing.assert_array_equal(coco_mask.decode(first["segmentation"]), WITH_ALL.masks[0])
+    assert "segmentation" not in FOUND.to_dict()["detections"][0]
+    assert "keypoints" not in FOUND.to_dict()["detections"][0]
+    assert json.loads(WITH_ALL.to_json()) == WITH_ALL.to_dict()
+
+
+def test_ground_truth_keeps_masks_and_keypoints_with_their_boxes() -> None:
+    masks = Masks.from_polygons([[[0, 0, 4, 0, 0, 4]], [[5, 5, 9, 5, 5, 9]]])
+    objects = Objects(BOXES, LABELS, masks=masks, keypoints=torch.arange(12.0).reshape(2, 2, 3))
+    second = objects[torch.tensor([False, True])]
+    assert second.masks is not None
+    assert second.masks.boxes().tolist() == [[5, 5, 9, 9]]
+    parts = Objects.concatenate([objects, second]).to("cpu").split([2, 1])
+    assert parts[1].masks is not None
+    assert parts[1].masks.boxes().tolist() == [[5, 5, 9, 9]]
+    assert parts[1].keypoints is not None
+    assert parts[1].keypoints.tolist() == [[[6, 7, 8], [9, 10, 11]]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"masks": Masks.empty(3)}, "Objects.masks: expected Masks of 2 objects, found 3"),
+        ({"masks": torch.zeros(2, 3, 3)}, "Objects.masks: expected Masks of 2 objects, found Tensor"),
+        ({"keypoints": torch.zeros(2, 5, 2)}, "Objects.keypoints: expected [2, P, 3] floating-point, found [2, 5, 2]"),
+    ],
+)
+def test_wrong_masks_and_keypoints_are_errors(columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Objects(BOXES, LABELS, **columns)
+
+
+def test_mask_grids_must_be_square() -> None:
+    with pytest.raises(ValueError, match=re.escape("Instances.mask_grids: expected [3, S, S]")):
+        replace(FOUND, mask_grids=torch.zeros(3, 28, 14))
+
+
+def test_supervision_gets_masks_and_keypoints() -> None:
+    pytest.importorskip("supervision")
+    detections = WITH_ALL.to_supervision()
+    assert detections.mask is not None
+    assert WITH_ALL.masks is not None
+    np.testing.assert_array_equal(detections.mask, WITH_ALL.masks)
+    assert np.shape(detections.data["keypoints"]) == (3, 2, 3)

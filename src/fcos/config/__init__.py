@@ -1,6 +1,8 @@
 """Config schema, its text formats, and overrides. Importing this package does not import torch."""
 
-from .detectors import DetectorConfig, FCOSConfig, RetinaNetConfig
+from .detector import DetectorConfig
+from .detectors import FCOSConfig, RetinaNetConfig
+from .rcnn import RCNNConfig, RPNConfig
 from .schema import (
     Config,
     DataConfig,
@@ -17,6 +19,8 @@ __all__ = [
     "DetectorConfig",
     "EvalConfig",
     "FCOSConfig",
+    "RCNNConfig",
+    "RPNConfig",
     "RetinaNetConfig",
     "SplitConfig",
     "TrainConfig",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from ..choices import BatchNorm, Norm
 from ..extensions import FUNCTION
+from .fbnet import MAX_BLOCKS, find_architecture
 from .options import RULES, OneOf, option
 
 DEFAULT_BACKBONE = "resnet50"
@@ -56,7 +57,7 @@ def resnet_shape(name: str) -> tuple[int, int, int]:
     return (int(depth), 1, 64) if depth else (int(next_depth), int(groups), int(width))
 
 
-RESNET_NAME = r"^(?:resnet(50|101)|resnext(50|101)_([1-9]\d{0,3})x([1-9]\d{0,3})d)$"
+RESNET_NAME = r"^(?:resnet(50|101|152)|resnext(50|101|152)_([1-9]\d{0,3})x([1-9]\d{0,3})d)$"
 
 
 class ResNetConfig(BackboneSection):
@@ -65,8 +66,8 @@ class ResNetConfig(BackboneSection):
     builder = "resnet:ResNet"
 
     name: Annotated[str, Field(pattern=RESNET_NAME)] = option("resnet50", "shape")
-    """`resnet50`, `resnet101`, or `resnext50_GxWd` and `resnext101_GxWd` with G groups of W channels in C2, such as
-    `resnext101_32x8d`."""
+    """`resnet50`, `resnet101`, `resnet152`, or a ResNeXt `resnextD_GxWd` of the same depths D, with G groups of W
+    channels in C2, such as `resnext101_32x8d`."""
     weights: str | None = option("imagenet", "training")
     """`imagenet` (torchvision's ImageNet-pretrained weights); a catalog name of the original, such as
     `catalog://ImageNetPretrained/MSRA/R-50`; a path or http(s) URL of a state dict with torchvision's names or of a
@@ -87,11 +88,14 @@ class ResNetConfig(BackboneSection):
     """Use modulated deformable convolutions (DCNv2), which weight their samples."""
     offset_groups: int = option(1, "shape", needs="deformable_stages", ge=1, le=4096)
     """Number of channel groups in a deformable convolution, each with separate offsets."""
+    head_dilation: int = option(1, "meaning", ge=1, le=16)
+    """Dilation of the 3x3 convolutions of C5 where it is the head of an R-CNN on C4. Above 1, the head does not
+    downsample."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Return the names of the ResNets with ImageNet weights; `claims` also accepts other ResNeXts."""
-        return ("resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d")
+        return ("resnet50", "resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d")
 
     @classmethod
     def claims(cls, name: str) -> bool:
@@ -123,6 +127,13 @@ class ResNetConfig(BackboneSection):
                 )
         return groups
 
+    @field_validator("head_dilation")
+    @classmethod
+    def _check_head_dilation(cls, dilation: int, info: ValidationInfo) -> int:
+        if dilation > 1 and "C5" in info.data.get("deformable_stages", ()):
+            raise ValueError(f"must be 1, because C5 is one of deformable_stages, found {dilation}")
+        return dilation
+
 
 class MobileNetV2Config(BackboneSection):
     """MobileNetV2."""
@@ -150,6 +161,80 @@ class DLAConfig(BackboneSection):
     norm: BatchNorm = option("bn", "shape")
     frozen_stages: int = option(0, "training", ge=0, le=5)
     """Number of frozen stages, counted from the stem: (stem, C2, C3, C4, C5)."""
+
+
+class FBNetHeadConfig(BaseModel):
+    """Head of an R-CNN whose layers the architecture of FBNet defines."""
+
+    model_config = RULES
+
+    blocks: list[Annotated[int, Field(ge=0, lt=MAX_BLOCKS)]] = option([], "shape")
+    """Numbers of the blocks of the head's stage to use, from 0; empty: all."""
+    stride: int = option(0, "meaning", ge=0, le=2)
+    """Stride of the first block; 0: that of the architecture."""
+    last_scale: float = option(0.0, "shape", ge=-16, le=16)
+    """Output channels of an additional last 1x1 convolution: this factor times the architecture's number for it or,
+    if negative, its absolute value times the channels of the last block; 0: no such convolution."""
+
+
+class FBNetConfig(BackboneSection):
+    """FBNet: efficient networks found by architecture search. The maps have strides 4, 8 and 16."""
+
+    builder = "fbnet:FBNet"
+
+    name: Literal["fbnet"] = option("fbnet", "shape")
+    architecture: str = option("default", "shape")
+    """`default`, `xirb16d_dsmask`, `mobilenet_v2`, `cham_v1a`, `cham_v2`, or a definition in JSON in the format of
+    maskrcnn-benchmark."""
+    weights: str | None = option(None, "training")
+    """A path or http(s) URL of a state dict with the original's names; null: random weights."""
+    norm: Norm = option("bn", "shape")
+    """Normalisation. Frozen batch norm has no epsilon, as in the original. Group norm (`gn`) has groups of two channels
+    where 32 does not divide the channels."""
+    width: float = option(1.0, "shape", gt=0, le=8)
+    """Factor of all numbers of channels."""
+    width_divisor: int = option(8, "shape", ge=1, le=1024)
+    """Numbers of channels are rounded to multiples of this."""
+    depthwise_norm: bool = option(False, "shape")
+    """Normalise after the depthwise convolutions."""
+    depthwise_relu: bool = option(False, "meaning")
+    """Apply ReLU after the depthwise convolutions."""
+    frozen_stages: int = option(0, "training", ge=0, le=4)
+    """Number of frozen stages, counted from the stem: (stem, C2, C3, C4)."""
+    rpn_blocks: int = option(0, "shape", ge=0, le=MAX_BLOCKS)
+    """Number of blocks of the head of the region proposal network, counted from its last one; 0: all."""
+    rpn_norm: Norm | None = option(None, "shape")
+    """Normalisation in the head of the region proposal network; null: `norm`."""
+    box_head: FBNetHeadConfig = Field(default_factory=FBNetHeadConfig)
+    mask_head: FBNetHeadConfig = Field(default_factory=FBNetHeadConfig)
+    keypoint_head: FBNetHeadConfig = Field(default_factory=FBNetHeadConfig)
+
+    @field_validator("architecture")
+    @classmethod
+    def _check_architecture(cls, text: str) -> str:
+        find_architecture(text)
+        return text
+
+    @field_validator("rpn_blocks")
+    @classmethod
+    def _check_rpn_blocks(cls, count: int, info: ValidationInfo) -> int:
+        if "architecture" in info.data:
+            available = len(find_architecture(info.data["architecture"]).head_blocks("rpn"))
+            if count > available:
+                raise ValueError(f"must be at most {available}, the number of blocks of this head, found {count}")
+        return count
+
+    @field_validator("box_head", "mask_head", "keypoint_head")
+    @classmethod
+    def _check_head_blocks(cls, head: FBNetHeadConfig, info: ValidationInfo) -> FBNetHeadConfig:
+        if "architecture" in info.data:
+            kind: Any = str(info.field_name).removesuffix("_head")
+            numbers = {block.number for block in find_architecture(info.data["architecture"]).head_blocks(kind)}
+            if unknown := sorted(set(head.blocks) - numbers):
+                raise ValueError(
+                    f"blocks: the blocks of this head have the numbers 0 to {max(numbers)}, found {unknown[0]}"
+                )
+        return head
 
 
 class TimmConfig(BackboneSection):
@@ -201,7 +286,14 @@ class OwnConfig(BackboneSection):
         return is_own(name)
 
 
-SECTIONS: tuple[type[BackboneSection], ...] = (ResNetConfig, MobileNetV2Config, DLAConfig, TimmConfig, OwnConfig)
+SECTIONS: tuple[type[BackboneSection], ...] = (
+    ResNetConfig,
+    MobileNetV2Config,
+    DLAConfig,
+    FBNetConfig,
+    TimmConfig,
+    OwnConfig,
+)
 """Sections of all kinds of backbones."""
 BACKBONES = {name: section for section in SECTIONS for name in section.names()}
 """Section of each backbone by name, or by the pattern of its name."""

@@ -42,11 +42,18 @@ Role = Literal["classes", "shape", "meaning", "training", "detection", "conventi
 
 DATA_SET_OPTIONS = ("root", "format", "train", "val", "test", "val_fraction", "yolo_rows", "classes")
 """Options of `data` that hold for one data set, as opposed to how images are loaded. New data replaces all of them."""
-ANNOTATION_OPTIONS = (*(f"data.{name}" for name in DATA_SET_OPTIONS), "data.convention", "data.on_error")
+ANNOTATION_OPTIONS = (
+    *(f"data.{name}" for name in DATA_SET_OPTIONS),
+    "data.convention",
+    "data.on_error",
+    "data.masks",
+    "data.keypoints",
+)
 """Options that determine which annotations are read, and how."""
 TRAINING_OPTIONS = (
     *("output_dir", "train"),
     *("data.flip", "data.zoom", "data.color_jitter", "data.transforms", "data.group_by_aspect"),
+    "data.keypoint_pairs",
 )
 """Options and sections, except `model`, that only affect training."""
 SPEED_OPTIONS = ("device", "data.workers", "eval.batch_size")

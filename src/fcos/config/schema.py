@@ -112,6 +112,14 @@ class DataConfig(_Section):
     train: SplitConfig = Field(default_factory=SplitConfig)
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)
+    masks: bool = False
+    """Read the masks of the objects (COCO: `segmentation`; YOLO and LabelMe: polygons), for detectors with a mask
+    head."""
+    keypoints: bool = False
+    """Read the keypoints of the objects (COCO: `keypoints`), for detectors with a keypoint head."""
+    keypoint_pairs: list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]] | None = None
+    """Pairs of keypoints, counted from 0, that a horizontal flip exchanges, such as [[1,2],[3,4]]; null: those whose
+    names in the data differ only in left and right."""
     val_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Fraction of the training images to hold out for validation if the data has no validation split: stratified by
     class, the same in every run. Images whose names differ only in the last number are kept together."""
@@ -265,7 +273,8 @@ class TrainConfig(_Section):
     eval_every: float | None = Field(default=None, gt=0, le=MAX_COUNT)
     """Iterations between evaluations on the validation set; below 1: fraction of the run; null: only at the end."""
     best_metric: str = "AP"
-    """Validation metric that selects the best weights, such as AP, AP50 or AR100."""
+    """Validation metric that selects the best weights, such as AP, AP50, AR100, or AP_mask or AP_keypoints if masks or
+    keypoints are read."""
     patience: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Early stopping: number of evaluations in a row without a better `best_metric`; null: no early stopping."""
     checkpoint_every: int = Field(default=2500, ge=1, le=MAX_COUNT)
@@ -320,6 +329,11 @@ class EvalConfig(_Section):
     """Maximum length of the longer side at `scales`, in pixels."""
     scales_flip: bool = False
     """Also detect on the mirrored image at `scales`."""
+    voc_metrics: bool = False
+    """Also compute AP at IoU 0.5 as in Pascal VOC: AP50_voc07 (11 points) and AP50_voc10 (area)."""
+    keypoint_sigmas: list[Annotated[float, Field(gt=0, le=10)]] | None = None
+    """Standard deviation of annotators for every keypoint, as a fraction of the object's size, for AP_keypoints; null:
+    COCO's for its 17 keypoints, otherwise 0.067 (the mean of COCO's)."""
 
 
 class Config(_Section):

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from ..choices import BoxConvention
 from ..config import DataConfig
 from ..structures import Objects
-from .geometry import flip_boxes
+from .geometry import flip_boxes, flip_keypoints
 
 
 class Placement(NamedTuple):
@@ -92,10 +92,12 @@ class Flip(ImageAugmentation):
 
     Attributes:
         probability: probability of a flip, 0..1.
+        keypoint_order: the keypoint that becomes each keypoint of the flipped image, see `keypoints.flip_order`.
     """
 
     offset = 0
     probability: float
+    keypoint_order: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: DataConfig) -> Flip:
@@ -109,11 +111,17 @@ class Flip(ImageAugmentation):
     def change(
         self, image: Image.Image, objects: Objects, drawn: bool, convention: BoxConvention
     ) -> tuple[Image.Image, Objects]:
-        """Flip the image and its boxes if `drawn` is True."""
+        """Flip the image and its objects if `drawn` is True."""
         if not drawn:
             return image, objects
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image, replace(objects, boxes=flip_boxes(objects.boxes, image.width, convention))
+        image, width = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), image.width
+        masks, keypoints = objects.masks, objects.keypoints
+        if masks is not None:
+            masks = masks.flip(width, convention=convention)
+        if keypoints is not None:
+            keypoints = flip_keypoints(keypoints, width, convention, order=self.keypoint_order)
+        boxes = flip_boxes(objects.boxes, width, convention)
+        return image, replace(objects, boxes=boxes, masks=masks, keypoints=keypoints)
 
 
 class ZoomDraw(NamedTuple):

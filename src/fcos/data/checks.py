@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from .box_format import find_wrong_formats
 from .dataset import Annotations
 from .images import OnImage, check_images
 from .opening import MAX_PIXELS
-from .orientation import swaps_sides, to_displayed_boxes
+from .orientation import swaps_sides, to_displayed
+from .shape_checks import find_missing_masks, require_shapes, to_pixels
 from .source import Problem, Source, unused_ids
 
 _PROGRESS_BAR_MIN = 1000  # number of images from which a progress bar is shown
@@ -31,6 +31,8 @@ def check_split(
     on_image: OnImage | None = None,
     max_pixels: int | None = MAX_PIXELS,
     bit_depth: int = 16,
+    masks: bool = False,
+    keypoints: bool = False,
 ) -> tuple[Annotations, list[Problem]]:
     """Check all images and boxes of a split.
 
@@ -45,21 +47,25 @@ def check_split(
         on_image: callback for every decoded image.
         max_pixels: largest number of pixels of an image; None: no limit.
         bit_depth: number of bits used in images with 16 bits per pixel.
+        masks: masks are required of all objects but crowds.
+        keypoints: keypoints are required, of any object.
 
     Returns:
         The usable images and boxes, and all problems.
 
     Raises:
-        DataError: the data has no classes.
+        DataError: the data has no classes, or none of the required masks or keypoints.
     """
+    source = require_shapes(source, masks=masks, keypoints=keypoints)
     names = tuple(source.class_names if class_names is None else class_names)
     if not names:
         raise _no_classes(source)
     image_ok, sizes, orientations, image_problems = _check_images(source, decode, on_image, max_pixels, bit_depth)
-    displayed_boxes, orientation_problems = to_displayed_boxes(source, sizes, orientations)
-    source = replace(source, boxes=displayed_boxes)
+    source, orientation_problems = to_displayed(source, sizes, orientations)
+    source = to_pixels(source, sizes)
     labels, label_problems = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
+    box_ok, shape_problems = find_missing_masks(source, box_ok)
     images, kept = np.flatnonzero(image_ok), _order_by_image(source, box_ok)
     areas, area_problems = _check_areas(source, kept, boxes[kept], sizes)
     annotations = _select_usable(
@@ -81,6 +87,7 @@ def check_split(
         *orientation_problems,
         *label_problems,
         *box_problems,
+        *shape_problems,
         *area_problems,
         *_summary_warnings(source, annotations, source.image_ids[images]),
     ]
@@ -103,6 +110,8 @@ def _select_usable(source: Source, images: np.ndarray, kept: np.ndarray, **attri
         image_ids=_make_ids_unique(source.image_ids[images]),
         offsets=_to_offsets(num_boxes),
         crowd=source.crowd[kept],
+        masks=None if source.masks is None else source.masks[kept],
+        keypoints=None if source.keypoints is None else source.keypoints[kept],
         annotation_ids=_make_ids_unique(source.numbers[kept]) if _has_ids(source) else np.arange(1, len(kept) + 1),
         **attributes,
     )

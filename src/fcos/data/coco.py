@@ -15,10 +15,22 @@ import numpy as np
 from ..errors import DataError
 from ..files import open_file
 from ..formatting import join_some, quote
+from .coco_shapes import (
+    KEYPOINTS,
+    SEGMENTATION,
+    KeypointNames,
+    drop_segmentation,
+    keypoint_names,
+    masks_of,
+    pack_segmentation,
+    parse_keypoints,
+    parse_segmentation,
+    stack_keypoints,
+)
 from .files import folder_with, match_names, read_json
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .labelme import is_labelme
-from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, unused_ids
+from .source import SPLIT_NAMES, Keypoints, Problem, Source, Split, SplitFiles, unused_ids
 from .values import CROWD_FLAGS, parse_flag, parse_integer, parse_number
 
 _Reporter = Callable[[str, str, str], None]
@@ -103,16 +115,16 @@ def _list_json_files(root: Path) -> list[Path]:
 def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories: bool = False) -> Source:
     """Read a JSON file. Images are sorted by id; classes keep the order of the file.
 
-    `segmentation`, `iscrowd`, `area`, image size and annotation id are optional. Annotations with one of `CROWD_FLAGS`
-    become crowd. A category without annotations that is only the supercategory of others is not a class, unless
-    `all_categories` is set.
+    `segmentation`, `keypoints`, `iscrowd`, `area`, image size and annotation id are optional. Annotations with one of
+    `CROWD_FLAGS` become crowd. A category without annotations that is only the supercategory of others is not a class,
+    unless `all_categories` is set.
 
     Raises:
         DataError: the entire file is unusable.
     """
     assert files.annotations is not None
     path = files.annotations
-    images, annotations, categories = _load_lists(path)
+    images, annotations, categories = _load_lists(path, masks=files.masks)
     problems: list[Problem] = []
 
     def report(kind: str, where: str, message: str) -> None:
@@ -120,12 +132,15 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
 
     images = _select_usable(images, "image", _IMAGE_KEYS, report)
     images.sort(key=lambda image: image["id"])
-    annotations = _select_usable(annotations, "annotation", _ANNOTATION_KEYS, report)
+    keys = _ANNOTATION_KEYS | (_MASK_KEYS if files.masks else {}) | (_KEYPOINT_KEYS if files.keypoints else {})
+    annotations = _select_usable(annotations, "annotation", keys, report)
     _add_missing_ids(annotations)
     used = {a["category_id"] for a in annotations}
     ids, names = _read_classes(path, categories, used, all_categories=all_categories)
     annotations = _select_known(annotations, "image", {image["id"] for image in images}, report)
     annotations = _select_known(annotations, "category", set(ids), report)
+    points = keypoint_names(annotations, categories, where=str(path)) if files.keypoints else KeypointNames()
+    annotations = _select_fitting(annotations, images, points.names, report)
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite values are reported later
         boxes[:, 2:] += boxes[:, :2]
@@ -147,11 +162,13 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
         class_names=names,
         category_ids=ids,
         problems=problems,
+        masks=masks_of(annotations) if files.masks else None,
+        keypoints=Keypoints(stack_keypoints(annotations, len(points.names)), *points) if points.names else None,
     )
 
 
-def _load_lists(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
-    tree = read_json(path, object_hook=_drop_segmentation)
+def _load_lists(path: Path, *, masks: bool) -> tuple[list[Any], list[Any], list[Any]]:
+    tree = read_json(path, object_hook=pack_segmentation if masks else drop_segmentation)
     keys = ("images", "annotations", "categories")
     if not isinstance(tree, dict) or not all(isinstance(tree.get(key), list) for key in keys):
         found = join_some(list(tree)) if isinstance(tree, dict) else type(tree).__name__
@@ -163,12 +180,6 @@ def _load_lists(path: Path) -> tuple[list[Any], list[Any], list[Any]]:
             f" found {found or 'an empty object':.200}"
         )
     return tree["images"], tree["annotations"], tree["categories"]
-
-
-def _drop_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
-    """Drop the unused segmentation of a JSON object during parsing. Segmentations make up most of a large file."""
-    entry.pop("segmentation", None)
-    return entry
 
 
 class _Key(NamedTuple):
@@ -219,6 +230,8 @@ _ANNOTATION_KEYS = {
     "area": _Key(parse_number, "a number"),
     **dict.fromkeys(CROWD_FLAGS, _FLAG),
 }
+_MASK_KEYS = {"segmentation": _Key(parse_segmentation, SEGMENTATION)}
+_KEYPOINT_KEYS = {"keypoints": _Key(parse_keypoints, KEYPOINTS)}
 
 
 def _select_usable(entries: list[Any], noun: str, keys: dict[str, _Key], report: _Reporter) -> list[dict[str, Any]]:
@@ -269,6 +282,26 @@ def _select_known(
                 f"its {key} {a[key]} is not the id of any {noun} in the file",
             )
     return [a for a in annotations if a[key] in ids]
+
+
+def _select_fitting(
+    annotations: list[dict[str, Any]], images: list[dict[str, Any]], keypoints: Sequence[str], report: _Reporter
+) -> list[dict[str, Any]]:
+    """Return the annotations whose mask has the size of the image and whose keypoints have names; report others."""
+    sizes = {image["id"]: (image.get("height") or 0, image.get("width") or 0) for image in images}
+    fitting = []
+    for a in annotations:
+        where, mask, (height, width) = f"annotation {a['id']}", a.get("segmentation"), sizes[a["image_id"]]
+        count = len(a["keypoints"]) if keypoints and a.get("keypoints") is not None else None
+        if mask is not None and mask.size is not None and 0 not in (height, width) and mask.size != (height, width):
+            message = f"its mask is {mask.size[1]}x{mask.size[0]}, but its image {width}x{height}"
+            report("wrong mask size", where, message)
+        elif count not in (None, len(keypoints)):
+            expected = f"{len(keypoints)} keypoints ({', '.join(keypoints):.100})"
+            report("wrong number of keypoints", where, f"expected {expected}, found {count}")
+        else:
+            fitting.append(a)
+    return fitting
 
 
 def _add_missing_ids(annotations: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,15 @@ from torch import Tensor
 
 from ..choices import BoxConvention
 from ..errors import DataError
-from ..structures import Objects
+from ..masks import Masks, to_text
+from ..structures import Instances, Objects
 from .geometry import to_inclusive
 from .images import open_rgb
+from .source import Keypoints
 from .transforms import Transform
+
+GRID_SIDE = 112
+"""Side of the grids that show annotated masks in pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,8 @@ class Annotations:
         class_names: K names.
         category_ids: K original ids; label k has the id category_ids[k].
         bit_depth: number of bits used in images with 16 bits per pixel, see `to_rgb`.
+        masks: masks of the B objects in float64, continuous pixels of the original image; None if they were not read.
+        keypoints: keypoints of the B objects in continuous pixels of the original image; None if they were not read.
     """
 
     root: Path
@@ -63,6 +70,8 @@ class Annotations:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     bit_depth: int = 16
+    masks: Masks | None = None
+    keypoints: Keypoints | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -103,13 +112,18 @@ class Annotations:
     def digest(self) -> str:
         """Return the SHA-256 of the data used in evaluation: classes, image ids and sizes, boxes, and the bit depth.
 
-        The boxes include their labels, crowd flags and areas.
+        The boxes include their labels, crowd flags and areas, and masks and keypoints if they were read.
         """
         digest = hashlib.sha256(repr((self.class_names, self.category_ids)).encode())
         if self.bit_depth != 16:  # the default is left out, because earlier versions did not include the bit depth
             digest.update(f"bit_depth={self.bit_depth}".encode())
         for column in (self.image_ids, self.sizes, self.offsets, self.boxes, self.labels, self.crowd, self.areas):
             digest.update(column.tobytes())
+        if self.masks is not None:
+            for column in (self.masks.points, self.masks.ring_offsets, self.masks.object_offsets):
+                digest.update(column.tobytes())
+        if self.keypoints is not None:
+            digest.update(self.keypoints.values.tobytes())
         return digest.hexdigest()
 
     def inclusive(self) -> Annotations:
@@ -126,17 +140,57 @@ class Annotations:
             crowd=self.crowd[mask],
             areas=self.areas[mask],
             annotation_ids=self.annotation_ids[mask],
+            masks=None if self.masks is None else self.masks[mask],
+            keypoints=None if self.keypoints is None else self.keypoints[mask],
+        )
+
+    def instances(self, index: int) -> Instances:
+        """Return the objects of an image as detections with score 1, for pictures; masks become fine grids."""
+        objects, (height, width) = self.objects(index), self.sizes[index].tolist()
+        return Instances(
+            objects.boxes,
+            objects.labels,
+            torch.ones(len(objects)),
+            (height, width),
+            self.class_names,
+            mask_grids=None if objects.masks is None else objects.masks.crop(objects.boxes, GRID_SIDE),
+            keypoints=objects.keypoints,
+        )
+
+    def objects(self, index: int) -> Objects:
+        """Return the objects of an image, in pixels of the original image; coordinates are float32."""
+        span = self.span(index)
+        columns = (self.boxes, self.labels, self.crowd)
+        return Objects(
+            *(torch.from_numpy(column[span]) for column in columns),
+            masks=None if self.masks is None else self.masks[span].astype(np.float32),
+            keypoints=None if self.keypoints is None else torch.from_numpy(self.keypoints.values[span]),
         )
 
     def to_coco(self) -> dict[str, Any]:
         """Return the ground truth as a COCO dictionary with the original ids; its XYWH boxes are computed from `boxes`.
 
-        Bytes of a file name that are not valid Unicode are escaped.
+        Masks, if they were read, are compressed RLEs with `counts` as text; keypoints come with their names. Bytes of a
+        file name that are not valid Unicode are escaped.
         """
         boxes = self.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
         categories = np.array(self.category_ids)[self.labels]
         columns = (self.annotation_ids, self.image_ids[self.image_of], categories, boxes, self.areas, self.crowd)
+        annotations: list[dict[str, Any]] = [
+            {"id": i, "image_id": image, "category_id": c, "bbox": box, "area": area, "iscrowd": int(crowd)}
+            for i, image, c, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+        if self.masks is not None:
+            for annotation, code in zip(annotations, self._mask_codes(), strict=True):
+                annotation["segmentation"] = code
+        names = {}
+        if self.keypoints is not None:
+            for annotation, values in zip(annotations, self.keypoints.values.astype(np.float64), strict=True):
+                annotation["keypoints"] = values.reshape(-1).tolist()
+                annotation["num_keypoints"] = int((values[:, 2] > 0).sum())
+            skeleton = [[a + 1, b + 1] for a, b in self.keypoints.skeleton]
+            names = {"keypoints": list(self.keypoints.names), "skeleton": skeleton}
         return {
             "images": [
                 {"id": image_id, "file_name": _escape_invalid(self.file_name(i)), "height": height, "width": width}
@@ -144,14 +198,17 @@ class Annotations:
                     zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
                 )
             ],
-            "annotations": [
-                {"id": i, "image_id": image, "category_id": c, "bbox": box, "area": area, "iscrowd": int(crowd)}
-                for i, image, c, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True)
-            ],
+            "annotations": annotations,
             "categories": [
-                {"id": i, "name": name} for i, name in zip(self.category_ids, self.class_names, strict=True)
+                {"id": i, "name": name, **names} for i, name in zip(self.category_ids, self.class_names, strict=True)
             ],
         }
+
+    def _mask_codes(self) -> Iterator[dict[str, Any]]:
+        assert self.masks is not None
+        for index in range(len(self)):
+            height, width = self.sizes[index].tolist()
+            yield from map(to_text, self.masks[self.span(index)].to_rles((height, width)))
 
 
 def _escape_invalid(name: str) -> str:
@@ -213,9 +270,7 @@ class DetectionDataset:
             raise DataError(
                 f"{path}: is {image.width}x{image.height}, but was {width}x{height} when the data was checked"
             )
-        span = self.annotations.span(index)
-        columns = (self.annotations.boxes, self.annotations.labels, self.annotations.crowd)
-        objects = Objects(*(torch.from_numpy(column[span]) for column in columns))
+        objects = self.annotations.objects(index)
         warning = ""
         try:
             pixels, objects = self.transform(image, objects, seed=seed)

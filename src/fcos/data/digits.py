@@ -20,6 +20,7 @@ from PIL import Image, ImageColor, ImageOps
 
 from ..errors import DataError
 from ..files import explain_write_errors, write_text
+from ..masks import encode
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -64,6 +65,7 @@ def make_digits(
     size: int = 192,
     seed: int = 0,
     classes: int = 10,
+    masks: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write `train.json` and `val.json` (COCO), and `images/*.jpg`.
@@ -75,6 +77,7 @@ def make_digits(
         size: side of the square scenes in pixels, 64..4096.
         seed: random seed. The same seed gives the same files.
         classes: number of classes, 1..10. The digits 0..classes-1 are used.
+        masks: add the mask of the visible pixels of every digit, as compressed RLE, and their number as area.
         progress: callback, called as progress(scenes done, total scenes).
 
     Raises:
@@ -101,19 +104,27 @@ def make_digits(
             annotations: list[dict[str, Any]] = []
             for index in range(count):
                 rng = np.random.default_rng([seed, split == "val", index])
-                scene, objects = _draw_scene(photographs[split], scans[split], size, rng)
+                scene, objects, visible_digit = _draw_scene(photographs[split], scans[split], size, rng)
                 name = f"{split}_{index:04}.jpg"
                 scene.save(folder / "images" / name, quality=92)
                 images.append({"id": index + 1, "file_name": f"images/{name}", "width": size, "height": size})
-                for label, (x1, y1, x2, y2) in objects:
-                    box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
-                    annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "category_id": label, **box})
+                for position, (label, box) in enumerate(objects):
+                    shape = _describe_shape(box, visible_digit == position if masks else None)
+                    ids = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": label}
+                    annotations.append(ids | shape)
                 done += 1
                 if progress is not None:
                     progress(done, total)
             categories = [{"id": label, "name": NAMES[label]} for label in range(classes)]
             coco = {"images": images, "annotations": annotations, "categories": categories}
             write_text(folder / f"{split}.json", json.dumps(coco, indent=1))
+
+
+def _describe_shape(box: tuple[int, int, int, int], mask: np.ndarray | None) -> dict[str, Any]:
+    """Return the box and the area of a COCO annotation, with the mask, bool [S, S], if there is one."""
+    x1, y1, x2, y2 = box
+    shape: dict[str, Any] = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+    return shape if mask is None else shape | {"area": int(mask.sum()), "segmentation": encode(mask)}
 
 
 def _read_photographs() -> dict[str, list[Image.Image]]:
@@ -145,8 +156,11 @@ def _read_scans(classes: int) -> dict[str, list[tuple[np.ndarray, int]]]:
 
 def _draw_scene(
     photographs: Sequence[Image.Image], scans: Sequence[tuple[np.ndarray, int]], size: int, rng: np.random.Generator
-) -> tuple[Image.Image, list[tuple[int, tuple[int, int, int, int]]]]:
-    """Draw one scene; return it with (label, (x1, y1, x2, y2)) of every digit, in integer pixels."""
+) -> tuple[Image.Image, list[tuple[int, tuple[int, int, int, int]]], np.ndarray]:
+    """Draw one scene; return it with (label, (x1, y1, x2, y2)) of every digit, in integer pixels.
+
+    The third value is the position of the digit that is visible in every pixel, [S, S]; -1: none.
+    """
     scene = _crop_background(photographs[int(rng.integers(len(photographs)))], size, rng)
     visible_digit = np.full((size, size), -1)  # [S, S] index of the visible digit, -1: photograph
     pixels: list[int] = []  # number of opaque pixels of every digit
@@ -168,7 +182,7 @@ def _draw_scene(
                 pixels.append(int(opaque.sum()))
                 objects.append((label, (x, y, x + width, y + height)))
                 break
-    return scene, objects
+    return scene, objects, visible_digit
 
 
 def _crop_background(photograph: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from . import coco, voc
-from .source import Problem, Source, SplitFiles, select_images
+from .source import Problem, Source, SplitFiles, select_boxes, select_images
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 """Classes of Pascal VOC in the original's order."""
+_MIN_KEYPOINTS = 10  # of an image
 _EMPTY_SIDE = 1 + 1e-6  # the sides of boxes are differences, with rounding errors
 
 
@@ -27,11 +28,18 @@ def read_coco(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 def select_trained_coco(source: Source) -> Source:
     """Drop images without boxes, also those whose boxes are all at most one pixel wide or high.
 
-    Images that only have crowds stay.
+    Images that only have crowds stay. If keypoints are read, images with fewer than ten visible ones are dropped, too.
     """
     with np.errstate(invalid="ignore"):  # infinite values are reported later
         has_area = ~(source.boxes[:, 2:] - source.boxes[:, :2] <= _EMPTY_SIDE).any(axis=1)
-    return _select_images(source, np.bincount(source.image_of[has_area], minlength=len(source.file_names)) > 0)
+    keep = np.bincount(source.image_of[has_area], minlength=len(source.file_names)) > 0
+    selected = _select_images(source, keep, kind="image without boxes", reason="have no boxes")
+    if selected.keypoints is None:
+        return selected
+    num_visible = (selected.keypoints.values[..., 2] > 0).sum(axis=1)
+    per_image = np.bincount(selected.image_of, weights=num_visible, minlength=len(selected.file_names))
+    reason = f"have fewer than {_MIN_KEYPOINTS} visible keypoints"
+    return _select_images(selected, per_image >= _MIN_KEYPOINTS, kind="image with few keypoints", reason=reason)
 
 
 def read_voc(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
@@ -59,7 +67,7 @@ def read_voc(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
 
 def select_trained_voc(source: Source) -> Source:
     """Drop difficult objects: they are background in training, and ignore regions otherwise."""
-    return _select_boxes(source, ~source.crowd)
+    return select_boxes(source, ~source.crowd)
 
 
 class Convention(NamedTuple):
@@ -81,24 +89,11 @@ CONVENTIONS: dict[str, Convention] = {
 """Rules for the formats that the original supports."""
 
 
-def _select_images(source: Source, keep: np.ndarray) -> Source:
+def _select_images(source: Source, keep: np.ndarray, *, kind: str, reason: str) -> Source:
     """Return a source with the images in the mask `keep` [I] only, and a warning with the number of the others."""
     num_dropped = int((~keep).sum())
     if not num_dropped:
         return source
-    message = f"{num_dropped} of {len(keep)} images have no boxes; the original does not train on them"
-    problem = Problem("image without boxes", str(source.annotation_files[0]), "", message, "warning")
+    message = f"{num_dropped} of {len(keep)} images {reason}; the original does not train on them"
+    problem = Problem(kind, str(source.annotation_files[0]), "", message, "warning")
     return replace(select_images(source, keep), problems=[*source.problems, problem])
-
-
-def _select_boxes(source: Source, keep: np.ndarray) -> Source:
-    """Return a source with the boxes in the mask `keep` [B] only."""
-    return replace(
-        source,
-        image_of=source.image_of[keep],
-        boxes=source.boxes[keep],
-        labels=source.labels[keep],
-        crowd=source.crowd[keep],
-        areas=source.areas[keep],
-        numbers=source.numbers[keep],
-    )

@@ -1,9 +1,12 @@
-"""Resizing, flipping and cropping of images with their boxes, as in the original.
+"""Resizing, flipping and cropping of images with their boxes and keypoints, as in the original.
 
-Sizes are (height, width) in pixels; boxes [M, 4] float32 XYXY in pixels of the image they come with.
+Sizes are (height, width) in pixels; boxes [M, 4] float32 XYXY and keypoints [M, P, 3] (x, y, visibility) in pixels of
+the image they come with.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -108,6 +111,41 @@ def crop_boxes(
     # An inclusive box outside the window still covers the pixels of its edge.
     outside = (moved[:, 2:] < 0).any(dim=1) | (moved[:, :2] > moved.new_tensor([size[1], size[0]])).any(dim=1)
     return clipped, visible.masked_fill(outside, 0.0)
+
+
+def flip_keypoints(keypoints: Tensor, width: int, convention: BoxConvention, *, order: Sequence[int] = ()) -> Tensor:
+    """Flip keypoints horizontally with their image, like boxes.
+
+    Args:
+        keypoints: [M, P, 3], x, y and visibility.
+        width: image width in pixels.
+        convention: box convention.
+        order: the keypoint of the image that becomes each keypoint of the flipped one (left and right change places);
+            empty: the same ones.
+    """
+    keypoints = keypoints[:, list(order)] if order else keypoints.clone()
+    keypoints[..., 0] = (width if convention == "continuous" else width - 1) - keypoints[..., 0]
+    return _clear_unannotated(keypoints)
+
+
+def resize_keypoints(keypoints: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Scale keypoints [M, P, 3] with their image from size to new_size, both (height, width)."""
+    ratio_y, ratio_x = (new / old for new, old in zip(new_size, size, strict=True))
+    return keypoints * keypoints.new_tensor([ratio_x, ratio_y, 1.0])
+
+
+def crop_keypoints(keypoints: Tensor, origin: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Move keypoints [M, P, 3] to a window at `origin` (x, y) of `size` (height, width); those outside become zeros."""
+    keypoints = keypoints - keypoints.new_tensor([*origin, 0.0])
+    limit = keypoints.new_tensor([size[1], size[0]])
+    is_inside = ((keypoints[..., :2] >= 0) & (keypoints[..., :2] <= limit)).all(dim=-1)
+    keypoints[..., 2] *= is_inside
+    return _clear_unannotated(keypoints)
+
+
+def _clear_unannotated(keypoints: Tensor) -> Tensor:
+    """Set keypoints without visibility to zeros, as in COCO files."""
+    return torch.where(keypoints[..., 2:] > 0, keypoints, 0.0)
 
 
 def to_inclusive(boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,6 +80,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     rows = labels.sort(rows)
     source = source_from_rows(
         rows,
+        with_masks=files.masks,
         root=root,
         file_names=file_names,
         sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
@@ -177,4 +178,6 @@ def _read_shape(shape: Any, image: int, number: int, labels: LabelTable) -> Row 
     except ValueError:
         raise ValueError(f"expected true or false as value of {', '.join(CROWD_FLAGS)}") from None
     box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-    return Row(image, number, labels.label(label), box, crowd)
+    is_polygon = kind == "polygon" and len(points) >= 3
+    polygon = points.reshape(-1).tolist() if is_polygon else ()
+    return Row(image, number, labels.label(label), box, crowd, polygon)

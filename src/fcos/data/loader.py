@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..columns import columns
 from ..config import Config
 from ..errors import DataError
 from ..structures import Batch, Objects, View
 from .dataset import Annotations, DetectionDataset, Sample
 from .geometry import resize_size
+from .keypoints import flip_order
 from .samplers import SeededIndex, aspect_groups, seeded_batches, shard
 from .transforms import Transform, detection_views, train_transform
 from .workers import fits_into_shared_memory, iterate, limit_workers
@@ -99,7 +101,9 @@ class _Loaded(NamedTuple):
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors that are not empty."""
-        tensors = [self.objects.boxes, self.objects.labels, self.objects.is_crowd] if self.objects else []
+        tensors = []
+        if self.objects is not None:  # masks are NumPy arrays, which are sent through pipes
+            tensors = [column for column in columns(self.objects).values() if isinstance(column, Tensor)]
         if self.batch is not None:
             tensors.append(self.batch.indices)
             for images, sizes, *_ in (self.batch, *self.batch.more_views):
@@ -248,7 +252,7 @@ def build_train_loader(
     """
     data, batch_size, convention = config.data, config.train.batch_size, config.model.box_convention
     assert batch_size >= world_size
-    transform = train_transform(data, convention, num_classes=len(annotations.class_names))
+    transform = _train_transform(config, annotations)
     dataset = DetectionDataset(annotations, transform=transform, box_convention=convention)
     groups = aspect_groups(annotations.sizes) if data.group_by_aspect else np.zeros(len(annotations), dtype=np.int64)
 
@@ -262,6 +266,21 @@ def build_train_loader(
     return Loader(reader, batches, workers=data.workers)
 
 
+def _train_transform(config: Config, annotations: Annotations) -> Transform:
+    """Build the transform of the training images of annotations.
+
+    Raises:
+        ConfigError: `data.transforms` does not name a function, or `data.keypoint_pairs` does not fit the keypoints.
+    """
+    keypoints = annotations.keypoints
+    return train_transform(
+        config.data,
+        config.model.box_convention,
+        num_classes=len(annotations.class_names),
+        keypoint_order=() if keypoints is None else flip_order(keypoints.names, config.data.keypoint_pairs),
+    )
+
+
 def try_user_transform(config: Config, annotations: Annotations) -> None:
     """Call the user's transform, if any, on the first readable image, preferably one with boxes.
 
@@ -270,7 +289,7 @@ def try_user_transform(config: Config, annotations: Annotations) -> None:
         DataError: the transform fails or returns an invalid result.
     """
     convention = config.model.box_convention
-    transform = train_transform(config.data, convention, num_classes=len(annotations.class_names))
+    transform = _train_transform(config, annotations)
     if transform.user is None:
         return
     plain = DetectionDataset(annotations, transform=replace(transform, user=None), box_convention=convention)

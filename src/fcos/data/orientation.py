@@ -8,6 +8,8 @@ Shape letters: I images, B boxes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import ExifTags, Image
 
@@ -56,8 +58,8 @@ def apply_orientation(image: Image.Image) -> Image.Image:
     return displayed
 
 
-def to_displayed_boxes(source: Source, sizes: np.ndarray, orientations: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
-    """Convert boxes that refer to stored pixels to the displayed images.
+def to_displayed(source: Source, sizes: np.ndarray, orientations: np.ndarray) -> tuple[Source, list[Problem]]:
+    """Convert boxes, masks and keypoints that refer to stored pixels to the displayed images.
 
     Boxes refer to stored pixels if the annotated size is the stored one, unless they fit only into the displayed image.
 
@@ -67,7 +69,7 @@ def to_displayed_boxes(source: Source, sizes: np.ndarray, orientations: np.ndarr
         orientations: int64 [I], EXIF orientations; 1 for unusable images.
 
     Returns:
-        Boxes XYXY of the displayed images in the unit of `source.boxes`, float64 [B, 4], and warnings.
+        The source with the boxes of the displayed images, in their unit, and warnings.
     """
     num_boxes = np.bincount(source.image_of, minlength=len(sizes))
     can_tell = np.isin(orientations, _SWAPPING) & (sizes[:, 0] != sizes[:, 1]) & (source.sizes > 0).all(axis=1)
@@ -86,11 +88,44 @@ def to_displayed_boxes(source: Source, sizes: np.ndarray, orientations: np.ndarr
     if len(converted):
         text = f"{plural(len(converted), 'image')} annotated before the EXIF orientation; boxes are converted"
         warnings.append(_warning("converted orientation", source, converted, text))
-    boxes = source.boxes.copy()
-    selected = is_stored[source.image_of]
-    images = source.image_of[selected]
+    selected = np.flatnonzero(is_stored[source.image_of])
+    if not len(selected):
+        return source, warnings
+    boxes, images = source.boxes.copy(), source.image_of[selected]
     boxes[selected] = _display(boxes[selected], extents[images], orientations[images])
-    return boxes, warnings
+    return _display_shapes(replace(source, boxes=boxes), selected, extents, orientations), warnings
+
+
+def _display_shapes(source: Source, selected: np.ndarray, extents: np.ndarray, orientations: np.ndarray) -> Source:
+    """Convert the masks and keypoints of the boxes at the positions `selected`.
+
+    Args:
+        source: split as read from its files.
+        selected: positions of boxes.
+        extents: [I, 2], (height, width) of the displayed images in the unit of the boxes.
+        orientations: int64 [I], EXIF orientations.
+    """
+    masks, keypoints, images = source.masks, source.keypoints, source.image_of[selected]
+    if masks is not None:
+        points, starts = masks.points.copy(), masks.ring_offsets[masks.object_offsets]
+        for box, image in zip(selected, images, strict=True):
+            of_box = slice(starts[box], starts[box + 1])
+            points[of_box] = _display_points(points[of_box], extents[image], orientations[image])
+        masks = replace(masks, points=points)
+    if keypoints is not None:
+        values = keypoints.values.copy()
+        for box, image in zip(selected, images, strict=True):
+            is_annotated = values[box, :, 2] > 0
+            points = values[box, is_annotated, :2]
+            values[box, is_annotated, :2] = _display_points(points, extents[image], orientations[image])
+        keypoints = replace(keypoints, values=values)
+    return replace(source, masks=masks, keypoints=keypoints)
+
+
+def _display_points(points: np.ndarray, size: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    """Convert points [T, 2] of one image like boxes without extent."""
+    sizes, orientations = (np.repeat(value[None], len(points), axis=0) for value in (size, orientation))
+    return _display(np.concatenate([points, points], axis=1), sizes, orientations)[:, :2]
 
 
 def _fits(source: Source, sizes: np.ndarray) -> np.ndarray:

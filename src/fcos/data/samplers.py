@@ -105,10 +105,10 @@ def seeded_batches(
         The indices and augmentation seeds of the images of a batch.
     """
     assert length > 0
-    orders = (permutation(length, _hash_seed(seed, epoch)) for epoch in count())
+    orders = (permutation(length, hash_seed(seed, epoch)) for epoch in count())
     batches = endless_batches(orders, group_ids, batch_size, start=start_iteration)
     for iteration, batch in enumerate(batches, start=start_iteration):
-        yield [SeededIndex(index, _hash_seed(seed, iteration, position)) for position, index in enumerate(batch)]
+        yield [SeededIndex(index, hash_seed(seed, iteration, position)) for position, index in enumerate(batch)]
 
 
 def shard(items: Sequence[T], index: int, count: int) -> Sequence[T]:
@@ -116,6 +116,6 @@ def shard(items: Sequence[T], index: int, count: int) -> Sequence[T]:
     return items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
-def _hash_seed(*numbers: int) -> int:
-    """Return a 64-bit hash of the numbers."""
+def hash_seed(*numbers: int) -> int:
+    """Return a hash of the numbers, 0..2^64-1."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest())

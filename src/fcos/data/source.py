@@ -18,6 +18,7 @@ import numpy as np
 from ..choices import YoloRows
 from ..errors import DataError
 from ..formatting import printable
+from ..masks import Masks
 
 Split = Literal["train", "val", "test"]
 Severity = Literal["error", "warning"]
@@ -70,6 +71,8 @@ class SplitFiles:
         class_names: class names that are stored apart from the annotations (YOLO's data.yaml).
         yolo_rows: meaning of the rows of YOLO label files (see `yolo_rows.read_rows`).
         subset: split to read from a file that contains several (CVAT, CSV, Hugging Face); None: the whole file.
+        masks: True to read the masks of objects.
+        keypoints: True to read the keypoints of objects.
     """
 
     annotations: Path | None
@@ -78,6 +81,28 @@ class SplitFiles:
     class_names: tuple[str, ...] | None = None
     yolo_rows: YoloRows = "auto"
     subset: Split | None = None
+    masks: bool = False
+    keypoints: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Keypoints:
+    """Keypoints of all boxes of a split.
+
+    Attributes:
+        values: float32 [B, P, 3], x, y and visibility (0: not annotated, 1: hidden, 2: visible), in the unit of the
+            boxes.
+        names: P names.
+        skeleton: pairs of connected keypoints, counted from 0.
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...] = ()
+
+    def __getitem__(self, index: Any) -> Keypoints:
+        """Select boxes by a mask, indices or a slice."""
+        return replace(self, values=self.values[index])
 
 
 @dataclass(eq=False)
@@ -101,6 +126,8 @@ class Source:
         category_ids: K ids of the classes.
         relative: True if `boxes` are fractions of the image size.
         problems: problems of images and boxes that could not be read. The other attributes do not contain these.
+        masks: masks of the boxes, in their unit; None if the format has none, or if they are not asked for.
+        keypoints: keypoints of the boxes; None likewise.
     """
 
     root: Path
@@ -119,6 +146,8 @@ class Source:
     category_ids: list[int]
     relative: bool = False
     problems: list[Problem] = field(default_factory=list)
+    masks: Masks | None = None
+    keypoints: Keypoints | None = None
 
     def path(self, image: int) -> Path:
         """Return the path of an image."""
@@ -134,24 +163,34 @@ class Source:
         return Problem(kind, file, f"{self.unit} {self.numbers[box]}", message, severity)
 
 
+def select_boxes(source: Source, index: np.ndarray) -> Source:
+    """Return a source with the boxes of an index (mask bool [B], or positions) only."""
+    return replace(
+        source,
+        image_of=source.image_of[index],
+        boxes=source.boxes[index],
+        labels=source.labels[index],
+        crowd=source.crowd[index],
+        areas=source.areas[index],
+        numbers=source.numbers[index],
+        masks=None if source.masks is None else source.masks[index],
+        keypoints=None if source.keypoints is None else source.keypoints[index],
+    )
+
+
 def select_images(source: Source, mask: np.ndarray) -> Source:
     """Return the images of a source in `mask`, bool [I], and their boxes; all problems are kept."""
     positions = np.flatnonzero(mask)
     new_position = np.cumsum(mask) - 1
     boxes = np.flatnonzero(mask[source.image_of]) if len(source.image_of) else np.zeros(0, dtype=np.int64)
-    files = source.annotation_files
+    files, selected = source.annotation_files, select_boxes(source, boxes)
     return replace(
-        source,
+        selected,
         file_names=[source.file_names[i] for i in positions],
         image_ids=source.image_ids[positions],
         sizes=source.sizes[positions],
         annotation_files=[files[i] for i in positions] if len(files) > 1 else files,
-        image_of=new_position[source.image_of[boxes]],
-        boxes=source.boxes[boxes],
-        labels=source.labels[boxes],
-        crowd=source.crowd[boxes],
-        areas=source.areas[boxes],
-        numbers=source.numbers[boxes],
+        image_of=new_position[selected.image_of],
     )
 
 
@@ -161,7 +200,8 @@ def join_sources(sources: Sequence[Source]) -> Source:
     Image ids and box numbers stay as in the files; `check_split` replaces repeated ones.
 
     Raises:
-        DataError: the boxes of some data sets are in pixels, those of others in fractions of the image.
+        DataError: the boxes of some data sets are in pixels, those of others in fractions of the image, or their
+            keypoints differ.
     """
     first = sources[0]
     if len(sources) == 1:
@@ -192,7 +232,42 @@ def join_sources(sources: Sequence[Source]) -> Source:
         category_ids=list(ids.values()),
         relative=_common_unit(sources),
         problems=[problem for source in sources for problem in source.problems],
+        masks=_join_masks(sources),
+        keypoints=_join_keypoints(sources),
     )
+
+
+def _join_masks(sources: Sequence[Source]) -> Masks | None:
+    if all(source.masks is None for source in sources):
+        return None
+    return Masks.concatenate(
+        [Masks.empty(len(source.boxes)) if source.masks is None else source.masks for source in sources]
+    )
+
+
+def _join_keypoints(sources: Sequence[Source]) -> Keypoints | None:
+    """Concatenate the keypoints; boxes of data sets without keypoints get zeros.
+
+    Raises:
+        DataError: the names of the keypoints differ.
+    """
+    given = {source.annotation_file(0): source.keypoints for source in sources if source.keypoints is not None}
+    if not given:
+        return None
+    (first_file, first), *others = given.items()
+    for file, other in others:
+        if other.names != first.names:
+            raise DataError(
+                f"data sets that are combined must have the same keypoints, but {first_file} has {len(first.names)}"
+                f" ({', '.join(first.names):.200}) and {file} {len(other.names)} ({', '.join(other.names):.200})"
+            )
+    rows = [
+        source.keypoints.values
+        if source.keypoints is not None
+        else np.zeros((len(source.boxes), *first.values.shape[1:]), "f4")
+        for source in sources
+    ]
+    return replace(first, values=np.concatenate(rows))
 
 
 def _common_unit(sources: Sequence[Source]) -> bool:
@@ -263,17 +338,33 @@ class Format(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One box of a format with one annotation file per image."""
+    """One box of a format with one annotation file per image.
+
+    Attributes:
+        image: position of the image.
+        number: number of the box in its file.
+        label: label of the class.
+        box: XYXY.
+        crowd: True for ignore regions.
+        polygon: mask of the object, x1, y1, x2, y2, ...; empty if there is none, or if masks are not read.
+    """
 
     image: int
     number: int
     label: int
     box: Sequence[float]
     crowd: bool = False
+    polygon: Sequence[float] = ()
 
 
-def source_from_rows(rows: Sequence[Row], **attributes: Any) -> Source:
-    """Build a Source from individual boxes; image ids are 1, 2, ..., and `attributes` holds the other fields."""
+def source_from_rows(rows: Sequence[Row], *, with_masks: bool = False, **attributes: Any) -> Source:
+    """Build a Source from individual boxes; image ids are 1, 2, ..., and `attributes` holds the other fields.
+
+    Args:
+        rows: boxes.
+        with_masks: use the polygons as masks.
+        attributes: fields of the source that the rows do not determine.
+    """
     count = len(attributes["file_names"])
     return Source(
         image_ids=np.arange(1, count + 1, dtype=np.int64),
@@ -283,5 +374,6 @@ def source_from_rows(rows: Sequence[Row], **attributes: Any) -> Source:
         crowd=np.array([row.crowd for row in rows], dtype=bool),
         areas=np.full(len(rows), np.nan),
         numbers=np.array([row.number for row in rows], dtype=np.int64),
+        masks=Masks.from_polygons([[row.polygon] if row.polygon else [] for row in rows]) if with_masks else None,
         **attributes,
     )

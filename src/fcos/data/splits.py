@@ -134,6 +134,8 @@ def read_split(
         on_image=on_image,
         bit_depth=config.bit_depth,
         max_pixels=config.max_pixels,
+        masks=config.masks,
+        keypoints=config.keypoints,
     )
 
 
@@ -233,6 +235,7 @@ def _read_source(
     """Read one data set of a split; if it will be divided, with the images and boxes of both parts."""
     if config.yolo_rows != "auto":
         files = replace(files, yolo_rows=config.yolo_rows)
+    files = replace(files, masks=config.masks, keypoints=config.keypoints)
     if config.convention == "fcos_core" and format_name in fcos_core.CONVENTIONS:
         source = fcos_core.CONVENTIONS[format_name].read(files, class_names)
     else:

@@ -18,7 +18,7 @@ from ..choices import BoxConvention
 from ..config import Config, DataConfig
 from ..structures import Objects
 from .augmentations import AUGMENTATIONS, Augmentation, Flip, ImageAugmentation, Placement, SizeAugmentation
-from .geometry import crop_boxes, resize_boxes, resize_image, resize_size
+from .geometry import crop_boxes, crop_keypoints, resize_boxes, resize_image, resize_keypoints, resize_size
 from .images import image_to_tensor
 from .user_transforms import UserTransform
 
@@ -31,7 +31,7 @@ class Transformed(NamedTuple):
 
     Attributes:
         image: uint8 [3, h, w] RGB.
-        objects: objects of the image, boxes in pixels of `image`, inside it.
+        objects: objects of the image in pixels of `image`; boxes are inside it, masks may extend beyond it.
     """
 
     image: Tensor
@@ -113,13 +113,21 @@ def _move_objects(objects: Objects, size: tuple[int, int], placement: Placement,
 
     Objects outside are dropped. Objects with a visible fraction below MIN_VISIBLE become ignore regions (crowd).
     """
-    boxes = resize_boxes(objects.boxes, size, placement.whole)
+    boxes, masks, keypoints = resize_boxes(objects.boxes, size, placement.whole), objects.masks, objects.keypoints
+    if masks is not None:
+        masks = masks.scale(placement.whole[1] / size[1], placement.whole[0] / size[0])
+    if keypoints is not None:
+        keypoints = resize_keypoints(keypoints, size, placement.whole)
     if placement.size == placement.whole:
-        return replace(objects, boxes=boxes)
+        return replace(objects, boxes=boxes, masks=masks, keypoints=keypoints)
     boxes, visible = crop_boxes(boxes, placement.origin, placement.size, convention)
+    if masks is not None:
+        masks = masks.translate(-placement.origin[0], -placement.origin[1])
+    if keypoints is not None:
+        keypoints = crop_keypoints(keypoints, placement.origin, placement.size)
     # A small visible piece of an object is neither a good positive example nor background.
-    objects = replace(objects, boxes=boxes, is_crowd=objects.is_crowd | (visible < MIN_VISIBLE))
-    return objects[visible > 0]
+    is_crowd = objects.is_crowd | (visible < MIN_VISIBLE)
+    return Objects(boxes, objects.labels, is_crowd, masks, keypoints)[visible > 0]
 
 
 def training_sides(config: DataConfig) -> Sequence[int]:
@@ -131,7 +139,11 @@ def training_sides(config: DataConfig) -> Sequence[int]:
 
 
 def train_transform(
-    config: DataConfig, box_convention: BoxConvention = "continuous", *, num_classes: int | None = None
+    config: DataConfig,
+    box_convention: BoxConvention = "continuous",
+    *,
+    num_classes: int | None = None,
+    keypoint_order: Sequence[int] = (),
 ) -> Transform:
     """Build the transform of training images: multi-scale resizing and augmentations.
 
@@ -139,11 +151,14 @@ def train_transform(
         config: sizes, augmentations and the user's transform.
         box_convention: convention of the input and output boxes.
         num_classes: number of classes; labels from the user's transform must be below it. None: they are not checked.
+        keypoint_order: keypoints that change places in a flip, see `keypoints.flip_order`.
 
     Raises:
         ConfigError: `data.transforms` does not name a function.
     """
-    augmentations = tuple(augmentation.of(config) for augmentation in AUGMENTATIONS)
+    steps = [augmentation.of(config) for augmentation in AUGMENTATIONS]
+    order = tuple(keypoint_order)
+    augmentations = [replace(step, keypoint_order=order) if isinstance(step, Flip) else step for step in steps]
     user = None if config.transforms is None else UserTransform.named(config.transforms, num_classes)
     return Transform(training_sides(config), config.max_side, augmentations, user, box_convention)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from ..boxes import clip
 from ..choices import BoxConvention
 from ..errors import DataError
 from ..extensions import load_function
+from ..masks import Masks
 from ..structures import Objects
 
 _MAX_GROWTH, _ALWAYS_ALLOWED = 16, 4_000_000
@@ -30,10 +31,12 @@ class UserTransform:
     """Wrapper of a transform with torchvision's signature, `image, target = function(image, target)`.
 
     `image` is a `tv_tensors.Image`, uint8 [3, H, W] RGB. `target` is a dictionary with `boxes`
-    (`tv_tensors.BoundingBoxes`, XYXY in continuous pixels, [M, 4], inside the image) and `labels` (int64 [M]). A label
-    0..K-1 marks an object. A label -1 - k marks an ignore region (crowd) of class k, so transforms that select boxes
-    also select ignore regions. The function may change the image size and remove boxes. Afterwards boxes are clipped to
-    the image, and boxes without area are dropped.
+    (`tv_tensors.BoundingBoxes`, XYXY in continuous pixels, [M, 4], inside the image) and `labels` (int64 [M]), and
+    `masks` (`tv_tensors.Mask`, bool [M, H, W]) if the objects have masks. A label 0..K-1 marks an object. A label
+    -1 - k marks an ignore region (crowd) of class k, so transforms that select boxes also select ignore regions. The
+    function may change the image size and remove boxes with their labels and masks. Afterwards boxes are clipped to the
+    image, and boxes without area are dropped. Keypoints are not supported, because transforms of torchvision do not
+    exchange left and right.
 
     Attributes:
         function: transform function.
@@ -68,8 +71,10 @@ class UserTransform:
             convention: box convention of `objects`. The function always gets continuous boxes.
 
         Raises:
-            DataError: the function fails or returns an invalid result.
+            DataError: the function fails or returns an invalid result, or the objects have keypoints.
         """
+        if objects.keypoints is not None:
+            raise DataError(f"{self.name}: transforms of the user do not support keypoints; remove the option")
         end = 1.0 if convention == "inclusive" else 0.0
         height, width = image.shape[1:]
         # A resized box may extend beyond the image, by rounding or, if inclusive, by a fraction of a pixel.
@@ -78,6 +83,8 @@ class UserTransform:
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),  # pyright: ignore[reportCallIssue]
             "labels": torch.where(objects.is_crowd, -1 - objects.labels, objects.labels),
         }
+        if objects.masks is not None:
+            target["masks"] = tv_tensors.Mask(objects.masks.to_bitmaps((height, width)))
         with _seed_generators(seed):
             try:
                 result = self.function(tv_tensors.Image(image.contiguous()), target)
@@ -85,11 +92,12 @@ class UserTransform:
                 reason = " ".join(str(error).split())
                 raise DataError(f"{self.name}: {type(error).__name__}: {reason}") from error
         pixels, boxes, labels = self._validate(result, num_pixels=height * width)
+        masks = None if objects.masks is None else self._validate_masks(result[1], len(boxes), pixels.shape[1:])
         boxes = clip(boxes, (pixels.shape[1], pixels.shape[2]))
         visible = (boxes[:, 2:] - boxes[:, :2] > end).all(dim=1)
         boxes = boxes - boxes.new_tensor([0.0, 0.0, end, end])
         is_crowd = labels < 0
-        return pixels, Objects(boxes, torch.where(is_crowd, -1 - labels, labels), is_crowd)[visible]
+        return pixels, Objects(boxes, torch.where(is_crowd, -1 - labels, labels), is_crowd, masks)[visible]
 
     def _validate(self, result: Any, *, num_pixels: int) -> tuple[Tensor, Tensor, Tensor]:
         """Validate the function's result for an image of `num_pixels`; return image, boxes and labels."""
@@ -122,6 +130,17 @@ class UserTransform:
             self._check_columns(boxes, labels)
         boxes, labels = boxes.to(torch.float32).reshape(-1, 4), labels.to(torch.int64).reshape(-1)
         return image.as_subclass(Tensor).contiguous(), boxes, labels
+
+    def _validate_masks(self, target: dict[str, Any], num_boxes: int, size: Sequence[int]) -> Masks:
+        """Validate the masks that the function returns for an image of `size` (height, width)."""
+        masks = target.get("masks")
+        if not isinstance(masks, Tensor) or list(masks.shape) != [num_boxes, *size]:
+            found = _describe(masks) if isinstance(masks, Tensor) else type(masks).__name__
+            raise DataError(
+                f"{self.name}: expected `masks` of {[num_boxes, *size]}, one for each box in the size of the image,"
+                f" found {found}"
+            )
+        return Masks.from_bitmaps(masks.as_subclass(Tensor).cpu().bool(), dtype=np.float32)
 
     def _check_columns(self, boxes: Tensor, labels: Tensor) -> None:
         """Raise a DataError if boxes or labels are invalid, or if their numbers differ."""

@@ -113,12 +113,13 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             f"{root}: none of the {plural(len(images), 'image')} has a label file; expected names such as {expected}"
         )
     problems += finder.check(matched)
-    label_files, label_rows, label_problems = _read_label_files(matched, len(names))
+    label_files, label_rows, label_problems = _read_label_files(matched, len(names), with_points=files.masks)
     kept_files = [file or finder.expected_path(image) for image, file in label_files.items()]
     rows, broken_rows = read_rows(label_rows, files.yolo_rows, where=str(files.annotations or root))
     problems += [*label_problems, *(_broken_row(row, kept_files[row.image]) for row in broken_rows)]
     return source_from_rows(
         rows,
+        with_masks=files.masks,
         root=root,
         file_names=[(i.relative_to(root) if i.is_relative_to(root) else i).as_posix() for i in label_files],
         sizes=np.zeros((len(label_files), 2), dtype=np.int32),
@@ -294,13 +295,14 @@ def _read_list(path: Path, root: Path) -> tuple[list[Path], list[Problem]]:
 
 
 def _read_label_files(
-    matched: Mapping[Path, Path | None], num_classes: int
+    matched: Mapping[Path, Path | None], num_classes: int, *, with_points: bool
 ) -> tuple[dict[Path, Path | None], list[LabelRow], list[Problem]]:
     """Return the images with readable label files or without one, their rows, and the problems.
 
     Args:
         matched: label file of each image, None if it has none.
         num_classes: number of classes.
+        with_points: keep the points of polygons.
     """
     readable: dict[Path, Path | None] = {}
     rows: list[LabelRow] = []
@@ -313,19 +315,22 @@ def _read_label_files(
                 message = str(error).removeprefix(f"{label_file}: ")
                 problems.append(Problem("broken label file", str(label_file), "", message))
                 continue
-            new_rows, new_problems = _parse_lines(text, label_file, len(readable), num_classes)
+            new_rows, new_problems = _parse_lines(text, label_file, len(readable), num_classes, with_points=with_points)
             rows += new_rows
             problems += new_problems
         readable[image] = label_file
     return readable, rows, problems
 
 
-def _parse_lines(text: str, file: Path, image: int, num_classes: int) -> tuple[list[LabelRow], list[Problem]]:
+def _parse_lines(
+    text: str, file: Path, image: int, num_classes: int, *, with_points: bool
+) -> tuple[list[LabelRow], list[Problem]]:
     rows, problems = [], []
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                rows.append(parse_row(line, image=image, number=number, num_classes=num_classes))
+                row = parse_row(line, image=image, number=number, num_classes=num_classes, with_points=with_points)
+                rows.append(row)
             except ValueError as error:
                 problems.append(Problem("broken line", str(file), f"line {number}", str(error)))
     return rows, problems

@@ -32,6 +32,7 @@ class LabelRow(NamedTuple):
         num_values: number of values after the class.
         box: the first four values as box `cx cy width height`.
         polygon: bounding box of the values as points `x y`; None if they are not the points of a polygon.
+        points: values of the polygon; empty unless they are asked for.
         pose: share of the values after the first four that may be keypoints `x y` or `x y visibility` of `box`, in 0
             to 1.
         is_oriented_box: True if the values are the four corners of a parallelogram.
@@ -45,14 +46,15 @@ class LabelRow(NamedTuple):
     num_values: int
     box: _Box
     polygon: _Box | None = None
+    points: tuple[float, ...] = ()
     pose: float = 0.0
     is_oriented_box: bool = False
     has_score: bool = False
     text: str = ""
 
 
-def parse_row(line: str, *, image: int, number: int, num_classes: int) -> LabelRow:
-    """Parse one line of a label file.
+def parse_row(line: str, *, image: int, number: int, num_classes: int, with_points: bool = False) -> LabelRow:
+    """Parse one line of a label file; `with_points` keeps the points of polygons.
 
     Raises:
         ValueError: the line does not consist of a known class and at least four numbers, or is in pixels.
@@ -79,6 +81,7 @@ def parse_row(line: str, *, image: int, number: int, num_classes: int) -> LabelR
         len(values),
         box,
         polygon=_polygon_box(values),
+        points=tuple(values) if with_points and _polygon_box(values) else (),
         pose=max(_keypoint_share(values[4:], box, length) for length in (2, 3)),
         is_oriented_box=_is_oriented_box(values),
         has_score=_is_score(values[4:], box),
@@ -103,11 +106,12 @@ def read_rows(rows: Sequence[LabelRow], kind: YoloRows, *, where: str) -> tuple[
     max_box_values = _max_box_values(rows, where) if kind == "auto" else math.inf if kind == "boxes" else 4
     boxes, broken = [], []
     for row in rows:
-        box = row.box if row.num_values <= max_box_values else row.polygon
+        is_polygon = row.num_values > max_box_values
+        box = row.polygon if is_polygon else row.box
         if box is None:
             broken.append(row)
         else:
-            boxes.append(Row(row.image, row.number, row.label, box))
+            boxes.append(Row(row.image, row.number, row.label, box, polygon=row.points if is_polygon else ()))
     return boxes, broken
 
 

@@ -28,6 +28,7 @@ from .findings import Finding, Place, Report
 from .images import Look, image_findings
 from .labels import label_findings
 from .setting import Setting, resized_in_training
+from .shapes import shape_findings
 from .split_findings import split_findings
 from .statistics import describe
 
@@ -67,6 +68,7 @@ def check(config: Config, *, recipe: str = "defaults", progress: Progress | None
         *image_findings(report.splits, looks, config),
         *split_findings(report, partial(resized_in_training, config.data)),
         *label_findings(report.splits),
+        *shape_findings(report.splits),
     ]
     report.covered = next((split for split, annotations in report.splits.items() if len(annotations.boxes)), "")
     if report.covered and setting is not None:

@@ -53,6 +53,11 @@ class Finding:
     classes: Sequence[str] = ()
 
 
+def worst_first(scored: Sequence[tuple[float, Case]]) -> list[Case]:
+    """Sort cases by descending score."""
+    return [case for _, case in sorted(scored, key=lambda item: -item[0])]
+
+
 @dataclass(frozen=True)
 class Advice:
     """Options that fix a finding.

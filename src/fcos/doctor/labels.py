@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.dataset import Annotations
 from ..formatting import plural
-from .findings import Case, Finding, Place
+from .findings import Case, Finding, Place, worst_first
 from .pieces import split_evenly
 
 SAME_BOX = 0.9
@@ -85,14 +85,14 @@ def _find_doubles(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
         f"{plural(len(same_class), 'pair')} of boxes of the same class with an IoU above {SAME_BOX}: annotated twice?",
         "Remove one box of each pair. Otherwise the object counts twice, and the evaluation reports a missed object or"
         " a false detection.",
-        _worst_first(same_class),
+        worst_first(same_class),
     )
     yield Finding(
         "box with two classes",
         "warning",
         f"{plural(len(other_class), 'pair')} of boxes of different classes with an IoU above {SAME_BOX}",
         "Keep one class per object: two classes for the same object are contradictory training targets.",
-        _worst_first(other_class),
+        worst_first(other_class),
     )
 
 
@@ -160,10 +160,6 @@ def _similar_pairs(boxes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, 
         yield first[is_similar], second[is_similar], iou[is_similar]
 
 
-def _worst_first(scored: list[tuple[float, Case]]) -> list[Case]:
-    return [case for _, case in sorted(scored, key=lambda item: -item[0])]
-
-
 # ---------------------------------------------------------------------------------------------- boxes unlike the others
 
 
@@ -222,7 +218,7 @@ def _find_cases(splits: Mapping[str, Annotations], judge: Judge) -> list[Case]:
         image_of = split_annotations.image_of
         for i in np.flatnonzero((suspicion > 0) & ~split_annotations.crowd).tolist():
             scored.append((float(suspicion[i]), (Place(split, int(image_of[i]), (i,), note(i)),)))
-    return _worst_first(scored)
+    return worst_first(scored)
 
 
 def _judge_size(
@@ -335,12 +331,12 @@ def _find_odd_counts(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
         "note",
         f"{plural(len(few), 'image')} with far fewer boxes than usual (median {usual_count}): missing annotations?",
         "Check these images: an object without a box is learned as background.",
-        _worst_first(few) if usual_count >= _MANY_BOXES else [],
+        worst_first(few) if usual_count >= _MANY_BOXES else [],
     )
     yield Finding(
         "image with many boxes",
         "note",
         f"{plural(len(many), 'image')} with far more boxes than usual (median {usual_count})",
         "Check these boxes.",
-        _worst_first(many),
+        worst_first(many),
     )

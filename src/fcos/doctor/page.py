@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,6 @@ from ..files import explain_write_errors, write_text
 from ..formatting import percent, plural
 from ..html_page import Cell, Chart, Page, PageImage, Section, Tile
 from ..inference.draw import draw
-from ..structures import Instances
 from .advice import ENOUGH_RECALL
 from .findings import Case, Finding, Place, Report
 from .statistics import Histogram
@@ -172,22 +172,23 @@ def _draw_place(place: Place, annotations: Annotations, *, alone: bool) -> Image
     span = annotations.span(place.image)
     all_boxes = range(span.start, span.stop) if alone else ()
     selected = torch.tensor(place.boxes or all_boxes, dtype=torch.int64)
-    boxes = torch.from_numpy(annotations.boxes)[selected]
-    labels = torch.from_numpy(annotations.labels)[selected]
+    instances = annotations.instances(place.image)[selected - span.start]
+    boxes = instances.boxes
     image = annotations.open(place.image)
     left, top, right, bottom = _choose_window(boxes, image) if place.boxes else (0, 0, image.width, image.height)
     size = bottom - top, right - left
     crop = image.crop((left, top, right, bottom))
     factor = _SIDE / max(crop.size)
     crop = crop.resize((max(round(crop.width * factor), 1), max(round(crop.height * factor), 1)))
-    instances = Instances(
-        boxes - boxes.new_tensor([left, top, left, top]),
-        labels,
-        torch.ones(len(selected)),
-        size,
-        annotations.class_names,
+    keypoints = instances.keypoints
+    instances = replace(
+        instances,
+        boxes=boxes - boxes.new_tensor([left, top, left, top]),
+        size=size,
+        keypoints=None if keypoints is None else keypoints - keypoints.new_tensor([left, top, 0.0]),
     )
-    return draw(crop, instances, scores=False, scale=1)
+    skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
+    return draw(crop, instances, scores=False, scale=1, skeleton=skeleton)
 
 
 def _choose_window(boxes: torch.Tensor, image: Image.Image) -> tuple[int, int, int, int]:

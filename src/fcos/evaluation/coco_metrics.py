@@ -1,10 +1,13 @@
-"""COCO metrics, computed by hotcoco with the definitions of pycocotools; the tests compare both on random data."""
+"""COCO metrics of boxes, masks and keypoints, computed by hotcoco with the definitions of pycocotools.
+
+The tests compare both on random data.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -14,10 +17,14 @@ from .thresholds import best_thresholds
 if TYPE_CHECKING:
     from hotcoco import COCOeval
 
+Output = Literal["boxes", "masks", "keypoints"]
+
 COCO_LIMIT = 100
-"""Maximum number of detections per image and class in COCO's metrics."""
-# The 12 metrics: averaged quantity, IoU (None: mean over 0.50 to 0.95), object size, and detections per image and class
-# (None: `COCO_LIMIT`, or the larger limit of the detector).
+"""Maximum number of detections per image and class in COCO's metrics of boxes and masks."""
+KEYPOINT_LIMIT = 20
+"""Maximum number of detections per image and class in COCO's metrics of keypoints."""
+# The metrics: averaged quantity, IoU (None: mean over 0.50 to 0.95), object size, and detections per image and class
+# (None: `COCO_LIMIT`, or the larger limit of the detector; `KEYPOINT_LIMIT` for keypoints).
 _DEFINITIONS = {
     "AP": ("precision", None, "all", None),
     "AP50": ("precision", 0.50, "all", None),
@@ -32,20 +39,49 @@ _DEFINITIONS = {
     "ARm": ("recall", None, "medium", None),
     "ARl": ("recall", None, "large", None),
 }
+# COCO defines no small persons with keypoints.
+_KEYPOINT_DEFINITIONS = {name: _DEFINITIONS[name] for name in ("AP", "AP50", "AP75", "APm", "APl")} | {
+    "AR": ("recall", None, "all", None),
+    "AR50": ("recall", 0.50, "all", None),
+    "AR75": ("recall", 0.75, "all", None),
+    "ARm": ("recall", None, "medium", None),
+    "ARl": ("recall", None, "large", None),
+}
+
+
+class _Kind(NamedTuple):
+    """Output of a detector: hotcoco's name for it, the suffix of its metrics, and their definitions."""
+
+    iou_type: Literal["bbox", "segm", "keypoints"]
+    suffix: str
+    definitions: dict[str, tuple[str, float | None, str, int | None]]
+
+
+_KINDS: dict[Output, _Kind] = {
+    "boxes": _Kind("bbox", "", _DEFINITIONS),
+    "masks": _Kind("segm", "_mask", _DEFINITIONS),
+    "keypoints": _Kind("keypoints", "_keypoints", _KEYPOINT_DEFINITIONS),
+}
 METRICS = tuple(_DEFINITIONS)
 """Names of the 12 COCO metrics of boxes."""
 DETAILS = tuple(name for name, (_, _, size, limit) in _DEFINITIONS.items() if size != "all" or limit in (1, 10))
-"""The metrics of a single object size or of at most 10 detections."""
+"""The metrics of a single object size or of at most 10 detections, without suffix."""
+COCO_SIGMAS = (
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+    *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
+"""Standard deviations of annotators for COCO's 17 keypoints of persons, as fractions of the object's size."""
+_MEAN_SIGMA = 0.067  # of COCO's
 
 
 class CocoMetrics(NamedTuple):
     """Result of `coco_metrics`.
 
     Attributes:
-        overall: the 12 metrics by name (`METRICS`), in 0..1; NaN if the ground truth has no object that they apply to.
-        per_class: the same 12 metrics for every class name.
-        thresholds: the score threshold with the highest F1 at IoU 0.5, by class name. Classes without a correct
-            detection are missing.
+        overall: the metrics by name (`metrics_of`), in 0..1; NaN if the ground truth has no object that they apply to.
+        per_class: the same metrics for every class name.
+        thresholds: the score threshold with the highest F1 at IoU 0.5 of the boxes, by class name. Classes without a
+            correct detection are missing.
     """
 
     overall: dict[str, float]
@@ -53,28 +89,61 @@ class CocoMetrics(NamedTuple):
     thresholds: dict[str, float]
 
 
+def metrics_of(outputs: Sequence[Output]) -> tuple[str, ...]:
+    """Return the names of the metrics of outputs: AP, AP50, ... of boxes, AP_mask of masks, AP_keypoints."""
+    return tuple(f"{name}{_KINDS[output].suffix}" for output in outputs for name in _KINDS[output].definitions)
+
+
+def sigmas_of(count: int, given: Sequence[float] | None = None) -> tuple[float, ...]:
+    """Return the standard deviations of `count` keypoints: the given ones, else COCO's, if its 17, else their mean."""
+    if given is not None:
+        return tuple(given)
+    return COCO_SIGMAS if count == len(COCO_SIGMAS) else (_MEAN_SIGMA,) * count
+
+
 def coco_metrics(
-    ground_truth: dict[str, Any], detections: list[dict[str, Any]], *, max_detections: int = COCO_LIMIT
+    ground_truth: dict[str, Any],
+    detections: list[dict[str, Any]],
+    *,
+    max_detections: int = COCO_LIMIT,
+    outputs: Sequence[Output] = ("boxes",),
+    sigmas: Sequence[float] = COCO_SIGMAS,
 ) -> CocoMetrics:
     """Compute average precision and recall as COCO defines them.
 
-    COCO counts at most 100 detections per image and class. With a larger `max_detections`, this limit applies to all
-    metrics but AR1, AR10 and AR100.
+    COCO counts at most 100 detections per image and class, or 20 with keypoints. With a larger `max_detections`, this
+    limit applies to all metrics of boxes and masks but AR1, AR10 and AR100.
 
     Args:
         ground_truth: COCO annotations, a dict with `images`, `annotations` and `categories`; crowds are ignore regions.
         detections: detections in the COCO result format, see `to_coco_results`.
         max_detections: maximum number of detections per image and class; values below 100 count as 100, except that 0
             or less means no limit.
+        outputs: outputs to evaluate, boxes first.
+        sigmas: standard deviation of every keypoint, as a fraction of the object's size.
     """
-    run = compare(ground_truth, detections, max_detections=max_detections)
-    assert run.eval is not None
-    tables = {kind: np.asarray(run.eval[kind]) for kind in ("precision", "recall")}
+    names = {c["id"]: c["name"] for c in ground_truth["categories"]}
+    overall: dict[str, float] = {}
+    per_class: dict[str, dict[str, float]] = {name: {} for name in names.values()}
+    thresholds: dict[int, float] = {}
+    for output in outputs:
+        run = compare(ground_truth, detections, max_detections=max_detections, output=output, sigmas=sigmas)
+        overall |= _metrics(run, output, slice(None))
+        for k, category_id in enumerate(run.params.cat_ids):
+            per_class[names[category_id]] |= _metrics(run, output, slice(k, k + 1))
+        if output == "boxes":
+            counts = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd"))
+            thresholds = best_thresholds(detections, match_states(run, len(detections)), counts)
+    return CocoMetrics(overall, per_class, {name: thresholds[i] for i, name in names.items() if i in thresholds})
 
-    def metric(name: str, category: slice) -> float:
-        kind, iou, size, limit = _DEFINITIONS[name]
+
+def _metrics(run: COCOeval, output: Output, category: slice) -> dict[str, float]:
+    """Return the metrics of one output for a slice of the categories, by name with suffix."""
+    assert run.eval is not None
+    metrics, (_, suffix, definitions) = {}, _KINDS[output]
+    for name, (table, iou, size, limit) in definitions.items():
         rows = slice(None) if iou is None else np.isclose(run.params.iou_thrs, iou)
-        values = tables[kind][rows]  # [IoU, (recall,) class, size, limit]
+        values = np.asarray(run.eval[table])[rows]  # [IoU, (recall,) class, size, limit]
         values = values[
             ...,
             category,
@@ -82,32 +151,32 @@ def coco_metrics(
             run.params.max_dets.index(limit or max(run.params.max_dets)),
         ]
         defined = values[values > -1]
-        return float(defined.mean()) if defined.size else float("nan")
-
-    names = {c["id"]: c["name"] for c in ground_truth["categories"]}
-    boxes = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd"))
-    thresholds = best_thresholds(detections, match_states(run, len(detections)), boxes)
-    return CocoMetrics(
-        overall={name: metric(name, slice(None)) for name in METRICS},
-        per_class={
-            names[category_id]: {name: metric(name, slice(k, k + 1)) for name in METRICS}
-            for k, category_id in enumerate(run.params.cat_ids)
-        },
-        thresholds={name: thresholds[i] for i, name in names.items() if i in thresholds},
-    )
+        metrics[f"{name}{suffix}"] = float(defined.mean()) if defined.size else float("nan")
+    return metrics
 
 
 def compare(
-    ground_truth: dict[str, Any], detections: list[dict[str, Any]], *, max_detections: int = COCO_LIMIT
+    ground_truth: dict[str, Any],
+    detections: list[dict[str, Any]],
+    *,
+    max_detections: int = COCO_LIMIT,
+    output: Output = "boxes",
+    sigmas: Sequence[float] = COCO_SIGMAS,
 ) -> COCOeval:
-    """Match detections to the ground truth, all as in `coco_metrics`, and accumulate the results."""
+    """Match detections to the ground truth by one output, all as in `coco_metrics`, and accumulate the results."""
     from hotcoco import COCO, COCOeval
 
+    key = {"boxes": "bbox", "masks": "segmentation", "keypoints": "keypoints"}[output]
+    if output != "boxes":  # with a box, the size of a detection would be that of its box; pycocotools does the same
+        columns = ("image_id", "category_id", "score", key)
+        detections = [{name: d[name] for name in columns} for d in detections if key in d]
     truth = COCO(ground_truth)
-    run = COCOeval(truth, truth.load_res(detections), "bbox")
-    if max_detections <= 0:
+    run = COCOeval(truth, truth.load_res(detections), _KINDS[output].iou_type)
+    if output == "keypoints":
+        run.params.kpt_oks_sigmas = list(sigmas)
+    elif max_detections <= 0:
         max_detections = max(Counter(d["image_id"] for d in detections).values(), default=COCO_LIMIT)
-    if max_detections > COCO_LIMIT:
+    if output != "keypoints" and max_detections > COCO_LIMIT:
         run.params.max_dets = [*run.params.max_dets, max_detections]
     run.evaluate()
     run.accumulate()
@@ -132,14 +201,17 @@ def match_states(run: COCOeval, count: int) -> np.ndarray:
 
 
 def to_coco_results(instances: Instances, *, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Convert the detections of an image to the COCO result format: `image_id`, `category_id`, `bbox` (XYWH), `score`.
+    """Convert the detections of an image to the COCO result format.
+
+    Every detection has `image_id`, `category_id`, `bbox` (XYWH) and `score`. If the detector has masks or keypoints, it
+    also has `segmentation` (RLE) and `keypoints` (x1, y1, score1, x2, ...).
 
     Args:
         instances: detections with continuous boxes in pixels of the original image.
         image_id: id of the image in the annotations.
         category_ids: [K], category id of every label.
     """
-    return [
+    results = [
         {
             "image_id": image_id,
             "category_id": category_ids[label],
@@ -150,3 +222,7 @@ def to_coco_results(instances: Instances, *, image_id: int, category_ids: Sequen
             instances.boxes.tolist(), instances.labels.tolist(), instances.scores.tolist(), strict=True
         )
     ]
+    for key, values in instances.shapes_in_coco_form().items():
+        for result, value in zip(results, values, strict=True):
+            result[key] = value
+    return results

@@ -15,8 +15,9 @@ from ..data import build_test_loader
 from ..distributed import all_gather, broadcast_buffers, rank, world_size
 from ..formatting import plural
 from ..inference.detect import detect_on_originals
-from .coco_metrics import COCO_LIMIT, METRICS, coco_metrics, to_coco_results
+from .coco_metrics import COCO_LIMIT, Output, coco_metrics, metrics_of, sigmas_of, to_coco_results
 from .thresholds import shrink_thresholds
+from .voc_metrics import VOC_METRICS, voc_metrics
 
 if TYPE_CHECKING:
     from ..data.dataset import Annotations
@@ -33,7 +34,8 @@ class Evaluation:
     Attributes:
         metrics: metrics by name, in 0..1; NaN if the data has no object that a metric applies to. `evaluate` computes
             the 12 COCO metrics of boxes: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl. Metrics of
-            other outputs have a suffix, as in `AP_mask`.
+            other outputs have a suffix: `AP_mask` if the annotations have masks, `AP_keypoints` if they have keypoints.
+            With `eval.voc_metrics`, AP50_voc07 and AP50_voc10 are added.
         per_class: metrics by name for every class name; all classes have the same metrics.
         detections: all detections in the COCO result format, with the original category ids.
         boxes_per_class: number of ground-truth boxes by class name, without crowds.
@@ -78,9 +80,14 @@ def warn_of_crowded_images(annotations: Annotations | None, config: Config) -> N
         )
 
 
-def metric_names(model: DetectionModel) -> tuple[str, ...]:
-    """Return the names of the metrics that `evaluate` computes for a detector."""
-    return METRICS
+def metric_names(config: Config) -> tuple[str, ...]:
+    """Return the names of the metrics that `evaluate` computes: of boxes, and of masks and keypoints that are read."""
+    names = metrics_of(_outputs(masks=config.data.masks, keypoints=config.data.keypoints))
+    return (*names, *VOC_METRICS) if config.eval.voc_metrics else names
+
+
+def _outputs(*, masks: bool, keypoints: bool) -> list[Output]:
+    return ["boxes", *(["masks"] if masks else []), *(["keypoints"] if keypoints else [])]
 
 
 def evaluate(
@@ -120,7 +127,20 @@ def evaluate(
         if world_size() == 1:
             raise
     detections = _merge_shares(all_gather(share), annotations)
-    metrics = coco_metrics(annotations.to_coco(), detections, max_detections=detection_limit(config))
+    keypoints = annotations.keypoints
+    metrics = coco_metrics(
+        annotations.to_coco(),
+        detections,
+        max_detections=detection_limit(config),
+        outputs=_outputs(masks=annotations.masks is not None, keypoints=keypoints is not None),
+        sigmas=sigmas_of(0 if keypoints is None else len(keypoints.names), config.eval.keypoint_sigmas),
+    )
+    if config.eval.voc_metrics:
+        extra_pixel = config.data.convention == "fcos_core"
+        overall, per_class = voc_metrics(annotations, detections, extra_pixel=extra_pixel)
+        metrics.overall.update(overall)
+        for name, values in per_class.items():
+            metrics.per_class[name].update(values)
     boxes_per_class = dict(zip(annotations.class_names, annotations.boxes_per_class().tolist(), strict=True))
     return Evaluation(
         metrics.overall,

@@ -46,16 +46,19 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         )
     hidden = [name for name in DETAILS if name.startswith("AR")]  # left out, or the table would be too wide
     shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in hidden]
-    rows = [
-        [
-            escape(printable(name)),
-            str(evaluation.boxes_per_class[name]),
-            *(format_metric(metrics[key], HYPHEN) for key in shown),
-            format_metric(evaluation.thresholds.get(name), HYPHEN),
+    for suffix in dict.fromkeys(name.partition("_")[2] for name in shown):  # one table for boxes, masks, keypoints
+        keys = [name for name in shown if name.partition("_")[2] == suffix]
+        keys = keys[:_COLUMNS] if suffix else keys  # their names are long
+        rows = [
+            [
+                escape(printable(name)),
+                str(evaluation.boxes_per_class[name]),
+                *(format_metric(metrics[key], HYPHEN) for key in keys),
+                format_metric(evaluation.thresholds.get(name), HYPHEN),
+            ]
+            for name, metrics in evaluation.per_class.items()
         ]
-        for name, metrics in evaluation.per_class.items()
-    ]
-    _print_table(console, ("class", "boxes", *shown, "threshold"), rows)
+        _print_table(console, ("class", "boxes", *keys, "threshold"), rows)
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> None:

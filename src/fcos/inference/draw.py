@@ -23,6 +23,7 @@ from ..errors import ConfigError
 from ..formatting import printable
 from ..plotting import import_matplotlib
 from ..structures import Instances
+from .draw_shapes import draw_masks, draw_skeletons
 from .inputs import Picture, to_picture
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,9 @@ def draw(
     *,
     scores: bool = True,
     scale: int | None = None,
+    skeleton: Sequence[tuple[int, int]] | None = None,
 ) -> Image.Image:
-    """Draw boxes with their class names onto a copy of an image.
+    """Draw boxes with their class names, masks and keypoints onto a copy of an image.
 
     Args:
         image: a path, URL, PIL image, array or tensor as in `Detector.predict`.
@@ -89,6 +91,7 @@ def draw(
         scores: write the score after the name.
         scale: whole-number factor by which the picture is enlarged first. None enlarges small pictures to a shorter
             side of about 480 pixels, so that lines and text are legible.
+        skeleton: pairs of keypoints, counted from 0, that a line connects. None: those of COCO for its 17 keypoints.
 
     Returns:
         RGB picture, `scale` times as large as the image.
@@ -104,9 +107,20 @@ def draw(
     scaled = instances.to("cpu").resize_to((picture.height, picture.width))
     order = scaled.scores.argsort(descending=True, stable=True).tolist()
     boxes, labels, names = scaled.boxes.tolist(), scaled.labels.tolist(), scaled.names
+    _draw_shapes(picture, scaled[order[::-1]], skeleton)
     shown_scores = scaled.scores.tolist() if scores else [None] * len(scaled)
     draw_marks(picture, [Mark(boxes[i], class_color(labels[i]), names[i], shown_scores[i]) for i in order])
     return picture
+
+
+def _draw_shapes(picture: Image.Image, instances: Instances, skeleton: Sequence[tuple[int, int]] | None) -> None:
+    """Draw the masks and keypoints of detections; the last ones are on top."""
+    colors = [class_color(label) for label in instances.labels.tolist()]
+    masks = instances.mask_probabilities()
+    if masks is not None:
+        draw_masks(picture, masks, colors)
+    if instances.keypoints is not None:
+        draw_skeletons(picture, instances.keypoints.tolist(), colors, skeleton=skeleton)
 
 
 def enlarged(picture: Image.Image, scale: int | None = None) -> Image.Image:
@@ -152,13 +166,20 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | 
         _draw_tag(canvas, tag, mark.color, font)
 
 
-def draw_pair(image: Picture, predictions: Instances, ground_truth: Instances) -> Image.Image:
+def draw_pair(
+    image: Picture,
+    predictions: Instances,
+    ground_truth: Instances,
+    *,
+    skeleton: Sequence[tuple[int, int]] | None = None,
+) -> Image.Image:
     """Draw predictions (left) beside the ground truth (right), each with a caption above it.
 
     Args:
         image: a path, URL, PIL image, array or tensor as in `draw`.
         predictions: detections, drawn with their scores; boxes as in `draw`.
         ground_truth: annotated objects, drawn without scores; boxes as in `draw`.
+        skeleton: pairs of keypoints that a line connects, as in `draw`.
 
     Returns:
         RGB picture; a small image is enlarged as in `draw`.
@@ -167,8 +188,8 @@ def draw_pair(image: Picture, predictions: Instances, ground_truth: Instances) -
         DataError: `image` is not a picture.
     """
     panels = [
-        (f"predicted: {len(predictions)}", draw(image, predictions)),
-        (f"ground truth: {len(ground_truth)}", draw(image, ground_truth, scores=False)),
+        (f"predicted: {len(predictions)}", draw(image, predictions, skeleton=skeleton)),
+        (f"ground truth: {len(ground_truth)}", draw(image, ground_truth, scores=False, skeleton=skeleton)),
     ]
     width, height = panels[0][1].size
     gap = max(4, round(0.01 * width))

@@ -192,17 +192,10 @@ def _to_json(result: PredictedFile, category_ids: Sequence[int]) -> dict[str, An
     if result.instances is None:
         return {"file": result.source, **error}
     instances = result.instances
-    objects = zip(
-        instances.names, instances.labels.tolist(), instances.scores.tolist(), instances.boxes.tolist(), strict=True
-    )
-    return {
-        "file": result.source,
-        **error,
-        "picture": None if result.picture is None else result.picture.name,
-        "width": instances.size[1],
-        "height": instances.size[0],
-        "detections": [
-            {"name": name, "category_id": category_ids[label], "score": score, "box": box}
-            for name, label, score, box in objects
-        ],
-    }
+    content = instances.to_dict()
+    detections = [
+        {"name": detection.pop("name"), "category_id": category_ids[detection.pop("label")], **detection}
+        for detection in content["detections"]
+    ]
+    picture = None if result.picture is None else result.picture.name
+    return {"file": result.source, **error, "picture": picture, **content, "detections": detections}

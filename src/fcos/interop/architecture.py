@@ -116,6 +116,27 @@ def count_classes(weights: Mapping[str, Tensor], *, num_anchors: int = 1, where:
     return bias[0] // num_anchors
 
 
+def count_region_classes(weights: Mapping[str, Tensor], *, where: str) -> int:
+    """Return the number of classes of the box head of an R-CNN, which has another row for background.
+
+    Args:
+        weights: tensors by our names.
+        where: source of the weights, for messages.
+
+    Raises:
+        WeightsError: the weight or bias of the class predictions is missing, has a wrong shape, or has less than two
+            rows.
+    """
+    tensors = [weights.get(f"box.logits.{parameter}") for parameter in ("weight", "bias")]
+    weight, bias = ([] if tensor is None else list(tensor.shape) for tensor in tensors)
+    if len(weight) != 2 or bias != weight[:1] or bias[0] < 2:
+        raise WeightsError(
+            f"{where}: damaged weights: expected class predictions with a weight of shape [1 + K, C] and a bias"
+            f" of shape [1 + K] for K classes, found weight: {weight or 'none'}, bias: {bias or 'none'}"
+        )
+    return bias[0] - 1
+
+
 def require_fcos(checkpoint: Checkpoint, *, where: str, project: str) -> None:
     """Raise an error unless a checkpoint to be written for another project is an FCOS detector.
 

@@ -22,7 +22,7 @@ from ..formatting import join_some, plural
 from ..models.backbones.renames import BACKBONE_TENSORS, without_module
 from . import adelaidet, detectron2, mmdetection
 from . import torchvision_fcos as torchvision
-from .architecture import Converted, count_classes
+from .architecture import Converted, count_classes, count_region_classes
 from .fcos_core import weights as fcos_core
 from .fcos_core.solver import solver_state
 
@@ -35,7 +35,7 @@ _FCOS_CORE_CONVENTIONS: dict[str, Any] = {
     "pixel_std": (1.0, 1.0, 1.0),
 }
 _ANCHOR_CONVENTIONS = {"anchor_rounding": "base"}
-"""Further conventions of the original's RetinaNet."""
+"""Further conventions of the original's detectors with anchors."""
 _RESTRICTED_PROJECTS = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
 _LICENCE = "licence of {} (non-commercial use only) if its authors published these weights"  # no file names the authors
 _STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
@@ -86,7 +86,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
 def from_fcos_core(
     state: Mapping[str, Tensor], *, class_names: Sequence[str] | None = None, where: str = "weights"
 ) -> Checkpoint:
-    """Build a checkpoint from a state dict of the original's FCOS or RetinaNet.
+    """Build a checkpoint from a state dict of the original.
 
     The tensors do not determine the whole detector: the config they were trained with is needed, too, see `Checkpoint`.
 
@@ -104,13 +104,19 @@ def from_fcos_core(
     names = {fcos_core.rename(name, detector): name for name in state}
     weights = {name: state[old] for name, old in names.items()}
     section = _conventions_of(detector)
-    num_anchors = len(weights["head.offsets.weight"]) // 4 if detector == "retinanet" else 1
     converted = Converted(weights, names, {"model": {"name": detector, **section}})
-    return _build_checkpoint(converted, "fcos_core", num_anchors=num_anchors, class_names=class_names, where=where)
+    if detector == "rcnn":
+        num_classes = count_region_classes(weights, where=where)
+    elif detector == "rpn":  # it does not distinguish classes
+        num_classes = len(class_names or ("object",))
+    else:
+        num_anchors = len(weights["head.offsets.weight"]) // 4 if detector == "retinanet" else 1
+        num_classes = count_classes(weights, num_anchors=num_anchors, where=where)
+    return _build_checkpoint(converted, "fcos_core", num_classes=num_classes, class_names=class_names, where=where)
 
 
 def _conventions_of(detector: str) -> dict[str, Any]:
-    return {**_FCOS_CORE_CONVENTIONS, **(_ANCHOR_CONVENTIONS if detector == "retinanet" else {})}
+    return {**_FCOS_CORE_CONVENTIONS, **(_ANCHOR_CONVENTIONS if detector != "fcos" else {})}
 
 
 def _convert_with_conventions(
@@ -138,19 +144,19 @@ def _convert_with_conventions(
     log.info(
         "%s: using the values of %s's configs for options that weights do not determine: %s", where, project, options
     )
-    return _build_checkpoint(converted, project, class_names=class_names, where=where)
+    num_classes = count_classes(converted.weights, where=where)
+    return _build_checkpoint(converted, project, num_classes=num_classes, class_names=class_names, where=where)
 
 
 def _build_checkpoint(
     converted: Converted,
     project: Project,
     *,
-    num_anchors: int = 1,
+    num_classes: int,
     class_names: Sequence[str] | None,
     where: str,
 ) -> Checkpoint:
-    """Build a checkpoint of weights whose class head has one row per anchor and class and none for background."""
-    num_classes = count_classes(converted.weights, num_anchors=num_anchors, where=where)
+    """Build a checkpoint of converted weights for K classes."""
     if class_names is not None:
         _require_count(class_names, num_classes, where=where)
     classes = dict(enumerate(class_names or (), 1))

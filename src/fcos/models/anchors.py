@@ -105,6 +105,11 @@ class AnchorGrid:
         return map_sizes(size, self.strides)
 
 
+def flatten_anchors(level: Tensor, num_anchors: int) -> Tensor:
+    """Rearrange predictions [N, A * C, H, W] to [N, H * W * A, C], the order of the anchors."""
+    return level.unflatten(1, (num_anchors, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+
+
 @dataclass(frozen=True)
 class AnchorMatcher:
     """Options of the matching of anchors with objects.
@@ -218,6 +223,49 @@ def match_by_iou(overlaps: Tensor, best: Tensor | None, matcher: AnchorMatcher) 
     if best is not None:
         is_match |= ((overlaps == best[:, None]) & (overlaps > 0)).any(dim=0)
     return torch.where(is_match, index, unmatched)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Options of the sampling of anchors or proposals for the losses.
+
+    Attributes:
+        samples_per_image: largest number of samples per image.
+        positive_fraction: largest fraction of positives among `samples_per_image`, 0..1. Negatives take the place of
+            missing positives, but not the reverse.
+    """
+
+    samples_per_image: int = 256
+    positive_fraction: float = 0.5
+
+
+def sample_balanced(labels: Tensor, sampler: Sampler, *, seed: int) -> Tensor:
+    """Draw positives and negatives of an image at random.
+
+    Args:
+        labels: [R] int64: 0 or more (positive), `BACKGROUND` (negative) or `IGNORED` (never drawn).
+        sampler: numbers of samples.
+        seed: seed of the draw, 0..2^63-1. The draw depends only on it and on the labels without `IGNORED`, neither on
+            the device nor on other images.
+
+    Returns:
+        [S] int64 indices of the samples in ascending order.
+
+    Source: Ren et al., NeurIPS 2015 (arXiv:1506.01497), section 3.1.3.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    most_positives = int(sampler.samples_per_image * sampler.positive_fraction)
+    positives = _draw(torch.nonzero(labels >= 0).squeeze(1), most_positives, generator)
+    most_negatives = sampler.samples_per_image - len(positives)
+    negatives = _draw(torch.nonzero(labels == BACKGROUND).squeeze(1), most_negatives, generator)
+    return torch.cat([positives, negatives]).sort().values
+
+
+def _draw(indices: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw at most `count` of the indices without replacement."""
+    if len(indices) <= count:
+        return indices
+    return indices[torch.randperm(len(indices), generator=generator)[:count].to(indices.device)]
 
 
 @dataclass(frozen=True)

@@ -162,9 +162,10 @@ class DetectionModel(nn.Module, ABC):
             images: padded images, see `forward`.
             sizes: sizes without the padding, see `forward`.
         """
-        return [self.suppress(image) for image in self.candidates(images, sizes)]
+        outputs = self(images, sizes)
+        return self.add_details(outputs, [self.suppress(image) for image in self.decode(outputs, sizes)])
 
-    @abstractmethod
+    @torch.inference_mode()
     def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
         """Return the boxes of every image before `suppress`; test-time augmentation concatenates those of its views.
 
@@ -172,10 +173,29 @@ class DetectionModel(nn.Module, ABC):
             images: padded images, see `forward`.
             sizes: sizes without the padding, see `forward`.
         """
+        return self.decode(self(images, sizes), sizes)
+
+    @abstractmethod
+    def decode(self, outputs: Any, sizes: Tensor) -> list[Instances]:
+        """Convert raw outputs to the candidates of every image.
+
+        Args:
+            outputs: raw outputs of `forward`.
+            sizes: sizes without the padding, see `forward`.
+        """
 
     @abstractmethod
     def suppress(self, candidates: Instances) -> Instances:
         """Select the detections among the candidates of an image, best score first."""
+
+    def add_details(self, outputs: Any, detections: list[Instances]) -> list[Instances]:
+        """Add the masks or keypoints of the detections of every image; detectors without them return the argument.
+
+        Args:
+            outputs: raw outputs of `forward`.
+            detections: detections of the N images.
+        """
+        return detections
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Convert images to the network input [N, 3, H, W]: reorder channels, normalise pixels, zero the padding.
@@ -193,22 +213,23 @@ class DetectionModel(nn.Module, ABC):
 
 
 class ProposalStage(Protocol):
-    """One-stage detector as the first stage of a two-stage detector, whose builder creates it and passes it.
+    """First stage of a two-stage detector, an `nn.Module` that the builder creates and passes to the second stage.
 
-    The second stage uses the same `features`. The methods are the steps of the first stage's `forward` and `detect`.
+    It has no backbone: the second stage computes the features that both use.
+
+    Attributes:
+        loss_names: keys of the terms of `losses` in logging order.
     """
 
     loss_names: tuple[str, ...]
 
-    def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
-        """Compute the pyramid levels [N, channels, H_l, W_l], finest first; see `DetectionModel.forward`."""
-        ...
-
     def head(self, features: Sequence[Tensor], /) -> Any:
-        """Compute the raw outputs from the pyramid levels."""
+        """Compute the raw outputs from the pyramid levels [N, channels, H_l, W_l]."""
         ...
 
-    def losses(self, outputs: Any, targets: Sequence[Objects], normalizers: Tensor | None = None) -> Losses:
+    def losses(
+        self, outputs: Any, sizes: Tensor, targets: Sequence[Objects], normalizers: Tensor | None = None
+    ) -> Losses:
         """Compute the losses from raw outputs; see `DetectionModel.forward`."""
         ...
 
@@ -216,10 +237,6 @@ class ProposalStage(Protocol):
         """Compute the denominators of the losses; see `DetectionModel.loss_normalizers`."""
         ...
 
-    def decode(self, outputs: Any, sizes: Tensor) -> list[Instances]:
-        """Convert raw outputs to the candidates of every image; see `DetectionModel.candidates`."""
-        ...
-
-    def suppress(self, candidates: Instances) -> Instances:
-        """Select the proposals among the candidates of an image."""
+    def propose(self, outputs: Any, sizes: Tensor, *, training: bool) -> list[Instances]:
+        """Return the proposals of every image, with the limits of training or detection."""
         ...

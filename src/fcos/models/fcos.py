@@ -195,11 +195,6 @@ class FCOS(DetectionModel):
         points = self.assigner.locations(self.assigner.maps(size), device=self.device)
         return loss_normalizers(assign_targets(points, targets, self.assigner))
 
-    @torch.inference_mode()
-    def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """Return the boxes of every image before suppression, see `DetectionModel.candidates`."""
-        return self.decode(self(images, sizes), sizes)
-
     @torch.no_grad()
     def decode(self, outputs: FCOSOutputs, sizes: Tensor) -> list[Instances]:
         """Convert raw outputs to the candidates of every image, see `postprocess.candidates`."""

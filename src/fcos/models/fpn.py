@@ -1,6 +1,7 @@
 """Feature pyramid: lateral connections, top-down addition, and extra levels above the last map of the backbone.
 
-Source: Lin et al., CVPR 2017 (arXiv:1612.03144); extra levels as in Lin et al., ICCV 2017 (arXiv:1708.02002).
+Source: Lin et al., CVPR 2017 (arXiv:1612.03144); extra levels as in Lin et al., ICCV 2017 (arXiv:1708.02002), or
+subsampled as in Detectron.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ class FPN(nn.Module):
     Args:
         in_channels: channels of the used backbone maps, finest first.
         channels: channels of every level.
-        extra_levels: number of extra levels, each computed with a stride-2 convolution.
-        extra_level_source: input of the first extra level: the last level of the pyramid (`p5`) or the last map of the
-            backbone (`c5`).
+        extra_levels: number of extra levels, each half as large as the previous one.
+        extra_level_source: `p5` and `c5`: extra levels are computed with stride-2 convolutions, the first one from the
+            last level of the pyramid (`p5`) or from the last map of the backbone (`c5`). `max_pool`: every extra level
+            contains every second value of the previous level (max pooling with a 1x1 window), as in R-CNN.
         norm: normalisation after lateral and output convolutions: `none` or `gn`.
         norm_groups: groups of `gn`, see `layers.group_norm`.
         norm_eps: epsilon of `gn`.
@@ -48,8 +50,10 @@ class FPN(nn.Module):
         self.output = nn.ModuleList(conv_norm_relu(channels, channels, 3, **options) for _ in in_channels)
         self.extra_from_c5 = extra_level_source == "c5"
         first_channels = in_channels[-1] if self.extra_from_c5 else channels
+        self.num_pooled_levels = extra_levels if extra_level_source == "max_pool" else 0
         self.extra = nn.ModuleList(
-            conv_norm_relu(first_channels if i == 0 else channels, channels, 3, stride=2) for i in range(extra_levels)
+            conv_norm_relu(first_channels if i == 0 else channels, channels, 3, stride=2)
+            for i in range(extra_levels - self.num_pooled_levels)
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -70,4 +74,6 @@ class FPN(nn.Module):
                 extra = extra.to(next(conv.parameters()).dtype)
                 extra = conv(F.relu(extra) if i > 0 else extra)
                 levels.append(extra)
+        for _ in range(self.num_pooled_levels):
+            levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
         return levels

@@ -1,10 +1,12 @@
-"""Losses of FCOS (classification, box, quality) and RetinaNet (classification, box), normalised over processes.
+"""Losses of FCOS (classification, box, quality) and RetinaNet (classification, box), normalised over processes, and the
+weights of the samples in the losses of two-stage detectors.
 
 Shape letters: N images, R locations or anchors over all levels, K classes, P positive locations or anchors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -243,3 +245,20 @@ def retinanet_loss(
     predicted, target = offsets[image, anchor], coder.encode(assignment.boxes, anchors[anchor])  # [P, 4]
     loss_box = F.smooth_l1_loss(predicted, target.to(predicted.dtype), reduction="sum", beta=options.smooth_l1_beta)
     return dict(zip(options.names, (loss_cls / cls_divisor, loss_box / box_divisor), strict=True))
+
+
+def sample_weights(counts: Sequence[int], num_images: Tensor | None, *, like: Tensor) -> Tensor:
+    """Compute the weights of samples; a sum of their losses with these weights is a mean.
+
+    Args:
+        counts: number of samples S_i of each image.
+        num_images: [1] mean number of images per process of the whole batch. The mean is then computed over the samples
+            of each image, and over the images, of which those without samples count as 0. None: over all samples.
+        like: tensor whose dtype and device the result has.
+
+    Returns:
+        [sum of S_i], image by image.
+    """
+    sizes = torch.tensor(counts, dtype=like.dtype, device=like.device)
+    divisors = sizes.sum().expand(len(sizes)) if num_images is None else sizes * num_images.to(sizes)
+    return (1 / divisors.clamp(min=1e-9)).repeat_interleave(sizes.long())

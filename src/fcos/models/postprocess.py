@@ -1,6 +1,7 @@
 """Conversion of the head's outputs to detections: decoding, candidate selection, suppression, limit.
 
-Shape letters: N images, L levels, K classes, A anchors per location, H W map size, C candidates, D detections.
+Shape letters: N images, L levels, K classes, A anchors per location, H W map size, P proposals of an image, C
+candidates, D detections.
 """
 
 from __future__ import annotations
@@ -151,6 +152,41 @@ def anchor_candidates(
         ]
         results.append(_join_levels(levels, size, options))
     return results
+
+
+def roi_candidates(
+    logits: Tensor,
+    offsets: Tensor,
+    proposals: Tensor,
+    size: tuple[int, int],
+    *,
+    coder: BoxCoder,
+    options: Postprocess,
+) -> Instances:
+    """Decode the boxes of an image's proposals and keep the best as candidates, the input of `suppress`.
+
+    Args:
+        logits: [P, 1 + K] class logits of P proposals, first that of the background.
+        offsets: [P, 4 * (1 + K)] box offsets of every class, or [P, 8], of which the last four hold for all classes.
+        proposals: [P, 4] in pixels.
+        size: (height, width) of the image without the padding.
+        coder: meaning of the offsets.
+        options: options of selection and clipping; `pre_nms_top_k` applies to all candidates of the image.
+
+    Returns:
+        At most `pre_nms_top_k` candidates, each a proposal and a class. Only their boxes are decoded, so that
+        the memory does not grow with the number of classes. Their score is the class probability.
+    """
+    scores = logits.softmax(dim=1)[:, 1:].flatten()  # [P * K]
+    num_classes = logits.shape[1] - 1
+    index = torch.nonzero(scores > options.score_threshold).squeeze(1)  # also excludes NaN
+    if len(index) > options.pre_nms_top_k:
+        index = index[scores[index].topk(options.pre_nms_top_k).indices]
+    rows, labels = index // num_classes, index % num_classes
+    columns = offsets.unflatten(1, (-1, 4))  # [P, 1 + K or 2, 4]
+    boxes = coder.decode(columns[rows, (labels + 1).clamp(max=columns.shape[1] - 1)], proposals[rows])
+    candidates = Instances(boxes, labels, scores[index], size)
+    return candidates if options.clip_after_nms else _clip_to_image(candidates, options)
 
 
 def _join_levels(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..boxes import GPU_TYPES
 from ..choices import TowerNorm
 from ..structures import Instances, Losses, Objects
-from .anchors import AnchorGrid, AnchorMatcher, BoxCoder, assign_anchors
+from .anchors import AnchorGrid, AnchorMatcher, BoxCoder, assign_anchors, flatten_anchors
 from .backbones import Backbone
 from .detector import ClassRows, DetectionModel, Pixels
 from .fpn import FPN
@@ -165,7 +165,7 @@ class RetinaNet(DetectionModel):
         anchors = torch.cat(self.anchors.levels(maps, device=outputs.logits[0].device))  # [R, 4]
         assignment = assign_anchors(anchors, targets, self.matcher)
         logits, offsets = (
-            torch.cat([_flatten_anchors(level, self.anchors.num_anchors) for level in levels], dim=1)
+            torch.cat([flatten_anchors(level, self.anchors.num_anchors) for level in levels], dim=1)
             for levels in outputs
         )  # [N, R, K], [N, R, 4]
         terms = retinanet_loss(
@@ -177,11 +177,6 @@ class RetinaNet(DetectionModel):
         """Compute the two denominators of the losses, see `losses.retinanet_normalizers`."""
         anchors = torch.cat(self.anchors.levels(self.anchors.maps(size), device=self.device))
         return retinanet_normalizers(assign_anchors(anchors, targets, self.matcher), self.loss)
-
-    @torch.inference_mode()
-    def candidates(self, images: Tensor, sizes: Tensor) -> list[Instances]:
-        """Return the boxes of every image before suppression, see `DetectionModel.candidates`."""
-        return self.decode(self(images, sizes), sizes)
 
     @torch.no_grad()
     def decode(self, outputs: RetinaNetOutputs, sizes: Tensor) -> list[Instances]:
@@ -199,8 +194,3 @@ class RetinaNet(DetectionModel):
     def suppress(self, candidates: Instances) -> Instances:
         """Select the detections among the candidates of an image, see `postprocess.suppress`."""
         return suppress(candidates, self.postprocess)
-
-
-def _flatten_anchors(level: Tensor, num_anchors: int) -> Tensor:
-    """Rearrange predictions [N, A * C, H, W] to [N, H * W * A, C], the order of the anchors."""
-    return level.unflatten(1, (num_anchors, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)

@@ -79,7 +79,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
             hint = suggest(invalid.upper(), KNOWN)
             raise ConfigError(f"{name}: {invalid!r}: expected key=value, or a KEY of the original and its VALUE{hint}")
         tree = config_from_yaml(tree, pairs, where=name)
-        names = option_keys(tree["model"]["name"])
+        names = option_keys(tree["model"]["name"], tree["model"]["backbone"]["name"])
     apply_overrides(tree, overrides)
     return validate(tree, where=name, names=names)
 

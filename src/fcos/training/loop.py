@@ -182,7 +182,7 @@ def _check_options(config: Config, model: DetectionModel, train_data: Annotation
     """Raise an error for options that cannot be trained with, before the run folder is created."""
     parameter_settings(model, config.train)
     check_loggers(config)
-    metric, metrics = config.train.best_metric, metric_names(model)
+    metric, metrics = config.train.best_metric, metric_names(config)
     if metric not in metrics:
         hint = suggest(metric, metrics)
         raise ConfigError(f"train.best_metric={metric}: no such metric{hint}; known: {', '.join(metrics)}")

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ..config import Config
 from ..config.backbones import is_own
 from ..data.loader import padded_size
-from ..data.samplers import shard
+from ..data.samplers import hash_seed, shard
 from ..distributed import all_gather, mean_over_processes, world_size
 from ..errors import ConfigError, TrainingError
 from ..models import DetectionModel
@@ -158,7 +159,7 @@ def train_step(
     """
     settings, state = run.config.train, run.state
     num_boxes = _count_boxes(batch)  # before the transfer: counting on the GPU would synchronize
-    batch = batch.to(run.device)
+    batch = _with_seeds(batch.to(run.device), settings.seed, state.iteration)
     statistics = [(buffer, buffer.clone()) for buffer in _batch_statistics(run.model)]
     run.optimizer.zero_grad(set_to_none=True)
     losses = _accumulate(ddp_model, batch, run, micro_batches)
@@ -222,6 +223,17 @@ def _accumulate(ddp_model: nn.Module, batch: Batch, run: Run, micro_batches: int
         terms = {name: terms.get(name, 0) + share * term.detach() for name, term in losses.terms.items()}
         stats = {name: stats.get(name, 0) + count for name, count in losses.stats.items()}
     return Losses(terms, stats)
+
+
+def _with_seeds(batch: Batch, seed: int, iteration: int) -> Batch:
+    """Set the seed of every image, which depends on the run's seed, the iteration and the image only.
+
+    Samples of anchors and proposals are then the same in resumed runs, micro-batches and any number of processes.
+    """
+    assert batch.targets is not None
+    pairs = zip(batch.targets, batch.indices.tolist(), strict=True)
+    targets = [replace(objects, seed=hash_seed(seed, iteration, index) >> 1) for objects, index in pairs]
+    return batch._replace(targets=targets)
 
 
 def _batch_statistics(model: nn.Module) -> list[Tensor]:

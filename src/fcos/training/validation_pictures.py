@@ -6,17 +6,16 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..data.dataset import GRID_SIDE, Annotations
 from ..errors import DataError
 from ..inference.draw import draw_pair
+from ..masks import Masks, decode
 from ..structures import Instances
-
-if TYPE_CHECKING:
-    from ..data.dataset import Annotations
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,8 @@ def save_pictures(
             continue  # already reported by the evaluation
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         predictions = _to_instances(by_image[int(annotations.image_ids[i])], annotations, i)
-        picture = draw_pair(image, predictions, _ground_truth(annotations, i))
+        skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
+        picture = draw_pair(image, predictions, annotations.instances(i), skeleton=skeleton)
         name = Path(annotations.file_name(i)).with_suffix(".jpg")
         components = name.relative_to(name.anchor).parts
         try:
@@ -69,17 +69,15 @@ def _to_instances(detections: list[dict[str, Any]], annotations: Annotations, i:
     boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = [annotations.category_ids.index(d["category_id"]) for d in detections]
-    return _build_instances(
-        boxes, torch.tensor(labels, dtype=torch.int64), [d["score"] for d in detections], annotations, i
-    )
-
-
-def _ground_truth(annotations: Annotations, i: int) -> Instances:
-    rows = annotations.span(i)
-    boxes, labels = torch.from_numpy(annotations.boxes[rows]), torch.from_numpy(annotations.labels[rows])
-    return _build_instances(boxes, labels, [1.0] * len(boxes), annotations, i)
-
-
-def _build_instances(boxes: torch.Tensor, labels: torch.Tensor, scores: list[float], annotations: Annotations, i: int):
     height, width = annotations.sizes[i].tolist()
-    return Instances(boxes, labels, torch.tensor(scores), (height, width), annotations.class_names)
+    codes = [d["segmentation"] for d in detections if "segmentation" in d]
+    keypoints = [d["keypoints"] for d in detections if "keypoints" in d]
+    return Instances(
+        boxes,
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor([float(d["score"]) for d in detections]),
+        (height, width),
+        annotations.class_names,
+        mask_grids=Masks.from_bitmaps(decode(codes)).crop(boxes, GRID_SIDE) if codes else None,
+        keypoints=torch.tensor(keypoints).reshape(len(keypoints), -1, 3) if keypoints else None,
+    )

@@ -18,8 +18,11 @@ from typing import Any
 from ...config.text import flatten, suggest
 from ...errors import ConfigError
 from ...formatting import printable, quote
-from .keys import DEFAULTS, FIXED, IDLE, OTHER_DETECTORS, RCNN_BODIES, SECTIONS, TITLES, is_idle
-from .mapping import BLOCK_NORMS, MOBILENET, MOBILENET_BLOCKS, RESNETS, to_options
+from .bodies import BODIES, ONE_STAGE_BODIES, RCNN_BODIES
+from .fbnet_rows import FBNET_NORMS
+from .keys import DEFAULTS, FIXED, IDLE, NUM_CLASSES, ONE_STAGE, TITLES, is_idle
+from .mapping import BLOCK_NORMS, MOBILENET_BLOCKS, to_options
+from .rcnn_rows import find_problems
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,19 @@ KNOWN = [*DEFAULTS, *IDLE]
 _SECTIONS = tuple({f"{key.partition('.')[0]}." for key in KNOWN if "." in key})
 
 _MAX_WIDTH = 9999  # of the names of our ResNeXts
-_ANY_LENGTH = ("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES", "MODEL.RETINANET.ASPECT_RATIOS")
+_REGION_SWITCHES = {
+    "MODEL.RPN_ONLY": "a region proposal network (RPN)",
+    "MODEL.KEYPOINT_ON": "Keypoint R-CNN",
+    "MODEL.MASK_ON": "Mask R-CNN",
+}
+"""Detectors that a key selects if it is True, in the order of precedence."""
+_ANY_LENGTH = (
+    *(f"MODEL.RPN.{key}" for key in ("ANCHOR_SIZES", "ANCHOR_STRIDE", "ASPECT_RATIOS")),
+    *(f"MODEL.ROI_{head}_HEAD.POOLER_SCALES" for head in ("BOX", "MASK", "KEYPOINT")),
+    *(f"MODEL.ROI_{head}_HEAD.CONV_LAYERS" for head in ("MASK", "KEYPOINT")),
+    *("INPUT.MIN_SIZE_TRAIN", "TEST.BBOX_AUG.SCALES", "MODEL.RETINANET.ASPECT_RATIOS"),
+    *(f"MODEL.FBNET.{head}_HEAD_BLOCKS" for head in ("DET", "MASK", "KPTS")),
+)
 
 
 def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
@@ -40,8 +55,8 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         where: source of the config, for messages.
 
     Raises:
-        ConfigError: the config is for a detector other than FCOS and RetinaNet, keys are unknown or have a value
-            without a counterpart in our config (the message lists all of them), or `pairs` has an odd length.
+        ConfigError: keys are unknown or have a value without a counterpart in our config (the message lists all of
+            them), or `pairs` has an odd length.
     """
     given = given_keys(tree, pairs, where=where)
     detector = _choose_detector(given, where=where)
@@ -59,7 +74,9 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
     if ignored_keys:
         log.info("%s: ignoring keys without effect on %s: %s", where, TITLES[detector], ", ".join(ignored_keys))
     get = {**DEFAULTS, **given}.__getitem__
-    problems += [*_check_backbone(get), *_check_group_norm(get)]
+    problems += [*_check_backbone(get, detector), *_check_group_norm(get)]
+    if detector not in ONE_STAGE and not problems:
+        problems += find_problems(get, detector)
     test_names = given.get("DATASETS.TEST", ())
     if not problems and len(test_names) > 1:
         log.info(
@@ -69,9 +86,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         )
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
-    return _nest_sections(
-        to_options(get, detector=detector, num_classes_given=f"{SECTIONS[detector]}NUM_CLASSES" in given)
-    )
+    return _nest_sections(to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given))
 
 
 def given_keys(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
@@ -108,9 +123,6 @@ def _choose_detector(given: Mapping[str, Any], *, where: str) -> str:
 
     An explicit MODEL.FCOS_ON is obeyed. Its default in the original is True, which its own configs of other detectors
     do not change, so their other keys decide.
-
-    Raises:
-        ConfigError: the config is for a detector that is not supported.
     """
     fcos, is_retinanet = given.get("MODEL.FCOS_ON"), given.get("MODEL.RETINANET_ON") is True
     if is_retinanet and fcos is not True:
@@ -119,14 +131,12 @@ def _choose_detector(given: Mapping[str, Any], *, where: str) -> str:
         return "retinanet"
     if is_retinanet:
         log.info("%s: a config for FCOS (MODEL.FCOS_ON), although MODEL.RETINANET_ON is also set", where)
-    other = next((name for key, name in OTHER_DETECTORS.items() if given.get(key) is True), None)
-    if other is None and (fcos is False or (fcos is None and given.get("MODEL.BACKBONE.CONV_BODY") in RCNN_BODIES)):
-        other = "a region proposal network (RPN)" if given.get("MODEL.RPN_ONLY") is True else "Faster R-CNN"
-    if other:
-        raise ConfigError(
-            f"{where}: a config for {other}, which this project does not have; it has FCOS and RetinaNet, for example"
-            " the recipe fcos_imprv_r50_fpn_1x (see: fcos config list)"
-        )
+    title = next((name for key, name in _REGION_SWITCHES.items() if given.get(key) is True), "")
+    body = given.get("MODEL.BACKBONE.CONV_BODY", DEFAULTS["MODEL.BACKBONE.CONV_BODY"])
+    if fcos is False or (fcos is None and (title or body in RCNN_BODIES)):
+        note = "" if fcos is False else "; the original would train FCOS, unless MODEL.FCOS_ON is set to False"
+        log.info("%s: a config for %s (MODEL.BACKBONE.CONV_BODY %s)%s", where, title or "Faster R-CNN", body, note)
+        return "rpn" if given.get("MODEL.RPN_ONLY") is True else "rcnn"
     return "fcos"
 
 
@@ -193,17 +203,23 @@ def _describe_expected_list(key: str, value: Any) -> str | None:
     return None if is_valid and len(value) == length else f"a list of {length} {items}"
 
 
-def _check_backbone(get: Callable[[str], Any]) -> list[str]:
+def _check_backbone(get: Callable[[str], Any], detector: str) -> list[str]:
     """Return error messages for the combination of the backbone's keys; empty if it is valid."""
     body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
-    bodies = [*RESNETS, MOBILENET]
+    bodies = ONE_STAGE_BODIES if detector in ONE_STAGE else RCNN_BODIES
     if body not in bodies:
         return [
             f"MODEL.BACKBONE.CONV_BODY={quote(body)}: expected one of {', '.join(bodies)}; for another backbone, keep"
             " one of these and add model.backbone.name=timm/NAME, or package.module:function for a backbone of your own"
         ]
-    if body == MOBILENET:
-        expected = f"an integer up to {MOBILENET_BLOCKS}, the number of blocks of {MOBILENET}"
+    if BODIES[body].kind == "fbnet":
+        return [
+            f"MODEL.FBNET.{key}={quote(get(f'MODEL.FBNET.{key}'))}: expected {', '.join(filter(None, norms))}"
+            for key, norms in FBNET_NORMS.items()
+            if get(f"MODEL.FBNET.{key}") not in norms
+        ]
+    if BODIES[body].kind == "mobilenet":
+        expected = f"an integer up to {MOBILENET_BLOCKS}, the number of blocks of {body}"
         is_valid = type(frozen) is int and frozen <= MOBILENET_BLOCKS
         return [] if is_valid else [f"MODEL.BACKBONE.FREEZE_CONV_BODY_AT={quote(frozen)}: expected {expected}"]
     problems = []

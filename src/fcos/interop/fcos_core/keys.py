@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .rcnn_keys import RCNN_DEFAULTS
+
 DEFAULTS: dict[str, Any] = {
     "MODEL.FCOS_ON": True,
     "MODEL.RETINANET_ON": False,
-    "MODEL.MASK_ON": False,
-    "MODEL.KEYPOINT_ON": False,
     "MODEL.DEVICE": "cuda",
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL.WEIGHT": "",
@@ -35,6 +35,25 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.RESNETS.STAGE_WITH_DCN": (False, False, False, False),
     "MODEL.RESNETS.WITH_MODULATED_DCN": False,
     "MODEL.RESNETS.DEFORMABLE_GROUPS": 1,
+    "MODEL.RESNETS.RES5_DILATION": 1,
+    "MODEL.FBNET.ARCH": "default",
+    "MODEL.FBNET.ARCH_DEF": "",
+    "MODEL.FBNET.BN_TYPE": "bn",
+    "MODEL.FBNET.SCALE_FACTOR": 1.0,
+    "MODEL.FBNET.WIDTH_DIVISOR": 1,
+    "MODEL.FBNET.DW_CONV_SKIP_BN": True,
+    "MODEL.FBNET.DW_CONV_SKIP_RELU": True,
+    "MODEL.FBNET.DET_HEAD_LAST_SCALE": 1.0,
+    "MODEL.FBNET.DET_HEAD_BLOCKS": [],
+    "MODEL.FBNET.DET_HEAD_STRIDE": 0,
+    "MODEL.FBNET.KPTS_HEAD_LAST_SCALE": 0.0,
+    "MODEL.FBNET.KPTS_HEAD_BLOCKS": [],
+    "MODEL.FBNET.KPTS_HEAD_STRIDE": 0,
+    "MODEL.FBNET.MASK_HEAD_LAST_SCALE": 0.0,
+    "MODEL.FBNET.MASK_HEAD_BLOCKS": [],
+    "MODEL.FBNET.MASK_HEAD_STRIDE": 0,
+    "MODEL.FBNET.RPN_HEAD_BLOCKS": 0,
+    "MODEL.FBNET.RPN_BN_TYPE": "",
     "MODEL.FCOS.NUM_CLASSES": 81,
     "MODEL.FCOS.FPN_STRIDES": [8, 16, 32, 64, 128],
     "MODEL.FCOS.PRIOR_PROB": 0.01,
@@ -102,65 +121,52 @@ DEFAULTS: dict[str, Any] = {
     "TEST.BBOX_AUG.MAX_SIZE": 4000,
     "TEST.BBOX_AUG.SCALE_H_FLIP": False,
     "OUTPUT_DIR": ".",
+    **RCNN_DEFAULTS,
 }
-"""Keys that affect an FCOS or a RetinaNet model, with the original's defaults."""
+"""Keys that affect a model, with the original's defaults."""
 FIXED = {
-    "MODEL.MASK_ON": "masks",
-    "MODEL.KEYPOINT_ON": "keypoints",
     "MODEL.META_ARCHITECTURE": "another meta-architecture",
     "MODEL.RESNETS.RES2_OUT_CHANNELS": "another backbone width",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": "another backbone width",
 }
 """Keys that are supported with their default only, and the feature that another value would need."""
 _IDLE_SECTIONS = {
-    "MODEL": "RPN_ONLY CLS_AGNOSTIC_BBOX_REG",
     "MODEL.BACKBONE": "USE_GN",
-    "MODEL.RESNETS": "RES5_DILATION",
-    "MODEL.RPN": """
-        USE_FPN ANCHOR_SIZES ANCHOR_STRIDE ASPECT_RATIOS STRADDLE_THRESH FG_IOU_THRESHOLD BG_IOU_THRESHOLD
-        BATCH_SIZE_PER_IMAGE POSITIVE_FRACTION PRE_NMS_TOP_N_TRAIN PRE_NMS_TOP_N_TEST POST_NMS_TOP_N_TRAIN
-        POST_NMS_TOP_N_TEST NMS_THRESH MIN_SIZE FPN_POST_NMS_TOP_N_TRAIN FPN_POST_NMS_TOP_N_TEST RPN_HEAD
-    """,
-    "MODEL.ROI_HEADS": """
-        USE_FPN FG_IOU_THRESHOLD BG_IOU_THRESHOLD BBOX_REG_WEIGHTS BATCH_SIZE_PER_IMAGE POSITIVE_FRACTION SCORE_THRESH
-        NMS DETECTIONS_PER_IMG
-    """,
-    "MODEL.ROI_BOX_HEAD": """
-        FEATURE_EXTRACTOR PREDICTOR POOLER_RESOLUTION POOLER_SAMPLING_RATIO POOLER_SCALES NUM_CLASSES MLP_HEAD_DIM
-        USE_GN DILATION CONV_HEAD_DIM NUM_STACKED_CONVS
-    """,
-    "MODEL.ROI_MASK_HEAD": """
-        FEATURE_EXTRACTOR PREDICTOR POOLER_RESOLUTION POOLER_SAMPLING_RATIO POOLER_SCALES MLP_HEAD_DIM CONV_LAYERS
-        RESOLUTION SHARE_BOX_FEATURE_EXTRACTOR POSTPROCESS_MASKS POSTPROCESS_MASKS_THRESHOLD DILATION USE_GN
-    """,
-    "MODEL.ROI_KEYPOINT_HEAD": """
-        FEATURE_EXTRACTOR PREDICTOR POOLER_RESOLUTION POOLER_SAMPLING_RATIO POOLER_SCALES MLP_HEAD_DIM CONV_LAYERS
-        RESOLUTION NUM_CLASSES SHARE_BOX_FEATURE_EXTRACTOR
-    """,
+    "MODEL.ROI_HEADS": "USE_FPN",
+    "MODEL.ROI_MASK_HEAD": "MLP_HEAD_DIM POSTPROCESS_MASKS POSTPROCESS_MASKS_THRESHOLD",
+    "MODEL.ROI_KEYPOINT_HEAD": "MLP_HEAD_DIM",
     "MODEL.RETINANET": "STRADDLE_THRESH",
-    "MODEL.FBNET": """
-        ARCH ARCH_DEF BN_TYPE SCALE_FACTOR WIDTH_DIVISOR DW_CONV_SKIP_BN DW_CONV_SKIP_RELU DET_HEAD_LAST_SCALE
-        DET_HEAD_BLOCKS DET_HEAD_STRIDE KPTS_HEAD_LAST_SCALE KPTS_HEAD_BLOCKS KPTS_HEAD_STRIDE MASK_HEAD_LAST_SCALE
-        MASK_HEAD_BLOCKS MASK_HEAD_STRIDE RPN_HEAD_BLOCKS RPN_BN_TYPE
-    """,
     "TEST": "EXPECTED_RESULTS EXPECTED_RESULTS_SIGMA_TOL",
 }
 IDLE = ["PATHS_CATALOG", *(f"{section}.{key}" for section, keys in _IDLE_SECTIONS.items() for key in keys.split())]
 """Keys without effect on any detector of this project."""
 SECTIONS = {"fcos": "MODEL.FCOS.", "retinanet": "MODEL.RETINANET."}
-"""Beginning of the keys of each supported detector, by `model.name`."""
+"""Beginning of the keys of each one-stage detector, by `model.name`."""
+NUM_CLASSES = {
+    "fcos": "MODEL.FCOS.NUM_CLASSES",
+    "retinanet": "MODEL.RETINANET.NUM_CLASSES",
+    "rcnn": "MODEL.ROI_BOX_HEAD.NUM_CLASSES",
+}
+"""Key of the number of classes, by `model.name`."""
 _SHARED = ("MODEL.RETINANET.USE_C5",)
-TITLES = {"fcos": "FCOS", "retinanet": "RetinaNet"}
-"""Names of the supported detectors in messages, by `model.name`."""
-OTHER_DETECTORS = {"MODEL.KEYPOINT_ON": "Keypoint R-CNN", "MODEL.MASK_ON": "Mask R-CNN"}
-"""Keys that select a detector that is not supported if they are True, in the order of precedence."""
-RCNN_BODIES = ["R-50-C4", "R-50-C5", "R-101-C4", "R-101-C5", "R-50-FPN", "R-101-FPN", "R-152-FPN", "FBNet"]
-"""Backbones of the original's R-CNN configs, which have no levels for FCOS."""
+TITLES = {"fcos": "FCOS", "retinanet": "RetinaNet", "rpn": "a region proposal network (RPN)", "rcnn": "R-CNN"}
+"""Names of the detectors in messages, by `model.name`."""
+ONE_STAGE = ("fcos", "retinanet")
+"""Detectors without regions, by `model.name`."""
+_TWO_STAGE_KEYS = (*RCNN_DEFAULTS, "MODEL.RESNETS.RES5_DILATION")
+_REGION_KEYS = ("MODEL.ROI_", "MODEL.CLS_AGNOSTIC_BBOX_REG", "MODEL.MASK_ON", "MODEL.KEYPOINT_ON")
+"""Beginnings of keys that have no effect on a region proposal network."""
 
 
 def is_idle(key: str, detector: str) -> bool:
     """Return whether a known key has no effect on a detector, given by its `model.name`."""
     others = tuple(section for name, section in SECTIONS.items() if name != detector)
+    if detector in ONE_STAGE and (key in _TWO_STAGE_KEYS or key.startswith("MODEL.FBNET.")):
+        return True
+    if detector == "rpn" and key.startswith(_REGION_KEYS):
+        return True
+    if detector not in ONE_STAGE and key in (*_SHARED, "TEST.DETECTIONS_PER_IMG"):
+        return True
     return key in IDLE or (key in DEFAULTS and key.startswith(others) and key not in _SHARED)
 
 

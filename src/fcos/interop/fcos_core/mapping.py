@@ -4,51 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any
 
-from ...config.backbones import resnet_shape
+from ...config.backbones import ResNetConfig, resnet_shape
 from ...config.catalog import build_split_section
 from ...config.detectors import DEFAULT_DETECTOR, DETECTORS
 from ...config.options import in_effect, options_of
 from .backbone_files import is_backbone_file
-from .keys import DEFAULTS, SECTIONS
+from .bodies import BODIES
+from .fbnet_rows import FBNET_ROWS
+from .keys import DEFAULTS, NUM_CLASSES, SECTIONS
+from .rcnn_rows import RCNN_ROWS
+from .rows import Row, kinds_of
+from .rows import same as _same
 
-MOBILENET = "MNV2-FPN-RETINANET"
 MOBILENET_BLOCKS = 18
 """Number of modules `features.N` of the backbone, stem included."""
-RESNETS = {"R-50-FPN-RETINANET": 50, "R-101-FPN-RETINANET": 101}
-"""Depths of the ResNets and ResNeXts by body."""
 BLOCK_NORMS = {
     ("BottleneckWithFixedBatchNorm", "StemWithFixedBatchNorm"): "frozen_bn",
     ("BottleneckWithGN", "StemWithGN"): "gn",
 }
 """Our norms by (block function, stem function)."""
+_NAMES = {"mobilenet": "mobilenet_v2", "fbnet": "fbnet"}
+"""Names of our backbones other than ResNets by kind, see `Body`."""
 _STAGES = ("C2", "C3", "C4", "C5")
-
-
-class Row(NamedTuple):
-    """Keys of the original and the equivalent options of ours.
-
-    Attributes:
-        keys: keys of the original.
-        options: dotted keys of our options.
-        ours: function from the values of `keys` to the values of `options`.
-        theirs: function from the values of `options` to the values of `keys`, or of only the first keys. None: the
-            row is not used in this direction.
-        only: `fcos` or `retinanet`, or `resnet` or `mobilenet`, if the row applies to this detector or kind of backbone
-            only; otherwise empty.
-    """
-
-    keys: tuple[str, ...]
-    options: tuple[str, ...]
-    ours: Callable[..., tuple[Any, ...]]
-    theirs: Callable[..., tuple[Any, ...]] | None = None
-    only: str = ""
-
-
-def _same(key: str, option: str, only: str = "") -> Row:
-    """Map a key to an option with the same values."""
-    return Row((key,), (option,), lambda value: (value,), lambda value: (value,), only)
 
 
 def _flag(key: str, option: str, off: str, on: str, only: str = "") -> Row:
@@ -96,17 +75,27 @@ def _convert_pixels_back(order: str, mean: list[float], std: list[float]) -> tup
 
 
 def _name_backbone(body: str, groups: int, width: int) -> str:
-    if body == MOBILENET:
-        return "mobilenet_v2"
-    depth = RESNETS[body]
+    kind, _, depth = BODIES[body]
+    if kind != "resnet":
+        return _NAMES[kind]
     return f"resnet{depth}" if (groups, width) == (1, 64) else f"resnext{depth}_{groups}x{width}d"
 
 
+def _find_kind(name: str) -> str:
+    """Return the kind of a backbone, see `Body`, for our name of it."""
+    return next((kind for kind, known in _NAMES.items() if known == name), "resnet")
+
+
+def find_one_stage_body(name: str) -> str | None:
+    """Return MODEL.BACKBONE.CONV_BODY of a one-stage detector for our name of the backbone; None: there is none."""
+    kind = _find_kind(name)
+    depth = resnet_shape(name)[0] if ResNetConfig.claims(name) else 0
+    return next((body for body, shape in BODIES.items() if shape == (kind, "retinanet", depth)), None)
+
+
 def _find_body_keys(name: str) -> tuple[Any, ...]:
-    if name == "mobilenet_v2":
-        return MOBILENET, 1, 64
-    depth, groups, width = resnet_shape(name)
-    return next(body for body, number in RESNETS.items() if number == depth), groups, width
+    _, *shape = resnet_shape(name) if ResNetConfig.claims(name) else (0, 1, 64)
+    return find_one_stage_body(name), *shape
 
 
 def _choose_extra_level_source(use_c5: bool, channels: int, body: str) -> str:
@@ -114,7 +103,7 @@ def _choose_extra_level_source(use_c5: bool, channels: int, body: str) -> str:
 
     With MobileNetV2, the original always uses P5.
     """
-    return "c5" if use_c5 and channels != 2048 and body != MOBILENET else "p5"
+    return "c5" if use_c5 and channels != 2048 and BODIES[body].kind != "mobilenet" else "p5"
 
 
 def _find_block_functions(norm: str) -> tuple[str, str]:
@@ -139,14 +128,19 @@ def _backbone_norm_groups_back(groups: int) -> tuple[int, ...]:
 def _num_classes() -> list[Row]:
     """Return the rows of the number of classes, in which the original counts background."""
     return [
-        Row((f"{section}NUM_CLASSES",), ("model.num_classes",), lambda k: (k - 1,), lambda k: (k + 1,), detector)
-        for detector, section in SECTIONS.items()
+        Row((key,), ("model.num_classes",), lambda k: (k - 1,), lambda k: (k + 1,), detector)
+        for detector, key in NUM_CLASSES.items()
     ]
 
 
 def _same_in_both(key: str, option: str) -> list[Row]:
     """Map a key of the sections of both detectors to an option with the same values."""
     return [_same(section + key, option, detector) for detector, section in SECTIONS.items()]
+
+
+def _stages_in(body: str) -> tuple[str, ...]:
+    """Return the stages of a ResNet body that may be deformable; a C5 that is a head is never deformable."""
+    return _STAGES[:3] if BODIES[body].end == "C4" else _STAGES
 
 
 _GROUP_KEYS = ("MODEL.GROUP_NORM.DIM_PER_GP", "MODEL.GROUP_NORM.NUM_GROUPS")
@@ -163,6 +157,7 @@ ROWS: list[Row] = [
         ("model.fpn.extra_level_source",),
         lambda *values: (_choose_extra_level_source(*values),),
         lambda value: (value == "c5",),
+        "one_stage",
     ),
     *_same_in_both("NUM_CONVS", "model.head.num_convs"),
     *_same_in_both("PRIOR_PROB", "model.head.prior_probability"),
@@ -193,7 +188,8 @@ ROWS: list[Row] = [
     _same("MODEL.RETINANET.BBOX_REG_BETA", "model.smooth_l1_beta", "retinanet"),
     _same("MODEL.RETINANET.BBOX_REG_WEIGHT", "model.box_loss_divisor", "retinanet"),
     Row((), ("model.anchor_rounding",), lambda: ("base",), only="retinanet"),
-    _same("TEST.DETECTIONS_PER_IMG", "model.max_detections"),
+    *RCNN_ROWS,
+    _same("TEST.DETECTIONS_PER_IMG", "model.max_detections", "one_stage"),
     Row((), ("model.box_convention",), lambda: ("inclusive",)),
     Row(
         ("INPUT.TO_BGR255", "INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"),
@@ -239,14 +235,22 @@ ROWS: list[Row] = [
     _same("MODEL.RESNETS.STRIDE_IN_1X1", "model.backbone.stride_in_1x1", "resnet"),
     _at_least_zero("MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "model.backbone.frozen_stages", "resnet"),
     Row(
-        ("MODEL.RESNETS.STAGE_WITH_DCN",),
+        ("MODEL.RESNETS.STAGE_WITH_DCN", "MODEL.BACKBONE.CONV_BODY"),
         ("model.backbone.deformable_stages",),
-        lambda flags: ([stage for stage, is_deformable in zip(_STAGES, flags, strict=True) if is_deformable],),
+        lambda flags, body: ([stage for stage in _stages_in(body) if flags[_STAGES.index(stage)]],),
         lambda stages: (tuple(stage in stages for stage in _STAGES),),
         "resnet",
     ),
     _same("MODEL.RESNETS.WITH_MODULATED_DCN", "model.backbone.modulated", "resnet"),
     _same("MODEL.RESNETS.DEFORMABLE_GROUPS", "model.backbone.offset_groups", "resnet"),
+    Row(
+        ("MODEL.RESNETS.RES5_DILATION", "MODEL.BACKBONE.CONV_BODY"),
+        ("model.backbone.head_dilation",),
+        lambda dilation, body: (dilation if BODIES[body].end == "C4" else 1,),
+        lambda dilation: (dilation,),
+        "resnet",
+    ),
+    *FBNET_ROWS,
     # The data.
     Row((), ("data.convention",), lambda: ("fcos_core",)),
     _one_way("INPUT.MIN_SIZE_TRAIN", "data.short_side", _as_list),
@@ -288,16 +292,18 @@ ROWS: list[Row] = [
 """Equivalent settings of both projects."""
 
 
-def option_keys(detector: str) -> dict[str, str]:
+def option_keys(detector: str, backbone: str) -> dict[str, str]:
     """Return the key of the original that decides each of our options; messages name it instead of the option.
 
     Args:
         detector: `model.name`.
+        backbone: `model.backbone.name`.
     """
+    kinds = kinds_of(detector, _find_kind(backbone))
     return {
         option: key
         for row in ROWS
-        if row.only not in SECTIONS.keys() - {detector}
+        if row.only in kinds
         for option, key in zip(row.options, cycle(row.keys), strict=False)  # one key may decide several options
         if not key.startswith("DATASETS.")  # these decide whole sections
     }
@@ -311,12 +317,12 @@ def to_options(get: Callable[[str], Any], *, detector: str, num_classes_given: b
         detector: `model.name`.
         num_classes_given: True if the config gives the number of classes; otherwise the data determines it.
     """
-    kinds = "", detector, "mobilenet" if get("MODEL.BACKBONE.CONV_BODY") == MOBILENET else "resnet"
+    kinds = kinds_of(detector, BODIES[get("MODEL.BACKBONE.CONV_BODY")].kind)
     options: dict[str, Any] = {"model.name": detector}
     for row in ROWS:
         if row.only in kinds:
             options |= zip(row.options, row.ours(*map(get, row.keys)), strict=False)
-    if not num_classes_given:
+    if not num_classes_given and "model.num_classes" in options:
         options["model.num_classes"] = None
     return options
 
@@ -331,7 +337,7 @@ def to_keys(options: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     detector = options.get("name", DEFAULT_DETECTOR)
     effective = in_effect(options, options_of(DETECTORS[detector]))
     values = {f"model.{key}": value for key, value in effective.items()} | {"model.num_classes": num_classes}
-    kinds = "", detector, "mobilenet" if options["backbone.name"] == "mobilenet_v2" else "resnet"
+    kinds = kinds_of(detector, _find_kind(options["backbone.name"]))
     keys: dict[str, Any] = {} if detector == "fcos" else {"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}
     for row in ROWS:
         if row.theirs is not None and row.only in kinds and all(option in values for option in row.options):

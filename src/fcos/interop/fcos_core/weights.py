@@ -21,22 +21,38 @@ from ...models import build_anchors
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
 from ..architecture import CLASS_HEAD, changeable_options, replace_prefix, require_same
 from .config import config_from_yaml
-from .mapping import to_keys
+from .keys import ONE_STAGE
+from .mapping import find_one_stage_body, to_keys
+from .rcnn_names import RCNN_PREFIXES
 
 log = logging.getLogger(__name__)
 
 ANCHORS = "cell_anchors_"
 """Beginning of the names of the anchors of a cell, see `models.retinanet`; the original saves them with the weights."""
-_PREFIXES = [
+_BODY_PREFIXES = [
     *((f"backbone.body.stem.{layer}.", f"backbone.{layer}.") for layer in ("conv1", "bn1")),
     ("backbone.body.", "backbone."),
-    *((f"backbone.fpn.fpn_inner{i + 2}.", f"fpn.lateral.{i}.") for i in range(3)),
-    *((f"backbone.fpn.fpn_layer{i + 2}.", f"fpn.output.{i}.") for i in range(3)),
+]
+
+
+def _pyramid_prefixes(first: int) -> list[tuple[str, str]]:
+    """Return the prefixes of a pyramid from the map with this number on; the original numbers C2 to C5 from 1 to 4."""
+    return [
+        *((f"backbone.fpn.fpn_inner{number}.", f"fpn.lateral.{number - first}.") for number in range(first, 5)),
+        *((f"backbone.fpn.fpn_layer{number}.", f"fpn.output.{number - first}.") for number in range(first, 5)),
+    ]
+
+
+TWO_STAGE_PREFIXES = [*_BODY_PREFIXES, *_pyramid_prefixes(1)]
+"""Prefixes of the names of backbone and pyramid in R-CNN, (the original's, ours)."""
+_PREFIXES = [
+    *_BODY_PREFIXES,
+    *_pyramid_prefixes(2),
     *((f"backbone.fpn.top_blocks.p{i + 6}.", f"fpn.extra.{i}.") for i in range(2)),
     ("rpn.head.bbox_tower.", "head.box_tower."),
     ("rpn.head.cls_logits.", CLASS_HEAD),
 ]
-"""Prefixes of the names of the same tensors in all detectors, (the original's, ours)."""
+"""Prefixes of the names of the same tensors in one-stage detectors, (the original's, ours)."""
 _LAST_PREFIX = ("rpn.head.", "head.")
 _HEADS = {
     "fcos": [
@@ -51,6 +67,8 @@ _HEADS = {
         ("rpn.anchor_generator.cell_anchors.", ANCHORS),
         _LAST_PREFIX,
     ],
+    "rpn": [*TWO_STAGE_PREFIXES, *RCNN_PREFIXES],
+    "rcnn": [*TWO_STAGE_PREFIXES, *RCNN_PREFIXES],
 }
 """Prefixes by detector (`model.name`)."""
 _BACKBONE = "backbone."
@@ -61,13 +79,19 @@ _STRIDES = [8, 16, 32, 64, 128]
 def find_detector(state: Mapping[str, Tensor]) -> str | None:
     """Return the detector (`model.name`) of a state dict with the original's tensor names; None if it has others.
 
-    The proposal network of Faster R-CNN predicts the same quantities as RetinaNet, but with 1x1 convolutions.
+    The region proposal network predicts the same quantities as RetinaNet, but with 1x1 convolutions.
     """
     if {"rpn.head.cls_logits.bias", "rpn.head.centerness.bias"} <= state.keys():
         return "fcos"
     heads = [state.get(f"rpn.head.{name}.weight") for name in ("cls_logits", "bbox_pred")]
-    is_retinanet = all(head is not None and head.shape[2:] == (3, 3) for head in heads)
-    return "retinanet" if is_retinanet else None
+    if all(head is not None and head.shape[2:] == (3, 3) for head in heads):
+        return "retinanet"
+    if "roi_heads.box.predictor.cls_score.weight" in state:
+        return "rcnn"
+    if any(name.startswith("roi_heads.") for name in state):  # of another project
+        return None
+    is_rpn = "rpn.head.conv.weight" in state or any(name.startswith("rpn.head.0.head.") for name in state)
+    return "rpn" if is_rpn else None
 
 
 def rename(name: str, detector: str = "fcos") -> str:
@@ -108,14 +132,15 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     """
     section = checkpoint.config["model"]
     detector = section.get("name", DEFAULT_DETECTOR)
-    if detector not in _HEADS:
+    if detector not in ONE_STAGE:
         raise WeightsError(f"{where}: weights of {detector}, but the original FCOS supports only FCOS and RetinaNet")
     config_class = DETECTORS[detector]
     config = config_class.model_validate(section)
     ours = flatten(config.model_dump())
     name = ours["backbone.name"]
-    if not any(section.claims(name) for section in _BACKBONES):
-        name = " or ".join(known for section in _BACKBONES for known in section.names())
+    if find_one_stage_body(name) is None:
+        names = [known for section in _BACKBONES for known in section.names()]
+        name = " or ".join(known for known in names if find_one_stage_body(known))
     required_options = {"backbone.name": name, "strides": _STRIDES}
     require_same(
         {key: ours[key] for key in required_options},

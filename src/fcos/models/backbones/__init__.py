@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ...choices import HeadKind
 from ...config.backbones import SECTIONS, BackboneSection
 from ...errors import ConfigError
 from .pretrained import restricted_licence
@@ -39,6 +40,32 @@ class Backbone(Protocol):
         """Remove all layers after a map. They are not used, cost time and never get a gradient.
 
         It is only called if the pyramid does not use the last map; other user-defined backbones do not need it.
+        """
+        ...
+
+
+class Head(Protocol):
+    """Layers of a head (an `nn.Module`) that the architecture of a backbone defines.
+
+    Attributes:
+        out_channels: number of channels of the output.
+    """
+
+    out_channels: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Compute [N, out_channels, H', W'] from a map (head of kind `rpn`) or pooled regions [N, C, H, W]."""
+        ...
+
+
+class HeadBackbone(Backbone, Protocol):
+    """Backbone whose architecture also defines layers for the heads of an R-CNN on one of its maps."""
+
+    def build_head(self, kind: HeadKind) -> Head:
+        """Build the layers of a head, with pretrained weights if the backbone has them.
+
+        Every call returns new layers. The map that the head expects is C4 for a ResNet, whose heads consist of C5, and
+        the last map for FBNet. For a ResNet, it must be called before `truncate_after`.
         """
         ...
 

@@ -13,6 +13,7 @@ from torchvision.models import (
     MobileNet_V2_Weights,
     ResNet50_Weights,
     ResNet101_Weights,
+    ResNet152_Weights,
     ResNeXt101_32X8D_Weights,
     ResNeXt101_64X4D_Weights,
     WeightsEnum,
@@ -78,6 +79,7 @@ def _coco_detector(number: str, title: str, stamp: str) -> tuple[str, Pretrained
 CATALOG: dict[str, Pretrained] = {
     "imagenet/resnet50": _torchvision(ResNet50_Weights.IMAGENET1K_V1),
     "imagenet/resnet101": _torchvision(ResNet101_Weights.IMAGENET1K_V1),
+    "imagenet/resnet152": _torchvision(ResNet152_Weights.IMAGENET1K_V1),
     "imagenet/resnext101_32x8d": _torchvision(ResNeXt101_32X8D_Weights.IMAGENET1K_V1),
     "imagenet/resnext101_64x4d": _torchvision(ResNeXt101_64X4D_Weights.IMAGENET1K_V1),
     "imagenet/mobilenet_v2": _torchvision(MobileNet_V2_Weights.IMAGENET1K_V1),

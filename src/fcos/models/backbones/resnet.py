@@ -5,6 +5,7 @@ Source: He et al., CVPR 2016 (arXiv:1512.03385); Xie et al., CVPR 2017 (arXiv:16
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
+from ...choices import HeadKind
 from ...config.backbones import resnet_shape
 from ..layers import NORMS, DeformConv
 from .pretrained import load_pretrained
@@ -29,11 +31,12 @@ class Shape(NamedTuple):
 SHAPES = {
     "resnet50": Shape((3, 4, 6, 3)),
     "resnet101": Shape((3, 4, 23, 3)),
+    "resnet152": Shape((3, 8, 36, 3)),
     "resnext101_32x8d": Shape((3, 4, 23, 3), 32, 8),
     "resnext101_64x4d": Shape((3, 4, 23, 3), 64, 4),
 }
 """Shapes of the ResNets with ImageNet weights."""
-_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _STAGES = {
     "stem": ["conv1", "bn1", "relu", "maxpool"],
     "C2": ["layer1"],
@@ -65,6 +68,7 @@ class ResNet(Stages):
         deformable_stages: stages among C2 to C5 whose 3x3 convolutions are deformable.
         modulated: whether deformable convolutions also weight their samples, see `DeformConv`.
         offset_groups: number of offset groups of deformable convolutions, see `DeformConv`.
+        head_dilation: dilation of the heads of `build_head`, see `ResidualHead`.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class ResNet(Stages):
         deformable_stages: Sequence[str] = (),
         modulated: bool = True,
         offset_groups: int = 1,
+        head_dilation: int = 1,
     ):
         super().__init__()
         blocks, groups, width = SHAPES[name] if name in SHAPES else _find_shape(name)
@@ -99,14 +104,51 @@ class ResNet(Stages):
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.channels = {"C2": 256, "C3": 512, "C4": 1024, "C5": 2048}
         self.strides = dict(STRIDES)
+        self.head_dilation = head_dilation
         self._freeze(frozen_stages)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the maps C2 to C5 of normalised images [N, 3, H, W]."""
         return self._maps(images)
 
+    def build_head(self, kind: HeadKind) -> ResidualHead:
+        """Build a head for regions of C4 from a copy of stage C5 with its weights; see `HeadBackbone`."""
+        assert kind != "rpn", "C5 is no head of a region proposal network"
+        assert "C5" in self.channels, "build_head must be called before truncate_after"
+        return ResidualHead(copy.deepcopy(self.layer4), dilation=self.head_dilation)
+
     def _stages(self) -> dict[str, list[str]]:
         return _STAGES
+
+
+class ResidualHead(nn.Module):
+    """Head of an R-CNN on C4: the last stage of a ResNet, which is run on every pooled region.
+
+    The stage halves the regions' sides, but not if it is dilated.
+
+    Args:
+        stage: stage `layer4` of torchvision's ResNet, which becomes part of the head.
+        dilation: dilation of the 3x3 convolutions, which must not be deformable if it is above 1.
+
+    Attributes:
+        out_channels: number of channels of the output.
+
+    Source: He et al., CVPR 2016 (arXiv:1512.03385), appendix A; dilation as in maskrcnn-benchmark (MIT).
+    """
+
+    def __init__(self, stage: nn.Sequential, *, dilation: int = 1):
+        super().__init__()
+        self.layer4 = stage
+        convs = [module for module in stage.modules() if isinstance(module, nn.Conv2d)]
+        for conv in convs if dilation > 1 else ():
+            conv.stride = (1, 1)
+            if conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (dilation, dilation)
+        self.out_channels = convs[-1].out_channels
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """Map regions [R, 1024, h, w] to [R, 2048, h / 2, w / 2] (rounded up), or [R, 2048, h, w] if dilated."""
+        return self.layer4(regions)
 
 
 def _deformable(conv: nn.Conv2d, modulated: bool, offset_groups: int, *, copy: bool) -> DeformConv:

@@ -1,0 +1,282 @@
+"""Options of the two-stage detectors: region proposal network (RPN), and Faster, Mask and Keypoint R-CNN."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ..choices import AnchorRounding, BoxLoss, ExtraLevelSource, HeadLayers, LossAverage, MaskHeadLayers, PyramidNorm
+from .detector import (
+    INCLUSIVE,
+    AnchorRatio,
+    AnchorSizes,
+    FPNConfig,
+    HeadConfig,
+    Length,
+    OffsetWeights,
+    PyramidConfig,
+    Section,
+)
+from .options import option
+
+_MAX_BOXES = 10**6
+Channels = Annotated[int, Field(ge=1, le=8192)]
+
+
+class RCNNFPNConfig(FPNConfig):
+    """Feature pyramid network of two-stage detectors."""
+
+    enabled: bool = option(True, "shape")
+    """Use a feature pyramid; otherwise, the detector uses one map of the backbone, that of the only stride (C4)."""
+    extra_level_source: ExtraLevelSource = option("max_pool", "shape", "meaning")
+    """Input of the first extra level above the backbone's last one (P6): `p5`, `c5`, or every second pixel of the last
+    level (`max_pool`)."""
+
+
+class ProposalsConfig(Section):
+    """Region proposal network: anchors are classified as object or background, and the best are the proposals."""
+
+    layers: HeadLayers = option("own", "shape")
+    """Layers before the predictions: `own`, or those that the backbone defines (`backbone`, only FBNet)."""
+    num_convs: int = option(1, "shape", ge=1, le=64)
+    """Number of 3x3 convolutions of `own`."""
+    foreground_iou: float = option(0.7, "training", gt=0, le=1)
+    """IoU from which on an anchor learns the object that it overlaps most."""
+    background_iou: float = option(0.3, "training", ge=0, le=1)
+    """IoU below which an anchor is background; anchors between the two thresholds are ignored."""
+    low_quality_matches: bool = option(True, "training")
+    """Also match the anchors with the highest IoU of an object, so that (almost) every object is learned."""
+    straddle_threshold: float | None = option(None, "training", ge=0, le=10**6)
+    """Largest number of pixels by which an anchor may cross the image border in training; null: no limit, but anchors
+    with their centre in the padding are ignored."""
+    samples_per_image: int = option(256, "training", ge=1, le=_MAX_BOXES)
+    """Number of randomly sampled anchors per image that are used in the losses."""
+    positive_fraction: float = option(0.5, "training", gt=0, le=1)
+    """Largest fraction of positives among them."""
+    smooth_l1_beta: float = option(1 / 9, "training", ge=0, le=1000)
+    """Box loss: error of an offset from which on the smooth L1 loss is linear; 0: L1 loss."""
+    train_pre_nms_top_k: int = option(2000, "training", ge=1, le=_MAX_BOXES)
+    """Training: maximum number of candidates per level and image before NMS."""
+    train_post_nms_top_k: int = option(2000, "training", ge=1, le=_MAX_BOXES)
+    """Training: maximum number of proposals per level and image after NMS."""
+    train_max_proposals: int = option(2000, "training", ge=1, le=_MAX_BOXES)
+    """Training: maximum number of proposals per image, or per batch with `limit_per_batch`."""
+    limit_per_batch: bool = option(False, "training")
+    """Apply `train_max_proposals` to all images of a process together (the original). Training then depends on the
+    number of processes and micro-batches."""
+    pre_nms_top_k: int = option(1000, "detection", ge=1, le=_MAX_BOXES)
+    """Detection: maximum number of candidates per level and image before NMS."""
+    post_nms_top_k: int = option(1000, "detection", ge=1, le=_MAX_BOXES)
+    """Detection: maximum number of proposals per level and image after NMS."""
+    max_proposals: int = option(1000, "detection", ge=1, le=_MAX_BOXES)
+    """Detection: maximum number of proposals per image."""
+    nms_threshold: float = option(0.7, "detection", ge=-1, le=1)
+    """IoU above which NMS suppresses the lower-scoring of two proposals of a level; 0 or less: no NMS. It also affects
+    training."""
+    min_size: float = option(0.0, "detection", ge=0, le=10**6)
+    """Smallest width and height of a proposal in pixels. It also affects training."""
+    in_padding: bool = option(False, "detection", "convention", free_for=INCLUSIVE)
+    """Also use anchors with their centre in the padding (as other projects do); results then depend on the batch."""
+
+
+class FCOSProposalsConfig(Section):
+    """FCOS as the first stage of R-CNN, with one class for all objects (FCOS, table 6)."""
+
+    enabled: bool = option(False, "shape", "meaning")
+    """Let FCOS propose the boxes, in place of the region proposal network."""
+    head: HeadConfig = Field(default_factory=HeadConfig)
+    size_ranges: list[tuple[Length, Length | None]] = option(
+        [(-1, 32), (32, 64), (64, 128), (128, 256), (256, None)], "training", needs="enabled"
+    )
+    """Range (low, high) per level in pixels: a location learns a box if the largest of its four distances is in this
+    range, both ends included; high null: no upper limit."""
+    center_sampling_radius: float = option(1.5, "training", needs="enabled", ge=0, le=1000)
+    """Only locations within this many strides of the box's centre are positive; 0: all locations inside the box."""
+    box_loss: BoxLoss = option("giou", "training", needs="enabled")
+    train_max_proposals: int = option(2000, "training", needs="enabled", ge=1, le=_MAX_BOXES)
+    """Training: maximum number of proposals per image."""
+    pre_nms_top_k: int = option(1000, "detection", needs="enabled", ge=1, le=_MAX_BOXES)
+    """Maximum number of candidates per level and image before NMS. It also affects training."""
+    max_proposals: int = option(1000, "detection", needs="enabled", ge=1, le=_MAX_BOXES)
+    """Detection: maximum number of proposals per image."""
+    nms_threshold: float = option(0.7, "detection", needs="enabled", ge=-1, le=1)
+    """IoU above which NMS suppresses the lower-scoring of two proposals; 0 or less: no NMS. It also affects
+    training."""
+
+
+class AnchorPyramidConfig(PyramidConfig):
+    """Options that RPN and R-CNN share."""
+
+    fpn: RCNNFPNConfig = Field(default_factory=RCNNFPNConfig)
+    strides: list[int] = option([4, 8, 16, 32, 64], "shape", "meaning")
+    """Strides of the pyramid levels. Strides that the backbone lacks are computed by further downsampling."""
+    anchor_sizes: AnchorSizes = option([[32], [64], [128], [256], [512]], "shape", "meaning")
+    """Sizes of the anchors of each level: square roots of their areas in pixels, a number or a list per level."""
+    anchor_ratios: list[AnchorRatio] = option([0.5, 1.0, 2.0], "shape", "meaning", min_length=1)
+    """Height / width of the anchors. Every location has an anchor for each ratio and size."""
+    anchor_rounding: AnchorRounding = option("none", "meaning")
+    """Rounding of the anchors to whole pixels. `base`: sides of the anchor of the size of the stride, which are then
+    scaled (the original); `corners`: corners of every anchor (torchvision)."""
+    loss_average: LossAverage = option("image", "training")
+    """Averaging of the losses. `image`: mean over the samples of each image, then over the images, so that any number
+    of processes and micro-batches trains alike; `batch`: mean over all samples of a process (the original)."""
+    proposals: ProposalsConfig = Field(default_factory=ProposalsConfig)
+
+    @property
+    def level_sizes(self) -> list[list[float]]:
+        """Sizes of the anchors of each level in pixels."""
+        return self.anchor_sizes
+
+    @property
+    def default_threshold(self) -> float:
+        """Default score threshold of 0.5."""
+        return 0.5
+
+    def find_proposal_problems(self) -> list[str]:
+        """Describe the problems of levels, anchors and proposals: one text each, empty list if there are none."""
+        problems = self.find_level_problems()
+        problems += self.find_anchor_problems(self.anchor_sizes, self.anchor_ratios)
+        if not self.fpn.enabled and len(self.strides) > 1:
+            problems.append(f"fpn.enabled=false: expected one stride, found {self.strides}")
+        if self.proposals.layers == "backbone" and self.backbone.name != "fbnet":
+            problems.append(f"proposals.layers=backbone: expected backbone.name=fbnet, found {self.backbone.name}")
+        return problems + find_threshold_problems(self.proposals, "proposals")
+
+
+class RPNConfig(AnchorPyramidConfig):
+    """Options of a region proposal network that is trained and used alone. Its detections are the proposals."""
+
+    name: Literal["rpn"] = "rpn"
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> RPNConfig:
+        _reject(self.find_proposal_problems())
+        return self
+
+
+class BoxHeadConfig(Section):
+    """Head that classifies proposals and shifts their boxes."""
+
+    layers: HeadLayers = option("own", "shape")
+    """Layers on the pooled features: convolutions and linear layers with the following options (`own`), or those that
+    the backbone defines (`backbone`): the last stage of a ResNet on C4, or the head of FBNet."""
+    num_convs: int = option(0, "shape", ge=0, le=64)
+    """Number of 3x3 convolutions."""
+    conv_channels: Channels = option(256, "shape")
+    conv_norm: PyramidNorm = option("none", "shape")
+    """Normalisation after the convolutions."""
+    dilation: int = option(1, "meaning", ge=1, le=64)
+    """Dilation of the convolutions."""
+    num_linears: int = option(2, "shape", ge=1, le=64)
+    """Number of linear layers, after the convolutions."""
+    linear_channels: Channels = option(1024, "shape")
+    linear_norm: PyramidNorm = option("none", "shape")
+    """Normalisation after the linear layers."""
+    resolution: int = option(7, "shape", ge=1, le=64)
+    """Width and height of the features that are pooled from every proposal."""
+    sampling_ratio: int = option(2, "meaning", ge=0, le=64)
+    """Number of sampling points per pooled feature and axis; 0: as many as the proposal has map cells."""
+    class_agnostic: bool = option(False, "shape")
+    """Predict one box per proposal instead of one for each class."""
+    offset_weights: OffsetWeights = option((10.0, 10.0, 5.0, 5.0), "meaning")
+    """Factors of the predicted box offsets dx, dy, dw and dh."""
+    foreground_iou: float = option(0.5, "training", gt=0, le=1)
+    """IoU from which on a proposal learns the object that it overlaps most."""
+    background_iou: float = option(0.5, "training", ge=0, le=1)
+    """IoU below which a proposal is background; proposals between the two thresholds are ignored."""
+    samples_per_image: int = option(512, "training", ge=1, le=_MAX_BOXES)
+    """Number of randomly sampled proposals per image that are used in the losses."""
+    positive_fraction: float = option(0.25, "training", gt=0, le=1)
+    """Largest fraction of positives among them."""
+    smooth_l1_beta: float = option(1.0, "training", ge=0, le=1000)
+    """Box loss: error of an offset from which on the smooth L1 loss is linear; 0: L1 loss."""
+
+
+class MaskHeadConfig(Section):
+    """Head that predicts the mask of every detection (Mask R-CNN)."""
+
+    enabled: bool = option(False, "shape")
+    layers: MaskHeadLayers = option("own", "shape", needs="enabled")
+    """Layers on the pooled features: `own` convolutions, those that the backbone defines (`backbone`), or those of the
+    box head (`box`, if these are of the backbone)."""
+    conv_channels: list[Channels] = option([256, 256, 256, 256], "shape", needs="enabled", min_length=1)
+    """Channels of the 3x3 convolutions of `own`. The transposed convolution of `upsample` has as many channels as the
+    last."""
+    upsample: bool = option(True, "shape", needs="enabled")
+    """Double the side of the grid with a transposed convolution after the layers."""
+    norm: PyramidNorm = option("none", "shape", needs="enabled")
+    dilation: int = option(1, "meaning", needs="enabled", ge=1, le=64)
+    """Dilation of the convolutions."""
+    resolution: int = option(14, "meaning", needs="enabled", ge=1, le=128)
+    """Width and height of the features that are pooled from every box. With `upsample` and `own` layers, masks have
+    twice as many pixels per side."""
+    sampling_ratio: int = option(2, "meaning", needs="enabled", ge=0, le=64)
+    """Number of sampling points per pooled feature and axis; 0: as many as the box has map cells."""
+
+
+class KeypointHeadConfig(Section):
+    """Head that predicts the keypoints of every detection (Keypoint R-CNN)."""
+
+    enabled: bool = option(False, "shape")
+    layers: HeadLayers = option("own", "shape", needs="enabled")
+    """Layers on the pooled features: `own` convolutions, or those that the backbone defines (`backbone`)."""
+    num_keypoints: int = option(17, "shape", needs="enabled", ge=1, le=10_000)
+    """Number of keypoints of an object."""
+    conv_channels: list[Channels] = option([512] * 8, "shape", needs="enabled", min_length=1)
+    """Channels of the 3x3 convolutions of `own`."""
+    resolution: int = option(14, "meaning", needs="enabled", ge=1, le=128)
+    """Width and height of the features that are pooled from every box. Heat maps have four times as many pixels per
+    side."""
+    sampling_ratio: int = option(2, "meaning", needs="enabled", ge=0, le=64)
+    """Number of sampling points per pooled feature and axis; 0: as many as the box has map cells."""
+
+
+class RCNNConfig(AnchorPyramidConfig):
+    """Options of Faster R-CNN, Mask R-CNN (`mask.enabled`) and Keypoint R-CNN (`keypoints.enabled`)."""
+
+    name: Literal["rcnn"] = "rcnn"
+    fcos: FCOSProposalsConfig = Field(default_factory=FCOSProposalsConfig)
+    box: BoxHeadConfig = Field(default_factory=BoxHeadConfig)
+    mask: MaskHeadConfig = Field(default_factory=MaskHeadConfig)
+    keypoints: KeypointHeadConfig = Field(default_factory=KeypointHeadConfig)
+    score_threshold: float = option(0.05, "detection", ge=0, lt=1)
+    pre_nms_top_k: int = option(10_000, "detection", ge=1, le=10**9)
+    """Maximum number of candidates (proposal, class) per image before NMS."""
+    nms_threshold: float = option(0.5, "detection", ge=-1, le=1)
+    """IoU above which NMS suppresses the lower-scoring of two boxes of a class; 0 or less: no NMS."""
+    max_detections: int = option(100, "detection", ge=-_MAX_BOXES, le=_MAX_BOXES)
+    """Maximum number of detections per image; 0 or less: no limit. Above 100, the metrics count as many, too (per image
+    and class)."""
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> RCNNConfig:
+        problems = self.find_proposal_problems() + find_threshold_problems(self.box, "box")
+        if self.fcos.enabled:
+            problems += self.find_level_problems(self.fcos.head.norm)
+            if self.loss_average == "batch":
+                problems.append("fcos.enabled: expected loss_average=image")
+            if len(self.strides) != len(self.fcos.size_ranges):
+                counts = f"strides has {len(self.strides)} levels but fcos.size_ranges has {len(self.fcos.size_ranges)}"
+                problems.append(f"{counts}; give one range per level")
+        if self.mask.layers == "box" and self.box.layers != "backbone":
+            problems.append("mask.layers=box: expected box.layers=backbone")
+        heads = {"box": self.box.layers, "mask": self.mask.layers, "keypoints": self.keypoints.layers}
+        if self.fpn.enabled and "backbone" in heads.values():
+            named = " ".join(f"{name}.layers=backbone" for name, layers in heads.items() if layers == "backbone")
+            problems.append(f"{named}: expected fpn.enabled=false, because these layers expect a map of the backbone")
+        _reject(problems)
+        return self
+
+
+def find_threshold_problems(section: ProposalsConfig | BoxHeadConfig, name: str) -> list[str]:
+    """Return a text if the background threshold of a section exceeds its foreground threshold, else an empty list."""
+    if section.background_iou <= section.foreground_iou:
+        return []
+    ious = f"{section.background_iou} and {section.foreground_iou}"
+    return [f"{name}.background_iou must be at most {name}.foreground_iou, found {ious}"]
+
+
+def _reject(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("; ".join(problems))

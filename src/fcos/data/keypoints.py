@@ -1,0 +1,39 @@
+"""Keypoints that a horizontal flip exchanges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+
+_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
+_SIDE = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])")
+
+
+def flip_order(names: Sequence[str], pairs: Sequence[tuple[int, int]] | None = None) -> tuple[int, ...]:
+    """Return the order of the keypoints in a flipped image: position i holds the keypoint order[i].
+
+    Args:
+        names: names of the keypoints. Names that differ only in left and right (`left_eye`, `Right-Eye`; also a
+            separate letter, as in `l_eye` and `eye.R`) are exchanged.
+        pairs: pairs of positions to exchange instead; None: by name.
+
+    Raises:
+        ConfigError: a pair names a keypoint that does not exist, or a keypoint is in two pairs.
+    """
+    order = list(range(len(names)))
+    if pairs is None:
+        position_of = {name.lower(): i for i, name in enumerate(names)}
+        for i, name in enumerate(names):
+            order[i] = position_of.get(_SIDE.sub(lambda side: _SIDES[side[0]], name.lower()), i)
+        return tuple(order)
+    members = [i for pair in pairs for i in pair]
+    if len(set(members)) != len(members) or max(members, default=0) >= len(names):
+        raise ConfigError(
+            f"data.keypoint_pairs: expected pairs of different keypoints from 0 to {len(names) - 1}"
+            f" ({', '.join(names):.200}), found {[list(pair) for pair in pairs]}"
+        )
+    for a, b in pairs:
+        order[a], order[b] = b, a
+    return tuple(order)

@@ -1,0 +1,75 @@
+"""Checks and units of the masks and keypoints of a Source.
+
+Shape letters: I images, B boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..errors import DataError
+from ..masks import Masks
+from .source import Keypoints, Problem, Source
+
+
+def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
+    """Check that a split has the masks and keypoints that are required. A split without boxes may lack them.
+
+    Raises:
+        DataError: it has none.
+    """
+    if not len(source.boxes):
+        no_keypoints = Keypoints(np.zeros((0, 0, 3), dtype=np.float32), ())
+        return replace(source, masks=Masks.empty() if masks else None, keypoints=no_keypoints if keypoints else None)
+    where = source.annotation_file(0) if source.annotation_files else source.root
+    first = f"; the first problem is {source.problems[0]}" if source.problems else ""
+    if masks and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
+        raise DataError(
+            f"{where}: data.masks=true needs the masks of the objects (`segmentation` in COCO files, polygons in YOLO"
+            f" and LabelMe files), found none; use data with masks, or a detector without mask head{first}"
+        )
+    if keypoints and source.keypoints is None:
+        raise DataError(
+            f"{where}: data.keypoints=true needs the keypoints of the objects (`keypoints` in COCO files), found none;"
+            f" use data with keypoints, or a detector without keypoint head{first}"
+        )
+    return source
+
+
+def to_pixels(source: Source, sizes: np.ndarray) -> Source:
+    """Convert masks and keypoints in fractions of the image to pixels.
+
+    Args:
+        source: split as read from its files; its boxes keep their unit.
+        sizes: int32 [I, 2], (height, width) of the images.
+    """
+    if not source.relative:
+        return source
+    frames, masks, keypoints = sizes[source.image_of][:, ::-1].astype(np.float64), source.masks, source.keypoints
+    if masks is not None:
+        num_points = np.diff(masks.ring_offsets[masks.object_offsets])
+        masks = replace(masks, points=masks.points * np.repeat(frames, num_points, axis=0))
+    if keypoints is not None:
+        values = keypoints.values.copy()
+        values[:, :, :2] *= frames[:, None].astype(np.float32)
+        keypoints = replace(keypoints, values=values)
+    return replace(source, masks=masks, keypoints=keypoints)
+
+
+def find_missing_masks(source: Source, usable: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
+    """Find objects without mask in data with masks.
+
+    Args:
+        source: split as read from its files.
+        usable: bool [B], boxes to check.
+
+    Returns:
+        The usable boxes [B] that have a mask, or are crowds, and the problems.
+    """
+    if source.masks is None:
+        return usable, []
+    is_missing = usable & ~source.crowd & (np.diff(source.masks.object_offsets) == 0)
+    message = "has no mask (no polygon of three points or more, and no RLE with pixels)"
+    return usable & ~is_missing, [source.box_problem(int(i), "no mask", message) for i in np.flatnonzero(is_missing)]

@@ -1,0 +1,88 @@
+"""Drawing of masks and skeletons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Tensor
+
+from ..masks import THRESHOLD
+
+COCO_SKELETON = (
+    *((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8)),
+    *((7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
+)
+"""Pairs of connected keypoints, counted from 0, of COCO's 17 keypoints of persons."""
+_FILL, _RIM = 0.4, 0.35  # opacity of the area of a mask, and of the dark line around it
+_INK = (17, 17, 17)
+
+
+def draw_masks(picture: Image.Image, masks: Iterable[Tensor], colors: Sequence[tuple[int, int, int]]) -> None:
+    """Fill masks with a transparent colour, and draw their outlines; the last masks are on top.
+
+    A dark rim separates touching objects of the same class, and keeps light colours visible.
+
+    Args:
+        picture: RGB picture to draw on; it is modified.
+        masks: probabilities of every object, float [H, W] in the size of the picture.
+        colors: RGB of every object, 0..255.
+    """
+    line = _line_width(picture)
+    pixels = np.asarray(picture, dtype=np.float32).copy()
+    for mask, color in zip(masks, colors, strict=True):
+        bitmap = mask.numpy() > THRESHOLD
+        rows, columns = np.flatnonzero(bitmap.any(axis=1)), np.flatnonzero(bitmap.any(axis=0))
+        if not len(rows):
+            continue
+        margin = line + 1
+        window = (
+            slice(max(rows[0] - margin, 0), rows[-1] + 1 + margin),
+            slice(max(columns[0] - margin, 0), columns[-1] + 1 + margin),
+        )
+        part, inside = pixels[window], bitmap[window]
+        rim, border = _spread(inside, line) & ~inside, inside & _spread(~inside, line)
+        part[rim] *= 1 - _RIM
+        part[inside] += _FILL * (np.array(color, dtype=np.float32) - part[inside])
+        part[border] = color
+    picture.paste(Image.fromarray(pixels.round().astype(np.uint8)))
+
+
+def _spread(bitmap: np.ndarray, distance: int) -> np.ndarray:
+    """Return the pixels at most `distance` pixels from a bitmap along both axes, bool [H, W]."""
+    image = Image.fromarray(bitmap.astype(np.uint8) * 255)
+    return np.asarray(image.filter(ImageFilter.MaxFilter(2 * distance + 1))) > 0
+
+
+def draw_skeletons(
+    picture: Image.Image,
+    keypoints: Sequence[Sequence[Sequence[float]]],
+    colors: Sequence[tuple[int, int, int]],
+    *,
+    skeleton: Sequence[tuple[int, int]] | None = None,
+) -> None:
+    """Draw keypoints as dots, and lines between connected ones; the last objects are on top.
+
+    Args:
+        picture: RGB picture to draw on; it is modified.
+        keypoints: x, y and visibility or score of every keypoint of every object; only those above 0 are drawn.
+        colors: RGB of every object, 0..255.
+        skeleton: pairs of connected keypoints, counted from 0; None: those of COCO for 17 keypoints, otherwise none.
+    """
+    line = _line_width(picture)
+    canvas = ImageDraw.Draw(picture)
+    for points, color in zip(keypoints, colors, strict=True):
+        places = {i: (x, y) for i, (x, y, visibility) in enumerate(points) if visibility > 0}
+        pairs = COCO_SKELETON if skeleton is None and len(points) == 17 else skeleton or ()
+        bones = [(places[a], places[b]) for a, b in pairs if a in places and b in places]
+        for width, ink in ((2 * line + 3, _INK), (2 * line, color)):  # a dark rim, as around boxes
+            for start, end in bones:
+                canvas.line((*start, *end), fill=ink, width=width)
+        for x, y in places.values():
+            for radius, ink in ((2 * line + 2.5, _INK), (2 * line + 1, color)):
+                canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
+
+
+def _line_width(picture: Image.Image) -> int:
+    return max(1, round(0.002 * (picture.width * picture.height) ** 0.5))
