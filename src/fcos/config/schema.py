@@ -51,6 +51,7 @@ LENGTHS = ("iterations", "epochs", "max_minutes")
 """Options of `train` of which one gives the length of a run."""
 MAX_BATCH_SIZE = 16_384
 BatchSize = Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)]
+KeypointIndex = Annotated[int, Field(ge=0, lt=10_000)]
 Zoom = Annotated[float, Field(ge=0.01, le=100)]
 OnProblem = Literal["stop", "skip"]
 UserPath = Annotated[Path, AfterValidator(_check_path)]
@@ -117,7 +118,7 @@ class DataConfig(_Section):
     head."""
     keypoints: bool = False
     """Read the keypoints of the objects (COCO: `keypoints`), for detectors with a keypoint head."""
-    keypoint_pairs: list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]] | None = None
+    keypoint_pairs: list[tuple[KeypointIndex, KeypointIndex]] | None = None
     """Pairs of keypoints, counted from 0, that a horizontal flip exchanges, such as [[1,2],[3,4]]; null: those whose
     names in the data differ only in left and right."""
     val_fraction: float | None = Field(default=None, gt=0, lt=1)
