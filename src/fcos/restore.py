@@ -39,8 +39,13 @@ from .recipes import is_recipe, load_config, recipe_names
 Use = Literal["an evaluation", "predictions", "a conversion"]
 """Purpose for which a detector is restored."""
 
-_EXAMPLES = {"fcos": "fcos_imprv_r50_fpn_1x", "retinanet": "retinanet_r50"}
-"""Recipes named in messages, by detector."""
+_EXAMPLES = {
+    "fcos": "fcos_imprv_r50_fpn_1x",
+    "retinanet": "retinanet_r50",
+    "rpn": "rpn_R_50_FPN_1x.yaml",
+    "rcnn": "faster_rcnn_r50",
+}
+"""Recipes or files of the original named in messages, by detector."""
 _NO_EFFECT: dict[Use, tuple[str, ...]] = {
     "an evaluation": TRAINING_OPTIONS,
     "predictions": (*TRAINING_OPTIONS, *(key for key in ANNOTATION_OPTIONS if key != "data.classes")),

@@ -60,7 +60,13 @@ def tiny_config(**model) -> Config:
                 **TINY[model.get("name", "fcos")],
                 **model,
             },
-            "data": {"short_side": 96, "max_side": 160, "workers": 0},
+            "data": {
+                "short_side": 96,
+                "max_side": 160,
+                "workers": 0,
+                "masks": model.get("mask", {}).get("enabled", False),
+                "keypoints": model.get("keypoints", {}).get("enabled", False),
+            },
         },
         where="test",
     )

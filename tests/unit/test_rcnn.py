@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES, tiny_config
 from fcos_inputs import noise, sizes_of
+from tiny_data import coco_tree, write_coco
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -28,6 +29,7 @@ from fcos.models.rcnn import RCNN
 from fcos.models.roi_heads import Pooler, sample_proposals
 from fcos.recipes import load_config
 from fcos.structures import Instances, Objects
+from fcos.training.loop import train
 from fcos.training.start import start_from
 
 DETAILS: dict[str, Any] = {
@@ -401,3 +403,30 @@ def test_backbone_without_head_layers_is_rejected() -> None:
         ConfigError, match=r"model\.backbone\.name=mobilenet_v2: defines no layers for heads; set layers="
     ):
         build(**options)
+
+
+def test_heads_of_details_need_the_annotations() -> None:
+    with pytest.raises(ConfigError, match=r"model\.mask\.enabled=true needs data\.masks=true, which reads the masks"):
+        load_config("mask_rcnn_mnv2_small", ["data.masks=false"])
+
+
+@pytest.mark.parametrize(
+    "recipe", ["faster_rcnn_r50", "faster_rcnn_mnv2_small", "mask_rcnn_r50", "mask_rcnn_mnv2_small"]
+)
+def test_recipes_build_and_train(kind: str, size: str, tmp_path: Path) -> None:
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height]]
+    for split in ("train", "val"):
+        write_coco(tmp_path / "data", tree, split=split)
+    options = """
+        data.workers=0 data.short_side=64 data.max_side=96 model.backbone.weights=null model.fpn.channels=32
+        model.box.linear_channels=32 train.batch_size=2 train.iterations=2 device=cpu
+    """
+    config = load_config(
+        f"{kind}_{size}", [f"data={tmp_path / 'data'}", f"output_dir={tmp_path / 'run'}", *options.split()]
+    )
+    result = train(config)
+    assert (result.run / "weights/best.pt").is_file()
+    assert ("AP_mask" in result.metrics) == (kind == "mask_rcnn")

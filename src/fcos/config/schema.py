@@ -352,6 +352,14 @@ class Config(_Section):
     device: str = "auto"
     """`auto` (CUDA, else MPS, else CPU), or the name of a torch device."""
 
+    @model_validator(mode="after")
+    def _check_details(self) -> Config:
+        for head, option in (("mask", "masks"), ("keypoints", "keypoints")):
+            section = getattr(self.model, head, None)
+            if section is not None and section.enabled and not getattr(self.data, option):
+                raise ValueError(f"model.{head}.enabled=true needs data.{option}=true, which reads the {option}")
+        return self
+
     def __init__(self, **options: Any) -> None:
         """Validate the sections and options.
 

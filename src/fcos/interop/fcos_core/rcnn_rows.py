@@ -140,6 +140,7 @@ RCNN_ROWS = [
     Row((), ("model.pre_nms_top_k",), lambda: (_UNLIMITED,), only="rcnn"),
     # The mask head.
     same("MODEL.MASK_ON", "model.mask.enabled", "rcnn"),
+    same("MODEL.MASK_ON", "data.masks", "rcnn"),
     _ours(
         ("MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR", "MODEL.ROI_MASK_HEAD.SHARE_BOX_FEATURE_EXTRACTOR", "MODEL.MASK_ON"),
         "model.mask.layers",
@@ -153,6 +154,7 @@ RCNN_ROWS = [
     *_pooler("ROI_MASK_HEAD", "mask"),
     # The keypoint head.
     same("MODEL.KEYPOINT_ON", "model.keypoints.enabled", "rcnn"),
+    same("MODEL.KEYPOINT_ON", "data.keypoints", "rcnn"),
     _ours(
         ("MODEL.ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR", "MODEL.KEYPOINT_ON"),
         "model.keypoints.layers",
