@@ -305,7 +305,7 @@ def test_inclusive_boxes_keep_their_masks(tmp_path: Path) -> None:
     assert torch.equal(inclusive.masks.boxes(), annotations.masks[1:].boxes())
 
 
-# -------------------------------------------------------------------------------------------------------- YOLO, LabelMe
+# -------------------------------------------------------------------------------------------------------- YOLO, others
 
 
 def test_yolo_polygons_are_masks(tmp_path: Path) -> None:
@@ -337,6 +337,16 @@ def test_labelme_polygons_are_masks(tmp_path: Path) -> None:
     annotations = load(tmp_path, masks=True)
     assert annotations.masks is not None
     assert annotations.masks.polygons()[0][0].tolist() == points
+
+
+def test_cvat_polygons_are_masks(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", {"a.png": (40, 30)})
+    shape = '<polygon label="cat" points="2,3;12,3;12,23.5"/>'
+    image = f'<image id="0" name="a.png" width="40" height="30">{shape}</image>'
+    (tmp_path / "annotations.xml").write_text(f"<annotations>{image}</annotations>")
+    annotations = load(tmp_path, masks=True)
+    assert annotations.masks is not None
+    assert annotations.masks.polygons()[0][0].tolist() == [[2, 3], [12, 3], [12, 23.5]]
 
 
 # ----------------------------------------------------------------------------------------------- original and real data

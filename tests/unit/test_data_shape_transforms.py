@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,14 +141,14 @@ def settings(root: Path, **options: object) -> Config:
     return Config.model_validate({"data": data, "train": {"batch_size": 2}})
 
 
-def write_shapes(root: Path) -> Path:
+def write_shapes(root: Path, names: Sequence[str] = ("left", "right")) -> Path:
     tree = coco_tree()
     for annotation in tree["annotations"]:
         x, y, w, h = annotation["bbox"]
         annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
         annotation["keypoints"] = [x, y, 2, x + w, y + h, 1]
     for category in tree["categories"]:
-        category["keypoints"] = ["left", "right"]
+        category["keypoints"] = list(names)
     return write_coco(root, tree)
 
 
@@ -169,6 +171,24 @@ def test_batches_contain_masks_and_keypoints(workers: int, tmp_path: Path) -> No
                 expected = [[x1, y1, 2], [x2, y2, 1]] if visible_first else [[x1, y2, 1], [x2, y1, 2]]
                 torch.testing.assert_close(torch.stack([left, right]), torch.tensor(expected), rtol=0, atol=1e-4)
     assert orders == {False, True}
+
+
+@pytest.mark.parametrize(("names", "options", "warns"), [
+    (["left", "right"], {}, False),
+    (["head", "tail"], {}, True),
+    (["head", "tail"], {"flip": 0.0}, False),
+    (["head", "tail"], {"keypoint_pairs": []}, False),
+    (["head", "tail"], {"keypoint_pairs": [[0, 1]]}, False),
+])  # fmt: skip
+def test_flips_of_keypoints_without_sides_cause_a_warning(
+    names: list[str], options: dict[str, Any], warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(write_shapes(tmp_path, names), workers=0, **options)
+    annotations = load_annotations(config.data, "train")
+    assert annotations is not None
+    build_train_loader(config, annotations)
+    message = "exchanges no keypoints, because their names (head, tail) do not say which are left and right"
+    assert (message in caplog.text) == warns
 
 
 def test_user_transform_with_keypoints_stops_before_the_first_step(tmp_path: Path) -> None:

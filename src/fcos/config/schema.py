@@ -114,7 +114,7 @@ class DataConfig(_Section):
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)
     masks: bool = False
-    """Read the masks of the objects (COCO: `segmentation`; YOLO and LabelMe: polygons), for detectors with a mask
+    """Read the masks of the objects (COCO: `segmentation`; YOLO, LabelMe, CVAT: polygons), for detectors with a mask
     head."""
     keypoints: bool = False
     """Read the keypoints of the objects (COCO: `keypoints`), for detectors with a keypoint head."""

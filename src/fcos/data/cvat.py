@@ -82,6 +82,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     rows = labels.sort(rows)
     return source_from_rows(
         rows,
+        with_masks=files.masks,
         root=folder_with(files.images, file_names),
         file_names=file_names,
         sizes=np.array([parse_size(e.get("height"), e.get("width")) for e in images], dtype=np.int32).reshape(-1, 2),
@@ -149,7 +150,15 @@ def _read_shape(shape: Element, image: int, number: int, labels: LabelTable) -> 
             crowd = crowd or parse_flag(flags.get(key))
         except ValueError:
             raise ValueError(f"attribute {key}: expected true or false, found {flags[key]!r:.60}") from None
-    return Row(image, number, labels.label(name), box, crowd)
+    return Row(image, number, labels.label(name), box, crowd, _polygon_of(shape))
+
+
+def _polygon_of(shape: Element) -> list[float]:
+    """Return the points of a polygon, x1, y1, x2, y2, ...; other shapes have no mask."""
+    if shape.tag != "polygon" or float(shape.get("rotation", 0)):
+        return []
+    values = [float(value) for point in shape.attrib["points"].split(";") for value in point.split(",")]
+    return values if len(values) >= 6 else []
 
 
 _Box = tuple[float, float, float, float]

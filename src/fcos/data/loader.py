@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..columns import columns
-from ..config import Config
+from ..config import Config, DataConfig
 from ..errors import DataError
+from ..formatting import join_some
 from ..structures import Batch, Objects, View
 from .dataset import Annotations, DetectionDataset, Sample
 from .geometry import resize_size
@@ -253,6 +254,8 @@ def build_train_loader(
     data, batch_size, convention = config.data, config.train.batch_size, config.model.box_convention
     assert batch_size >= world_size
     transform = _train_transform(config, annotations)
+    if rank == 0:
+        _warn_of_unnamed_sides(data, annotations)
     dataset = DetectionDataset(annotations, transform=transform, box_convention=convention)
     groups = aspect_groups(annotations.sizes) if data.group_by_aspect else np.zeros(len(annotations), dtype=np.int64)
 
@@ -279,6 +282,18 @@ def _train_transform(config: Config, annotations: Annotations) -> Transform:
         num_classes=len(annotations.class_names),
         keypoint_order=() if keypoints is None else flip_order(keypoints.names, config.data.keypoint_pairs),
     )
+
+
+def _warn_of_unnamed_sides(data: DataConfig, annotations: Annotations) -> None:
+    """Warn if flips exchange no keypoints because their names do not say which are left and right."""
+    names = () if annotations.keypoints is None else annotations.keypoints.names
+    if data.flip and len(names) > 1 and data.keypoint_pairs is None and flip_order(names) == tuple(range(len(names))):
+        logger.warning(
+            "warning: data.flip=%g exchanges no keypoints, because their names (%s) do not say which are left and"
+            " right; set data.keypoint_pairs, for example [[1,2],[3,4]] counted from 0, or [] if there are none",
+            data.flip,
+            join_some(names),
+        )
 
 
 def try_user_transform(config: Config, annotations: Annotations) -> None:

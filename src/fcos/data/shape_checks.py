@@ -27,8 +27,8 @@ def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
     first = f"; the first problem is {source.problems[0]}" if source.problems else ""
     if masks and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
         raise DataError(
-            f"{where}: data.masks=true needs the masks of the objects (`segmentation` in COCO files, polygons in YOLO"
-            f" and LabelMe files), found none; use data with masks, or a detector without mask head{first}"
+            f"{where}: data.masks=true needs the masks of the objects (`segmentation` in COCO files, polygons in YOLO,"
+            f" LabelMe and CVAT files), found none; use data with masks, or a detector without mask head{first}"
         )
     if keypoints and source.keypoints is None:
         raise DataError(
