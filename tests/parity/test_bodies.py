@@ -57,7 +57,7 @@ class Features(nn.Module):
         assert isinstance(self.backbone, FBNet | ResNet)
         self.heads = nn.ModuleDict({kind: self.backbone.build_head(kind) for kind in heads_of(get)})
         if body.end == "fpn":
-            options = nested(options, "model.fpn.") | {"extra_levels": 1}
+            options: dict[str, Any] = nested(options, "model.fpn.") | {"extra_levels": 1}
             del options["enabled"]
             self.fpn = FPN([*self.backbone.channels.values()], options.pop("channels"), **options)
         elif body.end != "last":

@@ -410,9 +410,8 @@ def test_heads_of_details_need_the_annotations() -> None:
         load_config("mask_rcnn_mnv2_small", ["data.masks=false"])
 
 
-@pytest.mark.parametrize(
-    "recipe", ["faster_rcnn_r50", "faster_rcnn_mnv2_small", "mask_rcnn_r50", "mask_rcnn_mnv2_small"]
-)
+@pytest.mark.parametrize("size", ["r50", "mnv2_small"])
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn"])
 def test_recipes_build_and_train(kind: str, size: str, tmp_path: Path) -> None:
     tree = coco_tree()
     for annotation in tree["annotations"]:
