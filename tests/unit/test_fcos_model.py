@@ -12,7 +12,6 @@ from ground_truth import objects_of
 from torch import Tensor
 
 from fcos.models.backbones import resnet
-from fcos.models.detector import ProposalStage
 from fcos.models.fcos import FCOS, FCOSOutputs
 from fcos.structures import Losses, Objects
 
@@ -125,12 +124,12 @@ def test_forward_output_depends_on_arguments_not_on_training_mode(training: bool
     assert model.training == training
 
 
-def test_proposal_stage_steps_match_forward_and_detect(shared: FCOS) -> None:
-    stage: ProposalStage = shared
+def test_steps_of_forward_and_detect_give_the_same_results(shared: FCOS) -> None:
+    """A first stage of a two-stage detector takes these steps."""
     images, sizes, targets = noise(2, 3, 64, 64), sizes_of((64, 64), (50, 60)), two_boxes()
-    outputs = stage.head(stage.features(images, sizes))
-    torch.testing.assert_close(stage.losses(outputs, targets).terms, shared(images, sizes, targets).terms)
-    proposals = [stage.suppress(candidates) for candidates in stage.decode(outputs, sizes)]
+    outputs = shared.head(shared.features(images, sizes))
+    torch.testing.assert_close(shared.losses(outputs, targets).terms, shared(images, sizes, targets).terms)
+    proposals = [shared.suppress(candidates) for candidates in shared.decode(outputs, sizes)]
     for ours, theirs in zip(proposals, shared.detect(images, sizes), strict=True):
         assert len(ours) > 0
         assert not ours.boxes.requires_grad

@@ -87,5 +87,5 @@ def test_the_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_messages_name_the_key_of_both_options_that_it_decides() -> None:
-    keys = option_keys("fcos")
+    keys = option_keys("fcos", "resnet50")
     assert [keys[option] for option in ("model.backbone.weights", "train.weights")] == ["MODEL.WEIGHT"] * 2
