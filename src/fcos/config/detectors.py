@@ -118,6 +118,8 @@ class RetinaNetHeadConfig(Section):
     num_convs: int = option(4, "shape", ge=0, le=64)
     norm: TowerNorm = option("none", "shape")
     """Normalisation in the towers. `bn`: separate batch norm for every level."""
+    conv_bias: bool = option(True, "shape")
+    """Use a bias in the convolutions of the towers (torchvision's second version does not)."""
     prior_probability: float = option(0.01, "training", gt=0, lt=1)
 
 
