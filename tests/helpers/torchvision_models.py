@@ -3,12 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models import detection
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fcos.structures import Instances
+
+_STD = {
+    "head.classification_head.cls_logits": 2.0,
+    "head.regression_head.bbox_reg": 0.3,
+    "rpn.head.cls_logits": 2.0,
+    "rpn.head.bbox_pred": 0.3,
+    "roi_heads.box_predictor.cls_score": 2.0,
+    "roi_heads.box_predictor.bbox_pred": 1.0,
+    "roi_heads.mask_predictor.mask_fcn_logits": 2.0,
+    "roi_heads.keypoint_predictor.kps_score_lowres": 2.0,
+}
+"""Standard deviation of the outputs of layers in `random_model`."""
+LIMITS: dict[str, dict[str, Any]] = {
+    "retinanet": {"detections_per_img": 50},
+    "rcnn": {"rpn_post_nms_top_n_test": 100, "box_detections_per_img": 20},
+}
+"""Limits of torchvision's functions for fast tests."""
+OUR_LIMITS: dict[str, dict[str, Any]] = {
+    "retinanet": {"max_detections": 50},
+    "rcnn": {"proposals": {"max_proposals": 100}, "max_detections": 20},
+}
+"""The same limits as options of `model`."""
+
+
+def random_model(name: str, num_labels: int = 6, *, seed: int = 1, **options: Any) -> nn.Module:
+    """Build one of torchvision's detectors with weights that give many detections, of every class and size.
+
+    Args:
+        name: name of torchvision's function.
+        num_labels: number of classes including background.
+        seed: seed of the weights.
+        **options: options of the function.
+    """
+    torch.manual_seed(seed)
+    limits = LIMITS["retinanet" if name.startswith("retinanet") else "rcnn"]
+    options = {"min_size": 96, "max_size": 192, **limits, **options}
+    model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=num_labels, **options).eval()
+    for key, tensor in model.state_dict().items():
+        if key.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+        elif key.endswith(("running_mean", "bias")):
+            tensor.normal_(std=0.1)
+    for path, std in _STD.items():
+        if any(key == path for key, _ in model.named_modules()):
+            _scale_outputs(model, model.get_submodule(path), std)
+    return model
+
+
+@torch.inference_mode()
+def _scale_outputs(model: nn.Module, layer: nn.Module, std: float) -> None:
+    """Scale the weight of a layer so that its outputs for a random image have this standard deviation."""
+    outputs: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda *call: outputs.append(call[-1].flatten()))
+    model([torch.rand(3, 96, 128)])
+    hook.remove()
+    weight: Any = layer.weight
+    weight.mul_(std / torch.cat(outputs).std())
 
 
 def resizing(min_size: int) -> GeneralizedRCNNTransform:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import WeightsError
+from ...formatting import plural
 from ...models.detector import ClassRows
 from ..architecture import CLASS_HEAD, count_classes
 
@@ -41,21 +42,21 @@ class ClassLayout:
         self.rows: dict[str, ClassRows] = {}
         if f"{_BOX_LOGITS}bias" in weights:
             self.logits, self.first_label = _BOX_LOGITS, 1
+            self.num_labels = _count_softmax_rows(weights, where=where)
             self.rows = {"box.offsets.": ClassRows(before=4, per_class=4), "heads.mask.logits.": ClassRows(before=1)}
-            num_rows = len(weights[f"{_BOX_LOGITS}bias"])
+            self.rows[_BOX_LOGITS] = ClassRows(before=1)
         else:
+            self.logits, self.first_label = CLASS_HEAD, 0
             offsets = weights.get("head.offsets.weight")
             num_anchors = 1 if offsets is None else len(offsets) // 4
-            self.logits, self.first_label = CLASS_HEAD, 0
-            num_rows = count_classes(weights, num_anchors=num_anchors, where=where)
-        self.rows[self.logits] = ClassRows(repeats=1 if self.first_label else num_anchors, before=self.first_label)
-        self.num_labels = num_rows
-        num_classes = num_rows - self.first_label
+            self.num_labels = count_classes(weights, num_anchors=num_anchors, where=where)
+            self.rows[CLASS_HEAD] = ClassRows(repeats=num_anchors)
         for name, rows in self._parameters(weights):
-            if len(weights[name]) != rows.count(num_classes):
+            count, shape = rows.count(self.num_labels - self.first_label), list(weights[name].shape)
+            if shape[:1] != [count]:
                 raise WeightsError(
-                    f"{where}: damaged weights: expected {rows.count(num_classes)} rows of {name}, as the class head"
-                    f" has {num_rows} rows, found the shape {list(weights[name].shape)}"
+                    f"{where}: damaged weights: the class head has {plural(self.num_labels, 'row')}, so {name} must"
+                    f" have {count}, found the shape {shape}"
                 )
 
     def _parameters(self, weights: Mapping[str, Tensor]) -> list[tuple[str, ClassRows]]:
@@ -97,10 +98,28 @@ class ClassLayout:
         return inserted
 
 
+def _count_softmax_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
+    """Return the number of rows of the class head of R-CNN, including background.
+
+    Raises:
+        WeightsError: the weight or bias of the class head is missing, has a wrong shape, or has no rows.
+    """
+    tensors = [weights.get(f"{_BOX_LOGITS}{kind}") for kind in ("weight", "bias")]
+    weight, bias = ([] if tensor is None else list(tensor.shape) for tensor in tensors)
+    if len(weight) != 2 or bias != weight[:1] or not bias[0]:
+        shapes = ["none" if tensor is None else str(list(tensor.shape)) for tensor in tensors]
+        raise WeightsError(
+            f"{where}: damaged weights or no class head: expected a class head with a weight of shape [1 + K, C] and a"
+            f" bias of shape [1 + K] for K classes, found weight: {shapes[0]}, bias: {shapes[1]}"
+        )
+    return bias[0]
+
+
 def _split(tensor: Tensor, rows: ClassRows) -> tuple[Tensor, Tensor]:
     """Return the rows [R, before, ...] of no class and the rows [R, K, P, ...] of classes."""
     blocks = tensor.unflatten(0, (rows.repeats, -1))
-    return blocks[:, : rows.before], blocks[:, rows.before :].unflatten(1, (-1, rows.per_class))
+    before, classes = blocks.split([rows.before, blocks.shape[1] - rows.before], dim=1)
+    return before, classes.unflatten(1, (classes.shape[1] // rows.per_class, rows.per_class))
 
 
 def _join(before: Tensor, blocks: Tensor) -> Tensor:
