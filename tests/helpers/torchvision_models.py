@@ -60,14 +60,17 @@ def random_model(name: str, num_labels: int = 6, *, seed: int = 1, **options: An
 
 
 @torch.inference_mode()
-def _scale_outputs(model: nn.Module, layer: nn.Module, std: float) -> None:
-    """Scale the weight of a layer so that its outputs for a random image have this standard deviation."""
+def _scale_outputs(model: nn.Module, layer: Any, std: float) -> None:
+    """Scale the outputs of a layer for a random image to this standard deviation; the mean of every channel is 0."""
     outputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda *call: outputs.append(call[-1].flatten()))
+    hook = layer.register_forward_hook(lambda *call: outputs.append(call[-1].transpose(0, 1).flatten(1)))
     model([torch.rand(3, 96, 128)])
     hook.remove()
-    weight: Any = layer.weight
-    weight.mul_(std / torch.cat(outputs).std())
+    channels = torch.cat(outputs, dim=1)
+    mean = channels.mean(dim=1)
+    factor = std / (channels - mean[:, None]).std()
+    layer.weight.mul_(factor)
+    layer.bias.copy_((layer.bias - mean) * factor)
 
 
 def resizing(min_size: int) -> GeneralizedRCNNTransform:
