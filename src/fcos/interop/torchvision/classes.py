@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import WeightsError
 from ...formatting import plural
 from ...models.detector import ClassRows
-from ..architecture import CLASS_HEAD, count_classes
+from ..architecture import CLASS_HEAD, count_classes, count_region_classes
 
 Weights = dict[str, Tensor]
 _BOX_LOGITS = "box.logits."
@@ -42,7 +42,7 @@ class ClassLayout:
         self.rows: dict[str, ClassRows] = {}
         if f"{_BOX_LOGITS}bias" in weights:
             self.logits, self.first_label = _BOX_LOGITS, 1
-            self.num_labels = _count_softmax_rows(weights, where=where)
+            self.num_labels = 1 + count_region_classes(weights, where=where)
             self.rows = {"box.offsets.": ClassRows(before=4, per_class=4), "heads.mask.logits.": ClassRows(before=1)}
             self.rows[_BOX_LOGITS] = ClassRows(before=1)
         else:
@@ -96,23 +96,6 @@ class ClassLayout:
             spread[:, classes] = blocks
             inserted[name] = _join(before, spread)
         return inserted
-
-
-def _count_softmax_rows(weights: Mapping[str, Tensor], *, where: str) -> int:
-    """Return the number of rows of the class head of R-CNN, including background.
-
-    Raises:
-        WeightsError: the weight or bias of the class head is missing, has a wrong shape, or has no rows.
-    """
-    tensors = [weights.get(f"{_BOX_LOGITS}{kind}") for kind in ("weight", "bias")]
-    weight, bias = ([] if tensor is None else list(tensor.shape) for tensor in tensors)
-    if len(weight) != 2 or bias != weight[:1] or not bias[0]:
-        shapes = ["none" if tensor is None else str(list(tensor.shape)) for tensor in tensors]
-        raise WeightsError(
-            f"{where}: damaged weights or no class head: expected a class head with a weight of shape [1 + K, C] and a"
-            f" bias of shape [1 + K] for K classes, found weight: {shapes[0]}, bias: {shapes[1]}"
-        )
-    return bias[0]
 
 
 def _split(tensor: Tensor, rows: ClassRows) -> tuple[Tensor, Tensor]:
