@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,9 @@ from fcos.interop.torchvision import COCO_CLASSES, from_torchvision, to_torchvis
 from fcos.interop.torchvision.architectures import ARCHITECTURES
 from fcos.masks import paste
 from fcos.models import DetectionModel, build_model
-from fcos.structures import Instances
+from fcos.models.anchors import Sampler, assign_anchors
+from fcos.structures import Instances, Objects
+from fcos.training.start import start_from
 
 RETINANETS = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2")
 RCNNS = (
@@ -396,3 +398,65 @@ def test_weights_by_name_predict_and_convert(tmp_path: Path, monkeypatch: pytest
             assert torch.equal(back[key][rows], tensor[rows])
         elif ".bbox_pred." not in key:
             assert torch.equal(back[key], tensor)
+
+
+def test_fine_tuning_keeps_the_rows_of_shared_classes() -> None:
+    checkpoint = from_torchvision(random_model("maskrcnn_resnet50_fpn", 91).state_dict())
+    config = validate(checkpoint.config, where="torchvision").model
+    names = ("robot", "toothbrush", "person")
+    model = build_model(config, num_classes=3, pretrained=False)
+    summary = start_from(model, checkpoint, config, names, where="tv.pth")
+    assert "loaded 2 of 3 rows by class name (toothbrush, person); newly initialised: robot" in summary
+    last = len(checkpoint.class_names)
+    for name, size in (("box.logits.weight", 1), ("box.offsets.weight", 4), ("heads.mask.logits.weight", 1)):
+        ours = model.get_parameter(name).unflatten(0, (-1, size))
+        theirs = checkpoint.model[name].unflatten(0, (-1, size))
+        assert torch.equal(ours[[0, 2, 3]], theirs[[0, last, 1]])  # with the background
+        assert not (ours[1] == theirs).flatten(1).all(dim=1).any()
+
+
+def losses_of(pair: Pair, boxes: Tensor, labels: Tensor) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+    """Return our losses and torchvision's of an image, with batch norm in evaluation mode."""
+    pair.theirs.transform = resizing(96)
+    pair.theirs.train()
+    for module in pair.theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    images = [torch.rand(3, 96, 128)]
+    with torch.no_grad():
+        theirs = pair.theirs(images, [{"boxes": boxes, "labels": labels + 1}])
+        losses = pair.ours(*network_input(pair.theirs.transform, images), [Objects(boxes, labels)])
+    return losses.terms, theirs
+
+
+BOXES = torch.tensor([[4.0, 8, 60, 70], [50, 20, 120, 90], [30, 30, 62, 62]])
+
+
+def test_losses_of_retinanet_match_torchvision_up_to_the_denominator() -> None:
+    """torchvision divides the class loss of an image by its positives; ours has one more, as in the original."""
+    pair = make_pair("retinanet_resnet50_fpn", 1)
+    ours, theirs = losses_of(pair, BOXES, torch.tensor([0, 3, 2]))
+    torch.testing.assert_close(ours["loss_box"], theirs["bbox_regression"], rtol=1e-5, atol=0)
+    model: Any = pair.ours
+    anchors = torch.cat(model.anchors.levels(model.anchors.maps((96, 128))))
+    positives = int((assign_anchors(anchors, [Objects(BOXES, torch.zeros(3).long())], model.matcher).labels >= 0).sum())
+    expected = theirs["classification"] * positives / (positives + 1)
+    torch.testing.assert_close(ours["loss_cls"], expected, rtol=1e-5, atol=0)
+
+
+def test_losses_of_faster_rcnn_match_torchvision_if_nothing_is_sampled() -> None:
+    """Both use all anchors and proposals here; otherwise, they draw other random samples."""
+    everything = 10**6
+    options = {"rpn_batch_size_per_image": everything, "box_batch_size_per_image": everything}
+    theirs = random_model("fasterrcnn_resnet50_fpn", NUM_LABELS, **options)
+    ours: Any = detector(from_torchvision(theirs.state_dict()))
+    ours.proposals.sampler = Sampler(everything, 0.5)
+    ours.box.sampler = Sampler(everything, 0.25)
+    found, expected = losses_of(Pair("fasterrcnn_resnet50_fpn", theirs, ours), BOXES, torch.tensor([0, 3, 2]))
+    for name, their_name in {
+        "loss_objectness": "loss_objectness",
+        "loss_rpn_box": "loss_rpn_box_reg",
+        "loss_cls": "loss_classifier",
+        "loss_box": "loss_box_reg",
+    }.items():
+        torch.testing.assert_close(found[name], expected[their_name], rtol=1e-4, atol=0)

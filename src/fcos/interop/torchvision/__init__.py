@@ -118,11 +118,15 @@ def from_torchvision(
     is_frozen = not any(key.startswith("backbone.body.") and key.endswith(".num_batches_tracked") for key in state)
     is_old = architecture.had_no_epsilon and "backbone.fpn.inner_blocks.0.weight" in state
     section = model_config(name, frozen_norm=is_frozen, norm_eps=0.0 if is_frozen and is_old else _EPSILON)
+    data = {"short_side": [800], "max_side": 1333}
+    if "mask" in section:
+        data["masks"] = True
     if _KEYPOINTS in weights:
+        data["keypoints"] = True
         section["keypoints"] = {**section["keypoints"], "num_keypoints": len(weights[_KEYPOINTS])}
     return Checkpoint(
         model=weights,
-        config={"model": section, "data": {"short_side": [800], "max_side": 1333}},
+        config={"model": section, "data": data},
         class_names=tuple(name for name in classes.values() if name is not None),
         category_ids=tuple(classes),
         project="torchvision",
