@@ -432,9 +432,10 @@ def losses_of(pair: Pair, boxes: Tensor, labels: Tensor) -> tuple[Mapping[str, T
 BOXES = torch.tensor([[4.0, 8, 60, 70], [50, 20, 120, 90], [30, 30, 62, 62]])
 
 
-def test_losses_of_retinanet_match_torchvision_up_to_the_denominator() -> None:
+@pytest.mark.parametrize("name", RETINANETS)  # with L1 and with GIoU loss
+def test_losses_of_retinanet_match_torchvision_up_to_the_denominator(name: str) -> None:
     """torchvision divides the class loss of an image by its positives; ours has one more, as in the original."""
-    pair = make_pair("retinanet_resnet50_fpn", 1)
+    pair = make_pair(name, 1)
     ours, theirs = losses_of(pair, BOXES, torch.tensor([0, 3, 2]))
     torch.testing.assert_close(ours["loss_box"], theirs["bbox_regression"], rtol=1e-5, atol=0)
     model: Any = pair.ours

@@ -53,6 +53,7 @@ _RETINANET_V2: dict[str, Any] = {
     **_RETINANET,
     "fpn": {"extra_level_source": "c5"},
     "head": {"norm": "gn", "conv_bias": False},
+    "box_loss": "giou",
 }
 _PROPOSALS = {"min_size": 1e-3, "in_padding": True}
 _RCNN: dict[str, Any] = {
