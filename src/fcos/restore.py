@@ -32,7 +32,7 @@ from .errors import ConfigError, WeightsError
 from .formatting import join_some
 from .interop.checkpoints import load_checkpoint, with_fcos_core_conventions
 from .interop.fcos_core.config import split_pairs
-from .interop.torchvision_fcos import WEIGHTS
+from .interop.torchvision import WEIGHTS, reject_unsupported
 from .models import DetectionModel, build_model
 from .recipes import is_recipe, load_config, recipe_names
 
@@ -138,6 +138,7 @@ def _check_is_weights(weights: str | Path) -> None:
     """Raise WeightsError for a recipe, and for a name that is neither a file nor known."""
     if is_recipe(weights):
         raise WeightsError(f"{weights}: this is a recipe or config; expected weights that were trained with it")
+    reject_unsupported(str(weights))
     if not (str(weights) in WEIGHTS or "//" in str(weights) or Path(weights).suffix or Path(weights).exists()):
         raise WeightsError(
             f"{weights}: neither a weights file nor a recipe; recipes: {', '.join(recipe_names())}; named"

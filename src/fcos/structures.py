@@ -160,6 +160,7 @@ class Instances:
         mask_grids: [D, S, S] float32, probability in 0..1 that a point belongs to the object, on a grid that spans the
             box; None if the detector has no masks.
         keypoints: [D, P, 3] float32 (x, y, score), x and y in pixels of the frame; None if the detector has none.
+        mask_margin: pixels of the frame by which masks extend beyond the right and lower sides of their boxes.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, the lengths differ, or the size or class names are invalid.
@@ -172,6 +173,7 @@ class Instances:
     class_names: tuple[str, ...] = ()
     mask_grids: Tensor | None = None
     keypoints: Tensor | None = None
+    mask_margin: float = 0.0
 
     def __post_init__(self) -> None:
         require_columns(self)
@@ -260,7 +262,8 @@ class Instances:
         """
         if self.mask_grids is None:
             return None
-        inclusive = self.boxes - self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+        extra = 1.0 - self.mask_margin
+        inclusive = self.boxes - self.boxes.new_tensor([0.0, 0.0, extra, extra])
         return paste(self.mask_grids, inclusive, self.size)
 
     def shapes_in_coco_form(self) -> dict[str, list[Any]]:

@@ -20,7 +20,7 @@ from golden import folder, load, postprocess_of, tensor
 from torch import Tensor
 
 from fcos.checkpoint import load_weights
-from fcos.interop.torchvision_fcos import COCO_CLASSES
+from fcos.interop.torchvision import COCO_CLASSES
 from fcos.models.fcos import FCOS
 from fcos.models.points import locations
 from fcos.models.postprocess import candidates, suppress

@@ -13,7 +13,7 @@ from golden import folder, load, tensor
 
 from fcos.models.anchors import BoxCoder
 from fcos.models.keypoint_head import keypoint_cells
-from fcos.models.postprocess import Postprocess, roi_candidates, suppress
+from fcos.models.postprocess import RoIPostprocess, roi_candidates, suppress
 from fcos.models.roi_heads import Pooler
 
 RTOL = 1e-6  # the recorded units are bit-identical between two runs of the original
@@ -60,7 +60,7 @@ def test_pooled_features_match_the_original(goldens: Path, pooler: str) -> None:
 def test_selected_detections_match_the_original(goldens: Path, selection: str) -> None:
     recorded = load(goldens / "rcnn_units" / "box_head_postprocess.npz")
     threshold, nms_threshold, limit, is_class_agnostic = recorded[f"{selection}/args"].tolist()
-    options = Postprocess(
+    options = RoIPostprocess(
         score_threshold=threshold,
         pre_nms_top_k=10**9,
         nms_threshold=nms_threshold,

@@ -17,7 +17,7 @@ import torch
 from fcos import downloads
 from fcos.downloads import WebFile, hub_file, warn_about_licence
 from fcos.errors import WeightsError
-from fcos.interop.torchvision_fcos import WEIGHTS
+from fcos.interop.torchvision import WEIGHTS
 from fcos.models.backbones.pretrained import CATALOG
 
 DATA = bytes(range(256)) * 40

@@ -21,7 +21,7 @@ from fcos.config import FCOSConfig
 from fcos.errors import WeightsError
 from fcos.interop.architecture import infer_model_section, map_names, shift_number
 from fcos.interop.checkpoints import from_content, load_checkpoint
-from fcos.interop.torchvision_fcos import COCO_CLASSES
+from fcos.interop.torchvision import COCO_CLASSES
 
 MMDETECTION = "mmdetection__fcos_r50-caffe_fpn_gn-head_1x_coco"
 IMPROVED = "mmdetection__fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco"

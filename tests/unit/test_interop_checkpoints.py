@@ -27,7 +27,7 @@ from fcos.config.backbones import OwnConfig, ResNetConfig
 from fcos.config.overrides import validate
 from fcos.interop.checkpoints import from_content, load_checkpoint, with_fcos_core_conventions
 from fcos.interop.fcos_core.config import config_from_yaml
-from fcos.interop.torchvision_fcos import COCO_CLASSES, WEIGHTS
+from fcos.interop.torchvision import COCO_CLASSES, WEIGHTS
 from fcos.recipes import load_config
 
 
@@ -356,7 +356,7 @@ def test_torchvision_class_head_with_background_only_raises() -> None:
 
 def test_retinanet_weights_are_not_mistaken_for_fcos() -> None:
     torchvisions = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2).state_dict()
-    assert "unknown weights format" in error_message(torchvisions)
+    assert from_content(torchvisions, where="x.pth").config["model"]["name"] == "retinanet"
     assert "unknown weights format" in error_message(named("rpn.head.cls_logits.bias", "rpn.head.bbox_pred.bias"))
 
 

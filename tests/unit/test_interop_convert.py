@@ -17,7 +17,7 @@ from fcos.errors import ConfigError, WeightsError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.interop.convert import report
 from fcos.interop.fcos_core.weights import to_fcos_core
-from fcos.interop.torchvision_fcos import model_config
+from fcos.interop.torchvision import model_config
 from fcos.models import build_model
 
 ORIGINAL: dict[str, Any] = {
@@ -99,7 +99,7 @@ def test_original_file_needs_a_config_but_converted_file_does_not(tmp_path: Path
 
 def test_conversion_to_torchvision_and_back_is_the_identity(tmp_path: Path) -> None:
     ours, there, back = (tmp_path / name for name in ("ours.pt", "there.pth", "back.pt"))
-    config = tiny_config(**model_config(), fpn={"channels": 256})
+    config = tiny_config(**model_config("fcos_resnet50_fpn"), fpn={"channels": 256})
     model = build_model(config.model, num_classes=3, pretrained=False)
     ids = tuple(sorted(CATEGORY_IDS))  # torchvision's order of the classes
     save_checkpoint(ours, model=model, config=config, class_names=NAMES, category_ids=ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from model_options import changed_sections
 from torch import Tensor
 from torchvision.models.detection import FCOS_ResNet50_FPN_Weights, fcos_resnet50_fpn
 from torchvision.models.detection.fcos import FCOS as TorchvisionFCOS
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision_models import assert_same, network_input, resizing
 
 import fcos
 from fcos import Detector
@@ -24,13 +23,7 @@ from fcos.config.options import free_options, in_effect, options_of
 from fcos.config.overrides import validate
 from fcos.config.text import flatten
 from fcos.errors import WeightsError
-from fcos.interop.torchvision_fcos import (
-    COCO_CLASSES,
-    from_torchvision,
-    to_our_names,
-    to_torchvision,
-    to_torchvision_names,
-)
+from fcos.interop.torchvision import COCO_CLASSES, from_torchvision, to_our_names, to_torchvision, torchvision_name
 from fcos.models.fcos import FCOS
 from fcos.structures import Instances
 
@@ -75,29 +68,6 @@ def ours_with_background(theirs: TorchvisionFCOS) -> FCOS:
     model = build_fcos(config.model, num_classes=CLASSES + 1, pretrained=False)
     load_weights(model, state, where="torchvision")
     return model.eval()
-
-
-def resizing(min_size: int) -> GeneralizedRCNNTransform:
-    """Build torchvision's input transform for small images."""
-    return GeneralizedRCNNTransform(min_size, 192, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]).eval()
-
-
-def network_input(transform: GeneralizedRCNNTransform, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the input of torchvision's network as our images (RGB 0..255) and sizes."""
-    batch, _ = transform(list(images))
-    mean, std = (torch.tensor(values)[:, None, None] for values in (transform.image_mean, transform.image_std))
-    return (batch.tensors * std + mean) * 255, torch.tensor(batch.image_sizes)
-
-
-def assert_same(found: Instances, expected: dict[str, Tensor], labels: Tensor | None = None) -> None:
-    """Compare with the project's tolerances: 0.01 pixels, 1e-4. Detections with nearly equal scores may swap places."""
-    assert len(found) == len(expected["scores"])
-    torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-4)
-    same = (found.labels if labels is None else labels)[:, None] == expected["labels"]
-    same &= (found.scores[:, None] - expected["scores"]).abs() <= 1e-4
-    same &= (found.boxes[:, None] - expected["boxes"]).abs().amax(dim=2) <= 0.01
-    assert same.any(dim=0).all()
-    assert same.any(dim=1).all()
 
 
 @pytest.mark.parametrize(
@@ -212,7 +182,8 @@ def test_prediction_of_mixed_sizes_matches_torchvision_per_image(side_by_side: S
 
 def test_tensor_names_survive_a_round_trip(theirs: TorchvisionFCOS) -> None:
     state = theirs.state_dict()
-    assert_equal(to_torchvision_names(to_our_names(state)), state)
+    section = FCOSConfig().model_dump()
+    assert_equal({torchvision_name(name, section): tensor for name, tensor in to_our_names(state).items()}, state)
 
 
 def test_tensor_names_before_torchvision_0_13_are_supported(theirs: TorchvisionFCOS) -> None:

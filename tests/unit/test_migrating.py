@@ -15,7 +15,7 @@ from fcos.config.text import changes
 from fcos.errors import ConfigError
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.rcnn_keys import RCNN_DEFAULTS
-from fcos.interop.torchvision_fcos import WEIGHTS
+from fcos.interop.torchvision import WEIGHTS
 from fcos.models.backbones.pretrained import CATALOG
 from fcos.recipes import load_config, recipe_names
 

@@ -23,7 +23,7 @@ from fcos.models.anchors import AnchorMatcher, BoxCoder, Sampler
 from fcos.models.keypoint_head import decode_keypoints, keypoint_cells
 from fcos.models.mask_head import MaskHead
 from fcos.models.points import BACKGROUND
-from fcos.models.postprocess import Postprocess, roi_candidates
+from fcos.models.postprocess import RoIPostprocess, roi_candidates
 from fcos.models.proposals import ProposalLimits, ProposalSelection, select_proposals
 from fcos.models.rcnn import RCNN
 from fcos.models.roi_heads import Pooler, sample_proposals
@@ -206,7 +206,7 @@ def test_candidates_of_many_proposals_and_classes_are_limited() -> None:
     logits, offsets = torch.randn(2000, 1201), torch.zeros(2000, 4 * 1201)
     corners = torch.rand(2000, 2) * 500
     proposals = torch.cat([corners, corners + 50], dim=1)
-    options = Postprocess(score_threshold=0.0, pre_nms_top_k=300)
+    options = RoIPostprocess(score_threshold=0.0, pre_nms_top_k=300)
     candidates = roi_candidates(logits, offsets, proposals, (600, 600), coder=BoxCoder(), options=options)
     scores = logits.softmax(dim=1)[:, 1:]
     best, index = scores.flatten().topk(300)

@@ -53,10 +53,11 @@ class FPNConfig(Section):
     extra_level_source: ExtraLevelSource = option("p5", "shape", "meaning")
     """Input of the first extra level above the backbone's last one (P6): `p5` or `c5`."""
     norm: PyramidNorm = option("none", "shape")
+    """Normalisation after every lateral and output convolution."""
     norm_groups: int = option(32, "meaning", needs="norm=gn", ge=-4096, le=4096)
     """Number of groups of group norm (`gn`); a negative number -n: groups of n channels."""
-    norm_eps: float = option(1e-5, "meaning", needs="norm=gn", ge=0, le=1)
-    """Epsilon of group norm."""
+    norm_eps: float = option(1e-5, "meaning", needs="norm!=none", ge=0, le=1)
+    """Epsilon of group norm or batch norm."""
     relu: bool = option(False, "shape")
     """Apply ReLU after every lateral and output convolution."""
 

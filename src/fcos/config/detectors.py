@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ..choices import (
+    AnchorBoxLoss,
     AnchorRounding,
     BoxLoss,
     ExtraLevelSource,
@@ -118,6 +119,8 @@ class RetinaNetHeadConfig(Section):
     num_convs: int = option(4, "shape", ge=0, le=64)
     norm: TowerNorm = option("none", "shape")
     """Normalisation in the towers. `bn`: separate batch norm for every level."""
+    conv_bias: bool = option(True, "shape")
+    """Use a bias in the convolutions of the towers (torchvision's second version does not)."""
     prior_probability: float = option(0.01, "training", gt=0, lt=1)
 
 
@@ -145,6 +148,8 @@ class RetinaNetConfig(OneStageConfig):
     """IoU below which an anchor is background; anchors between the two thresholds are ignored."""
     low_quality_matches: bool = option(True, "training")
     """Also match the anchors with the highest IoU of an object, so that (almost) every object is learned."""
+    box_loss: AnchorBoxLoss = option("smooth_l1", "training")
+    """`smooth_l1` loss of the box offsets, or `giou` loss of the boxes (torchvision's second version)."""
     smooth_l1_beta: float = option(0.11, "training", ge=0, le=1000)
     """Box loss: error of an offset from which on the smooth L1 loss is linear; 0: L1 loss."""
     box_loss_divisor: float = option(4.0, "training", gt=0, le=1000)

@@ -6,6 +6,7 @@ messages) are derived from these roles.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
@@ -65,8 +66,8 @@ class OptionInfo(NamedTuple):
 
     Attributes:
         roles: influences of the option, see `Role`.
-        needs: another option of the section; this one only has an effect if that one is set, or for `NAME=VALUE`, if it
-            has this value. Empty: always in effect.
+        needs: another option of the section; this one only has an effect if that one is set, or for `NAME=VALUE` and
+            `NAME!=VALUE`, if it has this value or another one. Empty: always in effect.
         free_for: projects to whose format weights can be converted for any value of the option, each with the reason.
     """
 
@@ -152,9 +153,9 @@ def in_effect(values: Mapping[str, Any], options: Mapping[str, OptionInfo]) -> d
         if info is None or not info.needs:
             return True
         section, dot, _ = key.rpartition(".")
-        needed, _, required = info.needs.partition("=")
+        needed, operator, operand = re.fullmatch(r"(\w+)(!?=)?(.*)", info.needs).groups()  # pyright: ignore[reportOptionalMemberAccess]
         value = values.get(f"{section}{dot}{needed}")
-        return value == required if required else bool(value)
+        return bool(value) if operator is None else (value == operand) == (operator == "=")
 
     return {key: value for key, value in values.items() if has_effect(key)}
 

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ..choices import AnchorRounding, BoxLoss, ExtraLevelSource, HeadLayers, LossAverage, MaskHeadLayers, PyramidNorm
+from ..choices import (
+    AnchorRounding,
+    BoxLoss,
+    ExtraLevelSource,
+    HeadLayers,
+    LinearNorm,
+    LossAverage,
+    MaskHeadLayers,
+    PyramidNorm,
+)
 from .detector import (
     INCLUSIVE,
     AnchorRatio,
@@ -165,13 +174,13 @@ class BoxHeadConfig(Section):
     """Number of 3x3 convolutions."""
     conv_channels: Channels = option(256, "shape")
     conv_norm: PyramidNorm = option("none", "shape")
-    """Normalisation after the convolutions."""
+    """Normalisation after the convolutions. `bn`: batch norm over all proposals (torchvision)."""
     dilation: int = option(1, "meaning", ge=1, le=64)
     """Dilation of the convolutions."""
     num_linears: int = option(2, "shape", ge=1, le=64)
     """Number of linear layers, after the convolutions."""
     linear_channels: Channels = option(1024, "shape")
-    linear_norm: PyramidNorm = option("none", "shape")
+    linear_norm: LinearNorm = option("none", "shape")
     """Normalisation after the linear layers."""
     resolution: int = option(7, "shape", ge=1, le=64)
     """Width and height of the features that are pooled from every proposal."""
@@ -213,6 +222,9 @@ class MaskHeadConfig(Section):
     twice as many pixels per side."""
     sampling_ratio: int = option(2, "meaning", needs="enabled", ge=0, le=64)
     """Number of sampling points per pooled feature and axis; 0: as many as the box has map cells."""
+    margin: float = option(0.0, "detection", "convention", needs="enabled", ge=0, le=16)
+    """Number of pixels by which masks extend beyond the right and lower sides of boxes in the original image (1 in
+    torchvision)."""
 
 
 class KeypointHeadConfig(Section):
@@ -245,6 +257,8 @@ class RCNNConfig(AnchorPyramidConfig):
     """Maximum number of candidates (proposal, class) per image before NMS."""
     nms_threshold: float = option(0.5, "detection", ge=-1, le=1)
     """IoU above which NMS suppresses the lower-scoring of two boxes of a class; 0 or less: no NMS."""
+    min_size: float = option(0.0, "detection", ge=0, le=10**6)
+    """Smallest width and height of a detection in pixels of the resized image, after clipping."""
     max_detections: int = option(100, "detection", ge=-_MAX_BOXES, le=_MAX_BOXES)
     """Maximum number of detections per image; 0 or less: no limit. Above 100, the metrics count as many, too (per image
     and class)."""

@@ -293,7 +293,8 @@ class TrainConfig(_Section):
     `mlflow` (needs `pip install mlflow-skinny sqlalchemy alembic`), or a user-defined `package.module:function`."""
     weights: str | None = None
     """Detector weights to start from (fine-tuning): a run folder, a path or http(s) URL of a file of fcos or another
-    project, or `torchvision/fcos_resnet50_fpn`. `#NAME` at the end of a URL sets the file name in the cache."""
+    project, or a name such as `torchvision/maskrcnn_resnet50_fpn_v2` (COCO). `#NAME` at the end of a URL sets the file
+    name in the cache."""
     resume: bool = False
     """Resume the run in `output_dir` from its weights/last.pt, or start it if there is no checkpoint yet."""
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..checkpoint import Checkpoint
 from ..choices import Project
 from ..config.options import OptionInfo
 from ..config.text import as_option
@@ -135,17 +134,6 @@ def count_region_classes(weights: Mapping[str, Tensor], *, where: str) -> int:
             f" of shape [1 + K] for K classes, found weight: {weight or 'none'}, bias: {bias or 'none'}"
         )
     return bias[0] - 1
-
-
-def require_fcos(checkpoint: Checkpoint, *, where: str, project: str) -> None:
-    """Raise an error unless a checkpoint to be written for another project is an FCOS detector.
-
-    Raises:
-        WeightsError: the checkpoint is of another detector.
-    """
-    name = checkpoint.config["model"].get("name", "fcos")
-    if name != "fcos":
-        raise WeightsError(f"{where}: weights of {name}, but {project} supports only FCOS")
 
 
 def require_same(

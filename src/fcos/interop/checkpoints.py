@@ -20,8 +20,7 @@ from ..downloads import describe_other_scheme, hub_file, is_url, warn_about_lice
 from ..errors import WeightsError
 from ..formatting import join_some, plural
 from ..models.backbones.renames import BACKBONE_TENSORS, without_module
-from . import adelaidet, detectron2, mmdetection
-from . import torchvision_fcos as torchvision
+from . import adelaidet, detectron2, mmdetection, torchvision
 from .architecture import Converted, count_classes, count_region_classes
 from .fcos_core import weights as fcos_core
 from .fcos_core.solver import solver_state
@@ -47,8 +46,9 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     """Load a detector's weights onto the CPU.
 
     Args:
-        source: run folder, or path or URL of a weights file of this project or of another project's FCOS (the original,
-            AdelaiDet, detectron2, mmdetection, torchvision), or `torchvision/fcos_resnet50_fpn`. Downloads are cached.
+        source: run folder, or path or URL of a weights file of this project or of another project (the original,
+            AdelaiDet, detectron2, mmdetection, torchvision), or the name of torchvision's COCO weights, such as
+            `torchvision/fcos_resnet50_fpn`. Downloads are cached.
         class_names: [K], for a file of another project or a file of ours without class names; ignored for other files
             of ours. None: the names in the file, or those of COCO if the number of classes matches, see `from_content`.
 
@@ -57,6 +57,7 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
             length than K.
     """
     where = str(source)
+    torchvision.reject_unsupported(where)
     downloaded = where in torchvision.WEIGHTS or is_url(where)
     if downloaded:
         path = hub_file(torchvision.WEIGHTS.get(where, where), where, otherwise="give the path of other weights")
@@ -222,10 +223,10 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
     checkpoint = dialect.convert(state, class_names=class_names, where=where)
     if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
         log.info(
-            "%s: assuming that the %d classes are those of COCO; if they are not, save the correct names with: fcos"
+            "%s: assuming that the %s those of COCO; if they are not, save the correct names with: fcos"
             " convert %s OUT data.classes=[NAME, ...]",
             where,
-            len(checkpoint.class_names),
+            "class is one of" if len(checkpoint.class_names) == 1 else f"{len(checkpoint.class_names)} classes are",
             where,
         )
     project_title = _RESTRICTED_PROJECTS.get(checkpoint.project)
@@ -254,7 +255,8 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 def _describe_unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     expected = (
         "expected a file that `fcos train` wrote, a checkpoint of the FCOS of AdelaiDet, detectron2, mmdetection or the"
-        " original (fcos_core, also its RetinaNet), or a state dict of torchvision's fcos_resnet50_fpn"
+        " original (fcos_core, also its RetinaNet), or a state dict of torchvision's fcos_resnet50_fpn,"
+        " or of its RetinaNet, Faster, Mask or Keypoint R-CNN with a ResNet-50"
     )
     if any(name in state for name in BACKBONE_TENSORS):
         return f"weights of a backbone: {expected}; to start from these weights, set model.backbone.weights=PATH"

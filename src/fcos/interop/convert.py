@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,14 +17,15 @@ from ..formatting import join_some
 from ..models import DetectionModel
 from . import Form
 from .fcos_core.weights import rename_back, to_fcos_core
-from .torchvision_fcos import to_torchvision, to_torchvision_name
+from .torchvision import to_torchvision, torchvision_name
 
-OUTPUT_NAMES: dict[Form, Callable[[str], str]] = {
-    "fcos": str,
-    "fcos_core": rename_back,
-    "torchvision": to_torchvision_name,
+OUTPUT_NAMES: dict[Form, Callable[[str, Mapping[str, Any]], str]] = {
+    "fcos": lambda name, _: name,
+    "fcos_core": lambda name, _: rename_back(name),
+    "torchvision": torchvision_name,
 }
-"""Functions from our tensor names to those of each output format."""
+"""Functions from our tensor names to those of each output format, called with a name and the complete `model` section
+of the detector."""
 SUFFIXES = (".pt", ".pth")
 """Suffixes of the files written here; every other suffix would promise another format, such as ONNX."""
 
@@ -96,7 +98,8 @@ def _write(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint, c
     is_ours = checkpoint.project == "fcos"
     origin = {name: name if is_ours else checkpoint.original_names.get(name, "") for name in checkpoint.model}
     source = checkpoint.model if is_ours else checkpoint.original
-    pairs = {OUTPUT_NAMES[to](name): old for name, old in origin.items() if old in source}
+    section = config.model.model_dump()
+    pairs = {OUTPUT_NAMES[to](name, section): old for name, old in origin.items() if old in source}
     return report(source, written, {new: old for new, old in pairs.items() if new in written})
 
 

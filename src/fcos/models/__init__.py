@@ -27,7 +27,7 @@ from .losses import FCOSLoss, RetinaNetLoss
 from .mask_head import MaskHead
 from .one_stage_proposals import OneStageProposals
 from .points import Assigner
-from .postprocess import FCOSPostprocess, Postprocess
+from .postprocess import FCOSPostprocess, Postprocess, RoIPostprocess
 from .proposals import ProposalLimits, ProposalSelection
 from .rcnn import RCNN
 from .retinanet import RetinaNet, RetinaNetHead
@@ -141,13 +141,14 @@ def build_rcnn(config: RCNNConfig, backbone: Backbone, num_classes: int) -> RCNN
         box=box,
         heads=heads,
         loss_average=config.loss_average,
-        postprocess=Postprocess(
+        postprocess=RoIPostprocess(
             score_threshold=config.score_threshold,
             pre_nms_top_k=config.pre_nms_top_k,
             nms_threshold=config.nms_threshold,
             max_detections=config.max_detections,
             box_convention=config.box_convention,
             default_threshold=config.default_threshold,
+            min_size=config.min_size,
         ),
         pixels=Pixels(config.channel_order, config.pixel_mean, config.pixel_std),
     )
@@ -266,6 +267,7 @@ def _build_mask_head(config: RCNNConfig, neck: Neck, num_classes: int, *, layers
         channels=options.conv_channels[-1] if options.upsample else None,
         num_classes=num_classes,
         pooler=_build_pooler(config, neck, options),
+        margin=options.margin,
     )
 
 

@@ -26,9 +26,9 @@ class FPN(nn.Module):
         extra_level_source: `p5` and `c5`: extra levels are computed with stride-2 convolutions, the first one from the
             last level of the pyramid (`p5`) or from the last map of the backbone (`c5`). `max_pool`: every extra level
             contains every second value of the previous level (max pooling with a 1x1 window), as in R-CNN.
-        norm: normalisation after lateral and output convolutions: `none` or `gn`.
+        norm: normalisation after lateral and output convolutions: `none`, `gn` or `bn`.
         norm_groups: groups of `gn`, see `layers.group_norm`.
-        norm_eps: epsilon of `gn`.
+        norm_eps: epsilon of `gn` or `bn`.
         relu: whether a ReLU follows these convolutions.
     """
 
@@ -45,7 +45,8 @@ class FPN(nn.Module):
         relu: bool = False,
     ):
         super().__init__()
-        options = {"norm": norm, "norm_options": {"groups": norm_groups, "eps": norm_eps}, "relu": relu}
+        norm_options = {"eps": norm_eps, **({"groups": norm_groups} if norm == "gn" else {})}
+        options = {"norm": norm, "norm_options": norm_options, "relu": relu}
         self.lateral = nn.ModuleList(conv_norm_relu(c, channels, 1, **options) for c in in_channels)
         self.output = nn.ModuleList(conv_norm_relu(channels, channels, 3, **options) for _ in in_channels)
         self.extra_from_c5 = extra_level_source == "c5"

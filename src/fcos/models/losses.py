@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
 
-from ..choices import BoxLoss, Quality
+from ..choices import AnchorBoxLoss, BoxLoss, Quality
 from ..distributed import mean_over_processes
 from .anchors import AnchorAssignment, BoxCoder
 from .points import IGNORED, Assignment, centerness_targets
@@ -187,12 +188,15 @@ class RetinaNetLoss:
     Attributes:
         focal_alpha: weight of the positive class in the focal loss; the weight of the negative class is 1 - alpha.
         focal_gamma: focusing exponent of the focal loss.
+        box_loss: `smooth_l1`: loss of the box offsets; `giou`: GIoU loss of the decoded boxes (Rezatofighi et al., CVPR
+            2019, arXiv:1902.09630).
         smooth_l1_beta: offset at which the smooth L1 loss becomes linear; 0: L1 loss.
         box_loss_divisor: factor of the number of positives in the denominator of the box loss.
     """
 
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    box_loss: AnchorBoxLoss = "smooth_l1"
     smooth_l1_beta: float = 0.11
     box_loss_divisor: float = 4.0
     names = ("loss_cls", "loss_box")
@@ -232,8 +236,8 @@ def retinanet_loss(
             `retinanet_normalizers(assignment, options)`.
 
     Returns:
-        Scalars by name: `loss_cls`, the focal loss, and `loss_box`, the smooth L1 loss of the offsets of positive
-        anchors, each summed and divided by its denominator.
+        Scalars by name: `loss_cls`, the focal loss, and `loss_box`, the smooth L1 or GIoU loss of positive anchors,
+        each summed and divided by its denominator.
 
     Source: Lin et al., ICCV 2017 (arXiv:1708.02002), section 4.1; the denominators follow the original code, which
     computes them per process.
@@ -242,8 +246,14 @@ def retinanet_loss(
     cls_divisor, box_divisor = retinanet_normalizers(assignment, options) if normalizers is None else normalizers
     alpha, gamma = options.focal_alpha, options.focal_gamma
     loss_cls = focal_loss(logits.flatten(0, 1), assignment.labels.flatten(), alpha=alpha, gamma=gamma).sum()
-    predicted, target = offsets[image, anchor], coder.encode(assignment.boxes, anchors[anchor])  # [P, 4]
-    loss_box = F.smooth_l1_loss(predicted, target.to(predicted.dtype), reduction="sum", beta=options.smooth_l1_beta)
+    predicted = offsets[image, anchor]  # [P, 4]
+    if options.box_loss == "giou":
+        extra = predicted.new_tensor([0.0, 0.0, 1.0, 1.0]) * (coder.box_convention == "inclusive")
+        boxes, targets = coder.decode(predicted, anchors[anchor]) + extra, assignment.boxes.to(predicted.dtype) + extra
+        loss_box = generalized_box_iou_loss(boxes, targets, reduction="sum")
+    else:
+        target = coder.encode(assignment.boxes, anchors[anchor]).to(predicted.dtype)
+        loss_box = F.smooth_l1_loss(predicted, target, reduction="sum", beta=options.smooth_l1_beta)
     return dict(zip(options.names, (loss_cls / cls_divisor, loss_box / box_divisor), strict=True))
 
 

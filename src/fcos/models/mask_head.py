@@ -31,12 +31,22 @@ class MaskHead(DetailHead):
             such convolution.
         num_classes: K. The first row of the last layer belongs to the background and is not used.
         pooler: options of the pooling of features.
+        margin: pixels by which masks extend beyond boxes, see `Instances.mask_margin`.
     """
 
     loss_names = ("loss_mask",)
     class_parameters = dict.fromkeys(("logits.weight", "logits.bias"), ClassRows(before=1))
 
-    def __init__(self, body: nn.Module, in_channels: int, *, channels: int | None, num_classes: int, pooler: Pooler):
+    def __init__(
+        self,
+        body: nn.Module,
+        in_channels: int,
+        *,
+        channels: int | None,
+        num_classes: int,
+        pooler: Pooler,
+        margin: float = 0.0,
+    ):
         super().__init__()
         self.body = body
         self.upsample = nn.Sequential()
@@ -47,6 +57,7 @@ class MaskHead(DetailHead):
         self.logits = nn.Conv2d(channels or in_channels, 1 + num_classes, 1)
         initialize(self.logits)
         self.pooler = pooler
+        self.margin = margin
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
         """Compute the mask logits of boxes.
@@ -90,4 +101,5 @@ class MaskHead(DetailHead):
         labels = torch.cat([features[0].new_zeros(0, dtype=torch.int64), *(image.labels for image in detections)])
         grids = self(features, [image.boxes for image in detections], labels).sigmoid()
         parts = grids.split([len(image) for image in detections])
-        return [replace(image, mask_grids=part) for image, part in zip(detections, parts, strict=True)]
+        pairs = zip(detections, parts, strict=True)
+        return [replace(image, mask_grids=part, mask_margin=self.margin) for image, part in pairs]

@@ -70,6 +70,17 @@ class FCOSPostprocess(Postprocess):
     top_k_on: RankedBy = "score"
 
 
+@dataclass(frozen=True)
+class RoIPostprocess(Postprocess):
+    """Options of the conversion of the raw outputs of R-CNN.
+
+    Attributes:
+        min_size: smallest width and height of a candidate in pixels, after clipping; 0: no limit.
+    """
+
+    min_size: float = 0.0
+
+
 def candidates(
     logits: Sequence[Tensor],
     ltrb: Sequence[Tensor],
@@ -161,7 +172,7 @@ def roi_candidates(
     size: tuple[int, int],
     *,
     coder: BoxCoder,
-    options: Postprocess,
+    options: RoIPostprocess,
 ) -> Instances:
     """Decode the boxes of an image's proposals and keep the best as candidates, the input of `suppress`.
 
@@ -186,7 +197,12 @@ def roi_candidates(
     columns = offsets.unflatten(1, (-1, 4))  # [P, 1 + K or 2, 4]
     boxes = coder.decode(columns[rows, (labels + 1).clamp(max=columns.shape[1] - 1)], proposals[rows])
     candidates = Instances(boxes, labels, scores[index], size)
-    return candidates if options.clip_after_nms else _clip_to_image(candidates, options)
+    if not options.clip_after_nms:
+        candidates = _clip_to_image(candidates, options)
+    if options.min_size > 0:
+        sides = candidates.boxes[:, 2:] - candidates.boxes[:, :2]
+        candidates = candidates[(sides >= options.min_size).all(dim=1)]
+    return candidates
 
 
 def _join_levels(

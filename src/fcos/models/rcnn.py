@@ -21,7 +21,7 @@ from ..distributed import mean_over_processes
 from ..structures import Instances, Losses, Objects
 from .backbones import Backbone
 from .detector import DetectionModel, Pixels, ProposalStage
-from .postprocess import Postprocess, roi_candidates, suppress
+from .postprocess import RoIPostprocess, roi_candidates, suppress
 from .roi_heads import BoxHead, DetailHead
 
 
@@ -57,7 +57,7 @@ class RCNN(DetectionModel):
         pixels: pixel normalisation that the backbone expects.
     """
 
-    postprocess: Postprocess  # pyright: ignore[reportIncompatibleVariableOverride] (never None)
+    postprocess: RoIPostprocess  # pyright: ignore[reportIncompatibleVariableOverride] (never None)
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class RCNN(DetectionModel):
         box: BoxHead,
         heads: Mapping[str, DetailHead],
         loss_average: LossAverage = "image",
-        postprocess: Postprocess,
+        postprocess: RoIPostprocess,
         pixels: Pixels,
     ):
         assert len({x.box_convention for x in (box.pooler, box.matcher, box.coder, postprocess)}) == 1

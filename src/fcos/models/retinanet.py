@@ -52,6 +52,7 @@ class RetinaNetHead(nn.Module):
         num_levels: number of levels, L.
         num_convs: number of convolutions in each tower.
         norm: normalisation after each of these convolutions, see `layers.build_tower`.
+        conv_bias: whether these convolutions have a bias.
         prior_probability: class probability that an untrained head predicts for every anchor.
     """
 
@@ -64,10 +65,11 @@ class RetinaNetHead(nn.Module):
         num_levels: int,
         num_convs: int = 4,
         norm: TowerNorm = "none",
+        conv_bias: bool = True,
         prior_probability: float = 0.01,
     ):
         super().__init__()
-        tower = partial(build_tower, channels, num_levels, num_convs=num_convs, norm=norm)
+        tower = partial(build_tower, channels, num_levels, num_convs=num_convs, norm=norm, bias=conv_bias)
         self.cls_tower, self.box_tower = tower(), tower()
         self.logits = nn.Conv2d(channels, num_anchors * num_classes, 3, padding=1)
         self.offsets = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)

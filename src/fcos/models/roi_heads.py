@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from ..boxes import area
-from ..choices import BoxConvention, PyramidNorm
+from ..choices import BoxConvention, LinearNorm, PyramidNorm
 from ..structures import Instances, Objects
 from .anchors import AnchorMatcher, BoxCoder, Sampler, match_anchors, sample_balanced
 from .detector import ClassRows
@@ -122,7 +122,7 @@ class BoxBody(nn.Module):
     """
 
     def __init__(
-        self, convs: ConvBody, channels: int, *, num_linears: int = 2, norm: PyramidNorm = "none", resolution: int = 7
+        self, convs: ConvBody, channels: int, *, num_linears: int = 2, norm: LinearNorm = "none", resolution: int = 7
     ):
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
