@@ -253,6 +253,6 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(folder: Path, command
         last.write_bytes(content)
     log = commands.run(*train_words(folder, "damaged", workers=0))
     assert f"warning: {last}: damaged checkpoint: " in log
-    previous, damaged = last.with_stem("last-1"), last.with_stem("damaged")
+    previous, damaged = last.with_stem("last-1"), last.with_stem("damaged.2")  # damaged.pt is from the first resume
     assert f"resuming from the previous checkpoint, {previous}; renamed {last} to {damaged}" in log
     assert_matches_uninterrupted_run(folder, "damaged")

@@ -7,7 +7,7 @@ import torch
 from fcos import Detector
 from fcos.config import Config, DetectorConfig, FCOSConfig
 from fcos.config.overrides import validate
-from fcos.models import build_model
+from fcos.models import DetectionModel, build_model
 from fcos.models.fcos import FCOS
 from fcos.models.retinanet import RetinaNet
 
@@ -96,4 +96,13 @@ def tiny_retinanet(config: Config) -> RetinaNet:
     torch.nn.init.normal_(model.head.logits.weight, std=0.2)
     torch.nn.init.normal_(model.head.offsets.weight, std=0.05)
     torch.nn.init.zeros_(model.get_parameter("head.logits.bias"))
+    return model.eval()
+
+
+def tiny_two_stage(config: Config) -> DetectionModel:
+    """Build an RPN or R-CNN with positive and negative logits, so that it detects something everywhere."""
+    model = build_model(config.model, num_classes=len(NAMES), pretrained=False)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("logits.weight", "offsets.weight")):
+            torch.nn.init.normal_(parameter, std=0.2 if "logits" in name else 0.05)
     return model.eval()

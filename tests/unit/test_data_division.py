@@ -140,7 +140,7 @@ def test_wrong_fractions_are_rejected(options: list[str], message: str, run: Run
         (["pets"], "pets: expected KEY=VALUE; did you mean data=pets?"),
         (["my pets"], "my pets: expected KEY=VALUE; did you mean data='my pets'?"),
         (["--data", "pets"], "--data: no such option, did you mean data=pets?"),
-        (["--vall", "0.2", "data=pets"], "--vall: no such option, did you mean --val?"),
+        (["--vall", "0.2", "data=pets"], "--vall: no such option, did you mean --val 0.2?"),
         (["data=pets", "--val", "1.5"], "expected fractions with 0 < val and val + test < 1"),
         (["data=pets", "--test", "-1"], "expected fractions with 0 < val and val + test < 1"),
     ],

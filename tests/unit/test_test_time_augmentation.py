@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from detectors import NAMES, tiny_config, tiny_model, tiny_retinanet
+from detectors import NAMES, tiny_config, tiny_model, tiny_retinanet, tiny_two_stage
 from PIL import Image, ImageOps
 
 from fcos.config import Config
@@ -28,7 +28,7 @@ def config(augmentation, **model) -> Config:
 def detector(augmentation, **model) -> Detector:
     torch.manual_seed(0)
     settings = config(augmentation, **model)
-    build = tiny_retinanet if settings.model.name == "retinanet" else tiny_model
+    build = {"fcos": tiny_model, "retinanet": tiny_retinanet}.get(settings.model.name, tiny_two_stage)
     return Detector(build(settings), settings, class_names=NAMES)
 
 

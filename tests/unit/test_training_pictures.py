@@ -63,7 +63,7 @@ def test_images_show_detections_above_their_class_threshold(
     monkeypatch.setattr(
         pictures,
         "draw_pair",
-        lambda image, predictions, _: drawn.append(predictions.scores.tolist()) or image,
+        lambda image, predictions, _, **__: drawn.append(predictions.scores.tolist()) or image,
     )
     save_pictures(tmp_path / "pictures", annotations, found, {names[1]: 0.5}, default_threshold=0.25)
     assert drawn[0] == pytest.approx([0.3, 0.6])

@@ -44,7 +44,8 @@ def group_norm(channels: int, *, eps: float = 1e-5, groups: int = 32) -> GroupNo
 class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
     """Batch norm with fixed statistics and parameters, in one pass over the map and in its data type.
 
-    torchvision's needs two passes, and its float32 parameters convert half-precision maps to float32.
+    torchvision's needs two passes, and its float32 parameters convert half-precision maps to float32. On the CPU,
+    float32 maps are normalised as there, so that results round exactly as in the original.
     """
 
     weight: Tensor
@@ -54,6 +55,8 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise a map [N, channels, H, W]; shape and data type stay the same."""
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype:
+            return super().forward(x)
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
