@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ def check_recipe(command: str, recipe: str, overrides: Sequence[str]) -> None:
         recipe: first word.
         overrides: the other words.
     """
-    if "=" in recipe and not Path(recipe).exists():
+    if "=" in recipe and not os.path.exists(recipe):
         name = next((word for word in overrides if "=" not in word), "fcos_mnv2_small")
         words = shlex.join([name, recipe, *(word for word in overrides if word != name)])
         raise ConfigError(f"{recipe}: expected a recipe or YAML file before the options; type: {command} {words}")
@@ -113,7 +114,7 @@ def check_flags(context: typer.Context, words: list[str] | None) -> list[str] | 
     """Reject unknown flags among the words of a command, and its flags as `key=value`, with the option to type."""
     flags = _flags(context)
     for position, word in enumerate(words or []):
-        if Path(word).exists():
+        if os.path.exists(word):  # False for words that are too long for a path
             continue
         if re.match(r"--?[A-Za-z]", word):
             raise ConfigError(f"{word}: no such option{_suggest_for_flag(context, (words or [])[position:])}")

@@ -193,8 +193,14 @@ def _config_tree(checkpoint: Checkpoint, config: Config | None, *, where: str) -
         raise ConfigError(f"{where}: weights of {name}, but the config is for {section.name}; give a config for {name}")
     if checkpoint.project == "fcos_core":
         return tree if tree["model"]["box_convention"] == "inclusive" else with_fcos_core_conventions(tree)
-    selection = {key: getattr(section, key) for key in with_role(options_of(type(section)), "detection", only=True)}
-    return {**tree, "model": {**checkpoint.config["model"], **selection}}
+    model, values = deepcopy(checkpoint.config["model"]), flatten(section.model_dump())
+    for key in with_role(options_of(type(section)), "detection", only=True):
+        *parents, leaf = key.split(".")
+        inner = model
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[leaf] = values[key]
+    return {**tree, "model": model}
 
 
 def _reject_contradictions(trained: Config, resolved: Config, num_classes: int, *, where: str) -> None:

@@ -201,3 +201,10 @@ def test_library_warnings_are_hidden_in_the_process_of_the_command(
         warnings.warn("of a library", stacklevel=1)
     assert not caught
     capsys.readouterr()
+
+
+def test_option_longer_than_a_file_name_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    classes = [f"class_{i}" for i in range(60)]
+    code, out, _ = run(capsys, "config", "show", "fcos_mnv2_small", f"data.classes=[{','.join(classes)}]")
+    assert code == 0
+    assert "class_59" in out

@@ -110,6 +110,16 @@ def test_encoding_follows_the_byte_order_mark(encoding: str, tmp_path: Path) -> 
     assert contents(load(tmp_path, text.encode(encoding))) == {("a.png", "Bär", (2.0, 3.0, 12.0, 23.0))}
 
 
+def test_names_with_commas_between_semicolons_are_kept(tmp_path: Path) -> None:
+    text = "filename;class;xmin;ymin;xmax;ymax\na.png;3,4;2,5;3,25;12;23,0\n"
+    assert contents(load(tmp_path, text)) == {("a.png", "3,4", (2.5, 3.25, 12.0, 23.0))}
+
+
+def test_utf_16_without_byte_order_mark_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"boxes\.csv: not UTF-8 text \(it contains NUL characters\); save the file as"):
+        load(tmp_path, "filename,class,xmin,ymin,xmax,ymax\na.png,cat,2,3,12,23\n".encode("utf-16-le"))
+
+
 def test_another_encoding_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"boxes\.csv: not UTF-8 text \(at byte 42\); save the file in this encoding"):
+    with pytest.raises(DataError, match=r"boxes\.csv: not UTF-8 text \(at byte 42\); save the file as UTF-8"):
         load(tmp_path, "filename,class,xmin,ymin,xmax,ymax\na.png,Bär,2,3,12,23\n".encode("latin-1"))

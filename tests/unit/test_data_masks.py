@@ -14,8 +14,9 @@ from PIL import Image
 from tiny_data import SIZES, coco_tree, config, write_coco, write_images, write_json, write_voc, write_yolo
 
 from fcos.data import load_annotations
+from fcos.data.coco_shapes import parse_segmentation
 from fcos.data.dataset import Annotations, DetectionDataset
-from fcos.data.keypoints import flip_order
+from fcos.data.keypoints import flip_order, unpaired_names
 from fcos.data.transforms import Transform
 from fcos.errors import ConfigError, DataError
 from fcos.masks import Masks
@@ -383,3 +384,37 @@ def test_masks_of_nuclei_equal_pycocotools(split: Any, num_images: int, num_obje
             code = reference.merge(reference.frPyObjects(code, *sizes[annotation["image_id"]]))
             code["counts"] = code["counts"].decode()
         assert codes[annotation["id"]] == code["counts"]
+
+
+def test_rle_of_a_small_object_in_a_large_frame_is_exact() -> None:
+    bitmap = np.zeros((900, 1200), dtype=np.uint8)
+    bitmap[700:707, 1100:1109] = 1
+    bitmap[702, 1103] = 0
+    code = reference.encode(np.asfortranarray(bitmap))
+    rings = parse_segmentation({"size": [900, 1200], "counts": code["counts"].decode()}).rings
+    assert torch.equal(Masks.from_polygons([rings]).to_bitmaps((900, 1200))[0], torch.from_numpy(bitmap).bool())
+
+
+def test_message_gives_the_reason_of_an_invalid_segmentation(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"found \[\[10.0, 10.0, 20.0\], .*: expected pairs of finite numbers"):
+        load_with_masks(tmp_path, [[10, 10, 20], [1, 2, 3, 4, 5, 6]])
+
+
+def test_empty_list_of_keypoints_means_that_there_are_none(tmp_path: Path) -> None:
+    tree = tree_with_shapes()
+    tree["annotations"][1]["keypoints"] = []
+    annotations = load(write_coco(tmp_path, tree), keypoints=True)
+    assert len(annotations.boxes) == 3
+    assert annotations.keypoints is not None
+    assert annotations.keypoints.names == tuple(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"), [(("p", "p", "p"), (0, 1, 2)), (("Nose", "nose", "left_eye", "right_eye"), (0, 1, 3, 2))]
+)
+def test_repeated_names_are_not_exchanged(names: tuple[str, ...], order: tuple[int, ...]) -> None:
+    assert flip_order(names) == order
+
+
+def test_names_without_their_other_side_are_listed() -> None:
+    assert unpaired_names(("nose", "left_eye", "rigth_eye", "left_ear", "right_ear")) == ["left_eye"]

@@ -20,6 +20,7 @@ from rich.console import Console
 from fcos.config import Config
 from fcos.data import load_annotations
 from fcos.data.dataset import Annotations
+from fcos.errors import ConfigError
 from fcos.evaluation.coco_metrics import (
     COCO_SIGMAS,
     Output,
@@ -120,11 +121,15 @@ def test_detections_without_masks_have_no_precision() -> None:
     assert metrics["AP_mask"] == 0
 
 
-def test_metric_names_follow_what_is_read() -> None:
-    names = metric_names(Config.model_validate({"data": {"masks": True, "keypoints": True}}))
+DETAILS = {"name": "rcnn", "mask": {"enabled": True}, "keypoints": {"enabled": True, "num_keypoints": 3}}
+"""Section `model` of a detector that predicts masks and keypoints."""
+
+
+def test_metric_names_follow_what_is_predicted() -> None:
+    names = metric_names(Config.model_validate({"model": DETAILS, "data": {"masks": True, "keypoints": True}}))
     assert {"AP", "AP_mask", "APs_mask", "AP_keypoints", "AR75_keypoints"} <= set(names)
     assert len(names) == 12 + 12 + 10
-    assert "AP_mask" not in metric_names(Config())
+    assert "AP_mask" not in metric_names(Config.model_validate({"data": {"masks": True}}))
 
 
 def test_results_contain_masks_and_keypoints() -> None:
@@ -191,7 +196,7 @@ def test_ground_truth_as_detections_is_found(tmp_path: Path) -> None:
     tree = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "star"}]}
     (tmp_path / "val.json").write_text(json.dumps(tree))
     data = {"root": tmp_path, "masks": True, "keypoints": True, "short_side": [90], "max_side": 400, "workers": 0}
-    config = Config.model_validate({"data": data, "eval": {"batch_size": 1, "voc_metrics": True}})
+    config = Config.model_validate({"model": DETAILS, "data": data, "eval": {"batch_size": 1, "voc_metrics": True}})
     split = load_annotations(config.data, "val")
     assert split is not None
     model: Any = Oracle(split)
@@ -204,3 +209,8 @@ def test_ground_truth_as_detections_is_found(tmp_path: Path) -> None:
     assert result.metrics["AP75_mask"] == pytest.approx(1)
     assert result.metrics["AP_mask"] > 0.8
     assert result.per_class["star"]["AP75_mask"] == result.metrics["AP75_mask"]
+
+
+def test_number_of_sigmas_must_be_that_of_the_keypoints() -> None:
+    with pytest.raises(ConfigError, match=r"eval.keypoint_sigmas: expected 3 numbers, one per keypoint, found 2"):
+        sigmas_of(3, [0.1, 0.2])

@@ -226,3 +226,10 @@ def test_image_losses_do_not_depend_on_box_padding_in_the_batch() -> None:
     expected, found = (fcos_loss(*tensors, assignment, FCOSLoss()) for assignment in (alone, first))
     assert all(loss > 0 for loss in expected.values())
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_infinite_logits_of_the_background_have_finite_gradients() -> None:
+    logits = torch.tensor([[-torch.inf, 0.5], [0.1, -0.2]], requires_grad=True)
+    focal_loss(logits, torch.tensor([BACKGROUND, 1])).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()

@@ -14,6 +14,7 @@ from tiny_data import coco_tree, write_coco
 from torch import Tensor
 from torchvision.ops import box_iou
 
+import fcos
 from fcos.checkpoint import save_checkpoint
 from fcos.errors import ConfigError
 from fcos.interop.checkpoints import load_checkpoint
@@ -31,6 +32,7 @@ from fcos.recipes import load_config
 from fcos.structures import Instances, Objects
 from fcos.training.loop import train
 from fcos.training.start import start_from
+from fcos.training.step import _whole_images
 
 DETAILS: dict[str, Any] = {
     "mask": {"enabled": True, "conv_channels": [16]},
@@ -383,6 +385,9 @@ def test_fine_tuning_keeps_the_rows_of_classes_with_the_same_names(tmp_path: Pat
         ("box.background_iou=0.6", "box.background_iou must be at most box.foreground_iou, found 0.6 and 0.5"),
         ("fpn.enabled=false", "fpn.enabled=false: expected one stride, found [4, 8, 16, 32, 64]"),
         ("box.layers=backbone", "box.layers=backbone: expected fpn.enabled=false, because these layers expect a map"),
+        ("box.linear_norm=gn model.box.linear_channels=33", "box.linear_channels must be even with norm gn, found 33"),
+        ("mask.norm=gn model.mask.conv_channels=[32,33]", "mask.conv_channels must be even with norm gn, found 33"),
+        ("fpn.enabled=false model.strides=[32] model.anchor_sizes=[32] model.box.layers=backbone", "expected strides="),
         ("mask.layers=box", "mask.layers=box: expected box.layers=backbone"),
         ("proposals.layers=backbone", "proposals.layers=backbone: expected backbone.name=fbnet, found resnet50"),
         ("proposals.positive_fraction=0", "model.proposals.positive_fraction: should be greater than 0, found 0"),
@@ -429,3 +434,43 @@ def test_recipes_build_and_train(kind: str, size: str, tmp_path: Path) -> None:
     result = train(config)
     assert (result.run / "weights/best.pt").is_file()
     assert ("AP_mask" in result.metrics) == (kind == "mask_rcnn")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_does_not_round_the_boxes_that_features_are_pooled_from(dtype: torch.dtype) -> None:
+    pooler = Pooler(strides=[4], resolution=4)
+    feature = torch.zeros(1, 1, 4, 400)
+    feature[..., 322] = 1.0
+    boxes = [torch.tensor([[1285.0, 2.0, 1291.0, 10.0]])]
+    expected = pooler([feature], boxes)
+    assert expected.max() > 0.5
+    torch.testing.assert_close(pooler([feature.to(dtype)], boxes).float(), expected, rtol=0, atol=4e-3)
+
+
+def test_objects_for_the_measurement_of_memory_have_all_details() -> None:
+    model = build(**DETAILS)
+    box, label = torch.tensor([[0.0, 0.0, 64.0, 48.0]]), torch.tensor([0])
+    objects = _whole_images(box, label, 3, num_keypoints=5)
+    losses = model(noise(2, 3, 48, 64), sizes_of((48, 64), (48, 64)), [objects] * 2)
+    assert {"loss_mask", "loss_keypoints"} <= losses.terms.keys()
+    assert all(term.isfinite() for term in losses.terms.values())
+
+
+def test_number_of_keypoints_of_the_data_must_be_that_of_the_head(tmp_path: Path) -> None:
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        annotation["keypoints"] = [3, 4, 2, 5, 6, 2]
+    options = [f"output_dir={tmp_path / 'run'}", "data.keypoints=true", "model.keypoints.enabled=true"]
+    config = load_config("faster_rcnn_mnv2_small", [f"data={write_coco(tmp_path, tree)}", *options])
+    message = r"num_keypoints=17, but the objects of the data have 2 keypoints \(0, 1\); train a detector with .*=2"
+    with pytest.raises(ConfigError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_of_another_file_selects_the_detections_of_weights(tmp_path: Path) -> None:
+    config = tiny_config(name="rcnn")
+    path = tmp_path / "own.pt"
+    save_checkpoint(path, model=build(), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    other = tiny_config(name="rcnn", max_detections=7)
+    assert fcos.load(path, config=other, device="cpu").config.model.max_detections == 7  # pyright: ignore[reportAttributeAccessIssue]

@@ -113,6 +113,16 @@ class DetectorConfig(Section):
     def default_threshold(self) -> float:
         """Score threshold of `predict` for classes without a per-class threshold, 0..1."""
 
+    @property
+    def predicts_masks(self) -> bool:
+        """True if the detector predicts masks."""
+        return False
+
+    @property
+    def num_predicted_keypoints(self) -> int:
+        """Number of keypoints that the detector predicts for every object; 0: it predicts none."""
+        return 0
+
 
 class PyramidConfig(DetectorConfig):
     """Options of detectors with several levels."""

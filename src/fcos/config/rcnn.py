@@ -263,6 +263,27 @@ class RCNNConfig(AnchorPyramidConfig):
     """Maximum number of detections per image; 0 or less: no limit. Above 100, the metrics count as many, too (per image
     and class)."""
 
+    def _find_layer_problems(self) -> list[str]:
+        """Describe the problems of the heads' layers: one text each, empty list if there are none."""
+        problems = _find_odd_channels(self.box.conv_norm, [self.box.conv_channels], "box.conv_channels")
+        problems += _find_odd_channels(self.box.linear_norm, [self.box.linear_channels], "box.linear_channels")
+        problems += _find_odd_channels(self.mask.norm, self.mask.conv_channels, "mask.conv_channels")
+        if self.box.layers == "backbone" and self.backbone.name.startswith("resn") and self.strides != [16]:
+            problems.append(
+                f"box.layers=backbone: expected strides=[16], the map before the last stage, found {self.strides}"
+            )
+        return problems
+
+    @property
+    def predicts_masks(self) -> bool:
+        """True if the detector predicts masks."""
+        return self.mask.enabled
+
+    @property
+    def num_predicted_keypoints(self) -> int:
+        """Number of keypoints that the detector predicts for every object; 0: it predicts none."""
+        return self.keypoints.num_keypoints if self.keypoints.enabled else 0
+
     @model_validator(mode="after")
     def _check_consistency(self) -> RCNNConfig:
         problems = self.find_proposal_problems() + find_threshold_problems(self.box, "box")
@@ -273,6 +294,7 @@ class RCNNConfig(AnchorPyramidConfig):
             if len(self.strides) != len(self.fcos.size_ranges):
                 counts = f"strides has {len(self.strides)} levels but fcos.size_ranges has {len(self.fcos.size_ranges)}"
                 problems.append(f"{counts}; give one range per level")
+        problems += self._find_layer_problems()
         if self.mask.layers == "box" and self.box.layers != "backbone":
             problems.append("mask.layers=box: expected box.layers=backbone")
         heads = {"box": self.box.layers, "mask": self.mask.layers, "keypoints": self.keypoints.layers}
@@ -281,6 +303,12 @@ class RCNNConfig(AnchorPyramidConfig):
             problems.append(f"{named}: expected fpn.enabled=false, because these layers expect a map of the backbone")
         _reject(problems)
         return self
+
+
+def _find_odd_channels(norm: str, channels: list[int], name: str) -> list[str]:
+    """Return a text if group norm, which needs an even number, follows layers with an odd number of channels."""
+    odd = [number for number in channels if number % 2] if norm == "gn" else []
+    return [f"{name} must be even with norm gn, found {odd[0]}"] if odd else []
 
 
 def find_threshold_problems(section: ProposalsConfig | BoxHeadConfig, name: str) -> list[str]:

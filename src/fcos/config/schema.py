@@ -355,10 +355,10 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check_details(self) -> Config:
-        for head, option in (("mask", "masks"), ("keypoints", "keypoints")):
-            section = getattr(self.model, head, None)
-            if section is not None and section.enabled and not getattr(self.data, option):
-                raise ValueError(f"model.{head}.enabled=true needs data.{option}=true, which reads the {option}")
+        if self.model.predicts_masks and not self.data.masks:
+            raise ValueError("model.mask.enabled=true needs data.masks=true, which reads the masks")
+        if self.model.num_predicted_keypoints and not self.data.keypoints:
+            raise ValueError("model.keypoints.enabled=true needs data.keypoints=true, which reads the keypoints")
         return self
 
     def __init__(self, **options: Any) -> None:

@@ -253,6 +253,19 @@ def _select_usable(entries: list[Any], noun: str, keys: dict[str, _Key], report:
     return usable
 
 
+_SHAPES = ("segmentation", "keypoints")
+"""Keys whose values are long, so that messages also contain the reason of an error."""
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it is in the file; the numbers of polygons are read as arrays."""
+    return (
+        [item.tolist() if isinstance(item, np.ndarray) else item for item in value]
+        if isinstance(value, list)
+        else value
+    )
+
+
 def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
     """Replace the values of an entry by the parsed ones; return a message if one is invalid, or missing if required."""
     if not isinstance(entry, dict):
@@ -263,9 +276,10 @@ def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
             continue
         try:
             entry[key] = parse(value)
-        except ValueError:
-            found = quote(value) if key in entry else "none"
-            return f"expected {key} ({expected}), found {found}"
+        except ValueError as error:
+            found = quote(_plain(value)) if key in entry else "none"
+            reason = f": {error}" if key in _SHAPES else ""
+            return f"expected {key} ({expected}), found {found}{reason}"
     return None
 
 

@@ -96,8 +96,13 @@ def _parse_rle(value: dict[str, Any]) -> Segmentation:
             raise ValueError("expected runs that fit into the image")
     elif not re.fullmatch("[0-o]*", counts):  # six bits per character
         raise ValueError("expected a compressed RLE")
-    ring = outline(rle.decode({"size": [height, width], "counts": counts}).astype(bool))
-    return Segmentation([ring.reshape(-1)] if len(ring) else [], (height, width))
+    bitmap = rle.decode({"size": [height, width], "counts": counts}).astype(bool)
+    rows, columns = (np.flatnonzero(bitmap.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return Segmentation([], (height, width))
+    corner = np.array([columns[0], rows[0]])
+    ring = outline(bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]) + corner
+    return Segmentation([ring.reshape(-1)], (height, width))
 
 
 def masks_of(annotations: Sequence[dict[str, Any]]) -> Masks:
@@ -105,12 +110,14 @@ def masks_of(annotations: Sequence[dict[str, Any]]) -> Masks:
     return Masks.from_polygons([a["segmentation"].rings if a.get("segmentation") else [] for a in annotations])
 
 
-def parse_keypoints(value: Any) -> np.ndarray:
-    """Read keypoints: float32 [P, 3], x, y and visibility.
+def parse_keypoints(value: Any) -> np.ndarray | None:
+    """Read keypoints: float32 [P, 3], x, y and visibility; None for an empty list, which means that there are none.
 
     Raises:
         ValueError: the value is not a list of triples of finite numbers, or a visibility is not 0, 1 or 2.
     """
+    if isinstance(value, list | np.ndarray) and not len(value):
+        return None
     try:
         keypoints = np.array(value if isinstance(value, list) else None, dtype=np.float64).reshape(-1, 3)
     except (TypeError, OverflowError) as error:

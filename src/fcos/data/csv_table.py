@@ -259,12 +259,10 @@ def _parse(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     table = [(reader.line_num, [value.strip() for value in row]) for row in reader if any(map(str.strip, row))]
-    if delimiter == ";":  # where Excel writes a decimal comma
-        table = [(line, [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", value) for value in row]) for line, row in table]
     if not table:
         return [], []
     header = table[0][1]
-    if len(header) == len(_HEADERLESS) and all(re.fullmatch(r"-?[\d.]*", value) for value in header[1:5]):
+    if len(header) == len(_HEADERLESS) and all(re.fullmatch(r"-?[\d.,]*", value) for value in header[1:5]):
         return list(_HEADERLESS), table
     return header, table[1:]
 
@@ -315,13 +313,14 @@ def _read_box(row: dict[str, str], image: int, line: int, labels: LabelTable) ->
         ValueError: a value is missing or invalid.
     """
     keys = CORNERS if "x1" in row else EXTENT
-    texts = [row.get(key, "") for key in keys]
+    # A program with decimal commas separates values by semicolons.
+    texts = [re.sub(r"^(-?\d+),(\d+)$", r"\1.\2", row.get(key, "")) for key in keys]
     if not any(texts):
         return []
     try:
         a, b, c, d = (parse_number(text) for text in texts)
     except ValueError:
-        raise ValueError(f"expected four numbers as box, found {', '.join(texts):.80}") from None
+        raise ValueError(f"expected four numbers as box, found {', '.join(filter(None, texts)):.80}") from None
     if not row.get("class"):
         raise ValueError("has no class")
     box = (a, b, c, d) if keys == CORNERS else (a, b, a + c, b + d)

@@ -33,10 +33,14 @@ def read_text(path: Path) -> str:
     """
     data = _read_bytes(path)
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    name = "UTF-16" if encoding == "utf-16" else "UTF-8"
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (at byte {error.start}); save the file in this encoding") from None
+        raise DataError(f"{path}: not {name} text (at byte {error.start}); save the file as UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{path}: not {name} text (it contains NUL characters); save the file as UTF-8")
+    return text
 
 
 def read_json(path: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:

@@ -11,6 +11,17 @@ _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 _SIDE = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])")
 
 
+def unpaired_names(names: Sequence[str]) -> list[str]:
+    """Return the names that contain a side, but are exchanged with no other keypoint, for example because of a typo."""
+    return [
+        name for i, (name, j) in enumerate(zip(names, flip_order(names), strict=True)) if i == j and _has_side(name)
+    ]
+
+
+def _has_side(name: str) -> bool:
+    return _SIDE.search(name.lower()) is not None
+
+
 def flip_order(names: Sequence[str], pairs: Sequence[tuple[int, int]] | None = None) -> tuple[int, ...]:
     """Return the order of the keypoints in a flipped image: position i holds the keypoint order[i].
 
@@ -24,9 +35,10 @@ def flip_order(names: Sequence[str], pairs: Sequence[tuple[int, int]] | None = N
     """
     order = list(range(len(names)))
     if pairs is None:
-        position_of = {name.lower(): i for i, name in enumerate(names)}
-        for i, name in enumerate(names):
-            order[i] = position_of.get(_SIDE.sub(lambda side: _SIDES[side[0]], name.lower()), i)
+        lower = [name.lower() for name in names]
+        position_of = {name: i for i, name in enumerate(lower) if lower.count(name) == 1}
+        for name, i in position_of.items():
+            order[i] = position_of.get(_SIDE.sub(lambda side: _SIDES[side[0]], name), i)
         return tuple(order)
     members = [i for pair in pairs for i in pair]
     if len(set(members)) != len(members) or max(members, default=0) >= len(names):

@@ -26,7 +26,7 @@ from ..formatting import join_some
 from ..structures import Batch, Objects, View
 from .dataset import Annotations, DetectionDataset, Sample
 from .geometry import resize_size
-from .keypoints import flip_order
+from .keypoints import flip_order, unpaired_names
 from .samplers import SeededIndex, aspect_groups, seeded_batches, shard
 from .transforms import Transform, detection_views, train_transform
 from .workers import fits_into_shared_memory, iterate, limit_workers
@@ -285,9 +285,16 @@ def _train_transform(config: Config, annotations: Annotations) -> Transform:
 
 
 def _warn_of_unnamed_sides(data: DataConfig, annotations: Annotations) -> None:
-    """Warn if flips exchange no keypoints because their names do not say which are left and right."""
+    """Warn if flips do not exchange keypoints because their names do not say which are left and right."""
     names = () if annotations.keypoints is None else annotations.keypoints.names
-    if data.flip and len(names) > 1 and data.keypoint_pairs is None and flip_order(names) == tuple(range(len(names))):
+    if data.flip and data.keypoint_pairs is None and (unpaired := unpaired_names(names)):
+        logger.warning(
+            "warning: data.flip=%g does not exchange the keypoints %s, because no name differs from theirs only in left"
+            " and right; correct the names, or set data.keypoint_pairs",
+            data.flip,
+            join_some(unpaired),
+        )
+    elif data.flip and len(names) > 1 and data.keypoint_pairs is None and flip_order(names) == tuple(range(len(names))):
         logger.warning(
             "warning: data.flip=%g exchanges no keypoints, because their names (%s) do not say which are left and"
             " right; set data.keypoint_pairs, for example [[1,2],[3,4]] counted from 0, or [] if there are none",

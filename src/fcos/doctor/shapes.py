@@ -29,6 +29,8 @@ def shape_findings(splits: Mapping[str, Annotations]) -> list[Finding]:
 
 
 def _mask_findings(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
+    from hotcoco import mask as rle
+
     crossing: _Cases = []
     empty: _Cases = []
     outside: _Cases = []
@@ -40,7 +42,7 @@ def _mask_findings(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
             span = split_annotations.span(image)
             masks, boxes = split_annotations.masks[span], split_annotations.boxes[span]
             height, width = split_annotations.sizes[image].tolist()
-            has_pixels = masks.to_bitmaps((height, width)).any(dim=2).any(dim=1).tolist()
+            has_pixels = [rle.area(code) > 0 for code in masks.to_rles((height, width))]
             beyond = _beyond(masks.boxes().numpy(), boxes)
             for i, rings in enumerate(masks.polygons()):
                 place, is_crowd = (split, image, (span.start + i,)), split_annotations.crowd[span.start + i]

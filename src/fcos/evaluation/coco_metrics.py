@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..structures import Instances
 from .thresholds import best_thresholds
 
@@ -95,8 +96,14 @@ def metrics_of(outputs: Sequence[Output]) -> tuple[str, ...]:
 
 
 def sigmas_of(count: int, given: Sequence[float] | None = None) -> tuple[float, ...]:
-    """Return the standard deviations of `count` keypoints: the given ones, else COCO's, if its 17, else their mean."""
+    """Return the standard deviations of `count` keypoints: the given ones, else COCO's, if its 17, else their mean.
+
+    Raises:
+        ConfigError: another number than `count` is given.
+    """
     if given is not None:
+        if len(given) != count:
+            raise ConfigError(f"eval.keypoint_sigmas: expected {count} numbers, one per keypoint, found {len(given)}")
         return tuple(given)
     return COCO_SIGMAS if count == len(COCO_SIGMAS) else (_MEAN_SIGMA,) * count
 

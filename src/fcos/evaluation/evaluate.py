@@ -13,7 +13,8 @@ import torch
 from ..config import Config
 from ..data import build_test_loader
 from ..distributed import all_gather, broadcast_buffers, rank, world_size
-from ..formatting import plural
+from ..errors import ConfigError
+from ..formatting import join_some, plural
 from ..inference.detect import detect_on_originals
 from .coco_metrics import COCO_LIMIT, Output, coco_metrics, metrics_of, sigmas_of, to_coco_results
 from .thresholds import shrink_thresholds
@@ -81,13 +82,32 @@ def warn_of_crowded_images(annotations: Annotations | None, config: Config) -> N
 
 
 def metric_names(config: Config) -> tuple[str, ...]:
-    """Return the names of the metrics that `evaluate` computes: of boxes, and of masks and keypoints that are read."""
-    names = metrics_of(_outputs(masks=config.data.masks, keypoints=config.data.keypoints))
+    """Return the names of the metrics that `evaluate` computes: of boxes, and of masks and keypoints if predicted."""
+    names = metrics_of(_outputs(config))
     return (*names, *VOC_METRICS) if config.eval.voc_metrics else names
 
 
-def _outputs(*, masks: bool, keypoints: bool) -> list[Output]:
+def _outputs(config: Config) -> list[Output]:
+    masks, keypoints = config.model.predicts_masks, config.model.num_predicted_keypoints > 0
     return ["boxes", *(["masks"] if masks else []), *(["keypoints"] if keypoints else [])]
+
+
+def check_keypoints(config: Config, annotations: Annotations) -> None:
+    """Check that the data has as many keypoints per object as the detector predicts.
+
+    Raises:
+        ConfigError: the numbers differ, or `eval.keypoint_sigmas` has another length.
+    """
+    count = config.model.num_predicted_keypoints
+    if not count or annotations.keypoints is None:
+        return
+    names = annotations.keypoints.names
+    if len(names) != count:
+        raise ConfigError(
+            f"model.keypoints.num_keypoints={count}, but the objects of the data have {plural(len(names), 'keypoint')}"
+            f" ({join_some(names)}); train a detector with model.keypoints.num_keypoints={len(names)}"
+        )
+    sigmas_of(count, config.eval.keypoint_sigmas)
 
 
 def evaluate(
@@ -117,6 +137,7 @@ def evaluate(
         KeyboardInterrupt: `progress` raised it, or the user pressed Ctrl-C. With several processes all of them raise
             it, after the others have finished their shares.
     """
+    check_keypoints(config, annotations)
     broadcast_buffers(model)
     batch_size = config.eval.batch_size
     loader = build_test_loader(config, annotations, batch_size=batch_size, rank=rank(), world_size=world_size())
@@ -127,13 +148,13 @@ def evaluate(
         if world_size() == 1:
             raise
     detections = _merge_shares(all_gather(share), annotations)
-    keypoints = annotations.keypoints
+    num_keypoints = config.model.num_predicted_keypoints
     metrics = coco_metrics(
         annotations.to_coco(),
         detections,
         max_detections=detection_limit(config),
-        outputs=_outputs(masks=annotations.masks is not None, keypoints=keypoints is not None),
-        sigmas=sigmas_of(0 if keypoints is None else len(keypoints.names), config.eval.keypoint_sigmas),
+        outputs=_outputs(config),
+        sigmas=sigmas_of(num_keypoints, config.eval.keypoint_sigmas) if num_keypoints else (),
     )
     if config.eval.voc_metrics:
         extra_pixel = config.data.convention == "fcos_core"

@@ -64,7 +64,8 @@ def focal_loss(logits: Tensor, labels: Tensor, *, alpha: float = 0.25, gamma: fl
     # p ** gamma is computed as exp(gamma * log p): with gamma < 1, the power has no finite gradient where p underflows.
     loss = (1 - alpha) * (gamma * F.logsigmoid(logits)).exp() * F.softplus(logits)
     column = labels.clamp(min=0)[:, None]  # [R, 1]
-    x = logits.gather(1, column)
+    # Values of other rows are not used, but an infinite one would give a gradient of NaN.
+    x = logits.gather(1, column).masked_fill(labels[:, None] < 0, 0.0)
     log_p = F.logsigmoid(x)
     log_p = log_p + (log_p.clamp(min=_LOG_MIN) - log_p).detach()  # the value saturates, the gradient does not vanish
     positive = -alpha * (-gamma * F.softplus(x)).exp() * log_p

@@ -78,6 +78,7 @@ class Pooler:
         return pooled
 
     def _pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+        feature = at_least_float32(feature)  # half precision would round the coordinates of the boxes
         return roi_align(feature, rois.to(feature.dtype), self.resolution, 1 / stride, self.sampling_ratio)
 
 

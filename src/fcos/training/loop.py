@@ -23,7 +23,7 @@ from ..data.dataset import Annotations
 from ..data.loader import try_user_transform
 from ..distributed import broadcast, on_all_ranks, on_rank_zero, rank, resolve_device, world_size
 from ..errors import ConfigError, DataError
-from ..evaluation.evaluate import Evaluation, evaluate, metric_names, warn_of_crowded_images
+from ..evaluation.evaluate import Evaluation, check_keypoints, evaluate, metric_names, warn_of_crowded_images
 from ..formatting import plural
 from ..interop.checkpoints import load_checkpoint
 from ..models import DetectionModel, build_model
@@ -209,6 +209,8 @@ def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
     names, ids = train_data.class_names, train_data.category_ids
     val_data = load_annotations(config.data, "val", class_names=names, category_ids=ids)
     warn_of_crowded_images(val_data, config)
+    for data in filter(None, (train_data, val_data)):
+        check_keypoints(config, data)
     return train_data, val_data
 
 

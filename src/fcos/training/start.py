@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import PIXELS, Checkpoint, load_weights
-from ..config import Config, DetectorConfig
-from ..config.detectors import DEFAULT_DETECTOR
+from ..config import DetectorConfig
+from ..config.detectors import DEFAULT_DETECTOR, DETECTORS
 from ..config.options import in_effect, info_of, options_of, with_role
 from ..config.text import as_option, flatten
 from ..errors import WeightsError
@@ -99,8 +99,9 @@ def _structure_options(checkpoint: Checkpoint, config: DetectorConfig) -> list[s
     if "model" not in checkpoint.config:
         return []
     try:
-        section = Config.model_validate({"model": checkpoint.config["model"]}).model
-    except ValueError:  # the config is of another version
+        trained = checkpoint.config["model"]
+        section = DETECTORS[trained.get("name", DEFAULT_DETECTOR)].model_validate(trained)
+    except (KeyError, ValueError):  # the config is of another version
         return []
     if type(section) is not type(config):
         return [f"model.name={section.name}"]

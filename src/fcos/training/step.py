@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,6 +21,7 @@ from ..data.loader import padded_size
 from ..data.samplers import hash_seed, shard
 from ..distributed import all_gather, mean_over_processes, world_size
 from ..errors import ConfigError, TrainingError
+from ..masks import Masks
 from ..models import DetectionModel
 from ..structures import Batch, Losses, Objects
 from .diagnosis import explain_non_finite
@@ -97,7 +99,7 @@ def _fits(model: DetectionModel, config: Config, num_images: int, most_boxes: in
     images = torch.zeros(num_images, 3, height, width, dtype=torch.uint8, device=device)
     sizes = torch.tensor([[height, width]] * num_images, device=device)
     box, label = torch.tensor([[0.0, 0.0, width, height]], device=device), torch.tensor([0], device=device)
-    targets = [Objects(box.expand(most_boxes, 4), label.expand(most_boxes))] * num_images
+    targets = [_whole_images(box, label, most_boxes, num_keypoints=config.model.num_predicted_keypoints)] * num_images
     # A collective: call it before this process can run out of memory.
     normalizers = model.loss_normalizers([Objects(box[:0], label[:0])], (height, width))
     normalizers = None if normalizers is None else torch.ones_like(normalizers)
@@ -116,6 +118,14 @@ def _fits(model: DetectionModel, config: Config, num_images: int, most_boxes: in
         model.train()
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+
+
+def _whole_images(box: Tensor, label: Tensor, count: int, *, num_keypoints: int) -> Objects:
+    """Return `count` objects of the label [1] whose masks fill the box [1, 4] and whose keypoints are in its corner."""
+    x1, y1, x2, y2 = box[0].tolist()
+    masks = Masks.from_polygons([[[x1, y1, x2, y1, x2, y2, x1, y2]]] * count, dtype=np.float32)
+    keypoints = box.new_tensor([[[x1, y1, 2]]]).expand(count, num_keypoints, 3) if num_keypoints else None
+    return Objects(box.expand(count, 4), label.expand(count), masks=masks, keypoints=keypoints)
 
 
 def wrap_model(run: Run) -> nn.Module:

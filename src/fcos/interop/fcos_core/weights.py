@@ -133,7 +133,9 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     section = checkpoint.config["model"]
     detector = section.get("name", DEFAULT_DETECTOR)
     if detector not in ONE_STAGE:
-        raise WeightsError(f"{where}: weights of {detector}, but the original FCOS supports only FCOS and RetinaNet")
+        raise WeightsError(
+            f"{where}: weights of {detector}, but only FCOS and RetinaNet can be converted to the original's format"
+        )
     config_class = DETECTORS[detector]
     config = config_class.model_validate(section)
     ours = flatten(config.model_dump())
