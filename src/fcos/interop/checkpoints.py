@@ -255,7 +255,7 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 def _describe_unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     expected = (
         "expected a file that `fcos train` wrote, a checkpoint of the FCOS of AdelaiDet, detectron2, mmdetection or the"
-        " original (fcos_core, also its RetinaNet), or a state dict of torchvision's fcos_resnet50_fpn,"
+        " original (fcos_core, all detectors), or a state dict of torchvision's fcos_resnet50_fpn,"
         " or of its RetinaNet, Faster, Mask or Keypoint R-CNN with a ResNet-50"
     )
     if any(name in state for name in BACKBONE_TENSORS):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..boxes import area
+from ..boxes import GPU_TYPES, area
 from ..choices import BoxConvention, Location
 from ..structures import Objects
 
@@ -20,6 +20,8 @@ BACKGROUND = -1
 IGNORED = -2
 _MAX_PAIRS = 2**18
 """Largest number of pairs (location, box) compared at a time: their tensors fit into the cache of a CPU core."""
+_MAX_GPU_PAIRS = 2**24
+"""The same on a GPU, where every chunk costs calls."""
 _MIN_LOCATIONS = 512
 """Smallest number of locations compared at a time."""
 
@@ -183,9 +185,10 @@ def _assign_image(xy: Tensor, limits: Tensor, objects: Objects, assigner: Assign
     boxes = objects.boxes.to(xy.dtype)
     areas = area(boxes, convention=assigner.box_convention).masked_fill(objects.is_crowd, torch.inf)
     order = areas.argsort(stable=True)  # crowd boxes last
-    size = max(_MIN_LOCATIONS, _MAX_PAIRS // len(objects))
+    sorted_boxes, is_crowd = boxes[order], objects.is_crowd[order]
+    size = max(_MIN_LOCATIONS, (_MAX_GPU_PAIRS if xy.device.type in GPU_TYPES else _MAX_PAIRS) // len(objects))
     chunks = [
-        _match(*chunk, boxes[order], objects.is_crowd[order], center_sampling=assigner.center_sampling_radius > 0)
+        _match(*chunk, sorted_boxes, is_crowd, center_sampling=assigner.center_sampling_radius > 0)
         for chunk in zip(xy.split(size), limits.split(size), strict=True)
     ]
     first, is_matched, is_in_crowd = (torch.cat(parts) for parts in zip(*chunks, strict=True))

@@ -1,5 +1,4 @@
-"""Conversion of the configs of the original (`fcos_core`) for FCOS and RetinaNet: YAML with UPPER_CASE keys, and
-`KEY VALUE` overrides.
+"""Conversion of the configs of the original (`fcos_core`): YAML with UPPER_CASE keys, and `KEY VALUE` overrides.
 
 A converted config selects the original's exact conventions: inclusive boxes, BGR 0..255, frozen batch norm without
 epsilon. `keys.py` lists the original's keys, `mapping.py` maps them to our options.
