@@ -160,7 +160,9 @@ def with_killed_workers(config: Config, workers: int) -> Config:
     return Config.model_validate(tree)
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
+    """If the worker dies while its batch is read, torch opens temporary files without closing them."""
     write_coco(tmp_path)
     tree = {"data": data_config(tmp_path, workers=1, transforms="own_transforms:kill_worker")}
     config = Config.model_validate({**tree, "train": {"batch_size": 2}})

@@ -134,7 +134,7 @@ NOT_EXPORTED = {
     **dict.fromkeys(("backbone.modulated", "backbone.offset_groups"), "given where a stage is deformable"),
     **dict.fromkeys(("backbone.norm_groups", "fpn.norm_groups", "fpn.norm_eps"), "given where the norm is gn"),
     **dict.fromkeys(("backbone.weights", "backbone.frozen_stages", "size_ranges", "quality"), "training only"),
-    **dict.fromkeys(("low_quality_matches",), "training only"),
+    **dict.fromkeys(("low_quality_matches", "box_loss"), "training only"),
     **dict.fromkeys(("detect_in_padding", "keep_empty_boxes"), "on with inclusive boxes"),
     **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),
 }

@@ -150,7 +150,7 @@ class RetinaNetConfig(OneStageConfig):
     """Also match the anchors with the highest IoU of an object, so that (almost) every object is learned."""
     box_loss: AnchorBoxLoss = option("smooth_l1", "training")
     """`smooth_l1` loss of the box offsets, or `giou` loss of the boxes (torchvision's second version)."""
-    smooth_l1_beta: float = option(0.11, "training", ge=0, le=1000)
+    smooth_l1_beta: float = option(0.11, "training", needs="box_loss=smooth_l1", ge=0, le=1000)
     """Box loss: error of an offset from which on the smooth L1 loss is linear; 0: L1 loss."""
     box_loss_divisor: float = option(4.0, "training", gt=0, le=1000)
     """The box loss is divided by this, times the number of positive anchors."""
