@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,17 +110,14 @@ def test_detections_on_images_or_of_classes_that_val_lacks_are_not_shown(key: st
 # ----------------------------------------------------------------------------------------------------------- full disks
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    with files_up_to(10):
-        yield
+ROOM = 10
+"""Size of the largest file on the full disk. The limit must end in the test, as it also applies to pytest's output."""
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_writing_to_a_full_disk_names_the_file_and_keeps_it(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "before")
-    with pytest.raises(WriteError) as caught:
+    with files_up_to(ROOM), pytest.raises(WriteError) as caught:
         write_text(path, "after " * 10)
     assert str(caught.value) == f"{path}: cannot be written: File too large; free up disk space"
     assert caught.value.errno == errno.EFBIG
@@ -132,32 +129,25 @@ def test_writing_to_a_missing_folder_names_the_file(tmp_path: Path) -> None:
         write_text(tmp_path / "gone/a.txt", "")
 
 
-def test_an_evaluation_is_kept_on_a_full_disk(undamaged: Made, request: pytest.FixtureRequest) -> None:
+def test_an_evaluation_is_kept_on_a_full_disk(undamaged: Made) -> None:
     folder = undamaged.folder / "val"
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    request.getfixturevalue("full_disk")
-    with pytest.raises(WriteError, match="cannot be written: File too large"):
+    with files_up_to(ROOM), pytest.raises(WriteError, match="cannot be written: File too large"):
         save_evaluation(replace(undamaged.evaluation, metrics={}), folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_the_doctor_on_a_full_disk_names_the_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> None:
+def test_the_doctor_on_a_full_disk_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_coco(tmp_path / "data")
-    request.getfixturevalue("full_disk")
-    with pytest.raises(SystemExit) as stop:
+    with files_up_to(ROOM), pytest.raises(SystemExit) as stop:
         main(["doctor", f"data={data}", "--out", str(tmp_path / "checkup")])
     assert stop.value.code == 2
     assert f"{tmp_path / 'checkup/doctor.json'}: cannot be written: File too large" in capsys.readouterr().err
 
 
-def test_a_report_on_a_full_disk_names_the_file(
-    undamaged: Made, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> None:
+def test_a_report_on_a_full_disk_names_the_file(undamaged: Made, capsys: pytest.CaptureFixture[str]) -> None:
     page = undamaged.page()
-    request.getfixturevalue("full_disk")
-    with pytest.raises(SystemExit) as stop:
+    with files_up_to(ROOM), pytest.raises(SystemExit) as stop:
         main(["report", str(undamaged.folder)])
     assert stop.value.code == 2
     assert f"{undamaged.folder / 'report.html'}: cannot be written: File too large" in capsys.readouterr().err
