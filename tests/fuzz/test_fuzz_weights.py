@@ -46,7 +46,7 @@ def save_or_skip(content: Any, path: Path) -> bool:
     """Save the content with torch.save; return False if torch cannot save it, so that no user can have such a file."""
     try:
         torch.save(content, path)
-    except (RuntimeError, TypeError, OverflowError, NotImplementedError):
+    except (RuntimeError, TypeError, OverflowError, NotImplementedError):  # raised for sparse, meta and huge content
         return False
     return True
 

@@ -65,7 +65,7 @@ def test_boxes_may_be_lists_whose_title_tells_the_format(
 
 @pytest.mark.parametrize("boxes", [CORNERS, EXTENTS])
 def test_format_of_lists_follows_from_boxes_that_only_one_format_allows(boxes: tuple[str, ...], tmp_path: Path) -> None:
-    """As corners, `0, 8, 15, 16` is possible; as x, y, width, height, `10, 10, 40, 30` leaves its image 40x30."""
+    """The box `10, 10, 40, 30`, read as x, y, width, height, extends beyond its 40x30 image, so it must be corners."""
     boxes = (*boxes[:2], "20, 8, 6, 30") if boxes is EXTENTS else boxes
     expected = BOXES
     if boxes is not CORNERS:

@@ -194,8 +194,7 @@ def roi_candidates(
     if len(index) > options.pre_nms_top_k:
         index = index[scores[index].topk(options.pre_nms_top_k).indices]
     rows, labels = index // num_classes, index % num_classes
-    columns = offsets.unflatten(1, (-1, 4))  # [P, 1 + K or 2, 4]
-    boxes = coder.decode(columns[rows, (labels + 1).clamp(max=columns.shape[1] - 1)], proposals[rows])
+    boxes = coder.decode(select_offsets(offsets, rows, labels + 1), proposals[rows])
     candidates = Instances(boxes, labels, scores[index], size)
     if not options.clip_after_nms:
         candidates = _clip_to_image(candidates, options)
@@ -203,6 +202,12 @@ def roi_candidates(
         sides = candidates.boxes[:, 2:] - candidates.boxes[:, :2]
         candidates = candidates[(sides >= options.min_size).all(dim=1)]
     return candidates
+
+
+def select_offsets(offsets: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+    """Return the offsets [R, 4] of rows [R] of [P, 4 * (1 + K)] or [P, 8] offsets, for labels [R] in 1..K."""
+    columns = offsets.unflatten(1, (-1, 4))
+    return columns[rows, labels.clamp(max=columns.shape[1] - 1)]
 
 
 def _join_levels(

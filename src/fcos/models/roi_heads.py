@@ -27,6 +27,7 @@ from .anchors import AnchorMatcher, BoxCoder, Sampler, match_anchors, sample_bal
 from .detector import ClassRows
 from .layers import NORMS, at_least_float32
 from .losses import sample_weights
+from .postprocess import select_offsets
 
 
 @dataclass(frozen=True)
@@ -281,12 +282,6 @@ class BoxHead(nn.Module):
         errors = F.smooth_l1_loss(predicted, wanted, reduction="none", beta=self.smooth_l1_beta)
         loss_box = (errors.sum(dim=1) * weights[rows]).sum()
         return dict(zip(self.loss_names, (loss_cls, loss_box), strict=True))
-
-
-def select_offsets(offsets: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-    """Return the offsets [R, 4] of rows [R] of [P, 4 * (1 + K)] or [P, 8] offsets, for labels [R] in 1..K."""
-    columns = offsets.unflatten(1, (-1, 4))
-    return columns[rows, labels.clamp(max=columns.shape[1] - 1)]
 
 
 def _class_rows(image: RoiSamples) -> Tensor:
