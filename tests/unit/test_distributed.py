@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from fcos.distributed import broadcast, mean_over_processes, rank, resolve_devic
 from fcos.errors import ConfigError, TrainingError
 from fcos.training import elastic
 from fcos.training.elastic import explain_lost_processes, is_orphaned
+
+PROGRAMS = Path(__file__).parents[1] / "helpers/programs"
 
 
 def test_single_process_has_rank_zero_and_world_size_one() -> None:
@@ -114,3 +119,15 @@ def test_only_launched_processes_can_be_orphaned(
     assert not is_orphaned()
     monkeypatch.setattr("os.getppid", lambda: 1)
     assert is_orphaned() == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="destroying a gloo group may block, see destroy_at_exit")
+def test_threads_of_the_process_group_end_before_the_interpreter(tmp_path: Path) -> None:
+    program = PROGRAMS / "process_group_in_a_cycle.py"
+    result = subprocess.run(
+        [sys.executable, program, tmp_path / "rendezvous"], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, result.stdout.split())
+    assert before > 0
+    assert after == 0

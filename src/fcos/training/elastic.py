@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import os
 import re
 import time
@@ -165,6 +166,9 @@ def join_processes(device: torch.device) -> None:
 def destroy_at_exit() -> None:
     """Destroy the process group when the program exits; leaving it earlier has no benefit.
 
+    An interrupted run leaves models in reference cycles. They are collected first, because they keep the group and its
+    threads alive. Such a thread aborts the process if it needs the lock of the interpreter after Python has ended.
+
     Before torch 2.8, the destructor of a gloo group may wait forever for one of its threads, which waits for the lock
     of the interpreter (pytorch/pytorch#154976). Such a group gets a reference that keeps it from being destroyed.
     """
@@ -172,6 +176,7 @@ def destroy_at_exit() -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     else:
         atexit.register(dist.destroy_process_group)
+        atexit.register(gc.collect)  # runs first: the functions are called in reverse order
 
 
 def _read_number(name: str, *, at_least: int, default: int | None = None) -> int:
