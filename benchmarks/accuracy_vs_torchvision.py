@@ -1,40 +1,53 @@
-"""Train torchvision's FCOS and ours for the same time on the same images and compare their average precision.
+"""Train torchvision's detectors and ours equally long on the same images and compare their average precision.
 
-    python benchmarks/accuracy_vs_torchvision.py --data DIR [DIR ...] [--minutes 10]
+    python benchmarks/accuracy_vs_torchvision.py --data DIR [DIR ...] [--recipes NAME [NAME ...]] [--minutes 10]
 
 Both are trained one after the other with the same ImageNet-pretrained MobileNetV2 weights, images, image size and
 wall-clock time, and evaluated by the same code. torchvision's detector is trained as well as we know how: AdamW, cosine
 schedule, warm-up, batches of 4, decoded images kept in memory, and a width that suits small data sets. Its time limit
 covers only the training loop; ours covers everything.
+
+On a machine that has other work to do, `--steps THEIRS OURS` gives each side the number of steps that it makes in the
+wanted time on an idle machine, as printed by a short run with `--minutes`.
+
+The results of each recipe and data set replace those in results/accuracy_vs_torchvision.json; others are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from common import fcos_section, machine, markdown, torchvision_mobilenet, write
+from common import RESULTS, machine, markdown, write
 from torch import Tensor, nn
+from torchvision_detectors import Detector, build
 
 import fcos
 from fcos.data import build_test_loader, load_annotations
 from fcos.data.dataset import Annotations
-from fcos.evaluation.coco_metrics import METRICS, coco_metrics, to_coco_results
+from fcos.evaluation.coco_metrics import coco_metrics, to_coco_results
+from fcos.inference.detect import detect_on_originals
+from fcos.interop.checkpoints import load_checkpoint
+from fcos.masks import encode
+from fcos.models import DetectionModel
+from fcos.structures import View
 
-RECIPE = "fcos_mnv2_small"
 LEARNING_RATE, WEIGHT_DECAY, WARMUP_STEPS, CLIP_NORM = 1e-3, 1e-4, 50, 10.0
+NAME = "accuracy_vs_torchvision"
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP_mask", "AP50_mask")
 
 
 class Example(NamedTuple):
     """Image prepared for the network, with its ground truth."""
 
     image: Tensor  # uint8 [3, H, W]
-    boxes: Tensor  # float32 [M, 4] XYXY in pixels of `image`
-    labels: Tensor  # int64 [M], 1..K: in torchvision 0 is the background
+    target: dict[str, Tensor]  # boxes [M, 4] XYXY in pixels of `image`, labels [M] in 1..K, masks uint8 [M, H, W]
     index: int
 
 
@@ -43,13 +56,14 @@ def examples(config: fcos.Config, annotations: Annotations) -> list[Example]:
     found = []
     for batch in build_test_loader(config, annotations, batch_size=1):
         index, (height, width) = int(batch.indices[0]), batch.sizes[0].tolist()
-        start, end = annotations.offsets[index : index + 2]
-        objects = ~torch.from_numpy(annotations.crowd[start:end])
         old_height, old_width = annotations.sizes[index].tolist()
-        scale = torch.tensor([width / old_width, height / old_height] * 2)
-        boxes = torch.from_numpy(annotations.boxes[start:end])[objects] * scale
-        labels = torch.from_numpy(annotations.labels[start:end])[objects] + 1
-        found.append(Example(batch.images[0, :, :height, :width].clone(), boxes, labels, index))
+        scales = width / old_width, height / old_height
+        objects = annotations.objects(index)
+        objects = objects[~objects.is_crowd]
+        target = {"boxes": objects.boxes * torch.tensor(scales * 2), "labels": objects.labels + 1}
+        if objects.masks is not None:
+            target["masks"] = objects.masks.scale(*scales).to_bitmaps((height, width)).to(torch.uint8)
+        found.append(Example(batch.images[0, :, :height, :width].clone(), target, index))
     return found
 
 
@@ -64,27 +78,36 @@ def batches(data: list[Example], batch_size: int) -> list[list[Example]]:
 def flipped(example: Example) -> Example:
     if torch.rand(()) < 0.5:
         return example
-    width = example.image.shape[2]
-    boxes = example.boxes.clone()
-    boxes[:, 0], boxes[:, 2] = width - example.boxes[:, 2], width - example.boxes[:, 0]
-    return example._replace(image=example.image.flip(2), boxes=boxes)
+    width, target = example.image.shape[2], dict(example.target)
+    x1, y1, x2, y2 = target["boxes"].unbind(dim=1)
+    target["boxes"] = torch.stack([width - x2, y1, width - x1, y2], dim=1)
+    if "masks" in target:
+        target["masks"] = target["masks"].flip(2)
+    return Example(example.image.flip(2), target, example.index)
 
 
-def train_torchvision(model: nn.Module, data: list[Example], *, minutes: float, batch_size: int) -> int:
-    """Train until the time is over, with a cosine schedule over the elapsed time; return the number of steps."""
+def train_torchvision(
+    model: Detector,
+    data: list[Example],
+    *,
+    minutes: float,
+    max_steps: int | None,
+    batch_size: int,
+) -> int:
+    """Train until the time or the number of steps is reached, with a cosine schedule; return the number of steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     model.train()
     steps, start = 0, time.perf_counter()
     while True:
         for chosen in batches(data, batch_size):
-            passed = (time.perf_counter() - start) / (60 * minutes)
+            passed = steps / max_steps if max_steps else (time.perf_counter() - start) / (60 * minutes)
             if passed >= 1:
                 return steps
             rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * passed)) * min(1.0, (steps + 1) / WARMUP_STEPS)
             optimizer.param_groups[0]["lr"] = rate
             batch = [flipped(example) for example in chosen]
             images = [example.image.float() / 255 for example in batch]
-            loss = sum(model(images, [{"boxes": e.boxes, "labels": e.labels} for e in batch]).values())
+            loss = sum(model(images, [example.target for example in batch]).values())
             assert isinstance(loss, Tensor)
             optimizer.zero_grad()
             loss.backward()
@@ -92,91 +115,139 @@ def train_torchvision(model: nn.Module, data: list[Example], *, minutes: float, 
             optimizer.step()
             steps += 1
             if steps % 50 == 0:
-                print(f"torchvision: step {steps}, {passed:.0%} of the time, loss {loss.item():.3f}", flush=True)
+                print(f"torchvision: step {steps}, {passed:.0%}, loss {loss.item():.3f}", flush=True)
+
+
+def detect_torchvision(model: Detector, example: Example, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Return the detections in pixels of the original image, whose size is (height, width)."""
+    transform: Any = model.transform
+    postprocess = transform.postprocess
+    transform.postprocess = lambda detections, sizes, _: postprocess(detections, sizes, [size])
+    try:
+        return model([example.image.float() / 255])[0]
+    finally:
+        transform.postprocess = postprocess
 
 
 @torch.inference_mode()
-def evaluate_torchvision(model: nn.Module, data: list[Example], annotations: Annotations) -> dict[str, float]:
+def evaluate_torchvision(model: Detector, data: list[Example], annotations: Annotations) -> dict[str, float]:
     model.eval()
-    results = []
+    results, has_masks = [], annotations.masks is not None
     for example in data:
-        found = model([example.image.float() / 255])[0]
-        height, width = example.image.shape[1:]
+        height, width = annotations.sizes[example.index].tolist()
+        found = detect_torchvision(model, example, (height, width))
         instances = fcos.Instances(found["boxes"], found["labels"] - 1, found["scores"], (height, width))
-        old_height, old_width = annotations.sizes[example.index].tolist()
-        results += to_coco_results(
-            instances.resize_to((old_height, old_width)),
-            image_id=int(annotations.image_ids[example.index]),
-            category_ids=annotations.category_ids,
-        )
-    return coco_metrics(annotations.to_coco(), results).overall
+        image_id = int(annotations.image_ids[example.index])
+        rows = to_coco_results(instances, image_id=image_id, category_ids=annotations.category_ids)
+        if has_masks:
+            for row, mask in zip(rows, found["masks"], strict=True):
+                row["segmentation"] = encode(mask[0] > 0.5)
+        results += rows
+    outputs = ("boxes", "masks") if has_masks else ("boxes",)
+    return coco_metrics(annotations.to_coco(), results, outputs=outputs).overall
 
 
-def compare(data: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+@torch.inference_mode()
+def images_per_second(
+    theirs: Detector, ours: DetectionModel, data: list[Example], sizes: np.ndarray
+) -> tuple[float, float]:
+    """Measure single images from the network input to detections, masks included; the two sides take turns."""
+    seconds = np.zeros((len(data), 2))
+    for row, example in zip(seconds, data, strict=True):
+        height, width = sizes[example.index].tolist()
+        shape = torch.tensor([example.image.shape[1:]])
+        times = [time.perf_counter()]
+        detect_torchvision(theirs, example, (height, width))
+        times.append(time.perf_counter())
+        found = detect_on_originals(ours, [View(example.image[None], shape)], [(height, width)])[0]
+        _ = found.masks
+        times.append(time.perf_counter())
+        row[:] = np.diff(times)
+    their_seconds, our_seconds = np.median(seconds, axis=0)
+    return 1 / their_seconds, 1 / our_seconds
+
+
+def compare(data: Path, recipe: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Train and evaluate both detectors on one data set."""
-    fixed = [f"data={data}", f"train.max_minutes={options.minutes}", "train.eval_every=null"]
-    config = fcos.load_config(RECIPE, [*fixed, *options.overrides])
+    their_steps, our_steps = options.steps or (None, None)
+    fixed = [f"data={data}", "train.eval_every=null"]
+    fixed.append(f"train.iterations={our_steps}" if our_steps else f"train.max_minutes={options.minutes}")
+    config = fcos.load_config(recipe, [*fixed, *options.overrides])
     annotations = load_annotations(config.data, "train")
     assert annotations is not None
     val = load_annotations(config.data, "val", class_names=annotations.class_names)
     assert val is not None
 
     torch.manual_seed(config.train.seed)
-    section = fcos_section(config)
-    model = torchvision_mobilenet(
-        len(annotations.class_names) + 1,
-        channels=options.channels or section.fpn.channels,
-        num_convs=options.convs or section.head.num_convs,
-        pretrained=True,
-    )
+    theirs = build(config.model, len(annotations.class_names))
     batch_size = options.batch_size
-    steps = train_torchvision(model, examples(config, annotations), minutes=options.minutes, batch_size=batch_size)
-    theirs = evaluate_torchvision(model, examples(config, val), val)
-    del model
+    start = time.perf_counter()
+    steps = train_torchvision(
+        theirs, examples(config, annotations), minutes=options.minutes, max_steps=their_steps, batch_size=batch_size
+    )
+    minutes = (time.perf_counter() - start) / 60
+    their_entry = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
 
     start = time.perf_counter()
     result = fcos.train(config)
-    elapsed = (time.perf_counter() - start) / 60
-    ours = fcos.evaluate(result.run / "weights" / "best.pt").metrics
-    theirs, ours = ({k: None if math.isnan(v) else v for k, v in found.items()} for found in (theirs, ours))
+    weights, minutes = result.run / "weights" / "best.pt", (time.perf_counter() - start) / 60
+    our_entry = {"minutes": minutes, "steps": load_checkpoint(weights).iteration, "batch_size": config.train.batch_size}
+
+    test_data = examples(config, val)
+    their_metrics = evaluate_torchvision(theirs, test_data, val)
+    our_metrics = fcos.evaluate(weights).metrics
+    speeds = images_per_second(theirs, fcos.load(weights).model, test_data, val.sizes)
+    sides = ("torchvision", their_entry, their_metrics), ("fcos", our_entry, our_metrics)
     return {
-        "torchvision FCOS": {"metrics": theirs, "minutes": options.minutes, "steps": steps, "batch_size": batch_size},
-        f"fcos ({RECIPE})": {"metrics": ours, "minutes": elapsed, "run": result.run.name},
+        side: {
+            **entry,
+            "images_per_second": speed,
+            "metrics": {name: None if math.isnan(value) else value for name, value in metrics.items()},
+        }
+        for (side, entry, metrics), speed in zip(sides, speeds, strict=True)
     }
 
 
-def _text(figure: float | None) -> str:
-    return "-" if figure is None else f"{figure:.3f}"
+def save(results: dict[str, Any], facts: dict[str, Any], minutes: float) -> None:
+    """Write the table and the data of all results, by data set and recipe."""
+    sides = [
+        (f"{data}: {recipe}, {side}", entry)
+        for data, recipes in results.items()
+        for recipe, found in recipes.items()
+        for side, entry in found["sides"].items()
+    ]
+    rows = [
+        [name, *(_text(entry["metrics"].get(metric)) for metric in METRICS), entry["steps"], entry["batch_size"],
+         _text(entry.get("images_per_second"), digits=1)]
+        for name, entry in sides
+    ]  # fmt: skip
+    head = ["data: recipe, side", *METRICS, "steps", "batch", "images/s"]
+    title = f"Metrics on val after {minutes:g} minutes of training"
+    write(NAME, title, facts, markdown(head, rows), {"results": results})
+
+
+def _text(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in COCO, VOC or YOLO layout")
+    parser.add_argument("--recipes", nargs="+", default=["fcos_mnv2_small"], help="our small recipes")
     parser.add_argument("--minutes", type=float, default=10.0, help="wall-clock time for each training")
-    parser.add_argument("--channels", type=int, help="of torchvision's pyramid and head; default: as in our recipe")
-    parser.add_argument("--convs", type=int, help="in each tower of torchvision's head; default: as in our recipe")
+    parser.add_argument("--steps", type=int, nargs=2, metavar=("THEIRS", "OURS"), help="steps, in place of the time")
     parser.add_argument("--batch-size", type=int, default=4, help="torchvision's")
     parser.add_argument("--overrides", nargs="*", default=[], help="key=value of our recipe; data.* holds for both")
     options = parser.parse_args()
     facts = {**machine(), "minutes": options.minutes}
     print(facts)
-    found = {}
+    file = RESULTS / f"{NAME}.json"
     for data in options.data:
-        found[data.name] = compare(data, options)
-    shown = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    assert set(shown) <= set(METRICS)
-    rows = [
-        [f"{name}: {detector}", *map(_text, (entry["metrics"][figure] for figure in shown)), f"{entry['minutes']:.1f}"]
-        for name, detectors in found.items()
-        for detector, entry in detectors.items()
-    ]
-    write(
-        "accuracy_vs_torchvision",
-        f"Average precision on val after {options.minutes:g} minutes of training",
-        facts,
-        markdown(["data: detector", *shown, "minutes"], rows),
-        {"results": found},
-    )
+        for recipe in options.recipes:
+            sides = compare(data, recipe, options)
+            results = json.loads(file.read_text(encoding="utf-8"))["results"] if file.is_file() else {}
+            results.setdefault(data.name, {})[recipe] = {"machine": facts, "sides": sides}
+            save(results, facts, options.minutes)
 
 
 if __name__ == "__main__":

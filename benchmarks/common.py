@@ -1,4 +1,4 @@
-"""Functions shared by the benchmarks: machine description, tables, result files, torchvision's FCOS on MobileNetV2."""
+"""Functions shared by the benchmarks: machine description, tables, result files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.models import mobilenet_v2
-from torchvision.models.detection import FCOS
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.fcos import FCOSHead
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import fcos
 from fcos.config import FCOSConfig
-from fcos.models.backbones.pretrained import imagenet_weights
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,28 +57,3 @@ def fcos_section(config: fcos.Config) -> FCOSConfig:
     """Return the section `model` of a config for FCOS."""
     assert isinstance(config.model, FCOSConfig)
     return config.model
-
-
-def torchvision_mobilenet(num_labels: int, *, channels: int, num_convs: int, pretrained: bool) -> FCOS:
-    """Build torchvision's FCOS on MobileNetV2 with levels P3 to P7 and the given channels and depth of the head.
-
-    It uses the thresholds of our recipes and does not resize images.
-    """
-    body = mobilenet_v2()
-    if pretrained:
-        body.load_state_dict(imagenet_weights("mobilenet_v2", "imagenet"))
-    backbone = BackboneWithFPN(
-        body.features,
-        return_layers={"6": "c3", "13": "c4", "17": "c5"},
-        in_channels_list=[32, 96, 320],
-        out_channels=channels,
-        extra_blocks=LastLevelP6P7(channels, channels),
-    )
-    head = FCOSHead(channels, 1, num_labels, num_convs)
-    return without_resize(FCOS(backbone, num_labels, head=head, score_thresh=0.05, nms_thresh=0.6))
-
-
-def without_resize(model: FCOS) -> FCOS:
-    """Disable torchvision's resizing of images (its option for that has an effect in training only)."""
-    model.transform.resize = lambda image, target=None: (image, target)
-    return model

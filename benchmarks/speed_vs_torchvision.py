@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from common import fcos_section, machine, markdown, torchvision_mobilenet, without_resize, write
+import torchvision_detectors
+from common import fcos_section, machine, markdown, write
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
@@ -53,7 +54,7 @@ def mobilenet() -> Pair:
     # All layers are trained, as in torchvision's.
     config = fcos_section(fcos.load_config("fcos_mnv2_small", ["model.backbone.frozen_stages=0"]))
     ours = _build(config)
-    theirs = torchvision_mobilenet(
+    theirs = torchvision_detectors.fcos(
         CLASSES, channels=config.fpn.channels, num_convs=config.head.num_convs, pretrained=False
     )
     return Pair(_channels_last(ours), _channels_last(theirs), size=(320, 320), batch_size=4)
@@ -63,7 +64,7 @@ def resnet() -> Pair:
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     )
-    theirs = without_resize(TorchvisionFCOS(backbone, CLASSES, score_thresh=0.05, nms_thresh=0.6))
+    theirs = torchvision_detectors.without_resize(TorchvisionFCOS(backbone, CLASSES, score_thresh=0.05, nms_thresh=0.6))
     ours = _build(fcos_section(fcos.Config()))
     return Pair(_channels_last(ours), _channels_last(theirs), size=(800, 1216), batch_size=2)
 
