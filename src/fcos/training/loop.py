@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..allocator import keep_freed_memory
 from ..checkpoint import Checkpoint
 from ..config import Config
 from ..config.backbones import is_own
@@ -90,6 +91,8 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     start_time = clock()
     settings = config.train
     device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     join_processes(device)
     with ExitStack() as stack:
         run, micro_batches, origin = _set_up(config, name, device, stack, elapsed=lambda: clock() - start_time)

@@ -1,0 +1,34 @@
+"""Setting of the C library's memory allocator that makes tensors on the CPU faster to allocate."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+VARIABLE = "FCOS_KEEP_FREED_MEMORY"
+"""Environment variable; with the value 0, `keep_freed_memory` does nothing."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt, see malloc.h of glibc
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # the largest value that glibc accepts
+_NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep and reuse the memory of freed tensors up to 32 MiB instead of returning it to the system.
+
+    By default, glibc returns each large block at once, and the system has to provide and clear its pages again for the
+    next tensor. This takes up to a third of the time of a training step on a CPU. The processes that this process forks
+    have the same setting.
+
+    Returns:
+        True if the setting has been made: glibc only (Linux), and not if `FCOS_KEEP_FREED_MEMORY=0`.
+    """
+    if sys.platform != "linux" or os.environ.get(VARIABLE) == "0":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    settings = {_M_MMAP_THRESHOLD: _LARGEST_MMAP_THRESHOLD, _M_TRIM_THRESHOLD: _NEVER}
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings.items())
