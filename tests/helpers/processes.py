@@ -12,6 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
 
 SECONDS = 600
 """Timeout after which a process counts as hanging; far more than any process needs on a busy machine."""
@@ -25,6 +31,20 @@ def forkserver() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny_backbone", "fcos.api", "fcos.training.loop", "torch._dynamo"])
     return context
+
+
+def in_processes(count: int, work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+    """Run `work(rank, count, *args)` in a process group and return the results of all processes."""
+    folder.mkdir()
+    forkserver()
+    start_processes(_process, (count, work, folder, args), nprocs=count, start_method="forkserver")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _process(rank: int, count: int, work: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=count)
+    torch.save(work(rank, count, *args), folder / f"{rank}.pt")
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
