@@ -7,6 +7,8 @@ between processor vendors (goldens/README.md). Results that depend on it agree t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -128,12 +130,12 @@ def test_losses_gradients_and_optimizer_steps_match_the_original(model: Model, d
     check_steps(model, net, strict=strict)
 
 
-def total(losses: dict[str, Tensor]) -> Tensor:
+def total(losses: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
 def check_losses(
-    named: dict[str, Tensor], recorded: np.ndarray, *, rtol: tuple[float, float], atol: float = 0.0
+    named: Mapping[str, Tensor], recorded: np.ndarray, *, rtol: tuple[float, float], atol: float = 0.0
 ) -> None:
     """Compare the losses. `rtol` is for classification and for the others; zero losses without positives are exact."""
     for name, expected in zip(LOSSES, recorded, strict=True):
