@@ -27,17 +27,14 @@ RCNNS = (
     "keypointrcnn_resnet50_fpn",
 )
 NUM_LABELS = 6
-_STD = {
-    "head.classification_head.cls_logits": 2.0,
-    "head.regression_head.bbox_reg": 0.3,
-    "rpn.head.cls_logits": 2.0,
-    "rpn.head.bbox_pred": 0.3,
-    "roi_heads.box_predictor.cls_score": 2.0,
-    "roi_heads.box_predictor.bbox_pred": 1.0,
-    "roi_heads.mask_predictor.mask_fcn_logits": 2.0,
-    "roi_heads.keypoint_predictor.kps_score_lowres": 2.0,
-}
-"""Standard deviation of the outputs of layers in `random_model`."""
+_STD: tuple[dict[str, float], ...] = (
+    {"head.classification_head.cls_logits": 2.0, "head.regression_head.bbox_reg": 0.3},
+    {"rpn.head.cls_logits": 2.0, "rpn.head.bbox_pred": 0.3},
+    {"roi_heads.box_predictor.cls_score": 2.0, "roi_heads.box_predictor.bbox_pred": 1.0},
+    {"roi_heads.mask_predictor.mask_fcn_logits": 2.0},
+    {"roi_heads.keypoint_predictor.kps_score_lowres": 2.0},
+)
+"""Standard deviation of the outputs of layers in `random_model`, from the first stage to the last."""
 LIMITS: dict[str, dict[str, Any]] = {
     "retinanet": {"detections_per_img": 50},
     "rcnn": {"rpn_post_nms_top_n_test": 100, "box_detections_per_img": 20},
@@ -68,24 +65,29 @@ def random_model(name: str, num_labels: int = 6, *, seed: int = 1, **options: An
             tensor.uniform_(0.5, 1.5)
         elif key.endswith(("running_mean", "bias")):
             tensor.normal_(std=0.1)
-    for path, std in _STD.items():
-        if any(key == path for key, _ in model.named_modules()):
-            _scale_outputs(model, model.get_submodule(path), std)
+    modules = dict(model.named_modules())
+    for stage in _STD:
+        if stage.keys() <= modules.keys():
+            _scale_outputs(model, [(modules[path], std) for path, std in stage.items()])
     return model
 
 
 @torch.inference_mode()
-def _scale_outputs(model: nn.Module, layer: Any, std: float) -> None:
-    """Scale the outputs of a layer for a random image to this standard deviation; the mean of every channel is 0."""
-    outputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda *call: outputs.append(call[-1].transpose(0, 1).flatten(1)))
+def _scale_outputs(model: nn.Module, stage: Sequence[tuple[Any, float]]) -> None:
+    """Scale the outputs of layers for a random image to a standard deviation; the mean of every channel is 0."""
+    outputs: list[list[Tensor]] = [[] for _ in stage]
+    hooks = [
+        layer.register_forward_hook(lambda *call, found=found: found.append(call[-1].transpose(0, 1).flatten(1)))
+        for (layer, _), found in zip(stage, outputs, strict=True)
+    ]
     model([torch.rand(3, 96, 128)])
-    hook.remove()
-    channels = torch.cat(outputs, dim=1)
-    mean = channels.mean(dim=1)
-    factor = std / (channels - mean[:, None]).std()
-    layer.weight.mul_(factor)
-    layer.bias.copy_((layer.bias - mean) * factor)
+    for (layer, std), found, hook in zip(stage, outputs, hooks, strict=True):
+        hook.remove()
+        channels = torch.cat(found, dim=1)
+        mean = channels.mean(dim=1)
+        factor = std / (channels - mean[:, None]).std()
+        layer.weight.mul_(factor)
+        layer.bias.copy_((layer.bias - mean) * factor)
 
 
 def resizing(min_size: int) -> GeneralizedRCNNTransform:

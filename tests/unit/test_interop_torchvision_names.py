@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from model_options import changed_sections
+from small_backbones import randomise
 from torch import Tensor
+from torchvision.models import detection
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
 from torchvision_models import (
     RETINANETS,
@@ -36,7 +38,7 @@ OLD = ("retinanet_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50
 
 @pytest.mark.parametrize("name", OLD)
 def test_names_before_torchvision_0_13_are_supported(name: str) -> None:
-    state = random_model(name, 2).state_dict()
+    state = randomise(getattr(detection, name)(weights=None, weights_backbone=None, num_classes=2))
     old = old_names(state)
     assert not (state.keys() - old.keys()).isdisjoint({"backbone.fpn.layer_blocks.0.0.weight"})
     expected = from_torchvision(state).model
