@@ -38,9 +38,15 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 @pytest.fixture(scope="module")
-def outputs(model: Model) -> dict[str, Tensor]:
+def evaluated(model: Model) -> FCOS:
+    """Return the model in evaluation mode; it expects normalised images."""
+    return model.build().eval()
+
+
+@pytest.fixture(scope="module")
+def outputs(model: Model, evaluated: FCOS) -> dict[str, Tensor]:
     """Compute backbone, pyramid and head outputs in evaluation mode, by their recorded names."""
-    net = model.build().eval()
+    net = evaluated
     sizes = tensor(model.inputs["image_sizes_hw"])
     with torch.inference_mode():
         features = net.backbone(net.normalize(tensor(model.inputs["tensor"]), sizes))
@@ -224,9 +230,8 @@ def check_weights(model: Model, net: FCOS, start: list[Tensor], key: str, *, str
     np.testing.assert_allclose(buffers, recorded[f"{key}/buffer_norm"], rtol=rtol)
 
 
-def test_detections_match_the_original(model: Model) -> None:
-    net = model.build().eval()
-    found = net.detect(tensor(model.inputs["tensor"]), tensor(model.inputs["image_sizes_hw"]))
+def test_detections_match_the_original(model: Model, evaluated: FCOS) -> None:
+    found = evaluated.detect(tensor(model.inputs["tensor"]), tensor(model.inputs["image_sizes_hw"]))
     for i, instances in enumerate(found):
         assert list(instances.size) == model.numbers[f"det{i}/size_wh"].tolist()[::-1]
         assert len(instances) == len(model.numbers[f"det{i}/scores"])
