@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from processes import SECONDS
+from processes import train_in_processes
 
 from fcos.config import Config
 from fcos.interop.checkpoints import load_checkpoint
@@ -42,15 +39,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(data: Path, tmp_path: 
             "device": "cpu",
         }
     )
-    file = tmp_path / "config.yaml"
-    file.write_text(config.to_yaml())
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "-m", "fcos", "train", file],
-        capture_output=True, text=True, timeout=SECONDS, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    train_in_processes(2, config)
     loop.train(config.model_copy(update={"output_dir": tmp_path / "one"}))
     one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
     assert len(one) == 4

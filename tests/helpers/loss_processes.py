@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from processes import finish
+from processes import in_processes
 from torch import Tensor
 
-from fcos.models.losses import FCOSLoss
+from fcos.models.losses import FCOSLoss, fcos_loss
 from fcos.models.points import Assignment
-
-PROGRAM = Path(__file__).parent / "programs" / "loss_process.py"
 
 
 class LossCall(NamedTuple):
@@ -35,28 +30,32 @@ class LossResult(NamedTuple):
     gradients: list[Tensor]
 
 
-def losses_of_two_processes(folder: Path, calls: Sequence[LossCall]) -> list[LossResult]:
+def losses_of_two_processes(folder: Path, batches: Sequence[tuple[LossCall, LossCall]]) -> list[list[LossResult]]:
     """Call `fcos_loss` in two processes of a process group.
 
     Args:
-        folder: empty folder for temporary files.
-        calls: arguments of `fcos_loss` for each process.
+        folder: new folder for temporary files.
+        batches: arguments of `fcos_loss` in both processes, for each call.
+
+    Returns:
+        The results of both processes, for each call.
     """
-    for rank, call in enumerate(calls):
-        given = {
-            "predictions": [tensor.detach() for tensor in call.predictions],
-            "assignment": tuple(call.assignment),
-            "options": asdict(call.options),
-            "units": call.units,
-        }
-        torch.save(given, folder / f"{rank}.pt")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, PROGRAM, folder, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(len(calls))
-    ]
-    for process in processes:
-        code, _, err = finish(process)
-        assert code == 0, err
-    return [LossResult(**torch.load(folder / f"{rank}.out.pt")) for rank in range(len(calls))]
+    found = in_processes(2, _losses, folder, [[_detach(call) for call in calls] for calls in batches])
+    return [[LossResult(*result) for result in results] for results in zip(*found, strict=True)]
+
+
+def _detach(call: LossCall) -> LossCall:
+    return call._replace(predictions=[tensor.detach() for tensor in call.predictions])
+
+
+def _losses(
+    rank: int, count: int, batches: list[list[LossCall]]
+) -> list[tuple[dict[str, Tensor], list[Tensor | None]]]:
+    return [_loss(calls[rank]) for calls in batches]
+
+
+def _loss(call: LossCall) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    logits, ltrb, quality = predictions = [tensor.requires_grad_() for tensor in call.predictions]
+    terms = fcos_loss(logits, ltrb, quality, call.assignment, call.options, units=call.units)
+    torch.autograd.backward(list(terms.values()))
+    return {name: term.detach() for name, term in terms.items()}, [tensor.grad for tensor in predictions]

@@ -12,19 +12,58 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+import fcos
+from fcos.config import Config
 
 SECONDS = 600
 """Timeout after which a process counts as hanging; far more than any process needs on a busy machine."""
 
 
 def forkserver() -> ForkServerContext:
-    """Return a context whose processes are forked from one that has imported torch, which takes milliseconds.
+    """Return a context whose processes are forked from one that has imported everything, which takes milliseconds.
 
     A fork of the test process itself could wait for threads that earlier tests started and that a fork lacks.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_backbone", "fcos.api", "fcos.training.loop", "torch._dynamo"])
+    modules = ["fcos.cli", "fcos.training.loop", "fcos.reporting.report"]
+    slow = ["torch._dynamo", "torch.utils.tensorboard", "hotcoco", "matplotlib.figure"]  # imported at their first use
+    context.set_forkserver_preload(["tiny_backbone", *modules, *slow])
     return context
+
+
+def in_processes(count: int, work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
+    """Run `work(rank, count, *args)` in a process group and return the results of all processes."""
+    folder.mkdir()
+    forkserver()
+    start_processes(_process, (count, work, folder, args), nprocs=count, start_method="forkserver")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _process(rank: int, count: int, work: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=count)
+    torch.save(work(rank, count, *args), folder / f"{rank}.pt")
+
+
+def train_in_processes(count: int, config: Config) -> None:
+    """Run `fcos.train` in several processes that have the environment variables of torchrun."""
+    forkserver()
+    start_processes(_train, (count, free_port(), config), nprocs=count, start_method="forkserver")
+
+
+def _train(rank: int, count: int, port: int, config: Config) -> None:
+    torch.set_num_threads(1)
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    fcos.train(config)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -18,7 +18,7 @@ from golden import folder, load, tensor
 from ground_truth import objects_of
 
 from fcos.checkpoint import load_weights
-from fcos.models.fcos import FCOS
+from fcos.models.fcos import FCOS, FCOSOutputs
 
 TERMS = {
     "loss_fcos_cls": "loss_cls",
@@ -55,13 +55,18 @@ def build(model: Dialect, dtype: torch.dtype) -> FCOS:
     return net.to(dtype).train()
 
 
-def losses(goldens: Path, model: Dialect, net: FCOS, case: str) -> dict[str, torch.Tensor]:
-    """Compute the loss terms of a recorded case, by their recorded names."""
+def raw_outputs(goldens: Path, model: Dialect, net: FCOS) -> FCOSOutputs:
+    outputs = net(network_input(goldens, model).to(net.pixel_mean.dtype), tensor(model.numbers["image_sizes_hw"]))
+    assert isinstance(outputs, FCOSOutputs)
+    return outputs
+
+
+def losses(model: Dialect, net: FCOS, outputs: FCOSOutputs, case: str) -> dict[str, torch.Tensor]:
+    """Compute the loss terms of a recorded case, by their recorded names. All cases have the same images."""
     boxes, labels = (
         [tensor(model.numbers[f"train{case}/{part}{i}"]) for i in range(2)] for part in ("boxes", "labels")
     )
-    images = network_input(goldens, model).to(net.pixel_mean.dtype)
-    terms = net(images, tensor(model.numbers["image_sizes_hw"]), objects_of(boxes, labels)).terms
+    terms = net.losses(outputs, objects_of(boxes, labels)).terms
     recorded = model.numbers[f"train{case}/loss_names"].tolist()
     assert list(terms) == [TERMS[name] for name in recorded]
     return dict(zip(recorded, terms.values(), strict=True))
@@ -78,16 +83,18 @@ def recorded_cases(model: Dialect, *, with_objects: bool) -> list[str]:
 
 
 def test_losses_and_gradients_match_adelaidet(goldens: Path, model: Dialect) -> None:
-    for case in recorded_cases(model, with_objects=True):
-        assert_gradients_match(goldens, model, case)
-
-
-def assert_gradients_match(goldens: Path, model: Dialect, case: str) -> None:
     net = build(model, torch.float64)
-    terms = torch.stack([term.double() for term in losses(goldens, model, net, case).values()])
+    outputs = raw_outputs(goldens, model, net)
+    for case in recorded_cases(model, with_objects=True):
+        assert_gradients_match(model, net, outputs, case)
+
+
+def assert_gradients_match(model: Dialect, net: FCOS, outputs: FCOSOutputs, case: str) -> None:
+    terms = torch.stack([term.double() for term in losses(model, net, outputs, case).values()])
     key = f"f64/train{case}"
     np.testing.assert_allclose(terms.detach().numpy(), model.numbers[f"{key}/losses"], rtol=1e-6)
-    terms.sum().backward()
+    net.zero_grad()
+    terms.sum().backward(retain_graph=True)
     parameters = dict(net.named_parameters())
     ours = dict(zip([row[0] for row in used_tensors(model)], model.checkpoint.model, strict=True))
     norms = dict(zip(model.numbers["param_names"].tolist(), model.numbers[f"{key}/grad_norm"], strict=True))
@@ -98,8 +105,11 @@ def assert_gradients_match(goldens: Path, model: Dialect, case: str) -> None:
 
 
 def test_losses_without_objects_match_adelaidet(goldens: Path, model: Dialect) -> None:
+    net = build(model, torch.float32)
+    with torch.no_grad():
+        outputs = raw_outputs(goldens, model, net)
     for case in recorded_cases(model, with_objects=False):
-        found = losses(goldens, model, build(model, torch.float32), case)
+        found = losses(model, net, outputs, case)
         rtol = 1e-5 if model.section.backbone.norm == "frozen_bn" else 1e-4
         terms = [term.item() for term in found.values()]
         np.testing.assert_allclose(terms, model.numbers[f"train{case}/losses"], rtol=rtol)

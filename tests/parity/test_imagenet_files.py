@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_backbones import one_block_per_stage
 from torch import Tensor, nn
 
 from fcos.config.overrides import validate
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.weights import rename
-from fcos.models.backbones import BACKBONES, resnet
+from fcos.models.backbones import BACKBONES
 from fcos.models.backbones import caffe2 as detectron
 
 
@@ -59,8 +60,7 @@ def test_detectron_file_fills_the_same_tensors_as_in_the_original(
     detectron_file: Path, goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the first block of every stage is built; the names in the other blocks are tested above."""
-    for name, shape in resnet.SHAPES.items():
-        monkeypatch.setitem(resnet.SHAPES, name, shape._replace(blocks=(1, 1, 1, 1)))
+    one_block_per_stage(monkeypatch)
     recorded = json.loads(detectron_file.read_text())
     rows = [row for row in recorded["blobs"] if not re.match(r"res\d_[1-9]", row[0])]
     blobs = {blob: values(shape, blob) for blob, shape, _, _ in rows}

@@ -7,6 +7,8 @@ between processor vendors (goldens/README.md). Results that depend on it agree t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from golden import Model, folder, model_entries, sample, tensor
 from ground_truth import objects_of
 from torch import Tensor
 
-from fcos.models.fcos import FCOS
+from fcos.models.fcos import FCOS, FCOSOutputs
 from fcos.structures import Objects
 from fcos.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 
@@ -36,9 +38,15 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 @pytest.fixture(scope="module")
-def outputs(model: Model) -> dict[str, Tensor]:
+def evaluated(model: Model) -> FCOS:
+    """Return the model in evaluation mode; it expects normalised images."""
+    return model.build().eval()
+
+
+@pytest.fixture(scope="module")
+def outputs(model: Model, evaluated: FCOS) -> dict[str, Tensor]:
     """Compute backbone, pyramid and head outputs in evaluation mode, by their recorded names."""
-    net = model.build().eval()
+    net = evaluated
     sizes = tensor(model.inputs["image_sizes_hw"])
     with torch.inference_mode():
         features = net.backbone(net.normalize(tensor(model.inputs["tensor"]), sizes))
@@ -59,9 +67,10 @@ def targets_of(model: Model, case: str) -> list[Objects]:
     )
 
 
-def losses(model: Model, net: FCOS, case: str) -> dict[str, Tensor]:
-    images = tensor(model.inputs["tensor"]).to(net.pixel_mean.dtype)
-    return net(images, tensor(model.inputs["image_sizes_hw"]), targets_of(model, case)).terms
+def raw_outputs(model: Model, net: FCOS) -> FCOSOutputs:
+    outputs = net(tensor(model.inputs["tensor"]).to(net.pixel_mean.dtype), tensor(model.inputs["image_sizes_hw"]))
+    assert isinstance(outputs, FCOSOutputs)
+    return outputs
 
 
 def recorded_cases(model: Model, prefix: str) -> list[str]:
@@ -103,23 +112,36 @@ def test_features_and_head_outputs_match_the_original(model: Model, outputs: dic
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_losses_and_gradients_match_the_original(model: Model, dtype: torch.dtype) -> None:
+def test_losses_gradients_and_optimizer_steps_match_the_original(model: Model, dtype: torch.dtype) -> None:
+    """All cases share the outputs, because they have the same images. The steps are those of case A, the last one."""
     strict = dtype == torch.float64
     prefix = "f64/" if strict else ""
     net = model.build(dtype=dtype).train()
-    for case in recorded_cases(model, prefix):
+    outputs = raw_outputs(model, net)
+    cases = recorded_cases(model, prefix)
+    assert cases[0] == "A"
+    for case in reversed(cases):
         key = f"{prefix}train{case}"
-        net.zero_grad(set_to_none=True)
-        named = losses(model, net, case)
-        check_losses(named, model.numbers[f"{key}/losses"], rtol=(STRICT, STRICT_BOX) if strict else (1e-5, 1e-5))
-        if f"{key}/grad_norm" not in model.numbers:
-            continue
-        sum(named.values(), torch.zeros(())).backward()
-        check_gradients(model, net, key, dtype)
+        named = net.losses(outputs, targets_of(model, case)).terms
+        recorded = [
+            model.numbers[f"{key}/losses"],
+            *([model.numbers[f"{prefix}steps/losses"][0]] if case == "A" else []),
+        ]
+        for numbers in recorded:
+            check_losses(named, numbers, rtol=(STRICT, STRICT_BOX) if strict else (1e-5, 1e-5))
+        if f"{key}/grad_norm" in model.numbers:
+            net.zero_grad()
+            total(named).backward(retain_graph=case != "A")
+            check_gradients(model, net, key, dtype)
+    check_steps(model, net, strict=strict)
+
+
+def total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
 
 
 def check_losses(
-    named: dict[str, Tensor], recorded: np.ndarray, *, rtol: tuple[float, float], atol: float = 0.0
+    named: Mapping[str, Tensor], recorded: np.ndarray, *, rtol: tuple[float, float], atol: float = 0.0
 ) -> None:
     """Compare the losses. `rtol` is for classification and for the others; zero losses without positives are exact."""
     for name, expected in zip(LOSSES, recorded, strict=True):
@@ -161,34 +183,32 @@ def strict_rtol(model: Model) -> np.ndarray:
     return np.array([STRICT if any(part in name for part in alone) else STRICT_BOX for name in names])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_optimizer_steps_match_the_original(model: Model, dtype: torch.dtype) -> None:
-    strict = dtype == torch.float64
+def check_steps(model: Model, net: FCOS, *, strict: bool) -> None:
+    """Compare three optimizer steps on case A, whose gradients `net` has, and the losses after each of them."""
     prefix = "f64/" if strict else ""
     batch_norm = model.section.backbone.norm in ("bn", "sync_bn")
-    net = model.build(dtype=dtype).train()
     start = [p.detach().clone() for p in model.parameters(net)]
     optimizer = build_optimizer(net, model.config.train)
-    total = model.config.train.iterations
-    assert total is not None
-    atol = 0.0 if strict else 0.1 if batch_norm else 3e-3
-    for step in range(4):
-        named = losses(model, net, "A")
-        # After the first step every loss depends on weights that the box loss has changed.
-        rtol = (STRICT_BOX, STRICT_BOX) if strict else (1e-5, 1e-5)
-        check_losses(named, model.numbers[f"{prefix}steps/losses"][step], rtol=rtol, atol=atol)
-        if step == 3:
-            break
-        set_learning_rate(optimizer, learning_rate_factor(step, total, model.config.train))
+    iterations = model.config.train.iterations
+    assert iterations is not None
+    recorded = model.numbers[f"{prefix}steps/losses"]
+    # After the first step every loss depends on weights that the box loss has changed.
+    rtol, atol = (STRICT_BOX, 0.0) if strict else (1e-5, 0.1 if batch_norm else 3e-3)
+    for step in range(3):
+        set_learning_rate(optimizer, learning_rate_factor(step, iterations, model.config.train))
         if "steps/lr" in model.numbers:
             rates = model.numbers["steps/lr"][step]
             used = sorted({g["lr"] for g in optimizer.param_groups})
             assert used == pytest.approx(sorted(rates[~np.isnan(rates)]), rel=1e-12)
-        optimizer.zero_grad()
-        sum(named.values(), torch.zeros(())).backward()
         optimizer.step()
         if step in (0, 2):
             check_weights(model, net, start, f"{prefix}step{step + 1}", strict=strict, chaotic=batch_norm)
+        with torch.set_grad_enabled(step < 2):
+            named = net.losses(raw_outputs(model, net), targets_of(model, "A")).terms
+        check_losses(named, recorded[step + 1], rtol=(rtol, rtol), atol=atol)
+        if step < 2:
+            optimizer.zero_grad()
+            total(named).backward()
 
 
 def check_weights(model: Model, net: FCOS, start: list[Tensor], key: str, *, strict: bool, chaotic: bool) -> None:
@@ -210,9 +230,8 @@ def check_weights(model: Model, net: FCOS, start: list[Tensor], key: str, *, str
     np.testing.assert_allclose(buffers, recorded[f"{key}/buffer_norm"], rtol=rtol)
 
 
-def test_detections_match_the_original(model: Model) -> None:
-    net = model.build().eval()
-    found = net.detect(tensor(model.inputs["tensor"]), tensor(model.inputs["image_sizes_hw"]))
+def test_detections_match_the_original(model: Model, evaluated: FCOS) -> None:
+    found = evaluated.detect(tensor(model.inputs["tensor"]), tensor(model.inputs["image_sizes_hw"]))
     for i, instances in enumerate(found):
         assert list(instances.size) == model.numbers[f"det{i}/size_wh"].tolist()[::-1]
         assert len(instances) == len(model.numbers[f"det{i}/scores"])

@@ -42,6 +42,12 @@ def model(request: pytest.FixtureRequest) -> RegionModel:
     return RegionModel(folder(request.config), request.param)
 
 
+@pytest.fixture(scope="module")
+def net(model: RegionModel) -> DetectionModel:
+    """Return the model in evaluation mode; it expects normalised images."""
+    return model.build().eval()
+
+
 def test_normalised_input_matches_the_original(model: RegionModel) -> None:
     images = torch.zeros(model.tensor.shape, dtype=torch.uint8)
     for i, (height, width) in enumerate(model.sizes.tolist()):
@@ -51,8 +57,7 @@ def test_normalised_input_matches_the_original(model: RegionModel) -> None:
     torch.testing.assert_close(normalized, model.tensor, rtol=0, atol=3e-5)
 
 
-def test_features_and_head_outputs_match_the_original(model: RegionModel) -> None:
-    net = model.build().eval()
+def test_features_and_head_outputs_match_the_original(model: RegionModel, net: DetectionModel) -> None:
     assert isinstance(net, RetinaNet | RCNN)
     with torch.inference_mode():
         features = net.features(model.tensor, model.sizes)
@@ -83,9 +88,13 @@ def train_losses(model: RegionModel, net: DetectionModel, case: str) -> dict[str
 
 
 def test_losses_and_gradients_match_the_original(model: RegionModel) -> None:
+    nets: dict[bool, DetectionModel] = {}
     for key, case in runs(model):
         strict = key.startswith("f64/")
-        net = model.build(dtype=torch.float64 if strict else torch.float32).train()
+        if strict not in nets:
+            nets[strict] = model.build(dtype=torch.float64 if strict else torch.float32).train()
+        net = nets[strict]
+        net.zero_grad()
         terms = train_losses(model, net, case)
         names = model.numbers.get(f"{key}/loss_names", model.numbers["train/loss_names"]).tolist()
         recorded = dict(zip(names, model.numbers[f"{key}/losses"].tolist(), strict=True))
@@ -119,8 +128,8 @@ def image_batches(model: RegionModel) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def test_proposals_match_the_original(model: RegionModel) -> None:
-    net = model.build().eval()
+@torch.inference_mode()
+def test_proposals_match_the_original(model: RegionModel, net: DetectionModel) -> None:
     if isinstance(net, RetinaNet):
         return
     assert isinstance(net, RCNN)
@@ -158,8 +167,7 @@ def assert_same_detections(
     return order
 
 
-def test_detections_match_the_original(model: RegionModel) -> None:
-    net = model.build().eval()
+def test_detections_match_the_original(model: RegionModel, net: DetectionModel) -> None:
     detections = [image for batch in image_batches(model) for image in net.detect(*batch)]
     for i, image in enumerate(detections):
         recorded = {key: model.numbers[f"det{i}/{key}"] for key in ("boxes", "scores", "labels")}

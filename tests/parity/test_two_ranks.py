@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from golden import folder, load, tensor
+from golden import load, tensor
 from ground_truth import objects_of
 from loss_processes import LossCall, losses_of_two_processes
 
@@ -15,12 +14,6 @@ from fcos.models.losses import FCOSLoss
 from fcos.models.points import Assigner, assign_targets
 
 LOSSES = ("loss_cls", "loss_box", "loss_centerness")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "rank_case" in metafunc.fixturenames:
-        numbers = load(folder(metafunc.config) / "units" / "two_rank_loss.npz")
-        metafunc.parametrize("rank_case", sorted({"/".join(k.split("/")[:2]) for k in numbers if k.count("/") == 3}))
 
 
 def call(numbers: dict[str, np.ndarray], case: str, rank: int) -> LossCall:
@@ -40,16 +33,18 @@ def call(numbers: dict[str, np.ndarray], case: str, rank: int) -> LossCall:
     )
 
 
-def test_losses_and_gradients_on_two_ranks_match_the_original(goldens: Path, rank_case: str, tmp_path: Path) -> None:
+def test_losses_and_gradients_on_two_ranks_match_the_original(goldens: Path, tmp_path: Path) -> None:
     numbers = load(goldens / "units" / "two_rank_loss.npz")
-    calls = [call(numbers, rank_case, rank) for rank in range(2)]
-    for rank, found in enumerate(losses_of_two_processes(tmp_path, calls)):
-        logits, ltrb, quality = found.gradients
-        units = calls[rank].units
-        in_recorded_units = ltrb if units is None else ltrb * units[:, None]
-        norms = [gradient.double().norm().item() for gradient in (logits, in_recorded_units, quality)]
-        key = f"{rank_case}/rank{rank}"
-        # float32 rounding: sums in another order.
-        losses = [found.terms[name].item() for name in LOSSES]
-        np.testing.assert_allclose(losses, numbers[f"{key}/losses"], rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(norms, numbers[f"{key}/grad_norms_cls_reg_ctr"], rtol=1e-5, atol=1e-7)
+    cases = sorted({"/".join(key.split("/")[:2]) for key in numbers if key.count("/") == 3})
+    assert cases
+    batches = [(call(numbers, case, 0), call(numbers, case, 1)) for case in cases]
+    for case, batch, results in zip(cases, batches, losses_of_two_processes(tmp_path / "group", batches), strict=True):
+        for rank, found in enumerate(results):
+            logits, ltrb, quality = found.gradients
+            units = batch[rank].units
+            in_recorded_units = ltrb if units is None else ltrb * units[:, None]
+            norms = [gradient.double().norm().item() for gradient in (logits, in_recorded_units, quality)]
+            losses, key = [found.terms[name].item() for name in LOSSES], f"{case}/rank{rank}"
+            # float32 rounding: sums in another order.
+            for ours, name in ((losses, "losses"), (norms, "grad_norms_cls_reg_ctr")):
+                np.testing.assert_allclose(ours, numbers[f"{key}/{name}"], rtol=1e-5, atol=1e-7, err_msg=key)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_backbone
+import torch
 from detectors import TINY
 from tiny_data import write_coco
 
 from fcos.config import Config
+from fcos.training.loop import train
 
 
 @pytest.fixture
@@ -44,3 +48,33 @@ def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Return the config of a finished run of two steps with a checkpoint after each step; do not modify its folder."""
+    root = tmp_path_factory.mktemp("template")
+    for split in ("train", "val"):
+        write_coco(root / "data", split=split)
+    config = Config.model_validate(
+        {
+            "model": tiny_backbone.MODEL,
+            "data": {"root": root / "data", "short_side": [32], "max_side": 64, "workers": 0},
+            "train": {"batch_size": 2, "iterations": 2, "warmup": "none", "lr": 1e-4, "checkpoint_every": 1},
+            "output_dir": root / "run",
+            "device": "cpu",
+        }
+    )
+    train(config)
+    # The first checkpoint, of iteration 1, was replaced by those before and after the evaluation.
+    content = torch.load(root / "run/weights/last-1.pt", weights_only=True)
+    content["iteration"] = content["training"]["state"]["iteration"] = 1
+    content["training"]["state"]["evaluated_at"] = -1
+    torch.save(content, root / "run/weights/last-1.pt")
+    return config
+
+
+@pytest.fixture
+def run(template: Config, tmp_path: Path) -> Path:
+    assert template.output_dir is not None
+    return Path(shutil.copytree(template.output_dir, tmp_path / "run"))

@@ -9,9 +9,9 @@ import torch
 from detectors import tiny_config, tiny_model
 from fcos_inputs import build, noise, sizes_of, two_boxes
 from ground_truth import objects_of
+from small_backbones import one_block_per_stage
 from torch import Tensor
 
-from fcos.models.backbones import resnet
 from fcos.models.fcos import FCOS, FCOSOutputs
 from fcos.structures import Losses, Objects
 
@@ -27,7 +27,7 @@ def shared() -> FCOS:
 
 @pytest.fixture
 def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(resnet.SHAPES, "resnet50", resnet.Shape((1, 1, 1, 1)))
+    one_block_per_stage(monkeypatch)
 
 
 # ---------------------------------------------------------------------------------------------------- sizes and batches

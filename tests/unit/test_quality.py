@@ -87,8 +87,11 @@ def test_every_prediction_gets_a_finite_gradient_without_positives() -> None:
 
 def test_losses_are_normalized_across_ranks_if_one_has_no_positives(tmp_path: Path) -> None:
     units = torch.tensor(UNITS)
-    calls = [LossCall(predictions(), make_assignment(labels), OPTIONS, units) for labels in ([0, 2], [BACKGROUND] * 2)]
-    first, second = losses_of_two_processes(tmp_path, calls)
+    batch = (
+        LossCall(predictions(), make_assignment([0, 2]), OPTIONS, units),
+        LossCall(predictions(), make_assignment([BACKGROUND] * 2), OPTIONS, units),
+    )
+    ((first, second),) = losses_of_two_processes(tmp_path / "group", [batch])
     assert all(gradient.isfinite().all() for found in (first, second) for gradient in found.gradients)
     alone = fcos_loss(*predictions(), make_assignment([0, 2]), OPTIONS, units=units)
     # Two processes normalise by their mean of one positive; a single process divides the same loss by two.

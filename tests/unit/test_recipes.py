@@ -11,11 +11,12 @@ import torch
 from detectors import build_fcos
 from foreign_weights import state_of
 from ground_truth import objects_of
+from small_backbones import one_block_per_stage
 
 from fcos.checkpoint import load_weights
 from fcos.errors import ConfigError
 from fcos.interop.checkpoints import from_content
-from fcos.models.backbones import BACKBONES, resnet
+from fcos.models.backbones import BACKBONES
 from fcos.models.fcos import FCOS
 from fcos.recipes import RECIPES, load_config
 from fcos.training.loop import train
@@ -34,8 +35,7 @@ NETS = [*BACKBONES, "timm/test_resnet", "timm/test_efficientnet"]
 def _few_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce ResNets to one block per stage, except in tests that compare all tensors."""
     if "recorded" not in request.fixturenames:
-        for name, shape in resnet.SHAPES.items():
-            monkeypatch.setitem(resnet.SHAPES, name, shape._replace(blocks=(1, 1, 1, 1)))
+        one_block_per_stage(monkeypatch)
 
 
 def build(*options: str, recipe: str | None = SMALL) -> FCOS:

@@ -15,9 +15,8 @@ import torch
 import torch.distributed as dist
 from detectors import build_fcos
 from ground_truth import objects_of
-from processes import forkserver
+from processes import in_processes
 from torch import nn
-from torch.multiprocessing.spawn import start_processes
 
 from fcos.config import Config
 from fcos.data import load_annotations
@@ -29,20 +28,6 @@ from fcos.models.layers import SyncBatchNorm, with_gpu_batch_norm
 from fcos.structures import Batch, Objects
 from fcos.training import loop, step
 from fcos.training.run import Run
-
-
-def in_processes(count: int, work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
-    """Run `work(rank, count, *args)` in a process group and return the results of all processes."""
-    folder.mkdir()
-    forkserver()
-    start_processes(_process, (count, work, folder, args), nprocs=count, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
-
-
-def _process(rank: int, count: int, work: Callable[..., Any], folder: Path, args: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=count)
-    torch.save(work(rank, count, *args), folder / f"{rank}.pt")
 
 
 def normalise(rank: int, count: int, x: torch.Tensor, weight: torch.Tensor) -> dict[str, Any]:

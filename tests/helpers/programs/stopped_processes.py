@@ -1,11 +1,12 @@
-"""Train, evaluate, and stop: a process of several is asked to stop in the third step, then in an evaluation.
+"""Train, evaluate, stop and resume: a process of several is asked to stop in the third step, then in an evaluation.
 
-Usage: stopped_processes.py WEIGHTS RESULTS OPTIONS..., where OPTIONS are those of `fcos.train`, WEIGHTS is the file
-that this training leaves, and RESULTS a JSON file for the results of all processes.
+Usage: stopped_processes.py CONFIG, with `output_dir` in the folder of CONFIG. This folder gets the stopped weights,
+`stopped.pt`, and the results of all processes, `results.json`. The output of the resumed training follows "resumed".
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -40,9 +41,11 @@ def outcome(function: Callable[..., Any], *arguments: Any, **options: Any) -> An
         return "stopped"
 
 
-def main(weights: str, results: Path, *options: str) -> None:
+def main(file: Path) -> None:
+    run = Path(fcos.load_config(file).output_dir or "")
+    weights = run / "weights/last.pt"
     with before_forward(FCOS, at_call(3, stop_training)):
-        found = {"training": outcome(fcos.train, *options)}
+        found = {"training": outcome(fcos.train, file)}
     found["detections"] = fcos.evaluate(weights).detections
     found["evaluation"] = outcome(fcos.evaluate, weights, progress=stop_evaluation)
     norm = torch.nn.BatchNorm2d(2)
@@ -51,8 +54,11 @@ def main(weights: str, results: Path, *options: str) -> None:
     found["mean"] = norm.running_mean.tolist()
     every = all_gather(found)
     if rank() == 0:
-        results.write_text(json.dumps(every))
+        (file.parent / "results.json").write_text(json.dumps(every))
+        shutil.copy(weights, file.parent / "stopped.pt")
+        print("resumed")
+    fcos.train(run / "config.yaml", "train.resume=true")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
+    main(Path(sys.argv[1]))
