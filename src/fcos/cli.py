@@ -224,9 +224,10 @@ def _report(result: PredictedFile, thresholds: str) -> None:
     if result.error is not None:
         print(f"fcos: {printable_lines(result.error)}", file=sys.stderr)
     elif result.instances is not None:
-        detections = result.instances.summary()
-        if not len(result.instances) and result.num_below:
-            detections += f" above the {thresholds} ({result.num_below} below, best {result.best_below:.2f})"
+        found = result.instances
+        detections = found.summary()
+        if not len(found) and found.num_below:
+            detections += f" above the {thresholds} ({found.num_below} below, best {found.best_below:.2f})"
         print_lines(f"{printable(result.source)}: {detections} -> {result.picture}")
 
 

@@ -324,7 +324,8 @@ class EvalConfig(_Section):
     batch_size: BatchSize = 8
     """Images per step; the result does not depend on it."""
     flip: bool = False
-    """Test-time augmentation: also detect on the mirrored image. Every view costs the time and memory of an image."""
+    """Test-time augmentation: also detect on the mirrored image. Every view costs the time and memory of an image.
+    Boxes are detected in all views; the masks and keypoints of these boxes are computed without augmentation."""
     scales: list[Side] = []
     """Test-time augmentation: also detect at these lengths of the shorter side, in pixels."""
     scales_max_side: Side = 4000
