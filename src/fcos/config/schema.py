@@ -270,7 +270,7 @@ class TrainConfig(_Section):
     needs a C++ compiler."""
     on_nonfinite: OnProblem = "stop"
     """If the loss or a gradient is not finite: `stop` the run, or `skip` the update (ten skipped steps in a row stop
-    the run). In both cases the batch is saved in RUN/nonfinite."""
+    the run). The first ten of these steps are saved in RUN/nonfinite."""
     eval_every: float | None = Field(default=None, gt=0, le=MAX_COUNT)
     """Iterations between evaluations on the validation set; below 1: fraction of the run; null: only at the end."""
     best_metric: str = "AP"
