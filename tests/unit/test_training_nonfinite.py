@@ -153,7 +153,7 @@ def test_saved_step_can_be_repeated(
         return output._replace(terms=nan) if len(recorded) == 2 else None
 
     with after_forward(RCNN, record_and_poison):
-        run = train(configure_rcnn(iterations=3, on_nonfinite="skip")).run
+        run = train(configure_rcnn(batch_size=3, iterations=3, on_nonfinite="skip")).run
     file = run / "nonfinite/iteration_2_process_0.pt"
     model, losses = replay(file, load_config(str(run / "config.yaml")))
     assert {name: term.item() for name, term in losses.terms.items()} == pytest.approx(

@@ -77,6 +77,8 @@ def detect_in_views(model: DetectionModel, views: Sequence[View], select: Select
     """
     first, *others = views
     assert not first.flipped
+    if not others and select is None:
+        return model.detect(first.images, first.sizes)
     outputs = model(first.images, first.sizes)
     candidates = model.decode(outputs, first.sizes)
     if others:

@@ -145,13 +145,13 @@ def _save_step(run: Run, batch: Batch, normalizers: torch.Tensor | None) -> str:
 
 def _to_plain_data(objects: Objects) -> dict[str, Any]:
     masks = objects.masks
-    arrays = masks and tuple(map(torch.tensor, (masks.points, masks.ring_offsets, masks.object_offsets)))
-    return {**vars(objects), "masks": arrays}
+    arrays = [] if masks is None else [masks.points, masks.ring_offsets, masks.object_offsets]
+    return {**vars(objects), "masks": list(map(torch.tensor, arrays))}
 
 
 def _from_plain_data(columns: dict[str, Any]) -> Objects:
     arrays = columns["masks"]
-    return Objects(**{**columns, "masks": arrays and Masks(*(array.numpy() for array in arrays))})
+    return Objects(**{**columns, "masks": Masks(*(array.numpy() for array in arrays)) if arrays else None})
 
 
 def replay(path: str | Path, config: Config, *, device: torch.device | str = "cpu") -> tuple[DetectionModel, Losses]:

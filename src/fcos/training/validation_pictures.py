@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.dataset import GRID_SIDE, Annotations
+from ..data.dataset import Annotations
 from ..errors import DataError
 from ..inference.draw import draw_pair
 from ..masks import Masks, decode
@@ -78,6 +78,6 @@ def _to_instances(detections: list[dict[str, Any]], annotations: Annotations, i:
         torch.tensor([float(d["score"]) for d in detections]),
         (height, width),
         annotations.class_names,
-        mask_grids=Masks.from_bitmaps(decode(codes)).crop(boxes, GRID_SIDE) if codes else None,
         keypoints=torch.tensor(keypoints).reshape(len(keypoints), -1, 3) if keypoints else None,
+        polygons=Masks.from_bitmaps(decode([code])[0] for code in codes) if codes else None,  # one bitmap at a time
     )
