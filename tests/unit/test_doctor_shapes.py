@@ -60,7 +60,7 @@ class TestPictures:
     """Pictures of 50 x 40 pixels, of which the page shows sections enlarged to a longer side of 480 pixels."""
 
     @staticmethod
-    def picture(tmp_path: Path, *, polygon: list[float], keypoints: np.ndarray | None = None) -> np.ndarray:
+    def picture(tmp_path: Path, *, polygon: Sequence[float], keypoints: np.ndarray | None = None) -> np.ndarray:
         Image.new("RGB", (50, 40)).save(tmp_path / "0.png")
         named = {"root": tmp_path, "names": b"0.png", "name_offsets": np.array([0, 5])}
         annotations = replace(with_masks([polygon]), **named)
