@@ -54,7 +54,7 @@ def save_pictures(
         except DataError:
             continue  # already reported by the evaluation
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        predictions = _to_instances(by_image[int(annotations.image_ids[i])], annotations, i)
+        predictions = to_instances(by_image[int(annotations.image_ids[i])], annotations, i)
         skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
         picture = draw_pair(image, predictions, annotations.instances(i), skeleton=skeleton)
         name = Path(annotations.file_name(i)).with_suffix(".jpg")
@@ -65,7 +65,14 @@ def save_pictures(
             logger.warning("no picture of %s: %s", annotations.path(i), error)
 
 
-def _to_instances(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:
+def to_instances(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:
+    """Convert detections on an image, in COCO's result format, for pictures.
+
+    Args:
+        detections: detections, see `Evaluation.detections`.
+        annotations: annotations of the split.
+        i: position of the image in `annotations`.
+    """
     boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = [annotations.category_ids.index(d["category_id"]) for d in detections]
