@@ -23,6 +23,7 @@ from .cli_arguments import (
     Weights,
     check_choice,
     check_data_options,
+    check_flag,
     check_flags,
     check_recipe,
     folder_option,
@@ -137,7 +138,9 @@ def val(
 
 @app.command(context_settings=WORDS, short_help="Write RUN/report.html: metrics, curves and errors.")
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, also of an unfinished run.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, also of an unfinished run.", callback=check_flag)
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -224,16 +227,19 @@ def _report(result: PredictedFile, thresholds: str) -> None:
     if result.error is not None:
         print(f"fcos: {printable_lines(result.error)}", file=sys.stderr)
     elif result.instances is not None:
-        detections = result.instances.summary()
-        if not len(result.instances) and result.num_below:
-            detections += f" above the {thresholds} ({result.num_below} below, best {result.best_below:.2f})"
+        found = result.instances
+        detections = found.summary()
+        if not len(found) and found.num_below:
+            detections += f" above the {thresholds} ({found.num_below} below, best {found.best_below:.2f})"
         print_lines(f"{printable(result.source)}: {detections} -> {result.picture}")
 
 
 @app.command(context_settings=WORDS, short_help="Convert weights between projects.")
 def convert(
     weights: Weights,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New file; its name ends in .pt or .pth.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="New file; its name ends in .pt or .pth.", callback=check_flag)
+    ],
     overrides: FileOverrides = None,
     to: Annotated[
         str,

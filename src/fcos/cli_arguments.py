@@ -110,13 +110,20 @@ def parse_number(
     return number
 
 
+def check_flag(context: typer.Context, word: str | Path) -> str | Path:
+    """Reject an unknown flag in the place of a single argument, with the option or the usage to type."""
+    if re.match(_FLAG, str(word)) and not os.path.exists(word):
+        raise ConfigError(f"{word}: no such option{_suggest_for_flag(context, [str(word)])}")
+    return word
+
+
 def check_flags(context: typer.Context, words: list[str] | None) -> list[str] | None:
     """Reject unknown flags among the words of a command, and its flags as `key=value`, with the option to type."""
     flags = _flags(context)
     for position, word in enumerate(words or []):
         if os.path.exists(word):  # False for words that are too long for a path
             continue
-        if re.match(r"--?[A-Za-z]", word):
+        if re.match(_FLAG, word):
             raise ConfigError(f"{word}: no such option{_suggest_for_flag(context, (words or [])[position:])}")
         name, separator, value = word.partition("=")
         flag = _FLAG_OF_NAME.get(name, f"--{name}")
@@ -140,6 +147,10 @@ def _suggest_for_flag(context: typer.Context, words: Sequence[str]) -> str:
     from .config.lookup import suggest_options
 
     flag, _, value = words[0].partition("=")
+    arguments = {parameter.name or "": parameter for parameter in context.command.params if not _is_option(parameter)}
+    if difflib.get_close_matches(flag.lstrip("-"), arguments, n=1, cutoff=0.7):
+        usage = " ".join(context.command.collect_usage_pieces(context)[1:])  # without [OPTIONS]
+        return f"; type: {context.command_path} {usage.replace('{', '').replace('}', '')}"
     if not value and len(words) > 1 and not words[1].startswith("-") and "=" not in words[1]:
         value = words[1]
     flags = _flags(context)
@@ -154,8 +165,14 @@ def _suggest_for_flag(context: typer.Context, words: Sequence[str]) -> str:
 
 
 def _flags(context: typer.Context) -> list[str]:
-    return [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+    return [name for parameter in context.command.params for name in parameter.opts if _is_option(parameter)]
 
+
+def _is_option(parameter: Any) -> bool:
+    return any(name.startswith("--") for name in parameter.opts)
+
+
+_FLAG = r"--?[A-Za-z]"
 
 _FLAG_OF_NAME = {
     "conf": "--threshold",
@@ -168,9 +185,16 @@ _FLAG_OF_NAME = {
 """Flags by the names that other commands and projects use for them."""
 Weights = Annotated[
     str,
-    typer.Argument(metavar="WEIGHTS", help="Run folder, weights file, or name such as torchvision/fcos_resnet50_fpn."),
+    typer.Argument(
+        metavar="WEIGHTS",
+        help="Run folder, weights file, or name such as torchvision/fcos_resnet50_fpn.",
+        callback=check_flag,
+    ),
 ]
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (see: fcos config list) or YAML file.")]
+Recipe = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="Recipe (see: fcos config list) or YAML file.", callback=check_flag),
+]
 OriginalConfig = Annotated[
     str | None,
     typer.Option(

@@ -26,13 +26,15 @@ _SHAPES: dict[str, tuple[int | str, ...]] = {
 """Columns of tensors, with their shape without the first dimension; a letter stands for any size."""
 _DTYPES = {"labels": torch.int64, "is_crowd": torch.bool}
 """Data types of the columns; all others are floating-point."""
-_MASKS, OPTIONAL = "masks", ("masks", "mask_grids", "keypoints")
-"""The column of `Masks`; columns that may be None."""
+_POLYGONS = ("masks", "polygons")
+"""Columns of `Masks`."""
+OPTIONAL = (*_POLYGONS, "mask_grids", "keypoints")
+"""Columns that may be None."""
 
 
 def columns(rows: DataclassInstance) -> dict[str, Any]:
     """Return the fields that have one row per box, without those that are None."""
-    names = [field.name for field in fields(rows) if field.name in _SHAPES or field.name == _MASKS]
+    names = [field.name for field in fields(rows) if field.name in _SHAPES or field.name in _POLYGONS]
     values = {name: getattr(rows, name) for name in names}
     return {name: value for name, value in values.items() if value is not None or name not in OPTIONAL}
 
@@ -56,7 +58,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     joined = {name: [part[name] for part in all_columns] for name in names}
     return replace(
         parts[0],
-        **{name: Masks.concatenate(parts) if name == _MASKS else torch.cat(parts) for name, parts in joined.items()},
+        **{name: Masks.concatenate(parts) if name in _POLYGONS else torch.cat(parts) for name, parts in joined.items()},
     )
 
 
@@ -75,7 +77,7 @@ def require_columns(rows: DataclassInstance) -> None:
     class_name, boxes = type(rows).__name__, columns(rows)["boxes"]
     count = len(boxes) if isinstance(boxes, Tensor) and boxes.ndim else 0
     for name, column in columns(rows).items():
-        if name == _MASKS:
+        if name in _POLYGONS:
             if not isinstance(column, Masks) or len(column) != count:
                 found = len(column) if isinstance(column, Masks) else type(column).__name__
                 raise ValueError(f"{class_name}.{name}: expected Masks of {count} objects, found {found}")

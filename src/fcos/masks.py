@@ -10,7 +10,7 @@ Shape letters: M objects, R rings, T points, P boxes, D detections, S size of a 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
@@ -63,8 +63,8 @@ class Masks:
         )
 
     @staticmethod
-    def from_bitmaps(bitmaps: np.ndarray | Tensor, *, dtype: Any = np.float64) -> Masks:
-        """Build the masks whose rasterization is `bitmaps`, bool [M, H, W], from the outlines of their pixels."""
+    def from_bitmaps(bitmaps: Iterable[np.ndarray | Tensor], *, dtype: Any = np.float64) -> Masks:
+        """Build the masks whose rasterization is `bitmaps`, M times bool [H, W], from the outlines of their pixels."""
         outlines = [outline(np.asarray(bitmap, dtype=bool)) for bitmap in bitmaps]
         return Masks.from_polygons([[ring.reshape(-1)] if len(ring) else [] for ring in outlines], dtype=dtype)
 

@@ -161,6 +161,8 @@ class Instances:
             box; None if the detector has no masks.
         keypoints: [D, P, 3] float32 (x, y, score), x and y in pixels of the frame; None if the detector has none.
         mask_margin: pixels of the frame by which masks extend beyond the right and lower sides of their boxes.
+        polygons: masks of annotated objects in pixels of the frame, in place of `mask_grids`; they may exceed the
+            boxes.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, the lengths differ, or the size or class names are invalid.
@@ -174,6 +176,7 @@ class Instances:
     mask_grids: Tensor | None = None
     keypoints: Tensor | None = None
     mask_margin: float = 0.0
+    polygons: Masks | None = None
 
     def __post_init__(self) -> None:
         require_columns(self)
@@ -260,6 +263,8 @@ class Instances:
 
         Pixels above 0.5 are the mask.
         """
+        if self.polygons is not None:
+            return (self.polygons[i].to_bitmaps(self.size)[0].float() for i in range(len(self)))
         if self.mask_grids is None:
             return None
         extra = 1.0 - self.mask_margin
@@ -318,13 +323,25 @@ class Instances:
         return concatenate(parts)
 
     def resize_to(self, size: tuple[int, int]) -> Self:
-        """Scale boxes and keypoints to a frame of size (height, width); the scales of the two axes are independent."""
+        """Scale to a frame of size (height, width); the scales of the two axes are independent."""
         scale_y, scale_x = (new / old for new, old in zip(size, self.size, strict=True))
         keypoints = self.keypoints
         if keypoints is not None:
             keypoints = keypoints * keypoints.new_tensor([scale_x, scale_y, 1.0])
         boxes = self.boxes * self.boxes.new_tensor([scale_x, scale_y] * 2)
-        return replace(self, boxes=boxes, keypoints=keypoints, size=size)
+        polygons = None if self.polygons is None else self.polygons.scale(scale_x, scale_y)
+        return replace(self, boxes=boxes, keypoints=keypoints, polygons=polygons, size=size)
+
+    def crop(self, x1: int, y1: int, x2: int, y2: int) -> Self:
+        """Move to a frame that is the section (x1, y1, x2, y2) of the present one, or extends beyond it."""
+        origin, keypoints = self.boxes.new_tensor([x1, y1]), self.keypoints
+        return replace(
+            self,
+            boxes=self.boxes - origin.repeat(2),
+            keypoints=None if keypoints is None else keypoints - keypoints.new_tensor([x1, y1, 0]),
+            polygons=None if self.polygons is None else self.polygons.translate(-x1, -y1),
+            size=(y2 - y1, x2 - x1),
+        )
 
     def clip(self) -> Self:
         """Clip boxes in the `continuous` convention to the frame. Keypoints outside the frame stay."""

@@ -11,8 +11,12 @@ from PIL import Image
 from tiny_data import coco_tree, config, write_coco
 
 from fcos.data import load_annotations
+from fcos.data.dataset import Annotations
+from fcos.evaluation.evaluate import Evaluation
 from fcos.inference.draw import class_color, draw
 from fcos.inference.draw_shapes import draw_skeletons
+from fcos.reporting import examples
+from fcos.reporting.analysis import analyse
 from fcos.structures import Instances
 from fcos.training.validation_pictures import save_pictures
 
@@ -64,14 +68,34 @@ def test_persons_of_coco_have_a_skeleton() -> None:
     assert (np.asarray(picture) != np.asarray(plain)).any()
 
 
-def test_validation_pictures_show_masks_and_keypoints(tmp_path: Path) -> None:
+def with_shapes(folder: Path) -> Annotations:
     tree = coco_tree()
     for annotation in tree["annotations"]:
         x, y, w, h = annotation["bbox"]
         annotation["segmentation"], annotation["keypoints"] = [[x, y, x + w, y, x, y + h]], [x + 1, y + 1, 2]
-    write_coco(tmp_path, tree)
-    annotations = load_annotations(config(tmp_path, masks=True, keypoints=True), "train")
+    write_coco(folder, tree)
+    annotations = load_annotations(config(folder, masks=True, keypoints=True), "train")
     assert annotations is not None
+    return annotations
+
+
+def test_examples_of_reports_show_masks_and_keypoints_in_the_colors_of_their_boxes(tmp_path: Path) -> None:
+    annotations = with_shapes(tmp_path)
+    truth = annotations.to_coco()["annotations"]
+    evaluation = Evaluation({}, {}, [{**truth[0], "score": 0.9}], {})  # one object is correct, the others are missed
+    analysis = analyse(annotations, evaluation, default_threshold=0.5)
+    image = int(annotations.image_of[0])
+    picture = np.asarray(examples._draw(analysis, image)).astype(int)
+    original = annotations.open(image)
+    plain = np.asarray(original.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BICUBIC)).astype(int)
+    x1, y1, x2, y2 = (annotations.boxes[0] * (picture.shape[1] / original.width)).tolist()
+    y, x = round(y1 + 0.6 * (y2 - y1)), round(x1 + 0.15 * (x2 - x1))  # in the triangle, away from box and keypoint
+    expected = plain[y, x] + 0.4 * (np.array(examples._CORRECT) - plain[y, x])
+    np.testing.assert_allclose(picture[y, x], expected, atol=2)
+
+
+def test_validation_pictures_show_masks_and_keypoints(tmp_path: Path) -> None:
+    annotations = with_shapes(tmp_path)
     truth = annotations.to_coco()["annotations"]
     detections = [{**a, "score": 0.9} for a in truth]
     pictures = {}

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model, tiny_two_stage
+from hooks import after_forward
 from PIL import Image
 
 import fcos
 from fcos import ConfigError, DataError, Detector, Instances
 from fcos.boxes import class_wise_nms
+from fcos.models.mask_head import MaskHead
 
 
 def make(**model: Any) -> Detector:
@@ -110,6 +112,32 @@ class TestSelection:
         assert_equal(detector.predict(picture(), threshold=0.25, max_detections=3.0), expected)  # pyright: ignore[reportArgumentType, reportCallIssue]
         found = detector.predict(picture(), threshold=np.float32(0.25), max_detections=np.int64(3))  # pyright: ignore[reportArgumentType, reportCallIssue]
         assert_equal(found, expected)
+
+    def test_masks_are_computed_for_the_selected_detections_only(self) -> None:
+        torch.manual_seed(0)
+        config = tiny_config(name="rcnn", max_detections=0, mask={"enabled": True, "conv_channels": [8]})
+        detector = Detector(tiny_two_stage(config), config, class_names=NAMES)
+        everything = detector.predict(picture(), threshold=0)
+        options: dict[str, Any] = {"classes": ["owl", "cat"], "threshold": 0.2, "max_detections": 7}
+        is_wanted = torch.tensor([name != "dog" for name in everything.names]) & (everything.scores >= 0.2)
+        wanted = everything[is_wanted][:7]
+        assert len(wanted) == 7 < is_wanted.sum() < len(everything)
+        counts: list[int] = []
+        with after_forward(MaskHead, lambda _, grids: counts.append(len(grids))):
+            found = detector.predict(picture(), **options)
+        assert counts == [7]
+        assert_equal(found, wanted)
+        assert found.mask_grids is not None
+        assert wanted.mask_grids is not None
+        torch.testing.assert_close(found.mask_grids, wanted.mask_grids, rtol=0, atol=1e-5)
+
+    def test_detections_below_the_thresholds_are_counted(self, detector: Detector) -> None:
+        everything = detector.predict(picture(), threshold=0)
+        assert (everything.num_below, everything.best_below) == (0, 0.0)
+        threshold = float(everything.scores[4])
+        found = detector.predict(picture(), threshold=threshold)
+        assert found.num_below == len(everything) - len(found) > 0
+        assert found.best_below == float(everything.scores[len(found)])
 
     def test_unnamed_classes_are_selected_by_label(self) -> None:
         config = tiny_config()

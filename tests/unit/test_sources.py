@@ -89,15 +89,13 @@ def test_json_contains_names_category_ids_scores_and_boxes(detector, folder, tmp
 
 
 def test_json_contains_masks_and_keypoints_in_coco_form(detector, folder, tmp_path, monkeypatch):
-    detect = detector.model.detect
-
-    def detect_shapes(images, sizes):
+    def add_shapes(outputs, detections):
         return [
             replace(found, mask_grids=torch.ones(len(found), 28, 28), keypoints=torch.ones(len(found), 2, 3))
-            for found in detect(images, sizes)
+            for found in detections
         ]
 
-    monkeypatch.setattr(detector.model, "detect", detect_shapes)
+    monkeypatch.setattr(detector.model, "add_details", add_shapes)
     run(detector, [folder / "b.png"], tmp_path / "out", write_json=True)
     (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     found = detector.predict(folder / "b.png")

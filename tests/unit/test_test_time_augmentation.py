@@ -73,6 +73,22 @@ def test_mirrored_image_yields_mirrored_detections(convention) -> None:
     assert not torch.equal(one.scores, detector({}, box_convention=convention).predict(image, threshold=0).scores)
 
 
+def test_masks_and_keypoints_are_those_of_the_merged_boxes_in_the_first_view() -> None:
+    details = {"mask": {"enabled": True, "conv_channels": [8]}, "keypoints": {"enabled": True, "conv_channels": [8]}}
+    image = picture(133, 90)
+    plain = detector({}, name="rcnn", **details).predict(image, threshold=0)
+    twice = detector({"scales": [96], "scales_max_side": 160}, name="rcnn", **details).predict(image, threshold=0)
+    assert_same(twice, plain)  # the boxes of equal views
+    torch.testing.assert_close(twice.mask_grids, plain.mask_grids, rtol=0, atol=1e-5)
+    torch.testing.assert_close(twice.keypoints, plain.keypoints, rtol=0, atol=1e-3)
+    mirrored = detector(FLIP, name="rcnn", **details).predict(image, threshold=0)
+    assert mirrored.mask_grids is not None
+    assert mirrored.keypoints is not None
+    x, y = mirrored.keypoints[..., :2].unbind(-1)  # they are inside their boxes, so in the same frame
+    x1, y1, x2, y2 = mirrored.boxes[:, :, None].unbind(1)
+    assert ((x > x1 - 1) & (x < x2 + 1) & (y > y1 - 1) & (y < y2 + 1)).all()
+
+
 @pytest.mark.parametrize("convention", ["continuous", "inclusive"])
 def test_duplicate_view_does_not_change_detections(convention) -> None:
     image = picture(133, 90)

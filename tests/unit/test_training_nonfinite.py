@@ -12,14 +12,19 @@ import pytest
 import torch
 from detectors import build_fcos
 from hooks import after_forward, at_call, before_forward
+from tiny_data import coco_tree, write_coco
 from torch import Tensor
 
 from fcos.config import Config
-from fcos.errors import TrainingError
+from fcos.errors import TrainingError, WeightsError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models.fcos import FCOS, FCOSHead, FCOSOutputs
 from fcos.models.fpn import FPN
+from fcos.models.rcnn import RCNN
+from fcos.recipes import load_config
 from fcos.structures import Losses
+from fcos.training import diagnosis, step
+from fcos.training.diagnosis import replay
 from fcos.training.loop import train
 
 
@@ -59,6 +64,27 @@ def error_of(config: Config) -> str:
     with pytest.raises(TrainingError) as caught:
         train(config)
     return str(caught.value)
+
+
+@pytest.fixture
+def configure_rcnn(configure: Callable[..., Config], data: Path) -> Callable[..., Config]:
+    """Return a function that builds the config of an R-CNN with masks and keypoints, on data with both."""
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height]]
+        annotation["keypoints"] = [x + 1, y + 1, 2, x + width / 2, y + height / 2, 1]
+    for split in ("train", "val"):
+        write_coco(data, tree, split=split)
+
+    def build(**settings: Any) -> Config:
+        options = configure(model={"name": "rcnn"}, **settings).to_dict()
+        options["data"] |= {"masks": True, "keypoints": True, "flip": 0.0}
+        options["model"]["mask"] |= {"enabled": True, "conv_channels": [8]}
+        options["model"]["keypoints"] |= {"enabled": True, "conv_channels": [8], "num_keypoints": 2}
+        return Config.model_validate(options)
+
+    return build
 
 
 def fresh_state(config: Config) -> dict[str, Tensor]:
@@ -111,6 +137,43 @@ def test_nonfinite_step_can_be_skipped(
     kept = torch.load(tmp_path / "run/nonfinite/iteration_2_process_0.pt", weights_only=True)
     assert kept["images"].shape[0] == len(kept["files"]) == len(kept["objects"]) == 2
     assert kept["class_names"] == ["cat", "dog"]
+
+
+def test_saved_step_can_be_repeated(
+    configure_rcnn: Callable[..., Config],
+) -> None:
+    """Losses and gradients depend on the sampled anchors and proposals, the masks and the keypoints."""
+    recorded: list[dict[str, Tensor]] = []
+
+    def record_and_poison(_: Any, output: Losses) -> Losses | None:
+        if not (isinstance(output, Losses) and torch.is_grad_enabled()):
+            return None
+        recorded.append({name: term.detach() for name, term in output.terms.items()})
+        nan = {name: term * math.nan for name, term in output.terms.items()}
+        return output._replace(terms=nan) if len(recorded) == 2 else None
+
+    with after_forward(RCNN, record_and_poison):
+        run = train(configure_rcnn(batch_size=3, iterations=3, on_nonfinite="skip")).run
+    file = run / "nonfinite/iteration_2_process_0.pt"
+    model, losses = replay(file, load_config(str(run / "config.yaml")))
+    assert {name: term.item() for name, term in losses.terms.items()} == pytest.approx(
+        {name: term.item() for name, term in recorded[1].items()},
+        rel=1e-6,  # exactly the same draws and weights
+    )
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    with pytest.raises(WeightsError, match=r"last\.pt: this is no saved step; expected a file in nonfinite of a run"):
+        replay(run / "weights/last.pt", load_config(str(run / "config.yaml")))
+
+
+def test_number_of_saved_steps_is_limited(
+    configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosis, "MAX_SAVED", 2)
+    monkeypatch.setattr(step, "MAX_SKIPS", 3)
+    with poison(when=lambda *_: True):
+        message = error_of(configure(iterations=3, on_nonfinite="skip"))
+    assert f"the batch is not saved: {tmp_path / 'run/nonfinite'} has 2 earlier ones" in message
+    assert len(list((tmp_path / "run/nonfinite").iterdir())) == 2
 
 
 def test_ten_consecutive_nonfinite_steps_stop_the_run(configure: Callable[..., Config]) -> None:
@@ -177,6 +240,38 @@ def test_message_names_the_image_with_nonfinite_outputs(configure: Callable[...,
         assert ".png: the network's outputs are not finite" in error_of(configure())
 
 
+@pytest.mark.parametrize(
+    ("parameter", "loss"),
+    [
+        ("proposals.head.logits.bias", "loss_objectness"),
+        ("proposals.head.offsets.bias", "loss_rpn_box"),
+        ("heads.mask.logits.bias", "loss_mask"),
+        ("heads.keypoints.logits.bias", "loss_keypoints"),
+    ],
+)
+def test_message_names_image_box_and_loss_of_every_stage(
+    configure_rcnn: Callable[..., Config], parameter: str, loss: str
+) -> None:
+    def poison_weights(model: RCNN) -> None:
+        model.get_parameter(parameter).data[1 if "mask" in parameter else slice(None)] = math.nan  # mask: of a cat
+
+    with before_forward(RCNN, poison_weights):
+        message = error_of(configure_rcnn(batch_size=3))
+    assert f"a.png: {loss} of cat [" in message
+    assert ("dog" not in message) == (loss == "loss_mask")
+
+
+def test_message_names_the_loss_of_an_image_without_objects(configure: Callable[..., Config]) -> None:
+    def no_logits(_: Any, output: Losses | FCOSOutputs) -> Losses | None:
+        if not isinstance(output, Losses):
+            return None
+        return output._replace(terms={**output.terms, "loss_cls": output.terms["loss_cls"] * math.nan})
+
+    with after_forward(FCOS, no_logits):
+        message = error_of(configure(batch_size=3))
+    assert "c.png: loss_cls, but of no single box" in message
+
+
 def test_float16_overflow_is_diagnosed_in_float16(configure: Callable[..., Config]) -> None:
     def large(_: Any, features: list[Tensor]) -> list[Tensor]:
         return [f * 6e4 * 6e4 / 6e4 / 6e4 for f in features]
@@ -207,5 +302,5 @@ def test_batch_that_cannot_be_saved_does_not_hide_the_cause(configure: Callable[
         message = error_of(configure())
     assert "iteration 1: the gradients are not finite" in message
     assert "gradient norm=inf" in message
-    unkept = f"the batch could not be saved: [Errno 17] File exists: '{tmp_path / 'run/nonfinite'}'"
+    unkept = f"the batch is not saved: [Errno 17] File exists: '{tmp_path / 'run/nonfinite'}'"
     assert f".png; no single image reproduces this; {unkept}" in message

@@ -270,7 +270,7 @@ class TrainConfig(_Section):
     needs a C++ compiler."""
     on_nonfinite: OnProblem = "stop"
     """If the loss or a gradient is not finite: `stop` the run, or `skip` the update (ten skipped steps in a row stop
-    the run). In both cases the batch is saved in RUN/nonfinite."""
+    the run). The first ten of these steps are saved in RUN/nonfinite."""
     eval_every: float | None = Field(default=None, gt=0, le=MAX_COUNT)
     """Iterations between evaluations on the validation set; below 1: fraction of the run; null: only at the end."""
     best_metric: str = "AP"
@@ -324,7 +324,8 @@ class EvalConfig(_Section):
     batch_size: BatchSize = 8
     """Images per step; the result does not depend on it."""
     flip: bool = False
-    """Test-time augmentation: also detect on the mirrored image. Every view costs the time and memory of an image."""
+    """Test-time augmentation: also detect on the mirrored image. Every view costs the time and memory of an image.
+    Boxes are detected in all views; the masks and keypoints of these boxes are computed without augmentation."""
     scales: list[Side] = []
     """Test-time augmentation: also detect at these lengths of the shorter side, in pixels."""
     scales_max_side: Side = 4000

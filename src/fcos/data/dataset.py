@@ -26,9 +26,6 @@ from .images import open_rgb
 from .source import Keypoints
 from .transforms import Transform
 
-GRID_SIDE = 112
-"""Side of the grids that show annotated masks in pictures."""
-
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
@@ -145,7 +142,7 @@ class Annotations:
         )
 
     def instances(self, index: int) -> Instances:
-        """Return the objects of an image as detections with score 1, for pictures; masks become fine grids."""
+        """Return the objects of an image as detections with score 1, for pictures."""
         objects, (height, width) = self.objects(index), self.sizes[index].tolist()
         return Instances(
             objects.boxes,
@@ -153,8 +150,8 @@ class Annotations:
             torch.ones(len(objects)),
             (height, width),
             self.class_names,
-            mask_grids=None if objects.masks is None else objects.masks.crop(objects.boxes, GRID_SIDE),
             keypoints=objects.keypoints,
+            polygons=objects.masks,
         )
 
     def objects(self, index: int) -> Objects:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..data.dataset import Annotations
 from ..errors import DataError
@@ -20,8 +20,11 @@ from ..files import explain_write_errors, write_text
 from ..formatting import percent, plural
 from ..html_page import Cell, Chart, Page, PageImage, Section, Tile
 from ..inference.draw import draw
+from ..masks import Masks
+from ..structures import Instances
 from .advice import ENOUGH_RECALL
 from .findings import Case, Finding, Place, Report
+from .shapes import edges_of
 from .statistics import Histogram
 from .terminal import MAX_ALIKE, consequences, describe_case
 
@@ -35,6 +38,7 @@ MAX_ROWS = 100
 _SIDE = 480  # longer side of a picture, pixels
 _CONTEXT = 3.0  # shown around a box, as a multiple of its longer side
 _MIN_WINDOW = 0.25  # minimum shown, as a share of the shorter side of the image
+_BEYOND_IMAGE = (127, 127, 127)  # color of parts outside the image
 
 
 def save(report: Report, folder: Path) -> None:
@@ -165,42 +169,61 @@ def _draw_case(case: Case, splits: Mapping[str, Annotations]) -> PageImage | Non
 
 
 def _draw_place(place: Place, annotations: Annotations, *, alone: bool) -> Image.Image:
-    """Draw the section of an image around the boxes of a place, or the whole image if the place has no boxes.
+    """Draw the section of an image around the objects of a place, or the whole image if the place has no objects.
 
-    With `alone` (the only place of its case), a whole image is drawn with all its boxes.
+    With `alone` (the only place of its case), a whole image is drawn with all its objects.
     """
     span = annotations.span(place.image)
     all_boxes = range(span.start, span.stop) if alone else ()
     selected = torch.tensor(place.boxes or all_boxes, dtype=torch.int64)
     instances = annotations.instances(place.image)[selected - span.start]
-    boxes = instances.boxes
     image = annotations.open(place.image)
-    left, top, right, bottom = _choose_window(boxes, image) if place.boxes else (0, 0, image.width, image.height)
-    size = bottom - top, right - left
-    crop = image.crop((left, top, right, bottom))
+    left, top, right, bottom = _choose_window(instances, image.size) if place.boxes else (0, 0, *image.size)
+    crop = Image.new("RGB", (right - left, bottom - top), _BEYOND_IMAGE)
+    crop.paste(image, (-left, -top))
     factor = _SIDE / max(crop.size)
     crop = crop.resize((max(round(crop.width * factor), 1), max(round(crop.height * factor), 1)))
-    keypoints = instances.keypoints
-    instances = replace(
-        instances,
-        boxes=boxes - boxes.new_tensor([left, top, left, top]),
-        size=size,
-        keypoints=None if keypoints is None else keypoints - keypoints.new_tensor([left, top, 0.0]),
-    )
+    instances = instances.crop(left, top, right, bottom).resize_to((crop.height, crop.width))
     skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
-    return draw(crop, instances, scores=False, scale=1, skeleton=skeleton)
+    picture = draw(crop, instances, scores=False, scale=1, skeleton=skeleton)
+    if place.boxes and instances.polygons is not None:
+        _draw_edges(picture, instances.polygons)
+    return picture
 
 
-def _choose_window(boxes: torch.Tensor, image: Image.Image) -> tuple[int, int, int, int]:
-    """Return the section of an image to show around boxes, as (x1, y1, x2, y2) in pixels."""
-    near, far = boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)
-    side = max(float((far - near).max()) * _CONTEXT, _MIN_WINDOW * min(image.size))
-    middle = ((near + far) / 2).tolist()
+def _draw_edges(picture: Image.Image, masks: Masks) -> None:
+    """Draw the edges of polygons, which show crossings and polygons without area."""
+    edges = np.concatenate([np.zeros((0, 4)), *(edges_of(ring) for rings in masks.polygons() for ring in rings)])
+    canvas = ImageDraw.Draw(picture)
+    for width, color in ((3, (17, 17, 17)), (1, (255, 255, 255))):
+        for edge in edges.tolist():
+            canvas.line(edge, fill=color, width=width)
+
+
+def _choose_window(objects: Instances, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the section of an image to show around objects, as (x1, y1, x2, y2) in pixels.
+
+    It exceeds the image for masks and keypoints that do, by half the image at most.
+
+    Args:
+        objects: the objects.
+        size: (width, height) of the image.
+    """
+    near, far = objects.boxes[:, :2].amin(dim=0), objects.boxes[:, 2:].amax(dim=0)
+    side = max(float((far - near).max()) * _CONTEXT, _MIN_WINDOW * min(size))
+    points = [] if objects.polygons is None else [torch.from_numpy(objects.polygons.points)]
+    if objects.keypoints is not None:
+        points.append(objects.keypoints[objects.keypoints[..., 2] > 0][:, :2])
+    points = torch.cat([near[None], far[None], *points])
+    middle, margin = ((near + far) / 2).tolist(), side / 20
     low, high = [], []
-    for center, whole in zip(middle, image.size, strict=True):
+    for center, whole, first, last in zip(
+        middle, size, points.amin(dim=0).tolist(), points.amax(dim=0).tolist(), strict=True
+    ):
         start = min(max(center - side / 2, 0), max(whole - side, 0))
-        low.append(int(start))
-        high.append(min(int(start + side) + 1, whole))
+        end = min(start + side, whole)
+        low.append(math.floor(max(first - margin, -whole / 2) if first < start else start))
+        high.append(math.ceil(min(last + margin, 1.5 * whole) if last > end else end))
     return low[0], low[1], high[0], high[1]
 
 

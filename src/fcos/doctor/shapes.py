@@ -43,11 +43,15 @@ def _mask_findings(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
             masks, boxes = split_annotations.masks[span], split_annotations.boxes[span]
             height, width = split_annotations.sizes[image].tolist()
             has_pixels = [rle.area(code) > 0 for code in masks.to_rles((height, width))]
-            beyond = _beyond(masks.boxes().numpy(), boxes)
+            extents = masks.boxes().numpy()
+            beyond = _beyond(extents, boxes)
             for i, rings in enumerate(masks.polygons()):
                 place, is_crowd = (split, image, (span.start + i,)), split_annotations.crowd[span.start + i]
                 if rings and not has_pixels[i]:
-                    empty.append((0.0, (Place(*place, "no pixel in the image"),)))
+                    x1, y1, x2, y2 = extents[i].tolist()
+                    is_inside = x2 > 0 and y2 > 0 and x1 < width and y1 < height
+                    note = "no area" if is_inside else f"outside the image, at {x1:.0f}, {y1:.0f}"
+                    empty.append((0.0, (Place(*place, note),)))
                 elif rings and beyond[i] > 0 and not is_crowd:
                     outside.append((beyond[i], (Place(*place, f"{beyond[i]:.0f} pixels"),)))
                 if any(map(crosses_itself, rings)):
@@ -90,8 +94,11 @@ def _keypoint_findings(splits: Mapping[str, Annotations]) -> Iterator[Finding]:
         far = np.where(is_annotated & ~is_outside & ~split_annotations.crowd[:, None], beyond, 0.0)
         for cases, amounts in ((outside_image, is_outside.astype(float)), (outside_box, far)):
             for box in np.flatnonzero((amounts > 0).any(axis=1)).tolist():
-                names = ", ".join(keypoints.names[i] for i in np.flatnonzero(amounts[box] > 0))
-                cases.append((float(amounts[box].max()), (Place(split, int(image_of[box]), (box,), names),)))
+                note = ", ".join(
+                    f"{keypoints.names[i]} at {points[box, i, 0]:.0f}, {points[box, i, 1]:.0f}"
+                    for i in np.flatnonzero(amounts[box] > 0)
+                )
+                cases.append((float(amounts[box].max()), (Place(split, int(image_of[box]), (box,), note),)))
     yield Finding(
         "keypoint outside the image",
         "warning",
@@ -115,19 +122,26 @@ def _beyond(extents: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.where(excess > np.maximum(BEYOND_BOX * sides, _MIN_BEYOND), excess, 0.0).max(axis=-1)
 
 
-def crosses_itself(ring: np.ndarray) -> bool:
-    """Return whether two edges of a closed ring [T, 2] cross in their interior.
+def edges_of(ring: np.ndarray) -> np.ndarray:
+    """Return the edges of a closed ring [T, 2], as [E, 4] x1, y1, x2, y2.
 
-    Edges that occur twice cancel: they connect the parts of an outline. Rings of more than 2,000 points are not
-    searched.
+    Edges that occur twice cancel: they connect the parts of an outline.
     """
-    if len(ring) > _MAX_POINTS:
-        return False
     edges = np.concatenate([ring, np.roll(ring, -1, axis=0)], axis=1)  # [T, 4]
     is_reversed = (edges[:, 0] > edges[:, 2]) | ((edges[:, 0] == edges[:, 2]) & (edges[:, 1] > edges[:, 3]))
     edges[is_reversed] = edges[is_reversed][:, [2, 3, 0, 1]]
     edges, counts = np.unique(edges, axis=0, return_counts=True)
-    edges = edges[counts % 2 == 1]
+    return edges[counts % 2 == 1]
+
+
+def crosses_itself(ring: np.ndarray) -> bool:
+    """Return whether two edges of a closed ring [T, 2] cross in their interior.
+
+    Rings of more than 2,000 points are not searched.
+    """
+    if len(ring) > _MAX_POINTS:
+        return False
+    edges = edges_of(ring)
     start, end = edges[:, None, :2], edges[:, None, 2:]
 
     def side(points: np.ndarray) -> np.ndarray:

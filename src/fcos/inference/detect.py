@@ -5,10 +5,12 @@ Shape letters: V views, N images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
+
+import torch
 
 from ..data.geometry import flip_boxes
 from ..structures import Instances, View
@@ -16,9 +18,17 @@ from ..structures import Instances, View
 if TYPE_CHECKING:
     from ..models import DetectionModel
 
+Select = Callable[[list[Instances]], list[Instances]]
+"""Function from the detections of N images, on the CPU and without masks and keypoints, to those to return."""
+
 
 def detect_on_originals(
-    model: DetectionModel, views: Sequence[View], sizes: Sequence[tuple[int, int]], *, clip: bool = True
+    model: DetectionModel,
+    views: Sequence[View],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    clip: bool = True,
+    select: Select | None = None,
 ) -> list[Instances]:
     """Run a detector and return the detections in pixels of the original images, before they were resized.
 
@@ -28,11 +38,12 @@ def detect_on_originals(
         sizes: N (height, width) of the images before resizing.
         clip: clip boxes to the image. Without clipping, rounding can put them outside by a fraction of a pixel, and so
             can scaling inclusive boxes back from an enlarged image. The original does not clip them in an evaluation.
+        select: selection of the detections to return, see `detect_in_views`.
 
     Returns:
         N detections with continuous boxes, best first, on the CPU.
     """
-    detections = zip(_to_cpu(detect_in_views(model, views)), sizes, strict=True)
+    detections = zip(_to_cpu(detect_in_views(model, views, select)), sizes, strict=True)
     resized = [image.resize_to(size).to_continuous(model.box_convention) for image, size in detections]
     return [image.clip() for image in resized] if clip else resized
 
@@ -47,12 +58,16 @@ def _to_cpu(images: Sequence[Instances]) -> list[Instances]:
     return [replace(together[start:end], size=image.size) for start, end, image in spans]
 
 
-def detect_in_views(model: DetectionModel, views: Sequence[View]) -> list[Instances]:
+@torch.inference_mode()
+def detect_in_views(model: DetectionModel, views: Sequence[View], select: Select | None = None) -> list[Instances]:
     """Detect objects in one or several views of the same images, with one non-maximum suppression per image.
+
+    Masks and keypoints are computed for the merged boxes, from the features of the first view.
 
     Args:
         model: the detector.
-        views: V views of the same N images in the same order, on the model's device.
+        views: V views of the same N images in the same order, on the model's device; the first one is not mirrored.
+        select: selection of the detections to return. Masks and keypoints are computed for these only. None: all.
 
     Returns:
         N detections, best first, in pixels of the first view and in the model's box convention. The limit on their
@@ -60,10 +75,19 @@ def detect_in_views(model: DetectionModel, views: Sequence[View]) -> list[Instan
 
     Source: the original; the results agree with numbers recorded from it (units/bbox_aug).
     """
-    if len(views) == 1:
-        return model.detect(views[0].images, views[0].sizes)
-    per_view = [candidates_of(model, view) for view in views]
-    return [model.suppress(_merge_views(candidates)) for candidates in zip(*per_view, strict=True)]
+    first, *others = views
+    assert not first.flipped
+    if not others and select is None:
+        return model.detect(first.images, first.sizes)
+    outputs = model(first.images, first.sizes)
+    candidates = model.decode(outputs, first.sizes)
+    if others:
+        per_view = [candidates, *(candidates_of(model, view) for view in others)]
+        candidates = [_merge_views(of_image) for of_image in zip(*per_view, strict=True)]
+    detections = [model.suppress(of_image) for of_image in candidates]
+    if select is not None:
+        detections = [image.to(model.device) for image in select(_to_cpu(detections))]
+    return model.add_details(outputs, detections)
 
 
 def candidates_of(model: DetectionModel, view: View) -> list[Instances]:

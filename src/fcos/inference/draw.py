@@ -158,10 +158,12 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | 
     with_tags = [mark for mark in marks if mark.name or mark.score is not None]
     fonts = [_font(size, printable(mark.name)) for mark in with_tags]
     height = _font(size).getbbox("Ag")[3] + 2 * line
-    for mark, font in zip(with_tags, fonts, strict=True):
-        text = _tag_text(mark, font, picture.width - 4 * line)
-        width = font.getlength(text) + 4 * line
-        tags.append(_place_tag(text, mark.box, tags, size=(width, height), picture_size=picture.size))
+    areas = np.zeros((len(with_tags), 4))  # XYXY of the tags
+    for i, (mark, font) in enumerate(zip(with_tags, fonts, strict=True)):
+        text, width = _tag_text(mark, font, picture.width - 4 * line)
+        tag = _place_tag(text, mark.box, areas[:i], size=(width + 4 * line, height), picture_size=picture.size)
+        areas[i] = tag.x, tag.y, tag.x + tag.width, tag.y + tag.height
+        tags.append(tag)
     for mark, tag, font in reversed(list(zip(with_tags, tags, fonts, strict=True))):
         _draw_tag(canvas, tag, mark.color, font)
 
@@ -263,20 +265,29 @@ def _draw_box(canvas: ImageDraw.ImageDraw, mark: Mark, line: int) -> None:
             canvas.rectangle((left, start, left + line - 1, min(start + dash, y2)), fill=mark.color)
 
 
-def _tag_text(mark: Mark, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """Return name and score, at most `room` pixels wide; a long name is cut off at its end, the score is kept."""
+def _tag_text(mark: Mark, font: ImageFont.FreeTypeFont, room: int) -> tuple[str, float]:
+    """Return name and score, at most `room` pixels wide, and the width; a long name is cut off, the score is kept."""
     name, score = printable(mark.name), "" if mark.score is None else f"  {mark.score:.2f}"
-    if font.getlength(name + score) <= room:
-        return name + score
+    width = font.getlength(name + score)
+    if width <= room:
+        return name + score, width
     shorter = [f"{name[:length]}...{score}" for length in range(len(name) - 1, -1, -1)]
     first = bisect_left(shorter, True, hi=len(shorter) - 1, key=lambda text: font.getlength(text) <= room)
-    return shorter[first]
+    return shorter[first], font.getlength(shorter[first])
 
 
 def _place_tag(
-    text: str, box: Sequence[float], placed: list[_Tag], *, size: tuple[float, float], picture_size: tuple[int, int]
+    text: str, box: Sequence[float], placed: np.ndarray, *, size: tuple[float, float], picture_size: tuple[int, int]
 ) -> _Tag:
-    """Place a tag at the first position around the box without overlap with placed tags, or with the least overlap."""
+    """Place a tag at the first position around the box without overlap with placed tags, or with the least overlap.
+
+    Args:
+        text: text of the tag.
+        box: XYXY of the object.
+        placed: XYXY of the placed tags [tags, 4].
+        size: (width, height) of the tag.
+        picture_size: (width, height) of the picture.
+    """
     width, height = size
     x1, y1, x2, y2 = box
     corners = [
@@ -291,14 +302,10 @@ def _place_tag(
         (min(max(x, 0), max(picture_size[0] - width, 0)), min(max(y, 0), max(picture_size[1] - height, 0)))
         for x, y in corners
     ]
-    choices = [_Tag(text, x, y, width, height) for x, y in inside]
-    return min(choices, key=lambda choice: sum(_overlap(choice, tag) for tag in placed))
-
-
-def _overlap(a: _Tag, b: _Tag) -> float:
-    width = min(a.x + a.width, b.x + b.width) - max(a.x, b.x)
-    height = min(a.y + a.height, b.y + b.height) - max(a.y, b.y)
-    return max(width, 0) * max(height, 0)
+    starts = np.array(inside)[:, None]  # [positions, 1, 2]
+    sides = np.minimum(starts + size, placed[:, 2:]) - np.maximum(starts, placed[:, :2])  # [positions, tags, 2]
+    overlaps = sides.clip(min=0).prod(axis=2).sum(axis=1)
+    return _Tag(text, *inside[int(overlaps.argmin())], width, height)
 
 
 def _draw_tag(

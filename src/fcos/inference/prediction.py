@@ -31,10 +31,14 @@ class Prediction(Instances):
         image: path of the picture, which is read again when the detections are drawn, or an RGB copy of the picture
             if it was downloaded or is not a file. None: unknown.
         source: path or URL of the picture; empty for a picture in memory.
+        num_below: number of detections that were left out because of scores below their threshold.
+        best_below: highest score of those detections; 0 if there are none.
     """
 
     image: Picture | None = None
     source: str = ""
+    num_below: int = 0
+    best_below: float = 0.0
 
     def plot(self, *, scores: bool = True, scale: int | None = None) -> Image.Image:
         """Draw the detections onto a copy of the picture.

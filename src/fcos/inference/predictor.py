@@ -26,7 +26,7 @@ from .detect import detect_on_originals
 from .inputs import Picture, to_picture
 from .paths import expand, stands_for_several
 from .prediction import Prediction
-from .selection import Selection, find_labels, is_shown, require_count
+from .selection import Selected, Selection, find_labels, require_count
 
 if TYPE_CHECKING:
     from ..models import DetectionModel
@@ -170,8 +170,6 @@ class Detector:
         selection = Selection(threshold, labels, max_detections, nms_threshold)
         require_count("batch_size", batch_size, at_least=1)
         pictures, is_single = _list_pictures(images)
-        model, thresholds = selection.configure(self.model), self.thresholds
-        limit = self.model.postprocess.max_detections if self.model.postprocess else 0
         step = int(batch_size or self.config.eval.batch_size)
         results: list[Prediction] = []
         for start in range(0, len(pictures), step):
@@ -180,36 +178,48 @@ class Detector:
                 to_picture(image, where=f"images[{i}]", bit_depth=data.bit_depth, max_pixels=data.max_pixels)
                 for i, image in enumerate(chunk, start)
             ]
-            for image, pixels, found in zip(chunk, decoded, self._detect(model, decoded), strict=True):
-                kept = selection.select(found, thresholds, limit=limit)
-                results.append(self._to_prediction(replace(kept, class_names=self.class_names), image, pixels))
+            selected = self._detect(decoded, selection)
+            results += [self._to_prediction(*each) for each in zip(selected, chunk, decoded, strict=True)]
         return results[0] if is_single else results
 
-    def _to_prediction(self, detections: Instances, image: Picture, pixels: Image.Image) -> Prediction:
+    def _to_prediction(self, selected: Selected, image: Picture, pixels: Image.Image) -> Prediction:
         """Add the picture to its detections: its path if reading it again gives the same pixels, otherwise a copy."""
         source = str(image) if isinstance(image, str | Path) else ""
         has_defaults = (self.config.data.bit_depth, self.config.data.max_pixels) == (16, MAX_PIXELS)
         is_read_again = source and has_defaults and not is_url(source)
-        return Prediction(**vars(detections), image=image if is_read_again else pixels.copy(), source=source)
-
-    def is_shown(self, instances: Instances, threshold: float | None = None) -> Tensor:
-        """Return a mask [D] of the detections that reach their score threshold, see `predict`."""
-        return is_shown(instances, self.thresholds, threshold)
+        return Prediction(
+            **vars(replace(selected.detections, class_names=self.class_names)),
+            image=image if is_read_again else pixels.copy(),
+            source=source,
+            num_below=selected.num_below,
+            best_below=selected.best_below,
+        )
 
     def _label_names(self) -> list[str]:
         """Return the labels as text, which are the names of unnamed classes, see `Instances.names`."""
         return [str(label) for label in range(self.model.num_classes)]
 
-    def _detect(self, model: DetectionModel, pictures: Sequence[Image.Image]) -> list[Instances]:
+    def _detect(self, pictures: Sequence[Image.Image], selection: Selection) -> list[Selected]:
         """Return the detections in pixels of each picture; pictures with the same padded shape form a batch."""
         sizes = [(picture.height, picture.width) for picture in pictures]
-        divisor = self.config.data.size_divisor
-        results: dict[int, Instances] = {}
-        for members in same_size_batches(sizes, self._transforms, divisor, len(pictures)):
-            images = [[transform(pictures[i]).image for transform in self._transforms] for i in members]
-            views = [view.to(self.device) for view in pad_views(images, self._transforms, size_divisor=divisor)]
-            results |= zip(members, detect_on_originals(model, views, [sizes[i] for i in members]), strict=True)
+        results: dict[int, Selected] = {}
+        for members in same_size_batches(sizes, self._transforms, self.config.data.size_divisor, len(pictures)):
+            results |= zip(members, self._detect_batch([pictures[i] for i in members], selection), strict=True)
         return [results[i] for i in range(len(pictures))]
+
+    def _detect_batch(self, pictures: Sequence[Image.Image], selection: Selection) -> list[Selected]:
+        images = [[transform(picture).image for transform in self._transforms] for picture in pictures]
+        padded = pad_views(images, self._transforms, size_divisor=self.config.data.size_divisor)
+        limit = self.model.postprocess.max_detections if self.model.postprocess else 0
+        selected: list[Selected] = []
+
+        def select(detections: list[Instances]) -> list[Instances]:
+            selected.extend(selection.select(image, self.thresholds, limit=limit) for image in detections)
+            return [image.detections for image in selected]
+
+        model, views = selection.configure(self.model), [view.to(self.device) for view in padded]
+        found = detect_on_originals(model, views, [(image.height, image.width) for image in pictures], select=select)
+        return [image._replace(detections=detections) for image, detections in zip(selected, found, strict=True)]
 
 
 def _list_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], bool]:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,28 +70,38 @@ class Selection:
         configured.postprocess = options
         return configured
 
-    def select(self, detections: Instances, thresholds: Tensor, *, limit: int) -> Instances:
-        """Return the selected detections, best first.
+    def select(self, detections: Instances, thresholds: Tensor, *, limit: int) -> Selected:
+        """Select detections on the CPU.
 
         Args:
             detections: detections of the configured detector, best first.
             thresholds: [K] score thresholds of the classes, used if `threshold` is None.
             limit: largest number of detections if `max_detections` is None; 0 or less: no limit.
         """
-        is_selected = is_shown(detections, thresholds, self.threshold)
+        if self.threshold is not None:
+            thresholds = torch.full_like(thresholds, self.threshold)
         if self.labels is not None:
-            is_selected &= torch.isin(detections.labels, torch.tensor(self.labels, dtype=torch.int64))
-        elif self.max_detections is None:
-            return detections[is_selected]  # the detector has applied its limit
-        limit = limit if self.max_detections is None else int(self.max_detections)
-        return detections[is_selected][: limit if limit > 0 else None]
+            detections = detections[torch.isin(detections.labels, torch.tensor(self.labels, dtype=torch.int64))]
+        is_shown = detections.scores >= thresholds[detections.labels]
+        selected, below = detections[is_shown], detections.scores[~is_shown].tolist()
+        if self.labels is not None or self.max_detections is not None:  # otherwise the detector has applied its limit
+            limit = limit if self.max_detections is None else int(self.max_detections)
+            selected = selected[: limit if limit > 0 else None]
+        return Selected(selected, len(below), max(below, default=0.0))
 
 
-def is_shown(detections: Instances, thresholds: Tensor, threshold: float | None) -> Tensor:
-    """Return a mask [D] of the detections that reach `threshold`, or that of their class if it is None."""
-    if threshold is not None:
-        thresholds = torch.full_like(thresholds, threshold)
-    return detections.scores >= thresholds[detections.labels]
+class Selected(NamedTuple):
+    """Selected detections of a picture.
+
+    Attributes:
+        detections: the selected detections, best first.
+        num_below: number of the detections of the wanted classes that do not reach their score threshold.
+        best_below: highest score of those detections; 0 if there are none.
+    """
+
+    detections: Instances
+    num_below: int
+    best_below: float
 
 
 def find_labels(classes: Sequence[str], names: Sequence[str]) -> list[int]:

@@ -17,13 +17,13 @@ from ..downloads import is_url
 from ..errors import ConfigError, DataError, WriteError
 from ..files import MAX_NAME_BYTES, explain_write_errors, write_text
 from ..formatting import UNPRINTABLE
-from ..structures import Instances
 from .draw import draw
 from .inputs import to_picture
 from .output import is_writable, save_picture
 from .paths import expand
 
 if TYPE_CHECKING:
+    from .prediction import Prediction
     from .predictor import Detector
 
 
@@ -35,16 +35,12 @@ class PredictedFile:
         source: path or URL.
         picture: path of the annotated copy; None on failure.
         instances: detections in pixels of the original picture; None if the picture could not be read or processed.
-        num_below: number of detections below their score threshold, which are not in `instances`.
-        best_below: highest score of those detections; 0 if there are none.
         error: reason for the failure; None on success.
     """
 
     source: str
     picture: Path | None = None
-    instances: Instances | None = None
-    num_below: int = 0
-    best_below: float = 0.0
+    instances: Prediction | None = None
     error: str | None = None
 
 
@@ -140,13 +136,11 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
                 images[file] = to_picture(file, bit_depth=options.bit_depth, max_pixels=options.max_pixels)
             except DataError as error:
                 yield PredictedFile(file, error=str(error))
-        detections = _detect(detector, list(images.values()))
-        for (file, image), candidates in zip(images.items(), detections, strict=True):
-            if isinstance(candidates, str):
-                yield PredictedFile(file, error=f"{file}: {candidates}")
+        detections = _detect(detector, list(images.values()), threshold)
+        for (file, image), instances in zip(images.items(), detections, strict=True):
+            if isinstance(instances, str):
+                yield PredictedFile(file, error=f"{file}: {instances}")
                 continue
-            is_shown = detector.is_shown(candidates, threshold)
-            instances, below = candidates[is_shown], candidates.scores[~is_shown]
             picture, error = None, None
             try:
                 drawn = draw(image, instances)
@@ -155,19 +149,19 @@ def _predict(detector: Detector, files: list[str], out: Path, threshold: float |
                 picture = path
             except (DataError, WriteError) as failure:
                 error = str(failure)
-            yield PredictedFile(file, picture, instances, len(below), max(below.tolist(), default=0.0), error)
+            yield PredictedFile(file, picture, instances, error)
 
 
-def _detect(detector: Detector, images: list[Image.Image]) -> list[Instances | str]:
-    """Return the detections of every picture at any score, or the reason why a picture cannot be processed."""
+def _detect(detector: Detector, images: list[Image.Image], threshold: float | None) -> list[Prediction | str]:
+    """Return the detections of every picture, or the reason why a picture cannot be processed."""
     try:
         # Without the pictures, which all results together could not hold.
-        return [replace(found, image=None) for found in detector.predict(images, threshold=0)]
+        return [replace(found, image=None) for found in detector.predict(images, threshold=threshold)]
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it is out of memory
         if len(images) == 1:
             reason = str(error).partition("\n")[0] or "out of memory"
             return [f"cannot be processed ({images[0].width}x{images[0].height} pixels): {reason}"]
-    return [result for image in images for result in _detect(detector, [image])]
+    return [result for image in images for result in _detect(detector, [image], threshold)]
 
 
 def _file_name(source: str, size: tuple[int, int], used_names: set[str]) -> str:

@@ -32,6 +32,7 @@ class Analysis:
             classes. The last row counts detections without an object, the last column missed objects. Boxes are matched
             regardless of class.
         thresholds: [K] score thresholds of the classes.
+        detections: the D detections in COCO's result format.
         boxes: [D, 4] XYXY, pixels.
         labels: [D].
         scores: [D].
@@ -45,6 +46,7 @@ class Analysis:
     run: COCOeval
     confusion: np.ndarray
     thresholds: np.ndarray
+    detections: list[dict[str, Any]]
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
@@ -102,6 +104,7 @@ def analyse(
             max_detections=max_detections,
         ),
         thresholds=thresholds,
+        detections=detections,
         boxes=boxes,
         labels=labels,
         scores=scores,

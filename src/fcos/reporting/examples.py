@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from ..data.dataset import Annotations
 from ..errors import DataError
 from ..html_page import Legend, Page, PageImage, Section
 from ..inference.draw import Mark, draw_marks, enlarged
+from ..inference.draw_shapes import draw_masks, draw_skeletons
+from ..structures import Instances
+from ..training.validation_pictures import to_instances
 from .analysis import Analysis
 
 MAX_IMAGES = 6
@@ -56,7 +60,7 @@ def _add(section: Section, analysis: Analysis, captions: dict[int, str]) -> None
 
 
 def _draw(analysis: Analysis, i: int) -> Image.Image:
-    """Draw correct detections, wrong detections and missed objects onto an image, with the errors on top.
+    """Draw correct detections, wrong detections and missed objects onto an image, with the boxes of errors on top.
 
     Raises:
         DataError: the image can no longer be read.
@@ -85,6 +89,25 @@ def _draw(analysis: Analysis, i: int) -> Image.Image:
     correct = make_marks(1, _CORRECT)
     if len(shown) > _MAX_TAGS:
         correct = [Mark(mark.box, mark.color) for mark in correct]
+    missed_boxes = np.flatnonzero(analysis.missed[span])
+    objects = annotations.instances(i)[missed_boxes.tolist()]
+    _draw_shapes(picture, objects, [_MISSED] * len(objects), annotations)
+    found = to_instances([analysis.detections[d] for d in shown[::-1]], annotations, i)
+    colors = [_CORRECT if analysis.states[d] == 1 else _WRONG for d in shown[::-1]]
+    _draw_shapes(picture, found, colors, annotations)
     text_size = round(_TEXT_SIZE * max(picture.size))
     draw_marks(picture, [*missed, *make_marks(0, _WRONG), *correct], text_size=text_size)
     return picture
+
+
+def _draw_shapes(
+    picture: Image.Image, objects: Instances, colors: list[tuple[int, int, int]], annotations: Annotations
+) -> None:
+    """Draw masks and keypoints, those that exist."""
+    scaled = objects.resize_to((picture.height, picture.width))
+    masks = scaled.mask_probabilities()
+    if masks is not None:
+        draw_masks(picture, masks, colors)
+    if scaled.keypoints is not None:
+        skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
+        draw_skeletons(picture, scaled.keypoints.tolist(), colors, skeleton=skeleton)

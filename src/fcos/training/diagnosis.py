@@ -5,25 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoint import write
-from ..config import FCOSConfig
+from ..checkpoint import load_weights, read, write
+from ..config import Config, FCOSConfig
 from ..data.workers import WorkerError
 from ..distributed import all_gather, rank, world_size
-from ..errors import TrainingError
+from ..errors import TrainingError, WeightsError
 from ..evaluation.evaluate import detecting
 from ..formatting import join_some
-from ..structures import Batch, Objects
+from ..masks import Masks
+from ..models import DetectionModel, build_model
+from ..structures import Batch, Losses, Objects
 from .folder import LAST
 from .logs import RunLog
-from .optim import autocast
+from .optim import autocast, freeze_parameters
 from .run import Run
 
 BATCH_FOLDER = "nonfinite"
-"""Subfolder of the run folder for batches with a non-finite loss or gradient."""
+"""Subfolder of the run folder for steps with a non-finite loss or gradient, see `replay`."""
+MAX_SAVED = 10
+"""Maximum number of such steps that are saved, because each has the size of a batch and the weights."""
 
 
 def report_unassigned(run: Run, log: RunLog) -> None:
@@ -92,11 +97,11 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
     iteration = run.state.iteration + 1
     subject = "gradients are" if all(map(math.isfinite, losses.values())) else "loss is"
     values = ", ".join(f"{name}={value:.6g}" for name, value in {**losses, "gradient norm": norm}.items())
-    save_errors = [problem for problem in all_gather(_save_batch(run, batch, iteration)) if problem]
-    batch_note = f"could not be saved: {save_errors[0]}" if save_errors else f"is saved in {run.folder / BATCH_FOLDER}"
     assert batch.targets is not None
     height, width = batch.images.shape[-2:]
     normalizers = run.model.loss_normalizers(batch.targets, (height, width))  # a collective
+    save_errors = [problem for problem in all_gather(_save_step(run, batch, normalizers)) if problem]
+    batch_note = f"is not saved: {save_errors[0]}" if save_errors else f"is saved in {run.folder / BATCH_FOLDER}"
     origins = [origin for part in all_gather(_find_origins(run, batch, normalizers)) for origin in part]
     names = [name for part in all_gather(_file_names(run, batch)) for name in part]
     settings, last = run.config.train, run.folder / LAST
@@ -110,28 +115,72 @@ def explain_non_finite(run: Run, batch: Batch, losses: dict[str, float], norm: f
     )
 
 
-def _save_batch(run: Run, batch: Batch, iteration: int) -> str:
-    """Save the shard of this process as tensors and plain data for `torch.load`.
+def _save_step(run: Run, batch: Batch, normalizers: torch.Tensor | None) -> str:
+    """Save the step of this process as tensors and plain data, from which `replay` repeats it.
 
     Returns:
-        The error message if the file cannot be written, else an empty string.
+        The reason if the step is not saved, else an empty string.
     """
     assert batch.targets is not None
-    folder = run.folder / BATCH_FOLDER
+    folder, iteration = run.folder / BATCH_FOLDER, run.state.iteration + 1
     content = {
         "iteration": iteration,
         "files": _file_names(run, batch),
         "images": batch.images.cpu(),
         "sizes": batch.sizes.cpu(),
-        "objects": [(o.boxes.cpu(), o.labels.cpu(), o.is_crowd.cpu()) for o in batch.targets],
+        "objects": [_to_plain_data(objects.to("cpu")) for objects in batch.targets],
+        "normalizers": None if normalizers is None else normalizers.cpu(),
         "class_names": list(run.train_data.class_names),
+        "model": {name: tensor.cpu() for name, tensor in run.model.state_dict().items()},
     }
     try:
         folder.mkdir(exist_ok=True)
+        if len(list(folder.glob(f"*_process_{rank()}.pt"))) >= MAX_SAVED:
+            return f"{folder} has {MAX_SAVED} earlier ones"
         write(folder / f"iteration_{iteration}_process_{rank()}.pt", content)
     except OSError as error:
         return str(error)
     return ""
+
+
+def _to_plain_data(objects: Objects) -> dict[str, Any]:
+    masks = objects.masks
+    arrays = [] if masks is None else [masks.points, masks.ring_offsets, masks.object_offsets]
+    return {**vars(objects), "masks": list(map(torch.tensor, arrays))}
+
+
+def _from_plain_data(columns: dict[str, Any]) -> Objects:
+    arrays = columns["masks"]
+    return Objects(**{**columns, "masks": Masks(*(array.numpy() for array in arrays)) if arrays else None})
+
+
+def replay(path: str | Path, config: Config, *, device: torch.device | str = "cpu") -> tuple[DetectionModel, Losses]:
+    """Repeat the forward and backward pass of a step with a non-finite loss or gradient, as one process with one batch.
+
+    Args:
+        path: file in `RUN/nonfinite`, written by one process.
+        config: config of the run, such as `load_config("RUN/config.yaml")`.
+        device: where to compute.
+
+    Returns:
+        The model before the step, in training mode and with the gradients of the sum of the losses, and the losses.
+
+    Raises:
+        WeightsError: the file is missing, damaged or no saved step, or its weights do not fit the config.
+    """
+    saved = read(Path(path))
+    if "objects" not in saved:
+        raise WeightsError(f"{path}: this is no saved step; expected a file in {BATCH_FOLDER} of a run folder")
+    model = build_model(config.model, num_classes=len(saved["class_names"]), pretrained=False)
+    load_weights(model, saved["model"], where=str(path))
+    freeze_parameters(model, config.train.freeze)
+    model = model.to(device).to(memory_format=torch.channels_last).train()
+    targets = [_from_plain_data(columns).to(device) for columns in saved["objects"]]
+    normalizers = None if saved["normalizers"] is None else saved["normalizers"].to(device)
+    with autocast(model.device, config.train.precision):
+        losses: Losses = model(saved["images"].to(device), saved["sizes"].to(device), targets, normalizers)
+    torch.stack(list(losses.terms.values())).sum().backward()
+    return model, losses
 
 
 def _file_names(run: Run, batch: Batch) -> list[str]:
@@ -149,11 +198,10 @@ def _find_origins(run: Run, batch: Batch, normalizers: torch.Tensor | None) -> l
         image = batch.images[i : i + 1], batch.sizes[i : i + 1]
         with detecting(run.model), autocast(run.device, run.config.train.precision):
             if _is_finite(run.model(*image)):
-                origins += [
-                    f"{file}: {text}" for text in _describe_bad_boxes(run, image, batch.targets[i], unit_normalizers)
-                ]
+                causes = _describe_bad_losses(run, image, batch.targets[i], unit_normalizers)
             else:
-                origins.append(f"{file}: the network's outputs are not finite")
+                causes = ["the network's outputs are not finite"]
+        origins += [f"{file}: {cause}" for cause in causes]
     if not origins:
         bad = [name for name, p in run.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         origins = [f"gradients of {join_some(bad)}"] if bad else []
@@ -167,10 +215,10 @@ def _is_finite(outputs: Any) -> bool:
     return all(map(_is_finite, outputs))
 
 
-def _describe_bad_boxes(
+def _describe_bad_losses(
     run: Run, image: tuple[torch.Tensor, torch.Tensor], objects: Objects, normalizers: torch.Tensor | None
-) -> Iterator[str]:
-    """Yield a description of each box whose loss is not finite when it is the only box in the image.
+) -> list[str]:
+    """Describe each box whose loss is not finite when it is the only box in the image, or else the loss of the image.
 
     Args:
         run: run with the model.
@@ -178,10 +226,18 @@ def _describe_bad_boxes(
         objects: ground truth of the image.
         normalizers: denominators of the losses, see `DetectionModel.forward`.
     """
+
+    def bad_terms(objects: Objects) -> str:
+        terms = run.model(*image, [objects], normalizers).terms
+        return " and ".join(name for name, term in terms.items() if not term.isfinite())
+
+    bad = bad_terms(objects)
+    if not bad:
+        return []
+    causes: list[str] = []
     for index in range(len(objects)):
         box = objects[index : index + 1]
-        terms = run.model(*image, [box], normalizers).terms
-        bad = [name for name, term in terms.items() if not term.isfinite()]
-        if bad:
+        if bad_of_box := bad_terms(box):
             corners = ", ".join(f"{value:.6g}" for value in box.boxes.flatten().tolist())
-            yield f"{' and '.join(bad)} of {run.train_data.class_names[int(box.labels)]} [{corners}]"
+            causes.append(f"{bad_of_box} of {run.train_data.class_names[int(box.labels)]} [{corners}]")
+    return causes or [f"{bad}, but of no single box"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.dataset import GRID_SIDE, Annotations
+from ..data.dataset import Annotations
 from ..errors import DataError
 from ..inference.draw import draw_pair
 from ..masks import Masks, decode
@@ -54,7 +54,7 @@ def save_pictures(
         except DataError:
             continue  # already reported by the evaluation
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        predictions = _to_instances(by_image[int(annotations.image_ids[i])], annotations, i)
+        predictions = to_instances(by_image[int(annotations.image_ids[i])], annotations, i)
         skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
         picture = draw_pair(image, predictions, annotations.instances(i), skeleton=skeleton)
         name = Path(annotations.file_name(i)).with_suffix(".jpg")
@@ -65,7 +65,14 @@ def save_pictures(
             logger.warning("no picture of %s: %s", annotations.path(i), error)
 
 
-def _to_instances(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:
+def to_instances(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:
+    """Convert detections on an image, in COCO's result format, for pictures.
+
+    Args:
+        detections: detections, see `Evaluation.detections`.
+        annotations: annotations of the split.
+        i: position of the image in `annotations`.
+    """
     boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     labels = [annotations.category_ids.index(d["category_id"]) for d in detections]
@@ -78,6 +85,6 @@ def _to_instances(detections: list[dict[str, Any]], annotations: Annotations, i:
         torch.tensor([float(d["score"]) for d in detections]),
         (height, width),
         annotations.class_names,
-        mask_grids=Masks.from_bitmaps(decode(codes)).crop(boxes, GRID_SIDE) if codes else None,
         keypoints=torch.tensor(keypoints).reshape(len(keypoints), -1, 3) if keypoints else None,
+        polygons=Masks.from_bitmaps(decode([code])[0] for code in codes) if codes else None,  # one bitmap at a time
     )
