@@ -226,7 +226,10 @@ def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Anno
 
     checkpoint, data = restored.checkpoint, restored.config.data
     names, ids = checkpoint.class_names or None, checkpoint.category_ids
-    annotations = load_annotations(data, split, class_names=names, category_ids=ids if names else None)
+    one_class = restored.config.model.is_class_agnostic
+    annotations = load_annotations(
+        data, split, class_names=names, category_ids=ids if names else None, one_class=one_class
+    )
     if annotations is None:
         existing = [name for name in SPLITS if has_split(data, name)]
         hint = f"choose another one with --split ({', '.join(existing)})" if existing else "it has no other splits"

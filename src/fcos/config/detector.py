@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
@@ -88,8 +88,11 @@ class DetectorConfig(Section):
 
     Attributes:
         name: name of the detector, which determines the other options.
+        limit_option: key of the option that limits the number of detections per image; 0 or less: no limit.
         default_threshold: score threshold of `predict` for classes without a per-class threshold, 0..1.
     """
+
+    limit_option: ClassVar[str] = "max_detections"
 
     name: str
     num_classes: int | None = option(None, "classes", ge=1, le=50_000)
@@ -112,6 +115,11 @@ class DetectorConfig(Section):
     @abstractmethod
     def default_threshold(self) -> float:
         """Score threshold of `predict` for classes without a per-class threshold, 0..1."""
+
+    @property
+    def is_class_agnostic(self) -> bool:
+        """True if the detector does not distinguish classes: all objects of the data are of the class `object`."""
+        return False
 
     @property
     def predicts_masks(self) -> bool:

@@ -156,11 +156,23 @@ class AnchorPyramidConfig(PyramidConfig):
 class RPNConfig(AnchorPyramidConfig):
     """Options of a region proposal network that is trained and used alone. Its detections are the proposals."""
 
+    limit_option = "proposals.max_proposals"
+
     name: Literal["rpn"] = "rpn"
+
+    @property
+    def is_class_agnostic(self) -> bool:
+        """True: objects of all classes are of the class `object`."""
+        return True
 
     @model_validator(mode="after")
     def _check_consistency(self) -> RPNConfig:
-        _reject(self.find_proposal_problems())
+        problems = self.find_proposal_problems()
+        if self.num_classes not in (None, 1):
+            problems.append(
+                f"num_classes must be 1, because an RPN does not distinguish classes, found {self.num_classes}"
+            )
+        _reject(problems)
         return self
 
 
