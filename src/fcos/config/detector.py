@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
@@ -157,6 +158,21 @@ class PyramidConfig(DetectorConfig):
         wrong = next((number for number in groups if not number or self.fpn.channels % number), None)
         if wrong is not None:
             problems.append(f"fpn.channels must be a multiple of {wrong} with norm gn, found {self.fpn.channels}")
+        return problems
+
+    def find_range_problems(self, size_ranges: Sequence[tuple[float, float | None]], name: str) -> list[str]:
+        """Describe the problems of the ranges of sizes of the levels: one text each, empty list if there are none.
+
+        Args:
+            size_ranges: (low, high) of every level.
+            name: key of this option.
+        """
+        problems = []
+        if len(self.strides) != len(size_ranges):
+            counts = f"strides has {len(self.strides)} levels but {name} has {len(size_ranges)}"
+            problems.append(f"{counts}; give one range per level")
+        if any(high is not None and low > high for low, high in size_ranges):
+            problems.append(f"{name} must be pairs (low, high), found {quote(size_ranges)}")
         return problems
 
     def find_anchor_problems(self, sizes: list[list[float]], ratios: list[float], *, scales: int = 1) -> list[str]:
