@@ -1,8 +1,13 @@
-"""Options of R-CNN that have no effect or contradict each other."""
+"""Options of R-CNN that have no effect or contradict each other, and the recipe of Keypoint R-CNN."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from tiny_data import coco_tree, write_coco
+
+import fcos
 
 from fcos.config.options import in_effect, options_of
 from fcos.config.text import flatten
@@ -64,3 +69,24 @@ def test_options_without_effect_are_named(idle: str, condition: str, caplog: pyt
     keys = [option.partition("=")[0] for option in idle.split()]
     assert keys[-1] not in used
     assert used.keys() >= {*keys[:-1], "mask.enabled", "keypoints.enabled", "fcos.enabled", "fpn.enabled"}
+
+
+def test_recipe_of_keypoint_rcnn_builds_and_trains(tmp_path: Path) -> None:
+    config = load_config("keypoint_rcnn_r50")
+    assert (config.model.num_predicted_keypoints, config.data.largest_short_side) == (17, 800)
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["keypoints"] = [x + 1, y + 1, 2, x + width - 1, y + height - 1, 2]
+    for split in ("train", "val"):
+        write_coco(tmp_path / "data", tree, split=split)
+    options = """
+        data.workers=0 data.short_side=64 data.max_side=96 model.backbone.weights=null model.fpn.channels=32
+        model.box.linear_channels=32 model.keypoints.conv_channels=[16] model.keypoints.num_keypoints=2
+        train.batch_size=2 train.iterations=2 device=cpu
+    """
+    result = fcos.train(
+        "keypoint_rcnn_r50", f"data={tmp_path / 'data'}", f"output_dir={tmp_path / 'run'}", *options.split()
+    )
+    assert (result.run / "weights/best.pt").is_file()
+    assert "AP_keypoints" in result.metrics
