@@ -8,7 +8,6 @@ import pytest
 from tiny_data import coco_tree, write_coco
 
 import fcos
-
 from fcos.config.options import in_effect, options_of
 from fcos.config.text import flatten
 from fcos.errors import ConfigError

@@ -133,7 +133,8 @@ def evaluate(
 
     Args:
         model: detector on `device`; the training mode of its modules is restored afterwards.
-        annotations: annotations of the split, with the labels of the model.
+        annotations: annotations of the split, with the labels of the model. Without masks or keypoints, those of the
+            detector are not evaluated.
         config: config with the image sizes, test-time augmentation, batch size and number of loader workers.
         device: device of the model.
         progress: callback that receives the number of images done and the total. With several processes the former is
@@ -154,12 +155,14 @@ def evaluate(
         if world_size() == 1:
             raise
     detections = _merge_shares(all_gather(share), annotations)
-    num_keypoints = config.model.num_predicted_keypoints
+    annotated = {"boxes": True, "masks": annotations.masks, "keypoints": annotations.keypoints}
+    outputs = [output for output in _outputs(config) if annotated[output] is not None]
+    num_keypoints = config.model.num_predicted_keypoints if "keypoints" in outputs else 0
     metrics = coco_metrics(
         annotations.to_coco(),
         detections,
         max_detections=detection_limit(config),
-        outputs=_outputs(config),
+        outputs=outputs,
         sigmas=sigmas_of(num_keypoints, config.eval.keypoint_sigmas) if num_keypoints else (),
     )
     if config.model.is_class_agnostic:
