@@ -156,7 +156,7 @@ def evaluate(
             raise
     detections = _merge_shares(all_gather(share), annotations)
     annotated = {"boxes": True, "masks": annotations.masks, "keypoints": annotations.keypoints}
-    outputs = [output for output in _outputs(config) if annotated[output] is not None]
+    outputs: list[Output] = [output for output in _outputs(config) if annotated[output] is not None]
     num_keypoints = config.model.num_predicted_keypoints if "keypoints" in outputs else 0
     metrics = coco_metrics(
         annotations.to_coco(),
