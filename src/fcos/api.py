@@ -219,14 +219,28 @@ def evaluate(
 
 
 def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Annotations:
-    """Read a split with the classes of the weights, or raise DataError if it does not exist or has other classes."""
+    """Read a split with the classes of the weights, or raise DataError if it does not exist or has other classes.
+
+    It may lack masks and keypoints, although the detector predicts them.
+    """
     from .data import load_annotations
     from .data.layouts import SPLITS
+    from .data.shape_checks import MissingShapesError
     from .data.splits import has_split
 
     checkpoint, data = restored.checkpoint, restored.config.data
     names, ids = checkpoint.class_names or None, checkpoint.category_ids
-    annotations = load_annotations(data, split, class_names=names, category_ids=ids if names else None)
+    one_class = restored.config.model.is_class_agnostic
+    try:
+        annotations = load_annotations(
+            data, split, class_names=names, category_ids=ids if names else None, one_class=one_class
+        )
+    except MissingShapesError as error:
+        without = data.model_copy(update={error.option: False})
+        config = restored.config.model_copy(update={"data": without})
+        annotations = _load_split(restored._replace(config=config), split, where=where)
+        log.warning("the %s split has no %s, so their metrics are not computed", split, error.option)
+        return annotations
     if annotations is None:
         existing = [name for name in SPLITS if has_split(data, name)]
         hint = f"choose another one with --split ({', '.join(existing)})" if existing else "it has no other splits"

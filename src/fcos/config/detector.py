@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
@@ -88,8 +89,11 @@ class DetectorConfig(Section):
 
     Attributes:
         name: name of the detector, which determines the other options.
+        limit_option: key of the option that limits the number of detections per image; 0 or less: no limit.
         default_threshold: score threshold of `predict` for classes without a per-class threshold, 0..1.
     """
+
+    limit_option: ClassVar[str] = "max_detections"
 
     name: str
     num_classes: int | None = option(None, "classes", ge=1, le=50_000)
@@ -112,6 +116,11 @@ class DetectorConfig(Section):
     @abstractmethod
     def default_threshold(self) -> float:
         """Score threshold of `predict` for classes without a per-class threshold, 0..1."""
+
+    @property
+    def is_class_agnostic(self) -> bool:
+        """True if the detector does not distinguish classes: all objects of the data are of the class `object`."""
+        return False
 
     @property
     def predicts_masks(self) -> bool:
@@ -149,6 +158,21 @@ class PyramidConfig(DetectorConfig):
         wrong = next((number for number in groups if not number or self.fpn.channels % number), None)
         if wrong is not None:
             problems.append(f"fpn.channels must be a multiple of {wrong} with norm gn, found {self.fpn.channels}")
+        return problems
+
+    def find_range_problems(self, size_ranges: Sequence[tuple[float, float | None]], name: str) -> list[str]:
+        """Describe the problems of the ranges of sizes of the levels: one text each, empty list if there are none.
+
+        Args:
+            size_ranges: (low, high) of every level.
+            name: key of this option.
+        """
+        problems = []
+        if len(self.strides) != len(size_ranges):
+            counts = f"strides has {len(self.strides)} levels but {name} has {len(size_ranges)}"
+            problems.append(f"{counts}; give one range per level")
+        if any(high is not None and low > high for low, high in size_ranges):
+            problems.append(f"{name} must be pairs (low, high), found {quote(size_ranges)}")
         return problems
 
     def find_anchor_problems(self, sizes: list[list[float]], ratios: list[float], *, scales: int = 1) -> list[str]:

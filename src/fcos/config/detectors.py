@@ -16,7 +16,6 @@ from ..choices import (
     Score,
     TowerNorm,
 )
-from ..formatting import quote
 from .detector import (
     INCLUSIVE,
     AnchorRatio,
@@ -94,13 +93,8 @@ class FCOSConfig(OneStageConfig):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> FCOSConfig:
-        problems = []
-        if len(self.strides) != len(self.size_ranges):
-            counts = f"strides has {len(self.strides)} levels but size_ranges has {len(self.size_ranges)}"
-            problems.append(f"{counts}; give one range per level")
+        problems = self.find_range_problems(self.size_ranges, "size_ranges")
         problems += self.find_level_problems(self.head.norm)
-        if any(high is not None and low > high for low, high in self.size_ranges):
-            problems.append(f"size_ranges must be pairs (low, high), found {quote(self.size_ranges)}")
         if problems:
             raise ValueError("; ".join(problems))
         return self

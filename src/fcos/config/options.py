@@ -66,13 +66,13 @@ class OptionInfo(NamedTuple):
 
     Attributes:
         roles: influences of the option, see `Role`.
-        needs: another option of the section; this one only has an effect if that one is set, or for `NAME=VALUE` and
-            `NAME!=VALUE`, if it has this value or another one. Empty: always in effect.
+        needs: conditions without which the option has no effect: `KEY`, another option is set; `KEY=VALUE` or
+            `KEY!=VALUE`, it has this value or another one. Options that the detector lacks have no value.
         free_for: projects to whose format weights can be converted for any value of the option, each with the reason.
     """
 
     roles: frozenset[Role]
-    needs: str = ""
+    needs: tuple[str, ...] = ()
     free_for: Mapping[OtherProject, str] = {}
 
 
@@ -88,12 +88,20 @@ def option(
     Args:
         default: default value.
         *roles: roles of the option, at least one.
-        needs: another option that this one depends on, see `OptionInfo`.
+        needs: conditions, separated by commas, see `OptionInfo`; their keys are relative to the section of the option.
         free_for: projects that accept any value, see `OptionInfo`.
         **limits: constraints of `pydantic.Field`, such as `ge=1`.
     """
     extra = {"roles": list(roles), "needs": needs, "free_for": dict(free_for or {})}
     return Field(default=default, json_schema_extra=extra, **limits)
+
+
+def section(options: type[BaseModel], *, needs: str) -> Any:
+    """Define a field that holds a section whose options have no effect without a condition, see `option`.
+
+    The option that the condition names may be one of them.
+    """
+    return Field(default_factory=options, json_schema_extra={"needs": needs})
 
 
 def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
@@ -103,14 +111,18 @@ def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
     """
     options: dict[str, OptionInfo] = {}
     for key, field in section.model_fields.items():
+        extra: Any = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        needs = tuple(filter(None, extra.get("needs", "").split(",")))
         for child in sections_of(field):
             for name, info in options_of(child).items():
-                assert options.setdefault(f"{key}.{name}", info) == info, (
+                inner = tuple(f"{key}.{condition}" for condition in info.needs)
+                outer = tuple(condition for condition in needs if _split(condition)[0] != f"{key}.{name}")
+                combined = info._replace(needs=outer + inner)
+                assert options.setdefault(f"{key}.{name}", combined) == combined, (
                     f"{key}.{name}: its roles differ between the variants of this section"
                 )
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and "roles" in extra:
-            options[key] = OptionInfo(frozenset(extra["roles"]), extra["needs"], extra["free_for"])  # pyright: ignore[reportArgumentType]
+        if "roles" in extra:
+            options[key] = OptionInfo(frozenset(extra["roles"]), needs, extra["free_for"])
     return options
 
 
@@ -148,16 +160,32 @@ def in_effect(values: Mapping[str, Any], options: Mapping[str, OptionInfo]) -> d
         options: options by dotted key, see `options_of`.
     """
 
-    def has_effect(key: str) -> bool:
-        info = info_of(options, key)
-        if info is None or not info.needs:
-            return True
-        section, dot, _ = key.rpartition(".")
-        needed, operator, operand = re.fullmatch(r"(\w+)(!?=)?(.*)", info.needs).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        value = values.get(f"{section}{dot}{needed}")
-        return bool(value) if operator is None else (value == operand) == (operator == "=")
+    return {key: value for key, value in values.items() if not idle_because(key, values, options)}
 
-    return {key: value for key, value in values.items() if has_effect(key)}
+
+def idle_because(key: str, values: Mapping[str, Any], options: Mapping[str, OptionInfo]) -> str:
+    """Return the first condition that does not hold for an option, which then has no effect; empty if all hold.
+
+    Args:
+        key: dotted key of the option.
+        values: values of all options by dotted key.
+        options: options by dotted key, see `options_of`.
+    """
+    info = info_of(options, key)
+    return next((condition for condition in info.needs if not _holds(condition, values)), "") if info else ""
+
+
+def _holds(condition: str, values: Mapping[str, Any]) -> bool:
+    key, operator, operand = _split(condition)
+    value = values.get(key)
+    text = str(value).lower() if isinstance(value, bool) else value
+    return bool(value) if not operator else (text == operand) == (operator == "=")
+
+
+def _split(condition: str) -> tuple[str, str, str]:
+    """Return the key, `=` or `!=`, and the value of a condition; a condition that is only a key has neither."""
+    key, operator, operand = re.fullmatch(r"([\w.]+)(!?=)?(.*)", condition).groups(default="")  # pyright: ignore[reportOptionalMemberAccess]
+    return key, operator, operand
 
 
 def free_options(options: Mapping[str, OptionInfo], project: OtherProject) -> list[str]:

@@ -15,6 +15,7 @@ from ..choices import (
     LossAverage,
     MaskHeadLayers,
     PyramidNorm,
+    TowerNorm,
 )
 from .detector import (
     INCLUSIVE,
@@ -27,9 +28,10 @@ from .detector import (
     PyramidConfig,
     Section,
 )
-from .options import option
+from .options import option, section
 
 _MAX_BOXES = 10**6
+_RPN = "fcos.enabled!=true"  # condition of the options that FCOS replaces as the first stage
 Channels = Annotated[int, Field(ge=1, le=8192)]
 
 
@@ -48,7 +50,7 @@ class ProposalsConfig(Section):
 
     layers: HeadLayers = option("own", "shape")
     """Layers before the predictions: `own`, or those that the backbone defines (`backbone`, only FBNet)."""
-    num_convs: int = option(1, "shape", ge=1, le=64)
+    num_convs: int = option(1, "shape", needs="layers=own", ge=1, le=64)
     """Number of 3x3 convolutions of `own`."""
     foreground_iou: float = option(0.7, "training", gt=0, le=1)
     """IoU from which on an anchor learns the object that it overlaps most."""
@@ -96,20 +98,20 @@ class FCOSProposalsConfig(Section):
     """Let FCOS propose the boxes, in place of the region proposal network."""
     head: HeadConfig = Field(default_factory=HeadConfig)
     size_ranges: list[tuple[Length, Length | None]] = option(
-        [(-1, 32), (32, 64), (64, 128), (128, 256), (256, None)], "training", needs="enabled"
+        [(-1, 32), (32, 64), (64, 128), (128, 256), (256, None)], "training"
     )
     """Range (low, high) per level in pixels: a location learns a box if the largest of its four distances is in this
     range, both ends included; high null: no upper limit."""
-    center_sampling_radius: float = option(1.5, "training", needs="enabled", ge=0, le=1000)
+    center_sampling_radius: float = option(1.5, "training", ge=0, le=1000)
     """Only locations within this many strides of the box's centre are positive; 0: all locations inside the box."""
-    box_loss: BoxLoss = option("giou", "training", needs="enabled")
-    train_max_proposals: int = option(2000, "training", needs="enabled", ge=1, le=_MAX_BOXES)
+    box_loss: BoxLoss = option("giou", "training")
+    train_max_proposals: int = option(2000, "training", ge=1, le=_MAX_BOXES)
     """Training: maximum number of proposals per image."""
-    pre_nms_top_k: int = option(1000, "detection", needs="enabled", ge=1, le=_MAX_BOXES)
+    pre_nms_top_k: int = option(1000, "detection", ge=1, le=_MAX_BOXES)
     """Maximum number of candidates per level and image before NMS. It also affects training."""
-    max_proposals: int = option(1000, "detection", needs="enabled", ge=1, le=_MAX_BOXES)
+    max_proposals: int = option(1000, "detection", ge=1, le=_MAX_BOXES)
     """Detection: maximum number of proposals per image."""
-    nms_threshold: float = option(0.7, "detection", needs="enabled", ge=-1, le=1)
+    nms_threshold: float = option(0.7, "detection", ge=-1, le=1)
     """IoU above which NMS suppresses the lower-scoring of two proposals; 0 or less: no NMS. It also affects
     training."""
 
@@ -117,20 +119,20 @@ class FCOSProposalsConfig(Section):
 class AnchorPyramidConfig(PyramidConfig):
     """Options that RPN and R-CNN share."""
 
-    fpn: RCNNFPNConfig = Field(default_factory=RCNNFPNConfig)
+    fpn: RCNNFPNConfig = section(RCNNFPNConfig, needs="fpn.enabled")
     strides: list[int] = option([4, 8, 16, 32, 64], "shape", "meaning")
     """Strides of the pyramid levels. Strides that the backbone lacks are computed by further downsampling."""
-    anchor_sizes: AnchorSizes = option([[32], [64], [128], [256], [512]], "shape", "meaning")
+    anchor_sizes: AnchorSizes = option([[32], [64], [128], [256], [512]], "shape", "meaning", needs=_RPN)
     """Sizes of the anchors of each level: square roots of their areas in pixels, a number or a list per level."""
-    anchor_ratios: list[AnchorRatio] = option([0.5, 1.0, 2.0], "shape", "meaning", min_length=1)
+    anchor_ratios: list[AnchorRatio] = option([0.5, 1.0, 2.0], "shape", "meaning", needs=_RPN, min_length=1)
     """Height / width of the anchors. Every location has an anchor for each ratio and size."""
-    anchor_rounding: AnchorRounding = option("none", "meaning")
+    anchor_rounding: AnchorRounding = option("none", "meaning", needs=_RPN)
     """Rounding of the anchors to whole pixels. `base`: sides of the anchor of the size of the stride, which are then
     scaled (the original); `corners`: corners of every anchor (torchvision)."""
     loss_average: LossAverage = option("image", "training")
     """Averaging of the losses. `image`: mean over the samples of each image, then over the images, so that any number
     of processes and micro-batches trains alike; `batch`: mean over all samples of a process (the original)."""
-    proposals: ProposalsConfig = Field(default_factory=ProposalsConfig)
+    proposals: ProposalsConfig = section(ProposalsConfig, needs=_RPN)
 
     @property
     def level_sizes(self) -> list[list[float]]:
@@ -142,12 +144,16 @@ class AnchorPyramidConfig(PyramidConfig):
         """Default score threshold of 0.5."""
         return 0.5
 
-    def find_proposal_problems(self) -> list[str]:
-        """Describe the problems of levels, anchors and proposals: one text each, empty list if there are none."""
-        problems = self.find_level_problems()
-        problems += self.find_anchor_problems(self.anchor_sizes, self.anchor_ratios)
+    def find_pyramid_problems(self, *head_norms: TowerNorm) -> list[str]:
+        """Describe the problems of strides and channels, see `find_level_problems`."""
+        problems = self.find_level_problems(*head_norms)
         if not self.fpn.enabled and len(self.strides) > 1:
             problems.append(f"fpn.enabled=false: expected one stride, found {self.strides}")
+        return problems
+
+    def find_proposal_problems(self) -> list[str]:
+        """Describe the problems of anchors and proposals: one text each, empty list if there are none."""
+        problems = self.find_anchor_problems(self.anchor_sizes, self.anchor_ratios)
         if self.proposals.layers == "backbone" and self.backbone.name != "fbnet":
             problems.append(f"proposals.layers=backbone: expected backbone.name=fbnet, found {self.backbone.name}")
         return problems + find_threshold_problems(self.proposals, "proposals")
@@ -156,11 +162,23 @@ class AnchorPyramidConfig(PyramidConfig):
 class RPNConfig(AnchorPyramidConfig):
     """Options of a region proposal network that is trained and used alone. Its detections are the proposals."""
 
+    limit_option = "proposals.max_proposals"
+
     name: Literal["rpn"] = "rpn"
+
+    @property
+    def is_class_agnostic(self) -> bool:
+        """True: objects of all classes are of the class `object`."""
+        return True
 
     @model_validator(mode="after")
     def _check_consistency(self) -> RPNConfig:
-        _reject(self.find_proposal_problems())
+        problems = self.find_pyramid_problems() + self.find_proposal_problems()
+        if self.num_classes not in (None, 1):
+            problems.append(
+                f"num_classes must be 1, because an RPN does not distinguish classes, found {self.num_classes}"
+            )
+        _reject(problems)
         return self
 
 
@@ -170,17 +188,17 @@ class BoxHeadConfig(Section):
     layers: HeadLayers = option("own", "shape")
     """Layers on the pooled features: convolutions and linear layers with the following options (`own`), or those that
     the backbone defines (`backbone`): the last stage of a ResNet on C4, or the head of FBNet."""
-    num_convs: int = option(0, "shape", ge=0, le=64)
+    num_convs: int = option(0, "shape", needs="layers=own", ge=0, le=64)
     """Number of 3x3 convolutions."""
-    conv_channels: Channels = option(256, "shape")
-    conv_norm: PyramidNorm = option("none", "shape")
+    conv_channels: Channels = option(256, "shape", needs="layers=own,num_convs")
+    conv_norm: PyramidNorm = option("none", "shape", needs="layers=own,num_convs")
     """Normalisation after the convolutions. `bn`: batch norm over all proposals (torchvision)."""
-    dilation: int = option(1, "meaning", ge=1, le=64)
+    dilation: int = option(1, "meaning", needs="layers=own,num_convs", ge=1, le=64)
     """Dilation of the convolutions."""
-    num_linears: int = option(2, "shape", ge=1, le=64)
+    num_linears: int = option(2, "shape", needs="layers=own", ge=1, le=64)
     """Number of linear layers, after the convolutions."""
-    linear_channels: Channels = option(1024, "shape")
-    linear_norm: LinearNorm = option("none", "shape")
+    linear_channels: Channels = option(1024, "shape", needs="layers=own")
+    linear_norm: LinearNorm = option("none", "shape", needs="layers=own")
     """Normalisation after the linear layers."""
     resolution: int = option(7, "shape", ge=1, le=64)
     """Width and height of the features that are pooled from every proposal."""
@@ -206,23 +224,23 @@ class MaskHeadConfig(Section):
     """Head that predicts the mask of every detection (Mask R-CNN)."""
 
     enabled: bool = option(False, "shape")
-    layers: MaskHeadLayers = option("own", "shape", needs="enabled")
+    layers: MaskHeadLayers = option("own", "shape")
     """Layers on the pooled features: `own` convolutions, those that the backbone defines (`backbone`), or those of the
     box head (`box`, if these are of the backbone)."""
-    conv_channels: list[Channels] = option([256, 256, 256, 256], "shape", needs="enabled", min_length=1)
+    conv_channels: list[Channels] = option([256, 256, 256, 256], "shape", min_length=1)
     """Channels of the 3x3 convolutions of `own`. The transposed convolution of `upsample` has as many channels as the
     last."""
-    upsample: bool = option(True, "shape", needs="enabled")
+    upsample: bool = option(True, "shape")
     """Double the side of the grid with a transposed convolution after the layers."""
-    norm: PyramidNorm = option("none", "shape", needs="enabled")
-    dilation: int = option(1, "meaning", needs="enabled", ge=1, le=64)
+    norm: PyramidNorm = option("none", "shape", needs="layers=own")
+    dilation: int = option(1, "meaning", needs="layers=own", ge=1, le=64)
     """Dilation of the convolutions."""
-    resolution: int = option(14, "meaning", needs="enabled", ge=1, le=128)
+    resolution: int = option(14, "meaning", ge=1, le=128)
     """Width and height of the features that are pooled from every box. With `upsample` and `own` layers, masks have
     twice as many pixels per side."""
-    sampling_ratio: int = option(2, "meaning", needs="enabled", ge=0, le=64)
+    sampling_ratio: int = option(2, "meaning", ge=0, le=64)
     """Number of sampling points per pooled feature and axis; 0: as many as the box has map cells."""
-    margin: float = option(0.0, "detection", "convention", needs="enabled", ge=0, le=16)
+    margin: float = option(0.0, "detection", "convention", ge=0, le=16)
     """Number of pixels by which masks extend beyond the right and lower sides of boxes in the original image (1 in
     torchvision)."""
 
@@ -231,16 +249,16 @@ class KeypointHeadConfig(Section):
     """Head that predicts the keypoints of every detection (Keypoint R-CNN)."""
 
     enabled: bool = option(False, "shape")
-    layers: HeadLayers = option("own", "shape", needs="enabled")
+    layers: HeadLayers = option("own", "shape")
     """Layers on the pooled features: `own` convolutions, or those that the backbone defines (`backbone`)."""
-    num_keypoints: int = option(17, "shape", needs="enabled", ge=1, le=10_000)
+    num_keypoints: int = option(17, "shape", ge=1, le=10_000)
     """Number of keypoints of an object."""
-    conv_channels: list[Channels] = option([512] * 8, "shape", needs="enabled", min_length=1)
+    conv_channels: list[Channels] = option([512] * 8, "shape", needs="layers=own", min_length=1)
     """Channels of the 3x3 convolutions of `own`."""
-    resolution: int = option(14, "meaning", needs="enabled", ge=1, le=128)
+    resolution: int = option(14, "meaning", ge=1, le=128)
     """Width and height of the features that are pooled from every box. Heat maps have four times as many pixels per
     side."""
-    sampling_ratio: int = option(2, "meaning", needs="enabled", ge=0, le=64)
+    sampling_ratio: int = option(2, "meaning", ge=0, le=64)
     """Number of sampling points per pooled feature and axis; 0: as many as the box has map cells."""
 
 
@@ -248,10 +266,10 @@ class RCNNConfig(AnchorPyramidConfig):
     """Options of Faster R-CNN, Mask R-CNN (`mask.enabled`) and Keypoint R-CNN (`keypoints.enabled`)."""
 
     name: Literal["rcnn"] = "rcnn"
-    fcos: FCOSProposalsConfig = Field(default_factory=FCOSProposalsConfig)
+    fcos: FCOSProposalsConfig = section(FCOSProposalsConfig, needs="fcos.enabled")
     box: BoxHeadConfig = Field(default_factory=BoxHeadConfig)
-    mask: MaskHeadConfig = Field(default_factory=MaskHeadConfig)
-    keypoints: KeypointHeadConfig = Field(default_factory=KeypointHeadConfig)
+    mask: MaskHeadConfig = section(MaskHeadConfig, needs="mask.enabled")
+    keypoints: KeypointHeadConfig = section(KeypointHeadConfig, needs="keypoints.enabled")
     score_threshold: float = option(0.05, "detection", ge=0, lt=1)
     pre_nms_top_k: int = option(10_000, "detection", ge=1, le=10**9)
     """Maximum number of candidates (proposal, class) per image before NMS."""
@@ -286,14 +304,14 @@ class RCNNConfig(AnchorPyramidConfig):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> RCNNConfig:
-        problems = self.find_proposal_problems() + find_threshold_problems(self.box, "box")
         if self.fcos.enabled:
-            problems += self.find_level_problems(self.fcos.head.norm)
+            problems = self.find_pyramid_problems(self.fcos.head.norm)
+            problems += self.find_range_problems(self.fcos.size_ranges, "fcos.size_ranges")
             if self.loss_average == "batch":
                 problems.append("fcos.enabled: expected loss_average=image")
-            if len(self.strides) != len(self.fcos.size_ranges):
-                counts = f"strides has {len(self.strides)} levels but fcos.size_ranges has {len(self.fcos.size_ranges)}"
-                problems.append(f"{counts}; give one range per level")
+        else:
+            problems = self.find_pyramid_problems() + self.find_proposal_problems()
+        problems += find_threshold_problems(self.box, "box")
         problems += self._find_layer_problems()
         if self.mask.layers == "box" and self.box.layers != "backbone":
             problems.append("mask.layers=box: expected box.layers=backbone")

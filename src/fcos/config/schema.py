@@ -275,7 +275,7 @@ class TrainConfig(_Section):
     """Iterations between evaluations on the validation set; below 1: fraction of the run; null: only at the end."""
     best_metric: str = "AP"
     """Validation metric that selects the best weights, such as AP, AP50, AR100, or AP_mask or AP_keypoints if masks or
-    keypoints are read."""
+    keypoints are read; for RPN also AR100_proposals or AR1000_proposals."""
     patience: int | None = Field(default=None, ge=1, le=MAX_COUNT)
     """Early stopping: number of evaluations in a row without a better `best_metric`; null: no early stopping."""
     checkpoint_every: int = Field(default=2500, ge=1, le=MAX_COUNT)

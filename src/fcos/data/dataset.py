@@ -141,6 +141,10 @@ class Annotations:
             keypoints=None if self.keypoints is None else self.keypoints[mask],
         )
 
+    def as_one_class(self) -> Annotations:
+        """Return a copy in which all objects are of the class `object`, with the category id 1."""
+        return replace(self, labels=np.zeros_like(self.labels), class_names=("object",), category_ids=(1,))
+
     def instances(self, index: int) -> Instances:
         """Return the objects of an image as detections with score 1, for pictures."""
         objects, (height, width) = self.objects(index), self.sizes[index].tolist()

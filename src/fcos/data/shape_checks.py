@@ -6,6 +6,7 @@ Shape letters: I images, B boxes.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -14,11 +15,19 @@ from ..masks import Masks
 from .source import Keypoints, Problem, Source
 
 
+class MissingShapesError(DataError):
+    """A split lacks what `option`, `masks` or `keypoints`, requires of its objects."""
+
+    def __init__(self, message: str, option: Literal["masks", "keypoints"]):
+        super().__init__(message)
+        self.option = option
+
+
 def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
     """Check that a split has the masks and keypoints that are required. A split without boxes may lack them.
 
     Raises:
-        DataError: it has none.
+        MissingShapesError: it has none.
     """
     if not len(source.boxes):
         no_keypoints = Keypoints(np.zeros((0, 0, 3), dtype=np.float32), ())
@@ -26,14 +35,16 @@ def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
     where = source.annotation_file(0) if source.annotation_files else source.root
     first = f"; the first problem is {source.problems[0]}" if source.problems else ""
     if masks and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
-        raise DataError(
+        raise MissingShapesError(
             f"{where}: data.masks=true needs the masks of the objects (`segmentation` in COCO files, polygons in YOLO,"
-            f" LabelMe and CVAT files), found none; use data with masks, or a detector without mask head{first}"
+            f" LabelMe and CVAT files), found none; use data with masks, or a detector without mask head{first}",
+            "masks",
         )
     if keypoints and source.keypoints is None:
-        raise DataError(
+        raise MissingShapesError(
             f"{where}: data.keypoints=true needs the keypoints of the objects (`keypoints` in COCO files), found none;"
-            f" use data with keypoints, or a detector without keypoint head{first}"
+            f" use data with keypoints, or a detector without keypoint head{first}",
+            "keypoints",
         )
     return source
 

@@ -35,6 +35,7 @@ def load_annotations(
     *,
     class_names: Sequence[str] | None = None,
     category_ids: Sequence[int] | None = None,
+    one_class: bool = False,
     on_image: OnImage | None = None,
 ) -> Annotations | None:
     """Read and check one split.
@@ -45,6 +46,8 @@ def load_annotations(
         class_names: classes in label order, for example those of a checkpoint or of the training split; None:
             `config.classes`, or else the classes in the data.
         category_ids: ids of `class_names`, used for classes that this split does not contain.
+        one_class: for detectors that do not distinguish classes: all objects are of the class `object`. The previous
+            two arguments are not used.
         on_image: callback for every image, which are all decoded then.
 
     Returns:
@@ -57,8 +60,8 @@ def load_annotations(
     loaded = read_split(
         config,
         split,
-        class_names=class_names,
-        category_ids=category_ids,
+        class_names=None if one_class else class_names,
+        category_ids=None if one_class else category_ids,
         decode=on_image is not None,
         on_image=on_image,
     )
@@ -80,7 +83,7 @@ def load_annotations(
         same_kind = [p for p in warnings if p.kind == kind]
         example = f"{summarize(same_kind)}, for example " if len(same_kind) > 1 else ""
         logger.info("%s split: %s%s", split, example, same_kind[0])
-    return annotations
+    return annotations.as_one_class() if one_class else annotations
 
 
 def read_split(

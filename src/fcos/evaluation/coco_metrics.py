@@ -65,8 +65,6 @@ _KINDS: dict[Output, _Kind] = {
 }
 METRICS = tuple(_DEFINITIONS)
 """Names of the 12 COCO metrics of boxes."""
-DETAILS = tuple(name for name, (_, _, size, limit) in _DEFINITIONS.items() if size != "all" or limit in (1, 10))
-"""The metrics of a single object size or of at most 10 detections, without suffix."""
 COCO_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
     *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,8 @@ from ..distributed import all_gather, broadcast_buffers, rank, world_size
 from ..errors import ConfigError
 from ..formatting import join_some, plural
 from ..inference.detect import detect_on_originals
-from .coco_metrics import COCO_LIMIT, Output, coco_metrics, metrics_of, sigmas_of, to_coco_results
+from .coco_metrics import Output, coco_metrics, metrics_of, sigmas_of, to_coco_results
+from .proposal_recall import PROPOSAL_METRICS, proposal_recall
 from .thresholds import shrink_thresholds
 from .voc_metrics import VOC_METRICS, voc_metrics
 
@@ -36,7 +38,8 @@ class Evaluation:
         metrics: metrics by name, in 0..1; NaN if the data has no object that a metric applies to. `evaluate` computes
             the 12 COCO metrics of boxes: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl. Metrics of
             other outputs have a suffix: `AP_mask` if the annotations have masks, `AP_keypoints` if they have keypoints.
-            With `eval.voc_metrics`, AP50_voc07 and AP50_voc10 are added.
+            With `eval.voc_metrics`, AP50_voc07 and AP50_voc10 are added, and for an RPN the recall of its proposals,
+            such as AR100_proposals and AR1000_proposals.
         per_class: metrics by name for every class name; all classes have the same metrics.
         detections: all detections in the COCO result format, with the original category ids.
         boxes_per_class: number of ground-truth boxes by class name, without crowds.
@@ -59,7 +62,7 @@ class Evaluation:
 
 def detection_limit(config: Config) -> int:
     """Return the maximum number of detections per image of a detector; 0 or less: no limit."""
-    return getattr(config.model, "max_detections", COCO_LIMIT)
+    return attrgetter(config.model.limit_option)(config.model)
 
 
 def warn_of_crowded_images(annotations: Annotations | None, config: Config) -> None:
@@ -71,19 +74,22 @@ def warn_of_crowded_images(annotations: Annotations | None, config: Config) -> N
     crowded = int((counts > limit).sum())
     if crowded:
         logger.warning(
-            "warning: %s with more objects than model.max_detections=%d, up to %d: AP cannot reach 1, because the"
-            " detector returns at most %d detections per image; set model.max_detections=%d",
+            "warning: %s with more objects than model.%s=%d, up to %d: AP cannot reach 1, because the"
+            " detector returns at most %d detections per image; set model.%s=%d",
             plural(crowded, "image"),
+            config.model.limit_option,
             limit,
             counts.max(),
             limit,
+            config.model.limit_option,
             counts.max(),
         )
 
 
 def metric_names(config: Config) -> tuple[str, ...]:
-    """Return the names of the metrics that `evaluate` computes: of boxes, and of masks and keypoints if predicted."""
+    """Return the names of the metrics that `evaluate` computes: of boxes, and of other outputs of the detector."""
     names = metrics_of(_outputs(config))
+    names += PROPOSAL_METRICS if config.model.is_class_agnostic else ()
     return (*names, *VOC_METRICS) if config.eval.voc_metrics else names
 
 
@@ -127,7 +133,8 @@ def evaluate(
 
     Args:
         model: detector on `device`; the training mode of its modules is restored afterwards.
-        annotations: annotations of the split, with the labels of the model.
+        annotations: annotations of the split, with the labels of the model. Without masks or keypoints, those of the
+            detector are not evaluated.
         config: config with the image sizes, test-time augmentation, batch size and number of loader workers.
         device: device of the model.
         progress: callback that receives the number of images done and the total. With several processes the former is
@@ -148,14 +155,20 @@ def evaluate(
         if world_size() == 1:
             raise
     detections = _merge_shares(all_gather(share), annotations)
-    num_keypoints = config.model.num_predicted_keypoints
+    annotated = {"boxes": True, "masks": annotations.masks, "keypoints": annotations.keypoints}
+    outputs: list[Output] = [output for output in _outputs(config) if annotated[output] is not None]
+    num_keypoints = config.model.num_predicted_keypoints if "keypoints" in outputs else 0
     metrics = coco_metrics(
         annotations.to_coco(),
         detections,
         max_detections=detection_limit(config),
-        outputs=_outputs(config),
+        outputs=outputs,
         sigmas=sigmas_of(num_keypoints, config.eval.keypoint_sigmas) if num_keypoints else (),
     )
+    if config.model.is_class_agnostic:
+        recall = proposal_recall(annotations, detections)
+        for values in (metrics.overall, *metrics.per_class.values()):
+            values.update(recall)
     if config.eval.voc_metrics:
         extra_pixel = config.data.convention == "fcos_core"
         overall, per_class = voc_metrics(annotations, detections, extra_pixel=extra_pixel)

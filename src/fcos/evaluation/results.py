@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -18,22 +19,23 @@ from rich.table import Table
 from ..config.options import ANNOTATION_OPTIONS, is_among
 from ..files import explain_write_errors, replaced
 from ..formatting import HYPHEN, format_metric, printable
-from .coco_metrics import DETAILS
 from .evaluate import Evaluation
 
 SAME = 1e-3
 """Tolerance: two evaluations of the same weights differ by less than this in every metric, on any machine."""
 _COLUMNS = 6
+_DETAIL = re.compile(r"A[PR][sml]|AR10?(?!\d)")
+"""Beginning of the names of metrics of a single object size, or of at most 10 detections."""
 
 
 def headline_metrics(names: Iterable[str], best_metric: str) -> list[str]:
-    """Select the metrics for a log line or a summary: leave out those in `DETAILS` (one size, or few detections).
+    """Select the metrics for a log line or a summary: leave out those of one object size or of few detections.
 
     Args:
         names: names of all metrics, such as `AP`, `APs` or `AP_mask`.
         best_metric: metric that selects the best weights; it is always kept.
     """
-    return [name for name in names if name == best_metric or name.partition("_")[0] not in DETAILS]
+    return [name for name in names if name == best_metric or not _DETAIL.match(name)]
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
@@ -44,8 +46,9 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         _print_table(
             console, names_of_row, [[format_metric(evaluation.metrics[name], HYPHEN) for name in names_of_row]]
         )
-    hidden = [name for name in DETAILS if name.startswith("AR")]  # left out, or the table would be too wide
-    shown = [name for name in next(iter(evaluation.per_class.values()), {}) if name.partition("_")[0] not in hidden]
+    columns = next(iter(evaluation.per_class.values()), {})
+    # Without the details of AR, or the table would be too wide.
+    shown = [name for name in columns if not (name.startswith("AR") and _DETAIL.match(name))]
     for suffix in dict.fromkeys(name.partition("_")[2] for name in shown):  # one table for boxes, masks, keypoints
         keys = [name for name in shown if name.partition("_")[2] == suffix]
         keys = keys[:_COLUMNS] if suffix else keys  # their names are long

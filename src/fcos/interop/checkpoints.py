@@ -109,7 +109,7 @@ def from_fcos_core(
     if detector == "rcnn":
         num_classes = count_region_classes(weights, where=where)
     elif detector == "rpn":  # it does not distinguish classes
-        num_classes = len(class_names or ("object",))
+        num_classes, class_names = 1, ("object",)
     else:
         num_anchors = len(weights["head.offsets.weight"]) // 4 if detector == "retinanet" else 1
         num_classes = count_classes(weights, num_anchors=num_anchors, where=where)

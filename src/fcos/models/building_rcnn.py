@@ -46,7 +46,9 @@ def build_rpn_detector(config: RPNConfig, backbone: Backbone, num_classes: int) 
 
 def build_rcnn(config: RCNNConfig, backbone: Backbone, num_classes: int) -> RCNN:
     """Build a two-stage detector on a backbone from a config, see `build_model`."""
-    sections = {"rpn": config.proposals, "box": config.box, "mask": config.mask, "keypoint": config.keypoints}
+    sections = {"box": config.box, "mask": config.mask, "keypoint": config.keypoints}
+    if not config.fcos.enabled:
+        sections["rpn"] = config.proposals
     # Before the neck: it removes the stages of the backbone that it does not use, of which some heads consist.
     layers = {
         kind: _build_head(backbone, kind, name=config.backbone.name)

@@ -234,7 +234,10 @@ class ProposalStage(Protocol):
         ...
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor | None:
-        """Compute the denominators of the losses; see `DetectionModel.loss_normalizers`."""
+        """Compute the denominators of the losses, first the mean number of images per process.
+
+        See `DetectionModel.loss_normalizers`.
+        """
         ...
 
     def propose(self, outputs: Any, sizes: Tensor, *, training: bool) -> list[Instances]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..structures import Instances
 from .layers import at_least_float32
 from .losses import sample_weights
-from .roi_heads import DetailHead, Pooler, RoiSamples, initialize
+from .roi_heads import DetailHead, Pooler, RoiSamples, groups_of_boxes, initialize
 
 
 class KeypointHead(DetailHead):
@@ -69,10 +69,12 @@ class KeypointHead(DetailHead):
 
     def add(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> list[Instances]:
         """Return the detections with `keypoints` [D, J, 3], see `decode_keypoints`."""
-        counts = [len(image) for image in detections]
-        heat_maps = self(features, [image.boxes for image in detections]).split(counts)
-        pairs = zip(detections, heat_maps, strict=True)
-        return [replace(image, keypoints=decode_keypoints(maps, image.boxes)) for image, maps in pairs]
+        keypoints = [
+            decode_keypoints(self(features, boxes), torch.cat([torch.zeros(0, 4, device=features[0].device), *boxes]))
+            for boxes in groups_of_boxes([image.boxes for image in detections])
+        ]
+        pairs = zip(detections, torch.cat(keypoints).split([len(image) for image in detections]), strict=True)
+        return [replace(image, keypoints=part) for image, part in pairs]
 
 
 def _keypoints(image: RoiSamples) -> Tensor:

@@ -18,7 +18,7 @@ from ..structures import Instances
 from .detector import ClassRows
 from .layers import at_least_float32
 from .losses import sample_weights
-from .roi_heads import DetailHead, Pooler, RoiSamples, initialize
+from .roi_heads import DetailHead, Pooler, RoiSamples, groups_of_boxes, initialize
 
 
 class MaskHead(DetailHead):
@@ -99,7 +99,10 @@ class MaskHead(DetailHead):
     def add(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> list[Instances]:
         """Return the detections with `mask_grids` [D, G, G], the probabilities of their class."""
         labels = torch.cat([features[0].new_zeros(0, dtype=torch.int64), *(image.labels for image in detections)])
-        grids = self(features, [image.boxes for image in detections], labels).sigmoid()
-        parts = grids.split([len(image) for image in detections])
-        pairs = zip(detections, parts, strict=True)
+        grids, start = [], 0
+        for boxes in groups_of_boxes([image.boxes for image in detections]):
+            end = start + sum(map(len, boxes))
+            grids.append(self(features, boxes, labels[start:end]).sigmoid())
+            start = end
+        pairs = zip(detections, torch.cat(grids).split([len(image) for image in detections]), strict=True)
         return [replace(image, mask_grids=part, mask_margin=self.margin) for image, part in pairs]

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ..distributed import mean_over_processes
 from ..structures import Instances, Losses, Objects
 from .detector import DetectionModel
 from .postprocess import Postprocess
@@ -41,12 +43,14 @@ class OneStageProposals(nn.Module):
         self, outputs: Any, sizes: Tensor, targets: Sequence[Objects], normalizers: Tensor | None = None
     ) -> Losses:
         """Compute the losses of the detector, with objects of all classes as one class."""
-        terms, stats = self.detector.losses(outputs, _of_any_class(targets), normalizers)
+        of_detector = None if normalizers is None else normalizers[1:]
+        terms, stats = self.detector.losses(outputs, _of_any_class(targets), of_detector)
         return Losses({_name_loss(name): term for name, term in terms.items()}, stats)
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor:
-        """Compute the denominators of the losses, see `DetectionModel.loss_normalizers`."""
-        return self.detector.loss_normalizers(_of_any_class(targets), size)
+        """Compute the mean number of images per process and the denominators of the detector."""
+        of_detector = self.detector.loss_normalizers(_of_any_class(targets), size)
+        return torch.cat([mean_over_processes(of_detector.new_tensor([len(targets)])), of_detector])
 
     def propose(self, outputs: Any, sizes: Tensor, *, training: bool) -> list[Instances]:
         """Return the detections of every image as proposals."""

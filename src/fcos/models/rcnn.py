@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..choices import LossAverage
-from ..distributed import mean_over_processes
 from ..structures import Instances, Losses, Objects
 from .backbones import Backbone
 from .detector import DetectionModel, Pixels, ProposalStage
 from .postprocess import RoIPostprocess, roi_candidates, suppress
-from .roi_heads import BoxHead, DetailHead
+from .roi_heads import BoxHead, DetailHead, groups_of_boxes
 
 
 class RCNNOutputs(NamedTuple):
@@ -109,7 +108,8 @@ class RCNN(DetectionModel):
             return self.losses(features, sizes, targets, normalizers)
         proposals = self.proposals.propose(self.proposals.head(features), sizes, training=False)
         boxes = [image.boxes for image in proposals]
-        return RCNNOutputs(features, boxes, *self.box(features, boxes))
+        logits, offsets = zip(*(self.box(features, group) for group in groups_of_boxes(boxes)), strict=True)
+        return RCNNOutputs(features, boxes, torch.cat(logits), torch.cat(offsets))
 
     def features(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
         """Compute the pyramid levels [N, C, H_l, W_l], finest first; see `DetectionModel.forward`."""
@@ -123,9 +123,9 @@ class RCNN(DetectionModel):
 
         The second stage learns from sampled proposals, through which no gradient flows to the first stage.
         """
-        num_images, first_normalizers = (None, None) if normalizers is None else (normalizers[:1], normalizers[1:])
+        num_images = None if normalizers is None else normalizers[:1]
         outputs = self.proposals.head(features)
-        first = self.proposals.losses(outputs, sizes, targets, first_normalizers)
+        first = self.proposals.losses(outputs, sizes, targets, normalizers)
         proposals = self.proposals.propose(outputs, sizes, training=True)
         samples = self.box.sample([image.boxes for image in proposals], targets)
         terms = {**first.terms, **self.box.losses(features, samples, num_images)}
@@ -134,15 +134,11 @@ class RCNN(DetectionModel):
         return Losses(terms, first.stats)
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor | None:
-        """Compute the denominators of the losses: the mean number of images per process, then those of the first stage.
+        """Return the denominators of the first stage, which begin with that of the second, see `ProposalStage`.
 
         With `loss_average="batch"`, the denominators are numbers of sampled proposals of each process: None.
         """
-        if self.loss_average == "batch":
-            return None
-        first = self.proposals.loss_normalizers(targets, size)
-        assert first is not None, "the first stage must not average over the batch if the second stage does not"
-        return torch.cat([mean_over_processes(first.new_tensor([len(targets)])), first])
+        return None if self.loss_average == "batch" else self.proposals.loss_normalizers(targets, size)
 
     @torch.no_grad()
     def decode(self, outputs: RCNNOutputs, sizes: Tensor) -> list[Instances]:

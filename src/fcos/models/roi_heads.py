@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from ..boxes import area
+from ..boxes import GPU_TYPES, area
 from ..choices import BoxConvention, LinearNorm, PyramidNorm
 from ..structures import Instances, Objects
 from .anchors import AnchorMatcher, BoxCoder, Sampler, match_anchors, sample_balanced
@@ -28,6 +28,30 @@ from .detector import ClassRows
 from .layers import NORMS, at_least_float32
 from .losses import sample_weights
 from .postprocess import select_offsets
+
+MAX_BOXES = 512
+"""Largest number of boxes whose features are pooled together in detection. A box may take a few MB."""
+MAX_BOXES_ON_GPU = 2048
+"""The same on a GPU, where every group costs calls."""
+
+
+def groups_of_boxes(boxes: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Divide boxes into groups of limited size, so that memory does not grow with their number.
+
+    Args:
+        boxes: N tensors [P_i, 4].
+
+    Yields:
+        N tensors of boxes each, in the order of the boxes of all images. There is at least one group.
+    """
+    counts = torch.tensor([len(of_image) for of_image in boxes], dtype=torch.int64)
+    limit = MAX_BOXES_ON_GPU if boxes and boxes[0].device.type in GPU_TYPES else MAX_BOXES
+    if int(counts.sum()) <= limit:
+        yield list(boxes)
+        return
+    images = torch.arange(len(boxes)).repeat_interleave(counts)  # [P]
+    for group, of_group in zip(torch.cat(list(boxes)).split(limit), images.split(limit), strict=True):
+        yield list(group.split(torch.bincount(of_group, minlength=len(boxes)).tolist()))
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ class RPNDetector(DetectionModel):
 
     Args:
         backbone: feature extractor, see `backbones.Backbone`.
-        num_classes: number of classes of the data. They are not distinguished.
+        num_classes: number of classes, which are not distinguished; 1 for data whose objects are of one class.
         fpn: module from the list of used backbone maps to the features.
         levels: names of the backbone maps that `fpn` uses.
         proposals: the proposal network.

@@ -6,18 +6,22 @@ overrides. All errors are reported together, each with its option and a suggesti
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import Config, DetectorConfig
 from ..config.arguments import check_overrides, check_source
-from ..config.options import options_of, with_role
+from ..config.options import idle_because, options_of, with_role
 from ..config.overrides import apply_overrides, is_text, validate
-from ..config.text import suggest
+from ..config.text import flatten, suggest
 from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError
 from ..files import require_regular
+from ..formatting import printable
+
+log = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent
 FIRST_RECIPE = "fcos_mnv2_small"
@@ -81,7 +85,18 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
         tree = config_from_yaml(tree, pairs, where=name)
         names = option_keys(tree["model"]["name"], tree["model"]["backbone"]["name"])
     apply_overrides(tree, overrides)
-    return validate(tree, where=name, names=names)
+    config = validate(tree, where=name, names=names)
+    _warn_of_idle_options(config.model, overrides)
+    return config
+
+
+def _warn_of_idle_options(model: DetectorConfig, overrides: Sequence[str]) -> None:
+    """Warn of overrides of options of `model` that have no effect, given its other options."""
+    values, options = flatten(model.model_dump()), options_of(type(model))
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key.startswith("model.") and (condition := idle_because(key.removeprefix("model."), values, options)):
+            log.warning("%s: no effect, because it needs model.%s", printable(override), condition)
 
 
 def read_config_tree(source: str | Path | None) -> dict[str, Any]:

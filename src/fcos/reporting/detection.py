@@ -10,6 +10,7 @@ import numpy as np
 
 from ..evaluation.coco_metrics import METRICS
 from ..evaluation.evaluate import Evaluation
+from ..evaluation.proposal_recall import PROPOSAL_METRICS
 from ..evaluation.results import nearly_equal
 from ..formatting import format_metric, printable
 from ..html_page import Cell, Chart, Page
@@ -55,6 +56,12 @@ def add_metrics(page: Page, evaluation: Evaluation) -> None:
         " detections per image and class.",
         style="note",
     )
+    if PROPOSAL_METRICS[0] in evaluation.metrics:
+        section.text(
+            "AR10_proposals, AR100_proposals and AR1000_proposals are the recall of at most 10, 100 and 1000 proposals"
+            " per image, each matched with the object that it overlaps most, whatever their scores.",
+            style="note",
+        )
     charts = [Chart("AP and AR by object size", lambda axes: _bars_of_sizes(axes, evaluation.metrics))]
     if 1 < len(classes) <= _MAX_BARS:
         charts.append(

@@ -121,7 +121,7 @@ def read_record(
     named: dict[Split, Annotations] = {
         split: rows for split, rows in splits.items() if split in named_splits and rows is not None
     }
-    check_same_data(folder, config.data, named, best=best, saved=saved)
+    check_same_data(folder, config, named, best=best, saved=saved)
     evaluation = None
     if best is not None:
         is_named = "val" in named_splits
@@ -185,7 +185,7 @@ def _read_data(config: Config, best: Checkpoint | None, remarks: list[str], name
     for split in _SPLITS:
         classes = {} if source is None else {"class_names": source.class_names, "category_ids": source.category_ids}
         try:
-            splits[split] = load_annotations(config.data, split, **classes)
+            splits[split] = load_annotations(config.data, split, **classes, one_class=config.model.is_class_agnostic)
         except (DataError, ConfigError) as error:
             if split in named_splits:
                 raise type(error)(f"{error}\nIf the data of the run has moved: {_MOVED}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checkpoint import Checkpoint
-from ..config import DataConfig
+from ..config import Config
 from ..data import load_annotations
 from ..data.dataset import Annotations
 from ..data.source import Split
@@ -23,7 +23,7 @@ def is_of(evaluation: Evaluation, best: Checkpoint) -> bool:
 
 def check_same_data(
     folder: Path,
-    config: DataConfig,
+    config: Config,
     named: dict[Split, Annotations],
     *,
     best: Checkpoint | None,
@@ -36,7 +36,7 @@ def check_same_data(
 
     Args:
         folder: run folder.
-        config: data options of the run.
+        config: config of the run.
         named: splits that options name, as read.
         best: checkpoint weights/best.pt.
         saved: evaluation in the folder val/.
@@ -68,10 +68,16 @@ def other_data(folder: Path, split: Split, data: Annotations) -> DataError:
     )
 
 
-def _original_digest(config: DataConfig, split: Split, data: Annotations) -> str | None:
+def _original_digest(config: Config, split: Split, data: Annotations) -> str | None:
     """Return the digest of a split at its original location, empty if it does not exist; None if it is unreadable."""
     try:
-        original = load_annotations(config, split, class_names=data.class_names, category_ids=data.category_ids)
+        original = load_annotations(
+            config.data,
+            split,
+            class_names=data.class_names,
+            category_ids=data.category_ids,
+            one_class=config.model.is_class_agnostic,
+        )
     except (DataError, ConfigError):
         return None
     return "" if original is None else original.digest()

@@ -199,7 +199,8 @@ _train_calls = itertools.count()
 
 
 def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
-    train_data = load_annotations(config.data, "train")
+    one_class = config.model.is_class_agnostic
+    train_data = load_annotations(config.data, "train", one_class=one_class)
     if train_data is None:
         raise DataError(
             f"data: no train split in {config.data.root}; expected data=DIR, or data.train.annotations=FILE"
@@ -210,7 +211,7 @@ def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
             f"model.num_classes: {num_classes}, but the data has {num_data_classes} classes; remove the option"
         )
     names, ids = train_data.class_names, train_data.category_ids
-    val_data = load_annotations(config.data, "val", class_names=names, category_ids=ids)
+    val_data = load_annotations(config.data, "val", class_names=names, category_ids=ids, one_class=one_class)
     warn_of_crowded_images(val_data, config)
     for data in filter(None, (train_data, val_data)):
         check_keypoints(config, data)

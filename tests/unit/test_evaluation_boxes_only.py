@@ -1,0 +1,63 @@
+"""Evaluation of detectors with masks and keypoints on data that has only boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectors import tiny_config
+from tiny_data import CLASSES, coco_tree, write_coco, write_voc
+
+import fcos
+from fcos.checkpoint import save_checkpoint
+from fcos.errors import DataError
+from fcos.evaluation.coco_metrics import METRICS, metrics_of
+from fcos.models import build_model
+
+MASK: dict[str, Any] = {"mask": {"enabled": True, "conv_channels": [8]}}
+KEYPOINTS: dict[str, Any] = {"keypoints": {"enabled": True, "conv_channels": [8], "num_keypoints": 2}}
+
+
+def save_weights(folder: Path, **heads: Any) -> Path:
+    """Save an untrained detector with heads, whose names and ids of classes are those of the data."""
+    config = tiny_config(name="rcnn", score_threshold=0.0, max_detections=3, **heads)
+    model = build_model(config.model, num_classes=len(CLASSES), pretrained=False)
+    ids = [7 - i for i in range(len(CLASSES))]
+    save_checkpoint(folder / "best.pt", model=model, config=config, class_names=CLASSES, category_ids=ids)
+    return folder / "best.pt"
+
+
+def tree_with_masks() -> dict[str, Any]:
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height]]
+    return tree
+
+
+@pytest.mark.parametrize("heads", [MASK, KEYPOINTS, MASK | KEYPOINTS], ids=["masks", "keypoints", "both"])
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+def test_metrics_of_boxes_are_computed_with_a_note(
+    heads: dict[str, Any], write: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, data = save_weights(tmp_path, **heads), write(tmp_path / "data", split="val")
+    evaluation = fcos.evaluate(weights, f"data={data}")
+    assert tuple(evaluation.metrics) == METRICS
+    assert evaluation.detections
+    options = {"mask": "masks", "keypoints": "keypoints"}
+    notes = [f"the val split has no {options[name]}, so their metrics are not computed" for name in heads]
+    assert sorted(text for text in caplog.messages if "metrics are not computed" in text) == sorted(notes)
+
+
+def test_metrics_of_the_masks_that_the_data_has_are_computed(tmp_path: Path) -> None:
+    weights = save_weights(tmp_path, **MASK, **KEYPOINTS)
+    data = write_coco(tmp_path / "data", tree_with_masks(), split="val")
+    assert tuple(fcos.evaluate(weights, f"data={data}").metrics) == metrics_of(["boxes", "masks"])
+
+
+def test_training_needs_the_masks(tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "data")
+    with pytest.raises(DataError, match=r"data\.masks=true needs the masks of the objects"):
+        fcos.train("mask_rcnn_mnv2_small", f"data={data}", f"output_dir={tmp_path / 'run'}", "device=cpu")
+    assert not (tmp_path / "run").exists()
