@@ -1,7 +1,7 @@
 """Masks of objects as polygons, and masks of detections as grids of probabilities.
 
 The mask of an object is the union of its rings, closed polygons with the points (x, y) in continuous pixels of the
-stated frame. A ring that crosses itself covers the points that it encloses an odd number of times. Rings are rasterized
+stated frame. A ring that crosses itself covers the points that it encloses an odd number of times. Rings are rasterised
 by hotcoco, with the result of pycocotools.
 
 Shape letters: M objects, R rings, T points, P boxes, D detections, S size of a grid, H W size of a frame.
@@ -64,7 +64,7 @@ class Masks:
 
     @staticmethod
     def from_bitmaps(bitmaps: np.ndarray | Tensor, *, dtype: Any = np.float64) -> Masks:
-        """Build the masks whose rasterization is `bitmaps`, bool [M, H, W], from the outlines of their pixels."""
+        """Build the masks whose rasterisation is `bitmaps`, bool [M, H, W], from the outlines of their pixels."""
         outlines = [outline(np.asarray(bitmap, dtype=bool)) for bitmap in bitmaps]
         return Masks.from_polygons([[ring.reshape(-1)] if len(ring) else [] for ring in outlines], dtype=dtype)
 
@@ -105,7 +105,7 @@ class Masks:
         return Masks(self.points[points], ring_offsets, object_offsets)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Masks:
-        """Return the masks unchanged: polygons are rasterized in main memory, and `crop` copies its result instead."""
+        """Return the masks unchanged: polygons are rasterised in main memory, and `crop` copies its result instead."""
         return self
 
     def astype(self, dtype: Any) -> Masks:
@@ -122,7 +122,7 @@ class Masks:
         return replace(self, points=self.points * self.points.dtype.type([scale_x, scale_y]))
 
     def translate(self, x: float, y: float) -> Masks:
-        """Add (x, y) pixels, as when the image is cropped. Parts outside the frame stay, and are never rasterized."""
+        """Add (x, y) pixels, as when the image is cropped. Parts outside the frame stay, and are never rasterised."""
         return replace(self, points=self.points + self.points.dtype.type([x, y]))
 
     def flip(self, width: int, *, convention: BoxConvention = "continuous") -> Masks:
@@ -144,7 +144,7 @@ class Masks:
         return torch.from_numpy(boxes)
 
     def to_rles(self, size: tuple[int, int]) -> list[dict[str, Any]]:
-        """Rasterize into a frame of size (height, width); return COCO's RLEs, dicts of `size` and `counts` (bytes)."""
+        """Rasterise into a frame of size (height, width); return COCO's RLEs, dicts of `size` and `counts` (bytes)."""
         from hotcoco import mask as rle
 
         height, width = size
@@ -155,11 +155,11 @@ class Masks:
         return [rle.merge(part) if len(part) > 1 else part[0] if part else nothing for part in parts]
 
     def to_bitmaps(self, size: tuple[int, int]) -> Tensor:
-        """Rasterize into a frame of size (height, width); return bool [M, H, W]."""
+        """Rasterise into a frame of size (height, width); return bool [M, H, W]."""
         return decode(self.to_rles(size)) if len(self) else torch.zeros(0, *size, dtype=torch.bool)
 
     def crop(self, boxes: Tensor, size: int) -> Tensor:
-        """Rasterize the part of every mask in a box, scaled to a square: the target of a mask head.
+        """Rasterise the part of every mask in a box, scaled to a square: the target of a mask head.
 
         Args:
             boxes: [P, 4] XYXY in the frame of the masks, one for each of P = M masks. Sides shorter than a pixel count

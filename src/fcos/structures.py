@@ -24,6 +24,7 @@ from torch import Tensor
 from .choices import BoxConvention
 from .columns import concatenate, map_columns, require_columns, split
 from .formatting import printable
+from .keypoints import UNNAMED, KeypointLayout
 from .masks import THRESHOLD, Masks, encode, paste
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class Instances:
             box; None if the detector has no masks.
         keypoints: [D, P, 3] float32 (x, y, score), x and y in pixels of the frame; None if the detector has none.
         mask_margin: pixels of the frame by which masks extend beyond the right and lower sides of their boxes.
+        keypoint_layout: names, skeleton and flip pairs of the keypoints; without names if unknown.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, the lengths differ, or the size or class names are invalid.
@@ -174,6 +176,7 @@ class Instances:
     mask_grids: Tensor | None = None
     keypoints: Tensor | None = None
     mask_margin: float = 0.0
+    keypoint_layout: KeypointLayout = UNNAMED
 
     def __post_init__(self) -> None:
         require_columns(self)
@@ -341,6 +344,9 @@ class Instances:
     def to_supervision(self) -> supervision.Detections:
         """Convert to `supervision.Detections`: XYXY, mask, confidence, class_id, data["class_name"], data["keypoints"].
 
+        If the names of the keypoints are known, they are in metadata["keypoint_names"], and the pairs of connected
+        keypoints, counted from 0, in metadata["skeleton"].
+
         Raises:
             ImportError: the package `supervision` is not installed.
         """
@@ -351,6 +357,7 @@ class Instances:
         import numpy as np
 
         masks, data = self.masks, dict[str, Any](class_name=np.array(self.names))
+        names, skeleton, _ = self.keypoint_layout
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints.cpu().numpy()
         return supervision.Detections(
@@ -359,4 +366,5 @@ class Instances:
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
             data=data,
+            metadata={"keypoint_names": list(names), "skeleton": list(skeleton)} if names else {},
         )

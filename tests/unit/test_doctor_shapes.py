@@ -12,6 +12,7 @@ from flat_annotations import annotations_of
 from fcos.data.dataset import Annotations
 from fcos.data.source import Keypoints
 from fcos.doctor.shapes import crosses_itself, shape_findings
+from fcos.keypoints import KeypointLayout
 from fcos.masks import Masks
 
 BOX = (10, 10, 30, 30, 0)
@@ -74,7 +75,9 @@ def test_keypoints_outside_are_reported() -> None:
         ],
         dtype=np.float32,
     )
-    annotations = replace(annotations_of([[BOX] * 3], [(40, 50)]), keypoints=Keypoints(values, ("nose", "tail")))
+    annotations = replace(
+        annotations_of([[BOX] * 3], [(40, 50)]), keypoints=Keypoints(values, KeypointLayout(("nose", "tail")))
+    )
     assert kinds(annotations) == {"keypoint outside the image": [1], "keypoint outside its box": [2]}
     (finding, _) = shape_findings({"train": annotations})
     assert finding.cases[0][0].note == "nose"

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import DataError
+from ..keypoints import UNNAMED
 from ..masks import Masks
 from .source import Keypoints, Problem, Source
 
@@ -21,7 +22,7 @@ def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
         DataError: it has none.
     """
     if not len(source.boxes):
-        no_keypoints = Keypoints(np.zeros((0, 0, 3), dtype=np.float32), ())
+        no_keypoints = Keypoints(np.zeros((0, 0, 3)), UNNAMED)
         return replace(source, masks=Masks.empty() if masks else None, keypoints=no_keypoints if keypoints else None)
     where = source.annotation_file(0) if source.annotation_files else source.root
     first = f"; the first problem is {source.problems[0]}" if source.problems else ""
@@ -53,7 +54,7 @@ def to_pixels(source: Source, sizes: np.ndarray) -> Source:
         masks = replace(masks, points=masks.points * np.repeat(frames, num_points, axis=0))
     if keypoints is not None:
         values = keypoints.values.copy()
-        values[:, :, :2] *= frames[:, None].astype(np.float32)
+        values[:, :, :2] *= frames[:, None]
         keypoints = replace(keypoints, values=values)
     return replace(source, masks=masks, keypoints=keypoints)
 

@@ -18,6 +18,7 @@ import numpy as np
 from ..choices import YoloRows
 from ..errors import DataError
 from ..formatting import printable
+from ..keypoints import KeypointLayout
 from ..masks import Masks
 
 Split = Literal["train", "val", "test"]
@@ -90,15 +91,18 @@ class Keypoints:
     """Keypoints of all boxes of a split.
 
     Attributes:
-        values: float32 [B, P, 3], x, y and visibility (0: not annotated, 1: hidden, 2: visible), in the unit of the
+        values: float64 [B, P, 3], x, y and visibility (0: not annotated, 1: hidden, 2: visible), in the unit of the
             boxes.
-        names: P names.
-        skeleton: pairs of connected keypoints, counted from 0.
+        layout: names of the P keypoints, skeleton and flip pairs.
     """
 
     values: np.ndarray
-    names: tuple[str, ...]
-    skeleton: tuple[tuple[int, int], ...] = ()
+    layout: KeypointLayout
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """P names."""
+        return self.layout.names
 
     def __getitem__(self, index: Any) -> Keypoints:
         """Select boxes by a mask, indices or a slice."""
@@ -264,7 +268,7 @@ def _join_keypoints(sources: Sequence[Source]) -> Keypoints | None:
     rows = [
         source.keypoints.values
         if source.keypoints is not None
-        else np.zeros((len(source.boxes), *first.values.shape[1:]), "f4")
+        else np.zeros((len(source.boxes), *first.values.shape[1:]))
         for source in sources
     ]
     return replace(first, values=np.concatenate(rows))

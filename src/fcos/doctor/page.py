@@ -187,8 +187,7 @@ def _draw_place(place: Place, annotations: Annotations, *, alone: bool) -> Image
         size=size,
         keypoints=None if keypoints is None else keypoints - keypoints.new_tensor([left, top, 0.0]),
     )
-    skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
-    return draw(crop, instances, scores=False, scale=1, skeleton=skeleton)
+    return draw(crop, instances, scores=False, scale=1)
 
 
 def _choose_window(boxes: torch.Tensor, image: Image.Image) -> tuple[int, int, int, int]:
