@@ -134,14 +134,18 @@ class Masks:
 
     def boxes(self) -> Tensor:
         """Return the boxes around the points of every object, float32 [M, 4] XYXY; zeros for objects without mask."""
-        boxes = np.zeros((len(self), 4), dtype=np.float32)
+        return torch.from_numpy(self.extents().astype(np.float32))
+
+    def extents(self) -> np.ndarray:
+        """Return the boxes of `boxes` in the precision of the points, [M, 4]."""
+        boxes = np.zeros((len(self), 4), dtype=self.points.dtype)
         starts = self.ring_offsets[self.object_offsets]
         with_points = starts[1:] > starts[:-1]
         if with_points.any():
             first = starts[:-1][with_points]
             boxes[with_points, :2] = np.minimum.reduceat(self.points, first)
             boxes[with_points, 2:] = np.maximum.reduceat(self.points, first)
-        return torch.from_numpy(boxes)
+        return boxes
 
     def to_rles(self, size: tuple[int, int]) -> list[dict[str, Any]]:
         """Rasterise into a frame of size (height, width); return COCO's RLEs, dicts of `size` and `counts` (bytes)."""

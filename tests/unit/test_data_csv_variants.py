@@ -107,7 +107,10 @@ def test_list_beside_the_columns_of_another_box_is_an_error(title: str, boxes: t
 
 @pytest.mark.parametrize(
     ("boxes", "reason"),
-    [(("1,2,8,9", "3,3,9,9"), "both are possible"), (("10,10,40,30", "20,8,6,20"), "some boxes are only possible as one")],
+    [
+        (("1,2,8,9", "3,3,9,9"), "both are possible"),
+        (("10,10,40,30", "20,8,6,20"), "some boxes are only possible as one"),
+    ],
 )
 def test_lists_in_an_unclear_format_are_an_error_with_the_titles_to_use(
     boxes: tuple[str, str], reason: str, tmp_path: Path

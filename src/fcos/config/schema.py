@@ -116,6 +116,8 @@ class DataConfig(_Section):
     masks: bool = False
     """Read the masks of the objects (COCO: `segmentation`; YOLO, LabelMe, CVAT: polygons), for detectors with a mask
     head."""
+    boxes: Literal["file", "masks"] = "file"
+    """Boxes of the objects: those of the file, or the smallest ones around the masks."""
     keypoints: bool = False
     """Read the keypoints of the objects (COCO: `keypoints`), for detectors with a keypoint head."""
     keypoint_pairs: list[tuple[KeypointIndex, KeypointIndex]] | None = None

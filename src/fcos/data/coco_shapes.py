@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..keypoints import UNNAMED, KeypointLayout, flip_order
-from ..masks import Masks, outline
+from ..masks import Masks, outline, to_text
 from .opening import MAX_PIXELS
 from .values import parse_integer
 
@@ -119,6 +119,25 @@ def _decompress(text: str) -> list[int]:
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
     return runs
+
+
+def to_segmentation(rings: Sequence[np.ndarray], size: tuple[int, int]) -> list[list[float]] | dict[str, Any]:
+    """Return the segmentation that is read as the same rings: an RLE for the outline of pixels, otherwise polygons.
+
+    Args:
+        rings: rings of an object, each [points, 2].
+        size: (height, width) of the image.
+    """
+    if len(rings) == 1 and _may_be_outline(rings[0]):
+        code = to_text(Masks.from_polygons([[rings[0].reshape(-1)]]).to_rles(size)[0])
+        if [ring.tolist() for ring in _parse_rle(code).rings] == [rings[0].reshape(-1).tolist()]:
+            return code
+    return [ring.reshape(-1).tolist() for ring in rings]
+
+
+def _may_be_outline(ring: np.ndarray) -> bool:
+    """Return whether a ring [points, 2] starts along a row of pixels, ends where it starts, and has whole numbers."""
+    return bool(ring[0, 1] == ring[1, 1] and (ring[0] == ring[-1]).all() and (ring == ring.round()).all())
 
 
 def masks_of(annotations: Sequence[dict[str, Any]]) -> Masks:

@@ -28,8 +28,9 @@ def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
     first = f"; the first problem is {source.problems[0]}" if source.problems else ""
     if masks and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
         raise DataError(
-            f"{where}: data.masks=true needs the masks of the objects (`segmentation` in COCO files, polygons in YOLO,"
-            f" LabelMe and CVAT files), found none; use data with masks, or a detector without mask head{first}"
+            f"{where}: data.masks=true and data.boxes=masks need masks of the objects (`segmentation` in COCO files,"
+            " polygons in YOLO files, shapes in LabelMe and CVAT files, instances in Cityscapes), found none; use data"
+            f" with masks, or a detector without mask head{first}"
         )
     if keypoints and source.keypoints is None:
         raise DataError(
@@ -39,16 +40,28 @@ def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
     return source
 
 
+def without_empty_shapes(source: Source) -> Source:
+    """Return a source whose masks and keypoints are None if no object has any."""
+    masks, keypoints = source.masks, source.keypoints
+    if masks is not None and not np.diff(masks.object_offsets).any():
+        masks = None
+    if keypoints is not None and not keypoints.values.any():
+        keypoints = None
+    return replace(source, masks=masks, keypoints=keypoints)
+
+
 def to_pixels(source: Source, sizes: np.ndarray) -> Source:
-    """Convert masks and keypoints in fractions of the image to pixels.
+    """Convert boxes, masks and keypoints in fractions of the image to pixels.
 
     Args:
-        source: split as read from its files; its boxes keep their unit.
+        source: split as read from its files.
         sizes: int32 [I, 2], (height, width) of the images.
     """
     if not source.relative:
         return source
     frames, masks, keypoints = sizes[source.image_of][:, ::-1].astype(np.float64), source.masks, source.keypoints
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are reported later
+        boxes = source.boxes * np.tile(frames, 2)
     if masks is not None:
         num_points = np.diff(masks.ring_offsets[masks.object_offsets])
         masks = replace(masks, points=masks.points * np.repeat(frames, num_points, axis=0))
@@ -56,7 +69,16 @@ def to_pixels(source: Source, sizes: np.ndarray) -> Source:
         values = keypoints.values.copy()
         values[:, :, :2] *= frames[:, None]
         keypoints = replace(keypoints, values=values)
-    return replace(source, masks=masks, keypoints=keypoints)
+    return replace(source, boxes=boxes, relative=False, masks=masks, keypoints=keypoints)
+
+
+def with_boxes_of_masks(source: Source) -> Source:
+    """Return a source in pixels whose boxes surround the masks; objects without mask keep their boxes."""
+    masks = source.masks
+    if masks is None:
+        return source
+    has_mask = np.diff(masks.object_offsets) > 0
+    return replace(source, boxes=np.where(has_mask[:, None], masks.extents(), source.boxes))
 
 
 def find_missing_masks(source: Source, usable: np.ndarray) -> tuple[np.ndarray, list[Problem]]:

@@ -212,7 +212,7 @@ def join_sources(sources: Sequence[Source]) -> Source:
         return first
     root = Path(os.path.commonpath([os.path.abspath(source.root) for source in sources]))
     folders = [Path(os.path.relpath(source.root, root)) for source in sources]
-    ids = _merge_classes(sources)
+    ids = merge_classes([(source.class_names, source.category_ids) for source in sources])
     labels = {name: label for label, name in enumerate(ids)}
     starts = np.cumsum([0, *(len(source.file_names) for source in sources)])
 
@@ -291,11 +291,14 @@ def _common_unit(sources: Sequence[Source]) -> bool:
     return next(iter(files), False)
 
 
-def _merge_classes(sources: Sequence[Source]) -> dict[str, int]:
-    """Return the ids of all class names. If the id of a later name is taken, the name gets an unused one."""
+def merge_classes(classes: Iterable[tuple[Sequence[str], Sequence[int]]]) -> dict[str, int]:
+    """Return the ids of the class names of several data sets, given the names and ids of each.
+
+    If the id of a later name is taken, the name gets an unused one.
+    """
     ids: dict[str, int] = {}
-    for source in sources:
-        for name, category_id in zip(source.class_names, source.category_ids, strict=True):
+    for names, category_ids in classes:
+        for name, category_id in zip(names, category_ids, strict=True):
             if name not in ids:
                 is_used = category_id in ids.values()
                 ids[name] = unused_ids(ids.values(), 1)[0] if is_used else category_id
