@@ -10,6 +10,7 @@ Shape letters: M objects, R rings, T points, P boxes, D detections, S size of a 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
@@ -237,6 +238,22 @@ def outline(bitmap: np.ndarray) -> np.ndarray:
             corner = int(vertical[other])
         walk += [*loop, start, *walk[:1]]
     return np.stack([columns[walk], rows[walk]], axis=1).astype(np.float64)
+
+
+def ellipse(center: tuple[float, float], radii: tuple[float, float], *, angle: float = 0.0) -> np.ndarray:
+    """Return a ring whose distance from an ellipse is below 0.05 pixels, float64 [T, 2].
+
+    Args:
+        center: (x, y).
+        radii: half axes in x and y, before the rotation.
+        angle: rotation in radians, clockwise in the image.
+    """
+    largest = max(*np.abs(radii), 1.0)
+    count = max(12, math.ceil(math.pi / math.acos(1 - 0.05 / largest)))
+    turns = np.arange(count) * (2 * math.pi / count)
+    x, y = radii[0] * np.cos(turns), radii[1] * np.sin(turns)
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.stack([center[0] + x * cos - y * sin, center[1] + x * sin + y * cos], axis=1)
 
 
 def paste(grids: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:

@@ -69,7 +69,7 @@ class SplitConfig(_Section):
     """Explicit paths of one split. Lists combine several data sets of the same format."""
 
     annotations: UserPaths = []
-    """Annotations. File: COCO, CVAT, CSV, Hugging Face; folder: VOC, YOLO, LabelMe."""
+    """Annotations. File: COCO, CVAT, CSV, Hugging Face; folder: VOC, YOLO, LabelMe, Cityscapes."""
     images: UserPaths = []
     """Image folder, to which file names are relative; for several data sets one folder each, or one for all."""
     image_list: Annotated[list[UserPath | None], BeforeValidator(_as_list)] = []
@@ -101,7 +101,7 @@ class DataConfig(_Section):
 
     root: UserPath | None = None
     """Folder or file in a layout of an annotation tool, which is recognised (see docs/data.md)."""
-    format: Literal["auto", "coco", "voc", "yolo", "labelme", "cvat", "csv", "huggingface"] = "auto"
+    format: Literal["auto", "coco", "voc", "yolo", "labelme", "cvat", "csv", "huggingface", "cityscapes"] = "auto"
     """Format of the annotations; `auto`: recognised from the files."""
     yolo_rows: YoloRows = "auto"
     """YOLO: meaning of rows with more than four numbers after the class. `boxes`: the first four are the box, the

@@ -34,7 +34,8 @@ def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
         )
     if keypoints and source.keypoints is None:
         raise DataError(
-            f"{where}: data.keypoints=true needs the keypoints of the objects (`keypoints` in COCO files), found none;"
+            f"{where}: data.keypoints=true needs the keypoints of the objects (`keypoints` in COCO files, kpt_shape in"
+            " data.yaml of YOLO, skeletons in CVAT files), found none;"
             f" use data with keypoints, or a detector without keypoint head{first}"
         )
     return source

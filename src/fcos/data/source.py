@@ -60,6 +60,18 @@ def summarize(problems: Iterable[Problem]) -> str:
     return ", ".join(f"{kind} ({count})" if count > 1 else kind for kind, count in counts)
 
 
+class Pose(NamedTuple):
+    """Keypoints of the rows of YOLO label files.
+
+    Attributes:
+        layout: names and flip pairs of the keypoints.
+        length: numbers per keypoint: 2 for x and y, 3 if a visibility follows.
+    """
+
+    layout: KeypointLayout
+    length: int
+
+
 @dataclass(frozen=True)
 class SplitFiles:
     """Paths of the files of one split.
@@ -74,6 +86,7 @@ class SplitFiles:
         subset: split to read from a file that contains several (CVAT, CSV, Hugging Face); None: the whole file.
         masks: True to read the masks of objects.
         keypoints: True to read the keypoints of objects.
+        pose: keypoints of the rows of YOLO label files (data.yaml); None: the rows have none.
     """
 
     annotations: Path | None
@@ -84,6 +97,7 @@ class SplitFiles:
     subset: Split | None = None
     masks: bool = False
     keypoints: bool = False
+    pose: Pose | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,6 +368,7 @@ class Row(NamedTuple):
         box: XYXY.
         crowd: True for ignore regions.
         polygon: mask of the object, x1, y1, x2, y2, ...; empty if there is none, or if masks are not read.
+        keypoints: x1, y1, visibility1, x2, ... of the object; empty if there are none, or if they are not read.
     """
 
     image: int
@@ -362,14 +377,22 @@ class Row(NamedTuple):
     box: Sequence[float]
     crowd: bool = False
     polygon: Sequence[float] = ()
+    keypoints: Sequence[float] = ()
 
 
-def source_from_rows(rows: Sequence[Row], *, with_masks: bool = False, **attributes: Any) -> Source:
+def source_from_rows(
+    rows: Sequence[Row],
+    *,
+    with_masks: bool = False,
+    keypoint_layout: KeypointLayout | None = None,
+    **attributes: Any,
+) -> Source:
     """Build a Source from individual boxes; image ids are 1, 2, ..., and `attributes` holds the other fields.
 
     Args:
         rows: boxes.
         with_masks: use the polygons as masks.
+        keypoint_layout: meaning of the keypoints; None: the rows have none.
         attributes: fields of the source that the rows do not determine.
     """
     count = len(attributes["file_names"])
@@ -382,5 +405,13 @@ def source_from_rows(rows: Sequence[Row], *, with_masks: bool = False, **attribu
         areas=np.full(len(rows), np.nan),
         numbers=np.array([row.number for row in rows], dtype=np.int64),
         masks=Masks.from_polygons([[row.polygon] if row.polygon else [] for row in rows]) if with_masks else None,
+        keypoints=None if keypoint_layout is None else _keypoints_of(rows, keypoint_layout),
         **attributes,
     )
+
+
+def _keypoints_of(rows: Sequence[Row], layout: KeypointLayout) -> Keypoints:
+    """Return the keypoints of all rows, zeros for rows without."""
+    missing = [0.0] * (3 * len(layout.names))
+    values = np.array([row.keypoints or missing for row in rows], dtype=np.float64)
+    return Keypoints(values.reshape(len(rows), len(layout.names), 3), layout)
