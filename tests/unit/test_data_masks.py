@@ -167,6 +167,51 @@ def test_background_images_need_no_masks(tmp_path: Path) -> None:
     assert annotations.objects(0).masks is not None
 
 
+# --------------------------------------------------------------------------------------------------- boxes of the masks
+
+
+def test_boxes_may_be_those_of_the_masks(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, tree_with_shapes())
+    from_masks = load(root, boxes="masks")
+    assert from_masks.masks is None
+    expected = np.array([[2, 3, 12, 23.1], [10, 10, 39.5, 30], [0, 8, 15, 24]], dtype=np.float32)
+    np.testing.assert_array_equal(from_masks.boxes, expected)
+    both = load(root, boxes="masks", masks=True)
+    np.testing.assert_array_equal(both.boxes, expected)
+    assert both.masks is not None
+    assert load(root).boxes[0].tolist() == [2, 3, 12, 23]
+
+
+def test_wrong_boxes_of_the_file_do_not_matter_with_those_of_the_masks(tmp_path: Path) -> None:
+    tree = tree_with_shapes()
+    tree["annotations"][0]["bbox"] = [500, 500, 0, 0]
+    assert load(write_coco(tmp_path, tree), boxes="masks").boxes[0].tolist() == [2, 3, 12, pytest.approx(23.1)]
+
+
+def test_boxes_of_masks_in_fractions_are_in_pixels(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "labels/train/a.txt").write_text(
+        "0 0.1 0.2 0.5 0.2 0.5 0.8 0.3 0.9\n0 0.2 0.1 0.6 0.1 0.4 0.7 0.3 0.7 0.2 0.5\n"
+    )
+    (root / "labels/train/b.txt").unlink()
+    np.testing.assert_allclose(load(root, boxes="masks").boxes, [[4, 6, 20, 27], [8, 3, 24, 21]], rtol=1e-6)
+
+
+def test_boxes_of_masks_need_masks(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train.json: data.boxes=masks needs the masks of the objects .*found none"):
+        load(write_coco(tmp_path), boxes="masks")
+
+
+def test_object_without_mask_has_no_box_of_its_mask(tmp_path: Path) -> None:
+    tree = tree_with_shapes()
+    tree["annotations"][0].update(segmentation=[])
+    tree["annotations"][1].update(segmentation=[], iscrowd=1)
+    root = write_coco(tmp_path, tree)
+    with pytest.raises(DataError, match="annotation 100: has no mask"):
+        load(root, boxes="masks")
+    assert load(root, boxes="masks", on_error="skip").boxes.tolist() == [[10, 10, 40, 30], [0, 8, 15, 24]]
+
+
 # ------------------------------------------------------------------------------------------------------------ keypoints
 
 

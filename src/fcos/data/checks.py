@@ -62,9 +62,10 @@ def check_split(
     Raises:
         DataError: the data has no classes, or none of the required masks or keypoints.
     """
+    masks_for = "data.masks=true" if masks else "data.boxes=masks" if boxes_of_masks else None
     if lossless:
         source = without_empty_shapes(source)
-    source = require_shapes(source, masks=masks or boxes_of_masks, keypoints=keypoints)
+    source = require_shapes(source, masks_for=masks_for, keypoints=keypoints)
     names = tuple(source.class_names if class_names is None else class_names)
     if not names and not lossless:
         raise _no_classes(source)

@@ -80,7 +80,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
                 num_left_out += 1
                 continue
             try:
-                row = _read_shape(shape, image, num_shapes, labels)
+                row = _read_shape(shape, image, num_shapes, labels, with_masks=files.masks)
                 if layout is not None and shape.tag == "skeleton":
                     row = row._replace(keypoints=_keypoints_of(shape, layout.names))
                 rows.append(row)
@@ -187,7 +187,7 @@ def _image_name(image: Element, folders: Sequence[Path]) -> str:
     return in_subset if subset and any(os.path.isfile(folder / in_subset) for folder in folders) else name
 
 
-def _read_shape(shape: Element, image: int, number: int, labels: LabelTable) -> Row:
+def _read_shape(shape: Element, image: int, number: int, labels: LabelTable, *, with_masks: bool) -> Row:
     """Read a shape with an area.
 
     Raises:
@@ -209,7 +209,7 @@ def _read_shape(shape: Element, image: int, number: int, labels: LabelTable) -> 
             crowd = crowd or parse_flag(flags.get(key))
         except ValueError:
             raise ValueError(f"attribute {key}: expected true or false, found {flags[key]!r:.60}") from None
-    return Row(image, number, labels.label(name), box, crowd, _polygon_of(shape))
+    return Row(image, number, labels.label(name), box, crowd, _polygon_of(shape) if with_masks else ())
 
 
 def _polygon_of(shape: Element) -> list[float]:

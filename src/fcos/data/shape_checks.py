@@ -15,20 +15,27 @@ from ..masks import Masks
 from .source import Keypoints, Problem, Source
 
 
-def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
+def require_shapes(source: Source, *, masks_for: str | None, keypoints: bool) -> Source:
     """Check that a split has the masks and keypoints that are required. A split without boxes may lack them.
+
+    Args:
+        source: split as read from its files.
+        masks_for: option that needs masks, for messages; None: masks are not required.
+        keypoints: keypoints are required.
 
     Raises:
         DataError: it has none.
     """
     if not len(source.boxes):
         no_keypoints = Keypoints(np.zeros((0, 0, 3)), UNNAMED)
-        return replace(source, masks=Masks.empty() if masks else None, keypoints=no_keypoints if keypoints else None)
+        return replace(
+            source, masks=Masks.empty() if masks_for else None, keypoints=no_keypoints if keypoints else None
+        )
     where = source.annotation_file(0) if source.annotation_files else source.root
     first = f"; the first problem is {source.problems[0]}" if source.problems else ""
-    if masks and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
+    if masks_for and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
         raise DataError(
-            f"{where}: data.masks=true and data.boxes=masks need masks of the objects (`segmentation` in COCO files,"
+            f"{where}: {masks_for} needs the masks of the objects (`segmentation` in COCO files,"
             " polygons in YOLO files, shapes in LabelMe and CVAT files, instances in Cityscapes), found none; use data"
             f" with masks, or a detector without mask head{first}"
         )
