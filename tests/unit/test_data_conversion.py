@@ -153,7 +153,7 @@ lengths = st.floats(1e-3, 60, width=64) | st.integers(1, 60).map(float)
 
 
 @st.composite
-def annotations(draw: st.DrawFn) -> dict[str, Any]:
+def random_annotations(draw: st.DrawFn) -> dict[str, Any]:
     """Draw an annotation of a 40x30 image."""
     points = st.lists(numbers, min_size=6, max_size=12).filter(lambda values: len(values) % 2 == 0)
     bitmaps = st.lists(st.booleans(), min_size=30, max_size=30).map(
@@ -173,7 +173,7 @@ def annotations(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(objects=st.lists(annotations(), min_size=1, max_size=5))
+@given(objects=st.lists(random_annotations(), min_size=1, max_size=5))
 def test_random_annotations_are_read_with_the_same_result(
     objects: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -337,7 +337,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     def command(*words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
             cli.main(["convert-data", *map(str, words)])
-        return (int(stop.value.code or 0), *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
 
     return command
 

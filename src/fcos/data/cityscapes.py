@@ -150,7 +150,7 @@ def _read_instances(file: Path) -> tuple[np.ndarray, list[Problem]]:
 
 def _draw(objects: Sequence[Any], size: tuple[int, int], file: Path) -> tuple[np.ndarray, list[Problem]]:
     """Draw polygons in their order; return the instance id of every pixel, int64 [H, W], 0 for other objects."""
-    canvas = Image.new("I", size[::-1])
+    canvas = Image.new("I", (size[1], size[0]))
     pen = ImageDraw.Draw(canvas)
     counts: Counter[str] = Counter()
     problems = []

@@ -56,15 +56,17 @@ def convert(
         _require_new(list(files.values()))
     with explain_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)  # fails before the check of the images, which takes long
-    loaded = {split: load_annotations(config, split, lossless=True) for split in files}
-    parts = {split: annotations for split, annotations in loaded.items() if annotations is not None}
+    loaded: dict[Split, Annotations | None] = {split: load_annotations(config, split, lossless=True) for split in files}
+    parts: dict[Split, Annotations] = {split: part for split, part in loaded.items() if part is not None}
     ids = merge_classes([(part.class_names, part.category_ids) for part in parts.values()])
     if not ids:
         raise DataError(f"{config.root}: expected annotations with at least one class, found none")
     parts = {split: _with_classes(part, ids) for split, part in parts.items()}
-    names = {split: [_relative_name(part, i, out) for i in range(len(part))] for split, part in parts.items()}
+    names: dict[Split, list[str]] = {
+        split: [_relative_name(part, i, out) for i in range(len(part))] for split, part in parts.items()
+    }
     if copy_images:
-        folders = {split: out / "images" / split for split in parts}
+        folders: dict[Split, Path] = {split: out / "images" / split for split in parts}
         names = {split: _names_in_copy(part) for split, part in parts.items()}
         copies = {
             folders[split] / name: part.path(i) for split, part in parts.items() for i, name in enumerate(names[split])

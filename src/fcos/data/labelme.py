@@ -206,7 +206,7 @@ def _read_mask(text: object, points: np.ndarray) -> np.ndarray:
     """
     try:
         content = base64.b64decode(text if isinstance(text, str) else "", validate=True)
-        bitmap = read_image(BytesIO(content), np.asarray, max_pixels=MAX_PIXELS) > 0
+        bitmap: np.ndarray = np.array(read_image(BytesIO(content), np.asarray, max_pixels=MAX_PIXELS), dtype=bool)
     except Exception:  # Pillow may raise almost any exception for a damaged file
         raise ValueError(f"mask: expected a PNG image in base64, found {quote(text)}") from None
     bitmap = bitmap.any(axis=2) if bitmap.ndim == 3 else bitmap
