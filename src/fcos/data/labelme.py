@@ -206,10 +206,10 @@ def _read_mask(text: object, points: np.ndarray) -> np.ndarray:
     """
     try:
         content = base64.b64decode(text if isinstance(text, str) else "", validate=True)
-        bitmap: np.ndarray = np.array(read_image(BytesIO(content), np.asarray, max_pixels=MAX_PIXELS), dtype=bool)
+        image = read_image(BytesIO(content), lambda opened: opened.convert("L"), max_pixels=MAX_PIXELS)
     except Exception:  # Pillow may raise almost any exception for a damaged file
         raise ValueError(f"mask: expected a PNG image in base64, found {quote(text)}") from None
-    bitmap = bitmap.any(axis=2) if bitmap.ndim == 3 else bitmap
+    bitmap = np.asarray(image) > 0
     width, height = np.abs(points[1] - points[0]) + 1
     if np.abs(np.array([width, height]) - bitmap.shape[::-1]).max() >= 1:
         found = f"{bitmap.shape[1]}x{bitmap.shape[0]}"
