@@ -91,6 +91,7 @@ def load(
         class_names=restored.checkpoint.class_names or [f"class {i}" for i in ids],
         category_ids=ids,
         thresholds=restored.thresholds,
+        keypoint_layout=restored.checkpoint.keypoint_layout,
     )
 
 

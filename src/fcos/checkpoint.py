@@ -25,6 +25,7 @@ from .config import Config
 from .errors import WeightsError
 from .files import replaced
 from .formatting import join_some
+from .keypoints import UNNAMED, KeypointLayout
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Checkpoint:
             evaluated.
         iteration: number of training steps.
         licence: licence of the weights if it may restrict their use; empty: no restriction is known.
+        keypoint_layout: names, skeleton and flip pairs of the keypoints; empty if unknown, or without keypoints.
         training: state of the optimiser and everything else needed to resume a run; None in files for inference only.
             For another project's file: its entries `optimizer` and `iteration`, or None without them.
         project: project that wrote the file.
@@ -66,6 +68,7 @@ class Checkpoint:
     thresholds: dict[str, float] = field(default_factory=dict)
     iteration: int = 0
     licence: str = ""
+    keypoint_layout: KeypointLayout = UNNAMED
     training: dict[str, Any] | None = None
     project: Project = "fcos"
     original: dict[str, Tensor] = field(default_factory=dict)
@@ -83,6 +86,7 @@ def save_checkpoint(
     thresholds: Mapping[str, float] | None = None,
     iteration: int = 0,
     licence: str = "",
+    keypoint_layout: KeypointLayout = UNNAMED,
     training: dict[str, Any] | None = None,
     keep: int = 1,
 ) -> None:
@@ -98,6 +102,7 @@ def save_checkpoint(
         thresholds: per-class score thresholds, see `Checkpoint`.
         iteration: number of training steps.
         licence: licence that may restrict the use of the weights, see `Checkpoint`.
+        keypoint_layout: meaning of the keypoints, see `Checkpoint`.
         training: state for resuming: tensors and plain data (str, int, float, bool, None, list, tuple, dict).
         keep: number of generations to keep, see `write`.
 
@@ -115,6 +120,7 @@ def save_checkpoint(
         "thresholds": {name: float(value) for name, value in (thresholds or {}).items()},
         "iteration": iteration,
         "licence": licence,
+        "keypoint_layout": keypoint_layout._asdict(),
         "training": training,
     }
     write(Path(path), content, keep=keep)
@@ -282,6 +288,7 @@ def from_ours(content: Mapping[str, Any], path: Path) -> Checkpoint:
         thresholds=content.get("thresholds", {}),
         iteration=content.get("iteration", 0),
         licence=content.get("licence", ""),
+        keypoint_layout=KeypointLayout(**content.get("keypoint_layout", {})),
         training=content.get("training"),
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from .config.detectors import DEFAULT_DETECTOR, DETECTORS
 from .config.options import info_of, options_of
 from .config.text import flatten
+from .keypoints import KeypointLayout
 
 COUNTER_SUFFIX = ".num_batches_tracked"
 """Suffix of the integer tensors of a model, the counters of batch norm."""
@@ -77,6 +78,7 @@ def describe_metadata_problems(content: Mapping[str, Any]) -> list[str]:
         "category_ids": all(map(_is_id, ids)) and len({*ids}) == len(ids) > 0,
         "iteration": _is_id(content.get("iteration", 0)) and content.get("iteration", 0) >= 0,
         "licence": isinstance(content.get("licence", ""), str),
+        "keypoint_layout": _is_keypoint_layout(content.get("keypoint_layout", {})),
         "training": isinstance(content.get("training"), dict | None),
         "config": _has_sections(content["config"]),
     }
@@ -90,6 +92,26 @@ def describe_metadata_problems(content: Mapping[str, Any]) -> list[str]:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_ID
+
+
+def _is_keypoint_layout(value: Any) -> bool:
+    """Return whether a value is a dictionary with the fields of a `KeypointLayout`, or an empty one."""
+    if value == {}:
+        return True
+    if not isinstance(value, dict) or value.keys() != {*KeypointLayout._fields}:
+        return False
+    names, *lists = value["names"], value["skeleton"], value["pairs"]
+    return (
+        isinstance(names, tuple)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(value["skeleton"], tuple)
+        and isinstance(value["pairs"], tuple | None)
+        and all(_is_pair(pair, len(names)) for pairs in lists for pair in pairs or ())
+    )
+
+
+def _is_pair(value: Any, count: int) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(type(i) is int and 0 <= i < count for i in value)
 
 
 def _are_numbers(values: Any) -> bool:

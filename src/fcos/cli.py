@@ -349,6 +349,41 @@ def split(
     print_lines(f"next: fcos train fcos_mnv2_small {' '.join([*map(shlex.quote, overrides), *options])}")
 
 
+@app.command("convert-data", context_settings=WORDS, short_help="Convert a data set to COCO files.")
+def convert_data(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or file of a data set in any layout.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for train.json, val.json and test.json.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Options for reading the data, e.g. data.on_error=skip, data.val_fraction=0.2.",
+            callback=check_data_options,
+        ),
+    ] = None,
+    copy_images: Annotated[bool, typer.Option("--copy-images", help="Copy the images to OUT/images.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files in OUT.")] = False,
+) -> None:
+    """Convert a data set in any layout to COCO files, one per split, with its masks and keypoints.
+
+    The files name the images where they are, relative to OUT, unless they are copied.
+
+    \b
+    For example:
+      fcos convert-data cityscapes cityscapes-coco
+      fcos convert-data labelme coco --copy-images
+    """
+    from .data.conversion import convert, describe
+    from .recipes import load_config
+
+    if source.startswith("data=") and not Path(source).exists():
+        source = source.removeprefix("data=")
+    config = load_config("fcos_mnv2_small", [f"data={source}", *(overrides or ())]).data
+    for file, written in convert(config, out, copy_images=copy_images, overwrite=overwrite).items():
+        print_lines(f"{file}: {describe(written)}")
+    print_lines(f"next: fcos train fcos_mnv2_small data={shlex.quote(str(out))}")
+
+
 @samples_app.command(short_help="Write a sample data set in COCO layout.")
 def digits(  # noqa: PLR0917 (options of the command line)
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder.")],

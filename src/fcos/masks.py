@@ -1,7 +1,7 @@
 """Masks of objects as polygons, and masks of detections as grids of probabilities.
 
 The mask of an object is the union of its rings, closed polygons with the points (x, y) in continuous pixels of the
-stated frame. A ring that crosses itself covers the points that it encloses an odd number of times. Rings are rasterized
+stated frame. A ring that crosses itself covers the points that it encloses an odd number of times. Rings are rasterised
 by hotcoco, with the result of pycocotools.
 
 Shape letters: M objects, R rings, T points, P boxes, D detections, S size of a grid, H W size of a frame.
@@ -10,6 +10,7 @@ Shape letters: M objects, R rings, T points, P boxes, D detections, S size of a 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
@@ -64,7 +65,7 @@ class Masks:
 
     @staticmethod
     def from_bitmaps(bitmaps: Iterable[np.ndarray | Tensor], *, dtype: Any = np.float64) -> Masks:
-        """Build the masks whose rasterization is `bitmaps`, M times bool [H, W], from the outlines of their pixels."""
+        """Build the masks whose rasterisation is `bitmaps`, M times bool [H, W], from the outlines of their pixels."""
         outlines = [outline(np.asarray(bitmap, dtype=bool)) for bitmap in bitmaps]
         return Masks.from_polygons([[ring.reshape(-1)] if len(ring) else [] for ring in outlines], dtype=dtype)
 
@@ -105,7 +106,7 @@ class Masks:
         return Masks(self.points[points], ring_offsets, object_offsets)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Masks:
-        """Return the masks unchanged: polygons are rasterized in main memory, and `crop` copies its result instead."""
+        """Return the masks unchanged: polygons are rasterised in main memory, and `crop` copies its result instead."""
         return self
 
     def astype(self, dtype: Any) -> Masks:
@@ -122,7 +123,7 @@ class Masks:
         return replace(self, points=self.points * self.points.dtype.type([scale_x, scale_y]))
 
     def translate(self, x: float, y: float) -> Masks:
-        """Add (x, y) pixels, as when the image is cropped. Parts outside the frame stay, and are never rasterized."""
+        """Add (x, y) pixels, as when the image is cropped. Parts outside the frame stay, and are never rasterised."""
         return replace(self, points=self.points + self.points.dtype.type([x, y]))
 
     def flip(self, width: int, *, convention: BoxConvention = "continuous") -> Masks:
@@ -134,17 +135,21 @@ class Masks:
 
     def boxes(self) -> Tensor:
         """Return the boxes around the points of every object, float32 [M, 4] XYXY; zeros for objects without mask."""
-        boxes = np.zeros((len(self), 4), dtype=np.float32)
+        return torch.from_numpy(self.extents().astype(np.float32))
+
+    def extents(self) -> np.ndarray:
+        """Return the boxes of `boxes` in the precision of the points, [M, 4]."""
+        boxes = np.zeros((len(self), 4), dtype=self.points.dtype)
         starts = self.ring_offsets[self.object_offsets]
         with_points = starts[1:] > starts[:-1]
         if with_points.any():
             first = starts[:-1][with_points]
             boxes[with_points, :2] = np.minimum.reduceat(self.points, first)
             boxes[with_points, 2:] = np.maximum.reduceat(self.points, first)
-        return torch.from_numpy(boxes)
+        return boxes
 
     def to_rles(self, size: tuple[int, int]) -> list[dict[str, Any]]:
-        """Rasterize into a frame of size (height, width); return COCO's RLEs, dicts of `size` and `counts` (bytes)."""
+        """Rasterise into a frame of size (height, width); return COCO's RLEs, dicts of `size` and `counts` (bytes)."""
         from hotcoco import mask as rle
 
         height, width = size
@@ -155,11 +160,11 @@ class Masks:
         return [rle.merge(part) if len(part) > 1 else part[0] if part else nothing for part in parts]
 
     def to_bitmaps(self, size: tuple[int, int]) -> Tensor:
-        """Rasterize into a frame of size (height, width); return bool [M, H, W]."""
+        """Rasterise into a frame of size (height, width); return bool [M, H, W]."""
         return decode(self.to_rles(size)) if len(self) else torch.zeros(0, *size, dtype=torch.bool)
 
     def crop(self, boxes: Tensor, size: int) -> Tensor:
-        """Rasterize the part of every mask in a box, scaled to a square: the target of a mask head.
+        """Rasterise the part of every mask in a box, scaled to a square: the target of a mask head.
 
         Args:
             boxes: [P, 4] XYXY in the frame of the masks, one for each of P = M masks. Sides shorter than a pixel count
@@ -233,6 +238,22 @@ def outline(bitmap: np.ndarray) -> np.ndarray:
             corner = int(vertical[other])
         walk += [*loop, start, *walk[:1]]
     return np.stack([columns[walk], rows[walk]], axis=1).astype(np.float64)
+
+
+def ellipse(center: tuple[float, float], radii: tuple[float, float], *, angle: float = 0.0) -> np.ndarray:
+    """Return a ring whose distance from an ellipse is below 0.05 pixels, float64 [T, 2].
+
+    Args:
+        center: (x, y).
+        radii: half axes in x and y, before the rotation.
+        angle: rotation in radians, clockwise in the image.
+    """
+    largest = max(*np.abs(radii), 1.0)
+    count = max(12, math.ceil(math.pi / math.acos(1 - 0.05 / largest)))
+    turns = np.arange(count) * (2 * math.pi / count)
+    x, y = radii[0] * np.cos(turns), radii[1] * np.sin(turns)
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.stack([center[0] + x * cos - y * sin, center[1] + x * sin + y * cos], axis=1)
 
 
 def paste(grids: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:

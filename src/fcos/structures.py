@@ -24,6 +24,7 @@ from torch import Tensor
 from .choices import BoxConvention
 from .columns import concatenate, map_columns, require_columns, split
 from .formatting import printable
+from .keypoints import UNNAMED, KeypointLayout
 from .masks import THRESHOLD, Masks, encode, paste
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ class Instances:
         mask_margin: pixels of the frame by which masks extend beyond the right and lower sides of their boxes.
         polygons: masks of annotated objects in pixels of the frame, in place of `mask_grids`; they may exceed the
             boxes.
+        keypoint_layout: names, skeleton and flip pairs of the keypoints; without names if unknown.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, the lengths differ, or the size or class names are invalid.
@@ -177,6 +179,7 @@ class Instances:
     keypoints: Tensor | None = None
     mask_margin: float = 0.0
     polygons: Masks | None = None
+    keypoint_layout: KeypointLayout = UNNAMED
 
     def __post_init__(self) -> None:
         require_columns(self)
@@ -358,6 +361,9 @@ class Instances:
     def to_supervision(self) -> supervision.Detections:
         """Convert to `supervision.Detections`: XYXY, mask, confidence, class_id, data["class_name"], data["keypoints"].
 
+        If the names of the keypoints are known, they are in metadata["keypoint_names"], and the pairs of connected
+        keypoints, counted from 0, in metadata["skeleton"].
+
         Raises:
             ImportError: the package `supervision` is not installed.
         """
@@ -368,6 +374,7 @@ class Instances:
         import numpy as np
 
         masks, data = self.masks, dict[str, Any](class_name=np.array(self.names))
+        names, skeleton, _ = self.keypoint_layout
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints.cpu().numpy()
         return supervision.Detections(
@@ -376,4 +383,5 @@ class Instances:
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
             data=data,
+            metadata={"keypoint_names": list(names), "skeleton": list(skeleton)} if names else {},
         )

@@ -106,6 +106,11 @@ def test_weights_in_another_floating_point_precision_load(file: Path, dtype: tor
         ("config", {"model": 5}),
         ("config", {"data": "cells"}),
         ("config", {3: {}}),
+        ("keypoint_layout", None),
+        ("keypoint_layout", {"names": ("a", "b")}),
+        ("keypoint_layout", {"names": ("a", 5), "skeleton": (), "pairs": None}),
+        ("keypoint_layout", {"names": ("a", "b"), "skeleton": ((0, 2),), "pairs": None}),
+        ("keypoint_layout", {"names": ("a", "b"), "skeleton": (), "pairs": (0, 1)}),
     ],
 )
 def test_metadata_of_the_wrong_type_is_rejected(file: Path, name: str, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_data import config, contents, write_images
@@ -22,10 +23,10 @@ EXTENTS = ("2, 3, 10, 20", "10, 10, 30, 20", "0, 8, 15, 16")
 NAMES = (("a.png", "cat", 40, 30), ("a.png", "dog", 40, 30), ("b.png", "dog", 30, 40))
 
 
-def load(folder: Path, text: str | bytes) -> Annotations:
+def load(folder: Path, text: str | bytes, **options: Any) -> Annotations:
     write_images(folder / "images")
     (folder / "boxes.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    annotations = load_annotations(config(folder), "train")
+    annotations = load_annotations(config(folder, **options), "train")
     assert annotations is not None
     return annotations
 
@@ -74,9 +75,42 @@ def test_format_of_lists_follows_from_boxes_that_only_one_format_allows(boxes: t
     assert contents(load(tmp_path, "\n".join(["image_id,width,height,class,bbox", *rows]))) == expected
 
 
+@pytest.mark.parametrize("title", ["bbox", "bbox_xywh"])
+def test_list_without_numbers_is_one_broken_box(title: str, tmp_path: Path) -> None:
+    boxes = ("2, 3, nan, 20", "10, 10, 30, 20", "0, 8, 15, 16", "20, 8, 6, 30", "5, 5, 0, 0")
+    names = (*NAMES, ("b.png", "dog", 30, 40), ("a.png", "cat", 40, 30))
+    rows = [f'{name},{w},{h},{label},"[{box}]"' for (name, label, w, h), box in zip(names, boxes, strict=True)]
+    text = "\n".join([f"filename,width,height,class,{title}", *rows])
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "stop", text)
+    assert "box without numbers, empty box\n" in str(caught.value)
+    assert "boxes.csv, CSV line 2: its box does not consist of four finite numbers" in str(caught.value)
+    annotations = load(tmp_path / "skip", text, on_error="skip")
+    assert contents(annotations) == {*BOXES, ("b.png", "dog", (20.0, 8.0, 26.0, 38.0))} - {
+        ("a.png", "cat", (2.0, 3.0, 12.0, 23.0))
+    }
+
+
+@pytest.mark.parametrize(("title", "boxes"), [("bbox", CORNERS), ("bbox", EXTENTS), ("bbox_xywh", EXTENTS)])
+def test_list_beside_the_columns_of_the_same_box_is_allowed(title: str, boxes: tuple[str, ...], tmp_path: Path) -> None:
+    rows = [f'{n},{label},{CORNERS[i]},"[{boxes[i]}]"' for i, (n, label, _, _) in enumerate(NAMES)]
+    assert contents(load(tmp_path, "\n".join([f"filename,class,xmin,ymin,xmax,ymax,{title}", *rows]))) == BOXES
+
+
+@pytest.mark.parametrize(("title", "boxes"), [("bbox_xywh", CORNERS), ("bbox_xyxy", EXTENTS)])
+def test_list_beside_the_columns_of_another_box_is_an_error(title: str, boxes: tuple[str, ...], tmp_path: Path) -> None:
+    rows = [f'{n},{label},{CORNERS[i]},"[{boxes[i]}]"' for i, (n, label, _, _) in enumerate(NAMES)]
+    message = rf"found two different ones in line 2: x1, y1, x2, y2 = 2 3 12 23, and '{title}' = 2 3 1. 2.; remove"
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, "\n".join([f"filename,class,xmin,ymin,xmax,ymax,{title}", *rows]))
+
+
 @pytest.mark.parametrize(
     ("boxes", "reason"),
-    [(("1,2,8,9", "3,3,9,9"), "both are possible"), (("1,2,40,29", "9,9,3,30"), "some boxes are not possible as")],
+    [
+        (("1,2,8,9", "3,3,9,9"), "both are possible"),
+        (("10,10,40,30", "20,8,6,20"), "some boxes are only possible as one"),
+    ],
 )
 def test_lists_in_an_unclear_format_are_an_error_with_the_titles_to_use(
     boxes: tuple[str, str], reason: str, tmp_path: Path

@@ -16,9 +16,10 @@ from tiny_data import SIZES, coco_tree, config, write_coco, write_images, write_
 from fcos.data import load_annotations
 from fcos.data.coco_shapes import parse_segmentation
 from fcos.data.dataset import Annotations, DetectionDataset
-from fcos.data.keypoints import flip_order, unpaired_names
+from fcos.data.loader import _flip_pairs
 from fcos.data.transforms import Transform
 from fcos.errors import ConfigError, DataError
+from fcos.keypoints import flip_order, unpaired_names
 from fcos.masks import Masks
 
 reference: Any = pycocotools.mask
@@ -61,7 +62,7 @@ def load_with_masks(tmp_path: Path, segmentation: Any, **options: Any) -> Annota
 # ---------------------------------------------------------------------------------------------------------------- masks
 
 
-def test_masks_are_rasterized_as_by_pycocotools(tmp_path: Path) -> None:
+def test_masks_are_rasterised_as_by_pycocotools(tmp_path: Path) -> None:
     annotations = load(write_coco(tmp_path, tree_with_shapes()), masks=True)
     assert annotations.masks is not None
     codes = {a["id"]: a["segmentation"] for a in annotations.to_coco()["annotations"]}
@@ -117,13 +118,20 @@ def test_polygons_without_three_points_are_left_out(tmp_path: Path) -> None:
         {"size": [2**40, 2**40], "counts": "0"},
         {"size": [30, 40], "counts": [-1, 2]},
         {"size": [30, 40], "counts": [1, 1200]},
+        {"size": [30, 40], "counts": [600, 10]},
+        {"size": [30, 40], "counts": []},
+        {"size": [30, 40], "counts": "05"},
+        {"size": [30, 40], "counts": ""},
+        {"size": [30, 40], "counts": "o" * 100},
         {"size": [30, 40], "counts": [0.5]},
         {"size": [30, 40], "counts": "zzzzzzzzzzzzzzzzzzz"},
         {"size": [30, 40], "counts": "∞"},
     ],
 )
 def test_broken_segmentation_names_the_annotation(segmentation: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"annotation 100: expected segmentation \(polygons \[\[x1, y1, .*RLE"):
+    with pytest.raises(
+        DataError, match=r"annotation 100: expected segmentation \(polygons \[\[x1, y1, .*RLE.* \(image a.png\)"
+    ):
         load_with_masks(tmp_path, segmentation)
 
 
@@ -145,7 +153,7 @@ def test_crowd_needs_no_mask(tmp_path: Path) -> None:
 
 def test_mask_of_another_size_than_its_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="annotation 100: its mask is 30x40, but its image 40x30"):
-        load_with_masks(tmp_path, {"size": [40, 30], "counts": [0, 10]})
+        load_with_masks(tmp_path, {"size": [40, 30], "counts": [0, 10, 1190]})
 
 
 @pytest.mark.parametrize(("write", "file"), [(write_coco, "train.json"), (write_voc, "a.xml")])
@@ -159,6 +167,51 @@ def test_background_images_need_no_masks(tmp_path: Path) -> None:
     assert annotations.objects(0).masks is not None
 
 
+# --------------------------------------------------------------------------------------------------- boxes of the masks
+
+
+def test_boxes_may_be_those_of_the_masks(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, tree_with_shapes())
+    from_masks = load(root, boxes="masks")
+    assert from_masks.masks is None
+    expected = np.array([[2, 3, 12, 23.1], [10, 10, 39.5, 30], [0, 8, 15, 24]], dtype=np.float32)
+    np.testing.assert_array_equal(from_masks.boxes, expected)
+    both = load(root, boxes="masks", masks=True)
+    np.testing.assert_array_equal(both.boxes, expected)
+    assert both.masks is not None
+    assert load(root).boxes[0].tolist() == [2, 3, 12, 23]
+
+
+def test_wrong_boxes_of_the_file_do_not_matter_with_those_of_the_masks(tmp_path: Path) -> None:
+    tree = tree_with_shapes()
+    tree["annotations"][0]["bbox"] = [500, 500, 0, 0]
+    assert load(write_coco(tmp_path, tree), boxes="masks").boxes[0].tolist() == [2, 3, 12, pytest.approx(23.1)]
+
+
+def test_boxes_of_masks_in_fractions_are_in_pixels(tmp_path: Path) -> None:
+    root = write_yolo(tmp_path)
+    (root / "labels/train/a.txt").write_text(
+        "0 0.1 0.2 0.5 0.2 0.5 0.8 0.3 0.9\n0 0.2 0.1 0.6 0.1 0.4 0.7 0.3 0.7 0.2 0.5\n"
+    )
+    (root / "labels/train/b.txt").unlink()
+    np.testing.assert_allclose(load(root, boxes="masks").boxes, [[4, 6, 20, 27], [8, 3, 24, 21]], rtol=1e-6)
+
+
+def test_boxes_of_masks_need_masks(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train.json: data.boxes=masks needs the masks of the objects .*found none"):
+        load(write_coco(tmp_path), boxes="masks")
+
+
+def test_object_without_mask_has_no_box_of_its_mask(tmp_path: Path) -> None:
+    tree = tree_with_shapes()
+    tree["annotations"][0].update(segmentation=[])
+    tree["annotations"][1].update(segmentation=[], iscrowd=1)
+    root = write_coco(tmp_path, tree)
+    with pytest.raises(DataError, match="annotation 100: has no mask"):
+        load(root, boxes="masks")
+    assert load(root, boxes="masks", on_error="skip").boxes.tolist() == [[10, 10, 40, 30], [0, 8, 15, 24]]
+
+
 # ------------------------------------------------------------------------------------------------------------ keypoints
 
 
@@ -166,13 +219,33 @@ def test_keypoints_have_names_and_skeleton(tmp_path: Path) -> None:
     annotations = load(write_coco(tmp_path, tree_with_shapes()), keypoints=True)
     assert annotations.keypoints is not None
     assert annotations.keypoints.names == tuple(NAMES)
-    assert annotations.keypoints.skeleton == ((0, 1), (0, 2))
+    assert annotations.keypoint_layout.skeleton == ((0, 1), (0, 2))
     assert annotations.keypoints.values[0].reshape(-1).tolist() == KEYPOINTS
     assert not annotations.keypoints.values[1:].any()
     tree = annotations.to_coco()
     assert tree["annotations"][0]["keypoints"] == KEYPOINTS
     assert [a["num_keypoints"] for a in tree["annotations"]] == [2, 0, 0]
     assert tree["categories"][0]["skeleton"] == [[1, 2], [1, 3]]
+
+
+def test_flip_pairs_of_the_file_take_precedence_over_names(tmp_path: Path) -> None:
+    tree = tree_with_shapes()
+    for category in tree["categories"]:
+        category["flip_pairs"] = [[1, 3]]
+    root = write_coco(tmp_path, tree)
+    annotations = load(root, keypoints=True)
+    assert annotations.keypoint_layout.pairs == ((0, 2),)
+    assert annotations.to_coco()["categories"][0]["flip_pairs"] == [[1, 3]]
+    assert annotations.keypoints is not None
+    assert _flip_pairs(config(root), annotations.keypoints) == ((0, 2),)
+    assert _flip_pairs(config(root, keypoint_pairs=[[0, 1]]), annotations.keypoints) == [(0, 1)]
+
+
+def test_flip_pairs_of_the_file_name_a_keypoint_once(tmp_path: Path) -> None:
+    tree = tree_with_shapes()
+    tree["categories"][0]["flip_pairs"] = [[1, 2], [2, 3]]
+    with pytest.raises(DataError, match=r"train.json: flip_pairs of cat, counted from 1: expected pairs of different"):
+        load(write_coco(tmp_path, tree), keypoints=True)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fcos.doctor.findings import Place
 from fcos.doctor.page import _draw_place
 from fcos.doctor.shapes import crosses_itself, shape_findings
 from fcos.inference.draw import class_color
+from fcos.keypoints import KeypointLayout
 from fcos.masks import Masks
 
 BOX = (10, 10, 30, 30, 0)
@@ -65,7 +66,7 @@ class TestPictures:
         named = {"root": tmp_path, "names": b"0.png", "name_offsets": np.array([0, 5])}
         annotations = replace(with_masks([polygon]), **named)
         if keypoints is not None:
-            annotations = replace(annotations, keypoints=Keypoints(keypoints, ("nose",)))
+            annotations = replace(annotations, keypoints=Keypoints(keypoints, KeypointLayout(("nose",))))
         place = Place("train", 0, (0,), "")
         return np.asarray(_draw_place(place, annotations, alone=True)).astype(int)
 
@@ -117,7 +118,9 @@ def test_keypoints_outside_are_reported() -> None:
         ],
         dtype=np.float32,
     )
-    annotations = replace(annotations_of([[BOX] * 3], [(40, 50)]), keypoints=Keypoints(values, ("nose", "tail")))
+    annotations = replace(
+        annotations_of([[BOX] * 3], [(40, 50)]), keypoints=Keypoints(values, KeypointLayout(("nose", "tail")))
+    )
     assert kinds(annotations) == {"keypoint outside the image": [1], "keypoint outside its box": [2]}
     (finding, _) = shape_findings({"train": annotations})
     assert finding.cases[0][0].note == "nose at -1, 12"

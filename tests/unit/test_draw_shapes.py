@@ -15,6 +15,7 @@ from fcos.data.dataset import Annotations
 from fcos.evaluation.evaluate import Evaluation
 from fcos.inference.draw import class_color, draw
 from fcos.inference.draw_shapes import draw_skeletons
+from fcos.keypoints import KeypointLayout
 from fcos.reporting import examples
 from fcos.reporting.analysis import analyse
 from fcos.structures import Instances
@@ -58,6 +59,21 @@ def test_keypoints_are_dots_connected_by_the_skeleton() -> None:
         assert picture[250, 350].tolist() == [128] * 3
     assert connected[200, 300].tolist() == list(class_color(1))
     assert alone[200, 300].tolist() == [128] * 3
+
+
+def test_the_skeleton_is_that_of_the_instances() -> None:
+    keypoints = torch.tensor([[[200.0, 200.0, 2.0], [400.0, 200.0, 0.5]]])
+    layout = KeypointLayout(("a", "b"), ((0, 1),))
+    picture = np.asarray(draw(GRAY, one(keypoints=keypoints, keypoint_layout=layout)))
+    assert picture[200, 300].tolist() == list(class_color(1))
+
+
+def test_named_keypoints_without_skeleton_are_not_connected() -> None:
+    keypoints = torch.tensor([[[30.0 * i + 50, 200.0, 1.0] for i in range(17)]])
+    layout = KeypointLayout(tuple(map(str, range(17))))
+    named = np.asarray(draw(GRAY, one(keypoints=keypoints, keypoint_layout=layout)))
+    assert (named[200, 60:75] == 128).any()
+    assert not (np.asarray(draw(GRAY, one(keypoints=keypoints)))[200, 60:75] == 128).all(axis=1).any()
 
 
 def test_persons_of_coco_have_a_skeleton() -> None:

@@ -30,6 +30,7 @@ from fcos.errors import WeightsError
 from fcos.interop.checkpoints import from_content, load_checkpoint
 from fcos.interop.torchvision import COCO_CLASSES, from_torchvision, to_torchvision
 from fcos.interop.torchvision.architectures import ARCHITECTURES
+from fcos.keypoints import COCO_PERSON
 from fcos.models import build_model
 from fcos.training.start import start_from
 
@@ -87,6 +88,8 @@ def test_the_class_with_17_keypoints_is_person() -> None:
     assert checkpoint.config["model"]["keypoints"] == {"enabled": True, "num_keypoints": 17}
     named = from_torchvision(class_rows("keypointrcnn_resnet50_fpn", 2), class_names=["cow"])
     assert named.class_names == ("cow",)
+    assert checkpoint.keypoint_layout == COCO_PERSON
+    assert not from_torchvision(class_rows("maskrcnn_resnet50_fpn", 4)).keypoint_layout.names
 
 
 @pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "maskrcnn_resnet50_fpn"])

@@ -1,4 +1,4 @@
-"""Masks: outlines of bitmaps, selection, geometry, rasterization equal to pycocotools, masks of detections."""
+"""Masks: outlines of bitmaps, selection, geometry, rasterisation equal to pycocotools, masks of detections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MASKS = Masks.from_polygons([[SQUARE], [], [SQUARE, TRIANGLE]])
 
 
 @given(BITMAPS)
-def test_outlines_rasterize_to_the_same_bitmaps(bitmaps: np.ndarray) -> None:
+def test_outlines_rasterise_to_the_same_bitmaps(bitmaps: np.ndarray) -> None:
     masks = Masks.from_bitmaps(bitmaps)
     size = bitmaps.shape[1:]
     np.testing.assert_array_equal(masks.to_bitmaps(size), bitmaps)
@@ -33,7 +33,7 @@ def test_outlines_rasterize_to_the_same_bitmaps(bitmaps: np.ndarray) -> None:
 
 
 @given(BITMAPS, st.integers(-4, 4), st.integers(-4, 4))
-def test_moved_outlines_rasterize_to_the_moved_bitmaps(bitmaps: np.ndarray, x: int, y: int) -> None:
+def test_moved_outlines_rasterise_to_the_moved_bitmaps(bitmaps: np.ndarray, x: int, y: int) -> None:
     height, width = bitmaps.shape[1:]
     padded = np.pad(bitmaps, ((0, 0), (4, 4), (4, 4)))
     expected = padded[:, 4 - y : 4 - y + height, 4 - x : 4 - x + width]
@@ -54,7 +54,7 @@ def test_outline_of_a_ring_of_pixels_has_eight_corners_and_the_way_to_the_hole()
     st.lists(st.lists(st.lists(st.floats(-5, 25), min_size=6, max_size=12).filter(lambda r: len(r) % 2 == 0),
                       min_size=1, max_size=3), min_size=1, max_size=3)
 )  # fmt: skip
-def test_rasterization_equals_pycocotools(objects: list[list[list[float]]]) -> None:
+def test_rasterisation_equals_pycocotools(objects: list[list[list[float]]]) -> None:
     ours = Masks.from_polygons(objects).to_rles((17, 20))
     for code, rings in zip(ours, objects, strict=True):
         assert code == reference.merge(reference.frPyObjects(rings, 17, 20))

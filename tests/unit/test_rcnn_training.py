@@ -17,6 +17,7 @@ import fcos
 from fcos.checkpoint import save_checkpoint
 from fcos.errors import ConfigError
 from fcos.interop.checkpoints import load_checkpoint
+from fcos.keypoints import KeypointLayout
 from fcos.masks import Masks
 from fcos.models import build_model
 from fcos.recipes import load_config
@@ -172,6 +173,26 @@ def test_number_of_keypoints_of_the_data_must_be_that_of_the_head(tmp_path: Path
     with pytest.raises(ConfigError, match=message):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_names_and_skeleton_of_keypoints_reach_the_predictions(tmp_path: Path) -> None:
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        annotation["keypoints"] = [3, 4, 2, 5, 6, 2]
+    for category in tree["categories"]:
+        category.update(keypoints=["head", "tail"], skeleton=[[1, 2]], flip_pairs=[])
+    root = write_coco(tmp_path, tree)
+    options = [f"output_dir={tmp_path / 'run'}", "data.keypoints=true", "model.keypoints.enabled=true"]
+    options += ["model.keypoints.num_keypoints=2", "model.backbone.weights=null", "train.weights=null"]
+    options += ["train.iterations=1", "train.batch_size=2", "data.workers=0", "data.short_side=64", "device=cpu"]
+    fcos.train("faster_rcnn_mnv2_small", f"data={root}", *options)
+    weights = tmp_path / "run/weights/last.pt"
+    expected = KeypointLayout(("head", "tail"), ((0, 1),), ())
+    assert load_checkpoint(weights).keypoint_layout == expected
+    fcos.convert(weights, tmp_path / "converted.pt")
+    found = fcos.load(tmp_path / "converted.pt", device="cpu").predict(root / "images/a.png", threshold=0.0)
+    assert found.keypoint_layout == expected
+    assert found[:1].keypoint_layout == expected
 
 
 def test_config_of_another_file_selects_the_detections_of_weights(tmp_path: Path) -> None:

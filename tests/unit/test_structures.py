@@ -14,6 +14,7 @@ import torch
 from hotcoco import mask as coco_mask
 from torch import Tensor
 
+from fcos.keypoints import KeypointLayout
 from fcos.masks import Masks, paste
 from fcos.structures import Instances, Objects
 
@@ -295,3 +296,7 @@ def test_supervision_gets_masks_and_keypoints() -> None:
     assert WITH_ALL.masks is not None
     np.testing.assert_array_equal(detections.mask, WITH_ALL.masks)
     assert np.shape(detections.data["keypoints"]) == (3, 2, 3)
+    assert detections.metadata == {}
+    layout = KeypointLayout(("head", "tail"), ((0, 1),))
+    metadata = replace(WITH_ALL, keypoint_layout=layout).to_supervision().metadata
+    assert metadata == {"keypoint_names": ["head", "tail"], "skeleton": [(0, 1)]}

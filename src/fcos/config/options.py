@@ -48,6 +48,7 @@ ANNOTATION_OPTIONS = (
     "data.convention",
     "data.on_error",
     "data.masks",
+    "data.boxes",
     "data.keypoints",
 )
 """Options that determine which annotations are read, and how."""

@@ -69,7 +69,7 @@ class SplitConfig(_Section):
     """Explicit paths of one split. Lists combine several data sets of the same format."""
 
     annotations: UserPaths = []
-    """Annotations. File: COCO, CVAT, CSV, Hugging Face; folder: VOC, YOLO, LabelMe."""
+    """Annotations. File: COCO, CVAT, CSV, Hugging Face; folder: VOC, YOLO, LabelMe, Cityscapes."""
     images: UserPaths = []
     """Image folder, to which file names are relative; for several data sets one folder each, or one for all."""
     image_list: Annotated[list[UserPath | None], BeforeValidator(_as_list)] = []
@@ -101,7 +101,7 @@ class DataConfig(_Section):
 
     root: UserPath | None = None
     """Folder or file in a layout of an annotation tool, which is recognised (see docs/data.md)."""
-    format: Literal["auto", "coco", "voc", "yolo", "labelme", "cvat", "csv", "huggingface"] = "auto"
+    format: Literal["auto", "coco", "voc", "yolo", "labelme", "cvat", "csv", "huggingface", "cityscapes"] = "auto"
     """Format of the annotations; `auto`: recognised from the files."""
     yolo_rows: YoloRows = "auto"
     """YOLO: meaning of rows with more than four numbers after the class. `boxes`: the first four are the box, the
@@ -114,13 +114,16 @@ class DataConfig(_Section):
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)
     masks: bool = False
-    """Read the masks of the objects (COCO: `segmentation`; YOLO, LabelMe, CVAT: polygons), for detectors with a mask
-    head."""
+    """Read the masks of the objects (COCO: `segmentation`; YOLO: polygons; LabelMe, CVAT: shapes; Cityscapes), for
+    detectors with a mask head."""
+    boxes: Literal["file", "masks"] = "file"
+    """Boxes of the objects: those of the file, or the smallest ones around the masks."""
     keypoints: bool = False
-    """Read the keypoints of the objects (COCO: `keypoints`), for detectors with a keypoint head."""
+    """Read the keypoints of the objects (COCO: `keypoints`; YOLO: poses; CVAT: skeletons), for detectors with a
+    keypoint head."""
     keypoint_pairs: list[tuple[KeypointIndex, KeypointIndex]] | None = None
-    """Pairs of keypoints, counted from 0, that a horizontal flip exchanges, such as [[1,2],[3,4]]; null: those whose
-    names in the data differ only in left and right."""
+    """Pairs of keypoints, counted from 0, that a horizontal flip exchanges, such as [[1,2],[3,4]]; null: those that
+    the data lists, or else those whose names differ only in left and right."""
     val_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Fraction of the training images to hold out for validation if the data has no validation split: stratified by
     class, the same in every run. Images whose names differ only in the last number are kept together."""

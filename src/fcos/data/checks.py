@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from .dataset import Annotations
 from .images import OnImage, check_images
 from .opening import MAX_PIXELS
 from .orientation import swaps_sides, to_displayed
-from .shape_checks import find_missing_masks, require_shapes, to_pixels
+from .shape_checks import find_missing_masks, require_shapes, to_pixels, with_boxes_of_masks, without_empty_shapes
 from .source import Problem, Source, unused_ids
 
 _PROGRESS_BAR_MIN = 1000  # number of images from which a progress bar is shown
@@ -33,6 +34,8 @@ def check_split(
     bit_depth: int = 16,
     masks: bool = False,
     keypoints: bool = False,
+    boxes_of_masks: bool = False,
+    lossless: bool = False,
 ) -> tuple[Annotations, list[Problem]]:
     """Check all images and boxes of a split.
 
@@ -49,6 +52,9 @@ def check_split(
         bit_depth: number of bits used in images with 16 bits per pixel.
         masks: masks are required of all objects but crowds.
         keypoints: keypoints are required, of any object.
+        boxes_of_masks: replace the boxes by those around the masks, which are required.
+        lossless: keep the masks and keypoints of any object, and the values in the files: boxes and areas are float64,
+            and boxes are not clipped. A split without classes is allowed.
 
     Returns:
         The usable images and boxes, and all problems.
@@ -56,38 +62,45 @@ def check_split(
     Raises:
         DataError: the data has no classes, or none of the required masks or keypoints.
     """
-    source = require_shapes(source, masks=masks, keypoints=keypoints)
+    masks_for = "data.masks=true" if masks else "data.boxes=masks" if boxes_of_masks else None
+    if lossless:
+        source = without_empty_shapes(source)
+    source = require_shapes(source, masks_for=masks_for, keypoints=keypoints)
     names = tuple(source.class_names if class_names is None else class_names)
-    if not names:
+    if not names and not lossless:
         raise _no_classes(source)
     image_ok, sizes, orientations, image_problems = _check_images(source, decode, on_image, max_pixels, bit_depth)
     source, orientation_problems = to_displayed(source, sizes, orientations)
+    format_problems = [] if boxes_of_masks else [*find_wrong_formats(source, sizes)]
     source = to_pixels(source, sizes)
+    if boxes_of_masks:
+        source = with_boxes_of_masks(source)
     labels, label_problems = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
-    box_ok, shape_problems = find_missing_masks(source, box_ok)
+    if not lossless:
+        box_ok, shape_problems = find_missing_masks(source, box_ok)
+        box_problems += shape_problems
     images, kept = np.flatnonzero(image_ok), _order_by_image(source, box_ok)
     areas, area_problems = _check_areas(source, kept, boxes[kept], sizes)
     annotations = _select_usable(
-        source,
+        source if masks or lossless else replace(source, masks=None),
         images,
         kept,
         sizes=sizes[images],
-        boxes=boxes[kept],
+        boxes=source.boxes[kept] if lossless else boxes[kept],
         labels=labels[kept],
-        areas=areas,
+        areas=areas if lossless else areas.astype(np.float32),
         class_names=names,
         category_ids=_category_ids(source, names, category_ids),
         bit_depth=bit_depth,
     )
     return annotations, [
         *source.problems,
-        *find_wrong_formats(source, sizes),
+        *format_problems,
         *image_problems,
         *orientation_problems,
         *label_problems,
         *box_problems,
-        *shape_problems,
         *area_problems,
         *_summary_warnings(source, annotations, source.image_ids[images]),
     ]
@@ -223,10 +236,8 @@ def _check_boxes(
     Only the boxes in the mask `candidates` [B] are checked.
     """
     frames = sizes[source.image_of].astype(np.float64)[:, [1, 0, 1, 0]]
-    with np.errstate(over="ignore", invalid="ignore"):
-        raw = source.boxes * frames if source.relative else source.boxes
-    finite = np.isfinite(raw).all(axis=1)
-    raw = np.where(np.expand_dims(finite, 1), raw, 0.0)
+    finite = np.isfinite(source.boxes).all(axis=1)
+    raw = np.where(np.expand_dims(finite, 1), source.boxes, 0.0)
     boxes = np.clip(raw, 0, frames).astype(np.float32)
     with np.errstate(over="ignore"):
         extent = raw[:, 2:] - raw[:, :2]
@@ -257,7 +268,7 @@ def _check_boxes(
 def _check_areas(
     source: Source, kept: np.ndarray, boxes: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, list[Problem]]:
-    """Return the areas of the boxes at the positions `kept`, float32, and the problems.
+    """Return the areas of the boxes at the positions `kept`, float64, and the problems.
 
     An area that is missing, not positive or larger than the image is replaced by the area of the box.
     """
@@ -270,7 +281,7 @@ def _check_areas(
         for i in np.flatnonzero(too_large)
     ]
     box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return np.where((areas > 0) & ~too_large, areas, box_areas).astype(np.float32), problems
+    return np.where((areas > 0) & ~too_large, areas, box_areas), problems
 
 
 def _format_box(box: np.ndarray, frame: np.ndarray) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ import numpy as np
 from ..errors import DataError
 from ..files import open_file
 from ..formatting import join_some, quote
+from ..keypoints import UNNAMED
 from .coco_shapes import (
     KEYPOINTS,
     SEGMENTATION,
-    KeypointNames,
     drop_segmentation,
-    keypoint_names,
+    keypoint_layout,
     masks_of,
     pack_segmentation,
     parse_keypoints,
@@ -133,14 +133,15 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
     images = _select_usable(images, "image", _IMAGE_KEYS, report)
     images.sort(key=lambda image: image["id"])
     keys = _ANNOTATION_KEYS | (_MASK_KEYS if files.masks else {}) | (_KEYPOINT_KEYS if files.keypoints else {})
-    annotations = _select_usable(annotations, "annotation", keys, report)
+    names = {image["id"]: image["file_name"] for image in images}
+    annotations = _select_usable(annotations, "annotation", keys, report, image_names=names)
     _add_missing_ids(annotations)
     used = {a["category_id"] for a in annotations}
-    ids, names = _read_classes(path, categories, used, all_categories=all_categories)
+    ids, classes = _read_classes(path, categories, used, all_categories=all_categories)
     annotations = _select_known(annotations, "image", {image["id"] for image in images}, report)
     annotations = _select_known(annotations, "category", set(ids), report)
-    points = keypoint_names(annotations, categories, where=str(path)) if files.keypoints else KeypointNames()
-    annotations = _select_fitting(annotations, images, points.names, report)
+    layout = keypoint_layout(annotations, categories, where=str(path)) if files.keypoints else UNNAMED
+    annotations = _select_fitting(annotations, images, layout.names, report)
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite values are reported later
         boxes[:, 2:] += boxes[:, :2]
@@ -159,11 +160,11 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
         crowd=np.array([any(a.get(flag) for flag in CROWD_FLAGS) for a in annotations], dtype=bool),
         areas=np.array([a.get("area") for a in annotations], dtype=np.float64),
         numbers=np.array([a["id"] for a in annotations], dtype=np.int64),
-        class_names=names,
+        class_names=classes,
         category_ids=ids,
         problems=problems,
         masks=masks_of(annotations) if files.masks else None,
-        keypoints=Keypoints(stack_keypoints(annotations, len(points.names)), *points) if points.names else None,
+        keypoints=Keypoints(stack_keypoints(annotations, len(layout.names)), layout) if layout.names else None,
     )
 
 
@@ -234,8 +235,23 @@ _MASK_KEYS = {"segmentation": _Key(parse_segmentation, SEGMENTATION)}
 _KEYPOINT_KEYS = {"keypoints": _Key(parse_keypoints, KEYPOINTS)}
 
 
-def _select_usable(entries: list[Any], noun: str, keys: dict[str, _Key], report: _Reporter) -> list[dict[str, Any]]:
-    """Return the entries that have the expected values and a unique id, with all values parsed; report the others."""
+def _select_usable(
+    entries: list[Any],
+    noun: str,
+    keys: dict[str, _Key],
+    report: _Reporter,
+    *,
+    image_names: Mapping[int, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the entries that have the expected values and a unique id, with all values parsed; report the others.
+
+    Args:
+        entries: images or annotations.
+        noun: `image` or `annotation`.
+        keys: keys of an entry.
+        report: function that receives the problems.
+        image_names: file names by image id, for messages about annotations.
+    """
     usable, seen = [], set()
     for position, entry in enumerate(entries):
         written_id = entry.get("id") if isinstance(entry, dict) else None
@@ -243,7 +259,9 @@ def _select_usable(entries: list[Any], noun: str, keys: dict[str, _Key], report:
         if flaw is not None:
             has_id = isinstance(written_id, int | float | str) and written_id != ""
             where = f"{noun} {written_id!s:.40}" if has_id else f"{noun} at position {position}"
-            report(f"broken {noun}", where, flaw)
+            image = entry.get("image_id") if image_names and isinstance(entry, dict) else None
+            name = image_names.get(image) if image_names and isinstance(image, int) else None
+            report(f"broken {noun}", where, flaw if name is None else f"{flaw} (image {name})")
         elif entry.get("id") in seen:
             report(f"duplicated {noun} id", f"{noun} {entry['id']}", f"another {noun} has the same id")
         else:
@@ -308,7 +326,7 @@ def _select_fitting(
         where, mask, (height, width) = f"annotation {a['id']}", a.get("segmentation"), sizes[a["image_id"]]
         count = len(a["keypoints"]) if keypoints and a.get("keypoints") is not None else None
         if mask is not None and mask.size is not None and 0 not in (height, width) and mask.size != (height, width):
-            message = f"its mask is {mask.size[1]}x{mask.size[0]}, but its image {width}x{height}"
+            message = f"its mask is {mask.size[1]}x{mask.size[0]}, but its image {width}x{height} "
             report("wrong mask size", where, message)
         elif count not in (None, len(keypoints)):
             expected = f"{len(keypoints)} keypoints ({', '.join(keypoints):.100})"

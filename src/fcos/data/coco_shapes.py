@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DataError
-from ..masks import Masks, outline
+from ..errors import ConfigError, DataError
+from ..keypoints import UNNAMED, KeypointLayout, flip_order
+from ..masks import Masks, outline, to_text
 from .opening import MAX_PIXELS
 from .values import parse_integer
 
@@ -22,13 +23,6 @@ KEYPOINTS = "a list of x, y and visibility (0, 1 or 2) of every keypoint"
 
 
 _LARGEST = 1e9  # pixels; larger coordinates are no positions, and could not be scaled in float32
-
-
-class KeypointNames(NamedTuple):
-    """Names of the keypoints of a file, and the pairs of connected ones, counted from 0."""
-
-    names: tuple[str, ...] = ()
-    skeleton: tuple[tuple[int, int], ...] = ()
 
 
 class Segmentation(NamedTuple):
@@ -90,13 +84,10 @@ def _parse_rle(value: dict[str, Any]) -> Segmentation:
     height, width = map(parse_integer, size)
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise ValueError("expected the size of an image")
-    if isinstance(counts, list):
-        counts = [parse_integer(count) for count in counts]
-        if min(counts, default=0) < 0 or sum(counts) > height * width:
-            raise ValueError("expected runs that fit into the image")
-    elif not re.fullmatch("[0-o]*", counts):  # six bits per character
-        raise ValueError("expected a compressed RLE")
-    bitmap = rle.decode({"size": [height, width], "counts": counts}).astype(bool)
+    runs = _decompress(counts) if isinstance(counts, str) else [parse_integer(count) for count in counts]
+    if min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise ValueError(f"expected runs that fill the {width}x{height} frame, {height * width} pixels in total")
+    bitmap = rle.decode({"size": [height, width], "counts": runs}).astype(bool)
     rows, columns = (np.flatnonzero(bitmap.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         return Segmentation([], (height, width))
@@ -105,13 +96,57 @@ def _parse_rle(value: dict[str, Any]) -> Segmentation:
     return Segmentation([ring.reshape(-1)], (height, width))
 
 
+def _decompress(text: str) -> list[int]:
+    """Return the runs of a compressed RLE.
+
+    A number is a sequence of characters with five bits each, lowest first; a sixth bit marks all but the last one. From
+    the fourth number on, the run two before is subtracted.
+
+    Raises:
+        ValueError: the text is no compressed RLE.
+
+    Source: pycocotools (BSD-2), `rleFrString`.
+    """
+    if not re.fullmatch("([P-o]{0,12}[0-O])*", text):
+        raise ValueError("expected a compressed RLE")
+    runs: list[int] = []
+    value = shift = 0
+    for code in (ord(character) - 48 for character in text):
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code & 16) << 1 + shift - 5
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
+def to_segmentation(rings: Sequence[np.ndarray], size: tuple[int, int]) -> list[list[float]] | dict[str, Any]:
+    """Return the segmentation that is read as the same rings: an RLE for the outline of pixels, otherwise polygons.
+
+    Args:
+        rings: rings of an object, each [points, 2].
+        size: (height, width) of the image.
+    """
+    if len(rings) == 1 and _may_be_outline(rings[0]):
+        code = to_text(Masks.from_polygons([[rings[0].reshape(-1)]]).to_rles(size)[0])
+        if [ring.tolist() for ring in _parse_rle(code).rings] == [rings[0].reshape(-1).tolist()]:
+            return code
+    return [ring.reshape(-1).tolist() for ring in rings]
+
+
+def _may_be_outline(ring: np.ndarray) -> bool:
+    """Return whether a ring [points, 2] starts along a row of pixels, ends where it starts, and has whole numbers."""
+    return bool(ring[0, 1] == ring[1, 1] and (ring[0] == ring[-1]).all() and (ring == ring.round()).all())
+
+
 def masks_of(annotations: Sequence[dict[str, Any]]) -> Masks:
     """Build the masks of annotations whose `segmentation` is parsed, or missing."""
     return Masks.from_polygons([a["segmentation"].rings if a.get("segmentation") else [] for a in annotations])
 
 
 def parse_keypoints(value: Any) -> np.ndarray | None:
-    """Read keypoints: float32 [P, 3], x, y and visibility; None for an empty list, which means that there are none.
+    """Read keypoints: float64 [P, 3], x, y and visibility; None for an empty list, which means that there are none.
 
     Raises:
         ValueError: the value is not a list of triples of finite numbers, or a visibility is not 0, 1 or 2.
@@ -124,47 +159,53 @@ def parse_keypoints(value: Any) -> np.ndarray | None:
         raise ValueError("expected numbers") from error
     if not ((np.abs(keypoints) < _LARGEST).all() and np.isin(keypoints[:, 2], (0, 1, 2)).all()):
         raise ValueError("expected finite numbers, and visibilities 0, 1 or 2")
-    return keypoints.astype(np.float32)
+    return keypoints
 
 
-def keypoint_names(
+def keypoint_layout(
     annotations: Sequence[dict[str, Any]], categories: Sequence[dict[str, Any]], *, where: str
-) -> KeypointNames:
-    """Return the names of the keypoints and the skeleton; both are empty if no annotation has keypoints.
+) -> KeypointLayout:
+    """Return the names, skeleton and flip pairs of the keypoints; all are empty if no annotation has keypoints.
 
     Args:
         annotations: annotations with parsed `keypoints`. If no category names them, the names are 0, 1, ..., as many as
             most annotations have.
-        categories: categories, of which some have the lists `keypoints` and `skeleton` (pairs counted from 1).
+        categories: categories, of which some have the lists `keypoints`, `skeleton` and `flip_pairs` (pairs counted
+            from 1). `flip_pairs` is an addition of ours to the format.
         where: file, for messages.
 
     Raises:
-        DataError: categories have different keypoints.
+        DataError: categories have different keypoints, or a keypoint has two counterparts.
     """
     counts = Counter(len(a["keypoints"]) for a in annotations if a.get("keypoints") is not None)
     if not counts:
-        return KeypointNames()
+        return UNNAMED
     named = [c for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]]
     if not named:
-        return KeypointNames(tuple(map(str, range(counts.most_common(1)[0][0]))))
+        return KeypointLayout(tuple(map(str, range(counts.most_common(1)[0][0]))))
     lists = {tuple(map(str, c["keypoints"])) for c in named}
     if len(lists) > 1:
         lengths = ", ".join(f"{c['name']} ({len(c['keypoints'])})" for c in named)
         raise DataError(f"{where}: all categories with keypoints need the same ones, found {lengths:.300}")
     (names,) = lists
-    return KeypointNames(names, _skeleton(named[0].get("skeleton"), len(names)))
+    pairs = _pairs(named[0]["flip_pairs"], len(names)) if isinstance(named[0].get("flip_pairs"), list) else None
+    try:
+        flip_order(names, pairs, where=f"{where}: flip_pairs of {named[0]['name']}, counted from 1")
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    return KeypointLayout(names, _pairs(named[0].get("skeleton"), len(names)), pairs)
 
 
 def stack_keypoints(annotations: Sequence[dict[str, Any]], count: int) -> np.ndarray:
-    """Stack the parsed `keypoints` of annotations: float32 [B, count, 3], zeros where they are missing."""
-    values = np.zeros((len(annotations), count, 3), dtype=np.float32)
+    """Stack the parsed `keypoints` of annotations: float64 [B, count, 3], zeros where they are missing."""
+    values = np.zeros((len(annotations), count, 3))
     for row, a in zip(values, annotations, strict=True):
         if a.get("keypoints") is not None:
             row[:] = a["keypoints"]
     return values
 
 
-def _skeleton(value: Any, count: int) -> tuple[tuple[int, int], ...]:
-    """Return the pairs of connected keypoints, counted from 0; pairs that do not name two keypoints are left out."""
+def _pairs(value: Any, count: int) -> tuple[tuple[int, int], ...]:
+    """Return the pairs of a list, counted from 0 instead of 1, without those that do not name two keypoints."""
     pairs = [pair for pair in value if isinstance(pair, list) and len(pair) == 2] if isinstance(value, list) else []
     return tuple((a - 1, b - 1) for a, b in pairs if all(type(i) is int and 1 <= i <= count for i in (a, b)))

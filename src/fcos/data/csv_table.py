@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..formatting import join_some, printable
-from .csv_boxes import CORNERS, EXTENT, LISTS, split_lists
+from .csv_boxes import CORNERS, EXTENT, LISTS, require_same_boxes, split_lists
 from .files import folder_with, read_text
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
@@ -174,8 +174,8 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
     """Return our names of the columns, the line number of each row with its values by column, and warnings.
 
     Raises:
-        DataError: the file is not a CSV, a column is missing, two columns with the same meaning differ, or lists of
-            numbers may be boxes in two formats.
+        DataError: the file is not a CSV, a column is missing, two columns with the same meaning differ, lists of
+            numbers may be boxes in two formats, or they are not the boxes in other columns.
     """
     try:
         titles, table = _parse(read_text(path))
@@ -197,7 +197,11 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
     if not set(CORNERS) <= set(columns) and not set(EXTENT) <= set(columns):
         column = next(name for (name,) in LISTS if name in columns)
         keys = split_lists(path, column, titles[columns.index(column)], [row for _, row in named])
-        columns = [*columns, *keys]
+        return [*columns, *keys], named, problems
+    keys = CORNERS if set(CORNERS) <= set(columns) else EXTENT
+    for (column,) in LISTS:
+        if column in columns:
+            require_same_boxes(path, column, titles[columns.index(column)], keys, named)
     return columns, named, problems
 
 

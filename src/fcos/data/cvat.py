@@ -14,15 +14,19 @@ import numpy as np
 from ..errors import DataError
 from ..files import open_file
 from ..formatting import plural
+from ..keypoints import KeypointLayout
+from ..masks import ellipse, outline
 from .files import folder_with, read_xml
 from .folders import image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
+from .opening import MAX_PIXELS
 from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
 from .subsets import check_subsets
 from .values import CROWD_FLAGS, parse_flag, parse_size
 
-_WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid")
-_SHAPES = ("box", "polygon", "ellipse", "mask", *_WITHOUT_AREA)
+_MAX_COORDINATE = 1e6  # pixels
+_WITHOUT_AREA = ("polyline", "points", "cuboid")
+_SHAPES = ("box", "polygon", "ellipse", "mask", "skeleton", *_WITHOUT_AREA)
 
 
 def find(root: Path, split: Split) -> SplitFiles | None:
@@ -44,17 +48,20 @@ def recognize(path: Path) -> SplitFiles | None:
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the images of a subset, or all images.
 
-    Boxes, polygons, ellipses and masks become their bounding boxes; other shapes are left out, with a warning. Shapes
-    with an attribute of `CROWD_FLAGS` that is true become crowd. Without `class_names`, the classes are the labels in
+    Boxes, polygons, ellipses and masks become boxes, with masks if they are read, and skeletons become boxes around
+    their points; other shapes are left out, with a warning. Shapes with an attribute of `CROWD_FLAGS` that is true
+    become crowd. Without `class_names`, the classes are the labels in
     the order of the project.
 
     Raises:
-        DataError: the file cannot be read, is not valid XML, or describes a video.
+        DataError: the file cannot be read, is not valid XML, or describes a video, or its skeletons have different
+            points.
     """
     assert files.annotations is not None
     path = files.annotations
     tree = _parse(path)
     labels = LabelTable(class_names if class_names is not None else _read_labels(tree))
+    layout = _read_skeletons(tree, path) if files.keypoints else None
     images = list(tree.iter("image"))
     subsets = [(f"image {image.get('name', '')}", image.get("subset", "")) for image in images]
     problems = check_subsets(path, files.subset, subsets)
@@ -73,7 +80,10 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
                 num_left_out += 1
                 continue
             try:
-                rows.append(_read_shape(shape, image, num_shapes, labels))
+                row = _read_shape(shape, image, num_shapes, labels, with_masks=files.masks)
+                if layout is not None and shape.tag == "skeleton":
+                    row = row._replace(keypoints=_keypoints_of(shape, layout.names))
+                rows.append(row)
             except ValueError as error:
                 problems.append(Problem("broken shape", str(path), f"image {name}, shape {num_shapes}", str(error)))
     if num_left_out:
@@ -83,6 +93,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     return source_from_rows(
         rows,
         with_masks=files.masks,
+        keypoint_layout=layout,
         root=folder_with(files.images, file_names),
         file_names=file_names,
         sizes=np.array([parse_size(e.get("height"), e.get("width")) for e in images], dtype=np.int32).reshape(-1, 2),
@@ -117,8 +128,56 @@ def _read_subsets(path: Path) -> set[str]:
 
 
 def _read_labels(tree: Element) -> list[str]:
-    names = [(label.findtext("name") or "").strip() for label in tree.findall("meta/*/labels/label")]
+    """Return the class names in the order of the project, without the labels of the points of skeletons."""
+    labels = [label for label in tree.findall("meta/*/labels/label") if not label.findtext("parent")]
+    names = [(label.findtext("name") or "").strip() for label in labels]
     return [name for name in dict.fromkeys(names) if name]
+
+
+def _read_skeletons(tree: Element, path: Path) -> KeypointLayout | None:
+    """Return the names and connections of the points of the skeletons; None if there are none.
+
+    Raises:
+        DataError: two skeletons have different points.
+    """
+    layouts: dict[str, KeypointLayout] = {}
+    labels = tree.findall("meta/*/labels/label")
+    for label in labels:
+        name = (label.findtext("name") or "").strip()
+        points = [(p.findtext("name") or "").strip() for p in labels if (p.findtext("parent") or "").strip() == name]
+        if not points:
+            continue
+        svg = label.findtext("svg") or ""
+        nodes = {node: points.index(point) for node, point in _nodes(svg) if point in points}
+        edges = re.findall(r'data-node-from="(\d+)"[^>]*data-node-to="(\d+)"', svg)
+        skeleton = tuple((nodes[a], nodes[b]) for a, b in edges if a in nodes and b in nodes)
+        layouts[name] = KeypointLayout(tuple(points), skeleton)
+    if len({layout.names for layout in layouts.values()}) > 1:
+        counts = ", ".join(f"{name} ({len(layout.names)})" for name, layout in layouts.items())
+        raise DataError(f"{path}: all skeletons need the same points, found {counts:.300}")
+    return next(iter(layouts.values()), None)
+
+
+def _nodes(svg: str) -> list[tuple[str, str]]:
+    """Return the number and the label of every node in the drawing of a skeleton."""
+    circles = re.findall(r"<circle[^>]*>", svg)
+    pairs = [[re.search(rf'data-{key}="([^"]*)"', circle) for key in ("node-id", "label-name")] for circle in circles]
+    return [(node[1], name[1]) for node, name in pairs if node and name]
+
+
+def _keypoints_of(skeleton: Element, names: Sequence[str]) -> list[float]:
+    """Return x, y and visibility of every point; occluded points are hidden, those outside are not annotated."""
+    values = dict.fromkeys(names, (0.0, 0.0, 0.0))
+    for point in skeleton.findall("points"):
+        x, y = _position(point)
+        if point.get("label") in values and point.get("outside", "0") != "1":
+            values[point.attrib["label"]] = (x, y, 1.0 if point.get("occluded") == "1" else 2.0)
+    return [value for name in names for value in values[name]]
+
+
+def _position(point: Element) -> tuple[float, float]:
+    x, y = map(float, point.attrib["points"].split(","))
+    return x, y
 
 
 def _image_name(image: Element, folders: Sequence[Path]) -> str:
@@ -128,7 +187,7 @@ def _image_name(image: Element, folders: Sequence[Path]) -> str:
     return in_subset if subset and any(os.path.isfile(folder / in_subset) for folder in folders) else name
 
 
-def _read_shape(shape: Element, image: int, number: int, labels: LabelTable) -> Row:
+def _read_shape(shape: Element, image: int, number: int, labels: LabelTable, *, with_masks: bool) -> Row:
     """Read a shape with an area.
 
     Raises:
@@ -150,34 +209,66 @@ def _read_shape(shape: Element, image: int, number: int, labels: LabelTable) -> 
             crowd = crowd or parse_flag(flags.get(key))
         except ValueError:
             raise ValueError(f"attribute {key}: expected true or false, found {flags[key]!r:.60}") from None
-    return Row(image, number, labels.label(name), box, crowd, _polygon_of(shape))
+    return Row(image, number, labels.label(name), box, crowd, _polygon_of(shape) if with_masks else ())
 
 
 def _polygon_of(shape: Element) -> list[float]:
-    """Return the points of a polygon, x1, y1, x2, y2, ...; other shapes have no mask."""
-    if shape.tag != "polygon" or float(shape.get("rotation", 0)):
-        return []
-    values = [float(value) for point in shape.attrib["points"].split(";") for value in point.split(",")]
-    return values if len(values) >= 6 else []
+    """Return the mask of a shape as one ring, x1, y1, x2, y2, ...; skeletons and lines have none.
+
+    Raises:
+        ValueError: the runs of a mask do not fill its box.
+    """
+    if shape.tag == "ellipse":
+        cx, cy, rx, ry = (float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry"))
+        if max(map(abs, (cx, cy, rx, ry))) < _MAX_COORDINATE:
+            return ellipse((cx, cy), (rx, ry), angle=_angle(shape)).reshape(-1).tolist()
+    if shape.tag == "mask" and "rle" in shape.attrib:
+        return _read_runs(shape).reshape(-1).tolist()
+    points = _corners(shape) if shape.tag in ("box", "polygon") else []
+    return [value for point in points for value in point] if len(points) >= 3 else []
+
+
+def _read_runs(shape: Element) -> np.ndarray:
+    """Return the outline of a mask, [T, 2]. Its runs go along the rows of its box, first the pixels outside."""
+    left, top, width, height = (float(shape.attrib[key]) for key in ("left", "top", "width", "height"))
+    try:
+        runs = [int(run) for run in shape.attrib["rle"].split(",")]
+    except ValueError:
+        runs = []
+    is_image = width.is_integer() and height.is_integer() and min(width, height) > 0 and width * height <= MAX_PIXELS
+    if not is_image or min(runs, default=-1) < 0 or sum(runs) != width * height:
+        raise ValueError(
+            f"invalid mask: expected an rle whose runs fill its box of {width:g}x{height:g} pixels, found"
+            f" {shape.attrib['rle']!r:.60}"
+        )
+    bitmap = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(int(height), int(width))
+    return outline(bitmap) + np.array([left, top])
 
 
 _Box = tuple[float, float, float, float]
 
 
-def _read_box(shape: Element) -> _Box:
+def _read_corners(shape: Element) -> _Box:
+    return _bounding_box(_corners(shape))
+
+
+def _corners(shape: Element) -> list[tuple[float, float]]:
+    """Return the points of a box or polygon. A box is rotated around its centre, a polygon around the origin."""
+    if shape.tag == "polygon":
+        points = [tuple(map(float, point.split(","))) for point in shape.attrib["points"].split(";")]
+        return _rotate([(x, y) for x, y in points], _angle(shape), center=(0.0, 0.0))
     x1, y1, x2, y2 = (float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
     corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-    return _bounding_box(corners, shape, center=((x1 + x2) / 2, (y1 + y2) / 2))
+    return _rotate(corners, _angle(shape), center=((x1 + x2) / 2, (y1 + y2) / 2))
 
 
-def _read_polygon(shape: Element) -> _Box:
-    points = [tuple(map(float, point.split(","))) for point in shape.attrib["points"].split(";")]
-    return _bounding_box([(x, y) for x, y in points], shape)
+def _angle(shape: Element) -> float:
+    return math.radians(float(shape.get("rotation", 0)))
 
 
 def _read_ellipse(shape: Element) -> _Box:
     cx, cy, rx, ry = (float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry"))
-    angle = math.radians(float(shape.get("rotation", 0)))
+    angle = _angle(shape)
     width = math.hypot(rx * math.cos(angle), ry * math.sin(angle))
     height = math.hypot(rx * math.sin(angle), ry * math.cos(angle))
     return cx - width, cy - height, cx + width, cy + height
@@ -188,16 +279,32 @@ def _read_mask(shape: Element) -> _Box:
     return left, top, left + width, top + height
 
 
-def _bounding_box(
-    points: Sequence[tuple[float, float]], shape: Element, center: tuple[float, float] = (0.0, 0.0)
-) -> _Box:
-    """Return the bounding box of points that are rotated around `center` by the shape's rotation, in degrees."""
-    angle = math.radians(float(shape.get("rotation", 0)))
-    if angle:
-        (cx, cy), cos, sin = center, math.cos(angle), math.sin(angle)
-        points = [(cx + (x - cx) * cos - (y - cy) * sin, cy + (x - cx) * sin + (y - cy) * cos) for x, y in points]
+def _read_skeleton(shape: Element) -> _Box:
+    """Return the box around the annotated points."""
+    positions = [_position(point) for point in shape.findall("points") if point.get("outside", "0") != "1"]
+    if not positions:
+        raise ValueError("no point is inside the image")
+    return _bounding_box(positions)
+
+
+def _rotate(
+    points: list[tuple[float, float]], angle: float, *, center: tuple[float, float]
+) -> list[tuple[float, float]]:
+    if not angle:
+        return points
+    (cx, cy), cos, sin = center, math.cos(angle), math.sin(angle)
+    return [(cx + (x - cx) * cos - (y - cy) * sin, cy + (x - cx) * sin + (y - cy) * cos) for x, y in points]
+
+
+def _bounding_box(points: Sequence[tuple[float, float]]) -> _Box:
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
 
 
-_BOX_READERS = {"box": _read_box, "polygon": _read_polygon, "ellipse": _read_ellipse, "mask": _read_mask}
+_BOX_READERS = {
+    "box": _read_corners,
+    "polygon": _read_corners,
+    "ellipse": _read_ellipse,
+    "mask": _read_mask,
+    "skeleton": _read_skeleton,
+}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..choices import BoxConvention
 from ..errors import DataError
+from ..keypoints import UNNAMED, KeypointLayout
 from ..masks import Masks, to_text
 from ..structures import Instances, Objects
 from .geometry import to_inclusive
@@ -90,6 +91,11 @@ class Annotations:
         """Position of each box's image, int64 [B]."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    @property
+    def keypoint_layout(self) -> KeypointLayout:
+        """Names, skeleton and flip pairs of the keypoints; empty if none were read."""
+        return UNNAMED if self.keypoints is None else self.keypoints.layout
+
     def boxes_per_class(self) -> np.ndarray:
         """Return the number of boxes per class without crowds, int64 [K]."""
         return np.bincount(self.labels[~self.crowd], minlength=len(self.class_names))
@@ -120,7 +126,7 @@ class Annotations:
             for column in (self.masks.points, self.masks.ring_offsets, self.masks.object_offsets):
                 digest.update(column.tobytes())
         if self.keypoints is not None:
-            digest.update(self.keypoints.values.tobytes())
+            digest.update(self.keypoints.values.astype(np.float32).tobytes())  # as in earlier versions
         return digest.hexdigest()
 
     def inclusive(self) -> Annotations:
@@ -156,6 +162,7 @@ class Annotations:
             self.class_names,
             keypoints=objects.keypoints,
             polygons=objects.masks,
+            keypoint_layout=self.keypoint_layout,
         )
 
     def objects(self, index: int) -> Objects:
@@ -165,7 +172,7 @@ class Annotations:
         return Objects(
             *(torch.from_numpy(column[span]) for column in columns),
             masks=None if self.masks is None else self.masks[span].astype(np.float32),
-            keypoints=None if self.keypoints is None else torch.from_numpy(self.keypoints.values[span]),
+            keypoints=None if self.keypoints is None else torch.from_numpy(self.keypoints.values[span].astype("f4")),
         )
 
     def to_coco(self) -> dict[str, Any]:
@@ -187,11 +194,10 @@ class Annotations:
                 annotation["segmentation"] = code
         names = {}
         if self.keypoints is not None:
-            for annotation, values in zip(annotations, self.keypoints.values.astype(np.float64), strict=True):
+            for annotation, values in zip(annotations, self.keypoints.values, strict=True):
                 annotation["keypoints"] = values.reshape(-1).tolist()
                 annotation["num_keypoints"] = int((values[:, 2] > 0).sum())
-            skeleton = [[a + 1, b + 1] for a, b in self.keypoints.skeleton]
-            names = {"keypoints": list(self.keypoints.names), "skeleton": skeleton}
+            names = _category_keys(self.keypoints.layout)
         return {
             "images": [
                 {"id": image_id, "file_name": _escape_invalid(self.file_name(i)), "height": height, "width": width}
@@ -210,6 +216,13 @@ class Annotations:
         for index in range(len(self)):
             height, width = self.sizes[index].tolist()
             yield from map(to_text, self.masks[self.span(index)].to_rles((height, width)))
+
+
+def _category_keys(layout: KeypointLayout) -> dict[str, Any]:
+    """Return the keys of a COCO category that describe its keypoints, see `coco_shapes.keypoint_layout`."""
+    skeleton = [[a + 1, b + 1] for a, b in layout.skeleton]
+    pairs = {} if layout.pairs is None else {"flip_pairs": [[a + 1, b + 1] for a, b in layout.pairs]}
+    return {"keypoints": list(layout.names), "skeleton": skeleton, **pairs}
 
 
 def _escape_invalid(name: str) -> str:

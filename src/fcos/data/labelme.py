@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ import numpy as np
 
 from ..errors import DataError
 from ..formatting import quote
+from ..masks import ellipse, outline
 from .file_names import find_missing_images
 from .files import IMAGE_SUFFIXES, read_json
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, list_visible, read_start
 from .label_table import LabelTable
+from .opening import MAX_PIXELS, read_image
 from .source import Problem, Row, Source, SplitFiles, select_images, source_from_rows
 from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 
+_MAX_RADIUS = 1e6  # pixels; a larger radius is no circle in an image
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
@@ -43,7 +48,8 @@ def is_labelme(path: Path) -> bool:
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the JSON files of a folder.
 
-    Rectangles, polygons, circles and masks become their bounding boxes; points and lines are left out, with a warning.
+    Rectangles, polygons, circles and masks become boxes, with masks if they are read; points and lines are left out,
+    with a warning.
     Shapes with one of `CROWD_FLAGS` become crowd. Without `class_names`, the classes are the sorted labels. Other
     JSON files in the folder are skipped.
 
@@ -168,9 +174,19 @@ def _read_shape(shape: Any, image: int, number: int, labels: LabelTable) -> Row 
         points = np.zeros((0, 0))
     if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 2:
         raise ValueError(f"{kind}: expected points [[x, y], ...], found {shape.get('points')!s:.60}")
+    ring = points
     if kind == "circle":  # centre and a point of the circle
         radius = math.dist(points[0], points[1])
+        if math.isfinite(radius) and radius < _MAX_RADIUS:
+            ring = ellipse((points[0, 0], points[0, 1]), (radius, radius))
         points = np.stack([points[0] - radius, points[0] + radius])
+    elif kind == "mask" and shape.get("mask") is not None:  # the last pixels are included in the points
+        bitmap, corner = _read_mask(shape["mask"], points), points.min(axis=0)
+        ring = outline(bitmap) + corner
+        points = np.stack([corner, corner + bitmap.shape[::-1]])
+    elif kind == "rectangle" and len(points) == 2:
+        (x1, y1), (x2, y2) = points
+        ring = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
     flags = shape.get("flags")
     try:
         places = (shape, flags if isinstance(flags, dict) else {})
@@ -178,6 +194,24 @@ def _read_shape(shape: Any, image: int, number: int, labels: LabelTable) -> Row 
     except ValueError:
         raise ValueError(f"expected true or false as value of {', '.join(CROWD_FLAGS)}") from None
     box = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-    is_polygon = kind == "polygon" and len(points) >= 3
-    polygon = points.reshape(-1).tolist() if is_polygon else ()
+    polygon = ring.reshape(-1).tolist() if len(ring) >= 3 and np.isfinite(ring).all() else ()
     return Row(image, number, labels.label(label), box, crowd, polygon)
+
+
+def _read_mask(text: object, points: np.ndarray) -> np.ndarray:
+    """Return the bitmap of a mask, bool [H, W], a PNG in base64 for the pixels between two points.
+
+    Raises:
+        ValueError: the text is no such image, or the image has another size.
+    """
+    try:
+        content = base64.b64decode(text if isinstance(text, str) else "", validate=True)
+        image = read_image(BytesIO(content), lambda opened: opened.convert("L"), max_pixels=MAX_PIXELS)
+    except Exception:  # Pillow may raise almost any exception for a damaged file
+        raise ValueError(f"mask: expected a PNG image in base64, found {quote(text)}") from None
+    bitmap = np.asarray(image) > 0
+    width, height = np.abs(points[1] - points[0]) + 1
+    if np.abs(np.array([width, height]) - bitmap.shape[::-1]).max() >= 1:
+        found = f"{bitmap.shape[1]}x{bitmap.shape[0]}"
+        raise ValueError(f"mask: expected an image of {width:g}x{height:g} pixels between its points, found {found}")
+    return bitmap

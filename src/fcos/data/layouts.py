@@ -12,7 +12,7 @@ from typing import get_args
 from ..config import DataConfig, expand_user
 from ..config.catalog import place_hint
 from ..errors import DataError
-from . import coco, csv_table, cvat, huggingface, labelme, voc, yolo
+from . import cityscapes, coco, csv_table, cvat, huggingface, labelme, voc, yolo
 from .files import walk_files
 from .folders import first_images, has_images, image_folders, list_visible, split_folders, suggest_sibling
 from .source import Format, Split, SplitFiles
@@ -69,6 +69,13 @@ FORMATS: dict[str, Format] = {
         find=huggingface.find,
         recognize=huggingface.recognize,
         read=huggingface.read,
+    ),
+    "cityscapes": Format(
+        layout="leftImg8bit and gtFine (Cityscapes)",
+        annotations="a folder of Cityscapes polygon files",
+        find=cityscapes.find,
+        recognize=cityscapes.recognize,
+        read=cityscapes.read,
     ),
 }
 """Annotation formats by name. If a folder matches several formats, the first one is used."""
@@ -199,7 +206,7 @@ def _recognize_images(images: Path | None, split: Split) -> tuple[str, SplitFile
         )
         raise DataError(
             f"{where}; set data.{split}.annotations=FILE (COCO, CVAT, CSV, Hugging Face) or"
-            f" data.{split}.annotations=FOLDER (VOC, YOLO, LabelMe), or data=DIR for a folder with both"
+            f" data.{split}.annotations=FOLDER (VOC, YOLO, LabelMe, Cityscapes), or data=DIR for a folder with both"
         )
     return recognized
 

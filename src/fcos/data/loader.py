@@ -23,11 +23,12 @@ from ..columns import columns
 from ..config import Config, DataConfig
 from ..errors import DataError
 from ..formatting import join_some
+from ..keypoints import flip_order, unpaired_names
 from ..structures import Batch, Objects, View
 from .dataset import Annotations, DetectionDataset, Sample
 from .geometry import resize_size
-from .keypoints import flip_order, unpaired_names
 from .samplers import SeededIndex, aspect_groups, seeded_batches, shard
+from .source import Keypoints
 from .transforms import Transform, detection_views, train_transform
 from .workers import fits_into_shared_memory, iterate, limit_workers
 
@@ -280,21 +281,29 @@ def _train_transform(config: Config, annotations: Annotations) -> Transform:
         config.data,
         config.model.box_convention,
         num_classes=len(annotations.class_names),
-        keypoint_order=() if keypoints is None else flip_order(keypoints.names, config.data.keypoint_pairs),
+        keypoint_order=() if keypoints is None else flip_order(keypoints.names, _flip_pairs(config.data, keypoints)),
     )
+
+
+def _flip_pairs(data: DataConfig, keypoints: Keypoints) -> Sequence[tuple[int, int]] | None:
+    """Return the pairs of keypoints that flips exchange: those of the option, or else of the data; None: by name."""
+    return keypoints.layout.pairs if data.keypoint_pairs is None else data.keypoint_pairs
 
 
 def _warn_of_unnamed_sides(data: DataConfig, annotations: Annotations) -> None:
     """Warn if flips do not exchange keypoints because their names do not say which are left and right."""
-    names = () if annotations.keypoints is None else annotations.keypoints.names
-    if data.flip and data.keypoint_pairs is None and (unpaired := unpaired_names(names)):
+    keypoints = annotations.keypoints
+    if keypoints is None or not data.flip or _flip_pairs(data, keypoints) is not None:
+        return
+    names = keypoints.names
+    if unpaired := unpaired_names(names):
         logger.warning(
             "warning: data.flip=%g does not exchange the keypoints %s, because no name differs from theirs only in left"
             " and right; correct the names, or set data.keypoint_pairs",
             data.flip,
             join_some(unpaired),
         )
-    elif data.flip and len(names) > 1 and data.keypoint_pairs is None and flip_order(names) == tuple(range(len(names))):
+    elif len(names) > 1 and flip_order(names) == tuple(range(len(names))):
         logger.warning(
             "warning: data.flip=%g exchanges no keypoints, because their names (%s) do not say which are left and"
             " right; set data.keypoint_pairs, for example [[1,2],[3,4]] counted from 0, or [] if there are none",

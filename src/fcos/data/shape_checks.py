@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import DataError
+from ..keypoints import UNNAMED
 from ..masks import Masks
 from .source import Keypoints, Problem, Source
 
@@ -23,50 +24,80 @@ class MissingShapesError(DataError):
         self.option = option
 
 
-def require_shapes(source: Source, *, masks: bool, keypoints: bool) -> Source:
+def require_shapes(source: Source, *, masks_for: str | None, keypoints: bool) -> Source:
     """Check that a split has the masks and keypoints that are required. A split without boxes may lack them.
+
+    Args:
+        source: split as read from its files.
+        masks_for: option that needs masks, for messages; None: masks are not required.
+        keypoints: keypoints are required.
 
     Raises:
         MissingShapesError: it has none.
     """
     if not len(source.boxes):
-        no_keypoints = Keypoints(np.zeros((0, 0, 3), dtype=np.float32), ())
-        return replace(source, masks=Masks.empty() if masks else None, keypoints=no_keypoints if keypoints else None)
+        no_keypoints = Keypoints(np.zeros((0, 0, 3)), UNNAMED)
+        return replace(
+            source, masks=Masks.empty() if masks_for else None, keypoints=no_keypoints if keypoints else None
+        )
     where = source.annotation_file(0) if source.annotation_files else source.root
     first = f"; the first problem is {source.problems[0]}" if source.problems else ""
-    if masks and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
+    if masks_for and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
         raise MissingShapesError(
-            f"{where}: data.masks=true needs the masks of the objects (`segmentation` in COCO files, polygons in YOLO,"
-            f" LabelMe and CVAT files), found none; use data with masks, or a detector without mask head{first}",
+            f"{where}: {masks_for} needs the masks of the objects (`segmentation` in COCO files,"
+            " polygons in YOLO files, shapes in LabelMe and CVAT files, instances in Cityscapes), found none; use data"
+            f" with masks, or a detector without mask head{first}",
             "masks",
         )
     if keypoints and source.keypoints is None:
         raise MissingShapesError(
-            f"{where}: data.keypoints=true needs the keypoints of the objects (`keypoints` in COCO files), found none;"
+            f"{where}: data.keypoints=true needs the keypoints of the objects (`keypoints` in COCO files, kpt_shape in"
+            " data.yaml of YOLO, skeletons in CVAT files), found none;"
             f" use data with keypoints, or a detector without keypoint head{first}",
             "keypoints",
         )
     return source
 
 
+def without_empty_shapes(source: Source) -> Source:
+    """Return a source whose masks and keypoints are None if no object has any."""
+    masks, keypoints = source.masks, source.keypoints
+    if masks is not None and not np.diff(masks.object_offsets).any():
+        masks = None
+    if keypoints is not None and not keypoints.values.any():
+        keypoints = None
+    return replace(source, masks=masks, keypoints=keypoints)
+
+
 def to_pixels(source: Source, sizes: np.ndarray) -> Source:
-    """Convert masks and keypoints in fractions of the image to pixels.
+    """Convert boxes, masks and keypoints in fractions of the image to pixels.
 
     Args:
-        source: split as read from its files; its boxes keep their unit.
+        source: split as read from its files.
         sizes: int32 [I, 2], (height, width) of the images.
     """
     if not source.relative:
         return source
     frames, masks, keypoints = sizes[source.image_of][:, ::-1].astype(np.float64), source.masks, source.keypoints
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are reported later
+        boxes = source.boxes * np.tile(frames, 2)
     if masks is not None:
         num_points = np.diff(masks.ring_offsets[masks.object_offsets])
         masks = replace(masks, points=masks.points * np.repeat(frames, num_points, axis=0))
     if keypoints is not None:
         values = keypoints.values.copy()
-        values[:, :, :2] *= frames[:, None].astype(np.float32)
+        values[:, :, :2] *= frames[:, None]
         keypoints = replace(keypoints, values=values)
-    return replace(source, masks=masks, keypoints=keypoints)
+    return replace(source, boxes=boxes, relative=False, masks=masks, keypoints=keypoints)
+
+
+def with_boxes_of_masks(source: Source) -> Source:
+    """Return a source in pixels whose boxes surround the masks; objects without mask keep their boxes."""
+    masks = source.masks
+    if masks is None:
+        return source
+    has_mask = np.diff(masks.object_offsets) > 0
+    return replace(source, boxes=np.where(has_mask[:, None], masks.extents(), source.boxes))
 
 
 def find_missing_masks(source: Source, usable: np.ndarray) -> tuple[np.ndarray, list[Problem]]:

@@ -18,6 +18,7 @@ import numpy as np
 from ..choices import YoloRows
 from ..errors import DataError
 from ..formatting import printable
+from ..keypoints import KeypointLayout
 from ..masks import Masks
 
 Split = Literal["train", "val", "test"]
@@ -59,6 +60,18 @@ def summarize(problems: Iterable[Problem]) -> str:
     return ", ".join(f"{kind} ({count})" if count > 1 else kind for kind, count in counts)
 
 
+class Pose(NamedTuple):
+    """Keypoints of the rows of YOLO label files.
+
+    Attributes:
+        layout: names and flip pairs of the keypoints.
+        length: numbers per keypoint: 2 for x and y, 3 if a visibility follows.
+    """
+
+    layout: KeypointLayout
+    length: int
+
+
 @dataclass(frozen=True)
 class SplitFiles:
     """Paths of the files of one split.
@@ -73,6 +86,7 @@ class SplitFiles:
         subset: split to read from a file that contains several (CVAT, CSV, Hugging Face); None: the whole file.
         masks: True to read the masks of objects.
         keypoints: True to read the keypoints of objects.
+        pose: keypoints of the rows of YOLO label files (data.yaml); None: the rows have none.
     """
 
     annotations: Path | None
@@ -83,6 +97,7 @@ class SplitFiles:
     subset: Split | None = None
     masks: bool = False
     keypoints: bool = False
+    pose: Pose | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,15 +105,18 @@ class Keypoints:
     """Keypoints of all boxes of a split.
 
     Attributes:
-        values: float32 [B, P, 3], x, y and visibility (0: not annotated, 1: hidden, 2: visible), in the unit of the
+        values: float64 [B, P, 3], x, y and visibility (0: not annotated, 1: hidden, 2: visible), in the unit of the
             boxes.
-        names: P names.
-        skeleton: pairs of connected keypoints, counted from 0.
+        layout: names of the P keypoints, skeleton and flip pairs.
     """
 
     values: np.ndarray
-    names: tuple[str, ...]
-    skeleton: tuple[tuple[int, int], ...] = ()
+    layout: KeypointLayout
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """P names."""
+        return self.layout.names
 
     def __getitem__(self, index: Any) -> Keypoints:
         """Select boxes by a mask, indices or a slice."""
@@ -208,7 +226,7 @@ def join_sources(sources: Sequence[Source]) -> Source:
         return first
     root = Path(os.path.commonpath([os.path.abspath(source.root) for source in sources]))
     folders = [Path(os.path.relpath(source.root, root)) for source in sources]
-    ids = _merge_classes(sources)
+    ids = merge_classes([(source.class_names, source.category_ids) for source in sources])
     labels = {name: label for label, name in enumerate(ids)}
     starts = np.cumsum([0, *(len(source.file_names) for source in sources)])
 
@@ -264,7 +282,7 @@ def _join_keypoints(sources: Sequence[Source]) -> Keypoints | None:
     rows = [
         source.keypoints.values
         if source.keypoints is not None
-        else np.zeros((len(source.boxes), *first.values.shape[1:]), "f4")
+        else np.zeros((len(source.boxes), *first.values.shape[1:]))
         for source in sources
     ]
     return replace(first, values=np.concatenate(rows))
@@ -287,11 +305,14 @@ def _common_unit(sources: Sequence[Source]) -> bool:
     return next(iter(files), False)
 
 
-def _merge_classes(sources: Sequence[Source]) -> dict[str, int]:
-    """Return the ids of all class names. If the id of a later name is taken, the name gets an unused one."""
+def merge_classes(classes: Iterable[tuple[Sequence[str], Sequence[int]]]) -> dict[str, int]:
+    """Return the ids of the class names of several data sets, given the names and ids of each.
+
+    If the id of a later name is taken, the name gets an unused one.
+    """
     ids: dict[str, int] = {}
-    for source in sources:
-        for name, category_id in zip(source.class_names, source.category_ids, strict=True):
+    for names, category_ids in classes:
+        for name, category_id in zip(names, category_ids, strict=True):
             if name not in ids:
                 is_used = category_id in ids.values()
                 ids[name] = unused_ids(ids.values(), 1)[0] if is_used else category_id
@@ -347,6 +368,7 @@ class Row(NamedTuple):
         box: XYXY.
         crowd: True for ignore regions.
         polygon: mask of the object, x1, y1, x2, y2, ...; empty if there is none, or if masks are not read.
+        keypoints: x1, y1, visibility1, x2, ... of the object; empty if there are none, or if they are not read.
     """
 
     image: int
@@ -355,14 +377,22 @@ class Row(NamedTuple):
     box: Sequence[float]
     crowd: bool = False
     polygon: Sequence[float] = ()
+    keypoints: Sequence[float] = ()
 
 
-def source_from_rows(rows: Sequence[Row], *, with_masks: bool = False, **attributes: Any) -> Source:
+def source_from_rows(
+    rows: Sequence[Row],
+    *,
+    with_masks: bool = False,
+    keypoint_layout: KeypointLayout | None = None,
+    **attributes: Any,
+) -> Source:
     """Build a Source from individual boxes; image ids are 1, 2, ..., and `attributes` holds the other fields.
 
     Args:
         rows: boxes.
         with_masks: use the polygons as masks.
+        keypoint_layout: meaning of the keypoints; None: the rows have none.
         attributes: fields of the source that the rows do not determine.
     """
     count = len(attributes["file_names"])
@@ -375,5 +405,13 @@ def source_from_rows(rows: Sequence[Row], *, with_masks: bool = False, **attribu
         areas=np.full(len(rows), np.nan),
         numbers=np.array([row.number for row in rows], dtype=np.int64),
         masks=Masks.from_polygons([[row.polygon] if row.polygon else [] for row in rows]) if with_masks else None,
+        keypoints=None if keypoint_layout is None else _keypoints_of(rows, keypoint_layout),
         **attributes,
     )
+
+
+def _keypoints_of(rows: Sequence[Row], layout: KeypointLayout) -> Keypoints:
+    """Return the keypoints of all rows, zeros for rows without."""
+    missing = [0.0] * (3 * len(layout.names))
+    values = np.array([row.keypoints or missing for row in rows], dtype=np.float64)
+    return Keypoints(values.reshape(len(rows), len(layout.names), 3), layout)

@@ -37,6 +37,7 @@ def load_annotations(
     category_ids: Sequence[int] | None = None,
     one_class: bool = False,
     on_image: OnImage | None = None,
+    lossless: bool = False,
 ) -> Annotations | None:
     """Read and check one split.
 
@@ -49,6 +50,8 @@ def load_annotations(
         one_class: for detectors that do not distinguish classes: all objects are of the class `object`. The previous
             two arguments are not used.
         on_image: callback for every image, which are all decoded then.
+        lossless: read all that a conversion keeps: masks and keypoints if there are any, and values as in the files,
+            see `check_split`.
 
     Returns:
         The annotations, or None if the data has no such split.
@@ -64,6 +67,7 @@ def load_annotations(
         category_ids=None if one_class else category_ids,
         decode=on_image is not None,
         on_image=on_image,
+        lossless=lossless,
     )
     if loaded is None:
         return None
@@ -94,6 +98,7 @@ def read_split(
     category_ids: Sequence[int] | None = None,
     decode: bool,
     on_image: OnImage | None = None,
+    lossless: bool = False,
 ) -> tuple[Annotations, list[Problem]] | None:
     """Read and check one split; return its annotations and all problems, or None if the data has no such split.
 
@@ -104,6 +109,7 @@ def read_split(
         category_ids: ids of `class_names`, used for classes that this split does not contain.
         decode: decode every image. This also finds damage that does not truncate the file.
         on_image: callback for every decoded image.
+        lossless: see `load_annotations`.
 
     Raises:
         DataError: no data is configured or found, or the entire split cannot be read.
@@ -119,7 +125,8 @@ def read_split(
     names = class_names if class_names is not None else config.classes
     if names is not None and len(set(names)) != len(names):
         raise DataError(f"class names must be unique, found {', '.join(names):.200}")
-    sources = [_read_source(config, *data_set, names, split, is_divided=is_divided) for data_set in located]
+    reading = config.model_copy(update={"masks": True, "keypoints": True}) if lossless else config
+    sources = [_read_source(reading, *data_set, names, split, is_divided=is_divided) for data_set in located]
     if split == "train" or is_divided:
         sources = _without_listed(sources, config, names)
     if is_divided:
@@ -139,6 +146,8 @@ def read_split(
         max_pixels=config.max_pixels,
         masks=config.masks,
         keypoints=config.keypoints,
+        boxes_of_masks=config.boxes == "masks",
+        lossless=lossless,
     )
 
 
@@ -238,7 +247,7 @@ def _read_source(
     """Read one data set of a split; if it will be divided, with the images and boxes of both parts."""
     if config.yolo_rows != "auto":
         files = replace(files, yolo_rows=config.yolo_rows)
-    files = replace(files, masks=config.masks, keypoints=config.keypoints)
+    files = replace(files, masks=config.masks or config.boxes == "masks", keypoints=config.keypoints)
     if config.convention == "fcos_core" and format_name in fcos_core.CONVENTIONS:
         source = fcos_core.CONVENTIONS[format_name].read(files, class_names)
     else:

@@ -18,6 +18,7 @@ import numpy as np
 from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError, DataError
 from ..formatting import join_some, plural, quote
+from ..keypoints import COCO_PERSON, KeypointLayout, flip_order
 from .file_names import find_missing_files
 from .files import find_outputs, folder_with, list_images, match_names, read_text
 from .folders import (
@@ -29,13 +30,18 @@ from .folders import (
     read_start,
     split_folders,
 )
-from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles, source_from_rows
+from .source import SPLIT_NAMES, Pose, Problem, Source, Split, SplitFiles, source_from_rows
 from .yolo_labels import LabelFinder, is_label_file
-from .yolo_rows import LabelRow, parse_row, read_rows
+from .yolo_rows import LabelRow, parse_row, read_poses, read_rows
 
 _DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
 _MAX_CLASSES = 1_000_000
+_MAX_KEYPOINTS = 10_000
+_NOT_A_BOX = (
+    "expected a box of four numbers, or a polygon of at least three points in 0 to 1, found {}; if the first four"
+    " numbers are the box, set data.yolo_rows=boxes"
+)
 _NUM_PROBED = 50  # images whose label files are looked for, to recognise a folder
 
 
@@ -68,6 +74,7 @@ def find(root: Path, split: Split) -> SplitFiles | None:
         lists=tuple(_resolve_entry(base, entry, file) for entry in entries),
         class_names=_read_class_names(tree, file),
         yolo_rows="boxes" if tree.get("kpt_shape") else "auto",
+        pose=_read_pose(tree, file),
     )
 
 
@@ -113,13 +120,25 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             f"{root}: none of the {plural(len(images), 'image')} has a label file; expected names such as {expected}"
         )
     problems += finder.check(matched)
-    label_files, label_rows, label_problems = _read_label_files(matched, len(names), with_points=files.masks)
+    pose = files.pose if files.keypoints else None
+    label_files, label_rows, label_problems = _read_label_files(
+        matched, len(names), with_points=files.masks or pose is not None
+    )
     kept_files = [file or finder.expected_path(image) for image, file in label_files.items()]
-    rows, broken_rows = read_rows(label_rows, files.yolo_rows, where=str(files.annotations or root))
-    problems += [*label_problems, *(_broken_row(row, kept_files[row.image]) for row in broken_rows)]
+    if pose is not None:
+        rows, broken_rows = read_poses(label_rows, len(pose.layout.names), pose.length)
+    else:
+        rows, unread_rows = read_rows(label_rows, files.yolo_rows, where=str(files.annotations or root))
+        broken_rows = [(row, _NOT_A_BOX.format(repr(row.text))) for row in unread_rows]
+    problems += label_problems
+    problems += [
+        Problem("broken line", str(kept_files[row.image]), f"line {row.number}", message)
+        for row, message in broken_rows
+    ]
     return source_from_rows(
         rows,
         with_masks=files.masks,
+        keypoint_layout=None if pose is None else pose.layout,
         root=root,
         file_names=[(i.relative_to(root) if i.is_relative_to(root) else i).as_posix() for i in label_files],
         sizes=np.zeros((len(label_files), 2), dtype=np.int32),
@@ -263,6 +282,30 @@ def _read_class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] 
     return tuple(names)
 
 
+def _read_pose(tree: dict[str, Any], yaml_file: Path) -> Pose | None:
+    """Return the keypoints of the rows: `kpt_shape` is [number, 2 or 3], `flip_idx` the order in a flipped image.
+
+    Keypoints that change places as COCO's 17 are taken for these; others have numbers as names.
+    """
+    shape, order = tree.get("kpt_shape"), tree.get("flip_idx")
+    if shape is None:
+        return None
+    is_shape = isinstance(shape, list) and len(shape) == 2 and all(type(side) is int for side in shape)
+    if not is_shape or not 1 <= shape[0] <= _MAX_KEYPOINTS or shape[1] not in (2, 3):
+        raise DataError(f"{yaml_file}: kpt_shape: expected [number of keypoints, 2 or 3], found {quote(shape)}")
+    positions = range(shape[0])
+    is_swap = isinstance(order, list) and sorted(map(str, order)) == sorted(map(str, positions))
+    if order is not None and not (is_swap and all(order[order[i]] == i for i in positions)):
+        raise DataError(
+            f"{yaml_file}: flip_idx: expected the position, 0 to {shape[0] - 1}, that every keypoint takes in a flipped"
+            f" image, in pairs that change places, found {quote(order)}"
+        )
+    if order == list(flip_order(COCO_PERSON.names)):
+        return Pose(COCO_PERSON, shape[1])
+    pairs = None if order is None else tuple((i, order[i]) for i in positions if i < order[i])
+    return Pose(KeypointLayout(tuple(map(str, positions)), pairs=pairs), shape[1])
+
+
 def _list_images(files: SplitFiles) -> tuple[list[Path], list[Problem]]:
     """Return the images in the lists and folders of the split, or all images if it has none, and the problems."""
     images: list[Path] = []
@@ -302,7 +345,7 @@ def _read_label_files(
     Args:
         matched: label file of each image, None if it has none.
         num_classes: number of classes.
-        with_points: keep the points of polygons.
+        with_points: keep the values of polygons and poses.
     """
     readable: dict[Path, Path | None] = {}
     rows: list[LabelRow] = []
@@ -334,11 +377,3 @@ def _parse_lines(
             except ValueError as error:
                 problems.append(Problem("broken line", str(file), f"line {number}", str(error)))
     return rows, problems
-
-
-def _broken_row(row: LabelRow, file: Path) -> Problem:
-    message = (
-        f"expected a box of four numbers, or a polygon of at least three points in 0 to 1, found {row.text!r};"
-        " if the first four numbers are the box, set data.yolo_rows=boxes"
-    )
-    return Problem("broken line", str(file), f"line {row.number}", message)

@@ -32,7 +32,7 @@ class LabelRow(NamedTuple):
         num_values: number of values after the class.
         box: the first four values as box `cx cy width height`.
         polygon: bounding box of the values as points `x y`; None if they are not the points of a polygon.
-        points: values of the polygon; empty unless they are asked for.
+        points: all values, as polygon or as box with keypoints; empty unless they are asked for.
         pose: share of the values after the first four that may be keypoints `x y` or `x y visibility` of `box`, in 0
             to 1.
         is_oriented_box: True if the values are the four corners of a parallelogram.
@@ -54,7 +54,7 @@ class LabelRow(NamedTuple):
 
 
 def parse_row(line: str, *, image: int, number: int, num_classes: int, with_points: bool = False) -> LabelRow:
-    """Parse one line of a label file; `with_points` keeps the points of polygons.
+    """Parse one line of a label file; `with_points` keeps all values of rows that are longer than a box.
 
     Raises:
         ValueError: the line does not consist of a known class and at least four numbers, or is in pixels.
@@ -81,12 +81,44 @@ def parse_row(line: str, *, image: int, number: int, num_classes: int, with_poin
         len(values),
         box,
         polygon=_polygon_box(values),
-        points=tuple(values) if with_points and _polygon_box(values) else (),
+        points=tuple(values) if with_points else (),
         pose=max(_keypoint_share(values[4:], box, length) for length in (2, 3)),
         is_oriented_box=_is_oriented_box(values),
         has_score=_is_score(values[4:], box),
         text=line[:60],
     )
+
+
+def read_poses(rows: Sequence[LabelRow], count: int, length: int) -> tuple[list[Row], list[tuple[LabelRow, str]]]:
+    """Read rows as boxes followed by keypoints.
+
+    A keypoint without visibility is visible, unless it is in the upper left corner (0, 0), which stands for a missing
+    one. A row that is only a box has no annotated keypoints.
+
+    Args:
+        rows: all rows of the split, with their points.
+        count: number P of keypoints.
+        length: numbers per keypoint, 2 or 3.
+
+    Returns:
+        The boxes with their keypoints, and the rows that cannot be read, each with the reason.
+    """
+    poses, broken = [], []
+    for row in rows:
+        values = row.points[4:]
+        points = [values[i : i + length] for i in range(0, len(values), length)]
+        if len(values) not in (0, count * length):
+            reason = f"expected 4 numbers of the box and {count} x {length} of the keypoints (kpt_shape)"
+        elif length == 3 and any(visibility not in (0, 1, 2) for *_, visibility in points):
+            reason = "expected x, y and visibility (0, 1 or 2) of every keypoint"
+        elif not all(math.isfinite(value) for value in values):
+            reason = "expected finite numbers"
+        else:
+            keypoints = [v for x, y, *rest in points for v in (x, y, *(rest or [2.0 if x or y else 0.0]))]
+            poses.append(Row(row.image, row.number, row.label, row.box, keypoints=keypoints))
+            continue
+        broken.append((row, f"{reason}, found {row.num_values} numbers: {row.text!r}"))
+    return poses, broken
 
 
 def read_rows(rows: Sequence[LabelRow], kind: YoloRows, *, where: str) -> tuple[list[Row], list[LabelRow]]:

@@ -184,8 +184,7 @@ def _draw_place(place: Place, annotations: Annotations, *, alone: bool) -> Image
     factor = _SIDE / max(crop.size)
     crop = crop.resize((max(round(crop.width * factor), 1), max(round(crop.height * factor), 1)))
     instances = instances.crop(left, top, right, bottom).resize_to((crop.height, crop.width))
-    skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
-    picture = draw(crop, instances, scores=False, scale=1, skeleton=skeleton)
+    picture = draw(crop, instances, scores=False, scale=1)
     if place.boxes and instances.polygons is not None:
         _draw_edges(picture, instances.polygons)
     return picture

@@ -91,7 +91,8 @@ def draw(
         scores: write the score after the name.
         scale: whole-number factor by which the picture is enlarged first. None enlarges small pictures to a shorter
             side of about 480 pixels, so that lines and text are legible.
-        skeleton: pairs of keypoints, counted from 0, that a line connects. None: those of COCO for its 17 keypoints.
+        skeleton: pairs of keypoints, counted from 0, that a line connects. None: those of `instances`, or if the names
+            of their keypoints are unknown, those of COCO for 17 keypoints.
 
     Returns:
         RGB picture, `scale` times as large as the image.
@@ -120,6 +121,8 @@ def _draw_shapes(picture: Image.Image, instances: Instances, skeleton: Sequence[
     if masks is not None:
         draw_masks(picture, masks, colors)
     if instances.keypoints is not None:
+        if skeleton is None and instances.keypoint_layout.names:
+            skeleton = instances.keypoint_layout.skeleton
         draw_skeletons(picture, instances.keypoints.tolist(), colors, skeleton=skeleton)
 
 

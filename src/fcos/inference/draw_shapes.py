@@ -8,13 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
+from ..keypoints import COCO_PERSON
 from ..masks import THRESHOLD
 
-COCO_SKELETON = (
-    *((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8)),
-    *((7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
-)
-"""Pairs of connected keypoints, counted from 0, of COCO's 17 keypoints of persons."""
 _FILL, _RIM = 0.4, 0.35  # opacity of the area of a mask, and of the dark line around it
 _INK = (17, 17, 17)
 
@@ -74,7 +70,7 @@ def draw_skeletons(
     canvas = ImageDraw.Draw(picture)
     for points, color in zip(keypoints, colors, strict=True):
         places = {i: (x, y) for i, (x, y, visibility) in enumerate(points) if visibility > 0}
-        pairs = COCO_SKELETON if skeleton is None and len(points) == 17 else skeleton or ()
+        pairs = COCO_PERSON.skeleton if skeleton is None and len(points) == 17 else skeleton or ()
         bones = [(places[a], places[b]) for a, b in pairs if a in places and b in places]
         for width, ink in ((2 * line + 3, _INK), (2 * line, color)):  # a dark rim, as around boxes
             for start, end in bones:

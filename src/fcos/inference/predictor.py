@@ -20,6 +20,7 @@ from ..distributed import resolve_device
 from ..downloads import is_url
 from ..errors import WeightsError
 from ..formatting import join_some, plural, printable
+from ..keypoints import UNNAMED, KeypointLayout
 from ..recipes import recipes_with
 from ..structures import Instances
 from .detect import detect_on_originals
@@ -40,6 +41,7 @@ class Detector:
         config: config that the model was trained with.
         class_names: [K] names of the classes; empty if unknown.
         category_ids: [K] ids of the classes in the training data.
+        keypoint_layout: names, skeleton and flip pairs of the keypoints; empty if unknown, or without keypoints.
         is_trained: False if the head has random weights; `predict` then refuses to run.
     """
 
@@ -51,12 +53,14 @@ class Detector:
         class_names: Sequence[str] = (),
         category_ids: Sequence[int] = (),
         thresholds: Mapping[str, float] | None = None,
+        keypoint_layout: KeypointLayout = UNNAMED,
         is_trained: bool = True,
     ):
         self.model = model.eval()
         self.config = config
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids) or tuple(range(model.num_classes))
+        self.keypoint_layout = keypoint_layout
         self.is_trained = is_trained
         self._stored_thresholds = dict(thresholds or {})
         self._transforms = detection_views(config)
@@ -187,8 +191,9 @@ class Detector:
         source = str(image) if isinstance(image, str | Path) else ""
         has_defaults = (self.config.data.bit_depth, self.config.data.max_pixels) == (16, MAX_PIXELS)
         is_read_again = source and has_defaults and not is_url(source)
+        named = replace(selected.detections, class_names=self.class_names, keypoint_layout=self.keypoint_layout)
         return Prediction(
-            **vars(replace(selected.detections, class_names=self.class_names)),
+            **vars(named),
             image=image if is_read_again else pixels.copy(),
             source=source,
             num_below=selected.num_below,

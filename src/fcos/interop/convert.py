@@ -88,6 +88,7 @@ def _write(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint, c
             thresholds=checkpoint.thresholds,
             iteration=checkpoint.iteration,
             licence=checkpoint.licence,
+            keypoint_layout=checkpoint.keypoint_layout,
         )
     elif to == "fcos_core":
         written = to_fcos_core(converted, where=where)

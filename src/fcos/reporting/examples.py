@@ -109,5 +109,5 @@ def _draw_shapes(
     if masks is not None:
         draw_masks(picture, masks, colors)
     if scaled.keypoints is not None:
-        skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
+        skeleton = annotations.keypoint_layout.skeleton if annotations.keypoint_layout.names else None
         draw_skeletons(picture, scaled.keypoints.tolist(), colors, skeleton=skeleton)

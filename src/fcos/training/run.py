@@ -81,6 +81,7 @@ class Run:
             class_names=train_data.class_names,
             category_ids=train_data.category_ids,
             licence=licence,
+            keypoint_layout=train_data.keypoint_layout,
         )
         self._elapsed = elapsed
         self._earlier_seconds = 0.0

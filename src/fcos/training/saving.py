@@ -16,6 +16,7 @@ from ..distributed import broadcast, rank
 from ..errors import TrainingError
 from ..evaluation.results import save_evaluation
 from ..files import describe_write_error
+from ..keypoints import KeypointLayout
 from .folder import BEST, LAST
 
 if TYPE_CHECKING:
@@ -45,15 +46,24 @@ class Saver:
         class_names: class names, [K].
         category_ids: category ids, [K].
         licence: licence of the initial weights, see `Checkpoint`.
+        keypoint_layout: meaning of the keypoints, see `Checkpoint`.
 
     Attributes:
         unsaved_best: best weights that could not yet be written to weights/best.pt; None if there are none.
     """
 
     def __init__(
-        self, folder: Path, config: Config, *, class_names: Sequence[str], category_ids: Sequence[int], licence: str
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        licence: str,
+        keypoint_layout: KeypointLayout,
     ) -> None:
         self.folder, self.config, self.licence = folder, config, licence
+        self.keypoint_layout = keypoint_layout
         self.class_names, self.category_ids = class_names, category_ids
         self.unsaved_best: Weights | None = None
         self._errors: dict[Path, str] = {}
@@ -109,6 +119,7 @@ class Saver:
                     thresholds=weights.thresholds,
                     iteration=weights.iteration,
                     licence=self.licence,
+                    keypoint_layout=self.keypoint_layout,
                     training=training,
                     keep=self.config.train.keep if file == LAST else 1,
                 )

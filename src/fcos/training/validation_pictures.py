@@ -55,8 +55,7 @@ def save_pictures(
             continue  # already reported by the evaluation
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         predictions = to_instances(by_image[int(annotations.image_ids[i])], annotations, i)
-        skeleton = None if annotations.keypoints is None else annotations.keypoints.skeleton
-        picture = draw_pair(image, predictions, annotations.instances(i), skeleton=skeleton)
+        picture = draw_pair(image, predictions, annotations.instances(i))
         name = Path(annotations.file_name(i)).with_suffix(".jpg")
         components = name.relative_to(name.anchor).parts
         try:
@@ -87,4 +86,5 @@ def to_instances(detections: list[dict[str, Any]], annotations: Annotations, i: 
         annotations.class_names,
         keypoints=torch.tensor(keypoints).reshape(len(keypoints), -1, 3) if keypoints else None,
         polygons=Masks.from_bitmaps(decode([code])[0] for code in codes) if codes else None,  # one bitmap at a time
+        keypoint_layout=annotations.keypoint_layout,
     )

@@ -31,6 +31,7 @@ from ...config.options import free_options, in_effect, options_of
 from ...config.text import flatten
 from ...errors import WeightsError
 from ...formatting import plural
+from ...keypoints import COCO_PERSON, UNNAMED
 from ..architecture import changeable_options, require_same
 from .architectures import ARCHITECTURES, PIXELS, WEIGHTS, choose_architecture, find_architecture, recognizes
 from .classes import ClassLayout
@@ -130,6 +131,7 @@ def from_torchvision(
         config={"model": section, "data": data},
         class_names=tuple(name for name in classes.values() if name is not None),
         category_ids=tuple(classes),
+        keypoint_layout=COCO_PERSON if len(weights.get(_KEYPOINTS, ())) == _NUM_COCO_KEYPOINTS else UNNAMED,
         project="torchvision",
         original_names={architecture.to_our_name(name): name for name in state},
     )

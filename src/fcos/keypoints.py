@@ -1,11 +1,43 @@
-"""Keypoints that a horizontal flip exchanges."""
+"""Names of keypoints, the lines between them, and the pairs that a horizontal flip exchanges."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ..errors import ConfigError
+from .errors import ConfigError
+
+
+class KeypointLayout(NamedTuple):
+    """Meaning of the keypoints of an object. Positions are counted from 0.
+
+    Attributes:
+        names: P names; empty if unknown.
+        skeleton: pairs of keypoints that a line connects.
+        pairs: pairs of keypoints that a horizontal flip exchanges; None: those whose names differ only in left and
+            right, see `flip_order`.
+    """
+
+    names: tuple[str, ...] = ()
+    skeleton: tuple[tuple[int, int], ...] = ()
+    pairs: tuple[tuple[int, int], ...] | None = None
+
+
+UNNAMED = KeypointLayout()
+"""Layout of unknown keypoints, or of none."""
+COCO_PERSON = KeypointLayout(
+    (
+        *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),
+        *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
+        *("left_knee", "right_knee", "left_ankle", "right_ankle"),
+    ),
+    (
+        *((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8)),
+        *((7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
+    ),
+)
+"""COCO's 17 keypoints of persons."""
 
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 _SIDE = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])")
@@ -22,13 +54,16 @@ def _has_side(name: str) -> bool:
     return _SIDE.search(name.lower()) is not None
 
 
-def flip_order(names: Sequence[str], pairs: Sequence[tuple[int, int]] | None = None) -> tuple[int, ...]:
+def flip_order(
+    names: Sequence[str], pairs: Sequence[tuple[int, int]] | None = None, *, where: str = "data.keypoint_pairs"
+) -> tuple[int, ...]:
     """Return the order of the keypoints in a flipped image: position i holds the keypoint order[i].
 
     Args:
         names: names of the keypoints. Names that differ only in left and right (`left_eye`, `Right-Eye`; also a
             separate letter, as in `l_eye` and `eye.R`) are exchanged.
         pairs: pairs of positions to exchange instead; None: by name.
+        where: origin of the pairs, for messages.
 
     Raises:
         ConfigError: a pair names a keypoint that does not exist, or a keypoint is in two pairs.
@@ -43,7 +78,7 @@ def flip_order(names: Sequence[str], pairs: Sequence[tuple[int, int]] | None = N
     members = [i for pair in pairs for i in pair]
     if len(set(members)) != len(members) or max(members, default=0) >= len(names):
         raise ConfigError(
-            f"data.keypoint_pairs: expected pairs of different keypoints from 0 to {len(names) - 1}"
+            f"{where}: expected pairs of different keypoints from 0 to {len(names) - 1}"
             f" ({', '.join(names):.200}), found {[list(pair) for pair in pairs]}"
         )
     for a, b in pairs:
