@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsIndex
 import torch
 from torch import Tensor
 
-from .choices import BoxConvention
+from .choices import BoxConvention, MaskPasting
 from .columns import concatenate, map_columns, require_columns, split
 from .formatting import printable
-from .masks import THRESHOLD, Masks, encode, paste
+from .masks import THRESHOLD, Masks, encode, paste, paste_exactly
 
 if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingImports] (optional)
@@ -161,6 +161,8 @@ class Instances:
             box; None if the detector has no masks.
         keypoints: [D, P, 3] float32 (x, y, score), x and y in pixels of the frame; None if the detector has none.
         mask_margin: pixels of the frame by which masks extend beyond the right and lower sides of their boxes.
+        mask_pasting: `truncated`: the corners of boxes are truncated to whole pixels for their masks; `exact`: they are
+            not, and there is no margin.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, the lengths differ, or the size or class names are invalid.
@@ -174,6 +176,7 @@ class Instances:
     mask_grids: Tensor | None = None
     keypoints: Tensor | None = None
     mask_margin: float = 0.0
+    mask_pasting: MaskPasting = "truncated"
 
     def __post_init__(self) -> None:
         require_columns(self)
@@ -262,6 +265,8 @@ class Instances:
         """
         if self.mask_grids is None:
             return None
+        if self.mask_pasting == "exact":
+            return paste_exactly(self.mask_grids, self.boxes, self.size)
         extra = 1.0 - self.mask_margin
         inclusive = self.boxes - self.boxes.new_tensor([0.0, 0.0, extra, extra])
         return paste(self.mask_grids, inclusive, self.size)

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, find_weights, from_ours, is_ours, read
+from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, find_weights, from_ours, is_ours, is_zip, read
 from ..config import expand_user
 from ..config.detectors import DEFAULT_DETECTOR
 from ..config.text import as_option
 from ..downloads import describe_other_scheme, hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
 from ..formatting import join_some, plural
+from ..models.backbones.caffe2 import load_pickle
 from ..models.backbones.renames import BACKBONE_TENSORS, without_module
 from . import adelaidet, detectron2, mmdetection, torchvision
 from .architecture import Converted, count_classes, count_region_classes
@@ -66,7 +67,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
             raise WeightsError(f"{where}: {reason}")
         path = find_weights(expand_user(source))
     try:
-        content = read(path, safe_globals=_SAFE_GLOBALS)
+        is_pickle = path.suffix == ".pkl" and path.is_file() and not is_zip(path)  # the others are of torch.save
+        content = load_pickle(path) if is_pickle else read(path, safe_globals=_SAFE_GLOBALS)
         ours = from_ours(content, path) if is_ours(content) else None
         state = _state_dict(content)
         if ours is None and _find_dialect(state):
@@ -106,13 +108,10 @@ def from_fcos_core(
     weights = {name: state[old] for name, old in names.items()}
     section = _conventions_of(detector)
     converted = Converted(weights, names, {"model": {"name": detector, **section}})
-    if detector == "rcnn":
-        num_classes = count_region_classes(weights, where=where)
-    elif detector == "rpn":  # it does not distinguish classes
+    if detector == "rpn":  # it does not distinguish classes
         num_classes = len(class_names or ("object",))
     else:
-        num_anchors = len(weights["head.offsets.weight"]) // 4 if detector == "retinanet" else 1
-        num_classes = count_classes(weights, num_anchors=num_anchors, where=where)
+        num_classes = _count_classes(weights, detector, where=where)
     return _build_checkpoint(converted, "fcos_core", num_classes=num_classes, class_names=class_names, where=where)
 
 
@@ -145,8 +144,19 @@ def _convert_with_conventions(
     log.info(
         "%s: using the values of %s's configs for options that weights do not determine: %s", where, project, options
     )
-    num_classes = count_classes(converted.weights, where=where)
+    num_classes = _count_classes(weights, model.get("name", DEFAULT_DETECTOR), where=where)
     return _build_checkpoint(converted, project, num_classes=num_classes, class_names=class_names, where=where)
+
+
+def _count_classes(weights: Mapping[str, Tensor], detector: str, *, where: str) -> int:
+    """Return the number of classes of a detector that distinguishes them."""
+    if detector == "rcnn":
+        return count_region_classes(weights, where=where)
+    num_anchors = 1
+    if detector == "retinanet":
+        offsets = weights.get("head.offsets.weight")
+        num_anchors = 0 if offsets is None else len(offsets) // 4
+    return count_classes(weights, num_anchors=num_anchors, where=where)
 
 
 def _build_checkpoint(
@@ -193,11 +203,11 @@ class _Dialect(NamedTuple):
     convert: _Converter
 
 
-_DIALECTS = [
+_DIALECTS = [  # detectron2 comes first: its R-CNN also has the names by which torchvision's is recognised
+    _Dialect(detectron2.recognizes, partial(_convert_with_conventions, "detectron2", detectron2.convert)),
     _Dialect(torchvision.recognizes, torchvision.from_torchvision),
     _Dialect(lambda state: fcos_core.find_detector(state) is not None, from_fcos_core),
     _Dialect(adelaidet.recognizes, partial(_convert_with_conventions, "adelaidet", adelaidet.convert)),
-    _Dialect(detectron2.recognizes, partial(_convert_with_conventions, "detectron2", detectron2.convert)),
     _Dialect(mmdetection.recognizes, partial(_convert_with_conventions, "mmdetection", mmdetection.convert)),
 ]
 
