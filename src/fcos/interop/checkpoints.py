@@ -48,8 +48,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
 
     Args:
         source: run folder, or path or URL of a weights file of this project or of another project (the original,
-            AdelaiDet, detectron2, mmdetection, torchvision), or the name of torchvision's COCO weights, such as
-            `torchvision/fcos_resnet50_fpn`. Downloads are cached.
+            AdelaiDet, detectron2, mmdetection, torchvision), also a pickle of detectron2's model zoo (.pkl), or the
+            name of torchvision's COCO weights, such as `torchvision/fcos_resnet50_fpn`. Downloads are cached.
         class_names: [K], for a file of another project or a file of ours without class names; ignored for other files
             of ours. None: the names in the file, or those of COCO if the number of classes matches, see `from_content`.
 
@@ -174,6 +174,9 @@ def _build_checkpoint(
     coco_names = tuple(torchvision.COCO_CLASSES.values())
     if num_classes == len(coco_names) and (class_names is None or tuple(class_names) == coco_names):
         classes = torchvision.COCO_CLASSES
+    keypoints = converted.weights.get(torchvision.KEYPOINTS)
+    if class_names is None and num_classes == 1 and keypoints is not None:
+        classes = torchvision.class_with_keypoints(len(keypoints))
     return Checkpoint(
         model=converted.weights,
         config=converted.config,
@@ -264,8 +267,8 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 
 def _describe_unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     expected = (
-        "expected a file that `fcos train` wrote, a checkpoint of the FCOS of AdelaiDet, detectron2, mmdetection or the"
-        " original (fcos_core, all detectors), or a state dict of torchvision's fcos_resnet50_fpn,"
+        "expected a file that `fcos train` wrote, a checkpoint of AdelaiDet's FCOS, of the FCOS, RetinaNet or R-CNN of"
+        " detectron2, mmdetection or the original (fcos_core), or a state dict of torchvision's fcos_resnet50_fpn,"
         " or of its RetinaNet, Faster, Mask or Keypoint R-CNN with a ResNet-50"
     )
     if any(name in state for name in BACKBONE_TENSORS):
