@@ -2,7 +2,8 @@
 
 On the same network input the detections are the same. Resized images may differ by one pixel, because detectron2 rounds
 the size where this project, like the original FCOS, truncates. The score of a keypoint is its logit here, and its
-probability there. Names and settings are facts about that project; none of its code is used.
+probability there. Proposals are ranked by probability here, and by logit there, which differs where probabilities are
+equal in float32. Names and settings are facts about that project; none of its code is used.
 
 Not visible in the weights are the values of the published configs that are assumed here: anchors, thresholds, pixel
 normalisation, the convolution of a block that has the stride. Two things of training differ: RetinaNet's losses are

@@ -7,7 +7,6 @@ Source: Ren et al., NeurIPS 2015 (arXiv:1506.01497). The order of the steps foll
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,24 +85,23 @@ def proposal_candidates(
         Candidates of each of the N images, clipped to the image. Their labels are the numbers of their levels.
     """
     levels = [
-        (flatten_anchors(x, x.shape[1]).squeeze(2), flatten_anchors(y, x.shape[1]))
+        (flatten_anchors(x, x.shape[1]).squeeze(2).sigmoid(), flatten_anchors(y, x.shape[1]))
         for x, y in zip(logits, offsets, strict=True)
     ]  # [N, H * W * A], [N, H * W * A, 4]
     convention = options.box_convention
     results = []
     for image, size in enumerate(sizes):
         boxes, scores = [], []
-        for (level_logits, level_offsets), level_anchors in zip(levels, anchors, strict=True):
-            # Logits, since large ones have equal probabilities in float32.
-            rank = level_logits[image].nan_to_num(-math.inf)
+        for (level_scores, level_offsets), level_anchors in zip(levels, anchors, strict=True):
+            rank = torch.where(level_scores[image] >= 0, level_scores[image], -1.0)  # excludes NaN
             if not (options.in_padding or convention == "inclusive"):
-                rank = torch.where(anchors_in_image(level_anchors, size), rank, -math.inf)
+                rank = torch.where(anchors_in_image(level_anchors, size), rank, -1.0)
             rank, index = rank.topk(min(top_k, len(rank)))
-            index, rank = index[rank > -math.inf], rank[rank > -math.inf]
+            index = index[rank >= 0]
             boxes.append(
                 clip(coder.decode(level_offsets[image, index], level_anchors[index]), size, convention=convention)
             )
-            scores.append(rank.sigmoid())
+            scores.append(rank[rank >= 0])
         labels = [torch.full((len(x),), level, device=x.device) for level, x in enumerate(boxes)]
         candidates = Instances(torch.cat(boxes), torch.cat(labels), torch.cat(scores), size)
         sides = candidates.boxes[:, 2:] - candidates.boxes[:, :2] + (1 if convention == "inclusive" else 0)
