@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsIndex
 import torch
 from torch import Tensor
 
-from .choices import BoxConvention
+from .choices import BoxConvention, MaskPasting
 from .columns import concatenate, map_columns, require_columns, split
 from .formatting import printable
 from .keypoints import UNNAMED, KeypointLayout
-from .masks import THRESHOLD, Masks, encode, paste
+from .masks import THRESHOLD, Masks, encode, paste, paste_exactly
 
 if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingImports] (optional)
@@ -165,6 +165,8 @@ class Instances:
         polygons: masks of annotated objects in pixels of the frame, in place of `mask_grids`; they may exceed the
             boxes.
         keypoint_layout: names, skeleton and flip pairs of the keypoints; without names if unknown.
+        mask_pasting: `truncated`: the corners of boxes are truncated to whole pixels for their masks; `exact`: they are
+            not, and there is no margin.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, the lengths differ, or the size or class names are invalid.
@@ -180,6 +182,7 @@ class Instances:
     mask_margin: float = 0.0
     polygons: Masks | None = None
     keypoint_layout: KeypointLayout = UNNAMED
+    mask_pasting: MaskPasting = "truncated"
 
     def __post_init__(self) -> None:
         require_columns(self)
@@ -270,6 +273,8 @@ class Instances:
             return (self.polygons[i].to_bitmaps(self.size)[0].float() for i in range(len(self)))
         if self.mask_grids is None:
             return None
+        if self.mask_pasting == "exact":
+            return paste_exactly(self.mask_grids, self.boxes, self.size)
         extra = 1.0 - self.mask_margin
         inclusive = self.boxes - self.boxes.new_tensor([0.0, 0.0, extra, extra])
         return paste(self.mask_grids, inclusive, self.size)

@@ -212,6 +212,8 @@ def tensors(
         (23, (64, 64), "resnet101"),
         (23, (256, 8), "resnext101_32x8d"),
         (23, (256, 4), "resnext101_64x4d"),
+        (36, (64, 64), "resnet152"),
+        (6, (128, 4), "resnext50_32x4d"),
     ],
 )
 def test_backbone_is_inferred_from_shapes(blocks: int, first: tuple[int, int], name: str) -> None:
@@ -222,7 +224,7 @@ def test_unsupported_backbone_raises() -> None:
     with pytest.raises(
         WeightsError, match=r"x\.pth: expected a detector with one of the backbones .*resnet50, .* found another"
     ):
-        infer_model_section(tensors(blocks=36), where="x.pth")
+        infer_model_section(tensors(blocks=8), where="x.pth")
 
 
 @pytest.mark.parametrize("model", OTHERS)

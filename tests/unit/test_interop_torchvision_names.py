@@ -222,3 +222,26 @@ def test_fine_tuning_keeps_the_rows_of_shared_classes() -> None:
         theirs = checkpoint.model[name].unflatten(0, (-1, size))
         assert torch.equal(ours[[0, 2, 3]], theirs[[0, last, 1]])  # with the background
         assert not (ours[1] == theirs).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, ""),
+        # Not in the config that the conversion of torchvision's weights writes, since it has our default.
+        ({"anchor_ratios": [1.0, 2.0, 3.0]}, "model.anchor_ratios=[0.5,1,2]"),
+        ({"mask": {"enabled": True, "resolution": 28}}, "model.mask.resolution=14"),
+        ({"mask": {"enabled": False, "resolution": 28}}, ""),
+        ({"location": "center", "anchor_rounding": "none"}, "model.location=corner model.anchor_rounding=corners"),
+    ],
+)
+def test_fine_tuning_names_all_options_with_another_meaning(changed: dict[str, Any], told: str) -> None:
+    checkpoint = from_torchvision(random_model("maskrcnn_resnet50_fpn").state_dict(), class_names=list("abcde"))
+    section = {**checkpoint.config["model"], **changed}
+    config = validate({**checkpoint.config, "model": section}, where="torchvision").model
+    model = build_model(config, num_classes=5, pretrained=False)
+    if not config.predicts_masks:
+        checkpoint = replace(checkpoint, model={k: v for k, v in checkpoint.model.items() if "mask" not in k})
+    summary = start_from(model, checkpoint, config, checkpoint.class_names, where="tv.pth")
+    expected = f"; they were trained with {told}; use the same options" if told else ""
+    assert summary == f"weights: all {len(model.state_dict()) - 2} tensors from tv.pth{expected}"

@@ -16,6 +16,7 @@ from fcos.models.mask_head import MaskHead
 from fcos.models.points import BACKGROUND
 from fcos.models.postprocess import RoIPostprocess, roi_candidates
 from fcos.models.proposals import ProposalLimits, ProposalSelection, select_proposals
+from fcos.models.rcnn import RCNNOutputs
 from fcos.models.roi_heads import Pooler, sample_proposals
 from fcos.structures import Instances, Objects
 from fcos.training.step import _whole_images
@@ -166,6 +167,17 @@ def test_candidates_of_many_proposals_and_classes_are_limited() -> None:
     assert torch.equal(candidates.scores.sort(descending=True).values, best)
     torch.testing.assert_close(candidates.boxes, proposals[index // 1200], rtol=0, atol=1e-4)
     assert torch.equal(candidates.labels, index % 1200)
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_candidates", "num_detections"), [("remove", 1, 1), ("remove_last", 2, 1), ("keep", 2, 2)]
+)
+def test_boxes_without_area_in_the_image(rule: str, num_candidates: int, num_detections: int) -> None:
+    model = build(empty_boxes=rule).eval()
+    proposals = torch.tensor([[0.0, 0, 40, 40], [70, 0, 90, 40]])
+    logits = torch.tensor([[0.0, 20, 0, 0]] * 2)
+    (candidates,) = model.decode(RCNNOutputs([], [proposals], logits, torch.zeros(2, 16)), sizes_of((64, 64)))
+    assert (len(candidates), len(model.suppress(candidates))) == (num_candidates, num_detections)
 
 
 def test_masks_of_all_classes_are_not_computed() -> None:

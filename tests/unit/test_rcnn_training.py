@@ -90,6 +90,24 @@ def test_mask_head_is_added_to_trained_weights_without_it(tmp_path: Path) -> Non
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_fine_tuning_with_another_number_of_keypoints_keeps_the_initial_last_layer(tmp_path: Path) -> None:
+    few, many = (
+        tiny_config(name="rcnn", keypoints={**DETAILS["keypoints"], "num_keypoints": number}) for number in (3, 5)
+    )
+    model, larger = (build_model(config.model, num_classes=3, pretrained=False) for config in (few, many))
+    save_checkpoint(tmp_path / "a.pt", model=model, config=few, class_names=NAMES, category_ids=CATEGORY_IDS)
+    initial = {name: tensor.clone() for name, tensor in larger.state_dict().items()}
+    summary = start_from(larger, load_checkpoint(tmp_path / "a.pt"), many.model, NAMES, where="a.pt")
+    layer = ["heads.keypoints.logits.weight", "heads.keypoints.logits.bias"]
+    loaded = {name: tensor for name, tensor in larger.state_dict().items() if name not in layer}
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in loaded.items())
+    assert all(torch.equal(initial[name], larger.state_dict()[name]) for name in layer)
+    assert summary == (
+        f"weights: {len(loaded) - 2} tensors from a.pt\n  {', '.join(layer)}: newly initialised, because the numbers of"
+        " keypoints differ: the weights have 3, the model has 5"
+    )
+
+
 def test_fine_tuning_keeps_the_rows_of_classes_with_the_same_names(tmp_path: Path) -> None:
     config, model = tiny_config(name="rcnn"), build()
     save_checkpoint(tmp_path / "a.pt", model=model, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)

@@ -300,3 +300,27 @@ def test_supervision_gets_masks_and_keypoints() -> None:
     layout = KeypointLayout(("head", "tail"), ((0, 1),))
     metadata = replace(WITH_ALL, keypoint_layout=layout).to_supervision().metadata
     assert metadata == {"keypoint_names": ["head", "tail"], "skeleton": [(0, 1)]}
+
+
+@pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [
+        ([1.6, 2.2, 7.4, 8.8], slice(2, 9), slice(2, 7)),
+        ([-5, -5, 4, 4], slice(0, 4), slice(0, 4)),
+        ([8, 9, 12, 13], slice(9, 12), slice(8, 10)),
+        ([20, 20, 30, 30], slice(0, 0), slice(0, 0)),
+        ([3, 3, 3, 5], slice(0, 0), slice(0, 0)),
+    ],
+)
+def test_exact_pasting_covers_the_pixels_with_their_centre_in_the_box(
+    box: list[float], rows: slice, columns: slice
+) -> None:
+    grids = torch.ones(1, 4, 4)
+    labels, scores = torch.zeros(1, dtype=torch.int64), torch.ones(1)
+    found = Instances(
+        torch.tensor([box], dtype=torch.float32), labels, scores, (12, 10), mask_grids=grids, mask_pasting="exact"
+    )
+    expected = torch.zeros(1, 12, 10, dtype=torch.bool)
+    expected[0, rows, columns] = True
+    assert found.masks is not None
+    assert torch.equal(found.masks, expected)

@@ -53,6 +53,8 @@ class FPNConfig(Section):
     `norm_groups` if the pyramid does."""
     extra_level_source: ExtraLevelSource = option("p5", "shape", "meaning")
     """Input of the first extra level above the backbone's last one (P6): `p5` or `c5`."""
+    extra_level_relu: bool = option(True, "meaning")
+    """Apply ReLU to the input of the second and later extra levels (mmdetection's RetinaNet does not)."""
     norm: PyramidNorm = option("none", "shape")
     """Normalisation after every lateral and output convolution."""
     norm_groups: int = option(32, "meaning", needs="norm=gn", ge=-4096, le=4096)
@@ -140,7 +142,8 @@ class PyramidConfig(DetectorConfig):
     strides: list[int] = option([8, 16, 32, 64, 128], "shape", "meaning")
     """Strides of the pyramid levels. Strides that the backbone lacks are computed by further downsampling."""
     location: Location = option("center", "meaning")
-    """Position of a location in its cell: `center`, or the upper left `corner` (torchvision)."""
+    """Position of a location: the `center` of its cell, its upper left `corner`, with the spacing of torchvision, or
+    the `multiple` of the stride that is this corner (detectron2, mmdetection)."""
 
     def find_level_problems(self, *head_norms: TowerNorm) -> list[str]:
         """Describe the problems of strides and channels: one text each, empty list if there are none.

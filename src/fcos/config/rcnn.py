@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 from ..choices import (
     AnchorRounding,
     BoxLoss,
+    EmptyBoxes,
     ExtraLevelSource,
     HeadLayers,
     LinearNorm,
     LossAverage,
     MaskHeadLayers,
+    MaskPasting,
     PyramidNorm,
     TowerNorm,
 )
@@ -242,7 +244,10 @@ class MaskHeadConfig(Section):
     """Number of sampling points per pooled feature and axis; 0: as many as the box has map cells."""
     margin: float = option(0.0, "detection", "convention", ge=0, le=16)
     """Number of pixels by which masks extend beyond the right and lower sides of boxes in the original image (1 in
-    torchvision)."""
+    torchvision). Without effect on `exact` pasting."""
+    pasting: MaskPasting = option("truncated", "detection", "convention")
+    """Pasting of masks into the image. `truncated`: the corners of boxes are truncated to whole pixels (the original,
+    torchvision); `exact`: masks are sampled at the centres of the pixels (detectron2, mmdetection)."""
 
 
 class KeypointHeadConfig(Section):
@@ -270,6 +275,12 @@ class RCNNConfig(AnchorPyramidConfig):
     box: BoxHeadConfig = Field(default_factory=BoxHeadConfig)
     mask: MaskHeadConfig = section(MaskHeadConfig, needs="mask.enabled")
     keypoints: KeypointHeadConfig = section(KeypointHeadConfig, needs="keypoints.enabled")
+    pooling_aligned: bool = option(False, "meaning")
+    """Pool features half a pixel further to the upper left, so that the centres of map cells and of image regions
+    coincide (detectron2, mmdetection; `aligned` of torchvision's `roi_align`)."""
+    level_epsilon: float = option(1e-6, "meaning", ge=0, le=0.01)
+    """Number that is added to (size of a box) / 224 before its logarithm selects the level that the box is pooled
+    from."""
     score_threshold: float = option(0.05, "detection", ge=0, lt=1)
     pre_nms_top_k: int = option(10_000, "detection", ge=1, le=10**9)
     """Maximum number of candidates (proposal, class) per image before NMS."""
@@ -277,6 +288,9 @@ class RCNNConfig(AnchorPyramidConfig):
     """IoU above which NMS suppresses the lower-scoring of two boxes of a class; 0 or less: no NMS."""
     min_size: float = option(0.0, "detection", ge=0, le=10**6)
     """Smallest width and height of a detection in pixels of the resized image, after clipping."""
+    empty_boxes: EmptyBoxes = option("remove", "detection", "convention", free_for=INCLUSIVE)
+    """Boxes without area inside the image: `remove` them, remove them from the detections (`remove_last`, detectron2),
+    or `keep` them (mmdetection)."""
     max_detections: int = option(100, "detection", ge=-_MAX_BOXES, le=_MAX_BOXES)
     """Maximum number of detections per image; 0 or less: no limit. Above 100, the metrics count as many, too (per image
     and class)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -24,13 +24,8 @@ CLASS_HEAD = "head.logits."
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 """Regular expression and its replacement in a tensor name, as for `re.sub`."""
 
-_RESNETS = {
-    (6, (64, 64)): "resnet50",
-    (23, (64, 64)): "resnet101",
-    (23, (256, 8)): "resnext101_32x8d",
-    (23, (256, 4)): "resnext101_64x4d",
-}
-"""Backbones by the number of blocks in C4 and the shape[:2] of the weight of the first 3x3 convolution in C2."""
+_DEPTHS = {6: 50, 23: 101, 36: 152}
+"""Depths of ResNets by the number of blocks in C4."""
 _STAGES = {"C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}
 _SIZE_LIMITS = (-1, 64, 128, 256, 512)
 # Offset channels per group of a modulated 3x3 convolution: 18 offsets and 9 modulation weights.
@@ -54,6 +49,18 @@ class Converted(NamedTuple):
 def shift_number(prefix: str, by: int) -> Callable[[re.Match[str]], str]:
     """Return a replacement for `re.sub`: `prefix`, followed by the number in the first group plus `by`."""
     return lambda match: f"{prefix}{int(match[1]) + by}"
+
+
+def stacked(prefix: str, *, step: int, first: int = 0, layer: int = 0) -> Callable[[re.Match[str]], str]:
+    """Return a replacement for `re.sub` for a layer of an `nn.Sequential` of equal blocks.
+
+    Args:
+        prefix: our prefix of the layers.
+        step: number of layers of a block.
+        first: number of the first block, whose number is in the first group.
+        layer: index of the layer in its block.
+    """
+    return lambda match: f"{prefix}{step * (int(match[1]) - first) + layer}."
 
 
 def replace_prefix(name: str, table: Iterable[tuple[str, str]], *, back: bool = False) -> str:
@@ -200,7 +207,7 @@ def infer_model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[st
         raise WeightsError(f"{where}: expected a detector with a feature pyramid (FPN), found another neck")
     levels = sum(bool(re.fullmatch(r"fpn\.(output|extra)\.\d+\.weight", name)) for name in weights)
     return {
-        "backbone": _infer_backbone(weights, where=where),
+        "backbone": infer_backbone(weights, where=where),
         "fpn": {"channels": lateral.shape[0]},
         "head": _infer_head(weights),
         "strides": [8 * 2**level for level in range(levels)],
@@ -208,19 +215,36 @@ def infer_model_section(weights: Mapping[str, Tensor], *, where: str) -> dict[st
     }
 
 
-def _infer_backbone(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
+def infer_backbone(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Any]:
+    """Infer the section `model.backbone` from the tensors.
+
+    Args:
+        weights: tensors by our names.
+        where: source of the weights, for messages.
+
+    Raises:
+        WeightsError: the backbone is not supported.
+    """
     if "backbone.level5.root.conv.weight" in weights:
         return {"name": "dla34", "weights": None}
     blocks = sum(bool(re.fullmatch(r"backbone\.layer3\.\d+\.conv3\.weight", name)) for name in weights)
-    first = weights.get("backbone.layer1.0.conv2.weight")
-    name = None if first is None else _RESNETS.get((blocks, (first.shape[0], first.shape[1])))
-    if name is None:
-        supported = ", ".join([*_RESNETS.values(), "dla34"])
+    first = weights.get("backbone.layer1.0.conv2.weight", weights.get("backbone.layer1.0.conv2.conv.weight"))
+    outputs, width = (0, 0) if first is None or first.dim() != 4 else first.shape[:2]
+    if blocks not in _DEPTHS or not outputs or not width or outputs % width:
         raise WeightsError(
-            f"{where}: expected a detector with one of the backbones {supported}, found another backbone"
+            f"{where}: expected a detector with one of the backbones resnet50, resnet101, resnet152, a ResNeXt of such"
+            " a depth, or dla34, found another backbone"
         )
+    kind, suffix = ("resnet", "") if outputs == width == 64 else ("resnext", f"_{outputs // width}x{width}d")
     norm = "bn" if "backbone.layer2.0.bn1.num_batches_tracked" in weights else "frozen_bn"
-    section: dict[str, Any] = {"name": name, "weights": None, "norm": norm, "frozen_stages": 2}
+    if "backbone.layer2.0.bn1.weight" in weights and "backbone.layer2.0.bn1.running_mean" not in weights:
+        norm = "gn"
+    section: dict[str, Any] = {
+        "name": f"{kind}{_DEPTHS[blocks]}{suffix}",
+        "weights": None,
+        "norm": norm,
+        "frozen_stages": 2,
+    }
     offsets = {stage: weights.get(f"backbone.{layer}.0.conv2.offset.weight") for stage, layer in _STAGES.items()}
     for stage, offset in offsets.items():
         if offset is not None:
@@ -239,12 +263,20 @@ def _infer_head(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     convs = [name for name, tensor in tower.items() if tensor.dim() == 4 and ".offset." not in name]
     shared = [name for name in convs if name.startswith("head.shared_tower.")]
-    has_affine = any(name.endswith(".weight") and tensor.dim() == 1 for name, tensor in tower.items())
     return {
         "num_convs": len(convs) - len(shared),
         "num_shared_convs": len(shared),
-        "norm": "bn" if any(name.endswith(".running_mean") for name in tower) else "gn" if has_affine else "none",
+        "norm": infer_norm(tower, "head."),
         "conv_bias": all(name.removesuffix("weight") + "bias" in tower for name in convs),
         "deformable": any(".offset." in name for name in tower),
         "level_scales": "head.scales.0" in weights,
     }
+
+
+def infer_norm(weights: Mapping[str, Tensor], prefix: str) -> Literal["none", "bn", "gn"]:
+    """Infer the normalisation of the layers under a prefix from the tensors by our names."""
+    tensors = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    if any(name.endswith(".running_mean") for name in tensors):
+        return "bn"
+    is_affine = any(name.endswith(".weight") and tensor.dim() == 1 for name, tensor in tensors.items())
+    return "gn" if is_affine else "none"

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, find_weights, from_ours, is_ours, read
+from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, find_weights, from_ours, is_ours, is_zip, read
 from ..config import expand_user
 from ..config.detectors import DEFAULT_DETECTOR
 from ..config.text import as_option
 from ..downloads import describe_other_scheme, hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
 from ..formatting import join_some, plural
+from ..models.backbones.caffe2 import load_pickle
 from ..models.backbones.renames import BACKBONE_TENSORS, without_module
 from . import adelaidet, detectron2, mmdetection, torchvision
 from .architecture import Converted, count_classes, count_region_classes
@@ -47,8 +48,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
 
     Args:
         source: run folder, or path or URL of a weights file of this project or of another project (the original,
-            AdelaiDet, detectron2, mmdetection, torchvision), or the name of torchvision's COCO weights, such as
-            `torchvision/fcos_resnet50_fpn`. Downloads are cached.
+            AdelaiDet, detectron2, mmdetection, torchvision), also a pickle of detectron2's model zoo (.pkl), or the
+            name of torchvision's COCO weights, such as `torchvision/fcos_resnet50_fpn`. Downloads are cached.
         class_names: [K], for a file of another project or a file of ours without class names; ignored for other files
             of ours. None: the names in the file, or those of COCO if the number of classes matches, see `from_content`.
 
@@ -66,7 +67,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
             raise WeightsError(f"{where}: {reason}")
         path = find_weights(expand_user(source))
     try:
-        content = read(path, safe_globals=_SAFE_GLOBALS)
+        is_pickle = path.suffix == ".pkl" and path.is_file() and not is_zip(path)  # the others are of torch.save
+        content = load_pickle(path) if is_pickle else read(path, safe_globals=_SAFE_GLOBALS)
         ours = from_ours(content, path) if is_ours(content) else None
         state = _state_dict(content)
         if ours is None and _find_dialect(state):
@@ -106,13 +108,10 @@ def from_fcos_core(
     weights = {name: state[old] for name, old in names.items()}
     section = _conventions_of(detector)
     converted = Converted(weights, names, {"model": {"name": detector, **section}})
-    if detector == "rcnn":
-        num_classes = count_region_classes(weights, where=where)
-    elif detector == "rpn":  # it does not distinguish classes
+    if detector == "rpn":  # it does not distinguish classes
         num_classes, class_names = 1, ("object",)
     else:
-        num_anchors = len(weights["head.offsets.weight"]) // 4 if detector == "retinanet" else 1
-        num_classes = count_classes(weights, num_anchors=num_anchors, where=where)
+        num_classes = _count_classes(weights, detector, where=where)
     return _build_checkpoint(converted, "fcos_core", num_classes=num_classes, class_names=class_names, where=where)
 
 
@@ -145,8 +144,19 @@ def _convert_with_conventions(
     log.info(
         "%s: using the values of %s's configs for options that weights do not determine: %s", where, project, options
     )
-    num_classes = count_classes(converted.weights, where=where)
+    num_classes = _count_classes(weights, model.get("name", DEFAULT_DETECTOR), where=where)
     return _build_checkpoint(converted, project, num_classes=num_classes, class_names=class_names, where=where)
+
+
+def _count_classes(weights: Mapping[str, Tensor], detector: str, *, where: str) -> int:
+    """Return the number of classes of a detector that distinguishes them."""
+    if detector == "rcnn":
+        return count_region_classes(weights, where=where)
+    num_anchors = 1
+    if detector == "retinanet":
+        offsets = weights.get("head.offsets.weight")
+        num_anchors = 0 if offsets is None else len(offsets) // 4
+    return count_classes(weights, num_anchors=num_anchors, where=where)
 
 
 def _build_checkpoint(
@@ -164,11 +174,15 @@ def _build_checkpoint(
     coco_names = tuple(torchvision.COCO_CLASSES.values())
     if num_classes == len(coco_names) and (class_names is None or tuple(class_names) == coco_names):
         classes = torchvision.COCO_CLASSES
+    keypoints = converted.weights.get(torchvision.KEYPOINTS)
+    if class_names is None and num_classes == 1 and keypoints is not None:
+        classes = torchvision.class_with_keypoints(len(keypoints))
     return Checkpoint(
         model=converted.weights,
         config=converted.config,
         class_names=tuple(classes.values()),
         category_ids=tuple(classes) or tuple(range(1, num_classes + 1)),
+        keypoint_layout=torchvision.find_keypoint_layout(converted.weights),
         project=project,
         original_names=converted.names,
     )
@@ -193,11 +207,11 @@ class _Dialect(NamedTuple):
     convert: _Converter
 
 
-_DIALECTS = [
+_DIALECTS = [  # detectron2 comes first: its R-CNN also has the names by which torchvision's is recognised
+    _Dialect(detectron2.recognizes, partial(_convert_with_conventions, "detectron2", detectron2.convert)),
     _Dialect(torchvision.recognizes, torchvision.from_torchvision),
     _Dialect(lambda state: fcos_core.find_detector(state) is not None, from_fcos_core),
     _Dialect(adelaidet.recognizes, partial(_convert_with_conventions, "adelaidet", adelaidet.convert)),
-    _Dialect(detectron2.recognizes, partial(_convert_with_conventions, "detectron2", detectron2.convert)),
     _Dialect(mmdetection.recognizes, partial(_convert_with_conventions, "mmdetection", mmdetection.convert)),
 ]
 
@@ -254,8 +268,8 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 
 def _describe_unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     expected = (
-        "expected a file that `fcos train` wrote, a checkpoint of the FCOS of AdelaiDet, detectron2, mmdetection or the"
-        " original (fcos_core, all detectors), or a state dict of torchvision's fcos_resnet50_fpn,"
+        "expected a file that `fcos train` wrote, a checkpoint of AdelaiDet's FCOS, of the FCOS, RetinaNet or R-CNN of"
+        " detectron2, mmdetection or the original (fcos_core), or a state dict of torchvision's fcos_resnet50_fpn,"
         " or of its RetinaNet, Faster, Mask or Keypoint R-CNN with a ResNet-50"
     )
     if any(name in state for name in BACKBONE_TENSORS):

@@ -88,7 +88,7 @@ class AnchorGrid:
         Returns:
             L tensors [H * W * A, 4] float32 pixels, row by row, the anchors of a location together.
         """
-        if self.location == "center":
+        if self.location != "corner":
             sizes = zip(maps, self.strides, strict=True)
             corners = [locations(size, stride, offset=0.0, device=device) for size, stride in sizes]
         else:

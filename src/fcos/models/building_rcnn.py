@@ -85,6 +85,7 @@ def build_rcnn(config: RCNNConfig, backbone: Backbone, num_classes: int) -> RCNN
             box_convention=config.box_convention,
             default_threshold=config.default_threshold,
             min_size=config.min_size,
+            empty_boxes=config.empty_boxes,
         ),
         pixels=Pixels(config.channel_order, config.pixel_mean, config.pixel_std),
     )
@@ -157,7 +158,14 @@ HeadConfig = BoxHeadConfig | MaskHeadConfig | KeypointHeadConfig
 
 
 def _build_pooler(config: RCNNConfig, neck: Neck, section: HeadConfig) -> Pooler:
-    return Pooler(neck.pooled_strides, section.resolution, section.sampling_ratio, config.box_convention)
+    return Pooler(
+        neck.pooled_strides,
+        section.resolution,
+        section.sampling_ratio,
+        config.box_convention,
+        config.pooling_aligned,
+        config.level_epsilon,
+    )
 
 
 def _build_box_head(config: RCNNConfig, neck: Neck, num_classes: int, *, layers: Head | None) -> BoxHead:
@@ -204,6 +212,7 @@ def _build_mask_head(config: RCNNConfig, neck: Neck, num_classes: int, *, layers
         num_classes=num_classes,
         pooler=_build_pooler(config, neck, options),
         margin=options.margin,
+        pasting=options.pasting,
     )
 
 

@@ -26,6 +26,7 @@ class FPN(nn.Module):
         extra_level_source: `p5` and `c5`: extra levels are computed with stride-2 convolutions, the first one from the
             last level of the pyramid (`p5`) or from the last map of the backbone (`c5`). `max_pool`: every extra level
             contains every second value of the previous level (max pooling with a 1x1 window), as in R-CNN.
+        extra_level_relu: whether a ReLU precedes the convolutions of the second and later extra levels.
         norm: normalisation after lateral and output convolutions: `none`, `gn` or `bn`.
         norm_groups: groups of `gn`, see `layers.group_norm`.
         norm_eps: epsilon of `gn` or `bn`.
@@ -39,6 +40,7 @@ class FPN(nn.Module):
         *,
         extra_levels: int = 2,
         extra_level_source: ExtraLevelSource = "p5",
+        extra_level_relu: bool = True,
         norm: str = "none",
         norm_groups: int = 32,
         norm_eps: float = 1e-5,
@@ -50,6 +52,7 @@ class FPN(nn.Module):
         self.lateral = nn.ModuleList(conv_norm_relu(c, channels, 1, **options) for c in in_channels)
         self.output = nn.ModuleList(conv_norm_relu(channels, channels, 3, **options) for _ in in_channels)
         self.extra_from_c5 = extra_level_source == "c5"
+        self.extra_level_relu = extra_level_relu
         first_channels = in_channels[-1] if self.extra_from_c5 else channels
         self.num_pooled_levels = extra_levels if extra_level_source == "max_pool" else 0
         self.extra = nn.ModuleList(
@@ -73,7 +76,7 @@ class FPN(nn.Module):
         with torch.autocast(extra.device.type, enabled=False):
             for i, conv in enumerate(self.extra):
                 extra = extra.to(next(conv.parameters()).dtype)
-                extra = conv(F.relu(extra) if i > 0 else extra)
+                extra = conv(F.relu(extra) if i > 0 and self.extra_level_relu else extra)
                 levels.append(extra)
         for _ in range(self.num_pooled_levels):
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))

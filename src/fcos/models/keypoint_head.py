@@ -32,6 +32,7 @@ class KeypointHead(DetailHead):
     """
 
     loss_names = ("loss_keypoints",)
+    keypoint_parameters = ("logits.weight", "logits.bias")
 
     def __init__(self, body: nn.Module, in_channels: int, *, num_keypoints: int, pooler: Pooler):
         super().__init__()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..choices import MaskPasting
 from ..structures import Instances
 from .detector import ClassRows
 from .layers import at_least_float32
@@ -32,6 +33,7 @@ class MaskHead(DetailHead):
         num_classes: K. The first row of the last layer belongs to the background and is not used.
         pooler: options of the pooling of features.
         margin: pixels by which masks extend beyond boxes, see `Instances.mask_margin`.
+        pasting: pasting of masks into the image, see `Instances.mask_pasting`.
     """
 
     loss_names = ("loss_mask",)
@@ -46,6 +48,7 @@ class MaskHead(DetailHead):
         num_classes: int,
         pooler: Pooler,
         margin: float = 0.0,
+        pasting: MaskPasting = "truncated",
     ):
         super().__init__()
         self.body = body
@@ -58,6 +61,7 @@ class MaskHead(DetailHead):
         initialize(self.logits)
         self.pooler = pooler
         self.margin = margin
+        self.pasting: MaskPasting = pasting
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor], labels: Tensor) -> Tensor:
         """Compute the mask logits of boxes.
@@ -105,4 +109,6 @@ class MaskHead(DetailHead):
             grids.append(self(features, boxes, labels[start:end]).sigmoid())
             start = end
         pairs = zip(detections, torch.cat(grids).split([len(image) for image in detections]), strict=True)
-        return [replace(image, mask_grids=part, mask_margin=self.margin) for image, part in pairs]
+        return [
+            replace(image, mask_grids=part, mask_margin=self.margin, mask_pasting=self.pasting) for image, part in pairs
+        ]

@@ -109,16 +109,18 @@ def pyramid_locations(
     Args:
         maps: L sizes (height, width) of the levels' maps.
         strides: L strides in pixels.
-        location: point of the cell: its `center`, or its upper left `corner` as in torchvision. With `corner`, the
+        location: point of the cell: its `center`, or its upper left corner. With `corner`, as in torchvision, the
             points are (padded image side) // (map side) pixels apart, which is less than the stride if the stride does
-            not divide the side.
+            not divide the side. With `multiple`, they are multiples of the stride.
         device: device of the result.
 
     Returns:
         L tensors [height * width, 2] of (x, y) in pixels, row by row.
     """
-    if location == "center":
-        return [locations(size, stride, device=device) for size, stride in zip(maps, strides, strict=True)]
+    if location != "corner":
+        offset = 0.5 if location == "center" else 0.0
+        pairs = zip(maps, strides, strict=True)
+        return [locations(size, stride, offset=offset, device=device) for size, stride in pairs]
     height, width = (side * strides[0] for side in maps[0])  # padded images have a whole number of these cells
     return [locations((h, w), (height // h, width // w), offset=0.0, device=device) for h, w in maps]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..boxes import class_wise_nms, clip, limit_detections
-from ..choices import BoxConvention, RankedBy, Score
+from ..choices import BoxConvention, EmptyBoxes, RankedBy, Score
 from ..structures import Instances
 from .anchors import BoxCoder
 
@@ -76,9 +76,12 @@ class RoIPostprocess(Postprocess):
 
     Attributes:
         min_size: smallest width and height of a candidate in pixels, after clipping; 0: no limit.
+        empty_boxes: boxes without area inside the image: `remove` them from the candidates, or from the detections
+            (`remove_last`), or `keep` them.
     """
 
     min_size: float = 0.0
+    empty_boxes: EmptyBoxes = "remove"
 
 
 def candidates(
@@ -196,8 +199,7 @@ def roi_candidates(
     rows, labels = index // num_classes, index % num_classes
     boxes = coder.decode(select_offsets(offsets, rows, labels + 1), proposals[rows])
     candidates = Instances(boxes, labels, scores[index], size)
-    if not options.clip_after_nms:
-        candidates = _clip_to_image(candidates, options)
+    candidates = _clip_to_image(candidates, replace(options, keep_empty_boxes=options.empty_boxes != "remove"))
     if options.min_size > 0:
         sides = candidates.boxes[:, 2:] - candidates.boxes[:, :2]
         candidates = candidates[(sides >= options.min_size).all(dim=1)]

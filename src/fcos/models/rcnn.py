@@ -90,6 +90,9 @@ class RCNN(DetectionModel):
         self.postprocess = postprocess
         parts = {"box": box.class_parameters, **{f"heads.{name}": h.class_parameters for name, h in heads.items()}}
         self.class_parameters = {f"{part}.{name}": rows for part, all in parts.items() for name, rows in all.items()}
+        self.keypoint_parameters = tuple(
+            f"heads.{name}.{key}" for name, h in heads.items() for key in h.keypoint_parameters
+        )
         self.optional_modules = tuple(f"heads.{name}" for name in heads)
         self.compiled_parts = ("backbone", "fpn", "proposals.head", *(f"{part}.body" for part in parts))
 
@@ -155,7 +158,10 @@ class RCNN(DetectionModel):
     @torch.no_grad()
     def suppress(self, candidates: Instances) -> Instances:
         """Select the detections among the candidates of an image, see `postprocess.suppress`."""
-        return suppress(candidates, self.postprocess)
+        detections = suppress(candidates, self.postprocess)
+        if self.postprocess.empty_boxes != "remove_last":
+            return detections
+        return detections[(detections.boxes[:, 2:] > detections.boxes[:, :2]).all(dim=1)]
 
     @torch.no_grad()
     def add_details(self, outputs: RCNNOutputs, detections: list[Instances]) -> list[Instances]:

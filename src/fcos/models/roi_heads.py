@@ -63,6 +63,8 @@ class Pooler:
         resolution: side Z of the pooled features.
         sampling_ratio: number of sampling points per pooled feature and axis; 0: as many as the box has map cells.
         box_convention: convention in which the areas of boxes are computed.
+        aligned: whether features are pooled half a pixel further to the upper left, see torchvision's `roi_align`.
+        level_epsilon: number that is added to the argument of the logarithm in `levels`.
         canonical_size: square root of the area of boxes that are pooled from the level with stride 16, pixels.
     """
 
@@ -70,13 +72,15 @@ class Pooler:
     resolution: int = 7
     sampling_ratio: int = 2
     box_convention: BoxConvention = "continuous"
+    aligned: bool = False
+    level_epsilon: float = 1e-6
     canonical_size: float = 224.0
 
     def levels(self, boxes: Tensor) -> Tensor:
         """Return the index of the level [P] int64 that each box [P, 4] is pooled from."""
         sides = area(boxes, convention=self.box_convention).sqrt()
         finest = math.log2(self.strides[0])
-        levels = torch.floor(4 + torch.log2(sides / self.canonical_size + 1e-6)) - finest
+        levels = torch.floor(4 + torch.log2(sides / self.canonical_size + self.level_epsilon)) - finest
         return levels.clamp(0, len(self.strides) - 1).long()
 
     def __call__(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
@@ -104,7 +108,8 @@ class Pooler:
 
     def _pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
         feature = at_least_float32(feature)  # half precision would round the coordinates of the boxes
-        return roi_align(feature, rois.to(feature.dtype), self.resolution, 1 / stride, self.sampling_ratio)
+        options = self.resolution, 1 / stride, self.sampling_ratio, self.aligned
+        return roi_align(feature, rois.to(feature.dtype), *options)
 
 
 class ConvBody(nn.Sequential):
@@ -321,10 +326,12 @@ class DetailHead(nn.Module, ABC):
     Attributes:
         loss_names: keys of the terms of `losses`.
         class_parameters: layouts of the parameters with rows for every class, see `DetectionModel`.
+        keypoint_parameters: names of the parameters whose shapes depend on the number of keypoints.
     """
 
     loss_names: tuple[str, ...]
     class_parameters: Mapping[str, ClassRows]
+    keypoint_parameters: tuple[str, ...] = ()
 
     @abstractmethod
     def losses(

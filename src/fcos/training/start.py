@@ -24,7 +24,8 @@ def start_from(
     """Load the weights of a checkpoint into the model of a new run.
 
     If the classes differ, the class head gets the rows of classes with the same names and keeps its initial values for
-    the others. If the checkpoint has no class names, an equal number of classes is taken to mean the same classes.
+    the others. If the checkpoint has no class names, an equal number of classes is taken to mean the same classes. If
+    the numbers of keypoints differ, the layer that predicts keypoints keeps its initial values.
     Optional modules that the checkpoint lacks keep their initial values. Pixel mean and standard deviation stay those
     of the config.
 
@@ -37,7 +38,8 @@ def start_from(
 
     Returns:
         Message with the number of loaded tensors and the options of role `meaning` that differ from the training of the
-        weights. A line each follows for the class head if the classes differ, and for missing optional modules.
+        weights. A line each follows for the class head if the classes differ, for the layer of the keypoints if their
+        numbers differ, and for missing optional modules.
 
     Raises:
         WeightsError: the weights do not fit the model, see `load_weights`. If the config of the weights is known, the
@@ -50,18 +52,26 @@ def start_from(
     same_classes = nameless or tuple(class_names) == checkpoint.class_names
     head = {} if same_classes else _class_head(model, weights, checkpoint.class_names, class_names)
     head = {name: tensor for name, tensor in head.items() if name not in missing}
+    keypoints = _keypoint_layer(model, weights)
     try:
-        load_weights(model, {**weights, **missing, **head}, where=where)
+        load_weights(model, {**weights, **missing, **head, **keypoints}, where=where)
     except WeightsError as error:
         differences = _structure_options(checkpoint, config)
         raise WeightsError(f"{error}: {' '.join(differences)}" if differences else str(error)) from None
     used_names = weights.keys() & tensors.keys()  # the rest are batch-norm counters, see `load_weights`
-    loaded = f"all {len(used_names)}" if same_classes else len(used_names - head.keys())
+    num_loaded = len(used_names - head.keys() - keypoints.keys())
+    loaded = f"all {num_loaded}" if same_classes and not keypoints else num_loaded
     summary = f"weights: {loaded} tensors from {where}"
     if differences := _meaning_options(checkpoint, config):
         summary += f"; they were trained with {differences}; use the same options"
     if head:
         summary += f"\n  {', '.join(head)}: {_describe_class_head(checkpoint, class_names)}"
+    if keypoints:
+        counts = [tensors[name].shape[0] for tensors in (weights, keypoints) for name in keypoints if "bias" in name]
+        summary += (
+            f"\n  {', '.join(keypoints)}: newly initialised, because the numbers of keypoints differ: the weights have"
+            f" {counts[0]}, the model has {counts[1]}"
+        )
     if checkpoint.project != "fcos" and checkpoint.training:
         summary += f"\n  not used: the optimizer state of this file and its iteration {checkpoint.iteration}"
         if checkpoint.project == "fcos_core":
@@ -73,22 +83,36 @@ def start_from(
 
 def _meaning_options(checkpoint: Checkpoint, config: DetectorConfig) -> str:
     """Return the options of role `meaning` that differ from the training of the weights, as typed for its values."""
+    infos = options_of(type(config))
     sections = _trained_model_options(checkpoint, config), config.model_dump(mode="json")
-    trained_options, options = (
-        {key: as_option(value) for key, value in flatten(section).items()} for section in sections
-    )
+    trained_options, options = (in_effect(flatten(section), infos) for section in sections)
     return " ".join(
-        f"model.{key}={trained_options[key]}"
-        for key in with_role(options_of(type(config)), "meaning")
-        if key in trained_options and trained_options[key] != options.get(key)
+        f"model.{key}={as_option(trained_options[key])}"
+        for key in with_role(infos, "meaning")
+        if key in trained_options and key in options and as_option(trained_options[key]) != as_option(options[key])
     )
 
 
 def _trained_model_options(checkpoint: Checkpoint, config: DetectorConfig) -> Mapping[str, Any]:
-    """Return the section `model` of the config that the weights were trained with, as far as it is known."""
+    """Return the section `model` of the config that the weights were trained with.
+
+    It is complete, except for files of the original, which only determine conventions that all of its detectors share.
+    """
     if checkpoint.project == "fcos_core" and config.box_convention != "inclusive":  # else it already follows fcos_core
         return with_fcos_core_conventions({"model": config.model_dump(mode="json")})["model"]
-    return checkpoint.config.get("model", {})
+    section = _trained_section(checkpoint)
+    return checkpoint.config.get("model", {}) if section is None else section.model_dump(mode="json")
+
+
+def _trained_section(checkpoint: Checkpoint) -> DetectorConfig | None:
+    """Return the complete section `model` that the weights were trained with; None: unknown, or of another version."""
+    section = checkpoint.config.get("model")
+    if checkpoint.project == "fcos_core" or section is None:
+        return None
+    try:
+        return DETECTORS[section.get("name", DEFAULT_DETECTOR)].model_validate(section)
+    except (KeyError, ValueError):
+        return None
 
 
 def _structure_options(checkpoint: Checkpoint, config: DetectorConfig) -> list[str]:
@@ -96,12 +120,8 @@ def _structure_options(checkpoint: Checkpoint, config: DetectorConfig) -> list[s
     if checkpoint.project == "fcos_core":  # the file does not determine the other options
         name = checkpoint.config["model"].get("name", DEFAULT_DETECTOR)
         return [] if name == config.name else [f"model.name={name}"]
-    if "model" not in checkpoint.config:
-        return []
-    try:
-        trained = checkpoint.config["model"]
-        section = DETECTORS[trained.get("name", DEFAULT_DETECTOR)].model_validate(trained)
-    except (KeyError, ValueError):  # the config is of another version
+    section = _trained_section(checkpoint)
+    if section is None:
         return []
     if type(section) is not type(config):
         return [f"model.name={section.name}"]
@@ -118,6 +138,13 @@ def _structure_options(checkpoint: Checkpoint, config: DetectorConfig) -> list[s
         for key, value in in_effect(trained_options, option_info).items()
         if (info := info_of(option_info, key)) and "shape" in info.roles and value != options.get(key)
     ]
+
+
+def _keypoint_layer(model: DetectionModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters of the layer that predicts keypoints if the weights have another number of keypoints."""
+    tensors = model.state_dict()
+    layer = {name: tensors[name].clone() for name in model.keypoint_parameters if name in weights}
+    return layer if any(weights[name].shape != tensor.shape for name, tensor in layer.items()) else {}
 
 
 def _class_head(

@@ -31,7 +31,7 @@ from ...config.options import free_options, in_effect, options_of
 from ...config.text import flatten
 from ...errors import WeightsError
 from ...formatting import plural
-from ...keypoints import COCO_PERSON, UNNAMED
+from ...keypoints import COCO_PERSON, UNNAMED, KeypointLayout
 from ..architecture import changeable_options, require_same
 from .architectures import ARCHITECTURES, PIXELS, WEIGHTS, choose_architecture, find_architecture, recognizes
 from .classes import ClassLayout
@@ -53,7 +53,18 @@ _NUM_COCO_KEYPOINTS = 17
 _PERSON = {1: COCO_CLASSES[1]}
 _EPSILON = 1e-5
 """Epsilon of torchvision's batch norm, also of its frozen one."""
-_KEYPOINTS = "heads.keypoints.logits.bias"
+KEYPOINTS = "heads.keypoints.logits.bias"
+"""Name of a tensor with one row per keypoint."""
+
+
+def class_with_keypoints(count: int) -> dict[int, str]:
+    """Return category id and name of the class of COCO with this number of keypoints; empty if there is none."""
+    return {**_PERSON} if count == _NUM_COCO_KEYPOINTS else {}
+
+
+def find_keypoint_layout(weights: Mapping[str, Tensor]) -> KeypointLayout:
+    """Return the layout of COCO's persons if the weights, under our names, predict 17 keypoints."""
+    return COCO_PERSON if len(weights.get(KEYPOINTS, ())) == _NUM_COCO_KEYPOINTS else UNNAMED
 
 
 def reject_unsupported(name: str) -> None:
@@ -123,15 +134,15 @@ def from_torchvision(
     data = {"short_side": [800], "max_side": 1333}
     if "mask" in section:
         data["masks"] = True
-    if _KEYPOINTS in weights:
+    if KEYPOINTS in weights:
         data["keypoints"] = True
-        section["keypoints"] = {**section["keypoints"], "num_keypoints": len(weights[_KEYPOINTS])}
+        section["keypoints"] = {**section["keypoints"], "num_keypoints": len(weights[KEYPOINTS])}
     return Checkpoint(
         model=weights,
         config={"model": section, "data": data},
         class_names=tuple(name for name in classes.values() if name is not None),
         category_ids=tuple(classes),
-        keypoint_layout=COCO_PERSON if len(weights.get(_KEYPOINTS, ())) == _NUM_COCO_KEYPOINTS else UNNAMED,
+        keypoint_layout=find_keypoint_layout(weights),
         project="torchvision",
         original_names={architecture.to_our_name(name): name for name in state},
     )
@@ -166,8 +177,8 @@ def _find_classes(
         return dict(zip(labels, class_names, strict=True))
     if layout.num_labels == _NUM_COCO_ROWS and COCO_CLASSES.keys() <= set(labels):
         return {**COCO_CLASSES}
-    if labels == list(_PERSON) and len(weights.get(_KEYPOINTS, ())) == _NUM_COCO_KEYPOINTS:
-        return {**_PERSON}
+    if labels == list(_PERSON) and (person := class_with_keypoints(len(weights.get(KEYPOINTS, ())))):
+        return {**person}
     return dict.fromkeys(labels)
 
 
