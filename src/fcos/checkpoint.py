@@ -202,7 +202,7 @@ def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:
             warnings.simplefilter("ignore")  # of torch about odd tensors, which the caller rejects
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # arbitrary bytes can cause any exception in torch.load
-        if not _is_zip(path):  # PyTorch has written zip files since version 1.6
+        if not is_zip(path):  # PyTorch has written zip files since version 1.6
             reason = f"not a weights file, or a truncated one ({path.stat().st_size} bytes)"
         elif isinstance(error, pickle.UnpicklingError):
             raise WeightsError(
@@ -215,7 +215,8 @@ def read(path: Path, *, safe_globals: Sequence[Any] = ()) -> Any:
         raise WeightsError(f"{path}: {reason}; copy it again or use an earlier one") from None
 
 
-def _is_zip(path: Path) -> bool:
+def is_zip(path: Path) -> bool:
+    """Return whether a file is a zip file, possibly a damaged one, as `torch.save` writes it since PyTorch 1.6."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:  # a damaged zip file

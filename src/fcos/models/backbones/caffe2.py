@@ -1,4 +1,4 @@
-"""Loading of backbones from Detectron's files, which are pickles of Caffe2 blobs.
+"""Loading of pickles of arrays: backbones in Detectron's files (Caffe2 blobs), and detectron2's weights.
 
 A pickle names functions that are called when it is loaded, so it can run any code. This reader admits only numbers,
 text, arrays and plain containers. It builds the arrays itself, because numpy's functions trust what a pickle states
@@ -66,20 +66,52 @@ def load_backbone(path: Path) -> dict[str, Tensor]:
 
 def _read_blobs(path: Path) -> dict[str, np.ndarray]:
     """Load the arrays of a pickle by name, from its dictionary or from the dictionary under the key `blobs`."""
+    content = _read(path)
+    content = content.get("blobs", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a dictionary of arrays, as Detectron writes it")
+    return {n: blob.array for n, blob in content.items() if isinstance(n, str) and isinstance(blob, _Array)}
+
+
+def load_pickle(path: Path) -> Any:
+    """Load a pickle of up to two nested dictionaries of arrays, with tensors in the place of the arrays.
+
+    Raises:
+        WeightsError: the file is missing, is not a pickle, or contains more than arrays and plain containers.
+    """
+    try:
+        content = _read(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}; expected a weights file") from None
+    return _with_tensors(content, depth=2)
+
+
+def _with_tensors(value: Any, *, depth: int) -> Any:
+    """Replace arrays in nested dictionaries, which may contain themselves, down to a depth."""
+    if isinstance(value, _Array):
+        return torch.from_numpy(value.array)
+    if not isinstance(value, dict) or not depth:
+        return value
+    return {key: _with_tensors(item, depth=depth - 1) for key, item in value.items()}
+
+
+def _read(path: Path) -> Any:
+    """Load the content of a pickle, whose arrays become `_Array`.
+
+    Raises:
+        WeightsError: the file is not a pickle, or contains more than arrays and plain containers.
+        OSError: the file cannot be opened.
+    """
     with path.open("rb") as file:
         try:
             for count, (operation, number, _) in enumerate(pickletools.genops(file)):
                 if operation.name.endswith("PUT") and (number or 0) > count:  # the unpickler allocates this much
                     raise pickle.UnpicklingError(f"it gives an object the number {number} after {count} operations")
             file.seek(0)
-            content = _Unpickler(file, encoding="latin1").load()  # latin1 keeps the bytes of Python 2 strings
+            return _Unpickler(file, encoding="latin1").load()  # latin1 keeps the bytes of Python 2 strings
         except Exception as error:  # bytes that are not a pickle can raise any exception
             reason = str(error) or type(error).__name__
             raise WeightsError(f"{path}: not a readable pickle of arrays: {reason}") from None
-    content = content.get("blobs", content) if isinstance(content, dict) else None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a dictionary of arrays, as Detectron writes it")
-    return {n: blob.array for n, blob in content.items() if isinstance(n, str) and isinstance(blob, _Array)}
 
 
 class _Type:
