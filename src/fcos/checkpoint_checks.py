@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .config.detectors import DEFAULT_DETECTOR, DETECTORS
-from .config.options import info_of, options_of
+from .config.options import in_effect, info_of, options_of
 from .config.text import flatten
 from .keypoints import KeypointLayout
 
@@ -132,13 +132,15 @@ def _describe_oversized_options(section: Mapping[str, Any], weights: Mapping[str
     """Describe the options of the section `model` that are larger than the weights can be.
 
     The detector is built before its weights are loaded, so such an option would take any amount of memory or time.
+    Options without effect may have any value.
     """
     name = section.get("name", DEFAULT_DETECTOR)
     options = options_of(DETECTORS[name]) if isinstance(name, str) and name in DETECTORS else {}
     max_count = max(_ALWAYS_ALLOWED_COUNT, len(weights))
     max_size = max(_ALWAYS_ALLOWED_SIZE, *(side for tensor in weights.values() for side in tensor.shape))
     problems = []
-    for key, value in flatten(section).items():
+    defaults = flatten(DETECTORS[name].model_validate({}).model_dump()) if options else {}
+    for key, value in in_effect({**defaults, **flatten(section)}, options).items():
         info = info_of(options, key)
         if info is None or "shape" not in info.roles:
             continue

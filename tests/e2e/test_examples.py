@@ -70,8 +70,11 @@ def test_example_evaluates_and_converts_a_checkpoint_of_the_original(
     tree["MODEL"] |= {"FCOS": {"NUM_CLASSES": 3}, "WEIGHT": "", "DEVICE": "cpu"}
     tree["INPUT"] = {"MIN_SIZE_TEST": 64, "MAX_SIZE_TEST": 96}
     (folder / "original.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    model = build_model(fcos.load_config("original.yaml").model, num_classes=2, pretrained=False)
-    names = {name: rename_back(name) for name in model.state_dict() if not name.startswith("pixel_")}
+    config = fcos.load_config("original.yaml").model
+    model = build_model(config, num_classes=2, pretrained=False)
+    names = {
+        name: rename_back(name, config.model_dump()) for name in model.state_dict() if not name.startswith("pixel_")
+    }
     torch.save({"model": {new: model.state_dict()[name] for name, new in names.items()}}, "original.pth")
     run("evaluate_checkpoint", "original.pth", data, "original.yaml", patch=monkeypatch)
     out = capsys.readouterr().out

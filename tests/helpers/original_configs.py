@@ -18,6 +18,21 @@ DEFAULTS: dict[str, Any] = json.loads((GOLDENS / "facts" / "default_config.json"
 BODY = ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET"]
 RETINANET = [*BODY, "MODEL.RETINANET_ON", "True"]
 BODIES = {"fcos": BODY, "retinanet": RETINANET}
+PYRAMID_PAIRS = [
+    *("MODEL.FCOS_ON", "False", "MODEL.BACKBONE.CONV_BODY", "R-50-FPN", "MODEL.RESNETS.BACKBONE_OUT_CHANNELS", "8"),
+    *(
+        "MODEL.RPN.USE_FPN",
+        "True",
+        "MODEL.RPN.ANCHOR_STRIDE",
+        "(4, 8, 16, 32, 64)",
+        "MODEL.ROI_BOX_HEAD.MLP_HEAD_DIM",
+        "8",
+    ),
+    *("MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR", "FPN2MLPFeatureExtractor", "MODEL.ROI_BOX_HEAD.NUM_CLASSES", "3"),
+    *("MODEL.ROI_BOX_HEAD.PREDICTOR", "FPNPredictor", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "7"),
+    *("MODEL.ROI_BOX_HEAD.POOLER_SCALES", "(0.25, 0.125, 0.0625, 0.03125)"),
+]
+"""Faster R-CNN with a pyramid, with few channels."""
 MOBILE = ["MODEL.BACKBONE.CONV_BODY", "MNV2-FPN-RETINANET", "MODEL.BACKBONE.FREEZE_CONV_BODY_AT", "0"]
 
 

@@ -15,10 +15,14 @@ import pytest
 import torch
 from golden import folder, manifest_files
 
+from fcos.checkpoint import Checkpoint
 from fcos.config import Config
 from fcos.config.overrides import validate
+from fcos.config.text import flatten
 from fcos.interop.fcos_core.config import config_from_yaml
-from fcos.interop.fcos_core.weights import rename
+from fcos.interop.fcos_core.keys import DEFAULTS, is_idle
+from fcos.interop.fcos_core.mapping import to_keys
+from fcos.interop.fcos_core.weights import rename, to_fcos_core
 from fcos.models import DetectionModel, build_model
 from fcos.training.optim import build_optimizer, learning_rate_factor, parameter_settings, set_learning_rate
 
@@ -74,6 +78,47 @@ def test_state_dict_matches_the_original(manifest: Manifest) -> None:
     }
     assert ours == {(row.name, row.shape, f"torch.{row.dtype}", row.kind) for row in manifest.rows}
     assert len(ours) == manifest.recorded["counts"]["tensors"]
+
+
+def test_weights_convert_to_the_original_and_back(manifest: Manifest) -> None:
+    model = manifest.net.state_dict()
+    ids = tuple(range(1, manifest.net.num_classes + 1))
+    checkpoint = Checkpoint(model=model, config=manifest.config.to_dict(), class_names=(), category_ids=ids)
+    converted = to_fcos_core(checkpoint)
+    recorded = {name: tuple(shape) for name, shape, *_ in manifest.recorded["tensors"]}
+    assert {name: tuple(tensor.shape) for name, tensor in converted.items()} == recorded
+    back = {rename(name, manifest.config.model.name): tensor for name, tensor in converted.items()}
+    assert all(back[name] is tensor for name, tensor in model.items() if not name.startswith("pixel_"))
+
+
+def test_model_config_converts_to_the_original_and_back(manifest: Manifest) -> None:
+    section = manifest.config.to_dict()["model"]
+    settings = to_keys(flatten(section), manifest.net.num_classes)
+    again = validate(config_from_yaml(settings), where="x").to_dict()["model"]
+    del section["num_classes"], again["num_classes"]  # a default; the weights determine it
+    section["backbone"]["weights"] = None  # the converted weights contain the backbone
+    assert again == section
+
+
+def test_settings_are_those_of_the_original_config(manifest: Manifest) -> None:
+    """All keys of `MODEL` that the config sets and that affect its detector are found again, and no others."""
+    given, detector = flatten(manifest.recorded["merged_config"]), manifest.config.model.name
+    values = {key: _as_list(given[key]) for key in DEFAULTS if key.startswith(("MODEL.", "INPUT.PIXEL", "INPUT.TO_"))}
+    expected = {
+        key: value
+        for key, value in values.items()
+        if value != _as_list(DEFAULTS[key]) and key != "MODEL.WEIGHT" and not is_idle(key, detector)
+    }
+    settings = to_keys(flatten(manifest.config.to_dict()["model"]), manifest.net.num_classes)
+    chosen = ("MODEL.FCOS_ON", "MODEL.RETINANET_ON", "MODEL.RPN_ONLY")
+    assert {key: _as_list(value) for key, value in settings.items() if key not in chosen} == {
+        key: value for key, value in expected.items() if key not in chosen
+    }
+    assert {key: settings.get(key, DEFAULTS[key]) for key in chosen} == {key: given[key] for key in chosen}
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def test_requires_grad_lr_and_weight_decay_match_the_original(manifest: Manifest) -> None:

@@ -56,6 +56,26 @@ def test_every_changed_key_is_converted_rejected_or_reported(
         assert "no such key" not in outcome
 
 
+@pytest.mark.parametrize(
+    ("pairs", "unused"),
+    [
+        (["MODEL.MASK_ON", "True"], ["MODEL.FBNET.", "MODEL.ROI_KEYPOINT_HEAD."]),
+        (["MODEL.KEYPOINT_ON", "True"], ["MODEL.FBNET.", "MODEL.ROI_MASK_HEAD."]),
+        (["MODEL.RPN_ONLY", "True"], ["MODEL.FBNET.", "MODEL.ROI_", "MODEL.CLS_AGNOSTIC_BBOX_REG"]),
+    ],
+)
+def test_keys_of_other_backbones_and_of_missing_heads_are_reported(
+    pairs: list[str], unused: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    body = ["MODEL.BACKBONE.CONV_BODY", "R-50-C4", "MODEL.FCOS_ON", "False", *pairs]
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        config_from_yaml({**DEFAULTS, "DATASETS": {}}, body)
+    reported = caplog.messages[-1].partition(": ignoring keys without effect on ")[2].partition(": ")[2].split(", ")
+    expected = {key for key in leaves(DEFAULTS) if key.startswith(tuple(unused))}
+    assert expected <= set(reported)
+    assert set(reported) <= set(leaves(DEFAULTS))
+
+
 def test_unknown_key_suggests_the_closest_key() -> None:
     assert (
         "MODEL.FCOS.NMS: no such key in the config of the original FCOS, did you mean 'MODEL.FCOS.NMS_TH'?"

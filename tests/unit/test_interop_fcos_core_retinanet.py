@@ -41,6 +41,11 @@ def test_flags_choose_the_detector_and_one_line_reports_it(
     assert caplog.messages == messages
 
 
+@pytest.mark.parametrize("switch", ["RPN_ONLY", "MASK_ON"])
+def test_the_backbone_of_fcos_chooses_it_whatever_the_switches_of_other_detectors_are(switch: str) -> None:
+    assert read(f"MODEL.{switch}", "True").model.name == "fcos"
+
+
 def test_retinanet_keys_are_converted() -> None:
     pairs = {
         "NUM_CLASSES": "4", "ANCHOR_SIZES": "(16, 32, 64, 128, 256)", "ANCHOR_STRIDES": "(4, 8, 16, 32, 64)",

@@ -20,9 +20,11 @@ from ..downloads import describe_other_scheme, hub_file, is_url, warn_about_lice
 from ..errors import WeightsError
 from ..formatting import join_some, plural
 from ..models.backbones.caffe2 import load_pickle
+from ..models.backbones.pretrained import CATALOG
 from ..models.backbones.renames import BACKBONE_TENSORS, without_module
 from . import adelaidet, detectron2, mmdetection, torchvision
 from .architecture import Converted, count_classes, count_region_classes
+from .fcos_core import detectron
 from .fcos_core import weights as fcos_core
 from .fcos_core.solver import solver_state
 
@@ -38,7 +40,7 @@ _ANCHOR_CONVENTIONS = {"anchor_rounding": "base"}
 """Further conventions of the original's detectors with anchors."""
 _RESTRICTED_PROJECTS = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
 _LICENCE = "licence of {} (non-commercial use only) if its authors published these weights"  # no file names the authors
-_STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict")
+_STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "blobs")
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED_GLOBALS]
 """Entries for `torch.serialization.safe_globals`: options of torchvision's training script, and mmengine's log."""
 
@@ -48,8 +50,10 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
 
     Args:
         source: run folder, or path or URL of a weights file of this project or of another project (the original,
-            AdelaiDet, detectron2, mmdetection, torchvision), also a pickle of detectron2's model zoo (.pkl), or the
-            name of torchvision's COCO weights, such as `torchvision/fcos_resnet50_fpn`. Downloads are cached.
+            AdelaiDet, Detectron, detectron2, mmdetection, torchvision), the name of torchvision's COCO weights, such as
+            `torchvision/fcos_resnet50_fpn`, or the original's name of a detector of Detectron, such as
+            `catalog://Caffe2Detectron/COCO/35858933/e2e_mask_rcnn_R-50-FPN_1x`. Pickles of the model zoos of Detectron
+            and detectron2 (.pkl) are supported. Downloads are cached.
         class_names: [K], for a file of another project or a file of ours without class names; ignored for other files
             of ours. None: the names in the file, or those of COCO if the number of classes matches, see `from_content`.
 
@@ -59,9 +63,10 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
     """
     where = str(source)
     torchvision.reject_unsupported(where)
-    downloaded = where in torchvision.WEIGHTS or is_url(where)
+    named = CATALOG[where].file if where in CATALOG else torchvision.WEIGHTS.get(where, where)
+    downloaded = named is not where or is_url(where)
     if downloaded:
-        path = hub_file(torchvision.WEIGHTS.get(where, where), where, otherwise="give the path of other weights")
+        path = hub_file(named, where, otherwise="give the path of other weights")
     else:
         if (reason := describe_other_scheme(where)) and not Path(source).exists():
             raise WeightsError(f"{where}: {reason}")
@@ -113,6 +118,25 @@ def from_fcos_core(
     else:
         num_classes = _count_classes(weights, detector, where=where)
     return _build_checkpoint(converted, "fcos_core", num_classes=num_classes, class_names=class_names, where=where)
+
+
+def from_detectron(
+    state: Mapping[str, Tensor], *, class_names: Sequence[str] | None = None, where: str = "weights"
+) -> Checkpoint:
+    """Build a checkpoint from the blobs of a detector of Detectron, in the conventions of the original.
+
+    Args:
+        state: arrays of the file by name.
+        class_names: [K], see `from_fcos_core`.
+        where: source of the weights, for messages.
+
+    Raises:
+        WeightsError: a blob is not supported, see `detectron.convert`, or as `from_fcos_core`.
+    """
+    tensors, names = detectron.convert(state, where=where)
+    checkpoint = from_fcos_core(tensors, class_names=class_names, where=where)
+    blobs_by_ours = {ours: names[name] for ours, name in checkpoint.original_names.items() if name in names}
+    return replace(checkpoint, original_names=blobs_by_ours)
 
 
 def _conventions_of(detector: str) -> dict[str, Any]:
@@ -209,6 +233,7 @@ class _Dialect(NamedTuple):
 
 _DIALECTS = [  # detectron2 comes first: its R-CNN also has the names by which torchvision's is recognised
     _Dialect(detectron2.recognizes, partial(_convert_with_conventions, "detectron2", detectron2.convert)),
+    _Dialect(detectron.is_detector, from_detectron),
     _Dialect(torchvision.recognizes, torchvision.from_torchvision),
     _Dialect(lambda state: fcos_core.find_detector(state) is not None, from_fcos_core),
     _Dialect(adelaidet.recognizes, partial(_convert_with_conventions, "adelaidet", adelaidet.convert)),
@@ -243,7 +268,7 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
             "class is one of" if len(checkpoint.class_names) == 1 else f"{len(checkpoint.class_names)} classes are",
             where,
         )
-    project_title = _RESTRICTED_PROJECTS.get(checkpoint.project)
+    project_title = "" if detectron.is_detector(state) else _RESTRICTED_PROJECTS.get(checkpoint.project)
     training = solver_state(content)
     return replace(
         checkpoint,
@@ -269,10 +294,10 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 def _describe_unknown(content: Any, state: Mapping[str, Tensor]) -> str:
     expected = (
         "expected a file that `fcos train` wrote, a checkpoint of AdelaiDet's FCOS, of the FCOS, RetinaNet or R-CNN of"
-        " detectron2, mmdetection or the original (fcos_core), or a state dict of torchvision's fcos_resnet50_fpn,"
-        " or of its RetinaNet, Faster, Mask or Keypoint R-CNN with a ResNet-50"
+        " detectron2, mmdetection or the original (fcos_core), a detector of Detectron (.pkl), or a state dict of"
+        " torchvision's fcos_resnet50_fpn, or of its RetinaNet, Faster, Mask or Keypoint R-CNN with a ResNet-50"
     )
-    if any(name in state for name in BACKBONE_TENSORS):
+    if any(name in state for name in (*BACKBONE_TENSORS, "res2_0_branch2a_w")):
         return f"weights of a backbone: {expected}; to start from these weights, set model.backbone.weights=PATH"
     if state:
         return f"unknown weights format: {expected}, found the tensors {join_some(list(state))}"

@@ -21,7 +21,7 @@ from .torchvision import to_torchvision, torchvision_name
 
 OUTPUT_NAMES: dict[Form, Callable[[str, Mapping[str, Any]], str]] = {
     "fcos": lambda name, _: name,
-    "fcos_core": lambda name, _: rename_back(name),
+    "fcos_core": rename_back,
     "torchvision": torchvision_name,
 }
 """Functions from our tensor names to those of each output format, called with a name and the complete `model` section

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+Kind = Literal["resnet", "mobilenet", "fbnet"]
+End = Literal["retinanet", "fpn", "C4", "C5", "last"]
+
 
 class Body(NamedTuple):
     """Backbone of the original.
@@ -15,8 +18,8 @@ class Body(NamedTuple):
         depth: depth of a ResNet or ResNeXt; 0 for other networks.
     """
 
-    kind: Literal["resnet", "mobilenet", "fbnet"]
-    end: Literal["retinanet", "fpn", "C4", "C5", "last"]
+    kind: Kind
+    end: End
     depth: int = 0
 
 
@@ -38,3 +41,10 @@ ONE_STAGE_BODIES = [name for name, body in BODIES.items() if body.end == "retina
 """Backbones with the levels of FCOS and RetinaNet."""
 RCNN_BODIES = [name for name, body in BODIES.items() if body.end != "retinanet"]
 """Backbones of the original's R-CNN configs, which have no levels for FCOS."""
+STRIDES: dict[End, list[int]] = {
+    "retinanet": [8, 16, 32, 64, 128],
+    "fpn": [4, 8, 16, 32, 64],
+    "C4": [16],
+    "C5": [32],
+}
+"""Strides of the maps that the heads get, by `Body.end`; `last` has the stride of the network's last map."""

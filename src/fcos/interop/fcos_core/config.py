@@ -60,11 +60,13 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
     given = given_keys(tree, pairs, where=where)
     detector = _choose_detector(given, where=where)
     problems, ignored_keys = [], []
+    unused = _unused_sections({**DEFAULTS, **given}.__getitem__, detector)
     for key, value in given.items():
         if is_idle(key, detector):
             ignored_keys.append(key)
         elif key in DEFAULTS:
             problems += _check_value(key, value)
+            ignored_keys += [key] if key.startswith(unused) else []
         elif any(name.startswith(f"{key}.") for name in KNOWN):
             problems.append(f"{key}={quote(value)}: expected a section with keys")
         else:
@@ -85,7 +87,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         )
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
-    return _nest_sections(to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given))
+    return nest_sections(to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given))
 
 
 def given_keys(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
@@ -132,11 +134,24 @@ def _choose_detector(given: Mapping[str, Any], *, where: str) -> str:
         log.info("%s: a config for FCOS (MODEL.FCOS_ON), although MODEL.RETINANET_ON is also set", where)
     title = next((name for key, name in _REGION_SWITCHES.items() if given.get(key) is True), "")
     body = given.get("MODEL.BACKBONE.CONV_BODY", DEFAULTS["MODEL.BACKBONE.CONV_BODY"])
-    if fcos is False or (fcos is None and (title or body in RCNN_BODIES)):
+    if fcos is False or (fcos is None and (body in RCNN_BODIES or (title and body not in ONE_STAGE_BODIES))):
         note = "" if fcos is False else "; the original would train FCOS, unless MODEL.FCOS_ON is set to False"
         log.info("%s: a config for %s (MODEL.BACKBONE.CONV_BODY %s)%s", where, title or "Faster R-CNN", body, note)
         return "rpn" if given.get("MODEL.RPN_ONLY") is True else "rcnn"
     return "fcos"
+
+
+def _unused_sections(get: Callable[[str], Any], detector: str) -> tuple[str, ...]:
+    """Return the beginnings of keys that have no effect on a two-stage detector: of other backbones and of heads."""
+    if detector in ONE_STAGE:
+        return ()
+    body = BODIES.get(get("MODEL.BACKBONE.CONV_BODY"))
+    sections = {
+        "MODEL.FBNET.": body is not None and body.kind == "fbnet",
+        "MODEL.ROI_MASK_HEAD.": get("MODEL.MASK_ON"),
+        "MODEL.ROI_KEYPOINT_HEAD.": get("MODEL.KEYPOINT_ON"),
+    }
+    return tuple(section for section, is_used in sections.items() if not is_used)
 
 
 def _parse_literal(key: str, value: Any) -> Any:
@@ -243,7 +258,8 @@ def _check_group_norm(get: Callable[[str], Any]) -> list[str]:
     return [f"{keys[0]}, NUM_GROUPS={values[0]!r}, {values[1]!r}: expected one of them -1, and the other at least 1"]
 
 
-def _nest_sections(options: Mapping[str, Any]) -> dict[str, Any]:
+def nest_sections(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config tree for options by dotted key."""
     tree: dict[str, Any] = {}
     for option, value in options.items():
         *sections, last = option.split(".")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from ...config.fbnet import ARCHITECTURES
-from .rows import Row
+from ...config.fbnet import ARCHITECTURES, find_architecture
+from .rows import Row, written
 
 _NORMS = {"bn": "bn", "af": "frozen_bn", "gn": "gn"}
 _NORMS_BACK = {ours: theirs for theirs, ours in _NORMS.items()} | {"sync_bn": "bn"}
@@ -25,6 +26,26 @@ def _row(
     """Map a key to an option."""
     keys, options = (f"MODEL.FBNET.{key}",), (f"model.backbone.{option}",)
     return Row(keys, options, lambda value: (ours(value),), lambda value: (theirs(value),), "fbnet")
+
+
+def _mask_resolution(resolution: int, upsample: bool, layers: str, *options: Any) -> int:
+    """Return the side of the masks of a head on pooled features.
+
+    Args:
+        resolution: side of the pooled features.
+        upsample: whether a transposed convolution follows the layers.
+        layers: option `model.mask.layers`.
+        *options: architecture, then numbers of the blocks and stride of the first one, for the box and the mask head.
+    """
+    side = resolution
+    if layers != "own":
+        architecture, *selections = options
+        kind, (numbers, stride) = ("box", selections[:2]) if layers == "box" else ("mask", selections[2:])
+        blocks = find_architecture(architecture).head_blocks(kind)
+        strides = [block.stride for block in blocks if not numbers or block.number in numbers]
+        for step in [stride or strides[0], *strides[1:]]:
+            side = side * -step if step < 0 else math.ceil(side / step)
+    return side * 2 if upsample else side
 
 
 FBNET_ROWS = [
@@ -53,6 +74,19 @@ FBNET_ROWS = [
         _row(f"{head}_HEAD_{key}", f"{section}.{option}")
         for head, section in _HEADS.items()
         for key, option in _HEAD_KEYS.items()
+    ),
+    written(
+        "MODEL.ROI_MASK_HEAD.RESOLUTION",
+        (
+            *("model.mask.resolution", "model.mask.upsample", "model.mask.layers", "model.backbone.architecture"),
+            *(
+                f"model.backbone.{head}.{option}"
+                for head in ("box_head", "mask_head")
+                for option in ("blocks", "stride")
+            ),
+        ),
+        _mask_resolution,
+        "fbnet",
     ),
 ]
 """Equivalent settings of FBNet."""

@@ -11,9 +11,9 @@ from ...config.catalog import build_split_section
 from ...config.detectors import DEFAULT_DETECTOR, DETECTORS
 from ...config.options import in_effect, options_of
 from .backbone_files import is_backbone_file
-from .bodies import BODIES
+from .bodies import BODIES, STRIDES, Body, End, Kind
 from .fbnet_rows import FBNET_ROWS
-from .keys import DEFAULTS, NUM_CLASSES, SECTIONS
+from .keys import DEFAULTS, NUM_CLASSES, ONE_STAGE, SECTIONS
 from .rcnn_rows import RCNN_ROWS
 from .rows import Row, kinds_of
 from .rows import same as _same
@@ -25,7 +25,7 @@ BLOCK_NORMS = {
     ("BottleneckWithGN", "StemWithGN"): "gn",
 }
 """Our norms by (block function, stem function)."""
-_NAMES = {"mobilenet": "mobilenet_v2", "fbnet": "fbnet"}
+_NAMES: dict[Kind, str] = {"mobilenet": "mobilenet_v2", "fbnet": "fbnet"}
 """Names of our backbones other than ResNets by kind, see `Body`."""
 _STAGES = ("C2", "C3", "C4", "C5")
 
@@ -81,21 +81,35 @@ def _name_backbone(body: str, groups: int, width: int) -> str:
     return f"resnet{depth}" if (groups, width) == (1, 64) else f"resnext{depth}_{groups}x{width}d"
 
 
-def _find_kind(name: str) -> str:
+def _find_kind(name: str) -> Kind:
     """Return the kind of a backbone, see `Body`, for our name of it."""
-    return next((kind for kind, known in _NAMES.items() if known == name), "resnet")
+    kinds: list[Kind] = [kind for kind, known in _NAMES.items() if known == name]
+    return kinds[0] if kinds else "resnet"
 
 
-def find_one_stage_body(name: str) -> str | None:
-    """Return MODEL.BACKBONE.CONV_BODY of a one-stage detector for our name of the backbone; None: there is none."""
-    kind = _find_kind(name)
+def find_end(options: Mapping[str, Any]) -> End:
+    """Return `Body.end` for the options of a `model` section of ours."""
+    if options.get("name", DEFAULT_DETECTOR) in ONE_STAGE:
+        return "retinanet"
+    if options["fpn.enabled"]:
+        return "fpn"
+    if _find_kind(options["backbone.name"]) == "fbnet":
+        return "last"
+    return "C5" if options["strides"] == STRIDES["C5"] else "C4"
+
+
+def find_body(options: Mapping[str, Any]) -> str | None:
+    """Return MODEL.BACKBONE.CONV_BODY for the options of a `model` section of ours; None: there is none."""
+    name = options["backbone.name"]
     depth = resnet_shape(name)[0] if ResNetConfig.claims(name) else 0
-    return next((body for body, shape in BODIES.items() if shape == (kind, "retinanet", depth)), None)
+    body = Body(_find_kind(name), find_end(options), depth)
+    return next((text for text, known in BODIES.items() if known == body), None)
 
 
-def _find_body_keys(name: str) -> tuple[Any, ...]:
+def _find_shape(name: str) -> tuple[Any, ...]:
+    """Return the groups of a ResNet and their width; the body is left to `to_keys`."""
     _, *shape = resnet_shape(name) if ResNetConfig.claims(name) else (0, 1, 64)
-    return find_one_stage_body(name), *shape
+    return None, *shape
 
 
 def _choose_extra_level_source(use_c5: bool, channels: int, body: str) -> str:
@@ -131,6 +145,16 @@ def _num_classes() -> list[Row]:
         Row((key,), ("model.num_classes",), lambda k: (k - 1,), lambda k: (k + 1,), detector)
         for detector, key in NUM_CLASSES.items()
     ]
+
+
+def _weight(detector: str) -> Row:
+    """Return the row of the weights that a detector starts from: those of a backbone or of a detector."""
+    return Row(
+        ("MODEL.WEIGHT",),
+        ("model.backbone.weights", "train.weights"),
+        lambda file: (file, None) if is_backbone_file(file, detector) else (None, file or None),
+        only=detector,
+    )
 
 
 def _same_in_both(key: str, option: str) -> list[Row]:
@@ -202,13 +226,9 @@ ROWS: list[Row] = [
         ("MODEL.BACKBONE.CONV_BODY", "MODEL.RESNETS.NUM_GROUPS", "MODEL.RESNETS.WIDTH_PER_GROUP"),
         ("model.backbone.name",),
         lambda *shape: (_name_backbone(*shape),),
-        _find_body_keys,
+        _find_shape,
     ),
-    Row(
-        ("MODEL.WEIGHT",),
-        ("model.backbone.weights", "train.weights"),
-        lambda file: (file, None) if is_backbone_file(file) else (None, file or None),
-    ),
+    *map(_weight, DETECTORS),
     _flag("MODEL.USE_SYNCBN", "model.backbone.norm", off="bn", on="sync_bn", only="mobilenet"),
     Row(
         ("MODEL.BACKBONE.FREEZE_CONV_BODY_AT",),
@@ -303,7 +323,7 @@ def option_keys(detector: str, backbone: str) -> dict[str, str]:
     return {
         option: key
         for row in ROWS
-        if row.only in kinds
+        if row.only in kinds and row.ours is not None
         for option, key in zip(row.options, cycle(row.keys), strict=False)  # one key may decide several options
         if not key.startswith("DATASETS.")  # these decide whole sections
     }
@@ -320,7 +340,7 @@ def to_options(get: Callable[[str], Any], *, detector: str, num_classes_given: b
     kinds = kinds_of(detector, BODIES[get("MODEL.BACKBONE.CONV_BODY")].kind)
     options: dict[str, Any] = {"model.name": detector}
     for row in ROWS:
-        if row.only in kinds:
+        if row.only in kinds and row.ours is not None:
             options |= zip(row.options, row.ours(*map(get, row.keys)), strict=False)
     if not num_classes_given and "model.num_classes" in options:
         options["model.num_classes"] = None
@@ -331,17 +351,24 @@ def to_keys(options: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     """Convert a `model` section of ours to the original's keys, without those at their default.
 
     Args:
-        options: options of the section by dotted key, with a backbone that the original has.
+        options: options of the section by dotted key, with a backbone that the original has, see `find_body`.
         num_classes: K, without background.
     """
     detector = options.get("name", DEFAULT_DETECTOR)
-    effective = in_effect(options, options_of(DETECTORS[detector]))
-    values = {f"model.{key}": value for key, value in effective.items()} | {"model.num_classes": num_classes}
+    values = {f"model.{key}": value for key, value in options.items()} | {"model.num_classes": num_classes}
+    effective = {f"model.{key}" for key in in_effect(options, options_of(DETECTORS[detector]))}
     kinds = kinds_of(detector, _find_kind(options["backbone.name"]))
-    keys: dict[str, Any] = {} if detector == "fcos" else {"MODEL.FCOS_ON": False, "MODEL.RETINANET_ON": True}
+    keys: dict[str, Any] = {
+        "MODEL.FCOS_ON": detector == "fcos",
+        "MODEL.RETINANET_ON": detector == "retinanet",
+        "MODEL.RPN_ONLY": detector != "rcnn",  # otherwise, the original adds a second stage
+    }
     for row in ROWS:
-        if row.theirs is not None and row.only in kinds and all(option in values for option in row.options):
+        if row.theirs is not None and row.only in kinds and row.options[0] in effective:
             keys |= zip(row.keys, row.theirs(*(values[option] for option in row.options)), strict=False)
+    keys["MODEL.BACKBONE.CONV_BODY"] = find_body(options)
+    if find_end(options) == "C5":
+        keys["MODEL.RESNETS.BACKBONE_OUT_CHANNELS"] = 2048
     return {key: keys[key] for key in DEFAULTS if key in keys and not _is_default(key, keys[key])}
 
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...formatting import quote
 from .bodies import BODIES
-from .rows import Row, same
+from .rows import Row, same, written
 
 _UNLIMITED = 10**9
+_NO_STRADDLE_LIMIT = 10**6
+_TWO_LINEARS, _WITH_CONVS = "FPN2MLPFeatureExtractor", "FPNXconv1fcFeatureExtractor"
+_OF_RESNET = "ResNet50Conv5ROIFeatureExtractor"
 _BOX_LAYERS = {
-    "FPN2MLPFeatureExtractor": ("own", 2),
-    "FPNXconv1fcFeatureExtractor": ("own", 1),
-    "ResNet50Conv5ROIFeatureExtractor": ("backbone", 2),
+    _TWO_LINEARS: ("own", 2),
+    _WITH_CONVS: ("own", 1),
+    _OF_RESNET: ("backbone", 2),
     "FBNet.roi_head": ("backbone", 2),
 }
 """Our options `box.layers` and `box.num_linears` by MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR."""
-_WITH_CONVS = "FPNXconv1fcFeatureExtractor"
+_OWN_MASK_LAYERS, _OWN_KEYPOINT_LAYERS = "MaskRCNNFPNFeatureExtractor", "KeypointRCNNFeatureExtractor"
 _NAMES = {
     "MODEL.RPN.RPN_HEAD": ("SingleConvRPNHead", "FBNet.rpn_head"),
     "MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR": tuple(_BOX_LAYERS),
     "MODEL.ROI_BOX_HEAD.PREDICTOR": ("FastRCNNPredictor", "FPNPredictor"),
-    "MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR": (
-        *("MaskRCNNFPNFeatureExtractor", "ResNet50Conv5ROIFeatureExtractor", "FBNet.roi_head_mask"),
-    ),
+    "MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR": (*(_OWN_MASK_LAYERS, _OF_RESNET, "FBNet.roi_head_mask"),),
     "MODEL.ROI_MASK_HEAD.PREDICTOR": ("MaskRCNNC4Predictor", "MaskRCNNConv1x1Predictor"),
-    "MODEL.ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR": ("KeypointRCNNFeatureExtractor", "FBNet.roi_head_keypoints"),
+    "MODEL.ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR": (_OWN_KEYPOINT_LAYERS, "FBNet.roi_head_keypoints"),
     "MODEL.ROI_KEYPOINT_HEAD.PREDICTOR": ("KeypointRCNNPredictor",),
 }
 """Values of the keys that name a part of the detector."""
@@ -47,56 +49,109 @@ def _rpn(key: str, option: str) -> Row:
 
 def _limits(when: str, prefix: str) -> Row:
     """Map the limits on proposals; the original limits all levels together only if there are several."""
-    keys = ("MODEL.RPN.USE_FPN", f"MODEL.RPN.POST_NMS_TOP_N_{when}", f"MODEL.RPN.FPN_POST_NMS_TOP_N_{when}")
-    options = (f"model.proposals.{prefix}post_nms_top_k", f"model.proposals.{prefix}max_proposals")
-    return _ours(keys, options, lambda is_pyramid, level, every: (level, every if is_pyramid else level), "two_stage")
+    keys = (f"MODEL.RPN.POST_NMS_TOP_N_{when}", f"MODEL.RPN.FPN_POST_NMS_TOP_N_{when}", "MODEL.RPN.USE_FPN")
+    options = (f"model.proposals.{prefix}post_nms_top_k", f"model.proposals.{prefix}max_proposals", "model.fpn.enabled")
+    return Row(
+        keys,
+        options,
+        lambda level, every, is_pyramid: (level, every if is_pyramid else level),
+        lambda level, every, is_pyramid: (level, every) if is_pyramid else (min(level, every),),
+        "two_stage",
+    )
 
 
 def _pooler(head: str, section: str) -> list[Row]:
     keys = {"POOLER_RESOLUTION": "resolution", "POOLER_SAMPLING_RATIO": "sampling_ratio"}
-    return [same(f"MODEL.{head}.{key}", f"model.{section}.{option}", "rcnn") for key, option in keys.items()]
+    levels = (f"model.{section}.resolution", "model.strides", "model.fpn.enabled")  # the first: of enabled heads only
+    return [
+        *(same(f"MODEL.{head}.{key}", f"model.{section}.{option}", "rcnn") for key, option in keys.items()),
+        written(f"MODEL.{head}.POOLER_SCALES", levels, lambda _, *levels: _pooler_scales(*levels), "rcnn"),
+    ]
 
 
-def _anchor_sizes(is_pyramid: bool, sizes: list[float]) -> list[list[float]]:
-    return [[size] for size in sizes] if is_pyramid else [list(sizes)]
+def _pooler_scales(strides: Sequence[int], is_pyramid: bool) -> tuple[float, ...]:
+    """Return the scales of the levels that heads pool from: all levels that are not max-pooled."""
+    return tuple(1 / stride for stride in (strides[:4] if is_pyramid else strides))
+
+
+def _anchor_sizes_back(sizes: list[list[float]], is_pyramid: bool) -> tuple[Any, ...]:
+    return tuple(level[0] for level in sizes) if is_pyramid else tuple(sizes[0]), is_pyramid
+
+
+def _box_layers_back(layers: str, num_linears: int, num_convs: int, backbone: str) -> tuple[str]:
+    if layers == "backbone":
+        return ("FBNet.roi_head" if backbone == "fbnet" else _OF_RESNET,)
+    return (_WITH_CONVS if num_convs or num_linears == 1 else _TWO_LINEARS,)
+
+
+def _box_norms_back(num_convs: int, conv_norm: str, linear_norm: str, layers: str) -> tuple[Any, ...]:
+    """Return the number of convolutions, which the original ignores without them, and whether there is a norm."""
+    has_convs = num_convs > 0 and layers == "own"
+    return (conv_norm == "gn", num_convs) if has_convs else (linear_norm == "gn" and layers == "own",)
 
 
 def _mask_layers(extractor: str, is_shared: bool) -> str:
-    if extractor == "MaskRCNNFPNFeatureExtractor":
+    if extractor == _OWN_MASK_LAYERS:
         return "own"
     return "box" if is_shared else "backbone"
+
+
+def _mask_layers_back(layers: str, backbone: str) -> tuple[Any, ...]:
+    of_backbone = "FBNet.roi_head_mask" if backbone == "fbnet" else _OF_RESNET
+    return _OWN_MASK_LAYERS if layers == "own" else of_backbone, layers == "box"
+
+
+def _mask_resolution(resolution: int, upsample: bool, layers: str, dilation: int) -> int:
+    """Return the side of the masks; C5 as a head halves the side if it is not dilated."""
+    side = resolution if layers == "own" or dilation > 1 else math.ceil(resolution / 2)
+    return side * 2 if upsample else side
 
 
 def _norm(is_gn: bool) -> str:
     return "gn" if is_gn else "none"
 
 
+_MASK_SIDE = ("model.mask.resolution", "model.mask.upsample", "model.mask.layers")
 RCNN_ROWS = [
     # Levels and anchors.
-    _ours(
+    Row(
+        ("MODEL.RPN.ANCHOR_SIZES", "MODEL.RPN.USE_FPN"),
+        ("model.anchor_sizes", "model.fpn.enabled"),
+        lambda sizes, is_pyramid: ([[size] for size in sizes] if is_pyramid else [list(sizes)],),
+        _anchor_sizes_back,
+        "two_stage",
+    ),
+    _ours(  # to_keys chooses the body
         "MODEL.BACKBONE.CONV_BODY",
         ("model.fpn.enabled", "model.fpn.extra_level_source"),
         lambda body: (BODIES[body].end == "fpn", "max_pool"),
         "two_stage",
     ),
-    _ours("MODEL.RPN.ANCHOR_STRIDE", "model.strides", list, "two_stage"),
-    _ours(("MODEL.RPN.USE_FPN", "MODEL.RPN.ANCHOR_SIZES"), "model.anchor_sizes", _anchor_sizes, "two_stage"),
+    Row(
+        ("MODEL.RPN.ANCHOR_STRIDE",),
+        ("model.strides",),
+        lambda strides: (list(strides),),
+        lambda strides: (tuple(strides),),
+        "two_stage",
+    ),
     same("MODEL.RPN.ASPECT_RATIOS", "model.anchor_ratios", "two_stage"),
     Row((), ("model.anchor_rounding",), lambda: ("base",), only="two_stage"),
     Row((), ("model.loss_average",), lambda: ("batch",), only="two_stage"),
     # The region proposal network.
-    _ours(
-        "MODEL.RPN.RPN_HEAD",
-        "model.proposals.layers",
-        lambda head: "own" if head == "SingleConvRPNHead" else "backbone",
+    Row(
+        ("MODEL.RPN.RPN_HEAD",),
+        ("model.proposals.layers",),
+        lambda head: ("own" if head == "SingleConvRPNHead" else "backbone",),
+        lambda layers: ("SingleConvRPNHead" if layers == "own" else "FBNet.rpn_head",),
         "two_stage",
     ),
     _rpn("FG_IOU_THRESHOLD", "foreground_iou"),
     _rpn("BG_IOU_THRESHOLD", "background_iou"),
-    _ours(
-        "MODEL.RPN.STRADDLE_THRESH",
-        "model.proposals.straddle_threshold",
-        lambda pixels: pixels if pixels >= 0 else 10**6,  # a negative number means no limit
+    Row(
+        ("MODEL.RPN.STRADDLE_THRESH",),
+        ("model.proposals.straddle_threshold",),
+        lambda pixels: (pixels if pixels >= 0 else _NO_STRADDLE_LIMIT,),  # a negative number means no limit
+        lambda pixels: (-1 if pixels in (None, _NO_STRADDLE_LIMIT) else pixels,),
         "two_stage",
     ),
     _rpn("BATCH_SIZE_PER_IMAGE", "samples_per_image"),
@@ -106,22 +161,30 @@ RCNN_ROWS = [
     _limits("TRAIN", "train_"),
     _limits("TEST", ""),
     # The original limits the proposals of a batch only if there are several levels.
-    same("MODEL.RPN.USE_FPN", "model.proposals.limit_per_batch", "two_stage"),
+    _ours("MODEL.RPN.USE_FPN", "model.proposals.limit_per_batch", bool, "two_stage"),
     _rpn("NMS_THRESH", "nms_threshold"),
     _rpn("MIN_SIZE", "min_size"),
     # The box head.
-    _ours(
-        "MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR",
-        ("model.box.layers", "model.box.num_linears"),
+    Row(
+        ("MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR",),
+        ("model.box.layers", "model.box.num_linears", "model.box.num_convs", "model.backbone.name"),
         lambda extractor: _BOX_LAYERS[extractor],
+        _box_layers_back,
         "rcnn",
     ),
-    _ours(
-        ("MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR", "MODEL.ROI_BOX_HEAD.NUM_STACKED_CONVS", "MODEL.ROI_BOX_HEAD.USE_GN"),
-        ("model.box.num_convs", "model.box.conv_norm", "model.box.linear_norm"),
-        lambda extractor, count, is_gn: (
+    Row(
+        ("MODEL.ROI_BOX_HEAD.USE_GN", "MODEL.ROI_BOX_HEAD.NUM_STACKED_CONVS", "MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR"),
+        ("model.box.num_convs", "model.box.conv_norm", "model.box.linear_norm", "model.box.layers"),
+        lambda is_gn, count, extractor: (
             (count, _norm(is_gn), "none") if extractor == _WITH_CONVS else (0, "none", _norm(is_gn))
         ),
+        _box_norms_back,
+        "rcnn",
+    ),
+    written(
+        "MODEL.ROI_BOX_HEAD.PREDICTOR",
+        ("model.box.layers",),
+        lambda layers: "FPNPredictor" if layers == "own" else "FastRCNNPredictor",
         "rcnn",
     ),
     same("MODEL.ROI_BOX_HEAD.CONV_HEAD_DIM", "model.box.conv_channels", "rcnn"),
@@ -141,29 +204,66 @@ RCNN_ROWS = [
     # The mask head.
     same("MODEL.MASK_ON", "model.mask.enabled", "rcnn"),
     same("MODEL.MASK_ON", "data.masks", "rcnn"),
-    _ours(
+    Row(
         ("MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR", "MODEL.ROI_MASK_HEAD.SHARE_BOX_FEATURE_EXTRACTOR", "MODEL.MASK_ON"),
-        "model.mask.layers",
-        lambda extractor, is_shared, is_on: _mask_layers(extractor, is_shared) if is_on else "own",
+        ("model.mask.layers", "model.backbone.name"),
+        lambda extractor, is_shared, is_on: (_mask_layers(extractor, is_shared) if is_on else "own",),
+        _mask_layers_back,
         "rcnn",
     ),
-    _ours("MODEL.ROI_MASK_HEAD.PREDICTOR", "model.mask.upsample", lambda name: name == "MaskRCNNC4Predictor", "rcnn"),
-    _ours("MODEL.ROI_MASK_HEAD.CONV_LAYERS", "model.mask.conv_channels", list, "rcnn"),
-    _ours("MODEL.ROI_MASK_HEAD.USE_GN", "model.mask.norm", _norm, "rcnn"),
+    Row(
+        ("MODEL.ROI_MASK_HEAD.PREDICTOR",),
+        ("model.mask.upsample",),
+        lambda name: (name == "MaskRCNNC4Predictor",),
+        lambda upsample: ("MaskRCNNC4Predictor" if upsample else "MaskRCNNConv1x1Predictor",),
+        "rcnn",
+    ),
+    written(
+        "MODEL.ROI_MASK_HEAD.RESOLUTION", (*_MASK_SIDE, "model.backbone.head_dilation"), _mask_resolution, "resnet"
+    ),
+    Row(
+        ("MODEL.ROI_MASK_HEAD.CONV_LAYERS",),
+        ("model.mask.conv_channels",),
+        lambda channels: (list(channels),),
+        lambda channels: (tuple(channels),),
+        "rcnn",
+    ),
+    Row(
+        ("MODEL.ROI_MASK_HEAD.USE_GN",),
+        ("model.mask.norm",),
+        lambda is_gn: (_norm(is_gn),),
+        lambda norm: (norm == "gn",),
+        "rcnn",
+    ),
     same("MODEL.ROI_MASK_HEAD.DILATION", "model.mask.dilation", "rcnn"),
     *_pooler("ROI_MASK_HEAD", "mask"),
     # The keypoint head.
     same("MODEL.KEYPOINT_ON", "model.keypoints.enabled", "rcnn"),
     same("MODEL.KEYPOINT_ON", "data.keypoints", "rcnn"),
-    _ours(
+    Row(
         ("MODEL.ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR", "MODEL.KEYPOINT_ON"),
-        "model.keypoints.layers",
-        lambda extractor, is_on: "backbone" if is_on and extractor.startswith("FBNet") else "own",
+        ("model.keypoints.layers", "model.backbone.name"),
+        lambda extractor, is_on: ("backbone" if is_on and extractor.startswith("FBNet") else "own",),
+        lambda layers, backbone: (
+            "FBNet.roi_head_keypoints" if (layers, backbone) == ("backbone", "fbnet") else _OWN_KEYPOINT_LAYERS,
+        ),
         "rcnn",
     ),
+    written(
+        "MODEL.ROI_KEYPOINT_HEAD.SHARE_BOX_FEATURE_EXTRACTOR", ("model.keypoints.layers",), lambda _: False, "rcnn"
+    ),
     same("MODEL.ROI_KEYPOINT_HEAD.NUM_CLASSES", "model.keypoints.num_keypoints", "rcnn"),
-    _ours("MODEL.ROI_KEYPOINT_HEAD.CONV_LAYERS", "model.keypoints.conv_channels", list, "rcnn"),
+    Row(
+        ("MODEL.ROI_KEYPOINT_HEAD.CONV_LAYERS",),
+        ("model.keypoints.conv_channels",),
+        lambda channels: (list(channels),),
+        lambda channels: (tuple(channels),),
+        "rcnn",
+    ),
     *_pooler("ROI_KEYPOINT_HEAD", "keypoints"),
+    written(  # the layers keep the side, and the predictor multiplies it by four
+        "MODEL.ROI_KEYPOINT_HEAD.RESOLUTION", ("model.keypoints.resolution",), lambda side: 4 * side, "rcnn"
+    ),
 ]
 """Equivalent settings of region proposal networks and R-CNN."""
 
@@ -187,9 +287,8 @@ def find_problems(get: Callable[[str], Any], detector: str) -> list[str]:
 
 def _find_pooler_problems(get: Callable[[str], Any]) -> list[str]:
     """Return error messages for the levels that heads pool from: all levels that are not max-pooled."""
-    strides = list(get("MODEL.RPN.ANCHOR_STRIDE"))
-    pooled = strides[:4] if BODIES[get("MODEL.BACKBONE.CONV_BODY")].end == "fpn" else strides
+    is_pyramid = BODIES[get("MODEL.BACKBONE.CONV_BODY")].end == "fpn"
+    expected = list(_pooler_scales(get("MODEL.RPN.ANCHOR_STRIDE"), is_pyramid))
     heads = ["BOX", *(["MASK"] if get("MODEL.MASK_ON") else []), *(["KEYPOINT"] if get("MODEL.KEYPOINT_ON") else [])]
-    expected = [1 / stride for stride in pooled]
     keys = [f"MODEL.ROI_{head}_HEAD.POOLER_SCALES" for head in heads]
     return [f"{key}={quote(get(key))}: expected {expected}" for key in keys if list(get(key)) != expected]

@@ -11,8 +11,9 @@ class Row(NamedTuple):
 
     Attributes:
         keys: keys of the original.
-        options: dotted keys of our options.
-        ours: function from the values of `keys` to the values of `options`.
+        options: dotted keys of our options. `theirs` is used if the first one has an effect, see `in_effect`.
+        ours: function from the values of `keys` to the values of `options`, or of only the first options. None: the
+            row is not used in this direction.
         theirs: function from the values of `options` to the values of `keys`, or of only the first keys. None: the
             row is not used in this direction.
         only: kind of detector or backbone that the row applies to, see `kinds_of`; empty: all.
@@ -20,7 +21,7 @@ class Row(NamedTuple):
 
     keys: tuple[str, ...]
     options: tuple[str, ...]
-    ours: Callable[..., tuple[Any, ...]]
+    ours: Callable[..., tuple[Any, ...]] | None
     theirs: Callable[..., tuple[Any, ...]] | None = None
     only: str = ""
 
@@ -28,6 +29,11 @@ class Row(NamedTuple):
 def same(key: str, option: str, only: str = "") -> Row:
     """Map a key to an option with the same values."""
     return Row((key,), (option,), lambda value: (value,), lambda value: (value,), only)
+
+
+def written(key: str, options: tuple[str, ...], theirs: Callable[..., Any], only: str = "") -> Row:
+    """Map options to a key that only the original needs."""
+    return Row((key,), options, None, lambda *values: (theirs(*values),), only)
 
 
 def kinds_of(detector: str, backbone: str) -> tuple[str, ...]:

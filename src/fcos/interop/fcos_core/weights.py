@@ -6,29 +6,33 @@ Names are facts about that project; none of its code or text is used. `config.py
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from ...checkpoint import PIXELS, Checkpoint
-from ...config import RetinaNetConfig
-from ...config.backbones import MobileNetV2Config, ResNetConfig
+from ...config import DetectorConfig, RetinaNetConfig
+from ...config.backbones import FBNetConfig, MobileNetV2Config, ResNetConfig
 from ...config.detectors import DEFAULT_DETECTOR, DETECTORS
+from ...config.fbnet import find_architecture
 from ...config.options import free_options, in_effect, options_of
+from ...config.rcnn import AnchorPyramidConfig
 from ...config.text import flatten
-from ...errors import WeightsError
 from ...models import build_anchors
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
 from ..architecture import CLASS_HEAD, changeable_options, replace_prefix, require_same
-from .config import config_from_yaml
-from .keys import ONE_STAGE
-from .mapping import find_one_stage_body, to_keys
-from .rcnn_names import RCNN_PREFIXES
+from .bodies import STRIDES
+from .config import nest_sections
+from .keys import DEFAULTS, ONE_STAGE
+from .mapping import find_body, find_end, to_keys, to_options
+from .rcnn_names import RCNN_PREFIXES, Prefixes, prefixes_of
 
 log = logging.getLogger(__name__)
 
-ANCHORS = "cell_anchors_"
-"""Beginning of the names of the anchors of a cell, see `models.retinanet`; the original saves them with the weights."""
+ANCHORS = {"retinanet": "cell_anchors_", "rpn": "proposals.cell_anchors_", "rcnn": "proposals.cell_anchors_"}
+"""Beginnings of the names of the anchors of a cell by detector; the original saves them with the weights."""
 _BODY_PREFIXES = [
     *((f"backbone.body.stem.{layer}.", f"backbone.{layer}.") for layer in ("conv1", "bn1")),
     ("backbone.body.", "backbone."),
@@ -64,7 +68,7 @@ _HEADS = {
     "retinanet": [
         *_PREFIXES,
         ("rpn.head.bbox_pred.", "head.offsets."),
-        ("rpn.anchor_generator.cell_anchors.", ANCHORS),
+        ("rpn.anchor_generator.cell_anchors.", ANCHORS["retinanet"]),
         _LAST_PREFIX,
     ],
     "rpn": [*TWO_STAGE_PREFIXES, *RCNN_PREFIXES],
@@ -72,8 +76,8 @@ _HEADS = {
 }
 """Prefixes by detector (`model.name`)."""
 _BACKBONE = "backbone."
-_BACKBONES = (ResNetConfig, MobileNetV2Config)
-_STRIDES = [8, 16, 32, 64, 128]
+_PROJECT = "the original FCOS"
+_BACKBONES = (ResNetConfig, MobileNetV2Config, FBNetConfig)
 
 
 def find_detector(state: Mapping[str, Tensor]) -> str | None:
@@ -102,12 +106,25 @@ def rename(name: str, detector: str = "fcos") -> str:
     return _BACKBONE + mobilenet_name(renamed.removeprefix(_BACKBONE))
 
 
-def rename_back(name: str) -> str:
-    """Return the original's name for our name of a tensor; inverse of `rename` for the original's backbones."""
+def rename_back(name: str, section: Mapping[str, Any]) -> str:
+    """Return the original's name for our name of a tensor; inverse of `rename` for the original's backbones.
+
+    Args:
+        name: our name.
+        section: complete `model` section of the detector.
+    """
+    return _rename_back(name, _prefixes_of(section))
+
+
+def _prefixes_of(section: Mapping[str, Any]) -> Prefixes:
+    detector = section["name"]
+    return _HEADS[detector] if detector in ONE_STAGE else [*TWO_STAGE_PREFIXES, *prefixes_of(section)]
+
+
+def _rename_back(name: str, prefixes: Prefixes) -> str:
     if name.startswith(_BACKBONE):
         name = _BACKBONE + original_mobilenet_name(name.removeprefix(_BACKBONE))
-    detector = "retinanet" if name.startswith(("head.offsets.", ANCHORS)) else "fcos"
-    return replace_prefix(name, _HEADS[detector], back=True)
+    return replace_prefix(name, prefixes, back=True)
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,52 +148,65 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
         WeightsError: the original cannot compute this detector.
     """
     section = checkpoint.config["model"]
-    detector = section.get("name", DEFAULT_DETECTOR)
-    if detector not in ONE_STAGE:
-        raise WeightsError(
-            f"{where}: weights of {detector}, but only FCOS and RetinaNet can be converted to the original's format"
-        )
-    config_class = DETECTORS[detector]
+    config_class = DETECTORS[section.get("name", DEFAULT_DETECTOR)]
     config = config_class.model_validate(section)
-    ours = flatten(config.model_dump())
-    name = ours["backbone.name"]
-    if find_one_stage_body(name) is None:
-        names = [known for section in _BACKBONES for known in section.names()]
-        name = " or ".join(known for known in names if find_one_stage_body(known))
-    required_options = {"backbone.name": name, "strides": _STRIDES}
-    require_same(
-        {key: ours[key] for key in required_options},
-        required_options,
-        free=(),
-        changeable=(),
-        where=where,
-        project="the original FCOS",
-    )
+    ours, options = flatten(config.model_dump()), options_of(config_class)
+    _require_body(ours, where=where)
     settings = to_keys(ours, len(checkpoint.category_ids))
-    theirs = flatten(config_class.model_validate(config_from_yaml(settings)["model"]).model_dump())
-    if name == "mobilenet_v2" and ours["backbone.norm"] == "frozen_bn":
+    again = to_options({**DEFAULTS, **settings}.__getitem__, detector=config.name, num_classes_given=True)
+    theirs = flatten(config_class.model_validate(nest_sections(again)["model"]).model_dump())
+    if ours["backbone.name"] == "mobilenet_v2" and ours["backbone.norm"] == "frozen_bn":
         ours["backbone.norm"] = "bn"  # the same computation in inference
-    options = options_of(config_class)
-    ours, free = in_effect(ours, options), free_options(options, "fcos_core")
     require_same(
-        ours,
+        in_effect(ours, options),
         theirs,
-        free=free,
+        free=free_options(options, "fcos_core"),
         changeable=changeable_options(options, checkpoint.project),
         where=where,
-        project="the original FCOS",
+        project=_PROJECT,
     )
-    pairs = " ".join(f'{key} "{value}"' for key, value in settings.items())
+    pairs = " ".join(f"{key} {_quote(value)}" for key, value in settings.items())
     log.info("%s: settings that the original's config needs in addition to its defaults: %s", where, pairs)
-    log.info(
-        "%s: order of the classes: %s; the original numbers them in the order of the categories in its JSON file, which"
-        " must be the same",
-        where,
-        ", ".join(checkpoint.class_names or [f"category {i}" for i in checkpoint.category_ids]),
-    )
+    if config.name != "rpn":
+        log.info(
+            "%s: order of the classes: %s; the original numbers them in the order of the categories in its JSON file,"
+            " which must be the same",
+            where,
+            ", ".join(checkpoint.class_names or [f"category {i}" for i in checkpoint.category_ids]),
+        )
     tensors = {name: tensor for name, tensor in checkpoint.model.items() if name not in PIXELS}
-    if isinstance(config, RetinaNetConfig):
-        head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("head.")}
-        anchors = {f"{ANCHORS}{level}": cell for level, cell in enumerate(build_anchors(config).cells())}
-        tensors |= anchors | head  # in the original's order
-    return {rename_back(name): tensor for name, tensor in tensors.items()}
+    if config.name in ANCHORS:
+        later = {name: tensors.pop(name) for name in list(tensors) if not name.startswith(("backbone.", "fpn."))}
+        tensors |= {f"{ANCHORS[config.name]}{level}": cell for level, cell in enumerate(_anchors(config))} | later
+    prefixes = _prefixes_of(config.model_dump())
+    return {_rename_back(name, prefixes): tensor for name, tensor in tensors.items()}
+
+
+def _anchors(config: DetectorConfig) -> list[Tensor]:
+    """Return the anchors of the cell in the upper left corner of every level."""
+    assert isinstance(config, RetinaNetConfig | AnchorPyramidConfig)
+    return build_anchors(config).cells()
+
+
+def _require_body(ours: Mapping[str, Any], *, where: str) -> None:
+    """Raise an error if the original has no first stage, or no backbone with the maps, that a detector uses.
+
+    Args:
+        ours: options of the checkpoint's `model` section, by dotted key.
+        where: source of the weights, for messages.
+    """
+    name, end = ours["backbone.name"], find_end(ours)
+    if find_body(ours) is None:
+        names = [known for section in _BACKBONES for known in section.names()]
+        name = " or ".join(known for known in names if find_body({**ours, "backbone.name": known}))
+    last = find_architecture(ours["backbone.architecture"]).trunk_strides[-1] if end == "last" else 0
+    required = {"backbone.name": name, "strides": STRIDES.get(end, [last])}
+    if "fcos.enabled" in ours:  # with FCOS_ON, the original has no second stage
+        required["fcos.enabled"] = False
+    require_same({key: ours[key] for key in required}, required, free=(), changeable=(), where=where, project=_PROJECT)
+
+
+def _quote(value: Any) -> str:
+    """Return a value as a word of a command line, in double quotes if possible, which every shell knows."""
+    text = str(value)
+    return shlex.quote(text) if '"' in text else f'"{text}"'
