@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,13 +41,15 @@ SMALL: dict[str, dict[str, Any]] = {
 """Options of `model` by `model.name`."""
 
 
-def small_detector(name: str = "fcos", **model: Any) -> Detector:
+def small_detector(
+    name: str = "fcos", *, classes: Sequence[str] = NAMES, data: Mapping[str, Any] | None = None, **model: Any
+) -> Detector:
     """Build a detector that detects objects of every class in every image; the same in every call."""
     torch.manual_seed(0)
     section = {"name": name, "backbone": {"name": "tiny_backbone:Tiny"}, **SMALL[name], **model}
-    data = {"short_side": 96, "max_side": 160, "workers": 0, "size_divisor": 16}
-    config = validate({"model": section, "data": data, "device": "cpu"}, where="test")
-    network = build_model(config.model, num_classes=len(NAMES), pretrained=False)
+    options = {"short_side": 96, "max_side": 160, "workers": 0, "size_divisor": 16, **(data or {})}
+    config = validate({"model": section, "data": options, "device": "cpu"}, where="test")
+    network = build_model(config.model, num_classes=len(classes), pretrained=False)
     with torch.no_grad():
         for parameter_name, parameter in network.named_parameters():
             if parameter_name.endswith(("logits.weight", "offsets.weight", "ltrb.weight", "centerness.weight")):
@@ -59,7 +62,8 @@ def small_detector(name: str = "fcos", **model: Any) -> Detector:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.get_buffer("running_mean").normal_(std=0.1)
                 module.get_buffer("running_var").uniform_(0.5, 2.0)
-    return Detector(network, config, class_names=NAMES, category_ids=CATEGORY_IDS, thresholds={"dog": 0.2})
+    ids = CATEGORY_IDS[: len(classes)]
+    return Detector(network, config, class_names=classes, category_ids=ids, thresholds={"dog": 0.2})
 
 
 def batch_of(*sizes: tuple[int, int], divisor: int = 16) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        """Whether the differences are within the tolerances."""
+        """True if the differences are within the tolerances."""
         return (
             self.unmatched == 0
             and self.largest_box_difference <= self.box_tolerance
