@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import convert, evaluate, load, report, train
     from .config import Config
-    from .errors import ConfigError, DataError, FCOSError, TrainingError, WeightsError
+    from .errors import ConfigError, DataError, ExportError, FCOSError, TrainingError, WeightsError
     from .evaluation.evaluate import Evaluation
     from .inference.draw import draw
     from .inference.predictor import Detector
@@ -22,6 +22,7 @@ __all__ = [
     "DataError",
     "Detector",
     "Evaluation",
+    "ExportError",
     "FCOSError",
     "Instances",
     "TrainingError",
@@ -37,7 +38,9 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("convert", "evaluate", "load", "report", "train"), "api"),
-    **dict.fromkeys(("ConfigError", "DataError", "FCOSError", "TrainingError", "WeightsError"), "errors"),
+    **dict.fromkeys(
+        ("ConfigError", "DataError", "ExportError", "FCOSError", "TrainingError", "WeightsError"), "errors"
+    ),
     "Config": "config",
     "load_config": "recipes",
     "Evaluation": "evaluation.evaluate",

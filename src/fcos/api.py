@@ -21,9 +21,11 @@ from .output import drop_unwritable_output
 from .recipes import is_recipe, load_config
 
 if TYPE_CHECKING:
+    from .choices import ExportFormat
     from .data.dataset import Annotations
     from .data.source import Split
     from .evaluation.evaluate import Evaluation
+    from .export.write import Exported
     from .inference.predictor import Detector
     from .interop import Form
     from .restore import RestoredDetector
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NUM_COCO_CLASSES = 80
+_PROOF_IMAGES = 4
 _TRAIN_FIRST = "train it with `fcos train`, or set train.weights=PATH of trained weights"
 
 
@@ -46,7 +49,7 @@ def load(
     Args:
         source: weights, a recipe or a YAML file. Weights are a run folder (its best weights, or the latest if there are
             none yet), or the path or http(s) URL of a file such as runs/NAME/weights/best.pt or of a checkpoint of the
-            original FCOS, AdelaiDet, detectron2, mmdetection or torchvision; or the name
+            original FCOS, AdelaiDet, detectron2, mmdetection or torchvision; or a file of `export`; or the name
             `torchvision/fcos_resnet50_fpn` (COCO; downloaded once). A recipe or YAML file loads the weights in its
             `train.weights`. If this is null, `load` warns and returns an untrained detector, which `Detector.predict`
             refuses to run: its head is random, its backbone has `model.backbone.weights`, and it has 80 classes unless
@@ -92,6 +95,7 @@ def load(
         category_ids=ids,
         thresholds=restored.thresholds,
         keypoint_layout=restored.checkpoint.keypoint_layout,
+        licence=restored.checkpoint.licence,
     )
 
 
@@ -217,6 +221,59 @@ def evaluate(
     warn_of_crowded_images(annotations, resolved)
     evaluation = run(restored.model.to(device), annotations, resolved, device=device, progress=progress)
     return replace(evaluation, changed_options=restored.changed_options)
+
+
+def export(
+    weights: str | Path,
+    out: str | Path,
+    *overrides: str,
+    config: str | Path | Config | None = None,
+    form: ExportFormat = "onnx",
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    nms: bool = True,
+    data: str | Path | None = None,
+) -> Exported:
+    """Write a detector to a file for another runtime, and prove that the file detects what PyTorch detects.
+
+    Args:
+        weights: weights file or name, see `load`.
+        out: path of the new file, see `Detector.export`.
+        overrides: `key=value`, e.g. `model.score_threshold=0.3`.
+        config: config of weights that contain none, see `load`.
+        form: `onnx`, `openvino` or `torch_export`.
+        size: fixed (height, width) of the padded images; None: any.
+        batch: fixed number of images at a time; None: any.
+        nms: whether the file selects the detections, see `Detector.export`.
+        data: data set whose val images are used for the proof; None: generated images.
+
+    Raises:
+        FCOSError: see `load` and `Detector.export`; `data` has no val images.
+    """
+    from .export.write import check_output
+
+    out = Path(check_source(out, name="out"))
+    check_output(out, form)  # before a possible download
+    detector = load(weights, *overrides, config=config, device="cpu")
+    images = None
+    if data is not None:
+        from .data import load_annotations
+
+        annotations = load_annotations(load_config("fcos_mnv2_small", [f"data={data}"]).data, "val")
+        if annotations is None or not len(annotations):
+            raise DataError(f"data: {data} has no val images, which the proof of an export needs")
+        images = [annotations.path(i) for i in range(min(len(annotations), _PROOF_IMAGES))]
+    return detector.export(out, form=form, size=size, batch=batch, nms=nms, images=images)
+
+
+def default_export(weights: str | Path, suffix: str) -> Path:
+    """Return the path of an exported file with the name of the weights: beside them if they are a file."""
+    path = Path(weights)
+    if path.is_dir():
+        path = path / "weights" / "best"
+    elif not path.exists():  # a name or URL
+        path = Path(path.name)
+    return path.with_suffix(suffix)
 
 
 def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Annotations:

@@ -34,5 +34,7 @@ Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2",
 """Projects whose weights files can be read."""
 Form = Literal["fcos", "fcos_core", "torchvision"]
 """Formats in which weights files can be written, named after their projects."""
+ExportFormat = Literal["onnx", "openvino", "torch_export"]
+"""Formats of exported files, see `export.runtimes`."""
 OtherProject = Literal["fcos_core", "torchvision"]
 """Other projects in whose format weights files can be written."""

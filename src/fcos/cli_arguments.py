@@ -117,6 +117,18 @@ def check_flag(context: typer.Context, word: str | Path) -> str | Path:
     return word
 
 
+def parse_size(option: str, text: str) -> tuple[int, int]:
+    """Convert a text such as `608x800` to (height, width).
+
+    Raises:
+        ConfigError: the text has another form.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise ConfigError(f"{option}: expected HEIGHTxWIDTH in pixels, such as 608x800, found {quote(text)}")
+    return int(match[1]), int(match[2])
+
+
 def check_flags(context: typer.Context, words: list[str] | None) -> list[str] | None:
     """Reject unknown flags among the words of a command, and its flags as `key=value`, with the option to type."""
     flags = _flags(context)

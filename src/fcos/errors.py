@@ -27,5 +27,9 @@ class WriteError(FCOSError, OSError):
     """File or folder that cannot be written, for example because the disk is full; `errno` is that of the system."""
 
 
+class ExportError(FCOSError):
+    """Exported file that does not detect what PyTorch detects, or cannot be compared with it."""
+
+
 class TrainingError(FCOSError):
     """Training that cannot continue, for example because the loss is no longer finite."""

@@ -30,6 +30,7 @@ from .config.options import (
 from .config.overrides import apply_overrides, validate
 from .config.text import changes, flatten
 from .errors import ConfigError, WeightsError
+from .export.runtimes import is_exported
 from .formatting import join_some
 from .interop.checkpoints import load_checkpoint, with_fcos_core_conventions
 from .interop.fcos_core.config import split_pairs
@@ -53,6 +54,8 @@ _NO_EFFECT: dict[Use, tuple[str, ...]] = {
     "a conversion": (),  # the new file contains the whole config
 }
 """Options and sections without effect on each use."""
+_UNRELATED = (*TRAINING_OPTIONS, *SPEED_OPTIONS, "model.num_classes")
+"""Options and sections that change neither detections nor annotations."""
 _LOCATION = ("root", "format", "train", "val", "test")
 """Options of `data` that locate new data."""
 _ROLES = {
@@ -105,6 +108,8 @@ def restore_detector(
         ConfigError: an override is wrong, has no effect, or contradicts the weights; or a config is missing.
     """
     weights, overrides = check_source(weights, name="weights"), check_overrides(overrides)
+    if is_exported(weights):
+        return _restore_exported(Path(weights), overrides, config, use)
     _check_is_weights(weights)
     pairs, options = split_pairs(overrides) if isinstance(config, str | Path) else ([], overrides)
     _reject_without_effect(options, use)
@@ -128,12 +133,46 @@ def restore_detector(
     keep_freed_memory()
     model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     load_weights(model, checkpoint.model, where=str(weights))
-    unrelated = [*TRAINING_OPTIONS, *SPEED_OPTIONS, "model.num_classes"]
+    unrelated = [*_UNRELATED]
     if trained.data.root is None and not trained.data.train.data_sets:  # the weights do not record their data
         unrelated += ANNOTATION_OPTIONS
     changed = {key: new for key, _, new in changes(trained, resolved) if not is_among(key, unrelated)}
     # Channels-last is a fifth faster on the CPU.
     return RestoredDetector(model.eval().to(memory_format=torch.channels_last), checkpoint, resolved, changed)
+
+
+def _restore_exported(
+    path: Path, overrides: Sequence[str], config: str | Path | Config | None, use: Use
+) -> RestoredDetector:
+    """Load an exported file, whose model options are fixed."""
+    if use == "a conversion":
+        raise WeightsError(f"{path}: an exported file has no weights that can be converted; give the weights file")
+    if config is not None:
+        raise ConfigError(f"config: not allowed, because {path} contains its config; remove it")
+    fixed = [text for text in overrides if text.startswith(("model.", "data.size_divisor="))]
+    if fixed:
+        raise ConfigError(f"{', '.join(fixed)}: {path} was exported with other values; export it again with them")
+    _reject_without_effect(overrides, use)
+    from .export.exported import load_exported
+
+    model = load_exported(path)
+    metadata = model.metadata
+    tree = metadata.config.to_dict()
+    keys = [text.partition("=")[0] for text in overrides]
+    if any(key == "data" or key.startswith(tuple(f"data.{name}" for name in _LOCATION)) for key in keys):
+        tree["data"] = {key: value for key, value in tree["data"].items() if key not in DATA_SET_OPTIONS}
+    apply_overrides(tree, overrides)
+    resolved = validate(tree, where=f"{path}, config")
+    changed = {key: new for key, _, new in changes(metadata.config, resolved) if not is_among(key, _UNRELATED)}
+    checkpoint = Checkpoint(
+        model={},
+        config=metadata.config.to_dict(),
+        class_names=metadata.class_names,
+        category_ids=metadata.category_ids,
+        thresholds=dict(metadata.thresholds),
+        licence=metadata.licence,
+    )
+    return RestoredDetector(model.eval(), checkpoint, resolved, changed)
 
 
 def _check_is_weights(weights: str | Path) -> None:

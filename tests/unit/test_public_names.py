@@ -15,6 +15,7 @@ def test_public_api_exports_the_expected_names():
         "DataError",
         "Detector",
         "Evaluation",
+        "ExportError",
         "FCOSError",
         "Instances",
         "TrainingError",

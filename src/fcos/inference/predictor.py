@@ -30,6 +30,8 @@ from .prediction import Prediction
 from .selection import Selected, Selection, find_labels, require_count
 
 if TYPE_CHECKING:
+    from ..choices import ExportFormat
+    from ..export.write import Exported
     from ..models import DetectionModel
 
 
@@ -43,6 +45,7 @@ class Detector:
         category_ids: [K] ids of the classes in the training data.
         keypoint_layout: names, skeleton and flip pairs of the keypoints; empty if unknown, or without keypoints.
         is_trained: False if the head has random weights; `predict` then refuses to run.
+        licence: licence of the weights if it may restrict their use; empty: no restriction is known.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Detector:
         thresholds: Mapping[str, float] | None = None,
         keypoint_layout: KeypointLayout = UNNAMED,
         is_trained: bool = True,
+        licence: str = "",
     ):
         self.model = model.eval()
         self.config = config
@@ -62,6 +66,7 @@ class Detector:
         self.category_ids = tuple(category_ids) or tuple(range(model.num_classes))
         self.keypoint_layout = keypoint_layout
         self.is_trained = is_trained
+        self.licence = licence
         self._stored_thresholds = dict(thresholds or {})
         self._transforms = detection_views(config)
 
@@ -165,11 +170,7 @@ class Detector:
             DataError: a file is missing or not a picture, or an array has a wrong shape, type or range.
             ConfigError: an option is out of range, a class is unknown, or the detector has no `nms_threshold`.
         """
-        if not self.is_trained:
-            raise WeightsError(
-                "the detector is untrained: its head has random weights; load trained weights, such as"
-                " runs/NAME/weights/best.pt"
-            )
+        self._require_trained()
         labels = None if classes is None else find_labels(classes, self.class_names or self._label_names())
         selection = Selection(threshold, labels, max_detections, nms_threshold)
         require_count("batch_size", batch_size, at_least=1)
@@ -185,6 +186,77 @@ class Detector:
             selected = self._detect(decoded, selection)
             results += [self._to_prediction(*each) for each in zip(selected, chunk, decoded, strict=True)]
         return results[0] if is_single else results
+
+    def export(
+        self,
+        out: str | Path,
+        *,
+        form: ExportFormat = "onnx",
+        size: tuple[int, int] | None = None,
+        batch: int | None = None,
+        nms: bool = True,
+        images: Sequence[Picture] | None = None,
+    ) -> Exported:
+        """Write the detector to a file for another runtime, and prove that the file detects what PyTorch detects.
+
+        The file contains everything from the normalisation of pixels to the limit of detections. `fcos.load` reads it
+        again. The extra `export` installs the packages that the formats need.
+
+        Args:
+            out: path of the new file: `.onnx`, `.xml` (with a `.bin`) or `.pt2`. The figures of the proof are written
+                beside it, in `.proof.json`.
+            form: `onnx`, `openvino` or `torch_export`.
+            size: (height, width) of the padded images that the file accepts, multiples of `data.size_divisor`; None:
+                any.
+            batch: number of images that the file accepts at a time; None: any.
+            nms: whether the file selects the detections; otherwise it returns the candidates before non-maximum
+                suppression, for runtimes without it.
+            images: pictures for the proof, see `predict`; None: generated images.
+
+        Returns:
+            The path of the file, and the figures of the proof.
+
+        Raises:
+            WeightsError: the detector is untrained, or `out` exists or has another suffix.
+            ConfigError: the detector cannot be exported, an option is wrong, or a package is not installed.
+            ExportError: the proof failed; the file is not written.
+            WriteError: the disk is full or not writable.
+        """
+        from ..export.graph import check_size
+        from ..export.metadata import FixedSizes, Metadata
+        from ..export.write import export_detector
+
+        self._require_trained()
+        require_count("batch", batch, at_least=1)
+        check_size(size, divisor=self.config.data.size_divisor)
+        data, transform = self.config.data, self._transforms[0]
+        tensors = (
+            None
+            if images is None
+            else [
+                transform(
+                    to_picture(image, where=f"images[{i}]", bit_depth=data.bit_depth, max_pixels=data.max_pixels)
+                ).image
+                for i, image in enumerate(images)
+            ]
+        )
+        metadata = Metadata(
+            self.config,
+            self.class_names,
+            self.category_ids,
+            self._stored_thresholds,
+            nms=nms,
+            fixed=FixedSizes(batch, size),
+            licence=self.licence,
+        )
+        return export_detector(self.model, metadata, Path(out), form=form, images=tensors)
+
+    def _require_trained(self) -> None:
+        if not self.is_trained:
+            raise WeightsError(
+                "the detector is untrained: its head has random weights; load trained weights, such as"
+                " runs/NAME/weights/best.pt"
+            )
 
     def _to_prediction(self, selected: Selected, image: Picture, pixels: Image.Image) -> Prediction:
         """Add the picture to its detections: its path if reading it again gives the same pixels, otherwise a copy."""

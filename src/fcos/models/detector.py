@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..choices import BoxConvention, ChannelOrder
+from ..errors import ConfigError
 from ..structures import Instances, Losses, Objects
+from .padded import Padded
 from .postprocess import Postprocess
 
 
@@ -199,6 +201,29 @@ class DetectionModel(nn.Module, ABC):
             detections: detections of the N images.
         """
         return detections
+
+    def require_padded(self) -> None:
+        """Check that the detector has `padded_candidates` and `padded_detections`.
+
+        Raises:
+            ConfigError: it has not, so it cannot be exported.
+        """
+        if type(self).padded_candidates is DetectionModel.padded_candidates:
+            raise ConfigError(f"{type(self).__name__}: this detector cannot be exported; FCOS, RetinaNet and RPN can")
+
+    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
+        """Compute the candidates of every image in tensors of fixed size, for export and `torch.compile`.
+
+        Args:
+            images: padded images, see `forward`.
+            sizes: sizes without the padding, see `forward`.
+            score_threshold: threshold that replaces that of `postprocess`; detectors without one ignore it.
+        """
+        raise NotImplementedError
+
+    def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
+        """Select the detections among the result of `padded_candidates`, the valid ones first and best score first."""
+        raise NotImplementedError
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Convert images to the network input [N, 3, H, W]: reorder channels, normalise pixels, zero the padding.

@@ -27,6 +27,7 @@ from .detector import ClassRows, DetectionModel, Pixels
 from .fpn import FPN
 from .layers import at_least_float32, build_tower, initialize_head, run_tower
 from .losses import FCOSLoss, fcos_loss, loss_normalizers
+from .padded import Padded, suppress_padded
 from .points import Assigner, assign_targets
 from .postprocess import FCOSPostprocess, candidates, suppress
 from .top_k import top_candidates
@@ -198,9 +199,22 @@ class FCOS(DetectionModel):
     @torch.no_grad()
     def decode(self, outputs: FCOSOutputs, sizes: Tensor) -> list[Instances]:
         """Convert raw outputs to the candidates of every image, see `postprocess.candidates`."""
+        if outputs.logits[0].device.type in GPU_TYPES:
+            return self._top_candidates(outputs, sizes, self.postprocess.score_threshold).to_instances(sizes)
         sides = [(int(height), int(width)) for height, width in sizes.tolist()]
-        select = top_candidates if outputs.logits[0].device.type in GPU_TYPES else candidates
-        return select(*outputs, self.locations(outputs), sides, options=self.postprocess)
+        return candidates(*outputs, self.locations(outputs), sides, options=self.postprocess)
+
+    def _top_candidates(self, outputs: FCOSOutputs, sizes: Tensor, score_threshold: Tensor | float) -> Padded:
+        points = self.locations(outputs)
+        return top_candidates(*outputs, points, sizes, options=self.postprocess, score_threshold=score_threshold)
+
+    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
+        """Compute the candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
+        return self._top_candidates(self(images, sizes), sizes, score_threshold)
+
+    def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
+        """Select the detections in tensors of fixed size; see `DetectionModel.padded_detections`."""
+        return suppress_padded(candidates, sizes, self.postprocess, num_classes=self.num_classes)
 
     @torch.no_grad()
     def suppress(self, candidates: Instances) -> Instances:

@@ -7,6 +7,7 @@ subsampled as in Detectron.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,8 @@ class FPN(nn.Module):
         # No autocast: on CPUs, torch 2.15 leaves uninitialised memory in outputs and gradients of bfloat16 convolutions
         # with stride 2 whose output has one column. Only these levels have such outputs. The maps are small, so this
         # costs nothing.
-        with torch.autocast(extra.device.type, enabled=False):
+        is_autocast = torch.is_autocast_enabled(extra.device.type)  # files of torch.export cannot contain the context
+        with torch.autocast(extra.device.type, enabled=False) if is_autocast else nullcontext():
             for i, conv in enumerate(self.extra):
                 extra = extra.to(next(conv.parameters()).dtype)
                 extra = conv(F.relu(extra) if i > 0 and self.extra_level_relu else extra)

@@ -313,4 +313,6 @@ def _may_detect(points: Tensor, image_size: tuple[int, int], options: Postproces
 
 
 def _logit(probability: float) -> float:
-    return math.log(probability / (1 - probability)) if probability > 0 else -math.inf
+    if not 0 < probability < 1:
+        return -math.inf if probability <= 0 else math.inf
+    return math.log(probability / (1 - probability))

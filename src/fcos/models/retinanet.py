@@ -26,6 +26,7 @@ from .detector import ClassRows, DetectionModel, Pixels
 from .fpn import FPN
 from .layers import at_least_float32, build_tower, initialize_head, run_tower
 from .losses import RetinaNetLoss, retinanet_loss, retinanet_normalizers
+from .padded import Padded, suppress_padded
 from .postprocess import Postprocess, anchor_candidates, suppress
 from .top_k import top_anchor_candidates
 
@@ -183,16 +184,37 @@ class RetinaNet(DetectionModel):
     @torch.no_grad()
     def decode(self, outputs: RetinaNetOutputs, sizes: Tensor) -> list[Instances]:
         """Convert raw outputs to the candidates of every image, see `postprocess.anchor_candidates`."""
-        maps = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
-        anchors, points = (
-            of_levels(maps, device=outputs.logits[0].device)
-            for of_levels in (self.anchors.levels, self.anchors.locations)
-        )
+        if outputs.logits[0].device.type in GPU_TYPES:
+            return self._top_candidates(outputs, sizes, self.postprocess.score_threshold).to_instances(sizes)
+        anchors, points = self._grids(outputs)
         sides = [(int(height), int(width)) for height, width in sizes.tolist()]
-        select = top_anchor_candidates if anchors[0].device.type in GPU_TYPES else anchor_candidates
-        return select(*outputs, anchors, points, sides, coder=self.coder, options=self.postprocess)
+        return anchor_candidates(*outputs, anchors, points, sides, coder=self.coder, options=self.postprocess)
 
     @torch.no_grad()
     def suppress(self, candidates: Instances) -> Instances:
         """Select the detections among the candidates of an image, see `postprocess.suppress`."""
         return suppress(candidates, self.postprocess)
+
+    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
+        """Compute the candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
+        return self._top_candidates(self(images, sizes), sizes, score_threshold)
+
+    def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
+        """Select the detections in tensors of fixed size; see `DetectionModel.padded_detections`."""
+        return suppress_padded(candidates, sizes, self.postprocess, num_classes=self.num_classes)
+
+    def _grids(self, outputs: RetinaNetOutputs) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the anchors [H * W * A, 4] and locations [H * W, 2] of every level."""
+        maps = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
+        device = outputs.logits[0].device
+        return self.anchors.levels(maps, device=device), self.anchors.locations(maps, device=device)
+
+    def _top_candidates(self, outputs: RetinaNetOutputs, sizes: Tensor, score_threshold: Tensor | float) -> Padded:
+        return top_anchor_candidates(
+            *outputs,
+            *self._grids(outputs),
+            sizes,
+            coder=self.coder,
+            options=self.postprocess,
+            score_threshold=score_threshold,
+        )

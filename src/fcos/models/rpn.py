@@ -25,6 +25,7 @@ from .backbones import Backbone
 from .detector import DetectionModel, Pixels
 from .layers import at_least_float32
 from .losses import sample_weights
+from .padded import Padded
 from .points import IGNORED
 from .proposals import (
     ProposalLimits,
@@ -34,6 +35,7 @@ from .proposals import (
     proposal_candidates,
     select_proposals,
 )
+from .top_k import select_padded_proposals, top_proposals
 
 
 class RPNOutputs(NamedTuple):
@@ -227,6 +229,11 @@ class RPN(nn.Module):
         anchors, options = self._anchors_of(outputs), self.selection
         return proposal_candidates(*outputs, anchors, _as_pairs(sizes), coder=self.coder, top_k=top_k, options=options)
 
+    def padded_candidates(self, outputs: RPNOutputs, sizes: Tensor) -> Padded:
+        """Return the candidates of every image in detection, see `top_proposals`."""
+        anchors = self._anchors_of(outputs)
+        return top_proposals(*outputs, anchors, sizes, coder=self.coder, options=self.selection)
+
     def propose(self, outputs: RPNOutputs, sizes: Tensor, *, training: bool) -> list[Instances]:
         """Return the proposals of every image with the limits of training or detection, see `select_proposals`."""
         options = self.selection
@@ -316,6 +323,17 @@ class RPNDetector(DetectionModel):
         options = self.proposals.selection
         proposals = select_proposals(candidates, options.detection, options)
         return replace(proposals, labels=torch.zeros_like(proposals.labels))
+
+    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
+        """Compute the candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
+        return self.proposals.padded_candidates(self(images, sizes), sizes)
+
+    def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
+        """Select the proposals in tensors of fixed size; see `DetectionModel.padded_detections`."""
+        proposals = select_padded_proposals(
+            candidates, self.proposals.selection, num_levels=len(self.proposals.anchors.strides)
+        )
+        return proposals._replace(labels=torch.zeros_like(proposals.labels))
 
 
 def _as_pairs(sizes: Tensor) -> list[tuple[int, int]]:

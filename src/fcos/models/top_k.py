@@ -1,6 +1,4 @@
-"""Selection of candidates with tensors of fixed size, for GPUs, which have to wait for every size that depends on data.
-
-The candidates are those of `postprocess`, which is faster on a CPU, as it skips the predictions below the threshold.
+"""Selection of candidates in tensors of fixed size, see `padded`. The candidates are those of `postprocess`.
 
 Shape letters: N images, L levels, K classes, A anchors per location, H W map size, T selected predictions of a level, C
 candidates of an image over all levels.
@@ -11,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..structures import Instances
-from .anchors import BoxCoder
+from .anchors import BoxCoder, flatten_anchors
+from .padded import Padded, clip_boxes, clip_padded, limits_of, nms_padded
 from .postprocess import FCOSPostprocess, Postprocess, decode
+from .proposals import ProposalSelection
 
 
 def top_candidates(
@@ -23,33 +23,46 @@ def top_candidates(
     ltrb: Sequence[Tensor],
     centerness: Sequence[Tensor],
     points: Sequence[Tensor],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Tensor,
     *,
     options: FCOSPostprocess,
-) -> list[Instances]:
-    """Decode, score and select the boxes of every image; see `postprocess.candidates`, whose arguments are the same."""
-    limits = _limits(sizes, points[0])
+    score_threshold: Tensor | float,
+) -> Padded:
+    """Decode, score and select the boxes of every image; see `postprocess.candidates`.
+
+    Args:
+        logits: L tensors [N, K, H, W] of class logits.
+        ltrb: L tensors [N, 4, H, W] of distances in pixels.
+        centerness: L tensors [N, 1, H, W] of centerness logits.
+        points: L tensors [H * W, 2] of locations (x, y) in pixels.
+        sizes: [N, 2] int64 (height, width) of the images without the padding.
+        options: options of scoring, selection and clipping.
+        score_threshold: threshold that replaces `options.score_threshold`; a tensor can change in an exported file.
+    """
+    limits = limits_of(sizes, points[0])
     levels = []
     for x, distances, quality, level_points in zip(logits, ltrb, centerness, points, strict=True):
         probability = x.flatten(2).sigmoid()  # [N, K, H * W]
         product = probability * quality.flatten(2).sigmoid()
         score = product.sqrt() if options.score == "sqrt" else product
         thresholded = probability if options.threshold_on == "class" else score
-        valid = (thresholded > options.score_threshold) & (product >= 0)  # the second test excludes NaN
+        valid = (thresholded > score_threshold) & (product >= 0)  # the second test excludes NaN
         valid &= _may_detect(level_points, limits, options)[:, None]
         rank = (probability if options.top_k_on == "class" else product).where(valid, -1.0).flatten(1)
-        best, index = rank.topk(min(options.pre_nms_top_k, rank.shape[1]), dim=1)  # [N, T]
-        location = index % len(level_points)
+        best, index = _top_k(rank, options.pre_nms_top_k)  # [N, T]
+        num_points = level_points.shape[0]  # not len(), which is never symbolic
+        label = index // num_points
+        location = index - label * num_points  # not the remainder, which ONNX lacks for a symbolic divisor
         selected = distances.flatten(2).transpose(1, 2).gather(1, location[..., None].expand(-1, -1, 4))  # [N, T, 4]
         levels.append(
             (
                 decode(level_points[location], selected),
                 score.flatten(1).gather(1, index),
-                index // len(level_points),
+                label,
                 best >= 0,
             )
         )
-    return _to_instances(levels, limits, sizes, options)
+    return _join(levels, sizes, options)
 
 
 def top_anchor_candidates(
@@ -57,57 +70,128 @@ def top_anchor_candidates(
     offsets: Sequence[Tensor],
     anchors: Sequence[Tensor],
     points: Sequence[Tensor],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Tensor,
     *,
     coder: BoxCoder,
     options: Postprocess,
-) -> list[Instances]:
-    """Decode and select the boxes of every image; see `postprocess.anchor_candidates`, whose arguments are the same."""
-    limits = _limits(sizes, points[0])
+    score_threshold: Tensor | float,
+) -> Padded:
+    """Decode and select the boxes of every image; see `postprocess.anchor_candidates`.
+
+    Args:
+        logits: L tensors [N, A * K, H, W] of class logits, the K classes of an anchor together.
+        offsets: L tensors [N, A * 4, H, W] of box offsets, the four offsets of an anchor together.
+        anchors: L tensors [H * W * A, 4] in pixels, the A anchors of a location together.
+        points: L tensors [H * W, 2] of locations (x, y) in pixels.
+        sizes: [N, 2] int64 (height, width) of the images without the padding.
+        coder: meaning of the offsets.
+        options: options of selection and clipping.
+        score_threshold: threshold that replaces `options.score_threshold`; a tensor can change in an exported file.
+    """
+    limits = limits_of(sizes, points[0])
     levels = []
     for x, level_offsets, level_anchors, level_points in zip(logits, offsets, anchors, points, strict=True):
-        num_points = len(level_points)
-        num_anchors = len(level_anchors) // num_points
+        num_points = level_points.shape[0]  # not len(), which is never symbolic
+        num_anchors = level_offsets.shape[1] // 4
         num_classes = x.shape[1] // num_anchors
         score = x.flatten(2).sigmoid()  # [N, A * K, H * W]
-        valid = (score > options.score_threshold) & _may_detect(level_points, limits, options)[:, None]
+        valid = (score > score_threshold) & _may_detect(level_points, limits, options)[:, None]
         rank = score.where(valid, -1.0).flatten(1)  # NaN is not valid either
-        best, index = rank.topk(min(options.pre_nms_top_k, rank.shape[1]), dim=1)  # [N, T]
-        row, location = index // num_points, index % num_points
+        best, index = _top_k(rank, options.pre_nms_top_k)  # [N, T]
+        row = index // num_points
+        location = index - row * num_points
         anchor = location * num_anchors + row // num_classes
         per_anchor = level_offsets.unflatten(1, (num_anchors, 4)).flatten(3).permute(0, 3, 1, 2).flatten(1, 2)
         selected = per_anchor.gather(1, anchor[..., None].expand(-1, -1, 4))  # [N, T, 4]
         levels.append((coder.decode(selected, level_anchors[anchor]), best, row % num_classes, best >= 0))
-    return _to_instances(levels, limits, sizes, options)
+    return _join(levels, sizes, options)
 
 
-def _limits(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """Return (width, height) of every image, [N, 1, 2], on the device of a tensor."""
-    limits = torch.tensor([(width, height) for height, width in sizes], dtype=like.dtype)
-    return limits.reshape(-1, 1, 2).to(like.device, non_blocking=True)
+def top_proposals(
+    logits: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    sizes: Tensor,
+    *,
+    coder: BoxCoder,
+    options: ProposalSelection,
+) -> Padded:
+    """Decode and select the proposals of every image in detection; see `proposals.proposal_candidates`.
+
+    Args:
+        logits: L tensors [N, A, H, W] of logits of the probability of an object.
+        offsets: L tensors [N, A * 4, H, W] of box offsets, the four offsets of an anchor together.
+        anchors: L tensors [H * W * A, 4] in pixels.
+        sizes: [N, 2] int64 (height, width) of the images without the padding.
+        coder: meaning of the offsets.
+        options: options of the selection.
+
+    Returns:
+        Candidates whose labels are the numbers of their levels.
+    """
+    is_inclusive = options.box_convention == "inclusive"
+    limits = limits_of(sizes, anchors[0])
+    levels = []
+    for level, (x, level_offsets, level_anchors) in enumerate(zip(logits, offsets, anchors, strict=True)):
+        num_anchors = x.shape[1]
+        score = flatten_anchors(x, num_anchors).squeeze(2).sigmoid()  # [N, H * W * A]
+        rank = score.where(score >= 0, -1.0)  # excludes NaN
+        if not (options.in_padding or is_inclusive):
+            centers = (level_anchors[:, :2] + level_anchors[:, 2:]) / 2
+            rank = rank.where((centers < limits).all(dim=-1), -1.0)
+        best, index = _top_k(rank, options.detection.pre_nms_top_k)  # [N, T]
+        selected = flatten_anchors(level_offsets, num_anchors).gather(1, index[..., None].expand(-1, -1, 4))
+        boxes = coder.decode(selected, level_anchors[index])
+        levels.append((boxes, best, torch.full_like(index, level), best >= 0))
+    candidates = Padded(*(torch.cat(tensors, dim=1) for tensors in zip(*levels, strict=True)))  # [N, C, ...]
+    boxes = clip_boxes(candidates.boxes, sizes, options.box_convention)
+    sides = boxes[..., 2:] - boxes[..., :2] + (1 if is_inclusive else 0)
+    is_large = sides >= options.min_size if is_inclusive else (sides >= options.min_size) & (sides > 0)
+    return candidates._replace(boxes=boxes, valid=candidates.valid & is_large.all(dim=-1))
+
+
+def select_padded_proposals(candidates: Padded, options: ProposalSelection, *, num_levels: int) -> Padded:
+    """Select the proposals of every image in detection; see `proposals.select_proposals`.
+
+    Args:
+        candidates: C candidates of every image, whose labels are the numbers of their levels.
+        options: options of the suppression, and the limits.
+        num_levels: L.
+
+    Returns:
+        The proposals, the valid ones first and best score first.
+    """
+    limits = options.detection
+    kept = nms_padded(candidates, options.nms_threshold, options.box_convention, num_classes=num_levels)
+    if limits.post_nms_top_k < limits.pre_nms_top_k:
+        is_of_level = (kept.labels[..., None] == torch.arange(num_levels, device=kept.labels.device)) & kept.valid[
+            ..., None
+        ]
+        rank = is_of_level.long().cumsum(1).gather(2, kept.labels[..., None]).squeeze(2)  # 1 for the best of a level
+        kept = kept.compact(kept.valid & (rank <= limits.post_nms_top_k))
+    return Padded(*(column[:, : limits.max_proposals] for column in kept))
+
+
+def _top_k(rank: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Return the `limit` largest values of every row of [N, P], and their indices; all of a row that has fewer.
+
+    If the number P is symbolic (in an exported graph with images of any size), rows are padded with -1.
+    """
+    count = rank.shape[1]
+    if isinstance(count, int):
+        return rank.topk(min(limit, count), dim=1)
+    best, index = F.pad(rank, (0, limit), value=-1.0).topk(limit, dim=1)
+    return best, index.clamp(max=count - 1)
 
 
 def _may_detect(points: Tensor, limits: Tensor, options: Postprocess) -> Tensor:
     """Return a mask [N, H * W] of the points that may detect: those in the image, or all with `detect_in_padding`."""
     if options.detect_in_padding or options.box_convention == "inclusive":
-        return torch.ones_like(points[:, 0], dtype=torch.bool).expand(len(limits), -1)
+        return torch.ones_like(points[:, 0], dtype=torch.bool).expand(limits.shape[0], -1)
     return (points < limits).all(dim=-1)
 
 
-def _to_instances(
-    levels: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
-    limits: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    options: Postprocess,
-) -> list[Instances]:
-    """Concatenate the levels' boxes [N, T, 4], scores, labels and validity [N, T], and keep the valid ones."""
-    boxes, scores, labels, valid = (torch.cat(tensors, dim=1) for tensors in zip(*levels, strict=True))  # [N, C, ...]
-    if not options.clip_after_nms:
-        extra = 1.0 if options.box_convention == "inclusive" else 0.0
-        boxes = boxes.clamp(min=0).minimum((limits - extra).repeat(1, 1, 2))
-        if not (options.keep_empty_boxes or options.box_convention == "inclusive"):
-            valid = valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-    counts = valid.sum(dim=1).tolist()
-    image, candidate = torch.nonzero(valid, as_tuple=True)
-    columns = (tensor[image, candidate].split(counts) for tensor in (boxes, labels, scores))
-    return [Instances(*rows) for rows in zip(*columns, sizes, strict=True)]
+def _join(levels: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], sizes: Tensor, options: Postprocess) -> Padded:
+    """Concatenate the levels' boxes [N, T, 4], scores, labels and validity [N, T]."""
+    candidates = Padded(*(torch.cat(tensors, dim=1) for tensors in zip(*levels, strict=True)))  # [N, C, ...]
+    return candidates if options.clip_after_nms else clip_padded(candidates, sizes, options)

@@ -1,0 +1,1 @@
+"""Export of detectors to files for other runtimes, with a proof that they detect what PyTorch detects."""

@@ -1,0 +1,222 @@
+"""Exported files detect what PyTorch detects, describe themselves, and are used like weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from detectors import CATEGORY_IDS, NAMES
+from exports import batch_of, picture, small_detector
+
+import fcos
+from fcos import ConfigError, Detector, ExportError, WeightsError
+from fcos.export import write
+from fcos.export.runtimes import OnnxRuntime
+
+FORMS = {"onnx": "model.onnx", "openvino": "model.xml", "torch_export": "model.pt2"}
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return small_detector()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, detector: Detector) -> Path:
+    """An ONNX file for any batch and size."""
+    return detector.export(tmp_path_factory.mktemp("onnx") / "model.onnx").path
+
+
+def assert_same_predictions(found: Detector, expected: Detector) -> None:
+    pictures = [picture(), picture(90, 131, seed=1), picture(200, 61, seed=2)]
+    pairs = list(zip(found.predict(pictures), expected.predict(pictures), strict=True))
+    assert sum(len(b) for _, b in pairs) > 0
+    for a, b in pairs:
+        assert torch.equal(a.labels, b.labels)
+        assert a.class_names == b.class_names
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-2)
+        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
+
+
+def test_onnx_file_is_valid_and_has_named_inputs_and_outputs(exported: Path) -> None:
+    model = onnx.load(exported)
+    onnx.checker.check_model(model, full_check=True)
+    shapes = {
+        value.name: [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
+        for value in [*model.graph.input, *model.graph.output]
+    }
+    assert shapes == {
+        "images": ["batch", 3, "height", "width"],
+        "sizes": ["batch", 2],
+        "boxes": ["batch", 30, 4],
+        "scores": ["batch", 30],
+        "labels": ["batch", 30],
+        "counts": ["batch"],
+    }
+    assert [node.op_type for node in model.graph.node].count("NonMaxSuppression") == 1
+    assert [opset.version for opset in model.opset_import if not opset.domain] == [20]
+
+
+def test_onnx_file_runs_without_this_project(exported: Path, detector: Detector) -> None:
+    session = onnxruntime.InferenceSession(str(exported))
+    for sizes in [((16, 16),), ((131, 97), (64, 33), (1, 1), (120, 112))]:
+        images, image_sizes = batch_of(*sizes)
+        outputs: Any = session.run(None, {"images": images.numpy(), "sizes": image_sizes.numpy()})
+        boxes, scores, labels, counts = outputs
+        expected = detector.model.detect(images, image_sizes)
+        assert counts.tolist() == [len(image) for image in expected]
+        for i, image in enumerate(expected):
+            assert labels[i, : len(image)].tolist() == image.labels.tolist()
+            torch.testing.assert_close(torch.tensor(boxes[i, : len(image)]), image.boxes, rtol=0, atol=1e-2)
+            torch.testing.assert_close(torch.tensor(scores[i, : len(image)]), image.scores, rtol=0, atol=1e-4)
+
+
+def test_exported_file_is_loaded_like_weights(exported: Path, detector: Detector) -> None:
+    loaded = fcos.load(exported)
+    assert (loaded.class_names, loaded.category_ids) == (NAMES, CATEGORY_IDS)
+    assert torch.equal(loaded.thresholds, detector.thresholds)
+    assert_same_predictions(loaded, detector)
+
+
+@pytest.mark.parametrize("form", ["openvino", "torch_export"])
+def test_other_formats_predict_the_same(form: Any, detector: Detector, tmp_path: Path) -> None:
+    exported = detector.export(tmp_path / FORMS[form], form=form)
+    assert exported.proof.passed
+    assert_same_predictions(fcos.load(exported.path), detector)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "rpn"])
+def test_other_detectors_predict_the_same(name: str, tmp_path: Path) -> None:
+    detector = small_detector(name)
+    exported = detector.export(tmp_path / "model.onnx")
+    assert exported.proof.passed
+    assert_same_predictions(fcos.load(exported.path), detector)
+
+
+def test_inclusive_boxes_and_ties_are_exported(tmp_path: Path) -> None:
+    detector = small_detector(box_convention="inclusive", max_detections=5)
+    exported = detector.export(tmp_path / "model.onnx")
+    assert_same_predictions(fcos.load(exported.path), detector)
+
+
+def test_fixed_sizes_are_static_and_smaller_images_are_padded(detector: Detector, tmp_path: Path) -> None:
+    exported = detector.export(tmp_path / "model.onnx", size=(112, 160), batch=2)
+    model = onnx.load(exported.path)
+    assert [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim] == [2, 3, 112, 160]
+    loaded = fcos.load(exported.path)
+    images, sizes = batch_of((97, 131), (64, 33), (112, 160))
+    found = loaded.model.detect(images[:, :, :112], sizes)  # three images in batches of two
+    expected = detector.model.detect(images[:, :, :112], sizes)
+    assert [len(image) for image in found] == [len(image) for image in expected]
+    with pytest.raises(ConfigError, match=r"an image of 160x128 pixels after resizing and padding does not fit into"):
+        loaded.model.detect(*batch_of((113, 160)))
+
+
+def test_candidates_are_exported_for_runtimes_without_nms(detector: Detector, tmp_path: Path) -> None:
+    exported = detector.export(tmp_path / "model.onnx", nms=False)
+    assert "NonMaxSuppression" not in {node.op_type for node in onnx.load(exported.path).graph.node}
+    images, sizes = batch_of((97, 131), (64, 33))
+    boxes, _, _, valid = OnnxRuntime(exported.path)(images, sizes)
+    assert boxes.shape == (2, 400, 4)  # two levels
+    assert valid.sum(dim=1).tolist() == [len(image) for image in detector.model.candidates(images, sizes)]
+    with pytest.raises(WeightsError, match="returns candidates instead of detections"):
+        fcos.load(exported.path)
+
+
+def test_metadata_describes_the_file(exported: Path) -> None:
+    texts = {entry.key: entry.value for entry in onnx.load(exported).metadata_props}
+    assert json.loads(texts["class_names"]) == list(NAMES)
+    assert json.loads(texts["category_ids"]) == list(CATEGORY_IDS)
+    assert json.loads(texts["thresholds"]) == {"dog": 0.2}
+    assert "uint8 RGB" in texts["input"]
+    assert "sides that 16 divides" in texts["input"]
+    assert "continuous" in texts["output"]
+    assert json.loads(texts["config"])["model"]["max_detections"] == 30
+    assert json.loads(texts["proof"]) == json.loads(exported.with_suffix(".proof.json").read_text())
+    assert len(texts["weights_sha256"]) == 64
+
+
+def test_failed_proof_leaves_no_file(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = OnnxRuntime.__call__
+
+    def wrong(self: OnnxRuntime, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        boxes, *others = run(self, *arguments)
+        return (boxes + 0.02, *others)
+
+    monkeypatch.setattr(OnnxRuntime, "__call__", wrong)
+    with pytest.raises(ExportError, match=r"model\.onnx does not detect what PyTorch detects, so it is not written"):
+        detector.export(tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_package_is_named_with_its_extra(detector: Detector, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r'onnxscript is not installed; type: pip install "fcos-vision\[export\]"'):
+        detector.export(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "message"),
+    [
+        ("model.pt", {}, r"files of the format onnx end in \.onnx; for example .*model\.onnx"),
+        ("missing/model.onnx", {}, "no such folder"),
+        (
+            "model.onnx",
+            {"size": (100, 160)},
+            r"--size: expected multiples of data\.size_divisor=16, found 100x160; .*112",
+        ),
+        ("model.onnx", {"batch": 0}, "batch: expected an integer of at least 1"),
+    ],
+)
+def test_wrong_arguments_are_explained(
+    detector: Detector, tmp_path: Path, out: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(fcos.FCOSError, match=message):
+        detector.export(tmp_path / out, **options)
+
+
+def test_existing_file_is_not_overwritten(detector: Detector, exported: Path) -> None:
+    with pytest.raises(WeightsError, match="exists already"):
+        detector.export(exported)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.nms_threshold=0.5"], r"model\.nms_threshold=0\.5: .* was exported with other values"),
+        (["data.size_divisor=64"], "export it again"),
+        (["train.lr=1"], "no effect on predictions"),
+    ],
+)
+def test_options_that_a_file_contains_cannot_change(exported: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fcos.load(exported, *overrides)
+
+
+def test_test_time_augmentation_needs_the_weights(exported: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eval\.flip, eval\.scales.* need the weights"):
+        fcos.load(exported, "eval.flip=true").predict(picture())
+
+
+@pytest.mark.parametrize("name", FORMS.values())
+def test_damaged_file_is_explained(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"nonsense")
+    with pytest.raises(WeightsError, match=r"cannot be read|export the detector again"):
+        fcos.load(tmp_path / name)
+
+
+def test_file_of_another_program_is_explained(exported: Path, tmp_path: Path) -> None:
+    model = onnx.load(exported)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(WeightsError, match="not a file of this version of fcos export"):
+        fcos.load(tmp_path / "other.onnx")
+
+
+def test_packages_of_every_format_are_known() -> None:
+    assert set(write._PACKAGES) == set(FORMS)
