@@ -206,7 +206,7 @@ class DetectionModel(nn.Module, ABC):
             ConfigError: it has not, so it cannot be exported.
         """
         if type(self).padded_candidates is DetectionModel.padded_candidates:
-            raise ConfigError(f"{type(self).__name__}: this detector cannot be exported; FCOS, RetinaNet and RPN can")
+            raise ConfigError(f"{type(self).__name__}: this detector cannot be exported")
 
     def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
         """Compute the candidates of every image in tensors of fixed size, for export and `torch.compile`.
@@ -260,6 +260,10 @@ class ProposalStage(Protocol):
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> Tensor | None:
         """Compute the denominators of the losses; see `DetectionModel.loss_normalizers`."""
+        ...
+
+    def padded_proposals(self, outputs: Any, sizes: Tensor) -> Padded:
+        """Return the proposals of detection in tensors of fixed size, see `DetectionModel.padded_candidates`."""
         ...
 
     def propose(self, outputs: Any, sizes: Tensor, *, training: bool) -> list[Instances]:
