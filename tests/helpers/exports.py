@@ -37,6 +37,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "fpn": {"channels": 32},
         "proposals": {"pre_nms_top_k": 200, "post_nms_top_k": 40, "max_proposals": 50},
     },
+    "rcnn": {
+        "strides": [8, 16],
+        "anchor_sizes": [16, 32],
+        "fpn": {"channels": 32},
+        "proposals": {"pre_nms_top_k": 200, "post_nms_top_k": 40, "max_proposals": 50},
+        "box": {"linear_channels": 32},
+        "max_detections": 30,
+    },
 }
 """Options of `model` by `model.name`."""
 

@@ -34,7 +34,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, detector: Detector) -> Pa
 
 def assert_same_predictions(found: Detector, expected: Detector) -> None:
     pictures = [picture(), picture(90, 131, seed=1), picture(200, 61, seed=2)]
-    pairs = list(zip(found.predict(pictures), expected.predict(pictures), strict=True))
+    pairs = list(zip(*(detector.predict(pictures, threshold=0.0) for detector in (found, expected)), strict=True))
     assert sum(len(b) for _, b in pairs) > 0
     for a, b in pairs:
         assert torch.equal(a.labels, b.labels)
@@ -90,7 +90,7 @@ def test_other_formats_predict_the_same(form: Any, detector: Detector, tmp_path:
     assert_same_predictions(fcos.load(exported.path), detector)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "rpn"])
+@pytest.mark.parametrize("name", ["retinanet", "rpn", "rcnn"])
 def test_other_detectors_predict_the_same(name: str, tmp_path: Path) -> None:
     detector = small_detector(name)
     exported = detector.export(tmp_path / "model.onnx")
@@ -216,6 +216,11 @@ def test_file_of_another_program_is_explained(exported: Path, tmp_path: Path) ->
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(WeightsError, match="not a file of this version of fcos export"):
         fcos.load(tmp_path / "other.onnx")
+
+
+def test_exported_file_cannot_be_exported(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ExportedModel: this detector cannot be exported"):
+        fcos.load(exported).export(tmp_path / "again.onnx")
 
 
 def test_packages_of_every_format_are_known() -> None:

@@ -34,6 +34,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("rpn", {"proposals": {"pre_nms_top_k": 40, "post_nms_top_k": 40, "max_proposals": 10_000}}),
     ("rpn", {"proposals": {"post_nms_top_k": 5, "min_size": 8, "nms_threshold": 0.0}}),
     ("rpn", {"box_convention": "inclusive"}),
+    ("rcnn", {}),
+    ("rcnn", {"box": {"linear_channels": 32, "class_agnostic": True}, "min_size": 6}),
+    ("rcnn", {"pre_nms_top_k": 20, "box_convention": "inclusive"}),
+    ("rcnn", {"empty_boxes": "keep", "pooling_aligned": True, "level_epsilon": 1e-8}),
 ]
 
 
@@ -92,7 +96,7 @@ def test_score_threshold_can_be_given_with_the_images() -> None:
         assert graph(images, sizes)[3].tolist() == [30, 0, 30]
 
 
-@pytest.mark.parametrize("name", ["fcos", "retinanet", "rpn"])
+@pytest.mark.parametrize("name", ["fcos", "retinanet", "rpn", "rcnn"])
 def test_graph_compiles_without_graph_breaks(name: str) -> None:
     detector = small_detector(name)
     images, sizes = batch_of(*SIZES)
@@ -109,6 +113,7 @@ def test_operator_has_consistent_shapes_and_aliases() -> None:
     torch.library.opcheck(nms_operator, (*arguments, 1, 0.6), test_utils=("test_schema", "test_faketensor"))
 
 
-def test_detector_that_cannot_be_exported_is_named() -> None:
-    with pytest.raises(ConfigError, match="RCNN: this detector cannot be exported; FCOS, RetinaNet and RPN can"):
-        DetectionGraph(tiny_two_stage(tiny_config(name="rcnn")))
+def test_masks_and_keypoints_cannot_be_exported() -> None:
+    model = tiny_two_stage(tiny_config(name="rcnn", mask={"enabled": True, "conv_channels": [16]}))
+    with pytest.raises(ConfigError, match=r"R-CNN with model\.mask: masks and keypoints cannot be exported"):
+        DetectionGraph(model)

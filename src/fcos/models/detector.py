@@ -209,7 +209,7 @@ class DetectionModel(nn.Module, ABC):
             ConfigError: it has not, so it cannot be exported.
         """
         if type(self).padded_candidates is DetectionModel.padded_candidates:
-            raise ConfigError(f"{type(self).__name__}: this detector cannot be exported; FCOS, RetinaNet and RPN can")
+            raise ConfigError(f"{type(self).__name__}: this detector cannot be exported")
 
     def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
         """Compute the candidates of every image in tensors of fixed size, for export and `torch.compile`.
@@ -266,6 +266,10 @@ class ProposalStage(Protocol):
 
         See `DetectionModel.loss_normalizers`.
         """
+        ...
+
+    def padded_proposals(self, outputs: Any, sizes: Tensor) -> Padded:
+        """Return the proposals of detection in tensors of fixed size, see `DetectionModel.padded_candidates`."""
         ...
 
     def propose(self, outputs: Any, sizes: Tensor, *, training: bool) -> list[Instances]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..distributed import mean_over_processes
 from ..structures import Instances, Losses, Objects
 from .detector import DetectionModel
+from .padded import Padded
 from .postprocess import Postprocess
 
 
@@ -59,6 +60,11 @@ class OneStageProposals(nn.Module):
             detector = copy.copy(detector)  # with the same parameters
             detector.postprocess = self.training_options
         return [detector.suppress(image) for image in detector.decode(outputs, sizes)]
+
+    def padded_proposals(self, outputs: Any, sizes: Tensor) -> Padded:
+        """Return the detections as proposals in tensors of fixed size."""
+        candidates = self.detector.top_candidates(outputs, sizes, self.detector.postprocess.score_threshold)
+        return self.detector.padded_detections(candidates, sizes)
 
 
 def _of_any_class(targets: Sequence[Objects]) -> list[Objects]:

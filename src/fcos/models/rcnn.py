@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ..choices import LossAverage
+from ..errors import ConfigError
 from ..structures import Instances, Losses, Objects
 from .backbones import Backbone
 from .detector import DetectionModel, Pixels, ProposalStage
+from .padded import Padded, suppress_padded
 from .postprocess import RoIPostprocess, roi_candidates, suppress
 from .roi_heads import BoxHead, DetailHead, groups_of_boxes
+from .top_k import top_roi_candidates
 
 
 class RCNNOutputs(NamedTuple):
@@ -162,6 +165,34 @@ class RCNN(DetectionModel):
         if self.postprocess.empty_boxes != "remove_last":
             return detections
         return detections[(detections.boxes[:, 2:] > detections.boxes[:, :2]).all(dim=1)]
+
+    def require_padded(self) -> None:
+        """Check that the detector has no heads that cannot be exported; see `DetectionModel.require_padded`."""
+        if self.heads:
+            names = " and ".join(f"model.{name}" for name in self.heads)
+            raise ConfigError(f"R-CNN with {names}: masks and keypoints cannot be exported")
+        if self.postprocess.empty_boxes == "remove_last":
+            raise ConfigError("model.empty_boxes=remove_last cannot be exported; use model.empty_boxes=remove")
+
+    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
+        """Compute the candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
+        features = self.features(images, sizes)
+        proposals = self.proposals.padded_proposals(self.proposals.head(features), sizes)
+        boxes = proposals.boxes.where(proposals.valid[..., None], 0.0)
+        logits, offsets = self.box.of_padded(features, boxes)
+        return top_roi_candidates(
+            logits,
+            offsets,
+            proposals._replace(boxes=boxes),
+            sizes,
+            coder=self.box.coder,
+            options=self.postprocess,
+            score_threshold=score_threshold,
+        )
+
+    def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
+        """Select the detections in tensors of fixed size; see `DetectionModel.padded_detections`."""
+        return suppress_padded(candidates, sizes, self.postprocess, num_classes=self.num_classes)
 
     @torch.no_grad()
     def add_details(self, outputs: RCNNOutputs, detections: list[Instances]) -> list[Instances]:

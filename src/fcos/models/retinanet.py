@@ -185,7 +185,7 @@ class RetinaNet(DetectionModel):
     def decode(self, outputs: RetinaNetOutputs, sizes: Tensor) -> list[Instances]:
         """Convert raw outputs to the candidates of every image, see `postprocess.anchor_candidates`."""
         if outputs.logits[0].device.type in GPU_TYPES:
-            return self._top_candidates(outputs, sizes, self.postprocess.score_threshold).to_instances(sizes)
+            return self.top_candidates(outputs, sizes, self.postprocess.score_threshold).to_instances(sizes)
         anchors, points = self._grids(outputs)
         sides = [(int(height), int(width)) for height, width in sizes.tolist()]
         return anchor_candidates(*outputs, anchors, points, sides, coder=self.coder, options=self.postprocess)
@@ -197,7 +197,7 @@ class RetinaNet(DetectionModel):
 
     def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
         """Compute the candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
-        return self._top_candidates(self(images, sizes), sizes, score_threshold)
+        return self.top_candidates(self(images, sizes), sizes, score_threshold)
 
     def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
         """Select the detections in tensors of fixed size; see `DetectionModel.padded_detections`."""
@@ -209,7 +209,8 @@ class RetinaNet(DetectionModel):
         device = outputs.logits[0].device
         return self.anchors.levels(maps, device=device), self.anchors.locations(maps, device=device)
 
-    def _top_candidates(self, outputs: RetinaNetOutputs, sizes: Tensor, score_threshold: Tensor | float) -> Padded:
+    def top_candidates(self, outputs: RetinaNetOutputs, sizes: Tensor, score_threshold: Tensor | float) -> Padded:
+        """Select the candidates among raw outputs in tensors of fixed size; see `DetectionModel.padded_candidates`."""
         return top_anchor_candidates(
             *outputs,
             *self._grids(outputs),

@@ -106,6 +106,24 @@ class Pooler:
             pooled = pooled.index_put((index,), self._pool(feature, rois[index], stride).to(pooled.dtype))
         return pooled
 
+    def pool_padded(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """Pool the features of the same number of boxes in every image, from every level, without waiting for a GPU.
+
+        Args:
+            features: levels [N, C, H_l, W_l].
+            boxes: [N, P, 4] in pixels.
+
+        Returns:
+            [N * P, C, Z, Z].
+        """
+        images = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None].expand(-1, boxes.shape[1], 1)
+        rois = torch.cat([images.to(boxes), boxes], dim=2).flatten(0, 1)  # [N * P, 5]
+        pooled = self._pool(features[0], rois, self.strides[0])
+        levels = self.levels(rois[:, 1:])[:, None, None, None]
+        for level in range(1, len(self.strides)):
+            pooled = torch.where(levels == level, self._pool(features[level], rois, self.strides[level]), pooled)
+        return pooled
+
     def _pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
         feature = at_least_float32(feature)  # half precision would round the coordinates of the boxes
         options = self.resolution, 1 / stride, self.sampling_ratio, self.aligned
@@ -275,6 +293,12 @@ class BoxHead(nn.Module):
         """Compute the predictions for N tensors of boxes [P_i, 4] from the pyramid levels."""
         x = self.body(self.pooler(features, boxes))
         return BoxOutputs(at_least_float32(self.logits(x)), at_least_float32(self.offsets(x)))
+
+    def of_padded(self, features: Sequence[Tensor], boxes: Tensor) -> BoxOutputs:
+        """Compute the predictions [N, P, ...] for the same number of boxes [N, P, 4] in every image."""
+        x = self.body(self.pooler.pool_padded(features, boxes))
+        outputs = (at_least_float32(layer(x)) for layer in (self.logits, self.offsets))
+        return BoxOutputs(*(values.unflatten(0, (-1, boxes.shape[1])) for values in outputs))
 
     def sample(self, proposals: Sequence[Tensor], targets: Sequence[Objects]) -> list[RoiSamples]:
         """Sample the proposals of every image for the losses, see `sample_proposals`."""

@@ -234,6 +234,11 @@ class RPN(nn.Module):
         anchors = self._anchors_of(outputs)
         return top_proposals(*outputs, anchors, sizes, coder=self.coder, options=self.selection)
 
+    def padded_proposals(self, outputs: RPNOutputs, sizes: Tensor) -> Padded:
+        """Return the proposals of every image in detection, see `select_padded_proposals`."""
+        candidates = self.padded_candidates(outputs, sizes)
+        return select_padded_proposals(candidates, self.selection, num_levels=len(self.anchors.strides))
+
     def propose(self, outputs: RPNOutputs, sizes: Tensor, *, training: bool) -> list[Instances]:
         """Return the proposals of every image with the limits of training or detection, see `select_proposals`."""
         options = self.selection
@@ -330,9 +335,8 @@ class RPNDetector(DetectionModel):
 
     def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
         """Select the proposals in tensors of fixed size; see `DetectionModel.padded_detections`."""
-        proposals = select_padded_proposals(
-            candidates, self.proposals.selection, num_levels=len(self.proposals.anchors.strides)
-        )
+        options = self.proposals.selection
+        proposals = select_padded_proposals(candidates, options, num_levels=len(self.proposals.anchors.strides))
         return proposals._replace(labels=torch.zeros_like(proposals.labels))
 
 

@@ -7,6 +7,7 @@ candidates of an image over all levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .anchors import BoxCoder, flatten_anchors
 from .padded import Padded, clip_boxes, clip_padded, limits_of, nms_padded
-from .postprocess import FCOSPostprocess, Postprocess, decode
+from .postprocess import FCOSPostprocess, Postprocess, RoIPostprocess, decode
 from .proposals import ProposalSelection
 
 
@@ -170,6 +171,43 @@ def select_padded_proposals(candidates: Padded, options: ProposalSelection, *, n
         rank = is_of_level.long().cumsum(1).gather(2, kept.labels[..., None]).squeeze(2)  # 1 for the best of a level
         kept = kept.compact(kept.valid & (rank <= limits.post_nms_top_k))
     return Padded(*(column[:, : limits.max_proposals] for column in kept))
+
+
+def top_roi_candidates(
+    logits: Tensor,
+    offsets: Tensor,
+    proposals: Padded,
+    sizes: Tensor,
+    *,
+    coder: BoxCoder,
+    options: RoIPostprocess,
+    score_threshold: Tensor | float,
+) -> Padded:
+    """Decode and select the boxes of the proposals of every image; see `postprocess.roi_candidates`.
+
+    Args:
+        logits: [N, P, 1 + K] class logits of P proposals, first that of the background.
+        offsets: [N, P, 4 * (1 + K)] box offsets of every class, or [N, P, 8], of which the last four hold for all.
+        proposals: P proposals of every image.
+        sizes: [N, 2] int64 (height, width) of the images without the padding.
+        coder: meaning of the offsets.
+        options: options of selection and clipping.
+        score_threshold: threshold that replaces `options.score_threshold`; a tensor can change in an exported file.
+    """
+    num_classes, num_boxes = logits.shape[2] - 1, offsets.shape[2] // 4
+    score = logits.softmax(dim=2)[..., 1:]  # [N, P, K]
+    rank = score.where((score > score_threshold) & proposals.valid[..., None], -1.0).flatten(1)
+    best, index = _top_k(rank, options.pre_nms_top_k)  # [N, C]
+    row, label = index // num_classes, index % num_classes
+    column = row * num_boxes + (label + 1).clamp(max=num_boxes - 1)
+    selected = offsets.unflatten(2, (-1, 4)).flatten(1, 2).gather(1, column[..., None].expand(-1, -1, 4))
+    references = proposals.boxes.gather(1, row[..., None].expand(-1, -1, 4))
+    candidates = Padded(coder.decode(selected, references), best, label, best >= 0)
+    candidates = clip_padded(candidates, sizes, replace(options, keep_empty_boxes=options.empty_boxes != "remove"))
+    if options.min_size > 0:
+        sides = candidates.boxes[..., 2:] - candidates.boxes[..., :2]
+        candidates = candidates._replace(valid=candidates.valid & (sides >= options.min_size).all(dim=-1))
+    return candidates
 
 
 def _top_k(rank: Tensor, limit: int) -> tuple[Tensor, Tensor]:
