@@ -117,3 +117,9 @@ def test_masks_and_keypoints_cannot_be_exported() -> None:
     model = tiny_two_stage(tiny_config(name="rcnn", mask={"enabled": True, "conv_channels": [16]}))
     with pytest.raises(ConfigError, match=r"R-CNN with model\.mask: masks and keypoints cannot be exported"):
         DetectionGraph(model)
+
+
+def test_boxes_removed_after_suppression_cannot_be_exported() -> None:
+    model = tiny_two_stage(tiny_config(name="rcnn", empty_boxes="remove_last"))
+    with pytest.raises(ConfigError, match=r"model\.empty_boxes=remove_last cannot be exported; use .*=remove$"):
+        DetectionGraph(model)
