@@ -19,6 +19,7 @@ _OTHERS: dict[str, Any] = {
     "pixel_std": [1.5, 2.5, 3.5],
     "anchor_sizes": [[8], [16], [32], [64], [128]],
     "anchor_ratios": [1.0],
+    "level_epsilon": 1e-5,
     "offset_weights": [1.0, 1.0, 1.0, 1.0],
     "octave": 3.0,
     "pre_nms_top_k": 9,

@@ -173,7 +173,7 @@ def test_divergence_of_a_new_detector_is_diagnosed(grid: tuple[Path, dict[str, s
     ("call", "message"),
     [
         ("torchvision", "weights of grid, but torchvision supports only FCOS, RetinaNet and R-CNN"),
-        ("original", "weights of grid, but only FCOS and RetinaNet can be converted"),
+        ("original", "weights of grid, but the original has only FCOS, RetinaNet, RPN and R-CNN"),
         ("grid into fcos", "model.name=grid"),
         ("config of fcos", "weights of grid, but the config is for fcos; give a config for grid"),
         ("wrong option", "model.head: no such option; known options: name, num_classes, backbone"),

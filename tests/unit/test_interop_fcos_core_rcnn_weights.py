@@ -124,7 +124,7 @@ NOT_EXPORTED = {
         "for a single level, only the lower one counts",
     ),
     **dict.fromkeys(("pre_nms_top_k", "min_size"), "detection only"),
-    **dict.fromkeys(("detect_in_padding", "proposals.in_padding"), "on with inclusive boxes"),
+    **dict.fromkeys(("detect_in_padding", "proposals.in_padding", "empty_boxes"), "fixed with inclusive boxes"),
     **dict.fromkeys(("pixel_mean", "pixel_std"), "in its config, but for rounding"),
 }
 """Options of `model` that may change without changing any setting of the original, and the reasons."""

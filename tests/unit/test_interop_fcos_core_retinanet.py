@@ -16,9 +16,9 @@ NOTE = "x: a config for RetinaNet (MODEL.RETINANET_ON)"
 @pytest.mark.parametrize(
     ("pairs", "detector", "messages"),
     [
-        ({}, "fcos", []),
-        ({"FCOS_ON": True}, "fcos", []),
-        ({"FCOS_ON": True, "RETINANET_ON": False}, "fcos", []),
+        ({}, "fcos", ["x: a config for FCOS (MODEL.BACKBONE.CONV_BODY R-50-FPN-RETINANET)"]),
+        ({"FCOS_ON": True}, "fcos", ["x: a config for FCOS (MODEL.FCOS_ON)"]),
+        ({"FCOS_ON": True, "RETINANET_ON": False}, "fcos", ["x: a config for FCOS (MODEL.FCOS_ON)"]),
         (
             {"RETINANET_ON": True},  # as in the original's own file, without FCOS_ON
             "retinanet",

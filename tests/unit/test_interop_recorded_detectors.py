@@ -270,7 +270,7 @@ def test_pickles_of_the_model_zoo_predict(tmp_path: Path) -> None:
     [
         (pickle.dumps({"model": {"a": Path}}), r"refers to pathlib\S*\.Path; only arrays and plain containers"),
         (b"\x80garbage", "not a readable pickle of arrays"),
-        (pickle.dumps({"blobs": {"conv1_w": np.zeros(3, np.float32)}}), "found the keys blobs"),
+        (pickle.dumps({"blobs": {"conv1_w": np.zeros(3, np.float32)}}), "found the tensors conv1_w"),
         (pickle.dumps([1]), "found a list"),
     ],
 )

@@ -14,14 +14,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ...config.detectors import DETECTORS
 from ...config.text import flatten, suggest
 from ...errors import ConfigError
 from ...formatting import printable, quote
 from .bodies import BODIES, ONE_STAGE_BODIES, RCNN_BODIES
 from .fbnet_rows import FBNET_NORMS
 from .keys import DEFAULTS, FIXED, IDLE, NUM_CLASSES, ONE_STAGE, TITLES, is_idle
-from .mapping import BLOCK_NORMS, MOBILENET_BLOCKS, to_options
-from .rcnn_rows import find_problems
+from .mapping import BLOCK_NORMS, MOBILENET_BLOCKS, dependent_keys, to_options
+from .rcnn_rows import OWN_MASK_LAYERS, TWO_LINEARS, WITH_CONVS, find_problems
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,15 @@ _ANY_LENGTH = (
     *(f"MODEL.FBNET.{head}_HEAD_BLOCKS" for head in ("DET", "MASK", "KPTS")),
 )
 
+_RESNET_ONLY = (
+    *("NUM_GROUPS", "WIDTH_PER_GROUP", "STRIDE_IN_1X1", "TRANS_FUNC", "STEM_FUNC"),
+    *("STAGE_WITH_DCN", "WITH_MODULATED_DCN", "DEFORMABLE_GROUPS"),
+)
+"""Keys of MODEL.RESNETS without effect on other backbones."""
+_AUGMENTATION = ("H_FLIP", "SCALES", "MAX_SIZE", "SCALE_H_FLIP")
+_OF_CONVS, _OF_LINEARS = ("NUM_STACKED_CONVS", "CONV_HEAD_DIM", "DILATION"), ("MLP_HEAD_DIM", "USE_GN")
+"""Keys of MODEL.ROI_BOX_HEAD for its convolutions and for its linear layers."""
+
 
 def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
     """Convert the original's config to our config tree.
@@ -60,7 +70,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
     given = given_keys(tree, pairs, where=where)
     detector = _choose_detector(given, where=where)
     problems, ignored_keys = [], []
-    unused = _unused_sections({**DEFAULTS, **given}.__getitem__, detector)
+    unused = _unused_keys({**DEFAULTS, **given}.__getitem__, detector)
     for key, value in given.items():
         if is_idle(key, detector):
             ignored_keys.append(key)
@@ -85,9 +95,13 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
             where,
             ", ".join(test_names),
         )
+    options = (
+        {} if problems else to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given)
+    )
+    problems += _check_heads(get, options) if detector == "rcnn" and options else []
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
-    return nest_sections(to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given))
+    return nest_sections(options)
 
 
 def given_keys(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
@@ -138,20 +152,40 @@ def _choose_detector(given: Mapping[str, Any], *, where: str) -> str:
         note = "" if fcos is False else "; the original would train FCOS, unless MODEL.FCOS_ON is set to False"
         log.info("%s: a config for %s (MODEL.BACKBONE.CONV_BODY %s)%s", where, title or "Faster R-CNN", body, note)
         return "rpn" if given.get("MODEL.RPN_ONLY") is True else "rcnn"
+    if not is_retinanet:
+        log.info("%s: a config for FCOS (MODEL.%s)", where, "FCOS_ON" if fcos else f"BACKBONE.CONV_BODY {body}")
     return "fcos"
 
 
-def _unused_sections(get: Callable[[str], Any], detector: str) -> tuple[str, ...]:
-    """Return the beginnings of keys that have no effect on a two-stage detector: of other backbones and of heads."""
-    if detector in ONE_STAGE:
-        return ()
+def _unused_keys(get: Callable[[str], Any], detector: str) -> tuple[str, ...]:
+    """Return the beginnings of keys that have no effect on a detector, because of the values of other keys."""
     body = BODIES.get(get("MODEL.BACKBONE.CONV_BODY"))
-    sections = {
-        "MODEL.FBNET.": body is not None and body.kind == "fbnet",
-        "MODEL.ROI_MASK_HEAD.": get("MODEL.MASK_ON"),
-        "MODEL.ROI_KEYPOINT_HEAD.": get("MODEL.KEYPOINT_ON"),
+    if body is None:
+        return ()
+    used = {
+        "MODEL.RESNETS.": body.kind != "fbnet",
+        **{f"MODEL.RESNETS.{key}": body.kind == "resnet" for key in _RESNET_ONLY},
+        "MODEL.RESNETS.RES5_DILATION": body.end == "C4",
+        "MODEL.BACKBONE.FREEZE_CONV_BODY_AT": body.kind != "fbnet",
+        "MODEL.RETINANET.USE_C5": body.kind != "mobilenet",  # it always builds P6 from P5
+        "MODEL.USE_SYNCBN": body.kind != "resnet",  # its batch norm is frozen
+        "TEST.BBOX_AUG.ENABLED": get("TEST.BBOX_AUG.H_FLIP") or get("TEST.BBOX_AUG.SCALES"),
+        **{f"TEST.BBOX_AUG.{key}": get("TEST.BBOX_AUG.ENABLED") for key in _AUGMENTATION},
     }
-    return tuple(section for section, is_used in sections.items() if not is_used)
+    if detector not in ONE_STAGE:
+        extractor = get("MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR")
+        has_mask_layers = get("MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR") == OWN_MASK_LAYERS
+        used |= {
+            "MODEL.FPN.": body.end == "fpn",
+            "MODEL.FBNET.": body.kind == "fbnet",
+            "MODEL.RPN.FPN_POST_NMS_TOP_N_": get("MODEL.RPN.USE_FPN"),
+            **{f"MODEL.ROI_BOX_HEAD.{key}": extractor == WITH_CONVS for key in _OF_CONVS},
+            **{f"MODEL.ROI_BOX_HEAD.{key}": extractor in (WITH_CONVS, TWO_LINEARS) for key in _OF_LINEARS},
+            **{f"MODEL.ROI_MASK_HEAD.{key}": has_mask_layers for key in ("USE_GN", "DILATION")},
+            "MODEL.ROI_MASK_HEAD.": get("MODEL.MASK_ON"),
+            "MODEL.ROI_KEYPOINT_HEAD.": get("MODEL.KEYPOINT_ON"),
+        }
+    return tuple(start for start, is_used in used.items() if not is_used)
 
 
 def _parse_literal(key: str, value: Any) -> Any:
@@ -222,10 +256,15 @@ def _check_backbone(get: Callable[[str], Any], detector: str) -> list[str]:
     body, frozen = get("MODEL.BACKBONE.CONV_BODY"), get("MODEL.BACKBONE.FREEZE_CONV_BODY_AT")
     bodies = ONE_STAGE_BODIES if detector in ONE_STAGE else RCNN_BODIES
     if body not in bodies:
-        return [
+        problem = (
             f"MODEL.BACKBONE.CONV_BODY={quote(body)}: expected one of {', '.join(bodies)}; for another backbone, keep"
             " one of these and add model.backbone.name=timm/NAME, or package.module:function for a backbone of your own"
-        ]
+        )
+        if body in ONE_STAGE_BODIES:
+            problem += "; for FCOS or RetinaNet, set MODEL.FCOS_ON or MODEL.RETINANET_ON to True"
+        elif body in RCNN_BODIES:
+            problem += "; for R-CNN, set MODEL.FCOS_ON and MODEL.RETINANET_ON to False"
+        return [problem]
     if BODIES[body].kind == "fbnet":
         return [
             f"MODEL.FBNET.{key}={quote(get(f'MODEL.FBNET.{key}'))}: expected {', '.join(filter(None, norms))}"
@@ -245,6 +284,32 @@ def _check_backbone(get: Callable[[str], Any], detector: str) -> list[str]:
     if functions not in list(BLOCK_NORMS):
         expected = " or ".join(f"{block}, {stem}" for block, stem in BLOCK_NORMS)
         problems.append(f"MODEL.RESNETS.TRANS_FUNC, STEM_FUNC={quote(functions)[1:-1]}: expected {expected}")
+    return problems
+
+
+def _check_heads(get: Callable[[str], Any], options: Mapping[str, Any]) -> list[str]:
+    """Return error messages for keys of the mask and keypoint heads whose values follow from those of others.
+
+    Args:
+        get: function that returns the value of a key.
+        options: options of ours that all keys give.
+    """
+    try:
+        DETECTORS["rcnn"].model_validate(nest_sections(options)["model"])
+    except ValueError:  # reported with the whole config
+        return []
+    problems = []
+    for head, section in (("MASK", "mask"), ("KEYPOINT", "keypoints")):
+        if not get(f"MODEL.{head}_ON"):
+            continue
+        side, is_shared = f"MODEL.ROI_{head}_HEAD.RESOLUTION", f"MODEL.ROI_{head}_HEAD.SHARE_BOX_FEATURE_EXTRACTOR"
+        is_own = options[f"model.{section}.layers"] == "own"
+        expected = dependent_keys(options)[side] if is_own or head == "MASK" else get(side)
+        if get(side) != expected:
+            problems.append(f"{side}={quote(get(side))}: expected {expected}, the side of the predictions of this head")
+        if get(is_shared) and is_own:
+            extractor = get(f"MODEL.ROI_{head}_HEAD.FEATURE_EXTRACTOR")
+            problems.append(f"{is_shared}=True: expected False with the FEATURE_EXTRACTOR {extractor}")
     return problems
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...config.fbnet import ARCHITECTURES, find_architecture
-from .rows import Row, written
+from .rows import Row, mask_side, written
 
 _NORMS = {"bn": "bn", "af": "frozen_bn", "gn": "gn"}
 _NORMS_BACK = {ours: theirs for theirs, ours in _NORMS.items()} | {"sync_bn": "bn"}
@@ -45,7 +45,7 @@ def _mask_resolution(resolution: int, upsample: bool, layers: str, *options: Any
         strides = [block.stride for block in blocks if not numbers or block.number in numbers]
         for step in [stride or strides[0], *strides[1:]]:
             side = side * -step if step < 0 else math.ceil(side / step)
-    return side * 2 if upsample else side
+    return mask_side(side, upsample)
 
 
 FBNET_ROWS = [

@@ -347,6 +347,20 @@ def to_options(get: Callable[[str], Any], *, detector: str, num_classes_given: b
     return options
 
 
+def dependent_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys whose values follow from options of ours, which have no option of their own, with these values.
+
+    Args:
+        options: result of `to_options`.
+    """
+    kinds = kinds_of(options["model.name"], _find_kind(options["model.backbone.name"]))
+    keys: dict[str, Any] = {}
+    for row in ROWS:
+        if row.ours is None and row.theirs is not None and row.only in kinds:
+            keys |= zip(row.keys, row.theirs(*map(options.__getitem__, row.options)), strict=False)
+    return keys
+
+
 def to_keys(options: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
     """Convert a `model` section of ours to the original's keys, without those at their default.
 

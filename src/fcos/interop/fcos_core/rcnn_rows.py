@@ -8,25 +8,25 @@ from typing import Any
 
 from ...formatting import quote
 from .bodies import BODIES
-from .rows import Row, same, written
+from .rows import Row, mask_side, same, written
 
 _UNLIMITED = 10**9
 _NO_STRADDLE_LIMIT = 10**6
-_TWO_LINEARS, _WITH_CONVS = "FPN2MLPFeatureExtractor", "FPNXconv1fcFeatureExtractor"
+TWO_LINEARS, WITH_CONVS = "FPN2MLPFeatureExtractor", "FPNXconv1fcFeatureExtractor"
 _OF_RESNET = "ResNet50Conv5ROIFeatureExtractor"
 _BOX_LAYERS = {
-    _TWO_LINEARS: ("own", 2),
-    _WITH_CONVS: ("own", 1),
+    TWO_LINEARS: ("own", 2),
+    WITH_CONVS: ("own", 1),
     _OF_RESNET: ("backbone", 2),
     "FBNet.roi_head": ("backbone", 2),
 }
 """Our options `box.layers` and `box.num_linears` by MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR."""
-_OWN_MASK_LAYERS, _OWN_KEYPOINT_LAYERS = "MaskRCNNFPNFeatureExtractor", "KeypointRCNNFeatureExtractor"
+OWN_MASK_LAYERS, _OWN_KEYPOINT_LAYERS = "MaskRCNNFPNFeatureExtractor", "KeypointRCNNFeatureExtractor"
 _NAMES = {
     "MODEL.RPN.RPN_HEAD": ("SingleConvRPNHead", "FBNet.rpn_head"),
     "MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR": tuple(_BOX_LAYERS),
     "MODEL.ROI_BOX_HEAD.PREDICTOR": ("FastRCNNPredictor", "FPNPredictor"),
-    "MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR": (*(_OWN_MASK_LAYERS, _OF_RESNET, "FBNet.roi_head_mask"),),
+    "MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR": (*(OWN_MASK_LAYERS, _OF_RESNET, "FBNet.roi_head_mask"),),
     "MODEL.ROI_MASK_HEAD.PREDICTOR": ("MaskRCNNC4Predictor", "MaskRCNNConv1x1Predictor"),
     "MODEL.ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR": (_OWN_KEYPOINT_LAYERS, "FBNet.roi_head_keypoints"),
     "MODEL.ROI_KEYPOINT_HEAD.PREDICTOR": ("KeypointRCNNPredictor",),
@@ -81,7 +81,7 @@ def _anchor_sizes_back(sizes: list[list[float]], is_pyramid: bool) -> tuple[Any,
 def _box_layers_back(layers: str, num_linears: int, num_convs: int, backbone: str) -> tuple[str]:
     if layers == "backbone":
         return ("FBNet.roi_head" if backbone == "fbnet" else _OF_RESNET,)
-    return (_WITH_CONVS if num_convs or num_linears == 1 else _TWO_LINEARS,)
+    return (WITH_CONVS if num_convs or num_linears == 1 else TWO_LINEARS,)
 
 
 def _box_norms_back(num_convs: int, conv_norm: str, linear_norm: str, layers: str) -> tuple[Any, ...]:
@@ -91,20 +91,20 @@ def _box_norms_back(num_convs: int, conv_norm: str, linear_norm: str, layers: st
 
 
 def _mask_layers(extractor: str, is_shared: bool) -> str:
-    if extractor == _OWN_MASK_LAYERS:
+    if extractor == OWN_MASK_LAYERS:
         return "own"
     return "box" if is_shared else "backbone"
 
 
 def _mask_layers_back(layers: str, backbone: str) -> tuple[Any, ...]:
     of_backbone = "FBNet.roi_head_mask" if backbone == "fbnet" else _OF_RESNET
-    return _OWN_MASK_LAYERS if layers == "own" else of_backbone, layers == "box"
+    return OWN_MASK_LAYERS if layers == "own" else of_backbone, layers == "box"
 
 
 def _mask_resolution(resolution: int, upsample: bool, layers: str, dilation: int) -> int:
     """Return the side of the masks; C5 as a head halves the side if it is not dilated."""
     side = resolution if layers == "own" or dilation > 1 else math.ceil(resolution / 2)
-    return side * 2 if upsample else side
+    return mask_side(side, upsample)
 
 
 def _norm(is_gn: bool) -> str:
@@ -176,7 +176,7 @@ RCNN_ROWS = [
         ("MODEL.ROI_BOX_HEAD.USE_GN", "MODEL.ROI_BOX_HEAD.NUM_STACKED_CONVS", "MODEL.ROI_BOX_HEAD.FEATURE_EXTRACTOR"),
         ("model.box.num_convs", "model.box.conv_norm", "model.box.linear_norm", "model.box.layers"),
         lambda is_gn, count, extractor: (
-            (count, _norm(is_gn), "none") if extractor == _WITH_CONVS else (0, "none", _norm(is_gn))
+            (count, _norm(is_gn), "none") if extractor == WITH_CONVS else (0, "none", _norm(is_gn))
         ),
         _box_norms_back,
         "rcnn",

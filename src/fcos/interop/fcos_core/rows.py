@@ -40,3 +40,8 @@ def kinds_of(detector: str, backbone: str) -> tuple[str, ...]:
     """Return the values of `Row.only` for a detector (`model.name`) with a backbone of a kind, see `Body`."""
     stages = "two_stage" if detector in ("rpn", "rcnn") else "one_stage"
     return "", detector, stages, backbone
+
+
+def mask_side(side: int, upsample: bool) -> int:
+    """Return the side of the masks that a mask head predicts from features of a side, after its layers."""
+    return side * 2 if upsample else side

@@ -20,6 +20,7 @@ from ...config.fbnet import find_architecture
 from ...config.options import free_options, in_effect, options_of
 from ...config.rcnn import AnchorPyramidConfig
 from ...config.text import flatten
+from ...errors import WeightsError
 from ...models import build_anchors
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
 from ..architecture import CLASS_HEAD, changeable_options, replace_prefix, require_same
@@ -150,6 +151,10 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     section = checkpoint.config["model"]
     config_class = DETECTORS[section.get("name", DEFAULT_DETECTOR)]
     config = config_class.model_validate(section)
+    if config.name not in _HEADS:
+        raise WeightsError(
+            f"{where}: weights of {config.name}, but the original has only FCOS, RetinaNet, RPN and R-CNN"
+        )
     ours, options = flatten(config.model_dump()), options_of(config_class)
     _require_body(ours, where=where)
     settings = to_keys(ours, len(checkpoint.category_ids))
