@@ -91,7 +91,8 @@ class DetectorConfig(Section):
 
     Attributes:
         name: name of the detector, which determines the other options.
-        limit_option: key of the option that limits the number of detections per image; 0 or less: no limit.
+        limit_option: key of the option that limits the number of detections per image, which every detector must have;
+            0 or less: no limit.
         default_threshold: score threshold of `predict` for classes without a per-class threshold, 0..1.
     """
 
