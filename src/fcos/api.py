@@ -212,6 +212,7 @@ def evaluate(
     if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):
         _check_stored_paths(resolved.data, split)
     annotations = _load_split(restored, split, where=str(weights))
+    _note_missing_metrics(resolved, annotations, split)
     require_open_files(limit_workers(resolved.data.workers))
     join_processes(device)
     warn_of_crowded_images(annotations, resolved)
@@ -237,11 +238,11 @@ def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Anno
             data, split, class_names=names, category_ids=ids if names else None, one_class=one_class
         )
     except MissingShapesError as error:
+        if not getattr(data, error.option):  # data.boxes=masks needs them
+            raise
         without = data.model_copy(update={error.option: False})
         config = restored.config.model_copy(update={"data": without})
-        annotations = _load_split(restored._replace(config=config), split, where=where)
-        log.warning("the %s split has no %s, so their metrics are not computed", split, error.option)
-        return annotations
+        return _load_split(restored._replace(config=config), split, where=where)
     if annotations is None:
         existing = [name for name in SPLITS if has_split(data, name)]
         hint = f"choose another one with --split ({', '.join(existing)})" if existing else "it has no other splits"
@@ -258,6 +259,15 @@ def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Anno
             " names; name its classes with data.classes=[NAME, ...]"
         )
     return annotations
+
+
+def _note_missing_metrics(config: Config, annotations: Annotations, split: Split) -> None:
+    """Warn of predicted masks and keypoints that cannot be evaluated, because they were not found or not read."""
+    predicted = {"masks": config.model.predicts_masks, "keypoints": config.model.num_predicted_keypoints > 0}
+    for name in (name for name, is_predicted in predicted.items() if is_predicted):
+        if getattr(annotations, name) is None:
+            reason = f"the {split} split has no {name}" if getattr(config.data, name) else f"data.{name}=false"
+            log.warning("%s, so the metrics of %s are not computed", reason, name)
 
 
 def _check_stored_paths(data: DataConfig, split: str) -> None:

@@ -117,7 +117,7 @@ def restore_detector(
         tree["data"] = {key: value for key, value in tree["data"].items() if key not in DATA_SET_OPTIONS}
     tree = deepcopy(tree)  # the checkpoint's config must not change
     apply_overrides(tree, options)
-    resolved = validate(tree, where=f"{weights}, config")
+    resolved = _validate_without_details(tree, where=f"{weights}, config", use=use)
     if checkpoint.project == "fcos":
         _reject_contradictions(trained, resolved, len(checkpoint.category_ids), where=str(weights))
     backbone_option = f"model.backbone.name={resolved.model.backbone.name}"
@@ -134,6 +134,16 @@ def restore_detector(
     changed = {key: new for key, _, new in changes(trained, resolved) if not is_among(key, unrelated)}
     # Channels-last is a fifth faster on the CPU.
     return RestoredDetector(model.eval().to(memory_format=torch.channels_last), checkpoint, resolved, changed)
+
+
+def _validate_without_details(tree: dict[str, Any], *, where: str, use: Use) -> Config:
+    """Validate a config tree. An evaluation need not read the masks and keypoints that the detector predicts."""
+    data = tree["data"]
+    unread = [name for name in ("masks", "keypoints") if isinstance(data, dict) and data.get(name) is False]
+    if use != "an evaluation" or not unread:
+        return validate(tree, where=where)
+    config = validate({**tree, "data": data | dict.fromkeys(unread, True)}, where=where)
+    return config.model_copy(update={"data": config.data.model_copy(update=dict.fromkeys(unread, False))})
 
 
 def _check_is_weights(weights: str | Path) -> None:
