@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .allocator import keep_freed_memory
 from .config import Config, DataConfig
 from .config.arguments import check_overrides, check_source
 from .config.overrides import apply_overrides, validate
@@ -18,7 +19,7 @@ from .errors import ConfigError, DataError, WeightsError
 from .formatting import printable, quote
 from .limits import require_open_files
 from .output import drop_unwritable_output
-from .recipes import is_recipe, load_config
+from .recipes import is_recipe, load_config, warn_of_unused_details
 
 if TYPE_CHECKING:
     from .data.dataset import Annotations
@@ -84,6 +85,7 @@ def load(
         options = [text for text in split_pairs(options)[1] if not text.startswith("train.weights=")]
     restored = restore_detector(source, options, config, use="predictions")
     target_device = resolve_device(restored.config.device if device is None else device)
+    keep_freed_memory(target_device)
     ids = restored.checkpoint.category_ids
     return Detector(
         restored.model.to(target_device),
@@ -140,6 +142,7 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     else:
         recipe = check_source(recipe, name="recipe")
         config, name = load_config(recipe, overrides), Path(recipe).stem
+    warn_of_unused_details(config)
     from .data.workers import limit_workers  # slow imports: config errors come first
     from .training.folder import with_current_folder
     from .training.launch import launch, processes_to_start
@@ -209,6 +212,7 @@ def evaluate(
         raise ConfigError(f"split: expected train, val or test, found {quote(split)}")
     restored = restore_detector(weights, overrides, config, use="an evaluation")
     resolved, device = restored.config, resolve_device(restored.config.device)
+    keep_freed_memory(device)
     if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):
         _check_stored_paths(resolved.data, split)
     annotations = _load_split(restored, split, where=str(weights))
@@ -312,6 +316,7 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
     def measure(weights: Path, val: Annotations) -> Evaluation:
         restored = restore_detector(weights, overrides, None, use="an evaluation")
         device = resolve_device(restored.config.device)
+        keep_freed_memory(device)
         return run_evaluation(restored.model.to(device), val, restored.config, device=device, progress=progress)
 
     run = check_source(run, name="run")

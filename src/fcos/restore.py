@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from .allocator import keep_freed_memory
 from .checkpoint import Checkpoint, load_weights
 from .config import Config, FCOSConfig
 from .config.arguments import check_overrides, check_source
@@ -125,7 +124,6 @@ def restore_detector(
         raise ConfigError(
             f"{weights}: loading it runs the code of a user-defined backbone; if you trust it, add {backbone_option}"
         )
-    keep_freed_memory()
     model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     load_weights(model, checkpoint.model, where=str(weights))
     unrelated = [*TRAINING_OPTIONS, *SPEED_OPTIONS, "model.num_classes"]

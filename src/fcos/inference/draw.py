@@ -99,7 +99,7 @@ def draw(
 
     Raises:
         DataError: `image` is not a picture.
-        ConfigError: `instances` are no `Instances`, or `scale` is not a whole number of at least 1, or the result would
+        ConfigError: `instances` is not an `Instances`, or `scale` is not a whole number of at least 1, or the result would
             have more than 178,956,970 pixels.
     """
     if not isinstance(instances, Instances):
