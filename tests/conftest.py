@@ -11,7 +11,7 @@ from detectors import tiny_detector
 from fcos import Detector, downloads
 from fcos.allocator import keep_freed_memory
 
-keep_freed_memory()  # as in training; many tests allocate large tensors
+keep_freed_memory(torch.device("cpu"))  # as in training; many tests allocate large tensors
 DEFAULT_GOLDENS = Path(__file__).parent / "parity" / "goldens"
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 VARIABLE = "FCOS_KEEP_FREED_MEMORY"
 """Environment variable; with the value 0, `keep_freed_memory` does nothing."""
@@ -14,17 +18,20 @@ _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # the largest value that glibc accepts
 _NEVER = 2**31 - 1
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(device: torch.device) -> bool:
     """Let this process keep and reuse the memory of freed tensors up to 32 MiB instead of returning it to the system.
 
     By default, glibc returns each large block at once, and the system has to provide and clear its pages again for the
     next tensor. This takes up to a third of the time of a training step on a CPU. The processes that this process forks
     have the same setting.
 
+    Args:
+        device: device of the detector; nothing is done unless it is the CPU.
+
     Returns:
         True if the setting has been made: glibc only (Linux), and not if `FCOS_KEEP_FREED_MEMORY=0`.
     """
-    if sys.platform != "linux" or os.environ.get(VARIABLE) == "0":
+    if device.type != "cpu" or sys.platform != "linux" or os.environ.get(VARIABLE) == "0":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

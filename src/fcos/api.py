@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .allocator import keep_freed_memory
 from .config import Config, DataConfig
 from .config.arguments import check_overrides, check_source
 from .config.overrides import apply_overrides, validate
@@ -18,7 +19,7 @@ from .errors import ConfigError, DataError, WeightsError
 from .formatting import printable, quote
 from .limits import require_open_files
 from .output import drop_unwritable_output
-from .recipes import is_recipe, load_config
+from .recipes import is_recipe, load_config, warn_of_unused_details
 
 if TYPE_CHECKING:
     from .choices import ExportFormat
@@ -87,6 +88,7 @@ def load(
         options = [text for text in split_pairs(options)[1] if not text.startswith("train.weights=")]
     restored = restore_detector(source, options, config, use="predictions")
     target_device = resolve_device(restored.config.device if device is None else device)
+    keep_freed_memory(target_device)
     ids = restored.checkpoint.category_ids
     return Detector(
         restored.model.to(target_device),
@@ -144,6 +146,7 @@ def train(recipe: str | Path | Config, *overrides: str) -> TrainResult:
     else:
         recipe = check_source(recipe, name="recipe")
         config, name = load_config(recipe, overrides), Path(recipe).stem
+    warn_of_unused_details(config)
     from .data.workers import limit_workers  # slow imports: config errors come first
     from .training.folder import with_current_folder
     from .training.launch import launch, processes_to_start
@@ -213,9 +216,11 @@ def evaluate(
         raise ConfigError(f"split: expected train, val or test, found {quote(split)}")
     restored = restore_detector(weights, overrides, config, use="an evaluation")
     resolved, device = restored.config, resolve_device(restored.config.device)
+    keep_freed_memory(device)
     if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):
         _check_stored_paths(resolved.data, split)
     annotations = _load_split(restored, split, where=str(weights))
+    _note_missing_metrics(resolved, annotations, split)
     require_open_files(limit_workers(resolved.data.workers))
     join_processes(device)
     warn_of_crowded_images(annotations, resolved)
@@ -294,11 +299,11 @@ def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Anno
             data, split, class_names=names, category_ids=ids if names else None, one_class=one_class
         )
     except MissingShapesError as error:
+        if not getattr(data, error.option):  # data.boxes=masks needs them
+            raise
         without = data.model_copy(update={error.option: False})
         config = restored.config.model_copy(update={"data": without})
-        annotations = _load_split(restored._replace(config=config), split, where=where)
-        log.warning("the %s split has no %s, so their metrics are not computed", split, error.option)
-        return annotations
+        return _load_split(restored._replace(config=config), split, where=where)
     if annotations is None:
         existing = [name for name in SPLITS if has_split(data, name)]
         hint = f"choose another one with --split ({', '.join(existing)})" if existing else "it has no other splits"
@@ -315,6 +320,15 @@ def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Anno
             " names; name its classes with data.classes=[NAME, ...]"
         )
     return annotations
+
+
+def _note_missing_metrics(config: Config, annotations: Annotations, split: Split) -> None:
+    """Warn of predicted masks and keypoints that cannot be evaluated, because they were not found or not read."""
+    predicted = {"masks": config.model.predicts_masks, "keypoints": config.model.num_predicted_keypoints > 0}
+    for name in (name for name, is_predicted in predicted.items() if is_predicted):
+        if getattr(annotations, name) is None:
+            reason = f"the {split} split has no {name}" if getattr(config.data, name) else f"data.{name}=false"
+            log.warning("%s, so the metrics of %s are not computed", reason, name)
 
 
 def _check_stored_paths(data: DataConfig, split: str) -> None:
@@ -359,6 +373,7 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
     def measure(weights: Path, val: Annotations) -> Evaluation:
         restored = restore_detector(weights, overrides, None, use="an evaluation")
         device = resolve_device(restored.config.device)
+        keep_freed_memory(device)
         return run_evaluation(restored.model.to(device), val, restored.config, device=device, progress=progress)
 
     run = check_source(run, name="run")

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from .allocator import keep_freed_memory
 from .checkpoint import Checkpoint, load_weights
 from .config import Config, FCOSConfig
 from .config.arguments import check_overrides, check_source
@@ -122,7 +121,7 @@ def restore_detector(
         tree["data"] = {key: value for key, value in tree["data"].items() if key not in DATA_SET_OPTIONS}
     tree = deepcopy(tree)  # the checkpoint's config must not change
     apply_overrides(tree, options)
-    resolved = validate(tree, where=f"{weights}, config")
+    resolved = _validate_without_details(tree, where=f"{weights}, config", use=use)
     if checkpoint.project == "fcos":
         _reject_contradictions(trained, resolved, len(checkpoint.category_ids), where=str(weights))
     backbone_option = f"model.backbone.name={resolved.model.backbone.name}"
@@ -130,7 +129,6 @@ def restore_detector(
         raise ConfigError(
             f"{weights}: loading it runs the code of a user-defined backbone; if you trust it, add {backbone_option}"
         )
-    keep_freed_memory()
     model = build_model(resolved.model, num_classes=len(checkpoint.category_ids), pretrained=False)
     load_weights(model, checkpoint.model, where=str(weights))
     unrelated = [*_UNRELATED]
@@ -173,6 +171,16 @@ def _restore_exported(
         licence=metadata.licence,
     )
     return RestoredDetector(model.eval(), checkpoint, resolved, changed)
+
+
+def _validate_without_details(tree: dict[str, Any], *, where: str, use: Use) -> Config:
+    """Validate a config tree. An evaluation need not read the masks and keypoints that the detector predicts."""
+    data = tree["data"]
+    unread = [name for name in ("masks", "keypoints") if isinstance(data, dict) and data.get(name) is False]
+    if use != "an evaluation" or not unread:
+        return validate(tree, where=where)
+    config = validate({**tree, "data": data | dict.fromkeys(unread, True)}, where=where)
+    return config.model_copy(update={"data": config.data.model_copy(update=dict.fromkeys(unread, False))})
 
 
 def _check_is_weights(weights: str | Path) -> None:

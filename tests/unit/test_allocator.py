@@ -5,13 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from fcos.allocator import keep_freed_memory
 
 MEASURE = """
 import sys, torch
 from fcos.allocator import keep_freed_memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
-print(keep_freed_memory())
+print(keep_freed_memory(torch.device("cpu")))
 tensors = [torch.ones(5_000_000) for _ in range(8)]  # 160 MB
 before = resident()
 del tensors
@@ -37,3 +40,7 @@ def test_setting_keeps_the_memory_of_freed_tensors() -> None:
     is_set, num_bytes = run("0")
     assert not is_set
     assert num_bytes > 100_000_000
+
+
+def test_setting_is_only_made_for_the_cpu() -> None:
+    assert not keep_freed_memory(torch.device("cuda"))

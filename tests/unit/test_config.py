@@ -11,6 +11,7 @@ from detectors import fcos_section
 from fcos.config import Config
 from fcos.config.backbones import MobileNetV2Config, ResNetConfig
 from fcos.config.overrides import validate
+from fcos.config.rcnn import RPNConfig
 from fcos.config.yaml_text import parse_yaml
 from fcos.errors import ConfigError
 from fcos.recipes import load_config, recipe_names
@@ -201,6 +202,34 @@ def test_backbone_options_without_a_name_apply_to_the_default() -> None:
 def test_changing_the_backbone_resets_its_options() -> None:
     backbone = load_config("fcos_r50_fpn_1x", ["model.backbone.name=mobilenet_v2"]).model.backbone
     assert backbone == MobileNetV2Config()
+
+
+def test_changing_the_detector_keeps_the_options_that_both_have(caplog: pytest.LogCaptureFixture) -> None:
+    first = load_config("fcos_mnv2_small").model
+    model = load_config("fcos_mnv2_small", ["model.name=rpn"]).model
+    assert isinstance(model, RPNConfig)
+    assert (model.backbone, model.fpn.channels, model.strides) == (first.backbone, 96, [4, 8, 16, 32, 64])
+    assert caplog.messages == [
+        "model.name=rpn: dropped options of fcos, which this detector lacks or does not accept: model.head.num_convs,"
+        " model.head.centerness_on, model.head.regression, model.center_sampling_radius, model.box_loss"
+    ]
+    small = load_config("faster_rcnn_mnv2_small", ["model.name=rpn"]).model
+    assert isinstance(small, RPNConfig)
+    assert (small.strides, small.anchor_sizes) == ([8, 16, 32, 64], [[24], [48], [96], [192]])
+    assert small.proposals.samples_per_image == 128
+
+
+def test_changing_the_detector_drops_options_that_the_new_one_does_not_accept() -> None:
+    three_levels = load_config("fcos_rt_dla34_fpn_4x", ["model.name=rpn"]).model
+    assert isinstance(three_levels, RPNConfig)
+    assert (three_levels.backbone.name, three_levels.strides) == ("dla34", [4, 8, 16, 32, 64])
+
+
+def test_changing_the_detector_of_a_complete_config_keeps_no_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, load_config("fcos_mnv2_small").to_yaml())
+    options = ["model.backbone.frozen_stages=1", "model.name=rcnn"]
+    assert load_config(path, options).model == load_config("fcos_mnv2_small", options).model
+    assert load_config(path, options).model.backbone.frozen_stages == 1
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -45,15 +45,41 @@ def test_metrics_of_boxes_are_computed_with_a_note(
     evaluation = fcos.evaluate(weights, f"data={data}")
     assert tuple(evaluation.metrics) == METRICS
     assert evaluation.detections
-    options = {"mask": "masks", "keypoints": "keypoints"}
-    notes = [f"the val split has no {options[name]}, so their metrics are not computed" for name in heads]
-    assert sorted(text for text in caplog.messages if "metrics are not computed" in text) == sorted(notes)
+    missing = [{"mask": "masks", "keypoints": "keypoints"}[name] for name in heads]
+    notes = [f"the val split has no {name}, so the metrics of {name} are not computed" for name in missing]
+    assert [text for text in caplog.messages if "are not computed" in text] == notes
 
 
 def test_metrics_of_the_masks_that_the_data_has_are_computed(tmp_path: Path) -> None:
     weights = save_weights(tmp_path, **MASK, **KEYPOINTS)
     data = write_coco(tmp_path / "data", tree_with_masks(), split="val")
     assert tuple(fcos.evaluate(weights, f"data={data}").metrics) == metrics_of(["boxes", "masks"])
+
+
+def test_boxes_of_masks_need_the_masks(tmp_path: Path) -> None:
+    weights, data = save_weights(tmp_path, **MASK), write_coco(tmp_path / "data", split="val")
+    with pytest.raises(DataError, match=r"data\.boxes=masks needs the masks of the objects"):
+        fcos.evaluate(weights, f"data={data}", "data.boxes=masks")
+
+
+def test_boxes_are_evaluated_on_partly_masked_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights, tree = save_weights(tmp_path, **MASK), tree_with_masks()
+    del tree["annotations"][0]["segmentation"]
+    data = write_coco(tmp_path / "data", tree, split="val")
+    with pytest.raises(DataError, match=r"(?s)has no mask .*data\.masks=false evaluates only the boxes"):
+        fcos.evaluate(weights, f"data={data}")
+    evaluation = fcos.evaluate(weights, f"data={data}", "data.masks=false")
+    assert tuple(evaluation.metrics) == METRICS
+    assert "data.masks=false, so the metrics of masks are not computed" in caplog.messages
+
+
+def test_no_note_about_keypoints_that_the_detector_does_not_predict(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_coco(tmp_path / "data", split="val")
+    evaluation = fcos.evaluate(save_weights(tmp_path), f"data={data}", "data.keypoints=true")
+    assert tuple(evaluation.metrics) == METRICS
+    assert not [text for text in caplog.messages if "are not computed" in text]
 
 
 def test_training_needs_the_masks(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tiny_data import coco_tree, write_coco
 import fcos
 from fcos.config.options import in_effect, options_of
 from fcos.config.text import flatten
-from fcos.errors import ConfigError
+from fcos.errors import ConfigError, DataError
 from fcos.models import build_model
 from fcos.recipes import load_config
 
@@ -46,6 +46,8 @@ def test_options_of_anchors_are_not_checked_if_fcos_proposes_the_boxes() -> None
     [
         ("mask.resolution=28", "mask.enabled"),
         ("mask.norm=gn", "mask.enabled"),
+        ("mask.enabled=true mask.pasting=exact mask.margin=1", "mask.pasting=truncated"),
+        ("fpn.extra_level_relu=false", "fpn.extra_level_source!=max_pool"),
         ("keypoints.num_keypoints=5", "keypoints.enabled"),
         ("fcos.nms_threshold=0.5", "fcos.enabled"),
         ("fcos.head.num_convs=2", "fcos.enabled"),
@@ -68,6 +70,25 @@ def test_options_without_effect_are_named(idle: str, condition: str, caplog: pyt
     keys = [option.partition("=")[0] for option in idle.split()]
     assert keys[-1] not in used
     assert used.keys() >= {*keys[:-1], "mask.enabled", "keypoints.enabled", "fcos.enabled", "fpn.enabled"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("fcos_mnv2_small", "data.masks=true", "data.masks: no effect, because the detector predicts no masks"),
+        ("mask_rcnn_mnv2_small", "data.keypoints=true data.keypoint_pairs=[[0,1]] eval.keypoint_sigmas=[0.1]",
+         "data.keypoints, data.keypoint_pairs, eval.keypoint_sigmas: no effect, because the detector predicts no"
+         " keypoints"),
+        ("mask_rcnn_mnv2_small", "model.mask.enabled=false data.boxes=masks", None),
+        ("keypoint_rcnn_r50", "data.keypoint_pairs=[[0,1]]", None),
+    ],
+)  # fmt: skip
+def test_options_of_details_that_are_not_predicted_are_named_before_a_training(
+    recipe: str, options: str, message: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(DataError):
+        fcos.train(recipe, f"data={tmp_path / 'missing'}", *options.split())
+    assert [text for text in caplog.messages if "no effect" in text] == ([message] if message else [])
 
 
 def test_recipe_of_keypoint_rcnn_builds_and_trains(tmp_path: Path) -> None:

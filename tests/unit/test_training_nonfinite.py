@@ -165,6 +165,21 @@ def test_saved_step_can_be_repeated(
         replay(run / "weights/last.pt", load_config(str(run / "config.yaml")))
 
 
+def test_other_files_are_no_saved_steps(configure: Callable[..., Config], tmp_path: Path) -> None:
+    with poison(when=lambda number, _: number == 2):
+        run = train(configure(iterations=3, on_nonfinite="skip")).run
+    config = load_config(str(run / "config.yaml"))
+    saved = torch.load(run / "nonfinite/iteration_2_process_0.pt", weights_only=True)
+    of_tuples = [tuple(columns.values()) for columns in saved["objects"]]
+    of_boxes = [{"boxes": columns["boxes"], "masks": []} for columns in saved["objects"]]
+    others = [torch.zeros(2), 7, [saved], {"objects": []}, {key: saved[key] for key in saved if key != "model"}]
+    changes = [{"objects": of_tuples}, {"objects": of_boxes}, {"objects": []}, {"model": {"a": 1}}, {"images": 1}]
+    for content in [*others, *({**saved, **change} for change in changes)]:
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(WeightsError, match=r"other\.pt: this is no saved step; expected a file in nonfinite of a"):
+            replay(tmp_path / "other.pt", config)
+
+
 def test_number_of_saved_steps_is_limited(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +284,7 @@ def test_message_names_the_loss_of_an_image_without_objects(configure: Callable[
 
     with after_forward(FCOS, no_logits):
         message = error_of(configure(batch_size=3))
-    assert "c.png: loss_cls, but of no single box" in message
+    assert "c.png: loss_cls is not finite, but not because of a single box" in message
 
 
 def test_float16_overflow_is_diagnosed_in_float16(configure: Callable[..., Config]) -> None:

@@ -53,7 +53,7 @@ class FPNConfig(Section):
     `norm_groups` if the pyramid does."""
     extra_level_source: ExtraLevelSource = option("p5", "shape", "meaning")
     """Input of the first extra level above the backbone's last one (P6): `p5` or `c5`."""
-    extra_level_relu: bool = option(True, "meaning")
+    extra_level_relu: bool = option(True, "meaning", needs="extra_level_source!=max_pool")
     """Apply ReLU to the input of the second and later extra levels (mmdetection's RetinaNet does not)."""
     norm: PyramidNorm = option("none", "shape")
     """Normalisation after every lateral and output convolution."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +12,16 @@ from pydantic import ValidationError
 from ..errors import ConfigError
 from ..formatting import quote
 from .backbones import DEFAULT_BACKBONE
-from .detectors import DEFAULT_DETECTOR
+from .detector import DetectorConfig
+from .detectors import DEFAULT_DETECTOR, DETECTORS
 from .lookup import Kind, option_kinds
 from .messages import config_error, suggestion
+from .options import options_of
 from .schema import LENGTHS, Config
+from .text import flatten
 from .yaml_text import ITEM, parse_yaml
+
+log = logging.getLogger(__name__)
 
 _DETECTOR_NAME = "model.name"
 _BACKBONE_NAME = "model.backbone.name"
@@ -31,7 +37,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     Args:
         tree: nested dictionaries of sections and options; modified in place.
         overrides: `key=value`. The name of a detector or backbone and the data folder are applied first, because they
-            reset the options that belong to them.
+            reset the options that belong to them. Another detector keeps the backbone and the options that both have.
 
     Raises:
         ConfigError: a string does not have the form `key=value`, or its key treats an option as a section.
@@ -138,7 +144,9 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         node = child
     default = {_DETECTOR_NAME: DEFAULT_DETECTOR, _BACKBONE_NAME: DEFAULT_BACKBONE}.get(key)
     if default is not None and value != node.get("name", default):
+        kept = _kept_options(node, value) if key == _DETECTOR_NAME else {}
         node.clear()  # the options belong to the previous detector or backbone
+        node.update(kept)
     if key == "data" and isinstance(node.get("data"), dict) and not isinstance(value, dict):
         node, name, key = node["data"], "root", "data.root"
     if key == "data.root":
@@ -147,3 +155,48 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     node[name] = value
     if key.startswith("train.") and name in LENGTHS and value is not None:
         node.update({other: None for other in LENGTHS if other != name})
+
+
+def _kept_options(section: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """Return the options of a detector that another one keeps, and log those that it drops.
+
+    It keeps the backbone, and the options that it has, too, and accepts. The defaults of a detector are never kept.
+
+    Args:
+        section: options of the previous detector, nested.
+        name: name of the other detector.
+    """
+    old, new = (DETECTORS.get(value) for value in (section.get("name", DEFAULT_DETECTOR), str(name)))
+    if old is None or new is None:
+        return {}
+    backbone = {"backbone": section["backbone"]} if "backbone" in section else {}
+    defaults, known = flatten(old().model_dump(mode="json")), options_of(new)
+    given = flatten({key: value for key, value in section.items() if key not in ("name", "backbone")})
+    given = {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
+    shared = {key: value for key, value in given.items() if key in known}
+    without_one = [{key: value for key, value in shared.items() if key != other} for other in shared]
+    kept = next(filter(lambda options: _is_valid(new, backbone | _nest(options)), [shared, *without_one]), {})
+    if dropped := [key for key in given if key not in kept]:
+        text = "model.name=%s: dropped options of %s, which this detector lacks or does not accept: %s"
+        log.warning(text, name, section.get("name", DEFAULT_DETECTOR), ", ".join(f"model.{key}" for key in dropped))
+    return backbone | _nest(kept)
+
+
+def _nest(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by dotted key as nested dictionaries; `flatten` is the inverse."""
+    tree: dict[str, Any] = {}
+    for key, value in options.items():
+        *parents, name = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def _is_valid(section: type[DetectorConfig], options: dict[str, Any]) -> bool:
+    try:
+        section.model_validate(options)
+    except ValidationError:
+        return False
+    return True

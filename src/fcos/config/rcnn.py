@@ -242,9 +242,9 @@ class MaskHeadConfig(Section):
     twice as many pixels per side."""
     sampling_ratio: int = option(2, "meaning", ge=0, le=64)
     """Number of sampling points per pooled feature and axis; 0: as many as the box has map cells."""
-    margin: float = option(0.0, "detection", "convention", ge=0, le=16)
+    margin: float = option(0.0, "detection", "convention", needs="pasting=truncated", ge=0, le=16)
     """Number of pixels by which masks extend beyond the right and lower sides of boxes in the original image (1 in
-    torchvision). Without effect on `exact` pasting."""
+    torchvision)."""
     pasting: MaskPasting = option("truncated", "detection", "convention")
     """Pasting of masks into the image. `truncated`: the corners of boxes are truncated to whole pixels (the original,
     torchvision); `exact`: masks are sampled at the centres of the pixels (detectron2, mmdetection)."""

@@ -76,6 +76,8 @@ def load_annotations(
     if errors and (config.on_error == "stop" or not len(annotations)):
         skip = f", or set data.on_error=skip {_describe_skipping(errors)}" if len(annotations) else ""
         remedy = f"Fix {'it' if len(errors) == 1 else 'them'}{skip}."
+        if split != "train" and any(p.kind == "no mask" for p in errors):
+            remedy += " `fcos val` with data.masks=false evaluates only the boxes."
         raise DataError(f"{_format_problems(f'problems in the {split} split', errors)}\n{remedy}")
     kept = [p for p in errors if p.kind in _KEPT]
     skipped = [p for p in errors if p.kind not in _KEPT]

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from ..errors import ConfigError
+from ..masks import Masks, decode
 from ..structures import Instances
 from .thresholds import best_thresholds
 
 if TYPE_CHECKING:
     from hotcoco import COCOeval
+
+    from ..data.dataset import Annotations
 
 Output = Literal["boxes", "masks", "keypoints"]
 
@@ -231,3 +235,29 @@ def to_coco_results(instances: Instances, *, image_id: int, category_ids: Sequen
         for result, value in zip(results, values, strict=True):
             result[key] = value
     return results
+
+
+def to_instances(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:
+    """Convert detections on an image, in the COCO result format; `to_coco_results` is the inverse.
+
+    Args:
+        detections: detections, see `Evaluation.detections`.
+        annotations: annotations of the split.
+        i: position of the image in `annotations`.
+    """
+    boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = [annotations.category_ids.index(d["category_id"]) for d in detections]
+    height, width = annotations.sizes[i].tolist()
+    codes = [d["segmentation"] for d in detections if "segmentation" in d]
+    keypoints = [d["keypoints"] for d in detections if "keypoints" in d]
+    return Instances(
+        boxes,
+        torch.tensor(labels, dtype=torch.int64),
+        torch.tensor([float(d["score"]) for d in detections]),
+        (height, width),
+        annotations.class_names,
+        keypoints=torch.tensor(keypoints).reshape(len(keypoints), -1, 3) if keypoints else None,
+        polygons=Masks.from_bitmaps(decode([code])[0] for code in codes) if codes else None,  # one bitmap at a time
+        keypoint_layout=annotations.keypoint_layout,
+    )

@@ -86,7 +86,7 @@ def detect_in_views(model: DetectionModel, views: Sequence[View], select: Select
         candidates = [_merge_views(of_image) for of_image in zip(*per_view, strict=True)]
     detections = [model.suppress(of_image) for of_image in candidates]
     if select is not None:
-        detections = [image.to(model.device) for image in select(_to_cpu(detections))]
+        detections = select(_to_cpu(detections))
     return model.add_details(outputs, detections)
 
 

@@ -23,7 +23,7 @@ from ..errors import ConfigError
 from ..formatting import printable
 from ..plotting import import_matplotlib
 from ..structures import Instances
-from .draw_shapes import draw_masks, draw_skeletons
+from .draw_shapes import draw_details
 from .inputs import Picture, to_picture
 
 log = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ def draw(
 
     Raises:
         DataError: `image` is not a picture.
-        ConfigError: `instances` are no `Instances`, or `scale` is not a whole number of at least 1, or the result would
-            have more than 178,956,970 pixels.
+        ConfigError: `instances` is not an `Instances`, or `scale` is not a whole number of at least 1, or the result
+            would have more than 178,956,970 pixels.
     """
     if not isinstance(instances, Instances):
         raise ConfigError(f"instances: expected the result of Detector.predict, found {type(instances).__name__}")
@@ -108,22 +108,11 @@ def draw(
     scaled = instances.to("cpu").resize_to((picture.height, picture.width))
     order = scaled.scores.argsort(descending=True, stable=True).tolist()
     boxes, labels, names = scaled.boxes.tolist(), scaled.labels.tolist(), scaled.names
-    _draw_shapes(picture, scaled[order[::-1]], skeleton)
+    colors = [class_color(labels[i]) for i in order[::-1]]
+    draw_details(picture, scaled[order[::-1]], colors, skeleton=skeleton)
     shown_scores = scaled.scores.tolist() if scores else [None] * len(scaled)
     draw_marks(picture, [Mark(boxes[i], class_color(labels[i]), names[i], shown_scores[i]) for i in order])
     return picture
-
-
-def _draw_shapes(picture: Image.Image, instances: Instances, skeleton: Sequence[tuple[int, int]] | None) -> None:
-    """Draw the masks and keypoints of detections; the last ones are on top."""
-    colors = [class_color(label) for label in instances.labels.tolist()]
-    masks = instances.mask_probabilities()
-    if masks is not None:
-        draw_masks(picture, masks, colors)
-    if instances.keypoints is not None:
-        if skeleton is None and instances.keypoint_layout.names:
-            skeleton = instances.keypoint_layout.skeleton
-        draw_skeletons(picture, instances.keypoints.tolist(), colors, skeleton=skeleton)
 
 
 def enlarged(picture: Image.Image, scale: int | None = None) -> Image.Image:
@@ -171,20 +160,13 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark], *, text_size: int | 
         _draw_tag(canvas, tag, mark.color, font)
 
 
-def draw_pair(
-    image: Picture,
-    predictions: Instances,
-    ground_truth: Instances,
-    *,
-    skeleton: Sequence[tuple[int, int]] | None = None,
-) -> Image.Image:
+def draw_pair(image: Picture, predictions: Instances, ground_truth: Instances) -> Image.Image:
     """Draw predictions (left) beside the ground truth (right), each with a caption above it.
 
     Args:
         image: a path, URL, PIL image, array or tensor as in `draw`.
         predictions: detections, drawn with their scores; boxes as in `draw`.
         ground_truth: annotated objects, drawn without scores; boxes as in `draw`.
-        skeleton: pairs of keypoints that a line connects, as in `draw`.
 
     Returns:
         RGB picture; a small image is enlarged as in `draw`.
@@ -193,8 +175,8 @@ def draw_pair(
         DataError: `image` is not a picture.
     """
     panels = [
-        (f"predicted: {len(predictions)}", draw(image, predictions, skeleton=skeleton)),
-        (f"ground truth: {len(ground_truth)}", draw(image, ground_truth, scores=False, skeleton=skeleton)),
+        (f"predicted: {len(predictions)}", draw(image, predictions)),
+        (f"ground truth: {len(ground_truth)}", draw(image, ground_truth, scores=False)),
     ]
     width, height = panels[0][1].size
     gap = max(4, round(0.01 * width))

@@ -10,9 +10,34 @@ from torch import Tensor
 
 from ..keypoints import COCO_PERSON
 from ..masks import THRESHOLD
+from ..structures import Instances
 
 _FILL, _RIM = 0.4, 0.35  # opacity of the area of a mask, and of the dark line around it
 _INK = (17, 17, 17)
+
+
+def draw_details(
+    picture: Image.Image,
+    instances: Instances,
+    colors: Sequence[tuple[int, int, int]],
+    *,
+    skeleton: Sequence[tuple[int, int]] | None = None,
+) -> None:
+    """Draw the masks and keypoints of objects, those that exist; the last ones are on top.
+
+    Args:
+        picture: RGB picture to draw on; it is modified.
+        instances: objects in pixels of the picture.
+        colors: RGB of every object, 0..255.
+        skeleton: pairs of connected keypoints; None: those of `instances`, see `draw`.
+    """
+    masks = instances.mask_probabilities()
+    if masks is not None:
+        draw_masks(picture, masks, colors)
+    if instances.keypoints is not None:
+        if skeleton is None and instances.keypoint_layout.names:
+            skeleton = instances.keypoint_layout.skeleton
+        draw_skeletons(picture, instances.keypoints.tolist(), colors, skeleton=skeleton)
 
 
 def draw_masks(picture: Image.Image, masks: Iterable[Tensor], colors: Sequence[tuple[int, int, int]]) -> None:

@@ -198,7 +198,7 @@ class DetectionModel(nn.Module, ABC):
 
         Args:
             outputs: raw outputs of `forward`.
-            detections: detections of the N images.
+            detections: detections of the N images, which may be on the CPU.
         """
         return detections
 

@@ -27,11 +27,11 @@ class FPN(nn.Module):
         extra_level_source: `p5` and `c5`: extra levels are computed with stride-2 convolutions, the first one from the
             last level of the pyramid (`p5`) or from the last map of the backbone (`c5`). `max_pool`: every extra level
             contains every second value of the previous level (max pooling with a 1x1 window), as in R-CNN.
-        extra_level_relu: whether a ReLU precedes the convolutions of the second and later extra levels.
+        extra_level_relu: True if a ReLU precedes the convolutions of the second and later extra levels.
         norm: normalisation after lateral and output convolutions: `none`, `gn` or `bn`.
         norm_groups: groups of `gn`, see `layers.group_norm`.
         norm_eps: epsilon of `gn` or `bn`.
-        relu: whether a ReLU follows these convolutions.
+        relu: True if a ReLU follows these convolutions.
     """
 
     def __init__(

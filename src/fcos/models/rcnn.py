@@ -198,7 +198,7 @@ class RCNN(DetectionModel):
     def add_details(self, outputs: RCNNOutputs, detections: list[Instances]) -> list[Instances]:
         """Add the predictions of the heads to the detections of every image."""
         for head in self._detail_heads():
-            detections = head.add(outputs.features, detections)
+            detections = head.add(outputs.features, [image.to(self.device) for image in detections])
         return detections
 
     def _detail_heads(self) -> list[DetailHead]:

@@ -63,7 +63,7 @@ class Pooler:
         resolution: side Z of the pooled features.
         sampling_ratio: number of sampling points per pooled feature and axis; 0: as many as the box has map cells.
         box_convention: convention in which the areas of boxes are computed.
-        aligned: whether features are pooled half a pixel further to the upper left, see torchvision's `roi_align`.
+        aligned: True if features are pooled half a pixel further to the upper left, see torchvision's `roi_align`.
         level_epsilon: number that is added to the argument of the logarithm in `levels`.
         canonical_size: square root of the area of boxes that are pooled from the level with stride 16, pixels.
     """
@@ -254,7 +254,7 @@ class BoxHead(nn.Module):
         matcher: options of the matching of proposals with objects.
         sampler: numbers of proposals that are sampled for the losses.
         coder: meaning of the box offsets.
-        class_agnostic: whether all classes share the offsets of a proposal.
+        class_agnostic: True if all classes share the offsets of a proposal.
         smooth_l1_beta: offset at which the smooth L1 loss becomes linear; 0: L1 loss.
     """
 

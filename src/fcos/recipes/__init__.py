@@ -99,6 +99,22 @@ def _warn_of_idle_options(model: DetectorConfig, overrides: Sequence[str]) -> No
             log.warning("%s: no effect, because it needs model.%s", printable(override), condition)
 
 
+def warn_of_unused_details(config: Config) -> None:
+    """Warn of options for masks and keypoints in the config of a training whose detector does not predict them."""
+    of_masks = {"data.masks": config.data.masks and config.data.boxes == "file"}
+    of_keypoints = {
+        "data.keypoints": config.data.keypoints,
+        "data.keypoint_pairs": config.data.keypoint_pairs,
+        "eval.keypoint_sigmas": config.eval.keypoint_sigmas,
+    }
+    for name, is_predicted, options in (
+        ("masks", config.model.predicts_masks, of_masks),
+        ("keypoints", config.model.num_predicted_keypoints, of_keypoints),
+    ):
+        if not is_predicted and (unused := [key for key, value in options.items() if value]):
+            log.warning("%s: no effect, because the detector predicts no %s", ", ".join(unused), name)
+
+
 def read_config_tree(source: str | Path | None) -> dict[str, Any]:
     """Read a recipe or YAML file as nested dictionaries, without overrides and defaults.
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ..data.dataset import Annotations
 from ..errors import DataError
+from ..evaluation.coco_metrics import to_instances
 from ..html_page import Legend, Page, PageImage, Section
 from ..inference.draw import Mark, draw_marks, enlarged
-from ..inference.draw_shapes import draw_masks, draw_skeletons
-from ..structures import Instances
-from ..training.validation_pictures import to_instances
+from ..inference.draw_shapes import draw_details
 from .analysis import Analysis
 
 MAX_IMAGES = 6
@@ -91,23 +89,10 @@ def _draw(analysis: Analysis, i: int) -> Image.Image:
         correct = [Mark(mark.box, mark.color) for mark in correct]
     missed_boxes = np.flatnonzero(analysis.missed[span])
     objects = annotations.instances(i)[missed_boxes.tolist()]
-    _draw_shapes(picture, objects, [_MISSED] * len(objects), annotations)
+    draw_details(picture, objects.resize_to((picture.height, picture.width)), [_MISSED] * len(objects))
     found = to_instances([analysis.detections[d] for d in shown[::-1]], annotations, i)
     colors = [_CORRECT if analysis.states[d] == 1 else _WRONG for d in shown[::-1]]
-    _draw_shapes(picture, found, colors, annotations)
+    draw_details(picture, found.resize_to((picture.height, picture.width)), colors)
     text_size = round(_TEXT_SIZE * max(picture.size))
     draw_marks(picture, [*missed, *make_marks(0, _WRONG), *correct], text_size=text_size)
     return picture
-
-
-def _draw_shapes(
-    picture: Image.Image, objects: Instances, colors: list[tuple[int, int, int]], annotations: Annotations
-) -> None:
-    """Draw masks and keypoints, those that exist."""
-    scaled = objects.resize_to((picture.height, picture.width))
-    masks = scaled.mask_probabilities()
-    if masks is not None:
-        draw_masks(picture, masks, colors)
-    if scaled.keypoints is not None:
-        skeleton = annotations.keypoint_layout.skeleton if annotations.keypoint_layout.names else None
-        draw_skeletons(picture, scaled.keypoints.tolist(), colors, skeleton=skeleton)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,15 @@ BATCH_FOLDER = "nonfinite"
 """Subfolder of the run folder for steps with a non-finite loss or gradient, see `replay`."""
 MAX_SAVED = 10
 """Maximum number of such steps that are saved, because each has the size of a batch and the weights."""
+_KINDS_OF_STEP: dict[str, Any] = {
+    "images": torch.Tensor,
+    "sizes": torch.Tensor,
+    "objects": list,
+    "normalizers": torch.Tensor | None,
+    "class_names": list,
+    "model": dict,
+}
+"""Types of the values in a file of such a step, by key."""
 
 
 def report_unassigned(run: Run, log: RunLog) -> None:
@@ -154,6 +163,22 @@ def _from_plain_data(columns: dict[str, Any]) -> Objects:
     return Objects(**{**columns, "masks": Masks(*(array.numpy() for array in arrays)) if arrays else None})
 
 
+def _read_step(path: Path) -> dict[str, Any]:
+    """Read a file of `_save_step`, with the objects of every image as `Objects`.
+
+    Raises:
+        WeightsError: the file is missing, damaged or no saved step.
+    """
+    saved = read(path)
+    kinds = _KINDS_OF_STEP.items()
+    if isinstance(saved, dict) and all(key in saved and isinstance(saved[key], kind) for key, kind in kinds):
+        is_complete = saved["images"].ndim == 4 and len(saved["images"]) == len(saved["sizes"]) == len(saved["objects"])
+        if is_complete and all(isinstance(tensor, torch.Tensor) for tensor in saved["model"].values()):
+            with suppress(AttributeError, KeyError, TypeError, ValueError):  # not the columns of `Objects`
+                return {**saved, "objects": [_from_plain_data(columns) for columns in saved["objects"]]}
+    raise WeightsError(f"{path}: this is no saved step; expected a file in {BATCH_FOLDER} of a run folder")
+
+
 def replay(path: str | Path, config: Config, *, device: torch.device | str = "cpu") -> tuple[DetectionModel, Losses]:
     """Repeat the forward and backward pass of a step with a non-finite loss or gradient, as one process with one batch.
 
@@ -168,14 +193,12 @@ def replay(path: str | Path, config: Config, *, device: torch.device | str = "cp
     Raises:
         WeightsError: the file is missing, damaged or no saved step, or its weights do not fit the config.
     """
-    saved = read(Path(path))
-    if "objects" not in saved:
-        raise WeightsError(f"{path}: this is no saved step; expected a file in {BATCH_FOLDER} of a run folder")
+    saved = _read_step(Path(path))
     model = build_model(config.model, num_classes=len(saved["class_names"]), pretrained=False)
     load_weights(model, saved["model"], where=str(path))
     freeze_parameters(model, config.train.freeze)
     model = model.to(device).to(memory_format=torch.channels_last).train()
-    targets = [_from_plain_data(columns).to(device) for columns in saved["objects"]]
+    targets = [objects.to(device) for objects in saved["objects"]]
     normalizers = None if saved["normalizers"] is None else saved["normalizers"].to(device)
     with autocast(model.device, config.train.precision):
         losses: Losses = model(saved["images"].to(device), saved["sizes"].to(device), targets, normalizers)
@@ -240,4 +263,4 @@ def _describe_bad_losses(
         if bad_of_box := bad_terms(box):
             corners = ", ".join(f"{value:.6g}" for value in box.boxes.flatten().tolist())
             causes.append(f"{bad_of_box} of {run.train_data.class_names[int(box.labels)]} [{corners}]")
-    return causes or [f"{bad}, but of no single box"]
+    return causes or [f"{bad} is not finite, but not because of a single box"]

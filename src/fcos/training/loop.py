@@ -91,8 +91,7 @@ def train(config: Config, *, name: str = "fcos", clock: Callable[[], float] = ti
     start_time = clock()
     settings = config.train
     device = resolve_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     join_processes(device)
     with ExitStack() as stack:
         run, micro_batches, origin = _set_up(config, name, device, stack, elapsed=lambda: clock() - start_time)

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..data.dataset import Annotations
 from ..errors import DataError
+from ..evaluation.coco_metrics import to_instances
 from ..inference.draw import draw_pair
-from ..masks import Masks, decode
-from ..structures import Instances
 
 logger = logging.getLogger(__name__)
 
@@ -62,29 +60,3 @@ def save_pictures(
             picture.save(folder / "_".join(components)[-_MAX_NAME_LENGTH:], quality=90)
         except (OSError, ValueError) as error:  # a full disk, or sides that JPEG does not support
             logger.warning("no picture of %s: %s", annotations.path(i), error)
-
-
-def to_instances(detections: list[dict[str, Any]], annotations: Annotations, i: int) -> Instances:
-    """Convert detections on an image, in COCO's result format, for pictures.
-
-    Args:
-        detections: detections, see `Evaluation.detections`.
-        annotations: annotations of the split.
-        i: position of the image in `annotations`.
-    """
-    boxes = torch.tensor([d["bbox"] for d in detections], dtype=torch.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    labels = [annotations.category_ids.index(d["category_id"]) for d in detections]
-    height, width = annotations.sizes[i].tolist()
-    codes = [d["segmentation"] for d in detections if "segmentation" in d]
-    keypoints = [d["keypoints"] for d in detections if "keypoints" in d]
-    return Instances(
-        boxes,
-        torch.tensor(labels, dtype=torch.int64),
-        torch.tensor([float(d["score"]) for d in detections]),
-        (height, width),
-        annotations.class_names,
-        keypoints=torch.tensor(keypoints).reshape(len(keypoints), -1, 3) if keypoints else None,
-        polygons=Masks.from_bitmaps(decode([code])[0] for code in codes) if codes else None,  # one bitmap at a time
-        keypoint_layout=annotations.keypoint_layout,
-    )
