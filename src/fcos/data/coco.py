@@ -326,7 +326,7 @@ def _select_fitting(
         where, mask, (height, width) = f"annotation {a['id']}", a.get("segmentation"), sizes[a["image_id"]]
         count = len(a["keypoints"]) if keypoints and a.get("keypoints") is not None else None
         if mask is not None and mask.size is not None and 0 not in (height, width) and mask.size != (height, width):
-            message = f"its mask is {mask.size[1]}x{mask.size[0]}, but its image {width}x{height} "
+            message = f"its mask is {mask.size[1]}x{mask.size[0]}, but its image {width}x{height}"
             report("wrong mask size", where, message)
         elif count not in (None, len(keypoints)):
             expected = f"{len(keypoints)} keypoints ({', '.join(keypoints):.100})"

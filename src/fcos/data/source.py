@@ -30,6 +30,8 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 """Splits, with the names that data sets use for them."""
+WITHOUT_KEYPOINTS = "; data.keypoints=false reads the data without keypoints"
+"""Remedy for keypoints that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class SplitFiles:
         subset: split to read from a file that contains several (CVAT, CSV, Hugging Face); None: the whole file.
         masks: True to read the masks of objects.
         keypoints: True to read the keypoints of objects.
-        pose: keypoints of the rows of YOLO label files (data.yaml); None: the rows have none.
+        pose: keypoints of the rows of YOLO label files (data.yaml), or the error to raise if they are read; None: the
+            rows have none.
     """
 
     annotations: Path | None
@@ -97,7 +100,7 @@ class SplitFiles:
     subset: Split | None = None
     masks: bool = False
     keypoints: bool = False
-    pose: Pose | None = None
+    pose: Pose | DataError | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +281,7 @@ def _join_keypoints(sources: Sequence[Source]) -> Keypoints | None:
             raise DataError(
                 f"data sets that are combined must have the same keypoints, but {first_file} has {len(first.names)}"
                 f" ({', '.join(first.names):.200}) and {file} {len(other.names)} ({', '.join(other.names):.200})"
+                f"{WITHOUT_KEYPOINTS}"
             )
     rows = [
         source.keypoints.values
