@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from fcos.config import DataConfig
+from fcos.data import load_annotations
 from fcos.data.dataset import Annotations
+from fcos.data.layouts import SPLITS
 
 CLASSES = ("cat", "dog")
 SIZES = {"a.png": (40, 30), "b.png": (30, 40), "c.png": (40, 30)}  # width, height; c.png has no boxes
@@ -141,3 +143,21 @@ def contents(annotations: Annotations) -> set[tuple[str, str, tuple[float, ...]]
             annotations.labels[annotations.span(i)], annotations.boxes[annotations.span(i)], strict=True
         )
     }
+
+
+def write_two_splits(root: Path, write: Callable[..., Path]) -> Path:
+    """Write the splits train and val with one of the functions above."""
+    write(root, split="train")
+    write(root, split="val")
+    return root
+
+
+def digests(root: Path, **options: Any) -> dict[str, str]:
+    """Return the digest of each split, with the classes of the first one."""
+    found: dict[str, str] = {}
+    names, ids = None, None
+    for split in SPLITS:
+        annotations = load_annotations(config(root, **options), split, class_names=names, category_ids=ids)
+        if annotations is not None:
+            found[split], names, ids = annotations.digest(), annotations.class_names, annotations.category_ids
+    return found

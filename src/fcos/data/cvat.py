@@ -80,13 +80,18 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
                 num_left_out += 1
             if shape.tag in _WITHOUT_AREA or _is_outside(shape):
                 continue
+            kind = "broken shape"
             try:
-                row = _read_shape(shape, image, num_shapes, labels, with_masks=files.masks)
+                row = _read_shape(shape, image, num_shapes, labels)
+                if files.masks:
+                    kind = "broken mask"
+                    row = row._replace(polygon=_polygon_of(shape))
                 if layout is not None and shape.tag == "skeleton":
+                    kind = "broken keypoints"
                     row = row._replace(keypoints=_keypoints_of(shape, layout.names))
                 rows.append(row)
             except ValueError as error:
-                problems.append(Problem("broken shape", str(path), f"image {name}, shape {num_shapes}", str(error)))
+                problems.append(Problem(kind, str(path), f"image {name}, shape {num_shapes}", str(error)))
     if num_left_out:
         message = f"{plural(num_left_out, 'shape')} without area left out ({', '.join(_WITHOUT_AREA)})"
         problems.append(Problem("shape without area", str(path), "", message, "warning"))
@@ -221,7 +226,7 @@ def _image_name(image: Element, folders: Sequence[Path]) -> str:
     return in_subset if subset and any(os.path.isfile(folder / in_subset) for folder in folders) else name
 
 
-def _read_shape(shape: Element, image: int, number: int, labels: LabelTable, *, with_masks: bool) -> Row:
+def _read_shape(shape: Element, image: int, number: int, labels: LabelTable) -> Row:
     """Read a shape with an area.
 
     Raises:
@@ -238,7 +243,7 @@ def _read_shape(shape: Element, image: int, number: int, labels: LabelTable, *, 
             crowd = crowd or parse_flag(flags.get(key))
         except ValueError:
             raise ValueError(f"attribute {key}: expected true or false, found {flags[key]!r:.60}") from None
-    return Row(image, number, labels.label(name), box, crowd, _polygon_of(shape) if with_masks else ())
+    return Row(image, number, labels.label(name), box, crowd)
 
 
 def _polygon_of(shape: Element) -> list[float]:
