@@ -26,7 +26,8 @@ from ..progress import progress_bar
 from .files import read_json, walk_files
 from .folders import split_folders
 from .opening import MAX_PIXELS, read_image
-from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .rows import Row, source_from_rows
+from .source import Problem, Source, Split, SplitFiles
 from .values import parse_number, parse_size
 
 CLASSES = {

@@ -20,7 +20,8 @@ from .files import folder_with, read_xml
 from .folders import image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
 from .opening import MAX_PIXELS
-from .source import WITHOUT_KEYPOINTS, Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .rows import Row, source_from_rows
+from .source import WITHOUT_KEYPOINTS, Problem, Source, Split, SplitFiles
 from .subsets import check_subsets
 from .values import CROWD_FLAGS, parse_flag, parse_size
 

@@ -30,7 +30,8 @@ from .folders import (
     read_start,
     split_folders,
 )
-from .source import SPLIT_NAMES, WITHOUT_KEYPOINTS, Pose, Problem, Source, Split, SplitFiles, source_from_rows
+from .rows import source_from_rows
+from .source import SPLIT_NAMES, WITHOUT_KEYPOINTS, Pose, Problem, Source, Split, SplitFiles
 from .yolo_labels import LabelFinder, is_label_file
 from .yolo_rows import LabelRow, parse_row, read_poses, read_rows
 
