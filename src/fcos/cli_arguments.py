@@ -32,8 +32,8 @@ def require_command(words: Sequence[str]) -> None:
         )
 
 
-def parse_folder(text: str | Path | None) -> Path | None:
-    """Return the path of an output folder; None if it is not given.
+def parse_folder(text: str | Path | None, *, name: str) -> Path | None:
+    """Return the path of an output folder; None if it is not given. `name` is its option or argument, for messages.
 
     Raises:
         ConfigError: the text is empty, or the folder cannot be created on any system, or is or lies in a file. This is
@@ -44,18 +44,63 @@ def parse_folder(text: str | Path | None) -> Path | None:
     if text is None:
         return None
     if not str(text):
-        raise ConfigError("--out: expected a folder, found an empty value; write . for the current folder")
-    path = Path(check_source(text, name="--out"))
+        raise ConfigError(f"{name}: expected a folder, found an empty value; write . for the current folder")
+    path = Path(check_source(text, name=name))
     for candidate in (path, *path.parents):
         if candidate.exists() and not candidate.is_dir():
-            raise ConfigError(f"--out: {candidate} is a file; expected a folder")
+            raise ConfigError(f"{name}: {candidate} is a file; expected a folder")
     return path
 
 
 def folder_option(description: str) -> Any:
     """Return the option `--out` with the path of an output folder, see `parse_folder`."""
     # As text, because an empty value as a path is the current folder.
-    return typer.Option("--out", help=description, metavar="FOLDER", parser=str, callback=parse_folder)
+    return typer.Option("--out", help=description, metavar="FOLDER", parser=str, callback=_parse_folder_option)
+
+
+def _parse_folder_option(text: str | None) -> Path | None:
+    return parse_folder(text, name="--out")
+
+
+def folder_argument(description: str) -> Any:
+    """Return the argument OUT with the path of an output folder; a mistyped flag or option is none."""
+    return typer.Argument(help=description, metavar="OUT", parser=str, callback=_parse_folder_argument)
+
+
+def _parse_folder_argument(context: typer.Context, text: str) -> Path | None:
+    _reject_option(context, str(check_flag(context, text)))
+    return parse_folder(text, name="OUT")
+
+
+def check_data_source(context: typer.Context, text: str) -> str:
+    """Return the path of a data set, given as DIR or data=DIR; reject an unknown flag and another option."""
+    if text.startswith("data=") and not os.path.exists(text):
+        text = text.removeprefix("data=")
+    if not text:
+        raise ConfigError("SOURCE: expected the folder or file of a data set, found an empty value")
+    _reject_option(context, str(check_flag(context, text)))
+    return text
+
+
+def _reject_option(context: typer.Context, word: str) -> None:
+    """Reject KEY=VALUE in the place of a single argument, with the usage to type."""
+    if re.match(r"[a-z_]+(\.[a-z0-9_]+)*=", word) and not os.path.exists(word):
+        raise ConfigError(f"{word}: expected a path, found an option; type: {_usage(context)}")
+
+
+def require_reading_options(options: Sequence[str]) -> None:
+    """Reject a second location of the data, and options that do not affect which annotations are read, and how."""
+    from .config.options import ANNOTATION_OPTIONS, is_among
+
+    keys = [option.partition("=")[0] for option in options]
+    for option, key in zip(options, keys, strict=True):
+        if key in ("data", "data.root"):
+            raise ConfigError(f"{option}: SOURCE is already given; remove one of them")
+    used = (*ANNOTATION_OPTIONS, "data.max_pixels", "data.bit_depth")
+    idle = [key for key in keys if not is_among(key, used)]
+    if idle:
+        remove = "it" if len(idle) == 1 else "them"
+        raise ConfigError(f"{', '.join(idle)}: no effect on a conversion of data; remove {remove}")
 
 
 def check_choice(option: str, text: str, choices: Sequence[str]) -> None:
@@ -159,14 +204,13 @@ def _suggest_for_flag(context: typer.Context, words: Sequence[str]) -> str:
     from .config.lookup import suggest_options
 
     flag, _, value = words[0].partition("=")
-    arguments = {parameter.name or "": parameter for parameter in context.command.params if not _is_option(parameter)}
-    if difflib.get_close_matches(flag.lstrip("-"), arguments, n=1, cutoff=0.7):
-        usage = " ".join(context.command.collect_usage_pieces(context)[1:])  # without [OPTIONS]
-        return f"; type: {context.command_path} {usage.replace('{', '').replace('}', '')}"
-    if not value and len(words) > 1 and not words[1].startswith("-") and "=" not in words[1]:
-        value = words[1]
     flags = _flags(context)
     similar = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
+    arguments = [parameter.name or "" for parameter in context.command.params if not _is_option(parameter)]
+    if not similar and difflib.get_close_matches(flag.lstrip("-"), arguments, n=1, cutoff=0.7):
+        return f"; type: {_usage(context)}"
+    if not value and len(words) > 1 and not words[1].startswith("-") and "=" not in words[1]:
+        value = words[1]
     known = [other for other in [_FLAG_OF_NAME.get(flag.lstrip("-"))] if other in flags] or similar
     if known and value:
         known = [f"{known[0]} {shlex.quote(value)}"]
@@ -174,6 +218,11 @@ def _suggest_for_flag(context: typer.Context, words: Sequence[str]) -> str:
     if known:
         return f", did you mean {' or '.join(known)}?"
     return f"; options have the form key=value, and `{context.command_path} --help` lists the others"
+
+
+def _usage(context: typer.Context) -> str:
+    usage = " ".join(context.command.collect_usage_pieces(context)[1:])  # without [OPTIONS]
+    return f"{context.command_path} {usage.replace('{', '').replace('}', '')}"
 
 
 def _flags(context: typer.Context) -> list[str]:

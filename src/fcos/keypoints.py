@@ -54,16 +54,13 @@ def _has_side(name: str) -> bool:
     return _SIDE.search(name.lower()) is not None
 
 
-def flip_order(
-    names: Sequence[str], pairs: Sequence[tuple[int, int]] | None = None, *, where: str = "data.keypoint_pairs"
-) -> tuple[int, ...]:
+def flip_order(names: Sequence[str], pairs: Sequence[tuple[int, int]] | None = None) -> tuple[int, ...]:
     """Return the order of the keypoints in a flipped image: position i holds the keypoint order[i].
 
     Args:
         names: names of the keypoints. Names that differ only in left and right (`left_eye`, `Right-Eye`; also a
             separate letter, as in `l_eye` and `eye.R`) are exchanged.
-        pairs: pairs of positions to exchange instead; None: by name.
-        where: origin of the pairs, for messages.
+        pairs: pairs of positions to exchange instead (data.keypoint_pairs); None: by name.
 
     Raises:
         ConfigError: a pair names a keypoint that does not exist, or a keypoint is in two pairs.
@@ -78,7 +75,7 @@ def flip_order(
     members = [i for pair in pairs for i in pair]
     if len(set(members)) != len(members) or max(members, default=0) >= len(names):
         raise ConfigError(
-            f"{where}: expected pairs of different keypoints from 0 to {len(names) - 1}"
+            f"data.keypoint_pairs: expected pairs of different keypoints from 0 to {len(names) - 1}"
             f" ({', '.join(names):.200}), found {[list(pair) for pair in pairs]}"
         )
     for a, b in pairs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,16 @@ import numpy as np
 from PIL import Image
 
 from fcos.config import DataConfig
+from fcos.data import load_annotations
 from fcos.data.dataset import Annotations
+from fcos.data.layouts import SPLITS
 
 CLASSES = ("cat", "dog")
 SIZES = {"a.png": (40, 30), "b.png": (30, 40), "c.png": (40, 30)}  # width, height; c.png has no boxes
 BOXES = [("a.png", "cat", (2, 3, 12, 23)), ("a.png", "dog", (10, 10, 40, 30)), ("b.png", "dog", (0, 8, 15, 24))]
+KEYPOINT_NAMES = ["nose", "left_eye", "right_eye"]
+POLYGONS = [[2, 3, 12, 3, 12, 23, 2, 23.1]], [[10.1, 10.3, 39.5, 10, 25, 30], [10, 30, 15, 30, 12, 20]]
+KEYPOINTS = [5, 6, 2, 9, 10, 1, 0, 0, 0]
 
 
 def write_images(folder: Path, sizes: dict[str, tuple[int, int]] | None = None) -> None:
@@ -41,6 +46,24 @@ def coco_tree() -> dict[str, Any]:
         ],
         "categories": [{"id": 7 - i, "name": name} for i, name in enumerate(CLASSES)],
     }
+
+
+def tree_with_shapes() -> dict[str, Any]:
+    """Return annotations with polygons, an uncompressed RLE for the box of b.png, and keypoints of the first box."""
+    tree = coco_tree()
+    width, height = SIZES["b.png"]
+    bitmap = np.zeros((height, width), dtype=np.uint8)
+    bitmap[8:24, 0:15] = 1
+    bitmap[10:12, 3:5] = 0
+    changes = np.flatnonzero(np.diff(bitmap.T.reshape(-1), prepend=0))
+    runs = np.diff(np.array([0, *changes, bitmap.size])).tolist()
+    rle = {"size": [height, width], "counts": runs}
+    for annotation, segmentation in zip(tree["annotations"], [*POLYGONS, rle], strict=True):
+        annotation["segmentation"] = segmentation
+    tree["annotations"][0]["keypoints"] = KEYPOINTS
+    for category in tree["categories"]:
+        category.update(keypoints=KEYPOINT_NAMES, skeleton=[[1, 2], [1, 3]])
+    return tree
 
 
 def write_json(path: Path, tree: Any) -> Path:
@@ -120,3 +143,21 @@ def contents(annotations: Annotations) -> set[tuple[str, str, tuple[float, ...]]
             annotations.labels[annotations.span(i)], annotations.boxes[annotations.span(i)], strict=True
         )
     }
+
+
+def write_two_splits(root: Path, write: Callable[..., Path]) -> Path:
+    """Write the splits train and val with one of the functions above."""
+    write(root, split="train")
+    write(root, split="val")
+    return root
+
+
+def digests(root: Path, **options: Any) -> dict[str, str]:
+    """Return the digest of each split, with the classes of the first one."""
+    found: dict[str, str] = {}
+    names, ids = None, None
+    for split in SPLITS:
+        annotations = load_annotations(config(root, **options), split, class_names=names, category_ids=ids)
+        if annotations is not None:
+            found[split], names, ids = annotations.digest(), annotations.class_names, annotations.category_ids
+    return found

@@ -10,7 +10,7 @@ import yaml
 from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
 from PIL import Image
 
-from fcos import cli
+from fcos import cli, cli_data
 from fcos.checkpoint import save_checkpoint
 from fcos.recipes import load_config
 
@@ -71,12 +71,14 @@ def test_every_command_has_help(fcos, verb):
     assert f"fcos {verb}" in out
 
 
-@pytest.mark.parametrize("verb", ["train", "val", "report", "predict", "convert", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "val", "report", "predict", "convert", "doctor", "split", "convert-data"])
 def test_help_shows_each_example_on_one_line(fcos, monkeypatch, verb):
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = fcos(verb, "-h")
     examples = out.partition("For example:\n")[2].partition("\n\n")[0].splitlines()
-    written = getattr(cli, verb).__doc__.partition("For example:\n")[2].splitlines()
+    name = verb.replace("-", "_")
+    command = getattr(cli if hasattr(cli, name) else cli_data, name)
+    written = command.__doc__.partition("For example:\n")[2].splitlines()
     assert [line.strip() for line in examples] == [line.strip() for line in written if line.strip()]
     assert all(line.startswith(f"    fcos {verb} ") for line in examples)
     assert examples

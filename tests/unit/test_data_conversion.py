@@ -1,4 +1,4 @@
-"""Conversion of data sets to COCO files: nothing is lost or rounded, and nothing is overwritten."""
+"""Conversion of data sets to COCO files: nothing is lost or rounded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ import tool_exports
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_data import SIZES, coco_tree, config, contents, write_coco, write_images, write_json, write_voc, write_yolo
+from tiny_data import (
+    SIZES,
+    coco_tree,
+    config,
+    contents,
+    digests,
+    write_coco,
+    write_images,
+    write_json,
+    write_voc,
+    write_yolo,
+)
 
-from fcos import cli
 from fcos.data import load_annotations
 from fcos.data.conversion import convert
 from fcos.data.layouts import SPLITS
@@ -26,25 +36,8 @@ from fcos.masks import encode
 CLASSES = {"yolo": ["cat", "dog"]}
 
 
-def digests(root: Path, **options: Any) -> dict[str, str]:
-    """Return the digest of each split, with the classes of the first one."""
-    found: dict[str, str] = {}
-    names, ids = None, None
-    for split in SPLITS:
-        annotations = load_annotations(config(root, **options), split, class_names=names, category_ids=ids)
-        if annotations is not None:
-            found[split], names, ids = annotations.digest(), annotations.class_names, annotations.category_ids
-    return found
-
-
 def read_tree(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
-
-
-def write_two_splits(root: Path, write: Callable[..., Path]) -> Path:
-    write(root, split="train")
-    write(root, split="val")
-    return root
 
 
 EXPORTS = [
@@ -294,92 +287,59 @@ def test_objects_without_mask_are_kept(tmp_path: Path) -> None:
     assert shapes == {100: [], 99: [[10, 10, 40, 10, 25, 30]], 98: []}
 
 
-# --------------------------------------------------------------------------------------------------------- output files
+# -------------------------------------------------------------------------------------------------- masks and keypoints
 
 
-def test_existing_files_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
-    source, out = write_two_splits(tmp_path / "source", write_coco), tmp_path / "out"
-    out.mkdir()
-    (out / "val.json").write_text("mine")
-    with pytest.raises(DataError, match=r"out/val.json: exists already; choose another folder, or .*--overwrite"):
-        convert(config(source), out)
-    assert [path.name for path in out.iterdir()] == ["val.json"]
-    assert (out / "val.json").read_text() == "mine"
-    convert(config(source), out, overwrite=True)
-    assert digests(out) == digests(source)
-
-
-def test_existing_images_are_not_overwritten_unless_asked(tmp_path: Path) -> None:
-    source, out = write_coco(tmp_path / "source"), tmp_path / "out"
-    (out / "images/train").mkdir(parents=True)
-    (out / "images/train/b.png").write_text("mine")
-    with pytest.raises(DataError, match=r"images/train/b.png: exists already"):
-        convert(config(source), out, copy_images=True)
-    assert (out / "images/train/b.png").read_text() == "mine"
-    assert not (out / "train.json").exists()
-    convert(config(source), out, copy_images=True, overwrite=True)
-    assert (out / "images/train/b.png").read_bytes() == (source / "images/b.png").read_bytes()
-
-
-def test_converting_in_place_keeps_the_images(tmp_path: Path) -> None:
-    source = write_yolo(tmp_path / "source")
-    before = digests(source)
-    pixels = (source / "images/train/a.png").read_bytes()
-    convert(config(source), source, copy_images=True, overwrite=True)
-    assert (source / "images/train/a.png").read_bytes() == pixels
-    assert digests(source, format="coco") == before
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs `fcos convert-data` and returns (exit code, stdout, stderr)."""
-
-    def command(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["convert-data", *map(str, words)])
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return command
-
-
-def test_command_reports_what_it_wrote(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_masks_are_required_of_every_object_if_asked_for(tmp_path: Path) -> None:
     tree = coco_tree()
-    tree["annotations"][0].update(iscrowd=1, segmentation=[[1, 1, 9, 1, 9, 9]], keypoints=[1, 1, 2])
-    source = write_coco(tmp_path / "my data", tree)
-    code, out, _ = run(source, tmp_path / "out")
-    assert code == 0
-    assert f"{tmp_path / 'out/train.json'}: 3 images, 2 classes, 2 objects, 1 ignore region, 1 mask, 1 with" in out
-    assert f"next: fcos train fcos_mnv2_small data={tmp_path / 'out'}" in out
+    tree["annotations"][1]["segmentation"] = [[10, 10, 40, 10, 25, 30]]
+    source = write_coco(tmp_path / "source", tree)
+    for options in ({"masks": True}, {"boxes": "masks"}):
+        with pytest.raises(DataError, match="annotation 100: has no mask"):
+            convert(config(source, **options), tmp_path / "out", overwrite=True)
+        convert(config(source, on_error="skip", **options), tmp_path / "out", overwrite=True)
+        assert [a["id"] for a in read_tree(tmp_path / "out/train.json")["annotations"]] == [99]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("shape", "option", "message"),
     [
-        (["nowhere", "out"], "nowhere: no such data folder"),
-        (["data", "out", "data.format=coc"], "data.format"),
-        (["data", "out", "more"], "more: expected KEY=VALUE; did you mean data=more?"),
-        (["data", "out", "--copy"], "--copy: no such option"),
-        (["data", "file/out"], "file/out: cannot be written: Not a directory"),
+        ({"segmentation": {"size": [30, 40], "counts": [7]}}, "masks", "annotation 99: expected segmentation"),
+        ({"segmentation": {"size": [3, 4], "counts": [0, 12]}}, "masks", "annotation 99: its mask is 4x3"),
+        ({"keypoints": [1, 2, 9]}, "keypoints", "annotation 99: expected keypoints"),
+        ({"keypoints": [1, 2, 2, 3, 4, 2]}, "keypoints", "annotation 99: expected 1 keypoints"),
     ],
 )
-def test_mistakes_get_one_message(
-    run: Callable[..., tuple[int, str, str]],
-    words: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_coco(tmp_path / "data")
-    (tmp_path / "file").write_text("")
-    code, _, err = run(*words)
-    assert code == 2
-    assert message in err
-    assert not (tmp_path / "out").exists()
+def test_broken_shapes_can_be_left_out(shape: dict[str, Any], option: str, message: str, tmp_path: Path) -> None:
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        annotation.update(segmentation=[[10, 10, 30, 10, 25, 20]], keypoints=[11, 12, 2])
+    tree["annotations"][1] |= shape
+    source = write_coco(tmp_path / "source", tree)
+    with pytest.raises(DataError, match=f"{message}(.|\n)*, or leave out what is broken with data.{option}=false"):
+        convert(config(source), tmp_path / "out")
+    convert(config(source, on_error="skip", **{option: False}), tmp_path / "out")
+    written = read_tree(tmp_path / "out/train.json")["annotations"]
+    key = "segmentation" if option == "masks" else "keypoints"
+    assert [(a["id"], key in a) for a in written] == [(100, False), (99, False), (98, False)]
 
 
-def test_source_may_have_the_form_of_an_option(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    code, _, _ = run(f"data={write_coco(tmp_path / 'data')}", tmp_path / "out")
-    assert code == 0
-    assert digests(tmp_path / "out") == digests(tmp_path / "data")
+def test_boxes_of_masks_are_converted_without_the_masks(tmp_path: Path) -> None:
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        annotation["segmentation"] = [[10, 10, 30, 10, 25, 20]]
+    convert(config(write_coco(tmp_path / "source", tree), boxes="masks", masks=False), tmp_path / "out")
+    written = read_tree(tmp_path / "out/train.json")["annotations"]
+    assert [(a["bbox"], "segmentation" in a) for a in written] == [([10, 10, 20, 10], False)] * 3
+
+
+def test_data_with_different_keypoints_is_converted_without_them(tmp_path: Path) -> None:
+    tree = coco_tree()
+    tree["annotations"][0]["keypoints"] = [11, 12, 2]
+    for category, names in zip(tree["categories"], (["nose"], ["tail"]), strict=True):
+        category["keypoints"] = names
+    source = write_coco(tmp_path / "source", tree)
+    with pytest.raises(DataError, match=r"need the same ones, .*; data.keypoints=false reads the data without"):
+        convert(config(source), tmp_path / "out")
+    convert(config(source, keypoints=False), tmp_path / "out")
+    assert digests(tmp_path / "out") == digests(source)

@@ -1,4 +1,4 @@
-"""Masks and keypoints of COCO files: all forms, mistakes, and their way into training samples."""
+"""Masks of COCO files: all forms, mistakes, and their way into training samples, with keypoints."""
 
 from __future__ import annotations
 
@@ -11,39 +11,26 @@ import pycocotools.mask
 import pytest
 import torch
 from PIL import Image
-from tiny_data import SIZES, coco_tree, config, write_coco, write_images, write_json, write_voc, write_yolo
+from tiny_data import (
+    SIZES,
+    coco_tree,
+    config,
+    tree_with_shapes,
+    write_coco,
+    write_images,
+    write_json,
+    write_voc,
+    write_yolo,
+)
 
 from fcos.data import load_annotations
 from fcos.data.coco_shapes import parse_segmentation
 from fcos.data.dataset import Annotations, DetectionDataset
-from fcos.data.loader import _flip_pairs
 from fcos.data.transforms import Transform
-from fcos.errors import ConfigError, DataError
-from fcos.keypoints import flip_order, unpaired_names
+from fcos.errors import DataError
 from fcos.masks import Masks
 
 reference: Any = pycocotools.mask
-NAMES = ["nose", "left_eye", "right_eye"]
-POLYGONS = [[2, 3, 12, 3, 12, 23, 2, 23.1]], [[10.1, 10.3, 39.5, 10, 25, 30], [10, 30, 15, 30, 12, 20]]
-KEYPOINTS = [5, 6, 2, 9, 10, 1, 0, 0, 0]
-
-
-def tree_with_shapes() -> dict[str, Any]:
-    """Return annotations with polygons, an uncompressed RLE for the box of b.png, and keypoints of the first box."""
-    tree = coco_tree()
-    width, height = SIZES["b.png"]
-    bitmap = np.zeros((height, width), dtype=np.uint8)
-    bitmap[8:24, 0:15] = 1
-    bitmap[10:12, 3:5] = 0
-    changes = np.flatnonzero(np.diff(bitmap.T.reshape(-1), prepend=0))
-    runs = np.diff(np.array([0, *changes, bitmap.size])).tolist()
-    rle = {"size": [height, width], "counts": runs}
-    for annotation, segmentation in zip(tree["annotations"], [*POLYGONS, rle], strict=True):
-        annotation["segmentation"] = segmentation
-    tree["annotations"][0]["keypoints"] = KEYPOINTS
-    for category in tree["categories"]:
-        category.update(keypoints=NAMES, skeleton=[[1, 2], [1, 3]])
-    return tree
 
 
 def load(root: Path | None, **options: Any) -> Annotations:
@@ -198,7 +185,9 @@ def test_boxes_of_masks_in_fractions_are_in_pixels(tmp_path: Path) -> None:
 
 
 def test_boxes_of_masks_need_masks(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train.json: data.boxes=masks needs the masks of the objects .*found none"):
+    with pytest.raises(
+        DataError, match=r"train.json: data.boxes=masks needs the masks .*found none; .*remove data.boxes"
+    ):
         load(write_coco(tmp_path), boxes="masks")
 
 
@@ -210,106 +199,6 @@ def test_object_without_mask_has_no_box_of_its_mask(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="annotation 100: has no mask"):
         load(root, boxes="masks")
     assert load(root, boxes="masks", on_error="skip").boxes.tolist() == [[10, 10, 40, 30], [0, 8, 15, 24]]
-
-
-# ------------------------------------------------------------------------------------------------------------ keypoints
-
-
-def test_keypoints_have_names_and_skeleton(tmp_path: Path) -> None:
-    annotations = load(write_coco(tmp_path, tree_with_shapes()), keypoints=True)
-    assert annotations.keypoints is not None
-    assert annotations.keypoints.names == tuple(NAMES)
-    assert annotations.keypoint_layout.skeleton == ((0, 1), (0, 2))
-    assert annotations.keypoints.values[0].reshape(-1).tolist() == KEYPOINTS
-    assert not annotations.keypoints.values[1:].any()
-    tree = annotations.to_coco()
-    assert tree["annotations"][0]["keypoints"] == KEYPOINTS
-    assert [a["num_keypoints"] for a in tree["annotations"]] == [2, 0, 0]
-    assert tree["categories"][0]["skeleton"] == [[1, 2], [1, 3]]
-
-
-def test_flip_pairs_of_the_file_take_precedence_over_names(tmp_path: Path) -> None:
-    tree = tree_with_shapes()
-    for category in tree["categories"]:
-        category["flip_pairs"] = [[1, 3]]
-    root = write_coco(tmp_path, tree)
-    annotations = load(root, keypoints=True)
-    assert annotations.keypoint_layout.pairs == ((0, 2),)
-    assert annotations.to_coco()["categories"][0]["flip_pairs"] == [[1, 3]]
-    assert annotations.keypoints is not None
-    assert _flip_pairs(config(root), annotations.keypoints) == ((0, 2),)
-    assert _flip_pairs(config(root, keypoint_pairs=[[0, 1]]), annotations.keypoints) == [(0, 1)]
-
-
-def test_flip_pairs_of_the_file_name_a_keypoint_once(tmp_path: Path) -> None:
-    tree = tree_with_shapes()
-    tree["categories"][0]["flip_pairs"] = [[1, 2], [2, 3]]
-    with pytest.raises(DataError, match=r"train.json: flip_pairs of cat, counted from 1: expected pairs of different"):
-        load(write_coco(tmp_path, tree), keypoints=True)
-
-
-@pytest.mark.parametrize(
-    ("keypoints", "message"),
-    [
-        ([1, 2, 2], r"annotation 100: expected 3 keypoints \(nose, left_eye, right_eye\), found 1"),
-        ([1, 2, 3] * 3, r"annotation 100: expected keypoints \(a list of x, y and visibility"),
-        ([1, 2] * 4, r"annotation 100: expected keypoints \(a list"),
-        ([1, "x", 2] * 3, r"annotation 100: expected keypoints \(a list"),
-        ({"x": 1}, r"annotation 100: expected keypoints \(a list"),
-    ],
-)
-def test_broken_keypoints_name_the_annotation(keypoints: Any, message: str, tmp_path: Path) -> None:
-    tree = tree_with_shapes()
-    tree["annotations"][0]["keypoints"] = keypoints
-    with pytest.raises(DataError, match=message):
-        load(write_coco(tmp_path, tree), keypoints=True)
-
-
-def test_data_without_keypoints_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train.json: data.keypoints=true needs the keypoints .*found none"):
-        load(write_coco(tmp_path), keypoints=True)
-
-
-def test_keypoints_without_names_are_numbered(tmp_path: Path) -> None:
-    tree = tree_with_shapes()
-    for category in tree["categories"]:
-        del category["keypoints"]
-    annotations = load(write_coco(tmp_path, tree), keypoints=True)
-    assert annotations.keypoints is not None
-    assert annotations.keypoints.names == ("0", "1", "2")
-
-
-def test_categories_with_different_keypoints_are_an_error(tmp_path: Path) -> None:
-    tree = tree_with_shapes()
-    tree["categories"][0]["keypoints"] = ["nose"]
-    with pytest.raises(
-        DataError, match=r"all categories with keypoints need the same ones, found cat \(1\), dog \(3\)"
-    ):
-        load(write_coco(tmp_path, tree), keypoints=True)
-
-
-@pytest.mark.parametrize(
-    ("names", "order"),
-    [
-        (("nose", "left_eye", "right_eye"), (0, 2, 1)),
-        (("Right-Hand", "Left-Hand"), (1, 0)),
-        (("l_ear", "r_ear", "tail"), (1, 0, 2)),
-        (("ear.L", "ear.R"), (1, 0)),
-        (("leftmost", "lower"), (0, 1)),
-        (("0", "1"), (0, 1)),
-    ],
-)
-def test_flip_exchanges_left_and_right_by_name(names: tuple[str, ...], order: tuple[int, ...]) -> None:
-    assert flip_order(names) == order
-
-
-def test_flip_exchanges_given_pairs() -> None:
-    assert flip_order(("a", "b", "c"), [(0, 2)]) == (2, 1, 0)
-    for pairs in ([(0, 3)], [(0, 1), (1, 2)], [(1, 1)]):
-        with pytest.raises(
-            ConfigError, match=r"data\.keypoint_pairs: expected pairs of different keypoints from 0 to 2"
-        ):
-            flip_order(("a", "b", "c"), pairs)
 
 
 # -------------------------------------------------------------------------------------------------------------- samples
@@ -355,17 +244,6 @@ def test_combined_data_sets_keep_masks(tmp_path: Path) -> None:
     assert torch.equal(annotations.masks[3:].boxes(), annotations.masks[:3].boxes())
     assert annotations.keypoints is not None
     assert annotations.keypoints.values.shape == (6, 3, 3)
-
-
-def test_combined_data_sets_need_the_same_keypoints(tmp_path: Path) -> None:
-    other = tree_with_shapes()
-    for category in other["categories"]:
-        category["keypoints"] = ["a", "b", "c"]
-    trees = {"one": tree_with_shapes(), "two": other}
-    parts = [write_coco(tmp_path / name, tree) / "train.json" for name, tree in trees.items()]
-    images = [part.parent / "images" for part in parts]
-    with pytest.raises(DataError, match="must have the same keypoints"):
-        load(None, train={"annotations": parts, "images": images}, keypoints=True)
 
 
 def test_inclusive_boxes_keep_their_masks(tmp_path: Path) -> None:
@@ -423,23 +301,7 @@ def test_cvat_polygons_are_masks(tmp_path: Path) -> None:
     assert annotations.masks.polygons()[0][0].tolist() == [[2, 3], [12, 3], [12, 23.5]]
 
 
-# ----------------------------------------------------------------------------------------------- original and real data
-
-
-@pytest.mark.parametrize(("num_visible", "num_images"), [(9, 1), (10, 2)])
-def test_original_does_not_train_on_images_with_few_keypoints(
-    num_visible: int, num_images: int, tmp_path: Path
-) -> None:
-    tree = tree_with_shapes()
-    for category in tree["categories"]:
-        category["keypoints"] = [str(i) for i in range(12)]
-    first, second, third = tree["annotations"]
-    first["keypoints"] = [1, 1, 1] * 5 + [0, 0, 0] * 7
-    second["keypoints"] = [1, 1, 2] * 4 + [0, 0, 0] * 7 + [1, 1, int(num_visible == 10)]
-    third["keypoints"] = [1, 1, 2] * 12
-    annotations = load(write_coco(tmp_path, tree), keypoints=True, convention="fcos_core")
-    assert len(annotations) == num_images
-    assert len(load(tmp_path, keypoints=True)) == 3
+# ------------------------------------------------------------------------------------------------------------ real data
 
 
 @pytest.mark.data
@@ -471,23 +333,3 @@ def test_rle_of_a_small_object_in_a_large_frame_is_exact() -> None:
 def test_message_gives_the_reason_of_an_invalid_segmentation(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"found \[\[10.0, 10.0, 20.0\], .*: expected pairs of finite numbers"):
         load_with_masks(tmp_path, [[10, 10, 20], [1, 2, 3, 4, 5, 6]])
-
-
-def test_empty_list_of_keypoints_means_that_there_are_none(tmp_path: Path) -> None:
-    tree = tree_with_shapes()
-    tree["annotations"][1]["keypoints"] = []
-    annotations = load(write_coco(tmp_path, tree), keypoints=True)
-    assert len(annotations.boxes) == 3
-    assert annotations.keypoints is not None
-    assert annotations.keypoints.names == tuple(NAMES)
-
-
-@pytest.mark.parametrize(
-    ("names", "order"), [(("p", "p", "p"), (0, 1, 2)), (("Nose", "nose", "left_eye", "right_eye"), (0, 1, 3, 2))]
-)
-def test_repeated_names_are_not_exchanged(names: tuple[str, ...], order: tuple[int, ...]) -> None:
-    assert flip_order(names) == order
-
-
-def test_names_without_their_other_side_are_listed() -> None:
-    assert unpaired_names(("nose", "left_eye", "rigth_eye", "left_ear", "right_ear")) == ["left_eye"]

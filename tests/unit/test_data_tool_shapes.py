@@ -104,11 +104,15 @@ def test_broken_pose_is_reported_and_the_others_are_read(row: str, message: str,
         ("[3, 3]", "flip_idx: [0, 1]\n", "data.yaml: flip_idx: expected the position, 0 to 2, that every keypoint"),
         ("[3, 3]", "flip_idx: [1, 2, 0]\n", "data.yaml: flip_idx: expected"),
         ("[2, 3]", "flip_idx: [a, b]\n", "data.yaml: flip_idx: expected"),
+        ("[2, 3]", "flip_idx: ['1', '0']\n", "data.yaml: flip_idx: expected"),
+        ("[2, 3]", "flip_idx: [true, 0]\n", "data.yaml: flip_idx: expected"),
     ],
 )
 def test_broken_description_of_poses_is_reported(shape: str, flip: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=message):
-        load(write_poses(tmp_path, f"{BOX}\n", shape=shape, flip=flip))
+    root = write_poses(tmp_path, f"{BOX}\n", shape=shape, flip=flip)
+    with pytest.raises(DataError, match=f"{message}.*; data.keypoints=false reads"):
+        load(root, keypoints=True)
+    assert len(load(root).boxes) == 1
 
 
 def test_rows_without_kpt_shape_have_no_keypoints(tmp_path: Path) -> None:
@@ -255,7 +259,55 @@ def test_skeletons_with_different_points_are_an_error(tmp_path: Path) -> None:
         load(write_cvat(tmp_path, shape, labels=SKELETON + other), keypoints=True)
 
 
-def test_skeleton_without_points_is_reported(tmp_path: Path) -> None:
-    shape = '<skeleton label="person"><points label="head" outside="1" points="1,1"></points></skeleton>'
-    with pytest.raises(DataError, match=r"image a.png, shape 1: invalid coordinates of a skeleton"):
-        load(write_cvat(tmp_path, shape, labels=SKELETON))
+HEAD, TAIL = '<points label="head" points="1,2"/>', '<points label="tail" points="9,8" occluded="1"/>'
+
+
+def skeleton(points: str) -> str:
+    return f'<skeleton label="person">{points}</skeleton>'
+
+
+@pytest.mark.parametrize("labels", ["", "<label><name>person</name></label>"])
+def test_points_without_description_have_the_names_of_their_labels(labels: str, tmp_path: Path) -> None:
+    root = write_cvat(tmp_path, skeleton(HEAD + TAIL), skeleton(TAIL + HEAD), labels=labels)
+    annotations = load(root, keypoints=True)
+    assert annotations.keypoint_layout == (("head", "tail"), (), None)
+    assert annotations.keypoints is not None
+    assert annotations.keypoints.values[1].tolist() == [[1, 2, 2], [9, 8, 1]]
+
+
+def test_skeleton_outside_the_image_is_no_object(tmp_path: Path) -> None:
+    outside = skeleton('<points label="head" outside="1"/><points label="tail" outside="1" points="1,1"/>')
+    partly = skeleton(f'{HEAD}<points label="tail" outside="1"/><points label="tail" points="7,8"/>')
+    root = write_cvat(tmp_path, outside, partly, labels=SKELETON)
+    for options in ({}, {"keypoints": True}):
+        assert load(root, **options).boxes.tolist() == [[1, 2, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (skeleton(""), "has no points"),
+        (
+            skeleton('<points label="head"/>'),
+            "invalid coordinates of a skeleton: point head: expected x,y .* found None",
+        ),
+        (skeleton('<points label="head" points="1,2,3"/>'), "point head: expected x,y in numbers, found '1,2,3'"),
+        (
+            skeleton(f'{HEAD}<points label="tail" points="nan,2"/>'),
+            "point tail: expected x,y in numbers, found 'nan,2'",
+        ),
+        (skeleton('<points label="ear" points="1,2"/>'), "unknown label 'ear'; expected one of tail, head"),
+        (
+            '<ellipse label="person" cx="9" cy="9" rx="nan" ry="2"/>',
+            'invalid coordinates of a ellipse: expected numbers, found label="person" cx="9" cy="9" rx="nan" ry="2"',
+        ),
+        ('<polygon label="person" points="1,1;2,inf;3,4"/>', "invalid coordinates of a polygon"),
+        ('<box label="person" xtl="1" ytl="2" xbr="9"/>', "invalid coordinates of a box"),
+        ('<mask label="person" rle="1" left="1" top="x" width="1" height="1"/>', "invalid coordinates of a mask"),
+    ],
+)
+def test_broken_shape_of_cvat_is_reported_with_its_reason(shape: str, message: str, tmp_path: Path) -> None:
+    root = write_cvat(tmp_path, shape, skeleton(HEAD + TAIL), labels=SKELETON)
+    with pytest.raises(DataError, match=f"image a.png, shape 1: .*{message}"):
+        load(root, masks=True, keypoints=True)
+    assert len(load(root, keypoints=True, on_error="skip").boxes) == 1

@@ -17,7 +17,14 @@ from .dataset import Annotations
 from .images import OnImage, check_images
 from .opening import MAX_PIXELS
 from .orientation import swaps_sides, to_displayed
-from .shape_checks import find_missing_masks, require_shapes, to_pixels, with_boxes_of_masks, without_empty_shapes
+from .shape_checks import (
+    BOXES_OF_MASKS,
+    find_missing_masks,
+    require_shapes,
+    to_pixels,
+    with_boxes_of_masks,
+    without_empty_shapes,
+)
 from .source import Problem, Source, unused_ids
 
 _PROGRESS_BAR_MIN = 1000  # number of images from which a progress bar is shown
@@ -53,8 +60,8 @@ def check_split(
         masks: masks are required of all objects but crowds.
         keypoints: keypoints are required, of any object.
         boxes_of_masks: replace the boxes by those around the masks, which are required.
-        lossless: keep the masks and keypoints of any object, and the values in the files: boxes and areas are float64,
-            and boxes are not clipped. A split without classes is allowed.
+        lossless: keep the masks and keypoints of any object, also if they are not required, and the values in the
+            files: boxes and areas are float64, and boxes are not clipped. A split without classes is allowed.
 
     Returns:
         The usable images and boxes, and all problems.
@@ -62,7 +69,7 @@ def check_split(
     Raises:
         DataError: the data has no classes, or none of the required masks or keypoints.
     """
-    masks_for = "data.masks=true" if masks else "data.boxes=masks" if boxes_of_masks else None
+    masks_for = "data.masks=true" if masks else BOXES_OF_MASKS if boxes_of_masks else None
     if lossless:
         source = without_empty_shapes(source)
     source = require_shapes(source, masks_for=masks_for, keypoints=keypoints)
@@ -77,7 +84,7 @@ def check_split(
         source = with_boxes_of_masks(source)
     labels, label_problems = _map_labels(source, names)
     boxes, box_ok, box_problems = _check_boxes(source, sizes, candidates=image_ok[source.image_of] & (labels >= 0))
-    if not lossless:
+    if masks_for or not lossless:
         box_ok, shape_problems = find_missing_masks(source, box_ok)
         box_problems += shape_problems
     images, kept = np.flatnonzero(image_ok), _order_by_image(source, box_ok)

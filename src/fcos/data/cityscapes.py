@@ -26,7 +26,8 @@ from ..progress import progress_bar
 from .files import read_json, walk_files
 from .folders import split_folders
 from .opening import MAX_PIXELS, read_image
-from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .rows import Row, source_from_rows
+from .source import Problem, Source, Split, SplitFiles
 from .values import parse_number, parse_size
 
 CLASSES = {
@@ -141,9 +142,10 @@ def _read_instances(file: Path) -> tuple[np.ndarray, list[Problem]]:
         with open_file(ids_file) as opened:
             instances = read_image(opened, np.asarray, max_pixels=MAX_PIXELS)
     except Exception as error:  # Pillow may raise almost any exception for a damaged file
-        raise DataError(f"{ids_file}: cannot be read: {error or type(error).__name__}") from None
+        raise DataError(f"{ids_file}: cannot be read: {str(error) or type(error).__name__}") from None
     if instances.shape != size or not np.issubdtype(instances.dtype, np.integer):
-        found = f"{instances.dtype} {'x'.join(map(str, instances.shape[1::-1]))}"
+        kind = "a colour image" if instances.ndim == 3 else str(instances.dtype)
+        found = f"{kind} of {'x'.join(map(str, instances.shape[1::-1]))} pixels"
         raise DataError(f"{ids_file}: expected ids of {size[1]}x{size[0]} pixels, as in {file.name}, found {found}")
     return instances.astype(np.int64), []
 

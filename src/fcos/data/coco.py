@@ -257,11 +257,12 @@ def _select_usable(
         written_id = entry.get("id") if isinstance(entry, dict) else None
         flaw = _parse_values(entry, keys)
         if flaw is not None:
+            kind, message = _SHAPES.get(flaw[0], f"broken {noun}"), flaw[1]
             has_id = isinstance(written_id, int | float | str) and written_id != ""
             where = f"{noun} {written_id!s:.40}" if has_id else f"{noun} at position {position}"
             image = entry.get("image_id") if image_names and isinstance(entry, dict) else None
             name = image_names.get(image) if image_names and isinstance(image, int) else None
-            report(f"broken {noun}", where, flaw if name is None else f"{flaw} (image {name})")
+            report(kind, where, message if name is None else f"{message} (image {name})")
         elif entry.get("id") in seen:
             report(f"duplicated {noun} id", f"{noun} {entry['id']}", f"another {noun} has the same id")
         else:
@@ -271,8 +272,8 @@ def _select_usable(
     return usable
 
 
-_SHAPES = ("segmentation", "keypoints")
-"""Keys whose values are long, so that messages also contain the reason of an error."""
+_SHAPES = {"segmentation": "broken mask", "keypoints": "broken keypoints"}
+"""Kinds of errors of keys whose values are long, so that messages also contain the reason."""
 
 
 def _plain(value: Any) -> Any:
@@ -284,10 +285,14 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
-    """Replace the values of an entry by the parsed ones; return a message if one is invalid, or missing if required."""
+def _parse_values(entry: Any, keys: dict[str, _Key]) -> tuple[str, str] | None:
+    """Replace the values of an entry by the parsed ones.
+
+    Returns:
+        The key and a message if a value is invalid, or missing if required.
+    """
     if not isinstance(entry, dict):
-        return f"expected an object, found {quote(entry)}"
+        return "", f"expected an object, found {quote(entry)}"
     for key, (parse, expected, required) in keys.items():
         value = entry.get(key)
         if value is None and not required:
@@ -297,7 +302,7 @@ def _parse_values(entry: Any, keys: dict[str, _Key]) -> str | None:
         except ValueError as error:
             found = quote(_plain(value)) if key in entry else "none"
             reason = f": {error}" if key in _SHAPES else ""
-            return f"expected {key} ({expected}), found {found}{reason}"
+            return key, f"expected {key} ({expected}), found {found}{reason}"
     return None
 
 
@@ -326,7 +331,7 @@ def _select_fitting(
         where, mask, (height, width) = f"annotation {a['id']}", a.get("segmentation"), sizes[a["image_id"]]
         count = len(a["keypoints"]) if keypoints and a.get("keypoints") is not None else None
         if mask is not None and mask.size is not None and 0 not in (height, width) and mask.size != (height, width):
-            message = f"its mask is {mask.size[1]}x{mask.size[0]}, but its image {width}x{height} "
+            message = f"its mask is {mask.size[1]}x{mask.size[0]}, but its image {width}x{height}"
             report("wrong mask size", where, message)
         elif count not in (None, len(keypoints)):
             expected = f"{len(keypoints)} keypoints ({', '.join(keypoints):.100})"
@@ -351,7 +356,7 @@ def _read_classes(
     for category in categories:
         flaw = _parse_values(category, _CATEGORY_KEYS)
         if flaw is not None:
-            raise DataError(f"{path}: every category needs an id and a name, found {quote(category)}: {flaw}")
+            raise DataError(f"{path}: every category needs an id and a name, found {quote(category)}: {flaw[1]}")
     parents = Counter(c["supercategory"] for c in categories if isinstance(c.get("supercategory"), str))
     classes = [c for c in categories if c["id"] in used or not _is_parent(c, parents)]
     if all_categories:  # an unused one may have the name of a class

@@ -6,14 +6,16 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
-from ..keypoints import UNNAMED, KeypointLayout, flip_order
+from ..errors import DataError
+from ..formatting import quote
+from ..keypoints import UNNAMED, KeypointLayout
 from ..masks import Masks, outline, to_text
 from .opening import MAX_PIXELS
+from .source import WITHOUT_KEYPOINTS
 from .values import parse_integer
 
 SEGMENTATION = "polygons [[x1, y1, x2, y2, x3, y3, ...], ...] in numbers, or an RLE with size and counts"
@@ -175,7 +177,8 @@ def keypoint_layout(
         where: file, for messages.
 
     Raises:
-        DataError: categories have different keypoints, or a keypoint has two counterparts.
+        DataError: categories have different keypoints, or a pair does not name two of them, or a keypoint is in two
+            flip pairs.
     """
     counts = Counter(len(a["keypoints"]) for a in annotations if a.get("keypoints") is not None)
     if not counts:
@@ -186,14 +189,13 @@ def keypoint_layout(
     lists = {tuple(map(str, c["keypoints"])) for c in named}
     if len(lists) > 1:
         lengths = ", ".join(f"{c['name']} ({len(c['keypoints'])})" for c in named)
-        raise DataError(f"{where}: all categories with keypoints need the same ones, found {lengths:.300}")
+        raise DataError(
+            f"{where}: all categories with keypoints need the same ones, found {lengths:.300}{WITHOUT_KEYPOINTS}"
+        )
     (names,) = lists
-    pairs = _pairs(named[0]["flip_pairs"], len(names)) if isinstance(named[0].get("flip_pairs"), list) else None
-    try:
-        flip_order(names, pairs, where=f"{where}: flip_pairs of {named[0]['name']}, counted from 1")
-    except ConfigError as error:
-        raise DataError(str(error)) from None
-    return KeypointLayout(names, _pairs(named[0].get("skeleton"), len(names)), pairs)
+    skeletons = [_pairs(c, "skeleton", names, where=where) for c in named]
+    flips = [_pairs(c, "flip_pairs", names, where=where) for c in named]
+    return KeypointLayout(names, next(filter(None, skeletons), ()), next((f for f in flips if f is not None), None))
 
 
 def stack_keypoints(annotations: Sequence[dict[str, Any]], count: int) -> np.ndarray:
@@ -205,7 +207,27 @@ def stack_keypoints(annotations: Sequence[dict[str, Any]], count: int) -> np.nda
     return values
 
 
-def _pairs(value: Any, count: int) -> tuple[tuple[int, int], ...]:
-    """Return the pairs of a list, counted from 0 instead of 1, without those that do not name two keypoints."""
-    pairs = [pair for pair in value if isinstance(pair, list) and len(pair) == 2] if isinstance(value, list) else []
-    return tuple((a - 1, b - 1) for a, b in pairs if all(type(i) is int and 1 <= i <= count for i in (a, b)))
+def _pairs(
+    category: dict[str, Any], key: Literal["skeleton", "flip_pairs"], names: Sequence[str], *, where: str
+) -> tuple[tuple[int, int], ...] | None:
+    """Return the pairs of keypoints of a category, counted from 0 instead of 1; None if it has none.
+
+    Raises:
+        DataError: a pair does not name two of the keypoints, or a keypoint is in two flip pairs.
+    """
+    value = category.get(key)
+    if value is None:
+        return None
+    try:
+        pairs = tuple((parse_integer(a) - 1, parse_integer(b) - 1) for a, b in value)
+    except (TypeError, ValueError):
+        pairs = ((-1, -1),)
+    members = [i for pair in pairs for i in pair]
+    is_repeated = key == "flip_pairs" and len(set(members)) != len(members)
+    if is_repeated or not all(0 <= i < len(names) for i in members):
+        once = ", each in one pair" if key == "flip_pairs" else ""
+        raise DataError(
+            f"{where}: {key} of {category['name']}: expected pairs [a, b] of keypoints from 1 to {len(names)}"
+            f" ({', '.join(names):.200}){once}, found {quote(value)}{WITHOUT_KEYPOINTS}"
+        )
+    return pairs

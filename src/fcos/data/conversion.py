@@ -6,10 +6,12 @@ Shape letters: B boxes.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,15 @@ import numpy as np
 from ..config import DataConfig
 from ..errors import DataError
 from ..files import explain_write_errors, replaced, write_text
-from ..formatting import join_some, plural
+from ..formatting import join_some, plural, printable
 from ..progress import progress_bar
 from .coco_shapes import to_segmentation
 from .dataset import Annotations
-from .layouts import SPLITS
+from .layouts import SPLITS, locate
 from .source import Split, merge_classes
 from .splits import has_split, load_annotations
+
+logger = logging.getLogger(__name__)
 
 _MAX_DECIMALS = 16
 
@@ -35,6 +39,7 @@ def convert(
 ) -> dict[Path, Annotations]:
     """Write every split of a data set to OUT/SPLIT.json, a COCO file that `data=OUT` reads with the same result.
 
+    Masks and keypoints are converted if there are any, unless data.masks=false or data.keypoints=false is given.
     Boxes, polygons and keypoints keep the numbers of their files, without rounding. Images, classes and annotations
     keep their ids if the data has any. All splits have the same categories.
 
@@ -42,36 +47,50 @@ def convert(
         config: data options, including the location of the data.
         out: output folder, created if needed.
         copy_images: copy the images to OUT/images/SPLIT; otherwise, the files name the existing ones relative to OUT.
-        overwrite: replace existing files.
+        overwrite: replace existing files, and remove those of splits that the data does not have.
 
     Returns:
         The annotations of each written file.
 
     Raises:
-        DataError: the data cannot be used (see `load_annotations`), or a file exists and `overwrite` is False.
+        DataError: the data cannot be used (see `load_annotations`), a file exists and `overwrite` is False, or OUT
+            holds data in another layout.
         WriteError: the disk is full or not writable.
     """
-    files: dict[Split, Path] = {split: out / f"{split}.json" for split in SPLITS if has_split(config, split)}
+    files: dict[Split, Path] = {split: out / f"{split}.json" for split in SPLITS}
     if not overwrite:
         _require_new(list(files.values()))
-    with explain_write_errors(out):
-        out.mkdir(parents=True, exist_ok=True)  # fails before the check of the images, which takes long
+    stale = [file for split, file in files.items() if not has_split(config, split)]
+    _require_readable(config, out, list(files.values()), stale)
+    with _created(out):  # fails before the check of the images, which takes long
+        written = _write(config, files, out, copy_images=copy_images, overwrite=overwrite)
+        for file in filter(os.path.lexists, stale):
+            with explain_write_errors(file):
+                file.unlink()
+            logger.info("%s: removed, as the data has no such split", printable(str(file)))
+    return written
+
+
+def _write(
+    config: DataConfig, files: Mapping[Split, Path], out: Path, *, copy_images: bool, overwrite: bool
+) -> dict[Path, Annotations]:
+    """Write the files of the splits that the data has, and return the annotations of each."""
     loaded: dict[Split, Annotations | None] = {split: load_annotations(config, split, lossless=True) for split in files}
     parts: dict[Split, Annotations] = {split: part for split, part in loaded.items() if part is not None}
     ids = merge_classes([(part.class_names, part.category_ids) for part in parts.values()])
     if not ids:
         raise DataError(f"{config.root}: expected annotations with at least one class, found none")
     parts = {split: _with_classes(part, ids) for split, part in parts.items()}
-    names: dict[Split, list[str]] = {
-        split: [_relative_name(part, i, out) for i in range(len(part))] for split, part in parts.items()
-    }
     if copy_images:
-        folders: dict[Split, Path] = {split: out / "images" / split for split in parts}
         names = {split: _names_in_copy(part) for split, part in parts.items()}
         copies = {
-            folders[split] / name: part.path(i) for split, part in parts.items() for i, name in enumerate(names[split])
+            out / "images" / split / name: part.path(i)
+            for split, part in parts.items()
+            for i, name in enumerate(names[split])
         }
         _copy(copies, overwrite=overwrite)
+    else:
+        names = {split: [_relative_name(part, i, out) for i in range(len(part))] for split, part in parts.items()}
     for split, part in parts.items():
         write_text(files[split], json.dumps(_to_tree(part, names[split])))
     return {files[split]: part for split, part in parts.items()}
@@ -96,6 +115,55 @@ def _require_new(files: Sequence[Path]) -> None:
     existing = [str(file) for file in files if os.path.lexists(file)]
     if existing:
         raise DataError(f"{join_some(existing)}: exists already; choose another folder, or replace it with --overwrite")
+
+
+def _require_readable(config: DataConfig, out: Path, files: Sequence[Path], stale: Sequence[Path]) -> None:
+    """Check that `data=OUT` will read the new files only, and that no file of the source would be removed.
+
+    Args:
+        config: data options of the source.
+        out: output folder.
+        files: files that a conversion may write.
+        stale: files among them that this conversion removes.
+
+    Raises:
+        DataError: OUT is the folder of a data set with other files, or the source has one of the files to remove.
+    """
+    own = {os.path.realpath(file) for file in files}
+    for form, file in _files_of(DataConfig(root=out)) if out.is_dir() else []:
+        if form != "coco" or os.path.realpath(file) not in own:
+            raise DataError(
+                f"{out}: holds a data set already ({form}: {file}), which data={out} would no longer read; choose"
+                f" another folder, such as {out / 'coco'}"
+            )
+    sources = {os.path.realpath(file) for _, file in _files_of(config)}
+    used = [str(file) for file in stale if os.path.realpath(file) in sources]
+    if used:
+        raise DataError(f"{join_some(used)}: is read by this conversion under another name; choose another folder")
+
+
+def _files_of(config: DataConfig) -> list[tuple[str, Path]]:
+    """Return the format and the annotations of every data set of every split, as far as they are found."""
+    found: list[tuple[str, Path]] = []
+    for split in SPLITS:
+        with suppress(DataError):
+            found += [(form, files.annotations or files.images[0]) for form, files in locate(config, split) or []]
+    return found
+
+
+@contextmanager
+def _created(folder: Path) -> Iterator[None]:
+    """Create a folder. After an error, remove it and its parents again, as far as they are new and empty."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+        raise
 
 
 def _with_classes(annotations: Annotations, ids: Mapping[str, int]) -> Annotations:

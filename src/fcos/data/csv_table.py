@@ -16,7 +16,8 @@ from .csv_boxes import CORNERS, EXTENT, LISTS, require_same_boxes, split_lists
 from .files import folder_with, read_text
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
-from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .rows import Row, source_from_rows
+from .source import Problem, Source, Split, SplitFiles
 from .subsets import check_subsets
 from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 

@@ -13,14 +13,15 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import open_file
-from ..formatting import plural
+from ..formatting import plural, quote
 from ..keypoints import KeypointLayout
 from ..masks import ellipse, outline
 from .files import folder_with, read_xml
 from .folders import image_folders, list_visible, read_start, split_of
 from .label_table import LabelTable
 from .opening import MAX_PIXELS
-from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .rows import Row, source_from_rows
+from .source import WITHOUT_KEYPOINTS, Problem, Source, Split, SplitFiles
 from .subsets import check_subsets
 from .values import CROWD_FLAGS, parse_flag, parse_size
 
@@ -49,9 +50,9 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the images of a subset, or all images.
 
     Boxes, polygons, ellipses and masks become boxes, with masks if they are read, and skeletons become boxes around
-    their points; other shapes are left out, with a warning. Shapes with an attribute of `CROWD_FLAGS` that is true
-    become crowd. Without `class_names`, the classes are the labels in
-    the order of the project.
+    their points; other shapes are left out, with a warning. A skeleton whose points are all outside is no object.
+    Shapes with an attribute of `CROWD_FLAGS` that is true become crowd. Without `class_names`, the classes are the
+    labels in the order of the project.
 
     Raises:
         DataError: the file cannot be read, is not valid XML, or describes a video, or its skeletons have different
@@ -78,14 +79,20 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             num_shapes += 1
             if shape.tag in _WITHOUT_AREA:
                 num_left_out += 1
+            if shape.tag in _WITHOUT_AREA or _is_outside(shape):
                 continue
+            kind = "broken shape"
             try:
-                row = _read_shape(shape, image, num_shapes, labels, with_masks=files.masks)
+                row = _read_shape(shape, image, num_shapes, labels)
+                if files.masks:
+                    kind = "broken mask"
+                    row = row._replace(polygon=_polygon_of(shape))
                 if layout is not None and shape.tag == "skeleton":
+                    kind = "broken keypoints"
                     row = row._replace(keypoints=_keypoints_of(shape, layout.names))
                 rows.append(row)
             except ValueError as error:
-                problems.append(Problem("broken shape", str(path), f"image {name}, shape {num_shapes}", str(error)))
+                problems.append(Problem(kind, str(path), f"image {name}, shape {num_shapes}", str(error)))
     if num_left_out:
         message = f"{plural(num_left_out, 'shape')} without area left out ({', '.join(_WITHOUT_AREA)})"
         problems.append(Problem("shape without area", str(path), "", message, "warning"))
@@ -137,6 +144,8 @@ def _read_labels(tree: Element) -> list[str]:
 def _read_skeletons(tree: Element, path: Path) -> KeypointLayout | None:
     """Return the names and connections of the points of the skeletons; None if there are none.
 
+    Without a description in `meta`, the names are the labels of the points, in their order.
+
     Raises:
         DataError: two skeletons have different points.
     """
@@ -152,9 +161,15 @@ def _read_skeletons(tree: Element, path: Path) -> KeypointLayout | None:
         edges = re.findall(r'data-node-from="(\d+)"[^>]*data-node-to="(\d+)"', svg)
         skeleton = tuple((nodes[a], nodes[b]) for a, b in edges if a in nodes and b in nodes)
         layouts[name] = KeypointLayout(tuple(points), skeleton)
+    undescribed: dict[str, dict[str, None]] = {}
+    for shape in tree.iter("skeleton"):
+        name = shape.get("label", "").strip()
+        if name not in layouts:
+            undescribed.setdefault(name, {}).update((point.get("label", ""), None) for point in shape.iter("points"))
+    layouts |= {name: KeypointLayout(tuple(points)) for name, points in undescribed.items() if points}
     if len({layout.names for layout in layouts.values()}) > 1:
         counts = ", ".join(f"{name} ({len(layout.names)})" for name, layout in layouts.items())
-        raise DataError(f"{path}: all skeletons need the same points, found {counts:.300}")
+        raise DataError(f"{path}: all skeletons need the same points, found {counts:.300}{WITHOUT_KEYPOINTS}")
     return next(iter(layouts.values()), None)
 
 
@@ -166,17 +181,42 @@ def _nodes(svg: str) -> list[tuple[str, str]]:
 
 
 def _keypoints_of(skeleton: Element, names: Sequence[str]) -> list[float]:
-    """Return x, y and visibility of every point; occluded points are hidden, those outside are not annotated."""
+    """Return x, y and visibility of every point; occluded points are hidden, those outside are not annotated.
+
+    Raises:
+        ValueError: a point has an unknown label.
+    """
     values = dict.fromkeys(names, (0.0, 0.0, 0.0))
-    for point in skeleton.findall("points"):
-        x, y = _position(point)
-        if point.get("label") in values and point.get("outside", "0") != "1":
-            values[point.attrib["label"]] = (x, y, 1.0 if point.get("occluded") == "1" else 2.0)
+    for point in _inside(skeleton):
+        name = point.get("label", "")
+        if name not in values:
+            raise ValueError(f"a point has the unknown label {name!r:.60}; expected one of {', '.join(names):.200}")
+        values[name] = (*_position(point), 1.0 if point.get("occluded") == "1" else 2.0)
     return [value for name in names for value in values[name]]
 
 
+def _inside(skeleton: Element) -> list[Element]:
+    """Return the points of a skeleton that are annotated; the others are outside the image and may lack a position."""
+    return [point for point in skeleton.findall("points") if point.get("outside", "0") != "1"]
+
+
+def _is_outside(shape: Element) -> bool:
+    return shape.tag == "skeleton" and shape.find("points") is not None and not _inside(shape)
+
+
 def _position(point: Element) -> tuple[float, float]:
-    x, y = map(float, point.attrib["points"].split(","))
+    """Return the position of a point of a skeleton.
+
+    Raises:
+        ValueError: it is not two numbers.
+    """
+    try:
+        x, y = map(_parse_finite, point.get("points", "").split(","))
+    except ValueError:
+        found = quote(point.get("points"))
+        raise ValueError(
+            f"invalid coordinates of a skeleton: point {point.get('label', '')}: expected x,y in numbers, found {found}"
+        ) from None
     return x, y
 
 
@@ -187,7 +227,7 @@ def _image_name(image: Element, folders: Sequence[Path]) -> str:
     return in_subset if subset and any(os.path.isfile(folder / in_subset) for folder in folders) else name
 
 
-def _read_shape(shape: Element, image: int, number: int, labels: LabelTable, *, with_masks: bool) -> Row:
+def _read_shape(shape: Element, image: int, number: int, labels: LabelTable) -> Row:
     """Read a shape with an area.
 
     Raises:
@@ -196,12 +236,7 @@ def _read_shape(shape: Element, image: int, number: int, labels: LabelTable, *, 
     name = shape.get("label", "").strip()
     if not name:
         raise ValueError("has no label")
-    try:
-        box = _BOX_READERS[shape.tag](shape)
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"invalid coordinates of a {shape.tag}: expected numbers, found {shape.attrib!s:.100}"
-        ) from None
+    box = _BOX_READERS[shape.tag](shape)
     flags = {e.get("name", "").casefold(): (e.text or "") for e in shape.findall("attribute")}
     crowd = False
     for key in CROWD_FLAGS:
@@ -209,7 +244,7 @@ def _read_shape(shape: Element, image: int, number: int, labels: LabelTable, *, 
             crowd = crowd or parse_flag(flags.get(key))
         except ValueError:
             raise ValueError(f"attribute {key}: expected true or false, found {flags[key]!r:.60}") from None
-    return Row(image, number, labels.label(name), box, crowd, _polygon_of(shape) if with_masks else ())
+    return Row(image, number, labels.label(name), box, crowd)
 
 
 def _polygon_of(shape: Element) -> list[float]:
@@ -219,7 +254,7 @@ def _polygon_of(shape: Element) -> list[float]:
         ValueError: the runs of a mask do not fill its box.
     """
     if shape.tag == "ellipse":
-        cx, cy, rx, ry = (float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry"))
+        cx, cy, rx, ry = _numbers(shape, "cx", "cy", "rx", "ry")
         if max(map(abs, (cx, cy, rx, ry))) < _MAX_COORDINATE:
             return ellipse((cx, cy), (rx, ry), angle=_angle(shape)).reshape(-1).tolist()
     if shape.tag == "mask" and "rle" in shape.attrib:
@@ -230,7 +265,7 @@ def _polygon_of(shape: Element) -> list[float]:
 
 def _read_runs(shape: Element) -> np.ndarray:
     """Return the outline of a mask, [T, 2]. Its runs go along the rows of its box, first the pixels outside."""
-    left, top, width, height = (float(shape.attrib[key]) for key in ("left", "top", "width", "height"))
+    left, top, width, height = _numbers(shape, "left", "top", "width", "height")
     try:
         runs = [int(run) for run in shape.attrib["rle"].split(",")]
     except ValueError:
@@ -255,19 +290,47 @@ def _read_corners(shape: Element) -> _Box:
 def _corners(shape: Element) -> list[tuple[float, float]]:
     """Return the points of a box or polygon. A box is rotated around its centre, a polygon around the origin."""
     if shape.tag == "polygon":
-        points = [tuple(map(float, point.split(","))) for point in shape.attrib["points"].split(";")]
-        return _rotate([(x, y) for x, y in points], _angle(shape), center=(0.0, 0.0))
-    x1, y1, x2, y2 = (float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
+        try:
+            pairs = [tuple(map(_parse_finite, point.split(","))) for point in shape.get("points", "").split(";")]
+            points = [(x, y) for x, y in pairs]
+        except ValueError:
+            raise _wrong_coordinates(shape) from None
+        return _rotate(points, _angle(shape), center=(0.0, 0.0))
+    x1, y1, x2, y2 = _numbers(shape, "xtl", "ytl", "xbr", "ybr")
     corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
     return _rotate(corners, _angle(shape), center=((x1 + x2) / 2, (y1 + y2) / 2))
 
 
 def _angle(shape: Element) -> float:
-    return math.radians(float(shape.get("rotation", 0)))
+    return math.radians(_numbers(shape, "rotation")[0]) if "rotation" in shape.attrib else 0.0
+
+
+def _numbers(shape: Element, *keys: str) -> list[float]:
+    """Return the values of attributes.
+
+    Raises:
+        ValueError: one is missing, or not a finite number.
+    """
+    try:
+        return [_parse_finite(shape.attrib[key]) for key in keys]
+    except (KeyError, ValueError):
+        raise _wrong_coordinates(shape) from None
+
+
+def _parse_finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("expected a finite number")
+    return number
+
+
+def _wrong_coordinates(shape: Element) -> ValueError:
+    attributes = " ".join(f'{key}="{value}"' for key, value in shape.attrib.items())
+    return ValueError(f"invalid coordinates of a {shape.tag}: expected numbers, found {attributes:.100}")
 
 
 def _read_ellipse(shape: Element) -> _Box:
-    cx, cy, rx, ry = (float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry"))
+    cx, cy, rx, ry = _numbers(shape, "cx", "cy", "rx", "ry")
     angle = _angle(shape)
     width = math.hypot(rx * math.cos(angle), ry * math.sin(angle))
     height = math.hypot(rx * math.sin(angle), ry * math.cos(angle))
@@ -275,15 +338,15 @@ def _read_ellipse(shape: Element) -> _Box:
 
 
 def _read_mask(shape: Element) -> _Box:
-    left, top, width, height = (float(shape.attrib[key]) for key in ("left", "top", "width", "height"))
+    left, top, width, height = _numbers(shape, "left", "top", "width", "height")
     return left, top, left + width, top + height
 
 
 def _read_skeleton(shape: Element) -> _Box:
     """Return the box around the annotated points."""
-    positions = [_position(point) for point in shape.findall("points") if point.get("outside", "0") != "1"]
+    positions = [_position(point) for point in _inside(shape)]
     if not positions:
-        raise ValueError("no point is inside the image")
+        raise ValueError("has no points")
     return _bounding_box(positions)
 
 

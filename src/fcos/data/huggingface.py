@@ -13,7 +13,8 @@ import numpy as np
 from .files import read_text
 from .folders import list_visible, read_start, split_folders, split_of
 from .label_table import LabelTable
-from .source import Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .rows import Row, source_from_rows
+from .source import Problem, Source, Split, SplitFiles
 from .subsets import check_subsets
 from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .source import Row, unused_ids
+from .rows import Row
+from .source import unused_ids
 from .values import parse_integer
 
 

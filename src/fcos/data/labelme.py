@@ -22,7 +22,8 @@ from .files import IMAGE_SUFFIXES, read_json
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, list_visible, read_start
 from .label_table import LabelTable
 from .opening import MAX_PIXELS, read_image
-from .source import Problem, Row, Source, SplitFiles, select_images, source_from_rows
+from .rows import Row, source_from_rows
+from .source import Problem, Source, SplitFiles, select_images
 from .values import CROWD_FLAGS, parse_flag, parse_number, parse_size
 
 _MAX_RADIUS = 1e6  # pixels; a larger radius is no circle in an image

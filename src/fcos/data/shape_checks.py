@@ -15,9 +15,11 @@ from ..keypoints import UNNAMED
 from ..masks import Masks
 from .source import Keypoints, Problem, Source
 
+BOXES_OF_MASKS = "data.boxes=masks"
+
 
 class MissingShapesError(DataError):
-    """A split lacks what `option`, `masks` or `keypoints`, requires of its objects."""
+    """A split lacks what the head of a detector needs of its objects; `option`, `masks` or `keypoints`, asks for it."""
 
     def __init__(self, message: str, option: Literal["masks", "keypoints"]):
         super().__init__(message)
@@ -33,7 +35,8 @@ def require_shapes(source: Source, *, masks_for: str | None, keypoints: bool) ->
         keypoints: keypoints are required.
 
     Raises:
-        MissingShapesError: it has none.
+        MissingShapesError: it has no masks or keypoints for the head of a detector.
+        DataError: it has no masks for the boxes.
     """
     if not len(source.boxes):
         no_keypoints = Keypoints(np.zeros((0, 0, 3)), UNNAMED)
@@ -43,12 +46,14 @@ def require_shapes(source: Source, *, masks_for: str | None, keypoints: bool) ->
     where = source.annotation_file(0) if source.annotation_files else source.root
     first = f"; the first problem is {source.problems[0]}" if source.problems else ""
     if masks_for and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
-        raise MissingShapesError(
+        message = (
             f"{where}: {masks_for} needs the masks of the objects (`segmentation` in COCO files,"
             " polygons in YOLO files, shapes in LabelMe and CVAT files, instances in Cityscapes), found none; use data"
-            f" with masks, or a detector without mask head{first}",
-            "masks",
+            " with masks, or "
         )
+        if masks_for == BOXES_OF_MASKS:
+            raise DataError(f"{message}remove {masks_for}{first}")
+        raise MissingShapesError(f"{message}a detector without mask head{first}", "masks")
     if keypoints and source.keypoints is None:
         raise MissingShapesError(
             f"{where}: data.keypoints=true needs the keypoints of the objects (`keypoints` in COCO files, kpt_shape in"

@@ -30,6 +30,8 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 """Splits, with the names that data sets use for them."""
+WITHOUT_KEYPOINTS = "; data.keypoints=false reads the data without keypoints"
+"""Remedy for keypoints that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class SplitFiles:
         subset: split to read from a file that contains several (CVAT, CSV, Hugging Face); None: the whole file.
         masks: True to read the masks of objects.
         keypoints: True to read the keypoints of objects.
-        pose: keypoints of the rows of YOLO label files (data.yaml); None: the rows have none.
+        pose: keypoints of the rows of YOLO label files (data.yaml), or the error to raise if they are read; None: the
+            rows have none.
     """
 
     annotations: Path | None
@@ -97,7 +100,7 @@ class SplitFiles:
     subset: Split | None = None
     masks: bool = False
     keypoints: bool = False
-    pose: Pose | None = None
+    pose: Pose | DataError | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +281,7 @@ def _join_keypoints(sources: Sequence[Source]) -> Keypoints | None:
             raise DataError(
                 f"data sets that are combined must have the same keypoints, but {first_file} has {len(first.names)}"
                 f" ({', '.join(first.names):.200}) and {file} {len(other.names)} ({', '.join(other.names):.200})"
+                f"{WITHOUT_KEYPOINTS}"
             )
     rows = [
         source.keypoints.values
@@ -356,62 +360,3 @@ class Format(NamedTuple):
     recognize: Callable[[Path], SplitFiles | None]
     read: Callable[[SplitFiles, Sequence[str] | None], Source]
     reads_lists: bool = False
-
-
-class Row(NamedTuple):
-    """One box of a format with one annotation file per image.
-
-    Attributes:
-        image: position of the image.
-        number: number of the box in its file.
-        label: label of the class.
-        box: XYXY.
-        crowd: True for ignore regions.
-        polygon: mask of the object, x1, y1, x2, y2, ...; empty if there is none, or if masks are not read.
-        keypoints: x1, y1, visibility1, x2, ... of the object; empty if there are none, or if they are not read.
-    """
-
-    image: int
-    number: int
-    label: int
-    box: Sequence[float]
-    crowd: bool = False
-    polygon: Sequence[float] = ()
-    keypoints: Sequence[float] = ()
-
-
-def source_from_rows(
-    rows: Sequence[Row],
-    *,
-    with_masks: bool = False,
-    keypoint_layout: KeypointLayout | None = None,
-    **attributes: Any,
-) -> Source:
-    """Build a Source from individual boxes; image ids are 1, 2, ..., and `attributes` holds the other fields.
-
-    Args:
-        rows: boxes.
-        with_masks: use the polygons as masks.
-        keypoint_layout: meaning of the keypoints; None: the rows have none.
-        attributes: fields of the source that the rows do not determine.
-    """
-    count = len(attributes["file_names"])
-    return Source(
-        image_ids=np.arange(1, count + 1, dtype=np.int64),
-        image_of=np.array([row.image for row in rows], dtype=np.int64),
-        boxes=np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4),
-        labels=np.array([row.label for row in rows], dtype=np.int64),
-        crowd=np.array([row.crowd for row in rows], dtype=bool),
-        areas=np.full(len(rows), np.nan),
-        numbers=np.array([row.number for row in rows], dtype=np.int64),
-        masks=Masks.from_polygons([[row.polygon] if row.polygon else [] for row in rows]) if with_masks else None,
-        keypoints=None if keypoint_layout is None else _keypoints_of(rows, keypoint_layout),
-        **attributes,
-    )
-
-
-def _keypoints_of(rows: Sequence[Row], layout: KeypointLayout) -> Keypoints:
-    """Return the keypoints of all rows, zeros for rows without."""
-    missing = [0.0] * (3 * len(layout.names))
-    values = np.array([row.keypoints or missing for row in rows], dtype=np.float64)
-    return Keypoints(values.reshape(len(rows), len(layout.names), 3), layout)

@@ -27,6 +27,11 @@ logger = logging.getLogger(__name__)
 _MAX_SHOWN = 20
 _KEPT = ("repeated image", "wrong box format")
 """Kinds of errors whose images and boxes data.on_error=skip uses as they are."""
+_SHAPE_ERRORS = {
+    "masks": ("broken mask", "wrong mask size"),
+    "keypoints": ("broken keypoints", "wrong number of keypoints"),
+}
+"""Kinds of errors of objects whose boxes may be correct, by the option that reads masks or keypoints."""
 
 
 def load_annotations(
@@ -50,8 +55,8 @@ def load_annotations(
         one_class: for detectors that do not distinguish classes: all objects are of the class `object`. The previous
             two arguments are not used.
         on_image: callback for every image, which are all decoded then.
-        lossless: read all that a conversion keeps: masks and keypoints if there are any, and values as in the files,
-            see `check_split`.
+        lossless: read all that a conversion keeps: masks and keypoints if there are any, unless `config.masks` and
+            `config.keypoints` are False explicitly, and values as in the files, see `check_split`.
 
     Returns:
         The annotations, or None if the data has no such split.
@@ -75,8 +80,10 @@ def load_annotations(
     errors = [p for p in problems if p.severity == "error"]
     if errors and (config.on_error == "stop" or not len(annotations)):
         skip = f", or set data.on_error=skip {_describe_skipping(errors)}" if len(annotations) else ""
-        remedy = f"Fix {'it' if len(errors) == 1 else 'them'}{skip}."
-        if split != "train" and any(p.kind == "no mask" for p in errors):
+        without = _options_without(errors, config) if lossless else []
+        leave_out = f", or leave out what is broken with {' '.join(without)}" if without else ""
+        remedy = f"Fix {'it' if len(errors) == 1 else 'them'}{skip}{leave_out}."
+        if split != "train" and not lossless and any(p.kind == "no mask" for p in errors):
             remedy += " `fcos val` with data.masks=false evaluates only the boxes."
         raise DataError(f"{_format_problems(f'problems in the {split} split', errors)}\n{remedy}")
     kept = [p for p in errors if p.kind in _KEPT]
@@ -127,7 +134,8 @@ def read_split(
     names = class_names if class_names is not None else config.classes
     if names is not None and len(set(names)) != len(names):
         raise DataError(f"class names must be unique, found {', '.join(names):.200}")
-    reading = config.model_copy(update={"masks": True, "keypoints": True}) if lossless else config
+    shapes = [name for name in ("masks", "keypoints") if name not in config.model_fields_set]
+    reading = config.model_copy(update=dict.fromkeys(shapes, True)) if lossless else config
     sources = [_read_source(reading, *data_set, names, split, is_divided=is_divided) for data_set in located]
     if split == "train" or is_divided:
         sources = _without_listed(sources, config, names)
@@ -138,7 +146,7 @@ def read_split(
     source = join_sources(sources)
     if is_divided and not source.file_names:
         source.problems.append(_empty_split(source.root, split))
-    return check_split(
+    annotations, problems = check_split(
         source,
         class_names=names,
         category_ids=category_ids,
@@ -151,6 +159,7 @@ def read_split(
         boxes_of_masks=config.boxes == "masks",
         lossless=lossless,
     )
+    return (annotations if reading.masks else replace(annotations, masks=None)), problems
 
 
 def check_division(config: DataConfig) -> None:
@@ -284,6 +293,13 @@ def _describe_skipping(errors: Sequence[Problem]) -> str:
     if kinds <= set(_KEPT):
         return "to use them as they are"
     return "to skip unusable images and boxes" + (" and use the others as they are" if kinds & set(_KEPT) else "")
+
+
+def _options_without(errors: Sequence[Problem], config: DataConfig) -> list[str]:
+    """Return the options that leave out masks or keypoints with errors."""
+    kinds = {problem.kind for problem in errors}
+    broken = [name for name, kinds_of_shape in _SHAPE_ERRORS.items() if kinds & set(kinds_of_shape)]
+    return [f"data.{name}=false" for name in broken if not getattr(config, name)]
 
 
 def _format_problems(title: str, problems: Sequence[Problem]) -> str:

@@ -14,7 +14,8 @@ from ..errors import DataError
 from ..formatting import join_some, plural, quote
 from .files import IMAGE_SUFFIXES, is_hidden, match_key, read_text, read_xml
 from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, has_images, list_visible, read_start
-from .source import SPLIT_NAMES, Problem, Row, Source, Split, SplitFiles, source_from_rows
+from .rows import Row, source_from_rows
+from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles
 from .values import parse_flag, parse_size
 
 _NUM_SAMPLED = 20

@@ -30,7 +30,8 @@ from .folders import (
     read_start,
     split_folders,
 )
-from .source import SPLIT_NAMES, Pose, Problem, Source, Split, SplitFiles, source_from_rows
+from .rows import source_from_rows
+from .source import SPLIT_NAMES, WITHOUT_KEYPOINTS, Pose, Problem, Source, Split, SplitFiles
 from .yolo_labels import LabelFinder, is_label_file
 from .yolo_rows import LabelRow, parse_row, read_poses, read_rows
 
@@ -121,6 +122,8 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         )
     problems += finder.check(matched)
     pose = files.pose if files.keypoints else None
+    if isinstance(pose, DataError):
+        raise pose
     label_files, label_rows, label_problems = _read_label_files(
         matched, len(names), with_points=files.masks or pose is not None
     )
@@ -282,23 +285,26 @@ def _read_class_names(tree: dict[str, Any], yaml_file: Path) -> tuple[str, ...] 
     return tuple(names)
 
 
-def _read_pose(tree: dict[str, Any], yaml_file: Path) -> Pose | None:
+def _read_pose(tree: dict[str, Any], yaml_file: Path) -> Pose | DataError | None:
     """Return the keypoints of the rows: `kpt_shape` is [number, 2 or 3], `flip_idx` the order in a flipped image.
 
-    Keypoints that change places as COCO's 17 are taken for these; others have numbers as names.
+    A mistake is returned, not raised, as it does not matter if the keypoints are not read. Keypoints that change places
+    as COCO's 17 are taken for these; others have numbers as names.
     """
     shape, order = tree.get("kpt_shape"), tree.get("flip_idx")
     if shape is None:
         return None
     is_shape = isinstance(shape, list) and len(shape) == 2 and all(type(side) is int for side in shape)
     if not is_shape or not 1 <= shape[0] <= _MAX_KEYPOINTS or shape[1] not in (2, 3):
-        raise DataError(f"{yaml_file}: kpt_shape: expected [number of keypoints, 2 or 3], found {quote(shape)}")
+        return DataError(
+            f"{yaml_file}: kpt_shape: expected [number of keypoints, 2 or 3], found {quote(shape)}{WITHOUT_KEYPOINTS}"
+        )
     positions = range(shape[0])
-    is_swap = isinstance(order, list) and sorted(map(str, order)) == sorted(map(str, positions))
-    if order is not None and not (is_swap and all(order[order[i]] == i for i in positions)):
-        raise DataError(
+    is_order = isinstance(order, list) and all(type(i) is int for i in order) and sorted(order) == list(positions)
+    if order is not None and not (is_order and all(order[order[i]] == i for i in positions)):
+        return DataError(
             f"{yaml_file}: flip_idx: expected the position, 0 to {shape[0] - 1}, that every keypoint takes in a flipped"
-            f" image, in pairs that change places, found {quote(order)}"
+            f" image, in pairs that change places, found {quote(order)}{WITHOUT_KEYPOINTS}"
         )
     if order == list(flip_order(COCO_PERSON.names)):
         return Pose(COCO_PERSON, shape[1])

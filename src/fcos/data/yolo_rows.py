@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..choices import YoloRows
 from ..errors import DataError
 from ..formatting import plural
-from .source import Row
+from .rows import Row
 
 _Box = tuple[float, float, float, float]
 _IMAGE = (0.0, 0.0, 1.0, 1.0)
