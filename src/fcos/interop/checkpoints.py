@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, find_weights, from_ours, is_ours, is_zip, read
 from ..config import expand_user
 from ..config.detectors import DEFAULT_DETECTOR
-from ..config.text import as_option
+from ..config.text import as_option, suggest
 from ..downloads import describe_other_scheme, hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
 from ..formatting import join_some, plural
@@ -40,6 +40,9 @@ _ANCHOR_CONVENTIONS = {"anchor_rounding": "base"}
 """Further conventions of the original's detectors with anchors."""
 _RESTRICTED_PROJECTS = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
 _LICENCE = "licence of {} (non-commercial use only) if its authors published these weights"  # no file names the authors
+_CATALOG = "catalog://"
+_DETECTORS = [name for name in CATALOG if name.startswith(f"{_CATALOG}Caffe2Detectron/")]
+"""The original's names of the detectors of Detectron."""
 _STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "blobs")
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED_GLOBALS]
 """Entries for `torch.serialization.safe_globals`: options of torchvision's training script, and mmengine's log."""
@@ -69,6 +72,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
         path = hub_file(named, where, otherwise="give the path of other weights")
     else:
         if (reason := describe_other_scheme(where)) and not Path(source).exists():
+            if where.startswith(_CATALOG):
+                reason = f"no detector of this name in the original's catalogue{suggest(where, _DETECTORS)}"
             raise WeightsError(f"{where}: {reason}")
         path = find_weights(expand_user(source))
     try:
@@ -260,7 +265,8 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
     if class_names is None:
         class_names = mmdetection.class_names(content, state)
     checkpoint = dialect.convert(state, class_names=class_names, where=where)
-    if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
+    is_known = where in torchvision.WEIGHTS or checkpoint.config["model"].get("name") == "rpn"  # an RPN has no classes
+    if checkpoint.class_names and class_names is None and not is_known:
         log.info(
             "%s: assuming that the %s those of COCO; if they are not, save the correct names with: fcos"
             " convert %s OUT data.classes=[NAME, ...]",
