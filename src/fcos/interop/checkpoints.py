@@ -155,10 +155,25 @@ def _convert_with_conventions(
     *,
     class_names: Sequence[str] | None,
     where: str,
+    stored: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Build a checkpoint of a project whose config follows from the tensors; log the options that do not."""
+    """Build a checkpoint of a project whose config follows from the tensors; log the options that do not.
+
+    Args:
+        project: project of the weights.
+        convert: function that converts them.
+        state: tensors of the file by name.
+        class_names: [K], see `from_content`.
+        where: source of the weights, for messages.
+        stored: options of section `model` that the file states, by dotted key.
+    """
     converted = convert(state, where=where)
     weights, model = converted.weights, converted.config["model"]
+    stored = stored or {}
+    for key, value in stored.items():
+        section, _, name = key.rpartition(".")
+        part = model[section] if section else model
+        part |= {name: value} if name in part else {}
     assumed = {
         "backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1"),
         "channel_order": model["channel_order"],
@@ -169,10 +184,16 @@ def _convert_with_conventions(
             model[key] = [round(value, 4) for value in weights[key].flatten().tolist()]  # without float32 noise
         else:
             assumed[key] = model[key]
-    options = " ".join(f"model.{key}={as_option(value)}" for key, value in assumed.items() if value is not None)
-    log.info(
-        "%s: using the values of %s's configs for options that weights do not determine: %s", where, project, options
-    )
+    missing = {key: value for key, value in assumed.items() if value is not None and key not in stored}
+    if missing:
+        options = " ".join(f"model.{key}={as_option(value)}" for key, value in missing.items())
+        log.info(
+            "%s: using the values of %s's configs for options that weights do not determine: %s; if the detector was"
+            " trained with others, give them",
+            where,
+            project,
+            options,
+        )
     num_classes = _count_classes(weights, model.get("name", DEFAULT_DETECTOR), where=where)
     return _build_checkpoint(converted, project, num_classes=num_classes, class_names=class_names, where=where)
 
@@ -264,7 +285,10 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
         raise WeightsError(f"{where}: {_describe_unknown(content, state)}")
     if class_names is None:
         class_names = mmdetection.class_names(content, state)
-    checkpoint = dialect.convert(state, class_names=class_names, where=where)
+    convert, stored = dialect.convert, mmdetection.stored_options(content)
+    if stored and dialect.recognizes is mmdetection.recognizes:
+        convert = partial(_convert_with_conventions, "mmdetection", mmdetection.convert, stored=stored)
+    checkpoint = convert(state, class_names=class_names, where=where)
     is_known = where in torchvision.WEIGHTS or checkpoint.config["model"].get("name") == "rpn"  # an RPN has no classes
     if checkpoint.class_names and class_names is None and not is_known:
         log.info(
