@@ -78,11 +78,12 @@ def recorded_cases(model: Model, prefix: str) -> list[str]:
 
 
 def case_with_steps(model: Model, prefix: str) -> str:
-    """Return the case whose losses are those before the recorded optimizer steps."""
+    """Return the case whose losses are those before the recorded optimizer steps, up to rounding."""
     losses = model.numbers[f"{prefix}steps/losses"][0]
-    cases = recorded_cases(model, prefix)
-    (case,) = [case for case in cases if np.array_equal(model.numbers[f"{prefix}train{case}/losses"], losses)]
-    return case
+    return min(
+        recorded_cases(model, prefix),
+        key=lambda case: np.abs(model.numbers[f"{prefix}train{case}/losses"] - losses).max(),
+    )
 
 
 def test_normalised_input_matches_the_original(model: Model) -> None:
@@ -130,7 +131,9 @@ def test_losses_gradients_and_optimizer_steps_match_the_original(model: Model, d
     for case in [*(case for case in recorded_cases(model, prefix) if case != last), last]:
         key = f"{prefix}train{case}"
         named = net.losses(outputs, targets_of(model, case)).terms
-        check_losses(named, model.numbers[f"{key}/losses"], rtol=(STRICT, STRICT_BOX) if strict else (1e-5, 1e-5))
+        before_steps = [model.numbers[f"{prefix}steps/losses"][0]] if case == last else []
+        for numbers in [model.numbers[f"{key}/losses"], *before_steps]:
+            check_losses(named, numbers, rtol=(STRICT, STRICT_BOX) if strict else (1e-5, 1e-5))
         if f"{key}/grad_norm" in model.numbers:
             net.zero_grad()
             total(named).backward(retain_graph=case != last)

@@ -208,7 +208,8 @@ def test_the_config_in_a_file_of_mmdetection_tells_style_and_pixels(
 
 
 @pytest.mark.parametrize(
-    "text", ["model = dict(", "\0", "model = load()", "model = dict(backbone=1)", "img_norm_cfg = dict(mean=[1], std=2)"]
+    "text",
+    ["model = dict(", "\0", "model = load()", "model = dict(backbone=1)", "img_norm_cfg = dict(mean=[1], std=2)"],
 )
 def test_other_configs_in_files_of_mmdetection_change_nothing(text: str, caplog: pytest.LogCaptureFixture) -> None:
     model = Recorded("mmdetection__retinanet_r50_fpn_1x_coco")

@@ -8,9 +8,9 @@ project; none of its code is used.
 
 The config in the file tells the style of the backbone and the pixel normalisation, see `stored_options`. Files without
 one, and anchors and thresholds of all files, are assumed to be as in its published configs: ResNets of style caffe for
-FCOS and on C4, of style pytorch elsewhere, and ResNeXts of style pytorch. The bias of the tower convolutions distinguishes the two families of configs of FCOS:
-the first has no bias. The improved one (center sampling, distances in strides, centerness on the box branch, GIoU) has
-one.
+FCOS and on C4, of style pytorch elsewhere, and ResNeXts of style pytorch. The bias of the tower convolutions
+distinguishes the two families of configs of FCOS: the first has no bias. The improved one (center sampling, distances
+in strides, centerness on the box branch, GIoU) has one.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ def _as_dict(value: Any) -> dict[str, Any]:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list | tuple) and len(values) == 3 and all(type(value) in (int, float) for value in values)
+    return (
+        isinstance(values, list | tuple) and len(values) == 3 and all(type(value) in (int, float) for value in values)
+    )
 
 
 def _read_assignments(text: str, names: Collection[str]) -> dict[str, Any]:
