@@ -18,8 +18,8 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -174,7 +174,7 @@ def _as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _are_numbers(values: Any) -> bool:
+def _are_numbers(values: Any) -> TypeGuard[Sequence[float]]:
     return (
         isinstance(values, list | tuple) and len(values) == 3 and all(type(value) in (int, float) for value in values)
     )
