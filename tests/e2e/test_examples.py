@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import fcos
-from fcos.interop.fcos_core.weights import rename_back
+from fcos.interop.fcos_core.weights import renaming_back
 from fcos.models import build_model
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_example_evaluates_and_converts_a_checkpoint_of_the_original(
     config = fcos.load_config("original.yaml").model
     model = build_model(config, num_classes=2, pretrained=False)
     names = {
-        name: rename_back(name, config.model_dump()) for name in model.state_dict() if not name.startswith("pixel_")
+        name: renaming_back(config.model_dump())(name) for name in model.state_dict() if not name.startswith("pixel_")
     }
     torch.save({"model": {new: model.state_dict()[name] for name, new in names.items()}}, "original.pth")
     run("evaluate_checkpoint", "original.pth", data, "original.yaml", patch=monkeypatch)

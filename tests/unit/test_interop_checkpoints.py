@@ -126,6 +126,23 @@ def test_assumption_of_coco_classes_is_logged(caplog: pytest.LogCaptureFixture) 
     assert "fcos convert x.pth OUT data.classes=[NAME, ...]" in caplog.text
 
 
+def test_no_classes_are_assumed_for_a_region_proposal_network(caplog: pytest.LogCaptureFixture) -> None:
+    blobs = {f"{name}_{kind}": torch.zeros(3) for name in ("conv_rpn", "rpn_cls_logits") for kind in "wb"}
+    with caplog.at_level(logging.INFO):
+        checkpoint = from_content({"blobs": blobs}, where="x.pkl")
+    assert (checkpoint.config["model"]["name"], checkpoint.class_names) == ("rpn", ("object",))
+    assert caplog.messages == []
+
+
+def test_unknown_name_of_the_original_suggests_the_closest_name() -> None:
+    name = "catalog://Caffe2Detectron/COCO/35858933/e2e_mask_rcnn_R-50-FPN_"
+    with pytest.raises(WeightsError) as caught:
+        load_checkpoint(f"{name}2x")
+    assert str(caught.value) == (
+        f"{name}2x: no detector of this name in the original's catalogue, did you mean {name + '1x'!r}?"
+    )
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Return a data set of one annotated image with three classes that are not sorted by name."""

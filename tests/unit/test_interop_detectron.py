@@ -245,6 +245,7 @@ def test_weight_of_a_config_is_a_detector_or_only_its_backbone(pickled: tuple[Pa
 def test_training_of_a_detector_with_masks_starts_from_a_file_without(pickled: tuple[Path, dict[str, Tensor]]) -> None:
     mask = ["MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR", "MaskRCNNFPNFeatureExtractor"]
     mask += ["MODEL.ROI_MASK_HEAD.POOLER_SCALES", "(0.25, 0.125, 0.0625, 0.03125)"]
+    mask += ["MODEL.ROI_MASK_HEAD.RESOLUTION", "28", "MODEL.ROI_MASK_HEAD.SHARE_BOX_FEATURE_EXTRACTOR", "False"]
     config = read(*mask, body=PYRAMID_PAIRS).model
     model = build_model(config, num_classes=2, pretrained=False)
     path, blobs = pickled

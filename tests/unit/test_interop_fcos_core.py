@@ -104,11 +104,11 @@ def test_no_changed_key_of_any_detector_is_silently_ignored(name: str, caplog: p
         *(
             (f"e2e_{kind}_rcnn_R_50_FPN_1x", (f"MODEL.ROI_{head}_HEAD.SHARE_BOX_FEATURE_EXTRACTOR", "True"), text)
             for kind, head, text in (
-                ("mask", "MASK", "True: expected False with the FEATURE_EXTRACTOR MaskRCNNFPNFeatureExtractor"),
+                ("mask", "MASK", "True: expected False with the FEATURE_EXTRACTOR Mask"),
                 (
                     "keypoint",
                     "KEYPOINT",
-                    "True: expected False with the FEATURE_EXTRACTOR KeypointRCNNFeatureExtractor",
+                    "True: expected False with the FEATURE_EXTRACTOR Keyp",
                 ),
             )
         ),

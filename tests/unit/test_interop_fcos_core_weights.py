@@ -26,7 +26,14 @@ from fcos.errors import WeightsError
 from fcos.interop.fcos_core import keys as fcos_core_keys
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.mapping import to_keys
-from fcos.interop.fcos_core.weights import ANCHORS, convert_state_dict, find_detector, rename, rename_back, to_fcos_core
+from fcos.interop.fcos_core.weights import (
+    ANCHORS,
+    convert_state_dict,
+    find_detector,
+    rename,
+    renaming_back,
+    to_fcos_core,
+)
 from fcos.models.backbones.renames import to_torchvision
 from fcos.recipes import load_config
 
@@ -59,7 +66,7 @@ def test_renamed_tensors_have_unique_names(name: str) -> None:
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_renaming_back_restores_the_names(name: str) -> None:
     section = config_from_yaml(MANIFESTS[name]["merged_config"])["model"]
-    assert [rename_back(n, section) for n in renamed(name)] == original_names(name)
+    assert list(map(renaming_back(section), renamed(name))) == original_names(name)
 
 
 def manifest_checkpoint(name: str, **options: Any) -> tuple[list[str], Checkpoint]:
@@ -234,7 +241,7 @@ def test_backbone_unsupported_by_the_original_raises() -> None:
 )
 def test_tensor_names_are_converted_in_both_directions(theirs: str, ours: str) -> None:
     assert rename(theirs) == ours
-    assert rename_back(ours, {"name": "fcos"}) == theirs
+    assert renaming_back({"name": "fcos"})(ours) == theirs
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,50 @@ def with_classes(state: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     return {name: torch.empty(shapes.get(name, ()), device="meta") for name in state}
 
 
+CAFFE = {
+    "cfg": """
+custom_imports = dict(imports=['x'])
+model = dict(
+    backbone=dict(depth=50, style='caffe', type='ResNet', init_cfg=dict(checkpoint=make('x'))),
+    data_preprocessor=dict(bgr_to_rgb=False, mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0]))
+""",
+    "config": """
+img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1, 1, 1], to_rgb=False)
+model = {'backbone': {'style': 'caffe'}, **other}
+""",
+}
+"""Configs of style caffe, as versions 3 and 2 of mmdetection store them in files."""
+
+
+@pytest.mark.parametrize("key", CAFFE)
+@pytest.mark.parametrize("name", ["mmdetection__retinanet_r50_fpn_1x_coco", "mmdetection__mask-rcnn_r50_fpn_1x_coco"])
+def test_the_config_in_a_file_of_mmdetection_tells_style_and_pixels(
+    name: str, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Recorded(name)
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        content = {**model.content(model.empty_state()), "meta": {key: CAFFE[key]}}
+        section = from_content(content, where="x.pth").config["model"]
+    assert section["backbone"]["stride_in_1x1"]
+    assert (section["channel_order"], section["pixel_mean"]) == ("bgr", (103.53, 116.28, 123.675))
+    assert section["pixel_std"] == (1, 1, 1)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["model = dict(", "\0", "model = load()", "model = dict(backbone=1)", "img_norm_cfg = dict(mean=[1], std=2)"],
+)
+def test_other_configs_in_files_of_mmdetection_change_nothing(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = Recorded("mmdetection__retinanet_r50_fpn_1x_coco")
+    content = model.content(model.empty_state())
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        found = from_content({**content, "meta": {"cfg": text}}, where="x.pth").config
+    assert found == from_content(content, where="x.pth").config
+    assert "model.backbone.stride_in_1x1=false model.channel_order=rgb model.pixel_mean=[123.675," in caplog.text
+    assert "if the detector was trained with others, give them" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["mmdetection__retinanet_r50_fpn_1x_coco", "mmdetection__mask-rcnn_r50_fpn_1x_coco"])
 def test_class_names_in_files_of_mmdetection_are_used(name: str) -> None:
     model = Recorded(name)

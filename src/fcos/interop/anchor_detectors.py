@@ -222,7 +222,7 @@ def by_ratio_first(weights: Mapping[str, Tensor], layers: Sequence[str], *, offs
     """Return the weights with the anchors of a location ordered by ratio, then by size, as in `AnchorGrid`.
 
     Args:
-        weights: tensors by our names, with the anchors ordered by size, then by ratio.
+        weights: tensors by name, with the anchors ordered by size, then by ratio.
         layers: prefixes of the tensors whose rows form A blocks.
         offsets: name of the bias of the box offsets, which has 4 A rows.
         num_sizes: S.

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint import PIXELS, Checkpoint, Project, check_weights, find_weights, from_ours, is_ours, is_zip, read
 from ..config import expand_user
 from ..config.detectors import DEFAULT_DETECTOR
-from ..config.text import as_option
+from ..config.text import as_option, suggest
 from ..downloads import describe_other_scheme, hub_file, is_url, warn_about_licence
 from ..errors import WeightsError
 from ..formatting import join_some, plural
@@ -40,6 +40,9 @@ _ANCHOR_CONVENTIONS = {"anchor_rounding": "base"}
 """Further conventions of the original's detectors with anchors."""
 _RESTRICTED_PROJECTS = {"fcos_core": "the original FCOS", "adelaidet": "AdelaiDet"}
 _LICENCE = "licence of {} (non-commercial use only) if its authors published these weights"  # no file names the authors
+_CATALOG = "catalog://"
+_DETECTORS = [name for name in CATALOG if name.startswith(f"{_CATALOG}Caffe2Detectron/")]
+"""The original's names of the detectors of Detectron."""
 _STATE_DICT_KEYS = ("model", "state_dict", "model_state_dict", "blobs")
 _SAFE_GLOBALS: list[Any] = [argparse.Namespace, *mmdetection.DISCARDED_GLOBALS]
 """Entries for `torch.serialization.safe_globals`: options of torchvision's training script, and mmengine's log."""
@@ -69,6 +72,8 @@ def load_checkpoint(source: str | Path, *, class_names: Sequence[str] | None = N
         path = hub_file(named, where, otherwise="give the path of other weights")
     else:
         if (reason := describe_other_scheme(where)) and not Path(source).exists():
+            if where.startswith(_CATALOG):
+                reason = f"no detector of this name in the original's catalogue{suggest(where, _DETECTORS)}"
             raise WeightsError(f"{where}: {reason}")
         path = find_weights(expand_user(source))
     try:
@@ -150,10 +155,25 @@ def _convert_with_conventions(
     *,
     class_names: Sequence[str] | None,
     where: str,
+    stored: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Build a checkpoint of a project whose config follows from the tensors; log the options that do not."""
+    """Build a checkpoint of a project whose config follows from the tensors; log the options that do not.
+
+    Args:
+        project: project of the weights.
+        convert: function that converts them.
+        state: tensors of the file by name.
+        class_names: [K], see `from_content`.
+        where: source of the weights, for messages.
+        stored: options of section `model` that the file states, by dotted key.
+    """
     converted = convert(state, where=where)
     weights, model = converted.weights, converted.config["model"]
+    stored = stored or {}
+    for key, value in stored.items():
+        section, _, name = key.rpartition(".")
+        part = model[section] if section else model
+        part |= {name: value} if name in part else {}
     assumed = {
         "backbone.stride_in_1x1": model["backbone"].get("stride_in_1x1"),
         "channel_order": model["channel_order"],
@@ -164,10 +184,16 @@ def _convert_with_conventions(
             model[key] = [round(value, 4) for value in weights[key].flatten().tolist()]  # without float32 noise
         else:
             assumed[key] = model[key]
-    options = " ".join(f"model.{key}={as_option(value)}" for key, value in assumed.items() if value is not None)
-    log.info(
-        "%s: using the values of %s's configs for options that weights do not determine: %s", where, project, options
-    )
+    missing = {key: value for key, value in assumed.items() if value is not None and key not in stored}
+    if missing:
+        options = " ".join(f"model.{key}={as_option(value)}" for key, value in missing.items())
+        log.info(
+            "%s: using the values of %s's configs for options that weights do not determine: %s; if the detector was"
+            " trained with others, give them",
+            where,
+            project,
+            options,
+        )
     num_classes = _count_classes(weights, model.get("name", DEFAULT_DETECTOR), where=where)
     return _build_checkpoint(converted, project, num_classes=num_classes, class_names=class_names, where=where)
 
@@ -259,8 +285,12 @@ def from_content(content: Any, *, where: str, class_names: Sequence[str] | None 
         raise WeightsError(f"{where}: {_describe_unknown(content, state)}")
     if class_names is None:
         class_names = mmdetection.class_names(content, state)
-    checkpoint = dialect.convert(state, class_names=class_names, where=where)
-    if checkpoint.class_names and class_names is None and where not in torchvision.WEIGHTS:
+    convert, stored = dialect.convert, mmdetection.stored_options(content)
+    if stored and dialect.recognizes is mmdetection.recognizes:
+        convert = partial(_convert_with_conventions, "mmdetection", mmdetection.convert, stored=stored)
+    checkpoint = convert(state, class_names=class_names, where=where)
+    is_known = where in torchvision.WEIGHTS or checkpoint.config["model"].get("name") == "rpn"  # an RPN has no classes
+    if checkpoint.class_names and class_names is None and not is_known:
         log.info(
             "%s: assuming that the %s those of COCO; if they are not, save the correct names with: fcos"
             " convert %s OUT data.classes=[NAME, ...]",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ from ..files import explain_write_errors
 from ..formatting import join_some
 from ..models import DetectionModel
 from . import Form
-from .fcos_core.weights import rename_back, to_fcos_core
+from .fcos_core.weights import renaming_back, to_fcos_core
 from .torchvision import to_torchvision, torchvision_name
 
-OUTPUT_NAMES: dict[Form, Callable[[str, Mapping[str, Any]], str]] = {
-    "fcos": lambda name, _: name,
-    "fcos_core": rename_back,
-    "torchvision": torchvision_name,
+OUTPUT_NAMES: dict[Form, Callable[[Mapping[str, Any]], Callable[[str], str]]] = {
+    "fcos": lambda _: str,
+    "fcos_core": renaming_back,
+    "torchvision": lambda section: partial(torchvision_name, section=section),
 }
-"""Functions from our tensor names to those of each output format, called with a name and the complete `model` section
-of the detector."""
+"""Functions from the complete `model` section of a detector to a function from our tensor names to those of each output
+format."""
 SUFFIXES = (".pt", ".pth")
 """Suffixes of the files written here; every other suffix would promise another format, such as ONNX."""
 
@@ -99,8 +100,8 @@ def _write(to: Form, out: Path, model: DetectionModel, checkpoint: Checkpoint, c
     is_ours = checkpoint.project == "fcos"
     origin = {name: name if is_ours else checkpoint.original_names.get(name, "") for name in checkpoint.model}
     source = checkpoint.model if is_ours else checkpoint.original
-    section = config.model.model_dump()
-    pairs = {OUTPUT_NAMES[to](name, section): old for name, old in origin.items() if old in source}
+    output_name = OUTPUT_NAMES[to](config.model.model_dump())
+    pairs = {output_name(name): old for name, old in origin.items() if old in source}
     return report(source, written, {new: old for new, old in pairs.items() if new in written})
 
 

@@ -6,18 +6,20 @@ OpenCV, which does not antialias when it downscales. A second difference needs e
 limits how much smaller than its anchor or proposal a box can be, to 16/1000. Names and settings are facts about that
 project; none of its code is used.
 
-Anchors, thresholds and backbones are assumed to be as in its published configs: ResNets of style caffe for FCOS and on
-C4, of style pytorch elsewhere, and ResNeXts of style pytorch. The config in the file tells the style and the pixel
-normalisation, if there is one. The bias of the tower convolutions distinguishes the two families of configs of FCOS:
-the first has no bias. The improved one (center sampling, distances in strides, centerness on the box branch, GIoU) has
-one.
+The config in the file tells the style of the backbone and the pixel normalisation, see `stored_options`. Files without
+one, and anchors and thresholds of all files, are assumed to be as in its published configs: ResNets of style caffe for
+FCOS and on C4, of style pytorch elsewhere, and ResNeXts of style pytorch. The bias of the tower convolutions
+distinguishes the two families of configs of FCOS: the first has no bias. The improved one (center sampling, distances
+in strides, centerness on the box branch, GIoU) has one.
 """
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -128,8 +130,7 @@ def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | 
         state: its tensors by name. For the tensors of other projects the result is None.
     """
     num_classes = _count_classes(state)
-    meta = content.get("meta") if isinstance(content, Mapping) else None
-    meta = meta if isinstance(meta, Mapping) else {}
+    meta = _meta(content)
     dataset_meta = meta.get("dataset_meta")
     for mapping in (meta, dataset_meta if isinstance(dataset_meta, Mapping) else {}):
         for key in ("CLASSES", "classes"):
@@ -137,6 +138,79 @@ def class_names(content: Any, state: Mapping[str, Tensor]) -> tuple[str, ...] | 
             if isinstance(names, list | tuple) and num_classes == len(names) == len(set(map(str, names))) > 0:
                 return tuple(map(str, names))
     return None
+
+
+def _meta(content: Any) -> Mapping[str, Any]:
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    return meta if isinstance(meta, Mapping) else {}
+
+
+def stored_options(content: Any) -> dict[str, Any]:
+    """Return our options of section `model` that follow from the config in a file, by dotted key.
+
+    These are the order, mean and standard deviation of the pixels, and the style of the backbone. The text of the
+    config is parsed, never run; options that it does not state as literals are left out.
+
+    Args:
+        content: content of the file, which has the config in `meta`, under `cfg` (version 3) or `config` (version 2).
+    """
+    meta = _meta(content)
+    text = next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "")
+    values = _read_assignments(text, ("model", "data_preprocessor", "img_norm_cfg"))
+    model = _as_dict(values.get("model"))
+    options: dict[str, Any] = {}
+    style = _as_dict(model.get("backbone")).get("style")
+    if style in ("caffe", "pytorch"):
+        options["backbone.stride_in_1x1"] = style == "caffe"
+    sources = (model.get("data_preprocessor"), values.get("data_preprocessor"), values.get("img_norm_cfg"))
+    pixels = next((found for source in sources if "mean" in (found := _as_dict(source))), {})
+    is_rgb, mean, std = pixels.get("bgr_to_rgb", pixels.get("to_rgb")), pixels.get("mean"), pixels.get("std")
+    if isinstance(is_rgb, bool) and _are_numbers(mean) and _are_numbers(std) and min(std) > 0:
+        options |= {"channel_order": "rgb" if is_rgb else "bgr", "pixel_mean": tuple(mean), "pixel_std": tuple(std)}
+    return options
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _are_numbers(values: Any) -> TypeGuard[Sequence[float]]:
+    return (
+        isinstance(values, list | tuple) and len(values) == 3 and all(type(value) in (int, float) for value in values)
+    )
+
+
+def _read_assignments(text: str, names: Collection[str]) -> dict[str, Any]:
+    """Return the values that a Python text assigns to some names at top level, without running it."""
+    try:
+        with warnings.catch_warnings():  # the compiler warns about text such as "1if"
+            warnings.simplefilter("ignore")
+            statements = ast.parse(text).body
+        return {
+            target.id: _literal(statement.value)
+            for statement in statements
+            if isinstance(statement, ast.Assign)
+            for target in statement.targets
+            if isinstance(target, ast.Name) and target.id in names
+        }
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # all that ast documents
+        return {}
+
+
+def _literal(node: ast.expr) -> Any:
+    """Return the value of a literal, in which dict(key=value) counts as one; None for anything else."""
+    if isinstance(node, ast.Call):
+        is_dict = isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args
+        return {item.arg: _literal(item.value) for item in node.keywords if item.arg} if is_dict else None
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {str(_literal(key)): _literal(value) for key, value in pairs if key is not None}
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_literal(item) for item in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
 
 
 def _count_classes(state: Mapping[str, Tensor]) -> int:

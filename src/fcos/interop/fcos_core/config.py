@@ -95,10 +95,10 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
             where,
             ", ".join(test_names),
         )
-    options = (
-        {} if problems else to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given)
-    )
-    problems += _check_heads(get, options) if detector == "rcnn" and options else []
+    options: dict[str, Any] = {}
+    if not problems:
+        options = to_options(get, detector=detector, num_classes_given=NUM_CLASSES.get(detector) in given)
+        problems += _check_heads(get, options) if detector == "rcnn" else []
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
     return nest_sections(options)

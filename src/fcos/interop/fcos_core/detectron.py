@@ -17,6 +17,7 @@ from torch import Tensor
 from ...errors import WeightsError
 from ...formatting import join_some
 from ...models.backbones.caffe2 import rename as rename_backbone
+from ..anchor_detectors import by_ratio_first
 
 _PARAMETERS = {"w": "weight", "b": "bias", "gn_s": "1.weight", "gn_b": "1.bias"}
 _HEAD = "roi_heads."
@@ -92,7 +93,7 @@ def convert(blobs: Mapping[str, Tensor], *, where: str) -> tuple[dict[str, Tenso
             f"{norm}running_var": torch.ones_like(state[name]),
         }
     if is_retinanet(blobs):
-        state |= _convert_retinanet(state, where=where)
+        state = _convert_retinanet(state, where=where)
     return state, names
 
 
@@ -142,13 +143,12 @@ def _rename_backbone(name: str, *, is_mask_copy: bool, blobs: Mapping[str, Tenso
 
 
 def _convert_retinanet(state: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
-    """Return the predictions of a RetinaNet in the original's conventions.
+    """Return the tensors of a RetinaNet with the predictions in the original's conventions.
 
     Detectron orders the anchors of a location by scale first, the original by ratio first. The original divides box
     offsets by (10, 10, 5, 5), Detectron does not.
     """
     count = _NUM_SCALES * _NUM_RATIOS
-    converted: dict[str, Tensor] = {}
     for layer in ("cls_logits", "bbox_pred"):
         for parameter in ("weight", "bias"):
             name = f"rpn.head.{layer}.{parameter}"
@@ -160,9 +160,9 @@ def _convert_retinanet(state: Mapping[str, Tensor], *, where: str) -> dict[str, 
                     f"{where}: expected predictions for {count} anchors per location ({_NUM_SCALES} scales of"
                     f" {_NUM_RATIOS} ratios), found {name} of shape {found}"
                 )
-            by_anchor = tensor.unflatten(0, (_NUM_SCALES, _NUM_RATIOS, -1)).transpose(0, 1)
-            if layer == "bbox_pred":
-                factors = tensor.new_tensor(_OFFSET_WEIGHTS)
-                by_anchor = by_anchor * factors.reshape(4, *[1] * (tensor.dim() - 1))
-            converted[name] = by_anchor.flatten(0, 2)
+    layers = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.")
+    converted = by_ratio_first(state, layers, offsets="rpn.head.bbox_pred.bias", num_sizes=_NUM_SCALES)
+    for name in ("rpn.head.bbox_pred.weight", "rpn.head.bbox_pred.bias"):
+        factors = converted[name].new_tensor(_OFFSET_WEIGHTS).repeat(count)
+        converted[name] = converted[name] * factors.reshape(-1, *[1] * (converted[name].dim() - 1))
     return converted

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -107,22 +108,18 @@ def rename(name: str, detector: str = "fcos") -> str:
     return _BACKBONE + mobilenet_name(renamed.removeprefix(_BACKBONE))
 
 
-def rename_back(name: str, section: Mapping[str, Any]) -> str:
-    """Return the original's name for our name of a tensor; inverse of `rename` for the original's backbones.
+def renaming_back(section: Mapping[str, Any]) -> Callable[[str], str]:
+    """Return a function from our name of a tensor to the original's; inverse of `rename` for the original's backbones.
 
     Args:
-        name: our name.
         section: complete `model` section of the detector.
     """
-    return _rename_back(name, _prefixes_of(section))
-
-
-def _prefixes_of(section: Mapping[str, Any]) -> Prefixes:
     detector = section["name"]
-    return _HEADS[detector] if detector in ONE_STAGE else [*TWO_STAGE_PREFIXES, *prefixes_of(section)]
+    prefixes = _HEADS[detector] if detector in ONE_STAGE else [*TWO_STAGE_PREFIXES, *prefixes_of(section)]
+    return partial(_rename_back, prefixes=prefixes)
 
 
-def _rename_back(name: str, prefixes: Prefixes) -> str:
+def _rename_back(name: str, *, prefixes: Prefixes) -> str:
     if name.startswith(_BACKBONE):
         name = _BACKBONE + original_mobilenet_name(name.removeprefix(_BACKBONE))
     return replace_prefix(name, prefixes, back=True)
@@ -183,8 +180,8 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     if config.name in ANCHORS:
         later = {name: tensors.pop(name) for name in list(tensors) if not name.startswith(("backbone.", "fpn."))}
         tensors |= {f"{ANCHORS[config.name]}{level}": cell for level, cell in enumerate(_anchors(config))} | later
-    prefixes = _prefixes_of(config.model_dump())
-    return {_rename_back(name, prefixes): tensor for name, tensor in tensors.items()}
+    rename_back = renaming_back(config.model_dump())
+    return {rename_back(name): tensor for name, tensor in tensors.items()}
 
 
 def _anchors(config: DetectorConfig) -> list[Tensor]:
