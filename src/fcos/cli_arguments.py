@@ -174,6 +174,16 @@ def parse_size(option: str, text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def check_weights(context: typer.Context, word: str) -> str:
+    """Reject a flag or an option `key=value` in the place of the weights, which come first, with what to type."""
+    check_flag(context, word)
+    if re.match(r"[a-z_]+(\.[a-z0-9_]+)*=", word) and not os.path.exists(word):
+        raise ConfigError(
+            f"{word}: expected weights before the options; type: {context.command_path} WEIGHTS ... {shlex.quote(word)}"
+        )
+    return word
+
+
 def check_flags(context: typer.Context, words: list[str] | None) -> list[str] | None:
     """Reject unknown flags among the words of a command, and its flags as `key=value`, with the option to type."""
     flags = _flags(context)
@@ -204,17 +214,20 @@ def _suggest_for_flag(context: typer.Context, words: Sequence[str]) -> str:
     from .config.lookup import suggest_options
 
     flag, _, value = words[0].partition("=")
+    name = flag.lstrip("-")
     flags = _flags(context)
+    if flag in flags:
+        return " after --; write it before --"
     similar = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
     arguments = [parameter.name or "" for parameter in context.command.params if not _is_option(parameter)]
-    if not similar and difflib.get_close_matches(flag.lstrip("-"), arguments, n=1, cutoff=0.7):
+    if not similar and name not in _FLAG_OF_NAME and difflib.get_close_matches(name, arguments, n=1, cutoff=0.7):
         return f"; type: {_usage(context)}"
     if not value and len(words) > 1 and not words[1].startswith("-") and "=" not in words[1]:
         value = words[1]
-    known = [other for other in [_FLAG_OF_NAME.get(flag.lstrip("-"))] if other in flags] or similar
-    if known and value:
+    known = [other for other in [_FLAG_OF_NAME.get(name)] if other in flags] or similar
+    if known and value and not _takes_no_value(context, known[0]):
         known = [f"{known[0]} {shlex.quote(value)}"]
-    known += [f"{key}={value or 'VALUE'}" for key in suggest_options(Config, flag.lstrip("-"))]
+    known += [f"{key}={value or 'VALUE'}" for key in suggest_options(Config, name)]
     if known:
         return f", did you mean {' or '.join(known)}?"
     return f"; options have the form key=value, and `{context.command_path} --help` lists the others"
@@ -229,6 +242,10 @@ def _flags(context: typer.Context) -> list[str]:
     return [name for parameter in context.command.params for name in parameter.opts if _is_option(parameter)]
 
 
+def _takes_no_value(context: typer.Context, flag: str) -> bool:
+    return any(flag in parameter.opts and getattr(parameter, "is_flag", False) for parameter in context.command.params)
+
+
 def _is_option(parameter: Any) -> bool:
     return any(name.startswith("--") for name in parameter.opts)
 
@@ -239,6 +256,7 @@ _FLAG_OF_NAME = {
     "conf": "--threshold",
     "confidence": "--threshold",
     "score_threshold": "--threshold",
+    "scores": "--threshold",
     "output": "--out",
     "output_dir": "--out",
     "format": "--to",
@@ -249,7 +267,7 @@ Weights = Annotated[
     typer.Argument(
         metavar="WEIGHTS",
         help="Run folder, weights file, or name such as torchvision/fcos_resnet50_fpn.",
-        callback=check_flag,
+        callback=check_weights,
     ),
 ]
 Recipe = Annotated[

@@ -11,7 +11,7 @@ import pytest
 import tiny_backbone
 import torch
 from detectors import TINY
-from tiny_data import write_coco
+from tiny_data import coco_tree, write_coco
 
 from fcos.config import Config
 from fcos.training.loop import train
@@ -46,6 +46,27 @@ def configure(tmp_path: Path, data: Path) -> Callable[..., Config]:
                 "device": "cpu",
             }
         )
+
+    return build
+
+
+@pytest.fixture
+def configure_rcnn(configure: Callable[..., Config], data: Path) -> Callable[..., Config]:
+    """Return a function that builds the config of an R-CNN with masks and keypoints, on data with both."""
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height]]
+        annotation["keypoints"] = [x + 1, y + 1, 2, x + width / 2, y + height / 2, 1]
+    for split in ("train", "val"):
+        write_coco(data, tree, split=split)
+
+    def build(**settings: Any) -> Config:
+        options = configure(model={"name": "rcnn"}, **settings).to_dict()
+        options["data"] |= {"masks": True, "keypoints": True, "flip": 0.0}
+        options["model"]["mask"] |= {"enabled": True, "conv_channels": [8]}
+        options["model"]["keypoints"] |= {"enabled": True, "conv_channels": [8], "num_keypoints": 2}
+        return Config.model_validate(options)
 
     return build
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +71,24 @@ def test_other_detector_gets_fcos_findings_except_coverage(fcos_config: Config) 
     assert set(kinds) == {"duplicate image", "duplicate box", "missing val split", "class with few boxes in train"}
     assert kinds == [finding.kind for finding in of_fcos.findings if finding.kind not in KINDS_OF_COVERAGE]
     assert {finding.kind for finding in of_fcos.findings} - set(kinds) <= KINDS_OF_COVERAGE
+
+
+def test_wrong_number_of_keypoints_is_a_problem(fcos_config: Config) -> None:
+    assert fcos_config.data.root is not None
+    file = fcos_config.data.root / "train.json"
+    tree = json.loads(file.read_text())
+    tree["categories"][0]["keypoints"] = ["head", "tail"]
+    for annotation in tree["annotations"]:
+        annotation["keypoints"] = [6, 6, 2, 9, 9, 2]
+    tree["annotations"][1]["keypoints"] = [6, 6, 2]
+    write_json(file, tree)
+    data = fcos_config.data.model_copy(update={"keypoints": True})
+    report = check(fcos_config.model_copy(update={"data": data}))
+    (problem,) = [problem for problem in report.problems["train"] if "keypoint" in problem.kind]
+    assert problem.kind == "wrong number of keypoints"
+    assert "annotation 1" in str(problem)
+    assert "expected 2 keypoints (head, tail), found 1" in str(problem)
+    assert report.counts["train"].boxes == 3
 
 
 def test_report_of_other_detector_omits_pyramid_and_recall(

@@ -31,6 +31,7 @@ _OTHER_NAMES = {
     "nc": ("model.num_classes",),
     "num_workers": ("data.workers",),
     "project": ("output_dir",),
+    "scores": ("model.score_threshold",),
     "wd": ("train.weight_decay",),
 }
 """Names that other projects use for our options."""

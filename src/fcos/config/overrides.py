@@ -166,11 +166,12 @@ def _kept_options(section: Mapping[str, Any], name: Any) -> dict[str, Any]:
         section: options of the previous detector, nested.
         name: name of the other detector.
     """
-    old, new = (DETECTORS.get(value) for value in (section.get("name", DEFAULT_DETECTOR), str(name)))
+    old_name = str(section.get("name", DEFAULT_DETECTOR))
+    old, new = DETECTORS.get(old_name), DETECTORS.get(str(name))
     if old is None or new is None:
         return {}
     backbone = {"backbone": section["backbone"]} if "backbone" in section else {}
-    defaults, known = flatten(old().model_dump(mode="json")), options_of(new)
+    defaults, known = flatten(old.model_validate({}).model_dump(mode="json")), options_of(new)
     given = flatten({key: value for key, value in section.items() if key not in ("name", "backbone")})
     given = {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
     shared = {key: value for key, value in given.items() if key in known}
@@ -178,7 +179,7 @@ def _kept_options(section: Mapping[str, Any], name: Any) -> dict[str, Any]:
     kept = next(filter(lambda options: _is_valid(new, backbone | _nest(options)), [shared, *without_one]), {})
     if dropped := [key for key in given if key not in kept]:
         text = "model.name=%s: dropped options of %s, which this detector lacks or does not accept: %s"
-        log.warning(text, name, section.get("name", DEFAULT_DETECTOR), ", ".join(f"model.{key}" for key in dropped))
+        log.warning(text, name, old_name, ", ".join(f"model.{key}" for key in dropped))
     return backbone | _nest(kept)
 
 
