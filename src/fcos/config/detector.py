@@ -91,12 +91,12 @@ class DetectorConfig(Section):
 
     Attributes:
         name: name of the detector, which determines the other options.
-        limit_option: key of the option that limits the number of detections per image, which every detector must have;
-            0 or less: no limit.
+        limit_option: key of the option that limits the number of detections per image, whose value 0 or less means no
+            limit; empty: the detector has no limit.
         default_threshold: score threshold of `predict` for classes without a per-class threshold, 0..1.
     """
 
-    limit_option: ClassVar[str] = "max_detections"
+    limit_option: ClassVar[str] = ""
 
     name: str
     num_classes: int | None = option(None, "classes", ge=1, le=50_000)

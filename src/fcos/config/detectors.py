@@ -35,6 +35,8 @@ from .rcnn import RCNNConfig, RPNConfig
 class OneStageConfig(PyramidConfig):
     """Options that FCOS and RetinaNet share: focal loss, selection of detections."""
 
+    limit_option = "max_detections"
+
     focal_alpha: float = option(0.25, "training", ge=0, le=1)
     focal_gamma: float = option(2.0, "training", ge=0, le=100)
     score_threshold: float = option(0.05, "detection", ge=0, lt=1)

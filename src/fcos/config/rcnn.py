@@ -270,6 +270,8 @@ class KeypointHeadConfig(Section):
 class RCNNConfig(AnchorPyramidConfig):
     """Options of Faster R-CNN, Mask R-CNN (`mask.enabled`) and Keypoint R-CNN (`keypoints.enabled`)."""
 
+    limit_option = "max_detections"
+
     name: Literal["rcnn"] = "rcnn"
     fcos: FCOSProposalsConfig = section(FCOSProposalsConfig, needs="fcos.enabled")
     box: BoxHeadConfig = Field(default_factory=BoxHeadConfig)

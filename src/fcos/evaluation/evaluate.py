@@ -62,7 +62,8 @@ class Evaluation:
 
 def detection_limit(config: Config) -> int:
     """Return the maximum number of detections per image of a detector; 0 or less: no limit."""
-    return attrgetter(config.model.limit_option)(config.model)
+    option = config.model.limit_option
+    return attrgetter(option)(config.model) if option else 0
 
 
 def warn_of_crowded_images(annotations: Annotations | None, config: Config) -> None:
