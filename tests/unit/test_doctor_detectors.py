@@ -13,7 +13,6 @@ from rich.console import Console
 from tiny_data import config, write_json
 
 from fcos.config import Config, DetectorConfig
-from fcos.config.options import option
 from fcos.doctor.check import check
 from fcos.doctor.page import make_page
 from fcos.doctor.terminal import render
@@ -30,7 +29,6 @@ class OtherConfig(DetectorConfig):
     """Config of a detector without a pyramid."""
 
     name: Literal["other"] = "other"
-    max_detections: int = option(100, "detection")
 
     @property
     def default_threshold(self) -> float:

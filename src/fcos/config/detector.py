@@ -91,8 +91,8 @@ class DetectorConfig(Section):
 
     Attributes:
         name: name of the detector, which determines the other options.
-        limit_option: key of the option that limits the number of detections per image; 0 or less: no limit. Empty: the
-            detector has no such option.
+        limit_option: key of the option that limits the number of detections per image, whose value 0 or less means no
+            limit; empty: the detector has no limit.
         default_threshold: score threshold of `predict` for classes without a per-class threshold, 0..1.
     """
 
