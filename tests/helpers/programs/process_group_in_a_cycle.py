@@ -20,6 +20,7 @@ def print_gloo_threads() -> None:
 
 def main(rendezvous: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    dist.barrier()  # its thread has its name now
     print_gloo_threads()
     atexit.register(print_gloo_threads)  # runs last: the functions are called in reverse order
     destroy_at_exit()
