@@ -18,7 +18,7 @@ from .lookup import Kind, option_kinds
 from .messages import config_error, suggestion
 from .options import options_of
 from .schema import LENGTHS, Config
-from .text import flatten
+from .text import flatten, nest
 from .yaml_text import ITEM, parse_yaml
 
 log = logging.getLogger(__name__)
@@ -176,23 +176,11 @@ def _kept_options(section: Mapping[str, Any], name: Any) -> dict[str, Any]:
     given = {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
     shared = {key: value for key, value in given.items() if key in known}
     without_one = [{key: value for key, value in shared.items() if key != other} for other in shared]
-    kept = next(filter(lambda options: _is_valid(new, backbone | _nest(options)), [shared, *without_one]), {})
+    kept = next(filter(lambda options: _is_valid(new, backbone | nest(options)), [shared, *without_one]), {})
     if dropped := [key for key in given if key not in kept]:
         text = "model.name=%s: dropped options of %s, which this detector lacks or does not accept: %s"
         log.warning(text, name, old_name, ", ".join(f"model.{key}" for key in dropped))
-    return backbone | _nest(kept)
-
-
-def _nest(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options by dotted key as nested dictionaries; `flatten` is the inverse."""
-    tree: dict[str, Any] = {}
-    for key, value in options.items():
-        *parents, name = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
+    return backbone | nest(kept)
 
 
 def _is_valid(section: type[DetectorConfig], options: dict[str, Any]) -> bool:

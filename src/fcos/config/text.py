@@ -42,6 +42,18 @@ def changes(first: BaseModel, second: BaseModel) -> list[tuple[str, str, str]]:
     return [(key, a.get(key, "-"), b.get(key, "-")) for key in keys if a.get(key) != b.get(key)]
 
 
+def nest(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by dotted key as nested dictionaries; `flatten` is the inverse."""
+    tree: dict[str, Any] = {}
+    for key, value in options.items():
+        *parents, name = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested sections to options by dotted key, with `prefix` in front of each key."""
     options: dict[str, Any] = {}

@@ -219,11 +219,11 @@ class DetectionModel(nn.Module, ABC):
             sizes: sizes without the padding, see `forward`.
             score_threshold: threshold that replaces that of `postprocess`; detectors without one ignore it.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # optional: `require_padded` rejects detectors without it
 
     def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
         """Select the detections among the result of `padded_candidates`, the valid ones first and best score first."""
-        raise NotImplementedError
+        raise NotImplementedError  # optional: `require_padded` rejects detectors without it
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Convert images to the network input [N, 3, H, W]: reorder channels, normalise pixels, zero the padding.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config.detectors import DETECTORS
-from ...config.text import flatten, suggest
+from ...config.text import flatten, nest, suggest
 from ...errors import ConfigError
 from ...formatting import printable, quote
 from .bodies import BODIES, ONE_STAGE_BODIES, RCNN_BODIES
@@ -101,7 +101,7 @@ def config_from_yaml(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, wher
         problems += _check_heads(get, options) if detector == "rcnn" else []
     if problems:
         raise ConfigError(f"{where}:" + ("\n  " if len(problems) > 1 else " ") + "\n  ".join(problems))
-    return nest_sections(options)
+    return nest(options)
 
 
 def given_keys(tree: Mapping[str, Any], pairs: Sequence[str] = (), *, where: str = "config") -> dict[str, Any]:
@@ -295,7 +295,7 @@ def _check_heads(get: Callable[[str], Any], options: Mapping[str, Any]) -> list[
         options: options of ours that all keys give.
     """
     try:
-        DETECTORS["rcnn"].model_validate(nest_sections(options)["model"])
+        DETECTORS["rcnn"].model_validate(nest(options)["model"])
     except ValueError:  # reported with the whole config
         return []
     problems = []
@@ -321,15 +321,3 @@ def _check_group_norm(get: Callable[[str], Any]) -> list[str]:
     if not is_used or (-1 in values and all(type(value) is int for value in values) and max(values) > 0):
         return []
     return [f"{keys[0]}, NUM_GROUPS={values[0]!r}, {values[1]!r}: expected one of them -1, and the other at least 1"]
-
-
-def nest_sections(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config tree for options by dotted key."""
-    tree: dict[str, Any] = {}
-    for option, value in options.items():
-        *sections, last = option.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[last] = value
-    return tree

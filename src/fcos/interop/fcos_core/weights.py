@@ -20,13 +20,12 @@ from ...config.detectors import DEFAULT_DETECTOR, DETECTORS
 from ...config.fbnet import find_architecture
 from ...config.options import free_options, in_effect, options_of
 from ...config.rcnn import AnchorPyramidConfig
-from ...config.text import flatten
+from ...config.text import flatten, nest
 from ...errors import WeightsError
 from ...models import build_anchors
 from ...models.backbones.renames import mobilenet_name, original_mobilenet_name
 from ..architecture import CLASS_HEAD, changeable_options, replace_prefix, require_same
 from .bodies import STRIDES
-from .config import nest_sections
 from .keys import DEFAULTS, ONE_STAGE
 from .mapping import find_body, find_end, to_keys, to_options
 from .rcnn_names import RCNN_PREFIXES, Prefixes, prefixes_of
@@ -156,7 +155,7 @@ def to_fcos_core(checkpoint: Checkpoint, *, where: str = "weights") -> dict[str,
     _require_body(ours, where=where)
     settings = to_keys(ours, len(checkpoint.category_ids))
     again = to_options({**DEFAULTS, **settings}.__getitem__, detector=config.name, num_classes_given=True)
-    theirs = flatten(config_class.model_validate(nest_sections(again)["model"]).model_dump())
+    theirs = flatten(config_class.model_validate(nest(again)["model"]).model_dump())
     if ours["backbone.name"] == "mobilenet_v2" and ours["backbone.norm"] == "frozen_bn":
         ours["backbone.norm"] = "bn"  # the same computation in inference
     require_same(
