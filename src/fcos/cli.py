@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from . import cli_data
-from .choices import ExportFormat, Form
+from . import cli_data, cli_deploy
+from .choices import Form
 from .cli_arguments import (
+    OVERRIDE,
     WORDS,
     FileOverrides,
     OriginalConfig,
@@ -27,7 +27,6 @@ from .cli_arguments import (
     check_recipe,
     folder_option,
     parse_number,
-    parse_size,
     require_command,
 )
 from .errors import ConfigError
@@ -195,7 +194,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
     score = None if threshold is None else parse_number("--threshold", threshold, float, low=0, high=1)
     original = config is not None or weights.endswith((".yaml", ".yml"))
     pairs, words = split_pairs(sources) if original else ([], sources)
-    options = [s for s in words if _OVERRIDE.match(s) and not Path(s).exists()]
+    options = [s for s in words if OVERRIDE.match(s) and not Path(s).exists()]
     images = [s for s in words if s not in options]
     if not images:
         raise ConfigError(f"no images given, only options: {' '.join(sources)}; add files, folders, globs or URLs")
@@ -214,9 +213,6 @@ def predict(  # noqa: PLR0917 (options of the command line)
         )
     if not success:
         raise typer.Exit(2)
-
-
-_OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*=")
 
 
 def _report(result: PredictedFile, thresholds: str) -> None:
@@ -259,85 +255,8 @@ def convert(
     print_lines(f"written: {out}")
 
 
-@app.command(context_settings=WORDS, short_help="Write a detector to a file for another runtime.")
-def export(  # noqa: PLR0917 (options of the command line)
-    weights: Weights,
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[OUT] KEY=VALUE",
-            help="New file; default: the name of the weights. Options, e.g. model.score_threshold=0.3.",
-            callback=check_flags,
-        ),
-    ] = None,
-    config: OriginalConfig = None,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="onnx, openvino, or torch_export (PyTorch's .pt2).")
-    ] = "onnx",
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Fixed height and width of the padded images, e.g. 608x800; default: any."),
-    ] = None,
-    batch: Annotated[
-        str | None, typer.Option(metavar="N", help="Fixed number of images at a time; default: any.")
-    ] = None,
-    nms: Annotated[
-        str,
-        typer.Option(metavar="WHERE", help="graph, or none: candidates before non-maximum suppression."),
-    ] = "graph",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Data set: its val images are used for the proof, and both sides are evaluated on it."
-        ),
-    ] = None,
-) -> None:
-    """Write a detector to a file for another runtime: images in, boxes out, for any batch and size.
-
-    The file is compared with PyTorch at once. If the differences exceed the tolerances, it is not written, and the exit
-    code is 2.
-
-    \b
-    For example:
-      fcos export runs/cells/weights/best.pt
-      fcos export runs/cells/weights/best.pt detector.xml --format openvino --size 608x800 --batch 1
-    """
-    from . import api
-    from .export.runtimes import FORMATS
-
-    check_choice("--format", form, get_args(ExportFormat))
-    check_choice("--nms", nms, ("graph", "none"))
-    outputs = [word for word in words or [] if not _OVERRIDE.match(word)]
-    options = [word for word in words or [] if _OVERRIDE.match(word)]
-    if len(outputs) > 1:
-        raise ConfigError(
-            f"{outputs[1]}: expected one output file and KEY=VALUE options, found two: {' '.join(outputs)}"
-        )
-    suffix = FORMATS[cast("ExportFormat", form)]
-    out = Path(outputs[0]) if outputs else api.default_export(weights, suffix)
-    exported = api.export(
-        weights,
-        out,
-        *options,
-        config=config,
-        form=cast("ExportFormat", form),
-        size=None if size is None else parse_size("--size", size),
-        batch=None if batch is None else parse_number("--batch", batch, int, low=1),
-        nms=nms == "graph",
-        data=data,
-    )
-    print_lines(f"proof: {exported.proof.summary()}")
-    print_lines(f"written: {exported.path}, {exported.proof_path}")
-    if data is not None and nms == "graph":
-        with progress_bar("evaluating") as progress:
-            results = [
-                api.evaluate(file, *extra, f"data={data}", config=given, progress=progress).metrics["AP"]
-                for file, extra, given in ((weights, options, config), (exported.path, (), None))
-            ]
-        print_lines(f"AP on val: {results[0]:.4f} in PyTorch, {results[1]:.4f} in the exported file")
-
-
 app.add_typer(cli_data.commands)
+app.add_typer(cli_deploy.commands)
 app.add_typer(config_app, name="config")
 
 

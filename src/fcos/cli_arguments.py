@@ -17,6 +17,8 @@ from .errors import ConfigError
 from .formatting import quote
 
 Number = TypeVar("Number", int, float)
+OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*=")
+"""Beginning of an option of the config, `key=`."""
 
 
 def require_command(words: Sequence[str]) -> None:

@@ -1,0 +1,103 @@
+"""Commands of `fcos` that take a detector to other programs: export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import typer
+
+from .choices import ExportFormat
+from .cli_arguments import (
+    OVERRIDE,
+    WORDS,
+    OriginalConfig,
+    Weights,
+    check_choice,
+    check_flags,
+    parse_number,
+    parse_size,
+)
+from .errors import ConfigError
+from .progress import progress_bar
+from .terminal import print_lines
+
+commands = typer.Typer()
+
+
+@commands.command(context_settings=WORDS, short_help="Write a detector to a file for another runtime.")
+def export(  # noqa: PLR0917 (options of the command line)
+    weights: Weights,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OUT] KEY=VALUE",
+            help="New file; default: the name of the weights. Options, e.g. model.score_threshold=0.3.",
+            callback=check_flags,
+        ),
+    ] = None,
+    config: OriginalConfig = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="onnx, openvino, or torch_export (PyTorch's .pt2).")
+    ] = "onnx",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Fixed height and width of the padded images, e.g. 608x800; default: any."),
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(metavar="N", help="Fixed number of images at a time; default: any.")
+    ] = None,
+    nms: Annotated[
+        str,
+        typer.Option(metavar="WHERE", help="graph, or none: candidates before non-maximum suppression."),
+    ] = "graph",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Data set: its val images are used for the proof, and both sides are evaluated on it."
+        ),
+    ] = None,
+) -> None:
+    """Write a detector to a file for another runtime: images in, boxes out, for any batch and size.
+
+    The file is compared with PyTorch at once. If the differences exceed the tolerances, it is not written, and the exit
+    code is 2.
+
+    \b
+    For example:
+      fcos export runs/cells/weights/best.pt
+      fcos export runs/cells/weights/best.pt detector.xml --format openvino --size 608x800 --batch 1
+    """
+    from . import api
+    from .export.runtimes import FORMATS
+
+    check_choice("--format", form, get_args(ExportFormat))
+    check_choice("--nms", nms, ("graph", "none"))
+    outputs = [word for word in words or [] if not OVERRIDE.match(word)]
+    options = [word for word in words or [] if OVERRIDE.match(word)]
+    if len(outputs) > 1:
+        raise ConfigError(
+            f"{outputs[1]}: expected one output file and KEY=VALUE options, found two: {' '.join(outputs)}"
+        )
+    suffix = FORMATS[cast("ExportFormat", form)]
+    out = Path(outputs[0]) if outputs else api.default_export(weights, suffix)
+    exported = api.export(
+        weights,
+        out,
+        *options,
+        config=config,
+        form=cast("ExportFormat", form),
+        size=None if size is None else parse_size("--size", size),
+        batch=None if batch is None else parse_number("--batch", batch, int, low=1),
+        nms=nms == "graph",
+        data=data,
+    )
+    print_lines(f"proof: {exported.proof.summary()}")
+    print_lines(f"written: {exported.path}, {exported.proof_path}")
+    if data is not None and nms == "graph":
+        with progress_bar("evaluating") as progress:
+            results = [
+                api.evaluate(file, *extra, f"data={data}", config=given, progress=progress).metrics["AP"]
+                for file, extra, given in ((weights, options, config), (exported.path, (), None))
+            ]
+        print_lines(f"AP on val: {results[0]:.4f} in PyTorch, {results[1]:.4f} in the exported file")
