@@ -1,0 +1,89 @@
+"""`fcos serve` as a process: address, logs, shutdown."""
+
+import json
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import torch
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from processes import finish
+from serving import encoded, picture
+
+from fcos.checkpoint import save_checkpoint
+
+PNG = {"Content-Type": "image/png"}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "cells" / "weights" / "best.pt"
+    path.parent.mkdir(parents=True)
+    config = tiny_config()
+    save_checkpoint(path, model=tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    return path
+
+
+@pytest.fixture
+def start(weights):
+    """Return a function that starts the command, waits until it accepts requests, and returns its process and URL."""
+    processes = []
+
+    def run(*options):
+        command = [sys.executable, "-m", "fcos", "serve", str(weights), "--port", "0", *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout
+        assert process.stderr
+        line = process.stdout.readline()
+        assert line.startswith("serving on http://127.0.0.1:"), process.stderr.read()
+        return process, line.split()[2]
+
+    yield run
+    for process in processes:
+        process.kill()
+
+
+def test_accepted_requests_are_answered_after_sigterm(start):
+    process, url = start("--max-wait-ms", "1500", "--max-batch", "64")
+    with ThreadPoolExecutor(4) as pool:
+        answers = [
+            pool.submit(httpx.post, f"{url}/v1/detect", content=encoded(picture(seed=i)), headers=PNG, timeout=600)
+            for i in range(4)
+        ]
+        while float(httpx.get(f"{url}/metrics").text.partition("\nfcos_images_in_progress ")[2].split()[0]) < 4:
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert [answer.result().status_code for answer in answers] == [200] * 4
+    code, _, err = finish(process)
+    assert code == 0, err
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["status"] for line in lines if line["path"] == "/v1/detect"] == [200] * 4
+
+
+def test_logs_are_json_without_names_or_tokens_of_clients(start):
+    process, url = start("--token", "s3cret")
+    headers = {"Authorization": "Bearer s3cret"}
+    model = httpx.get(f"{url}/v1/model", headers=headers).json()
+    httpx.post(
+        f"{url}/v1/detect",
+        files={"images": ("private.png", encoded(picture()))},
+        headers={**headers, "X-Request-Id": "r1"},
+    )
+    httpx.get(f"{url}/%0a%1b[31m{{}}\N{SNOWMAN}")
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, out, model["name"]) == (0, "", "cells")
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [(line["method"], line["status"]) for line in lines] == [("GET", 200), ("POST", 200), ("GET", 404)]
+    assert (
+        lines[1] | {"id": "r1", "path": "/v1/detect", "images": 1, "client": "127.0.0.1", "level": "info"} == lines[1]
+    )
+    assert lines[1]["ms"] > 0
+    assert "s3cret" not in err
+    assert "private" not in err
+    assert "\x1b" not in err
