@@ -49,9 +49,7 @@ class InputTensor(_Strict):
     shape: list[int]
     datatype: str
     parameters: InputParameters = InputParameters()
-    data: list[str] | None = Field(
-        default=None, description="Image files in base64, unless they follow in binary form."
-    )
+    data: list[str] | None = Field(default=None, description="Image files in base64, unless they are binary.")
 
 
 class OutputParameters(_Strict):

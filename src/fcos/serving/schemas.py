@@ -30,7 +30,7 @@ class Options(BaseModel):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="IoU above which the lower-scoring box is suppressed.",
+        description="IoU above which a box with a lower score is removed.",
     )
     format: Literal["json", "png", "jpeg"] | None = Field(
         default=None, description="Format of the result; default: by the header `Accept`, otherwise json."
@@ -53,7 +53,7 @@ class Detection(BaseModel):
     box: list[float] = Field(description="x1, y1, x2, y2 in pixels of the displayed image.", min_length=4, max_length=4)
     segmentation: Mask | None = Field(default=None, description="Only of detectors with masks.")
     keypoints: list[float] | None = Field(
-        default=None, description="x1, y1, score1, x2, ...; only of detectors with keypoints"
+        default=None, description="x1, y1, score1, x2, ...; only of detectors with them"
     )
 
 
