@@ -1,16 +1,17 @@
-"""`fcos serve` as a process: address, logs, shutdown."""
+"""`fcos serve` as a process: address, logs, shutdown, load."""
 
 import json
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 import torch
-from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
-from processes import finish
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_detector, tiny_model
+from processes import SECONDS, finish
 from serving import encoded, picture
 
 from fcos.checkpoint import save_checkpoint
@@ -46,6 +47,7 @@ def start(weights):
     yield run
     for process in processes:
         process.kill()
+        process.communicate()
 
 
 def test_accepted_requests_are_answered_after_sigterm(start):
@@ -87,3 +89,38 @@ def test_logs_are_json_without_names_or_tokens_of_clients(start):
     assert "s3cret" not in err
     assert "private" not in err
     assert "\x1b" not in err
+
+
+def resident_megabytes(process):
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@pytest.mark.parametrize(("clients", "count"), [(16, 200), pytest.param(64, 10_000, marks=pytest.mark.slow)])
+def test_concurrent_clients_lose_nothing_and_memory_stays_flat(start, clients, count):
+    process, url = start()
+    pictures = [picture(*size, seed=seed) for seed, size in enumerate([(120, 80), (80, 120), (96, 96), (200, 60)])]
+    detector = tiny_detector()
+    files = [encoded(image) for image in pictures]
+    expected = [detector.predict(image, threshold=0.5).boxes for image in pictures]
+
+    def ask(numbers):
+        with httpx.Client(base_url=url, timeout=SECONDS) as client:
+            for number in numbers:
+                answer = client.post("/v1/detect?threshold=0.5", content=files[number % 4], headers=PNG)
+                assert answer.status_code == 200
+                boxes = torch.tensor([row["box"] for row in answer.json()["images"][0]["detections"]])
+                torch.testing.assert_close(boxes, expected[number % 4], atol=1e-3, rtol=0)
+        return len(numbers)
+
+    def ask_all(total):
+        with ThreadPoolExecutor(clients) as pool:
+            return sum(pool.map(ask, [range(i, total, clients) for i in range(clients)]))
+
+    assert ask_all(count // 4) == count // 4  # the memory of the threads, and of batches of all sizes
+    before = resident_megabytes(process)
+    assert ask_all(count) == count
+    assert resident_megabytes(process) - before < 100
+    metrics = httpx.get(f"{url}/metrics").text
+    assert float(metrics.partition("\nfcos_images_total ")[2].split()[0]) == count + count // 4
+    assert float(metrics.partition("\nfcos_images_in_progress ")[2].split()[0]) == 0

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from ..errors import ConfigError
 
-_PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def require_packages() -> None:

@@ -71,10 +71,13 @@ def create_app(detector: Detector, settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_problem)
-    protected = [Depends(_authorization(service.settings.token))]
+    protected: dict[str, Any] = {
+        "dependencies": [Depends(_authorization(service.settings.token))],
+        "responses": describe_problems({401: "The token is missing or wrong."}),
+    }
     app.include_router(_public_routes(service))
-    app.include_router(_detection_routes(service), dependencies=protected)
-    app.include_router(protocol.routes(service), dependencies=protected)
+    app.include_router(_detection_routes(service), **protected)
+    app.include_router(protocol.routes(service), **protected)
     return app
 
 
@@ -157,7 +160,8 @@ def _detection_routes(service: Service) -> APIRouter:
         selection = service.selection(**options.model_dump(exclude={"format"}))
         async with service.admit() as ticket:
             async with ticket.time_limit(Problem(408, f"the body did not arrive within {settings.timeout:g} s")):
-                files = await read_images(request, await read_body(request, settings.max_body))
+                body = await read_body(request, settings.max_body)
+            files = await service.run(read_images, request.headers.get("content-type", ""), body)
             if form != "json" and len(files) > 1:
                 raise Problem(422, f"format: {form} is for a single image, found {len(files)}; use json")
             detected = await service.detect(files, selection, ticket, keep_pictures=form != "json")
@@ -182,7 +186,13 @@ def _detection_routes(service: Service) -> APIRouter:
             "limits": {"images": settings.max_queue, "bytes": settings.max_body, "pixels": settings.max_pixels},
         }
 
-    @router.get("/metrics", tags=["state"], summary="Metrics in the format of Prometheus")
+    @router.get(
+        "/metrics",
+        tags=["state"],
+        summary="Metrics in the format of Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -18,6 +18,7 @@ from .problems import Problem, to_response
 
 log = logging.getLogger(__name__)
 
+_MAX_HEAD = 32_768  # bytes of the URL and the headers; the HTTP library limits only those that arrive in pieces
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -62,7 +63,11 @@ class RequestLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            if _head_size(scope) > _MAX_HEAD:
+                problem = Problem(431, f"the URL and the headers have more than {_MAX_HEAD:,} bytes")
+                await to_response(problem, path=scope["path"])(scope, receive, send_with_headers)
+            else:
+                await self._app(scope, receive, send_with_headers)
         except Exception:
             log.exception("request failed", extra={"fields": {"id": request_id}})
             if status:  # too late for another answer; the server closes the connection
@@ -84,6 +89,10 @@ class RequestLog:
                 **scope.get("state", {}).get("log", {}),
             }
             log.info("request", extra={"fields": fields})
+
+
+def _head_size(scope: Scope) -> int:
+    return len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(k) + len(v) for k, v in scope["headers"])
 
 
 class JsonFormatter(logging.Formatter):

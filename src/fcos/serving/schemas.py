@@ -126,7 +126,6 @@ def describe_result() -> dict[int | str, dict[str, Any]]:
 
 FAILURES = {
     400: "The body is incomplete.",
-    401: "The token is missing or wrong.",
     408: "The body did not arrive in time.",
     413: "The body or an image is too large.",
     415: "The type of the body or of an image is not accepted.",
