@@ -104,6 +104,24 @@ def test_uploaded_image_shows_its_boxes_at_their_pixels(url, open_page):
             assert shown_pixel(page, x, y) == pytest.approx(color, abs=12)
 
 
+def test_several_images_are_shown_one_at_a_time(url, open_page):
+    page = open_page(url)
+    upload(page, *((f"{i}.png", encoded(picture(100 + i, 80, seed=i))) for i in range(9)))
+    expect(page.locator("#strip button")).to_have_count(9)
+    page.click("#strip button[title='7.png']")
+    expect(page.locator("#canvas[aria-label^='7.png: ']")).to_be_visible()
+    expected = tiny_detector().predict(picture(107, 80, seed=7))
+    expect(page.locator("#rows tr")).to_have_count(len(expected))
+    expect(page.locator("#strip button[aria-current=true]")).to_have_attribute("title", "7.png")
+
+
+def test_format_that_the_browser_cannot_display_still_has_results(url, open_page):
+    page = open_page(url)
+    upload(page, ("a.tif", encoded(picture(), "TIFF")))
+    expect(page.locator("#error-text")).to_contain_text("a.tif: this browser cannot display the format")
+    expect(page.locator("#rows tr")).to_have_count(len(tiny_detector().predict(picture())))
+
+
 def test_slider_and_class_buttons_select_detections(url, open_page):
     page = open_page(url)
     upload(page, ("a.png", encoded(picture())))

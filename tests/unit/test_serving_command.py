@@ -9,10 +9,11 @@ import torch
 from detectors import tiny_detector
 from serving import picture
 
-from fcos import cli
+from fcos import ConfigError, cli
 from fcos.inference.selection import Selection
 from fcos.serving.batcher import Batcher
-from fcos.serving.settings import model_name
+from fcos.serving.server import open_socket, serve
+from fcos.serving.settings import Settings, model_name
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -75,6 +76,37 @@ def test_untrained_recipe_is_rejected(monkeypatch, capsys):
 )
 def test_model_name_is_that_of_the_run_or_file(weights, name):
     assert model_name(weights) == name
+
+
+def test_help_shows_the_options(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fcos", "serve", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    assert "fcos serve runs/cells/weights/best.pt\n" in out
+    for option in ("--host", "--port", "--max-batch", "--max-wait-ms", "--token"):
+        assert option in out
+
+
+def test_detector_that_cannot_run_ends_the_command(capsys):
+    detector = tiny_detector()
+    detector.model.detect = lambda images, sizes: 1 / 0  # pyright: ignore[reportAttributeAccessIssue]
+    with (
+        open_socket("127.0.0.1", 0) as opened,
+        pytest.raises(ConfigError, match="the detector failed on its first image"),
+    ):
+        serve(detector, Settings(), opened)
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_missing_token_is_only_reported_for_other_machines(capsys):
+    detector = tiny_detector()
+    detector.model.detect = lambda images, sizes: 1 / 0  # pyright: ignore[reportAttributeAccessIssue]
+    for host, is_reported in (("127.0.0.1", False), ("0.0.0.0", True)):
+        with open_socket(host, 0) as opened, pytest.raises(ConfigError):
+            serve(detector, Settings(), opened)
+        assert ("other machines can use this service" in capsys.readouterr().err) == is_reported
 
 
 def batches_of(items, *, max_batch, max_wait):

@@ -89,8 +89,10 @@ def serve(detector: Detector, settings: Settings, opened: socket.socket) -> None
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[opened])
+    except SystemExit:  # uvicorn's answer to a failed start, see below
+        pass
     finally:
         for number, action in previous.items():
             signal.signal(number, action)
     if not server.started:
-        raise ConfigError("the detector cannot run, see the log above")
+        raise ConfigError("the detector failed on its first image; the lines above contain the reason")

@@ -4,12 +4,14 @@ import { RequestError, detect, getModel, setToken } from "./api.js";
 import { paint } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
-const MAX_ITEMS = 100; // images that are kept
+const MAX_ITEMS = 500; // images that are kept
+const PARALLEL = 4; // requests at a time, so that the server can process images together
 
 const state = {
   model: null,
-  items: [], // {name, width, height, bitmap, detections}; bitmap is null if the browser cannot decode the file
-  current: -1,
+  items: [], // {name, blob, thumbnail, width, height, detections}
+  current: null, // an item
+  bitmap: null, // the image of `current`; null if the browser cannot decode it
   threshold: null, // null: that of each class
   hidden: new Set(), // names of classes
   selected: null, // a detection
@@ -20,47 +22,58 @@ const state = {
 
 const classOf = (detection) => state.model.classes.find((entry) => entry.name === detection.name);
 const colorOf = (detection) => classOf(detection).color;
-const item = () => state.items[state.current];
 
 function isAboveThreshold(detection) {
   return detection.score >= (state.threshold ?? classOf(detection).threshold);
 }
 
 function shown() {
-  return item() ? item().detections.filter((d) => isAboveThreshold(d) && !state.hidden.has(d.name)) : [];
+  return (state.current?.detections ?? []).filter((d) => isAboveThreshold(d) && !state.hidden.has(d.name));
 }
 
 // ---- Requests
 
 async function add(files) {
   stopCamera();
-  const images = [...files];
-  if (!images.length) return;
+  const queue = [...files];
+  if (!queue.length) return;
   hideError();
-  for (const file of images) {
-    state.pending += 1;
-    render();
-    try {
-      await addFile(file);
-    } catch (error) {
-      showError(`${file.name || "Image"}: ${error.message}`);
+  state.pending += queue.length;
+  render();
+  let isFirst = true; // the first result is opened, the others are added
+  const work = async () => {
+    while (queue.length) {
+      const file = queue.shift();
+      try {
+        const [entry, bitmap] = await detectFile(file);
+        state.items.push(entry);
+        if (state.items.length > MAX_ITEMS) state.items.shift();
+        if (isFirst) show(entry, bitmap);
+        else bitmap?.close();
+        isFirst = false;
+      } catch (error) {
+        showError(`${file.name || "Image"}: ${error.message}`);
+      }
+      state.pending -= 1;
+      render();
     }
-    state.pending -= 1;
-    render();
-  }
+  };
+  await Promise.all(Array.from({ length: PARALLEL }, work));
 }
 
-async function addFile(file) {
+async function detectFile(file) {
   if (file.size > state.model.limits.bytes) {
     throw new RequestError(413, `is larger than ${(state.model.limits.bytes / 1e6).toFixed(0)} MB, the limit of this server.`);
   }
-  const [bitmap, result] = await Promise.all([
-    createImageBitmap(file).catch(() => null),
-    withToken(() => detect(file)),
-  ]);
-  state.items.push({ name: file.name || "image", bitmap, ...result });
-  if (state.items.length > MAX_ITEMS) state.items.shift();
-  open(state.items.length - 1);
+  const [bitmap, result] = await Promise.all([decode(file), withToken(() => detect(file))]);
+  const entry = { name: file.name || "image", blob: file, ...result };
+  entry.thumbnail = thumbnail(entry, bitmap);
+  return [entry, bitmap];
+}
+
+/** Return an image, or null if the browser cannot decode the format. Only that of the current item is kept. */
+function decode(blob) {
+  return createImageBitmap(blob).catch(() => null);
 }
 
 /** Call a function; if the server wants a token, ask for it and try again. */
@@ -99,9 +112,9 @@ async function toggleCamera() {
   const video = $("video");
   video.srcObject = state.camera;
   await video.play();
-  state.items.push({ name: "camera", width: video.videoWidth, height: video.videoHeight, bitmap: null, detections: [] });
-  open(state.items.length - 1);
-  const live = item();
+  const live = { name: "camera", width: video.videoWidth, height: video.videoHeight, blob: null, detections: [] };
+  state.items.push(live);
+  show(live, null);
   try {
     while (state.camera) {
       const frame = new OffscreenCanvas(video.videoWidth, video.videoHeight);
@@ -109,9 +122,8 @@ async function toggleCamera() {
       const blob = await frame.convertToBlob({ type: "image/jpeg", quality: 0.92 });
       const result = await withToken(() => detect(blob));
       if (!state.camera) break;
-      Object.assign(live, result, { bitmap: frame });
-      state.selected = state.hovered = null;
-      render();
+      Object.assign(live, result, { blob, thumbnail: thumbnail(result, frame) });
+      show(live, frame);
     }
   } catch (error) {
     stopCamera();
@@ -128,10 +140,16 @@ function stopCamera() {
 
 // ---- State
 
-function open(index) {
-  state.current = index;
-  state.selected = state.hovered = null;
+function show(entry, bitmap) {
+  Object.assign(state, { current: entry, bitmap, selected: null, hovered: null });
+  if (!bitmap && entry.blob) showError(`${entry.name}: this browser cannot display the format; see the boxes and the table.`);
   render();
+}
+
+async function open(entry) {
+  state.current = entry; // the last one that was opened wins
+  const bitmap = entry.blob && (await decode(entry.blob));
+  if (state.current === entry) show(entry, bitmap);
 }
 
 function select(detection, { focus = false } = {}) {
@@ -175,14 +193,14 @@ function dot(color) {
 }
 
 function render() {
-  $("empty").hidden = Boolean(item()) || state.pending > 0;
+  $("empty").hidden = Boolean(state.current) || state.pending > 0;
   $("view").hidden = !$("empty").hidden;
   $("busy").hidden = !state.pending;
   $("camera").setAttribute("aria-pressed", String(Boolean(state.camera)));
   $("camera").textContent = state.camera ? "Stop camera" : "Camera";
   $("value").textContent = state.threshold === null ? "per class" : state.threshold.toFixed(2);
   $("default").disabled = state.threshold === null;
-  for (const id of ["save-json", "save-image"]) $(id).disabled = !item();
+  for (const id of ["save-json", "save-image"]) $(id).disabled = !state.current;
   if (!shown().includes(state.selected)) state.selected = null;
   renderCanvas();
   renderClasses();
@@ -192,16 +210,18 @@ function render() {
 
 function renderCanvas() {
   const canvas = $("canvas");
-  canvas.hidden = !item();
-  if (!item()) return;
+  const { current, bitmap } = state;
+  canvas.hidden = !current;
+  if (!current) return;
   const view = $("view"), isNarrow = matchMedia("(max-width: 860px)").matches;
   const room = { width: view.clientWidth, height: isNarrow ? innerHeight * 0.62 : view.clientHeight };
-  const fit = Math.min(room.width / item().width, room.height / item().height, 4);
+  const fit = Math.min(room.width / current.width, room.height / current.height, 4);
   const unit = devicePixelRatio || 1;
-  paint(canvas, item(), shown(), { ...style(), scale: fit * unit, unit, focused: state.hovered ?? state.selected });
+  const focused = state.hovered ?? state.selected;
+  paint(canvas, { ...current, bitmap }, shown(), { ...style(), scale: fit * unit, unit, focused });
   canvas.style.width = `${canvas.width / unit}px`;
   canvas.style.height = `${canvas.height / unit}px`;
-  canvas.setAttribute("aria-label", `${item().name}: ${summary()}`);
+  canvas.setAttribute("aria-label", `${current.name}: ${summary()}`);
 }
 
 function style() {
@@ -215,7 +235,7 @@ function summary() {
 
 function renderClasses() {
   const counts = new Map();
-  for (const detection of item()?.detections.filter(isAboveThreshold) ?? []) {
+  for (const detection of (state.current?.detections ?? []).filter(isAboveThreshold)) {
     counts.set(detection.name, (counts.get(detection.name) ?? 0) + 1);
   }
   const names = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || a.localeCompare(b));
@@ -235,7 +255,7 @@ function renderClasses() {
 }
 
 function renderRows() {
-  $("count").textContent = item() ? summary() : "No image";
+  $("count").textContent = state.current ? summary() : "No image";
   const hadFocus = $("rows").contains(document.activeElement);
   $("rows").replaceChildren(...shown().map((detection, index) => {
     const [x1, y1, x2, y2] = detection.box;
@@ -263,26 +283,25 @@ function hover(detection) {
 
 function renderStrip() {
   $("strip").hidden = state.items.length < 2;
-  $("strip").replaceChildren(...state.items.map((entry, index) => {
+  $("strip").replaceChildren(...state.items.map((entry) => {
     const button = element("button", { type: "button", title: entry.name });
     button.setAttribute("aria-label", entry.name);
-    button.setAttribute("aria-current", String(index === state.current));
-    entry.thumbnail ??= thumbnail(entry);
+    button.setAttribute("aria-current", String(entry === state.current));
     button.append(entry.thumbnail ?? entry.name);
     button.addEventListener("click", () => {
       stopCamera();
-      open(index);
+      open(entry);
     });
     return element("li", {}, button);
   }));
 }
 
-function thumbnail(entry) {
-  if (!entry.bitmap) return null;
+function thumbnail(size, bitmap) {
+  if (!bitmap) return null;
   const canvas = element("canvas", { width: 168, height: 120 });
-  const scale = Math.max(canvas.width / entry.width, canvas.height / entry.height);
-  const [width, height] = [entry.width * scale, entry.height * scale];
-  canvas.getContext("2d").drawImage(entry.bitmap, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
+  const scale = Math.max(canvas.width / size.width, canvas.height / size.height);
+  const [width, height] = [size.width * scale, size.height * scale];
+  canvas.getContext("2d").drawImage(bitmap, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
   return canvas;
 }
 
@@ -293,16 +312,17 @@ function download(blob, name) {
 }
 
 function saveJson() {
-  const { name, width, height } = item();
+  const { name, width, height } = state.current;
   const content = { model: state.model.name, file: name, width, height, detections: shown() };
   download(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }), `${stem(name)}.json`);
 }
 
 async function saveImage() {
   const canvas = document.createElement("canvas");
-  const unit = Math.max(1, Math.sqrt(item().width * item().height) / 900);
-  paint(canvas, item(), shown(), { ...style(), scale: 1, unit, focused: null });
-  canvas.toBlob((blob) => blob && download(blob, `${stem(item().name)}_detections.png`), "image/png");
+  const { current, bitmap } = state;
+  const unit = Math.max(1, Math.sqrt(current.width * current.height) / 900);
+  paint(canvas, { ...current, bitmap }, shown(), { ...style(), scale: 1, unit, focused: null });
+  canvas.toBlob((blob) => blob && download(blob, `${stem(current.name)}_detections.png`), "image/png");
 }
 
 function stem(name) {
@@ -313,8 +333,8 @@ function stem(name) {
 
 function detectionAt(event) {
   const frame = $("canvas").getBoundingClientRect();
-  const x = ((event.clientX - frame.left) / frame.width) * item().width;
-  const y = ((event.clientY - frame.top) / frame.height) * item().height;
+  const x = ((event.clientX - frame.left) / frame.width) * state.current.width;
+  const y = ((event.clientY - frame.top) / frame.height) * state.current.height;
   const area = ([x1, y1, x2, y2]) => (x2 - x1) * (y2 - y1);
   const hit = shown().filter(({ box: [x1, y1, x2, y2] }) => x >= x1 && x <= x2 && y >= y1 && y <= y2);
   return hit.sort((a, b) => area(a.box) - area(b.box))[0] ?? null;
