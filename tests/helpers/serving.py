@@ -16,8 +16,7 @@ from PIL import Image
 from processes import SECONDS
 
 from fcos import Detector
-from fcos.serving.app import create_app
-from fcos.serving.server import open_socket
+from fcos.serving.server import open_socket, server_config
 from fcos.serving.settings import Settings
 
 
@@ -29,9 +28,7 @@ def running(detector: Detector, **settings: Any) -> Iterator[httpx.Client]:
         detector: the detector.
         settings: options of `Settings`.
     """
-    app = create_app(detector, Settings(**settings))
-    config = uvicorn.Config(app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(detector, Settings(**settings)))
     with open_socket("127.0.0.1", 0) as opened:
         url = f"http://127.0.0.1:{opened.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})

@@ -286,6 +286,12 @@ def test_openapi_document_describes_bodies_results_and_problems(client):
     assert "$defs" not in json.dumps(document)
 
 
+def test_long_headers_and_urls_are_rejected(client):
+    for answer in (client.get("/v1/model", headers={"X": "a" * 33_000}), client.get("/v1/model?" + "a" * 33_000)):
+        assert answer.status_code == 431
+        assert answer.json()["detail"] == "the URL and the headers have more than 32,768 bytes"
+
+
 def test_responses_have_security_headers(client):
     for answer in (client.get("/"), client.get("/nothing"), client.post("/v1/detect")):
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]

@@ -70,10 +70,11 @@ def read_images(content_type: str, body: bytes) -> list[bytes]:
     elif kind.startswith("image/") or kind == "application/octet-stream":
         images = [body]
     else:
+        hint = "; for `curl --data-binary`, add -H 'Content-Type: application/octet-stream'"
         raise Problem(
             415,
-            f"Content-Type: expected image/... or application/octet-stream (an image file), multipart/form-data or"
-            f" application/json, found {kind[:80] or 'nothing'}",
+            "Content-Type: expected image/... or application/octet-stream (an image file), multipart/form-data or"
+            f" application/json, found {kind[:80] or 'nothing'}{hint if kind.endswith('urlencoded') else ''}",
         )
     if not all(images):
         raise Problem(422, f"{image_name(images, images.index(b''))}: is empty")

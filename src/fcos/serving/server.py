@@ -56,6 +56,20 @@ class _Server(uvicorn.Server):
             print(f"serving on http://{host}:{port} (Ctrl-C stops)", flush=True)
 
 
+def server_config(detector: Detector, settings: Settings) -> uvicorn.Config:
+    """Return the application of a detector with the options of its server."""
+    return uvicorn.Config(
+        create_app(detector, settings),
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.timeout) + 5,  # for clients that do not read their answers
+    )
+
+
 def serve(detector: Detector, settings: Settings, opened: socket.socket) -> None:
     """Run the service until SIGINT or SIGTERM, then answer the accepted requests.
 
@@ -73,18 +87,7 @@ def serve(detector: Detector, settings: Settings, opened: socket.socket) -> None
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     if settings.token is None and not opened.getsockname()[0].startswith(("127.", "::1")):
         log.warning("other machines can use this service; --token TOKEN restricts it")
-    config = uvicorn.Config(
-        create_app(detector, settings),
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        h11_max_incomplete_event_size=32 << 10,  # longest header
-        timeout_graceful_shutdown=int(settings.timeout) + 5,
-    )
-    server = _Server(config)
+    server = _Server(server_config(detector, settings))
     # uvicorn handles the signals and repeats them at its end, which these handlers ignore: stopping is no failure.
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

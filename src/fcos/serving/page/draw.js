@@ -100,17 +100,22 @@ function drawBox(context, [x1, y1, x2, y2], color, line) {
 }
 
 function drawKeypoints(context, values, color, { scale, unit, skeleton }) {
-  const points = [];
-  for (let i = 0; i < values.length; i += 3) points.push([values[i] * scale, values[i + 1] * scale]);
-  context.strokeStyle = color;
-  context.lineWidth = 2 * unit;
-  for (const [a, b] of points.length === 17 ? skeleton : []) {
-    context.beginPath();
-    context.moveTo(...points[a]);
-    context.lineTo(...points[b]);
-    context.stroke();
+  const points = []; // null for points without score
+  for (let i = 0; i < values.length; i += 3) {
+    points.push(values[i + 2] > 0 ? [values[i] * scale, values[i + 1] * scale] : null);
   }
-  for (const [x, y] of points) {
+  const lines = points.length === 17 ? skeleton.filter(([a, b]) => points[a] && points[b]) : [];
+  for (const [style, width] of [["rgb(0 0 0 / 45%)", 4 * unit], [color, 2 * unit]]) {
+    context.strokeStyle = style;
+    context.lineWidth = width;
+    for (const [a, b] of lines) {
+      context.beginPath();
+      context.moveTo(...points[a]);
+      context.lineTo(...points[b]);
+      context.stroke();
+    }
+  }
+  for (const [x, y] of points.filter(Boolean)) {
     context.beginPath();
     context.arc(x, y, 3 * unit, 0, 2 * Math.PI);
     context.fillStyle = color;
