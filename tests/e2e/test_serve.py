@@ -31,18 +31,23 @@ def weights(tmp_path):
 
 
 @pytest.fixture
-def start(weights):
+def log(tmp_path):
+    return tmp_path / "log.jsonl"
+
+
+@pytest.fixture
+def start(weights, log):
     """Return a function that starts the command, waits until it accepts requests, and returns its process and URL."""
     processes = []
 
     def run(*options):
         command = [sys.executable, "-m", "fcos", "serve", str(weights), "--port", "0", *options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with log.open("w") as stderr:  # not a pipe, which would fill up and stop the server
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         processes.append(process)
         assert process.stdout
-        assert process.stderr
         line = process.stdout.readline()
-        assert line.startswith("serving on http://127.0.0.1:"), process.stderr.read()
+        assert line.startswith("serving on http://127.0.0.1:"), log.read_text()
         return process, line.split()[2]
 
     yield run
@@ -51,7 +56,7 @@ def start(weights):
         process.communicate()
 
 
-def test_accepted_requests_are_answered_after_sigterm(start):
+def test_accepted_requests_are_answered_after_sigterm(start, log):
     process, url = start("--max-wait-ms", "1500", "--max-batch", "64")
     with ThreadPoolExecutor(4) as pool:
         answers = [
@@ -62,18 +67,18 @@ def test_accepted_requests_are_answered_after_sigterm(start):
             pass
         process.send_signal(signal.SIGTERM)
         assert [answer.result().status_code for answer in answers] == [200] * 4
-    code, _, err = finish(process)
-    assert code == 0, err
-    lines = [json.loads(line) for line in err.splitlines()]
+    code, *_ = finish(process)
+    assert code == 0, log.read_text()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["status"] for line in lines if line["path"] == "/v1/detect"] == [200] * 4
 
 
-def test_logs_are_json_without_names_or_tokens_of_clients(start, monkeypatch):
+def test_logs_are_json_without_names_or_tokens_of_clients(start, log, monkeypatch):
     with no_requests(monkeypatch):  # to other machines
-        check_logs(*start("--token", "s3cret"))
+        check_logs(*start("--token", "s3cret"), log)
 
 
-def check_logs(process, url):
+def check_logs(process, url, log):
     headers = {"Authorization": "Bearer s3cret"}
     model = httpx.get(f"{url}/v1/model", headers=headers).json()
     httpx.post(
@@ -83,7 +88,8 @@ def check_logs(process, url):
     )
     httpx.get(f"{url}/%0a%1b[31m{{}}\N{SNOWMAN}")
     process.send_signal(signal.SIGINT)
-    code, out, err = finish(process)
+    code, out, _ = finish(process)
+    err = log.read_text()
     assert (code, out, model["name"]) == (0, "", "cells")
     lines = [json.loads(line) for line in err.splitlines()]
     assert [(line["method"], line["status"]) for line in lines] == [("GET", 200), ("POST", 200), ("GET", 404)]
@@ -103,7 +109,7 @@ def resident_megabytes(process):
 
 @pytest.mark.parametrize(("clients", "count"), [(16, 200), pytest.param(64, 10_000, marks=pytest.mark.slow)])
 def test_concurrent_clients_lose_nothing_and_memory_stays_flat(start, clients, count):
-    process, url = start()
+    process, url = start("--timeout", "600")
     pictures = [picture(*size, seed=seed) for seed, size in enumerate([(120, 80), (80, 120), (96, 96), (200, 60)])]
     detector = tiny_detector()
     files = [encoded(image) for image in pictures]
