@@ -75,7 +75,8 @@ def test_accepted_requests_are_answered_after_sigterm(start, log):
 
 def test_logs_are_json_without_names_or_tokens_of_clients(start, log, monkeypatch):
     with no_requests(monkeypatch):  # to other machines
-        check_logs(*start("--token", "s3cret"), log)
+        process, url = start("--token", "s3cret")
+        check_logs(process, url, log)
 
 
 def check_logs(process, url, log):
