@@ -147,7 +147,7 @@ def _restore_exported(
         raise WeightsError(f"{path}: an exported file has no weights that can be converted; give the weights file")
     if config is not None:
         raise ConfigError(f"config: not allowed, because {path} contains its config; remove it")
-    fixed = [text for text in overrides if text.startswith(("model.", "data.size_divisor="))]
+    fixed = [text for text in overrides if text.startswith(("model.", "data.size_divisor=", "eval.precision="))]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: {path} was exported with other values; export it again with them")
     _reject_without_effect(overrides, use)

@@ -326,6 +326,9 @@ class EvalConfig(_Section):
 
     batch_size: BatchSize = 8
     """Images per step; the result does not depend on it."""
+    precision: Precision | None = None
+    """Precision of backbone and head; null: `train.precision`. Where the device has fast arithmetic for it, `bfloat16`
+    is faster, and scores and boxes change slightly."""
     flip: bool = False
     """Test-time augmentation: also detect on the mirrored image. Every view costs the time and memory of an image.
     Boxes are detected in all views; the masks and keypoints of these boxes are computed without augmentation."""
@@ -377,6 +380,11 @@ class Config(_Section):
             raise config_error(error, type(self), where="Config") from None
 
     __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]  # not for `model_validate`
+
+    @property
+    def eval_precision(self) -> Precision:
+        """Precision of backbone and head in evaluation and prediction."""
+        return self.eval.precision or self.train.precision
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain data (str, int, float, bool, None, list, dict), which `Config(**d)` restores."""
