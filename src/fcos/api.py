@@ -110,7 +110,7 @@ def _build_untrained(config: Config, device: str | None) -> Detector:
 
     target_device = resolve_device(config.device if device is None else device)
     model = build_model(config.model, num_classes=config.model.num_classes or _NUM_COCO_CLASSES)
-    return Detector(model.to(target_device, memory_format=torch.channels_last), config, is_trained=False)
+    return Detector(model.to(target_device).to(memory_format=torch.channels_last), config, is_trained=False)
 
 
 def require_trained(source: str | Path, *overrides: str) -> None:

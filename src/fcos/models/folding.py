@@ -60,7 +60,7 @@ class BatchNormFolding:
         if self._folded is None:
             return model
         result = copy.copy(model)
-        result.__dict__["_modules"] = {**result.__dict__["_modules"], "backbone": self._folded}
+        result._modules = {**model._modules, "backbone": self._folded}
         return result
 
 
