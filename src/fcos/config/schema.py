@@ -114,8 +114,8 @@ class DataConfig(_Section):
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)
     masks: bool = False
-    """Read the masks of the objects (COCO: `segmentation`; YOLO: polygons; LabelMe, CVAT: shapes; Cityscapes), for
-    detectors with a mask head."""
+    """Read the masks of the objects (COCO: `segmentation`; VOC: SegmentationObject; YOLO: polygons; LabelMe and CVAT:
+    shapes; Cityscapes), for detectors with a mask head."""
     boxes: Literal["file", "masks"] = "file"
     """Boxes of the objects: those of the file, or the smallest ones around the masks."""
     keypoints: bool = False
