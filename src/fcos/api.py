@@ -219,6 +219,7 @@ def evaluate(
     restored = restore_detector(weights, overrides, config, use="an evaluation")
     resolved, device = restored.config, resolve_device(restored.config.device)
     keep_freed_memory(device)
+    warn_of_unused_details(resolved, overrides)
     if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):
         _check_stored_paths(resolved.data, split)
     annotations = _load_split(restored, split, where=str(weights))
