@@ -8,12 +8,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 DEMO := demo
 DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.iterations=900
 
-.PHONY: help install test coverage test-slow test-gpu check docs tour format weights demo clean
+.PHONY: help install test coverage test-slow test-gpu test-browser check docs tour format weights demo clean
 
 help:
 	@echo "make demo     train, evaluate and run a detector on sample images (about 5 minutes after the installation)"
 	@echo "make test     the test suite            make test-slow  the tests that take minutes"
 	@echo "make test-gpu the tests that need a CUDA device"
+	@echo "make test-browser the tests of the web page, which need chromium or Chrome"
 	@echo "make coverage the test suite, with the coverage of each file"
 	@echo "make check    format, lint, types, imports, docs   make format  repair the first two"
 	@echo "make docs     build/site, the documentation as a web site    make tour  draw the figures of docs/tour.md again"
@@ -40,6 +41,9 @@ test-slow: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
+
+test-browser: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ schedule, warm-up, batches of 4, decoded images kept in memory, and a width that
 covers only the training loop; ours covers everything.
 
 On a machine that has other work to do, `--steps THEIRS OURS` gives each side the number of steps that it makes in the
-wanted time on an idle machine, as printed by a short run with `--minutes`.
+wanted time on an idle machine, as printed by a short run with `--minutes`. Images per second are not measured then.
 
 The results of each recipe and data set replace those in results/accuracy_vs_torchvision.json; others are kept.
 """
@@ -196,7 +196,8 @@ def compare(data: Path, recipe: str, options: argparse.Namespace) -> dict[str, d
     test_data = examples(config, val)
     their_metrics = evaluate_torchvision(theirs, test_data, val)
     our_metrics = fcos.evaluate(weights).metrics
-    speeds = images_per_second(theirs, fcos.load(weights).model, test_data, val.sizes)
+    is_idle = options.steps is None
+    speeds = images_per_second(theirs, fcos.load(weights).model, test_data, val.sizes) if is_idle else (None, None)
     sides = ("torchvision", their_entry, their_metrics), ("fcos", our_entry, our_metrics)
     return {
         side: {

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import convert, evaluate, load, report, train
+    from .api import convert, evaluate, explain, load, report, train
     from .config import Config
     from .errors import ConfigError, DataError, ExportError, FCOSError, TrainingError, WeightsError
     from .evaluation.evaluate import Evaluation
@@ -30,6 +30,7 @@ __all__ = [
     "convert",
     "draw",
     "evaluate",
+    "explain",
     "load",
     "load_config",
     "report",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("convert", "evaluate", "load", "report", "train"), "api"),
+    **dict.fromkeys(("convert", "evaluate", "explain", "load", "report", "train"), "api"),
     **dict.fromkeys(
         ("ConfigError", "DataError", "ExportError", "FCOSError", "TrainingError", "WeightsError"), "errors"
     ),

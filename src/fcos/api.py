@@ -1,4 +1,4 @@
-"""Python counterpart of the command line: `load`, `train`, `evaluate`, `report`, `convert`.
+"""Python counterpart of the command line: `load`, `train`, `evaluate`, `report`, `explain`, `convert`.
 
 Options are `key=value` strings, as on the command line: `fcos.train("fcos_mnv2_small", "data=cells")`.
 """
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from .data.dataset import Annotations
     from .data.source import Split
     from .evaluation.evaluate import Evaluation
+    from .explanation.explain import Explanation
     from .export.write import Exported
+    from .inference.inputs import Picture
     from .inference.predictor import Detector
     from .interop import Form
     from .restore import RestoredDetector
@@ -69,8 +71,6 @@ def load(
         ConfigError: an override or the device is wrong, or an override has no effect on predictions or contradicts the
             weights; a config is missing, or was given in addition to a recipe.
     """
-    from .distributed import resolve_device
-    from .inference.predictor import Detector
     from .interop.fcos_core.config import split_pairs
     from .restore import restore_detector
 
@@ -86,7 +86,13 @@ def load(
             return _build_untrained(config, device)
         source = config.train.weights
         options = [text for text in split_pairs(options)[1] if not text.startswith("train.weights=")]
-    restored = restore_detector(source, options, config, use="predictions")
+    return _to_detector(restore_detector(source, options, config, use="predictions"), device)
+
+
+def _to_detector(restored: RestoredDetector, device: str | None = None) -> Detector:
+    from .distributed import resolve_device
+    from .inference.predictor import Detector
+
     target_device = resolve_device(restored.config.device if device is None else device)
     keep_freed_memory(target_device)
     ids = restored.checkpoint.category_ids
@@ -102,13 +108,15 @@ def load(
 
 
 def _build_untrained(config: Config, device: str | None) -> Detector:
+    import torch
+
     from .distributed import resolve_device
     from .inference.predictor import Detector
     from .models import build_model
 
     target_device = resolve_device(config.device if device is None else device)
     model = build_model(config.model, num_classes=config.model.num_classes or _NUM_COCO_CLASSES)
-    return Detector(model.to(target_device), config, is_trained=False)
+    return Detector(model.to(target_device).to(memory_format=torch.channels_last), config, is_trained=False)
 
 
 def require_trained(source: str | Path, *overrides: str) -> None:
@@ -217,6 +225,7 @@ def evaluate(
     restored = restore_detector(weights, overrides, config, use="an evaluation")
     resolved, device = restored.config, resolve_device(restored.config.device)
     keep_freed_memory(device)
+    warn_of_unused_details(resolved, overrides)
     if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):
         _check_stored_paths(resolved.data, split)
     annotations = _load_split(restored, split, where=str(weights))
@@ -386,6 +395,83 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
 
     run = check_source(run, name="run")
     return write_report(Path(run), check_overrides(overrides), evaluate=measure)
+
+
+def explain(
+    weights: str | Path,
+    image: Picture,
+    *overrides: str,
+    config: str | Path | Config | None = None,
+    threshold: float | None = None,
+    class_name: str | None = None,
+    out: str | Path | None = None,
+) -> Explanation:
+    """Explain the detections of an FCOS on one image, and with annotations why objects were missed.
+
+    Args:
+        weights: weights file or name of an FCOS, see `load`.
+        image: a picture, see `Detector.predict`. With an override `data=DIR` the path or the file name of an image of
+            this data set, whose annotations are then used.
+        overrides: `key=value`, e.g. `data=DIR`, `model.nms_threshold=0.5`.
+        config: config of weights that contain none, see `load`.
+        threshold: score threshold of shown detections for all classes, in 0..1; None: those of the weights.
+        class_name: class whose scores the page shows; None: the one with the highest score.
+        out: file for the explanation as an HTML page; None: no page is written.
+
+    Returns:
+        Maps of the head, the path of every prediction through post-processing, and the missed objects with reasons.
+
+    Raises:
+        ConfigError: the detector is not an FCOS, an option is wrong, or `out` is a folder.
+        WeightsError: the file does not exist or does not contain weights of a known project.
+        DataError: the image cannot be read, or is not in the data set.
+        OSError: the disk is full or not writable.
+    """
+    import torch
+
+    from .data.layouts import SPLITS
+    from .explanation.explain import explain_image, require_fcos
+    from .explanation.page import write_page
+    from .inference.inputs import to_picture
+    from .inference.selection import Selection, find_labels
+    from .restore import restore_detector
+
+    Selection(threshold=threshold)  # checks its range
+    if out is not None and Path(check_source(out, name="out")).is_dir():
+        raise ConfigError(f"out: {out} is a folder; expected the path of a new HTML file")
+    restored = restore_detector(weights, overrides, config, use="an evaluation")
+    require_fcos(restored.model, restored.config)
+    objects, source = None, image
+    if any(text.startswith(("data=", "data.root=", *(f"data.{split}." for split in SPLITS))) for text in overrides):
+        split, i = _find_annotated(restored, image, where=str(weights))
+        objects, source = split.objects(i), split.path(i)
+    detector = _to_detector(restored)
+    data, thresholds, names = detector.config.data, detector.thresholds, detector.class_names
+    label = None if class_name is None else find_labels([class_name], names)[0]
+    explanation = explain_image(
+        detector.model,
+        detector.config,
+        to_picture(source, bit_depth=data.bit_depth, max_pixels=data.max_pixels),
+        thresholds=thresholds if threshold is None else torch.full_like(thresholds, threshold),
+        class_names=names,
+        objects=objects,
+    )
+    if out is not None:
+        title = Path(source).name if isinstance(source, str | Path) else "an image"
+        write_page(explanation, Path(out), title=title, label=label)
+    return explanation
+
+
+def _find_annotated(restored: RestoredDetector, image: Picture, *, where: str) -> tuple[Annotations, int]:
+    """Find an image in the splits of the data set, see `find_image`."""
+    from .data.layouts import SPLITS
+    from .data.splits import has_split
+    from .explanation.annotated import find_image
+
+    if not isinstance(image, str | Path):
+        raise ConfigError("data: allowed with the path or the file name of an image only; remove it")
+    data = restored.config.data
+    return find_image(image, [_load_split(restored, split, where=where) for split in SPLITS if has_split(data, split)])
 
 
 def convert(

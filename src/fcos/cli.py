@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from . import cli_data, cli_deploy
+from . import cli_data, cli_deploy, cli_inspect
 from .choices import Form
 from .cli_arguments import (
     OVERRIDE,
@@ -257,6 +257,7 @@ def convert(
 
 app.add_typer(cli_data.commands)
 app.add_typer(cli_deploy.commands)
+app.add_typer(cli_inspect.commands)
 app.add_typer(config_app, name="config")
 
 

@@ -1,4 +1,4 @@
-"""Commands of `fcos` that take a detector to other programs: export."""
+"""Commands of `fcos` that take a detector to other programs: export, serve."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .choices import ExportFormat, Precision
 from .cli_arguments import (
     OVERRIDE,
     WORDS,
+    FileOverrides,
     OriginalConfig,
     Weights,
     check_choice,
@@ -116,3 +117,50 @@ def export(  # noqa: PLR0917 (options of the command line)
                 for file, extra, given in ((weights, options, config), (exported.path, (), None))
             ]
         print_lines(f"AP on val: {results[0]:.4f} in PyTorch, {results[1]:.4f} in the exported file")
+
+
+@commands.command(context_settings=WORDS, short_help="Serve a detector over HTTP, with a web page.")
+def serve(  # noqa: PLR0917 (options of the command line)
+    weights: Weights,
+    overrides: FileOverrides = None,
+    config: OriginalConfig = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = "127.0.0.1",
+    port: Annotated[str, typer.Option(metavar="N", help="Port; 0: any free one.")] = "8000",
+    name: Annotated[str | None, typer.Option(help="Name of the model; default: that of the run or file.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="FCOS_TOKEN", help="Bearer token that requests must contain.")
+    ] = None,
+    max_batch: Annotated[str, typer.Option(metavar="N", help="Images that are processed together.")] = "8",
+    max_wait_ms: Annotated[str, typer.Option(metavar="MS", help="Longest wait for other images.")] = "5",
+    max_queue: Annotated[str, typer.Option(metavar="N", help="Images that may be in progress.")] = "128",
+    max_body_mb: Annotated[str, typer.Option(metavar="MB", help="Largest request.")] = "32",
+    max_pixels: Annotated[str, typer.Option(metavar="N", help="Largest number of pixels of an image.")] = "65000000",
+    timeout: Annotated[str, typer.Option(metavar="SECONDS", help="Longest time for a request.")] = "30",
+) -> None:
+    """Serve a detector over HTTP: a web page, POST /v1/detect, and the Open Inference Protocol at /v2.
+
+    \b
+    For example:
+      fcos serve runs/cells/weights/best.pt
+      FCOS_TOKEN=SECRET fcos serve torchvision/fcos_resnet50_fpn --host 0.0.0.0 --max-batch 16
+    """
+    from . import api
+    from .serving import require_packages
+
+    require_packages()
+    from .serving.server import open_socket, serve
+    from .serving.settings import Settings, model_name, require_name, require_token
+
+    settings = Settings(
+        name=model_name(weights) if name is None else require_name(name),
+        max_batch=parse_number("--max-batch", max_batch, int, low=1, high=4096),
+        max_wait_ms=parse_number("--max-wait-ms", max_wait_ms, float, low=0, high=60_000),
+        max_queue=parse_number("--max-queue", max_queue, int, low=1, high=1_000_000),
+        max_body=round(parse_number("--max-body-mb", max_body_mb, float, low=0.001, high=100_000) * 1_000_000),
+        max_pixels=parse_number("--max-pixels", max_pixels, int, low=1),
+        timeout=parse_number("--timeout", timeout, float, low=0.001, high=86_400),
+        token=None if token is None else require_token(token),
+    )
+    with open_socket(host, parse_number("--port", port, int, low=0, high=65_535)) as opened:
+        api.require_trained(weights, *overrides or ())
+        serve(api.load(weights, *overrides or (), config=config), settings, opened)

@@ -18,6 +18,7 @@ from .config.lookup import suggest_options
 from .config.options import (
     ANNOTATION_OPTIONS,
     DATA_SET_OPTIONS,
+    EVALUATION_OPTIONS,
     SPEED_OPTIONS,
     TRAINING_OPTIONS,
     in_effect,
@@ -35,7 +36,7 @@ from .interop.checkpoints import load_checkpoint, with_fcos_core_conventions
 from .interop.fcos_core.config import split_pairs
 from .interop.torchvision import WEIGHTS, reject_unsupported
 from .models import DetectionModel, build_model
-from .recipes import is_recipe, load_config, recipe_names
+from .recipes import is_recipe, load_config, recipe_names, warn_of_idle_options
 
 Use = Literal["an evaluation", "predictions", "a conversion"]
 """Purpose for which a detector is restored."""
@@ -49,7 +50,11 @@ _EXAMPLES = {
 """Recipes or files of the original named in messages, by detector."""
 _NO_EFFECT: dict[Use, tuple[str, ...]] = {
     "an evaluation": TRAINING_OPTIONS,
-    "predictions": (*TRAINING_OPTIONS, *(key for key in ANNOTATION_OPTIONS if key != "data.classes")),
+    "predictions": (
+        *TRAINING_OPTIONS,
+        *EVALUATION_OPTIONS,
+        *(key for key in ANNOTATION_OPTIONS if key != "data.classes"),
+    ),
     "a conversion": (),  # the new file contains the whole config
 }
 """Options and sections without effect on each use."""
@@ -124,6 +129,7 @@ def restore_detector(
     resolved = _validate_without_details(tree, where=f"{weights}, config", use=use)
     if checkpoint.project == "fcos":
         _reject_contradictions(trained, resolved, len(checkpoint.category_ids), where=str(weights))
+    warn_of_idle_options(resolved, options)
     backbone_option = f"model.backbone.name={resolved.model.backbone.name}"
     if checkpoint.project == "fcos" and is_own(resolved.model.backbone.name) and backbone_option not in options:
         raise ConfigError(
@@ -147,7 +153,7 @@ def _restore_exported(
         raise WeightsError(f"{path}: an exported file has no weights that can be converted; give the weights file")
     if config is not None:
         raise ConfigError(f"config: not allowed, because {path} contains its config; remove it")
-    fixed = [text for text in overrides if text.startswith(("model.", "data.size_divisor="))]
+    fixed = [text for text in overrides if text.startswith(("model.", "data.size_divisor=", "eval.precision="))]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: {path} was exported with other values; export it again with them")
     _reject_without_effect(overrides, use)
@@ -161,6 +167,7 @@ def _restore_exported(
         tree["data"] = {key: value for key, value in tree["data"].items() if key not in DATA_SET_OPTIONS}
     apply_overrides(tree, overrides)
     resolved = validate(tree, where=f"{path}, config")
+    warn_of_idle_options(resolved, overrides)
     changed = {key: new for key, _, new in changes(metadata.config, resolved) if not is_among(key, _UNRELATED)}
     checkpoint = Checkpoint(
         model={},

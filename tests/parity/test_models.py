@@ -17,6 +17,7 @@ from ground_truth import objects_of
 from torch import Tensor
 
 from fcos.models.fcos import FCOS, FCOSOutputs
+from fcos.models.folding import BatchNormFolding
 from fcos.structures import Objects
 from fcos.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 
@@ -236,7 +237,8 @@ def check_weights(model: Model, net: FCOS, start: list[Tensor], key: str, *, str
 
 
 def test_detections_match_the_original(model: Model, evaluated: FCOS) -> None:
-    found = evaluated.detect(tensor(model.inputs["tensor"]), tensor(model.inputs["image_sizes_hw"]))
+    folded = BatchNormFolding()(evaluated)  # what evaluation and prediction run
+    found = folded.detect(tensor(model.inputs["tensor"]), tensor(model.inputs["image_sizes_hw"]))
     for i, instances in enumerate(found):
         assert list(instances.size) == model.numbers[f"det{i}/size_wh"].tolist()[::-1]
         assert len(instances) == len(model.numbers[f"det{i}/scores"])

@@ -191,6 +191,32 @@ def test_detection_sizes_default_to_the_largest_training_size() -> None:
     assert (data.detection_short_side, data.detection_max_side) == (320, 400)
 
 
+@pytest.mark.parametrize(
+    ("idle", "condition", "used"),
+    [
+        ("data.short_side=600", "data.short_side_range=null", "data.short_side_range=[600,800]"),
+        ("train.momentum=0.8", "train.optimizer=sgd", "train.optimizer=adamw"),
+        ("train.gamma=0.5", "train.schedule=multistep", "train.schedule=cosine"),
+        ("train.milestones=[0.5]", "train.schedule=multistep", "train.schedule=cosine"),
+        ("train.warmup_iterations=9", "train.warmup!=none", "train.warmup=none"),
+        ("train.warmup_factor=0.5", "train.warmup!=none", "train.warmup=none"),
+        ("eval.scales_max_side=800", "eval.scales", "eval.flip=true"),
+        ("eval.scales_flip=true", "eval.scales", "eval.flip=true"),
+    ],
+)
+def test_options_without_effect_are_named(
+    idle: str, condition: str, used: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_config(None, [used, idle])
+    assert caplog.messages == [f"{idle}: no effect, because it needs {condition}"]
+
+
+def test_options_with_effect_cause_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    options = "data.short_side=600 train.momentum=0.8 train.gamma=0.5 train.warmup_iterations=9"
+    load_config(None, [*options.split(), "eval.scales=[600]", "eval.scales_flip=true", "data.flip=0"])
+    assert not caplog.messages
+
+
 # ---------------------------------------------------------------------------------------------------------- backbone
 
 

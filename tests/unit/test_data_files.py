@@ -277,6 +277,7 @@ def test_subfolder_without_permission_is_reported(tmp_path: Path, monkeypatch: p
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", deny)
-    with pytest.raises(DataError, match=r"locked: cannot be read: Permission denied"):
-        read(tmp_path)
+    with monkeypatch.context() as patch:  # pytest uses the function to remove the folder
+        patch.setattr(os, "scandir", deny)
+        with pytest.raises(DataError, match=r"locked: cannot be read: Permission denied"):
+            read(tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -31,8 +33,9 @@ def write(root: Path, images: dict[str, np.ndarray], boxes: int = 2) -> Path:
     return root
 
 
-def finding(root: Path, kind: str, *, max_detections: int = 100, **options: object) -> Finding | None:
-    model = {"max_detections": max_detections}
+def finding(
+    root: Path, kind: str, *, model: Mapping[str, object] = MappingProxyType({}), **options: object
+) -> Finding | None:
     report: Report = check(Config.model_validate({"data": {**config(root).model_dump(), **options}, "model": model}))
     return next((finding for finding in report.findings if finding.kind == kind), None)
 
@@ -56,12 +59,17 @@ def test_images_that_shrink_to_a_row_of_locations_are_reported(tmp_path: Path) -
 
 def test_images_with_more_objects_than_detections_are_reported(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": noise(60, 80, 3)}, boxes=30)
-    found = finding(tmp_path, "more objects than detections", max_detections=20)
-    assert found is not None
-    assert "1 image with more objects than model.max_detections=20, up to 30" in found.message
-    assert "Set model.max_detections=30" in found.remedy
+    for model, option in (
+        ({"max_detections": 20}, "max_detections"),
+        ({"name": "rcnn", "max_detections": 20}, "max_detections"),
+        ({"name": "rpn", "proposals": {"max_proposals": 20}}, "proposals.max_proposals"),
+    ):
+        found = finding(tmp_path, "more objects than detections", model=model)
+        assert found is not None
+        assert f"1 image with more objects than model.{option}=20, up to 30" in found.message
+        assert f"Set model.{option}=30" in found.remedy
     for limit in (30, 100, -1):
-        assert finding(tmp_path, "more objects than detections", max_detections=limit) is None
+        assert finding(tmp_path, "more objects than detections", model={"max_detections": limit}) is None
 
 
 @pytest.mark.parametrize(("bits", "levels"), [(10, 4), (12, 16), (14, 64)])

@@ -83,6 +83,34 @@ def test_no_note_about_keypoints_that_the_detector_does_not_predict(
     assert not [text for text in caplog.messages if "are not computed" in text]
 
 
+@pytest.mark.parametrize(
+    ("heads", "options", "messages"),
+    [
+        ({}, "data.masks=true", ["data.masks: no effect, because the detector predicts no masks"]),
+        (
+            {},
+            "data.keypoints=true eval.keypoint_sigmas=[0.1]",
+            ["data.keypoints, eval.keypoint_sigmas: no effect, because the detector predicts no keypoints"],
+        ),
+        (
+            MASK,
+            "eval.keypoint_sigmas=[0.1,0.1]",
+            ["eval.keypoint_sigmas: no effect, because the detector predicts no keypoints"],
+        ),
+        (KEYPOINTS, "eval.keypoint_sigmas=[0.1,0.1]", []),
+        ({}, "data.boxes=masks", []),
+        ({}, "eval.scales_flip=true", ["eval.scales_flip=true: no effect, because it needs eval.scales"]),
+        ({}, "eval.scales=[64] eval.scales_flip=true eval.scales_max_side=64", []),
+    ],
+)
+def test_options_without_effect_on_the_evaluation_are_named(
+    heads: dict[str, Any], options: str, messages: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, data = save_weights(tmp_path, **heads), write_coco(tmp_path / "data", tree_with_masks(), split="val")
+    fcos.evaluate(weights, f"data={data}", *options.split())
+    assert [text for text in caplog.messages if "no effect" in text] == messages
+
+
 def test_training_needs_the_masks(tmp_path: Path) -> None:
     data = write_coco(tmp_path / "data")
     with pytest.raises(DataError, match=r"data\.masks=true needs the masks of the objects"):

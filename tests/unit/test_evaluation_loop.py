@@ -175,6 +175,17 @@ def test_objects_of_unreadable_images_count_as_missed(annotations, config, folde
     assert "2 of 7 images could not be read; their objects count as missed" in caplog.text
 
 
+def test_evaluation_uses_its_precision(annotations, config):
+    model, dtypes = tiny_model(config), set()
+    model.head.register_forward_pre_hook(lambda _, inputs: dtypes.update(level.dtype for level in inputs[0]))
+    for precision, has_bfloat16 in (("float32", False), ("bfloat16", True)):
+        dtypes.clear()
+        chosen = config.model_copy(update={"eval": config.eval.model_copy(update={"precision": precision})})
+        evaluation = evaluate(model, annotations, chosen, device="cpu")
+        assert (torch.bfloat16 in dtypes) == has_bfloat16
+        assert evaluation.detections
+
+
 def test_results_do_not_depend_on_the_batch_size(annotations, config):
     model = tiny_model(config)
     one, three, eight = (evaluate(model, annotations, in_batches_of(n, config), device="cpu") for n in (1, 3, 8))

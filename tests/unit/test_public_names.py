@@ -23,6 +23,7 @@ def test_public_api_exports_the_expected_names():
         "convert",
         "draw",
         "evaluate",
+        "explain",
         "load",
         "load_config",
         "report",

@@ -17,7 +17,7 @@ from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import DetectionModel
 from fcos.models.rcnn import RCNN
 from fcos.recipes import load_config
-from fcos.training import loop
+from fcos.training import validation
 from fcos.training.folder import BEST, LAST
 from fcos.training.loop import train
 
@@ -63,7 +63,7 @@ def test_mask_ap_selects_the_best_weights_and_stops_the_run(
         ap, ap_mask = next(given)
         return Evaluation({"AP": ap, "AP_mask": ap_mask}, {}, [], {})
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     result = train(configure_rcnn(iterations=9, eval_every=1, patience=2, best_metric="AP_mask"))
     assert load_checkpoint(result.run / LAST).iteration == 4
     best = load_checkpoint(result.run / BEST)

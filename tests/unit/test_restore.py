@@ -82,12 +82,32 @@ def test_options_that_agree_or_only_affect_detection_are_accepted(weights: Path,
         ("predictions", ["epochs=3"], "epochs: no such option, and train.epochs has no effect on predictions"),
         ("predictions", ["data=cells"], "data: no effect on predictions; remove it"),
         ("predictions", ["data.val.images=x"], "data.val.images: no effect"),
+        (
+            "predictions",
+            ["eval.voc_metrics=true", "eval.keypoint_sigmas=[0.1]"],
+            "eval.voc_metrics, eval.keypoint_sigmas: no effect on predictions; remove them",
+        ),
     ],
 )
 def test_options_without_effect_are_rejected(weights: Path, use: Use, options: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         restore_detector(weights, options, None, use=use)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "condition"),
+    [
+        ("model.fpn.norm_groups=16", "model.fpn.norm=gn"),
+        ("eval.scales_max_side=800", "eval.scales"),
+        ("eval.flip=true", None),
+    ],
+)
+def test_options_without_effect_given_the_others_are_named(
+    weights: Path, option: str, condition: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    fcos.load(weights, option, device="cpu")
+    assert caplog.messages == ([f"{option}: no effect, because it needs {condition}"] if condition else [])
 
 
 @pytest.fixture

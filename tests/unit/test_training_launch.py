@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,16 @@ def test_error_names_the_process_that_caused_the_failure(
     assert text in str(caught.value)
     assert str(caught.value).endswith(f"continue with: fcos train {tmp_path / 'a/config.yaml'} train.resume=true")
     assert caught.value.told == told
+
+
+def test_launch_leaves_no_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fail(monkeypatch, {0: 2})
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with pytest.raises(TrainingError):
+        launch.launch(config(2).model_copy(update={"output_dir": tmp_path / "a"}), "a", 2)
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("mine", [None, Path("mine")])

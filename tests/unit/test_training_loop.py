@@ -23,7 +23,7 @@ from fcos.models import DetectionModel
 from fcos.models.fcos import FCOS
 from fcos.models.retinanet import RetinaNet
 from fcos.recipes import load_config
-from fcos.training import loop
+from fcos.training import prepare, validation
 from fcos.training.loop import train
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -47,7 +47,7 @@ def fake_evaluate(monkeypatch: pytest.MonkeyPatch, aps: list[float], then: Calla
         progress(3, 3)
         return Evaluation(dict.fromkeys(METRICS, next(found)), {}, [], {})
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
 
 
 def test_run_folder_contains_all_results(configure: Callable[..., Config], tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_max_minutes_limits_the_whole_run(
         pass_time(5.0)
         return load(*args, **kwargs)
 
-    load = loop.load_annotations
-    monkeypatch.setattr(loop, "load_annotations", slow_data)
+    load = prepare.load_annotations
+    monkeypatch.setattr(prepare, "load_annotations", slow_data)
     fake_evaluate(monkeypatch, [0.1] * 3, then=lambda: pass_time(8.0))
     config = configure(max_minutes=1.0, schedule="cosine", eval_every=0.5)
     with before_forward(FCOS, lambda _: pass_time(1.0)):
@@ -231,14 +231,16 @@ def test_final_work_is_timed_on_part_of_the_val_split(monkeypatch: pytest.Monkey
             nonlocal now
             now += 2.0
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     run: Any = SlowDisk()
+    log: Any = None
     stop_request: Any = SimpleNamespace(requested=False)
-    assert loop._measure_end(run, 6.0, lambda: now, stop_request) == pytest.approx(3 * 2.0 + 3.0 + 100 * 0.5)
+    end = validation.Validation(run, log, stop_request)
+    assert end.measure_end(6.0, lambda: now) == pytest.approx(3 * 2.0 + 3.0 + 100 * 0.5)
     assert done < 100
     stop_request.requested = True
     with pytest.raises(KeyboardInterrupt):
-        loop._measure_end(run, 6.0, lambda: now, stop_request)
+        end.measure_end(6.0, lambda: now)
 
 
 def test_user_backbone_can_be_trained(configure: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +277,7 @@ def test_licence_of_the_start_weights_is_kept_in_checkpoints(configure: Callable
 def test_licence_of_the_backbone_weights_is_kept_in_checkpoints(
     configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcos.training.loop.license_warning", lambda name, weights: f"that of {name}")
+    monkeypatch.setattr("fcos.training.prepare.license_warning", lambda name, weights: f"that of {name}")
     train(configure(iterations=1))
     assert load_checkpoint(tmp_path / "run/weights/best.pt").licence == "that of mobilenet_v2"
 

@@ -10,8 +10,9 @@ from tiny_data import coco_tree, write_coco
 
 from fcos.config import Config
 from fcos.data import load_annotations
-from fcos.training import loop
+from fcos.training import validation
 from fcos.training import validation_pictures as pictures
+from fcos.training.loop import train
 from fcos.training.validation_pictures import save_pictures
 
 
@@ -73,6 +74,8 @@ def test_product_score_lowers_default_threshold_of_saved_images(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
-    monkeypatch.setattr(loop, "save_pictures", lambda *_, default_threshold, **__: asked.append(default_threshold))
-    loop.train(configure(model={"score": "product"}))
+    monkeypatch.setattr(
+        validation, "save_pictures", lambda *_, default_threshold, **__: asked.append(default_threshold)
+    )
+    train(configure(model={"score": "product"}))
     assert asked == [0.25]

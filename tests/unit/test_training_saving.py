@@ -29,7 +29,7 @@ from fcos.evaluation.results import load_evaluation
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.models import build_model
 from fcos.models.fcos import FCOS
-from fcos.training import loop, saving
+from fcos.training import saving, validation
 from fcos.training.folder import BEST
 from fcos.training.loop import train
 from fcos.training.resume import load_last
@@ -85,24 +85,24 @@ def test_folder_that_cannot_be_written_is_reported_once(
 
 def give_aps(monkeypatch: pytest.MonkeyPatch, *aps: float) -> None:
     """Make evaluations return these APs, independent of the detections."""
-    left, original = iter(aps), loop.evaluate
+    left, original = iter(aps), validation.evaluate
 
     def evaluate(*args: Any, **options: Any) -> Evaluation:
         found = original(*args, **options)
         return dataclasses.replace(found, metrics={**found.metrics, "AP": next(left)})
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
 
 
 def give_metrics(monkeypatch: pytest.MonkeyPatch, *metrics: dict[str, float]) -> None:
     """Make evaluations return these metrics, independent of the detections."""
-    left, original = iter(metrics), loop.evaluate
+    left, original = iter(metrics), validation.evaluate
 
     def evaluate(*args: Any, **options: Any) -> Evaluation:
         found = original(*args, **options)
         return dataclasses.replace(found, metrics={**found.metrics, **next(left)})
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
 
 
 @pytest.mark.parametrize("expected", [("AP", 2, 0.3), ("AP50", 1, 0.9), ("APl", 3, 0.25)])

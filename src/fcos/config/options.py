@@ -1,4 +1,4 @@
-"""Fields of a detector's config with declared roles, and sections selected by name.
+"""Fields of a config with declared roles and conditions, and sections selected by name.
 
 All other lists of model options (those that a checkpoint determines, those that a conversion may leave out, those in
 messages) are derived from these roles.
@@ -52,6 +52,8 @@ ANNOTATION_OPTIONS = (
     "data.keypoints",
 )
 """Options that determine which annotations are read, and how."""
+EVALUATION_OPTIONS = ("eval.voc_metrics", "eval.keypoint_sigmas")
+"""Options that only affect the metrics of an evaluation."""
 TRAINING_OPTIONS = (
     *("output_dir", "train"),
     *("data.flip", "data.zoom", "data.color_jitter", "data.transforms", "data.group_by_aspect"),
@@ -68,7 +70,7 @@ class OptionInfo(NamedTuple):
     Attributes:
         roles: influences of the option, see `Role`.
         needs: conditions without which the option has no effect: `KEY`, another option is set; `KEY=VALUE` or
-            `KEY!=VALUE`, it has this value or another one. Options that the detector lacks have no value.
+            `KEY!=VALUE`, it has this value or another one. Options that the detector lacks are null.
         free_for: projects to whose format weights can be converted for any value of the option, each with the reason.
     """
 
@@ -84,11 +86,11 @@ def option(
     free_for: Mapping[OtherProject, str] | None = None,
     **limits: Any,
 ) -> Any:
-    """Define a field of a detector's config.
+    """Define a field of a config.
 
     Args:
         default: default value.
-        *roles: roles of the option, at least one.
+        *roles: roles of the option, at least one in the config of a detector.
         needs: conditions, separated by commas, see `OptionInfo`; their keys are relative to the section of the option.
         free_for: projects that accept any value, see `OptionInfo`.
         **limits: constraints of `pydantic.Field`, such as `ge=1`.
@@ -125,6 +127,19 @@ def options_of(section: type[BaseModel]) -> dict[str, OptionInfo]:
         if "roles" in extra:
             options[key] = OptionInfo(frozenset(extra["roles"]), needs, extra["free_for"])
     return options
+
+
+def all_options(config: BaseModel) -> dict[str, OptionInfo]:
+    """Return the options of all sections of a config by dotted key, see `options_of`; their conditions have such keys.
+
+    Fields of the other sections that neither have a role nor a condition are skipped.
+    """
+    return {
+        f"{name}.{key}": info._replace(needs=tuple(f"{name}.{condition}" for condition in info.needs))
+        for name, values in config
+        if isinstance(values, BaseModel)
+        for key, info in options_of(type(values)).items()
+    }
 
 
 def info_of(options: Mapping[str, OptionInfo], key: str) -> OptionInfo | None:
@@ -179,7 +194,7 @@ def idle_because(key: str, values: Mapping[str, Any], options: Mapping[str, Opti
 def _holds(condition: str, values: Mapping[str, Any]) -> bool:
     key, operator, operand = _split(condition)
     value = values.get(key)
-    text = str(value).lower() if isinstance(value, bool) else value
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
     return bool(value) if not operator else (text == operand) == (operator == "=")
 
 

@@ -25,7 +25,7 @@ from ..files import MAX_NAME_BYTES, find_long_name
 from ..formatting import quote
 from .detectors import DETECTORS, DetectorConfig, FCOSConfig, choose_detector
 from .messages import config_error
-from .options import MAX_COUNT, MAX_LR, MAX_SIDE, RULES, Factor, OneOf, Side
+from .options import MAX_COUNT, MAX_LR, MAX_SIDE, RULES, Factor, OneOf, Side, option
 from .yaml_text import dump_yaml
 
 
@@ -114,8 +114,8 @@ class DataConfig(_Section):
     val: SplitConfig = Field(default_factory=SplitConfig)
     test: SplitConfig = Field(default_factory=SplitConfig)
     masks: bool = False
-    """Read the masks of the objects (COCO: `segmentation`; YOLO: polygons; LabelMe, CVAT: shapes; Cityscapes), for
-    detectors with a mask head."""
+    """Read the masks of the objects (COCO: `segmentation`; VOC: SegmentationObject; YOLO: polygons; LabelMe and CVAT:
+    shapes; Cityscapes), for detectors with a mask head."""
     boxes: Literal["file", "masks"] = "file"
     """Boxes of the objects: those of the file, or the smallest ones around the masks."""
     keypoints: bool = False
@@ -137,7 +137,7 @@ class DataConfig(_Section):
     bit_depth: int = Field(default=16, ge=8, le=16)
     """Number of bits used in images with 16 bits per pixel, for example 12 for cameras and scanners whose largest value
     is 4095; larger values become white."""
-    short_side: list[Annotated[int, Field(le=MAX_SIDE)]] = [800]
+    short_side: list[Annotated[int, Field(le=MAX_SIDE)]] = option([800], needs="short_side_range=null")
     """Training: length of the shorter side after resizing, in pixels; drawn from this list (multi-scale training)."""
     short_side_range: tuple[Side, Side] | None = None
     """Training: draw the length of the shorter side from this range, ends included, instead of from `short_side`."""
@@ -240,7 +240,7 @@ class TrainConfig(_Section):
     """Wall-clock budget of the whole run in minutes, evaluation included; the schedule follows the measured speed."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(default=0.01, gt=0, le=MAX_LR)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: float = option(0.9, needs="optimizer=sgd", ge=0, lt=1)
     weight_decay: Factor = 1e-4
     bias_lr_factor: Factor = 2.0
     """Learning-rate multiplier of biases."""
@@ -254,14 +254,14 @@ class TrainConfig(_Section):
     """Parameters to freeze, as globs of their names: `[backbone.*, fpn.*]`. Batch norm whose parameters are all frozen
     keeps its running statistics."""
     schedule: Literal["multistep", "cosine"] = "multistep"
-    milestones: list[Annotated[float, Field(ge=0, le=MAX_COUNT)]] = [2 / 3, 8 / 9]
+    milestones: list[Annotated[float, Field(ge=0, le=MAX_COUNT)]] = option([2 / 3, 8 / 9], needs="schedule=multistep")
     """`multistep`: iterations at which the learning rate is multiplied by `gamma`; values below 1: fractions of the
     run."""
-    gamma: float = Field(default=0.1, gt=0, le=1)
+    gamma: float = option(0.1, needs="schedule=multistep", gt=0, le=1)
     warmup: Literal["none", "constant", "linear"] = "constant"
-    warmup_iterations: int = Field(default=500, ge=0, le=MAX_COUNT)
+    warmup_iterations: int = option(500, needs="warmup!=none", ge=0, le=MAX_COUNT)
     """Length of the warm-up; with `max_minutes`, at most a tenth of the run."""
-    warmup_factor: float = Field(default=1 / 3, ge=0, le=1)
+    warmup_factor: float = option(1 / 3, needs="warmup!=none", ge=0, le=1)
     clip_norm: float | None = Field(default=None, gt=0, le=MAX_COUNT)
     """Maximum total gradient norm for gradient clipping; null: no clipping."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -326,14 +326,17 @@ class EvalConfig(_Section):
 
     batch_size: BatchSize = 8
     """Images per step; the result does not depend on it."""
+    precision: Precision | None = None
+    """Precision of backbone and head; null: `train.precision`. Where the device has fast arithmetic for it, `bfloat16`
+    is faster, and scores and boxes change slightly."""
     flip: bool = False
     """Test-time augmentation: also detect on the mirrored image. Every view costs the time and memory of an image.
     Boxes are detected in all views; the masks and keypoints of these boxes are computed without augmentation."""
     scales: list[Side] = []
     """Test-time augmentation: also detect at these lengths of the shorter side, in pixels."""
-    scales_max_side: Side = 4000
+    scales_max_side: Side = option(4000, needs="scales")
     """Maximum length of the longer side at `scales`, in pixels."""
-    scales_flip: bool = False
+    scales_flip: bool = option(False, needs="scales")
     """Also detect on the mirrored image at `scales`."""
     voc_metrics: bool = False
     """Also compute AP at IoU 0.5 as in Pascal VOC: AP50_voc07 (11 points) and AP50_voc10 (area)."""
@@ -377,6 +380,11 @@ class Config(_Section):
             raise config_error(error, type(self), where="Config") from None
 
     __init__.__pydantic_base_init__ = True  # pyright: ignore[reportFunctionMemberAccess]  # not for `model_validate`
+
+    @property
+    def eval_precision(self) -> Precision:
+        """Precision of backbone and head in evaluation and prediction."""
+        return self.eval.precision or self.train.precision
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain data (str, int, float, bool, None, list, dict), which `Config(**d)` restores."""

@@ -19,13 +19,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import DataError
-from ..files import open_file
 from ..formatting import quote
 from ..masks import outline
 from ..progress import progress_bar
 from .files import read_json, walk_files
 from .folders import split_folders
-from .opening import MAX_PIXELS, read_image
+from .opening import MAX_PIXELS, read_annotation_image
 from .rows import Row, source_from_rows
 from .source import Problem, Source, Split, SplitFiles
 from .values import parse_number, parse_size
@@ -109,7 +108,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         with_masks=files.masks,
         root=root,
         file_names=file_names,
-        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        sizes=sizes,
         annotation_files=json_files,
         unit="instance",
         class_names=list(CLASSES),
@@ -138,11 +137,7 @@ def _read_instances(file: Path) -> tuple[np.ndarray, list[Problem]]:
     ids_file = file.with_name(file.name.replace("_polygons.json", "_instanceIds.png"))
     if not ids_file.exists():
         return _draw(tree["objects"], size, file)
-    try:
-        with open_file(ids_file) as opened:
-            instances = read_image(opened, np.asarray, max_pixels=MAX_PIXELS)
-    except Exception as error:  # Pillow may raise almost any exception for a damaged file
-        raise DataError(f"{ids_file}: cannot be read: {str(error) or type(error).__name__}") from None
+    instances = read_annotation_image(ids_file)
     if instances.shape != size or not np.issubdtype(instances.dtype, np.integer):
         kind = "a colour image" if instances.ndim == 3 else str(instances.dtype)
         found = f"{kind} of {'x'.join(map(str, instances.shape[1::-1]))} pixels"

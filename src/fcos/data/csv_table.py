@@ -113,7 +113,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         rows,
         root=folder_with(files.images, list(images)),
         file_names=list(images),
-        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        sizes=sizes,
         annotation_files=[path],
         unit="CSV line",
         class_names=labels.names,

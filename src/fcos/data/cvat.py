@@ -103,7 +103,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         keypoint_layout=layout,
         root=folder_with(files.images, file_names),
         file_names=file_names,
-        sizes=np.array([parse_size(e.get("height"), e.get("width")) for e in images], dtype=np.int32).reshape(-1, 2),
+        sizes=[parse_size(e.get("height"), e.get("width")) for e in images],
         annotation_files=[path],
         unit="shape",
         class_names=labels.names,

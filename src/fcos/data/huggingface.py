@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .files import read_text
 from .folders import list_visible, read_start, split_folders, split_of
 from .label_table import LabelTable
@@ -77,7 +75,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         rows,
         root=files.images[0],
         file_names=file_names,
-        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        sizes=sizes,
         annotation_files=[path],
         unit="JSON line",
         class_names=labels.names,

@@ -90,7 +90,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         with_masks=files.masks,
         root=root,
         file_names=file_names,
-        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        sizes=sizes,
         annotation_files=json_files,
         unit="shape",
         class_names=labels.names,

@@ -111,6 +111,8 @@ def locate(config: DataConfig, split: Split) -> list[tuple[str, SplitFiles]] | N
         files = find(split)
         if files is None and data_sets and all(annotations is None for annotations, _, _ in data_sets):
             files = find("train")  # image lists divide a data set without splits
+        if files and files.mask_lists and (config.masks or config.boxes == "masks"):
+            files = replace(files, lists=files.mask_lists)
     if not data_sets:
         return None if files is None else [(name, files)]
     located = [_apply_paths(name, files or SplitFiles(None, ()), paths, split) for paths in data_sets]

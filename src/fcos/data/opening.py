@@ -8,11 +8,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from ..files import open_file
 
 T = TypeVar("T")
 
@@ -45,6 +48,23 @@ def read_image(file: BinaryIO, read: Callable[[Image.Image], T], *, max_pixels: 
             raise
     with _open(_without_long_text(file), max_pixels) as image:
         return read(image)
+
+
+def read_annotation_image(file: Path, convert: Callable[[Image.Image], np.ndarray] = np.asarray) -> np.ndarray:
+    """Return the pixels of an image that is part of the annotations, such as numbers of instances.
+
+    Args:
+        file: image file with at most `MAX_PIXELS` pixels.
+        convert: function from the open image to its pixels.
+
+    Raises:
+        DataError: the file cannot be read. The message starts with its path.
+    """
+    try:
+        with open_file(file) as opened:
+            return read_image(opened, convert, max_pixels=MAX_PIXELS)
+    except Exception as error:  # Pillow may raise almost any exception for a damaged file
+        raise DataError(f"{file}: cannot be read: {str(error) or type(error).__name__}") from None
 
 
 def _open(file: BinaryIO, max_pixels: int | None) -> Image.Image:

@@ -37,6 +37,7 @@ class Row(NamedTuple):
 def source_from_rows(
     rows: Sequence[Row],
     *,
+    sizes: Sequence[tuple[int, int]],
     with_masks: bool = False,
     keypoint_layout: KeypointLayout | None = None,
     **attributes: Any,
@@ -45,6 +46,7 @@ def source_from_rows(
 
     Args:
         rows: boxes.
+        sizes: (height, width) of every image as annotated, (0, 0) if not annotated.
         with_masks: use the polygons as masks.
         keypoint_layout: meaning of the keypoints; None: the rows have none.
         attributes: fields of the source that the rows do not determine.
@@ -52,6 +54,7 @@ def source_from_rows(
     count = len(attributes["file_names"])
     return Source(
         image_ids=np.arange(1, count + 1, dtype=np.int64),
+        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
         image_of=np.array([row.image for row in rows], dtype=np.int64),
         boxes=np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4),
         labels=np.array([row.label for row in rows], dtype=np.int64),

@@ -48,7 +48,8 @@ def require_shapes(source: Source, *, masks_for: str | None, keypoints: bool) ->
     if masks_for and (source.masks is None or not np.diff(source.masks.object_offsets).any()):
         message = (
             f"{where}: {masks_for} needs the masks of the objects (`segmentation` in COCO files,"
-            " polygons in YOLO files, shapes in LabelMe and CVAT files, instances in Cityscapes), found none; use data"
+            " polygons in YOLO files, shapes in LabelMe and CVAT files, SegmentationObject in VOC, instances in"
+            " Cityscapes), found none; use data"
             " with masks, or "
         )
         if masks_for == BOXES_OF_MASKS:
@@ -118,5 +119,5 @@ def find_missing_masks(source: Source, usable: np.ndarray) -> tuple[np.ndarray, 
     if source.masks is None:
         return usable, []
     is_missing = usable & ~source.crowd & (np.diff(source.masks.object_offsets) == 0)
-    message = "has no mask (no polygon of three points or more, and no RLE with pixels)"
+    message = "has no mask (no polygon of three points or more, and no pixels)"
     return usable & ~is_missing, [source.box_problem(int(i), "no mask", message) for i in np.flatnonzero(is_missing)]

@@ -83,6 +83,7 @@ class SplitFiles:
             next to the images (`/images/` -> `/labels/`).
         images: folder that file names are relative to. COCO: several candidates, most likely first.
         lists: text files that list the images (VOC and YOLO), or folders of images (YOLO); empty: all images.
+        mask_lists: text files that list the images with masks (VOC); empty: the same as `lists`.
         class_names: class names that are stored apart from the annotations (YOLO's data.yaml).
         yolo_rows: meaning of the rows of YOLO label files (see `yolo_rows.read_rows`).
         subset: split to read from a file that contains several (CVAT, CSV, Hugging Face); None: the whole file.
@@ -95,6 +96,7 @@ class SplitFiles:
     annotations: Path | None
     images: tuple[Path, ...]
     lists: tuple[Path, ...] = ()
+    mask_lists: tuple[Path, ...] = ()
     class_names: tuple[str, ...] | None = None
     yolo_rows: YoloRows = "auto"
     subset: Split | None = None

@@ -28,7 +28,7 @@ _MAX_SHOWN = 20
 _KEPT = ("repeated image", "wrong box format")
 """Kinds of errors whose images and boxes data.on_error=skip uses as they are."""
 _SHAPE_ERRORS = {
-    "masks": ("broken mask", "wrong mask size"),
+    "masks": ("broken mask", "wrong mask size", "mask of another object", "mask without object"),
     "keypoints": ("broken keypoints", "wrong number of keypoints"),
 }
 """Kinds of errors of objects whose boxes may be correct, by the option that reads masks or keypoints."""

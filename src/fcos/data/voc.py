@@ -1,4 +1,7 @@
-"""Reader for Pascal VOC: one XML file per image, and lists of the images of each split in ImageSets/Main."""
+"""Reader for Pascal VOC: one XML file per image, and lists of the images of each split in ImageSets/Main.
+
+Some images have masks in SegmentationObject, see `voc_masks.py`; the lists in ImageSets/Segmentation name them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element
 
-import numpy as np
-
 from ..errors import DataError
 from ..formatting import join_some, plural, quote
 from .files import IMAGE_SUFFIXES, is_hidden, match_key, read_text, read_xml
@@ -17,6 +18,7 @@ from .folders import IMAGE_FOLDERS, LABEL_FOLDERS, existing, has_images, list_vi
 from .rows import Row, source_from_rows
 from .source import SPLIT_NAMES, Problem, Source, Split, SplitFiles
 from .values import parse_flag, parse_size
+from .voc_masks import add_masks
 
 _NUM_SAMPLED = 20
 """Number of XML files that are searched for an annotation to recognise a folder."""
@@ -25,7 +27,8 @@ _NUM_SAMPLED = 20
 def find(root: Path, split: Split) -> SplitFiles | None:
     """Find a split in DIR, DIR/VOC2012 or DIR/VOCdevkit/VOC2012 (any year, but only one).
 
-    The lists of images are in ImageSets/Main, or else next to Annotations. If there are no separate lists for training
+    The lists of images are in ImageSets/Main, or else next to Annotations; those of the images with masks have the same
+    names in ImageSets/Segmentation. If there are no separate lists for training
     and validation, trainval.txt is the training split.
 
     Raises:
@@ -40,7 +43,10 @@ def find(root: Path, split: Split) -> SplitFiles | None:
         if image_list is None and split == "train" and not any(name in lists for name in SPLIT_NAMES["val"]):
             image_list = lists.get("trainval")
         if image_list is not None:
-            return SplitFiles(folder / "Annotations", (_image_folder(folder, folder / "JPEGImages"),), (image_list,))
+            mask_list = folder / "ImageSets/Segmentation" / image_list.name
+            mask_lists = (mask_list,) if mask_list.is_file() else ()
+            images = _image_folder(folder, folder / "JPEGImages")
+            return SplitFiles(folder / "Annotations", (images,), (image_list,), mask_lists)
     return None
 
 
@@ -84,7 +90,8 @@ def _image_folder(root: Path, xml_folder: Path) -> Path:
 def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     """Read the XML files of a split.
 
-    Coordinates are used unchanged as continuous pixels; nothing is subtracted. `difficult` objects become crowd.
+    Coordinates are used unchanged as continuous pixels; nothing is subtracted. `difficult` objects become crowd. Masks
+    are read from the folder SegmentationObject next to `files.annotations`.
     Without `class_names`, the classes are all names in the folder of XML files, sorted, so all splits share them.
 
     Raises:
@@ -95,6 +102,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of XML files")
     xml_of, image_of = _Index(folder, (".xml",)), _Index(images, IMAGE_SUFFIXES)
+    masks_of = _Index(folder.parent / "SegmentationObject", (".png",))
     given = list(class_names if class_names is not None else _collect_class_names(xml_of.files))
     labels = {name: label for label, name in enumerate(given)}
     file_names, sizes, xml_files = [], [], []
@@ -117,16 +125,27 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
             problems.append(Problem("annotation file of several images", str(xml_file), "", str(error)))
             continue
         new_rows, new_problems = _read_objects(tree, xml_file, len(file_names), labels)
-        rows += new_rows
         problems += new_problems
+        size = parse_size(tree.findtext("size/height"), tree.findtext("size/width"))
+        mask_file = masks_of.find(name) if files.masks else None
+        if mask_file is not None:
+            num_objects = len(tree.findall("object"))
+            try:
+                new_rows, new_problems, size = add_masks(new_rows, mask_file, num_objects=num_objects, size=size)
+            except DataError as error:
+                problems.append(Problem("broken mask", str(mask_file), "", str(error).removeprefix(f"{mask_file}: ")))
+                continue
+            problems += new_problems
+        rows += new_rows
         file_names.append(file_name)
-        sizes.append(parse_size(tree.findtext("size/height"), tree.findtext("size/width")))
+        sizes.append(size)
         xml_files.append(xml_file)
     return source_from_rows(
         rows,
+        with_masks=files.masks and bool(masks_of.files),
         root=images,
         file_names=file_names,
-        sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
+        sizes=sizes,
         annotation_files=xml_files,
         unit="object",
         class_names=list(labels),

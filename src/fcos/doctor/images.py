@@ -56,7 +56,7 @@ def image_findings(splits: Mapping[str, Annotations], looks: Mapping[Path, Look]
         *_find_leaks(places, duplicates, first=next(iter(splits))),
         *_find_copies(places, duplicates),
         *_find_long(splits, config),
-        *_find_crowded(splits, detection_limit(config)),
+        *_find_crowded(splits, config),
         *_find_few_grey_levels(splits, looks, config.data.bit_depth),
     ]
 
@@ -84,8 +84,9 @@ def _find_long(splits: Mapping[str, Annotations], config: Config) -> Iterator[Fi
         )
 
 
-def _find_crowded(splits: Mapping[str, Annotations], limit: int) -> Iterator[Finding]:
-    """Find images with more than `limit` objects; 0 or less: no limit."""
+def _find_crowded(splits: Mapping[str, Annotations], config: Config) -> Iterator[Finding]:
+    """Find images with more objects than the detector has detections."""
+    limit, option = detection_limit(config), f"model.{config.model.limit_option}"
     cases = [
         (int(count), (Place(split, i, (), plural(int(count), "object")),))
         for split, rows in splits.items()
@@ -97,9 +98,8 @@ def _find_crowded(splits: Mapping[str, Annotations], limit: int) -> Iterator[Fin
         yield Finding(
             "more objects than detections",
             "warning",
-            f"{plural(len(cases), 'image')} with more objects than model.max_detections={limit}, up to {most}:"
-            " AP cannot reach 1",
-            f"Set model.max_detections={most}. It also raises the limit of the evaluation, which is 100 detections per"
+            f"{plural(len(cases), 'image')} with more objects than {option}={limit}, up to {most}: AP cannot reach 1",
+            f"Set {option}={most}. It also raises the limit of the evaluation, which is 100 detections per"
             " image and class in COCO.",
             [case for _, case in sorted(cases, key=lambda item: -item[0])],
         )

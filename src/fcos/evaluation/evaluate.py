@@ -17,12 +17,15 @@ from ..distributed import all_gather, broadcast_buffers, rank, world_size
 from ..errors import ConfigError
 from ..formatting import join_some, plural
 from ..inference.detect import detect_on_originals
+from ..models.folding import BatchNormFolding
+from ..precision import autocast
 from .coco_metrics import Output, coco_metrics, metrics_of, sigmas_of, to_coco_results
 from .proposal_recall import PROPOSAL_METRICS, proposal_recall
 from .thresholds import shrink_thresholds
 from .voc_metrics import VOC_METRICS, voc_metrics
 
 if TYPE_CHECKING:
+    from ..choices import Precision
     from ..data.dataset import Annotations
     from ..data.loader import Loader
     from ..models import DetectionModel
@@ -151,7 +154,9 @@ def evaluate(
     loader = build_test_loader(config, annotations, batch_size=batch_size, rank=rank(), world_size=world_size())
     share: tuple[list[dict[str, Any]], int] | None = None
     try:
-        share = _detect(model, annotations, loader, device=device, progress=progress)
+        share = _detect(
+            model, annotations, loader, device=torch.device(device), precision=config.eval_precision, progress=progress
+        )
     except KeyboardInterrupt:
         if world_size() == 1:
             raise
@@ -192,12 +197,14 @@ def _detect(
     annotations: Annotations,
     loader: Loader,
     *,
-    device: torch.device | str,
+    device: torch.device,
+    precision: Precision,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the detections on the images of a loader, and the number of images that could not be read."""
     detections, done = [], 0
-    with detecting(model):
+    with detecting(model), autocast(device, precision):
+        model = BatchNormFolding()(model)
         for batch in loader:
             indices = batch.indices.tolist()
             sizes = [(height, width) for height, width in annotations.sizes[indices].tolist()]

@@ -5,7 +5,6 @@ Shape letters: N images, H W image size.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..choices import ExportFormat
 from ..errors import ConfigError, WeightsError
+from ..extras import import_package
 
 FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch_export": ".pt2"}
 """Suffixes of exported files by format."""
@@ -55,7 +55,7 @@ def require(package: str) -> ModuleType:
         ConfigError: it is not installed.
     """
     try:
-        return importlib.import_module(package)
+        return import_package(package)
     except ImportError:
         raise ConfigError(
             f'export: the package {package} is not installed; type: pip install "fcos-vision[export]"'

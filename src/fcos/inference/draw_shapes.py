@@ -35,9 +35,16 @@ def draw_details(
     if masks is not None:
         draw_masks(picture, masks, colors)
     if instances.keypoints is not None:
-        if skeleton is None and instances.keypoint_layout.names:
-            skeleton = instances.keypoint_layout.skeleton
+        skeleton = skeleton_of(instances) if skeleton is None else skeleton
         draw_skeletons(picture, instances.keypoints.tolist(), colors, skeleton=skeleton)
+
+
+def skeleton_of(instances: Instances) -> Sequence[tuple[int, int]]:
+    """Return the pairs of connected keypoints; if the names are unknown, those of COCO for 17 keypoints."""
+    if instances.keypoint_layout.names:
+        return instances.keypoint_layout.skeleton
+    is_person = instances.keypoints is not None and instances.keypoints.shape[1] == len(COCO_PERSON.names)
+    return COCO_PERSON.skeleton if is_person else ()
 
 
 def draw_masks(picture: Image.Image, masks: Iterable[Tensor], colors: Sequence[tuple[int, int, int]]) -> None:
@@ -81,7 +88,7 @@ def draw_skeletons(
     keypoints: Sequence[Sequence[Sequence[float]]],
     colors: Sequence[tuple[int, int, int]],
     *,
-    skeleton: Sequence[tuple[int, int]] | None = None,
+    skeleton: Sequence[tuple[int, int]],
 ) -> None:
     """Draw keypoints as dots, and lines between connected ones; the last objects are on top.
 
@@ -89,14 +96,13 @@ def draw_skeletons(
         picture: RGB picture to draw on; it is modified.
         keypoints: x, y and visibility or score of every keypoint of every object; only those above 0 are drawn.
         colors: RGB of every object, 0..255.
-        skeleton: pairs of connected keypoints, counted from 0; None: those of COCO for 17 keypoints, otherwise none.
+        skeleton: pairs of connected keypoints, counted from 0.
     """
     line = _line_width(picture)
     canvas = ImageDraw.Draw(picture)
     for points, color in zip(keypoints, colors, strict=True):
         places = {i: (x, y) for i, (x, y, visibility) in enumerate(points) if visibility > 0}
-        pairs = COCO_PERSON.skeleton if skeleton is None and len(points) == 17 else skeleton or ()
-        bones = [(places[a], places[b]) for a, b in pairs if a in places and b in places]
+        bones = [(places[a], places[b]) for a, b in skeleton if a in places and b in places]
         for width, ink in ((2 * line + 3, _INK), (2 * line, color)):  # a dark rim, as around boxes
             for start, end in bones:
                 canvas.line((*start, *end), fill=ink, width=width)

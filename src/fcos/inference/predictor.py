@@ -21,6 +21,8 @@ from ..downloads import is_url
 from ..errors import WeightsError
 from ..formatting import join_some, plural, printable
 from ..keypoints import UNNAMED, KeypointLayout
+from ..models.folding import BatchNormFolding
+from ..precision import autocast
 from ..recipes import recipes_with
 from ..structures import Instances
 from .detect import detect_on_originals
@@ -69,6 +71,7 @@ class Detector:
         self.licence = licence
         self._stored_thresholds = dict(thresholds or {})
         self._transforms = detection_views(config)
+        self._fold = BatchNormFolding()
 
     @property
     def device(self) -> torch.device:
@@ -303,8 +306,10 @@ class Detector:
             selected.extend(selection.select(image, self.thresholds, limit=limit) for image in detections)
             return [image.detections for image in selected]
 
-        model, views = selection.configure(self.model), [view.to(self.device) for view in padded]
-        found = detect_on_originals(model, views, [(image.height, image.width) for image in pictures], select=select)
+        model, views = selection.configure(self._fold(self.model)), [view.to(self.device) for view in padded]
+        with autocast(self.device, self.config.eval_precision):
+            sizes = [(image.height, image.width) for image in pictures]
+            found = detect_on_originals(model, views, sizes, select=select)
         return [image._replace(detections=detections) for image, detections in zip(selected, found, strict=True)]
 
 

@@ -74,10 +74,12 @@ class FPN(nn.Module):
         # No autocast: on CPUs, torch 2.15 leaves uninitialised memory in outputs and gradients of bfloat16 convolutions
         # with stride 2 whose output has one column. Only these levels have such outputs. The maps are small, so this
         # costs nothing.
-        is_autocast = torch.is_autocast_enabled(extra.device.type)  # files of torch.export cannot contain the context
-        with torch.autocast(extra.device.type, enabled=False) if is_autocast else nullcontext():
+        # Files of torch.export cannot contain the context.
+        is_affected = extra.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        with torch.autocast("cpu", enabled=False) if is_affected else nullcontext():
             for i, conv in enumerate(self.extra):
-                extra = extra.to(next(conv.parameters()).dtype)
+                if is_affected:
+                    extra = extra.to(next(conv.parameters()).dtype)
                 extra = conv(F.relu(extra) if i > 0 and self.extra_level_relu else extra)
                 levels.append(extra)
         for _ in range(self.num_pooled_levels):

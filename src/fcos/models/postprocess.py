@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,6 +85,22 @@ class RoIPostprocess(Postprocess):
     empty_boxes: EmptyBoxes = "remove"
 
 
+class LevelCandidates(NamedTuple):
+    """Candidates of one level of one image, best first.
+
+    Attributes:
+        boxes: [C, 4] in pixels, not clipped.
+        scores: [C].
+        labels: [C].
+        locations: [C] positions of their locations among those of the level.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    locations: Tensor
+
+
 def candidates(
     logits: Sequence[Tensor],
     ltrb: Sequence[Tensor],
@@ -112,14 +129,14 @@ def candidates(
     results = []
     for image, size in enumerate(sizes):
         levels = [
-            _select_candidates(
+            select_candidates(
                 logits[level][image],
                 ltrb[level][image],
                 centerness[level][image],
                 points[level],
                 image_size=size,
                 options=options,
-            )
+            )[:3]
             for level in range(len(points))
         ]
         results.append(_join_levels(levels, size, options))
@@ -228,26 +245,43 @@ def suppress(candidates: Instances, options: Postprocess) -> Instances:
         candidates: candidates of one image in one frame, from one view or (test-time augmentation) from several.
         options: options of suppression, limit and clipping.
     """
+    detections = candidates[select_detections(candidates, options)[1]]
+    return _clip_to_image(detections, options) if options.clip_after_nms else detections
+
+
+def select_detections(candidates: Instances, options: Postprocess) -> tuple[Tensor, Tensor]:
+    """Return the indices of the candidates of an image that suppression keeps, and of those within the limit.
+
+    Both are sorted by descending score.
+    """
     convention = options.box_convention
-    keep = class_wise_nms(
+    kept = class_wise_nms(
         candidates.boxes, candidates.scores, candidates.labels, options.nms_threshold, convention=convention
     )
     limit, keep_ties = options.max_detections, convention == "inclusive"
-    keep = keep[limit_detections(candidates.scores[keep], limit, keep_ties=keep_ties)]
-    detections = candidates[keep]
-    return _clip_to_image(detections, options) if options.clip_after_nms else detections
+    return kept, kept[limit_detections(candidates.scores[kept], limit, keep_ties=keep_ties)]
+
+
+def clip_to_image(boxes: Tensor, size: tuple[int, int], options: Postprocess) -> tuple[Tensor, Tensor]:
+    """Clip boxes [D, 4] to an image of (height, width) `size`.
+
+    Returns:
+        The clipped boxes [D, 4], and a mask [D] of those that the options keep, in general those with an area.
+    """
+    convention = options.box_convention
+    clipped = clip(boxes, size, convention=convention)
+    if options.keep_empty_boxes or convention == "inclusive":
+        return clipped, torch.ones_like(clipped[:, 0], dtype=torch.bool)
+    return clipped, (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
 
 
 def _clip_to_image(instances: Instances, options: Postprocess) -> Instances:
     """Clip boxes to the image, and remove those without area unless the options keep them."""
-    convention = options.box_convention
-    clipped = replace(instances, boxes=clip(instances.boxes, instances.size, convention=convention))
-    if options.keep_empty_boxes or convention == "inclusive":
-        return clipped
-    return clipped[(clipped.boxes[:, 2:] > clipped.boxes[:, :2]).all(dim=1)]
+    boxes, is_kept = clip_to_image(instances.boxes, instances.size, options)
+    return replace(instances, boxes=boxes)[is_kept]
 
 
-def _select_candidates(
+def select_candidates(
     logits: Tensor,
     ltrb: Tensor,
     centerness: Tensor,
@@ -255,25 +289,26 @@ def _select_candidates(
     *,
     image_size: tuple[int, int],
     options: FCOSPostprocess,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes [C, 4], scores [C] and labels [C] of one level of one image, with C <= `pre_nms_top_k`."""
+) -> LevelCandidates:
+    """Select the candidates of one level of one image, at most `pre_nms_top_k`; for the arguments see `candidates`."""
     flat = logits.flatten()  # [K * H * W]
     # A first test on logits avoids the sigmoid of all of them; the exact test follows on the rest. As the centerness is
     # at most 1, sqrt(probability * centerness) > threshold implies probability > threshold**2.
     sqrt, threshold = options.score == "sqrt", options.score_threshold
     min_probability = threshold**2 if options.threshold_on == "score" and sqrt else threshold
     index = torch.nonzero(flat > _logit(min_probability) - 1e-3).squeeze(1)
-    index = index[_may_detect(points[index % len(points)], image_size, options)]
+    index = index[may_detect(points[index % len(points)], image_size, options)]
     label, location = index // len(points), index % len(points)
     probability = flat[index].sigmoid()
     product = probability * centerness.flatten()[location].sigmoid()
-    thresholded = probability if options.threshold_on == "class" else product.sqrt() if sqrt else product
+    score = product.sqrt() if sqrt else product
+    thresholded = probability if options.threshold_on == "class" else score
     valid = (thresholded > threshold) & (product >= 0)  # the second test excludes NaN
     rank = torch.where(valid, probability if options.top_k_on == "class" else product, -1.0)
     rank, best = rank.topk(min(options.pre_nms_top_k, len(rank)))
     best = best[rank >= 0]
     boxes = decode(points[location[best]], ltrb.flatten(1).T[location[best]])
-    return boxes, product[best].sqrt() if sqrt else product[best], label[best]
+    return LevelCandidates(boxes, score[best], label[best], location[best])
 
 
 def _select_anchor_candidates(
@@ -292,7 +327,7 @@ def _select_anchor_candidates(
     num_classes = len(logits) // num_anchors
     flat = logits.flatten()  # [A * K * H * W]
     index = torch.nonzero(flat > _logit(options.score_threshold) - 1e-3).squeeze(1)  # the exact test follows
-    index = index[_may_detect(points[index % num_points], image_size, options)]
+    index = index[may_detect(points[index % num_points], image_size, options)]
     score = flat[index].sigmoid()
     rank = torch.where(score > options.score_threshold, score, -1.0)  # also excludes NaN
     rank, best = rank.topk(min(options.pre_nms_top_k, len(rank)))
@@ -304,7 +339,7 @@ def _select_anchor_candidates(
     return boxes, rank[rank >= 0], row % num_classes
 
 
-def _may_detect(points: Tensor, image_size: tuple[int, int], options: Postprocess) -> Tensor:
+def may_detect(points: Tensor, image_size: tuple[int, int], options: Postprocess) -> Tensor:
     """Return a mask [C] of the points (x, y) that may detect: those in the image, or all with `detect_in_padding`."""
     if options.detect_in_padding or options.box_convention == "inclusive":
         return torch.ones_like(points[:, 0], dtype=torch.bool)

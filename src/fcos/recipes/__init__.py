@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import Config, DetectorConfig
 from ..config.arguments import check_overrides, check_source
-from ..config.options import idle_because, options_of, with_role
+from ..config.options import all_options, idle_because, options_of, with_role
 from ..config.overrides import apply_overrides, is_text, validate
 from ..config.text import flatten, suggest
 from ..config.yaml_text import parse_yaml
@@ -86,21 +86,26 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
         names = option_keys(tree["model"]["name"], tree["model"]["backbone"]["name"])
     apply_overrides(tree, overrides)
     config = validate(tree, where=name, names=names)
-    _warn_of_idle_options(config.model, overrides)
+    warn_of_idle_options(config, overrides)
     return config
 
 
-def _warn_of_idle_options(model: DetectorConfig, overrides: Sequence[str]) -> None:
-    """Warn of overrides of options of `model` that have no effect, given its other options."""
-    values, options = flatten(model.model_dump()), options_of(type(model))
+def warn_of_idle_options(config: Config, overrides: Sequence[str]) -> None:
+    """Warn of `key=value` overrides that have no effect, given the other options of the resulting config."""
+    values, options = flatten(config.model_dump()), all_options(config)
     for override in overrides:
-        key = override.partition("=")[0]
-        if key.startswith("model.") and (condition := idle_because(key.removeprefix("model."), values, options)):
-            log.warning("%s: no effect, because it needs model.%s", printable(override), condition)
+        if condition := idle_because(override.partition("=")[0], values, options):
+            log.warning("%s: no effect, because it needs %s", printable(override), condition)
 
 
-def warn_of_unused_details(config: Config) -> None:
-    """Warn of options for masks and keypoints in the config of a training whose detector does not predict them."""
+def warn_of_unused_details(config: Config, overrides: Sequence[str] | None = None) -> None:
+    """Warn of options for masks and keypoints if the detector does not predict them.
+
+    Args:
+        config: config of a training or an evaluation.
+        overrides: `key=value`; only these options are named. None: all options of the config.
+    """
+    given = None if overrides is None else {override.partition("=")[0] for override in overrides}
     of_masks = {"data.masks": config.data.masks and config.data.boxes == "file"}
     of_keypoints = {
         "data.keypoints": config.data.keypoints,
@@ -111,7 +116,8 @@ def warn_of_unused_details(config: Config) -> None:
         ("masks", config.model.predicts_masks, of_masks),
         ("keypoints", config.model.num_predicted_keypoints, of_keypoints),
     ):
-        if not is_predicted and (unused := [key for key, value in options.items() if value]):
+        unused = [key for key, value in options.items() if value and (given is None or key in given)]
+        if unused and not is_predicted:
             log.warning("%s: no effect, because the detector predicts no %s", ", ".join(unused), name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from ..config import Config
-from ..config.options import in_effect, info_of, options_of
+from ..config.options import all_options, in_effect, info_of
 from ..config.schema import LENGTHS
 from ..config.text import flatten
 from ..config.yaml_text import dump_inline
@@ -30,17 +30,6 @@ _NEW_RUNS_ONLY = (
     "model.head.prior_probability",
 )
 """Options without effect on a resumed run, apart from the choice of its folder."""
-_USED_IF: dict[str, Callable[[Options], bool]] = {
-    "data.short_side": lambda options: options["data.short_side_range"] is None,
-    "eval.scales_flip": lambda options: bool(options["eval.scales"]),
-    "eval.scales_max_side": lambda options: bool(options["eval.scales"]),
-    "train.gamma": lambda options: options["train.schedule"] == "multistep",
-    "train.milestones": lambda options: options["train.schedule"] == "multistep",
-    "train.momentum": lambda options: options["train.optimizer"] == "sgd",
-    "train.warmup_factor": lambda options: options["train.warmup"] != "none",
-    "train.warmup_iterations": lambda options: options["train.warmup"] != "none",
-}
-"""Conditions under which options are used; model options state theirs in `OptionInfo.needs`."""
 _SPLITS = ("data.train.", "data.val.", "data.test.")
 _MAX_CHARACTERS = 100
 
@@ -126,26 +115,19 @@ def find_structural_changes(saved: Mapping[str, Any], config: Config) -> list[Op
 
 def _roles(key: str, config: Config) -> frozenset[str]:
     """Return the roles of a model option, see `config.options`; empty for other options."""
-    section, _, name = key.partition(".")
-    info = info_of(options_of(type(config.model)), name) if section == "model" else None
+    info = info_of(all_options(config), key)
     return info.roles if info else frozenset()
 
 
 def _used_options(config: Config) -> Options:
     """Return the options that are used, with the values that null stands for and with absolute paths."""
     options = flatten(config.to_dict())
-    used_by_model = in_effect(flatten(config.model.model_dump()), options_of(type(config.model)))
     options["data.test_short_side"] = config.data.detection_short_side
     options["data.test_max_side"] = config.data.detection_max_side
     options["train.devices"] = config.train.devices or 1
     with suppress(ConfigError):  # the device of the run may be one of another machine
         options["device"] = str(resolve_device(config.device))
-
-    def is_used(key: str) -> bool:
-        section, _, name = key.partition(".")
-        return (section != "model" or name in used_by_model) and (key not in _USED_IF or _USED_IF[key](options))
-
-    return {key: _absolute(key, value) for key, value in options.items() if is_used(key)}
+    return {key: _absolute(key, value) for key, value in in_effect(options, all_options(config)).items()}
 
 
 def _absolute(key: str, value: Any) -> Any:

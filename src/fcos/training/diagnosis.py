@@ -19,10 +19,11 @@ from ..evaluation.evaluate import detecting
 from ..formatting import join_some
 from ..masks import Masks
 from ..models import DetectionModel, build_model
+from ..precision import autocast
 from ..structures import Batch, Losses, Objects
 from .folder import LAST
 from .logs import RunLog
-from .optim import autocast, freeze_parameters
+from .optim import freeze_parameters
 from .run import Run
 
 BATCH_FOLDER = "nonfinite"

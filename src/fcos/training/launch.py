@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -83,18 +83,19 @@ def launch(config: Config, name: str, processes: int) -> TrainResult:
     folder = chosen_folder or new_folder(config, name)
     has_timeout = any(field.name == "shutdown_timeout" for field in fields(LaunchConfig))  # torch 2.11 lacks it
     shutdown: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_SECONDS} if has_timeout else {}
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        **shutdown,
-    )
     try:
         with tempfile.TemporaryDirectory() as temporary_folder, _launch_environment(processes):
+            settings = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(log_dir=temporary_folder),  # otherwise torch leaves a folder in /tmp
+                **shutdown,
+            )
             file = Path(temporary_folder) / f"{name}.yaml"
             file.write_text(config.model_copy(update={"output_dir": folder}).to_yaml(), encoding="utf-8")
             elastic_launch(settings, sys.executable)("-m", "fcos", "train", str(file))

@@ -6,7 +6,6 @@ a `Logger`.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import threading
@@ -19,6 +18,7 @@ from ..config import Config
 from ..config.text import flatten, suggest
 from ..errors import ConfigError, FCOSError
 from ..extensions import load_function
+from ..extras import import_package
 from ..files import write_text
 from .csv_logger import CSVLogger
 from .logger_interface import Logger, RunStart
@@ -88,7 +88,7 @@ def _find_builder(name: str) -> Callable[[RunStart], Logger]:
 
 def _import_package(package: str, name: str) -> Any:
     try:
-        return importlib.import_module(package)
+        return import_package(package)
     except ImportError as error:
         raise ConfigError(
             f"train.loggers={name}: its package cannot be imported ({error}); install it with:"
@@ -177,7 +177,6 @@ class WandbLogger:
     """
 
     def __init__(self, start: RunStart) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         wandb = _import_package("wandb", "wandb")
         self._run = wandb.init(
@@ -209,7 +208,6 @@ class MLflowLogger:
     """
 
     def __init__(self, start: RunStart) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 blocks training for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         _import_package("mlflow", "mlflow")

@@ -1,4 +1,4 @@
-"""First lines of the log of a run: what is trained, and warnings about likely mistakes."""
+"""First and last lines of the log of a run: what is trained, warnings about likely mistakes, and the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ..config.text import as_option
 from ..data import resize_size
 from ..distributed import world_size
 from ..formatting import join_some, plural
-from .logs import RunLog
+from .budget import IterationLength, Length
+from .folder import BEST
 from .run import Run
 
 if TYPE_CHECKING:
@@ -26,11 +27,12 @@ the small recipe."""
 _MAX_RATE_RATIO = 4.0
 
 
-def describe_start(run: Run, origin: str, *, micro_batches: int) -> str:
+def describe_start(run: Run, length: Length, origin: str, *, micro_batches: int) -> str:
     """Return the first lines of the log: run, data, origin of the weights, batch, learning rate and warnings.
 
     Args:
         run: new or resumed run.
+        length: its length.
         origin: text on the origin of the weights.
         micro_batches: number of micro-batches per batch.
     """
@@ -54,6 +56,13 @@ def describe_start(run: Run, origin: str, *, micro_batches: int) -> str:
     ]
     fresh = not run.state.iteration and not settings.weights and run.config.model.backbone.weights is None
     lines += [f"warning: {text}" for text in start_warnings(run.config, train_data, fresh_backbone=fresh)]
+    # With a time budget, the warm-up becomes shorter by itself.
+    iterations = length.iterations if isinstance(length, IterationLength) else None
+    if iterations is not None and settings.warmup != "none" and iterations <= settings.warmup_iterations:
+        lines.append(
+            f"warning: the run of {plural(iterations, 'iteration')} ends within the warm-up; set"
+            f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of the iterations"
+        )
     return "\n".join(lines)
 
 
@@ -64,6 +73,18 @@ def describe_finished_run(run: Run) -> str:
         f"train.{name}={as_option(getattr(settings, name))}" for name in LENGTHS if getattr(settings, name) is not None
     )
     return f"nothing left to train: {plural(run.state.iteration, 'iteration')} are finished, and the run has {option}"
+
+
+def describe_end(run: Run) -> str:
+    """Return the last line of the log: the length of the run, and its best weights with their metric."""
+    metric, best_metrics = run.config.train.best_metric, run.state.best
+    description = "the last weights, no validation"
+    if best_metrics:
+        description = f"{metric} {best_metrics[metric]:.3f} on val"
+    elif run.state.evaluations:
+        description = f"the last weights, {metric} is undefined because val has no objects that this metric counts"
+    iterations = plural(run.state.iteration, "iteration")
+    return f"{iterations}, {run.elapsed() / 60:.1f} minutes; {run.folder / BEST}: {description}"
 
 
 def linear_rule(config: Config) -> float:
@@ -121,16 +142,6 @@ def start_warnings(config: Config, data: Annotations, *, fresh_backbone: bool) -
                 f"{num_uncovered} of {len(data.boxes)} boxes have a size that no level covers; set model.size_ranges to"
                 f" ranges without gaps, the last one up to null (now {[list(ends) for ends in ranges]})"
             )
-
-
-def warn_about_warmup(run: Run, iterations: int, log: RunLog) -> None:
-    """Warn about a warm-up that takes the whole run of a given length; with a time budget it shortens itself."""
-    settings = run.config.train
-    if settings.warmup != "none" and iterations <= settings.warmup_iterations:
-        log.message(
-            f"warning: the run of {plural(iterations, 'iteration')} ends within the warm-up; set"
-            f" train.warmup_iterations (now {settings.warmup_iterations}) to a tenth of the iterations"
-        )
 
 
 def _count_uncovered(size_ranges: Sequence[tuple[float, float | None]], config: DataConfig, data: Annotations) -> int:

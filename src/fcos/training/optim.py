@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule, mixed precision and weight averaging.
+"""Optimiser, learning-rate schedule and weight averaging.
 
 The rules are those of the original (reference values in tests/parity/goldens): the name of a trainable parameter alone
 determines its learning rate and weight decay, and `optimizer.step()` runs before the schedule advances.
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..choices import Precision
 from ..config import TrainConfig
 from ..errors import ConfigError
 from ..models.layers import freeze
@@ -116,12 +115,6 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     if config.optimizer == "adamw":
         return AdamW(options, lr=config.lr, fused=True)
     return SGD(options, lr=config.lr, momentum=config.momentum, fused=True)
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the autocast context for backbone and head. Losses and boxes stay in float32 in any case."""
-    dtype = getattr(torch, precision)
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 WARMUP_FRACTION = 0.1

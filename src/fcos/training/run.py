@@ -49,7 +49,6 @@ class Run:
 
     Attributes:
         unlogged: steps not yet summarised in a row of metrics.csv; filled and emptied by `RunLog`.
-        marks: number of multiples of `eval_every` that had been passed at the last evaluation.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class Run:
         self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
         self.state = TrainState()
         self.unlogged: list[tuple[TrainingProgress, Step]] = []
-        self.marks = 0
         self._saver = Saver(
             folder,
             self.config,
@@ -123,6 +121,12 @@ class Run:
         iteration = self.state.iteration
         epoch = self.state.images / len(self.train_data)
         return TrainingProgress(iteration, epoch, self.elapsed() / 60, iteration / total)
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """True if early stopping applies: the last `train.patience` evaluations brought no new best."""
+        patience = self.config.train.patience
+        return patience is not None and self.state.stale >= patience
 
     def count(self, step: Step) -> None:
         """Add a finished step to the counters."""

@@ -23,10 +23,10 @@ from ..distributed import all_gather, mean_over_processes, world_size
 from ..errors import ConfigError, TrainingError
 from ..masks import Masks
 from ..models import DetectionModel
+from ..precision import autocast
 from ..structures import Batch, Losses, Objects
 from .diagnosis import explain_non_finite
 from .logs import StepResult
-from .optim import autocast
 from .run import Run, StopRequest
 
 MAX_SKIPS = 10

@@ -1,0 +1,178 @@
+"""Folding of batch norms into the convolutions before them, for inference."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from .detector import DetectionModel
+from .layers import DeformConv
+
+Model = TypeVar("Model", bound=DetectionModel)
+
+_SIZE = 64
+"""Side in pixels of the image that the backbone is run on."""
+_TOLERANCE = 1e-3
+"""Largest difference of a map, relative to its largest absolute value."""
+
+
+class BatchNormFolding:
+    """Detector without the batch norms of its backbone that follow a convolution.
+
+    In evaluation mode, such a batch norm is an affine function of every channel, which the weights and the bias of the
+    convolution can contain. The maps differ by rounding only. This saves a pass over every map, and the conversion to
+    float32 that float32 statistics cause under autocast.
+
+    The result of the last call is kept until the backbone changes.
+    """
+
+    def __init__(self):
+        self._state: list[Any] = []
+        self._tensors: list[Tensor] = []
+        self._folded: nn.Module | None = None
+
+    def __call__(self, model: Model) -> Model:
+        """Return a detector for inference.
+
+        Args:
+            model: detector in evaluation mode. It is not changed.
+
+        Returns:
+            A detector that shares all modules with `model` except the backbone, and all parameters except those of the
+            folded convolutions. `model` itself if there is nothing to fold, if a module of the backbone has hooks,
+            which may observe a batch norm, or if the maps would differ.
+        """
+        backbone = getattr(model, "backbone", None)
+        if not isinstance(backbone, nn.Module):
+            return model
+        state = _state(backbone)
+        if state != self._state:
+            self._state, self._folded = state, fold_batch_norms(backbone, like=model.pixel_mean)
+            self._tensors = [*backbone.parameters(), *backbone.buffers()]  # while they exist, no others have their ids
+        if self._folded is None:
+            return model
+        result = copy.copy(model)
+        result._modules = {**model._modules, "backbone": self._folded}
+        return result
+
+
+def fold_batch_norms(backbone: nn.Module, *, like: Tensor) -> nn.Module | None:
+    """Return a copy of a backbone with its batch norms folded into the convolutions before them.
+
+    Args:
+        backbone: a `Backbone` in evaluation mode.
+        like: tensor with the device and the data type of its input.
+
+    Returns:
+        None if there is nothing to fold, if a module has hooks, or if the maps would differ.
+    """
+    if any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules()):
+        return None
+    image = torch.randn(1, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0)).to(like)
+    # Tensors of the inference mode could not be used outside of it.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+        return _fold(backbone, image)
+
+
+def _state(backbone: nn.Module) -> list[Any]:
+    """Return everything that the folded backbone depends on; equal lists mean that it need not be folded again."""
+    state: list[Any] = [backbone]
+    for module in backbone.modules():
+        state += module.training, len(module._forward_hooks) + len(module._forward_pre_hooks)
+    for tensor in chain(backbone.parameters(), backbone.buffers()):
+        state += id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+    return state
+
+
+def _fold(backbone: nn.Module, image: Tensor) -> nn.Module | None:
+    """Return a copy of a backbone with its batch norms folded; None if there are none, or if its maps differ."""
+    pairs, expected = _find_pairs(backbone, image)
+    if not pairs:
+        return None
+    tensors = chain(backbone.parameters(), backbone.buffers())
+    folded = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})  # which the copy shares
+    for conv_path, norm_path in pairs.items():
+        norm = folded.get_submodule(norm_path)
+        _fold_into(folded.get_submodule(conv_path), norm)
+        # timm's batch norms contain the activation.
+        folded.set_submodule(norm_path, nn.Sequential(*norm.children()))
+    found = folded(image)
+    if not all(_is_close(found[name], maps) for name, maps in expected.items()):
+        return None
+    return folded
+
+
+def _find_pairs(backbone: nn.Module, image: Tensor) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Run a backbone and return the path of the batch norm after each convolution, by its path, and the maps."""
+    calls: dict[str, int] = defaultdict(int)  # of every convolution
+    outputs: dict[int, tuple[str, Tensor]] = {}  # of the convolutions; the tensors are kept, so that ids are unique
+    sources: dict[str, list[str | None]] = defaultdict(list)  # of the inputs of every batch norm
+
+    def remember(path: str, output: Tensor) -> None:
+        calls[path] += 1
+        outputs[id(output)] = path, output
+
+    def look_up(path: str, input: Tensor) -> None:
+        sources[path].append(outputs[id(input)][0] if id(input) in outputs else None)
+
+    with _observing(backbone, remember, look_up):
+        maps = backbone(image)
+    norms: dict[str, list[str]] = defaultdict(list)
+    for path, found in sources.items():
+        if len(set(found)) == 1 and found[0] is not None and calls[found[0]] == len(found):
+            norms[found[0]].append(path)
+    return {conv: paths[0] for conv, paths in norms.items() if len(paths) == 1}, maps
+
+
+@contextmanager
+def _observing(backbone: nn.Module, on_conv: Any, on_norm: Any) -> Iterator[None]:
+    """Call `on_conv(path, output)` after every convolution and `on_norm(path, input)` after every batch norm."""
+    handles = []
+    for path, module in backbone.named_modules():
+        if _is_conv(module):
+            handles.append(module.register_forward_hook(lambda _, __, output, path=path: on_conv(path, output)))
+        elif _is_batch_norm(module):
+            handles.append(module.register_forward_hook(lambda _, inputs, __, path=path: on_norm(path, inputs[0])))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_conv(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d | DeformConv) and not is_parametrized(module)
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    """Return whether a module normalises with stored statistics; the frozen variants have no common base class."""
+    return getattr(module, "running_var", None) is not None and hasattr(module, "eps") and not module.training
+
+
+def _fold_into(conv: nn.Module, norm: Any) -> None:
+    """Multiply and shift the output of a convolution as a batch norm does; computed in float64."""
+    target = conv.conv if isinstance(conv, DeformConv) else conv
+    assert isinstance(target, nn.Conv2d)
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean if target.bias is None else target.bias - norm.running_mean
+    bias = shift * scale if norm.bias is None else shift * scale + norm.bias
+    target.weight = _like(target.weight * scale[:, None, None, None], target.weight)
+    target.bias = _like(bias, target.weight)
+
+
+def _like(values: Tensor, parameter: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.to(parameter.dtype), requires_grad=False)
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=0.0, atol=_TOLERANCE * float(expected.abs().max()))

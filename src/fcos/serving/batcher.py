@@ -1,0 +1,188 @@
+"""Dynamic batching: one thread owns the detector and processes images of the same padded shape together."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from ..data.loader import pad_views, padded_size
+from ..data.transforms import detection_views
+from ..errors import ConfigError
+from ..inference.detect import detect_on_originals
+from ..structures import Instances
+
+if TYPE_CHECKING:
+    from ..inference.predictor import Detector
+    from ..inference.selection import Selection
+    from ..models import DetectionModel
+
+log = logging.getLogger(__name__)
+
+
+class Prepared(NamedTuple):
+    """Picture resized for the detector.
+
+    Attributes:
+        views: uint8 [3, h, w] of every view.
+        shapes: padded (height, width) of every view.
+        size: (height, width) of the picture.
+    """
+
+    views: list[Tensor]
+    shapes: tuple[tuple[int, int], ...]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Item:
+    picture: Prepared
+    selection: Selection
+    model: DetectionModel
+    future: Future[Instances] = field(default_factory=Future)
+    arrival: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Queue of pictures, and the thread that runs the detector on them.
+
+    Only pictures with the same padded shape and the same options of suppression form a batch, so the detections of a
+    picture do not depend on the others. A batch starts when it is complete or when its first picture has waited for
+    `max_wait` seconds.
+
+    Args:
+        detector: trained detector. Nothing else may use it at the same time.
+        max_batch: largest number of pictures in a batch.
+        max_wait: longest time in seconds that a picture waits for others.
+        on_batch: callback with the number of pictures of a batch and its duration in seconds.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        max_batch: int = 8,
+        max_wait: float = 0.005,
+        on_batch: Callable[[int, float], object] = lambda size, seconds: None,
+    ):
+        self._detector = detector
+        self._transforms = detection_views(detector.config)
+        self._thresholds = detector.thresholds
+        self._max_batch, self._max_wait, self._on_batch = max_batch, max_wait, on_batch
+        self._groups: dict[Hashable, deque[_Item]] = {}
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="fcos-detector", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Process the pictures in the queue, and end the thread."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def prepare(self, picture: Image.Image) -> Prepared:
+        """Resize an RGB picture for the detector. This may be called from any thread."""
+        views = [transform(picture).image for transform in self._transforms]
+        divisor = self._detector.config.data.size_divisor
+        shapes = tuple(padded_size(view.shape[-2:], divisor) for view in views)
+        return Prepared(views, shapes, (picture.height, picture.width))
+
+    def submit(self, picture: Prepared, selection: Selection) -> Future[Instances]:
+        """Add a picture to the queue; a cancelled future is not processed.
+
+        Args:
+            picture: result of `prepare`.
+            selection: options of the detections to return.
+
+        Raises:
+            ConfigError: the detector does not have an option.
+            RuntimeError: the batcher is closed.
+        """
+        item = _Item(picture, selection, selection.configure(self._detector.model))
+        key = picture.shapes, item.model.postprocess
+        with self._changed:
+            if self._is_closed:
+                raise RuntimeError("the batcher is closed")
+            self._groups.setdefault(key, deque()).append(item)
+            self._changed.notify()
+        return item.future
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            items = [item for item in batch if item.future.set_running_or_notify_cancel()]
+            if items:
+                self._process(items)
+
+    def _next_batch(self) -> list[_Item]:
+        """Wait for a batch; an empty list means that the batcher is closed and the queue is empty."""
+        with self._changed:
+            while True:
+                key, remaining = self._choose()
+                if key is not None and remaining <= 0:
+                    group = self._groups[key]
+                    batch = [group.popleft() for _ in range(min(len(group), self._max_batch))]
+                    if not group:
+                        del self._groups[key]
+                    return batch
+                if key is None and self._is_closed:
+                    return []
+                self._changed.wait(None if key is None else remaining)
+
+    def _choose(self) -> tuple[Hashable | None, float]:
+        """Return the group to process next, None if there is none, and the time in seconds until then."""
+        if not self._groups:
+            return None, 0.0
+        key, oldest = min(self._groups.items(), key=lambda group: group[1][0].arrival)
+        remaining = 0.0 if self._is_closed else oldest[0].arrival + self._max_wait - time.monotonic()
+        if remaining > 0:
+            key = next((other for other, group in self._groups.items() if len(group) >= self._max_batch), None) or key
+            remaining = 0.0 if len(self._groups[key]) >= self._max_batch else remaining
+        return key, remaining
+
+    def _process(self, items: Sequence[_Item]) -> None:
+        start = time.perf_counter()
+        try:
+            detections = self._detect(items)
+        except Exception as error:
+            if len(items) > 1:  # a picture must not fail because of another one, or because all need too much memory
+                for item in items:
+                    self._process([item])
+                return
+            if not isinstance(error, ConfigError):
+                log.exception("detection failed")
+            items[0].future.set_exception(error)
+            return
+        self._on_batch(len(items), time.perf_counter() - start)
+        for item, found in zip(items, detections, strict=True):
+            item.future.set_result(found)
+
+    def _detect(self, items: Sequence[_Item]) -> list[Instances]:
+        detector, pictures = self._detector, [item.picture for item in items]
+        padded = pad_views(
+            [picture.views for picture in pictures], self._transforms, size_divisor=detector.config.data.size_divisor
+        )
+        limit = detector.model.postprocess.max_detections if detector.model.postprocess else 0
+
+        def select(detections: list[Instances]) -> list[Instances]:
+            return [
+                item.selection.select(image, self._thresholds, limit=limit).detections
+                for item, image in zip(items, detections, strict=True)
+            ]
+
+        views, sizes = [view.to(detector.device) for view in padded], [picture.size for picture in pictures]
+        found = detect_on_originals(items[0].model, views, sizes, select=select)
+        names, layout = detector.class_names, detector.keypoint_layout
+        return [replace(image, class_names=names, keypoint_layout=layout) for image in found]

@@ -1,0 +1,171 @@
+"""Folding of batch norms into convolutions for inference."""
+
+import pytest
+import torch
+from detectors import tiny_detector
+from small_backbones import one_block_per_stage
+from torch import nn
+
+from fcos.config.overrides import validate
+from fcos.models.backbones import build_backbone
+from fcos.models.folding import BatchNormFolding, fold_batch_norms
+
+CASES = {
+    "mobilenet_v2": {},
+    "resnet50": {"norm": "frozen_bn"},
+    "resnext50_32x4d": {"norm": "sync_bn"},
+    "resnet101": {"norm": "bn", "deformable_stages": ["C4", "C5"]},
+    "dla34": {"norm": "sync_bn"},
+    "timm/tf_efficientnet_lite0": {"norm": "frozen_bn"},
+    "fbnet": {},
+}
+"""Options by name of the backbone."""
+
+
+def randomize_norms(module):
+    for each in module.modules():
+        if getattr(each, "running_var", None) is not None:
+            each.running_var.copy_(torch.rand_like(each.running_var) + 0.5)
+            each.running_mean.copy_(0.1 * torch.randn_like(each.running_mean))
+            each.weight.data.copy_(torch.rand_like(each.weight) + 0.5)
+            each.bias.data.copy_(0.1 * torch.randn_like(each.bias))
+    return module.eval()
+
+
+def load_backbone(name, options):
+    tree = {"backbone": {"name": name, "weights": None, **options}}
+    backbone = build_backbone(validate({"model": tree}, where="test").model.backbone)
+    return randomize_norms(backbone)
+
+
+def norms_of(module):
+    return [name for name, each in module.named_modules() if getattr(each, "running_var", None) is not None]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_backbones_have_the_same_maps_without_batch_norms(name, monkeypatch):
+    one_block_per_stage(monkeypatch)
+    torch.manual_seed(0)
+    backbone = load_backbone(name, CASES[name])
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    images = torch.randn(2, 3, 96, 128)
+
+    folded = fold_batch_norms(backbone, like=images)
+
+    assert norms_of(backbone)
+    assert folded is not None
+    assert norms_of(folded) == []
+    with torch.no_grad():
+        expected, found = backbone(images), folded(images)
+    assert found.keys() == expected.keys()
+    for level, maps in expected.items():
+        torch.testing.assert_close(found[level], maps, rtol=0, atol=2e-5 * float(maps.abs().max()))
+    after = backbone.state_dict()
+    assert all(after[key].equal(value) for key, value in before.items())
+
+
+class Maps(nn.Module):
+    """Backbone of two convolutions."""
+
+    def __init__(self, *, uses_conv_twice=False, norms=1):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(norms))
+        self.last = nn.Conv2d(4, 4, 1, bias=False)
+        self.uses_conv_twice = uses_conv_twice
+        randomize_norms(self)
+
+    def forward(self, images):
+        x = self.conv(images)
+        y = sum(norm(x) for norm in self.norms) if self.norms else x
+        return {"C3": self.last(y + x if self.uses_conv_twice else y)}
+
+
+def test_batch_norm_without_affine_parameters_is_folded():
+    backbone = Maps(norms=0)
+    backbone.norms.append(nn.BatchNorm2d(4, affine=False))
+    backbone.get_buffer("norms.0.running_mean").fill_(0.5)
+    images = torch.randn(1, 3, 8, 8)
+    folded = fold_batch_norms(backbone.eval(), like=images)
+    assert folded is not None
+    assert norms_of(folded) == []
+    torch.testing.assert_close(folded(images)["C3"], backbone(images)["C3"])
+
+
+@pytest.mark.parametrize("options", [{"uses_conv_twice": True}, {"norms": 2}, {"norms": 0}])
+def test_backbone_is_unchanged_if_folding_would_change_its_maps(options):
+    assert fold_batch_norms(Maps(**options), like=torch.zeros(())) is None
+
+
+def test_batch_norms_in_training_mode_are_not_folded():
+    assert fold_batch_norms(Maps().train(), like=torch.zeros(())) is None
+
+
+def test_convolution_that_runs_twice_is_folded_only_with_its_own_norm():
+    class Twice(Maps):
+        def forward(self, images):
+            return {"C3": self.norms[0](self.conv(images)) + self.norms[1](self.conv(-images))}
+
+    assert fold_batch_norms(Twice(norms=2), like=torch.zeros(())) is None
+
+
+@pytest.fixture
+def detector():
+    detector = tiny_detector()
+    randomize_norms(detector.model)
+    return detector
+
+
+@pytest.fixture
+def model(detector):
+    return detector.model
+
+
+def test_modules_except_the_backbone_and_options_are_shared(model):
+    folded = BatchNormFolding()(model)
+    assert folded is not model
+    assert folded.head is model.head
+    assert folded.postprocess is model.postprocess
+    assert norms_of(folded.backbone) == []
+    assert norms_of(model.backbone)
+    originals = {id(parameter) for parameter in model.parameters()}
+    own = [name for name, parameter in folded.named_parameters() if id(parameter) not in originals]
+    assert own
+    assert all(name.startswith("backbone.") for name in own)
+
+
+def test_folding_is_repeated_only_after_changes(model):
+    fold = BatchNormFolding()
+    first = fold(model).backbone
+    assert fold(model).backbone is first
+
+    with torch.no_grad():
+        next(model.backbone.parameters()).mul_(2)
+    second = fold(model).backbone
+    assert second is not first
+
+    model.load_state_dict({key: value.clone() for key, value in model.state_dict().items()})
+    assert fold(model).backbone is not second
+
+    model.train()
+    assert fold(model) is model
+
+
+def test_hooks_in_the_backbone_see_every_module(model):
+    fold, seen = BatchNormFolding(), []
+    assert fold(model) is not model
+    handle = model.backbone.register_forward_hook(lambda *_: seen.append(1))
+    assert fold(model) is model
+    handle.remove()
+    assert fold(model) is not model
+    assert not seen
+
+
+def test_predictions_equal_those_of_the_model_itself(detector):
+    image = torch.randint(0, 256, (3, 96, 130), dtype=torch.uint8)
+    found = detector.predict(image, threshold=0.0)
+    detector.model.backbone.register_forward_hook(lambda *_: None)  # prevents folding
+    expected = detector.predict(image, threshold=0.0)
+    assert len(found) == len(expected) > 10
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
