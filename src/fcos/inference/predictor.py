@@ -32,7 +32,7 @@ from .prediction import Prediction
 from .selection import Selected, Selection, find_labels, require_count
 
 if TYPE_CHECKING:
-    from ..choices import ExportFormat
+    from ..choices import ExportFormat, Precision
     from ..export.write import Exported
     from ..models import DetectionModel
 
@@ -198,6 +198,9 @@ class Detector:
         size: tuple[int, int] | None = None,
         batch: int | None = None,
         nms: bool = True,
+        raw: bool = False,
+        precision: Precision = "float32",
+        triton: str | Path | None = None,
         images: Sequence[Picture] | None = None,
     ) -> Exported:
         """Write the detector to a file for another runtime, and prove that the file detects what PyTorch detects.
@@ -214,6 +217,9 @@ class Detector:
             batch: number of images that the file accepts at a time; None: any.
             nms: whether the file selects the detections; otherwise it returns the candidates before non-maximum
                 suppression, for runtimes without it.
+            raw: whether the file returns the raw outputs of the head, level by level.
+            precision: precision of the network; boxes are decoded and selected in float32.
+            triton: folder of a Triton model repository, to which an ONNX file is added.
             images: pictures for the proof, see `predict`; None: generated images.
 
         Returns:
@@ -248,11 +254,14 @@ class Detector:
             self.class_names,
             self.category_ids,
             self._stored_thresholds,
-            nms=nms,
+            keypoint_layout=self.keypoint_layout,
+            content="raw" if raw else "detections" if nms else "candidates",
+            precision=precision,
             fixed=FixedSizes(batch, size),
             licence=self.licence,
         )
-        return export_detector(self.model, metadata, Path(out), form=form, images=tensors)
+        repository = None if triton is None else Path(triton)
+        return export_detector(self.model, metadata, Path(out), form=form, images=tensors, triton=repository)
 
     def _require_trained(self) -> None:
         if not self.is_trained:
