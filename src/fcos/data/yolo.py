@@ -13,8 +13,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..config.yaml_text import parse_yaml
 from ..errors import ConfigError, DataError
 from ..formatting import join_some, plural, quote
@@ -144,7 +142,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None) -> Source:
         keypoint_layout=None if pose is None else pose.layout,
         root=root,
         file_names=[(i.relative_to(root) if i.is_relative_to(root) else i).as_posix() for i in label_files],
-        sizes=np.zeros((len(label_files), 2), dtype=np.int32),
+        sizes=[(0, 0)] * len(label_files),
         annotation_files=kept_files,
         unit="line",
         class_names=list(names),
