@@ -380,22 +380,35 @@ class Detector:
         sizes = [(picture.height, picture.width) for picture in pictures]
         results: dict[int, Selected] = {}
         for members in same_size_batches(sizes, self._transforms, self.config.data.size_divisor, len(pictures)):
-            results |= zip(members, self._detect_batch([pictures[i] for i in members], selection), strict=True)
+            images = [[transform(pictures[i]).image for transform in self._transforms] for i in members]
+            selections = [selection] * len(members)
+            results |= zip(members, self.detect_resized(images, [sizes[i] for i in members], selections), strict=True)
         return [results[i] for i in range(len(pictures))]
 
-    def _detect_batch(self, pictures: Sequence[Image.Image], selection: Selection) -> list[Selected]:
-        images = [[transform(picture).image for transform in self._transforms] for picture in pictures]
+    def detect_resized(
+        self, images: Sequence[Sequence[Tensor]], sizes: Sequence[tuple[int, int]], selections: Sequence[Selection]
+    ) -> list[Selected]:
+        """Detect objects in pictures that were resized for the detector and have the same padded shape.
+
+        Args:
+            images: uint8 [3, h, w] of every view of the N pictures.
+            sizes: (height, width) of the N original pictures.
+            selections: options of the detections of each picture, with the same options of suppression.
+
+        Returns:
+            The detections in pixels of the original pictures.
+        """
         padded = pad_views(images, self._transforms, size_divisor=self.config.data.size_divisor)
         limit = self.model.postprocess.max_detections if self.model.postprocess else 0
         selected: list[Selected] = []
 
         def select(detections: list[Instances]) -> list[Instances]:
-            selected.extend(selection.select(image, self.thresholds, limit=limit) for image in detections)
+            pairs = zip(selections, detections, strict=True)
+            selected.extend(selection.select(image, self.thresholds, limit=limit) for selection, image in pairs)
             return [image.detections for image in selected]
 
-        model, views = selection.configure(self._fold(self.model)), [view.to(self.device) for view in padded]
+        model, views = selections[0].configure(self._fold(self.model)), [view.to(self.device) for view in padded]
         with autocast(self.device, self.config.eval_precision):
-            sizes = [(image.height, image.width) for image in pictures]
             found = detect_on_originals(model, views, sizes, select=select)
         return [image._replace(detections=detections) for image, detections in zip(selected, found, strict=True)]
 
