@@ -22,7 +22,7 @@ from .output import drop_unwritable_output
 from .recipes import is_recipe, load_config, warn_of_unused_details
 
 if TYPE_CHECKING:
-    from .choices import ExportFormat
+    from .choices import ExportFormat, Precision
     from .data.dataset import Annotations
     from .data.source import Split
     from .evaluation.evaluate import Evaluation
@@ -246,6 +246,9 @@ def export(
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     nms: bool = True,
+    raw: bool = False,
+    precision: Precision = "float32",
+    triton: str | Path | None = None,
     data: str | Path | None = None,
 ) -> Exported:
     """Write a detector to a file for another runtime, and prove that the file detects what PyTorch detects.
@@ -259,6 +262,9 @@ def export(
         size: fixed (height, width) of the padded images; None: any.
         batch: fixed number of images at a time; None: any.
         nms: whether the file selects the detections, see `Detector.export`.
+        raw: whether the file returns the raw outputs of the head.
+        precision: precision of the network, see `Detector.export`.
+        triton: folder of a Triton model repository, to which an ONNX file is added.
         data: data set whose val images are used for the proof; None: generated images.
 
     Raises:
@@ -277,7 +283,9 @@ def export(
         if annotations is None or not len(annotations):
             raise DataError(f"data: {data} has no val images, which the proof of an export needs")
         images = [annotations.path(i) for i in range(min(len(annotations), _PROOF_IMAGES))]
-    return detector.export(out, form=form, size=size, batch=batch, nms=nms, images=images)
+    return detector.export(
+        out, form=form, size=size, batch=batch, nms=nms, raw=raw, precision=precision, triton=triton, images=images
+    )
 
 
 def default_export(weights: str | Path, suffix: str) -> Path:

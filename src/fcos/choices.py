@@ -36,5 +36,7 @@ Form = Literal["fcos", "fcos_core", "torchvision"]
 """Formats in which weights files can be written, named after their projects."""
 ExportFormat = Literal["onnx", "openvino", "torch_export"]
 """Formats of exported files, see `export.runtimes`."""
+ExportContent = Literal["detections", "candidates", "raw"]
+"""Outputs of exported files: detections, candidates before non-maximum suppression, or the raw outputs of the head."""
 OtherProject = Literal["fcos_core", "torchvision"]
 """Other projects in whose format weights files can be written."""

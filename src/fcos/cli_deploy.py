@@ -7,7 +7,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from .choices import ExportFormat
+from .choices import ExportFormat, Precision
 from .cli_arguments import (
     OVERRIDE,
     WORDS,
@@ -52,6 +52,16 @@ def export(  # noqa: PLR0917 (options of the command line)
         str,
         typer.Option(metavar="WHERE", help="graph, or none: candidates before non-maximum suppression."),
     ] = "graph",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The raw outputs of the head, level by level, without decoding.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(metavar="TYPE", help="float32, float16 or bfloat16: precision of the network.")
+    ] = "float32",
+    triton: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Triton model repository that the ONNX file is added to."),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -73,6 +83,7 @@ def export(  # noqa: PLR0917 (options of the command line)
     from .export.runtimes import FORMATS
 
     check_choice("--format", form, get_args(ExportFormat))
+    check_choice("--precision", precision, get_args(Precision))
     check_choice("--nms", nms, ("graph", "none"))
     outputs = [word for word in words or [] if not OVERRIDE.match(word)]
     options = [word for word in words or [] if OVERRIDE.match(word)]
@@ -91,11 +102,15 @@ def export(  # noqa: PLR0917 (options of the command line)
         size=None if size is None else parse_size("--size", size),
         batch=None if batch is None else parse_number("--batch", batch, int, low=1),
         nms=nms == "graph",
+        raw=raw,
+        precision=cast("Precision", precision),
+        triton=triton,
         data=data,
     )
     print_lines(f"proof: {exported.proof.summary()}")
-    print_lines(f"written: {exported.path}, {exported.proof_path}")
-    if data is not None and nms == "graph":
+    files = (exported.path, exported.proof_path, exported.triton_path)
+    print_lines(f"written: {', '.join(str(path) for path in files if path is not None)}")
+    if data is not None and nms == "graph" and not raw:
         with progress_bar("evaluating") as progress:
             results = [
                 api.evaluate(file, *extra, f"data={data}", config=given, progress=progress).metrics["AP"]

@@ -176,6 +176,7 @@ def _restore_exported(
         category_ids=metadata.category_ids,
         thresholds=dict(metadata.thresholds),
         licence=metadata.licence,
+        keypoint_layout=metadata.keypoint_layout,
     )
     return RestoredDetector(model.eval(), checkpoint, resolved, changed)
 

@@ -47,6 +47,9 @@ SMALL: dict[str, dict[str, Any]] = {
     },
 }
 """Options of `model` by `model.name`."""
+MASKS: dict[str, Any] = {"mask": {"enabled": True, "conv_channels": [16], "resolution": 7}}
+KEYPOINTS: dict[str, Any] = {"keypoints": {"enabled": True, "conv_channels": [16], "num_keypoints": 5, "resolution": 7}}
+"""Options of `model` for heads of R-CNN."""
 
 
 def small_detector(
@@ -56,6 +59,7 @@ def small_detector(
     torch.manual_seed(0)
     section = {"name": name, "backbone": {"name": "tiny_backbone:Tiny"}, **SMALL[name], **model}
     options = {"short_side": 96, "max_side": 160, "workers": 0, "size_divisor": 16, **(data or {})}
+    options |= {"masks": "mask" in model, "keypoints": "keypoints" in model}
     config = validate({"model": section, "data": options, "device": "cpu"}, where="test")
     network = build_model(config.model, num_classes=len(classes), pretrained=False)
     with torch.no_grad():

@@ -96,7 +96,10 @@ def test_openvino_example_runs(
         (["--nms", "no"], "--nms: expected one of graph, none, found 'no'"),
         (["a.onnx", "b.onnx"], "b.onnx: expected one output file and KEY=VALUE options, found two"),
         (["a.onnx", "--format", "openvino"], "files of the format openvino end in .xml"),
-        (["--precision", "int8"], "--precision: no such option"),
+        (["--precision", "int8"], "--precision: expected one of float32, bfloat16, float16, found 'int8'"),
+        (["--precision", "bfloat16", OWN_CODE], "--precision bfloat16: the runtime of --format onnx does not compute"),
+        (["--batch", "2", "--triton", "models", OWN_CODE], "--triton: dynamic batching needs a file for any number"),
+        (["--verbose"], "--verbose: no such option"),
     ],
 )
 def test_wrong_arguments_are_explained(

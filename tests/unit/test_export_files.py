@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import onnxruntime
 import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES
-from exports import batch_of, picture, small_detector
+from exports import KEYPOINTS, MASKS, batch_of, picture, small_detector
 
 import fcos
 from fcos import ConfigError, Detector, ExportError, WeightsError
 from fcos.export import write
-from fcos.export.runtimes import OnnxRuntime
+from fcos.export.comparison import TOLERANCES
+from fcos.export.exported import ExportedModel
+from fcos.export.graph import raw_outputs
+from fcos.export.onnx import with_constant_threshold
+from fcos.export.runtimes import OnnxRuntime, open_exported
+from fcos.keypoints import KeypointLayout
 
 FORMS = {"onnx": "model.onnx", "openvino": "model.xml", "torch_export": "model.pt2"}
 
@@ -41,6 +47,11 @@ def assert_same_predictions(found: Detector, expected: Detector) -> None:
         assert a.class_names == b.class_names
         torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-2)
         torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(a.mask_grids, b.mask_grids, rtol=0, atol=1e-4)
+        torch.testing.assert_close(a.keypoints, b.keypoints, rtol=0, atol=1e-2)
+        assert a.keypoint_layout == b.keypoint_layout
+        assert (a.masks is None) == (b.masks is None)
+        assert a.masks is None or torch.equal(a.masks, b.masks)
 
 
 def test_onnx_file_is_valid_and_has_named_inputs_and_outputs(exported: Path) -> None:
@@ -90,6 +101,19 @@ def test_other_formats_predict_the_same(form: Any, detector: Detector, tmp_path:
     assert_same_predictions(fcos.load(exported.path), detector)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_and_keypoints_are_exported(form: Any, tmp_path: Path) -> None:
+    masks: dict[str, Any] = {"mask": {**MASKS["mask"], "margin": 1.0}}
+    detector = small_detector("rcnn", max_detections=10, **masks, **KEYPOINTS)
+    detector.keypoint_layout = KeypointLayout(tuple("abcde"), ((0, 1), (3, 4)), ((1, 2),))
+    exported = detector.export(tmp_path / FORMS[form], form=form)
+    assert "in masks (limit 0.0001)" in exported.proof.summary()
+    assert "px in keypoints (limit 0.01)" in exported.proof.summary()
+    loaded = fcos.load(exported.path)
+    assert_same_predictions(loaded, detector)
+    assert {image.mask_margin for image in loaded.model.detect(*batch_of((50, 60)))} == {1.0}
+
+
 @pytest.mark.parametrize("name", ["retinanet", "rpn", "rcnn"])
 def test_other_detectors_predict_the_same(name: str, tmp_path: Path) -> None:
     detector = small_detector(name)
@@ -121,11 +145,44 @@ def test_candidates_are_exported_for_runtimes_without_nms(detector: Detector, tm
     exported = detector.export(tmp_path / "model.onnx", nms=False)
     assert "NonMaxSuppression" not in {node.op_type for node in onnx.load(exported.path).graph.node}
     images, sizes = batch_of((97, 131), (64, 33))
-    boxes, _, _, valid = OnnxRuntime(exported.path)(images, sizes)
-    assert boxes.shape == (2, 400, 4)  # two levels
-    assert valid.sum(dim=1).tolist() == [len(image) for image in detector.model.candidates(images, sizes)]
-    with pytest.raises(WeightsError, match="returns candidates instead of detections"):
+    outputs = OnnxRuntime(exported.path)(images, sizes)
+    assert outputs["boxes"].shape == (2, 400, 4)  # two levels
+    assert outputs["valid"].sum(dim=1).tolist() == [len(image) for image in detector.model.candidates(images, sizes)]
+    with pytest.raises(WeightsError, match=r"exported with --nms none, so it returns no detections"):
         fcos.load(exported.path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_raw_outputs_are_exported(form: Any, detector: Detector, tmp_path: Path) -> None:
+    exported = detector.export(tmp_path / FORMS[form], form=form, raw=True)
+    assert re.fullmatch(r"10 images: largest difference \S+ of outputs \(limit 0\.0001\)", exported.proof.summary())
+    images, sizes = batch_of((97, 131), (64, 33))
+    outputs = open_exported(exported.path)(images, sizes)
+    expected = raw_outputs(detector.model(images, sizes))
+    assert list(outputs) == list(expected)
+    for name, output in outputs.items():
+        torch.testing.assert_close(output, expected[name], rtol=0, atol=1e-3)
+    with pytest.raises(WeightsError, match=r"exported with --raw, so it returns no detections"):
+        fcos.load(exported.path)
+
+
+@pytest.mark.parametrize(("form", "precision"), [("onnx", "float16"), ("torch_export", "bfloat16")])
+def test_network_computes_in_half_precision(form: Any, precision: Any, detector: Detector, tmp_path: Path) -> None:
+    exported = detector.export(tmp_path / FORMS[form], form=form, precision=precision)
+    assert exported.proof.tolerances == TOLERANCES[precision]
+    assert exported.proof.differences.scores > 1e-5
+    size = sum(tensor.nbytes for tensor in detector.model.state_dict().values())
+    assert (exported.path.stat().st_size < 0.7 * size) == (form == "onnx")  # .pt2 has the exact normalisation, too
+    loaded = fcos.load(exported.path)
+    assert isinstance(loaded.model, ExportedModel)
+    assert loaded.model.metadata.precision == precision
+    found, expected = (x.predict(picture(), threshold=0.0) for x in (loaded, detector))
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=TOLERANCES[precision].scores)
+
+
+def test_precision_that_a_runtime_has_not_is_rejected(detector: Detector, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--precision bfloat16: .* --format onnx .*; use float32 or float16$"):
+        detector.export(tmp_path / "model.onnx", precision="bfloat16")
 
 
 def test_metadata_describes_the_file(exported: Path) -> None:
@@ -137,18 +194,33 @@ def test_metadata_describes_the_file(exported: Path) -> None:
     assert "sides that 16 divides" in texts["input"]
     assert "continuous" in texts["output"]
     assert json.loads(texts["config"])["model"]["max_detections"] == 30
-    assert json.loads(texts["proof"]) == json.loads(exported.with_suffix(".proof.json").read_text())
+    figures = json.loads(exported.with_suffix(".proof.json").read_text())
+    assert json.loads(texts["proof"]) == figures["low_threshold"]
+    assert figures["as_written"]["images"] == 10
+    assert figures["as_written"]["detections"] > 0
     assert len(texts["weights_sha256"]) == 64
 
 
 def test_failed_proof_leaves_no_file(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = OnnxRuntime.__call__
 
-    def wrong(self: OnnxRuntime, *arguments: Any) -> tuple[torch.Tensor, ...]:
-        boxes, *others = run(self, *arguments)
-        return (boxes + 0.02, *others)
+    def wrong(self: OnnxRuntime, *arguments: Any) -> dict[str, torch.Tensor]:
+        outputs = run(self, *arguments)
+        return outputs | {"boxes": outputs["boxes"] + 0.02}
 
     monkeypatch.setattr(OnnxRuntime, "__call__", wrong)
+    with pytest.raises(ExportError, match=r"model\.onnx does not detect what PyTorch detects, so it is not written"):
+        detector.export(tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_itself_is_compared_too(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The score threshold is an input of the model that is compared first, and a constant of the file."""
+
+    def wrong(model: onnx.ModelProto, threshold: torch.Tensor) -> onnx.ModelProto:
+        return with_constant_threshold(model, threshold + 0.45)
+
+    monkeypatch.setattr(write, "with_constant_threshold", wrong)
     with pytest.raises(ExportError, match=r"model\.onnx does not detect what PyTorch detects, so it is not written"):
         detector.export(tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pytest
 import torch
-from detectors import tiny_config, tiny_two_stage
-from exports import batch_of, small_detector
+from exports import KEYPOINTS, MASKS, batch_of, small_detector
 
 from fcos import ConfigError, Instances
 from fcos.export.graph import DetectionGraph
-from fcos.models.padded import Padded, nms_operator
+from fcos.export.outputs import to_instances
+from fcos.models.keypoint_head import keypoint_operator
+from fcos.models.padded import nms_operator
 
 SIZES = ((64, 33), (1, 1), (50, 80))
 """Odd sizes, and an image without a location inside."""
@@ -38,13 +40,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("rcnn", {"box": {"linear_channels": 32, "class_agnostic": True}, "min_size": 6}),
     ("rcnn", {"pre_nms_top_k": 20, "box_convention": "inclusive"}),
     ("rcnn", {"empty_boxes": "keep", "pooling_aligned": True, "level_epsilon": 1e-8}),
+    ("rcnn", {"empty_boxes": "remove_last", **MASKS}),
+    ("rcnn", {"box_convention": "inclusive", **KEYPOINTS}),
+    ("rcnn", {**MASKS, **KEYPOINTS}),
 ]
-
-
-def to_instances(outputs: tuple[torch.Tensor, ...], sizes: torch.Tensor) -> list[Instances]:
-    boxes, scores, labels, counts = outputs
-    valid = torch.arange(scores.shape[1]) < counts[:, None]
-    return Padded(boxes, scores, labels, valid).to_instances(sizes)
 
 
 def assert_equal(found: list[Instances], expected: list[Instances]) -> None:
@@ -53,6 +52,8 @@ def assert_equal(found: list[Instances], expected: list[Instances]) -> None:
         assert torch.equal(a.labels, b.labels)
         torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-6)  # sigmoids of other vector lengths
         torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-4)
+        torch.testing.assert_close(a.mask_grids, b.mask_grids, rtol=0, atol=1e-5)
+        torch.testing.assert_close(a.keypoints, b.keypoints, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -69,22 +70,32 @@ def test_graph_equals_detect_for_every_option(name: str, options: dict[str, Any]
 
 
 def test_padding_of_the_outputs_has_fixed_values() -> None:
-    detector = small_detector(max_detections=50)
+    detector = small_detector("rcnn", **MASKS, **KEYPOINTS)
     with torch.inference_mode():
-        boxes, scores, labels, counts = DetectionGraph(detector.model)(*batch_of(*SIZES))
-    assert counts.tolist()[1] == 0
-    assert (boxes[1] == 0).all()
-    assert (scores[1] == 0).all()
-    assert (labels[1] == -1).all()
+        outputs = DetectionGraph(detector.model)(*batch_of(*SIZES))
+    assert outputs["counts"].tolist()[1] == 0
+    for name in ("boxes", "scores", "masks", "keypoints"):
+        assert (outputs[name][1] == 0).all()
+    assert (outputs["labels"][1] == -1).all()
 
 
 def test_graph_without_nms_returns_the_candidates() -> None:
     detector = small_detector()
     images, sizes = batch_of(*SIZES)
     with torch.inference_mode():
-        boxes, scores, labels, valid = DetectionGraph(detector.model, nms=False)(images, sizes)
-    expected = detector.model.candidates(images, sizes)
-    assert_equal(Padded(boxes, scores, labels, valid).to_instances(sizes), expected)
+        outputs = DetectionGraph(detector.model, content="candidates")(images, sizes)
+    assert_equal(to_instances(outputs, sizes), detector.model.candidates(images, sizes))
+
+
+@pytest.mark.parametrize("name", ["fcos", "retinanet", "rpn"])
+def test_raw_outputs_are_those_of_the_head(name: str) -> None:
+    detector = small_detector(name)
+    images, sizes = batch_of(*SIZES)
+    with torch.inference_mode():
+        outputs = DetectionGraph(detector.model, content="raw")(images, sizes)
+        expected = detector.model(images, sizes)
+    assert list(outputs)[:3] == ["logits_0", "logits_1", f"{'ltrb' if name == 'fcos' else 'offsets'}_0"]
+    assert all(torch.equal(a, b) for a, b in zip(outputs.values(), chain(*expected), strict=True))
 
 
 def test_score_threshold_can_be_given_with_the_images() -> None:
@@ -92,13 +103,17 @@ def test_score_threshold_can_be_given_with_the_images() -> None:
     images, sizes = batch_of(*SIZES)
     graph = DetectionGraph(detector.model)
     with torch.inference_mode():
-        assert graph(images, sizes, torch.tensor(1.0))[3].tolist() == [0, 0, 0]
-        assert graph(images, sizes)[3].tolist() == [30, 0, 30]
+        assert graph(images, sizes, torch.tensor(1.0))["counts"].tolist() == [0, 0, 0]
+        assert graph(images, sizes)["counts"].tolist() == [30, 0, 30]
 
 
-@pytest.mark.parametrize("name", ["fcos", "retinanet", "rpn", "rcnn"])
-def test_graph_compiles_without_graph_breaks(name: str) -> None:
-    detector = small_detector(name)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("fcos", {}), ("retinanet", {}), ("rpn", {}), ("rcnn", {**MASKS, **KEYPOINTS})],
+    ids=["fcos", "retinanet", "rpn", "rcnn"],
+)
+def test_graph_compiles_without_graph_breaks(name: str, options: dict[str, Any]) -> None:
+    detector = small_detector(name, **options)
     images, sizes = batch_of(*SIZES)
     compiled = torch.compile(DetectionGraph(detector.model), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -110,16 +125,18 @@ def test_operator_has_consistent_shapes_and_aliases() -> None:
     arguments = (boxes, torch.tensor([[0.5, 0.5, 0.9]]), torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 3).bool())
     order, counts = nms_operator(*arguments, 1, 0.6)
     assert (order.tolist(), counts.tolist()) == ([[2, 0, 0]], [2])  # equal scores keep their order
-    torch.library.opcheck(nms_operator, (*arguments, 1, 0.6), test_utils=("test_schema", "test_faketensor"))
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(nms_operator, (*arguments, 1, 0.6), test_utils=tests)
+    torch.library.opcheck(keypoint_operator, (torch.rand(3, 2, 8, 8), arguments[0][0]), test_utils=tests)
 
 
-def test_masks_and_keypoints_cannot_be_exported() -> None:
-    model = tiny_two_stage(tiny_config(name="rcnn", mask={"enabled": True, "conv_channels": [16]}))
-    with pytest.raises(ConfigError, match=r"R-CNN with model\.mask: masks and keypoints cannot be exported"):
-        DetectionGraph(model)
-
-
-def test_boxes_removed_after_suppression_cannot_be_exported() -> None:
-    model = tiny_two_stage(tiny_config(name="rcnn", empty_boxes="remove_last"))
-    with pytest.raises(ConfigError, match=r"model\.empty_boxes=remove_last cannot be exported; use .*=remove$"):
-        DetectionGraph(model)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("candidates", r"--nms none: masks and keypoints are computed for the detections"),
+        ("raw", "--raw: two-stage detectors cannot be exported without selecting proposals"),
+    ],
+)
+def test_content_that_a_detector_has_not_is_rejected(content: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DetectionGraph(small_detector("rcnn", **MASKS, **KEYPOINTS).model, content=content)

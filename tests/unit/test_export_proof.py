@@ -1,113 +1,158 @@
-"""Comparison of the detections of an exported file with those of PyTorch."""
+"""Proof of an exported file: what passes, and which faults are found."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from exports import small_detector
+from detectors import fcos_of
+from exports import KEYPOINTS, MASKS, small_detector
+from torch import Tensor
 
-from fcos import Detector, ExportError, Instances
+from fcos import Detector, ExportError
 from fcos.export.graph import DetectionGraph
 from fcos.export.metadata import FixedSizes
-from fcos.export.proof import MIN_DETECTIONS, compare, proof_images, prove
-
-
-def instances(*rows: tuple[list[float], float, int]) -> Instances:
-    boxes = torch.tensor([row[0] for row in rows]).reshape(-1, 4)
-    labels = torch.tensor([row[2] for row in rows], dtype=torch.int64)
-    return Instances(boxes, labels, torch.tensor([row[1] for row in rows]), (100, 100))
-
-
-A, B, C = ([0.0, 0.0, 10.0, 10.0], 0.9, 0), ([20.0, 20.0, 40.0, 40.0], 0.8, 1), ([50.0, 50.0, 90.0, 90.0], 0.7, 0)
-
-
-def test_detections_are_matched_by_overlap_and_label_not_by_order() -> None:
-    assert compare(instances(A, B, C), instances(C, A, B), limit=0) == (0.0, 0.0, 0)
-
-
-def test_differences_of_boxes_and_scores_are_the_largest_of_matched_detections() -> None:
-    moved = ([20.0, 20.0, 40.0, 40.5], 0.75, 1)
-    box, score, unmatched = compare(instances(A, B, C), instances(A, moved, C), limit=0)
-    assert (box, unmatched) == (0.5, 0)
-    assert score == pytest.approx(0.05)
-
-
-@pytest.mark.parametrize(
-    ("found", "unmatched"),
-    [((A, B), 1), ((A, B, C, ([0.0, 50.0, 10.0, 60.0], 0.5, 0)), 1), ((A, B, (C[0], C[1], 1)), 2), ((), 3)],
-    ids=["missing", "additional", "other label", "none"],
-)
-def test_detections_without_counterpart_are_counted(found: tuple, unmatched: int) -> None:
-    assert compare(instances(A, B, C), instances(*found), limit=0)[2] == unmatched
-
-
-def test_only_detections_that_tie_with_the_last_one_may_differ_at_the_limit() -> None:
-    other = ([60.0, 0.0, 90.0, 20.0], 0.70001, 1)
-    assert compare(instances(A, B, C), instances(A, B, other), limit=3)[2] == 0
-    assert compare(instances(A, B, C), instances(A, B, other), limit=0)[2] == 2
-    assert compare(instances(A, B, C), instances(A, C, other), limit=3)[2] == 1  # B
-
-
-def test_equal_boxes_are_matched_by_score() -> None:
-    duplicate = (A[0], 0.3, 0)
-    assert compare(instances(A, duplicate), instances(duplicate, A), limit=0) == (0.0, 0.0, 0)
-
-
-def test_boxes_without_area_are_matched() -> None:
-    empty = ([5.0, 5.0, 5.0, 9.0], 0.5, 0)
-    assert compare(instances(empty), instances(empty), limit=0) == (0.0, 0.0, 0)
+from fcos.export.proof import MIN_DETECTIONS, Prover, proof_batches, proof_images, vary
+from fcos.models import DetectionModel
 
 
 class Changed:
-    """Runtime in PyTorch whose detections can be changed."""
+    """Runtime in PyTorch whose detector and outputs can be changed."""
 
-    def __init__(self, detector: Detector, scale: float):
-        self.graph, self.scale, self.metadata = DetectionGraph(detector.model), scale, {}
+    def __init__(self, model: DetectionModel, change: Callable[[dict[str, Tensor]], object] = dict):
+        self.graph, self.change, self.metadata = DetectionGraph(model), change, {}
 
     @torch.inference_mode()
-    def __call__(
-        self, images: torch.Tensor, sizes: torch.Tensor, score_threshold: float | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        threshold = None if score_threshold is None else torch.tensor(score_threshold)
-        boxes, *others = self.graph(images, sizes, threshold)
-        return (boxes * self.scale, *others)
+    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> dict[str, Tensor]:
+        outputs = self.graph(images, sizes, None if score_threshold is None else torch.tensor(score_threshold))
+        self.change(outputs)
+        return outputs
+
+
+def prover_of(detector: Detector, *, num_images: int = 4, fixed: FixedSizes = FixedSizes()) -> Prover:  # noqa: B008
+    images = proof_images(fixed)[:num_images]
+    return Prover(detector.model, proof_batches(images, fixed, divisor=16))
 
 
 def test_proof_compares_single_images_and_batches_and_images_without_detections() -> None:
     detector = small_detector(score_threshold=0.999)
-    images = proof_images(FixedSizes())
-    proof = prove(detector.model, Changed(detector, 1.0), images=images, fixed=FixedSizes(), divisor=16, nms=True)
+    prover = prover_of(detector)
+    proof = prover.prove(Changed(detector.model))
     assert proof.passed
     assert (proof.images, proof.without_detections) == (4 + 2 * 3 + 3, 3)
     assert proof.detections >= 10 * MIN_DETECTIONS
     assert proof.score_threshold is not None
     assert proof.score_threshold < 0.999  # lowered
-    assert proof.largest_box_difference == proof.largest_score_difference == 0.0
-    assert any(side % 2 for image in images for side in image.shape[1:])
+    assert proof.differences.boxes == proof.differences.unmatched == 0
+    assert proof.differences.scores < 1e-6
+    assert any(side % 2 for images, sizes in prover.batches for side in sizes.flatten().tolist())
 
 
-def test_proof_fails_if_boxes_differ_by_more_than_the_tolerance() -> None:
-    detector = small_detector()
-    images = proof_images(FixedSizes())[:2]
-    proof = prove(detector.model, Changed(detector, 1.001), images=images, fixed=FixedSizes(), divisor=16, nms=True)
-    assert not proof.passed
-    assert 0.01 < proof.largest_box_difference < 1.0
-    assert "limit 0.01" in proof.summary()
+def test_file_is_also_compared_at_its_own_threshold() -> None:
+    detector = small_detector(score_threshold=0.999)
+    proof = prover_of(detector).check(Changed(detector.model))
+    assert (proof.images, proof.detections, proof.without_detections) == (10, 0, 10)
+    assert proof.score_threshold == 0.999
+    other = small_detector(score_threshold=0.1)
+    assert not prover_of(detector).check(Changed(other.model)).passed
+
+
+def with_options(**options: Any) -> Callable[[DetectionModel], DetectionModel]:
+    def change(model: DetectionModel) -> DetectionModel:
+        assert model.postprocess is not None
+        model.postprocess = replace(model.postprocess, **options)
+        return model
+
+    return change
+
+
+FAULTS = {
+    "NMS threshold": with_options(nms_threshold=0.61),
+    "limit": with_options(max_detections=29),
+    "not clipped": with_options(clip_after_nms=True, detect_in_padding=True),
+    "padding": with_options(detect_in_padding=True),
+    "candidates": with_options(pre_nms_top_k=12),
+    "score": with_options(score="product"),
+    "weights": lambda model: vary(model, 0, 1e-2),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_detector_fails(fault: str) -> None:
+    changed = FAULTS[fault](small_detector().model)
+    proof = prover_of(small_detector(), num_images=2).prove(Changed(changed))
+    assert not proof.passed, proof.summary()
+
+
+def move(outputs: dict[str, Tensor]) -> None:
+    outputs["boxes"] += 0.02
+
+
+def exchange_classes(outputs: dict[str, Tensor]) -> None:
+    outputs["labels"][:, 0] = (outputs["labels"][:, 0] + 1) % 3
+
+
+def drop_last(outputs: dict[str, Tensor]) -> None:
+    outputs["counts"] = (outputs["counts"] - 1).clamp(min=0)
+
+
+def shift_masks(outputs: dict[str, Tensor]) -> None:
+    outputs["masks"] += 0.001
+
+
+def move_keypoints(outputs: dict[str, Tensor]) -> None:
+    outputs["keypoints"][..., 0] += 0.02
+
+
+@pytest.mark.parametrize("change", [move, exchange_classes, drop_last, shift_masks, move_keypoints])
+def test_wrong_outputs_fail(change: Callable[[dict[str, Tensor]], None]) -> None:
+    detector = small_detector("rcnn", **MASKS, **KEYPOINTS)
+    prover = prover_of(detector, num_images=1, fixed=FixedSizes(batch=1))
+    assert prover.prove(Changed(detector.model)).passed
+    proof = prover.prove(Changed(detector.model, change))
+    assert not proof.passed, proof.summary()
+
+
+def test_decisions_of_rounding_do_not_fail() -> None:
+    """Two detections have the same score, and only one of them is within the limit."""
+    detector = small_detector(nms_threshold=0.0)
+    model = fcos_of(detector)
+    views = proof_batches(proof_images(FixedSizes())[:1], FixedSizes(batch=1), divisor=16)[0]
+    with torch.inference_mode():
+        logits = model(*views).logits[0][0].flatten(1)  # [K, H * W]
+    best = int(logits[0].argmax())
+    with torch.no_grad():
+        model.get_parameter("head.logits.bias")[1] += logits[0, best] - logits[1, best]
+    model.postprocess = replace(model.postprocess, max_detections=0)
+    scores = model.detect(*views)[0].scores
+    gaps = scores[:-1] - scores[1:]
+    model.postprocess = replace(model.postprocess, max_detections=int(gaps[20:].argmin()) + 21)
+    prover = Prover(model, [views])
+    undecided = 0
+    for seed in range(100, 106):  # not the variations of the proof
+        proof = prover.prove(Changed(vary(model, seed, 2.0**-21)))
+        assert proof.passed, proof.summary()
+        undecided += proof.differences.undecided
+    assert undecided > 0
+
+
+def test_summary_states_differences_and_limits() -> None:
+    detector = small_detector("rcnn", **MASKS, **KEYPOINTS)
+    proof = prover_of(detector, num_images=1, fixed=FixedSizes(batch=1)).prove(Changed(detector.model, move))
+    summary = proof.summary()
+    assert "largest difference 0.02 px (limit 0.01)" in summary
+    assert "in scores (limit 0.0001)" in summary
+    assert "0 unmatched, 0 decided by rounding" in summary
+    assert proof.to_dict()["differences"]["boxes"] == pytest.approx(0.02, abs=1e-4)
 
 
 def test_proof_is_not_possible_if_an_image_has_too_few_detections() -> None:
     detector = small_detector(pre_nms_top_k=5)
     with pytest.raises(ExportError, match=r"finds \d+ objects in an image, and at least 20 are needed"):
-        prove(
-            detector.model,
-            Changed(detector, 1.0),
-            images=proof_images(FixedSizes()),
-            fixed=FixedSizes(),
-            divisor=16,
-            nms=True,
-        )
+        prover_of(detector).prove(Changed(detector.model))
 
 
 def test_proof_does_not_change_the_detector() -> None:
@@ -115,12 +160,5 @@ def test_proof_does_not_change_the_detector() -> None:
     options = detector.model.postprocess
     assert options is not None
     before = replace(options)
-    prove(
-        detector.model,
-        Changed(detector, 1.0),
-        images=proof_images(FixedSizes())[:1],
-        fixed=FixedSizes(batch=1),
-        divisor=16,
-        nms=True,
-    )
+    prover_of(detector, num_images=1, fixed=FixedSizes(batch=1)).prove(Changed(detector.model))
     assert detector.model.postprocess == before

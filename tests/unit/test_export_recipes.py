@@ -32,7 +32,7 @@ def random_detector(recipe: str, *options: str) -> Detector:
     config = load_config(recipe, ["device=cpu", *options])
     model = build_model(config.model, num_classes=5, pretrained=False)
     for name, parameter in model.named_parameters():
-        if name.endswith("head.logits.weight"):
+        if name.endswith(("head.logits.weight", "box.logits.weight")):
             torch.nn.init.normal_(parameter, std=0.1)
         elif name.endswith("head.logits.bias"):
             torch.nn.init.zeros_(parameter)
@@ -55,8 +55,12 @@ def random_detector(recipe: str, *options: str) -> Detector:
         ("fcos_r50_fpn_1x", MMDETECTION),
         ("fcos_mnv2_small", []),
         ("fcos_imprv_dcnv2_r50_fpn_1x", []),
+        ("fcos_rt_dla34_fpn_4x", []),
+        ("retinanet_r50", []),
+        ("faster_rcnn_r50", []),
+        ("mask_rcnn_r50", []),
     ],
-    ids=["R-50", "torchvision", "mmdetection", "MobileNetV2", "DCNv2"],
+    ids=["R-50", "torchvision", "mmdetection", "MobileNetV2", "DCNv2", "DLA-34", "RetinaNet", "Faster", "Mask"],
 )
 def test_recipe_is_exported(recipe: str, options: list[str], tmp_path: Path) -> None:
     exported = random_detector(recipe, *options).export(tmp_path / "model.onnx")

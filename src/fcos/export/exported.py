@@ -6,6 +6,7 @@ Shape letters: N images, H W image size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import RCNNConfig
 from ..errors import ConfigError, WeightsError
 from ..models.detector import DetectionModel, Pixels
-from ..models.padded import Padded
 from ..structures import Instances, Objects
 from .metadata import Metadata, from_texts
+from .outputs import to_instances
 from .runtimes import Runtime, open_exported
 
 
@@ -30,11 +32,9 @@ def load_exported(path: Path) -> ExportedModel:
     """
     runtime = open_exported(path)
     metadata = from_texts(runtime.metadata, where=str(path))
-    if not metadata.nms:
-        raise WeightsError(
-            f"{path}: exported with --nms none, so it returns candidates instead of detections; export without this"
-            " option"
-        )
+    if metadata.content != "detections":
+        option = "--raw" if metadata.content == "raw" else "--nms none"
+        raise WeightsError(f"{path}: exported with {option}, so it returns no detections; export without this option")
     return ExportedModel(runtime, metadata)
 
 
@@ -86,9 +86,11 @@ class ExportedModel(DetectionModel):
             if missing > 0:  # the last batch of a file with a fixed one
                 some_images = torch.cat([some_images, images.new_zeros(missing, *images.shape[1:])])
                 some_sizes = torch.cat([some_sizes, sizes.new_ones(missing, 2)])
-            boxes, scores, labels, counts = self.runtime(some_images, some_sizes)
-            valid = torch.arange(scores.shape[1]) < counts[:, None]
-            results += Padded(boxes, scores, labels, valid).to_instances(some_sizes)[: step - missing]
+            results += to_instances(self.runtime(some_images, some_sizes), some_sizes)[: step - missing]
+        model = self.metadata.config.model
+        if isinstance(model, RCNNConfig) and model.mask.enabled:
+            pasting = {"mask_margin": model.mask.margin, "mask_pasting": model.mask.pasting}
+            results = [replace(instances, **pasting) for instances in results]
         return [instances.to(self.device) for instances in results]
 
     def loss_normalizers(self, targets: Sequence[Objects], size: tuple[int, int]) -> NoReturn:

@@ -1,23 +1,24 @@
 """Detection as a module from tensors to tensors, which exporters and `torch.compile` can capture.
 
-Shape letters: N images, H W image size, C candidates of an image, D detections of an image.
+Shape letters: N images, H W image size, K classes, C candidates of an image, D detections of an image.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map_only
 
+from ..choices import ExportContent
 from ..errors import ConfigError
 from ..models import DetectionModel
 from .metadata import FixedSizes
 
-OUTPUTS = {True: ("boxes", "scores", "labels", "counts"), False: ("boxes", "scores", "labels", "valid")}
-"""Names of the outputs with and without non-maximum suppression."""
 _MAX_SIDE = 2**16
 
 
@@ -42,7 +43,7 @@ class DetectionGraph(nn.Module):
 
     Args:
         model: the detector.
-        nms: whether to select the detections; otherwise `forward` returns all candidates.
+        content: what `forward` returns.
 
     Attributes:
         score_threshold: 0-dim float32 threshold; None if the detector has none.
@@ -53,17 +54,24 @@ class DetectionGraph(nn.Module):
 
     score_threshold: Tensor | None
 
-    def __init__(self, model: DetectionModel, *, nms: bool = True):
+    def __init__(self, model: DetectionModel, *, content: ExportContent = "detections"):
         super().__init__()
         model.require_padded()
+        if content == "raw" and type(model).padded_outputs is not DetectionModel.padded_outputs:
+            raise ConfigError(
+                "--raw: two-stage detectors cannot be exported without selecting proposals; leave out the option"
+            )
+        if content == "candidates" and model.detail_names:
+            raise ConfigError(
+                f"--nms none: {' and '.join(model.detail_names)} are computed for the detections that non-maximum"
+                " suppression selects; leave out the option"
+            )
         self.model = model
-        self.nms = nms
+        self.content = content
         options = model.postprocess
         self.register_buffer("score_threshold", None if options is None else torch.tensor(options.score_threshold))
 
-    def forward(
-        self, images: Tensor, sizes: Tensor, score_threshold: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, sizes: Tensor, score_threshold: Tensor | None = None) -> dict[str, Tensor]:
         """Detect objects.
 
         Args:
@@ -72,22 +80,61 @@ class DetectionGraph(nn.Module):
             score_threshold: 0-dim float32; None: that of the detector.
 
         Returns:
-            Boxes [N, D, 4] float32 XYXY in pixels of the images and the model's box convention (0 in the padding),
-            scores [N, D] float32 in 0..1 (0 in the padding), labels [N, D] int64 in 0..K-1 (-1 in the padding), and
-            counts [N] int64; best score first. Without `nms`, C candidates instead of D detections, level by level, and
-            instead of counts a mask [N, C] of those that are not padding.
+            `boxes` [N, D, 4] float32 XYXY in pixels of the images and the model's box convention (0 in the padding),
+            `scores` [N, D] float32 in 0..1 (0 in the padding), `labels` [N, D] int64 in 0..K-1 (-1 in the padding), and
+            `counts` [N] int64; best score first. If the detector predicts them, `masks` [N, D, G, G] and `keypoints`
+            [N, D, J, 3], see `Instances` (0 in the padding).
+
+            If `content` is `candidates`, C candidates instead of D detections, level by level, and instead of counts a
+            mask `valid` [N, C] of those that are not padding. If it is `raw`, the outputs of the head by their names
+            and the number of the level, such as `logits_0` [N, K, H_0, W_0].
         """
+        outputs = self.model.padded_outputs(images, sizes)
+        if self.content == "raw":
+            return raw_outputs(outputs)
         threshold = self.score_threshold if score_threshold is None else score_threshold
-        selected = self.model.padded_candidates(images, sizes, score_threshold=0.0 if threshold is None else threshold)
-        if self.nms:
-            selected = self.model.padded_detections(selected, sizes)
-        valid = selected.valid
-        boxes = selected.boxes.where(valid[..., None], 0.0)
-        scores, labels = selected.scores.where(valid, 0.0), selected.labels.where(valid, -1)
-        return boxes, scores, labels, valid.sum(dim=1) if self.nms else valid
+        threshold = 0.0 if threshold is None else threshold
+        candidates = self.model.padded_candidates(outputs, sizes, score_threshold=threshold)
+        if self.content == "candidates":
+            return candidates.without_padding()._asdict()
+        detections = self.model.padded_detections(candidates, sizes).without_padding()
+        boxes, scores, labels, valid = detections
+        selected = {"boxes": boxes, "scores": scores, "labels": labels, "counts": valid.sum(dim=1)}
+        details = self.model.padded_details(outputs, detections)
+        return selected | {name: values.where(valid[..., None, None], 0.0) for name, values in details.items()}
 
 
-def capture(graph: DetectionGraph, sizes: FixedSizes, *, divisor: int, threshold_input: bool) -> ExportedProgram:
+def lower_precision(model: DetectionModel, dtype: torch.dtype) -> DetectionModel:
+    """Return a copy whose `compiled_parts` compute in half precision, and everything else in float32.
+
+    These are the backbone, the pyramid and the heads; pixels are normalised and boxes decoded and selected in float32.
+    """
+    model = copy.deepcopy(model)
+    for path in model.compiled_parts:
+        part = model.get_submodule(path).to(dtype)
+        part.register_forward_pre_hook(lambda _, inputs: tree_map_only(Tensor, lambda x: x.to(dtype), inputs))
+        part.register_forward_hook(lambda _, __, outputs: tree_map_only(Tensor, Tensor.float, outputs))
+    return model
+
+
+def raw_outputs(outputs: Any) -> dict[str, Tensor]:
+    """Name the tensors of the raw outputs of a one-stage detector, a NamedTuple of lists with a tensor per level."""
+    return {f"{name}_{i}": level for name, levels in outputs._asdict().items() for i, level in enumerate(levels)}
+
+
+class Captured(NamedTuple):
+    """Result of `capture`.
+
+    Attributes:
+        program: the program.
+        output_names: names of its outputs, in their order.
+    """
+
+    program: ExportedProgram
+    output_names: tuple[str, ...]
+
+
+def capture(graph: DetectionGraph, sizes: FixedSizes, *, divisor: int, threshold_input: bool) -> Captured:
     """Capture a graph with `torch.export`.
 
     Args:
@@ -102,13 +149,15 @@ def capture(graph: DetectionGraph, sizes: FixedSizes, *, divisor: int, threshold
     axes = {} if sizes.batch else {0: Dim("batch", min=1)}
     sides = {} if sizes.size else {2: _multiple("height", divisor), 3: _multiple("width", divisor)}
     shapes = [axes | sides, axes]
-    if threshold_input and graph.score_threshold is not None:
+    if threshold_input and graph.score_threshold is not None and graph.content != "raw":
         arguments.append(graph.score_threshold)
         shapes.append({})
     # Without this option, the program would reject images so small that a map has a single row or column.
     shape_config: Any = importlib.import_module("torch.fx.experimental._config")
     with torch.no_grad(), shape_config.patch(backed_size_oblivious=True):
-        return torch.export.export(graph.eval(), tuple(arguments), dynamic_shapes=tuple(shapes), strict=False)
+        names = tuple(graph.eval()(*arguments))
+        program = torch.export.export(graph, tuple(arguments), dynamic_shapes=tuple(shapes), strict=False)
+        return Captured(program, names)
 
 
 def _multiple(name: str, divisor: int) -> Dim:

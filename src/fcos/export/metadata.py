@@ -6,16 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..choices import ExportContent, Precision
+from ..config import Config, RCNNConfig
 from ..config.overrides import validate
 from ..errors import WeightsError
+from ..keypoints import UNNAMED, KeypointLayout
 
-VERSION = 1
+VERSION = 2
 
 
 class FixedSizes(NamedTuple):
@@ -39,7 +41,9 @@ class Metadata:
         class_names: K names; empty if unknown.
         category_ids: K category ids of the classes in the data set.
         thresholds: score thresholds by class name, see `Checkpoint`.
-        nms: whether the file selects the detections, see `graph.DetectionGraph`.
+        keypoint_layout: names, skeleton and flip pairs of the keypoints, see `Checkpoint`.
+        content: outputs of the file, see `graph.DetectionGraph`.
+        precision: precision of the network, see `graph.lower_precision`.
         fixed: sizes of the inputs that are fixed.
         licence: licence of the weights, see `Checkpoint`.
         weights_sha256: hash of the weights, see `hash_weights`.
@@ -49,7 +53,9 @@ class Metadata:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    nms: bool = True
+    keypoint_layout: KeypointLayout = UNNAMED
+    content: ExportContent = "detections"
+    precision: Precision = "float32"
     fixed: FixedSizes = field(default_factory=FixedSizes)
     licence: str = ""
     weights_sha256: str = ""
@@ -65,11 +71,13 @@ class Metadata:
         return {
             "fcos_export": str(VERSION),
             "input": self._describe_input(),
-            "output": _OUTPUT[self.nms].format(convention=self.config.model.box_convention),
+            "output": self._describe_output(),
             "class_names": json.dumps(self.class_names),
             "category_ids": json.dumps(self.category_ids),
             "thresholds": json.dumps(dict(self.thresholds)),
-            "nms": json.dumps(self.nms),
+            "keypoint_layout": json.dumps(self.keypoint_layout),
+            "content": self.content,
+            "precision": self.precision,
             "fixed": json.dumps(self.fixed),
             "licence": self.licence,
             "weights_sha256": self.weights_sha256,
@@ -87,12 +95,24 @@ class Metadata:
             f" or, if this is less, the long side {data.detection_max_side}."
         )
 
+    def _describe_output(self) -> str:
+        model = self.config.model
+        text = _OUTPUT[self.content].format(convention=model.box_convention)
+        if not isinstance(model, RCNNConfig):
+            return text
+        if model.mask.enabled:
+            text += "; masks [N, D, G, G]: probabilities on a grid that spans the box"
+        if model.keypoints.enabled:
+            text += "; keypoints [N, D, J, 3]: x, y in pixels of the images, and the logit"
+        return text
 
-_OUTPUT = {
-    True: "boxes [N, D, 4] XYXY in pixels of the images, {convention}, scores [N, D], labels [N, D], counts [N], best"
-    " score first; boxes and scores are 0 and labels -1 in the padding",
-    False: "candidates before non-maximum suppression: boxes [N, C, 4] XYXY in pixels of the images, {convention},"
-    " scores [N, C], labels [N, C], valid [N, C]; boxes and scores are 0 and labels -1 if not valid",
+
+_OUTPUT: dict[ExportContent, str] = {
+    "detections": "boxes [N, D, 4] XYXY in pixels of the images, {convention}, scores [N, D], labels [N, D], counts"
+    " [N], best score first; boxes and scores are 0 and labels -1 in the padding",
+    "candidates": "candidates before non-maximum suppression: boxes [N, C, 4] XYXY in pixels of the images,"
+    " {convention}, scores [N, C], labels [N, C], valid [N, C]; boxes and scores are 0 and labels -1 if not valid",
+    "raw": "outputs of the head for the levels 0, 1, ... in the order of `model.strides` in the config",
 }
 
 
@@ -115,11 +135,18 @@ def from_texts(texts: Mapping[str, str], *, where: str) -> Metadata:
         tuple(json.loads(texts["class_names"])),
         tuple(json.loads(texts["category_ids"])),
         json.loads(texts["thresholds"]),
-        json.loads(texts["nms"]),
+        _to_layout(*json.loads(texts["keypoint_layout"])),
+        cast("ExportContent", texts["content"]),
+        cast("Precision", texts["precision"]),
         FixedSizes(batch, None if size is None else (size[0], size[1])),
         texts["licence"],
         texts["weights_sha256"],
     )
+
+
+def _to_layout(names: list[str], skeleton: list[list[int]], pairs: list[list[int]] | None) -> KeypointLayout:
+    lines, exchanged = (None if rows is None else tuple((a, b) for a, b in rows) for rows in (skeleton, pairs))
+    return KeypointLayout(tuple(names), lines or (), exchanged)
 
 
 def hash_weights(model: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """Conversion of captured detectors to ONNX.
 
-Shape letters: N images, C candidates of an image, K classes, M boxes that non-maximum suppression keeps.
+Shape letters: N images, C candidates of an image, K classes, M boxes that non-maximum suppression keeps, P detections
+of all images, J keypoints of a detection, G side of their heat maps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.export import ExportedProgram
+from torch import Tensor
+
+from .graph import Captured
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -20,13 +23,8 @@ THRESHOLD = "score_threshold"
 """Name of the initializer with the score threshold, which `with_constant_threshold` adds."""
 
 
-def to_onnx(program: ExportedProgram, output_names: tuple[str, ...]) -> ModelProto:
-    """Convert a program of `graph.capture`, with names of inputs, outputs and their symbolic dimensions.
-
-    Args:
-        program: the captured detector.
-        output_names: names of its outputs.
-    """
+def to_onnx(captured: Captured) -> ModelProto:
+    """Convert a captured detector, with names of inputs, outputs and their symbolic dimensions."""
     import onnx_ir
 
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
@@ -37,11 +35,14 @@ def to_onnx(program: ExportedProgram, output_names: tuple[str, ...]) -> ModelPro
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the converter about its own code
             converted = torch.onnx.export(
-                program,
+                captured.program,
                 (),
                 dynamo=True,
                 opset_version=OPSET,
-                custom_translation_table={torch.ops.fcos.class_wise_nms.default: _translate_nms},
+                custom_translation_table={
+                    torch.ops.fcos.class_wise_nms.default: _translate_nms,
+                    torch.ops.fcos.decode_keypoints.default: _translate_keypoints,
+                },
                 verbose=False,
             )
     finally:
@@ -49,7 +50,7 @@ def to_onnx(program: ExportedProgram, output_names: tuple[str, ...]) -> ModelPro
             logger.setLevel(level)
     assert converted is not None
     graph = converted.model.graph
-    for value, name in zip(graph.outputs, output_names, strict=True):
+    for value, name in zip(graph.outputs, captured.output_names, strict=True):
         value.name = name
     for value, names in zip(graph.inputs, (("batch", 3, "height", "width"), ("batch", 2)), strict=False):
         assert value.shape is not None
@@ -58,24 +59,24 @@ def to_onnx(program: ExportedProgram, output_names: tuple[str, ...]) -> ModelPro
         )
     for value in graph.outputs:
         assert value.shape is not None
+        names = ("batch", *(f"{value.name}_{axis}" for axis in range(1, len(value.shape))))
         value.shape = onnx_ir.Shape(
-            ["batch" if not isinstance(value.shape[0], int) else value.shape[0], *value.shape[1:]]
+            [side if isinstance(side, int) else name for side, name in zip(value.shape, names, strict=True)]
         )
     proto = onnx_ir.to_proto(converted.model)
     del proto.graph.value_info[:]  # shapes of intermediate values in terms of symbols that inputs no longer have
     return proto
 
 
-def with_constant_threshold(model: ModelProto, threshold: float | None) -> ModelProto:
+def with_constant_threshold(model: ModelProto, threshold: Tensor | None) -> ModelProto:
     """Return a copy whose input with the score threshold, if it has one, is the constant `THRESHOLD`."""
-    import numpy as np
     import onnx
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    if threshold is not None:
+    if threshold is not None and len(copy.graph.input) == 3:
         del copy.graph.input[2]
-        copy.graph.initializer.append(onnx.numpy_helper.from_array(np.array(threshold, np.float32), THRESHOLD))
+        copy.graph.initializer.append(onnx.numpy_helper.from_array(threshold.numpy(), THRESHOLD))
     return copy
 
 
@@ -112,3 +113,53 @@ def _translate_nms(  # noqa: PLR0917 (arguments of the operator)
     _, best = op.TopK(ranks, count, axis=1)
     counts = op.ReduceSum(op.Cast(op.Greater(ranks, zero), to=int64), one, keepdims=0)
     return op.GatherElements(order, best, axis=1), counts
+
+
+_DECODE_KEYPOINTS = """
+decode_keypoints (float[J, G, G] maps, float[4] box) => (float[J, 3] keypoints)
+{
+    corner, other = Split <axis = 0, num_outputs = 2> (box)
+    extent = Sub (other, corner)
+    unit = Constant <value_floats = [1.0]> ()
+    sides = Max (extent, unit)
+    whole = Ceil (sides)
+    lengths = Cast <to = 7> (whole)
+    width, height = Split <axis = 0, num_outputs = 2> (lengths)
+    one = Constant <value_ints = [1]> ()
+    count = Shape <start = 0, end = 1> (maps)
+    size = Concat <axis = 0> (one, count, height, width)
+    axis = Constant <value_ints = [0]> ()
+    batch = Unsqueeze (maps, axis)
+    resized = Resize <mode = "cubic", cubic_coeff_a = -0.75, coordinate_transformation_mode = "half_pixel"> (
+        batch, , , size)
+    rows = Constant <value_ints = [0, 0, -1]> ()
+    cells = Reshape (resized, rows)
+    index = ArgMax <axis = 2, keepdims = 0> (cells)
+    last = Constant <value_ints = [2]> ()
+    logit = ReduceMax <keepdims = 0> (cells, last)
+    row = Div (index, width)
+    start = Mul (row, width)
+    column = Sub (index, start)
+    pairs = Concat <axis = 0> (column, row)
+    cell = Transpose <perm = [1, 0]> (pairs)
+    number = Cast <to = 1> (cell)
+    half = Constant <value_floats = [0.5]> ()
+    center = Add (number, half)
+    scale = Div (sides, whole)
+    offset = Mul (center, scale)
+    point = Add (corner, offset)
+    column_of_logits = Transpose <perm = [1, 0]> (logit)
+    keypoints = Concat <axis = 1> (point, column_of_logits)
+}
+"""
+"""`keypoint_head.decode_keypoints` for one detection."""
+
+
+def _translate_keypoints(heat_maps: Any, boxes: Any) -> Any:
+    """Translate `keypoint_head.keypoint_operator`: a Scan over the detections, whose boxes have different sizes."""
+    import onnx
+    from onnxscript import opset20
+
+    op: Any = opset20
+    body = onnx.parser.parse_graph(_DECODE_KEYPOINTS)
+    return op.Scan(heat_maps, boxes, body=body, num_scan_inputs=2)  # [P, J, 3]

@@ -1,35 +1,37 @@
-"""Proof that an exported file detects what PyTorch detects.
-
-Shape letters: N images, D detections of an image.
-"""
+"""Proof that an exported file detects what PyTorch detects."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..boxes import iou
+from ..choices import ExportContent, Precision
 from ..data.loader import pad
 from ..errors import ConfigError, ExportError
 from ..models import DetectionModel
 from ..structures import Instances
+from .comparison import TOLERANCES, Differences, Tolerances, compare
+from .graph import raw_outputs
 from .metadata import FixedSizes
+from .outputs import to_instances
 from .runtimes import Runtime
 
-BOX_TOLERANCE = 1e-2
-"""Largest difference of a coordinate in pixels."""
-SCORE_TOLERANCE = 1e-4
 MIN_DETECTIONS = 20
 """Smallest number of detections in a proof image, so that the comparison means something."""
+NUM_VARIATIONS = 16
 _SIDES = ((203, 317), (257, 161), (96, 224), (320, 320))
 """(height, width) of the generated images, smaller if the file has a fixed size."""
 _LOWEST_THRESHOLD = 1e-6
+
+Views = tuple[Tensor, Tensor]
+"""A batch of padded images [N, 3, H, W] and their sizes [N, 2]."""
 
 
 @dataclass(frozen=True)
@@ -41,45 +43,50 @@ class Proof:
         detections: number of detections of PyTorch in them.
         without_detections: number of images in which both found nothing.
         score_threshold: threshold at which the other images were compared; None: the detector has none.
-        largest_box_difference: largest difference of a coordinate of matched detections, in pixels.
-        largest_score_difference: largest difference of the scores of matched detections.
-        unmatched: number of detections of one side that the other side has not.
-        box_tolerance: limit of `largest_box_difference`.
-        score_tolerance: limit of `largest_score_difference`.
+        differences: differences of the detections.
+        details: names of the further outputs that were compared, see `DetectionModel.detail_names`.
+        raw_difference: largest difference of raw outputs, as a fraction of the largest one; None: not compared.
+        tolerances: limits of the differences.
     """
 
     images: int = 0
     detections: int = 0
     without_detections: int = 0
     score_threshold: float | None = None
-    largest_box_difference: float = 0.0
-    largest_score_difference: float = 0.0
-    unmatched: int = 0
-    box_tolerance: float = BOX_TOLERANCE
-    score_tolerance: float = SCORE_TOLERANCE
+    differences: Differences = field(default_factory=Differences)
+    details: tuple[str, ...] = ()
+    raw_difference: float | None = None
+    tolerances: Tolerances = field(default_factory=Tolerances)
 
     @property
     def passed(self) -> bool:
         """True if the differences are within the tolerances."""
-        return (
-            self.unmatched == 0
-            and self.largest_box_difference <= self.box_tolerance
-            and self.largest_score_difference <= self.score_tolerance
-        )
+        return (self.raw_difference or 0) <= self.tolerances.outputs and self.differences.within(self.tolerances)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        return asdict(self)
+        return asdict(self) | {
+            "differences": self.differences._asdict(),
+            "tolerances": self.tolerances._asdict(),
+        }
 
     def summary(self) -> str:
         """Return the figures as a line of text."""
+        if self.raw_difference is not None:
+            limit = self.tolerances.outputs
+            return f"{self.images} images: largest difference {self.raw_difference:.2g} of outputs (limit {limit:g})"
         threshold = "" if self.score_threshold is None else f" at score threshold {self.score_threshold:.3g}"
-        return (
+        found, limits = self.differences, self.tolerances
+        parts = [
             f"{self.images} images ({self.without_detections} without detections), {self.detections} detections"
-            f"{threshold}: largest difference {self.largest_box_difference:.2g} px (limit {self.box_tolerance:g}) and"
-            f" {self.largest_score_difference:.2g} in scores (limit {self.score_tolerance:g}),"
-            f" {self.unmatched} unmatched"
-        )
+            f"{threshold}: largest difference {found.boxes:.2g} px (limit {limits.boxes:g})",
+            f"{found.scores:.2g} in scores (limit {limits.scores:g})",
+        ]
+        if "masks" in self.details:
+            parts.append(f"{found.masks:.2g} in masks (limit {limits.masks:g})")
+        if "keypoints" in self.details:
+            parts.append(f"{found.keypoints:.2g} px in keypoints (limit {limits.boxes:g})")
+        return f"{', '.join(parts)}; {found.unmatched} unmatched, {found.undecided} decided by rounding"
 
 
 def proof_images(fixed: FixedSizes) -> list[Tensor]:
@@ -98,53 +105,154 @@ def proof_images(fixed: FixedSizes) -> list[Tensor]:
     return images
 
 
-def prove(
-    model: DetectionModel,
-    runtime: Runtime,
-    *,
-    images: Sequence[Tensor],
-    fixed: FixedSizes,
-    divisor: int,
-    nms: bool,
-) -> Proof:
-    """Compare a runtime with `DetectionModel.detect` on single images and on batches of 3.
-
-    The score threshold is lowered until every image has at least `MIN_DETECTIONS` detections. In addition, an image
-    without detections is compared, if the detector has a threshold or ignores the padding.
+def proof_batches(images: Sequence[Tensor], fixed: FixedSizes, *, divisor: int) -> list[Views]:
+    """Return single images and batches of 3 unequal images, as far as a file with fixed sizes accepts them.
 
     Args:
-        model: the detector.
-        runtime: the exported file with an input for the score threshold, if the detector has one.
         images: uint8 images [3, h, w].
         fixed: sizes of the inputs that are fixed.
         divisor: number that divides the sides of padded images.
-        nms: whether the file selects the detections; otherwise its candidates are compared.
 
     Raises:
         ConfigError: an image is larger than the fixed size.
-        ExportError: an image has too few detections at any threshold.
     """
-    single = [_pad([image], divisor, fixed.size) for image in images]
-    batches = single if fixed.batch in (None, 1) else []
+    groups = [[image] for image in images] if fixed.batch in (None, 1) else []
     if fixed.batch != 1:
         count = fixed.batch or 3
-        groups = [[images[(start + i) % len(images)] for i in range(count)] for start in range(0, len(images), 3)]
-        batches = [*batches, *(_pad(group, divisor, fixed.size) for group in groups)]
-    threshold = _low_threshold(model, batches)
-    limit = _limit(model) if nms else 0
-    proof = Proof(score_threshold=threshold)
-    for views in batches:
-        proof = _compare(proof, _detect(model, views, threshold, nms), runtime(*views, threshold), limit=limit)
-    # Images without detections: a threshold that no score exceeds, or an image without a location inside.
-    views = batches[-1]
-    if threshold is None:
-        views = (views[0], torch.ones_like(views[1]))
-    else:
-        threshold = 1.0
-    return _compare(proof, _detect(model, views, threshold, nms), runtime(*views, threshold), limit=0)
+        groups += [[images[(start + i) % len(images)] for i in range(count)] for start in range(0, len(images), 3)]
+    return [_pad(group, divisor, fixed.size) for group in groups]
 
 
-def _pad(images: Sequence[Tensor], divisor: int, size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+class Prover:
+    """Comparison of exported files with `DetectionModel.detect`.
+
+    Args:
+        model: the detector.
+        batches: result of `proof_batches`.
+        content: outputs of the files.
+        precision: precision of the files, which determines the tolerances.
+    """
+
+    def __init__(
+        self,
+        model: DetectionModel,
+        batches: Sequence[Views],
+        *,
+        content: ExportContent = "detections",
+        precision: Precision = "float32",
+    ):
+        self.model = model
+        self.batches = batches
+        self.content: ExportContent = content
+        self.tolerances = TOLERANCES[precision]
+
+    def prove(self, runtime: Runtime) -> Proof:
+        """Compare a file at a low score threshold.
+
+        The threshold is lowered until every image has at least `MIN_DETECTIONS` detections. In addition, images without
+        detections are compared, if the detector has a threshold or ignores the padding.
+
+        Args:
+            runtime: the file with an input for the score threshold, if the detector has one.
+
+        Raises:
+            ExportError: an image has too few detections at any threshold.
+        """
+        if self.content == "raw":
+            return self.check(runtime)
+        threshold = self._low_threshold()
+        proof = self._begin(threshold)
+        for views in self.batches:
+            proof = self._compare(proof, runtime, views, threshold)
+        # Images without detections: a threshold that no score exceeds, or an image without a location inside.
+        images, sizes = self.batches[-1]
+        if threshold is None:
+            return self._compare(proof, runtime, (images, torch.ones_like(sizes)), None)
+        return self._compare(proof, runtime, (images, sizes), 1.0)
+
+    def check(self, runtime: Runtime) -> Proof:
+        """Compare a file at its own score threshold, at which there may be no detections."""
+        options = self.model.postprocess
+        threshold = None if options is None else options.score_threshold
+        proof = self._begin(threshold)
+        for views in self.batches:
+            proof = self._compare(proof, runtime, views, None)
+        return proof
+
+    def _begin(self, threshold: float | None) -> Proof:
+        return Proof(score_threshold=threshold, details=self.model.detail_names, tolerances=self.tolerances)
+
+    def _low_threshold(self) -> float | None:
+        """Return a threshold at which every image has enough detections."""
+        options = self.model.postprocess
+        threshold, limit = (None, 0) if options is None else (options.score_threshold, options.max_detections)
+        wanted = min(MIN_DETECTIONS, limit) if limit > 0 else MIN_DETECTIONS
+        remaining = list(self.batches)
+        while remaining:
+            counts = [len(instances) for instances in self._detect(self.model, remaining[0], threshold)]
+            if min(counts) >= wanted:
+                remaining.pop(0)
+            elif threshold is None or threshold <= _LOWEST_THRESHOLD:
+                raise ExportError(
+                    f"export: the proof is not possible: PyTorch finds {min(counts)} objects in an image, and at least"
+                    f" {wanted} are needed; give images with --data DIR"
+                )
+            else:
+                threshold = max(threshold / 3, _LOWEST_THRESHOLD)
+        return threshold
+
+    def _detect(self, model: DetectionModel, views: Views, threshold: float | None) -> list[Instances]:
+        """Return the detections or candidates of PyTorch with another score threshold; None: the model's own."""
+        if threshold is not None and model.postprocess is not None:
+            model = copy.copy(model)
+            assert model.postprocess is not None
+            model.postprocess = replace(model.postprocess, score_threshold=threshold)
+        return model.candidates(*views) if self.content == "candidates" else model.detect(*views)
+
+    def _compare(self, proof: Proof, runtime: Runtime, views: Views, threshold: float | None) -> Proof:
+        """Add the comparison of a batch to a proof."""
+        outputs = runtime(*views, threshold)
+        proof = replace(proof, images=proof.images + len(views[0]))
+        if self.content == "raw":
+            difference = max(proof.raw_difference or 0.0, self._raw_difference(views, outputs))
+            return replace(proof, raw_difference=difference)
+        expected, found = self._detect(self.model, views, threshold), to_instances(outputs, views[1])
+
+        @cache
+        def detect_with_variation(seed: int) -> list[Instances]:
+            return self._detect(vary(self.model, seed, self.tolerances.variation), views, threshold)
+
+        def variations(image: int) -> Iterator[Instances]:
+            return (detect_with_variation(seed)[image] for seed in range(NUM_VARIATIONS))
+
+        for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+            others = partial(variations, i) if proof.passed else tuple  # they take time
+            proof = replace(
+                proof,
+                detections=proof.detections + len(a),
+                without_detections=proof.without_detections + (len(a) == len(b) == 0),
+                differences=proof.differences | compare(a, b, self.tolerances, others),
+            )
+        return proof
+
+    def _raw_difference(self, views: Views, outputs: dict[str, Tensor]) -> float:
+        with torch.inference_mode():
+            expected = raw_outputs(self.model.padded_outputs(*views))
+        assert list(expected) == list(outputs)
+        pairs = [(expected[name], output.float()) for name, output in outputs.items()]
+        return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in pairs)
+
+
+def vary(model: DetectionModel, seed: int, amount: float) -> DetectionModel:
+    """Return a copy whose weights differ by a relative error with a standard deviation, as rounding does."""
+    changed, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1 + amount * torch.randn(parameter.shape, generator=generator))
+    return changed
+
+
+def _pad(images: Sequence[Tensor], divisor: int, size: tuple[int, int] | None) -> Views:
     """Return a batch of padded images, and their sizes."""
     padded, sizes = pad(images, size_divisor=divisor)
     if size is not None:
@@ -155,95 +263,3 @@ def _pad(images: Sequence[Tensor], divisor: int, size: tuple[int, int] | None) -
             )
         padded = F.pad(padded, (0, size[1] - padded.shape[3], 0, size[0] - padded.shape[2]))
     return padded, sizes
-
-
-def _limit(model: DetectionModel) -> int:
-    """Return the largest number of detections of an image; 0: no limit."""
-    return max(model.postprocess.max_detections, 0) if model.postprocess else 0
-
-
-def _detect(
-    model: DetectionModel, views: tuple[Tensor, Tensor], threshold: float | None, nms: bool = True
-) -> list[Instances]:
-    """Return the detections or candidates of PyTorch with another score threshold."""
-    options = model.postprocess
-    if threshold is not None and options is not None:
-        model = copy.copy(model)
-        model.postprocess = replace(options, score_threshold=threshold)
-    return model.detect(*views) if nms else model.candidates(*views)
-
-
-def _low_threshold(model: DetectionModel, batches: Sequence[tuple[Tensor, Tensor]]) -> float | None:
-    """Return a threshold at which every image has enough detections."""
-    options = model.postprocess
-    threshold = None if options is None else options.score_threshold
-    wanted = min(MIN_DETECTIONS, _limit(model) or MIN_DETECTIONS)
-    remaining = list(batches)
-    while remaining:
-        counts = [len(instances) for instances in _detect(model, remaining[0], threshold)]
-        if min(counts) >= wanted:
-            remaining.pop(0)
-        elif threshold is None or threshold <= _LOWEST_THRESHOLD:
-            raise ExportError(
-                f"export: the proof is not possible: PyTorch finds {min(counts)} objects in an image, and at least"
-                f" {wanted} are needed; give images with --data DIR"
-            )
-        else:
-            threshold = max(threshold / 3, _LOWEST_THRESHOLD)
-    return threshold
-
-
-def _compare(proof: Proof, expected: Sequence[Instances], outputs: Sequence[Tensor], *, limit: int) -> Proof:
-    """Add the comparison of a batch to a proof."""
-    boxes, scores, labels, last = outputs
-    valid = last if last.dtype == torch.bool else torch.arange(scores.shape[1]) < last[:, None]
-    for i, instances in enumerate(expected):
-        keep = valid[i]
-        found = Instances(boxes[i, keep].float(), labels[i, keep], scores[i, keep].float(), instances.size)
-        box_difference, score_difference, unmatched = compare(instances.to("cpu"), found, limit=limit)
-        proof = replace(
-            proof,
-            images=proof.images + 1,
-            detections=proof.detections + len(instances),
-            without_detections=proof.without_detections + (len(instances) == 0 and len(found) == 0),
-            largest_box_difference=max(proof.largest_box_difference, box_difference),
-            largest_score_difference=max(proof.largest_score_difference, score_difference),
-            unmatched=proof.unmatched + unmatched,
-        )
-    return proof
-
-
-def compare(expected: Instances, found: Instances, *, limit: int) -> tuple[float, float, int]:
-    """Match the detections of an image by overlap and label.
-
-    Args:
-        expected: detections, best score first.
-        found: detections of the other side.
-        limit: largest number of detections; 0: no limit. If it is reached, detections whose score differs from the last
-            one's by less than the tolerance need no match, because rounding decides which of them are the last.
-
-    Returns:
-        The largest differences of a coordinate in pixels and of a score, and the number of unmatched detections.
-    """
-    similarity = iou(expected.boxes, found.boxes)
-    similarity = torch.where((expected.boxes[:, None] == found.boxes).all(dim=2), 1.0, similarity)  # empty boxes
-    similarity = similarity - (expected.scores[:, None] - found.scores).abs()  # identical boxes
-    similarity = torch.where(expected.labels[:, None] == found.labels, similarity, -1.0)
-    pairs, is_free = [], torch.ones(len(found), dtype=torch.bool)
-    for i, row in enumerate(similarity):
-        best = row.where(is_free, -1.0)
-        j = int(best.argmax()) if len(found) else 0
-        if len(found) and best[j] > 0.5:
-            is_free[j] = False
-            pairs.append((i, j))
-    index = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-    a, b = expected[index[:, 0]], found[index[:, 1]]
-    is_lonely = torch.ones(len(expected), dtype=torch.bool).index_fill(0, index[:, 0], False)
-    unmatched = 0
-    for side, is_unmatched in ((expected, is_lonely), (found, is_free)):
-        at_limit = 0 < limit <= len(side)
-        last = float(side.scores[-1]) + SCORE_TOLERANCE if at_limit else -1.0
-        unmatched += int((side.scores[is_unmatched] > last).sum())
-    if not pairs:
-        return 0.0, 0.0, unmatched
-    return float((a.boxes - b.boxes).abs().max()), float((a.scores - b.scores).abs().max()), unmatched

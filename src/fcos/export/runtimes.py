@@ -32,7 +32,7 @@ class Runtime(Protocol):
         """Texts that describe the file, see `metadata.Metadata.to_texts`."""
         ...
 
-    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> tuple[Tensor, ...]:
+    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> dict[str, Tensor]:
         """Return the outputs of `graph.DetectionGraph`.
 
         Args:
@@ -78,7 +78,7 @@ class OnnxRuntime:
         self._session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self.metadata = self._session.get_modelmeta().custom_metadata_map
 
-    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> tuple[Tensor, ...]:
+    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> dict[str, Tensor]:
         """Run the model, see `Runtime`."""
         import numpy as np
 
@@ -87,7 +87,8 @@ class OnnxRuntime:
             values.append(np.array(score_threshold, np.float32))
         names = [value.name for value in self._session.get_inputs()]
         outputs = self._session.run(None, dict(zip(names, values, strict=True)))
-        return tuple(torch.from_numpy(np.asarray(output)) for output in outputs)
+        output_names = [value.name for value in self._session.get_outputs()]
+        return {name: torch.from_numpy(np.asarray(x)) for name, x in zip(output_names, outputs, strict=True)}
 
 
 class OpenVINO:
@@ -106,7 +107,7 @@ class OpenVINO:
         hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         self._model = core.compile_model(model, "CPU", hints)
 
-    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> tuple[Tensor, ...]:
+    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> dict[str, Tensor]:
         """Run the model, see `Runtime`."""
         import numpy as np
 
@@ -114,7 +115,7 @@ class OpenVINO:
         if score_threshold is not None:
             values.append(np.array(score_threshold, np.float32))
         results = self._model(values)
-        return tuple(torch.from_numpy(np.array(results[output])) for output in self._model.outputs)
+        return {output.get_any_name(): torch.from_numpy(np.array(results[output])) for output in self._model.outputs}
 
 
 class TorchProgram:
@@ -132,11 +133,11 @@ class TorchProgram:
         self._module = program.module(check_guards=False)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> tuple[Tensor, ...]:
+    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> dict[str, Tensor]:
         """Run the program, see `Runtime`."""
         if score_threshold is not None:
             self._module.get_buffer("score_threshold").fill_(score_threshold)
-        return tuple(self._module(images.cpu(), sizes.cpu()))
+        return self._module(images.cpu(), sizes.cpu())
 
 
 def open_exported(path: Path) -> Runtime:

@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,15 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..choices import ExportFormat
-from ..errors import ExportError, WeightsError
+from ..choices import ExportFormat, Precision
+from ..errors import ConfigError, ExportError, WeightsError
 from ..files import explain_write_errors, write_text
 from ..models import DetectionModel
-from .graph import OUTPUTS, DetectionGraph, capture
+from .graph import DetectionGraph, capture, lower_precision
 from .metadata import Metadata, hash_weights
 from .onnx import to_onnx, with_constant_threshold
-from .proof import Proof, proof_images, prove
-from .runtimes import FORMATS, METADATA_ENTRY, OnnxRuntime, OpenVINO, Runtime, TorchProgram, require
+from .proof import Proof, Prover, proof_batches, proof_images
+from .runtimes import FORMATS, METADATA_ENTRY, OnnxRuntime, OpenVINO, TorchProgram, open_exported, require
+from .triton import check_repository, write_repository
 
 _PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -32,18 +33,28 @@ _PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
 }
 
 
+_PRECISIONS: dict[ExportFormat, tuple[Precision, ...]] = {
+    "onnx": ("float32", "float16"),
+    "openvino": ("float32", "float16"),
+    "torch_export": ("float32", "float16", "bfloat16"),
+}
+"""Precisions in which the runtime of a format computes on CPUs, where the proof runs."""
+
+
 class Exported(NamedTuple):
     """Result of an export.
 
     Attributes:
         path: the file.
-        proof: comparison of the file with PyTorch.
+        proof: comparison of the file with PyTorch, see `Prover.prove`.
         proof_path: JSON file with the figures of the comparison.
+        triton_path: folder of the model in a Triton model repository, if wanted.
     """
 
     path: Path
     proof: Proof
     proof_path: Path
+    triton_path: Path | None = None
 
 
 def check_output(out: Path, form: ExportFormat) -> None:
@@ -71,6 +82,7 @@ def export_detector(
     *,
     form: ExportFormat = "onnx",
     images: Sequence[Tensor] | None = None,
+    triton: Path | None = None,
 ) -> Exported:
     """Write a detector to a file for another runtime, and prove that the file detects what PyTorch detects.
 
@@ -82,6 +94,7 @@ def export_detector(
         out: path of the file, see `check_output`.
         form: format of the file.
         images: uint8 images [3, h, w] for the proof; None: generated images.
+        triton: Triton model repository that the file is added to.
 
     Raises:
         WeightsError, ConfigError: as `check_output`, or the detector cannot be exported.
@@ -89,42 +102,52 @@ def export_detector(
         WriteError: the disk is full or not writable.
     """
     check_output(out, form)
+    if triton is not None:
+        check_repository(triton, out, batch=metadata.fixed.batch)
+    if metadata.precision not in _PRECISIONS[form]:
+        raise ConfigError(
+            f"--precision {metadata.precision}: the runtime of --format {form} does not compute in it on CPUs, where"
+            f" the proof runs; use {' or '.join(_PRECISIONS[form])}"
+        )
     if model.device.type != "cpu":
         model = copy.deepcopy(model).cpu()
-    graph = DetectionGraph(model, nms=metadata.nms)
+    half = metadata.precision != "float32"
+    lowered = lower_precision(model, getattr(torch, metadata.precision)) if half else model
+    graph = DetectionGraph(lowered, content=metadata.content)
     divisor = metadata.config.data.size_divisor
     metadata = replace(metadata, weights_sha256=hash_weights(model))
-    images = proof_images(metadata.fixed) if images is None else images
-    run_proof = partial(prove, model, images=images, fixed=metadata.fixed, divisor=divisor, nms=metadata.nms)
+    batches = proof_batches(images or proof_images(metadata.fixed), metadata.fixed, divisor=divisor)
+    prover = Prover(model, batches, content=metadata.content, precision=metadata.precision)
     write = _write_program if form == "torch_export" else partial(_write_onnx, form=form)
     with explain_write_errors(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
         temporary = Path(folder) / out.name
-        proof = write(graph, metadata, temporary, run_proof, divisor=divisor)
+        proof = write(graph, metadata, temporary, prover, divisor=divisor)
+        as_written = _require_passed(prover.check(open_exported(temporary)), out)
         proof_path = out.with_suffix(".proof.json")
-        write_text(proof_path, json.dumps(proof.to_dict(), indent=2) + "\n")
+        figures = {"low_threshold": proof.to_dict(), "as_written": as_written.to_dict()}
+        write_text(proof_path, json.dumps(figures, indent=2) + "\n")
         for file in sorted(Path(folder).glob(f"{out.stem}.*")):  # .bin before .xml
             shutil.move(file, out.parent / file.name)
-    return Exported(out, proof, proof_path)
+    return Exported(out, proof, proof_path, None if triton is None else write_repository(triton, out))
 
 
 def _write_onnx(
     graph: DetectionGraph,
     metadata: Metadata,
     path: Path,
-    run_proof: Callable[[Runtime], Proof],
+    prover: Prover,
     *,
     divisor: int,
     form: ExportFormat,
 ) -> Proof:
     import onnx
 
-    program = capture(graph, metadata.fixed, divisor=divisor, threshold_input=True)
-    model = to_onnx(program, OUTPUTS[graph.nms])
+    model = to_onnx(capture(graph, metadata.fixed, divisor=divisor, threshold_input=True))
     with_input = path.with_name("threshold.onnx")  # compared with several score thresholds
     onnx.save(model, with_input)
-    proof = _require_passed(run_proof(OnnxRuntime(with_input) if form == "onnx" else OpenVINO(with_input)), path)
+    proof = _require_passed(prover.prove(OnnxRuntime(with_input) if form == "onnx" else OpenVINO(with_input)), path)
     texts = metadata.to_texts(proof.to_dict())
-    final = with_constant_threshold(model, None if graph.score_threshold is None else float(graph.score_threshold))
+    final = with_constant_threshold(model, graph.score_threshold)
     onnx.helper.set_model_props(final, texts)
     onnx.checker.check_model(final)
     if form == "onnx":
@@ -138,12 +161,10 @@ def _write_onnx(
     return proof
 
 
-def _write_program(
-    graph: DetectionGraph, metadata: Metadata, path: Path, run_proof: Callable[[Runtime], Proof], *, divisor: int
-) -> Proof:
-    program = capture(graph, metadata.fixed, divisor=divisor, threshold_input=False)
+def _write_program(graph: DetectionGraph, metadata: Metadata, path: Path, prover: Prover, *, divisor: int) -> Proof:
+    program = capture(graph, metadata.fixed, divisor=divisor, threshold_input=False).program
     torch.export.save(program, path)
-    proof = _require_passed(run_proof(TorchProgram(path)), path)
+    proof = _require_passed(prover.prove(TorchProgram(path)), path)
     torch.export.save(program, path, extra_files={METADATA_ENTRY: json.dumps(metadata.to_texts(proof.to_dict()))})
     return proof
 

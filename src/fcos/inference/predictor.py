@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from ..data.opening import MAX_PIXELS
 from ..data.transforms import detection_views
 from ..distributed import resolve_device
 from ..downloads import is_url
-from ..errors import WeightsError
+from ..errors import DataError, WeightsError
 from ..formatting import join_some, plural, printable
 from ..keypoints import UNNAMED, KeypointLayout
 from ..models.folding import BatchNormFolding
@@ -26,15 +28,20 @@ from ..precision import autocast
 from ..recipes import recipes_with
 from ..structures import Instances
 from .detect import detect_on_originals
+from .frames import Frame, find_frames
 from .inputs import Picture, to_picture
 from .paths import expand, stands_for_several
 from .prediction import Prediction
 from .selection import Selected, Selection, find_labels, require_count
+from .stream import Detected, detect_stream
+from .video import is_video
 
 if TYPE_CHECKING:
-    from ..choices import ExportFormat
+    from ..choices import ExportFormat, Precision
     from ..export.write import Exported
     from ..models import DetectionModel
+
+log = logging.getLogger(__name__)
 
 
 class Detector:
@@ -117,34 +124,49 @@ class Detector:
         self,
         images: Picture,
         *,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         classes: Sequence[str] | None = None,
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
+        stream: Literal[False] = False,
     ) -> Prediction | Any: ...  # Any: the list for a folder or a glob
     @overload
     def predict(
         self,
         images: Iterable[Picture],
         *,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         classes: Sequence[str] | None = None,
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
+        stream: Literal[False] = False,
     ) -> list[Prediction]: ...
+    @overload
+    def predict(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        threshold: float | Mapping[str, float] | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
+        nms_threshold: float | None = None,
+        batch_size: int | None = None,
+        stream: Literal[True],
+    ) -> Iterator[Prediction]: ...
 
     def predict(
         self,
         images: Picture | Iterable[Picture],
         *,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         classes: Sequence[str] | None = None,
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
-    ) -> Prediction | list[Prediction]:
+        stream: bool = False,
+    ) -> Prediction | list[Prediction] | Iterator[Prediction]:
         """Detect objects in one or several pictures of any size.
 
         The config sets test-time augmentation (`eval.flip` and `eval.scales`).
@@ -154,8 +176,9 @@ class Detector:
                 RGB, [H, W, 4] RGBA or [H, W] grey) or tensor ([3, H, W], [4, H, W] or [1, H, W]); arrays and tensors
                 are uint8 or float in 0..1. A folder or a glob such as `photos/**/*.jpg` stands for the pictures in it,
                 sorted by path.
-            threshold: score threshold for all classes, in 0..1; None uses the per-class `thresholds`. The score
-                threshold in the model's config also applies (for FCOS: `model.score_threshold`).
+            threshold: score threshold for all classes, in 0..1, or a dict of thresholds by class name; the other
+                classes, and None, use the per-class `thresholds`. The score threshold in the model's config also
+                applies (for FCOS: `model.score_threshold`).
             classes: names of the classes to detect; None: all.
             max_detections: largest number of detections per picture: the best of `classes` that reach their thresholds.
                 0: no limit. None: the limit in the model's config (for FCOS: `model.max_detections`).
@@ -163,10 +186,15 @@ class Detector:
                 suppression; None uses the model's config.
             batch_size: number of pictures processed at a time; None uses `config.eval.batch_size`. The result does not
                 depend on it, because only pictures of the same padded shape form a batch.
+            stream: return an iterator, which needs the same memory for any number of pictures and reads the next ones
+                in a thread. Then the images may also be videos: files, folders of them, RTSP and http(s) streams, and
+                numbers of cameras such as `"0"` (extra `video`). Pictures and frames that cannot be read are left out,
+                with a warning in the log.
 
         Returns:
             The detections of every picture, best first, with continuous XYXY boxes inside the original picture, on the
-            CPU. A list for an iterable, a folder or a glob; a single result for a single picture.
+            CPU. A list for an iterable, a folder or a glob; a single result for a single picture; an iterator with
+            `stream`.
 
         Raises:
             WeightsError: the detector is untrained.
@@ -174,11 +202,12 @@ class Detector:
             ConfigError: an option is out of range, a class is unknown, or the detector has no `nms_threshold`.
         """
         self._require_trained()
-        labels = None if classes is None else find_labels(classes, self.class_names or self._label_names())
-        selection = Selection(threshold, labels, max_detections, nms_threshold)
+        selection = self._selection(threshold, classes, max_detections, nms_threshold)
         require_count("batch_size", batch_size, at_least=1)
-        pictures, is_single = _list_pictures(images)
         step = int(batch_size or self.config.eval.batch_size)
+        if stream:
+            return self._stream(find_frames(images, self.config.data), selection, step)
+        pictures, is_single = _list_pictures(images)
         results: list[Prediction] = []
         for start in range(0, len(pictures), step):
             data, chunk = self.config.data, pictures[start : start + step]
@@ -190,6 +219,64 @@ class Detector:
             results += [self._to_prediction(*each) for each in zip(selected, chunk, decoded, strict=True)]
         return results[0] if is_single else results
 
+    def detect_stream(
+        self, frames: Iterator[Frame], *, threshold: float | Mapping[str, float] | None = None
+    ) -> Iterator[Detected | None]:
+        """Detect objects in the pictures of a stream, in order, for `fcos predict`.
+
+        Args:
+            frames: pictures, see `read_frames`.
+            threshold: see `predict`.
+
+        Returns:
+            Iterator of the results, whose detections contain no pictures; None: the next picture has not been read.
+
+        Raises:
+            WeightsError: the detector is untrained.
+            ConfigError: the threshold is out of range, or a class is unknown.
+        """
+        self._require_trained()
+        selection = self._selection(threshold)
+
+        def detect(batch: Sequence[Frame]) -> list[Prediction]:
+            return [replace(found, image=None) for found in self._detect_frames(batch, selection)]
+
+        return detect_stream(detect, frames, batch_size=self.config.eval.batch_size)
+
+    def _stream(self, frames: Iterator[Frame], selection: Selection, batch_size: int) -> Iterator[Prediction]:
+        for detected in detect_stream(partial(self._detect_frames, selection=selection), frames, batch_size=batch_size):
+            if detected is None:
+                continue
+            if detected.instances is None:
+                log.warning("%s", printable(detected.error or ""))
+            else:
+                yield detected.instances
+
+    def _detect_frames(self, frames: Sequence[Frame], selection: Selection) -> list[Prediction]:
+        """Return the detections of pictures, each with its picture."""
+        images = [frame.image for frame in frames if frame.image is not None]
+        assert len(images) == len(frames)
+        predictions: list[Prediction] = []
+        for frame, image, selected in zip(frames, images, self._detect(images, selection), strict=True):
+            found = self._to_prediction(selected, frame.path or image, image)
+            predictions.append(replace(found, source=frame.source, frame=frame.index, time=frame.time))
+        return predictions
+
+    def _selection(
+        self,
+        threshold: float | Mapping[str, float] | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
+        nms_threshold: float | None = None,
+    ) -> Selection:
+        names = self.class_names or self._label_names()
+        labels = None if classes is None else find_labels(classes, names)
+        if not isinstance(threshold, Mapping):
+            return Selection(threshold, labels, max_detections, nms_threshold)
+        of_labels = find_labels(list(threshold), names, option="threshold")
+        by_label = dict(zip(of_labels, threshold.values(), strict=True))
+        return Selection(by_label, labels, max_detections, nms_threshold)
+
     def export(
         self,
         out: str | Path,
@@ -198,6 +285,9 @@ class Detector:
         size: tuple[int, int] | None = None,
         batch: int | None = None,
         nms: bool = True,
+        raw: bool = False,
+        precision: Precision = "float32",
+        triton: str | Path | None = None,
         images: Sequence[Picture] | None = None,
     ) -> Exported:
         """Write the detector to a file for another runtime, and prove that the file detects what PyTorch detects.
@@ -214,6 +304,9 @@ class Detector:
             batch: number of images that the file accepts at a time; None: any.
             nms: whether the file selects the detections; otherwise it returns the candidates before non-maximum
                 suppression, for runtimes without it.
+            raw: whether the file returns the raw outputs of the head, level by level.
+            precision: precision of the network; boxes are decoded and selected in float32.
+            triton: folder of a Triton model repository, to which an ONNX file is added.
             images: pictures for the proof, see `predict`; None: generated images.
 
         Returns:
@@ -248,11 +341,14 @@ class Detector:
             self.class_names,
             self.category_ids,
             self._stored_thresholds,
-            nms=nms,
+            keypoint_layout=self.keypoint_layout,
+            content="raw" if raw else "detections" if nms else "candidates",
+            precision=precision,
             fixed=FixedSizes(batch, size),
             licence=self.licence,
         )
-        return export_detector(self.model, metadata, Path(out), form=form, images=tensors)
+        repository = None if triton is None else Path(triton)
+        return export_detector(self.model, metadata, Path(out), form=form, images=tensors, triton=repository)
 
     def _require_trained(self) -> None:
         if not self.is_trained:
@@ -335,6 +431,12 @@ def _list_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], 
 
 
 def _expand(image: Picture) -> list[Picture]:
-    """Return the pictures that a folder or a glob stands for, or the picture itself."""
+    """Return the pictures that a folder or a glob stands for, or the picture itself.
+
+    Raises:
+        DataError: it is a video.
+    """
+    if isinstance(image, str | Path) and not is_url(str(image)) and is_video(str(image)):
+        raise DataError(f"{image}: is a video; use predict(..., stream=True)")
     is_several = isinstance(image, str | Path) and stands_for_several(str(image))
     return [*expand(str(image))] if is_several else [image]

@@ -88,6 +88,7 @@ class DetectionModel(nn.Module, ABC):
         optional_modules: paths of modules that may be missing from weights; fine-tuning then keeps their initial
             parameters.
         compiled_parts: paths of the modules that `train.compile` compiles.
+        detail_names: `masks` and `keypoints`, as far as the detector predicts them.
         postprocess: options of suppression and limits that `detect`, `candidates` and `suppress` use. They can be
             replaced at any time. None: the detector has other options.
     """
@@ -96,6 +97,7 @@ class DetectionModel(nn.Module, ABC):
     keypoint_parameters: tuple[str, ...] = ()
     optional_modules: tuple[str, ...] = ()
     compiled_parts: tuple[str, ...]
+    detail_names: tuple[str, ...] = ()
     postprocess: Postprocess | None = None
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -203,7 +205,7 @@ class DetectionModel(nn.Module, ABC):
         return detections
 
     def require_padded(self) -> None:
-        """Check that the detector has `padded_candidates` and `padded_detections`.
+        """Check that the detector has the methods `padded_...`, which are those of `detect` in tensors of fixed size.
 
         Raises:
             ConfigError: it has not, so it cannot be exported.
@@ -211,11 +213,20 @@ class DetectionModel(nn.Module, ABC):
         if type(self).padded_candidates is DetectionModel.padded_candidates:
             raise ConfigError(f"{type(self).__name__}: this detector cannot be exported")
 
-    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
-        """Compute the candidates of every image in tensors of fixed size, for export and `torch.compile`.
+    def padded_outputs(self, images: Tensor, sizes: Tensor) -> Any:
+        """Compute the raw outputs in tensors of fixed size, for export and `torch.compile`; by default `forward`.
 
         Args:
             images: padded images, see `forward`.
+            sizes: sizes without the padding, see `forward`.
+        """
+        return self(images, sizes)
+
+    def padded_candidates(self, outputs: Any, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
+        """Convert raw outputs to the candidates of every image in tensors of fixed size.
+
+        Args:
+            outputs: result of `padded_outputs`.
             sizes: sizes without the padding, see `forward`.
             score_threshold: threshold that replaces that of `postprocess`; detectors without one ignore it.
         """
@@ -224,6 +235,18 @@ class DetectionModel(nn.Module, ABC):
     def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
         """Select the detections among the result of `padded_candidates`, the valid ones first and best score first."""
         raise NotImplementedError  # optional: `require_padded` rejects detectors without it
+
+    def padded_details(self, outputs: Any, detections: Padded) -> dict[str, Tensor]:
+        """Compute the masks [N, D, G, G] or keypoints [N, D, J, 3] of detections, see `add_details`.
+
+        Args:
+            outputs: result of `padded_outputs`.
+            detections: result of `padded_detections`.
+
+        Returns:
+            The tensors by their names in `detail_names`; values of detections that are padding are arbitrary.
+        """
+        return {}
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Convert images to the network input [N, 3, H, W]: reorder channels, normalise pixels, zero the padding.

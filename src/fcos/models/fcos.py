@@ -200,18 +200,15 @@ class FCOS(DetectionModel):
     def decode(self, outputs: FCOSOutputs, sizes: Tensor) -> list[Instances]:
         """Convert raw outputs to the candidates of every image, see `postprocess.candidates`."""
         if outputs.logits[0].device.type in GPU_TYPES:
-            return self.top_candidates(outputs, sizes, self.postprocess.score_threshold).to_instances(sizes)
+            threshold = self.postprocess.score_threshold
+            return self.padded_candidates(outputs, sizes, score_threshold=threshold).to_instances(sizes)
         sides = [(int(height), int(width)) for height, width in sizes.tolist()]
         return candidates(*outputs, self.locations(outputs), sides, options=self.postprocess)
 
-    def top_candidates(self, outputs: FCOSOutputs, sizes: Tensor, score_threshold: Tensor | float) -> Padded:
-        """Select the candidates among raw outputs in tensors of fixed size; see `DetectionModel.padded_candidates`."""
+    def padded_candidates(self, outputs: FCOSOutputs, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
+        """Convert raw outputs to candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
         points = self.locations(outputs)
         return top_candidates(*outputs, points, sizes, options=self.postprocess, score_threshold=score_threshold)
-
-    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
-        """Compute the candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
-        return self.top_candidates(self(images, sizes), sizes, score_threshold)
 
     def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
         """Select the detections in tensors of fixed size; see `DetectionModel.padded_detections`."""

@@ -31,6 +31,7 @@ class KeypointHead(DetailHead):
         pooler: options of the pooling of features.
     """
 
+    detail_name = "keypoints"
     loss_names = ("loss_keypoints",)
     keypoint_parameters = ("logits.weight", "logits.bias")
 
@@ -45,9 +46,8 @@ class KeypointHead(DetailHead):
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Compute the heat maps [P, J, 4 Z, 4 Z] (logits) of N tensors of boxes [P_i, 4] in pixels."""
         x = at_least_float32(self.logits(self.body(self.pooler(features, boxes))))
-        if not len(x):  # torch cannot resize an empty batch
-            return x.repeat(1, 1, 2, 2)
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        # torch cannot resize an empty batch.
+        return _double(x) if len(x) else x.repeat(1, 1, 2, 2)
 
     def losses(
         self, features: Sequence[Tensor], samples: Sequence[RoiSamples], num_images: Tensor | None
@@ -76,6 +76,15 @@ class KeypointHead(DetailHead):
         ]
         pairs = zip(detections, torch.cat(keypoints).split([len(image) for image in detections]), strict=True)
         return [replace(image, keypoints=part) for image, part in pairs]
+
+    def of_padded(self, features: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
+        """Compute the keypoints [N, D, J, 3] of detections; see `DetailHead.of_padded`."""
+        x = at_least_float32(self.logits(self.body(self.pooler.pool_padded(features, boxes))))
+        return keypoint_operator(_double(x), boxes.flatten(0, 1)).unflatten(0, (-1, boxes.shape[1]))
+
+
+def _double(heat_maps: Tensor) -> Tensor:
+    return F.interpolate(heat_maps, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def _keypoints(image: RoiSamples) -> Tensor:
@@ -134,3 +143,15 @@ def decode_keypoints(heat_maps: Tensor, boxes: Tensor) -> Tensor:
         keypoints[i, :, :2] = boxes[i, :2] + (cells + 0.5) * scale
         keypoints[i, :, 2] = logits
     return keypoints
+
+
+# One operator, because the sizes of its steps depend on values; see `padded.nms_operator`.
+@torch.library.custom_op("fcos::decode_keypoints", mutates_args=())
+def keypoint_operator(heat_maps: Tensor, boxes: Tensor) -> Tensor:
+    """Call `decode_keypoints`."""
+    return decode_keypoints(heat_maps, boxes)
+
+
+@keypoint_operator.register_fake
+def _keypoint_shapes(heat_maps: Tensor, boxes: Tensor) -> Tensor:
+    return heat_maps.new_empty(heat_maps.shape[0], heat_maps.shape[1], 3)

@@ -36,6 +36,7 @@ class MaskHead(DetailHead):
         pasting: pasting of masks into the image, see `Instances.mask_pasting`.
     """
 
+    detail_name = "masks"
     loss_names = ("loss_mask",)
     class_parameters = dict.fromkeys(("logits.weight", "logits.bias"), ClassRows(before=1))
 
@@ -75,7 +76,11 @@ class MaskHead(DetailHead):
             [P, G, G], where G is 2 z, or z without transposed convolution. Logits of other classes are not computed,
             since they would take most of the memory.
         """
-        x = self.upsample(self.body(self.pooler(features, boxes)))  # [P, channels, G, G]
+        return self._predict(self.pooler(features, boxes), labels)
+
+    def _predict(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mask logits [P, G, G] from pooled features [P, C, Z, Z]."""
+        x = self.upsample(self.body(pooled))  # [P, channels, G, G]
         weight, bias = self.logits.weight.flatten(1)[labels + 1], self.logits.bias
         assert bias is not None
         logits = torch.bmm(weight[:, None], x.flatten(2)).squeeze(1)  # [P, G * G]
@@ -112,3 +117,8 @@ class MaskHead(DetailHead):
         return [
             replace(image, mask_grids=part, mask_margin=self.margin, mask_pasting=self.pasting) for image, part in pairs
         ]
+
+    def of_padded(self, features: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
+        """Compute the probabilities [N, D, G, G] of the masks of detections; see `DetailHead.of_padded`."""
+        logits = self._predict(self.pooler.pool_padded(features, boxes), labels.flatten())
+        return logits.sigmoid().unflatten(0, (-1, boxes.shape[1]))

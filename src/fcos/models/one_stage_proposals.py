@@ -63,7 +63,8 @@ class OneStageProposals(nn.Module):
 
     def padded_proposals(self, outputs: Any, sizes: Tensor) -> Padded:
         """Return the detections as proposals in tensors of fixed size."""
-        candidates = self.detector.top_candidates(outputs, sizes, self.detector.postprocess.score_threshold)
+        threshold = self.detector.postprocess.score_threshold
+        candidates = self.detector.padded_candidates(outputs, sizes, score_threshold=threshold)
         return self.detector.padded_detections(candidates, sizes)
 
 

@@ -39,6 +39,11 @@ class Padded(NamedTuple):
         boxes = self.boxes.gather(1, index[..., None].expand(-1, -1, 4))
         return Padded(boxes, *(column.gather(1, index) for column in self[1:]))
 
+    def without_padding(self) -> Padded:
+        """Set the boxes and scores that are not valid to 0, and their labels to -1."""
+        boxes, scores, labels, valid = self
+        return Padded(boxes.where(valid[..., None], 0.0), scores.where(valid, 0.0), labels.where(valid, -1), valid)
+
     def compact(self, keep: Tensor) -> Padded:
         """Move the boxes selected by a mask [N, C] to the front, in their order; only these are valid."""
         count = keep.shape[1]
@@ -66,11 +71,16 @@ def clip_boxes(boxes: Tensor, sizes: Tensor, convention: BoxConvention) -> Tenso
     return boxes.clamp(min=0).minimum(limits.repeat(1, 1, 2))
 
 
+def has_area(boxes: Tensor) -> Tensor:
+    """Return a mask [...] of the boxes [..., 4] whose width and height are positive."""
+    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+
+
 def clip_padded(candidates: Padded, sizes: Tensor, options: Postprocess) -> Padded:
     """Clip boxes to their images; those without area become invalid unless the options keep them."""
     boxes, valid = clip_boxes(candidates.boxes, sizes, options.box_convention), candidates.valid
     if not (options.keep_empty_boxes or options.box_convention == "inclusive"):
-        valid = valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+        valid = valid & has_area(boxes)
     return candidates._replace(boxes=boxes, valid=valid)
 
 

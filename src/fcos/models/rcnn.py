@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..choices import LossAverage
-from ..errors import ConfigError
 from ..structures import Instances, Losses, Objects
 from .backbones import Backbone
 from .detector import DetectionModel, Pixels, ProposalStage
-from .padded import Padded, suppress_padded
+from .padded import Padded, has_area, suppress_padded
 from .postprocess import RoIPostprocess, roi_candidates, suppress
 from .roi_heads import BoxHead, DetailHead, groups_of_boxes
 from .top_k import top_roi_candidates
@@ -39,6 +38,22 @@ class RCNNOutputs(NamedTuple):
 
     features: list[Tensor]
     proposals: list[Tensor]
+    logits: Tensor
+    offsets: Tensor
+
+
+class PaddedRCNNOutputs(NamedTuple):
+    """Raw outputs for the same number P of proposals in every image.
+
+    Attributes:
+        features: pyramid levels [N, C, H_l, W_l].
+        proposals: [N, P, ...]; the boxes of those that are padding are 0.
+        logits: [N, P, 1 + K] class logits.
+        offsets: [N, P, ...] box offsets, see `roi_heads.BoxOutputs`.
+    """
+
+    features: list[Tensor]
+    proposals: Padded
     logits: Tensor
     offsets: Tensor
 
@@ -97,6 +112,7 @@ class RCNN(DetectionModel):
             f"heads.{name}.{key}" for name, h in heads.items() for key in h.keypoint_parameters
         )
         self.optional_modules = tuple(f"heads.{name}" for name in heads)
+        self.detail_names = tuple(head.detail_name for head in heads.values())
         self.compiled_parts = ("backbone", "fpn", "proposals.head", *(f"{part}.body" for part in parts))
 
     def forward(
@@ -164,26 +180,22 @@ class RCNN(DetectionModel):
         detections = suppress(candidates, self.postprocess)
         if self.postprocess.empty_boxes != "remove_last":
             return detections
-        return detections[(detections.boxes[:, 2:] > detections.boxes[:, :2]).all(dim=1)]
+        return detections[has_area(detections.boxes)]
 
-    def require_padded(self) -> None:
-        """Check that the detector has no heads that cannot be exported; see `DetectionModel.require_padded`."""
-        if self.heads:
-            names = " and ".join(f"model.{name}" for name in self.heads)
-            raise ConfigError(f"R-CNN with {names}: masks and keypoints cannot be exported")
-        if self.postprocess.empty_boxes == "remove_last":
-            raise ConfigError("model.empty_boxes=remove_last cannot be exported; use model.empty_boxes=remove")
-
-    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
-        """Compute the candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
+    def padded_outputs(self, images: Tensor, sizes: Tensor) -> PaddedRCNNOutputs:
+        """Compute the raw outputs in tensors of fixed size; see `DetectionModel.padded_outputs`."""
         features = self.features(images, sizes)
-        proposals = self.proposals.padded_proposals(self.proposals.head(features), sizes)
-        boxes = proposals.boxes.where(proposals.valid[..., None], 0.0)
-        logits, offsets = self.box.of_padded(features, boxes)
+        proposals = self.proposals.padded_proposals(self.proposals.head(features), sizes).without_padding()
+        return PaddedRCNNOutputs(features, proposals, *self.box.of_padded(features, proposals.boxes))
+
+    def padded_candidates(
+        self, outputs: PaddedRCNNOutputs, sizes: Tensor, *, score_threshold: Tensor | float
+    ) -> Padded:
+        """Convert raw outputs to candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
         return top_roi_candidates(
-            logits,
-            offsets,
-            proposals._replace(boxes=boxes),
+            outputs.logits,
+            outputs.offsets,
+            outputs.proposals,
             sizes,
             coder=self.box.coder,
             options=self.postprocess,
@@ -192,7 +204,16 @@ class RCNN(DetectionModel):
 
     def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
         """Select the detections in tensors of fixed size; see `DetectionModel.padded_detections`."""
-        return suppress_padded(candidates, sizes, self.postprocess, num_classes=self.num_classes)
+        detections = suppress_padded(candidates, sizes, self.postprocess, num_classes=self.num_classes)
+        if self.postprocess.empty_boxes != "remove_last":
+            return detections
+        return detections.compact(detections.valid & has_area(detections.boxes))
+
+    def padded_details(self, outputs: PaddedRCNNOutputs, detections: Padded) -> dict[str, Tensor]:
+        """Compute masks or keypoints in tensors of fixed size; see `DetectionModel.padded_details`."""
+        boxes, _, labels, _ = detections.without_padding()
+        heads = self._detail_heads()
+        return {head.detail_name: head.of_padded(outputs.features, boxes, labels.clamp(min=0)) for head in heads}
 
     @torch.no_grad()
     def add_details(self, outputs: RCNNOutputs, detections: list[Instances]) -> list[Instances]:

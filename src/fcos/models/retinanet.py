@@ -185,7 +185,8 @@ class RetinaNet(DetectionModel):
     def decode(self, outputs: RetinaNetOutputs, sizes: Tensor) -> list[Instances]:
         """Convert raw outputs to the candidates of every image, see `postprocess.anchor_candidates`."""
         if outputs.logits[0].device.type in GPU_TYPES:
-            return self.top_candidates(outputs, sizes, self.postprocess.score_threshold).to_instances(sizes)
+            threshold = self.postprocess.score_threshold
+            return self.padded_candidates(outputs, sizes, score_threshold=threshold).to_instances(sizes)
         anchors, points = self._grids(outputs)
         sides = [(int(height), int(width)) for height, width in sizes.tolist()]
         return anchor_candidates(*outputs, anchors, points, sides, coder=self.coder, options=self.postprocess)
@@ -195,9 +196,16 @@ class RetinaNet(DetectionModel):
         """Select the detections among the candidates of an image, see `postprocess.suppress`."""
         return suppress(candidates, self.postprocess)
 
-    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
-        """Compute the candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
-        return self.top_candidates(self(images, sizes), sizes, score_threshold)
+    def padded_candidates(self, outputs: RetinaNetOutputs, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
+        """Convert raw outputs to candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
+        return top_anchor_candidates(
+            *outputs,
+            *self._grids(outputs),
+            sizes,
+            coder=self.coder,
+            options=self.postprocess,
+            score_threshold=score_threshold,
+        )
 
     def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
         """Select the detections in tensors of fixed size; see `DetectionModel.padded_detections`."""
@@ -208,14 +216,3 @@ class RetinaNet(DetectionModel):
         maps = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
         device = outputs.logits[0].device
         return self.anchors.levels(maps, device=device), self.anchors.locations(maps, device=device)
-
-    def top_candidates(self, outputs: RetinaNetOutputs, sizes: Tensor, score_threshold: Tensor | float) -> Padded:
-        """Select the candidates among raw outputs in tensors of fixed size; see `DetectionModel.padded_candidates`."""
-        return top_anchor_candidates(
-            *outputs,
-            *self._grids(outputs),
-            sizes,
-            coder=self.coder,
-            options=self.postprocess,
-            score_threshold=score_threshold,
-        )

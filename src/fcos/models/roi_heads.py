@@ -348,11 +348,13 @@ class DetailHead(nn.Module, ABC):
     """Head that predicts more about detections, such as masks or keypoints.
 
     Attributes:
+        detail_name: name of the predictions, `masks` or `keypoints`.
         loss_names: keys of the terms of `losses`.
         class_parameters: layouts of the parameters with rows for every class, see `DetectionModel`.
         keypoint_parameters: names of the parameters whose shapes depend on the number of keypoints.
     """
 
+    detail_name: str
     loss_names: tuple[str, ...]
     class_parameters: Mapping[str, ClassRows]
     keypoint_parameters: tuple[str, ...] = ()
@@ -366,3 +368,16 @@ class DetailHead(nn.Module, ABC):
     @abstractmethod
     def add(self, features: Sequence[Tensor], detections: Sequence[Instances]) -> list[Instances]:
         """Return the detections of the N images with the predictions of this head."""
+
+    @abstractmethod
+    def of_padded(self, features: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
+        """Compute the predictions of the same number of detections in every image.
+
+        Args:
+            features: pyramid levels.
+            boxes: [N, D, 4] in pixels.
+            labels: [N, D] in 0..K-1.
+
+        Returns:
+            Probabilities of masks [N, D, G, G], see `Instances.mask_grids`, or keypoints [N, D, J, 3].
+        """

@@ -329,9 +329,9 @@ class RPNDetector(DetectionModel):
         proposals = select_proposals(candidates, options.detection, options)
         return replace(proposals, labels=torch.zeros_like(proposals.labels))
 
-    def padded_candidates(self, images: Tensor, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
-        """Compute the candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
-        return self.proposals.padded_candidates(self(images, sizes), sizes)
+    def padded_candidates(self, outputs: RPNOutputs, sizes: Tensor, *, score_threshold: Tensor | float) -> Padded:
+        """Convert raw outputs to candidates in tensors of fixed size; see `DetectionModel.padded_candidates`."""
+        return self.proposals.padded_candidates(outputs, sizes)
 
     def padded_detections(self, candidates: Padded, sizes: Tensor) -> Padded:
         """Select the proposals in tensors of fixed size; see `DetectionModel.padded_detections`."""
