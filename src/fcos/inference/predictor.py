@@ -362,9 +362,8 @@ class Detector:
         source = str(image) if isinstance(image, str | Path) else ""
         has_defaults = (self.config.data.bit_depth, self.config.data.max_pixels) == (16, MAX_PIXELS)
         is_read_again = source and has_defaults and not is_url(source)
-        named = replace(selected.detections, class_names=self.class_names, keypoint_layout=self.keypoint_layout)
         return Prediction(
-            **vars(named),
+            **vars(selected.detections),
             image=image if is_read_again else pixels.copy(),
             source=source,
             num_below=selected.num_below,
@@ -381,36 +380,43 @@ class Detector:
         results: dict[int, Selected] = {}
         for members in same_size_batches(sizes, self._transforms, self.config.data.size_divisor, len(pictures)):
             images = [[transform(pictures[i]).image for transform in self._transforms] for i in members]
-            selections = [selection] * len(members)
-            results |= zip(members, self.detect_resized(images, [sizes[i] for i in members], selections), strict=True)
+            batch = self.detect_resized(images, [sizes[i] for i in members], [selection] * len(members))
+            results |= zip(members, batch, strict=True)
         return [results[i] for i in range(len(pictures))]
 
     def detect_resized(
-        self, images: Sequence[Sequence[Tensor]], sizes: Sequence[tuple[int, int]], selections: Sequence[Selection]
+        self,
+        images: Sequence[Sequence[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        selections: Sequence[Selection],
     ) -> list[Selected]:
-        """Detect objects in pictures that were resized for the detector and have the same padded shape.
+        """Detect objects in resized pictures of the same padded shape, as a batch.
 
         Args:
-            images: uint8 [3, h, w] of every view of the N pictures.
-            sizes: (height, width) of the N original pictures.
-            selections: options of the detections of each picture, with the same options of suppression.
+            images: uint8 [3, h, w] of every view (`detection_views` of the config) of N pictures.
+            sizes: N (height, width) of the pictures before resizing.
+            selections: options of the N pictures; `Selection.configure` must have the same result for all of them.
 
         Returns:
-            The detections in pixels of the original pictures.
+            N selections of detections in pixels of the pictures before resizing.
         """
         padded = pad_views(images, self._transforms, size_divisor=self.config.data.size_divisor)
         limit = self.model.postprocess.max_detections if self.model.postprocess else 0
         selected: list[Selected] = []
 
         def select(detections: list[Instances]) -> list[Instances]:
-            pairs = zip(selections, detections, strict=True)
-            selected.extend(selection.select(image, self.thresholds, limit=limit) for selection, image in pairs)
+            thresholds = self.thresholds
+            selected.extend(
+                selection.select(image, thresholds, limit=limit)
+                for selection, image in zip(selections, detections, strict=True)
+            )
             return [image.detections for image in selected]
 
         model, views = selections[0].configure(self._fold(self.model)), [view.to(self.device) for view in padded]
         with autocast(self.device, self.config.eval_precision):
             found = detect_on_originals(model, views, sizes, select=select)
-        return [image._replace(detections=detections) for image, detections in zip(selected, found, strict=True)]
+        named = [replace(image, class_names=self.class_names, keypoint_layout=self.keypoint_layout) for image in found]
+        return [image._replace(detections=detections) for image, detections in zip(selected, named, strict=True)]
 
 
 def _list_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], bool]:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
@@ -166,11 +166,6 @@ class Batcher:
             item.future.set_result(found)
 
     def _detect(self, items: Sequence[_Item]) -> list[Instances]:
-        detector, pictures = self._detector, [item.picture for item in items]
-        found = detector.detect_resized(
-            [picture.views for picture in pictures],
-            [picture.size for picture in pictures],
-            [item.selection for item in items],
-        )
-        names, layout = detector.class_names, detector.keypoint_layout
-        return [replace(image.detections, class_names=names, keypoint_layout=layout) for image in found]
+        images, sizes = [item.picture.views for item in items], [item.picture.size for item in items]
+        selected = self._detector.detect_resized(images, sizes, [item.selection for item in items])
+        return [image.detections for image in selected]
