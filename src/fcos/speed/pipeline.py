@@ -24,8 +24,9 @@ from ..inference.detect import detect_on_originals
 from ..inference.predictor import Detector
 from ..inference.selection import Selection
 from ..models import DetectionModel
+from ..models.folding import BatchNormFolding
+from ..precision import autocast
 from ..structures import Instances
-from ..training.optim import autocast
 from ..training.step import compile_modules, require_compiler
 
 PARTS: tuple[str, ...] = ("loading", "decoding", "resizing", "transfer", "model", "post-processing")
@@ -86,7 +87,7 @@ class Pipeline:
     Attributes:
         variant: description.
         detector: detector, whose config has the image sizes.
-        model: its network, compiled for compiled variants.
+        model: its network, as `Detector.predict` runs it, compiled for compiled variants.
         precision: precision of the network.
     """
 
@@ -162,7 +163,7 @@ def build_pipelines(
     pipelines = []
     for is_compiled in (False, True) if compiled else (False,):
         for precision in precisions:
-            model = detector.model
+            model = BatchNormFolding()(detector.model)
             if is_compiled:
                 model = copy.deepcopy(model)
                 compile_modules(model)
