@@ -30,8 +30,10 @@ def client():
 
 
 def rows_of_predict(detector, files, out, **options):
-    """Return what `fcos predict --json` writes for files, without the keys that only files have."""
-    assert predict_files(detector, list(map(str, files)), out, write_json=True, report=lambda _: None, **options)
+    """Return what `fcos predict --save json` writes for files, without the keys that only files have."""
+    assert predict_files(
+        detector, list(map(str, files)), out, save=("images", "json"), report=lambda _: None, **options
+    )
     rows = json.loads((out / "predictions.json").read_text())
     return [{key: row[key] for key in ("width", "height", "detections")} for row in rows]
 
