@@ -28,6 +28,7 @@ from .terminal import print_lines
 if TYPE_CHECKING:
     from .inference.predictor import Detector
     from .inference.stream import Detected
+    from .inference.tiling import Tiling
 
 commands = typer.Typer()
 
@@ -63,6 +64,14 @@ def predict(  # noqa: PLR0917 (options of the command line)
         ),
     ] = "images",
     write_json: Annotated[bool, typer.Option("--json", help="Short for --save images,json.")] = False,
+    tile: Annotated[
+        str | None,
+        typer.Option(metavar="PIXELS", help="Side of tiles, for small objects in large images, e.g. 640."),
+    ] = None,
+    overlap: Annotated[
+        str, typer.Option(metavar="FRACTION", help="Overlap of two tiles, 0 to 0.9 of their side.")
+    ] = "0.2",
+    track: Annotated[bool, typer.Option("--track", help="Number the objects in the frames of videos.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Wait for new files in the folders until Ctrl-C.")] = False,
 ) -> None:
     """Detect objects in images and videos, and write annotated copies and other files.
@@ -79,6 +88,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
     from .inference.sources import predict_files
     from .interop.fcos_core.config import split_pairs
 
+    tiling = _parse_tiling(tile, overlap)
     thresholds = [_parse_threshold(text) for text in threshold or []]
     outputs = _parse_outputs(save, write_json=write_json)
     original = config is not None or weights.endswith((".yaml", ".yml"))
@@ -102,6 +112,8 @@ def predict(  # noqa: PLR0917 (options of the command line)
                 threshold=_join_thresholds(thresholds, detector),
                 save=outputs,
                 watch=watch,
+                tiling=tiling,
+                track=track,
                 report=reporter.report,
                 progress=progress,
             )
@@ -109,6 +121,13 @@ def predict(  # noqa: PLR0917 (options of the command line)
             reporter.end_video()
     if not success:
         raise typer.Exit(1)
+
+
+def _parse_tiling(tile: str | None, overlap: str) -> Tiling | None:
+    from .inference.tiling import Tiling
+
+    fraction = parse_number("--overlap", overlap, float, low=0, high=0.9)
+    return None if tile is None else Tiling(parse_number("--tile", tile, int), fraction)
 
 
 def _parse_threshold(text: str) -> tuple[str | None, float]:

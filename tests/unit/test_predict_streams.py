@@ -466,6 +466,9 @@ class TestCommand:
             (["--save", "jsn"], "--save: expected one of images, "),
             (["--save", "none,json"], "--save: expected none, or other outputs, found none,json"),
             (["--watch"], "--watch: expected a folder"),
+            (["--tile", "8"], "tile: expected an integer of at least 32, found 8"),
+            (["--tile", "x"], "--tile: expected an integer, found 'x'"),
+            (["--tile", "64", "--overlap", "1"], "--overlap: expected a number from 0 to 0.9, found '1'"),
         ],
     )
     def test_wrong_arguments_are_explained(
@@ -484,6 +487,6 @@ def test_pictures_are_read_in_another_thread(detector: Detector) -> None:
             threads.add(threading.get_ident())
             yield Frame("", Image.new("RGB", (64, 48)))
 
-    assert len(list(detector.detect_stream(pictures()))) == 3
+    assert len(list(filter(None, detector.detect_stream(pictures())))) == 3
     assert threads
     assert threading.get_ident() not in threads

@@ -111,8 +111,8 @@ def export_detector(
         )
     if model.device.type != "cpu":
         model = copy.deepcopy(model).cpu()
-    half = metadata.precision != "float32"
-    lowered = lower_precision(model, getattr(torch, metadata.precision)) if half else model
+    dtype = getattr(torch, metadata.precision)
+    lowered = model if dtype is torch.float32 else lower_precision(model, dtype)
     graph = DetectionGraph(lowered, content=metadata.content)
     divisor = metadata.config.data.size_divisor
     metadata = replace(metadata, weights_sha256=hash_weights(model))
@@ -126,8 +126,9 @@ def export_detector(
         proof_path = out.with_suffix(".proof.json")
         figures = {"low_threshold": proof.to_dict(), "as_written": as_written.to_dict()}
         write_text(proof_path, json.dumps(figures, indent=2) + "\n")
-        for file in sorted(Path(folder).glob(f"{out.stem}.*")):  # .bin before .xml
-            shutil.move(file, out.parent / file.name)
+        for file in sorted(Path(folder).iterdir()):  # .bin before .xml
+            if file.stem == out.stem:
+                shutil.move(file, out.parent / file.name)
     return Exported(out, proof, proof_path, None if triton is None else write_repository(triton, out))
 
 
@@ -143,7 +144,7 @@ def _write_onnx(
     import onnx
 
     model = to_onnx(capture(graph, metadata.fixed, divisor=divisor, threshold_input=True))
-    with_input = path.with_name("threshold.onnx")  # compared with several score thresholds
+    with_input = path.with_name(".threshold.onnx")  # compared with several score thresholds
     onnx.save(model, with_input)
     proof = _require_passed(prover.prove(OnnxRuntime(with_input) if form == "onnx" else OpenVINO(with_input)), path)
     texts = metadata.to_texts(proof.to_dict())
@@ -154,8 +155,8 @@ def _write_onnx(
         onnx.save(final, path)
         return proof
     openvino = require("openvino")
-    onnx.save(final, path.with_name("final.onnx"))
-    converted = openvino.Core().read_model(path.with_name("final.onnx"))
+    onnx.save(final, path.with_name(".final.onnx"))
+    converted = openvino.Core().read_model(path.with_name(".final.onnx"))
     converted.set_rt_info(json.dumps(texts), METADATA_ENTRY)
     openvino.save_model(converted, path, compress_to_fp16=False)
     return proof

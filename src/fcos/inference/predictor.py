@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Config
-from ..data.loader import pad_views, same_size_batches
+from ..data.loader import pad_views
 from ..data.opening import MAX_PIXELS
 from ..data.transforms import detection_views
 from ..distributed import resolve_device
 from ..downloads import is_url
-from ..errors import DataError, WeightsError
+from ..errors import ConfigError, DataError, WeightsError
 from ..formatting import join_some, plural, printable
 from ..keypoints import UNNAMED, KeypointLayout
 from ..models.folding import BatchNormFolding
@@ -31,9 +31,12 @@ from .detect import detect_on_originals
 from .frames import Frame, find_frames
 from .inputs import Picture, to_picture
 from .paths import expand, stands_for_several
+from .pictures import PictureDetection
 from .prediction import Prediction
 from .selection import Selected, Selection, find_labels, require_count
 from .stream import Detected, detect_stream
+from .tiling import Tiling
+from .tracking import track as track_objects
 from .video import is_video
 
 if TYPE_CHECKING:
@@ -129,6 +132,8 @@ class Detector:
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
         stream: Literal[False] = False,
     ) -> Prediction | Any: ...  # Any: the list for a folder or a glob
     @overload
@@ -141,6 +146,8 @@ class Detector:
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
         stream: Literal[False] = False,
     ) -> list[Prediction]: ...
     @overload
@@ -153,7 +160,10 @@ class Detector:
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
         stream: Literal[True],
+        track: bool = False,
     ) -> Iterator[Prediction]: ...
 
     def predict(
@@ -165,7 +175,10 @@ class Detector:
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
         stream: bool = False,
+        track: bool = False,
     ) -> Prediction | list[Prediction] | Iterator[Prediction]:
         """Detect objects in one or several pictures of any size.
 
@@ -186,10 +199,15 @@ class Detector:
                 suppression; None uses the model's config.
             batch_size: number of pictures processed at a time; None uses `config.eval.batch_size`. The result does not
                 depend on it, because only pictures of the same padded shape form a batch.
+            tile: side of the tiles in pixels, for small objects in large pictures. A larger picture is detected tile by
+                tile, and once as a whole for objects that are larger than the overlap. A limit on the number of
+                detections in the model's config applies to each tile. None: no tiles.
+            overlap: overlap of two tiles as a fraction of their side, 0 to 0.9.
             stream: return an iterator, which needs the same memory for any number of pictures and reads the next ones
                 in a thread. Then the images may also be videos: files, folders of them, RTSP and http(s) streams, and
                 numbers of cameras such as `"0"` (extra `video`). Pictures and frames that cannot be read are left out,
                 with a warning in the log.
+            track: with `stream`, number the objects in the frames of videos, see `Instances.track_ids` (extra `track`).
 
         Returns:
             The detections of every picture, best first, with continuous XYXY boxes inside the original picture, on the
@@ -204,9 +222,12 @@ class Detector:
         self._require_trained()
         selection = self._selection(threshold, classes, max_detections, nms_threshold)
         require_count("batch_size", batch_size, at_least=1)
+        detect = self._detection(selection, None if tile is None else Tiling(tile, overlap))
         step = int(batch_size or self.config.eval.batch_size)
         if stream:
-            return self._stream(find_frames(images, self.config.data), selection, step)
+            return self._stream(find_frames(images, self.config.data), detect, step, track=track)
+        if track:
+            raise ConfigError("track: expected stream=True, as only the frames of videos are tracked")
         pictures, is_single = _list_pictures(images)
         results: list[Prediction] = []
         for start in range(0, len(pictures), step):
@@ -215,36 +236,46 @@ class Detector:
                 to_picture(image, where=f"images[{i}]", bit_depth=data.bit_depth, max_pixels=data.max_pixels)
                 for i, image in enumerate(chunk, start)
             ]
-            selected = self._detect(decoded, selection)
-            results += [self._to_prediction(*each) for each in zip(selected, chunk, decoded, strict=True)]
+            results += [self._to_prediction(*each) for each in zip(detect(decoded), chunk, decoded, strict=True)]
         return results[0] if is_single else results
 
     def detect_stream(
-        self, frames: Iterator[Frame], *, threshold: float | Mapping[str, float] | None = None
+        self,
+        frames: Iterator[Frame],
+        *,
+        threshold: float | Mapping[str, float] | None = None,
+        tiling: Tiling | None = None,
+        track: bool = False,
     ) -> Iterator[Detected | None]:
         """Detect objects in the pictures of a stream, in order, for `fcos predict`.
 
         Args:
             frames: pictures, see `read_frames`.
             threshold: see `predict`.
+            tiling: tiles of large pictures; None: no tiles.
+            track: number the objects in the frames of videos.
 
         Returns:
             Iterator of the results, whose detections contain no pictures; None: the next picture has not been read.
 
         Raises:
             WeightsError: the detector is untrained.
-            ConfigError: the threshold is out of range, or a class is unknown.
+            ConfigError: the threshold is out of range, a class is unknown, or a package is not installed.
         """
         self._require_trained()
-        selection = self._selection(threshold)
+        detect = self._detection(self._selection(threshold), tiling)
 
-        def detect(batch: Sequence[Frame]) -> list[Prediction]:
-            return [replace(found, image=None) for found in self._detect_frames(batch, selection)]
+        def detect_without_pictures(batch: Sequence[Frame]) -> list[Prediction]:
+            return [replace(found, image=None) for found in self._detect_frames(batch, detect)]
 
-        return detect_stream(detect, frames, batch_size=self.config.eval.batch_size)
+        results = detect_stream(detect_without_pictures, frames, batch_size=self.config.eval.batch_size)
+        return track_objects(results) if track else results
 
-    def _stream(self, frames: Iterator[Frame], selection: Selection, batch_size: int) -> Iterator[Prediction]:
-        for detected in detect_stream(partial(self._detect_frames, selection=selection), frames, batch_size=batch_size):
+    def _stream(
+        self, frames: Iterator[Frame], detect: PictureDetection, batch_size: int, *, track: bool
+    ) -> Iterator[Prediction]:
+        results = detect_stream(partial(self._detect_frames, detect=detect), frames, batch_size=batch_size)
+        for detected in track_objects(results) if track else results:
             if detected is None:
                 continue
             if detected.instances is None:
@@ -252,15 +283,20 @@ class Detector:
             else:
                 yield detected.instances
 
-    def _detect_frames(self, frames: Sequence[Frame], selection: Selection) -> list[Prediction]:
+    def _detect_frames(self, frames: Sequence[Frame], detect: PictureDetection) -> list[Prediction]:
         """Return the detections of pictures, each with its picture."""
         images = [frame.image for frame in frames if frame.image is not None]
         assert len(images) == len(frames)
         predictions: list[Prediction] = []
-        for frame, image, selected in zip(frames, images, self._detect(images, selection), strict=True):
+        for frame, image, selected in zip(frames, images, detect(images), strict=True):
             found = self._to_prediction(selected, frame.path or image, image)
             predictions.append(replace(found, source=frame.source, frame=frame.index, time=frame.time))
         return predictions
+
+    def _detection(self, selection: Selection, tiling: Tiling | None) -> PictureDetection:
+        options = self.model.postprocess
+        nms_threshold = 0.0 if options is None else options.nms_threshold
+        return PictureDetection(self.detect_resized, self.config, self._transforms, nms_threshold, selection, tiling)
 
     def _selection(
         self,
@@ -373,16 +409,6 @@ class Detector:
     def _label_names(self) -> list[str]:
         """Return the labels as text, which are the names of unnamed classes, see `Instances.names`."""
         return [str(label) for label in range(self.model.num_classes)]
-
-    def _detect(self, pictures: Sequence[Image.Image], selection: Selection) -> list[Selected]:
-        """Return the detections in pixels of each picture; pictures with the same padded shape form a batch."""
-        sizes = [(picture.height, picture.width) for picture in pictures]
-        results: dict[int, Selected] = {}
-        for members in same_size_batches(sizes, self._transforms, self.config.data.size_divisor, len(pictures)):
-            images = [[transform(pictures[i]).image for transform in self._transforms] for i in members]
-            batch = self.detect_resized(images, [sizes[i] for i in members], [selection] * len(members))
-            results |= zip(members, batch, strict=True)
-        return [results[i] for i in range(len(pictures))]
 
     def detect_resized(
         self,

@@ -17,6 +17,7 @@ from ..errors import ConfigError, DataError, WriteError
 from ..files import explain_write_errors
 from .frames import Source, find_sources, read_frames
 from .stream import Detected
+from .tiling import Tiling
 from .writers import Classes, Writer, open_writers
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def predict_files(
     threshold: float | Mapping[str, float] | None = None,
     save: Sequence[str] = ("images",),
     watch: bool = False,
+    tiling: Tiling | None = None,
+    track: bool = False,
     report: Callable[[Detected], None],
     progress: Callable[[int, int | None], None] | None = None,
 ) -> bool:
@@ -49,6 +52,8 @@ def predict_files(
             `Detector.predict`.
         save: outputs, names of `WRITERS`; empty: none.
         watch: also wait for new files in the folders; then this function does not return.
+        tiling: tiles of large pictures; None: no tiles.
+        track: number the objects in the frames of videos (extra `track`).
         report: callback that receives every result, without the picture.
         progress: callback that receives the number of finished pictures, and the total if it is known.
 
@@ -79,7 +84,8 @@ def predict_files(
     success = True
     failed = (Detected(failure, error=failure.error) for failure in failures)
     with open_writers(save, out, classes) as writers:
-        results = detector.detect_stream(read_frames(found, detector.config.data), threshold=threshold)
+        frames = read_frames(found, detector.config.data)
+        results = detector.detect_stream(frames, threshold=threshold, tiling=tiling, track=track)
         for done, result in enumerate(_write_all(writers, chain(failed, results)), start=1):
             success &= result.error is None
             report(result)

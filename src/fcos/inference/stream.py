@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ class Detected:
         return draw(self.frame.image, self.instances)
 
 
-def detect_stream(detect: Detect, frames: Iterator[Frame], *, batch_size: int) -> Iterator[Detected | None]:
+def detect_stream(detect: Detect, frames: Iterator[Frame], *, batch_size: int) -> Generator[Detected | None]:
     """Detect objects in the pictures of a stream, in order. The frames are read in a thread.
 
     A batch consists of the pictures that have been read, so that no picture waits for the next one.
