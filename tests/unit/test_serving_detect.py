@@ -30,7 +30,7 @@ def client():
 
 
 def rows_of_predict(detector, files, out, **options):
-    """Return what `fcos predict --json` writes for files, without the keys that only files have."""
+    """Return what `fcos predict --save json` writes for files, without the keys that only files have."""
     assert predict_files(
         detector, list(map(str, files)), out, save=("images", "json"), report=lambda _: None, **options
     )
