@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # One thread for each process: small tensors gain nothing from more, and threads that compete lose much.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 20
+# Bytecode is written, even if the environment forbids it, because otherwise every process compiles all modules again.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --durations 20
 DEMO := demo
 DEMO_OPTIONS ?= data.short_side=192 data.flip=0 train.iterations=900
 
@@ -43,7 +44,7 @@ test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
 
 test-browser: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m browser
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
