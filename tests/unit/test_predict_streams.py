@@ -477,6 +477,7 @@ class TestCommand:
         Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
         assert self.run("predict", weights, tmp_path / "a.png", "--out", tmp_path / "out", *words, "device=cpu") == 2
         assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_pictures_are_read_in_another_thread(detector: Detector) -> None:

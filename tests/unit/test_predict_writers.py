@@ -256,6 +256,7 @@ def test_missing_pyarrow_is_named_with_the_command_to_type(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r'needs pyarrow; type: pip install "fcos-vision\[parquet\]"'):
         predict_files(detector, [str(photos)], tmp_path / "out", save=["json", "parquet"], report=lambda _: None)
+    assert not (tmp_path / "out/predictions.json").exists()
 
 
 def test_every_output_is_documented() -> None:

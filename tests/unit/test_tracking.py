@@ -110,3 +110,4 @@ def test_missing_package_is_named_with_the_command_to_type(
         ConfigError, match=r'tracking needs the package trackers; type: pip install "fcos-vision\[track'
     ):
         predict_files(detector, [str(tmp_path)], tmp_path / "out", track=True, report=lambda _: None)
+    assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -246,7 +246,7 @@ class Detector:
         threshold: float | Mapping[str, float] | None = None,
         tiling: Tiling | None = None,
         track: bool = False,
-    ) -> Iterator[Detected | None]:
+    ) -> Generator[Detected | None]:
         """Detect objects in the pictures of a stream, in order, for `fcos predict`.
 
         Args:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -70,6 +71,9 @@ def predict_files(
     found, failures = find_sources(sources, watch=watch)
     if not found:
         raise DataError("\n".join(str(failure.error) for failure in failures))
+    frames = read_frames(found, detector.config.data)
+    # Finds mistakes before anything is written; nothing is read yet.
+    results = detector.detect_stream(frames, threshold=threshold, tiling=tiling, track=track)
     if save:
         _prepare_folder(out, found)
     total = _count(found, num_failures=len(failures))
@@ -83,10 +87,12 @@ def predict_files(
     )
     success = True
     failed = (Detected(failure, error=failure.error) for failure in failures)
-    with open_writers(save, out, classes) as writers:
-        frames = read_frames(found, detector.config.data)
-        results = detector.detect_stream(frames, threshold=threshold, tiling=tiling, track=track)
-        for done, result in enumerate(_write_all(writers, chain(failed, results)), start=1):
+    with (
+        open_writers(save, out, classes) as writers,
+        closing(results),
+        closing(_write_all(writers, chain(failed, results))) as written,  # closed first, so that nothing is cut off
+    ):
+        for done, result in enumerate(written, start=1):
             success &= result.error is None
             report(result)
             if progress is not None:
@@ -96,7 +102,7 @@ def predict_files(
 
 def _prepare_folder(out: Path, sources: Sequence[Source]) -> None:
     """Create the output folder, after checking that it contains no picture to read."""
-    if any(_is_in(source.text, out) for source in sources):
+    if any(_is_in(source, out) for source in sources):
         raise DataError(
             f"{out}: the input images are in this folder and would be overwritten; choose another one (--out)"
         )
@@ -106,12 +112,13 @@ def _prepare_folder(out: Path, sources: Sequence[Source]) -> None:
             (out / PREDICTIONS_MARK).touch()
 
 
-def _is_in(file: str, folder: Path) -> bool:
-    """Return whether a file, or the file that it links to, is in a folder, or is the folder."""
-    if is_url(file):
+def _is_in(source: Source, folder: Path) -> bool:
+    """Return whether a file, or the file that it links to, is in a folder, or whether the folder is watched."""
+    if is_url(source.text):
         return False
-    real = os.path.realpath(file)
-    return os.path.realpath(folder) in (os.path.realpath(os.path.dirname(file)), os.path.dirname(real), real)
+    real = os.path.realpath(source.text)
+    folders = os.path.realpath(os.path.dirname(source.text)), os.path.dirname(real)
+    return os.path.realpath(folder) in ((real,) if source.kind == "watched" else folders)
 
 
 def _count(sources: Sequence[Source], *, num_failures: int) -> int | None:
@@ -120,7 +127,7 @@ def _count(sources: Sequence[Source], *, num_failures: int) -> int | None:
     return None if None in counts else num_failures + sum(count or 0 for count in counts)
 
 
-def _write_all(writers: Sequence[Writer], results: Iterable[Detected | None]) -> Iterator[Detected]:
+def _write_all(writers: Sequence[Writer], results: Iterable[Detected | None]) -> Generator[Detected]:
     """Write results in a thread, which Ctrl-C does not interrupt, and yield them without their pictures, in order.
 
     None among the results makes the previous ones complete.

@@ -55,8 +55,16 @@ class VideoTracker:
 
 
 def track(results: Generator[Detected | None]) -> Generator[Detected | None]:
-    """Number the objects in the frames of videos. The numbers start anew with every video; pictures have none."""
-    tracker, source = VideoTracker(), None
+    """Number the objects in the frames of videos. The numbers start anew with every video; pictures have none.
+
+    Raises:
+        ConfigError: the package `trackers` is not installed.
+    """
+    return _track(results, VideoTracker())
+
+
+def _track(results: Generator[Detected | None], tracker: VideoTracker) -> Generator[Detected | None]:
+    source = None
     with closing(results):
         for detected in results:
             if detected is not None and detected.frame.index is not None and detected.instances is not None:

@@ -35,8 +35,8 @@ def open_writers(names: Sequence[str], out: Path, classes: Classes) -> Iterator[
     """Open outputs in a folder. All are closed at the end, also after an error or an interruption."""
     with ExitStack() as stack:
         writers: list[Writer] = []
-        for name, writer in WRITERS.items():
+        for name in reversed(WRITERS):  # Parquet first: it may not be installed, and then nothing is replaced
             if name in names:
-                writers.append(writer(out, classes))
-                stack.callback(writers[-1].close)
+                writers.insert(0, WRITERS[name](out, classes))
+                stack.callback(writers[0].close)
         yield writers
