@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import convert, evaluate, explain, load, report, train
+    from .api import benchmark, convert, evaluate, explain, load, report, train
     from .config import Config
     from .errors import ConfigError, DataError, ExportError, FCOSError, TrainingError, WeightsError
     from .evaluation.evaluate import Evaluation
@@ -27,6 +27,7 @@ __all__ = [
     "Instances",
     "TrainingError",
     "WeightsError",
+    "benchmark",
     "convert",
     "draw",
     "evaluate",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("convert", "evaluate", "explain", "load", "report", "train"), "api"),
+    **dict.fromkeys(("benchmark", "convert", "evaluate", "explain", "load", "report", "train"), "api"),
     **dict.fromkeys(
         ("ConfigError", "DataError", "ExportError", "FCOSError", "TrainingError", "WeightsError"), "errors"
     ),

@@ -1,4 +1,4 @@
-"""Python counterpart of the command line: `load`, `train`, `evaluate`, `report`, `explain`, `convert`.
+"""Python counterpart of the command line: `load`, `train`, `evaluate`, `report`, `explain`, `benchmark`, `convert`.
 
 Options are `key=value` strings, as on the command line: `fcos.train("fcos_mnv2_small", "data=cells")`.
 """
@@ -6,7 +6,7 @@ Options are `key=value` strings, as on the command line: `fcos.train("fcos_mnv2_
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .inference.predictor import Detector
     from .interop import Form
     from .restore import RestoredDetector
+    from .speed.measure import Benchmark
     from .training.loop import TrainResult
 
 log = logging.getLogger(__name__)
@@ -472,6 +473,77 @@ def _find_annotated(restored: RestoredDetector, image: Picture, *, where: str) -
         raise ConfigError("data: allowed with the path or the file name of an image only; remove it")
     data = restored.config.data
     return find_image(image, [_load_split(restored, split, where=where) for split in SPLITS if has_split(data, split)])
+
+
+def benchmark(
+    weights: str | Path | Sequence[str | Path],
+    *overrides: str,
+    images: Sequence[str | Path] = (),
+    config: str | Path | Config | None = None,
+    batches: Sequence[int] = (1,),
+    precisions: Sequence[Precision] = ("float32",),
+    compiled: bool = False,
+    threads: int | None = None,
+    size: tuple[int, int] = (480, 640),
+    seconds: float = 5.0,
+    repeats: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Benchmark:
+    """Measure the speed of detection, from image files to boxes, by part. The variants take turns.
+
+    Args:
+        weights: one or several weights files, recipes or exported files, see `load`. An untrained detector finds
+            nothing, so its post-processing takes less time.
+        overrides: `key=value` for all of them, e.g. `data.test_short_side=600`, `device=cpu`.
+        images: image files, folders or globs, of which the first 64 images are used; empty: generated images.
+        config: config of weights that contain none, see `load`.
+        batches: batch sizes.
+        precisions: precisions of the network (autocast). They do not apply to exported files.
+        compiled: also measure with torch.compile.
+        threads: number of CPU threads of PyTorch, ONNX Runtime and OpenVINO; None: as it is.
+        size: (height, width) of generated images.
+        seconds: mean time per variant, after two batches of warm-up.
+        repeats: number of batches of each variant, instead of `seconds`.
+        progress: callback, see `speed.measure.measure`.
+
+    Raises:
+        ConfigError: an option is wrong, or there is no compiler.
+        WeightsError: a file does not exist or does not contain weights of a known project.
+        DataError: an image cannot be read.
+    """
+    import tempfile
+
+    import torch
+
+    from .speed.images import find_images, generate_images
+    from .speed.measure import Benchmark, measure
+    from .speed.pipeline import build_pipelines
+    from .training.environment import environment
+
+    previous_threads = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        sources = [weights] if isinstance(weights, str | Path) else list(weights)
+        detectors = [load(source, *overrides, config=config) for source in sources]
+        names = [Path(source).name for source in sources]
+        names = names if len({*names}) == len(names) else [str(source) for source in sources]
+        pipelines = [
+            pipeline
+            for name, detector in zip(names, detectors, strict=True)
+            for pipeline in build_pipelines(name, detector, batches=batches, precisions=precisions, compiled=compiled)
+        ]
+        data = detectors[0].config.data
+        with tempfile.TemporaryDirectory() as folder:
+            if images:
+                files = find_images(images, bit_depth=data.bit_depth, max_pixels=data.max_pixels)
+            else:
+                files = generate_images(Path(folder), size)
+            timings = measure(pipelines, files, seconds=seconds, repeats=repeats, progress=progress)
+        machine = environment(detectors[0].device) | {"threads": str(torch.get_num_threads())}
+        return Benchmark(machine, len(files), timings)
+    finally:
+        torch.set_num_threads(previous_threads)
 
 
 def convert(

@@ -142,7 +142,7 @@ def serve(  # noqa: PLR0917 (options of the command line)
     \b
     For example:
       fcos serve runs/cells/weights/best.pt
-      FCOS_TOKEN=SECRET fcos serve torchvision/fcos_resnet50_fpn --host 0.0.0.0 --max-batch 16
+      fcos serve torchvision/fcos_resnet50_fpn device=cuda --max-batch 16
     """
     from . import api
     from .serving import require_packages

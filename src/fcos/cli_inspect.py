@@ -1,17 +1,29 @@
-"""Commands of `fcos` that look into a detector: explain."""
+"""Commands of `fcos` that look into a detector: explain, benchmark."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
-from .cli_arguments import OVERRIDE, WORDS, OriginalConfig, Weights, check_flags, parse_number
+from .choices import Precision
+from .cli_arguments import (
+    OVERRIDE,
+    WORDS,
+    OriginalConfig,
+    Weights,
+    check_choice,
+    check_flags,
+    parse_number,
+    parse_size,
+)
 from .errors import ConfigError
 from .formatting import join_some, printable
-from .terminal import print_lines
+from .progress import progress_bar
+from .terminal import console, print_lines
 
 commands = typer.Typer()
 
@@ -68,3 +80,84 @@ def explain(  # noqa: PLR0917 (options of the command line)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "nothing"
         print_lines(f"missed: {reasons}")
     print_lines(f"written: {out}")
+
+
+_WEIGHTS = (".pt", ".pth", ".pkl", ".onnx", ".xml", ".pt2", ".yaml", ".yml")
+"""Suffixes of weights, configs and exported files, which distinguish them from images."""
+
+
+@commands.command(context_settings=WORDS, short_help="Measure the speed of detection by part.")
+def benchmark(  # noqa: PLR0917 (options of the command line)
+    weights: Weights,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WEIGHTS|IMAGES|KEY=VALUE]",
+            help="More weights or exported files to compare; images, folders or globs; options, e.g. device=cpu.",
+            callback=check_flags,
+        ),
+    ] = None,
+    config: OriginalConfig = None,
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Batch sizes, e.g. 1,8.")] = "1",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Precisions: float32, bfloat16, float16.")
+    ] = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Also measure with torch.compile.")] = False,
+    threads: Annotated[str | None, typer.Option(metavar="N", help="Number of CPU threads.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Height and width of the generated images; default: 480x640.")
+    ] = None,
+    seconds: Annotated[str, typer.Option(metavar="S", help="Seconds per variant, after the warm-up.")] = "5",
+    repeats: Annotated[
+        str | None, typer.Option(metavar="N", help="Number of batches per variant, instead of --seconds.")
+    ] = None,
+    write_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the results as JSON.")
+    ] = None,
+) -> None:
+    """Measure the speed of detection by part: loading, decoding, resizing, transfer, model, post-processing.
+
+    WEIGHTS may also be a recipe (untrained) or an exported file. Without images, generated ones are used.
+
+    \b
+    For example:
+      fcos benchmark runs/cells/weights/best.pt photos --batch 1,8 --precision float32,bfloat16
+      fcos benchmark runs/cells/weights/best.pt runs/cells/weights/best.onnx --threads 2 --json speed.json
+    """
+    from . import api
+    from .files import write_text
+    from .recipes import is_recipe
+    from .speed.table import print_benchmark
+
+    options = [word for word in words or [] if OVERRIDE.match(word) and not Path(word).exists()]
+    others = [word for word in words or [] if word not in options]
+    more = [word for word in others if word.endswith(_WEIGHTS) or is_recipe(word)]
+    images = [word for word in others if word not in more]
+    if size is not None and images:
+        raise ConfigError("--size: the size of generated images, but images are given; remove one of them")
+    precisions = precision.split(",")
+    for name in precisions:
+        check_choice("--precision", name, get_args(Precision))
+    if write_json is not None and write_json.is_dir():
+        raise ConfigError(f"--json: {write_json} is a folder; expected the path of a new file")
+    with progress_bar("measuring") as progress:
+        result = api.benchmark(
+            [weights, *more],
+            *options,
+            images=images,
+            config=config,
+            batches=[parse_number("--batch", text, int, low=1, high=4096) for text in batch.split(",")],
+            precisions=cast("list[Precision]", precisions),
+            compiled=compiled,
+            threads=None if threads is None else parse_number("--threads", threads, int, low=1, high=1024),
+            size=(480, 640) if size is None else parse_size("--size", size),
+            seconds=parse_number("--seconds", seconds, float, low=0, high=86400),
+            repeats=None if repeats is None else parse_number("--repeats", repeats, int, low=1, high=10**6),
+            progress=progress,
+        )
+    print_lines("\n".join(f"{name}: {value}" for name, value in result.machine.items()))
+    print_lines(f"images: {result.num_images}{'' if images else ', generated'}; times in ms per batch\n")
+    print_benchmark(result, console())
+    if write_json is not None:
+        write_text(write_json, json.dumps(result.to_dict(), indent=1) + "\n")
+        print_lines(f"written: {write_json}")

@@ -22,13 +22,14 @@ _SHAPES: dict[str, tuple[int | str, ...]] = {
     "scores": (),
     "mask_grids": ("S", "S"),
     "keypoints": ("P", 3),
+    "track_ids": (),
 }
 """Columns of tensors, with their shape without the first dimension; a letter stands for any size."""
-_DTYPES = {"labels": torch.int64, "is_crowd": torch.bool}
+_DTYPES = {"labels": torch.int64, "is_crowd": torch.bool, "track_ids": torch.int64}
 """Data types of the columns; all others are floating-point."""
 _POLYGONS = ("masks", "polygons")
 """Columns of `Masks`."""
-OPTIONAL = (*_POLYGONS, "mask_grids", "keypoints")
+OPTIONAL = (*_POLYGONS, "mask_grids", "keypoints", "track_ids")
 """Columns that may be None."""
 
 

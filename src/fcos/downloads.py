@@ -133,6 +133,19 @@ def read_url(url: str, *, max_bytes: int, max_seconds: float) -> tuple[bytes, st
         raise ConnectionError(f"cannot be downloaded: {_describe_failure(error)}") from None
 
 
+def media_type(url: str, *, max_seconds: float) -> str:
+    """Return the media type of a URL, such as `image/jpeg`, in lower case; empty if there is no response in time."""
+
+    def read() -> str:
+        with closing(_open_url(url)) as response:
+            return response.headers.get_content_type()
+
+    try:
+        return _finish_within(max_seconds, read)
+    except _FAILURES:
+        return ""
+
+
 def _compression(response: HTTPResponse) -> str:
     """Return the compression of a response; empty if it has none, or only a name that browsers ignore, too."""
     encoding = response.headers.get("Content-Encoding", "").strip().lower().removeprefix("x-")

@@ -167,6 +167,8 @@ class Instances:
         keypoint_layout: names, skeleton and flip pairs of the keypoints; without names if unknown.
         mask_pasting: `truncated`: the corners of boxes are truncated to whole pixels for their masks; `exact`: they are
             not, and there is no margin.
+        track_ids: [D] int64, numbers of the objects in a video, from 1; -1 for an object without a number yet. None:
+            not tracked.
 
     Raises:
         ValueError: a tensor has a wrong shape or dtype, the lengths differ, or the size or class names are invalid.
@@ -183,6 +185,7 @@ class Instances:
     polygons: Masks | None = None
     keypoint_layout: KeypointLayout = UNNAMED
     mask_pasting: MaskPasting = "truncated"
+    track_ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         require_columns(self)
@@ -289,11 +292,14 @@ class Instances:
         """Return plain data: `width`, `height` and `detections`, a list of dicts of name, label, score and XYXY box.
 
         Detections with a mask have `segmentation`, its RLE as in COCO files, and those with keypoints have `keypoints`,
-        a flat list x1, y1, score1, x2, ... as in COCO results.
+        a flat list x1, y1, score1, x2, ... as in COCO results. Tracked ones have `track_id`, None without a number yet.
         """
         rows = zip(self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
         detections = [{"name": name, "label": label, "score": score, "box": box} for name, label, score, box in rows]
-        for key, values in self.shapes_in_coco_form().items():
+        more: dict[str, list[Any]] = {}
+        if self.track_ids is not None:
+            more["track_id"] = [number if number > 0 else None for number in self.track_ids.tolist()]
+        for key, values in (more | self.shapes_in_coco_form()).items():
             for detection, value in zip(detections, values, strict=True):
                 detection[key] = value
         return {"width": self.size[1], "height": self.size[0], "detections": detections}

@@ -2,16 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from detectors import NAMES, TINY, tiny_config, tiny_detector, tiny_two_stage
+from detectors import tiny_detector
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
-from serving import encoded, picture, running
-
-from fcos import Detector
+from serving import encoded, picture, running, shape_detector
 
 CHROMIUM_OPTIONS = [
     "--no-first-run",
@@ -22,6 +21,7 @@ CHROMIUM_OPTIONS = [
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 ]
+COLORS = {"cat": (230, 159, 0), "dog": (86, 180, 233), "owl": (0, 158, 115)}
 pytestmark = pytest.mark.browser
 
 
@@ -74,16 +74,17 @@ def upload(page, *files):
     expect(page.locator("#busy")).to_be_hidden(timeout=120_000)
 
 
-def shown_pixel(page, x, y):
-    """Return the RGB of the canvas at a point of the image."""
+def shown_pixels(page, points):
+    """Return the RGB of the canvas at points of an image that is 120 pixels wide."""
     return page.evaluate(
-        """([x, y]) => {
+        """(points) => {
             const canvas = document.getElementById("canvas");
             const scale = canvas.width / 120;
-            const data = canvas.getContext("2d").getImageData(Math.round(x * scale), Math.round(y * scale), 1, 1).data;
-            return [...data.slice(0, 3)];
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            const start = ([x, y]) => 4 * (Math.floor(y * scale) * canvas.width + Math.floor(x * scale));
+            return points.map((point) => [...data.slice(start(point), start(point) + 3)]);
         }""",
-        [x, y],
+        points,
     )
 
 
@@ -97,10 +98,11 @@ def test_uploaded_image_shows_its_boxes_at_their_pixels(url, open_page):
     page.uncheck("#labels")
     page.locator("#rows tr").first.click()  # draws it on top, and the others faintly
     x1, y1, x2, y2 = expected.boxes[0].tolist()
-    color = {"cat": (230, 159, 0), "dog": (86, 180, 233), "owl": (0, 158, 115)}[expected.names[0]]
-    for x, y in ((x1, (y1 + y2) / 2), (x2 - 0.01, (y1 + y2) / 2), ((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2 - 0.01)):
-        if 0 < x < 119 and 0 < y < 79:
-            assert shown_pixel(page, x, y) == pytest.approx(color, abs=12)
+    edges = [(x1, (y1 + y2) / 2), (x2 - 0.01, (y1 + y2) / 2), ((x1 + x2) / 2, y1), ((x1 + x2) / 2, y2 - 0.01)]
+    inside = [(x, y) for x, y in edges if 0 < x < 119 and 0 < y < 79]
+    assert len(inside) >= 2
+    for color in shown_pixels(page, inside):
+        assert color == pytest.approx(COLORS[expected.names[0]], abs=12)
 
 
 def test_several_images_are_shown_one_at_a_time(url, open_page):
@@ -224,28 +226,30 @@ def test_downloads_contain_the_shown_detections(url, open_page, tmp_path):
         assert image.size == (120, 80)
 
 
-@pytest.mark.parametrize("section", [{"mask": {"enabled": True}}, {"keypoints": {"enabled": True}}])
-def test_masks_and_keypoints_are_drawn_inside_the_image(open_page, section):
-    torch.manual_seed(0)
-    config = tiny_config(name="rcnn", **TINY["rcnn"], **section)
-    detector = Detector(tiny_two_stage(config), config, class_names=NAMES)
-    best = detector.predict(picture(), threshold=0.0)[0]
+def test_mask_and_keypoints_are_drawn_at_their_pixels(open_page):
+    detector, white = shape_detector(), Image.new("RGB", (120, 80), "white")
+    assert detector.model.postprocess
+    detector.model.postprocess = replace(detector.model.postprocess, max_detections=1)
+    expected = detector.predict(white, threshold=0.0)
+    assert expected.masks is not None
+    assert expected.keypoints is not None
     with running(detector) as client:
         page = open_page(str(client.base_url))
         page.uncheck("#labels")
-        upload(page, ("a.png", encoded(Image.new("RGB", (120, 80), "white"))))
+        upload(page, ("a.png", encoded(white)))
         page.locator("#threshold").fill("0")
-        drawn = page.evaluate(
-            """() => {
-                const canvas = document.getElementById("canvas");
-                const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-                let count = 0;
-                for (let i = 0; i < data.length; i += 4) count += data[i] + data[i + 1] + data[i + 2] < 765;
-                return count / (data.length / 4);
-            }"""
-        )
-    assert len(best) == 1
-    assert drawn > 0.02
+        expect(page.locator("#rows tr")).to_have_count(1)
+        points = [(x + 0.5, y + 0.5) for y in range(80) for x in range(120)]
+        colors = torch.tensor(shown_pixels(page, points)).view(80, 120, 3)
+        keypoints = shown_pixels(page, expected.keypoints[0, :, :2].tolist())
+    is_drawn = (colors < 250).any(dim=2)
+    x1, y1, x2, y2 = expected.boxes[0].round().int().tolist()
+    assert is_drawn[expected.masks[0]].float().mean() > 0.95
+    assert expected.masks[0].sum() > 100
+    is_drawn[max(y1 - 2, 0) : y2 + 2, max(x1 - 2, 0) : x2 + 2] = False
+    assert not is_drawn.any()
+    color = COLORS[expected.names[0]]
+    assert sum(point == pytest.approx(color, abs=12) for point in keypoints) > 8  # others are below another one's rim
 
 
 def test_run_lengths_of_masks_are_those_of_coco(url, open_page):

@@ -32,14 +32,9 @@ TOKEN = {"Authorization": "Bearer t"}
 def client():
     with running(tiny_detector(), name="tiny", max_body=3_000_000, max_pixels=1_000_000, max_queue=20) as client:
         yield client
-
-
-@pytest.fixture(autouse=True)
-def _still_works(client):
-    yield
-    answer = client.post("/v1/detect", content=encoded(picture()), headers=PNG)
-    assert answer.status_code == 200
-    assert answer.json()["images"][0]["width"] == 120
+        answer = client.post("/v1/detect", content=encoded(picture()), headers=PNG)  # the service still works
+        assert answer.status_code == 200
+        assert answer.json()["images"][0]["width"] == 120
 
 
 def png_bomb(side: int) -> bytes:
@@ -241,9 +236,8 @@ def test_connections_that_end_early_cost_nothing(client):
         pass
 
 
-def malformed(rng: random.Random) -> dict[str, Any]:
+def malformed(rng: random.Random, images: list[bytes]) -> dict[str, Any]:
     """Return a random request that must be rejected, as keywords of `httpx.Client.request`."""
-    images = [encoded(picture(seed=rng.randrange(5)), form) for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]
     image = rng.choice(images)
     cut = image[: rng.randrange(int(0.9 * len(image)))]
     odd = [0, -1, 1.5, True, None, [], {}, "x", [[]], {"a": 1}, 10**30, *ODD_TEXTS]
@@ -275,8 +269,9 @@ def malformed(rng: random.Random) -> dict[str, Any]:
 @pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
 def test_random_malformed_requests_are_rejected(client, count):
     rng = random.Random(count)
+    images = [encoded(picture(), form) for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]
     for _ in range(count):
-        request = malformed(rng)
+        request = malformed(rng, images)
         answer = client.request(**request)
         assert 400 <= answer.status_code < 500, (request, answer.text)
         assert answer.headers["Content-Type"] == "application/problem+json"
@@ -289,7 +284,7 @@ def schema():
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-@pytest.mark.parametrize("count", [15, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_answers_agree_with_the_openapi_document(schema, mode, count):
     # Random bytes are no image, so that data which the schema permits may be rejected.
     excluded: Any = CHECKS.get_by_names(["positive_data_acceptance"])

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcos import Detector
-from fcos.inference.sources import PredictedFile, predict_files
+from fcos.inference.sources import predict_files
+from fcos.inference.stream import Detected
 
 
 def encoded(form: str) -> bytes:
@@ -85,9 +86,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_sources(detector: Detector, sources: list[str], out: Path) -> None:
     """Run prediction on sources, of which the last is a good picture, and check the outcome of all."""
-    results: list[PredictedFile] = []
+    results: list[Detected] = []
     with limits():
-        success = predict_files(detector, sources, out, write_json=True, report=results.append)
+        success = predict_files(detector, sources, out, save=("images", "json"), report=results.append)
     assert success == all(result.error is None for result in results)
     for result in results:
         if result.error is not None:

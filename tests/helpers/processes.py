@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -36,6 +37,12 @@ def forkserver() -> ForkServerContext:
     slow = ["torch._dynamo", "torch.utils.tensorboard", "hotcoco", "matplotlib.figure"]  # imported at their first use
     context.set_forkserver_preload(["tiny_backbone", *modules, *slow])
     return context
+
+
+def in_new_process(work: Callable[..., Any], *args: Any) -> Any:
+    """Run `work(*args)` in a process of its own, see `forkserver`, and return its result."""
+    with ProcessPoolExecutor(1, mp_context=forkserver()) as executor:
+        return executor.submit(work, *args).result(timeout=SECONDS)
 
 
 def in_processes(count: int, work: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:

@@ -17,7 +17,9 @@ from raw_server import raw_server, response
 from fcos import ConfigError, DataError, Detector, cli
 from fcos.data.images import check_image, open_rgb
 from fcos.errors import WriteError
-from fcos.inference.sources import PredictedFile, expand, predict_files
+from fcos.inference.paths import expand
+from fcos.inference.sources import predict_files
+from fcos.inference.stream import Detected
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +41,10 @@ def write(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
     return path
 
 
-def run(detector: Detector, sources: list[str | Path], out: Path) -> dict[str, PredictedFile]:
+def run(detector: Detector, sources: list[str | Path], out: Path) -> dict[str, Detected]:
     """Return the results by source, and check that predictions.json has all of them."""
-    results: list[PredictedFile] = []
-    success = predict_files(detector, [str(s) for s in sources], out, write_json=True, report=results.append)
+    results: list[Detected] = []
+    success = predict_files(detector, [str(s) for s in sources], out, save=("images", "json"), report=results.append)
     rows = json.loads((out / "predictions.json").read_text())
     assert [row["file"] for row in rows] == [result.source for result in results]
     assert [row.get("error") for row in rows] == [result.error for result in results]
@@ -52,7 +54,7 @@ def run(detector: Detector, sources: list[str | Path], out: Path) -> dict[str, P
     return {result.source: result for result in results}
 
 
-def assert_good_is_done(results: dict[str, PredictedFile], photos: Path, out: Path) -> None:
+def assert_good_is_done(results: dict[str, Detected], photos: Path, out: Path) -> None:
     good = results[str(photos / "good.png")]
     assert (good.error, good.picture) == (None, out / "good.png")
     assert good.instances is not None
@@ -298,7 +300,7 @@ class TestMessages:
     ) -> None:
         write(photos / "a\x1b[31m\x9b.png")
         (photos / "b\x1b[31m.png").write_text("no image")
-        assert self.run("predict", weights, photos, "c\x1b[31m", "--out", tmp_path / "o\x1b[1m", "device=cpu") == 2
+        assert self.run("predict", weights, photos, "c\x1b[31m", "--out", tmp_path / "o\x1b[1m", "device=cpu") == 1
         captured = capsys.readouterr()
         assert "\x1b" not in captured.out + captured.err
         assert r"a\x1b[31m\x9b.png: " in captured.out
@@ -309,7 +311,7 @@ class TestMessages:
 def test_progress_counts_every_picture(detector: Detector, photos: Path, tmp_path: Path) -> None:
     write(photos / "a.png")
     (photos / "b.png").write_text("no image")
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[int, int | None]] = []
     predict_files(
         detector,
         [str(photos)],

@@ -167,10 +167,10 @@ class TestPredict:
         (row,) = json.loads((out / "predictions.json").read_text())
         assert len(row["detections"]) > 0
 
-    def test_missing_image_gives_exit_code_2_but_others_are_processed(self, fcos, weights, data, tmp_path):
+    def test_missing_image_gives_exit_code_1_but_others_are_processed(self, fcos, weights, data, tmp_path):
         out = tmp_path / "out"
         code, text, err = fcos("predict", weights, data / "none.png", data / "a.png", "--out", out)
-        assert code == 2
+        assert code == 1
         assert "none.png: no such file" in err
         assert "a.png" in text
         assert (out / "a.png").is_file()

@@ -50,7 +50,13 @@ def test_predicted_pictures_in_the_data_folder_are_not_data(write_json: bool, ce
     detector = Detector(tiny_model(tiny_config()), tiny_config(), class_names=NAMES, category_ids=CATEGORY_IDS)
     out = cells / "predictions"
     for _ in range(2):
-        predict_files(detector, [str(cells)], out, write_json=write_json, report=lambda result: None)
+        predict_files(
+            detector,
+            [str(cells)],
+            out,
+            save=("images", "json") if write_json else ("images",),
+            report=lambda result: None,
+        )
     assert len(list(out.glob("*.png"))) == len(SIZES)
     assert names(cells) == list(SIZES)
 

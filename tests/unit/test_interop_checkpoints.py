@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import yaml
 from detectors import fcos_of
 from foreign_weights import MANIFESTS, MOBILE, original_file, original_state
 from PIL import Image
-from processes import finish
+from processes import in_new_process
 from torch import Tensor
 from torchvision.models.detection import fcos_resnet50_fpn, retinanet_resnet50_fpn
 
@@ -264,6 +265,16 @@ def test_tilde_of_an_unknown_user_is_not_expanded(tmp_path: Path, monkeypatch: p
         load_checkpoint("~no-such-user/old.pth")
 
 
+def errors_of_command(*words: str) -> str:
+    """Run a command that succeeds, and return what it prints to stderr."""
+    with TemporaryFile("w+") as file, redirect_stderr(file):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        file.seek(0)
+        assert stop.value.code == 0
+        return file.read()
+
+
 def test_original_licence_warns_once_per_process_and_after_conversion(
     tmp_path: Path, original_yaml: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -276,15 +287,8 @@ def test_original_licence_warns_once_per_process_and_after_conversion(
     fcos.convert(address, ours, config=original_yaml)
     licence = "licence of the original FCOS (non-commercial use only) if its authors published these weights"
     assert caplog.messages == [f"{address}: the licence of these weights may restrict their use: {licence}"]
-    code, _, err = finish(
-        subprocess.Popen(
-            [sys.executable, "-m", "fcos", "convert", ours, tmp_path / "copy.pt"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    )
-    assert (code, err) == (0, f"{ours}: the licence of these weights may restrict their use: {licence}\n")
+    err = in_new_process(errors_of_command, "convert", str(ours), str(tmp_path / "copy.pt"))
+    assert err == f"{ours}: the licence of these weights may restrict their use: {licence}\n"
     assert load_checkpoint(tmp_path / "copy.pt").licence == licence
 
 

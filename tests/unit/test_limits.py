@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import in_new_process
+
+from fcos import FCOSError, train
+from fcos.data.workers import available_cores
+from fcos.limits import BASE, PER_WORKER
 
 PROGRAM = """
 import resource
@@ -22,19 +28,17 @@ else:
 """
 
 
-TRAIN = """
-import resource
-from fcos import FCOSError, train
-from fcos.data.workers import available_cores
-from fcos.limits import BASE, PER_WORKER
-limit = BASE + PER_WORKER * max(1, available_cores() // {devices}) - {missing}
-resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-options = ["output_dir=file", "train.devices={devices}", f"data.workers={{available_cores() + 1}}"]
-try:
-    train("fcos_mnv2_small", "data=nowhere", *options)
-except FCOSError as error:
-    print(error)
-"""
+def error_of_training(folder: Path, devices: int, missing: int) -> str:
+    """Train with the limit that one of several processes needs, less `missing` files, and return the error message."""
+    import resource
+
+    os.chdir(folder)
+    limit = BASE + PER_WORKER * max(1, available_cores() // devices) - missing
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    options = ["output_dir=file", f"train.devices={devices}", f"data.workers={available_cores() + 1}"]
+    with pytest.raises(FCOSError) as caught:
+        train("fcos_mnv2_small", "data=nowhere", *options)
+    return str(caught.value)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
@@ -63,6 +67,4 @@ def test_open_files_suffice_for_the_workers_of_one_process(
     tmp_path: Path, devices: int, missing: int, message: str
 ) -> None:
     (tmp_path / "file").touch()
-    command = [sys.executable, "-c", TRAIN.format(devices=devices, missing=missing)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
-    assert message in result.stdout
+    assert message in in_new_process(error_of_training, tmp_path, devices, missing)

@@ -20,6 +20,7 @@ def test_public_api_exports_the_expected_names():
         "Instances",
         "TrainingError",
         "WeightsError",
+        "benchmark",
         "convert",
         "draw",
         "evaluate",

@@ -3,6 +3,7 @@
 import socket
 import sys
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -135,13 +136,12 @@ def test_batches_are_limited():
 
 
 def test_pictures_with_different_thresholds_share_a_batch_but_not_with_another_suppression():
-    selections = [Selection(0.5), Selection(0.6), Selection(nms_threshold=0.3)]
-    sizes, detections = batches_of([(picture(), selection) for selection in selections], max_batch=8, max_wait=0)
+    options: list[dict[str, Any]] = [{"threshold": 0.5}, {"threshold": 0.6}, {"nms_threshold": 0.3}]
+    items = [(picture(), Selection(**each)) for each in options]
+    sizes, detections = batches_of(items, max_batch=8, max_wait=0)
     assert sizes == [2, 1]
-    for selection, found in zip(selections, detections, strict=True):
-        expected = tiny_detector().predict(
-            picture(), threshold=selection.threshold, nms_threshold=selection.nms_threshold
-        )
+    for each, found in zip(options, detections, strict=True):
+        expected = tiny_detector().predict(picture(), **each)
         torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-3, rtol=0)
 
 

@@ -10,15 +10,15 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from detectors import NAMES, TINY, tiny_config, tiny_detector, tiny_two_stage
+from detectors import NAMES, tiny_detector
 from exports import small_detector
 from PIL import Image
 from processes import SECONDS
-from serving import encoded, picture, running
+from serving import encoded, picture, running, shape_detector
 
 import fcos
-from fcos import Detector
 from fcos.inference.sources import predict_files
+from fcos.keypoints import COCO_PERSON
 
 PNG = {"Content-Type": "image/png"}
 
@@ -30,8 +30,10 @@ def client():
 
 
 def rows_of_predict(detector, files, out, **options):
-    """Return what `fcos predict --json` writes for files, without the keys that only files have."""
-    assert predict_files(detector, list(map(str, files)), out, write_json=True, report=lambda _: None, **options)
+    """Return what `fcos predict --save json` writes for files, without the keys that only files have."""
+    assert predict_files(
+        detector, list(map(str, files)), out, save=("images", "json"), report=lambda _: None, **options
+    )
     rows = json.loads((out / "predictions.json").read_text())
     return [{key: row[key] for key in ("width", "height", "detections")} for row in rows]
 
@@ -75,31 +77,21 @@ def test_annotated_image_equals_that_of_fcos_predict(client, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(answer.content))), expected)
 
 
-@pytest.mark.parametrize(
-    ("name", "section"), [("rcnn", {"mask": {"enabled": True}}), ("rcnn", {"keypoints": {"enabled": True}})]
-)
-def test_masks_and_keypoints_equal_those_of_fcos_predict(tmp_path, name, section):
-    torch.manual_seed(0)
-    config = tiny_config(name=name, **TINY[name] | section)
-
-    def build():
-        torch.manual_seed(0)
-        return Detector(tiny_two_stage(config), config, class_names=NAMES)
-
+def test_masks_and_keypoints_equal_those_of_fcos_predict(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(picture()))
-    (expected,) = rows_of_predict(build(), [tmp_path / "a.png"], tmp_path / "out", threshold=0.2)
-    with running(build()) as client:
+    (expected,) = rows_of_predict(shape_detector(), [tmp_path / "a.png"], tmp_path / "out", threshold=0.2)
+    with running(shape_detector()) as client:
         content = (tmp_path / "a.png").read_bytes()
         answer = client.post("/v1/detect?threshold=0.2", content=content, headers=PNG)
         model = client.get("/v1/model").json()
     assert answer.json()["images"] == [expected]
-    key = "segmentation" if "mask" in section else "keypoints"
     assert expected["detections"]
-    assert all(key in detection for detection in expected["detections"])
-    assert (model["masks"], model["keypoints"]) == ("mask" in section, "keypoints" in section)
+    assert all({"segmentation", "keypoints"} <= set(detection) for detection in expected["detections"])
+    assert (model["masks"], model["keypoints"]) == (True, True)
+    assert model["skeleton"] == [list(pair) for pair in COCO_PERSON.skeleton]
 
 
-@pytest.mark.parametrize("options", [{}, {"size": (96, 160), "batch": 2}])
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), {"size": (96, 160), "batch": 2}])
 def test_exported_file_is_served_as_it_is_predicted(tmp_path, options):
     exported = small_detector().export(tmp_path / "model.onnx", **options).path
     files = [tmp_path / f"{width}.png" for width in (120, 130, 140)]

@@ -5,13 +5,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import tritonclient.http as triton
-from detectors import NAMES, TINY, tiny_config, tiny_detector, tiny_two_stage
-from serving import encoded, picture, running
+from detectors import tiny_detector
+from serving import encoded, picture, running, shape_detector
 from tritonclient.utils import InferenceServerException
-
-from fcos import Detector
 
 
 @pytest.fixture(scope="module")
@@ -80,27 +77,22 @@ def test_image_without_detections_gives_empty_tensors(server):
     assert result.as_numpy("counts").tolist() == [0]
 
 
-@pytest.mark.parametrize(("key", "output"), [("mask", "segmentations"), ("keypoints", "keypoints")])
-def test_masks_and_keypoints_are_outputs_of_detectors_that_have_them(key, output):
-    torch.manual_seed(0)
-    config = tiny_config(name="rcnn", **TINY["rcnn"], **{key: {"enabled": True}})
-    detector = Detector(tiny_two_stage(config), config, class_names=NAMES)
+def test_masks_and_keypoints_are_outputs_of_detectors_that_have_them():
+    detector = shape_detector()
     expected = detector.predict(picture(), threshold=0.2)
     with running(detector) as client:
         server = triton.InferenceServerClient(f"{client.base_url.host}:{client.base_url.port}", network_timeout=600)
         names = [entry["name"] for entry in server.get_model_metadata("detector")["outputs"]]
         result = server.infer("detector", [tensor([encoded(picture())])], parameters={"threshold": 0.2})
         server.close()
-    assert names == ["counts", "boxes", "scores", "labels", output]
-    array = result.as_numpy(output)
-    assert array is not None
-    assert array.shape[:2] == (1, len(expected))
+    assert names == ["counts", "boxes", "scores", "labels", "segmentations", "keypoints"]
+    masks, keypoints = result.as_numpy("segmentations"), result.as_numpy("keypoints")
+    assert masks is not None
+    assert keypoints is not None
+    assert expected.keypoints is not None
     assert len(expected)
-    if key == "mask":
-        assert [json.loads(text) for text in array[0]] == expected.mask_codes()
-    else:
-        assert expected.keypoints is not None
-        np.testing.assert_allclose(array[0], expected.keypoints.numpy(), atol=1e-3)
+    assert [json.loads(text) for text in masks[0]] == expected.mask_codes()
+    np.testing.assert_allclose(keypoints[0], expected.keypoints.numpy(), atol=1e-3)
 
 
 def test_json_without_binary_data(client):

@@ -11,7 +11,8 @@ from PIL import Image
 
 from fcos import DataError
 from fcos.data.files import PREDICTIONS_MARK
-from fcos.inference.sources import expand, predict_files
+from fcos.inference.paths import expand
+from fcos.inference.sources import predict_files
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_output_images_keep_their_names_and_number_duplicates(detector, folder, 
 
 
 def test_json_contains_names_category_ids_scores_and_boxes(detector, folder, tmp_path):
-    run(detector, [folder / "b.png"], tmp_path / "out", write_json=True)
+    run(detector, [folder / "b.png"], tmp_path / "out", save=("images", "json"))
     (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     found = detector.predict(folder / "b.png")
     assert len(found) > 0
@@ -96,7 +97,7 @@ def test_json_contains_masks_and_keypoints_in_coco_form(detector, folder, tmp_pa
         ]
 
     monkeypatch.setattr(detector.model, "add_details", add_shapes)
-    run(detector, [folder / "b.png"], tmp_path / "out", write_json=True)
+    run(detector, [folder / "b.png"], tmp_path / "out", save=("images", "json"))
     (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     found = detector.predict(folder / "b.png")
     assert len(found) == len(row["detections"]) > 0
@@ -109,7 +110,7 @@ def test_json_contains_masks_and_keypoints_in_coco_form(detector, folder, tmp_pa
 
 def test_unreadable_files_are_reported_and_the_others_processed(detector, folder, tmp_path):
     sources = [folder / "none.png", folder / "notes.txt", folder / "b.png", folder / "none*"]
-    done, results = run(detector, sources, tmp_path / "out", write_json=True)
+    done, results = run(detector, sources, tmp_path / "out", save=("images", "json"))
     assert not done
     errors = {result.source: result.error for result in results if result.error}
     assert set(errors) == {str(s) for s in sources} - {str(folder / "b.png")}
@@ -131,8 +132,10 @@ def test_interrupted_run_keeps_its_results(detector, folder, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict_files(detector, [str(folder)], tmp_path / "out", write_json=True, report=interrupt)
-    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
+        predict_files(detector, [str(folder)], tmp_path / "out", save=("images", "json"), report=interrupt)
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert rows  # the next picture may have been written meanwhile
+    assert all((tmp_path / "out" / row["picture"]).is_file() for row in rows)
 
 
 def test_unsupported_output_format_falls_back_to_png(detector, tmp_path):

@@ -20,8 +20,10 @@ from ..errors import ConfigError
 from ..evaluation.evaluate import detection_limit
 from ..models import DetectionModel
 from ..models.building import build_options
+from ..models.folding import BatchNormFolding
 from ..models.points import Assigner
 from ..models.postprocess import FCOSPostprocess, decode, may_detect
+from ..precision import autocast
 from ..structures import Instances, Objects
 from .assignment import assign, find_obstacles
 from .misses import Miss, Scene, explain_misses, match_detections
@@ -126,7 +128,8 @@ def explain_image(
     options, section = require_fcos(model, config)
     pixels = detection_views(config)[0](image).image
     images, sizes = pad([pixels], size_divisor=config.data.size_divisor)
-    outputs = model(images.to(model.device), sizes.to(model.device))
+    with autocast(model.device, config.eval_precision):
+        outputs = BatchNormFolding()(model)(images.to(model.device), sizes.to(model.device))
     logits, ltrb, quality = ([level[0].float().cpu() for level in levels] for levels in outputs)
     resized, original = (pixels.shape[1], pixels.shape[2]), (image.height, image.width)
     assigner: Assigner = build_options(Assigner, section)

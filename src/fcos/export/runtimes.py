@@ -137,7 +137,8 @@ class TorchProgram:
         """Run the program, see `Runtime`."""
         if score_threshold is not None:
             self._module.get_buffer("score_threshold").fill_(score_threshold)
-        return self._module(images.cpu(), sizes.cpu())
+        with torch.autocast("cpu", enabled=False):  # the precision is fixed in the program
+            return self._module(images.cpu(), sizes.cpu())
 
 
 def open_exported(path: Path) -> Runtime:

@@ -82,7 +82,7 @@ def draw(
     scale: int | None = None,
     skeleton: Sequence[tuple[int, int]] | None = None,
 ) -> Image.Image:
-    """Draw boxes with their class names, masks and keypoints onto a copy of an image.
+    """Draw boxes with their class names, numbers of tracks, masks and keypoints onto a copy of an image.
 
     Args:
         image: a path, URL, PIL image, array or tensor as in `Detector.predict`.
@@ -108,6 +108,8 @@ def draw(
     scaled = instances.to("cpu").resize_to((picture.height, picture.width))
     order = scaled.scores.argsort(descending=True, stable=True).tolist()
     boxes, labels, names = scaled.boxes.tolist(), scaled.labels.tolist(), scaled.names
+    if scaled.track_ids is not None:
+        names = [f"{name} #{i}" if i > 0 else name for name, i in zip(names, scaled.track_ids.tolist(), strict=True)]
     colors = [class_color(labels[i]) for i in order[::-1]]
     draw_details(picture, scaled[order[::-1]], colors, skeleton=skeleton)
     shown_scores = scaled.scores.tolist() if scores else [None] * len(scaled)

@@ -18,11 +18,11 @@ def stands_for_several(source: str) -> bool:
     return not is_url(source) and (os.path.isdir(source) or (glob.has_magic(source) and not os.path.lexists(source)))
 
 
-def expand(source: str) -> list[str]:
+def expand(source: str, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
     """Expand a file name, folder, glob or URL to a sorted list of pictures.
 
     `**` in a glob matches any subfolders, each of which is entered once, so that links to a parent folder are harmless.
-    A folder stands for the files in it that have the suffix of an image, without hidden ones.
+    A folder stands for the files in it that have one of the suffixes, without hidden ones.
 
     Raises:
         DataError: nothing matches `source`.
@@ -30,7 +30,7 @@ def expand(source: str) -> list[str]:
     if is_url(source):
         return [source]
     if os.path.isdir(source):
-        return _list_folder(source)
+        return _list_folder(source, suffixes)
     if os.path.lexists(source):
         return [source]
     try:
@@ -44,17 +44,15 @@ def expand(source: str) -> list[str]:
     return files
 
 
-def _list_folder(folder: str) -> list[str]:
+def _list_folder(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
-    paths = [os.path.join(folder, n) for n in names if not n.startswith(".") and n.lower().endswith(IMAGE_SUFFIXES)]
+    paths = [os.path.join(folder, n) for n in names if not n.startswith(".") and n.lower().endswith(suffixes)]
     files = [path for path in paths if not os.path.isdir(path)]
     if not files:
-        raise DataError(
-            f"{folder}: no images in this folder; expected files with the suffixes {', '.join(IMAGE_SUFFIXES)}"
-        )
+        raise DataError(f"{folder}: no images in this folder; expected files with the suffixes {', '.join(suffixes)}")
     return files
 
 

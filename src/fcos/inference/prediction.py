@@ -33,12 +33,16 @@ class Prediction(Instances):
         source: path or URL of the picture; empty for a picture in memory.
         num_below: number of detections that were left out because of scores below their threshold.
         best_below: highest score of those detections; 0 if there are none.
+        frame: position of the frame in the video, from 0; None for a picture.
+        time: seconds since the start of the video; None for a picture.
     """
 
     image: Picture | None = None
     source: str = ""
     num_below: int = 0
     best_below: float = 0.0
+    frame: int | None = None
+    time: float | None = None
 
     def plot(self, *, scores: bool = True, scale: int | None = None) -> Image.Image:
         """Draw the detections onto a copy of the picture.

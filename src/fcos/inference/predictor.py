@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -13,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Config
-from ..data.loader import pad_views, same_size_batches
+from ..data.loader import pad_views
 from ..data.opening import MAX_PIXELS
 from ..data.transforms import detection_views
 from ..distributed import resolve_device
 from ..downloads import is_url
-from ..errors import WeightsError
+from ..errors import ConfigError, DataError, WeightsError
 from ..formatting import join_some, plural, printable
 from ..keypoints import UNNAMED, KeypointLayout
 from ..models.folding import BatchNormFolding
@@ -26,15 +28,23 @@ from ..precision import autocast
 from ..recipes import recipes_with
 from ..structures import Instances
 from .detect import detect_on_originals
+from .frames import Frame, find_frames
 from .inputs import Picture, to_picture
 from .paths import expand, stands_for_several
+from .pictures import PictureDetection
 from .prediction import Prediction
 from .selection import Selected, Selection, find_labels, require_count
+from .stream import Detected, detect_stream
+from .tiling import Tiling
+from .tracking import track as track_objects
+from .video import is_video
 
 if TYPE_CHECKING:
     from ..choices import ExportFormat, Precision
     from ..export.write import Exported
     from ..models import DetectionModel
+
+log = logging.getLogger(__name__)
 
 
 class Detector:
@@ -117,34 +127,59 @@ class Detector:
         self,
         images: Picture,
         *,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         classes: Sequence[str] | None = None,
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        stream: Literal[False] = False,
     ) -> Prediction | Any: ...  # Any: the list for a folder or a glob
     @overload
     def predict(
         self,
         images: Iterable[Picture],
         *,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         classes: Sequence[str] | None = None,
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        stream: Literal[False] = False,
     ) -> list[Prediction]: ...
+    @overload
+    def predict(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        threshold: float | Mapping[str, float] | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
+        nms_threshold: float | None = None,
+        batch_size: int | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        stream: Literal[True],
+        track: bool = False,
+    ) -> Iterator[Prediction]: ...
 
     def predict(
         self,
         images: Picture | Iterable[Picture],
         *,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         classes: Sequence[str] | None = None,
         max_detections: int | None = None,
         nms_threshold: float | None = None,
         batch_size: int | None = None,
-    ) -> Prediction | list[Prediction]:
+        tile: int | None = None,
+        overlap: float = 0.2,
+        stream: bool = False,
+        track: bool = False,
+    ) -> Prediction | list[Prediction] | Iterator[Prediction]:
         """Detect objects in one or several pictures of any size.
 
         The config sets test-time augmentation (`eval.flip` and `eval.scales`).
@@ -154,8 +189,9 @@ class Detector:
                 RGB, [H, W, 4] RGBA or [H, W] grey) or tensor ([3, H, W], [4, H, W] or [1, H, W]); arrays and tensors
                 are uint8 or float in 0..1. A folder or a glob such as `photos/**/*.jpg` stands for the pictures in it,
                 sorted by path.
-            threshold: score threshold for all classes, in 0..1; None uses the per-class `thresholds`. The score
-                threshold in the model's config also applies (for FCOS: `model.score_threshold`).
+            threshold: score threshold for all classes, in 0..1, or a dict of thresholds by class name; the other
+                classes, and None, use the per-class `thresholds`. The score threshold in the model's config also
+                applies (for FCOS: `model.score_threshold`).
             classes: names of the classes to detect; None: all.
             max_detections: largest number of detections per picture: the best of `classes` that reach their thresholds.
                 0: no limit. None: the limit in the model's config (for FCOS: `model.max_detections`).
@@ -163,10 +199,20 @@ class Detector:
                 suppression; None uses the model's config.
             batch_size: number of pictures processed at a time; None uses `config.eval.batch_size`. The result does not
                 depend on it, because only pictures of the same padded shape form a batch.
+            tile: side of the tiles in pixels, for small objects in large pictures. A larger picture is detected tile by
+                tile, and once as a whole for objects that are larger than the overlap. A limit on the number of
+                detections in the model's config applies to each tile. None: no tiles.
+            overlap: overlap of two tiles as a fraction of their side, 0 to 0.9.
+            stream: return an iterator, which needs the same memory for any number of pictures and reads the next ones
+                in a thread. Then the images may also be videos: files, folders of them, RTSP and http(s) streams, and
+                numbers of cameras such as `"0"` (extra `video`). Pictures and frames that cannot be read are left out,
+                with a warning in the log.
+            track: with `stream`, number the objects in the frames of videos, see `Instances.track_ids` (extra `track`).
 
         Returns:
             The detections of every picture, best first, with continuous XYXY boxes inside the original picture, on the
-            CPU. A list for an iterable, a folder or a glob; a single result for a single picture.
+            CPU. A list for an iterable, a folder or a glob; a single result for a single picture; an iterator with
+            `stream`.
 
         Raises:
             WeightsError: the detector is untrained.
@@ -174,11 +220,15 @@ class Detector:
             ConfigError: an option is out of range, a class is unknown, or the detector has no `nms_threshold`.
         """
         self._require_trained()
-        labels = None if classes is None else find_labels(classes, self.class_names or self._label_names())
-        selection = Selection(threshold, labels, max_detections, nms_threshold)
+        selection = self._selection(threshold, classes, max_detections, nms_threshold)
         require_count("batch_size", batch_size, at_least=1)
-        pictures, is_single = _list_pictures(images)
+        detect = self._detection(selection, None if tile is None else Tiling(tile, overlap))
         step = int(batch_size or self.config.eval.batch_size)
+        if stream:
+            return self._stream(find_frames(images, self.config.data), detect, step, track=track)
+        if track:
+            raise ConfigError("track: expected stream=True, as only the frames of videos are tracked")
+        pictures, is_single = _list_pictures(images)
         results: list[Prediction] = []
         for start in range(0, len(pictures), step):
             data, chunk = self.config.data, pictures[start : start + step]
@@ -186,9 +236,82 @@ class Detector:
                 to_picture(image, where=f"images[{i}]", bit_depth=data.bit_depth, max_pixels=data.max_pixels)
                 for i, image in enumerate(chunk, start)
             ]
-            selected = self._detect(decoded, selection)
-            results += [self._to_prediction(*each) for each in zip(selected, chunk, decoded, strict=True)]
+            results += [self._to_prediction(*each) for each in zip(detect(decoded), chunk, decoded, strict=True)]
         return results[0] if is_single else results
+
+    def detect_stream(
+        self,
+        frames: Iterator[Frame],
+        *,
+        threshold: float | Mapping[str, float] | None = None,
+        tiling: Tiling | None = None,
+        track: bool = False,
+    ) -> Iterator[Detected | None]:
+        """Detect objects in the pictures of a stream, in order, for `fcos predict`.
+
+        Args:
+            frames: pictures, see `read_frames`.
+            threshold: see `predict`.
+            tiling: tiles of large pictures; None: no tiles.
+            track: number the objects in the frames of videos.
+
+        Returns:
+            Iterator of the results, whose detections contain no pictures; None: the next picture has not been read.
+
+        Raises:
+            WeightsError: the detector is untrained.
+            ConfigError: the threshold is out of range, a class is unknown, or a package is not installed.
+        """
+        self._require_trained()
+        detect = self._detection(self._selection(threshold), tiling)
+
+        def detect_without_pictures(batch: Sequence[Frame]) -> list[Prediction]:
+            return [replace(found, image=None) for found in self._detect_frames(batch, detect)]
+
+        results = detect_stream(detect_without_pictures, frames, batch_size=self.config.eval.batch_size)
+        return track_objects(results) if track else results
+
+    def _stream(
+        self, frames: Iterator[Frame], detect: PictureDetection, batch_size: int, *, track: bool
+    ) -> Iterator[Prediction]:
+        results = detect_stream(partial(self._detect_frames, detect=detect), frames, batch_size=batch_size)
+        for detected in track_objects(results) if track else results:
+            if detected is None:
+                continue
+            if detected.instances is None:
+                log.warning("%s", printable(detected.error or ""))
+            else:
+                yield detected.instances
+
+    def _detect_frames(self, frames: Sequence[Frame], detect: PictureDetection) -> list[Prediction]:
+        """Return the detections of pictures, each with its picture."""
+        images = [frame.image for frame in frames if frame.image is not None]
+        assert len(images) == len(frames)
+        predictions: list[Prediction] = []
+        for frame, image, selected in zip(frames, images, detect(images), strict=True):
+            found = self._to_prediction(selected, frame.path or image, image)
+            predictions.append(replace(found, source=frame.source, frame=frame.index, time=frame.time))
+        return predictions
+
+    def _detection(self, selection: Selection, tiling: Tiling | None) -> PictureDetection:
+        options = self.model.postprocess
+        nms_threshold = 0.0 if options is None else options.nms_threshold
+        return PictureDetection(self.detect_resized, self.config, self._transforms, nms_threshold, selection, tiling)
+
+    def _selection(
+        self,
+        threshold: float | Mapping[str, float] | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
+        nms_threshold: float | None = None,
+    ) -> Selection:
+        names = self.class_names or self._label_names()
+        labels = None if classes is None else find_labels(classes, names)
+        if not isinstance(threshold, Mapping):
+            return Selection(threshold, labels, max_detections, nms_threshold)
+        of_labels = find_labels(list(threshold), names, option="threshold")
+        by_label = dict(zip(of_labels, threshold.values(), strict=True))
+        return Selection(by_label, labels, max_detections, nms_threshold)
 
     def export(
         self,
@@ -275,9 +398,8 @@ class Detector:
         source = str(image) if isinstance(image, str | Path) else ""
         has_defaults = (self.config.data.bit_depth, self.config.data.max_pixels) == (16, MAX_PIXELS)
         is_read_again = source and has_defaults and not is_url(source)
-        named = replace(selected.detections, class_names=self.class_names, keypoint_layout=self.keypoint_layout)
         return Prediction(
-            **vars(named),
+            **vars(selected.detections),
             image=image if is_read_again else pixels.copy(),
             source=source,
             num_below=selected.num_below,
@@ -288,29 +410,39 @@ class Detector:
         """Return the labels as text, which are the names of unnamed classes, see `Instances.names`."""
         return [str(label) for label in range(self.model.num_classes)]
 
-    def _detect(self, pictures: Sequence[Image.Image], selection: Selection) -> list[Selected]:
-        """Return the detections in pixels of each picture; pictures with the same padded shape form a batch."""
-        sizes = [(picture.height, picture.width) for picture in pictures]
-        results: dict[int, Selected] = {}
-        for members in same_size_batches(sizes, self._transforms, self.config.data.size_divisor, len(pictures)):
-            results |= zip(members, self._detect_batch([pictures[i] for i in members], selection), strict=True)
-        return [results[i] for i in range(len(pictures))]
+    def detect_resized(
+        self,
+        images: Sequence[Sequence[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        selections: Sequence[Selection],
+    ) -> list[Selected]:
+        """Detect objects in resized pictures of the same padded shape, as a batch.
 
-    def _detect_batch(self, pictures: Sequence[Image.Image], selection: Selection) -> list[Selected]:
-        images = [[transform(picture).image for transform in self._transforms] for picture in pictures]
+        Args:
+            images: uint8 [3, h, w] of every view (`detection_views` of the config) of N pictures.
+            sizes: N (height, width) of the pictures before resizing.
+            selections: options of the N pictures; `Selection.configure` must have the same result for all of them.
+
+        Returns:
+            N selections of detections in pixels of the pictures before resizing.
+        """
         padded = pad_views(images, self._transforms, size_divisor=self.config.data.size_divisor)
         limit = self.model.postprocess.max_detections if self.model.postprocess else 0
         selected: list[Selected] = []
 
         def select(detections: list[Instances]) -> list[Instances]:
-            selected.extend(selection.select(image, self.thresholds, limit=limit) for image in detections)
+            thresholds = self.thresholds
+            selected.extend(
+                selection.select(image, thresholds, limit=limit)
+                for selection, image in zip(selections, detections, strict=True)
+            )
             return [image.detections for image in selected]
 
-        model, views = selection.configure(self._fold(self.model)), [view.to(self.device) for view in padded]
+        model, views = selections[0].configure(self._fold(self.model)), [view.to(self.device) for view in padded]
         with autocast(self.device, self.config.eval_precision):
-            sizes = [(image.height, image.width) for image in pictures]
             found = detect_on_originals(model, views, sizes, select=select)
-        return [image._replace(detections=detections) for image, detections in zip(selected, found, strict=True)]
+        named = [replace(image, class_names=self.class_names, keypoint_layout=self.keypoint_layout) for image in found]
+        return [image._replace(detections=detections) for image, detections in zip(selected, named, strict=True)]
 
 
 def _list_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], bool]:
@@ -325,6 +457,12 @@ def _list_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], 
 
 
 def _expand(image: Picture) -> list[Picture]:
-    """Return the pictures that a folder or a glob stands for, or the picture itself."""
+    """Return the pictures that a folder or a glob stands for, or the picture itself.
+
+    Raises:
+        DataError: it is a video.
+    """
+    if isinstance(image, str | Path) and not is_url(str(image)) and is_video(str(image)):
+        raise DataError(f"{image}: is a video; use predict(..., stream=True)")
     is_several = isinstance(image, str | Path) and stands_for_several(str(image))
     return [*expand(str(image))] if is_several else [image]

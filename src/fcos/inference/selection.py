@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +25,7 @@ class Selection:
     """Options of `Detector.predict` that select detections; None leaves an option to the detector.
 
     Attributes:
-        threshold: score threshold of all classes, 0..1.
+        threshold: score threshold of all classes, 0..1, or of some classes by label.
         labels: labels of the classes to return.
         max_detections: largest number of detections per picture; 0: no limit.
         nms_threshold: IoU in 0..1 above which the lower-scoring of two boxes of a class is suppressed; 0: no
@@ -35,14 +35,14 @@ class Selection:
         ConfigError: an option is not a number or out of range.
     """
 
-    threshold: float | None = None
+    threshold: float | Mapping[int, float] | None = None
     labels: Sequence[int] | None = None
     max_detections: int | None = None
     nms_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "nms_threshold"):
-            value = getattr(self, name)
+        thresholds = self.threshold.values() if isinstance(self.threshold, Mapping) else [self.threshold]
+        for name, value in [*(("threshold", value) for value in thresholds), ("nms_threshold", self.nms_threshold)]:
             if value is not None and not 0 <= _to_number(value) <= 1:
                 raise ConfigError(f"{name}: expected a number from 0 to 1, found {quote(value)}")
         require_count("max_detections", self.max_detections, at_least=0)
@@ -75,10 +75,14 @@ class Selection:
 
         Args:
             detections: detections of the configured detector, best first.
-            thresholds: [K] score thresholds of the classes, used if `threshold` is None.
+            thresholds: [K] score thresholds of the classes, used for those that `threshold` does not give.
             limit: largest number of detections if `max_detections` is None; 0 or less: no limit.
         """
-        if self.threshold is not None:
+        if isinstance(self.threshold, Mapping):
+            thresholds = thresholds.clone()
+            for label, value in self.threshold.items():
+                thresholds[label] = value
+        elif self.threshold is not None:
             thresholds = torch.full_like(thresholds, self.threshold)
         if self.labels is not None:
             detections = detections[torch.isin(detections.labels, torch.tensor(self.labels, dtype=torch.int64))]
@@ -104,22 +108,23 @@ class Selected(NamedTuple):
     best_below: float
 
 
-def find_labels(classes: Sequence[str], names: Sequence[str]) -> list[int]:
+def find_labels(classes: Sequence[str], names: Sequence[str], *, option: str = "classes") -> list[int]:
     """Return the labels of classes given by name.
 
     Args:
         classes: names of the wanted classes.
         names: [K] names of all classes.
+        option: name of the option, for messages.
 
     Raises:
         ConfigError: `classes` is not a list of names, or a name is unknown.
     """
     if isinstance(classes, str) or not isinstance(classes, Sequence):
-        raise ConfigError(f"classes: expected a list of class names, found {quote(classes)}")
+        raise ConfigError(f"{option}: expected a list of class names, found {quote(classes)}")
     for name in classes:
         if name not in names:
             raise ConfigError(
-                f"classes: no class {quote(name)}{suggest(str(name), names)}; the detector has {join_some(names)}"
+                f"{option}: no class {quote(name)}{suggest(str(name), names)}; the detector has {join_some(names)}"
             )
     return [names.index(name) for name in classes]
 

@@ -8,22 +8,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 from torch import Tensor
 
-from ..data.loader import pad_views, padded_size
+from ..data.loader import padded_size
 from ..data.transforms import detection_views
 from ..errors import ConfigError
-from ..inference.detect import detect_on_originals
 from ..structures import Instances
 
 if TYPE_CHECKING:
     from ..inference.predictor import Detector
     from ..inference.selection import Selection
-    from ..models import DetectionModel
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,6 @@ class Prepared(NamedTuple):
 class _Item:
     picture: Prepared
     selection: Selection
-    model: DetectionModel
     future: Future[Instances] = field(default_factory=Future)
     arrival: float = field(default_factory=time.monotonic)
 
@@ -75,7 +72,6 @@ class Batcher:
     ):
         self._detector = detector
         self._transforms = detection_views(detector.config)
-        self._thresholds = detector.thresholds
         self._max_batch, self._max_wait, self._on_batch = max_batch, max_wait, on_batch
         self._groups: dict[Hashable, deque[_Item]] = {}
         self._changed = threading.Condition()
@@ -111,8 +107,8 @@ class Batcher:
             ConfigError: the detector does not have an option.
             RuntimeError: the batcher is closed.
         """
-        item = _Item(picture, selection, selection.configure(self._detector.model))
-        key = picture.shapes, item.model.postprocess
+        item = _Item(picture, selection)
+        key = picture.shapes, selection.configure(self._detector.model).postprocess
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the batcher is closed")
@@ -170,19 +166,6 @@ class Batcher:
             item.future.set_result(found)
 
     def _detect(self, items: Sequence[_Item]) -> list[Instances]:
-        detector, pictures = self._detector, [item.picture for item in items]
-        padded = pad_views(
-            [picture.views for picture in pictures], self._transforms, size_divisor=detector.config.data.size_divisor
-        )
-        limit = detector.model.postprocess.max_detections if detector.model.postprocess else 0
-
-        def select(detections: list[Instances]) -> list[Instances]:
-            return [
-                item.selection.select(image, self._thresholds, limit=limit).detections
-                for item, image in zip(items, detections, strict=True)
-            ]
-
-        views, sizes = [view.to(detector.device) for view in padded], [picture.size for picture in pictures]
-        found = detect_on_originals(items[0].model, views, sizes, select=select)
-        names, layout = detector.class_names, detector.keypoint_layout
-        return [replace(image, class_names=names, keypoint_layout=layout) for image in found]
+        images, sizes = [item.picture.views for item in items], [item.picture.size for item in items]
+        selected = self._detector.detect_resized(images, sizes, [item.selection for item in items])
+        return [image.detections for image in selected]

@@ -45,7 +45,7 @@ class Mask(BaseModel):
 
 
 class Detection(BaseModel):
-    """Detected object, as in the file that `fcos predict --json` writes."""
+    """Detected object, as in the file that `fcos predict --save json` writes."""
 
     name: str = Field(description="Name of the class.")
     category_id: int = Field(description="Id of the class in the training data.")

@@ -1,6 +1,6 @@
-"""Send a signal to all processes of the group while a loader with a worker runs, and go on.
+"""Send signals to all processes of the group while a loader with a worker runs, and go on after each.
 
-Usage: interrupted_loader.py DATA SIGNAL, in a session of its own.
+Usage: interrupted_loader.py DATA SIGNAL ..., in a session of its own.
 """
 
 import multiprocessing
@@ -20,7 +20,8 @@ if __name__ == "__main__":  # not in a function: the worker ends with the proces
     assert annotations is not None
     batches = iter(build_train_loader(config, annotations))
     next(batches)
-    number = signal.Signals[sys.argv[2]]
-    signal.signal(number, lambda *_: None)
-    os.killpg(0, number)
-    print(len(list(islice(batches, 5))), "batches")
+    for name in sys.argv[2:]:
+        number = signal.Signals[name]
+        signal.signal(number, lambda *_: None)
+        os.killpg(0, number)
+        print(f"{name}: {len(list(islice(batches, 5)))} batches")

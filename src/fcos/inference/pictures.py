@@ -1,0 +1,79 @@
+"""Detection in pictures of any size, with the options of one call of `Detector.predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from ..config import Config
+from ..data.loader import same_size_batches
+from ..data.transforms import Transform
+from ..structures import Instances
+from .selection import Selected, Selection
+from .tiling import Region, Tiling, detect_in_tiles
+
+
+@dataclass(frozen=True, eq=False)
+class PictureDetection:
+    """Function from pictures to their detections.
+
+    Attributes:
+        detect_resized: function of a detector, see `Detector.detect_resized`.
+        config: config of the detector.
+        transforms: transforms of the views, see `detection_views`.
+        nms_threshold: threshold of the detector; 0: it does not suppress boxes, or has no such option.
+        selection: options that select detections.
+        tiling: tiles of large pictures; None: no tiles.
+    """
+
+    detect_resized: Callable[
+        [Sequence[Sequence[Tensor]], Sequence[tuple[int, int]], Sequence[Selection]], list[Selected]
+    ]
+    config: Config
+    transforms: Sequence[Transform]
+    nms_threshold: float
+    selection: Selection
+    tiling: Tiling | None = None
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[Selected]:
+        """Return the detections in pixels of each picture."""
+        tiling = self.tiling
+        if tiling is None:
+            return self._detect(pictures)
+        small = iter(self._detect([picture for picture in pictures if max(picture.size) <= tiling.size]))
+        return [
+            next(small) if max(picture.size) <= tiling.size else self._detect_tiles(picture, tiling)
+            for picture in pictures
+        ]
+
+    def _detect_tiles(self, picture: Image.Image, tiling: Tiling) -> Selected:
+        of_regions: list[Selected] = []
+
+        def detect(regions: Sequence[Region]) -> list[Instances]:
+            selected = self._detect([picture.crop(region) for region in regions])
+            of_regions.extend(found._replace(detections=found.detections[:0]) for found in selected)
+            return [found.detections for found in selected]
+
+        nms_threshold = self.selection.nms_threshold or self.nms_threshold
+        merged = detect_in_tiles(
+            detect,
+            (picture.height, picture.width),
+            tiling,
+            nms_threshold=nms_threshold if nms_threshold > 0 else 0.6,
+            batch_size=self.config.eval.batch_size,
+        )
+        num_below, best_below = [found.num_below for found in of_regions], [found.best_below for found in of_regions]
+        return Selected(merged[: int(self.selection.max_detections or 0) or None], sum(num_below), max(best_below))
+
+    def _detect(self, pictures: Sequence[Image.Image]) -> list[Selected]:
+        """Detect without tiles; pictures with the same padded shape form a batch."""
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        results: dict[int, Selected] = {}
+        for members in same_size_batches(sizes, self.transforms, self.config.data.size_divisor, len(pictures)):
+            images = [[transform(pictures[i]).image for transform in self.transforms] for i in members]
+            batch = self.detect_resized(images, [sizes[i] for i in members], [self.selection] * len(members))
+            results |= zip(members, batch, strict=True)
+        return [results[i] for i in range(len(pictures))]

@@ -1,0 +1,1 @@
+"""Measurement of the speed of detection: `pipeline` times one batch by part, `measure` several variants in turns."""
