@@ -219,7 +219,7 @@ def test_file_itself_is_compared_too(detector: Detector, tmp_path: Path, monkeyp
     """The score threshold is an input of the model that is compared first, and a constant of the file."""
 
     def wrong(model: onnx.ModelProto, threshold: torch.Tensor) -> onnx.ModelProto:
-        return with_constant_threshold(model, threshold + 0.45)
+        return with_constant_threshold(model, threshold + 0.94)
 
     monkeypatch.setattr(write, "with_constant_threshold", wrong)
     with pytest.raises(ExportError, match=r"model\.onnx does not detect what PyTorch detects, so it is not written"):
