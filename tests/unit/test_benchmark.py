@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from exports import picture, small_detector
+from rich.console import Console
 from tiny_backbone import MODEL
 
 import fcos
@@ -24,6 +26,7 @@ from fcos.speed import pipeline as pipelines
 from fcos.speed.images import generate_images
 from fcos.speed.measure import Benchmark, Timing, measure
 from fcos.speed.pipeline import PARTS, Stopwatch, Variant, build_pipelines
+from fcos.speed.table import print_benchmark
 from fcos.structures import Instances
 
 OWN_CODE = "model.backbone.name=tiny_backbone:Tiny"
@@ -176,15 +179,28 @@ def test_command_prints_a_table_and_writes_json(
     assert (code, err) == (0, "")
     assert "processor: " in out
     assert "images: 3;" in out
-    head, *rows = [line.split() for line in out.splitlines() if "best.pt" in line or "weights" in line.split()]
-    assert head == ["weights", "runtime", "precision", "batch", *PARTS, "p50", "p90", "p99", "images/s", "objects"]
-    assert [(row[3], row[4]) for row in rows] == [
-        ("float32", "1"),
-        ("float32", "2"),
-        ("bfloat16", "1"),
-        ("bfloat16", "2"),
-    ]
+    table = out.partition("ms per batch")[2].partition("written: ")[0]
+    rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line}
+    labels = ["variant", "weights", "runtime", "precision", "compiled", "batch"]
+    assert list(rows) == [*labels, *PARTS, "p50", "p90", "p99", "images/s", "objects"]
+    assert rows["batch"] == ["1", "2", "1", "2"]
+    assert rows["precision"] == ["float32", "float32", "bfloat16", "bfloat16"]
+    assert {len(rows[part]) for part in PARTS} == {4}
     assert [row["batch"] for row in json.loads(file.read_text())["results"]] == [1, 2, 1, 2]
+
+
+def test_variants_that_do_not_fit_on_the_terminal_are_printed_below() -> None:
+    timings = [
+        Timing(Variant(f"{i}.pt", "PyTorch", 1, "float32", False), [dict.fromkeys(PARTS, 0.01)]) for i in "abcde"
+    ]
+    console = Console(width=80, force_terminal=True, color_system=None, file=io.StringIO())
+    print_benchmark(Benchmark({}, 1, timings), console)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert [line.split()[1:] for line in text.splitlines() if "weights" in line] == [
+        ["a.pt", "b.pt", "c.pt"],
+        ["d.pt", "e.pt"],
+    ]
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_untrained_recipe_is_measured_on_generated_images(
