@@ -40,7 +40,7 @@ def explain(  # noqa: PLR0917 (options of the command line)
         ),
     ],
     config: OriginalConfig = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write; its name ends in .html.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write: FILE.html.")] = Path(
         "explanation.html"
     ),
     threshold: Annotated[
@@ -114,7 +114,7 @@ def benchmark(  # noqa: PLR0917 (options of the command line)
         str | None, typer.Option(metavar="N", help="Number of batches per variant, instead of --seconds.")
     ] = None,
     write_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the results as JSON to FILE.json.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the results to FILE.json.")
     ] = None,
 ) -> None:
     """Measure the speed of detection by part: loading, decoding, resizing, transfer, model, post-processing.
