@@ -272,10 +272,13 @@ def export(
     Raises:
         FCOSError: see `load` and `Detector.export`; `data` has no val images.
     """
+    from .export.runtimes import is_exported
     from .export.write import check_output
 
     out = Path(check_source(out, name="out"))
     check_output(out, form)  # before a possible download
+    if is_exported(weights):
+        raise ConfigError(f"{weights}: is already exported; export the weights that it was made from")
     detector = load(weights, *overrides, config=config, device="cpu")
     images = None
     if data is not None:
