@@ -6,6 +6,7 @@ Options are `key=value` strings, as on the command line: `fcos.train("fcos_mnv2_
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .allocator import keep_freed_memory
 from .config import Config, DataConfig
-from .config.arguments import check_overrides, check_source
+from .config.arguments import check_new_file, check_overrides, check_source
 from .config.overrides import apply_overrides, validate
 from .errors import ConfigError, DataError, WeightsError
 from .formatting import printable, quote
@@ -271,10 +272,13 @@ def export(
     Raises:
         FCOSError: see `load` and `Detector.export`; `data` has no val images.
     """
+    from .export.runtimes import is_exported
     from .export.write import check_output
 
     out = Path(check_source(out, name="out"))
     check_output(out, form)  # before a possible download
+    if is_exported(weights):
+        raise ConfigError(f"{weights}: is already exported; export the weights that it was made from")
     detector = load(weights, *overrides, config=config, device="cpu")
     images = None
     if data is not None:
@@ -417,13 +421,13 @@ def explain(
         config: config of weights that contain none, see `load`.
         threshold: score threshold of shown detections for all classes, in 0..1; None: those of the weights.
         class_name: class whose scores the page shows; None: the one with the highest score.
-        out: file for the explanation as an HTML page; None: no page is written.
+        out: file for the explanation as an HTML page, which ends in .html; None: no page is written.
 
     Returns:
         Maps of the head, the path of every prediction through post-processing, and the missed objects with reasons.
 
     Raises:
-        ConfigError: the detector is not an FCOS, an option is wrong, or `out` is a folder.
+        ConfigError: the detector is not an FCOS, an option is wrong, or `out` is no path of a new HTML file.
         WeightsError: the file does not exist or does not contain weights of a known project.
         DataError: the image cannot be read, or is not in the data set.
         OSError: the disk is full or not writable.
@@ -438,8 +442,7 @@ def explain(
     from .restore import restore_detector
 
     Selection(threshold=threshold)  # checks its range
-    if out is not None and Path(check_source(out, name="out")).is_dir():
-        raise ConfigError(f"out: {out} is a folder; expected the path of a new HTML file")
+    page = None if out is None else check_new_file(out, name="out", suffix=".html")
     restored = restore_detector(weights, overrides, config, use="an evaluation")
     require_fcos(restored.model, restored.config)
     objects, source = None, image
@@ -457,9 +460,9 @@ def explain(
         class_names=names,
         objects=objects,
     )
-    if out is not None:
+    if page is not None:
         title = Path(source).name if isinstance(source, str | Path) else "an image"
-        write_page(explanation, Path(out), title=title, label=label)
+        write_page(explanation, page, title=title, label=label)
     return explanation
 
 
@@ -501,7 +504,7 @@ def benchmark(
         precisions: precisions of the network (autocast). They do not apply to exported files.
         compiled: also measure with torch.compile.
         threads: number of CPU threads of PyTorch, ONNX Runtime and OpenVINO; None: as it is.
-        size: (height, width) of generated images.
+        size: (height, width) of generated images, at most `data.max_pixels` pixels.
         seconds: mean time per variant, after two batches of warm-up.
         repeats: number of batches of each variant, instead of `seconds`.
         progress: callback, see `speed.measure.measure`.
@@ -534,6 +537,8 @@ def benchmark(
             for pipeline in build_pipelines(name, detector, batches=batches, precisions=precisions, compiled=compiled)
         ]
         data = detectors[0].config.data
+        if data.max_pixels is not None and not images and math.prod(size) > data.max_pixels:
+            raise ConfigError(f"size: {size[0]}x{size[1]} are more than data.max_pixels={data.max_pixels} pixels")
         with tempfile.TemporaryDirectory() as folder:
             if images:
                 files = find_images(images, bit_depth=data.bit_depth, max_pixels=data.max_pixels)

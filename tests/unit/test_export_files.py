@@ -258,6 +258,19 @@ def test_existing_file_is_not_overwritten(detector: Detector, exported: Path) ->
         detector.export(exported)
 
 
+def test_file_beside_an_openvino_file_is_not_overwritten(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_text("mine")
+    with pytest.raises(WeightsError, match=r"model\.bin: exists already"):
+        detector.export(tmp_path / "model.xml", form="openvino")
+    assert (tmp_path / "model.bin").read_text() == "mine"
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_exported_file_is_not_exported_again(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(fcos.FCOSError, match=r"is already exported; export the weights"):
+        fcos.api.export(exported, tmp_path / "again.onnx")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
