@@ -51,6 +51,9 @@ class CocoWriter:
 
     def close(self) -> None:
         """Append images and categories."""
+        self._file.close(self._end)
+
+    def _end(self) -> str:
         layout, keypoints = self._classes.keypoint_layout, {}
         if layout.names:
             keypoints = {"keypoints": layout.names, "skeleton": [[a + 1, b + 1] for a, b in layout.skeleton]}
@@ -59,10 +62,10 @@ class CocoWriter:
         categories = [
             {"id": i, "name": name, **keypoints} for i, name in zip(self._classes.ids, self._classes.names, strict=True)
         ]
-        with explain_write_errors(self._file.path), self._images as images:
-            images.seek(0)
-            end = images.read()
-        self._file.close(f'\n], "images": [\n{end}\n], "categories": {json.dumps(categories)}}}\n')
+        with self._images as file:
+            file.seek(0)
+            images = file.read()
+        return f'\n], "images": [\n{images}\n], "categories": {json.dumps(categories)}}}\n'
 
     def _annotations(self, detected: Detected) -> list[dict[str, Any]]:
         from hotcoco import mask as rle
