@@ -15,7 +15,7 @@ from detectors import CATEGORY_IDS, NAMES
 from exports import KEYPOINTS, MASKS, batch_of, picture, small_detector
 
 import fcos
-from fcos import ConfigError, Detector, ExportError, WeightsError
+from fcos import ConfigError, DataError, Detector, ExportError, WeightsError
 from fcos.export import write
 from fcos.export.comparison import TOLERANCES
 from fcos.export.exported import ExportedModel
@@ -137,7 +137,7 @@ def test_fixed_sizes_are_static_and_smaller_images_are_padded(detector: Detector
     found = loaded.model.detect(images[:, :, :112], sizes)  # three images in batches of two
     expected = detector.model.detect(images[:, :, :112], sizes)
     assert [len(image) for image in found] == [len(image) for image in expected]
-    with pytest.raises(ConfigError, match=r"an image of 160x128 pixels after resizing and padding does not fit into"):
+    with pytest.raises(DataError, match=r"an image of 160x128 pixels after resizing and padding does not fit into"):
         loaded.model.detect(*batch_of((113, 160)))
 
 
