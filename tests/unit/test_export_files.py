@@ -292,8 +292,18 @@ def test_test_time_augmentation_needs_the_weights(exported: Path) -> None:
 @pytest.mark.parametrize("name", FORMS.values())
 def test_damaged_file_is_explained(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"nonsense")
-    with pytest.raises(WeightsError, match=r"cannot be read|export the detector again"):
+    with pytest.raises(WeightsError, match=r"cannot be read|export the detector again") as raised:
         fcos.load(tmp_path / name)
+    assert ".cpp" not in str(raised.value)
+
+
+def test_weights_with_the_suffix_of_a_program_are_explained(
+    detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(detector.model.state_dict(), tmp_path / "model.pt2")
+    with pytest.raises(WeightsError, match=r"not a complete file of torch\.export\.save; export the detector again"):
+        fcos.load(tmp_path / "model.pt2")
+    assert not caplog.records
 
 
 def test_file_of_another_program_is_explained(exported: Path, tmp_path: Path) -> None:
