@@ -202,8 +202,9 @@ class Detector:
             batch_size: number of pictures processed at a time; None uses `config.eval.batch_size`. The result does not
                 depend on it, because only pictures of the same padded shape form a batch.
             tile: side of the tiles in pixels, for small objects in large pictures. A larger picture is detected tile by
-                tile, and once as a whole for objects that are larger than the overlap. A limit on the number of
-                detections in the model's config applies to each tile. None: no tiles.
+                tile, and once as a whole for objects that are larger than the overlap. Boxes of the same object in
+                several tiles are suppressed, also with `nms_threshold=0`. A limit on the number of detections in the
+                model's config applies to each tile. None: no tiles.
             overlap: overlap of two tiles as a fraction of their side, 0 to 0.9.
             stream: return an iterator, which needs the same memory for any number of pictures and reads the next ones
                 in a thread. Then the images may also be videos: files, folders of them, RTSP and http(s) streams, and
