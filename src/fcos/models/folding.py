@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.nn.utils.parametrize import is_parametrized
 
 from .detector import DetectionModel
@@ -32,7 +31,8 @@ class BatchNormFolding:
     convolution can contain. The maps differ by rounding only. This saves a pass over every map, and the conversion to
     float32 that float32 statistics cause under autocast.
 
-    The result of the last call is kept until the backbone changes. Copies and pickles do not contain it.
+    The result of the last call is kept until the backbone changes. Values changed by `tensor.data` or in the inference
+    mode are not noticed, because PyTorch does not track these changes. Copies and pickles do not contain the result.
     """
 
     def __init__(self):
@@ -95,12 +95,8 @@ def _state(backbone: nn.Module) -> list[Any]:
     state: list[Any] = []
     for module in backbone.modules():
         state += module, module.training, _num_hooks(module), _is_compiled(module), getattr(module, "eps", None)
-    tensors = [*backbone.parameters(), *backbone.buffers()]
-    for tensor in tensors:
+    for tensor in chain(backbone.parameters(), backbone.buffers()):
         state += id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-    # Neither `tensor.data.mul_(2)` nor changes in the inference mode increase the version.
-    with torch.no_grad():
-        state.append(float(get_total_norm([tensor for tensor in tensors if tensor.is_floating_point()])))
     return state
 
 
