@@ -38,4 +38,4 @@ def no_requests(patch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
         finally:
             server.shutdown()
             thread.join()
-    assert not requests
+    assert not requests, requests

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES
@@ -22,6 +21,7 @@ from fcos.export.exported import ExportedModel
 from fcos.export.graph import raw_outputs
 from fcos.export.onnx import with_constant_threshold
 from fcos.export.runtimes import OnnxRuntime, open_exported
+from fcos.extras import import_package
 from fcos.keypoints import KeypointLayout
 
 FORMS = {"onnx": "model.onnx", "openvino": "model.xml", "torch_export": "model.pt2"}
@@ -74,7 +74,7 @@ def test_onnx_file_is_valid_and_has_named_inputs_and_outputs(exported: Path) -> 
 
 
 def test_onnx_file_runs_without_this_project(exported: Path, detector: Detector) -> None:
-    session = onnxruntime.InferenceSession(str(exported))
+    session = import_package("onnxruntime").InferenceSession(str(exported))
     for sizes in [((16, 16),), ((131, 97), (64, 33), (1, 1), (120, 112))]:
         images, image_sizes = batch_of(*sizes)
         outputs: Any = session.run(None, {"images": images.numpy(), "sizes": image_sizes.numpy()})
