@@ -75,16 +75,11 @@ def predict_files(
     # Finds mistakes before anything is written; nothing is read yet.
     results = detector.detect_stream(frames, threshold=threshold, tiling=tiling, track=track)
     if save:
-        _prepare_folder(out, found)
+        prepare_folder(out, found)
     total = _count(found, num_failures=len(failures))
     if progress is not None:
         progress(0, total)
-    classes = Classes(
-        detector.class_names or [str(label) for label in range(detector.model.num_classes)],
-        detector.category_ids,
-        detector.keypoint_layout,
-        detector.config.model.num_predicted_keypoints,
-    )
+    classes = Classes.of(detector)
     success = True
     failed = (Detected(failure, error=failure.error) for failure in failures)
     with (
@@ -100,7 +95,7 @@ def predict_files(
     return success
 
 
-def _prepare_folder(out: Path, sources: Sequence[Source]) -> None:
+def prepare_folder(out: Path, sources: Sequence[Source]) -> None:
     """Create the output folder, after checking that it contains no picture to read."""
     if any(_is_in(source, out) for source in sources):
         raise DataError(
