@@ -61,14 +61,15 @@ def check_output(out: Path, form: ExportFormat) -> None:
     """Check that `out` names a new file of a format in an existing folder, and that the packages are installed.
 
     Raises:
-        WeightsError: the file exists already or has another suffix, or its folder does not exist.
+        WeightsError: a file exists already or has another suffix, or its folder does not exist.
         ConfigError: a package is not installed.
     """
     suffix = FORMATS[form]
     if out.suffix != suffix:
         raise WeightsError(f"{out}: files of the format {form} end in {suffix}; for example {out.with_suffix(suffix)}")
-    if out.exists():
-        raise WeightsError(f"{out}: exists already and is not overwritten; give another name or remove it first")
+    for file in (out, out.with_suffix(".bin")) if form == "openvino" else (out,):
+        if file.exists():
+            raise WeightsError(f"{file}: exists already and is not overwritten; give another name or remove it first")
     if not out.parent.is_dir():
         raise WeightsError(f"{out}: no such folder {out.parent}; create it first")
     for package in _PACKAGES[form]:

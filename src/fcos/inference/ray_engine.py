@@ -81,7 +81,7 @@ def predict_collection(
     if not files:
         raise DataError("\n".join(messages))
     settings = _describe(worker)  # finds mistakes before anything is written
-    prepare_folder(out, [Source(path, "picture") for path in files])
+    prepare_folder(out, [Source(path, "picture") for path in files], ["parquet"])
     remove_old_temporaries(out)
     finished = _find_finished(out, settings)
     collected = Collected(num_failed=len(messages), num_finished=len(finished))

@@ -38,7 +38,7 @@ class Classes(NamedTuple):
     def of(cls, detector: Detector) -> Classes:
         """Return the classes of a detector; unnamed ones are called by their numbers."""
         return cls(
-            detector.class_names or [str(label) for label in range(detector.model.num_classes)],
+            detector.label_names,
             detector.category_ids,
             detector.keypoint_layout,
             detector.config.model.num_predicted_keypoints,

@@ -61,7 +61,7 @@ class JsonWriter:
 
     def close(self) -> None:
         """Complete the list."""
-        self._file.close("\n]\n")
+        self._file.close(lambda: "\n]\n")
 
 
 class JsonLinesWriter:
