@@ -153,7 +153,7 @@ class TestMistakes:
             (["--save", "images,parquet"], "--save: not possible with --engine ray, which writes Parquet files"),
             (["--json", "--track"], "--json, --track: not possible"),
             (["--watch"], "--watch: not possible"),
-            (["--workers", "0"], "--workers: expected an integer from 1"),
+            (["--workers", "0"], "--workers: expected an integer of at least 1"),
         ],
     )
     def test_other_options_are_refused(
