@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,13 +57,14 @@ def predict(  # noqa: PLR0917 (options of the command line)
         ),
     ] = None,
     save: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="LIST",
-            help="Outputs, separated by commas: images, frames, crops, json, jsonl, csv, parquet, coco, yolo, voc; or"
-            " none.",
+            help="Outputs, separated by commas: images (default), frames, crops, json, jsonl, csv, parquet, coco, yolo,"
+            " voc; or none.",
+            show_default=False,
         ),
-    ] = "images",
+    ] = None,
     write_json: Annotated[bool, typer.Option("--json", help="Short for --save images,json.")] = False,
     tile: Annotated[
         str | None,
@@ -73,6 +75,14 @@ def predict(  # noqa: PLR0917 (options of the command line)
     ] = "0.2",
     track: Annotated[bool, typer.Option("--track", help="Number the objects in the frames of videos.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Wait for new files in the folders until Ctrl-C.")] = False,
+    engine: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="local, or ray: several processes or machines, which write Parquet files."),
+    ] = "local",
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="Processes of --engine ray; default: one per GPU, or else per CPU."),
+    ] = None,
 ) -> None:
     """Detect objects in images and videos, and write annotated copies and other files.
 
@@ -83,6 +93,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
       fcos predict runs/cells/weights/best.pt photos --out found
       fcos predict runs/cells/weights/best.pt PHOTO.jpg data.test_short_side=600
       fcos predict runs/cells/weights/best.pt clip.mp4 --save images,jsonl --threshold 0.4 --threshold RBC=0.6
+      fcos predict runs/cells/weights/best.pt "shards/*.tar" --engine ray --out found
     """
     from . import api
     from .inference.sources import predict_files
@@ -90,7 +101,13 @@ def predict(  # noqa: PLR0917 (options of the command line)
 
     tiling = _parse_tiling(tile, overlap)
     thresholds = [_parse_threshold(text) for text in threshold or []]
-    outputs = _parse_outputs(save, write_json=write_json)
+    outputs = _parse_outputs(save or "images", write_json=write_json)
+    check_choice("--engine", engine, ["local", "ray"])
+    num_workers = _parse_workers(engine, workers)
+    if engine == "ray":
+        _check_ray_options(
+            {"--save": save not in (None, "parquet"), "--json": write_json, "--track": track, "--watch": watch}
+        )
     original = config is not None or weights.endswith((".yaml", ".yml"))
     pairs, words = split_pairs(sources) if original else ([], sources)
     options = [s for s in words if OVERRIDE.match(s) and not Path(s).exists()]
@@ -100,7 +117,11 @@ def predict(  # noqa: PLR0917 (options of the command line)
     if watch and not any(Path(image).is_dir() for image in images):
         raise ConfigError(f"--watch: expected a folder, found {' '.join(images)}")
     api.require_trained(weights, *pairs, *options)  # before a possible download of its backbone
-    detector = api.load(weights, *pairs, *options, config=config)
+    load = partial(api.load, weights, *pairs, *options, config=config)
+    if engine == "ray":
+        _predict_with_ray(load, images, out, thresholds=thresholds, tiling=tiling, num_workers=num_workers)
+        return
+    detector = load()
     of_all = [value for name, value in thresholds if name is None]
     reporter = _Reporter(f"threshold {of_all[-1]:g}" if of_all and len(thresholds) == 1 else "thresholds")
     with progress_bar("predicting", unit="images") as progress:
@@ -120,6 +141,46 @@ def predict(  # noqa: PLR0917 (options of the command line)
         finally:
             reporter.end_video()
     if not success:
+        raise typer.Exit(1)
+
+
+def _parse_workers(engine: str, workers: str | None) -> int | None:
+    if workers is None:
+        return None
+    if engine != "ray":
+        raise ConfigError("--workers: only --engine ray has several workers; add it, or remove --workers")
+    return parse_number("--workers", workers, int, low=1)
+
+
+def _check_ray_options(given: dict[str, bool]) -> None:
+    """Raise ConfigError if an option was given that the engine does not have."""
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise ConfigError(f"{', '.join(names)}: not possible with --engine ray, which writes Parquet files of images")
+
+
+def _predict_with_ray(
+    load: Callable[[], Detector],
+    sources: Sequence[str],
+    out: Path,
+    *,
+    thresholds: Sequence[tuple[str | None, float]],
+    tiling: Tiling | None,
+    num_workers: int | None,
+) -> None:
+    from .inference.batch_worker import DetectionWorker
+    from .inference.ray_engine import predict_collection
+
+    def report(message: str) -> None:
+        print(f"fcos: {printable_lines(message)}", file=sys.stderr)
+
+    worker = DetectionWorker(load, tiling=tiling)
+    worker.threshold = _join_thresholds(thresholds, worker.detector)
+    with progress_bar("predicting", unit="parts") as progress:
+        done = predict_collection(worker, sources, out, num_workers=num_workers, report=report, progress=progress)
+    print_lines(f"{plural(done.num_images, 'image')}: {plural(done.num_detections, 'detection')} -> {out}")
+    if done.num_finished:
+        print_lines("The results of an earlier run are kept; delete their files to do them again.")
+    if done.num_failed:
         raise typer.Exit(1)
 
 

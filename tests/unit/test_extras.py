@@ -38,10 +38,12 @@ def test_runtimes_send_nothing_and_leave_no_identifiers(tmp_path: Path, monkeypa
 
 def test_variables_of_the_user_prevail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
-    monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+    for name in ("WANDB_ERROR_REPORTING", "RAY_USAGE_STATS_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
     import_package("json")
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
 def test_missing_package_is_an_import_error() -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 def test_notice_lists_every_runtime_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [needs for extra, needs in project["optional-dependencies"].items() if extra != "dev"]
-    needed = {re.split(r"[>=]", need)[0] for needs in (project["dependencies"], *extras) for need in needs}
+    needed = {re.split(r"[\[>=]", need)[0] for needs in (project["dependencies"], *extras) for need in needs}
     used = (ROOT / "NOTICE").read_text(encoding="utf-8").split("Used at run time")[1].split("Sample data")[0]
     named = set(re.findall(r"([\w-]+)\s+\(", used))
     assert {name for name in needed if not name.startswith("fcos-vision")} <= named

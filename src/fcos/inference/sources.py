@@ -77,16 +77,11 @@ def predict_files(
     # Finds mistakes before anything is written; nothing is read yet.
     results = detector.detect_stream(frames, threshold=threshold, tiling=tiling, track=track)
     if save:
-        _prepare_folder(out, found, save)
+        prepare_folder(out, found, save)
     total = _count(found, num_failures=len(failures))
     if progress is not None:
         progress(0, total)
-    classes = Classes(
-        detector.label_names,
-        detector.category_ids,
-        detector.keypoint_layout,
-        detector.config.model.num_predicted_keypoints,
-    )
+    classes = Classes.of(detector)
     success = True
     failed = (Detected(failure, error=failure.error) for failure in failures)
     with (
@@ -102,7 +97,7 @@ def predict_files(
     return success
 
 
-def _prepare_folder(out: Path, sources: Sequence[Source], save: Sequence[str]) -> None:
+def prepare_folder(out: Path, sources: Sequence[Source], save: Sequence[str]) -> None:
     """Create the output folder, after checking that outputs overwrite no picture to read."""
     watched = [os.path.realpath(source.text) for source in sources if source.kind == "watched"]
     if os.path.realpath(out) in watched or any(_may_be_overwritten(source.text, out, save) for source in sources):

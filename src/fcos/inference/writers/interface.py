@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ...files import MAX_NAME_BYTES
@@ -14,6 +14,9 @@ from ...keypoints import KeypointLayout
 from ..frames import Frame
 from ..stream import Detected
 from ..video import is_remote
+
+if TYPE_CHECKING:
+    from ..predictor import Detector
 
 
 class Classes(NamedTuple):
@@ -30,6 +33,16 @@ class Classes(NamedTuple):
     ids: Sequence[int]
     keypoint_layout: KeypointLayout
     num_keypoints: int = 0
+
+    @classmethod
+    def of(cls, detector: Detector) -> Classes:
+        """Return the classes of a detector; unnamed ones are called by their numbers."""
+        return cls(
+            detector.label_names,
+            detector.category_ids,
+            detector.keypoint_layout,
+            detector.config.model.num_predicted_keypoints,
+        )
 
 
 class Writer(Protocol):

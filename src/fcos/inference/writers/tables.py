@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...files import explain_write_errors, replaced
@@ -16,11 +16,16 @@ from ..stream import Detected
 from .interface import Classes
 from .row_file import RowFile
 
+if TYPE_CHECKING:
+    import pyarrow
+
 _COLUMNS = (
     *("filename", "frame", "time", "image_width", "image_height"),
     *("class", "category_id", "score", "xmin", "ymin", "xmax", "ymax", "track_id"),
 )
 """Columns of CSV and Parquet files. `fcos` reads boxes from a CSV with them."""
+PARQUET_COLUMNS = (*_COLUMNS, "segmentation", "keypoints")
+"""Columns of Parquet files."""
 _ROWS_AT_A_TIME = 4096  # rows of a group in a Parquet file
 
 
@@ -123,6 +128,24 @@ def _to_csv(rows: list[list[Any]]) -> str:
     return text.getvalue()
 
 
+def parquet_schema() -> pyarrow.Schema:
+    """Return the columns of Parquet files. All of them may be null, except `filename`."""
+    import pyarrow as pa
+
+    types = {
+        **{"filename": pa.string(), "class": pa.string(), "segmentation": pa.string()},
+        **dict.fromkeys(("frame", "category_id", "track_id"), pa.int64()),
+        **dict.fromkeys(("image_width", "image_height"), pa.int32()),
+        **{"time": pa.float64(), "keypoints": pa.list_(pa.float32())},
+    }
+    return pa.schema([(column, types.get(column, pa.float32())) for column in PARQUET_COLUMNS])
+
+
+def to_unicode(text: str) -> str:
+    """Escape the bytes of a file name that are no valid Unicode, which Arrow's strings are."""
+    return text.encode("utf-8", errors="backslashreplace").decode()
+
+
 class ParquetWriter:
     """`predictions.parquet`, a row for every detection. The file appears when it is complete.
 
@@ -138,14 +161,7 @@ class ParquetWriter:
         self._path = out / "predictions.parquet"
         self._classes = classes
         self._rows: list[dict[str, Any]] = []
-        types = {
-            **{"filename": pa.string(), "class": pa.string(), "segmentation": pa.string()},
-            **dict.fromkeys(("frame", "category_id", "track_id"), pa.int64()),
-            **dict.fromkeys(("image_width", "image_height"), pa.int32()),
-            **{"time": pa.float64(), "keypoints": pa.list_(pa.float32())},
-        }
-        columns = (*_COLUMNS, "segmentation", "keypoints")
-        self._schema = pa.schema([(column, types.get(column, pa.float32())) for column in columns])
+        self._schema = parquet_schema()
         self._to_table = pa.Table.from_pylist
         with ExitStack() as stack, explain_write_errors(self._path):
             temporary = stack.enter_context(replaced(self._path))
@@ -155,9 +171,7 @@ class ParquetWriter:
     def write(self, detected: Detected) -> None:
         """Append the detections of a picture."""
         for row in to_rows(detected, self._classes):
-            # Arrow's strings are valid Unicode.
-            name = row["filename"].encode("utf-8", errors="backslashreplace").decode()
-            self._rows.append(row | {"filename": name})
+            self._rows.append(row | {"filename": to_unicode(row["filename"])})
         if len(self._rows) >= _ROWS_AT_A_TIME:
             self._flush()
 

@@ -1,0 +1,295 @@
+"""Detection in large collections with Ray: several processes or machines, which write Parquet files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigError, DataError, FCOSError
+from ..extras import import_package
+from ..files import explain_write_errors, remove_old_temporaries, replaced
+from ..formatting import plural
+from .batch_worker import WORKER_COLUMNS, DetectionWorker
+from .collection import PICTURES, Part, divide, find_files, read_part
+from .frames import Source
+from .sources import prepare_folder
+from .writers.tables import parquet_schema, to_unicode
+
+if TYPE_CHECKING:
+    import pyarrow
+
+log = logging.getLogger(__name__)
+
+_SETTINGS = b"fcos"  # key in the metadata of the files
+_TRIES = 2  # more than one, because a machine may fail; few, because a picture may end its process
+
+
+@dataclass
+class Collected:
+    """Result of `predict_collection`.
+
+    Attributes:
+        num_images: number of pictures, also failed ones, of this run.
+        num_detections: number of their detections.
+        num_failed: number of failures: pictures, shards and sources that do not exist.
+        num_finished: number of parts and pictures that an earlier run finished; they are not done again.
+    """
+
+    num_images: int = 0
+    num_detections: int = 0
+    num_failed: int = 0
+    num_finished: int = 0
+
+
+def predict_collection(
+    worker: DetectionWorker,
+    sources: Sequence[str],
+    out: Path,
+    *,
+    num_workers: int | None = None,
+    report: Callable[[str], None],
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Collected:
+    """Detect objects in a collection with Ray Data. A failure does not stop the others.
+
+    Every part of the collection becomes a Parquet file with the columns `WORKER_COLUMNS`, which appears when it is
+    complete. Parts whose files exist are not done again. All machines of a cluster must reach the same files.
+
+    Args:
+        worker: the detector and its options.
+        sources: pictures, Parquet files, tar shards, folders of them, and globs, see `find_files`.
+        out: output folder, created if it is missing.
+        num_workers: number of processes with a model each; None: one per GPU of the cluster, or per CPU without GPUs.
+        report: callback that receives the message of every failure.
+        progress: callback that receives the number of finished parts and their total.
+
+    Raises:
+        ConfigError: Ray is not installed, a source is a video, the cluster is too small, or an option is wrong.
+        DataError: none of the sources exists, or `out` contains other files or the pictures to read.
+        WriteError: `out` cannot be created.
+    """
+    ray = _import_ray()
+    files, messages = find_files(sources)
+    if not files:
+        raise DataError("\n".join(messages))
+    settings = _describe(worker)  # finds mistakes before anything is written
+    prepare_folder(out, [Source(path, "picture") for path in files], ["parquet"])
+    remove_old_temporaries(out)
+    finished = _find_finished(out, settings)
+    collected = Collected(num_failed=len(messages), num_finished=len(finished))
+    for message in messages:
+        report(message)
+    with _connection(ray):
+        count, resources = _share(ray.cluster_resources(), num_workers)
+        parts = divide(files, finished, num_workers=count)
+        if progress is not None:
+            progress(0, len(parts))
+        missing = {part.name: part for part in parts}
+        rows = _run(ray, (worker, parts, os.path.abspath(out), settings), len(parts), count, resources)
+        for done, row in enumerate(rows, start=1):
+            missing.pop(row["name"])
+            collected.num_images += row["images"]
+            collected.num_detections += row["detections"]
+            errors = json.loads(row["errors"])
+            collected.num_failed += len(errors)
+            for error in errors:
+                report(error)
+            if progress is not None:
+                progress(done, len(parts))
+    for part in missing.values():
+        collected.num_failed += 1
+        report(f"{part.where}: the worker process ended; try it again with fewer workers (--workers)")
+    return collected
+
+
+def _import_ray() -> Any:
+    try:
+        import pyarrow  # noqa: F401
+
+        ray = import_package("ray")
+        import_package("ray.data")
+    except ImportError:
+        raise ConfigError('--engine ray needs Ray Data; type: pip install "fcos-vision[ray]"') from None
+    return ray
+
+
+def _describe(worker: DetectionWorker) -> str:
+    """Return all that the detections of a picture depend on, as text.
+
+    Raises:
+        WeightsError: the detector is untrained.
+        ConfigError: an option is wrong.
+    """
+    from ..export.metadata import hash_weights
+
+    worker({"image": np.empty(0, dtype=object)})
+    detector = worker.detector
+    del worker.detector  # the workers load their own
+    return json.dumps(
+        {
+            "weights": hash_weights(detector.model),
+            "config": detector.config.to_dict(),
+            "classes": list(detector.class_names),
+            "thresholds": detector.thresholds.tolist(),
+            "options": worker.options,
+        },
+        default=str,
+    )
+
+
+def _find_finished(out: Path, settings: str) -> set[str]:
+    """Return the names of finished parts, and of pictures in files of their own.
+
+    Raises:
+        DataError: a Parquet file in the folder does not belong to this collection.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    finished: set[str] = set()
+    for path in sorted(out.glob("*.parquet")):
+        try:
+            with pq.ParquetFile(path) as file:
+                is_same = (file.schema_arrow.metadata or {}).get(_SETTINGS) == settings.encode()
+                finished |= {path.name} if is_same else set()
+                if is_same and path.name.startswith(PICTURES):
+                    finished |= set(file.read(["filename"])["filename"].to_pylist())
+        except (OSError, pa.ArrowException):
+            is_same = False
+        if not is_same:
+            raise DataError(
+                f"{path}: was written with other weights or options, or by another program; choose another folder"
+                " (--out), or delete the file"
+            )
+    return finished
+
+
+@contextmanager
+def _connection(ray: Any) -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; an existing connection is kept."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # otherwise, C++ code writes advice to the terminal
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--engine ray: Ray cannot be started: {str(error).partition(chr(10))[0]}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _share(available: dict[str, float], num_workers: int | None) -> tuple[int, dict[str, float]]:
+    """Return the number of workers and the resources of each.
+
+    Raises:
+        ConfigError: the cluster has too few GPUs or CPUs. Ray would wait for more.
+    """
+    kind = "GPU" if available.get("GPU", 0) >= 1 else "CPU"
+    most = max(1, int(available.get(kind, 0)))
+    if num_workers is not None and num_workers > most:
+        raise ConfigError(f"--workers: expected at most {most}, as Ray has {plural(most, kind)}, found {num_workers}")
+    return num_workers or most, {"num_gpus": 1} if kind == "GPU" else {"num_cpus": 1}
+
+
+def _run(
+    ray: Any, constructor_args: tuple[Any, ...], num_parts: int, num_workers: int, resources: dict[str, float]
+) -> Iterator[dict[str, Any]]:
+    """Yield the row of every part, see `PartWriter`, in any order; there is none if the process of a part ended."""
+    if not num_parts:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # goes on after a failure
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # A block per part, so that the workers share them. Blocks in memory need no process that reads them.
+    numbers = ray.data.from_items([{"part": number} for number in range(num_parts)], override_num_blocks=num_parts)
+    results = numbers.map_batches(
+        PartWriter,
+        fn_constructor_args=constructor_args,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_parts)),
+        max_task_retries=_TRIES - 1,
+        **resources,
+    )
+    yield from results.iter_rows()
+
+
+class PartWriter:
+    """Detects objects in parts of a collection, and writes a file for each. Ray starts it in every worker process.
+
+    Args:
+        worker: the detector and its options.
+        parts: all parts of the collection.
+        out: output folder.
+        settings: text for the metadata of the files.
+    """
+
+    def __init__(self, worker: DetectionWorker, parts: Sequence[Part], out: str, settings: str) -> None:
+        self._worker = worker
+        self._parts = parts
+        self._out = Path(out)
+        self._schema = _part_schema(settings)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Write the files of parts.
+
+        Args:
+            batch: column `part`, numbers of parts.
+
+        Returns:
+            Columns `name`, `images` (number), `detections` (number) and `errors` (JSON list of messages).
+        """
+        rows = [self._write(self._parts[number]) for number in batch["part"].tolist()]
+        return {column: np.array([row[column] for row in rows]) for column in rows[0]}
+
+    def _write(self, part: Part) -> dict[str, Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path, num_images, num_detections, errors = self._out / part.name, 0, 0, []
+        try:
+            with (
+                explain_write_errors(path),
+                replaced(path) as temporary,
+                pq.ParquetWriter(temporary, self._schema) as file,
+            ):
+                try:
+                    for batch in read_part(part):
+                        columns = self._worker(batch)
+                        file.write_table(pa.table(columns, schema=self._schema))
+                        num_images += len(batch["image"])
+                        num_detections += sum(score is not None for score in columns["score"])
+                        errors += [error for error in columns["error"] if error is not None]
+                except DataError as error:  # of the shard
+                    errors.append(str(error))
+                    row = dict.fromkeys(WORKER_COLUMNS) | {"filename": to_unicode(part.where), "error": str(error)}
+                    file.write_table(pa.Table.from_pylist([row], schema=self._schema))
+        except FCOSError as error:  # the disk is full
+            errors.append(str(error))
+        except Exception as error:  # the other parts are still done
+            log.exception("%s", part.where)  # in the log of Ray's worker
+            errors.append(f"{part.where}: {type(error).__name__}: {error}")
+        return {
+            "name": part.name,
+            "images": num_images,
+            "detections": num_detections,
+            "errors": json.dumps(errors),
+        }
+
+
+def _part_schema(settings: str) -> pyarrow.Schema:
+    """Return the columns `WORKER_COLUMNS` with their types, and the settings as metadata."""
+    import pyarrow as pa
+
+    return parquet_schema().append(pa.field("error", pa.string())).with_metadata({_SETTINGS: settings})

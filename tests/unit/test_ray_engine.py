@@ -1,0 +1,210 @@
+"""`fcos predict --engine ray`: the parts of a collection, and a run with two worker processes."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tarfile
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from detectors import CATEGORY_IDS, NAMES, tiny_detector
+from PIL import Image
+
+from fcos import ConfigError, Detector, cli
+from fcos.checkpoint import save_checkpoint
+from fcos.extras import import_package
+from fcos.inference import ray_engine
+from fcos.inference.batch_worker import WORKER_COLUMNS, DetectionWorker
+
+
+@pytest.fixture
+def weights(detector: Detector, tmp_path: Path) -> Path:
+    path = tmp_path / "w.pt"
+    save_checkpoint(path, model=detector.model, config=detector.config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder with six pictures and a file that is no picture."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(6):
+        Image.radial_gradient("L").convert("RGB").resize((64 + 8 * i, 96)).save(folder / f"{i}.png")
+    (folder / "broken.png").write_text("no picture")
+    return folder
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["predict", *map(str, words)])
+    return int(stop.value.code or 0)
+
+
+def read(folder: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+
+
+def rows_of(table: pa.Table, name: str) -> list[dict]:
+    return [row for row in table.to_pylist() if Path(row["filename"]).name == name]
+
+
+@pytest.mark.slow  # processes of Ray import torch: nearly a minute of CPU time
+@pytest.mark.filterwarnings("ignore")  # Ray uses options that it deprecates
+def test_two_workers_give_the_results_of_one_process_and_continue(
+    weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(weights, photos, "--threshold", 0, "--save", "parquet", "--out", tmp_path / "one") == 1
+    expected = read(tmp_path / "one")
+    files = sorted(photos.glob("?.png"))
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for path in files[:2]:
+            shard.add(path, path.name)
+    images = [path.read_bytes() for path in files[2:4]]
+    pq.write_table(pa.table({"image": images, "filename": [path.name for path in files[2:4]]}), tmp_path / "b.parquet")
+    for path in files[:4]:
+        path.unlink()
+
+    sources, out = (photos, tmp_path / "a.tar", tmp_path / "b.parquet"), tmp_path / "out"
+    options = ("--threshold", 0, "--engine", "ray", "--workers", 2, "--out", out)
+    capsys.readouterr()
+    assert run(weights, *sources, *options) == 1
+    output = capsys.readouterr()
+    detections = sum(row["score"] is not None for row in expected.to_pylist())
+    assert output.out == f"7 images: {detections} detections -> {out}\n"
+    assert output.err.splitlines() == [
+        f"fcos: {photos / 'broken.png'}: not an image, or the start of the file is damaged"
+    ]
+
+    found = read(out)
+    assert found.schema.names == list(WORKER_COLUMNS)
+    assert found.schema.remove(found.schema.get_field_index("error")).equals(expected.schema)
+    for path in files:
+        for row, one in zip(rows_of(found, path.name), rows_of(expected, path.name), strict=True):
+            for column in ("image_width", "image_height", "class", "category_id"):
+                assert row[column] == one[column]
+            assert row["score"] == pytest.approx(one["score"], abs=1e-5)
+            for side in ("xmin", "ymin", "xmax", "ymax"):
+                assert row[side] == pytest.approx(one[side], abs=1e-3)
+    (failure,) = rows_of(found, "broken.png")
+    assert (failure["score"], failure["error"]) == (None, output.err.removeprefix("fcos: ").strip())
+
+    states = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    lost = next(path for path in states if path.name.startswith("shard-a.tar"))
+    lost.unlink()  # as if the run had been killed before this part was complete
+    Image.radial_gradient("L").convert("RGB").save(photos / "new.png")
+    assert run(weights, *sources, *options) == 0
+    assert capsys.readouterr().out.startswith("3 images: ")
+    assert {path: path.stat().st_mtime_ns for path in states if path != lost} == {
+        path: state for path, state in states.items() if path != lost
+    }
+    again = read(out)
+    assert len(rows_of(again, "new.png")) > 0
+    names = [path.name for path in [*files, photos / "broken.png"]]
+    assert [len(rows_of(again, name)) for name in names] == [len(rows_of(found, name)) for name in names]
+    assert not list(out.glob(".*.tmp"))
+    ray, usage = sys.modules["ray"], import_package("ray._common.usage.usage_lib")
+    assert not ray.is_initialized()
+    assert not usage.usage_stats_enabled()
+
+
+def test_a_part_is_complete_or_missing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = DetectionWorker(tiny_detector, threshold=0.0, threads=None)
+    parts = ray_engine.divide([str(path) for path in sorted(photos.iterdir())], (), num_workers=1)
+    assert len(parts) == 4
+    write = ray_engine.PartWriter(worker, parts, str(tmp_path / "out"), "{}")
+    (tmp_path / "out").mkdir()
+
+    def interrupt(_batch: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "_worker", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write({"part": torch.tensor([0]).numpy()})
+    assert list((tmp_path / "out").iterdir()) == []
+    assert write({"part": torch.tensor([0, 3]).numpy()})["images"].tolist() == [2, 1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([parts[0].name, parts[3].name])
+
+
+def test_a_damaged_shard_is_a_row_with_an_error(photos: Path, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as shard:
+        for path in sorted(photos.glob("?.png")):
+            shard.add(path, path.name)
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(content.getvalue()[:3000])
+    worker = DetectionWorker(tiny_detector, threshold=0.0, threads=None)
+    write = ray_engine.PartWriter(worker, ray_engine.divide([str(shard)], (), num_workers=1), str(tmp_path), "{}")
+    assert write({"part": torch.tensor([0]).numpy()})["errors"][0].startswith(f'["{shard}: cannot be read')
+    (failure,) = rows_of(read(tmp_path), "a.tar")
+    assert failure["error"].startswith(f"{shard}: cannot be read")
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--save", "images,parquet"], "--save: not possible with --engine ray, which writes Parquet files"),
+            (["--json", "--track"], "--json, --track: not possible"),
+            (["--watch"], "--watch: not possible"),
+            (["--workers", "0"], "--workers: expected an integer of at least 1"),
+        ],
+    )
+    def test_other_options_are_refused(
+        self, photos: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("w.pt", photos, "--engine", "ray", *options) == 2
+        assert message in capsys.readouterr().err
+
+    def test_workers_need_the_engine(self, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("w.pt", photos, "--workers", 2) == 2
+        assert "--workers: only --engine ray" in capsys.readouterr().err
+        assert run("w.pt", photos, "--engine", "spark") == 2
+        assert "--engine: expected one of local, ray, found 'spark'" in capsys.readouterr().err
+
+    def test_ray_may_be_missing(
+        self,
+        weights: Path,
+        photos: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "ray", None)
+        assert run(weights, photos, "--engine", "ray", "--out", tmp_path / "out") == 2
+        assert capsys.readouterr().err == ('fcos: --engine ray needs Ray Data; type: pip install "fcos-vision[ray]"\n')
+        assert not (tmp_path / "out").exists()
+
+    def test_results_of_other_options_are_not_mixed(
+        self, weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out"
+        run(weights, photos, "--save", "parquet", "--out", out)
+        capsys.readouterr()
+        assert run(weights, photos, "--engine", "ray", "--out", out) == 2
+        assert "predictions.parquet: was written with other weights or options" in capsys.readouterr().err
+
+    def test_settings_contain_all_that_changes_the_result(self) -> None:
+        def describe(**options: object) -> str:
+            return ray_engine._describe(DetectionWorker(partial(tiny_detector), threads=None, **options))  # type: ignore[arg-type]
+
+        assert describe() == describe()
+        assert describe(threshold=0.5) != describe()
+
+    def test_pictures_in_the_output_folder(
+        self, weights: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(weights, photos, "--engine", "ray", "--out", photos) == 2
+        assert "the input images are in this folder" in capsys.readouterr().err
+
+    def test_a_cluster_that_is_too_small(self) -> None:
+        assert ray_engine._share({"CPU": 4.0}, None) == (4, {"num_cpus": 1})
+        assert ray_engine._share({"CPU": 16.0, "GPU": 2.0}, None) == (2, {"num_gpus": 1})
+        with pytest.raises(ConfigError, match="--workers: expected at most 2, as Ray has 2 GPUs, found 3"):
+            ray_engine._share({"CPU": 16.0, "GPU": 2.0}, 3)
