@@ -49,7 +49,7 @@ def is_exported(path: str | Path) -> bool:
 
 
 def require(package: str) -> ModuleType:
-    """Import a package of the extra `export`.
+    """Import a package of the extra `export` or `int8`.
 
     Raises:
         ConfigError: it is not installed.
@@ -57,8 +57,9 @@ def require(package: str) -> ModuleType:
     try:
         return import_package(package)
     except ImportError:
+        extra = "int8" if package == "nncf" else "export"
         raise ConfigError(
-            f'export: the package {package} is not installed; type: pip install "fcos-vision[export]"'
+            f'export: the package {package} is not installed; type: pip install "fcos-vision[{extra}]"'
         ) from None
 
 
@@ -93,6 +94,8 @@ class OnnxRuntime:
 
 class OpenVINO:
     """Model in OpenVINO on the CPU, computed in float32.
+
+    Layers that are quantised in the file compute in int8.
 
     Args:
         path: .xml or .onnx file.

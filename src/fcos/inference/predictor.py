@@ -40,7 +40,8 @@ from .tracking import track as track_objects
 from .video import is_video
 
 if TYPE_CHECKING:
-    from ..choices import ExportFormat, Precision
+    from ..choices import ExportFormat, ExportPrecision
+    from ..export.quantization import Quantization
     from ..export.write import Exported
     from ..models import DetectionModel
 
@@ -322,9 +323,10 @@ class Detector:
         batch: int | None = None,
         nms: bool = True,
         raw: bool = False,
-        precision: Precision = "float32",
+        precision: ExportPrecision = "float32",
         triton: str | Path | None = None,
         images: Sequence[Picture] | None = None,
+        quantization: Quantization | None = None,
     ) -> Exported:
         """Write the detector to a file for another runtime, and prove that the file detects what PyTorch detects.
 
@@ -341,9 +343,11 @@ class Detector:
             nms: whether the file selects the detections; otherwise it returns the candidates before non-maximum
                 suppression, for runtimes without it.
             raw: whether the file returns the raw outputs of the head, level by level.
-            precision: precision of the network; boxes are decoded and selected in float32.
+            precision: precision of the network; boxes are decoded and selected in float32. `int8` needs OpenVINO and
+                `quantization`.
             triton: folder of a Triton model repository, to which an ONNX file is added.
             images: pictures for the proof, see `predict`; None: generated images.
+            quantization: data for int8, which `fcos.export` makes of a data set.
 
         Returns:
             The path of the file, and the figures of the proof.
@@ -351,7 +355,7 @@ class Detector:
         Raises:
             WeightsError: the detector is untrained, or `out` exists or has another suffix.
             ConfigError: the detector cannot be exported, an option is wrong, or a package is not installed.
-            ExportError: the proof failed; the file is not written.
+            ExportError: the proof failed, or int8 costs too much AP; the file is not written.
             WriteError: the disk is full or not writable.
         """
         from ..export.graph import check_size
@@ -361,17 +365,9 @@ class Detector:
         self._require_trained()
         require_count("batch", batch, at_least=1)
         check_size(size, divisor=self.config.data.size_divisor)
-        data, transform = self.config.data, self._transforms[0]
-        tensors = (
-            None
-            if images is None
-            else [
-                transform(
-                    to_picture(image, where=f"images[{i}]", bit_depth=data.bit_depth, max_pixels=data.max_pixels)
-                ).image
-                for i, image in enumerate(images)
-            ]
-        )
+        tensors = None
+        if images is not None:
+            tensors = [self.to_input(image, where=f"images[{i}]") for i, image in enumerate(images)]
         metadata = Metadata(
             self.config,
             self.class_names,
@@ -384,7 +380,29 @@ class Detector:
             licence=self.licence,
         )
         repository = None if triton is None else Path(triton)
-        return export_detector(self.model, metadata, Path(out), form=form, images=tensors, triton=repository)
+        return export_detector(
+            self.model,
+            metadata,
+            Path(out),
+            form=form,
+            images=tensors,
+            quantization=quantization,
+            triton=repository,
+        )
+
+    def to_input(self, image: Picture, *, where: str) -> Tensor:
+        """Return a picture as the detector receives it, before padding and normalisation: uint8 [3, h, w].
+
+        Args:
+            image: a picture, see `predict`.
+            where: name of the picture, for messages.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        data = self.config.data
+        picture = to_picture(image, where=where, bit_depth=data.bit_depth, max_pixels=data.max_pixels)
+        return self._transforms[0](picture).image
 
     def _require_trained(self) -> None:
         if not self.is_trained:
