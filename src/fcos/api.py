@@ -263,7 +263,7 @@ def export(
         out: path of the new file, see `Detector.export`.
         overrides: `key=value`, e.g. `model.score_threshold=0.3`.
         config: config of weights that contain none, see `load`.
-        form: `onnx`, `openvino` or `torch_export`.
+        form: `onnx`, `openvino`, `torch_export` or `aoti`.
         size: fixed (height, width) of the padded images; None: any.
         batch: fixed number of images at a time; None: any.
         nms: whether the file selects the detections, see `Detector.export`.

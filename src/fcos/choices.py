@@ -34,7 +34,7 @@ Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2",
 """Projects whose weights files can be read."""
 Form = Literal["fcos", "fcos_core", "torchvision"]
 """Formats in which weights files can be written, named after their projects."""
-ExportFormat = Literal["onnx", "openvino", "torch_export"]
+ExportFormat = Literal["onnx", "openvino", "torch_export", "aoti"]
 """Formats of exported files, see `export.runtimes`."""
 ExportPrecision = Literal[Precision, "int8"]
 ExportContent = Literal["detections", "candidates", "raw"]

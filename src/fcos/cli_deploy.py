@@ -39,7 +39,7 @@ def export(  # noqa: PLR0917 (options of the command line)
     ] = None,
     config: OriginalConfig = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="onnx, openvino, or torch_export (PyTorch's .pt2).")
+        str, typer.Option("--format", metavar="FORMAT", help="onnx, openvino, torch_export, or aoti (machine code).")
     ] = "onnx",
     size: Annotated[
         str | None,

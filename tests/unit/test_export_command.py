@@ -76,7 +76,7 @@ def test_openvino_example_runs(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "tflite"], "--format: expected one of onnx, openvino, torch_export, found 'tflite'"),
+        (["--format", "tflite"], "--format: expected one of onnx, openvino, torch_export, aoti, found 'tflite'"),
         (["--size", "640"], "--size: expected HEIGHTxWIDTH in pixels, such as 608x800, found '640'"),
         (["--size", "40x64", OWN_CODE], "--size: expected multiples of data.size_divisor=16, found 40x64"),
         (["--batch", "0"], "--batch: expected an integer"),

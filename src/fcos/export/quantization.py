@@ -108,8 +108,6 @@ def quantize(model: Model, quantization: Quantization, fixed: FixedSizes, *, div
 
     starts = range(0, len(images), count)
     nncf.set_log_level(logging.ERROR)
-    # NNCF imports this module of PyTorch, which warns of machines with CUDA and without a GPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with redirect_stdout(StringIO()):  # progress bars
         return nncf.quantize(
             model,

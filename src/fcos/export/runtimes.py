@@ -6,6 +6,7 @@ Shape letters: N images, H W image size.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +18,12 @@ from torch import Tensor
 from ..choices import ExportFormat
 from ..errors import ConfigError, WeightsError
 from ..extras import import_package
+from .aoti import is_package, read_entry
 
-FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch_export": ".pt2"}
+# NNCF and AOTInductor import this module of PyTorch, which warns of machines with CUDA and without a GPU.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch_export": ".pt2", "aoti": ".pt2"}
 """Suffixes of exported files by format."""
 METADATA_ENTRY = "fcos"
 """Name of the metadata in .pt2 and .xml files; in .onnx files every value has a property of its own."""
@@ -144,6 +149,26 @@ class TorchProgram:
             return self._module(images.cpu(), sizes.cpu())
 
 
+class TorchPackage:
+    """Machine code of AOTInductor in PyTorch on the CPU.
+
+    Args:
+        path: .pt2 file, see `aoti.compile_package`.
+    """
+
+    def __init__(self, path: Path):
+        self.metadata = json.loads(read_entry(path, METADATA_ENTRY) or "{}")
+        self._module = torch._inductor.aoti_load_package(str(path))
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> dict[str, Tensor]:
+        """Run the code, see `Runtime`."""
+        if score_threshold is not None:
+            self._module.load_constants({"score_threshold": torch.tensor(score_threshold)}, check_full_update=False)
+        with torch.autocast("cpu", enabled=False):  # the precision is fixed in the code
+            return self._module(images.cpu(), sizes.cpu())
+
+
 def open_exported(path: Path) -> Runtime:
     """Open an exported file in its runtime; the suffix determines which.
 
@@ -153,7 +178,7 @@ def open_exported(path: Path) -> Runtime:
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected a file of fcos export")
-    runtimes = {".onnx": OnnxRuntime, ".xml": OpenVINO, ".pt2": TorchProgram}
+    runtimes = {".onnx": OnnxRuntime, ".xml": OpenVINO, ".pt2": _open_pt2}
     try:
         return runtimes[path.suffix](path)
     except ConfigError:
@@ -161,3 +186,7 @@ def open_exported(path: Path) -> Runtime:
     except Exception as error:  # arbitrary bytes can cause any exception
         first_line = str(error).strip().partition("\n")[0]
         raise WeightsError(f"{path}: cannot be read: {first_line:.200}; export the detector again") from None
+
+
+def _open_pt2(path: Path) -> Runtime:
+    return TorchPackage(path) if is_package(path) else TorchProgram(path)

@@ -19,18 +19,20 @@ from ..choices import ExportContent, ExportFormat, ExportPrecision
 from ..errors import ConfigError, ExportError, WeightsError
 from ..files import explain_write_errors, write_text
 from ..models import DetectionModel
+from .aoti import add_entry, compile_package, require_compiler
 from .graph import DetectionGraph, capture, lower_precision
 from .metadata import Metadata, hash_weights
 from .onnx import to_onnx, with_constant_threshold
 from .proof import Proof, Prover, proof_batches, proof_images
 from .quantization import Quantization, judge, quantize
-from .runtimes import FORMATS, METADATA_ENTRY, OnnxRuntime, OpenVINO, TorchProgram, open_exported, require
+from .runtimes import FORMATS, METADATA_ENTRY, OnnxRuntime, OpenVINO, TorchPackage, TorchProgram, open_exported, require
 from .triton import check_repository, write_repository
 
 _PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "torch_export": (),
+    "aoti": (),
 }
 
 
@@ -38,8 +40,9 @@ _PRECISIONS: dict[ExportFormat, tuple[ExportPrecision, ...]] = {
     "onnx": ("float32", "float16"),
     "openvino": ("float32", "float16", "int8"),
     "torch_export": ("float32", "float16", "bfloat16"),
+    "aoti": ("float32",),
 }
-"""Precisions in which the runtime of a format computes on CPUs, where the proof runs."""
+"""Precisions in which the runtime of a format computes on CPUs, where the proof runs. aoti was only tried in one."""
 
 
 class Exported(NamedTuple):
@@ -59,11 +62,11 @@ class Exported(NamedTuple):
 
 
 def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "float32") -> None:
-    """Check that `out` names a new file of a format in an existing folder, and that the packages are installed.
+    """Check that `out` names a new file of a format in an existing folder, and that everything needed is installed.
 
     Raises:
         WeightsError: the file exists already or has another suffix, or its folder does not exist.
-        ConfigError: the format has not this precision, or a package is not installed.
+        ConfigError: the format has not this precision, or a package or a compiler is not installed.
     """
     suffix = FORMATS[form]
     if out.suffix != suffix:
@@ -81,6 +84,8 @@ def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "fl
         )
     for package in (*_PACKAGES[form], *(("nncf",) if precision == "int8" else ())):
         require(package)
+    if form == "aoti":
+        require_compiler()
 
 
 def check_quantization(*, has_data: bool, content: ExportContent) -> None:
@@ -145,7 +150,9 @@ def export_detector(
     metadata = replace(metadata, weights_sha256=hash_weights(model))
     batches = proof_batches(images or proof_images(metadata.fixed), metadata.fixed, divisor=divisor)
     prover = Prover(model, batches, content=metadata.content, precision=precision)
-    write = _write_program if form == "torch_export" else partial(_write_onnx, form=form, quantization=quantization)
+    write = {"torch_export": _write_program, "aoti": _write_package}.get(
+        form, partial(_write_onnx, form=form, quantization=quantization)
+    )
     with explain_write_errors(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
         temporary = Path(folder) / out.name
         proof = write(graph, metadata, temporary, prover, divisor=divisor)
@@ -203,6 +210,13 @@ def _write_program(graph: DetectionGraph, metadata: Metadata, path: Path, prover
     torch.export.save(program, path)
     proof = _require_passed(prover.prove(TorchProgram(path)), path)
     torch.export.save(program, path, extra_files={METADATA_ENTRY: json.dumps(metadata.to_texts(proof.to_dict()))})
+    return proof
+
+
+def _write_package(graph: DetectionGraph, metadata: Metadata, path: Path, prover: Prover, *, divisor: int) -> Proof:
+    compile_package(capture(graph, metadata.fixed, divisor=divisor, threshold_input=False).program, path)
+    proof = _require_passed(prover.prove(TorchPackage(path)), path)
+    add_entry(path, METADATA_ENTRY, json.dumps(metadata.to_texts(proof.to_dict())))
     return proof
 
 

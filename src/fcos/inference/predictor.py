@@ -336,7 +336,7 @@ class Detector:
         Args:
             out: path of the new file: `.onnx`, `.xml` (with a `.bin`) or `.pt2`. The figures of the proof are written
                 beside it, in `.proof.json`.
-            form: `onnx`, `openvino` or `torch_export`.
+            form: `onnx`, `openvino`, `torch_export`, or `aoti`, which needs a C++ compiler.
             size: (height, width) of the padded images that the file accepts, multiples of `data.size_divisor`; None:
                 any.
             batch: number of images that the file accepts at a time; None: any.
