@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import benchmark, convert, evaluate, explain, load, report, train
+    from .api import convert, evaluate, load, report, train
+    from .api_inspect import benchmark, explain
     from .config import Config
     from .errors import ConfigError, DataError, ExportError, FCOSError, TrainingError, WeightsError
     from .evaluation.evaluate import Evaluation
@@ -39,7 +40,8 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("benchmark", "convert", "evaluate", "explain", "load", "report", "train"), "api"),
+    **dict.fromkeys(("convert", "evaluate", "load", "report", "train"), "api"),
+    **dict.fromkeys(("benchmark", "explain"), "api_inspect"),
     **dict.fromkeys(
         ("ConfigError", "DataError", "ExportError", "FCOSError", "TrainingError", "WeightsError"), "errors"
     ),

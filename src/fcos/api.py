@@ -1,4 +1,4 @@
-"""Python counterpart of the command line: `load`, `train`, `evaluate`, `report`, `explain`, `benchmark`, `convert`.
+"""Python counterpart of the command line: `load`, `train`, `evaluate`, `report`, `convert`.
 
 Options are `key=value` strings, as on the command line: `fcos.train("fcos_mnv2_small", "data=cells")`.
 """
@@ -23,18 +23,15 @@ from .output import drop_unwritable_output
 from .recipes import is_recipe, load_config, warn_of_unused_details
 
 if TYPE_CHECKING:
-    from .choices import ExportFormat, ExportPrecision, Precision
+    from .choices import ExportFormat, ExportPrecision
     from .data.dataset import Annotations
     from .data.source import Split
     from .evaluation.evaluate import Evaluation
-    from .explanation.explain import Explanation
     from .export.quantization import Quantization
     from .export.write import Exported
-    from .inference.inputs import Picture
     from .inference.predictor import Detector
     from .interop import Form
     from .restore import RestoredDetector
-    from .speed.measure import Benchmark
     from .training.loop import TrainResult
 
 log = logging.getLogger(__name__)
@@ -89,10 +86,11 @@ def load(
             return _build_untrained(config, device)
         source = config.train.weights
         options = [text for text in split_pairs(options)[1] if not text.startswith("train.weights=")]
-    return _to_detector(restore_detector(source, options, config, use="predictions"), device)
+    return to_detector(restore_detector(source, options, config, use="predictions"), device)
 
 
-def _to_detector(restored: RestoredDetector, device: str | None = None) -> Detector:
+def to_detector(restored: RestoredDetector, device: str | None = None) -> Detector:
+    """Build the detector of restored weights; `device` None: that of the config."""
     from .distributed import resolve_device
     from .inference.predictor import Detector
 
@@ -231,7 +229,7 @@ def evaluate(
     warn_of_unused_details(resolved, overrides)
     if not any(text.startswith(("data=", "data.root=", f"data.{split}.")) for text in overrides):
         _check_stored_paths(resolved.data, split)
-    annotations = _load_split(restored, split, where=str(weights))
+    annotations = load_split(restored, split, where=str(weights))
     _note_missing_metrics(resolved, annotations, split)
     require_open_files(limit_workers(resolved.data.workers))
     join_processes(device)
@@ -278,10 +276,13 @@ def export(
     Raises:
         FCOSError: see `load` and `Detector.export`; `data` has no val images.
     """
+    from .export.runtimes import is_exported
     from .export.write import check_output, check_quantization
 
     out = Path(check_source(out, name="out"))
     check_output(out, form, precision)  # before a possible download
+    if is_exported(weights):
+        raise ConfigError(f"{weights}: is already exported; export the weights that it was made from")
     if precision == "int8":
         check_quantization(has_data=data is not None, content="raw" if raw else "detections" if nms else "candidates")
     detector = load(weights, *overrides, config=config, device="cpu")
@@ -328,7 +329,7 @@ def _prepare_quantization(  # noqa: PLR0917 (the arguments of `export`)
     float_ap = ap_of(weights, *overrides, given=config)
     require_float_ap(float_ap)
     paths = _paths(data, "train", limit=MAX_IMAGES) or _paths(data, "val", limit=MAX_IMAGES)
-    readers = [partial(detector.to_input, path, where=str(path)) for path in paths]
+    readers = [partial(detector.to_input, path) for path in paths]
     return Quantization(readers, float_ap, ap_of, max_drop)
 
 
@@ -351,7 +352,7 @@ def default_export(weights: str | Path, suffix: str) -> Path:
     return path.with_suffix(suffix)
 
 
-def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Annotations:
+def load_split(restored: RestoredDetector, split: Split, *, where: str) -> Annotations:
     """Read a split with the classes of the weights, or raise DataError if it does not exist or has other classes.
 
     It may lack masks and keypoints, although the detector predicts them.
@@ -373,7 +374,7 @@ def _load_split(restored: RestoredDetector, split: Split, *, where: str) -> Anno
             raise
         without = data.model_copy(update={error.option: False})
         config = restored.config.model_copy(update={"data": without})
-        return _load_split(restored._replace(config=config), split, where=where)
+        return load_split(restored._replace(config=config), split, where=where)
     if annotations is None:
         existing = [name for name in SPLITS if has_split(data, name)]
         hint = f"choose another one with --split ({', '.join(existing)})" if existing else "it has no other splits"
@@ -448,154 +449,6 @@ def report(run: str | Path, *overrides: str, progress: Callable[[int, int], None
 
     run = check_source(run, name="run")
     return write_report(Path(run), check_overrides(overrides), evaluate=measure)
-
-
-def explain(
-    weights: str | Path,
-    image: Picture,
-    *overrides: str,
-    config: str | Path | Config | None = None,
-    threshold: float | None = None,
-    class_name: str | None = None,
-    out: str | Path | None = None,
-) -> Explanation:
-    """Explain the detections of an FCOS on one image, and with annotations why objects were missed.
-
-    Args:
-        weights: weights file or name of an FCOS, see `load`.
-        image: a picture, see `Detector.predict`. With an override `data=DIR` the path or the file name of an image of
-            this data set, whose annotations are then used.
-        overrides: `key=value`, e.g. `data=DIR`, `model.nms_threshold=0.5`.
-        config: config of weights that contain none, see `load`.
-        threshold: score threshold of shown detections for all classes, in 0..1; None: those of the weights.
-        class_name: class whose scores the page shows; None: the one with the highest score.
-        out: file for the explanation as an HTML page; None: no page is written.
-
-    Returns:
-        Maps of the head, the path of every prediction through post-processing, and the missed objects with reasons.
-
-    Raises:
-        ConfigError: the detector is not an FCOS, an option is wrong, or `out` is a folder.
-        WeightsError: the file does not exist or does not contain weights of a known project.
-        DataError: the image cannot be read, or is not in the data set.
-        OSError: the disk is full or not writable.
-    """
-    import torch
-
-    from .data.layouts import SPLITS
-    from .explanation.explain import explain_image, require_fcos
-    from .explanation.page import write_page
-    from .inference.inputs import to_picture
-    from .inference.selection import Selection, find_labels
-    from .restore import restore_detector
-
-    Selection(threshold=threshold)  # checks its range
-    if out is not None and Path(check_source(out, name="out")).is_dir():
-        raise ConfigError(f"out: {out} is a folder; expected the path of a new HTML file")
-    restored = restore_detector(weights, overrides, config, use="an evaluation")
-    require_fcos(restored.model, restored.config)
-    objects, source = None, image
-    if any(text.startswith(("data=", "data.root=", *(f"data.{split}." for split in SPLITS))) for text in overrides):
-        split, i = _find_annotated(restored, image, where=str(weights))
-        objects, source = split.objects(i), split.path(i)
-    detector = _to_detector(restored)
-    data, thresholds, names = detector.config.data, detector.thresholds, detector.class_names
-    label = None if class_name is None else find_labels([class_name], names)[0]
-    explanation = explain_image(
-        detector.model,
-        detector.config,
-        to_picture(source, bit_depth=data.bit_depth, max_pixels=data.max_pixels),
-        thresholds=thresholds if threshold is None else torch.full_like(thresholds, threshold),
-        class_names=names,
-        objects=objects,
-    )
-    if out is not None:
-        title = Path(source).name if isinstance(source, str | Path) else "an image"
-        write_page(explanation, Path(out), title=title, label=label)
-    return explanation
-
-
-def _find_annotated(restored: RestoredDetector, image: Picture, *, where: str) -> tuple[Annotations, int]:
-    """Find an image in the splits of the data set, see `find_image`."""
-    from .data.layouts import SPLITS
-    from .data.splits import has_split
-    from .explanation.annotated import find_image
-
-    if not isinstance(image, str | Path):
-        raise ConfigError("data: allowed with the path or the file name of an image only; remove it")
-    data = restored.config.data
-    return find_image(image, [_load_split(restored, split, where=where) for split in SPLITS if has_split(data, split)])
-
-
-def benchmark(
-    weights: str | Path | Sequence[str | Path],
-    *overrides: str,
-    images: Sequence[str | Path] = (),
-    config: str | Path | Config | None = None,
-    batches: Sequence[int] = (1,),
-    precisions: Sequence[Precision] = ("float32",),
-    compiled: bool = False,
-    threads: int | None = None,
-    size: tuple[int, int] = (480, 640),
-    seconds: float = 5.0,
-    repeats: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Benchmark:
-    """Measure the speed of detection, from image files to boxes, by part. The variants take turns.
-
-    Args:
-        weights: one or several weights files, recipes or exported files, see `load`. An untrained detector finds
-            nothing, so its post-processing takes less time.
-        overrides: `key=value` for all of them, e.g. `data.test_short_side=600`, `device=cpu`.
-        images: image files, folders or globs, of which the first 64 images are used; empty: generated images.
-        config: config of weights that contain none, see `load`.
-        batches: batch sizes.
-        precisions: precisions of the network (autocast). They do not apply to exported files.
-        compiled: also measure with torch.compile.
-        threads: number of CPU threads of PyTorch, ONNX Runtime and OpenVINO; None: as it is.
-        size: (height, width) of generated images.
-        seconds: mean time per variant, after two batches of warm-up.
-        repeats: number of batches of each variant, instead of `seconds`.
-        progress: callback, see `speed.measure.measure`.
-
-    Raises:
-        ConfigError: an option is wrong, or there is no compiler.
-        WeightsError: a file does not exist or does not contain weights of a known project.
-        DataError: an image cannot be read.
-    """
-    import tempfile
-
-    import torch
-
-    from .speed.images import find_images, generate_images
-    from .speed.measure import Benchmark, measure
-    from .speed.pipeline import build_pipelines
-    from .training.environment import environment
-
-    previous_threads = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        sources = [weights] if isinstance(weights, str | Path) else list(weights)
-        detectors = [load(source, *overrides, config=config) for source in sources]
-        names = [Path(source).name for source in sources]
-        names = names if len({*names}) == len(names) else [str(source) for source in sources]
-        pipelines = [
-            pipeline
-            for name, detector in zip(names, detectors, strict=True)
-            for pipeline in build_pipelines(name, detector, batches=batches, precisions=precisions, compiled=compiled)
-        ]
-        data = detectors[0].config.data
-        with tempfile.TemporaryDirectory() as folder:
-            if images:
-                files = find_images(images, bit_depth=data.bit_depth, max_pixels=data.max_pixels)
-            else:
-                files = generate_images(Path(folder), size)
-            timings = measure(pipelines, files, seconds=seconds, repeats=repeats, progress=progress)
-        machine = environment(detectors[0].device) | {"threads": str(torch.get_num_threads())}
-        return Benchmark(machine, len(files), timings)
-    finally:
-        torch.set_num_threads(previous_threads)
 
 
 def convert(

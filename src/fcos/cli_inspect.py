@@ -40,7 +40,9 @@ def explain(  # noqa: PLR0917 (options of the command line)
         ),
     ],
     config: OriginalConfig = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write.")] = Path("explanation.html"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write: FILE.html.")] = Path(
+        "explanation.html"
+    ),
     threshold: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +63,7 @@ def explain(  # noqa: PLR0917 (options of the command line)
       fcos explain runs/cells/weights/best.pt photo.jpg
       fcos explain runs/cells/weights/best.pt photo.jpg data=DIR --out photo.html
     """
-    from . import api
+    from . import api_inspect
     from .interop.fcos_core.config import split_pairs
 
     pairs, words = split_pairs(words) if config is not None else ([], words)
@@ -71,7 +73,7 @@ def explain(  # noqa: PLR0917 (options of the command line)
         raise ConfigError(f"expected one image and KEY=VALUE options, found {join_some(images) or 'no image'}")
     (image,) = images
     score = None if threshold is None else parse_number("--threshold", threshold, float, low=0, high=1)
-    explanation = api.explain(
+    explanation = api_inspect.explain(
         weights, image, *pairs, *options, config=config, threshold=score, class_name=class_name, out=out
     )
     print_lines(f"{printable(image)}: {explanation.detections.summary()}")
@@ -112,7 +114,7 @@ def benchmark(  # noqa: PLR0917 (options of the command line)
         str | None, typer.Option(metavar="N", help="Number of batches per variant, instead of --seconds.")
     ] = None,
     write_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the results as JSON.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the results to FILE.json.")
     ] = None,
 ) -> None:
     """Measure the speed of detection by part: loading, decoding, resizing, transfer, model, post-processing.
@@ -124,7 +126,8 @@ def benchmark(  # noqa: PLR0917 (options of the command line)
       fcos benchmark runs/cells/weights/best.pt photos --batch 1,8 --precision float32,bfloat16
       fcos benchmark runs/cells/weights/best.pt runs/cells/weights/best.onnx --threads 2 --json speed.json
     """
-    from . import api
+    from . import api_inspect
+    from .config.arguments import check_new_file
     from .files import write_text
     from .recipes import is_recipe
     from .speed.table import print_benchmark
@@ -138,10 +141,10 @@ def benchmark(  # noqa: PLR0917 (options of the command line)
     precisions = precision.split(",")
     for name in precisions:
         check_choice("--precision", name, get_args(Precision))
-    if write_json is not None and write_json.is_dir():
-        raise ConfigError(f"--json: {write_json} is a folder; expected the path of a new file")
+    if write_json is not None:
+        check_new_file(write_json, name="--json", suffix=".json")
     with progress_bar("measuring") as progress:
-        result = api.benchmark(
+        result = api_inspect.benchmark(
             [weights, *more],
             *options,
             images=images,

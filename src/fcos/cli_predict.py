@@ -144,8 +144,7 @@ def _join_thresholds(
     by_name = {name: value for name, value in thresholds if name is not None}
     if not by_name:
         return of_all[-1] if of_all else None
-    names = detector.class_names or [str(label) for label in range(detector.model.num_classes)]
-    return (dict.fromkeys(names, of_all[-1]) if of_all else {}) | by_name
+    return (dict.fromkeys(detector.label_names, of_all[-1]) if of_all else {}) | by_name
 
 
 def _parse_outputs(text: str, *, write_json: bool) -> list[str]:

@@ -370,10 +370,10 @@ class Instances:
         return replace(self, boxes=self.boxes + self.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
 
     def to_supervision(self) -> supervision.Detections:
-        """Convert to `supervision.Detections`: XYXY, mask, confidence, class_id, data["class_name"], data["keypoints"].
+        """Convert to `supervision.Detections`, with class names and keypoints in `data`, and `track_ids` as tracker_id.
 
-        If the names of the keypoints are known, they are in metadata["keypoint_names"], and the pairs of connected
-        keypoints, counted from 0, in metadata["skeleton"].
+        The keys of `data` are `class_name` and `keypoints`. If the names of the keypoints are known, `metadata` has
+        `keypoint_names`, and the pairs of connected keypoints, counted from 0, as `skeleton`.
 
         Raises:
             ImportError: the package `supervision` is not installed.
@@ -393,6 +393,7 @@ class Instances:
             mask=None if masks is None else masks.cpu().numpy(),
             confidence=self.scores.cpu().numpy(),
             class_id=self.labels.cpu().numpy(),
+            tracker_id=None if self.track_ids is None else self.track_ids.cpu().numpy(),
             data=data,
             metadata={"keypoint_names": list(names), "skeleton": list(skeleton)} if names else {},
         )

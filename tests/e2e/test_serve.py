@@ -67,8 +67,11 @@ def test_accepted_requests_are_answered_after_sigterm_and_logged_without_secrets
         with ThreadPoolExecutor(4) as pool:
             files = [{"images": ("private.png", encoded(picture(seed=i)))} for i in range(4)]
             answers = [pool.submit(send, files=file) for file in files]
-            while number_in(httpx.get(f"{url}/metrics", headers=headers).text, "fcos_images_in_progress") < 4:
-                pass
+            num_accepted = 0.0
+            while num_accepted < 4:
+                num_done = sum(answer.done() for answer in answers)
+                metrics = httpx.get(f"{url}/metrics", headers=headers).text
+                num_accepted = num_done + number_in(metrics, "fcos_images_in_progress")
             process.send_signal(signal.SIGTERM)
             assert [answer.result().status_code for answer in answers] == [200] * 4
         code, out, _ = finish(process)

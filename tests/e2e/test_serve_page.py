@@ -208,6 +208,22 @@ def test_camera_shows_detections_until_it_is_stopped(url, open_page):
     expect(page.locator("#camera")).to_have_text("Camera")
 
 
+def test_two_fast_clicks_start_one_camera(url, open_page):
+    page = open_page(url)
+    page.evaluate(
+        """() => {
+            const devices = navigator.mediaDevices, ask = devices.getUserMedia.bind(devices);
+            window.asked = 0;
+            devices.getUserMedia = (options) => { window.asked += 1; return ask(options); };
+            for (let i = 0; i < 2; i++) document.getElementById("camera").click();
+        }"""
+    )
+    expect(page.locator("#camera")).to_have_text("Stop camera")
+    assert page.evaluate("window.asked") == 1
+    page.click("#camera")
+    expect(page.locator("#camera")).to_have_text("Camera")
+
+
 def test_downloads_contain_the_shown_detections(url, open_page, tmp_path):
     page = open_page(url)
     upload(page, ("a.b.png", encoded(picture())))

@@ -1,13 +1,19 @@
-"""Small videos for tests."""
+"""Small videos for tests, and detection in them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
+
+from fcos import Detector
+from fcos.inference.sources import predict_files
+from fcos.inference.stream import Detected
 
 
 def write_video(path: Path, *, num_frames: int = 5, size: tuple[int, int] = (64, 48), codec: str = "mpeg4") -> Path:
@@ -29,3 +35,12 @@ def write_video(path: Path, *, num_frames: int = 5, size: tuple[int, int] = (64,
 def frame_number(image: Image.Image) -> int:
     """Return the number of a frame of `write_video`."""
     return round((float(np.asarray(image).mean()) - 20) / 10)
+
+
+def predict(
+    detector: Detector, sources: Sequence[str | Path], out: Path, **options: Any
+) -> tuple[bool, list[Detected]]:
+    """Call `predict_files` and return its result, and the results of the pictures and frames."""
+    results: list[Detected] = []
+    success = predict_files(detector, [str(source) for source in sources], out, report=results.append, **options)
+    return success, results

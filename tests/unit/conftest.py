@@ -1,4 +1,4 @@
-"""Fixtures for tests of complete trainings."""
+"""Fixtures for tests of complete trainings, and a video."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tiny_backbone
 import torch
 from detectors import TINY
 from tiny_data import coco_tree, write_coco
+from videos import write_video
 
 from fcos.config import Config
 from fcos.training.loop import train
@@ -69,6 +70,12 @@ def configure_rcnn(configure: Callable[..., Config], data: Path) -> Callable[...
         return Config.model_validate(options)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a video of five frames; do not modify it."""
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4")
 
 
 @pytest.fixture(scope="session")

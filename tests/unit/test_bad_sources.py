@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -190,19 +191,64 @@ def test_an_original_is_not_replaced_through_a_link_to_it(detector: Detector, ph
     assert (photos / "good.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("save", ["coco", "yolo", "voc", "crops", "frames"])
+def test_pictures_in_the_folder_of_an_output_are_rejected(
+    detector: Detector, photos: Path, tmp_path: Path, save: str
+) -> None:
+    folder = tmp_path / save / "images"
+    folder.mkdir(parents=True)
+    picture = write(folder / "a.png")
+    with pytest.raises(DataError, match="would be overwritten"):
+        predict_files(detector, [str(picture)], tmp_path, save=[save], report=lambda _: None)
+    assert predict_files(detector, [str(picture)], tmp_path, save=["json"], report=lambda _: None)
+
+
+def test_originals_that_are_listed_on_stdin_are_not_replaced(
+    detector: Detector, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, other = photos / "good.png", write(tmp_path / "other.png")
+    before = good.read_bytes()
+    (tmp_path / "list").write_text(f"{good}\n{other}\n")
+    results: list[Detected] = []
+    with (tmp_path / "list").open() as stdin, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", stdin)
+        assert not predict_files(detector, ["-"], photos, report=results.append)
+    assert [result.error for result in results] == [
+        f"{good}: is in the output folder {photos}; choose another one (--out)",
+        None,
+    ]
+    assert good.read_bytes() == before
+    assert (photos / "other.png").is_file()
+
+
+def test_lists_may_be_written_to_the_current_folder(
+    detector: Detector, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list").write_text("photos/good.png\n")
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / "list").open() as stdin, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", stdin)
+        assert predict_files(detector, ["-"], Path(), report=lambda _: None)
+    assert (tmp_path / "good.png").is_file()
+
+
 def test_an_image_name_as_output_folder_is_rejected(detector: Detector, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"result\.jpg: expected a folder"):
         run(detector, [photos], tmp_path / "result.jpg")
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [RuntimeError("DefaultCPUAllocator: can't allocate memory\nstack"), DataError("does not fit into the file")],
+)
 def test_a_picture_that_the_detector_cannot_process_does_not_stop_the_others(
-    detector: Detector, photos: Path, tmp_path: Path
+    detector: Detector, photos: Path, tmp_path: Path, failure: Exception
 ) -> None:
     write(photos / "large.png", (256, 64))
 
     def fail(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if inputs[0].shape[-1] > inputs[0].shape[-2] * 2:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nstack")
+            raise failure
 
     hook = detector.model.get_submodule("backbone").register_forward_pre_hook(fail)
     try:
@@ -210,9 +256,8 @@ def test_a_picture_that_the_detector_cannot_process_does_not_stop_the_others(
     finally:
         hook.remove()
     error = results[str(photos / "large.png")].error
-    assert (
-        error == f"{photos}/large.png: cannot be processed (256x64 pixels): DefaultCPUAllocator: can't allocate memory"
-    )
+    reason = str(failure).partition("\n")[0]
+    assert error == f"{photos}/large.png: cannot be processed (256x64 pixels): {reason}"
     assert_good_is_done(results, photos, tmp_path / "out")
 
 

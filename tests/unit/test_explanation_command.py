@@ -153,6 +153,8 @@ def test_exported_file_is_rejected() -> None:
         (["a.png", "--class", "dgo"], "no class 'dgo', did you mean 'dog'"),
         (["a.png", "--threshold", "2"], "--threshold: expected a number from 0 to 1, found '2'"),
         (["a.png", "--out", "."], "out: . is a folder"),
+        (["a.png", "--out", "a.png"], "out: expected the path of a new file that ends in .html, found 'a.png'"),
+        (["a.png", "--out", "no/a.html"], "out: no/a.html cannot be written, because there is no folder no"),
         ([], "expected one image and KEY=VALUE options, found no image"),
         (["a.png", "b.png"], "expected one image and KEY=VALUE options, found a.png, b.png"),
         (["a.png", "data=nowhere"], "nowhere"),
@@ -176,6 +178,7 @@ def test_wrong_arguments_are_explained(
     assert code == 2
     assert message.replace("DATA", str(data)) in err
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_image_names_that_occur_twice_need_the_path(weights: Path, data: Path, tmp_path: Path) -> None:

@@ -108,3 +108,13 @@ def test_keypoint_may_differ_if_a_variation_has_it_there() -> None:
     assert compare(expected, found, LIMITS, lambda: [expected]).keypoints == 3.0
     differences = compare(expected, found, LIMITS, lambda: [expected, found[[1, 0]]])
     assert differences == Differences(undecided=1)
+
+
+@pytest.mark.parametrize("name", ["masks", "keypoints", "logits"])
+def test_nan_is_an_infinite_difference(name: str) -> None:
+    expected = replace(instances(A, B), mask_grids=torch.full((2, 4, 4), 0.5), keypoints=torch.ones(2, 3, 3))
+    masks, keypoints = torch.full((2, 4, 4), 0.5), torch.ones(2, 3, 3)
+    {"masks": masks[1], "keypoints": keypoints[1, :, 1], "logits": keypoints[1, :, 2]}[name][0] = torch.nan
+    differences = compare(expected, replace(expected, mask_grids=masks, keypoints=keypoints), LIMITS)
+    assert getattr(differences, name) == torch.inf
+    assert not (Differences() | differences).within(LIMITS)

@@ -15,7 +15,7 @@ from detectors import CATEGORY_IDS, NAMES
 from exports import KEYPOINTS, MASKS, batch_of, picture, small_detector
 
 import fcos
-from fcos import ConfigError, Detector, ExportError, WeightsError
+from fcos import ConfigError, DataError, Detector, ExportError, WeightsError
 from fcos.choices import ExportFormat
 from fcos.export import write
 from fcos.export.comparison import TOLERANCES
@@ -138,7 +138,7 @@ def test_fixed_sizes_are_static_and_smaller_images_are_padded(detector: Detector
     found = loaded.model.detect(images[:, :, :112], sizes)  # three images in batches of two
     expected = detector.model.detect(images[:, :, :112], sizes)
     assert [len(image) for image in found] == [len(image) for image in expected]
-    with pytest.raises(ConfigError, match=r"an image of 160x128 pixels after resizing and padding does not fit into"):
+    with pytest.raises(DataError, match=r"an image of 160x128 pixels after resizing and padding does not fit into"):
         loaded.model.detect(*batch_of((113, 160)))
 
 
@@ -259,6 +259,19 @@ def test_existing_file_is_not_overwritten(detector: Detector, exported: Path) ->
         detector.export(exported)
 
 
+def test_file_beside_an_openvino_file_is_not_overwritten(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_text("mine")
+    with pytest.raises(WeightsError, match=r"model\.bin: exists already"):
+        detector.export(tmp_path / "model.xml", form="openvino")
+    assert (tmp_path / "model.bin").read_text() == "mine"
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_exported_file_is_not_exported_again(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(fcos.FCOSError, match=r"is already exported; export the weights"):
+        fcos.api.export(exported, tmp_path / "again.onnx")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -280,8 +293,18 @@ def test_test_time_augmentation_needs_the_weights(exported: Path) -> None:
 @pytest.mark.parametrize("name", FORMS.values())
 def test_damaged_file_is_explained(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"nonsense")
-    with pytest.raises(WeightsError, match=r"cannot be read|export the detector again"):
+    with pytest.raises(WeightsError, match=r"cannot be read|export the detector again") as raised:
         fcos.load(tmp_path / name)
+    assert ".cpp" not in str(raised.value)
+
+
+def test_weights_with_the_suffix_of_a_program_are_explained(
+    detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(detector.model.state_dict(), tmp_path / "model.pt2")
+    with pytest.raises(WeightsError, match=r"not a complete file of torch\.export\.save; export the detector again"):
+        fcos.load(tmp_path / "model.pt2")
+    assert not caplog.records
 
 
 def test_file_of_another_program_is_explained(exported: Path, tmp_path: Path) -> None:

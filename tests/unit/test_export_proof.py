@@ -116,6 +116,21 @@ def test_wrong_outputs_fail(change: Callable[[dict[str, Tensor]], None]) -> None
     assert not proof.passed, proof.summary()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1.0])
+def test_wrong_raw_outputs_fail(value: float) -> None:
+    detector = small_detector()
+    images = proof_images(FixedSizes())[:1]
+    prover = Prover(detector.model, proof_batches(images, FixedSizes(batch=1), divisor=16), content="raw")
+
+    class Raw(Changed):
+        def __init__(self, difference: float):
+            super().__init__(detector.model, lambda outputs: outputs["logits_1"][0, 0, 0, 0].add_(difference))
+            self.graph = DetectionGraph(detector.model, content="raw")
+
+    assert prover.prove(Raw(0.0)).passed
+    assert not prover.prove(Raw(value)).passed
+
+
 def test_decisions_of_rounding_do_not_fail() -> None:
     """Two detections have the same score, and only one of them is within the limit."""
     detector = small_detector(nms_threshold=0.0)

@@ -1,5 +1,9 @@
 """Folding of batch norms into convolutions for inference."""
 
+import copy
+import pickle
+import threading
+
 import pytest
 import torch
 from detectors import tiny_detector
@@ -109,6 +113,52 @@ def test_convolution_that_runs_twice_is_folded_only_with_its_own_norm():
     assert fold_batch_norms(Twice(norms=2), like=torch.zeros(())) is None
 
 
+class OtherNorm(nn.Module):
+    """Norm with stored statistics, but without weight and bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_var", torch.full((4,), 2.0))
+        self.eps = 0.0
+
+    def forward(self, x):
+        return x / self.get_buffer("running_var").sqrt()[:, None, None]
+
+
+class FixedSize(nn.Module):
+    """Module that accepts maps of one size only."""
+
+    def forward(self, x):
+        return x + torch.zeros(1, 4, 224, 224)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"norms": nn.ModuleList([OtherNorm()])}, {"last": FixedSize()}, {"lock": threading.Lock()}]
+)
+def test_backbone_that_folding_cannot_handle_is_unchanged(attributes):
+    backbone = Maps()
+    assert fold_batch_norms(backbone, like=torch.zeros(())) is not None
+    for name, value in attributes.items():
+        setattr(backbone, name, value)
+    assert fold_batch_norms(backbone, like=torch.zeros(())) is None
+
+
+def test_compiled_networks_stay_compiled(model):
+    fold, graphs = BatchNormFolding(), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    for path in ("", "backbone", "backbone.features.0"):
+        compiled = copy.deepcopy(model)
+        compiled.get_submodule(path).compile(backend=backend)
+        assert fold(compiled) is compiled
+    model.backbone = torch.compile(model.backbone, backend=backend)
+    assert fold(model) is model
+    assert not graphs
+
+
 @pytest.fixture
 def detector():
     detector = tiny_detector()
@@ -147,8 +197,40 @@ def test_folding_is_repeated_only_after_changes(model):
     model.load_state_dict({key: value.clone() for key, value in model.state_dict().items()})
     assert fold(model).backbone is not second
 
+    third = fold(model).backbone
+
+    norms = [each for each in model.backbone.modules() if hasattr(each, "eps")]
+    norms[0].eps = 0.1
+    assert fold(model).backbone is not third
+
     model.train()
     assert fold(model) is model
+
+
+def test_activation_that_replaces_another_is_used(model):
+    fold = BatchNormFolding()
+    first = fold(model).backbone
+    activations = [
+        (parent, name)
+        for parent in model.backbone.modules()
+        for name, each in parent.named_children()
+        if isinstance(each, nn.ReLU6)
+    ]
+    for parent, name in activations:
+        setattr(parent, name, nn.GELU())
+    second = fold(model).backbone
+    assert second is not first
+    assert not any(isinstance(each, nn.ReLU6) for each in second.modules())
+
+
+def test_copies_and_pickles_do_not_contain_the_folded_backbone(detector):
+    size = len(pickle.dumps(detector))
+    image = torch.randint(0, 256, (3, 96, 130), dtype=torch.uint8)
+    expected = detector.predict(image, threshold=0.0)
+    data = pickle.dumps(detector)
+    assert len(data) == size
+    for copied in (pickle.loads(data), copy.deepcopy(detector)):
+        assert copied.predict(image, threshold=0.0).scores.equal(expected.scores)
 
 
 def test_hooks_in_the_backbone_see_every_module(model):

@@ -26,7 +26,7 @@ from fcos.errors import ConfigError, WriteError
 from fcos.inference.prediction import Prediction
 from fcos.inference.sources import predict_files
 from fcos.inference.stream import Detected
-from fcos.inference.writers import WRITERS
+from fcos.inference.writers import WRITERS, coco
 from fcos.inference.writers.interface import Names, class_folder
 from fcos.inference.writers.row_file import RowFile
 
@@ -126,7 +126,9 @@ def test_coco_file_contains_masks_and_keypoints(shapes: Detector, photos: Path, 
     assert (annotations.keypoints.values[:, 1] == 0).all()
     codes = [code for result in results for code in found(result).mask_codes() or []]
     tree = json.loads((tmp_path / "out/coco/annotations.json").read_text())
-    assert [coco_mask.area(row["segmentation"]) for row in tree["annotations"]] == [coco_mask.area(c) for c in codes]
+    areas = [coco_mask.area(code) for code in codes]
+    assert [coco_mask.area(row["segmentation"]) for row in tree["annotations"]] == areas
+    assert [row["area"] for row in tree["annotations"]] == areas
 
 
 def test_yolo_files_contain_keypoints(shapes: Detector, photos: Path, tmp_path: Path) -> None:
@@ -246,8 +248,18 @@ def test_a_row_that_does_not_fit_on_the_disk_is_left_out(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "write", write)
     file.write("3")
     assert not (tmp_path / "rows.json").exists()
-    file.close("]")
+    file.close(lambda: "]")
     assert json.loads((tmp_path / "rows.json").read_text()) == [1, 3]
+
+
+def test_a_coco_file_whose_images_do_not_fit_on_the_disk_is_removed(
+    detector: Detector, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = open("/dev/full", "r+")  # closed by the writer  # noqa: SIM115
+    monkeypatch.setattr(coco.tempfile, "TemporaryFile", lambda *_, **__: full)
+    with pytest.raises(WriteError, match=r"annotations\.json: cannot be written: No space left on device; free up"):
+        predict_files(detector, [str(photos / "b.jpg")], tmp_path / "out", save=["coco"], report=lambda _: None)
+    assert list((tmp_path / "out/coco").iterdir()) == [tmp_path / "out/coco/images"]
 
 
 def test_missing_pyarrow_is_named_with_the_command_to_type(

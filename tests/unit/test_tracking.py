@@ -96,6 +96,14 @@ def test_numbers_are_drawn() -> None:
     assert draw(picture, pending).tobytes() == draw(picture, instances).tobytes()
 
 
+def test_numbers_are_passed_to_supervision() -> None:
+    instances = Instances(torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([0]), torch.tensor([0.5]), (480, 640))
+    tracked = replace(instances, track_ids=torch.tensor([7])).to_supervision()
+    assert tracked.tracker_id is not None
+    assert tracked.tracker_id.tolist() == [7]
+    assert instances.to_supervision().tracker_id is None
+
+
 def test_track_needs_a_stream(detector: Detector) -> None:
     with pytest.raises(ConfigError, match="track: expected stream=True"):
         detector.predict(Image.new("RGB", (64, 48)), track=True)  # pyright: ignore[reportCallIssue]

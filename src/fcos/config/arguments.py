@@ -36,6 +36,27 @@ def check_source(source: Any, *, name: str) -> str | Path:
     return source
 
 
+def check_new_file(file: Any, *, name: str, suffix: str) -> Path:
+    """Return the path of a file to write. The suffix protects images and weights from being replaced by mistake.
+
+    Args:
+        file: argument of a call.
+        name: its name, for messages.
+        suffix: suffix that the name of the file must have.
+
+    Raises:
+        ConfigError: it is not a path, has another suffix, is a folder, or is in a folder that does not exist.
+    """
+    path = Path(check_source(file, name=name))
+    if path.is_dir():
+        raise ConfigError(f"{name}: {path} is a folder; expected the path of a new file that ends in {suffix}")
+    if path.suffix.lower() != suffix:
+        raise ConfigError(f"{name}: expected the path of a new file that ends in {suffix}, found {quote(str(path))}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{name}: {path} cannot be written, because there is no folder {path.parent}; create it")
+    return path
+
+
 def check_overrides(overrides: Any) -> list[str]:
     """Return `key=value` options as a list.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch.export import ExportedProgram
@@ -47,6 +47,8 @@ def compile_package(program: ExportedProgram, path: Path) -> None:
 
 def is_package(path: Path) -> bool:
     """Return whether a .pt2 file contains machine code, rather than a program of `torch.export`."""
+    if not is_zipfile(path):
+        return False
     with ZipFile(path) as archive:
         return any("/data/aotinductor/" in name for name in archive.namelist())
 

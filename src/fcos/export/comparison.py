@@ -114,13 +114,13 @@ def compare(
     has_no_partner = lonely.index_fill(0, rows, False) & ~missed
     is_no_partner = additional.index_fill(0, partner[rows], False) & ~repeated
     differences = Differences(
-        boxes=_largest((a.boxes - b.boxes)[is_compared]),
-        scores=_largest((a.scores - b.scores)[is_compared]),
+        boxes=largest_difference((a.boxes - b.boxes)[is_compared]),
+        scores=largest_difference((a.scores - b.scores)[is_compared]),
         unmatched=int(has_no_partner.sum() + is_no_partner.sum()),
         undecided=int(missed.sum() + repeated.sum()),
     )
     if a.mask_grids is not None and b.mask_grids is not None:
-        differences = differences._replace(masks=_largest((a.mask_grids - b.mask_grids)[is_close]))
+        differences = differences._replace(masks=largest_difference((a.mask_grids - b.mask_grids)[is_close]))
     if a.keypoints is None or b.keypoints is None:
         return differences
     return differences | _compare_keypoints(a[is_close], b[is_close], tolerances, variations)
@@ -178,11 +178,12 @@ def _compare_keypoints(
         if torch.equal(repeated, is_moved):
             break
     return Differences(
-        keypoints=_largest(moved[~repeated]),
-        logits=_largest(a.keypoints[..., 2] - b.keypoints[..., 2]),
+        keypoints=largest_difference(moved[~repeated]),
+        logits=largest_difference(a.keypoints[..., 2] - b.keypoints[..., 2]),
         undecided=int(repeated.sum()),
     )
 
 
-def _largest(differences: Tensor) -> float:
-    return float(differences.abs().max()) if differences.numel() else 0.0
+def largest_difference(differences: Tensor) -> float:
+    """Return the largest absolute value, infinite if a value is NaN, which `max` would ignore; 0 without values."""
+    return float(differences.abs().nan_to_num(nan=torch.inf).max()) if differences.numel() else 0.0

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import RCNNConfig
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, DataError, WeightsError
 from ..models.detector import DetectionModel, Pixels
 from ..structures import Instances, Objects
 from .metadata import Metadata, from_texts
@@ -71,7 +71,8 @@ class ExportedModel(DetectionModel):
         """Return the detections of every image, see `DetectionModel.detect`.
 
         Raises:
-            ConfigError: the images do not fit into the fixed size of the file, or targets are given.
+            DataError: the images do not fit into the fixed size of the file.
+            ConfigError: targets are given.
         """
         if targets is not None:
             raise _only_detects()
@@ -121,7 +122,7 @@ def _pad_to(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Pad images [N, 3, H, W] to a (height, width)."""
     below, right = size[0] - images.shape[2], size[1] - images.shape[3]
     if min(below, right) < 0:
-        raise ConfigError(
+        raise DataError(
             f"an image of {images.shape[3]}x{images.shape[2]} pixels after resizing and padding does not fit into the"
             f" {size[1]}x{size[0]} pixels that the file accepts; set data.test_short_side and data.test_max_side to"
             " smaller values, or export without --size"

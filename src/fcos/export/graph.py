@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map_only
 
 from ..choices import ExportContent
+from ..data.opening import MAX_PIXELS
 from ..errors import ConfigError
 from ..models import DetectionModel
 from .metadata import FixedSizes
@@ -23,10 +25,10 @@ _MAX_SIDE = 2**16
 
 
 def check_size(size: tuple[int, int] | None, *, divisor: int) -> None:
-    """Check that the sides of a fixed size are multiples of `divisor`.
+    """Check that the sides of a fixed size are multiples of `divisor`, and that the memory may suffice.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: they are not, or there are more pixels than the default of `data.max_pixels`.
     """
     if size is None:
         return
@@ -36,6 +38,8 @@ def check_size(size: tuple[int, int] | None, *, divisor: int) -> None:
             f"--size: expected multiples of data.size_divisor={divisor}, found {size[0]}x{size[1]}; the next larger"
             f" size is {height}x{width}"
         )
+    if math.prod(size) > MAX_PIXELS:
+        raise ConfigError(f"--size: expected at most {MAX_PIXELS} pixels, found {size[0]}x{size[1]}")
 
 
 class DetectionGraph(nn.Module):

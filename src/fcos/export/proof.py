@@ -17,7 +17,7 @@ from ..data.loader import pad
 from ..errors import ConfigError, ExportError
 from ..models import DetectionModel
 from ..structures import Instances
-from .comparison import TOLERANCES, Differences, Tolerances, compare
+from .comparison import TOLERANCES, Differences, Tolerances, compare, largest_difference
 from .graph import raw_outputs
 from .metadata import FixedSizes
 from .outputs import to_instances
@@ -262,7 +262,7 @@ class Prover:
             expected = raw_outputs(self.model.padded_outputs(*views))
         assert list(expected) == list(outputs)
         pairs = [(expected[name], output.float()) for name, output in outputs.items()]
-        return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in pairs)
+        return max(largest_difference((a - b) / a.abs().max().clamp(min=1e-6)) for a, b in pairs)
 
 
 def vary(model: DetectionModel, seed: int, amount: float) -> DetectionModel:

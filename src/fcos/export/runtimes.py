@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -134,6 +135,8 @@ class TorchProgram:
     """
 
     def __init__(self, path: Path):
+        if not _is_program(path):  # otherwise torch logs a traceback
+            raise ValueError("not a complete file of torch.export.save")
         files = {METADATA_ENTRY: ""}
         program = torch.export.load(path, extra_files=files)
         self.metadata = json.loads(files[METADATA_ENTRY] or "{}")
@@ -147,6 +150,13 @@ class TorchProgram:
             self._module.get_buffer("score_threshold").fill_(score_threshold)
         with torch.autocast("cpu", enabled=False):  # the precision is fixed in the program
             return self._module(images.cpu(), sizes.cpu())
+
+
+def _is_program(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/archive_format") for name in archive.namelist())
 
 
 class TorchPackage:
@@ -184,8 +194,8 @@ def open_exported(path: Path) -> Runtime:
     except ConfigError:
         raise
     except Exception as error:  # arbitrary bytes can cause any exception
-        first_line = str(error).strip().partition("\n")[0]
-        raise WeightsError(f"{path}: cannot be read: {first_line:.200}; export the detector again") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # OpenVINO: after its source files
+        raise WeightsError(f"{path}: cannot be read: {reason:.200}; export the detector again") from None
 
 
 def _open_pt2(path: Path) -> Runtime:

@@ -65,14 +65,15 @@ def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "fl
     """Check that `out` names a new file of a format in an existing folder, and that everything needed is installed.
 
     Raises:
-        WeightsError: the file exists already or has another suffix, or its folder does not exist.
+        WeightsError: a file exists already or has another suffix, or its folder does not exist.
         ConfigError: the format has not this precision, or a package or a compiler is not installed.
     """
     suffix = FORMATS[form]
     if out.suffix != suffix:
         raise WeightsError(f"{out}: files of the format {form} end in {suffix}; for example {out.with_suffix(suffix)}")
-    if out.exists():
-        raise WeightsError(f"{out}: exists already and is not overwritten; give another name or remove it first")
+    for file in (out, out.with_suffix(".bin")) if form == "openvino" else (out,):
+        if file.exists():
+            raise WeightsError(f"{file}: exists already and is not overwritten; give another name or remove it first")
     if not out.parent.is_dir():
         raise WeightsError(f"{out}: no such folder {out.parent}; create it first")
     if precision == "int8" and precision not in _PRECISIONS[form]:

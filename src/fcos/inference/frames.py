@@ -22,7 +22,7 @@ from ..data.files import IMAGE_SUFFIXES
 from ..downloads import is_url
 from ..errors import DataError, FCOSError
 from .inputs import Picture, to_picture
-from .paths import expand
+from .paths import expand, stands_for_several
 from .video import VIDEO_SUFFIXES, count_frames, is_video, read_camera, read_video
 
 Kind = Literal["picture", "video", "camera", "list", "watched"]
@@ -98,7 +98,9 @@ def find_sources(texts: Sequence[str], *, watch: bool = False) -> tuple[list[Sou
 
 
 def _to_source(path: str) -> Source:
-    return Source(path, "video", count_frames(path)) if is_video(path) else Source(path, "picture")
+    # `find_sources` has asked the servers of URLs.
+    is_picture = is_url(path) or not is_video(path)
+    return Source(path, "picture") if is_picture else Source(path, "video", count_frames(path))
 
 
 def find_frames(images: Picture | Iterable[Picture], data: DataConfig) -> Iterator[Frame]:
@@ -119,8 +121,38 @@ def find_frames(images: Picture | Iterable[Picture], data: DataConfig) -> Iterat
     if isinstance(images, list | tuple) and all(isinstance(image, str | Path) for image in images):
         sources, failures = find_sources([str(image) for image in images])
         return chain(failures, read_frames(sources, data))
-    is_several = isinstance(images, Iterable) and not isinstance(images, np.ndarray | Tensor | bytes)
-    return _read_pictures_in_memory(images if is_several else [images], data)  # pyright: ignore[reportArgumentType]
+    return _read_pictures_in_memory(_as_iterable(images), data)
+
+
+def list_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], bool]:
+    """Return the pictures of a call without `stream`, with those of folders and globs, and whether it is a single one.
+
+    Raises:
+        DataError: a video is among them, or a path does not exist.
+    """
+    if isinstance(images, str | Path):
+        return _expand_picture(images), not stands_for_several(str(images))
+    pictures = [picture for image in _as_iterable(images) for picture in _expand_picture(image)]
+    return pictures, _is_single(images)
+
+
+def _expand_picture(image: Picture) -> list[Picture]:
+    """Return the pictures that a folder or a glob stands for, or the picture itself."""
+    if isinstance(image, str | Path) and not is_url(str(image)) and is_video(str(image)):
+        raise DataError(f"{image}: is a video; use predict(..., stream=True)")
+    is_several = isinstance(image, str | Path) and stands_for_several(str(image))
+    return [*expand(str(image))] if is_several else [image]
+
+
+def _as_iterable(images: Picture | Iterable[Picture]) -> Iterable[Picture]:
+    # `to_picture` reports anything that is not a picture.
+    return [images] if _is_single(images) else images  # pyright: ignore[reportReturnType]
+
+
+def _is_single(images: Picture | Iterable[Picture]) -> bool:
+    # Bytes and open files are iterable, too, but not lists of pictures.
+    is_picture = isinstance(images, str | Path | Image.Image | np.ndarray | Tensor | bytes) or hasattr(images, "read")
+    return is_picture or not isinstance(images, Iterable)
 
 
 def _read_pictures_in_memory(images: Iterable[Picture], data: DataConfig) -> Iterator[Frame]:
@@ -202,11 +234,14 @@ def _read_list(data: DataConfig) -> Iterator[Frame]:
 
 
 def _read_each(paths: Iterable[str], data: DataConfig) -> Iterator[Frame]:
-    """Read sources one by one as they arrive."""
+    """Read pictures and videos one by one as they arrive."""
     for path in paths:
         sources, failures = find_sources([path])
         yield from failures
-        yield from read_frames([source for source in sources if source.kind in ("picture", "video")], data)
+        if any(source.kind in ("camera", "list") for source in sources):
+            yield Frame(path, error=f"{path}: no such file; cameras and lists cannot be part of a list")
+        else:
+            yield from read_frames(sources, data)
 
 
 def read_lines(descriptor: int) -> Iterator[str]:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,7 +19,7 @@ from ..data.opening import MAX_PIXELS
 from ..data.transforms import detection_views
 from ..distributed import resolve_device
 from ..downloads import is_url
-from ..errors import ConfigError, DataError, WeightsError
+from ..errors import ConfigError, WeightsError
 from ..formatting import join_some, plural, printable
 from ..keypoints import UNNAMED, KeypointLayout
 from ..models.folding import BatchNormFolding
@@ -28,16 +27,14 @@ from ..precision import autocast
 from ..recipes import recipes_with
 from ..structures import Instances
 from .detect import detect_on_originals
-from .frames import Frame, find_frames
+from .frames import Frame, find_frames, list_pictures
 from .inputs import Picture, to_picture
-from .paths import expand, stands_for_several
 from .pictures import PictureDetection
 from .prediction import Prediction
 from .selection import Selected, Selection, find_labels, require_count
 from .stream import Detected, detect_stream
 from .tiling import Tiling
 from .tracking import track as track_objects
-from .video import is_video
 
 if TYPE_CHECKING:
     from ..choices import ExportFormat, ExportPrecision
@@ -88,6 +85,11 @@ class Detector:
     def device(self) -> torch.device:
         """Device of the model."""
         return self.model.device
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """[K] names of the classes; those of unnamed classes are their labels, as in `Instances.names`."""
+        return self.class_names or tuple(str(label) for label in range(self.model.num_classes))
 
     @property
     def thresholds(self) -> Tensor:
@@ -201,8 +203,9 @@ class Detector:
             batch_size: number of pictures processed at a time; None uses `config.eval.batch_size`. The result does not
                 depend on it, because only pictures of the same padded shape form a batch.
             tile: side of the tiles in pixels, for small objects in large pictures. A larger picture is detected tile by
-                tile, and once as a whole for objects that are larger than the overlap. A limit on the number of
-                detections in the model's config applies to each tile. None: no tiles.
+                tile, and once as a whole for objects that are larger than the overlap. Boxes of the same object in
+                several tiles are suppressed, also with `nms_threshold=0`. A limit on the number of detections in the
+                model's config applies to each tile. None: no tiles.
             overlap: overlap of two tiles as a fraction of their side, 0 to 0.9.
             stream: return an iterator, which needs the same memory for any number of pictures and reads the next ones
                 in a thread. Then the images may also be videos: files, folders of them, RTSP and http(s) streams, and
@@ -229,14 +232,11 @@ class Detector:
             return self._stream(find_frames(images, self.config.data), detect, step, track=track)
         if track:
             raise ConfigError("track: expected stream=True, as only the frames of videos are tracked")
-        pictures, is_single = _list_pictures(images)
+        pictures, is_single = list_pictures(images)
         results: list[Prediction] = []
         for start in range(0, len(pictures), step):
-            data, chunk = self.config.data, pictures[start : start + step]
-            decoded = [
-                to_picture(image, where=f"images[{i}]", bit_depth=data.bit_depth, max_pixels=data.max_pixels)
-                for i, image in enumerate(chunk, start)
-            ]
+            chunk = pictures[start : start + step]
+            decoded = self._read(chunk, start)
             results += [self._to_prediction(*each) for each in zip(detect(decoded), chunk, decoded, strict=True)]
         return results[0] if is_single else results
 
@@ -306,7 +306,7 @@ class Detector:
         max_detections: int | None = None,
         nms_threshold: float | None = None,
     ) -> Selection:
-        names = self.class_names or self._label_names()
+        names = self.label_names
         labels = None if classes is None else find_labels(classes, names)
         if not isinstance(threshold, Mapping):
             return Selection(threshold, labels, max_detections, nms_threshold)
@@ -365,9 +365,8 @@ class Detector:
         self._require_trained()
         require_count("batch", batch, at_least=1)
         check_size(size, divisor=self.config.data.size_divisor)
-        tensors = None
-        if images is not None:
-            tensors = [self.to_input(image, where=f"images[{i}]") for i, image in enumerate(images)]
+        transform = self._transforms[0]
+        tensors = None if images is None else [transform(picture).image for picture in self._read(images)]
         metadata = Metadata(
             self.config,
             self.class_names,
@@ -390,19 +389,16 @@ class Detector:
             triton=repository,
         )
 
-    def to_input(self, image: Picture, *, where: str) -> Tensor:
+    def to_input(self, image: Picture) -> Tensor:
         """Return a picture as the detector receives it, before padding and normalisation: uint8 [3, h, w].
 
         Args:
             image: a picture, see `predict`.
-            where: name of the picture, for messages.
 
         Raises:
             DataError: it cannot be read.
         """
-        data = self.config.data
-        picture = to_picture(image, where=where, bit_depth=data.bit_depth, max_pixels=data.max_pixels)
-        return self._transforms[0](picture).image
+        return self._transforms[0](self._read([image])[0]).image
 
     def _require_trained(self) -> None:
         if not self.is_trained:
@@ -410,6 +406,14 @@ class Detector:
                 "the detector is untrained: its head has random weights; load trained weights, such as"
                 " runs/NAME/weights/best.pt"
             )
+
+    def _read(self, images: Sequence[Picture], start: int = 0) -> list[Image.Image]:
+        """Convert pictures in any form to RGB images; `start` is the number of the first one, for messages."""
+        data = self.config.data
+        return [
+            to_picture(image, where=f"images[{i}]", bit_depth=data.bit_depth, max_pixels=data.max_pixels)
+            for i, image in enumerate(images, start)
+        ]
 
     def _to_prediction(self, selected: Selected, image: Picture, pixels: Image.Image) -> Prediction:
         """Add the picture to its detections: its path if reading it again gives the same pixels, otherwise a copy."""
@@ -423,10 +427,6 @@ class Detector:
             num_below=selected.num_below,
             best_below=selected.best_below,
         )
-
-    def _label_names(self) -> list[str]:
-        """Return the labels as text, which are the names of unnamed classes, see `Instances.names`."""
-        return [str(label) for label in range(self.model.num_classes)]
 
     def detect_resized(
         self,
@@ -461,26 +461,3 @@ class Detector:
             found = detect_on_originals(model, views, sizes, select=select)
         named = [replace(image, class_names=self.class_names, keypoint_layout=self.keypoint_layout) for image in found]
         return [image._replace(detections=detections) for image, detections in zip(selected, named, strict=True)]
-
-
-def _list_pictures(images: Picture | Iterable[Picture]) -> tuple[list[Picture], bool]:
-    """Return the pictures that the argument of `predict` stands for, and whether it is a single one."""
-    if isinstance(images, str | Path):
-        return _expand(images), not stands_for_several(str(images))
-    # Bytes and open files are iterable, too, but not lists of pictures.
-    is_single = isinstance(images, Image.Image | np.ndarray | Tensor | bytes) or hasattr(images, "read")
-    if is_single or not isinstance(images, Iterable):
-        return [images], True  # pyright: ignore[reportReturnType] (`to_picture` reports anything else)
-    return [picture for image in images for picture in _expand(image)], False
-
-
-def _expand(image: Picture) -> list[Picture]:
-    """Return the pictures that a folder or a glob stands for, or the picture itself.
-
-    Raises:
-        DataError: it is a video.
-    """
-    if isinstance(image, str | Path) and not is_url(str(image)) and is_video(str(image)):
-        raise DataError(f"{image}: is a video; use predict(..., stream=True)")
-    is_several = isinstance(image, str | Path) and stands_for_several(str(image))
-    return [*expand(str(image))] if is_several else [image]

@@ -61,11 +61,11 @@ class ReadAhead(Generic[Item]):
             for item in self._items:
                 if not self._put(item):
                     break
+            close = getattr(self._items, "close", None)  # of a generator
+            if close is not None:
+                close()
         except BaseException as error:
             self._error = error
-        close = getattr(self._items, "close", None)  # of a generator
-        if close is not None:
-            close()
         with self._changed:
             self._is_finished = True
             self._changed.notify_all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.files import IMAGE_SUFFIXES, PREDICTIONS_MARK
-from ..downloads import is_url
 from ..errors import ConfigError, DataError, WriteError
 from ..files import explain_write_errors
-from .frames import Source, find_sources, read_frames
+from .frames import Frame, Source, find_sources, read_frames
 from .stream import Detected
 from .tiling import Tiling
 from .writers import Classes, Writer, open_writers
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from .predictor import Detector
 
 _WAITING = 2  # pictures that wait to be written
+_FOLDERS = ("frames", "crops", "coco", "yolo", "voc")  # outputs with a folder of their name
 
 
 def predict_files(
@@ -72,15 +72,17 @@ def predict_files(
     if not found:
         raise DataError("\n".join(str(failure.error) for failure in failures))
     frames = read_frames(found, detector.config.data)
+    if save:
+        frames = _reject_outputs(frames, out, save)
     # Finds mistakes before anything is written; nothing is read yet.
     results = detector.detect_stream(frames, threshold=threshold, tiling=tiling, track=track)
     if save:
-        _prepare_folder(out, found)
+        _prepare_folder(out, found, save)
     total = _count(found, num_failures=len(failures))
     if progress is not None:
         progress(0, total)
     classes = Classes(
-        detector.class_names or [str(label) for label in range(detector.model.num_classes)],
+        detector.label_names,
         detector.category_ids,
         detector.keypoint_layout,
         detector.config.model.num_predicted_keypoints,
@@ -100,9 +102,10 @@ def predict_files(
     return success
 
 
-def _prepare_folder(out: Path, sources: Sequence[Source]) -> None:
-    """Create the output folder, after checking that it contains no picture to read."""
-    if any(_is_in(source, out) for source in sources):
+def _prepare_folder(out: Path, sources: Sequence[Source], save: Sequence[str]) -> None:
+    """Create the output folder, after checking that outputs overwrite no picture to read."""
+    watched = [os.path.realpath(source.text) for source in sources if source.kind == "watched"]
+    if os.path.realpath(out) in watched or any(_may_be_overwritten(source.text, out, save) for source in sources):
         raise DataError(
             f"{out}: the input images are in this folder and would be overwritten; choose another one (--out)"
         )
@@ -112,13 +115,25 @@ def _prepare_folder(out: Path, sources: Sequence[Source]) -> None:
             (out / PREDICTIONS_MARK).touch()
 
 
-def _is_in(source: Source, folder: Path) -> bool:
-    """Return whether a file, or the file that it links to, is in a folder, or whether the folder is watched."""
-    if is_url(source.text):
+def _reject_outputs(frames: Iterator[Frame], out: Path, save: Sequence[str]) -> Iterator[Frame]:
+    """Replace pictures by failures if outputs may overwrite them; sources on stdin are unknown before."""
+    for frame in frames:
+        if _may_be_overwritten(frame.source, out, save):
+            yield Frame(
+                frame.source, error=f"{frame.source}: is in the output folder {out}; choose another one (--out)"
+            )
+        else:
+            yield frame
+
+
+def _may_be_overwritten(source: str, out: Path, save: Sequence[str]) -> bool:
+    """Return whether a file, or the file that it links to, is in a folder that outputs are written to."""
+    if not os.path.isfile(source):  # a URL, a camera, a folder
         return False
-    real = os.path.realpath(source.text)
-    folders = os.path.realpath(os.path.dirname(source.text)), os.path.dirname(real)
-    return os.path.realpath(folder) in ((real,) if source.kind == "watched" else folders)
+    folders = {os.path.realpath(os.path.dirname(source)), os.path.dirname(os.path.realpath(source))}
+    root = os.path.realpath(out)
+    written = [os.path.join(root, name) for name in save if name in _FOLDERS]
+    return root in folders or any(Path(folder).is_relative_to(path) for folder in folders for path in written)
 
 
 def _count(sources: Sequence[Source], *, num_failures: int) -> int | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..errors import DataError
 from .draw import draw
 from .frames import Frame
 from .prediction import Prediction
@@ -87,7 +88,8 @@ def _detect(detect: Detect, frames: Sequence[Frame]) -> list[Prediction | str]:
     """Return the detections of every picture, or the reason why a picture cannot be processed."""
     try:
         return [*detect(frames)] if frames else []
-    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it is out of memory
+    # An exported file of fixed size may be too small; torch raises RuntimeError if it is out of memory.
+    except (DataError, MemoryError, RuntimeError) as error:
         image = frames[0].image
         if len(frames) == 1 and image is not None:
             reason = str(error).partition("\n")[0] or "out of memory"

@@ -174,7 +174,7 @@ def _describe(error: Exception) -> str:
 
 def _decode(container: Any, *, is_live: bool) -> Iterator[VideoFrame]:
     av, stream = import_av(container.name), container.streams.video[0]
-    rate, first, last = float(stream.average_rate or 25), None, 0.0
+    rate, first, last = float(stream.average_rate or 25), None, 0.0  # of the first and the last frame, in seconds
     packets = container.demux(stream)
     while True:
         try:
@@ -183,7 +183,7 @@ def _decode(container: Any, *, is_live: bool) -> Iterator[VideoFrame]:
         except StopIteration:
             return
         except av.FFmpegError as error:
-            yield VideoFrame(None, f"cannot be decoded: {_describe(error)}", last, is_live)
+            yield VideoFrame(None, f"cannot be decoded: {_describe(error)}", last - (first or 0.0), is_live)
             if not isinstance(error, av.InvalidDataError):  # the connection or the disk
                 return
             continue

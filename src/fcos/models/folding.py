@@ -31,13 +31,17 @@ class BatchNormFolding:
     convolution can contain. The maps differ by rounding only. This saves a pass over every map, and the conversion to
     float32 that float32 statistics cause under autocast.
 
-    The result of the last call is kept until the backbone changes.
+    The result of the last call is kept until the backbone changes. Values changed by `tensor.data` or in the inference
+    mode are not noticed, because PyTorch does not track these changes. Copies and pickles do not contain the result.
     """
 
     def __init__(self):
         self._state: list[Any] = []
         self._tensors: list[Tensor] = []
         self._folded: nn.Module | None = None
+
+    def __reduce__(self) -> tuple[type[BatchNormFolding], tuple[()]]:
+        return BatchNormFolding, ()
 
     def __call__(self, model: Model) -> Model:
         """Return a detector for inference.
@@ -47,15 +51,15 @@ class BatchNormFolding:
 
         Returns:
             A detector that shares all modules with `model` except the backbone, and all parameters except those of the
-            folded convolutions. `model` itself if there is nothing to fold, if a module of the backbone has hooks,
-            which may observe a batch norm, or if the maps would differ.
+            folded convolutions. `model` itself if `fold_batch_norms` returns None, or if the model is compiled.
         """
         backbone = getattr(model, "backbone", None)
-        if not isinstance(backbone, nn.Module):
+        if not isinstance(backbone, nn.Module) or _is_compiled(model):
             return model
         state = _state(backbone)
         if state != self._state:
-            self._state, self._folded = state, fold_batch_norms(backbone, like=model.pixel_mean)
+            self._folded = fold_batch_norms(backbone, like=model.pixel_mean)
+            self._state = state  # last, for other threads
             self._tensors = [*backbone.parameters(), *backbone.buffers()]  # while they exist, no others have their ids
         if self._folded is None:
             return model
@@ -72,33 +76,46 @@ def fold_batch_norms(backbone: nn.Module, *, like: Tensor) -> nn.Module | None:
         like: tensor with the device and the data type of its input.
 
     Returns:
-        None if there is nothing to fold, if a module has hooks, or if the maps would differ.
+        None if there is nothing to fold, if a module has hooks, which may observe a batch norm, or is compiled, if the
+        maps would differ, or if the backbone cannot be copied or run on an image of 64x64 pixels.
     """
-    if any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules()):
+    if any(_num_hooks(module) or _is_compiled(module) for module in backbone.modules()):
         return None
     image = torch.randn(1, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0)).to(like)
     # Tensors of the inference mode could not be used outside of it.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-        return _fold(backbone, image)
+        try:
+            return _fold(backbone, image)
+        except Exception:  # a user's backbone can raise anything
+            return None
 
 
 def _state(backbone: nn.Module) -> list[Any]:
     """Return everything that the folded backbone depends on; equal lists mean that it need not be folded again."""
-    state: list[Any] = [backbone]
+    state: list[Any] = []
     for module in backbone.modules():
-        state += module.training, len(module._forward_hooks) + len(module._forward_pre_hooks)
+        state += module, module.training, _num_hooks(module), _is_compiled(module), getattr(module, "eps", None)
     for tensor in chain(backbone.parameters(), backbone.buffers()):
         state += id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
     return state
 
 
+def _num_hooks(module: nn.Module) -> int:
+    return len(module._forward_hooks) + len(module._forward_pre_hooks)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Return whether a module is compiled, by `module.compile()` or `torch.compile(module)`; copies would not be."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
+
+
 def _fold(backbone: nn.Module, image: Tensor) -> nn.Module | None:
     """Return a copy of a backbone with its batch norms folded; None if there are none, or if its maps differ."""
-    pairs, expected = _find_pairs(backbone, image)
-    if not pairs:
-        return None
     tensors = chain(backbone.parameters(), backbone.buffers())
     folded = copy.deepcopy(backbone, {id(tensor): tensor for tensor in tensors})  # which the copy shares
+    pairs, expected = _find_pairs(folded, image)
+    if not pairs:
+        return None
     for conv_path, norm_path in pairs.items():
         norm = folded.get_submodule(norm_path)
         _fold_into(folded.get_submodule(conv_path), norm)

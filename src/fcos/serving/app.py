@@ -170,8 +170,7 @@ def _detection_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/model", tags=["detection"], summary="Classes and limits of the model")
     def model() -> dict[str, Any]:
-        names = detector.class_names or [str(label) for label in range(detector.model.num_classes)]
-        rows = zip(names, detector.category_ids, detector.thresholds.tolist(), strict=True)
+        rows = zip(detector.label_names, detector.category_ids, detector.thresholds.tolist(), strict=True)
         return {
             "name": settings.name,
             "classes": [

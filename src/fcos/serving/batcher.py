@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.loader import padded_size
 from ..data.transforms import detection_views
-from ..errors import ConfigError
+from ..errors import FCOSError
 from ..structures import Instances
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Batcher:
                 for item in items:
                     self._process([item])
                 return
-            if not isinstance(error, ConfigError):
+            if not isinstance(error, FCOSError):
                 log.exception("detection failed")
             items[0].future.set_exception(error)
             return

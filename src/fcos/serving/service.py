@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from PIL import Image
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FCOSError
 from ..export.exported import ExportedModel
 from ..inference.draw_shapes import skeleton_of
 from ..inference.selection import Selection, find_labels
@@ -160,9 +160,8 @@ class Service:
         Raises:
             Problem: an option is wrong (422).
         """
-        names = self.detector.class_names or [str(label) for label in range(self.detector.model.num_classes)]
         try:
-            labels = None if classes is None else find_labels(classes, names)
+            labels = None if classes is None else find_labels(classes, self.detector.label_names)
             selection = Selection(threshold, labels, max_detections, nms_threshold)
             selection.configure(self.detector.model)
         except ConfigError as error:
@@ -193,7 +192,7 @@ class Service:
             futures = [asyncio.wrap_future(self._batcher.submit(prepared, selection)) for prepared, _ in decoded]
             try:
                 found = await asyncio.gather(*futures)
-            except ConfigError as error:  # an exported file of fixed size may be too small
+            except FCOSError as error:  # an exported file of fixed size may be too small
                 raise Problem(422, str(error)) from None
             except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it is out of memory
                 if "memory" not in str(error).lower() and not isinstance(error, MemoryError):

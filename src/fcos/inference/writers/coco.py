@@ -30,7 +30,7 @@ class CocoWriter:
         self._classes = classes
         self._pictures = DataSetImages(folder / "images")
         self._file = RowFile(folder / "annotations.json", start='{"annotations": [\n', separator=",\n")
-        self._images = tempfile.TemporaryFile("w+", encoding="utf-8")  # closed in `close`  # noqa: SIM115
+        self._images = tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)  # closed in `close`  # noqa: SIM115
         self._num_images = self._num_annotations = 0
 
     def write(self, detected: Detected) -> None:
@@ -40,15 +40,20 @@ class CocoWriter:
             return
         name = self._pictures.add(detected).name
         number, rows = self._num_images + 1, self._annotations(detected)
-        if rows:
-            self._file.write(",\n".join(json.dumps(row) for row in rows))
-        self._num_images, self._num_annotations = number, self._num_annotations + len(rows)
         height, width = instances.size
         image = {"id": number, "file_name": f"images/{name}", "height": height, "width": width}
-        self._images.write((",\n" if number > 1 else "") + json.dumps(image))
+        with explain_write_errors(self._file.path):
+            self._images.write((",\n" if number > 1 else "") + json.dumps(image))
+        self._num_images = number
+        if rows:
+            self._file.write(",\n".join(json.dumps(row) for row in rows))
+            self._num_annotations += len(rows)
 
     def close(self) -> None:
         """Append images and categories."""
+        self._file.close(self._end)
+
+    def _end(self) -> str:
         layout, keypoints = self._classes.keypoint_layout, {}
         if layout.names:
             keypoints = {"keypoints": layout.names, "skeleton": [[a + 1, b + 1] for a, b in layout.skeleton]}
@@ -57,12 +62,14 @@ class CocoWriter:
         categories = [
             {"id": i, "name": name, **keypoints} for i, name in zip(self._classes.ids, self._classes.names, strict=True)
         ]
-        self._images.seek(0)
-        with self._images as images:
-            end = images.read()
-        self._file.close(f'\n], "images": [\n{end}\n], "categories": {json.dumps(categories)}}}\n')
+        with self._images as file:
+            file.seek(0)
+            images = file.read()
+        return f'\n], "images": [\n{images}\n], "categories": {json.dumps(categories)}}}\n'
 
     def _annotations(self, detected: Detected) -> list[dict[str, Any]]:
+        from hotcoco import mask as rle
+
         instances = detected.instances
         assert instances is not None
         masks, keypoints = instances.mask_codes(), instances.keypoints
@@ -79,7 +86,7 @@ class CocoWriter:
                 "score": score,
             }
             if masks is not None:
-                row["segmentation"] = masks[i]
+                row |= {"segmentation": masks[i], "area": float(rle.area(masks[i]))}
             if keypoints is not None:
                 points = visible_keypoints(keypoints[i])
                 row |= {"keypoints": points.flatten().tolist(), "num_keypoints": int((points[:, 2] > 0).sum())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -50,14 +51,18 @@ class RowFile:
                 self._file.seek(end)
                 raise
 
-    def close(self, end: str = "") -> None:
+    def close(self, end: Callable[[], str] = str) -> None:
         """Append the end, close the file, and give it its name.
 
+        Args:
+            end: function that returns the end of the file.
+
         Raises:
-            WriteError: there is a folder with this name, or the disk is full. The file is removed unless it is visible.
+            WriteError: there is a folder with this name, the disk is full, or `end` raised an OSError. The file is
+                removed unless it is visible.
         """
         with explain_write_errors(self.path), self._stack:
-            self._append(end)
+            self._append(end())
 
     def _append(self, text: str) -> None:
         data = text.encode("utf-8", errors="backslashreplace")

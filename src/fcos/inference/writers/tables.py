@@ -56,7 +56,7 @@ class JsonWriter:
 
     def close(self) -> None:
         """Complete the list."""
-        self._file.close("\n]\n")
+        self._file.close(lambda: "\n]\n")
 
 
 class JsonLinesWriter:

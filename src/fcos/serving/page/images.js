@@ -96,14 +96,20 @@ function askForToken() {
   });
 }
 
+let isStarting = false; // while the user is asked; a second camera could not be stopped
+
 /** Start the camera and detect in one frame after the other, until it is stopped. */
 export async function startCamera() {
+  if (isStarting) return;
+  isStarting = true;
   hideError();
   try {
     state.camera = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } } });
   } catch {
     showError("The camera cannot be used: it is missing or not permitted. Browsers permit it on https and on localhost.");
     return;
+  } finally {
+    isStarting = false;
   }
   const video = $("video");
   video.srcObject = state.camera;
