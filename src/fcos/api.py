@@ -6,8 +6,9 @@ Options are `key=value` strings, as on the command line: `fcos.train("fcos_mnv2_
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,11 @@ from .output import drop_unwritable_output
 from .recipes import is_recipe, load_config, warn_of_unused_details
 
 if TYPE_CHECKING:
-    from .choices import ExportFormat, Precision
+    from .choices import ExportFormat, ExportPrecision
     from .data.dataset import Annotations
     from .data.source import Split
     from .evaluation.evaluate import Evaluation
+    from .export.quantization import Quantization
     from .export.write import Exported
     from .inference.predictor import Detector
     from .interop import Form
@@ -246,9 +248,11 @@ def export(
     batch: int | None = None,
     nms: bool = True,
     raw: bool = False,
-    precision: Precision = "float32",
+    precision: ExportPrecision = "float32",
     triton: str | Path | None = None,
     data: str | Path | None = None,
+    max_drop: float = 0.01,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
     """Write a detector to a file for another runtime, and prove that the file detects what PyTorch detects.
 
@@ -257,37 +261,85 @@ def export(
         out: path of the new file, see `Detector.export`.
         overrides: `key=value`, e.g. `model.score_threshold=0.3`.
         config: config of weights that contain none, see `load`.
-        form: `onnx`, `openvino` or `torch_export`.
+        form: `onnx`, `openvino`, `torch_export` or `aoti`.
         size: fixed (height, width) of the padded images; None: any.
         batch: fixed number of images at a time; None: any.
         nms: whether the file selects the detections, see `Detector.export`.
         raw: whether the file returns the raw outputs of the head.
-        precision: precision of the network, see `Detector.export`.
+        precision: precision of the network, see `Detector.export`. For `int8`, up to 300 train images of `data`, or
+            val images if there are none, are used for the calibration.
         triton: folder of a Triton model repository, to which an ONNX file is added.
         data: data set whose val images are used for the proof; None: generated images.
+        max_drop: for int8, largest accepted drop of AP on val, 0 to 1. AP in float32 must be at least 0.3.
+        progress: for int8, callback of the two evaluations, see `evaluate`.
 
     Raises:
         FCOSError: see `load` and `Detector.export`; `data` has no val images.
     """
     from .export.runtimes import is_exported
-    from .export.write import check_output
+    from .export.write import check_output, check_quantization
 
     out = Path(check_source(out, name="out"))
-    check_output(out, form)  # before a possible download
+    check_output(out, form, precision)  # before a possible download
     if is_exported(weights):
         raise ConfigError(f"{weights}: is already exported; export the weights that it was made from")
+    if precision == "int8":
+        check_quantization(has_data=data is not None, content="raw" if raw else "detections" if nms else "candidates")
     detector = load(weights, *overrides, config=config, device="cpu")
-    images = None
+    images = quantization = None
     if data is not None:
-        from .data import load_annotations
-
-        annotations = load_annotations(load_config("fcos_mnv2_small", [f"data={data}"]).data, "val")
-        if annotations is None or not len(annotations):
+        images = _paths(data, "val", limit=_PROOF_IMAGES)
+        if not images:
             raise DataError(f"data: {data} has no val images, which the proof of an export needs")
-        images = [annotations.path(i) for i in range(min(len(annotations), _PROOF_IMAGES))]
+        if precision == "int8":
+            quantization = _prepare_quantization(detector, weights, overrides, config, data, max_drop, progress)
     return detector.export(
-        out, form=form, size=size, batch=batch, nms=nms, raw=raw, precision=precision, triton=triton, images=images
+        out,
+        form=form,
+        size=size,
+        batch=batch,
+        nms=nms,
+        raw=raw,
+        precision=precision,
+        triton=triton,
+        images=images,
+        quantization=quantization,
     )
+
+
+def _prepare_quantization(  # noqa: PLR0917 (the arguments of `export`)
+    detector: Detector,
+    weights: str | Path,
+    overrides: Sequence[str],
+    config: str | Path | Config | None,
+    data: str | Path,
+    max_drop: float,
+    progress: Callable[[int, int], None] | None,
+) -> Quantization:
+    """Evaluate a detector in float32, and choose images for the calibration.
+
+    Raises:
+        FCOSError: see `evaluate`; AP is too small to judge a drop.
+    """
+    from .export.quantization import MAX_IMAGES, Quantization, require_float_ap
+
+    def ap_of(file: str | Path, *options: str, given: str | Path | Config | None = None) -> float:
+        return evaluate(file, *options, f"data={data}", config=given, progress=progress).metrics["AP"]
+
+    float_ap = ap_of(weights, *overrides, given=config)
+    require_float_ap(float_ap)
+    paths = _paths(data, "train", limit=MAX_IMAGES) or _paths(data, "val", limit=MAX_IMAGES)
+    readers = [partial(detector.to_input, path) for path in paths]
+    return Quantization(readers, float_ap, ap_of, max_drop)
+
+
+def _paths(data: str | Path, split: Split, *, limit: int) -> list[Path]:
+    """Return the paths of images of a split, evenly distributed; empty if the split does not exist."""
+    from .data import load_annotations
+
+    annotations = load_annotations(load_config("fcos_mnv2_small", [f"data={data}"]).data, split)
+    count = 0 if annotations is None else len(annotations)
+    return [] if annotations is None else [annotations.path(i) for i in range(0, count, -(-count // limit) or 1)]
 
 
 def default_export(weights: str | Path, suffix: str) -> Path:

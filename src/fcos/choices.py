@@ -34,8 +34,9 @@ Project = Literal["fcos", "fcos_core", "torchvision", "adelaidet", "detectron2",
 """Projects whose weights files can be read."""
 Form = Literal["fcos", "fcos_core", "torchvision"]
 """Formats in which weights files can be written, named after their projects."""
-ExportFormat = Literal["onnx", "openvino", "torch_export"]
+ExportFormat = Literal["onnx", "openvino", "torch_export", "aoti"]
 """Formats of exported files, see `export.runtimes`."""
+ExportPrecision = Literal[Precision, "int8"]
 ExportContent = Literal["detections", "candidates", "raw"]
 """Outputs of exported files: detections, candidates before non-maximum suppression, or the raw outputs of the head."""
 OtherProject = Literal["fcos_core", "torchvision"]

@@ -7,7 +7,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from .choices import ExportFormat, Precision
+from .choices import ExportFormat, ExportPrecision
 from .cli_arguments import (
     OVERRIDE,
     WORDS,
@@ -39,7 +39,7 @@ def export(  # noqa: PLR0917 (options of the command line)
     ] = None,
     config: OriginalConfig = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="onnx, openvino, or torch_export (PyTorch's .pt2).")
+        str, typer.Option("--format", metavar="FORMAT", help="onnx, openvino, torch_export, or aoti (machine code).")
     ] = "onnx",
     size: Annotated[
         str | None,
@@ -56,7 +56,7 @@ def export(  # noqa: PLR0917 (options of the command line)
         bool, typer.Option("--raw", help="The raw outputs of the head, level by level, without decoding.")
     ] = False,
     precision: Annotated[
-        str, typer.Option(metavar="TYPE", help="float32, float16 or bfloat16: precision of the network.")
+        str, typer.Option(metavar="TYPE", help="float32, float16, bfloat16 or int8: precision of the network.")
     ] = "float32",
     triton: Annotated[
         Path | None,
@@ -68,6 +68,9 @@ def export(  # noqa: PLR0917 (options of the command line)
             metavar="DIR", help="Data set: its val images are used for the proof, and both sides are evaluated on it."
         ),
     ] = None,
+    max_drop: Annotated[
+        str, typer.Option(metavar="AP", help="int8: largest accepted drop of AP on the val images of --data, 0 to 1.")
+    ] = "0.01",
 ) -> None:
     """Write a detector to a file for another runtime: images in, boxes out, for any batch and size.
 
@@ -83,7 +86,7 @@ def export(  # noqa: PLR0917 (options of the command line)
     from .export.runtimes import FORMATS
 
     check_choice("--format", form, get_args(ExportFormat))
-    check_choice("--precision", precision, get_args(Precision))
+    check_choice("--precision", precision, get_args(ExportPrecision))
     check_choice("--nms", nms, ("graph", "none"))
     outputs = [word for word in words or [] if not OVERRIDE.match(word)]
     options = [word for word in words or [] if OVERRIDE.match(word)]
@@ -93,29 +96,35 @@ def export(  # noqa: PLR0917 (options of the command line)
         )
     suffix = FORMATS[cast("ExportFormat", form)]
     out = Path(outputs[0]) if outputs else api.default_export(weights, suffix)
-    exported = api.export(
-        weights,
-        out,
-        *options,
-        config=config,
-        form=cast("ExportFormat", form),
-        size=None if size is None else parse_size("--size", size),
-        batch=None if batch is None else parse_number("--batch", batch, int, low=1),
-        nms=nms == "graph",
-        raw=raw,
-        precision=cast("Precision", precision),
-        triton=triton,
-        data=data,
-    )
-    print_lines(f"proof: {exported.proof.summary()}")
+    with progress_bar("evaluating", shown=precision == "int8") as progress:
+        exported = api.export(
+            weights,
+            out,
+            *options,
+            config=config,
+            form=cast("ExportFormat", form),
+            size=None if size is None else parse_size("--size", size),
+            batch=None if batch is None else parse_number("--batch", batch, int, low=1),
+            nms=nms == "graph",
+            raw=raw,
+            precision=cast("ExportPrecision", precision),
+            triton=triton,
+            data=data,
+            max_drop=parse_number("--max-drop", max_drop, float, low=0, high=1),
+            progress=progress,
+        )
+    accuracy = exported.proof.accuracy
+    print_lines(f"proof{'' if accuracy is None else ' before the quantisation'}: {exported.proof.summary()}")
     files = (exported.path, exported.proof_path, exported.triton_path)
     print_lines(f"written: {', '.join(str(path) for path in files if path is not None)}")
-    if data is not None and nms == "graph" and not raw:
+    results = None if accuracy is None else accuracy[:2]
+    if results is None and data is not None and nms == "graph" and not raw:
         with progress_bar("evaluating") as progress:
             results = [
                 api.evaluate(file, *extra, f"data={data}", config=given, progress=progress).metrics["AP"]
                 for file, extra, given in ((weights, options, config), (exported.path, (), None))
             ]
+    if results is not None:
         print_lines(f"AP on val: {results[0]:.4f} in PyTorch, {results[1]:.4f} in the exported file")
 
 

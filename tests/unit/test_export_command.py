@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from exports import picture, small_detector
+from exports import OWN_CODE, picture, save_small_detector
 from tiny_data import coco_tree, write_coco
 
 from fcos import cli
-from fcos.checkpoint import save_checkpoint
 
-OWN_CODE = "model.backbone.name=tiny_backbone:Tiny"
 EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/deploy.md").read_text(), re.DOTALL)
 
 
@@ -28,18 +26,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """Weights of a detector of cats and dogs."""
-    detector = small_detector(classes=("cat", "dog"), data={"short_side": 40, "max_side": 60})
-    path = tmp_path / "best.pt"
-    save_checkpoint(
-        path,
-        model=detector.model,
-        config=detector.config,
-        class_names=detector.class_names,
-        category_ids=[7, 6],
-        thresholds={"cat": 0.2, "dog": 0.3},
-        licence="CC-BY-4.0",
-    )
-    return path
+    return save_small_detector(tmp_path / "best.pt")
 
 
 def test_exported_file_is_written_evaluated_and_used_by_all_commands(
@@ -89,7 +76,7 @@ def test_openvino_example_runs(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "tflite"], "--format: expected one of onnx, openvino, torch_export, found 'tflite'"),
+        (["--format", "tflite"], "--format: expected one of onnx, openvino, torch_export, aoti, found 'tflite'"),
         (["--size", "640"], "--size: expected HEIGHTxWIDTH in pixels, such as 608x800, found '640'"),
         (["--size", "40x64", OWN_CODE], "--size: expected multiples of data.size_divisor=16, found 40x64"),
         (["--size", "99968x99968", OWN_CODE], "--size: expected at most 178956970 pixels, found 99968x99968"),
@@ -97,7 +84,7 @@ def test_openvino_example_runs(
         (["--nms", "no"], "--nms: expected one of graph, none, found 'no'"),
         (["a.onnx", "b.onnx"], "b.onnx: expected one output file and KEY=VALUE options, found two"),
         (["a.onnx", "--format", "openvino"], "files of the format openvino end in .xml"),
-        (["--precision", "int8"], "--precision: expected one of float32, bfloat16, float16, found 'int8'"),
+        (["--precision", "int4"], "--precision: expected one of float32, bfloat16, float16, int8, found 'int4'"),
         (["--precision", "bfloat16", OWN_CODE], "--precision bfloat16: the runtime of --format onnx does not compute"),
         (["--batch", "2", "--triton", "models", OWN_CODE], "--triton: dynamic batching needs a file for any number"),
         (["--verbose"], "--verbose: no such option"),

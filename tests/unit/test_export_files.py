@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 import pytest
@@ -15,6 +15,7 @@ from exports import KEYPOINTS, MASKS, batch_of, picture, small_detector
 
 import fcos
 from fcos import ConfigError, DataError, Detector, ExportError, WeightsError
+from fcos.choices import ExportFormat
 from fcos.export import write
 from fcos.export.comparison import TOLERANCES
 from fcos.export.exported import ExportedModel
@@ -320,4 +321,4 @@ def test_exported_file_cannot_be_exported(exported: Path, tmp_path: Path) -> Non
 
 
 def test_packages_of_every_format_are_known() -> None:
-    assert set(write._PACKAGES) == set(FORMS)
+    assert set(write._PACKAGES) == set(get_args(ExportFormat))

@@ -21,6 +21,9 @@ model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir
 session = import_package("onnxruntime").InferenceSession(model)
 print(session.run(None, {"x": numpy.full(1, -2, numpy.float32)})[0])
 import_package("openvino").Core().read_model(model)
+import_package("nncf")
+from nncf.telemetry import wrapper
+assert not isinstance(wrapper.telemetry, wrapper.NNCFTelemetry)
 """
 
 
@@ -33,7 +36,7 @@ def test_runtimes_send_nothing_and_leave_no_identifiers(tmp_path: Path, monkeypa
         command = [sys.executable, "-c", MODEL]
         result = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "[0.]\n"), result.stderr
-    assert list(tmp_path.iterdir()) == []  # OpenVINO and ONNX Runtime would store an id of the user
+    assert list(tmp_path.iterdir()) == []  # OpenVINO, NNCF and ONNX Runtime would store an id of the user
 
 
 def test_variables_of_the_user_prevail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..choices import ExportContent, Precision
+from ..choices import ExportContent, ExportPrecision
 from ..config import Config, RCNNConfig
 from ..config.overrides import validate
 from ..errors import WeightsError
@@ -43,7 +43,7 @@ class Metadata:
         thresholds: score thresholds by class name, see `Checkpoint`.
         keypoint_layout: names, skeleton and flip pairs of the keypoints, see `Checkpoint`.
         content: outputs of the file, see `graph.DetectionGraph`.
-        precision: precision of the network, see `graph.lower_precision`.
+        precision: precision of the network, see `graph.lower_precision` and `quantization.quantize`.
         fixed: sizes of the inputs that are fixed.
         licence: licence of the weights, see `Checkpoint`.
         weights_sha256: hash of the weights, see `hash_weights`.
@@ -55,7 +55,7 @@ class Metadata:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     keypoint_layout: KeypointLayout = UNNAMED
     content: ExportContent = "detections"
-    precision: Precision = "float32"
+    precision: ExportPrecision = "float32"
     fixed: FixedSizes = field(default_factory=FixedSizes)
     licence: str = ""
     weights_sha256: str = ""
@@ -137,7 +137,7 @@ def from_texts(texts: Mapping[str, str], *, where: str) -> Metadata:
         json.loads(texts["thresholds"]),
         _to_layout(*json.loads(texts["keypoint_layout"])),
         cast("ExportContent", texts["content"]),
-        cast("Precision", texts["precision"]),
+        cast("ExportPrecision", texts["precision"]),
         FixedSizes(batch, None if size is None else (size[0], size[1])),
         texts["licence"],
         texts["weights_sha256"],

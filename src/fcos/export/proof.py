@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,25 @@ Views = tuple[Tensor, Tensor]
 """A batch of padded images [N, 3, H, W] and their sizes [N, 2]."""
 
 
+class Accuracy(NamedTuple):
+    """AP on val, 0 to 1, before and after a quantisation.
+
+    Attributes:
+        float32: AP of PyTorch.
+        int8: AP of the exported file.
+        max_drop: largest accepted difference.
+    """
+
+    float32: float
+    int8: float
+    max_drop: float
+
+    @property
+    def drop(self) -> float:
+        """Difference of the two."""
+        return self.float32 - self.int8
+
+
 @dataclass(frozen=True)
 class Proof:
     """Result of a comparison.
@@ -47,6 +66,7 @@ class Proof:
         details: names of the further outputs that were compared, see `DetectionModel.detail_names`.
         raw_difference: largest difference of raw outputs, as a fraction of the largest one; None: not compared.
         tolerances: limits of the differences.
+        accuracy: AP, if the file was quantised after the comparison.
     """
 
     images: int = 0
@@ -57,6 +77,7 @@ class Proof:
     details: tuple[str, ...] = ()
     raw_difference: float | None = None
     tolerances: Tolerances = field(default_factory=Tolerances)
+    accuracy: Accuracy | None = None
 
     @property
     def passed(self) -> bool:
@@ -68,6 +89,7 @@ class Proof:
         return asdict(self) | {
             "differences": self.differences._asdict(),
             "tolerances": self.tolerances._asdict(),
+            "accuracy": None if self.accuracy is None else self.accuracy._asdict(),
         }
 
     def summary(self) -> str:
@@ -120,7 +142,7 @@ def proof_batches(images: Sequence[Tensor], fixed: FixedSizes, *, divisor: int) 
     if fixed.batch != 1:
         count = fixed.batch or 3
         groups += [[images[(start + i) % len(images)] for i in range(count)] for start in range(0, len(images), 3)]
-    return [_pad(group, divisor, fixed.size) for group in groups]
+    return [pad_batch(group, fixed, divisor=divisor) for group in groups]
 
 
 class Prover:
@@ -252,13 +274,18 @@ def vary(model: DetectionModel, seed: int, amount: float) -> DetectionModel:
     return changed
 
 
-def _pad(images: Sequence[Tensor], divisor: int, size: tuple[int, int] | None) -> Views:
-    """Return a batch of padded images, and their sizes."""
+def pad_batch(images: Sequence[Tensor], fixed: FixedSizes, *, divisor: int) -> Views:
+    """Return a batch of padded images, and their sizes.
+
+    Raises:
+        ConfigError: an image is larger than the fixed size.
+    """
     padded, sizes = pad(images, size_divisor=divisor)
+    size = fixed.size
     if size is not None:
         if padded.shape[2] > size[0] or padded.shape[3] > size[1]:
             raise ConfigError(
-                f"export: an image for the proof has {padded.shape[3]}x{padded.shape[2]} pixels after resizing and"
+                f"export: an image has {padded.shape[3]}x{padded.shape[2]} pixels after resizing and"
                 f" padding, more than --size {size[0]}x{size[1]}; set data.test_short_side and data.test_max_side"
             )
         padded = F.pad(padded, (0, size[1] - padded.shape[3], 0, size[0] - padded.shape[2]))

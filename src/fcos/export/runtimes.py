@@ -6,6 +6,7 @@ Shape letters: N images, H W image size.
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,12 @@ from torch import Tensor
 from ..choices import ExportFormat
 from ..errors import ConfigError, WeightsError
 from ..extras import import_package
+from .aoti import is_package, read_entry
 
-FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch_export": ".pt2"}
+# NNCF and AOTInductor import this module of PyTorch, which warns of machines with CUDA and without a GPU.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch_export": ".pt2", "aoti": ".pt2"}
 """Suffixes of exported files by format."""
 METADATA_ENTRY = "fcos"
 """Name of the metadata in .pt2 and .xml files; in .onnx files every value has a property of its own."""
@@ -50,7 +55,7 @@ def is_exported(path: str | Path) -> bool:
 
 
 def require(package: str) -> ModuleType:
-    """Import a package of the extra `export`.
+    """Import a package of the extra `export` or `int8`.
 
     Raises:
         ConfigError: it is not installed.
@@ -58,8 +63,9 @@ def require(package: str) -> ModuleType:
     try:
         return import_package(package)
     except ImportError:
+        extra = "int8" if package == "nncf" else "export"
         raise ConfigError(
-            f'export: the package {package} is not installed; type: pip install "fcos-vision[export]"'
+            f'export: the package {package} is not installed; type: pip install "fcos-vision[{extra}]"'
         ) from None
 
 
@@ -94,6 +100,8 @@ class OnnxRuntime:
 
 class OpenVINO:
     """Model in OpenVINO on the CPU, computed in float32.
+
+    Layers that are quantised in the file compute in int8.
 
     Args:
         path: .xml or .onnx file.
@@ -151,6 +159,26 @@ def _is_program(path: Path) -> bool:
         return any(name.endswith("/archive_format") for name in archive.namelist())
 
 
+class TorchPackage:
+    """Machine code of AOTInductor in PyTorch on the CPU.
+
+    Args:
+        path: .pt2 file, see `aoti.compile_package`.
+    """
+
+    def __init__(self, path: Path):
+        self.metadata = json.loads(read_entry(path, METADATA_ENTRY) or "{}")
+        self._module = torch._inductor.aoti_load_package(str(path))
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, sizes: Tensor, score_threshold: float | None = None) -> dict[str, Tensor]:
+        """Run the code, see `Runtime`."""
+        if score_threshold is not None:
+            self._module.load_constants({"score_threshold": torch.tensor(score_threshold)}, check_full_update=False)
+        with torch.autocast("cpu", enabled=False):  # the precision is fixed in the code
+            return self._module(images.cpu(), sizes.cpu())
+
+
 def open_exported(path: Path) -> Runtime:
     """Open an exported file in its runtime; the suffix determines which.
 
@@ -160,7 +188,7 @@ def open_exported(path: Path) -> Runtime:
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected a file of fcos export")
-    runtimes = {".onnx": OnnxRuntime, ".xml": OpenVINO, ".pt2": TorchProgram}
+    runtimes = {".onnx": OnnxRuntime, ".xml": OpenVINO, ".pt2": _open_pt2}
     try:
         return runtimes[path.suffix](path)
     except ConfigError:
@@ -168,3 +196,7 @@ def open_exported(path: Path) -> Runtime:
     except Exception as error:  # arbitrary bytes can cause any exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # OpenVINO: after its source files
         raise WeightsError(f"{path}: cannot be read: {reason:.200}; export the detector again") from None
+
+
+def _open_pt2(path: Path) -> Runtime:
+    return TorchPackage(path) if is_package(path) else TorchProgram(path)

@@ -15,30 +15,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..choices import ExportFormat, Precision
+from ..choices import ExportContent, ExportFormat, ExportPrecision
 from ..errors import ConfigError, ExportError, WeightsError
 from ..files import explain_write_errors, write_text
 from ..models import DetectionModel
+from .aoti import add_entry, compile_package, require_compiler
 from .graph import DetectionGraph, capture, lower_precision
 from .metadata import Metadata, hash_weights
 from .onnx import to_onnx, with_constant_threshold
 from .proof import Proof, Prover, proof_batches, proof_images
-from .runtimes import FORMATS, METADATA_ENTRY, OnnxRuntime, OpenVINO, TorchProgram, open_exported, require
+from .quantization import Quantization, judge, quantize
+from .runtimes import FORMATS, METADATA_ENTRY, OnnxRuntime, OpenVINO, TorchPackage, TorchProgram, open_exported, require
 from .triton import check_repository, write_repository
 
 _PACKAGES: dict[ExportFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "torch_export": (),
+    "aoti": (),
 }
 
 
-_PRECISIONS: dict[ExportFormat, tuple[Precision, ...]] = {
+_PRECISIONS: dict[ExportFormat, tuple[ExportPrecision, ...]] = {
     "onnx": ("float32", "float16"),
-    "openvino": ("float32", "float16"),
+    "openvino": ("float32", "float16", "int8"),
     "torch_export": ("float32", "float16", "bfloat16"),
+    "aoti": ("float32",),
 }
-"""Precisions in which the runtime of a format computes on CPUs, where the proof runs."""
+"""Precisions in which the runtime of a format computes on CPUs, where the proof runs. aoti was only tried in one."""
 
 
 class Exported(NamedTuple):
@@ -57,12 +61,12 @@ class Exported(NamedTuple):
     triton_path: Path | None = None
 
 
-def check_output(out: Path, form: ExportFormat) -> None:
-    """Check that `out` names a new file of a format in an existing folder, and that the packages are installed.
+def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "float32") -> None:
+    """Check that `out` names a new file of a format in an existing folder, and that everything needed is installed.
 
     Raises:
         WeightsError: a file exists already or has another suffix, or its folder does not exist.
-        ConfigError: a package is not installed.
+        ConfigError: the format has not this precision, or a package or a compiler is not installed.
     """
     suffix = FORMATS[form]
     if out.suffix != suffix:
@@ -72,8 +76,33 @@ def check_output(out: Path, form: ExportFormat) -> None:
             raise WeightsError(f"{file}: exists already and is not overwritten; give another name or remove it first")
     if not out.parent.is_dir():
         raise WeightsError(f"{out}: no such folder {out.parent}; create it first")
-    for package in _PACKAGES[form]:
+    if precision == "int8" and precision not in _PRECISIONS[form]:
+        raise ConfigError(f"--precision int8: only --format openvino has it, not {form}")
+    if precision not in _PRECISIONS[form]:
+        raise ConfigError(
+            f"--precision {precision}: the runtime of --format {form} does not compute in it on CPUs, where the proof"
+            f" runs; use {' or '.join(_PRECISIONS[form])}"
+        )
+    for package in (*_PACKAGES[form], *(("nncf",) if precision == "int8" else ())):
         require(package)
+    if form == "aoti":
+        require_compiler()
+
+
+def check_quantization(*, has_data: bool, content: ExportContent) -> None:
+    """Check that AP on val can be compared before and after a quantisation.
+
+    Raises:
+        ConfigError: there are no data, or the file does not return detections.
+    """
+    if not has_data:
+        raise ConfigError(
+            "--precision int8: images are needed for the calibration, and annotations to measure the drop of AP; add"
+            " --data DIR (in Python: fcos.export with data=DIR)"
+        )
+    if content != "detections":
+        option = "--raw" if content == "raw" else "--nms none"
+        raise ConfigError(f"--precision int8: AP is only known of files that return detections; leave out {option}")
 
 
 def export_detector(
@@ -83,11 +112,13 @@ def export_detector(
     *,
     form: ExportFormat = "onnx",
     images: Sequence[Tensor] | None = None,
+    quantization: Quantization | None = None,
     triton: Path | None = None,
 ) -> Exported:
     """Write a detector to a file for another runtime, and prove that the file detects what PyTorch detects.
 
-    The file is only written if the proof succeeds.
+    The file is only written if the proof succeeds. For int8, the proof compares the model before the quantisation, and
+    afterwards AP must not drop too far.
 
     Args:
         model: detector in evaluation mode.
@@ -95,37 +126,41 @@ def export_detector(
         out: path of the file, see `check_output`.
         form: format of the file.
         images: uint8 images [3, h, w] for the proof; None: generated images.
+        quantization: data for int8.
         triton: Triton model repository that the file is added to.
 
     Raises:
         WeightsError, ConfigError: as `check_output`, or the detector cannot be exported.
-        ExportError: the proof failed.
+        ExportError: the proof failed, or int8 costs too much AP.
+        DataError: an image for the calibration cannot be read.
         WriteError: the disk is full or not writable.
     """
-    check_output(out, form)
+    precision = metadata.precision
+    check_output(out, form, precision)
     if triton is not None:
         check_repository(triton, out, batch=metadata.fixed.batch)
-    if metadata.precision not in _PRECISIONS[form]:
-        raise ConfigError(
-            f"--precision {metadata.precision}: the runtime of --format {form} does not compute in it on CPUs, where"
-            f" the proof runs; use {' or '.join(_PRECISIONS[form])}"
-        )
+    if precision == "int8":
+        check_quantization(has_data=quantization is not None, content=metadata.content)
+        precision = "float32"  # before the quantisation
     if model.device.type != "cpu":
         model = copy.deepcopy(model).cpu()
-    dtype = getattr(torch, metadata.precision)
+    dtype = getattr(torch, precision)
     lowered = model if dtype is torch.float32 else lower_precision(model, dtype)
     graph = DetectionGraph(lowered, content=metadata.content)
     divisor = metadata.config.data.size_divisor
     metadata = replace(metadata, weights_sha256=hash_weights(model))
     batches = proof_batches(images or proof_images(metadata.fixed), metadata.fixed, divisor=divisor)
-    prover = Prover(model, batches, content=metadata.content, precision=metadata.precision)
-    write = _write_program if form == "torch_export" else partial(_write_onnx, form=form)
+    prover = Prover(model, batches, content=metadata.content, precision=precision)
+    write = {"torch_export": _write_program, "aoti": _write_package}.get(
+        form, partial(_write_onnx, form=form, quantization=quantization)
+    )
     with explain_write_errors(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
         temporary = Path(folder) / out.name
         proof = write(graph, metadata, temporary, prover, divisor=divisor)
-        as_written = _require_passed(prover.check(open_exported(temporary)), out)
         proof_path = out.with_suffix(".proof.json")
-        figures = {"low_threshold": proof.to_dict(), "as_written": as_written.to_dict()}
+        figures = {"precision": metadata.precision, "low_threshold": proof.to_dict()}
+        if proof.accuracy is None:
+            figures["as_written"] = _require_passed(prover.check(open_exported(temporary)), out).to_dict()
         write_text(proof_path, json.dumps(figures, indent=2) + "\n")
         for file in sorted(Path(folder).iterdir()):  # .bin before .xml
             if file.stem == out.stem:
@@ -141,6 +176,7 @@ def _write_onnx(
     *,
     divisor: int,
     form: ExportFormat,
+    quantization: Quantization | None,
 ) -> Proof:
     import onnx
 
@@ -158,6 +194,13 @@ def _write_onnx(
     openvino = require("openvino")
     onnx.save(final, path.with_name(".final.onnx"))
     converted = openvino.Core().read_model(path.with_name(".final.onnx"))
+    if quantization is not None:
+        converted = quantize(converted, quantization, metadata.fixed, divisor=divisor)
+        evaluated = path.with_name(".evaluated.xml")
+        converted.set_rt_info(json.dumps(texts), METADATA_ENTRY)
+        openvino.save_model(converted, evaluated, compress_to_fp16=False)
+        proof = replace(proof, accuracy=judge(quantization, quantization.evaluate(evaluated), path=path))
+        texts = metadata.to_texts(proof.to_dict())
     converted.set_rt_info(json.dumps(texts), METADATA_ENTRY)
     openvino.save_model(converted, path, compress_to_fp16=False)
     return proof
@@ -168,6 +211,13 @@ def _write_program(graph: DetectionGraph, metadata: Metadata, path: Path, prover
     torch.export.save(program, path)
     proof = _require_passed(prover.prove(TorchProgram(path)), path)
     torch.export.save(program, path, extra_files={METADATA_ENTRY: json.dumps(metadata.to_texts(proof.to_dict()))})
+    return proof
+
+
+def _write_package(graph: DetectionGraph, metadata: Metadata, path: Path, prover: Prover, *, divisor: int) -> Proof:
+    compile_package(capture(graph, metadata.fixed, divisor=divisor, threshold_input=False).program, path)
+    proof = _require_passed(prover.prove(TorchPackage(path)), path)
+    add_entry(path, METADATA_ENTRY, json.dumps(metadata.to_texts(proof.to_dict())))
     return proof
 
 

@@ -37,7 +37,8 @@ from .tiling import Tiling
 from .tracking import track as track_objects
 
 if TYPE_CHECKING:
-    from ..choices import ExportFormat, Precision
+    from ..choices import ExportFormat, ExportPrecision
+    from ..export.quantization import Quantization
     from ..export.write import Exported
     from ..models import DetectionModel
 
@@ -322,9 +323,10 @@ class Detector:
         batch: int | None = None,
         nms: bool = True,
         raw: bool = False,
-        precision: Precision = "float32",
+        precision: ExportPrecision = "float32",
         triton: str | Path | None = None,
         images: Sequence[Picture] | None = None,
+        quantization: Quantization | None = None,
     ) -> Exported:
         """Write the detector to a file for another runtime, and prove that the file detects what PyTorch detects.
 
@@ -334,16 +336,18 @@ class Detector:
         Args:
             out: path of the new file: `.onnx`, `.xml` (with a `.bin`) or `.pt2`. The figures of the proof are written
                 beside it, in `.proof.json`.
-            form: `onnx`, `openvino` or `torch_export`.
+            form: `onnx`, `openvino`, `torch_export`, or `aoti`, which needs a C++ compiler.
             size: (height, width) of the padded images that the file accepts, multiples of `data.size_divisor`; None:
                 any.
             batch: number of images that the file accepts at a time; None: any.
             nms: whether the file selects the detections; otherwise it returns the candidates before non-maximum
                 suppression, for runtimes without it.
             raw: whether the file returns the raw outputs of the head, level by level.
-            precision: precision of the network; boxes are decoded and selected in float32.
+            precision: precision of the network; boxes are decoded and selected in float32. `int8` needs OpenVINO and
+                `quantization`.
             triton: folder of a Triton model repository, to which an ONNX file is added.
             images: pictures for the proof, see `predict`; None: generated images.
+            quantization: data for int8, which `fcos.export` makes of a data set.
 
         Returns:
             The path of the file, and the figures of the proof.
@@ -351,7 +355,7 @@ class Detector:
         Raises:
             WeightsError: the detector is untrained, or `out` exists or has another suffix.
             ConfigError: the detector cannot be exported, an option is wrong, or a package is not installed.
-            ExportError: the proof failed; the file is not written.
+            ExportError: the proof failed, or int8 costs too much AP; the file is not written.
             WriteError: the disk is full or not writable.
         """
         from ..export.graph import check_size
@@ -375,7 +379,26 @@ class Detector:
             licence=self.licence,
         )
         repository = None if triton is None else Path(triton)
-        return export_detector(self.model, metadata, Path(out), form=form, images=tensors, triton=repository)
+        return export_detector(
+            self.model,
+            metadata,
+            Path(out),
+            form=form,
+            images=tensors,
+            quantization=quantization,
+            triton=repository,
+        )
+
+    def to_input(self, image: Picture) -> Tensor:
+        """Return a picture as the detector receives it, before padding and normalisation: uint8 [3, h, w].
+
+        Args:
+            image: a picture, see `predict`.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return self._transforms[0](self._read([image])[0]).image
 
     def _require_trained(self) -> None:
         if not self.is_trained:

@@ -1,0 +1,59 @@
+"""Files of `fcos export --format aoti`: machine code that detects what PyTorch detects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import torch
+from exports import batch_of, small_detector
+
+import fcos
+from fcos import ConfigError, WeightsError
+from fcos.export.aoti import add_entry, is_package, read_entry
+
+
+@pytest.mark.slow
+def test_machine_code_detects_the_same_in_any_batch_and_size(tmp_path: Path) -> None:
+    detector = small_detector()
+    exported = detector.export(tmp_path / "model.pt2", form="aoti")
+    assert exported.proof.passed
+    assert exported.proof.detections > 100
+    assert is_package(exported.path)
+    loaded = fcos.load(exported.path)
+    assert loaded.class_names == detector.class_names
+    for sizes in [((16, 16),), ((131, 97), (64, 33), (1, 1), (120, 112))]:
+        batch = batch_of(*sizes)
+        for found, expected in zip(loaded.model.detect(*batch), detector.model.detect(*batch), strict=True):
+            assert torch.equal(found.labels, expected.labels)
+            torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
+            torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+
+
+def test_missing_compiler_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no_such_compiler",))
+    with pytest.raises(ConfigError, match=r"--format aoti: no C\+\+ compiler was found; install g\+\+"):
+        small_detector().export(tmp_path / "model.pt2", form="aoti")
+
+
+def test_other_precisions_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--precision bfloat16: .* --format aoti .*; use float32$"):
+        small_detector().export(tmp_path / "model.pt2", form="aoti", precision="bfloat16")
+
+
+def test_content_tells_the_formats_of_pt2_files_apart(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    with ZipFile(path, "w") as archive:
+        archive.writestr("model/data/aotinductor/model/code.so", b"nonsense")
+    assert is_package(path)
+    assert read_entry(path, "fcos") == ""
+    add_entry(path, "fcos", "{}")
+    assert read_entry(path, "fcos") == "{}"
+    with pytest.raises(WeightsError, match=r"model\.pt2: cannot be read"):
+        fcos.load(path)
+    with ZipFile(tmp_path / "program.pt2", "w") as archive:
+        archive.writestr("program/models/model.json", "{}")
+    assert not is_package(tmp_path / "program.pt2")
