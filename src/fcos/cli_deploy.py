@@ -88,6 +88,8 @@ def export(  # noqa: PLR0917 (options of the command line)
     check_choice("--format", form, get_args(ExportFormat))
     check_choice("--precision", precision, get_args(ExportPrecision))
     check_choice("--nms", nms, ("graph", "none"))
+    if raw and nms == "none":
+        raise ConfigError("--nms none: no effect with --raw, whose outputs are not decoded; remove one of them")
     outputs = [word for word in words or [] if not OVERRIDE.match(word)]
     options = [word for word in words or [] if OVERRIDE.match(word)]
     if len(outputs) > 1:

@@ -71,8 +71,9 @@ def predict(  # noqa: PLR0917 (options of the command line)
         typer.Option(metavar="PIXELS", help="Side of tiles, for small objects in large images, e.g. 640."),
     ] = None,
     overlap: Annotated[
-        str, typer.Option(metavar="FRACTION", help="Overlap of two tiles, 0 to 0.9 of their side.")
-    ] = "0.2",
+        str | None,
+        typer.Option(metavar="FRACTION", help="Overlap of two tiles, 0 to 0.9 of their side; default: 0.2."),
+    ] = None,
     track: Annotated[bool, typer.Option("--track", help="Number the objects in the frames of videos.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Wait for new files in the folders until Ctrl-C.")] = False,
     engine: Annotated[
@@ -184,10 +185,12 @@ def _predict_with_ray(
         raise typer.Exit(1)
 
 
-def _parse_tiling(tile: str | None, overlap: str) -> Tiling | None:
+def _parse_tiling(tile: str | None, overlap: str | None) -> Tiling | None:
     from .inference.tiling import Tiling
 
-    fraction = parse_number("--overlap", overlap, float, low=0, high=0.9)
+    fraction = 0.2 if overlap is None else parse_number("--overlap", overlap, float, low=0, high=0.9)
+    if tile is None and overlap is not None:
+        raise ConfigError(f"--overlap {overlap}: no effect without tiles; add --tile PIXELS, or remove it")
     return None if tile is None else Tiling(parse_number("--tile", tile, int), fraction)
 
 

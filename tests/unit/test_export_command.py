@@ -82,6 +82,7 @@ def test_openvino_example_runs(
         (["--size", "99968x99968", OWN_CODE], "--size: expected at most 178956970 pixels, found 99968x99968"),
         (["--batch", "0"], "--batch: expected an integer of at least 1, found '0'"),
         (["--nms", "no"], "--nms: expected one of graph, none, found 'no'"),
+        (["--raw", "--nms", "none"], "--nms none: no effect with --raw"),
         (["a.onnx", "b.onnx"], "b.onnx: expected one output file and KEY=VALUE options, found two"),
         (["a.onnx", "--format", "openvino"], "files of the format openvino end in .xml"),
         (["--precision", "int4"], "--precision: expected one of float32, bfloat16, float16, int8, found 'int4'"),
