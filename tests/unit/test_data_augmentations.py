@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageEnhance, ImageOps
 from tiny_data import config
 
@@ -27,6 +30,7 @@ from fcos.data.augmentations import (
     Zoom,
 )
 from fcos.data.geometry import crop_boxes, flip_boxes, resize_boxes, resize_image, resize_size
+from fcos.data.images import tensor_to_image
 from fcos.data.transforms import MIN_VISIBLE, Transform, train_transform
 from fcos.structures import Objects
 
@@ -91,7 +95,7 @@ def historical_transform(
     zoomed = max(round(new_size[0] * drawn.zoom), 1), max(round(new_size[1] * drawn.zoom), 1)
     kept = min(new_size[0], zoomed[0]), min(new_size[1], zoomed[1])
     left, top = (round(drawn.window[axis] * (zoomed[1 - axis] - kept[1 - axis])) for axis in (0, 1))
-    image = resize_image(image, kept, whole=zoomed, origin=(left, top))
+    image = tensor_to_image(resize_image(image, kept, whole=zoomed, origin=(left, top)))
     boxes, visible = resize_boxes(boxes, size, zoomed), boxes.new_ones(len(boxes))
     if kept != zoomed:
         boxes, visible = crop_boxes(boxes, (left, top), kept, convention)
@@ -152,9 +156,9 @@ class Negative(ImageAugmentation):
         return generator.random() < 0.5
 
     def change(
-        self, image: Image.Image, objects: Objects, drawn: bool, convention: BoxConvention
-    ) -> tuple[Image.Image, Objects]:
-        return (ImageOps.invert(image), objects[:0]) if drawn else (image, objects)
+        self, image: torch.Tensor, objects: Objects, drawn: bool, convention: BoxConvention
+    ) -> tuple[torch.Tensor, Objects]:
+        return (255 - image, objects[:0]) if drawn else (image, objects)
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -191,6 +195,21 @@ def test_augmentation_added_to_the_table_applies_to_every_config(monkeypatch: py
         assert (short_side, old) == before.draw(seed)
 
 
+@given(
+    pixels=arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(3))),
+    factors=st.tuples(*[st.floats(0, 2)] * 3),
+)
+def test_jittered_pixels_equal_those_of_pillow(pixels: np.ndarray, factors: tuple[float, float, float]) -> None:
+    expected = Image.fromarray(pixels)
+    for enhance, factor in zip(
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
+    ):
+        expected = enhance(expected).enhance(factor)
+    objects = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    jittered, _ = ColorJitter(1.0).change(torch.from_numpy(pixels).permute(2, 0, 1), objects, factors, "continuous")
+    assert np.array_equal(jittered.permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
 def test_image_is_resampled_once_before_image_augmentations() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8))
     objects = Objects(torch.tensor([[0.0, 0.0, 40.0, 32.0]]), torch.tensor([1]))
@@ -201,8 +220,7 @@ def test_image_is_resampled_once_before_image_augmentations() -> None:
         pixels, found = transform(image, objects, seed=seed)
         width = round(40 * share)
         expected = resize_image(image, (32, width))
-        expected = ImageOps.invert(expected) if negative else expected
-        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
+        assert torch.equal(pixels, 255 - expected if negative else expected)
         assert found.boxes.tolist() == ([] if negative else [[0, 0, width, 32]])
         seen.add(negative)
     assert seen == {True, False}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fcos.data.images import check_image, check_images, image_to_tensor, open_rgb, to_rgb
+from fcos.data.images import check_image, check_images, image_to_tensor, open_rgb, read_pixels, to_rgb
 from fcos.errors import DataError
 
 PIXELS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [128, 128, 128], [255, 255, 255]]], np.uint8)
@@ -54,6 +56,51 @@ def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
     assert pixels.shape == np.asarray(upright).shape
     assert np.abs(pixels - np.asarray(upright)).mean() < 8  # JPEG with subsampled colour
     assert check_image(tmp_path / "x.jpg", decode=False) == (pixels.shape[:2], orientation, None)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_equal_those_of_rotated_jpegs(orientation: int, tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(orientation).integers(0, 256, (21, 34, 3), dtype=np.uint8))
+    image.save(tmp_path / "x.jpg", exif=_exif(orientation))
+    assert torch.equal(read_pixels(tmp_path / "x.jpg"), _read(tmp_path / "x.jpg"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{"progressive": True}, {"quality": 20}, {"restart_marker_rows": 1}, {}])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_pixels_equal_those_of_every_kind_of_jpeg(
+    mode: str, options: dict[str, Any], subsampling: int, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((75, 53), Image.Resampling.BICUBIC).convert(mode)
+    image.save(tmp_path / "x.jpg", **options, **({"subsampling": subsampling} if mode != "L" else {}))
+    assert torch.equal(read_pixels(tmp_path / "x.jpg"), _read(tmp_path / "x.jpg"))
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.webp", "x.bmp", "x.gif", "x.tif"])
+def test_pixels_equal_those_of_other_formats(name: str, tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / name)
+    assert torch.equal(read_pixels(tmp_path / name), _read(tmp_path / name))
+
+
+@pytest.mark.parametrize("change", ["truncated", "damaged", "extended", "text", "missing"])
+def test_pixels_of_damaged_jpegs_equal_those_of_pillow(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    if change == "damaged":
+        content[len(content) // 2 : len(content) // 2 + 4] = b"\xff\x00\x12\x34"
+    variants = {"truncated": content[:-400], "extended": content + b"more", "text": b"no image"}
+    path.write_bytes(variants.get(change, content))
+    if change == "missing":
+        path.unlink()
+    try:
+        expected = _read(path)
+    except DataError as error:
+        with pytest.raises(DataError, match=re.escape(str(error))):
+            read_pixels(path)
+    else:
+        assert torch.equal(read_pixels(path), expected)
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_data import config
+from tiny_data import config, write_coco
 
 from fcos.choices import BoxConvention
+from fcos.data import load_annotations
 from fcos.data.augmentations import ColorJitter, Flip, Zoom
-from fcos.data.geometry import crop_boxes, flip_boxes, resize_boxes, resize_size, to_inclusive
+from fcos.data.dataset import DetectionDataset
+from fcos.data.geometry import crop_boxes, flip_boxes, resize_boxes, resize_image, resize_size, to_inclusive
+from fcos.data.images import image_to_tensor
 from fcos.data.transforms import MIN_VISIBLE, Transform, train_transform
 from fcos.data.transforms import test_transform as detection_transform
 from fcos.structures import Objects
@@ -52,6 +56,39 @@ def test_image_without_boxes_is_transformed() -> None:
     pixels, objects = Transform((60,), 100, (Flip(1.0),))(_image())
     assert pixels.shape == (3, 60, 80)
     assert objects.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("size", [(90, 120), (30, 40), (45, 61), (11, 16)])
+def test_torch_resizes_like_pillow(size: tuple[int, int]) -> None:
+    smooth = _image(40, 30).resize((120, 90), Image.Resampling.BICUBIC)
+    for image in (smooth, _image(120, 90)):
+        expected, pixels = (resize_image(image, size, method=method).int() for method in ("pillow", "torch"))
+        assert pixels.shape == (3, *size)
+        assert (pixels - expected).abs().max() <= 1
+
+
+def test_a_window_is_resized_by_pillow_and_pixels_are_resized_like_their_image() -> None:
+    image = _image(80, 60)
+    for method in ("pillow", "torch"):
+        window = {"whole": (90, 120), "origin": (7, 5), "method": method}
+        found = resize_image(image_to_tensor(image), (40, 50), **window)
+        assert torch.equal(found, resize_image(image, (40, 50), whole=(90, 120), origin=(7, 5)))
+        whole = resize_image(image, (40, 53), method=method)
+        assert torch.equal(resize_image(image_to_tensor(image), (40, 53), method=method), whole)
+
+
+def test_option_sets_the_method_of_resizing_in_training_and_detection(tmp_path: Path) -> None:
+    annotations = load_annotations(config(write_coco(tmp_path)), "train")
+    assert annotations is not None
+    image = annotations.open(0)
+    for method in ("pillow", "torch"):
+        options = config(short_side=[20], max_side=100, flip=0, resize=method)
+        expected = resize_image(image, resize_size(image.height, image.width, 20, 100), method=method)
+        for transform in (train_transform(options), detection_transform(options)):
+            sample = DetectionDataset(annotations, transform=transform, more_views=[transform]).load(0, 0)
+            assert torch.equal(sample.image, expected)
+            assert torch.equal(sample.more_views[0], expected)
+            assert torch.equal(transform(image).image, expected)
 
 
 def test_draws_depend_only_on_the_seed_and_cover_all_sizes() -> None:

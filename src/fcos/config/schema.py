@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..choices import Precision, YoloRows
+from ..choices import Precision, Resize, YoloRows
 from ..extensions import FUNCTION
 from ..files import MAX_NAME_BYTES, find_long_name
 from ..formatting import quote
@@ -147,6 +147,9 @@ class DataConfig(_Section):
     """Detection: length of the shorter side, in pixels; null: the largest one used in training."""
     test_max_side: Side | None = None
     """Detection: maximum length of the longer side, in pixels; null: `max_side`."""
+    resize: Resize = "pillow"
+    """Resizing of images: `pillow`, with the pixels of the original, or `torch`, which is faster and whose values
+    differ by at most 1. With `torch`, JPEG files are also decoded faster, to the same pixels."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Training: probability of a horizontal flip."""
     zoom: tuple[Zoom, Zoom] = (1.0, 1.0)

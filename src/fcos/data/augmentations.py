@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, ClassVar, NamedTuple
 
-from PIL import Image, ImageEnhance
+import torch
+from torch import Tensor
 
 from ..choices import BoxConvention
 from ..config import DataConfig
@@ -73,13 +74,11 @@ class ImageAugmentation(Augmentation):
     """Augmentation of a resized image and its objects."""
 
     @abstractmethod
-    def change(
-        self, image: Image.Image, objects: Objects, drawn: Any, convention: BoxConvention
-    ) -> tuple[Image.Image, Objects]:
+    def change(self, image: Tensor, objects: Objects, drawn: Any, convention: BoxConvention) -> tuple[Tensor, Objects]:
         """Return the augmented image and its objects.
 
         Args:
-            image: RGB image.
+            image: uint8 [3, h, w] RGB.
             objects: objects of the image, boxes in pixels of `image`.
             drawn: parameters from `draw`.
             convention: box convention of `objects`.
@@ -108,13 +107,11 @@ class Flip(ImageAugmentation):
         """Draw whether to flip the image."""
         return generator.random() < self.probability
 
-    def change(
-        self, image: Image.Image, objects: Objects, drawn: bool, convention: BoxConvention
-    ) -> tuple[Image.Image, Objects]:
+    def change(self, image: Tensor, objects: Objects, drawn: bool, convention: BoxConvention) -> tuple[Tensor, Objects]:
         """Flip the image and its objects if `drawn` is True."""
         if not drawn:
             return image, objects
-        image, width = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), image.width
+        image, width = image.flip(2), image.shape[2]
         masks, keypoints = objects.masks, objects.keypoints
         if masks is not None:
             masks = masks.flip(width, convention=convention)
@@ -185,15 +182,32 @@ class ColorJitter(ImageAugmentation):
         return generator.uniform(low, high), generator.uniform(low, high), generator.uniform(low, high)
 
     def change(
-        self, image: Image.Image, objects: Objects, drawn: tuple[float, float, float], convention: BoxConvention
-    ) -> tuple[Image.Image, Objects]:
+        self, image: Tensor, objects: Objects, drawn: tuple[float, float, float], convention: BoxConvention
+    ) -> tuple[Tensor, Objects]:
         """Apply the factors to the image; the objects are returned unchanged."""
-        if self.strength:
-            brightness, contrast, saturation = drawn
-            image = ImageEnhance.Brightness(image).enhance(brightness)
-            image = ImageEnhance.Contrast(image).enhance(contrast)
-            image = ImageEnhance.Color(image).enhance(saturation)
-        return image, objects
+        return (_jitter(image, *drawn) if self.strength else image), objects
+
+
+def _jitter(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    """Multiply brightness, contrast and saturation, with the same values as Pillow's `ImageEnhance`.
+
+    Pillow extrapolates from a degenerate image (black, grey of the mean brightness, or without colours) in float32 and
+    cuts off decimals.
+    """
+    pixels = image.permute(1, 2, 0).to(torch.float32)  # [h, w, 3], contiguous
+
+    def extrapolate(start: Tensor | float, factor: float) -> None:
+        pixels.sub_(start).mul_(factor).add_(start).clamp_(0, 255).trunc_()
+
+    extrapolate(0.0, brightness)
+    extrapolate(int(_brightness(pixels).mean(dtype=torch.float64).item() + 0.5), contrast)
+    extrapolate(_brightness(pixels)[..., None], saturation)
+    return pixels.to(torch.uint8).permute(2, 0, 1)
+
+
+def _brightness(pixels: Tensor) -> Tensor:
+    """Return Pillow's mode L of RGB pixels, float32 [h, w, 3] -> [h, w]; exact, as all sums are integers below 2^24."""
+    return (pixels @ pixels.new_tensor([19595.0, 38470.0, 7471.0])).add_(32768.0).mul_(1 / 65536).floor_()
 
 
 AUGMENTATIONS: tuple[type[Augmentation], ...] = (Flip, Zoom, ColorJitter)

@@ -23,7 +23,7 @@ from ..keypoints import UNNAMED, KeypointLayout
 from ..masks import Masks, to_text
 from ..structures import Instances, Objects
 from .geometry import to_inclusive
-from .images import open_rgb
+from .images import open_rgb, read_pixels, size_of
 from .source import Keypoints
 from .transforms import Transform
 
@@ -111,6 +111,14 @@ class Annotations:
             DataError: the file is missing, truncated or not an image.
         """
         return open_rgb(self.path(index), bit_depth=self.bit_depth)
+
+    def read_pixels(self, index: int) -> Tensor:
+        """Read the pixels of an image, uint8 [3, H, W]; they equal those of `open`.
+
+        Raises:
+            DataError: see `open`.
+        """
+        return read_pixels(self.path(index), bit_depth=self.bit_depth)
 
     def digest(self) -> str:
         """Return the SHA-256 of the data used in evaluation: classes, image ids and sizes, boxes, and the bit depth.
@@ -278,11 +286,13 @@ class DetectionDataset:
             DataError: the file cannot be read, or its size has changed since the data was checked.
         """
         path = self.annotations.path(index)
-        image = self.annotations.open(index)
+        is_pillow = self.transform.resize == "pillow"  # which needs an image of its own
+        image = self.annotations.open(index) if is_pillow else self.annotations.read_pixels(index)
         height, width = self.annotations.sizes[index].tolist()
-        if (image.height, image.width) != (height, width):
+        if size_of(image) != (height, width):
+            found_height, found_width = size_of(image)
             raise DataError(
-                f"{path}: is {image.width}x{image.height}, but was {width}x{height} when the data was checked"
+                f"{path}: is {found_width}x{found_height}, but was {width}x{height} when the data was checked"
             )
         objects = self.annotations.objects(index)
         warning = ""

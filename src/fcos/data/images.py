@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..files import open_file
 from .opening import MAX_PIXELS, read_image
-from .orientation import apply_orientation, read_orientation, swaps_sides
+from .orientation import apply_orientation, orient_pixels, read_orientation, swaps_sides
 
 OnImage = Callable[[Path, Image.Image], None]
 """Callback with the path and the decoded RGB image; may be called from any thread."""
@@ -40,6 +42,43 @@ def open_rgb(path: str | Path, *, bit_depth: int = 16, max_pixels: int | None = 
             return read_image(file, partial(load_rgb, bit_depth=bit_depth), max_pixels=max_pixels)
     except Exception as error:  # Pillow may raise almost any exception for a damaged file
         raise DataError(f"{path}: {describe_failure(error)}") from None
+
+
+def read_pixels(path: str | Path, *, bit_depth: int = 16) -> Tensor:
+    """Read the pixels of an image file; they equal those of `open_rgb`, but most JPEG files are decoded faster.
+
+    Args:
+        path: image file that was checked before.
+        bit_depth: see `open_rgb`.
+
+    Returns:
+        uint8 [3, H, W], a channels-last view.
+
+    Raises:
+        DataError: see `open_rgb`.
+    """
+
+    def decode(image: Image.Image) -> Tensor:
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+            try:
+                pixels = simplejpeg.decode_jpeg(content, "RGB")
+            except ValueError:  # Pillow decodes some damaged files, and describes the others better
+                pass
+            else:
+                return torch.from_numpy(orient_pixels(pixels, read_orientation(image))).permute(2, 0, 1)
+        return image_to_tensor(load_rgb(image, bit_depth=bit_depth))
+
+    try:
+        with open_file(path) as file:
+            content = file.read()
+        return read_image(BytesIO(content), decode)
+    except Exception as error:  # any exception, as in open_rgb
+        raise DataError(f"{path}: {describe_failure(error)}") from None
+
+
+def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Return (height, width) of an image or of its pixels [3, H, W]."""
+    return (image.shape[1], image.shape[2]) if isinstance(image, Tensor) else (image.height, image.width)
 
 
 def load_rgb(image: Image.Image, *, bit_depth: int = 16) -> Image.Image:
@@ -84,8 +123,13 @@ def largest_value(path: str | Path) -> int | None:
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:
-    """Return the pixels of an RGB image, uint8 [3, H, W]: a channels-last view that the next copy makes contiguous."""
+    """Return the pixels of an RGB image, uint8 [3, H, W], a channels-last view."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def tensor_to_image(pixels: Tensor) -> Image.Image:
+    """Return the image of pixels, uint8 [3, H, W] RGB."""
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def describe_failure(error: Exception) -> str:

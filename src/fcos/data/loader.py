@@ -58,10 +58,11 @@ def pad(images: Sequence[Tensor], *, size_divisor: int) -> tuple[Tensor, Tensor]
         size_divisor: divisor of both sides of the padded size.
 
     Returns:
-        The padded images, uint8 [N, 3, H, W], and their (height, width) without padding, [N, 2].
+        The padded images, uint8 [N, 3, H, W] in channels-last order, and their (height, width) without padding, [N, 2].
     """
     sizes = torch.tensor([image.shape[1:] for image in images])
-    padded = torch.zeros(len(images), 3, *padded_size(sizes.amax(dim=0).tolist(), size_divisor), dtype=torch.uint8)
+    height, width = padded_size(sizes.amax(dim=0).tolist(), size_divisor)
+    padded = torch.zeros(len(images), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)  # as the images are read
     for row, image in zip(padded, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return padded, sizes

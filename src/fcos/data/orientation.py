@@ -26,6 +26,8 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPPING = (5, 6, 7, 8)
+_REVERSALS = {1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
+"""Steps through rows and columns that display an image, after rows and columns were exchanged for `_SWAPPING`."""
 _METADATA = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 _TOLERANCE = 0.5  # pixels; as for boxes that extend beyond their image
 
@@ -56,6 +58,22 @@ def apply_orientation(image: Image.Image) -> Image.Image:
     for key in _METADATA:
         displayed.info.pop(key, None)
     return displayed
+
+
+def orient_pixels(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return stored pixels as displayed.
+
+    Args:
+        pixels: [H, W, 3] as stored.
+        orientation: EXIF orientation, 1 to 8.
+
+    Returns:
+        [H', W', 3], contiguous.
+    """
+    if orientation in _SWAPPING:
+        pixels = pixels.transpose(1, 0, 2)
+    rows, columns = _REVERSALS[orientation]
+    return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
 def to_displayed(source: Source, sizes: np.ndarray, orientations: np.ndarray) -> tuple[Source, list[Problem]]:

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..choices import BoxConvention
+from ..choices import BoxConvention, Resize
 from ..config import Config, DataConfig
 from ..structures import Objects
 from .augmentations import AUGMENTATIONS, Augmentation, Flip, ImageAugmentation, Placement, SizeAugmentation
 from .geometry import crop_boxes, crop_keypoints, resize_boxes, resize_image, resize_keypoints, resize_size
-from .images import image_to_tensor
+from .images import size_of
 from .user_transforms import UserTransform
 
 MIN_VISIBLE = 0.25
@@ -48,6 +48,7 @@ class Transform:
         augmentations: augmentations in the order in which they are applied.
         user: the user's transform, applied last.
         box_convention: convention of the input and output boxes.
+        resize: method of resizing, see `resize_image`.
     """
 
     short_sides: Sequence[int]
@@ -55,6 +56,7 @@ class Transform:
     augmentations: Sequence[Augmentation] = ()
     user: UserTransform | None = None
     box_convention: BoxConvention = "continuous"
+    resize: Resize = "pillow"
 
     @property
     def is_mirrored(self) -> bool:
@@ -79,11 +81,11 @@ class Transform:
             drawn.append(step.draw(generator))
         return short_side, drawn
 
-    def __call__(self, image: Image.Image, objects: Objects | None = None, *, seed: int = 0) -> Transformed:
+    def __call__(self, image: Image.Image | Tensor, objects: Objects | None = None, *, seed: int = 0) -> Transformed:
         """Transform one image.
 
         Args:
-            image: RGB image.
+            image: RGB image, or its pixels, uint8 [3, H, W].
             objects: objects of the image, boxes in pixels of `image`; none by default.
             seed: seed of the random parameters.
 
@@ -92,17 +94,16 @@ class Transform:
         """
         objects = Objects(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) if objects is None else objects
         short_side, drawn = self.draw(seed)
-        size = image.height, image.width
+        size = size_of(image)
         placement = Placement.whole_of(resize_size(*size, short_side, self.max_side))
         for step, parameters in zip(self.augmentations, drawn, strict=True):
             if isinstance(step, SizeAugmentation):
                 placement = step.place(placement, parameters)
-        image = resize_image(image, placement.size, whole=placement.whole, origin=placement.origin)
+        pixels = resize_image(image, placement.size, whole=placement.whole, origin=placement.origin, method=self.resize)
         objects = _move_objects(objects, size, placement, self.box_convention)
         for step, parameters in zip(self.augmentations, drawn, strict=True):
             if isinstance(step, ImageAugmentation):
-                image, objects = step.change(image, objects, parameters, self.box_convention)
-        pixels = image_to_tensor(image)
+                pixels, objects = step.change(pixels, objects, parameters, self.box_convention)
         if self.user is not None:
             pixels, objects = self.user(pixels, objects, seed=seed, convention=self.box_convention)
         return Transformed(pixels, objects)
@@ -160,12 +161,12 @@ def train_transform(
     order = tuple(keypoint_order)
     augmentations = [replace(step, keypoint_order=order) if isinstance(step, Flip) else step for step in steps]
     user = None if config.transforms is None else UserTransform.named(config.transforms, num_classes)
-    return Transform(training_sides(config), config.max_side, augmentations, user, box_convention)
+    return Transform(training_sides(config), config.max_side, augmentations, user, box_convention, config.resize)
 
 
 def test_transform(config: DataConfig) -> Transform:
     """Build the transform of images for detection: one short side, no augmentation."""
-    return Transform((config.detection_short_side,), config.detection_max_side)
+    return Transform((config.detection_short_side,), config.detection_max_side, resize=config.resize)
 
 
 def detection_views(config: Config) -> list[Transform]:
@@ -174,7 +175,7 @@ def detection_views(config: Config) -> list[Transform]:
     Depending on the options in `eval`, some views are flipped horizontally.
     """
     base, options = test_transform(config.data), config.eval
-    scaled = [Transform((scale,), options.scales_max_side) for scale in options.scales]
+    scaled = [replace(base, short_sides=(scale,), max_side=options.scales_max_side) for scale in options.scales]
     views = [base, _mirror(base)] if options.flip else [base]
     for view in scaled:
         views += [view, _mirror(view)] if options.scales_flip else [view]
