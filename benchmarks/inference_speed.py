@@ -2,12 +2,13 @@
 
     python benchmarks/inference_speed.py [--only mobilenet resnet] [--rounds 3] [--repeats 7]
 
-Both have the same layers (random weights), one uint8 image and two threads at most. `fcos` is `fcos.load(RECIPE)`: batch
-norms folded, channels-last, freed memory kept. `torchvision` is its FCOS as built, in float32. The other rows show where
-the difference comes from. Settings of the allocator belong to a process, so that every row has processes of its own.
+Both have the same layers (random weights), one uint8 image and two threads at most. `fcos` is `fcos.load(RECIPE)`:
+batch norms folded, channels-last, freed memory kept. `torchvision` is its FCOS as built, in float32. The other rows
+show where the difference comes from. Settings of the allocator belong to a process, so that every row has processes of
+its own.
 
-Two lower limits stand beside each figure: the operations of all convolutions divided by the rate of a large one, and the
-bytes that they read and write divided by the bandwidth of a copy, both measured in the same run.
+Two lower limits stand beside each figure: the operations of all convolutions divided by the rate of a large one, and
+the bytes that they read and write divided by the bandwidth of a copy, both measured in the same run.
 """
 
 from __future__ import annotations
