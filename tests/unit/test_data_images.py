@@ -73,7 +73,8 @@ def test_pixels_equal_those_of_every_kind_of_jpeg(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((75, 53), Image.Resampling.BICUBIC).convert(mode)
-    image.save(tmp_path / "x.jpg", **options, **({"subsampling": subsampling} if mode != "L" else {}))
+    arguments: dict[str, Any] = options if mode == "L" else {**options, "subsampling": subsampling}
+    image.save(tmp_path / "x.jpg", **arguments)
     assert torch.equal(read_pixels(tmp_path / "x.jpg"), _read(tmp_path / "x.jpg"))
 
 

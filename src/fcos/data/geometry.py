@@ -72,7 +72,8 @@ def resize_image(
         pixels = image if isinstance(image, Tensor) else image_to_tensor(image)
         if (image_height, image_width) == (height, width):
             return pixels
-        return functional.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
+        batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # torch recognises these strides as channels-last
+        return functional.interpolate(batch, size=size, mode="bilinear", antialias=True)[0]
     ratio_x, ratio_y = image_width / whole_width, image_height / whole_height
     window = (
         left * ratio_x,

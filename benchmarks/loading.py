@@ -1,0 +1,125 @@
+"""Measure the loading of training images on one core: decode, resize, flip and collate.
+
+    python benchmarks/loading.py [--images 40] [--rounds 5]
+
+Generated JPEG photographs (quality 90, 4:2:0) are loaded as float batches of 4 by `data.resize=pillow`, by
+`data.resize=torch` and by torchvision's tensor pipeline (`decode_jpeg` and transforms.v2), in turns, with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import machine, markdown, write
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms import v2
+
+import fcos
+from fcos.data import build_train_loader, load_annotations
+
+CASES = {"640x480 to 320": ((480, 640), 320, 512), "4000x3000 to 800": ((3000, 4000), 800, 1333)}
+BATCH_SIZE = 4
+
+
+def make_data(folder: Path, size: tuple[int, int], count: int) -> None:
+    """Write photographs without objects: smooth shapes with grain, so that they compress like real ones."""
+    height, width = size
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        coarse = generator.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
+        pixels = (smooth + generator.integers(-6, 7, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90, subsampling=2)
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": height, "width": width} for i in range(count)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 99, 99]} for i in range(count)]
+    tree = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "object"}]}
+    (folder / "train.json").write_text(json.dumps(tree), encoding="utf-8")
+
+
+def ours(folder: Path, short_side: int, max_side: int, method: str) -> Iterator[object]:
+    """Yield endless float batches of our loader."""
+    options = [f"data={folder}", f"data.resize={method}", "data.workers=0", f"train.batch_size={BATCH_SIZE}"]
+    sizes = [f"data.short_side={short_side}", f"data.max_side={max_side}", "train.iterations=99999"]
+    config = fcos.load_config("fcos_r50_fpn_1x", [*options, *sizes])
+    annotations = load_annotations(config.data, "train")
+    assert annotations is not None
+    for batch in build_train_loader(config, annotations):
+        yield batch.images.float()
+
+
+def theirs(folder: Path, short_side: int, max_side: int) -> Iterator[object]:
+    """Yield endless float batches of torchvision's tensor pipeline."""
+    transform = v2.Compose([v2.Resize(short_side, max_size=max_side, antialias=True), v2.RandomHorizontalFlip()])
+    files = sorted(folder.glob("*.jpg"))
+    while True:
+        for start in range(0, len(files), BATCH_SIZE):
+            chunk = files[start : start + BATCH_SIZE]
+            images = [transform(decode_jpeg(read_file(str(file)), ImageReadMode.RGB)) for file in chunk]
+            yield torch.stack(images).float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=40, help="of every size, a multiple of 4")
+    parser.add_argument("--rounds", type=int, default=5, help="passes over the images, which take turns")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, results = [], {}
+    for name, (size, short_side, max_side) in CASES.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            make_data(folder, size, options.images)
+            sides: dict[str, Iterator[object]] = {
+                "torchvision": theirs(folder, short_side, max_side),
+                "fcos, data.resize=pillow": ours(folder, short_side, max_side, "pillow"),
+                "fcos, data.resize=torch": ours(folder, short_side, max_side, "torch"),
+            }
+            milliseconds = measure(sides, options.images, options.rounds)
+        reference = statistics.median(milliseconds["torchvision"])
+        for side, times in milliseconds.items():
+            median = statistics.median(times)
+            cells = [f"{median:.2f}", f"{min(times):.2f}", f"{max(times):.2f}", f"{reference / median:.2f}"]
+            rows.append([f"{name}: {side}", *cells])
+        results[name] = milliseconds
+    write(
+        "loading",
+        "Loading of training images on one core (milliseconds per image)",
+        {**machine(), "images": options.images, "rounds": options.rounds},
+        markdown(["what", "median", "fastest round", "slowest", "ratio"], rows),
+        {"milliseconds": results},
+    )
+
+
+def measure(sides: dict[str, Iterator[object]], images: int, rounds: int) -> dict[str, list[float]]:
+    """Return the milliseconds per image of every round."""
+    found: dict[str, list[float]] = {side: [] for side in sides}
+
+    def take(batches: Iterator[object]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(images // BATCH_SIZE):
+                next(batches)
+
+        return run
+
+    jobs = {side: take(batches) for side, batches in sides.items()}
+    for job in jobs.values():
+        job()  # the files are in memory afterwards
+    for _ in range(rounds):
+        for side, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            found[side].append((time.perf_counter() - start) / images * 1e3)
+    return found
+
+
+if __name__ == "__main__":
+    main()
