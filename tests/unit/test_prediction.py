@@ -72,7 +72,7 @@ class TestData:
         pandas: Any = types.ModuleType("pandas")  # the package is optional and not installed for tests
         pandas.DataFrame = dict
         monkeypatch.setitem(sys.modules, "pandas", pandas)
-        frame = instances([1, 0]).to_dataframe()
+        frame: Any = instances([1, 0]).to_dataframe()
         assert list(frame) == ["name", "label", "score", "x1", "y1", "x2", "y2"]
         assert frame["name"] == ["WBC", "RBC"]
         assert frame["y2"] == [240.0, 240.0]
