@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from original_configs import SMALL_FBNET
 from processes import SECONDS, free_port
 
 from fcos import cli
+from fcos.config.text import nest
 from fcos.interop.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +77,43 @@ def test_original_commands_train_and_evaluate_in_two_processes(folder: Path) -> 
     detections = json.loads((folder / "tested/val/detections.json").read_text())
     assert {d["image_id"] for d in detections} <= set(range(12))
     assert len(detections) > 0
+
+
+def test_original_commands_train_and_evaluate_mask_rcnn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the original's files, FCOS_ON is not set."""
+    for path in (folder / "datasets/coco/annotations").iterdir():
+        tree = json.loads(path.read_text())
+        for annotation in tree["annotations"]:
+            x, y, width, height = annotation["bbox"]
+            annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height]]
+        path.unlink()
+        path.write_text(json.dumps(tree))
+    keys = SMALL_FBNET | {
+        "MODEL.DEVICE": "cpu",
+        "DATASETS.TRAIN": ["coco_2014_train"],
+        "DATASETS.TEST": ["coco_2014_minival"],
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.MIN_SIZE_TRAIN": [96],
+        "INPUT.MIN_SIZE_TEST": 96,
+        "SOLVER.MAX_ITER": 2,
+        "SOLVER.IMS_PER_BATCH": 4,
+    }
+    (folder / "mask_rcnn.yaml").write_text(yaml.safe_dump(nest(keys)))
+
+    def run_tool(name: str, *pairs: str) -> None:
+        monkeypatch.setattr(sys, "argv", [name, "--config-file", "mask_rcnn.yaml", *pairs])
+        with pytest.raises(SystemExit, match="0"):
+            runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+
+    run_tool("train_net.py", "OUTPUT_DIR", "run")
+    note = "mask_rcnn.yaml: a config for Mask R-CNN (MODEL.BACKBONE.CONV_BODY FBNet); the original would train FCOS"
+    assert sum(message.startswith(note) for message in caplog.messages) == 1
+    assert load_checkpoint(folder / "run/weights/best.pt").iteration == 2
+    run_tool("test_net.py", "MODEL.WEIGHT", "run/weights/best.pt", "OUTPUT_DIR", "tested")
+    metrics = json.loads((folder / "tested/val/metrics.json").read_text())
+    assert {"AP", "AP_mask"} <= metrics["metrics"].keys()
 
 
 def test_unknown_key_is_reported_once_by_two_processes(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch import Tensor
 from fcos.config import Config, FCOSConfig, RCNNConfig
 from fcos.config.overrides import validate
 from fcos.interop.fcos_core.config import config_from_yaml, given_keys
-from fcos.interop.fcos_core.keys import DEFAULTS
 from fcos.interop.fcos_core.weights import convert_state_dict, rename
 from fcos.masks import Masks
 from fcos.models import DetectionModel, build_model
@@ -36,6 +36,12 @@ def cases(file: Path, *, skip: tuple[str, ...] = ()) -> list[str]:
     """Return the case names in a file of `units`: the first parts of its keys."""
     with np.load(file) as numbers:
         return sorted({key.split("/")[0] for key in numbers.files if "/" in key} - set(skip))
+
+
+def numbered(numbers: dict[str, np.ndarray], name: str) -> list[Tensor]:
+    """Return the recorded tensors NAME0, NAME1, ..."""
+    count = sum(re.fullmatch(rf"{name}\d+", key) is not None for key in numbers)
+    return [tensor(numbers[f"{name}{i}"]) for i in range(count)]
 
 
 @cache
@@ -127,15 +133,11 @@ class Model(Recording):
 
 
 class RegionModel(Recording):
-    """Recorded model of `rcnn/`: RetinaNet, or one with regions."""
+    """Recorded model of `rcnn/`: RetinaNet, RPN or R-CNN."""
 
     def __init__(self, goldens: Path, entry: dict[str, Any]):
         super().__init__(goldens, entry, folder="rcnn")
-        given = given_keys(self.manifest["merged_config"], pairs_of(entry))
-        tensor_name = f"tensor_div{given['DATALOADER.SIZE_DIVISIBILITY']}"
-        if given["INPUT.PIXEL_STD"] != DEFAULTS["INPUT.PIXEL_STD"] and f"{tensor_name}_fbnet" in self.inputs:
-            tensor_name += "_fbnet"
-        self.tensor = tensor(self.inputs[tensor_name])
+        self.tensor = network_input(self.inputs, given_keys(self.manifest["merged_config"], pairs_of(entry)))
         self.num_images = len(self.tensor)
         sizes = [self.inputs[f"image{i}"].shape[:2] for i in range(self.num_images)]
         self.sizes = torch.tensor(sizes)
@@ -163,6 +165,22 @@ class RegionModel(Recording):
         model = build_model(section, num_classes=section.num_classes or 0, pretrained=False)
         self.load_into(model, normalise=normalise, dtype=dtype)
         return model
+
+
+def network_input(inputs: dict[str, np.ndarray], keys: dict[str, Any]) -> Tensor:
+    """Return the recorded input [N, 3, H, W] of a network: padded and normalised as its config says.
+
+    Args:
+        inputs: recorded images, `tensor_div<k>`, the input with the size divisor k, and `tensor_div<k>_<name>`, the
+            same with another normalisation.
+        keys: keys of the original's config.
+    """
+    name = f"tensor_div{keys['DATALOADER.SIZE_DIVISIBILITY']}"
+    pixel = inputs["image0"][0, 0].astype(np.float64)  # RGB
+    pixel = pixel[::-1] if keys["INPUT.TO_BGR255"] else pixel / 255
+    normalised = (pixel - keys["INPUT.PIXEL_MEAN"]) / keys["INPUT.PIXEL_STD"]
+    named = [array for key, array in inputs.items() if key == name or key.startswith(f"{name}_")]
+    return tensor(min(named, key=lambda array: np.abs(array[0, :, 0, 0] - normalised).max()))
 
 
 def manifest_of(goldens: Path, entry: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -102,11 +103,12 @@ def test_box_offsets_match_the_original(goldens: Path, weights: str) -> None:
 
 def test_smooth_l1_loss_matches_the_original(goldens: Path, beta: str) -> None:
     recorded = load(goldens / "rcnn_units" / "smooth_l1.npz")
-    key = next(key for key in recorded if key == f"beta{beta}")
     a, b = tensor(recorded["a"]), tensor(recorded["b"])
-    exact = 1 / 9 if beta == "0.1111" else float(beta)  # the name has four digits
+    fraction = float(Fraction(beta).limit_denominator(20))
+    # The name has four digits; 0.1111 stands for 1 / 9.
+    exact = fraction if f"{fraction:.4f}" == beta else float(beta)
     losses = [F.smooth_l1_loss(a, b, beta=exact, reduction=kind).item() for kind in ("sum", "mean")]
-    assert losses == pytest.approx(recorded[key].tolist(), rel=RTOL)
+    assert losses == pytest.approx(recorded[f"beta{beta}"].tolist(), rel=RTOL)
 
 
 def test_selected_detections_match_the_original(goldens: Path) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from fill import fill_array
-from golden import folder, manifest_of, pairs_of, tensor
+from golden import folder, manifest_of, network_input, pairs_of
+from golden import load as load_numbers
 from torch import Tensor, nn
 
 from fcos.config.backbones import section_of
@@ -173,14 +174,12 @@ def test_features_match_the_original(recording: dict[str, Any], goldens: Path) -
     get = getter(manifest, pairs_of(recording))
     net = Features(get).eval()
     load(net, manifest, recording["seed"])
-    numbers = np.load(goldens / "rcnn" / recording["file"])
+    numbers = load_numbers(goldens / "rcnn" / recording["file"])
     stride = json.loads((goldens / "rcnn" / "index.json").read_text())["feature_stride"]
-    inputs = np.load(goldens / "rcnn" / "inputs.npz")
-    suffix = "_fbnet" if isinstance(net.backbone, FBNet) else ""
-    images = tensor(inputs[f"tensor_div{get('DATALOADER.SIZE_DIVISIBILITY')}{suffix}"])
+    keys = given_keys(manifest["merged_config"], pairs_of(recording))
     with torch.inference_mode():
-        features = net(images)
-    assert {f"eval/feat{i}" for i in range(len(features))} == {k for k in numbers.files if k[:-1] == "eval/feat"}
+        features = net(network_input(load_numbers(goldens / "rcnn" / "inputs.npz"), keys))
+    assert {f"eval/feat{i}" for i in range(len(features))} == {k for k in numbers if k[:-1] == "eval/feat"}
     for i, ours in enumerate(features):
         expected = numbers[f"eval/feat{i}"]
         assert list(ours.shape) == numbers[f"eval/feat{i}/shape"].tolist()

@@ -48,11 +48,18 @@ def test_training_sizes_of_the_original_are_among_ours(goldens: Path) -> None:
         kind, *sides = sequence["transform"].split("_")
         sides = [int(side) for side in sides]
         options = {"short_side_range": sides} if kind == "range" else {"short_side": sides}
-        max_side = 900 if kind == "choice" else 1333  # not in the file, but evident from its rows
-        transform = train_transform(DataConfig.model_validate({**options, "max_side": max_side}))
-        for row in _rows(table, sequence["rows"]):
-            sizes = {resize_size(row["h"], row["w"], short_side, max_side) for short_side in transform.short_sides}
-            assert (row["out_h"], row["out_w"]) in sizes, row
+        rows = _rows(table, sequence["rows"])
+        # The limit is not recorded. Either it was reached, or that of the original's configs holds.
+        max_side = max(max(row["out_h"], row["out_w"]) for row in rows)
+        assert any(_are_possible(rows, options, limit) for limit in (max_side, 1333)), sequence["transform"]
+
+
+def _are_possible(rows: list[dict[str, Any]], options: dict[str, Any], max_side: int) -> bool:
+    short_sides = train_transform(DataConfig.model_validate({**options, "max_side": max_side})).short_sides
+    return all(
+        any(resize_size(row["h"], row["w"], side, max_side) == (row["out_h"], row["out_w"]) for side in short_sides)
+        for row in rows
+    )
 
 
 def test_short_side_range_and_flip_probability_match_the_original(goldens: Path) -> None:

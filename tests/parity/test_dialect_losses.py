@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectors import build_fcos
 from dialects import Dialect, dialect, names, network_input, used_tensors
-from golden import folder, load, tensor
+from golden import folder, load, numbered, tensor
 from ground_truth import objects_of
 
 from fcos.checkpoint import load_weights
@@ -63,9 +63,7 @@ def raw_outputs(goldens: Path, model: Dialect, net: FCOS) -> FCOSOutputs:
 
 def losses(model: Dialect, net: FCOS, outputs: FCOSOutputs, case: str) -> dict[str, torch.Tensor]:
     """Compute the loss terms of a recorded case, by their recorded names. All cases have the same images."""
-    boxes, labels = (
-        [tensor(model.numbers[f"train{case}/{part}{i}"]) for i in range(2)] for part in ("boxes", "labels")
-    )
+    boxes, labels = (numbered(model.numbers, f"train{case}/{part}") for part in ("boxes", "labels"))
     terms = net.losses(outputs, objects_of(boxes, labels)).terms
     recorded = model.numbers[f"train{case}/loss_names"].tolist()
     assert list(terms) == [TERMS[name] for name in recorded]

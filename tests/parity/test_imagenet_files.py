@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from golden import manifest_of, pairs_of
 from small_backbones import one_block_per_stage
 from torch import Tensor, nn
 
@@ -40,8 +41,7 @@ def values(shape: list[int], name: str) -> np.ndarray:
 
 def build(goldens: Path, recorded: dict[str, Any], weights: Path) -> dict[str, Tensor]:
     """Return the state dict of the backbone in the recorded config, with weights from a file."""
-    manifest = goldens / "manifests" / "fcos" / f"{Path(recorded['config']).stem}.json"
-    config = validate(config_from_yaml(json.loads(manifest.read_text())["merged_config"]), where=manifest.name)
+    config = validate(config_from_yaml(manifest_of(goldens, recorded)["merged_config"], pairs_of(recorded)), where="x")
     options = {**config.model.backbone.model_dump(), "weights": str(weights)}
     backbone = BACKBONES[options.pop("name")](**options)
     assert isinstance(backbone, nn.Module)

@@ -7,6 +7,7 @@ between processor vendors (goldens/README.md). Results that depend on it agree t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -75,7 +76,8 @@ def raw_outputs(model: Model, net: FCOS) -> FCOSOutputs:
 
 
 def recorded_cases(model: Model, prefix: str) -> list[str]:
-    return sorted(k[len(prefix) + 5] for k in model.numbers if k.startswith(f"{prefix}train") and k.endswith("/losses"))
+    found = [re.fullmatch(rf"{prefix}train(\w+)/losses", key) for key in model.numbers]
+    return sorted(match[1] for match in found if match)
 
 
 def case_with_steps(model: Model, prefix: str) -> str:

@@ -20,6 +20,7 @@ from fcos.models import DetectionModel
 from fcos.models.folding import BatchNormFolding
 from fcos.models.rcnn import RCNN
 from fcos.models.retinanet import RetinaNet
+from fcos.models.rpn import RPNDetector
 from fcos.structures import Instances
 
 STRICT = 5e-7
@@ -59,7 +60,7 @@ def test_normalised_input_matches_the_original(model: RegionModel) -> None:
 
 
 def test_features_and_head_outputs_match_the_original(model: RegionModel, net: DetectionModel) -> None:
-    assert isinstance(net, RetinaNet | RCNN)
+    assert isinstance(net, RetinaNet | RPNDetector | RCNN)
     with torch.inference_mode():
         features = net.features(model.tensor, model.sizes)
         outputs = (net if isinstance(net, RetinaNet) else net.proposals).head(features)
@@ -133,7 +134,7 @@ def image_batches(model: RegionModel) -> list[tuple[Tensor, Tensor]]:
 def test_proposals_match_the_original(model: RegionModel, net: DetectionModel) -> None:
     if isinstance(net, RetinaNet):
         return
-    assert isinstance(net, RCNN)
+    assert isinstance(net, RPNDetector | RCNN)
     outputs = net.proposals.head(net.features(model.tensor, model.sizes))
     proposals = net.proposals.propose(outputs, model.sizes, training=False)
     for i, image in enumerate(proposals):
@@ -172,10 +173,9 @@ def test_detections_match_the_original(model: RegionModel, net: DetectionModel) 
     folded = BatchNormFolding()(net)  # what evaluation and prediction run
     detections = [image for batch in image_batches(model) for image in folded.detect(*batch)]
     for i, image in enumerate(detections):
-        recorded = {key: model.numbers[f"det{i}/{key}"] for key in ("boxes", "scores", "labels")}
-        order = assert_same_detections(
-            image, recorded["boxes"], recorded["scores"], recorded["labels"] - 1, tolerances(model)
-        )
+        boxes, scores = (model.numbers[f"det{i}/{key}"] for key in ("boxes", "scores"))
+        labels = model.numbers.get(f"det{i}/labels", np.ones(len(scores)))  # proposals have none
+        order = assert_same_detections(image, boxes, scores, labels - 1, tolerances(model))
         if f"det{i}/mask_prob" in model.numbers:
             assert_same_masks(model, i, image[order])
         if f"det{i}/keypoints" in model.numbers:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import folder, load, tensor
+from golden import folder, load, numbered, tensor
 
 from fcos.models.anchors import BoxCoder
 from fcos.models.keypoint_head import keypoint_cells
@@ -37,8 +37,8 @@ def test_level_of_a_box_matches_the_original(goldens: Path) -> None:
 
 def test_pooled_features_match_the_original(goldens: Path, pooler: str) -> None:
     recorded = load(goldens / "rcnn_units" / "pooler.npz")
-    features = [tensor(recorded[f"feat{i}"]).requires_grad_() for i in range(4)]
-    boxes = [tensor(recorded[f"boxes{i}"]) for i in range(2)]
+    features = [feature.clone().requires_grad_() for feature in numbered(recorded, "feat")]
+    boxes = numbered(recorded, "boxes")
     expected = recorded[f"{pooler}/y"]
     is_pyramid = f"{pooler}/levels" in recorded
     levels = features if is_pyramid else features[2:3]
@@ -68,7 +68,7 @@ def test_selected_detections_match_the_original(goldens: Path, selection: str) -
         box_convention="inclusive",
     )
     width, height = recorded["size_wh"].tolist()
-    boxes = [tensor(recorded[f"boxes{i}"]) for i in range(2)]
+    boxes = numbered(recorded, "boxes")
     counts = [len(of_image) for of_image in boxes]
     offsets = tensor(recorded["reg"])
     # The original uses the last four offsets of all classes.

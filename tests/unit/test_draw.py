@@ -12,6 +12,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageDraw
 from processes import SECONDS
+from skimage.color import rgb2lab
 
 from fcos.inference.draw import Mark, class_color, draw, draw_marks, draw_pair
 from fcos.structures import Instances
@@ -109,6 +110,26 @@ def test_first_thousand_classes_have_mostly_distinct_colors():
     colors = [class_color(label) for label in range(1000)]
     assert len(set(colors)) > 900
     assert all(0 <= value <= 255 for color in colors for value in color)
+
+
+# Machado et al., IEEE TVCG 2009: linear RGB as seen without one of the three kinds of cones.
+COLOR_VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+@pytest.mark.parametrize("kind", COLOR_VISION)
+def test_first_classes_are_distinguishable_with_any_color_vision(kind):
+    colors = np.array([class_color(label) for label in range(7)]) / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(COLOR_VISION[kind]).T, 0, 1)
+    encoded = np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = rgb2lab(encoded[None])[0]
+    distances = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(7, k=1)]
+    assert distances.min() > 15  # a difference of 2.3 is just noticeable
 
 
 def test_pair_shows_predictions_left_and_ground_truth_right():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from detectors import fcos_section
-from original_configs import BODIES, BODY, DEFAULTS, GOLDENS, error_message, leaves, read
+from original_configs import BODIES, BODY, DEFAULTS, RECORDED, error_message, leaves, other_value, read, recorded_config
 
 from fcos.config.overrides import validate
 from fcos.errors import ConfigError
@@ -52,31 +51,9 @@ def test_every_changed_key_is_converted_rejected_or_reported(
         assert "no such key" not in outcome
 
 
-RECORDED = [
-    *("fcos/fcos_R_50_FPN_1x", "fcos/fcos_bn_bs16_MNV2_FPN_1x", "retinanet/retinanet_R-50-FPN_1x"),
-    *("rpn_R_50_FPN_1x", "rpn_R_50_C4_1x", "e2e_faster_rcnn_R_50_FPN_1x", "e2e_faster_rcnn_R_50_C4_1x"),
-    *("gn_baselines/e2e_mask_rcnn_R_50_FPN_Xconv1fc_1x_gn", "e2e_mask_rcnn_R_50_FPN_1x", "e2e_mask_rcnn_R_50_C4_1x"),
-    *("e2e_keypoint_rcnn_R_50_FPN_1x", "e2e_faster_rcnn_fbnet", "e2e_mask_rcnn_fbnet"),
-]
-"""A recorded config for each kind of detector and backbone."""
-
-
-def other_value(key: str, value: Any) -> Any:
-    """Return a valid value where possible, which differs from the given one."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, str):
-        return f"{value}x"
-    if isinstance(value, list):
-        if not value:
-            return ["other"] if key.startswith("DATASETS.") else [400]
-        return [other_value(key, item) for item in value]
-    return 2 * value if value > 0 else 2
-
-
 @pytest.mark.parametrize("name", RECORDED)
 def test_no_changed_key_of_any_detector_is_silently_ignored(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    tree = json.loads((GOLDENS / "manifests" / f"{name}.json").read_text())["merged_config"]
+    tree = recorded_config(name)
     original = config_from_yaml(tree)
     silent = set()
     for key, value in leaves(tree).items():
@@ -125,7 +102,7 @@ def test_no_changed_key_of_any_detector_is_silently_ignored(name: str, caplog: p
     ],
 )
 def test_keys_that_contradict_the_detector_raise(name: str, pair: tuple[str, str], expected_text: str) -> None:
-    tree = json.loads((GOLDENS / "manifests" / f"{name}.json").read_text())["merged_config"]
+    tree = recorded_config(name)
     with pytest.raises(ConfigError) as caught:
         config_from_yaml(tree, pair)
     assert expected_text in str(caught.value)

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import torch
 from model_options import changed_sections
+from original_configs import SMALL_FBNET
 from torch import nn
 
 import fcos
 from fcos.checkpoint import Checkpoint, save_checkpoint
-from fcos.config import Config
 from fcos.config.detectors import DETECTORS
 from fcos.config.options import free_options, in_effect, options_of
 from fcos.config.overrides import validate
-from fcos.config.text import flatten
+from fcos.config.text import flatten, nest
 from fcos.errors import WeightsError
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.keys import DEFAULTS
@@ -35,19 +35,6 @@ from fcos.recipes import load_config
 MANIFESTS = Path(__file__).parents[1] / "parity" / "goldens" / "manifests"
 MASK_FPN, KEYPOINT_FPN = "e2e_mask_rcnn_R_50_FPN_1x", "e2e_keypoint_rcnn_R_50_FPN_1x"
 MASK_C4, MASK_FBNET = "e2e_mask_rcnn_R_50_C4_1x", "e2e_mask_rcnn_fbnet"
-TINY = {
-    "block_op_type": [["ir_k3"], ["ir_k3"], ["ir_k3"], ["ir_k3", "ir_k3"]],
-    "block_cfg": {
-        "first": [8, 2],
-        "stages": [[[1, 8, 1, 2]], [[1, 8, 1, 2]], [[1, 8, 1, 2]], [[1, 8, 1, 2], [1, 8, 1, -2]]],
-        "backbone": [0, 1, 2],
-        "rpn": [1],
-        "bbox": [0],
-        "mask": [3],
-        "kpts": [0],
-    },
-}
-"""FBNet with few channels, and with quotation marks in its definition."""
 
 
 def section_of(name: str, **options: Any) -> dict[str, Any]:
@@ -203,24 +190,10 @@ def test_side_of_the_masks_is_computed(name: str, options: dict[str, Any], side:
         assert head.upsample(head.body(pooled)).shape[2:] == (side, side)
 
 
-def tiny_config(*options: str) -> Config:
-    """Return a config of the original with a small FBNet, all heads, and its definition in JSON."""
-    heads = {"ROI_BOX_HEAD": "FBNet.roi_head", "ROI_MASK_HEAD": "FBNet.roi_head_mask"}
-    keys = {
-        "FCOS_ON": False, "BACKBONE.CONV_BODY": "FBNet", "FBNET.ARCH": "custom", "FBNET.ARCH_DEF": json.dumps(TINY),
-        "MASK_ON": True, "KEYPOINT_ON": True, "RPN.RPN_HEAD": "FBNet.rpn_head", "RPN.ANCHOR_SIZES": (8, 16),
-        "ROI_MASK_HEAD.SHARE_BOX_FEATURE_EXTRACTOR": False, "ROI_MASK_HEAD.PREDICTOR": "MaskRCNNConv1x1Predictor",
-        "ROI_KEYPOINT_HEAD.FEATURE_EXTRACTOR": "FBNet.roi_head_keypoints", "ROI_BOX_HEAD.NUM_CLASSES": 3,
-        **{f"{head}.FEATURE_EXTRACTOR": name for head, name in heads.items()},
-    }  # fmt: skip
-    pairs = [str(item) for key, value in keys.items() for item in (f"MODEL.{key}", value)]
-    return validate(config_from_yaml({}, pairs), where="x")
-
-
 def test_files_are_converted_to_the_original_and_back_without_a_change(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = tiny_config()
+    config = validate(config_from_yaml(nest(SMALL_FBNET | {"MODEL.KEYPOINT_ON": True})), where="x")
     model = build_model(config.model, num_classes=2, pretrained=False)
     save_checkpoint(tmp_path / "best.pt", model=model, config=config, class_names=("a", "b"), category_ids=(1, 2))
     with caplog.at_level(logging.INFO, logger="fcos"):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
+import original_configs
 import pytest
+from original_configs import BODIES, RECORDED, leaves, other_value, recorded_config
 
+from fcos.config.backbones import FBNetConfig
+from fcos.config.detectors import DETECTORS
 from fcos.config.overrides import validate
-from fcos.config.text import changes
+from fcos.config.text import changes, flatten
 from fcos.errors import ConfigError
 from fcos.interop.fcos_core.config import config_from_yaml
 from fcos.interop.fcos_core.rcnn_keys import RCNN_DEFAULTS
@@ -22,20 +25,11 @@ from fcos.recipes import load_config, recipe_names
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| `([A-Z][\w.*]+)` \| (.+?) \| ", PAGE.split("## Every option")[1], re.MULTILINE))
-BODY = ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET"]
-
-
-def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-DEFAULTS = leaves(json.loads((ROOT / "tests/parity/goldens/facts/default_config.json").read_text()))
-BODIES = {"fcos": BODY, "retinanet": [*BODY, "MODEL.FCOS_ON", "False", "MODEL.RETINANET_ON", "True"]}
+DEFAULTS = leaves(original_configs.DEFAULTS)
 CHOICES = ["MODEL.FCOS_ON", "MODEL.RETINANET_ON"]
-OURS = {key for name in (*BODIES, "rpn", "rcnn") for key in leaves(load_config(None, [f"model.name={name}"]).to_dict())}
+OURS = {key for name in DETECTORS for key in leaves(load_config(None, [f"model.name={name}"]).to_dict())} | {
+    f"model.backbone.{key}" for key in leaves(FBNetConfig().model_dump())
+}
 
 
 def table_row(key: str) -> str:
@@ -74,8 +68,10 @@ def test_every_key_behaves_as_documented_in_the_table(
             moved = {option for option, _, _ in changes(base, other)}
         except ConfigError as error:
             refusal = str(error)
-    sections = {"fcos": "MODEL.FCOS.", "retinanet": "MODEL.RETINANET."}
-    is_of_other = key in RCNN_DEFAULTS or key.startswith(tuple(s for name, s in sections.items() if name != detector))
+    sections = {"fcos": "MODEL.FCOS.", "retinanet": "MODEL.RETINANET.", "rcnn": "MODEL.FBNET."}
+    is_of_other = key in (*RCNN_DEFAULTS, "MODEL.RESNETS.RES5_DILATION") or key.startswith(
+        tuple(section for name, section in sections.items() if name != detector)
+    )
     if "(not supported: " in refusal:
         assert text == f"only `{DEFAULTS[key]}`"
     elif key not in DEPENDENT and any("without effect" in message for message in caplog.messages):
@@ -85,6 +81,23 @@ def test_every_key_behaves_as_documented_in_the_table(
         assert named
         assert named <= OURS
         assert moved <= named
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_keys_of_every_detector_change_the_options_in_the_table(name: str) -> None:
+    tree = recorded_config(name)
+    original, moved_keys = flatten(config_from_yaml(tree)), 0
+    for key, value in leaves(tree).items():
+        try:
+            changed = flatten(config_from_yaml(tree, [key, str(other_value(key, value))]))
+        except ConfigError:  # test_interop_fcos_core.py
+            continue
+        if changed["model.name"] != original["model.name"]:  # of which all options follow
+            continue
+        moved = {option for option, value in changed.items() if value != original.get(option)}
+        moved_keys += bool(moved)
+        assert moved <= set(re.findall(r"`([\w.]+)`", table_row(key))), key
+    assert moved_keys > 40
 
 
 @pytest.mark.parametrize("key", CHOICES)

@@ -42,7 +42,19 @@ def test_original_file_loads_as_the_recorded_config(manifest: Path, caplog: pyte
     assert caplog.messages == messages
 
 
-RETINANETS = sorted((ROOT / "tests/parity/goldens/manifests/retinanet").glob("*.json"))
+OTHERS = [
+    path
+    for path in sorted((ROOT / "tests/parity/goldens/manifests").rglob("*.json"))
+    if path not in MANIFESTS and "merged_config" in json.loads(path.read_text())
+]
+"""Recorded configs of all detectors but FCOS."""
+TITLES = {
+    "RETINANET_ON": "RetinaNet",
+    "RPN_ONLY": "a region proposal network (RPN)",
+    "KEYPOINT_ON": "Keypoint R-CNN",
+    "MASK_ON": "Mask R-CNN",
+}
+"""Detectors in messages, by the key that selects them."""
 
 
 def without_defaults(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -56,21 +68,44 @@ def without_defaults(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str
     return {key: value for key, value in changed.items() if value != {}}
 
 
-@pytest.mark.parametrize("manifest", RETINANETS, ids=lambda path: path.stem)
-def test_retinanet_file_loads_as_the_recorded_config(manifest: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "manifest", OTHERS, ids=lambda path: path.relative_to(path.parents[1]).with_suffix("").as_posix()
+)
+def test_file_of_another_detector_loads_as_the_recorded_config(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the original, no file sets FCOS_ON; the recorded configs do."""
     recorded: dict[str, Any] = json.loads(manifest.read_text())["merged_config"]
+    model = recorded["MODEL"]
     tree = without_defaults(recorded, json.loads((FACTS / "default_config.json").read_text()))
-    assert tree["MODEL"].pop("FCOS_ON") is False  # no file of the original sets it
+    assert tree["MODEL"].pop("FCOS_ON") is False
     path = tmp_path / "original.yaml"
     path.write_text(yaml.safe_dump(tree))
-    assert recorded["MODEL"]["RETINANET"].pop("NUM_CLASSES") == 81  # the default; no file gives it, so the data does
-    assert load_config(path) == validate(config_from_yaml(recorded), where=manifest.stem)
+    for head in ("RETINANET", "ROI_BOX_HEAD"):
+        if model[head]["NUM_CLASSES"] == 81:  # the default: not in the file, so the data determines it
+            del model[head]["NUM_CLASSES"]
+    expected = validate(config_from_yaml(recorded), where=manifest.stem)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="fcos"):
+        assert load_config(path) == expected
+    title = next((title for key, title in TITLES.items() if model[key]), "Faster R-CNN")
+    assert caplog.messages[0].startswith(f"{path}: a config for {title} (MODEL.")
+    assert caplog.messages[0].endswith("; the original would train FCOS, unless MODEL.FCOS_ON is set to False")
 
 
-def test_every_recorded_config_has_a_file() -> None:
+def test_all_configs_of_the_original_are_recorded() -> None:
     names = sorted(path.stem for path in (ROOT / "configs/fcos").iterdir())
     assert names == [path.stem for path in MANIFESTS]
-    assert len(names) == 19
+    assert (len(names), len(OTHERS)) == (19, 58)
+
+
+def test_voc_data_sets_select_the_metrics_of_voc() -> None:
+    def metrics(*names: str) -> bool:
+        pairs = ["MODEL.BACKBONE.CONV_BODY", "R-50-FPN-RETINANET", "DATASETS.TEST", str(names)]
+        return validate(config_from_yaml({}, pairs), where="x").eval.voc_metrics
+
+    assert metrics("coco_2014_minival", "voc_2007_test")
+    assert not metrics("voc_2007_val_cocostyle")
 
 
 def test_key_value_pairs_override_original_files() -> None:

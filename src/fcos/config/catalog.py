@@ -91,6 +91,11 @@ def build_split_section(names: Sequence[str], *, key: str) -> dict[str, Sequence
     return {**paths, "image_list": lists} if any(lists) else paths
 
 
+def has_voc(names: Sequence[str]) -> bool:
+    """Return whether one of the data sets in the catalog is read from the XML files of Pascal VOC."""
+    return any(CATALOG[name].image_list for name in names if name in CATALOG)
+
+
 def place_hint(path: Path) -> str:
     """Return advice about a missing file or folder of the catalog for messages; empty for other paths."""
     root = _root()

@@ -293,9 +293,7 @@ class RPNDetector(DetectionModel):
         self.backbone = backbone
         self.fpn = fpn
         self.proposals = proposals
-        self.backbone_levels = [
-            name for name, stride in backbone.strides.items() if stride in proposals.anchors.strides
-        ]
+        self.backbone_levels = list(levels)
 
     def forward(
         self,

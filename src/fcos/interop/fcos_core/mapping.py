@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import Any
 
 from ...config.backbones import ResNetConfig, resnet_shape
-from ...config.catalog import build_split_section
+from ...config.catalog import build_split_section, has_voc
 from ...config.detectors import DEFAULT_DETECTOR, DETECTORS
 from ...config.options import in_effect, options_of
 from .backbone_files import is_backbone_file
@@ -305,6 +305,7 @@ ROWS: list[Row] = [
     _augmentation("SCALES", "eval.scales", off=[]),
     _augmentation("MAX_SIZE", "eval.scales_max_side", off=4000),
     _augmentation("SCALE_H_FLIP", "eval.scales_flip", off=False),
+    _one_way("DATASETS.TEST", "eval.voc_metrics", has_voc),
     # The run.
     _one_way("OUTPUT_DIR", "output_dir", lambda folder: None if folder in ("", ".") else folder),
     _one_way("MODEL.DEVICE", "device", lambda device: "auto" if device == "cuda" else device),  # original: CUDA only
