@@ -361,6 +361,7 @@ def load_split(restored: RestoredDetector, split: Split, *, where: str) -> Annot
     from .data.layouts import SPLITS
     from .data.shape_checks import MissingShapesError
     from .data.splits import has_split
+    from .evaluation.evaluate import check_keypoints
 
     checkpoint, data = restored.checkpoint, restored.config.data
     names, ids = checkpoint.class_names or None, checkpoint.category_ids
@@ -382,6 +383,7 @@ def load_split(restored: RestoredDetector, split: Split, *, where: str) -> Annot
         if split == "val" and "train" in existing and isinstance(fraction, float):
             hint = f"add data.val_fraction={fraction:g}, which the training used, or {hint}"
         raise DataError(f"data: {data.root or 'the data set of this config'} has no split {split!r}; {hint}")
+    check_keypoints(restored.config, annotations, checkpoint.keypoint_layout.names)
     # Unnamed classes are matched to those of the data: torchvision's by category id, the original's by order.
     data_ids = annotations.category_ids
     if not names and (data_ids != ids if checkpoint.project == "torchvision" else len(data_ids) != len(ids)):

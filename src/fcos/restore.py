@@ -28,7 +28,7 @@ from .config.options import (
     with_role,
 )
 from .config.overrides import apply_overrides, validate
-from .config.text import changes, flatten
+from .config.text import changes, flatten, suggest
 from .errors import ConfigError, WeightsError
 from .export.runtimes import is_exported
 from .formatting import join_some
@@ -197,8 +197,9 @@ def _check_is_weights(weights: str | Path) -> None:
         raise WeightsError(f"{weights}: this is a recipe or config; expected weights that were trained with it")
     reject_unsupported(str(weights))
     if not (str(weights) in WEIGHTS or "//" in str(weights) or Path(weights).suffix or Path(weights).exists()):
+        hint = suggest(str(weights), [*recipe_names(), *WEIGHTS])
         raise WeightsError(
-            f"{weights}: neither a weights file nor a recipe; recipes: {', '.join(recipe_names())}; named"
+            f"{weights}: neither a weights file nor a recipe{hint}; recipes: {', '.join(recipe_names())}; named"
             f" weights: {', '.join(WEIGHTS)}"
         )
 

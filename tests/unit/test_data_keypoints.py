@@ -90,9 +90,10 @@ def test_one_category_may_have_the_pairs_of_all(tmp_path: Path) -> None:
     [
         ([1, 2, 2], r"annotation 100: expected 3 keypoints \(nose, left_eye, right_eye\), found 1"),
         ([1, 2, 3] * 3, r"annotation 100: expected keypoints \(a list of x, y and visibility"),
-        ([1, 2] * 4, r"annotation 100: expected keypoints \(a list"),
+        ([1, 2] * 4, r"annotation 100: expected keypoints \(a list.*: expected three numbers for every .*, found 8"),
         ([1, "x", 2] * 3, r"annotation 100: expected keypoints \(a list"),
-        ({"x": 1}, r"annotation 100: expected keypoints \(a list"),
+        ({"x": 1}, r"annotation 100: expected keypoints \(a list.*: expected a list of numbers"),
+        (5, r"annotation 100: expected keypoints \(a list.*: expected three numbers"),
     ],
 )
 def test_broken_keypoints_name_the_annotation(keypoints: Any, message: str, tmp_path: Path) -> None:
@@ -114,6 +115,14 @@ def test_keypoints_without_names_are_numbered(tmp_path: Path) -> None:
     annotations = load(write_coco(tmp_path, tree), keypoints=True)
     assert annotations.keypoints is not None
     assert annotations.keypoints.names == ("0", "1", "2")
+
+
+def test_names_that_cannot_be_encoded_are_escaped(tmp_path: Path) -> None:
+    tree = tree_with_shapes()
+    for category in tree["categories"]:
+        category["keypoints"] = ["nose", "\udce9", "left_eye"]
+    annotations = load(write_coco(tmp_path, tree), keypoints=True)
+    assert annotations.keypoint_layout.names == ("nose", "\\udce9", "left_eye")
 
 
 def test_categories_with_different_keypoints_are_an_error(tmp_path: Path) -> None:

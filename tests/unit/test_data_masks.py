@@ -143,6 +143,20 @@ def test_mask_of_another_size_than_its_image_is_an_error(tmp_path: Path) -> None
         load_with_masks(tmp_path, {"size": [40, 30], "counts": [0, 10, 1190]})
 
 
+@pytest.mark.parametrize("frame", [(30, 40), (40, 30)])
+def test_rle_tells_the_size_of_an_image_without_size(frame: tuple[int, int], tmp_path: Path) -> None:
+    tree = tree_with_shapes()
+    for image in tree["images"]:
+        del image["width"], image["height"]
+    tree["annotations"][0]["segmentation"] = {"size": list(frame), "counts": [0, 10, 1190]}
+    root = write_coco(tmp_path, tree)
+    if frame == (30, 40):
+        assert len(load(root, masks=True).boxes) == 3
+    else:
+        with pytest.raises(DataError, match=r"a\.png, image 10: .*train\.json says 30x40 but the image is 40x30"):
+            load(root, masks=True)
+
+
 @pytest.mark.parametrize(("write", "file"), [(write_coco, "train.json"), (write_voc, "a.xml")])
 def test_data_without_masks_is_one_clear_error(write: Any, file: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{file}: data.masks=true needs the masks of the objects .*found none"):

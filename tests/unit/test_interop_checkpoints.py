@@ -313,7 +313,9 @@ def test_network_error_names_the_url_and_the_cache_path(tmp_path: Path, monkeypa
 
 
 def test_unknown_weights_name_lists_the_known_names() -> None:
-    with pytest.raises(WeightsError, match=r"neither a weights file nor a recipe.*torchvision/fcos_resnet50_fpn"):
+    with pytest.raises(
+        WeightsError, match=r"did you mean 'torchvision/fcos_resnet50_fpn'.*; named weights: torchvision"
+    ):
         fcos.load("torchvision/fcos")
 
 

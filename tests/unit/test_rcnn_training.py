@@ -15,13 +15,14 @@ from torchvision.ops import box_iou
 
 import fcos
 from fcos.checkpoint import save_checkpoint
-from fcos.errors import ConfigError
+from fcos.errors import ConfigError, DataError
 from fcos.interop.checkpoints import load_checkpoint
 from fcos.keypoints import KeypointLayout
 from fcos.masks import Masks
 from fcos.models import build_model
 from fcos.recipes import load_config
 from fcos.structures import Objects
+from fcos.training.folder import LAST
 from fcos.training.loop import train
 from fcos.training.start import start_from
 
@@ -191,6 +192,45 @@ def test_number_of_keypoints_of_the_data_must_be_that_of_the_head(tmp_path: Path
     with pytest.raises(ConfigError, match=message):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+KEYPOINTS = """
+    data.keypoints=true model.keypoints.enabled=true model.keypoints.num_keypoints=2 model.keypoints.conv_channels=[8]
+    model.backbone.weights=null model.fpn.channels=16 train.iterations=1 train.batch_size=2 data.workers=0
+    data.short_side=64 data.max_side=96 device=cpu
+"""
+
+
+def test_keypoints_of_all_splits_have_the_same_order(tmp_path: Path) -> None:
+    tree = coco_tree()
+    for annotation in tree["annotations"]:
+        annotation["keypoints"] = [3, 4, 2, 5, 6, 2]
+    for split, names in (("train", ["head", "tail"]), ("val", ["tail", "head"]), ("test", ["nose", "tip"])):
+        for category in tree["categories"]:
+            category["keypoints"] = names
+        write_coco(tmp_path, tree, split=split)
+    message = r"keypoints are in the order tail, head, but the detector is trained with head, tail; write the"
+    config = load_config(
+        "faster_rcnn_mnv2_small", [f"data={tmp_path}", f"output_dir={tmp_path / 'run'}", *KEYPOINTS.split()]
+    )
+    with pytest.raises(DataError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "val.json").rename(tmp_path / "other.json")
+    run = train(config).run
+    with pytest.raises(DataError, match=message):
+        fcos.evaluate(run / LAST, f"data.val.annotations={tmp_path / 'other.json'}", f"data.val.images={tmp_path}")
+    assert "AP_keypoints" in fcos.evaluate(run / LAST, split="test").metrics  # other names, perhaps of the same points
+
+
+def test_data_without_objects_has_any_number_of_keypoints(tmp_path: Path) -> None:
+    tree = coco_tree() | {"annotations": []}
+    for split in ("train", "val"):
+        write_coco(tmp_path, tree, split=split)
+    options = [f"data={tmp_path}", f"output_dir={tmp_path / 'run'}", *KEYPOINTS.split()]
+    run = train(load_config("faster_rcnn_mnv2_small", options)).run
+    assert load_checkpoint(run / LAST).iteration == 1
+    assert "AP_keypoints" in fcos.evaluate(run / LAST).metrics
 
 
 def test_names_and_skeleton_of_keypoints_reach_the_predictions(tmp_path: Path) -> None:

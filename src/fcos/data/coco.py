@@ -31,7 +31,7 @@ from .files import folder_with, match_names, read_json
 from .folders import LABEL_FOLDERS, existing, image_folders, list_visible, read_start, split_of
 from .labelme import is_labelme
 from .source import SPLIT_NAMES, Keypoints, Problem, Source, Split, SplitFiles, unused_ids
-from .values import CROWD_FLAGS, parse_flag, parse_integer, parse_number
+from .values import CROWD_FLAGS, encodable, parse_flag, parse_integer, parse_number
 
 _Reporter = Callable[[str, str, str], None]
 _LIST = re.compile(rb'"(images|annotations)"\s*:\s*\[')
@@ -141,6 +141,7 @@ def read(files: SplitFiles, class_names: Sequence[str] | None, *, all_categories
     annotations = _select_known(annotations, "image", {image["id"] for image in images}, report)
     annotations = _select_known(annotations, "category", set(ids), report)
     layout = keypoint_layout(annotations, categories, where=str(path)) if files.keypoints else UNNAMED
+    _add_missing_sizes(images, annotations)
     annotations = _select_fitting(annotations, images, layout.names, report)
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     with np.errstate(over="ignore", invalid="ignore"):  # infinite values are reported later
@@ -341,6 +342,14 @@ def _select_fitting(
     return fitting
 
 
+def _add_missing_sizes(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
+    """Give images without a size that of the frame of their RLEs, so that it is compared with the image file."""
+    frames = {a["image_id"]: mask.size for a in annotations if (mask := a.get("segmentation")) and mask.size}
+    for image in images:
+        if image["id"] in frames and not (image.get("height") and image.get("width")):
+            image["height"], image["width"] = frames[image["id"]]
+
+
 def _add_missing_ids(annotations: list[dict[str, Any]]) -> None:
     """Give annotations without an id consecutive unused ids."""
     without_id = [annotation for annotation in annotations if annotation.get("id") is None]
@@ -370,8 +379,7 @@ def _read_classes(
         if repeated:
             values = join_some([repr(value) for value in repeated])
             raise DataError(f"{path}: expected a different {key} for every category, found the same {key}: {values}")
-    # JSON may hold lone surrogates (\udce9), which cannot be encoded.
-    return [c["id"] for c in classes], [c["name"].encode("utf-8", "backslashreplace").decode() for c in classes]
+    return [c["id"] for c in classes], [encodable(c["name"]) for c in classes]
 
 
 def _is_parent(category: dict[str, Any], parents: Counter[str]) -> bool:

@@ -16,7 +16,7 @@ from ..keypoints import UNNAMED, KeypointLayout
 from ..masks import Masks, outline, to_text
 from .opening import MAX_PIXELS
 from .source import WITHOUT_KEYPOINTS
-from .values import parse_integer
+from .values import encodable, parse_integer
 
 SEGMENTATION = "polygons [[x1, y1, x2, y2, x3, y3, ...], ...] in numbers, or an RLE with size and counts"
 """Expected value of `segmentation`, for messages."""
@@ -156,9 +156,12 @@ def parse_keypoints(value: Any) -> np.ndarray | None:
     if isinstance(value, list | np.ndarray) and not len(value):
         return None
     try:
-        keypoints = np.array(value if isinstance(value, list) else None, dtype=np.float64).reshape(-1, 3)
-    except (TypeError, OverflowError) as error:
-        raise ValueError("expected numbers") from error
+        numbers = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("expected a list of numbers") from error
+    if not numbers.ndim or numbers.size % 3:
+        raise ValueError(f"expected three numbers for every keypoint, found {numbers.size} in total")
+    keypoints = numbers.reshape(-1, 3)
     if not ((np.abs(keypoints) < _LARGEST).all() and np.isin(keypoints[:, 2], (0, 1, 2)).all()):
         raise ValueError("expected finite numbers, and visibilities 0, 1 or 2")
     return keypoints
@@ -186,7 +189,7 @@ def keypoint_layout(
     named = [c for c in categories if isinstance(c.get("keypoints"), list) and c["keypoints"]]
     if not named:
         return KeypointLayout(tuple(map(str, range(counts.most_common(1)[0][0]))))
-    lists = {tuple(map(str, c["keypoints"])) for c in named}
+    lists = {tuple(encodable(str(name)) for name in c["keypoints"]) for c in named}
     if len(lists) > 1:
         lengths = ", ".join(f"{c['name']} ({len(c['keypoints'])})" for c in named)
         raise DataError(

@@ -26,6 +26,7 @@ from .geometry import to_inclusive
 from .images import open_rgb, read_pixels, size_of
 from .source import Keypoints
 from .transforms import Transform
+from .values import encodable
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +209,7 @@ class Annotations:
             names = _category_keys(self.keypoints.layout)
         return {
             "images": [
-                {"id": image_id, "file_name": _escape_invalid(self.file_name(i)), "height": height, "width": width}
+                {"id": image_id, "file_name": encodable(self.file_name(i)), "height": height, "width": width}
                 for i, (image_id, (height, width)) in enumerate(
                     zip(self.image_ids.tolist(), self.sizes.tolist(), strict=True)
                 )
@@ -231,10 +232,6 @@ def _category_keys(layout: KeypointLayout) -> dict[str, Any]:
     skeleton = [[a + 1, b + 1] for a, b in layout.skeleton]
     pairs = {} if layout.pairs is None else {"flip_pairs": [[a + 1, b + 1] for a, b in layout.pairs]}
     return {"keypoints": list(layout.names), "skeleton": skeleton, **pairs}
-
-
-def _escape_invalid(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Sample(NamedTuple):

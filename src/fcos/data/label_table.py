@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .rows import Row
 from .source import unused_ids
-from .values import parse_integer
+from .values import encodable, parse_integer
 
 
 class LabelTable:
@@ -39,8 +39,7 @@ class LabelTable:
         Raises:
             ValueError: the id is not an integer from 0 to 2^63 - 1, or ids and classes are not one-to-one.
         """
-        # JSON may hold lone surrogates (\udce9), which cannot be encoded.
-        text = str(name).strip().encode("utf-8", "backslashreplace").decode()
+        text = encodable(str(name).strip())
         if text in self._labels:
             label = self._labels[text]
         elif self._has_positions and _is_number(text) and int(text) < self._num_given:

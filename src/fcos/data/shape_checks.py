@@ -54,12 +54,12 @@ def require_shapes(source: Source, *, masks_for: str | None, keypoints: bool) ->
         )
         if masks_for == BOXES_OF_MASKS:
             raise DataError(f"{message}remove {masks_for}{first}")
-        raise MissingShapesError(f"{message}a detector without mask head{first}", "masks")
+        raise MissingShapesError(f"{message}a detector without mask head and data.masks=false{first}", "masks")
     if keypoints and source.keypoints is None:
         raise MissingShapesError(
             f"{where}: data.keypoints=true needs the keypoints of the objects (`keypoints` in COCO files, kpt_shape in"
             " data.yaml of YOLO, skeletons in CVAT files), found none;"
-            f" use data with keypoints, or a detector without keypoint head{first}",
+            f" use data with keypoints, or a detector without keypoint head and data.keypoints=false{first}",
             "keypoints",
         )
     return source

@@ -1,4 +1,4 @@
-"""Numbers and flags of annotation files. Tools write them as numbers, booleans or text."""
+"""Names, numbers and flags of annotation files. Tools write numbers and flags as numbers, booleans or text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ _FLAGS = {
     **dict.fromkeys(("1", "1.0", "true"), True),
     **dict.fromkeys(("", "0", "0.0", "false", "unspecified"), False),
 }
+
+
+def encodable(name: str) -> str:
+    """Escape lone surrogates, which JSON (\\udce9) and file names may hold, but which cannot be encoded."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def parse_number(value: object) -> float:

@@ -14,7 +14,7 @@ import torch
 from ..config import Config
 from ..data import build_test_loader
 from ..distributed import all_gather, broadcast_buffers, rank, world_size
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..formatting import join_some, plural
 from ..inference.detect import detect_on_originals
 from ..models.folding import BatchNormFolding
@@ -102,20 +102,31 @@ def _outputs(config: Config) -> list[Output]:
     return ["boxes", *(["masks"] if masks else []), *(["keypoints"] if keypoints else [])]
 
 
-def check_keypoints(config: Config, annotations: Annotations) -> None:
-    """Check that the data has as many keypoints per object as the detector predicts.
+def check_keypoints(config: Config, annotations: Annotations, trained: Sequence[str] = ()) -> None:
+    """Check that the data has the keypoints that the detector predicts. Data without objects has none.
+
+    Args:
+        config: config of the detector.
+        annotations: annotations of a split.
+        trained: names of the keypoints in the order of the detector; empty: unknown.
 
     Raises:
         ConfigError: the numbers differ, or `eval.keypoint_sigmas` has another length.
+        DataError: the keypoints have the same names in another order.
     """
     count = config.model.num_predicted_keypoints
-    if not count or annotations.keypoints is None:
+    if not count or annotations.keypoints is None or not len(annotations.boxes):
         return
     names = annotations.keypoints.names
     if len(names) != count:
         raise ConfigError(
             f"model.keypoints.num_keypoints={count}, but the objects of the data have {plural(len(names), 'keypoint')}"
             f" ({join_some(names)}); train a detector with model.keypoints.num_keypoints={len(names)}"
+        )
+    if tuple(names) != tuple(trained) and sorted(names) == sorted(trained):
+        raise DataError(
+            f"data: {annotations.root}: the keypoints are in the order {', '.join(names):.200}, but the detector is"
+            f" trained with {', '.join(trained):.200}; write the keypoints of all splits in this order"
         )
     sigmas_of(count, config.eval.keypoint_sigmas)
 

@@ -61,8 +61,9 @@ class KeypointHead(DetailHead):
         heat_maps = self(features, [image.boxes for image in positives])  # [P, J, G, G]
         pairs = [keypoint_cells(_keypoints(image), image.boxes, heat_maps.shape[-1]) for image in positives]
         none = torch.zeros(0, heat_maps.shape[1], dtype=torch.int64, device=heat_maps.device)  # there may be no images
-        cells = torch.cat([none, *(of_image for of_image, _ in pairs)])  # [P, J]
-        valid = torch.cat([none.bool(), *(of_image for _, of_image in pairs)])
+        found = [pair for pair in pairs if len(pair[0])]  # data without objects has no number of keypoints
+        cells = torch.cat([none, *(of_image for of_image, _ in found)])  # [P, J]
+        valid = torch.cat([none.bool(), *(of_image for _, of_image in found)])
         logits = heat_maps.flatten(2)[valid]  # [valid, G * G]
         weights = sample_weights([int(is_valid.sum()) for _, is_valid in pairs], num_images, like=logits)
         errors = F.cross_entropy(logits, cells[valid], reduction="none")

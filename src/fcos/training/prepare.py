@@ -136,7 +136,7 @@ def _load_data(config: Config) -> tuple[Annotations, Annotations | None]:
     val_data = load_annotations(config.data, "val", class_names=names, category_ids=ids, one_class=one_class)
     warn_of_crowded_images(val_data, config)
     for data in filter(None, (train_data, val_data)):
-        check_keypoints(config, data)
+        check_keypoints(config, data, train_data.keypoint_layout.names)
     return train_data, val_data
 
 
