@@ -210,19 +210,16 @@ def compare(data: Path, recipe: str, options: argparse.Namespace) -> dict[str, d
 
 
 def save(results: dict[str, Any], facts: dict[str, Any], minutes: float) -> None:
-    """Write the table and the data of all results, by data set and recipe."""
-    sides = [
-        (f"{data}: {recipe}, {side}", entry)
+    """Write the table and the data of all results, by data set and recipe, each with its date and processor."""
+    rows = [
+        [f"{data}: {recipe}, {side}", *(_text(entry["metrics"].get(metric)) for metric in METRICS),
+         _text(entry["steps"], digits=0), entry["batch_size"], _text(entry.get("images_per_second"), digits=1),
+         found["machine"]["date"], found["machine"]["processor"]]
         for data, recipes in results.items()
         for recipe, found in recipes.items()
         for side, entry in found["sides"].items()
-    ]
-    rows = [
-        [name, *(_text(entry["metrics"].get(metric)) for metric in METRICS), entry["steps"], entry["batch_size"],
-         _text(entry.get("images_per_second"), digits=1)]
-        for name, entry in sides
     ]  # fmt: skip
-    head = ["data: recipe, side", *METRICS, "steps", "batch", "images/s"]
+    head = ["data: recipe, side", *METRICS, "steps", "batch", "images/s", "date", "processor"]
     title = f"Metrics on val after {minutes:g} minutes of training"
     write(NAME, title, facts, markdown(head, rows), {"results": results})
 

@@ -68,14 +68,11 @@ class TestData:
         assert instances([1]).to_json(indent=2).startswith('{\n  "width": 640')
         assert json.loads(instances([]).to_json()) == {"width": 640, "height": 480, "detections": []}
 
-    def test_a_data_frame_has_a_row_per_detection(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pandas: Any = types.ModuleType("pandas")  # the package is optional and not installed for tests
-        pandas.DataFrame = dict
-        monkeypatch.setitem(sys.modules, "pandas", pandas)
+    def test_a_data_frame_has_a_row_per_detection(self) -> None:
         frame = instances([1, 0]).to_dataframe()
-        assert list(frame) == ["name", "label", "score", "x1", "y1", "x2", "y2"]
-        assert frame["name"] == ["WBC", "RBC"]
-        assert frame["y2"] == [240.0, 240.0]
+        assert list(frame.columns) == ["name", "label", "score", "x1", "y1", "x2", "y2"]
+        assert frame["name"].tolist() == ["WBC", "RBC"]
+        assert frame["y2"].tolist() == [240.0, 240.0]
 
     def test_a_data_frame_without_pandas_is_an_import_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pandas", None)

@@ -1,0 +1,196 @@
+"""Measure the time of detection as users of fcos and of torchvision get it, in fresh processes that take turns.
+
+    python benchmarks/inference_speed.py [--only mobilenet resnet] [--rounds 3] [--repeats 7]
+
+Both have the same layers (random weights), one uint8 image and two threads at most. `fcos` is `fcos.load(RECIPE)`:
+batch norms folded, channels-last, freed memory kept. `torchvision` is its FCOS as built, in float32. The other rows
+show where the difference comes from. Settings of the allocator belong to a process, so that every row has processes of
+its own.
+
+Two lower limits stand beside each figure: the operations of all convolutions divided by the rate of a large one, and
+the bytes that they read and write divided by the bandwidth of a copy, both measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torchvision_detectors
+from common import fcos_section, machine, markdown, write
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import FCOS as TorchvisionFCOS
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+import fcos
+from fcos.allocator import keep_freed_memory
+from fcos.inference.selection import Selection
+
+CLASSES = 80
+REFERENCE = "torchvision, float32"
+Job = Callable[[], object]
+
+
+class Case(NamedTuple):
+    """Detector of a recipe at one image size."""
+
+    recipe: str
+    size: tuple[int, int]
+
+
+CASES = {"mobilenet": Case("fcos_mnv2_small", (320, 320)), "resnet": Case("fcos_r50_fpn_1x", (800, 1216))}
+
+
+def ours(case: Case, *, precision: str = "float32", folded: bool = True) -> tuple[nn.Module, Job]:
+    """Return our network, and the job that detects objects in one resized image."""
+    options = [f"model.num_classes={CLASSES}", "model.backbone.weights=null", f"eval.precision={precision}"]
+    detector = fcos.load(case.recipe, *options, device="cpu")
+    if not folded:
+        setattr(detector, "_fold", lambda model: model)  # noqa: B010 (of another type)
+    image = torch.randint(0, 256, (3, *case.size), dtype=torch.uint8)
+    views = [image] * len(detector._transforms)
+    return detector.model, lambda: detector.detect_resized([views], [case.size], [Selection()])
+
+
+def theirs(case: Case, *, precision: str = "float32", channels_last: bool = False, keep: bool = False) -> Any:
+    """Return torchvision's network, and the job that detects objects in one image of the same size."""
+    if keep:
+        keep_freed_memory(torch.device("cpu"))
+    if case.recipe == "fcos_mnv2_small":
+        section = fcos_section(fcos.load_config(case.recipe))
+        channels, num_convs = section.fpn.channels, section.head.num_convs
+        model = torchvision_detectors.fcos(CLASSES, channels=channels, num_convs=num_convs, pretrained=False)
+    else:
+        levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+        backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, **levels)
+        model = torchvision_detectors.without_resize(TorchvisionFCOS(backbone, CLASSES))
+    model.eval()
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    image = torch.randint(0, 256, (3, *case.size), dtype=torch.uint8)
+
+    @torch.inference_mode()
+    def run() -> None:
+        with nullcontext() if precision == "float32" else torch.autocast("cpu", torch.bfloat16):
+            model([image.float() / 255])
+
+    return model, run
+
+
+SIDES: dict[str, Callable[[Case], tuple[nn.Module, Job]]] = {
+    REFERENCE: theirs,
+    "torchvision, float32, channels-last": partial(theirs, channels_last=True),
+    "torchvision, float32, channels-last, freed memory kept": partial(theirs, channels_last=True, keep=True),
+    "torchvision, autocast to bfloat16": partial(theirs, precision="bfloat16"),
+    "fcos, float32, batch norms not folded": partial(ours, folded=False),
+    "fcos, float32": ours,
+    "fcos, bfloat16, batch norms not folded": partial(ours, precision="bfloat16", folded=False),
+    "fcos, bfloat16": partial(ours, precision="bfloat16"),
+}
+
+
+def work(model: nn.Module, run: Job) -> tuple[int, int]:
+    """Return the operations (two per multiplication and addition) and the values moved by the convolutions of a job."""
+    moved = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal moved
+        moved += inputs[0].numel() + output.numel() + sum(p.numel() for p in module.parameters(recurse=False))
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with FlopCounterMode(display=False) as counter:
+        run()
+    for hook in hooks:
+        hook.remove()
+    return counter.get_total_flops(), moved
+
+
+def limits() -> dict[str, Any]:
+    """Measure operations per second of a large convolution by precision, and the bytes per second of a copy."""
+    rates: dict[str, float] = {}
+    with torch.inference_mode():
+        for name in ("float32", "bfloat16"):
+            dtype = getattr(torch, name)
+            conv = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(dtype).to(memory_format=torch.channels_last)
+            image = torch.randn(1, 256, 128, 128).to(dtype).contiguous(memory_format=torch.channels_last)
+            operations = 2 * 9 * 256 * 256 * 128 * 128
+            rates[name] = operations / min(times(lambda conv=conv, image=image: conv(image), 10))
+        source = torch.randn(64 * 2**20)
+        target = torch.empty_like(source)
+        rates["bandwidth"] = 2 * source.numel() * 4 / min(times(lambda: target.copy_(source), 5))
+    return rates
+
+
+def times(run: Job, repeats: int) -> list[float]:
+    """Return the seconds of every repetition, after two that are not counted."""
+    found = []
+    for i in range(repeats + 2):
+        start = time.perf_counter()
+        run()
+        if i >= 2:
+            found.append(time.perf_counter() - start)
+    return found
+
+
+def measure(name: str, repeats: int, *options: str) -> list[float]:
+    """Run one side in a fresh process and return its seconds."""
+    command = [sys.executable, __file__, "--only", name, "--repeats", str(repeats), *options]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="leave out the others")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of every side, which take turns")
+    parser.add_argument("--repeats", type=int, default=7, help="detections in every process")
+    parser.add_argument("--side", choices=list(SIDES), help="print the seconds of one side, in this process")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    if options.side:
+        print(json.dumps(times(SIDES[options.side](CASES[options.only[0]])[1], options.repeats)))
+        return
+    facts = {**machine(), "rounds": options.rounds, "repeats": options.repeats}
+    rates = limits()
+    print(facts, rates)
+    rows, results = [], {}
+    for name in options.only:
+        operations, moved = work(*ours(CASES[name], folded=False))
+        seconds: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+        for _ in range(options.rounds):
+            for side in SIDES:
+                seconds[side].append(measure(name, options.repeats, "--side", side))
+                print(f"{name}: {side}: {statistics.median(seconds[side][-1]) * 1e3:.1f} ms", flush=True)
+        medians = {side: [statistics.median(each) for each in found] for side, found in seconds.items()}
+        reference = statistics.median(medians[REFERENCE])
+        for side, found in medians.items():
+            dtype = "bfloat16" if "bfloat16" in side else "float32"
+            median = statistics.median(found)
+            compute, traffic = operations / rates[dtype], moved * getattr(torch, dtype).itemsize / rates["bandwidth"]
+            cells = (median, min(found), max(found), compute, traffic)
+            height, width = CASES[name].size
+            rows.append(
+                [f"{name} {height}x{width}: {side}", *(f"{x * 1e3:.1f}" for x in cells), f"{reference / median:.2f}"]
+            )
+        results[name] = {"operations": operations, "values_moved": moved, "seconds": seconds}
+    write(
+        "inference_speed",
+        "Detection of one image in fresh processes that take turns (milliseconds)",
+        facts,
+        markdown(["what", "median", "fastest process", "slowest", "limit: operations", "limit: bytes", "ratio"], rows),
+        {"rates_per_second": rates, "results": results},
+    )
+
+
+if __name__ == "__main__":
+    main()
