@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -101,8 +102,18 @@ def main() -> None:
                     print(f"{name}, {clients} clients: {rows[-1][2]:.1f} images/s")
     head = ["server", "clients", "images/s", "median (ms)", "90 % (ms)", "99 % (ms)"]
     table = markdown(head, [[row[0], row[1], f"{row[2]:.1f}", *(f"{value:.0f}" for value in row[3:])] for row in rows])
-    facts = {**machine(), "device": arguments.device, "weights": arguments.weights or "untrained fcos_mnv2_small"}
-    write("serve_load", "Load on fcos serve", facts, table, {"rows": rows})
+    facts = {
+        **machine(),
+        **{name: version(name) for name in ("fastapi", "uvicorn")},
+        "device": arguments.device,
+        "weights": arguments.weights or "untrained fcos_mnv2_small",
+        "images": "{}x{}".format(*arguments.size),
+        "requests": arguments.requests,
+        "batches": f"at most {arguments.max_batch}",
+    }
+    write(
+        "serve_load", "Load on fcos serve", facts, table, {"rows": [dict(zip(head, row, strict=True)) for row in rows]}
+    )
 
 
 if __name__ == "__main__":

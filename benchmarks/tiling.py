@@ -9,6 +9,7 @@ whole, and tile by tile. The average precision on the single images is the best 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,15 +71,18 @@ class Mosaics:
         return found
 
 
-def evaluate(detector: fcos.Detector, mosaics: Mosaics, parts: Sequence[list[fcos.Instances]]) -> dict[str, float]:
-    """Return the metrics of detections, a list of parts for every large image."""
+def evaluate(
+    detector: fcos.Detector, mosaics: Mosaics, parts: Sequence[list[fcos.Instances]]
+) -> dict[str, float | None]:
+    """Return the metrics of detections, a list of parts for every large image; None: no objects of this size."""
     results = [
         row
         for number, of_image in enumerate(parts)
         for part in of_image
         for row in to_coco_results(part, image_id=number, category_ids=detector.category_ids)
     ]
-    return coco_metrics(mosaics.truth, results, max_detections=LIMIT).overall
+    overall = coco_metrics(mosaics.truth, results, max_detections=LIMIT).overall
+    return {name: None if math.isnan(value) else value for name, value in overall.items()}
 
 
 def main() -> None:
@@ -111,7 +115,10 @@ def main() -> None:
         ],
     }
     metrics = {name: evaluate(detector, mosaics, parts) for name, parts in sides.items()}
-    rows = [[name, *(f"{values[key]:.3f}" for key in METRICS)] for name, values in metrics.items()]
+    rows = [
+        [name, *("-" if values[key] is None else f"{values[key]:.3f}" for key in METRICS)]
+        for name, values in metrics.items()
+    ]
     objects = len(mosaics.truth["annotations"]) / count
     title = f"Tiles: {count} images of {options.side}x{options.side} val images, {objects:.0f} objects each"
     area = float(np.median([annotation["area"] for annotation in mosaics.truth["annotations"]]))

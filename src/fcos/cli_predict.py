@@ -232,7 +232,7 @@ class _Reporter:
 
     def __init__(self, thresholds: str) -> None:
         self._thresholds = thresholds
-        self._source = ""
+        self._source, self._video = "", None
         self._counts: Counter[str] = Counter()
         self._num_frames = 0
         self._copy: Path | None = None
@@ -240,14 +240,14 @@ class _Reporter:
     def report(self, detected: Detected) -> None:
         """Print the result of a picture; the frames of a video are counted."""
         found = detected.instances
-        if detected.source != self._source or detected.frame.index is None:
+        if detected.frame.video is not self._video:
             self.end_video()
         if detected.error is not None:
             print(f"fcos: {printable_lines(detected.error)}", file=sys.stderr)
         if found is None:
             return
         if detected.frame.index is not None:
-            self._source = detected.source
+            self._source, self._video = detected.source, detected.frame.video
             self._num_frames += 1
             self._counts.update(found.names)
             self._copy = self._copy or detected.picture
@@ -263,7 +263,7 @@ class _Reporter:
             counts = ", ".join(f"{count} {printable(name)}" for name, count in self._counts.most_common())
             frames = plural(self._num_frames, "frame")
             print_lines(f"{printable(self._source)}: {frames}: {counts or 'nothing'}{_arrow(self._copy)}")
-        self._source, self._num_frames, self._copy = "", 0, None
+        self._source, self._video, self._num_frames, self._copy = "", None, 0, None
         self._counts.clear()
 
 

@@ -46,17 +46,24 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 @contextmanager
+def temporary_path(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file in the folder of `path`, which is removed at the end if it still exists."""
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces `path` at the end if there was no error (an atomic write).
 
     A link at `path` is replaced, too, so nothing is written to the file that it points to.
     """
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
-    try:
+    with temporary_path(path) as temporary:
         yield temporary
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_old_temporaries(folder: Path) -> None:

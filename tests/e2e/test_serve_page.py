@@ -268,6 +268,33 @@ def test_mask_and_keypoints_are_drawn_at_their_pixels(open_page):
     assert sum(point == pytest.approx(color, abs=12) for point in keypoints) > 8  # others are below another one's rim
 
 
+def test_labels_hide_little_of_the_boxes_in_a_crowded_image(url, open_page):
+    largest_part, num_changed = open_page(url).evaluate(
+        """async () => {
+            const { paint } = await import("/page/draw.js");
+            const detections = [];
+            for (let y = 30; y < 280; y += 40)
+                for (let x = 10; x < 380; x += 20)
+                    detections.push({ name: "cell", score: 0.9, box: [x, y, x + 12, y + 12] });
+            const options = { scale: 1, unit: 1, colorOf: () => "#e69f00", focused: null, skeleton: [] };
+            const [plain, labelled] = [false, true].map((labels) => {
+                const canvas = document.createElement("canvas");
+                paint(canvas, { width: 400, height: 300, bitmap: null }, detections, { ...options, labels });
+                return new Uint32Array(canvas.getContext("2d").getImageData(0, 0, 400, 300).data.buffer);
+            });
+            const changed = (i) => plain[i] !== labelled[i];
+            const parts = detections.map(({ box: [x1, y1] }) => {
+                let count = 0;
+                for (let y = y1; y < y1 + 12; y++) for (let x = x1; x < x1 + 12; x++) count += changed(400 * y + x);
+                return count / 144;
+            });
+            return [Math.max(...parts), [...plain.keys()].filter(changed).length];
+        }"""
+    )
+    assert num_changed > 5000  # labels between the rows
+    assert largest_part <= 0.25
+
+
 def test_run_lengths_of_masks_are_those_of_coco(url, open_page):
     from fcos.masks import encode
 

@@ -12,13 +12,12 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-import uvicorn
 from detectors import NAMES, TINY, tiny_config, tiny_two_stage
 from PIL import Image
 from processes import SECONDS
 
 from fcos import Detector
-from fcos.serving.server import open_socket, server_config
+from fcos.serving.server import Server, open_socket
 from fcos.serving.settings import Settings
 
 
@@ -30,7 +29,7 @@ def running(detector: Detector, **settings: Any) -> Iterator[httpx.Client]:
         detector: the detector.
         settings: options of `Settings`.
     """
-    server = uvicorn.Server(server_config(detector, Settings(**settings)))
+    server = Server(detector, Settings(**settings))
     with open_socket("127.0.0.1", 0) as opened:
         url = f"http://127.0.0.1:{opened.getsockname()[1]}"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})

@@ -14,7 +14,10 @@ from PIL import Image, ImageDraw
 from processes import SECONDS
 from skimage.color import rgb2lab
 
-from fcos.inference.draw import Mark, class_color, draw, draw_marks, draw_pair
+from fcos.boxes import area, intersection
+from fcos.inference import fonts, marks
+from fcos.inference.draw import class_color, draw, draw_pair
+from fcos.inference.marks import Mark, draw_marks
 from fcos.structures import Instances
 
 PROGRAM = Path(__file__).parents[1] / "helpers/programs/draw_names.py"
@@ -185,48 +188,94 @@ def test_font_has_glyphs_of_many_alphabets(letters):
     assert len({picture.crop((0, 0, 640, 198)).tobytes() for picture in pictures}) == len(pictures)
 
 
-def drawn_texts(monkeypatch, **mark):
-    """Return the texts of a mark's tags with their left and right ends."""
-    texts, ends = [], []
+def drawn_tags(monkeypatch, found, **options):
+    """Return the texts of the drawn tags, from the last one to the first, and their XYXY."""
+    texts, boxes, rendered = [], [], {}
+
+    def note(text, font, height):
+        strip = fonts.render(text, font, height)
+        rendered[id(strip)] = text
+        return strip
 
     class Canvas(ImageDraw.ImageDraw):
-        def text(self, xy, text, *args, **kwargs):
-            texts.append(text)
-            super().text(xy, text, *args, **kwargs)
+        def bitmap(self, xy, bitmap, fill=None):
+            texts[-1].append(rendered[id(bitmap)])
+            super().bitmap(xy, bitmap, fill)
 
         def rounded_rectangle(self, xy, *args, **kwargs):
-            ends.append((xy[0], xy[2] + 1))
+            texts.append([])
+            boxes.append((xy[0], xy[1], xy[2] + 1, xy[3] + 1))
             super().rounded_rectangle(xy, *args, **kwargs)
 
-    monkeypatch.setattr(ImageDraw, "Draw", Canvas)
-    draw_marks(GREY.copy(), [Mark((100, 200, 300, 400), (0, 158, 115), **mark)])
-    return [(text, left, right) for text, (left, right) in zip(texts, ends, strict=True)]
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageDraw, "Draw", Canvas)
+        patch.setattr(marks, "render", note)
+        draw(GREY, found, **options)
+    return texts, boxes
 
 
 @pytest.mark.parametrize(
     ("name", "written"), [("a\nb", r"a\nb"), ("a\x1b[31m", r"a\x1b[31m"), ("a\u202eb", r"a\u202eb")]
 )
 def test_control_characters_in_names_are_escaped(monkeypatch, name, written):
-    ((text, *_),) = drawn_texts(monkeypatch, name=name, score=0.5)
-    assert text == f"{written}  0.50"
+    texts, _ = drawn_tags(monkeypatch, instances([[100, 200, 300, 400]], size=(480, 640), names=(name,)))
+    assert texts == [[written, "0.90"]]
 
 
-@pytest.mark.parametrize("score", [0.87, None])
-def test_long_name_is_truncated_but_the_score_is_kept(monkeypatch, score):
+@pytest.mark.parametrize("scores", [True, False])
+def test_long_name_is_truncated_but_the_score_is_kept(monkeypatch, scores):
     name = "a very long name of a class " * 20
-    ((text, left, right),) = drawn_texts(monkeypatch, name=name, score=score)
+    found = instances([[100, 200, 300, 400]], size=(480, 640), names=(name,))
+    ((text, *score),), ((left, _, right, _),) = drawn_tags(monkeypatch, found, scores=scores)
     start, dots, end = text.partition("...")
     assert name.startswith(start)
     assert len(start) > 20
-    assert (dots, end) == ("...", "  0.87" if score else "")
+    assert (dots, end, score) == ("...", "", ["0.90"] if scores else [])
     assert left >= 0
     assert GREY.width - 30 < right - left <= GREY.width
 
 
 def test_name_that_fits_is_not_truncated(monkeypatch):
-    assert [text for text, *_ in drawn_texts(monkeypatch, name="red blood cell", score=0.999)] == [
-        "red blood cell  1.00"
-    ]
+    found = instances([[100, 200, 300, 400]], size=(480, 640), names=("red blood cell",), scores=[0.999])
+    assert drawn_tags(monkeypatch, found)[0] == [["red blood cell", "1.00"]]
+
+
+def hidden_parts(tags, boxes):
+    """Return the part of every box that every tag hides, [tags, boxes]."""
+    tags, boxes = torch.tensor(tags), torch.tensor(boxes)
+    return intersection(tags.float(), boxes.float()) / area(boxes.float())
+
+
+def crowd(count, *, side):
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, 1, (count, 2)) * (640 - side, 480 - side)
+    return np.concatenate([corners, corners + side], axis=1).tolist()
+
+
+def test_tags_hide_little_of_the_boxes_in_a_crowded_picture(monkeypatch):
+    boxes, scores = crowd(200, side=14), torch.linspace(1, 0.1, 200).tolist()
+    found = instances(boxes, size=(480, 640), names=("cell",), scores=scores)
+    texts, tags = drawn_tags(monkeypatch, found)
+    assert 20 < len(tags) < 200
+    assert texts[-1] == ["cell", "1.00"]  # the best one has a tag
+    assert hidden_parts(tags, boxes).sum(dim=1).max() < 0.4  # 0.25 with coordinates rounded to whole cells
+    overlaps = hidden_parts(tags, tags)
+    assert overlaps.fill_diagonal_(0).max() == 0
+    assert len({bottom - top for _, top, _, bottom in tags}) == 2  # two font sizes
+
+
+def test_every_box_of_a_sparse_picture_has_a_tag_of_the_same_size(monkeypatch):
+    boxes = [[x, y, x + 60, y + 50] for x in range(20, 600, 150) for y in range(40, 400, 110)]
+    _, tags = drawn_tags(monkeypatch, instances(boxes, size=(480, 640), names=("cell",)))
+    assert len(tags) == len(boxes)
+    assert len({bottom - top for _, top, _, bottom in tags}) == 1
+
+
+@pytest.mark.parametrize("size", [(3, 4000), (4000, 3), (1, 1)])
+def test_very_flat_and_tiny_pictures_are_drawn(size):
+    height, width = size
+    picture = draw(Image.new("RGB", (width, height)), instances([[0, 0, width, height]], size=size, names=("cell",)))
+    assert np.asarray(picture).any()
 
 
 def write_font(path, letters):

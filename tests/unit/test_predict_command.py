@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,22 @@ def test_a_video_is_one_line(weights: Path, clip: Path, tmp_path: Path, capsys: 
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{clip}: 5 frames: ")
     assert line.endswith(f" -> {out / 'clip.webm'}")
+
+
+def test_a_video_that_is_listed_twice_is_read_twice(
+    weights: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.txt").write_text(f"{clip}\n{clip}\n")
+    out = tmp_path / "out"
+    with open(tmp_path / "list.txt") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        words = ["predict", weights, "-", "--out", out, "device=cpu", "--threshold", "0", "--track"]
+        assert run(*words, "--save", "images,json") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" -> ")[2] for line in lines] == [str(out / "clip.webm"), str(out / "clip_2.webm")]
+    rows = json.loads((out / "predictions.json").read_text())
+    is_tracked = [any(detection["track_id"] for detection in row["detections"]) for row in rows]
+    assert is_tracked == [False, True, True, True, True] * 2  # an object gets its number in its second frame
 
 
 def test_thresholds_of_single_classes(weights: Path, tmp_path: Path) -> None:

@@ -6,19 +6,24 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from detectors import tiny_detector
 from PIL import Image
+from processes import SECONDS
 from videos import predict
 
 from fcos import ConfigError, DataError, Detector
 from fcos.inference import frames as frames_module
 from fcos.inference.frames import Frame, find_frames, read_lines
+from fcos.inference.pictures import PictureDetection
 from fcos.inference.read_ahead import ReadAhead
+from fcos.inference.selection import Selected
 from fcos.inference.sources import predict_files
 from fcos.inference.stream import Detected
+from fcos.inference.writers import CopyWriter
 
 
 class TestReadAhead:
@@ -220,3 +225,30 @@ def test_pictures_are_read_in_another_thread(detector: Detector) -> None:
     assert len(list(filter(None, detector.detect_stream(pictures())))) == 3
     assert threads
     assert threading.get_ident() not in threads
+
+
+def test_a_picture_is_drawn_while_the_next_one_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = tiny_detector()
+    one_by_one = detector.config.eval.model_copy(update={"batch_size": 1})
+    detector.config = detector.config.model_copy(update={"eval": one_by_one})
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48)).save(tmp_path / name)
+    detect, write, second = PictureDetection.__call__, CopyWriter.write, threading.Event()
+    count = 0
+
+    def count_and_detect(self: PictureDetection, pictures: Sequence[Image.Image]) -> list[Selected]:
+        nonlocal count
+        count += 1
+        if count == 2:
+            second.set()
+        return detect(self, pictures)
+
+    def wait_and_write(self: CopyWriter, detected: Detected) -> Path | None:
+        assert second.wait(SECONDS)
+        return write(self, detected)
+
+    monkeypatch.setattr(PictureDetection, "__call__", count_and_detect)
+    monkeypatch.setattr(CopyWriter, "write", wait_and_write)
+    success, results = predict(detector, [tmp_path], tmp_path / "out")
+    assert success
+    assert [result.picture for result in results] == [tmp_path / "out/a.png", tmp_path / "out/b.png"]

@@ -16,6 +16,7 @@ import av
 import pytest
 from av.error import InvalidDataError
 from PIL import Image
+from processes import SECONDS
 from raw_server import raw_server, response
 from videos import frame_number, predict, write_video
 
@@ -24,6 +25,8 @@ from fcos.inference import frames as frames_module
 from fcos.inference import video as video_module
 from fcos.inference.frames import Frame, find_sources
 from fcos.inference.read_ahead import ReadAhead
+from fcos.inference.sources import predict_files
+from fcos.inference.stream import Detected
 from fcos.inference.video import VideoFile, count_frames, is_video, read_video
 
 
@@ -164,6 +167,15 @@ class TestVideo:
         assert [(frame.width, frame.height) for frame in frames] == [(64, 48)] * 3
         assert [frame.time for frame in frames] == pytest.approx([0.0, 0.001, 0.5])
 
+    def test_a_copy_is_valid_after_an_interruption(self, detector: Detector, clip: Path, tmp_path: Path) -> None:
+        def interrupt(_: Detected) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(detector, [str(clip)], tmp_path / "out", report=interrupt)
+        assert list(read_video(str(tmp_path / "out/clip.webm")))
+        assert not [*(tmp_path / "out").glob("*.tmp")]
+
     def test_the_number_of_live_pictures_does_not_grow_with_the_video(
         self, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -215,6 +227,17 @@ class TestStreams:
         sources, failures = find_sources(["http://127.0.0.1:1/photo"])
         assert [(source.kind, source.num_frames) for source in sources] == [("picture", 1)]
         assert (failures, asked) == ([], ["http://127.0.0.1:1/photo"])
+
+    def test_servers_are_asked_at_the_same_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        both = threading.Barrier(2, timeout=SECONDS)
+
+        def wait_for_the_other(url: str, **_: object) -> str:
+            both.wait()
+            return "video/mp4" if url.endswith("clip") else "image/png"
+
+        monkeypatch.setattr(video_module, "media_type", wait_for_the_other)
+        sources, _ = find_sources(["http://127.0.0.1:1/photo", "http://127.0.0.1:1/clip"])
+        assert [source.kind for source in sources] == ["picture", "video"]
 
     def test_a_failing_stream_is_reported(self, detector: Detector, tmp_path: Path) -> None:
         success, (result,) = predict(detector, ["rtsp://127.0.0.1:1/x"], tmp_path, save=[])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from fcos.inference.prediction import Prediction
 from fcos.inference.sources import predict_files
 from fcos.inference.stream import Detected
 from fcos.inference.writers import WRITERS, coco
-from fcos.inference.writers.interface import Names, class_folder
+from fcos.inference.writers.interface import Names, OpenFiles, class_folder
 from fcos.inference.writers.row_file import RowFile
 
 
@@ -240,7 +242,8 @@ def test_a_row_that_does_not_fit_on_the_disk_is_left_out(tmp_path: Path, monkeyp
             raise OSError(28, "No space left on device")
         return write(descriptor, data)
 
-    file = RowFile(tmp_path / "rows.json", start="[", separator=",")
+    files = OpenFiles(ExitStack(), ExitStack())
+    file = RowFile(tmp_path / "rows.json", files, start="[", end=lambda: "]", separator=",")
     monkeypatch.setattr(os, "write", write_half)
     file.write("1")
     with pytest.raises(WriteError, match=r"rows\.json: cannot be written: No space left on device; free up"):
@@ -248,7 +251,8 @@ def test_a_row_that_does_not_fit_on_the_disk_is_left_out(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "write", write)
     file.write("3")
     assert not (tmp_path / "rows.json").exists()
-    file.close(lambda: "]")
+    files.completion.close()
+    files.cleanup.close()
     assert json.loads((tmp_path / "rows.json").read_text()) == [1, 3]
 
 
@@ -260,6 +264,44 @@ def test_a_coco_file_whose_images_do_not_fit_on_the_disk_is_removed(
     with pytest.raises(WriteError, match=r"annotations\.json: cannot be written: No space left on device; free up"):
         predict_files(detector, [str(photos / "b.jpg")], tmp_path / "out", save=["coco"], report=lambda _: None)
     assert list((tmp_path / "out/coco").iterdir()) == [tmp_path / "out/coco/images"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("blocked", ["predictions.json", "predictions.csv", "predictions.parquet", "coco", "voc"])
+def test_earlier_results_stay_if_an_output_cannot_be_opened(
+    detector: Detector, photos: Path, tmp_path: Path, blocked: str
+) -> None:
+    out = tmp_path / "out"
+    run(detector, photos, out, list(WRITERS))
+    path = out / blocked
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("no folder")
+    else:
+        path.unlink()
+        path.mkdir()
+    before = contents(out)
+    with pytest.raises(WriteError, match=rf"{blocked}.*: cannot be written: "):
+        predict_files(detector, [str(photos / "b.jpg")], out, save=list(WRITERS), report=lambda _: None)
+    assert contents(out) == before
+    assert {"predictions.jsonl", "yolo/data.yaml"} < before.keys()
+
+
+def test_a_visible_file_replaces_an_earlier_one_with_its_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("earlier")
+    files = OpenFiles(ExitStack(), ExitStack())
+    file = RowFile(path, files, start="a,b\n", visible=True)
+    assert path.read_text() == "earlier"
+    file.write("1,2\n")
+    file.write("3,4\n")
+    assert path.read_text() == "a,b\n1,2\n3,4\n"
+    files.completion.close()
+    files.cleanup.close()
+    assert contents(tmp_path) == {"rows.csv": b"a,b\n1,2\n3,4\n"}
 
 
 def test_missing_pyarrow_is_named_with_the_command_to_type(

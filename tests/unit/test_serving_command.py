@@ -3,17 +3,21 @@
 import socket
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from detectors import tiny_detector
-from serving import picture
+from processes import SECONDS
+from serving import encoded, picture
 
 from fcos import ConfigError, cli
 from fcos.inference.selection import Selection
 from fcos.serving.batcher import Batcher
-from fcos.serving.server import open_socket, serve
+from fcos.serving.server import Server, open_socket, serve
 from fcos.serving.settings import Settings, model_name
 
 
@@ -154,6 +158,25 @@ def test_complete_batch_does_not_wait_for_an_older_picture():
     assert not lonely.done()
     batcher.close()  # processes what is in the queue
     assert lonely.done()
+
+
+def test_pictures_do_not_wait_while_the_server_stops():
+    settings = Settings(max_wait_ms=60_000, timeout=50)  # if pictures waited, the answer would be 504
+    server = Server(tiny_detector(), settings)
+    with open_socket("127.0.0.1", 0) as opened, ThreadPoolExecutor(2) as pool:
+        url = f"http://127.0.0.1:{opened.getsockname()[1]}"
+        running = pool.submit(server.run, sockets=[opened])
+        while not server.started and not running.done():
+            time.sleep(0.01)
+        headers = {"Content-Type": "image/png"}
+        answer = pool.submit(
+            httpx.post, f"{url}/v1/detect", content=encoded(picture()), headers=headers, timeout=SECONDS
+        )
+        while not answer.done() and not server.server_state.tasks:
+            time.sleep(0.01)
+        server.should_exit = True
+        assert answer.result().status_code == 200
+        running.result()
 
 
 def test_cancelled_pictures_are_not_processed():

@@ -237,6 +237,29 @@ def test_late_result_is_answered_with_504():
     assert error.value.status == 504
 
 
+def test_request_that_outlives_the_service_is_answered_with_503(monkeypatch):
+    async def detect():
+        service = Service(tiny_detector(), Settings())
+        await service.start()
+        async with service.admit() as ticket:
+            prepared = service._decode(encoded(picture()), "image", False)
+            monkeypatch.setattr(service, "run", lambda *_: asyncio.sleep(0, prepared))
+            await service.stop()
+            await service.detect([b""], Selection(), ticket)
+
+    async def decode():
+        service = Service(tiny_detector(), Settings())
+        await service.start()
+        async with service.admit() as ticket:
+            await service.stop()
+            await service.detect([encoded(picture())], Selection(), ticket)
+
+    for request in (detect, decode):
+        with pytest.raises(Problem, match="the server is starting or stopping") as error:
+            asyncio.run(request())
+        assert error.value.status == 503
+
+
 def test_body_that_does_not_arrive_is_answered_with_408():
     head = b"POST /v1/detect HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
     with running(tiny_detector(), timeout=0.2) as client:

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..html_page import WIDTH, Chart
-from ..inference.draw import Mark, class_color, draw_marks, enlarged
+from ..inference.draw import class_color, enlarged
+from ..inference.marks import Mark, draw_marks
 from .explain import Explanation
 from .misses import Miss
 

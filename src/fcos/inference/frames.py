@@ -27,6 +27,7 @@ from .video import VIDEO_SUFFIXES, count_frames, is_video, read_camera, read_vid
 
 Kind = Literal["picture", "video", "camera", "list", "watched"]
 _THREADS = min(4, os.cpu_count() or 1)  # for decoding pictures
+_REQUESTS = 16  # servers that are asked at a time what a URL is
 _POLL = 0.5  # seconds between two looks at a watched folder
 
 
@@ -56,6 +57,7 @@ class Frame:
         index: position in the video, from 0; None for a picture.
         time: seconds since the start of the video; None for a picture.
         is_live: whether frames are dropped if the detector is slower than the camera or stream.
+        video: identity of the opened video; a video that is read twice has two. None for a picture.
     """
 
     source: str
@@ -65,6 +67,7 @@ class Frame:
     index: int | None = None
     time: float | None = None
     is_live: bool = False
+    video: object = None
 
     @property
     def where(self) -> str:
@@ -82,12 +85,15 @@ def find_sources(texts: Sequence[str], *, watch: bool = False) -> tuple[list[Sou
     found: dict[str, Source] = {}
     failures: list[Frame] = []
     watched = [text for text in dict.fromkeys(texts) if watch and os.path.isdir(text)]
+    urls = [text for text in dict.fromkeys(texts) if is_url(text)]
+    with ThreadPoolExecutor(_REQUESTS) as pool:  # some servers take seconds to answer
+        streams = {url for url, is_stream in zip(urls, pool.map(is_video, urls), strict=True) if is_stream}
     for text in texts:
         if text == "-" and not os.path.lexists(text):
             found[text] = Source(text, "list", None)
         elif re.fullmatch("[0-9]{1,3}", text) and not os.path.lexists(text):
             found[text] = Source(text, "camera", None)
-        elif is_video(text):
+        elif text in streams or (not is_url(text) and is_video(text)):
             found[text] = Source(text, "video", count_frames(text))
         elif text not in watched:
             try:
@@ -214,11 +220,12 @@ def to_frame(picture: Picture, data: DataConfig, *, where: str) -> Frame:
 
 
 def _read_video(text: str, data: DataConfig, *, is_camera: bool) -> Iterator[Frame]:
+    video = object()
     try:
         frames = read_camera(int(text)) if is_camera else read_video(text, max_pixels=data.max_pixels)
         for index, (image, error, seconds, is_live) in enumerate(frames):
             message = None if error is None else f"{text}, frame {index}: {error}"
-            yield Frame(text, image, message, index=index, time=seconds, is_live=is_live)
+            yield Frame(text, image, message, index=index, time=seconds, is_live=is_live, video=video)
     except FCOSError as error:
         yield Frame(text, error=str(error))
 

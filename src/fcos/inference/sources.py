@@ -162,7 +162,8 @@ def _write_all(writers: Sequence[Writer], results: Iterable[Detected | None]) ->
 def _write(writers: Sequence[Writer], detected: Detected) -> Detected:
     for writer in writers:
         try:
-            writer.write(detected)
+            copied = writer.write(detected)
+            detected.picture = detected.picture or copied
         except (DataError, WriteError) as error:
             detected.error = detected.error or str(error)
     return Detected(replace(detected.frame, image=None), detected.instances, detected.error, detected.picture)

@@ -64,11 +64,11 @@ def track(results: Generator[Detected | None]) -> Generator[Detected | None]:
 
 
 def _track(results: Generator[Detected | None], tracker: VideoTracker) -> Generator[Detected | None]:
-    source = None
+    video = None
     with closing(results):
         for detected in results:
             if detected is not None and detected.frame.index is not None and detected.instances is not None:
-                if detected.source != source:
-                    tracker, source = VideoTracker(), detected.source
+                if detected.frame.video is not video:
+                    tracker, video = VideoTracker(), detected.frame.video
                 detected.instances = tracker.update(detected.instances)
             yield detected

@@ -8,8 +8,9 @@ from PIL import Image
 from ..errors import DataError
 from ..evaluation.coco_metrics import to_instances
 from ..html_page import Legend, Page, PageImage, Section
-from ..inference.draw import Mark, draw_marks, enlarged
+from ..inference.draw import enlarged
 from ..inference.draw_shapes import draw_details
+from ..inference.marks import Mark, draw_marks
 from .analysis import Analysis
 
 MAX_IMAGES = 6

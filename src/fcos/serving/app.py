@@ -65,6 +65,7 @@ def create_app(detector: Detector, settings: Settings | None = None) -> FastAPI:
         docs_url=None,  # these pages load scripts from other machines
         redoc_url=None,
     )
+    app.state.service = service
     app.add_middleware(RequestLog, metrics=service.metrics)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_problem)

@@ -82,8 +82,15 @@ class Batcher:
         """Start the thread."""
         self._thread.start()
 
+    def stop_waiting(self) -> None:
+        """Process the pictures in the queue, and all later ones, without waiting for others."""
+        with self._changed:
+            self._max_wait = 0.0
+            self._changed.notify()
+
     def close(self) -> None:
         """Process the pictures in the queue, and end the thread."""
+        self.stop_waiting()
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -142,7 +149,7 @@ class Batcher:
         if not self._groups:
             return None, 0.0
         key, oldest = min(self._groups.items(), key=lambda group: group[1][0].arrival)
-        remaining = 0.0 if self._is_closed else oldest[0].arrival + self._max_wait - time.monotonic()
+        remaining = oldest[0].arrival + self._max_wait - time.monotonic()
         if remaining > 0:
             key = next((other for other, group in self._groups.items() if len(group) >= self._max_batch), None) or key
             remaining = 0.0 if len(self._groups[key]) >= self._max_batch else remaining

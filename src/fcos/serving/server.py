@@ -47,29 +47,40 @@ def open_socket(host: str, port: int) -> socket.socket:
     return opened
 
 
-class _Server(uvicorn.Server):
-    """Server that prints its address when it accepts connections."""
+class Server(uvicorn.Server):
+    """Server of a detector. It prints its address when it accepts connections.
+
+    Args:
+        detector: trained detector.
+        settings: options of the service.
+    """
+
+    def __init__(self, detector: Detector, settings: Settings):
+        self._app = create_app(detector, settings)
+        config = uvicorn.Config(
+            self._app,
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.timeout) + 5,  # for clients that do not read their answers
+        )
+        super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen."""
         await super().startup(sockets)
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
             print(f"serving on http://{host}:{port} (Ctrl-C stops)", flush=True)
 
-
-def server_config(detector: Detector, settings: Settings) -> uvicorn.Config:
-    """Return the application of a detector with the options of its server."""
-    return uvicorn.Config(
-        create_app(detector, settings),
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.timeout) + 5,  # for clients that do not read their answers
-    )
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer the accepted requests and stop the application."""
+        self._app.state.service.stop_waiting()
+        await super().shutdown(sockets)
 
 
 def serve(detector: Detector, settings: Settings, opened: socket.socket) -> None:
@@ -109,7 +120,7 @@ def _json_logs() -> Iterator[None]:
 def _serve(detector: Detector, settings: Settings, opened: socket.socket) -> None:
     if settings.token is None and not opened.getsockname()[0].startswith(("127.", "::1")):
         log.warning("other machines can use this service; --token TOKEN restricts it")
-    server = _Server(server_config(detector, settings))
+    server = Server(detector, settings)
     # uvicorn handles the signals and repeats them at its end, which these handlers ignore: stopping is no failure.
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -117,6 +117,10 @@ class Service:
         self.skeleton = skeleton_of(found)
         self.is_ready = True
 
+    def stop_waiting(self) -> None:
+        """Finish the accepted images, and all later ones, without waiting for others to form batches."""
+        self._batcher.stop_waiting()
+
     async def stop(self) -> None:
         """Finish the accepted images and end all threads."""
         self.is_ready = False
@@ -139,11 +143,16 @@ class Service:
         Raises:
             Problem: the queue is full (429), or the server is starting or stopping (503).
         """
+        not_ready = Problem(503, "the server is starting or stopping", {"Retry-After": "5"})
         if not self.is_ready:
-            raise Problem(503, "the server is starting or stopping", {"Retry-After": "5"})
+            raise not_ready
         ticket = Ticket(self)
         try:
             yield ticket
+        except RuntimeError:
+            if self.is_ready:
+                raise
+            raise not_ready from None  # the threads have ended before the request
         finally:
             ticket.release()
 
@@ -189,8 +198,10 @@ class Service:
             decoded = [
                 await self.run(self._decode, data, image_name(files, i), keep_pictures) for i, data in enumerate(files)
             ]
-            futures = [asyncio.wrap_future(self._batcher.submit(prepared, selection)) for prepared, _ in decoded]
+            futures: list[asyncio.Future[Instances]] = []
             try:
+                for prepared, _ in decoded:
+                    futures.append(asyncio.wrap_future(self._batcher.submit(prepared, selection)))
                 found = await asyncio.gather(*futures)
             except FCOSError as error:  # an exported file of fixed size may be too small
                 raise Problem(422, str(error)) from None

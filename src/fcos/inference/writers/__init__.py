@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .coco import CocoWriter
-from .interface import Classes, Writer
+from .interface import Classes, OpenFiles, Writer
 from .pictures import CopyWriter, CropWriter, FrameWriter
 from .tables import CsvWriter, JsonLinesWriter, JsonWriter, ParquetWriter
 from .voc import VocWriter
@@ -32,11 +32,12 @@ __all__ = ["WRITERS", "Classes", "Writer", "open_writers"]
 
 @contextmanager
 def open_writers(names: Sequence[str], out: Path, classes: Classes) -> Iterator[list[Writer]]:
-    """Open outputs in a folder. All are closed at the end, also after an error or an interruption."""
-    with ExitStack() as stack:
-        writers: list[Writer] = []
-        for name in reversed(WRITERS):  # Parquet first: it may not be installed, and then nothing is replaced
-            if name in names:
-                writers.insert(0, WRITERS[name](out, classes))
-                stack.callback(writers[0].close)
-        yield writers
+    """Open outputs in a folder, and complete them at the end, also after an error or an interruption.
+
+    If an output cannot be opened, the files of earlier runs stay as they are.
+    """
+    with ExitStack() as cleanup:
+        files = OpenFiles(ExitStack(), cleanup)
+        writers = [writer(out, classes, files) for name, writer in WRITERS.items() if name in names]
+        with files.completion:
+            yield writers

@@ -13,7 +13,7 @@ from ...files import explain_write_errors
 from ...formatting import UNPRINTABLE
 from ..stream import Detected
 from .data_sets import DataSetImages
-from .interface import Classes
+from .interface import Classes, OpenFiles
 from .row_file import RowFile
 
 
@@ -23,14 +23,16 @@ class CocoWriter:
     The file appears when it is complete.
     """
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         folder = out / "coco"
-        with explain_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         self._classes = classes
         self._pictures = DataSetImages(folder / "images")
-        self._file = RowFile(folder / "annotations.json", start='{"annotations": [\n', separator=",\n")
-        self._images = tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)  # closed in `close`  # noqa: SIM115
+        with explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            images = tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115 (the next line)
+            self._images = files.cleanup.enter_context(images)
+        start = '{"annotations": [\n'
+        self._file = RowFile(folder / "annotations.json", files, start=start, end=self._end, separator=",\n")
         self._num_images = self._num_annotations = 0
 
     def write(self, detected: Detected) -> None:
@@ -49,11 +51,8 @@ class CocoWriter:
             self._file.write(",\n".join(json.dumps(row) for row in rows))
             self._num_annotations += len(rows)
 
-    def close(self) -> None:
-        """Append images and categories."""
-        self._file.close(self._end)
-
     def _end(self) -> str:
+        """Return images and categories."""
         layout, keypoints = self._classes.keypoint_layout, {}
         if layout.names:
             keypoints = {"keypoints": layout.names, "skeleton": [[a + 1, b + 1] for a, b in layout.skeleton]}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
@@ -45,24 +47,33 @@ class Classes(NamedTuple):
         )
 
 
+class OpenFiles(NamedTuple):
+    """Files that are open during a whole run. They replace earlier ones only if all of them could be opened.
+
+    Attributes:
+        completion: functions that complete the files. All are called at the end, also after an error.
+        cleanup: contexts of the files, which are left after that, or if an output cannot be opened.
+    """
+
+    completion: ExitStack
+    cleanup: ExitStack
+
+
 class Writer(Protocol):
-    """Output of detections. Pictures that failed have no detections."""
+    """Output of detections. Pictures that failed have no detections.
 
-    def __init__(self, out: Path, classes: Classes) -> None: ...
+    Raises:
+        ConfigError: a package is not installed.
+        WriteError: a file cannot be created.
+    """
 
-    def write(self, detected: Detected) -> None:
-        """Write the detections of a picture.
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None: ...
+
+    def write(self, detected: Detected) -> Path | None:
+        """Write the detections of a picture, and return the path of its annotated copy if this is one.
 
         Raises:
             DataError: the picture cannot be written. The next ones are tried nevertheless.
-            WriteError: a file cannot be written.
-        """
-        ...
-
-    def close(self) -> None:
-        """Complete the files.
-
-        Raises:
             WriteError: a file cannot be written.
         """
         ...
@@ -90,6 +101,12 @@ class Names:
                 self._used.add(key)
                 return stem + end
             number += 1
+
+
+def refuse_folder(path: Path) -> None:
+    """Raise `OSError` if there is a folder where a file shall be written, which would fail at the end of the run."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 
 def shorten(stem: str, end: str) -> str:

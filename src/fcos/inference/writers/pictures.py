@@ -7,45 +7,36 @@ from pathlib import Path
 
 from ..output import is_writable, save_picture
 from ..stream import Detected
-from .interface import Classes, Names, class_folder, split_name
+from .interface import Classes, Names, OpenFiles, class_folder, split_name
 from .videos import VideoWriter
 
 
 class CopyWriter:
     """Annotated copies of pictures and videos, under their names."""
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         self._out = out
         self._names = Names()
-        self._videos = VideoWriter(out, self._names)
+        self._videos = VideoWriter(out, self._names, files)
 
-    def write(self, detected: Detected) -> None:
+    def write(self, detected: Detected) -> Path | None:
         """Write the copy of a picture, as PNG if its format cannot store it; or add a frame to the copy of a video."""
         if detected.frame.index is not None:
-            self._videos.write(detected)
-        elif detected.instances is not None:
-            detected.picture = _save_drawn(detected, self._out, self._names)
-
-    def close(self) -> None:
-        """Complete the last video."""
-        self._videos.close()
+            return self._videos.write(detected)
+        return None if detected.instances is None else _save_drawn(detected, self._out, self._names)
 
 
 class FrameWriter:
     """Annotated frames of videos as pictures, in a folder `frames`."""
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         self._out = out / "frames"
         self._names = Names()
 
-    def write(self, detected: Detected) -> None:
+    def write(self, detected: Detected) -> Path | None:
         """Write a frame of a video; other pictures are ignored."""
-        if detected.frame.index is not None and detected.instances is not None:
-            path = _save_drawn(detected, self._out, self._names)
-            detected.picture = detected.picture or path
-
-    def close(self) -> None:
-        """Do nothing: every file is complete."""
+        is_frame = detected.frame.index is not None and detected.instances is not None
+        return _save_drawn(detected, self._out, self._names) if is_frame else None
 
 
 def _save_drawn(detected: Detected, folder: Path, names: Names) -> Path:
@@ -59,7 +50,7 @@ def _save_drawn(detected: Detected, folder: Path, names: Names) -> Path:
 class CropWriter:
     """Objects cut out of the pictures, in a folder `crops/CLASS` for each class."""
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         self._out = out / "crops"
         self._names: dict[str, Names] = {}
 
@@ -78,6 +69,3 @@ class CropWriter:
             names = self._names.setdefault(folder.lower(), Names())
             file = names.unique(f"{stem}_{number}", suffix if is_writable(suffix, crop.size) else ".png")
             save_picture(crop, self._out / folder / file)
-
-    def close(self) -> None:
-        """Do nothing: every file is complete."""

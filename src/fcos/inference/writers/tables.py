@@ -6,14 +6,14 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
-from ...files import explain_write_errors, replaced
+from ...files import explain_write_errors, temporary_path
 from ..stream import Detected
-from .interface import Classes
+from .interface import Classes, OpenFiles, refuse_folder
 from .row_file import RowFile
 
 if TYPE_CHECKING:
@@ -51,33 +51,26 @@ def to_json(detected: Detected, classes: Classes) -> dict[str, Any]:
 class JsonWriter:
     """`predictions.json`, a list with an object for every picture. The file appears when it is complete."""
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         self._classes = classes
-        self._file = RowFile(out / "predictions.json", start="[\n", separator=",\n")
+        path = out / "predictions.json"
+        self._file = RowFile(path, files, start="[\n", end=lambda: "\n]\n", separator=",\n")
 
     def write(self, detected: Detected) -> None:
         """Append a picture."""
         self._file.write(json.dumps(to_json(detected, self._classes)))
 
-    def close(self) -> None:
-        """Complete the list."""
-        self._file.close(lambda: "\n]\n")
-
 
 class JsonLinesWriter:
     """`predictions.jsonl`, a line for every picture, which other programs can follow while it grows."""
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         self._classes = classes
-        self._file = RowFile(out / "predictions.jsonl", visible=True)
+        self._file = RowFile(out / "predictions.jsonl", files, visible=True)
 
     def write(self, detected: Detected) -> None:
         """Append a picture."""
         self._file.write(json.dumps(to_json(detected, self._classes)) + "\n")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def to_rows(detected: Detected, classes: Classes) -> Iterator[dict[str, Any]]:
@@ -108,18 +101,14 @@ def to_rows(detected: Detected, classes: Classes) -> Iterator[dict[str, Any]]:
 class CsvWriter:
     """`predictions.csv`, a row for every detection, which other programs can follow while it grows."""
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         self._classes = classes
-        self._file = RowFile(out / "predictions.csv", start=_to_csv([list(_COLUMNS)]), visible=True)
+        self._file = RowFile(out / "predictions.csv", files, start=_to_csv([list(_COLUMNS)]), visible=True)
 
     def write(self, detected: Detected) -> None:
         """Append the detections of a picture."""
         rows = to_rows(detected, self._classes)
         self._file.write(_to_csv([[row[column] for column in _COLUMNS] for row in rows]))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def _to_csv(rows: list[list[Any]]) -> str:
@@ -152,7 +141,7 @@ class ParquetWriter:
     Masks are in the column `segmentation`, the text `counts` of COCO's RLE.
     """
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -163,10 +152,12 @@ class ParquetWriter:
         self._rows: list[dict[str, Any]] = []
         self._schema = parquet_schema()
         self._to_table = pa.Table.from_pylist
-        with ExitStack() as stack, explain_write_errors(self._path):
-            temporary = stack.enter_context(replaced(self._path))
-            self._file = stack.enter_context(pq.ParquetWriter(temporary, self._schema))
-            self._stack = stack.pop_all()
+        with explain_write_errors(self._path):
+            refuse_folder(self._path)
+            self._temporary = files.cleanup.enter_context(temporary_path(self._path))
+            self._file = pq.ParquetWriter(self._temporary, self._schema)
+        files.cleanup.callback(self._release)
+        files.completion.callback(self._complete)
 
     def write(self, detected: Detected) -> None:
         """Append the detections of a picture."""
@@ -175,10 +166,16 @@ class ParquetWriter:
         if len(self._rows) >= _ROWS_AT_A_TIME:
             self._flush()
 
-    def close(self) -> None:
-        """Write the remaining rows and the end of the file."""
-        with explain_write_errors(self._path), self._stack:
+    def _complete(self) -> None:
+        """Write the remaining rows and the end of the file, and give it its name."""
+        with explain_write_errors(self._path):
             self._flush()
+            self._file.close()
+            self._temporary.replace(self._path)
+
+    def _release(self) -> None:
+        with suppress(OSError):  # a full disk, which `_complete` has reported
+            self._file.close()
 
     def _flush(self) -> None:
         rows, self._rows = self._rows, []

@@ -9,13 +9,13 @@ from ...files import explain_write_errors, write_text
 from ..stream import Detected
 from .coco import safe_name
 from .data_sets import DataSetImages
-from .interface import Classes
+from .interface import Classes, OpenFiles
 
 
 class VocWriter:
     """`voc/Annotations` and `voc/JPEGImages`: one XML file per picture, with continuous coordinates in pixels."""
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         self._folder = out / "voc"
         self._pictures = DataSetImages(self._folder / "JPEGImages")
         with explain_write_errors(self._folder):
@@ -44,6 +44,3 @@ class VocWriter:
         ElementTree.indent(root)
         text = ElementTree.tostring(root, encoding="unicode") + "\n"
         write_text(self._folder / "Annotations" / f"{path.stem}.xml", text)
-
-    def close(self) -> None:
-        """Do nothing: every file is complete."""

@@ -11,13 +11,14 @@ from ...keypoints import flip_order
 from ..stream import Detected
 from .coco import safe_name, visible_keypoints
 from .data_sets import DataSetImages
-from .interface import Classes
+from .interface import Classes, OpenFiles
+from .row_file import RowFile
 
 
 class YoloWriter:
     """`yolo/data.yaml`, `yolo/labels` and `yolo/images`: boxes, with keypoints if the detector has them; no masks."""
 
-    def __init__(self, out: Path, classes: Classes) -> None:
+    def __init__(self, out: Path, classes: Classes, files: OpenFiles) -> None:
         self._folder = out / "yolo"
         self._pictures = DataSetImages(self._folder / "images")
         names = dict(enumerate(map(safe_name, classes.names)))
@@ -28,7 +29,8 @@ class YoloWriter:
             tree |= {"flip_idx": list(order)} if order else {}
         with explain_write_errors(self._folder):
             (self._folder / "labels").mkdir(parents=True, exist_ok=True)
-        write_text(self._folder / "data.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        RowFile(self._folder / "data.yaml", files, start=text)
 
     def write(self, detected: Detected) -> None:
         """Copy a picture and write its labels."""
@@ -47,6 +49,3 @@ class YoloWriter:
                     values += [f"{x / width:.6f}", f"{y / height:.6f}", f"{visibility:.0f}"]
             lines.append(" ".join([str(label), *values]) + "\n")
         write_text(self._folder / "labels" / f"{path.stem}.txt", "".join(lines))
-
-    def close(self) -> None:
-        """Do nothing: every file is complete."""

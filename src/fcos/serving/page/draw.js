@@ -1,6 +1,7 @@
 // Drawing of an image with its detections on a canvas.
 
 const INK = "#111", PAPER = "#fff";
+const HIDDEN = 0.25; // largest part of a box that a label may hide, summed over all boxes
 const MASK_SIDE = 1600; // pixels; masks of larger images are drawn at this longer side
 
 /** Decode COCO's compressed run lengths: numbers in base 64 with 5 bits each, most of them as differences. */
@@ -85,9 +86,9 @@ export function paint(canvas, item, detections, { scale, unit, colorOf, labels, 
   }
   context.globalAlpha = 1;
   if (!labels) return;
-  const placed = [];
+  const placed = [], boxes = focused ? [] : detections.map(({ box }) => box.map((value) => value * scale));
   for (const detection of focused ? [focused] : detections) { // best first
-    drawLabel(context, detection, colorOf(detection), { scale, unit, placed });
+    drawLabel(context, detection, colorOf(detection), { scale, unit, placed, boxes });
   }
 }
 
@@ -126,8 +127,11 @@ function drawKeypoints(context, values, color, { scale, unit, skeleton }) {
   }
 }
 
-/** Draw a label above, below or inside its box, where it covers no label in `placed`; or none if there is no place. */
-function drawLabel(context, detection, color, { scale, unit, placed }) {
+/**
+ * Draw a label above, below or inside its box, where it covers no label in `placed` and hides little of `boxes`; or none
+ * if there is no place.
+ */
+function drawLabel(context, detection, color, { scale, unit, placed, boxes }) {
   const text = `${detection.name}  ${detection.score.toFixed(2)}`;
   context.font = `600 ${13 * unit}px system-ui, sans-serif`;
   const width = context.measureText(text).width + 10 * unit, height = 19 * unit;
@@ -137,7 +141,7 @@ function drawLabel(context, detection, color, { scale, unit, placed }) {
   const places = corners.map(([left, top]) => [
     inside(left, context.canvas.width - width), inside(top, context.canvas.height - height), width, height,
   ]);
-  const place = places.find((a) => !placed.some((b) => overlap(a, b)));
+  const place = places.find((a) => !placed.some((b) => overlap(a, b)) && hiddenParts(a, boxes) <= HIDDEN);
   if (!place) return;
   placed.push(place);
   const [x, y] = place;
@@ -149,6 +153,16 @@ function drawLabel(context, detection, color, { scale, unit, placed }) {
   context.fillStyle = 0.299 * red + 0.587 * green + 0.114 * blue > 110 ? INK : PAPER;
   context.textBaseline = "middle";
   context.fillText(text, x + 5 * unit, y + height / 2 + unit / 2);
+}
+
+/** Return the part of each box that a label hides, summed over all boxes. */
+function hiddenParts([x, y, width, height], boxes) {
+  let sum = 0;
+  for (const [x1, y1, x2, y2] of boxes) {
+    const [w, h] = [Math.min(x + width, x2) - Math.max(x, x1), Math.min(y + height, y2) - Math.max(y, y1)];
+    if (w > 0 && h > 0) sum += (w * h) / ((x2 - x1) * (y2 - y1));
+  }
+  return sum;
 }
 
 function overlap([x1, y1, width1, height1], [x2, y2, width2, height2]) {
