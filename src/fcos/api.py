@@ -6,7 +6,7 @@ Options are `key=value` strings, as on the command line: `fcos.train("fcos_mnv2_
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from .data.dataset import Annotations
     from .data.source import Split
     from .evaluation.evaluate import Evaluation
-    from .export.quantization import Quantization
     from .export.write import Exported
     from .inference.predictor import Detector
     from .interop import Form
@@ -251,7 +250,7 @@ def export(
     precision: ExportPrecision = "float32",
     triton: str | Path | None = None,
     data: str | Path | None = None,
-    max_drop: float = 0.01,
+    max_drop: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
     """Write a detector to a file for another runtime, and prove that the file detects what PyTorch detects.
@@ -270,12 +269,13 @@ def export(
             val images if there are none, are used for the calibration.
         triton: folder of a Triton model repository, to which an ONNX file is added.
         data: data set whose val images are used for the proof; None: generated images.
-        max_drop: for int8, largest accepted drop of AP on val, 0 to 1. AP in float32 must be at least 0.3.
+        max_drop: for int8, largest accepted drop of AP on val, 0 to 1; None: 0.01. AP in float32 must be at least 0.3.
         progress: for int8, callback of the two evaluations, see `evaluate`.
 
     Raises:
         FCOSError: see `load` and `Detector.export`; `data` has no val images.
     """
+    from .export.quantization import MAX_IMAGES, Quantization
     from .export.runtimes import is_exported
     from .export.write import check_output, check_quantization
 
@@ -285,6 +285,10 @@ def export(
         raise ConfigError(f"{weights}: is already exported; export the weights that it was made from")
     if precision == "int8":
         check_quantization(has_data=data is not None, content="raw" if raw else "detections" if nms else "candidates")
+    elif max_drop is not None:
+        raise ConfigError(f"--max-drop: no effect on --precision {precision}; remove it, or use --precision int8")
+    if max_drop is not None and not 0 <= max_drop <= 1:
+        raise ConfigError(f"--max-drop: expected a number from 0 to 1, found {max_drop:g}")
     detector = load(weights, *overrides, config=config, device="cpu")
     images = quantization = None
     if data is not None:
@@ -292,7 +296,13 @@ def export(
         if not images:
             raise DataError(f"data: {data} has no val images, which the proof of an export needs")
         if precision == "int8":
-            quantization = _prepare_quantization(detector, weights, overrides, config, data, max_drop, progress)
+            paths = _paths(data, "train", limit=MAX_IMAGES) or _paths(data, "val", limit=MAX_IMAGES)
+            quantization = Quantization(
+                [partial(detector.to_input, path) for path in paths],
+                partial(_ap_on_val, weights, *overrides, data=data, config=config, progress=progress),
+                partial(_ap_on_val, data=data, progress=progress),
+                0.01 if max_drop is None else max_drop,
+            )
     return detector.export(
         out,
         form=form,
@@ -307,39 +317,25 @@ def export(
     )
 
 
-def _prepare_quantization(  # noqa: PLR0917 (the arguments of `export`)
-    detector: Detector,
+def _ap_on_val(
     weights: str | Path,
-    overrides: Sequence[str],
-    config: str | Path | Config | None,
+    *overrides: str,
     data: str | Path,
-    max_drop: float,
+    config: str | Path | Config | None = None,
     progress: Callable[[int, int], None] | None,
-) -> Quantization:
-    """Evaluate a detector in float32, and choose images for the calibration.
-
-    Raises:
-        FCOSError: see `evaluate`; AP is too small to judge a drop.
-    """
-    from .export.quantization import MAX_IMAGES, Quantization, require_float_ap
-
-    def ap_of(file: str | Path, *options: str, given: str | Path | Config | None = None) -> float:
-        return evaluate(file, *options, f"data={data}", config=given, progress=progress).metrics["AP"]
-
-    float_ap = ap_of(weights, *overrides, given=config)
-    require_float_ap(float_ap)
-    paths = _paths(data, "train", limit=MAX_IMAGES) or _paths(data, "val", limit=MAX_IMAGES)
-    readers = [partial(detector.to_input, path) for path in paths]
-    return Quantization(readers, float_ap, ap_of, max_drop)
+) -> float:
+    return evaluate(weights, *overrides, f"data={data}", config=config, progress=progress).metrics["AP"]
 
 
 def _paths(data: str | Path, split: Split, *, limit: int) -> list[Path]:
-    """Return the paths of images of a split, evenly distributed; empty if the split does not exist."""
+    """Return the paths of at most `limit` images of a split, evenly distributed; empty if it does not exist."""
     from .data import load_annotations
 
     annotations = load_annotations(load_config("fcos_mnv2_small", [f"data={data}"]).data, split)
-    count = 0 if annotations is None else len(annotations)
-    return [] if annotations is None else [annotations.path(i) for i in range(0, count, -(-count // limit) or 1)]
+    if annotations is None:
+        return []
+    count = min(limit, len(annotations))
+    return [annotations.path(i * len(annotations) // count) for i in range(count)]
 
 
 def default_export(weights: str | Path, suffix: str) -> Path:

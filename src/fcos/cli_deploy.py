@@ -69,8 +69,13 @@ def export(  # noqa: PLR0917 (options of the command line)
         ),
     ] = None,
     max_drop: Annotated[
-        str, typer.Option(metavar="AP", help="int8: largest accepted drop of AP on the val images of --data, 0 to 1.")
-    ] = "0.01",
+        str | None,
+        typer.Option(
+            metavar="AP",
+            help="int8: largest accepted drop of AP on the val images of --data, 0 to 1; default: 0.01.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a detector to a file for another runtime: images in, boxes out, for any batch and size.
 
@@ -112,7 +117,7 @@ def export(  # noqa: PLR0917 (options of the command line)
             precision=cast("ExportPrecision", precision),
             triton=triton,
             data=data,
-            max_drop=parse_number("--max-drop", max_drop, float, low=0, high=1),
+            max_drop=None if max_drop is None else parse_number("--max-drop", max_drop, float, low=0, high=1),
             progress=progress,
         )
     accuracy = exported.proof.accuracy

@@ -102,7 +102,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
 
     tiling = _parse_tiling(tile, overlap)
     thresholds = [_parse_threshold(text) for text in threshold or []]
-    outputs = _parse_outputs(save or "images", write_json=write_json)
+    outputs = _parse_outputs("images" if save is None else save, write_json=write_json)
     check_choice("--engine", engine, ["local", "ray"])
     num_workers = _parse_workers(engine, workers)
     if engine == "ray":
@@ -179,7 +179,7 @@ def _predict_with_ray(
     with progress_bar("predicting", unit="parts") as progress:
         done = predict_collection(worker, sources, out, num_workers=num_workers, report=report, progress=progress)
     print_lines(f"{plural(done.num_images, 'image')}: {plural(done.num_detections, 'detection')} -> {out}")
-    if done.num_finished:
+    if done.is_continued:
         print_lines("The results of an earlier run are kept; delete their files to do them again.")
     if done.num_failed:
         raise typer.Exit(1)

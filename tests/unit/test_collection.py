@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,7 +32,7 @@ def pictures(part: Part) -> list[tuple[object, str]]:
 
 
 def only(path: Path) -> Part:
-    (part,) = divide([str(path)], (), num_workers=2)
+    (part,) = divide([str(path)], {}, num_workers=2)
     return part
 
 
@@ -58,26 +60,38 @@ class TestFiles:
 class TestDivision:
     def test_every_worker_gets_several_parts(self) -> None:
         paths = [f"{i}.jpg" for i in range(100)]
-        parts = divide(paths, (), num_workers=2)
+        parts = divide(paths, {}, num_workers=2)
         assert [len(part.paths) for part in parts] == [13] * 7 + [9]
         assert [path for part in parts for path in part.paths] == paths
         assert len({part.name for part in parts}) == 8
 
     def test_parts_have_at_most_256_pictures(self) -> None:
-        parts = divide([f"{i}.jpg" for i in range(1000)], (), num_workers=1)
+        parts = divide([f"{i}.jpg" for i in range(1000)], {}, num_workers=1)
         assert [len(part.paths) for part in parts] == [250] * 4
-        assert len(divide([f"{i}.jpg" for i in range(10_000)], (), num_workers=1)[0].paths) == 256
+        assert len(divide([f"{i}.jpg" for i in range(10_000)], {}, num_workers=1)[0].paths) == 256
 
     def test_finished_pictures_and_shards_are_left_out(self, tmp_path: Path) -> None:
         shards = [str(tmp_path / f"{i}.tar") for i in range(2)]
-        name = divide(shards, (), num_workers=1)[0].name
-        parts = divide(["a.jpg", "b.jpg", "c\udcff.jpg", *shards], {"a.jpg", "c\\udcff.jpg", name}, num_workers=1)
+        part = divide(shards, {}, num_workers=1)[0]
+        finished = {"a.jpg": "", "c\\udcff.jpg": "", part.name: part.state}
+        parts = divide(["a.jpg", "b.jpg", "c\udcff.jpg", *shards], finished, num_workers=1)
         assert [part.where for part in parts] == [shards[1], "b.jpg"]
+
+    def test_a_shard_that_has_changed_is_an_error(self, tmp_path: Path) -> None:
+        path = write_tar(tmp_path / "a.tar", {"a.jpg": b"a"})
+        finished = {only(path).name: only(path).state}
+        assert divide([str(path)], finished, num_workers=1) == []
+        write_tar(path, {"a.jpg": b"a", "b.jpg": b"b"})  # of the same size: tar files end with zeros
+        os.utime(path, ns=(0, 0))
+        with pytest.raises(
+            DataError, match=r"a\.tar: has changed .* delete the files shard-a\.tar-[0-9a-f]{16}-\*\.pa"
+        ):
+            divide([str(path)], finished, num_workers=1)
 
     def test_row_groups_are_parts(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.parquet"
         pq.write_table(pa.table({"image": [b"0", b"1", b"2", b"3", b"4"]}), path, row_group_size=2)
-        parts = divide([str(path)], (), num_workers=1)
+        parts = divide([str(path)], {}, num_workers=1)
         assert [pictures(part) for part in parts] == [
             [(b"0", f"{path}/0"), (b"1", f"{path}/1")],
             [(b"2", f"{path}/2"), (b"3", f"{path}/3")],
@@ -96,6 +110,7 @@ class TestParquet:
             ({"file_name": ["images/a.jpg"], "label": ["cat"]}, ("{folder}/images/a.jpg", "{folder}/images/a.jpg")),
             ({"url": ["https://host/a.jpg"]}, ("https://host/a.jpg", "https://host/a.jpg")),
             ({"image": pa.array([b"a"], pa.large_binary())}, (b"a", "{path}/0")),
+            ({"image": pa.array([b"a"], pa.binary_view()), "path": pa.array(["a"], pa.string_view())}, (b"a", "a")),
             ({"image": pa.array([None], pa.binary())}, (None, "{path}/0")),
         ],
     )
@@ -119,11 +134,38 @@ class TestParquet:
         pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path)
         assert pictures(only(path)) == []
 
-    def test_a_damaged_file_is_an_error(self, tmp_path: Path) -> None:
-        path = tmp_path / "rows.parquet"
+    @pytest.mark.parametrize("name", ["rows.parquet", os.fsdecode(b"\xffrows.parquet")])
+    def test_a_damaged_file_is_an_error(self, tmp_path: Path, name: str) -> None:
+        path = tmp_path / name
         path.write_text("no table")
         with pytest.raises(DataError, match=r"rows\.parquet: cannot be read"):
             pictures(only(path))
+
+    def test_a_row_group_is_read_in_pages(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.parquet"
+        images = [random.Random(i).randbytes(10_000) for i in range(2000)]
+        pq.write_table(pa.table({"image": images}), path, use_dictionary=False, write_batch_size=50)
+        tracemalloc.start()  # sees what is read from the file
+        try:
+            assert next(read_part(only(path)))["image"].tolist() == images[:32]
+            assert tracemalloc.get_traced_memory()[1] < 5 << 20
+        finally:
+            tracemalloc.stop()
+
+    def test_names_that_are_no_unicode_are_an_error(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.parquet"
+        names = pa.array([b"\xff"], pa.binary()).cast(pa.string(), safe=False)
+        pq.write_table(pa.table({"path": names}), path)
+        with pytest.raises(DataError, match=r"rows\.parquet: cannot be read: .*utf-8"):
+            pictures(only(path))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_a_pipe_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"pipe{suffix}"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"pipe\.\w+: cannot be read: not a regular file"):
+        pictures(only(path))
 
 
 class TestTar:
@@ -143,6 +185,20 @@ class TestTar:
         assert found == [f"{path}/{name}" for name in list(contents)[: len(found)]]
         assert 1 <= len(found) < 3
         with pytest.raises(DataError, match=r"shard\.tar.*: cannot be read"):
+            next(batches)
+
+    @pytest.mark.parametrize("damage", ["header", "end"])
+    def test_a_damaged_header_or_a_missing_end_is_an_error(self, tmp_path: Path, damage: str) -> None:
+        path = write_tar(tmp_path / "shard.tar", {f"{i}.jpg": bytes([i]) * 100 for i in range(3)})
+        content = bytearray(path.read_bytes())
+        if damage == "header":
+            content[2 * 1024 : 2 * 1024 + 20] = b"x" * 20  # of the last member; each has two blocks
+        else:
+            del content[2 * 1024 :]
+        path.write_bytes(content)
+        batches = read_part(only(path))
+        assert next(batches)["filename"].tolist() == [f"{path}/0.jpg", f"{path}/1.jpg"]
+        with pytest.raises(DataError, match=r"shard\.tar: cannot be read: (bad checksum|empty header)"):
             next(batches)
 
     def test_a_file_that_is_no_tar_is_an_error(self, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -11,7 +12,7 @@ from exports import batch_of, small_detector
 
 import fcos
 from fcos import ConfigError, WeightsError
-from fcos.export.aoti import add_entry, is_package, read_entry
+from fcos.export.aoti import add_entry, describe_machine, is_package, read_entry
 
 
 @pytest.mark.slow
@@ -29,6 +30,19 @@ def test_machine_code_detects_the_same_in_any_batch_and_size(tmp_path: Path) -> 
             assert torch.equal(found.labels, expected.labels)
             torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
             torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+
+
+def test_machine_code_of_another_machine_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.pt2"
+    with ZipFile(path, "w") as archive:
+        archive.writestr("model/data/aotinductor/model/code.so", b"would end the process")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
+    add_entry(path, "fcos", json.dumps({"compiled_for": describe_machine()}))
+    monkeypatch.undo()
+    with pytest.raises(
+        WeightsError, match=r'compiled for .*"AVX9".*, and this machine has .*; export the detector again'
+    ):
+        fcos.load(path)
 
 
 def test_missing_compiler_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,8 +64,11 @@ def test_content_tells_the_formats_of_pt2_files_apart(tmp_path: Path) -> None:
         archive.writestr("model/data/aotinductor/model/code.so", b"nonsense")
     assert is_package(path)
     assert read_entry(path, "fcos") == ""
-    add_entry(path, "fcos", "{}")
-    assert read_entry(path, "fcos") == "{}"
+    with pytest.raises(WeightsError, match=r"model\.pt2: cannot be read: not a file of fcos export"):
+        fcos.load(path)
+    metadata = json.dumps({"compiled_for": describe_machine()})
+    add_entry(path, "fcos", metadata)
+    assert read_entry(path, "fcos") == metadata
     with pytest.raises(WeightsError, match=r"model\.pt2: cannot be read"):
         fcos.load(path)
     with ZipFile(tmp_path / "program.pt2", "w") as archive:

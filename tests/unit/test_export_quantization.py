@@ -128,12 +128,16 @@ def test_file_is_not_written_if_accuracy_drops_or_is_unknown(  # noqa: PLR0917 (
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "onnx", "--data", "data"], "--precision int8: only --format openvino has it, not onnx"),
-        (["--format", "torch_export", "--data", "data"], "only --format openvino has it, not torch_export"),
+        (["--format", "onnx", "--data", "data"], "--precision int8: only --format openvino supports it, not onnx"),
+        (["--format", "torch_export", "--data", "data"], "only --format openvino supports it, not torch_export"),
         (["--format", "openvino"], "--precision int8: images are needed for the calibration, and annotations"),
         (["--format", "openvino", "--data", "data", "--raw"], "leave out --raw"),
         (["--format", "openvino", "--data", "data", "--nms", "none"], "leave out --nms none"),
         (["--format", "openvino", "--data", "data", "--max-drop", "2"], "--max-drop: expected a number from 0 to 1"),
+        (
+            ["--format", "openvino", "--data", "data", "--precision", "float16", "--max-drop", "0.1"],
+            "--max-drop: no effect on --precision float16; remove it, or use --precision int8",
+        ),
     ],
 )
 def test_wrong_options_are_explained(
@@ -143,6 +147,28 @@ def test_wrong_options_are_explained(
         cli.main(["export", str(folder / "best.pt"), "--precision", "int8", *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("max_drop", [float("nan"), -0.1, 1.5])
+def test_a_drop_out_of_range_is_rejected(folder: Path, tmp_path: Path, max_drop: float) -> None:
+    with pytest.raises(ConfigError, match="--max-drop: expected a number from 0 to 1, found"):
+        api.export(
+            folder / "best.pt",
+            tmp_path / "best.xml",
+            form="openvino",
+            precision="int8",
+            data=folder / "data",
+            max_drop=max_drop,
+        )
+
+
+def test_other_mistakes_are_found_before_an_evaluation(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "best.xml"
+    options = ["--triton", tmp_path / "models"]
+    assert run(monkeypatch, folder, out, *options, before=0.0, after=0.0) == 2
+    assert "--triton: " in capsys.readouterr().err
 
 
 def test_detector_alone_cannot_be_quantized(tmp_path: Path) -> None:
@@ -158,6 +184,6 @@ def test_missing_nncf_is_named_with_its_extra(folder: Path, tmp_path: Path, monk
 
 def test_calibration_uses_train_images_evenly_or_else_val_images(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in api._paths(folder / "data", "train", limit=MAX_IMAGES)] == ["a.png", "b.png", "c.png"]
-    assert [path.name for path in api._paths(folder / "data", "train", limit=2)] == ["a.png", "c.png"]
+    assert [path.name for path in api._paths(folder / "data", "train", limit=2)] == ["a.png", "b.png"]
     only_val = write_coco(tmp_path / "data", coco_tree(), split="val")
     assert api._paths(only_val, "train", limit=2) == []

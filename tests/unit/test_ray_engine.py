@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import pickle
 import sys
 import tarfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from detectors import CATEGORY_IDS, NAMES, tiny_detector
 from PIL import Image
 
 from fcos import ConfigError, Detector, cli
 from fcos.checkpoint import save_checkpoint
+from fcos.export.exported import ExportedModel
+from fcos.export.metadata import Metadata
+from fcos.export.runtimes import Runtime
 from fcos.extras import import_package
 from fcos.inference import ray_engine
 from fcos.inference.batch_worker import WORKER_COLUMNS, DetectionWorker
+from fcos.inference.collection import Part
 
 
 @pytest.fixture
@@ -48,6 +57,10 @@ def run(*words: object) -> int:
 
 def read(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
+
+
+def batch_of(*parts: Part) -> dict[str, np.ndarray]:
+    return {"part": np.array([pickle.dumps(part) for part in parts], dtype=object)}
 
 
 def rows_of(table: pa.Table, name: str) -> list[dict]:
@@ -115,9 +128,9 @@ def test_two_workers_give_the_results_of_one_process_and_continue(
 
 def test_a_part_is_complete_or_missing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = DetectionWorker(tiny_detector, threshold=0.0, threads=None)
-    parts = ray_engine.divide([str(path) for path in sorted(photos.iterdir())], (), num_workers=1)
+    parts = ray_engine.divide([str(path) for path in sorted(photos.iterdir())], {}, num_workers=1)
     assert len(parts) == 4
-    write = ray_engine.PartWriter(worker, parts, str(tmp_path / "out"), "{}")
+    write = ray_engine.PartWriter(worker, str(tmp_path / "out"), "{}", os.getcwd())
     (tmp_path / "out").mkdir()
 
     def interrupt(_batch: object) -> None:
@@ -126,10 +139,22 @@ def test_a_part_is_complete_or_missing(photos: Path, tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(write, "_worker", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            write({"part": torch.tensor([0]).numpy()})
+            write(batch_of(parts[0]))
     assert list((tmp_path / "out").iterdir()) == []
-    assert write({"part": torch.tensor([0, 3]).numpy()})["images"].tolist() == [2, 1]
+    assert write(batch_of(parts[0], parts[3]))["images"].tolist() == [2, 1]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([parts[0].name, parts[3].name])
+
+
+def test_relative_paths_start_from_the_folder_of_the_command(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir("/")  # as a worker of a cluster
+    worker = DetectionWorker(tiny_detector, threshold=0.0, threads=None)
+    write = ray_engine.PartWriter(worker, str(out), "{}", str(tmp_path))
+    written = write(batch_of(Part("images-0.parquet", (f"{photos.name}/0.png",))))
+    assert (written["images"].tolist(), written["errors"].tolist()) == ([1], ["[]"])
 
 
 def test_a_damaged_shard_is_a_row_with_an_error(photos: Path, tmp_path: Path) -> None:
@@ -137,13 +162,15 @@ def test_a_damaged_shard_is_a_row_with_an_error(photos: Path, tmp_path: Path) ->
     with tarfile.open(fileobj=content, mode="w") as shard:
         for path in sorted(photos.glob("?.png")):
             shard.add(path, path.name)
-    shard = tmp_path / "a.tar"
+    shard = tmp_path / os.fsdecode(b"\xff.tar")
     shard.write_bytes(content.getvalue()[:3000])
     worker = DetectionWorker(tiny_detector, threshold=0.0, threads=None)
-    write = ray_engine.PartWriter(worker, ray_engine.divide([str(shard)], (), num_workers=1), str(tmp_path), "{}")
-    assert write({"part": torch.tensor([0]).numpy()})["errors"][0].startswith(f'["{shard}: cannot be read')
-    (failure,) = rows_of(read(tmp_path), "a.tar")
-    assert failure["error"].startswith(f"{shard}: cannot be read")
+    write = ray_engine.PartWriter(worker, str(tmp_path), "{}", os.getcwd())
+    parts = ray_engine.divide([str(shard)], {}, num_workers=1)
+    (error,) = json.loads(write(batch_of(*parts))["errors"][0])
+    assert error.startswith(f"{shard}: cannot be read")
+    (failure,) = rows_of(read(tmp_path), "\\udcff.tar")
+    assert failure["error"].startswith(f"{tmp_path}/\\udcff.tar: cannot be read")
 
 
 class TestMistakes:
@@ -197,14 +224,39 @@ class TestMistakes:
         assert describe() == describe()
         assert describe(threshold=0.5) != describe()
 
+    def test_settings_of_exported_files_contain_their_weights(self) -> None:
+        def load(weights: str) -> Detector:
+            config = tiny_detector().config
+            metadata = Metadata(config, NAMES, CATEGORY_IDS, weights_sha256=weights)
+            runtime = cast("Runtime", SimpleNamespace(metadata=metadata.to_texts({})))
+            return Detector(ExportedModel(runtime, metadata), config, class_names=NAMES, category_ids=CATEGORY_IDS)
+
+        a, b = (ray_engine._describe(DetectionWorker(partial(load, weights), threads=None)) for weights in "ab")
+        assert a != b
+
     def test_pictures_in_the_output_folder(
         self, weights: Path, photos: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert run(weights, photos, "--engine", "ray", "--out", photos) == 2
         assert "the input images are in this folder" in capsys.readouterr().err
 
+    def test_a_cluster_that_cannot_be_reached(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def init(**_: object) -> None:
+            raise ConnectionError("Failed to connect to Ray cluster at host:1\nand more")
+
+        monkeypatch.setenv("RAY_ADDRESS", "host:1")
+        monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+        with (
+            pytest.raises(ConfigError, match=r"cluster at host:1; check RAY_ADDRESS, and set RAY_AUTH_MODE=token"),
+            ray_engine._connection(ray),
+        ):
+            pass
+
     def test_a_cluster_that_is_too_small(self) -> None:
         assert ray_engine._share({"CPU": 4.0}, None) == (4, {"num_cpus": 1})
         assert ray_engine._share({"CPU": 16.0, "GPU": 2.0}, None) == (2, {"num_gpus": 1})
         with pytest.raises(ConfigError, match="--workers: expected at most 2, as Ray has 2 GPUs, found 3"):
             ray_engine._share({"CPU": 16.0, "GPU": 2.0}, 3)
+        with pytest.raises(ConfigError, match="Ray has no CPUs"):
+            ray_engine._share({"memory": 1e9}, None)

@@ -6,7 +6,10 @@ runs where this project is imported.
 
 from __future__ import annotations
 
+import json
+import platform
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from zipfile import ZipFile, is_zipfile
 
@@ -43,6 +46,25 @@ def compile_package(program: ExportedProgram, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the compiler about its own code
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(_OPTIONS))
+
+
+def describe_machine() -> str:
+    """Return what machine code depends on, as JSON: the version of PyTorch, and the vector instructions of the CPU."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return json.dumps({"torch": torch.__version__, "machine": platform.machine(), "cpu": capability})
+
+
+def require_same_machine(metadata: Mapping[str, str]) -> None:
+    """Check the metadata of a package before its code is loaded, which may end the process on another machine.
+
+    Raises:
+        ValueError: the package was compiled for another machine, or by another program.
+    """
+    compiled_for = metadata.get("compiled_for")
+    if compiled_for is None:
+        raise ValueError("not a file of fcos export")
+    if compiled_for != describe_machine():
+        raise ValueError(f"compiled for {compiled_for}, and this machine has {describe_machine()}")
 
 
 def is_package(path: Path) -> bool:

@@ -38,48 +38,48 @@ class Quantization(NamedTuple):
     """Data for a quantisation, see `api.export`.
 
     Attributes:
-        images: return a uint8 image [3, h, w] for the calibration each.
-        float_ap: AP on val of the detector in float32, 0 to 1.
-        evaluate: returns the AP on val of an exported file.
+        images: functions that return the images for the calibration, uint8 [3, h, w].
+        evaluate_float: function that returns the AP on val of the detector in float32, 0 to 1.
+        evaluate: function that returns the AP on val of an exported file.
         max_drop: largest accepted difference of the two.
     """
 
     images: Sequence[Callable[[], Tensor]]
-    float_ap: float
+    evaluate_float: Callable[[], float]
     evaluate: Callable[[Path], float]
     max_drop: float
 
 
-def require_float_ap(ap: float) -> None:
-    """Check that the AP of a detector in float32 is large enough for a comparison.
+def measure_float_ap(quantization: Quantization) -> float:
+    """Return the AP on val in float32.
 
     Raises:
-        ExportError: it is not.
+        ExportError: it is too small to judge a drop.
     """
+    ap = quantization.evaluate_float()
     if not ap >= MIN_AP:  # it may be NaN
         raise ExportError(
             f"--precision int8: AP on val is {ap:.4f} in float32, and at least {MIN_AP:g} is needed to judge a drop;"
             " train the detector for longer, or give --data the data that it was trained for"
         )
+    return ap
 
 
-def judge(quantization: Quantization, ap: float, *, path: Path) -> Accuracy:
-    """Return the accuracy before and after a quantisation.
+def judge(accuracy: Accuracy, *, path: Path) -> Accuracy:
+    """Check the accuracy before and after a quantisation, and return it.
 
     Args:
-        quantization: its data.
-        ap: AP on val of the quantised file.
+        accuracy: AP before and after.
         path: the file, for messages.
 
     Raises:
         ExportError: AP drops by more than is accepted.
     """
-    accuracy = Accuracy(quantization.float_ap, ap, quantization.max_drop)
     if not accuracy.drop <= accuracy.max_drop:
         raise ExportError(
             f"export: {path.name} is not written: AP on val drops by {accuracy.drop:.4f}, from {accuracy.float32:.4f}"
-            f" in float32 to {ap:.4f} in int8, and --max-drop is {accuracy.max_drop:g}; use --precision float16, or"
-            " more training images in --data"
+            f" in float32 to {accuracy.int8:.4f} in int8, and --max-drop is {accuracy.max_drop:g}; use --precision"
+            " float16, or more training images in --data"
         )
     return accuracy
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..choices import ExportFormat
 from ..errors import ConfigError, WeightsError
 from ..extras import import_package
-from .aoti import is_package, read_entry
+from .aoti import is_package, read_entry, require_same_machine
 
 # NNCF and AOTInductor import this module of PyTorch, which warns of machines with CUDA and without a GPU.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -199,4 +199,7 @@ def open_exported(path: Path) -> Runtime:
 
 
 def _open_pt2(path: Path) -> Runtime:
-    return TorchPackage(path) if is_package(path) else TorchProgram(path)
+    if not is_package(path):
+        return TorchProgram(path)
+    require_same_machine(json.loads(read_entry(path, METADATA_ENTRY) or "{}"))
+    return TorchPackage(path)

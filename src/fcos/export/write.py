@@ -19,12 +19,12 @@ from ..choices import ExportContent, ExportFormat, ExportPrecision
 from ..errors import ConfigError, ExportError, WeightsError
 from ..files import explain_write_errors, write_text
 from ..models import DetectionModel
-from .aoti import add_entry, compile_package, require_compiler
+from .aoti import add_entry, compile_package, describe_machine, require_compiler
 from .graph import DetectionGraph, capture, lower_precision
 from .metadata import Metadata, hash_weights
 from .onnx import to_onnx, with_constant_threshold
-from .proof import Proof, Prover, proof_batches, proof_images
-from .quantization import Quantization, judge, quantize
+from .proof import Accuracy, Proof, Prover, proof_batches, proof_images
+from .quantization import Quantization, judge, measure_float_ap, quantize
 from .runtimes import FORMATS, METADATA_ENTRY, OnnxRuntime, OpenVINO, TorchPackage, TorchProgram, open_exported, require
 from .triton import check_repository, write_repository
 
@@ -42,7 +42,7 @@ _PRECISIONS: dict[ExportFormat, tuple[ExportPrecision, ...]] = {
     "torch_export": ("float32", "float16", "bfloat16"),
     "aoti": ("float32",),
 }
-"""Precisions in which the runtime of a format computes on CPUs, where the proof runs. aoti was only tried in one."""
+"""Precisions in which the runtime of a format computes on CPUs, where the proof runs; aoti was tried in float32."""
 
 
 class Exported(NamedTuple):
@@ -66,7 +66,7 @@ def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "fl
 
     Raises:
         WeightsError: a file exists already or has another suffix, or its folder does not exist.
-        ConfigError: the format has not this precision, or a package or a compiler is not installed.
+        ConfigError: the format does not support this precision, or a package or a compiler is not installed.
     """
     suffix = FORMATS[form]
     if out.suffix != suffix:
@@ -77,7 +77,7 @@ def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "fl
     if not out.parent.is_dir():
         raise WeightsError(f"{out}: no such folder {out.parent}; create it first")
     if precision == "int8" and precision not in _PRECISIONS[form]:
-        raise ConfigError(f"--precision int8: only --format openvino has it, not {form}")
+        raise ConfigError(f"--precision int8: only --format openvino supports it, not {form}")
     if precision not in _PRECISIONS[form]:
         raise ConfigError(
             f"--precision {precision}: the runtime of --format {form} does not compute in it on CPUs, where the proof"
@@ -195,11 +195,13 @@ def _write_onnx(
     onnx.save(final, path.with_name(".final.onnx"))
     converted = openvino.Core().read_model(path.with_name(".final.onnx"))
     if quantization is not None:
+        float_ap = measure_float_ap(quantization)
         converted = quantize(converted, quantization, metadata.fixed, divisor=divisor)
         evaluated = path.with_name(".evaluated.xml")
         converted.set_rt_info(json.dumps(texts), METADATA_ENTRY)
         openvino.save_model(converted, evaluated, compress_to_fp16=False)
-        proof = replace(proof, accuracy=judge(quantization, quantization.evaluate(evaluated), path=path))
+        accuracy = Accuracy(float_ap, quantization.evaluate(evaluated), quantization.max_drop)
+        proof = replace(proof, accuracy=judge(accuracy, path=path))
         texts = metadata.to_texts(proof.to_dict())
     converted.set_rt_info(json.dumps(texts), METADATA_ENTRY)
     openvino.save_model(converted, path, compress_to_fp16=False)
@@ -217,7 +219,8 @@ def _write_program(graph: DetectionGraph, metadata: Metadata, path: Path, prover
 def _write_package(graph: DetectionGraph, metadata: Metadata, path: Path, prover: Prover, *, divisor: int) -> Proof:
     compile_package(capture(graph, metadata.fixed, divisor=divisor, threshold_input=False).program, path)
     proof = _require_passed(prover.prove(TorchPackage(path)), path)
-    add_entry(path, METADATA_ENTRY, json.dumps(metadata.to_texts(proof.to_dict())))
+    texts = metadata.to_texts(proof.to_dict()) | {"compiled_for": describe_machine()}
+    add_entry(path, METADATA_ENTRY, json.dumps(texts))
     return proof
 
 

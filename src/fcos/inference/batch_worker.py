@@ -30,7 +30,7 @@ WORKER_COLUMNS = (*PARQUET_COLUMNS, "error")
 class DetectionWorker:
     """Function from a column of pictures to columns of detections.
 
-    An object can be pickled. It loads its detector at the first call, once in each process that receives it:
+    Objects can be pickled. Each loads its detector at the first call, once in each process that receives it:
 
         worker = DetectionWorker(partial(fcos.load, "runs/cells/weights/best.pt"), threshold=0.4)
         columns = worker({"image": np.array([b"...", b"..."], dtype=object)})

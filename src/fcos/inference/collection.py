@@ -8,21 +8,24 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ..data.files import IMAGE_SUFFIXES
 from ..downloads import is_url
 from ..errors import ConfigError, DataError
+from ..files import open_file
 from .paths import expand
 from .video import VIDEO_SUFFIXES, is_video
 from .writers.tables import to_unicode
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow.parquet import ParquetFile
 
 Batch = dict[str, np.ndarray]
 """Columns `image` and `filename`, see `DetectionWorker`."""
@@ -32,6 +35,7 @@ PICTURES = "images-"
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _PARQUET_SUFFIX = ".parquet"
 _BATCH = 32  # pictures that are in memory at a time
+_BUFFER = 1 << 20  # bytes of each column of a Parquet file
 _LARGEST_PART = 256  # pictures in files of their own
 _PARTS_PER_WORKER = 4  # at least, so that the workers end at about the same time
 _CONTENTS = ("image", "bytes", "content", "image_bytes", "data", "jpg", "jpeg", "png")
@@ -47,12 +51,14 @@ class Part:
         paths: pictures; empty for a shard.
         shard: Parquet file or tar file; None: none.
         group: row group of the Parquet file.
+        state: size and time of the shard, by which a changed one is recognised.
     """
 
     name: str
     paths: tuple[str, ...] = ()
     shard: str | None = None
     group: int = 0
+    state: str = ""
 
     @property
     def where(self) -> str:
@@ -80,7 +86,7 @@ def find_files(sources: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(f"{source}: --engine ray does not read cameras or stdin, only files")
         try:
             suffixes = (*IMAGE_SUFFIXES, *_TAR_SUFFIXES, _PARQUET_SUFFIX, *VIDEO_SUFFIXES)
-            paths = [source] if is_video(source) else expand(source, suffixes=suffixes)
+            paths = [source] if is_url(source) or is_video(source) else expand(source, suffixes=suffixes)
         except DataError as error:
             messages.append(str(error))
             continue
@@ -90,15 +96,19 @@ def find_files(sources: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(found), messages
 
 
-def divide(files: Sequence[str], finished: Collection[str], *, num_workers: int) -> list[Part]:
+def divide(files: Sequence[str], finished: Mapping[str, str], *, num_workers: int) -> list[Part]:
     """Divide a collection into parts, without the pictures that are finished.
 
     Args:
         files: pictures and shards.
-        finished: names of finished parts of shards, and of finished pictures in files of their own.
+        finished: states of finished parts of shards by name, see `Part`. It also contains the names of finished
+            pictures in files of their own.
         num_workers: number of parts that are processed at the same time.
+
+    Raises:
+        DataError: a shard has changed since some of its parts were finished.
     """
-    shards = [part for path in files if _is_shard(path) for part in _divide_shard(path)]
+    shards = [part for path in files if _is_shard(path) for part in _divide_shard(path, finished)]
     pictures = [path for path in files if not _is_shard(path) and to_unicode(path) not in finished]
     step = min(_LARGEST_PART, -(-len(pictures) // (_PARTS_PER_WORKER * num_workers)) or 1)
     chunks = [tuple(pictures[i : i + step]) for i in range(0, len(pictures), step)]
@@ -112,22 +122,58 @@ def _is_shard(path: str) -> bool:
     return not is_url(path) and path.lower().endswith((*_TAR_SUFFIXES, _PARQUET_SUFFIX))
 
 
-def _divide_shard(path: str) -> list[Part]:
+def _divide_shard(path: str, finished: Mapping[str, str]) -> list[Part]:
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(path))[-100:]
+    prefix, state = f"shard-{stem}-{_digest(path)}-", _state_of(path)
     groups = range(_count_row_groups(path) if path.lower().endswith(_PARQUET_SUFFIX) else 1)
-    return [Part(f"shard-{stem}-{_digest(path, str(group))}.parquet", shard=path, group=group) for group in groups]
+    parts = [Part(f"{prefix}{group}.parquet", shard=path, group=group, state=state) for group in groups]
+    if any(finished.get(part.name, state) != state for part in parts):
+        raise DataError(
+            f"{path}: has changed since an earlier run; delete the files {prefix}*.parquet in the output folder, or"
+            " choose another folder (--out)"
+        )
+    return parts
+
+
+def _state_of(path: str) -> str:
+    """Return size and time of a file; empty if it has been removed, which is reported when it is read."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _count_row_groups(path: str) -> int:
     """Return the number of row groups of a Parquet file, at least 1 so that an unreadable file is reported later."""
+    try:
+        with _open_parquet(path) as file:
+            return max(1, file.num_row_groups)
+    except DataError:
+        return 1
+
+
+@contextmanager
+def _open_parquet(path: str) -> Iterator[ParquetFile]:
+    """Open a Parquet file, and describe errors of reading it.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     import pyarrow as pa
-    import pyarrow.parquet as pq
+    from pyarrow.parquet import ParquetFile
 
     try:
-        with pq.ParquetFile(path) as file:
-            return max(1, file.num_row_groups)
-    except (OSError, pa.ArrowException):
-        return 1
+        # Reads pages through a buffer; otherwise a row group, which may be the whole file, would be in memory.
+        with open_file(path) as opened, ParquetFile(opened, buffer_size=_BUFFER, pre_buffer=False) as file:
+            yield file
+    except (OSError, pa.ArrowException, UnicodeError) as error:
+        raise DataError(f"{path}: cannot be read: {_describe(error)}") from None
+
+
+def _describe(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return reason.partition("\n")[0]
 
 
 def _digest(*texts: str) -> str:
@@ -168,10 +214,24 @@ def _to_batch(pairs: Sequence[tuple[Any, str]]) -> Batch:
     return batch
 
 
+class _Member(tarfile.TarInfo):
+    """Member of a tar file. By default, a damaged header ends the file without an error, as does a missing end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Return the member of a header."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf == bytes(tarfile.BLOCKSIZE):  # the end that a tar file must have
+                raise
+            raise tarfile.ReadError(str(error)) from None
+
+
 def _read_tar(path: str) -> Iterator[tuple[bytes, str]]:
     """Yield the pictures in a tar file in the layout of webdataset, and their names, `FILE.tar/NAME.jpg`."""
     try:
-        with tarfile.open(path, "r|*") as shard:
+        with open_file(path) as opened, tarfile.open(fileobj=opened, mode="r|*", tarinfo=_Member) as shard:
             for member in shard:
                 hidden = os.path.basename(member.name).startswith(".")
                 if member.isfile() and not hidden and member.name.lower().endswith(IMAGE_SUFFIXES):
@@ -179,28 +239,22 @@ def _read_tar(path: str) -> Iterator[tuple[bytes, str]]:
                     assert file is not None  # as it is a file
                     yield file.read(), f"{path}/{member.name}"
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise DataError(f"{path}: cannot be read: {_describe(error)}") from None
 
 
 def _read_row_group(path: str, group: int) -> Iterator[tuple[Any, str]]:
     """Yield the pictures in a row group of a Parquet file: encoded files or paths, and their names."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            image, name = _find_columns(path, file.schema_arrow)
-            start = sum(file.metadata.row_group(i).num_rows for i in range(group))
-            columns = [column for column in (image, name) if column is not None]
-            groups = [group] if file.num_row_groups else []
-            for batch in file.iter_batches(_BATCH, row_groups=groups, columns=columns):
-                images = batch.column(image).to_pylist()
-                names = [None] * len(images) if name is None else batch.column(name).to_pylist()
-                for number, (value, text) in enumerate(zip(images, names, strict=True), start):
-                    yield _to_pair(value, text, path, number)
-                start += len(images)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read: {str(error).partition(chr(10))[0]}") from None
+    with _open_parquet(path) as file:
+        image, name = _find_columns(path, file.schema_arrow)
+        start = sum(file.metadata.row_group(i).num_rows for i in range(group))
+        columns = [column for column in (image, name) if column is not None]
+        groups = [group] if file.num_row_groups else []
+        for batch in file.iter_batches(_BATCH, row_groups=groups, columns=columns):
+            images = batch.column(image).to_pylist()
+            names = [None] * len(images) if name is None else batch.column(name).to_pylist()
+            for number, (value, text) in enumerate(zip(images, names, strict=True), start):
+                yield _to_pair(value, text, path, number)
+            start += len(images)
 
 
 def _to_pair(value: Any, name: str | None, path: str, number: int) -> tuple[Any, str]:
@@ -220,15 +274,14 @@ def _find_columns(path: str, schema: pyarrow.Schema) -> tuple[str, str | None]:
     """
     import pyarrow as pa
 
-    def is_binary(kind: pyarrow.DataType) -> bool:
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    binary = (pa.binary(), pa.large_binary(), pa.binary_view())
+    text = (pa.string(), pa.large_string(), pa.string_view())
 
     def is_content(kind: pyarrow.DataType) -> bool:
-        return is_binary(kind) or (pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind})
+        return kind in binary or (pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind})
 
     kinds = {field.name: field.type for field in schema}
-    texts = [name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
-    paths = [name for name in _PATHS if name in texts]
+    paths = [name for name in _PATHS if kinds.get(name) in text]
     contents = [name for name, kind in kinds.items() if is_content(kind)]
     if len(contents) > 1:
         contents = [name for name in _CONTENTS if name in contents][:1]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SETTINGS = b"fcos"  # key in the metadata of the files
+_SETTINGS, _STATE = b"fcos", b"state"  # keys in the metadata of the files
 _TRIES = 2  # more than one, because a machine may fail; few, because a picture may end its process
 
 
@@ -40,13 +42,13 @@ class Collected:
         num_images: number of pictures, also failed ones, of this run.
         num_detections: number of their detections.
         num_failed: number of failures: pictures, shards and sources that do not exist.
-        num_finished: number of parts and pictures that an earlier run finished; they are not done again.
+        is_continued: whether an earlier run finished parts or pictures, which are not done again.
     """
 
     num_images: int = 0
     num_detections: int = 0
     num_failed: int = 0
-    num_finished: int = 0
+    is_continued: bool = False
 
 
 def predict_collection(
@@ -73,7 +75,8 @@ def predict_collection(
 
     Raises:
         ConfigError: Ray is not installed, a source is a video, the cluster is too small, or an option is wrong.
-        DataError: none of the sources exists, or `out` contains other files or the pictures to read.
+        DataError: none of the sources exists, `out` contains other files or the pictures to read, or a shard has
+            changed since an earlier run.
         WriteError: `out` cannot be created.
     """
     ray = _import_ray()
@@ -84,7 +87,7 @@ def predict_collection(
     prepare_folder(out, [Source(path, "picture") for path in files], ["parquet"])
     remove_old_temporaries(out)
     finished = _find_finished(out, settings)
-    collected = Collected(num_failed=len(messages), num_finished=len(finished))
+    collected = Collected(num_failed=len(messages), is_continued=bool(finished))
     for message in messages:
         report(message)
     with _connection(ray):
@@ -93,8 +96,8 @@ def predict_collection(
         if progress is not None:
             progress(0, len(parts))
         missing = {part.name: part for part in parts}
-        rows = _run(ray, (worker, parts, os.path.abspath(out), settings), len(parts), count, resources)
-        for done, row in enumerate(rows, start=1):
+        constructor_args = (worker, os.path.abspath(out), settings, os.getcwd())
+        for done, row in enumerate(_run(ray, parts, constructor_args, count, resources), start=1):
             missing.pop(row["name"])
             collected.num_images += row["images"]
             collected.num_detections += row["detections"]
@@ -128,14 +131,16 @@ def _describe(worker: DetectionWorker) -> str:
         WeightsError: the detector is untrained.
         ConfigError: an option is wrong.
     """
+    from ..export.exported import ExportedModel
     from ..export.metadata import hash_weights
 
     worker({"image": np.empty(0, dtype=object)})
-    detector = worker.detector
+    detector, model = worker.detector, worker.detector.model
     del worker.detector  # the workers load their own
     return json.dumps(
         {
-            "weights": hash_weights(detector.model),
+            # An exported file has no tensors, but the hash of the weights and its precision in the metadata.
+            "weights": dict(model.runtime.metadata) if isinstance(model, ExportedModel) else hash_weights(model),
             "config": detector.config.to_dict(),
             "classes": list(detector.class_names),
             "thresholds": detector.thresholds.tolist(),
@@ -145,8 +150,8 @@ def _describe(worker: DetectionWorker) -> str:
     )
 
 
-def _find_finished(out: Path, settings: str) -> set[str]:
-    """Return the names of finished parts, and of pictures in files of their own.
+def _find_finished(out: Path, settings: str) -> dict[str, str]:
+    """Return the states of finished parts by name, see `Part`; also the names of pictures in files of their own.
 
     Raises:
         DataError: a Parquet file in the folder does not belong to this collection.
@@ -154,14 +159,15 @@ def _find_finished(out: Path, settings: str) -> set[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    finished: set[str] = set()
+    finished: dict[str, str] = {}
     for path in sorted(out.glob("*.parquet")):
         try:
             with pq.ParquetFile(path) as file:
-                is_same = (file.schema_arrow.metadata or {}).get(_SETTINGS) == settings.encode()
-                finished |= {path.name} if is_same else set()
+                metadata = file.schema_arrow.metadata or {}
+                is_same = metadata.get(_SETTINGS) == settings.encode()
+                finished[path.name] = metadata.get(_STATE, b"").decode()
                 if is_same and path.name.startswith(PICTURES):
-                    finished |= set(file.read(["filename"])["filename"].to_pylist())
+                    finished |= dict.fromkeys(file.read(["filename"])["filename"].to_pylist(), "")
         except (OSError, pa.ArrowException):
             is_same = False
         if not is_same:
@@ -182,7 +188,9 @@ def _connection(ray: Any) -> Iterator[None]:
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"--engine ray: Ray cannot be started: {str(error).partition(chr(10))[0]}") from None
+        hint = "; check RAY_ADDRESS, and set RAY_AUTH_MODE=token if the cluster has a token"
+        reason = str(error).partition("\n")[0] + (hint if "RAY_ADDRESS" in os.environ else "")
+        raise ConfigError(f"--engine ray: Ray cannot be started: {reason}") from None
     try:
         yield
     finally:
@@ -196,33 +204,52 @@ def _share(available: dict[str, float], num_workers: int | None) -> tuple[int, d
         ConfigError: the cluster has too few GPUs or CPUs. Ray would wait for more.
     """
     kind = "GPU" if available.get("GPU", 0) >= 1 else "CPU"
-    most = max(1, int(available.get(kind, 0)))
+    most = int(available.get(kind, 0))
+    if not most:
+        raise ConfigError("--engine ray: Ray has no CPUs; start it with at least one (ray start --num-cpus)")
     if num_workers is not None and num_workers > most:
         raise ConfigError(f"--workers: expected at most {most}, as Ray has {plural(most, kind)}, found {num_workers}")
     return num_workers or most, {"num_gpus": 1} if kind == "GPU" else {"num_cpus": 1}
 
 
 def _run(
-    ray: Any, constructor_args: tuple[Any, ...], num_parts: int, num_workers: int, resources: dict[str, float]
+    ray: Any,
+    parts: Sequence[Part],
+    constructor_args: tuple[Any, ...],
+    num_workers: int,
+    resources: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the row of every part, see `PartWriter`, in any order; there is none if the process of a part ended."""
-    if not num_parts:
+    """Yield the row of every part, see `PartWriter`, in any order; there is none if the process of a part ended.
+
+    Raises:
+        ConfigError: the workers cannot be started, or the connection to the cluster is lost.
+    """
+    if not parts:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # goes on after a failure
+    context.execution_no_progress_timeout_s = -1  # a large shard may take hours
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # A block per part, so that the workers share them. Blocks in memory need no process that reads them.
-    numbers = ray.data.from_items([{"part": number} for number in range(num_parts)], override_num_blocks=num_parts)
-    results = numbers.map_batches(
-        PartWriter,
-        fn_constructor_args=constructor_args,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(num_workers, num_parts)),
-        max_task_retries=_TRIES - 1,
-        **resources,
-    )
-    yield from results.iter_rows()
+    rows = [{"part": pickle.dumps(part)} for part in parts]
+    data = ray.data.from_items(rows, override_num_blocks=len(rows))
+    # A waiting part would be lost with the one that ends the process, and could not go to another worker.
+    pool = ray.data.ActorPoolStrategy(size=min(num_workers, len(rows)), max_tasks_in_flight_per_actor=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `max_task_retries` is deprecated, see pyproject.toml
+        results = data.map_batches(
+            PartWriter,
+            fn_constructor_args=constructor_args,
+            batch_size=1,
+            compute=pool,
+            max_task_retries=_TRIES - 1,
+            **resources,
+        )
+    try:
+        yield from results.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise ConfigError(f"--engine ray: {_last_line(error)}") from error
 
 
 class PartWriter:
@@ -230,27 +257,27 @@ class PartWriter:
 
     Args:
         worker: the detector and its options.
-        parts: all parts of the collection.
-        out: output folder.
+        out: output folder, an absolute path.
         settings: text for the metadata of the files.
+        folder: folder that relative paths of weights and pictures start from; workers of a cluster start elsewhere.
     """
 
-    def __init__(self, worker: DetectionWorker, parts: Sequence[Part], out: str, settings: str) -> None:
+    def __init__(self, worker: DetectionWorker, out: str, settings: str, folder: str) -> None:
         self._worker = worker
-        self._parts = parts
         self._out = Path(out)
-        self._schema = _part_schema(settings)
+        self._settings = settings
+        os.chdir(folder)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Write the files of parts.
 
         Args:
-            batch: column `part`, numbers of parts.
+            batch: column `part`, pickled parts.
 
         Returns:
             Columns `name`, `images` (number), `detections` (number) and `errors` (JSON list of messages).
         """
-        rows = [self._write(self._parts[number]) for number in batch["part"].tolist()]
+        rows = [self._write(pickle.loads(part)) for part in batch["part"]]
         return {column: np.array([row[column] for row in rows]) for column in rows[0]}
 
     def _write(self, part: Part) -> dict[str, Any]:
@@ -258,23 +285,24 @@ class PartWriter:
         import pyarrow.parquet as pq
 
         path, num_images, num_detections, errors = self._out / part.name, 0, 0, []
+        schema = _part_schema({_SETTINGS: self._settings, _STATE: part.state})
         try:
             with (
                 explain_write_errors(path),
                 replaced(path) as temporary,
-                pq.ParquetWriter(temporary, self._schema) as file,
+                pq.ParquetWriter(temporary, schema) as file,
             ):
                 try:
                     for batch in read_part(part):
                         columns = self._worker(batch)
-                        file.write_table(pa.table(columns, schema=self._schema))
+                        file.write_table(pa.table(columns, schema=schema))
                         num_images += len(batch["image"])
                         num_detections += sum(score is not None for score in columns["score"])
                         errors += [error for error in columns["error"] if error is not None]
                 except DataError as error:  # of the shard
                     errors.append(str(error))
-                    row = dict.fromkeys(WORKER_COLUMNS) | {"filename": to_unicode(part.where), "error": str(error)}
-                    file.write_table(pa.Table.from_pylist([row], schema=self._schema))
+                    row = {"filename": to_unicode(part.where), "error": to_unicode(str(error))}
+                    file.write_table(pa.Table.from_pylist([dict.fromkeys(WORKER_COLUMNS) | row], schema=schema))
         except FCOSError as error:  # the disk is full
             errors.append(str(error))
         except Exception as error:  # the other parts are still done
@@ -288,8 +316,14 @@ class PartWriter:
         }
 
 
-def _part_schema(settings: str) -> pyarrow.Schema:
-    """Return the columns `WORKER_COLUMNS` with their types, and the settings as metadata."""
+def _last_line(error: Exception) -> str:
+    """Return the last line of the message of Ray, which contains tracebacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _part_schema(metadata: Mapping[bytes, str]) -> pyarrow.Schema:
+    """Return the columns `WORKER_COLUMNS` with their types."""
     import pyarrow as pa
 
-    return parquet_schema().append(pa.field("error", pa.string())).with_metadata({_SETTINGS: settings})
+    return parquet_schema().append(pa.field("error", pa.string())).with_metadata(metadata)
