@@ -9,6 +9,7 @@ import torch
 
 from fcos import Detector
 from fcos.data.loader import pad
+from fcos.export import proof
 from fcos.export.metadata import FixedSizes
 from fcos.export.proof import proof_images
 from fcos.models import build_model
@@ -62,7 +63,8 @@ def random_detector(recipe: str, *options: str) -> Detector:
     ],
     ids=["R-50", "torchvision", "mmdetection", "MobileNetV2", "DCNv2", "DLA-34", "RetinaNet", "Faster", "Mask"],
 )
-def test_recipe_is_exported(recipe: str, options: list[str], tmp_path: Path) -> None:
+def test_recipe_is_exported(recipe: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "_SIDES", ((95, 160), (161, 127)))  # fewer and smaller images than an export compares
     exported = random_detector(recipe, *options).export(tmp_path / "model.onnx")
     assert exported.proof.passed
-    assert exported.proof.detections >= 200
+    assert exported.proof.detections >= 100
