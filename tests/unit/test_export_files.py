@@ -129,6 +129,7 @@ def test_masks_and_keypoints_are_exported(form: Any, tmp_path: Path) -> None:
     assert {image.mask_margin for image in loaded.model.detect(*batch_of((50, 60)))} == {1.0}
 
 
+@pytest.mark.slow
 def test_r_cnn_on_c4_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask head shares the last stage of the backbone with the box head."""
     one_block_per_stage(monkeypatch)

@@ -37,6 +37,8 @@ def random_detector(recipe: str, *options: str) -> Detector:
             torch.nn.init.normal_(parameter, std=0.1)
         elif name.endswith("head.logits.bias"):
             torch.nn.init.zeros_(parameter)
+        elif name.endswith("head.ltrb.bias") and "model.head.regression=relu_stride" in options:
+            torch.nn.init.ones_(parameter)  # ReLU would leave most boxes without area
         elif "conv2.offset" in name:  # deformable convolutions start without offsets
             torch.nn.init.normal_(parameter, std=0.02)
     for module in model.modules():

@@ -69,7 +69,7 @@ def _config(file: Path) -> str:
 
     onnx = require("onnx")
     graph = onnx.load(file, load_external_data=False).graph
-    name = text_encoding.CEscape(file.stem, as_utf8=True)
+    name = text_encoding.CEscape(file.stem.encode(), as_utf8=False)
     blocks = [
         f'name: "{name}"\nbackend: "onnxruntime"\nmax_batch_size: {_MAX_BATCH}',
         *(_describe("input", value) for value in graph.input),
