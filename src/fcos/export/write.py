@@ -6,14 +6,16 @@ import copy
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from ..choices import ExportContent, ExportFormat, ExportNMS, ExportPrecision
 from ..errors import ConfigError, ExportError, WeightsError
@@ -232,10 +234,17 @@ def _write_onnx(
 
 def _write_program(graph: DetectionGraph, metadata: Metadata, path: Path, prover: Prover, *, divisor: int) -> Proof:
     program = capture(graph, metadata.fixed, divisor=divisor, threshold_input=False).program
-    torch.export.save(program, path)
+    _save_program(program, path)
     proof = _require_passed(prover.prove(TorchProgram(path)), path)
-    torch.export.save(program, path, extra_files={METADATA_ENTRY: json.dumps(metadata.to_texts(proof.to_dict()))})
+    _save_program(program, path, {METADATA_ENTRY: json.dumps(metadata.to_texts(proof.to_dict()))})
     return proof
+
+
+def _save_program(program: ExportedProgram, path: Path, texts: dict[str, Any] | None = None) -> None:
+    with warnings.catch_warnings():
+        # Weights in channels-last order look like parts of a tensor to PyTorch, which stores all of their memory.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        torch.export.save(program, path, extra_files=texts)
 
 
 def _write_package(graph: DetectionGraph, metadata: Metadata, path: Path, prover: Prover, *, divisor: int) -> Proof:
