@@ -23,7 +23,7 @@ from .output import drop_unwritable_output
 from .recipes import is_recipe, load_config, warn_of_unused_details
 
 if TYPE_CHECKING:
-    from .choices import ExportFormat, ExportPrecision
+    from .choices import ExportFormat, ExportNMS, ExportPrecision
     from .data.dataset import Annotations
     from .data.source import Split
     from .evaluation.evaluate import Evaluation
@@ -245,8 +245,9 @@ def export(
     form: ExportFormat = "onnx",
     size: tuple[int, int] | None = None,
     batch: int | None = None,
-    nms: bool = True,
+    nms: ExportNMS = "graph",
     raw: bool = False,
+    opset: int | None = None,
     precision: ExportPrecision = "float32",
     triton: str | Path | None = None,
     data: str | Path | None = None,
@@ -263,8 +264,9 @@ def export(
         form: `onnx`, `openvino`, `torch_export` or `aoti`.
         size: fixed (height, width) of the padded images; None: any.
         batch: fixed number of images at a time; None: any.
-        nms: whether the file selects the detections, see `Detector.export`.
+        nms: `graph`, `matrix` or `none`: non-maximum suppression, see `Detector.export`.
         raw: whether the file returns the raw outputs of the head.
+        opset: version of the operators of ONNX, 20 to 25; None: 20.
         precision: precision of the network, see `Detector.export`. For `int8`, up to 300 train images of `data`, or
             val images if there are none, are used for the calibration.
         triton: folder of a Triton model repository, to which an ONNX file is added.
@@ -275,16 +277,18 @@ def export(
     Raises:
         FCOSError: see `load` and `Detector.export`; `data` has no val images.
     """
+    from .export.onnx import require_opset
     from .export.quantization import MAX_IMAGES, Quantization
     from .export.runtimes import is_exported
-    from .export.write import check_output, check_quantization
+    from .export.write import check_output, check_quantization, content_of
 
-    out = Path(check_source(out, name="out"))
+    out, content = Path(check_source(out, name="out")), content_of(nms, raw=raw)
+    require_opset(opset, form)
     check_output(out, form, precision)  # before a possible download
     if is_exported(weights):
         raise ConfigError(f"{weights}: is already exported; export the weights that it was made from")
     if precision == "int8":
-        check_quantization(has_data=data is not None, content="raw" if raw else "detections" if nms else "candidates")
+        check_quantization(has_data=data is not None, content=content, matrix_nms=nms == "matrix")
     elif max_drop is not None:
         raise ConfigError(f"--max-drop: no effect on --precision {precision}; remove it, or use --precision int8")
     if max_drop is not None and not 0 <= max_drop <= 1:
@@ -310,6 +314,7 @@ def export(
         batch=batch,
         nms=nms,
         raw=raw,
+        opset=opset,
         precision=precision,
         triton=triton,
         images=images,

@@ -40,5 +40,7 @@ ExportFormat = Literal["onnx", "openvino", "torch_export", "aoti"]
 ExportPrecision = Literal[Precision, "int8"]
 ExportContent = Literal["detections", "candidates", "raw"]
 """Outputs of exported files: detections, candidates before non-maximum suppression, or the raw outputs of the head."""
+ExportNMS = Literal["graph", "matrix", "none"]
+"""Non-maximum suppression of exported files: the operator of the runtime, `export.matrix_nms`, or none."""
 OtherProject = Literal["fcos_core", "torchvision"]
 """Other projects in whose format weights files can be written."""

@@ -7,7 +7,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from .choices import ExportFormat, ExportPrecision
+from .choices import ExportFormat, ExportNMS, ExportPrecision
 from .cli_arguments import (
     OVERRIDE,
     WORDS,
@@ -50,11 +50,18 @@ def export(  # noqa: PLR0917 (options of the command line)
     ] = None,
     nms: Annotated[
         str,
-        typer.Option(metavar="WHERE", help="graph, or none: candidates before non-maximum suppression."),
+        typer.Option(
+            metavar="HOW",
+            help="Non-maximum suppression: graph (operator of the runtime), matrix (plain tensor operations), or none"
+            " (the file returns the candidates).",
+        ),
     ] = "graph",
     raw: Annotated[
         bool, typer.Option("--raw", help="The raw outputs of the head, level by level, without decoding.")
     ] = False,
+    opset: Annotated[
+        str | None, typer.Option(metavar="N", help="ONNX: version of the operators, 20 to 25; default: 20.")
+    ] = None,
     precision: Annotated[
         str, typer.Option(metavar="TYPE", help="float32, float16, bfloat16 or int8: precision of the network.")
     ] = "float32",
@@ -92,9 +99,7 @@ def export(  # noqa: PLR0917 (options of the command line)
 
     check_choice("--format", form, get_args(ExportFormat))
     check_choice("--precision", precision, get_args(ExportPrecision))
-    check_choice("--nms", nms, ("graph", "none"))
-    if raw and nms == "none":
-        raise ConfigError("--nms none: no effect with --raw, whose outputs are not decoded; remove one of them")
+    check_choice("--nms", nms, get_args(ExportNMS))
     outputs = [word for word in words or [] if not OVERRIDE.match(word)]
     options = [word for word in words or [] if OVERRIDE.match(word)]
     if len(outputs) > 1:
@@ -102,6 +107,12 @@ def export(  # noqa: PLR0917 (options of the command line)
             f"{outputs[1]}: expected one output file and KEY=VALUE options, found two: {' '.join(outputs)}"
         )
     suffix = FORMATS[cast("ExportFormat", form)]
+    for word in options:
+        key, _, value = word.partition("=")
+        if value.endswith(suffix) and "." not in key:
+            raise ConfigError(
+                f"{word}: no such option; to name the output file, type {value}, or ./{word} if this is its name"
+            )
     out = Path(outputs[0]) if outputs else api.default_export(weights, suffix)
     with progress_bar("evaluating", shown=precision == "int8") as progress:
         exported = api.export(
@@ -112,8 +123,9 @@ def export(  # noqa: PLR0917 (options of the command line)
             form=cast("ExportFormat", form),
             size=None if size is None else parse_size("--size", size),
             batch=None if batch is None else parse_number("--batch", batch, int, low=1),
-            nms=nms == "graph",
+            nms=cast("ExportNMS", nms),
             raw=raw,
+            opset=None if opset is None else parse_number("--opset", opset, int),
             precision=cast("ExportPrecision", precision),
             triton=triton,
             data=data,
@@ -125,7 +137,7 @@ def export(  # noqa: PLR0917 (options of the command line)
     files = (exported.path, exported.proof_path, exported.triton_path)
     print_lines(f"written: {', '.join(str(path) for path in files if path is not None)}")
     results = None if accuracy is None else accuracy[:2]
-    if results is None and data is not None and nms == "graph" and not raw:
+    if results is None and data is not None and nms != "none" and not raw:
         with progress_bar("evaluating") as progress:
             results = [
                 api.evaluate(file, *extra, f"data={data}", config=given, progress=progress).metrics["AP"]

@@ -53,6 +53,16 @@ SMALL: dict[str, dict[str, Any]] = {
 MASKS: dict[str, Any] = {"mask": {"enabled": True, "conv_channels": [16], "resolution": 7}}
 KEYPOINTS: dict[str, Any] = {"keypoints": {"enabled": True, "conv_channels": [16], "num_keypoints": 5, "resolution": 7}}
 """Options of `model` for heads of R-CNN."""
+C4: dict[str, Any] = {
+    "backbone": {"name": "resnet50", "weights": None},
+    "fpn": {"enabled": False},
+    "strides": [16],
+    "anchor_sizes": [32],
+    "proposals": {"pre_nms_top_k": 40, "post_nms_top_k": 12, "max_proposals": 12},
+    "box": {"layers": "backbone"},
+    "mask": {"enabled": True, "layers": "box"},
+}
+"""Options of `model` for an R-CNN on C4, whose heads are the last stage of the backbone."""
 
 
 def small_detector(

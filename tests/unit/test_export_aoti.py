@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
 import torch
-from exports import batch_of, small_detector
+from exports import KEYPOINTS, MASKS, batch_of, small_detector
 
 import fcos
 from fcos import ConfigError, WeightsError
@@ -16,9 +17,16 @@ from fcos.export.aoti import add_entry, describe_machine, is_package, read_entry
 
 
 @pytest.mark.slow
-def test_machine_code_detects_the_same_in_any_batch_and_size(tmp_path: Path) -> None:
-    detector = small_detector()
-    exported = detector.export(tmp_path / "model.pt2", form="aoti")
+@pytest.mark.parametrize(
+    ("name", "options", "nms"),
+    [("fcos", {}, "graph"), ("fcos", {}, "matrix"), ("rcnn", {**MASKS, **KEYPOINTS}, "graph")],
+    ids=["FCOS", "matrix", "R-CNN"],
+)
+def test_machine_code_detects_the_same_in_any_batch_and_size(
+    name: str, options: dict[str, Any], nms: Any, tmp_path: Path
+) -> None:
+    detector = small_detector(name, **options)
+    exported = detector.export(tmp_path / "model.pt2", form="aoti", nms=nms)
     assert exported.proof.passed
     assert exported.proof.detections > 100
     assert is_package(exported.path)
@@ -30,6 +38,8 @@ def test_machine_code_detects_the_same_in_any_batch_and_size(tmp_path: Path) -> 
             assert torch.equal(found.labels, expected.labels)
             torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=1e-2)
             torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
+            torch.testing.assert_close(found.mask_grids, expected.mask_grids, rtol=0, atol=1e-4)
+            torch.testing.assert_close(found.keypoints, expected.keypoints, rtol=0, atol=1e-2)
 
 
 def test_machine_code_of_another_machine_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

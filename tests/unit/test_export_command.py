@@ -10,6 +10,7 @@ import pytest
 from exports import OWN_CODE, picture, save_small_detector
 from tiny_data import coco_tree, write_coco
 
+import fcos
 from fcos import cli
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/deploy.md").read_text(), re.DOTALL)
@@ -37,7 +38,8 @@ def test_exported_file_is_written_evaluated_and_used_by_all_commands(
     assert (code, err) == (0, "")
     assert "unmatched" in out
     file = weights.with_suffix(".onnx")
-    assert f"written: {file}, {weights.with_suffix('.proof.json')}" in out
+    assert f"written: {file}, {file}.proof.json" in out
+    assert fcos.load(file).licence == "CC-BY-4.0"
     scores = re.search(r"AP on val: (\S+) in PyTorch, (\S+) in the exported file", out)
     assert scores is not None
     assert scores[1] == scores[2]
@@ -81,7 +83,11 @@ def test_openvino_example_runs(
         (["--size", "40x64", OWN_CODE], "--size: expected multiples of data.size_divisor=16, found 40x64"),
         (["--size", "99968x99968", OWN_CODE], "--size: expected at most 178956970 pixels, found 99968x99968"),
         (["--batch", "0"], "--batch: expected an integer of at least 1, found '0'"),
-        (["--nms", "no"], "--nms: expected one of graph, none, found 'no'"),
+        (["--nms", "no"], "--nms: expected one of graph, matrix, none, found 'no'"),
+        (["--opset", "19"], "--opset: expected an integer from 20 to 25, found 19"),
+        (["--opset", "latest"], "--opset: expected an integer, found 'latest'"),
+        (["--opset", "21", "--format", "openvino"], "--opset: no effect on --format openvino; remove it"),
+        (["out=y.onnx"], "to name the output file, type y.onnx, or ./out=y.onnx if this is its name"),
         (["--raw", "--nms", "none"], "--nms none: no effect with --raw"),
         (["a.onnx", "b.onnx"], "b.onnx: expected one output file and KEY=VALUE options, found two"),
         (["a.onnx", "--format", "openvino"], "files of the format openvino end in .xml"),

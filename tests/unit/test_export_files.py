@@ -11,7 +11,8 @@ import onnx
 import pytest
 import torch
 from detectors import CATEGORY_IDS, NAMES
-from exports import KEYPOINTS, MASKS, batch_of, picture, small_detector
+from exports import C4, KEYPOINTS, MASKS, batch_of, picture, small_detector
+from small_backbones import one_block_per_stage
 
 import fcos
 from fcos import ConfigError, DataError, Detector, ExportError, WeightsError
@@ -20,7 +21,7 @@ from fcos.export import write
 from fcos.export.comparison import TOLERANCES
 from fcos.export.exported import ExportedModel
 from fcos.export.graph import raw_outputs
-from fcos.export.onnx import with_constant_threshold
+from fcos.export.onnx import OPSETS, with_constant_threshold
 from fcos.export.runtimes import OnnxRuntime, open_exported
 from fcos.extras import import_package
 from fcos.keypoints import KeypointLayout
@@ -70,8 +71,21 @@ def test_onnx_file_is_valid_and_has_named_inputs_and_outputs(exported: Path) -> 
         "labels": ["batch", 30],
         "counts": ["batch"],
     }
-    assert [node.op_type for node in model.graph.node].count("NonMaxSuppression") == 1
+    operators = [node.op_type for node in model.graph.node]
+    assert operators.count("NonMaxSuppression") == 1
+    assert "GroupNormalization" not in operators
     assert [opset.version for opset in model.opset_import if not opset.domain] == [20]
+
+
+@pytest.mark.parametrize("opset", [21, OPSETS[-1]])
+def test_group_normalisation_is_an_operator_of_later_opsets(opset: int, detector: Detector, tmp_path: Path) -> None:
+    exported = detector.export(tmp_path / "model.onnx", opset=opset)
+    assert exported.proof.passed
+    model = onnx.load(exported.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.op_type for node in model.graph.node} >= {"GroupNormalization", "NonMaxSuppression"}
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [opset]
+    assert_same_predictions(fcos.load(exported.path), detector)
 
 
 def test_onnx_file_runs_without_this_project(exported: Path, detector: Detector) -> None:
@@ -96,7 +110,9 @@ def test_exported_file_is_loaded_like_weights(exported: Path, detector: Detector
 
 
 @pytest.mark.parametrize("form", ["openvino", "torch_export"])
-def test_other_formats_predict_the_same(form: Any, detector: Detector, tmp_path: Path) -> None:
+def test_other_formats_predict_the_same(form: Any, tmp_path: Path) -> None:
+    detector = small_detector()
+    detector.model.to(memory_format=torch.channels_last)  # as of `fcos.load`
     exported = detector.export(tmp_path / FORMS[form], form=form)
     assert exported.proof.passed
     assert_same_predictions(fcos.load(exported.path), detector)
@@ -113,6 +129,16 @@ def test_masks_and_keypoints_are_exported(form: Any, tmp_path: Path) -> None:
     loaded = fcos.load(exported.path)
     assert_same_predictions(loaded, detector)
     assert {image.mask_margin for image in loaded.model.detect(*batch_of((50, 60)))} == {1.0}
+
+
+@pytest.mark.slow
+def test_r_cnn_on_c4_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask head shares the last stage of the backbone with the box head."""
+    one_block_per_stage(monkeypatch)
+    detector = small_detector("rcnn", max_detections=25, **C4)
+    assert_same_predictions(fcos.load(detector.export(tmp_path / "model.onnx").path), detector)
+    exported = detector.export(tmp_path / "half.onnx", precision="float16")
+    assert fcos.load(exported.path).model.detect(*batch_of((50, 60)))[0].mask_grids is not None
 
 
 @pytest.mark.parametrize("name", ["retinanet", "rpn", "rcnn"])
@@ -143,7 +169,7 @@ def test_fixed_sizes_are_static_and_smaller_images_are_padded(detector: Detector
 
 
 def test_candidates_are_exported_for_runtimes_without_nms(detector: Detector, tmp_path: Path) -> None:
-    exported = detector.export(tmp_path / "model.onnx", nms=False)
+    exported = detector.export(tmp_path / "model.onnx", nms="none")
     assert "NonMaxSuppression" not in {node.op_type for node in onnx.load(exported.path).graph.node}
     images, sizes = batch_of((97, 131), (64, 33))
     outputs = OnnxRuntime(exported.path)(images, sizes)
@@ -196,11 +222,12 @@ def test_metadata_describes_the_file(exported: Path) -> None:
     assert "sides that 16 divides" in texts["input"]
     assert "continuous" in texts["output"]
     assert json.loads(texts["config"])["model"]["max_detections"] == 30
-    figures = json.loads(exported.with_suffix(".proof.json").read_text())
+    figures = json.loads(exported.with_name("model.onnx.proof.json").read_text())
     assert json.loads(texts["proof"]) == figures["low_threshold"]
     assert figures["as_written"]["images"] == 10
     assert figures["as_written"]["detections"] > 0
     assert len(texts["weights_sha256"]) == 64
+    assert json.loads(texts["versions"]) == {"fcos": fcos.__version__, "torch": torch.__version__}
 
 
 def test_failed_proof_leaves_no_file(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +272,8 @@ def test_missing_package_is_named_with_its_extra(detector: Detector, tmp_path: P
             r"--size: expected multiples of data\.size_divisor=16, found 100x160; .*112",
         ),
         ("model.onnx", {"batch": 0}, "batch: expected an integer of at least 1"),
+        ("model.onnx", {"opset": 26}, "--opset: expected an integer from 20 to 25, found 26"),
+        ("model.onnx", {"form": "tflite"}, "--format: expected one of onnx, openvino, torch_export, aoti, found 'tf"),
     ],
 )
 def test_wrong_arguments_are_explained(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from exports import KEYPOINTS, MASKS, batch_of, small_detector
+from exports import C4, KEYPOINTS, MASKS, batch_of, small_detector
+from small_backbones import one_block_per_stage
 
 from fcos import ConfigError, Instances
 from fcos.export.graph import DetectionGraph
@@ -43,6 +44,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("rcnn", {"empty_boxes": "remove_last", **MASKS}),
     ("rcnn", {"box_convention": "inclusive", **KEYPOINTS}),
     ("rcnn", {**MASKS, **KEYPOINTS}),
+    ("rcnn", {"fcos": {"enabled": True, "size_ranges": [[-1, 32], [32, None]], "max_proposals": 50}}),
+    ("rcnn", C4),
 ]
 
 
@@ -59,7 +62,10 @@ def assert_equal(found: list[Instances], expected: list[Instances]) -> None:
 @pytest.mark.parametrize(
     ("name", "options"), OPTIONS, ids=lambda value: value if isinstance(value, str) else str(value)
 )
-def test_graph_equals_detect_for_every_option(name: str, options: dict[str, Any]) -> None:
+def test_graph_equals_detect_for_every_option(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_block_per_stage(monkeypatch)  # of C4
     detector = small_detector(name, **options)
     images, sizes = batch_of(*SIZES)
     with torch.inference_mode():

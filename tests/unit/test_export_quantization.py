@@ -65,7 +65,7 @@ def test_layers_compute_in_int8_and_everything_else_in_float(
     assert errors == ""
     assert "proof before the quantisation: 9 images" in printed
     assert printed.endswith("AP on val: 0.8000 in PyTorch, 0.7925 in the exported file\n")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.bin", "best.proof.json", "best.xml"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.bin", "best.xml", "best.xml.proof.json"]
 
     operations = openvino.Core().read_model(out).get_ordered_ops()
     layers = [op for op in operations if op.get_type_name() == "Convolution"]
@@ -83,7 +83,7 @@ def test_layers_compute_in_int8_and_everything_else_in_float(
     }
     assert users == {"Convolution"}  # so that no sigmoid, exponential, product or suppression gets int8
 
-    figures = json.loads(out.with_suffix(".proof.json").read_text())
+    figures = json.loads((tmp_path / "best.xml.proof.json").read_text())
     assert figures["precision"] == "int8"
     assert figures["low_threshold"]["accuracy"] == {"float32": 0.8, "int8": 0.7925, "max_drop": 0.01}
     assert figures["low_threshold"]["differences"]["boxes"] < 1e-2  # before the quantisation
@@ -133,6 +133,7 @@ def test_file_is_not_written_if_accuracy_drops_or_is_unknown(  # noqa: PLR0917 (
         (["--format", "openvino"], "--precision int8: images are needed for the calibration, and annotations"),
         (["--format", "openvino", "--data", "data", "--raw"], "leave out --raw"),
         (["--format", "openvino", "--data", "data", "--nms", "none"], "leave out --nms none"),
+        (["--format", "openvino", "--data", "data", "--nms", "matrix"], "leave out --nms matrix"),
         (["--format", "openvino", "--data", "data", "--max-drop", "2"], "--max-drop: expected a number from 0 to 1"),
         (
             ["--format", "openvino", "--data", "data", "--precision", "float16", "--max-drop", "0.1"],

@@ -9,6 +9,7 @@ import torch
 
 from fcos import Detector
 from fcos.data.loader import pad
+from fcos.export import proof
 from fcos.export.metadata import FixedSizes
 from fcos.export.proof import proof_images
 from fcos.models import build_model
@@ -36,6 +37,8 @@ def random_detector(recipe: str, *options: str) -> Detector:
             torch.nn.init.normal_(parameter, std=0.1)
         elif name.endswith("head.logits.bias"):
             torch.nn.init.zeros_(parameter)
+        elif name.endswith("head.ltrb.bias") and "model.head.regression=relu_stride" in options:
+            torch.nn.init.ones_(parameter)  # ReLU would leave most boxes without area
         elif "conv2.offset" in name:  # deformable convolutions start without offsets
             torch.nn.init.normal_(parameter, std=0.02)
     for module in model.modules():
@@ -62,7 +65,8 @@ def random_detector(recipe: str, *options: str) -> Detector:
     ],
     ids=["R-50", "torchvision", "mmdetection", "MobileNetV2", "DCNv2", "DLA-34", "RetinaNet", "Faster", "Mask"],
 )
-def test_recipe_is_exported(recipe: str, options: list[str], tmp_path: Path) -> None:
+def test_recipe_is_exported(recipe: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "_SIDES", ((95, 160), (161, 127)))  # fewer and smaller images than an export compares
     exported = random_detector(recipe, *options).export(tmp_path / "model.onnx")
     assert exported.proof.passed
-    assert exported.proof.detections >= 200
+    assert exported.proof.detections >= 100

@@ -28,12 +28,12 @@ def parse_config(path: Path) -> Any:
 
 
 def test_repository_has_the_file_and_a_configuration_with_dynamic_batching(tmp_path: Path) -> None:
-    exported = small_detector().export(tmp_path / "cells.onnx", triton=tmp_path / "models")
-    model = tmp_path / "models/cells"
+    exported = small_detector().export(tmp_path / 'my "cells".onnx', triton=tmp_path / "models")
+    model = tmp_path / 'models/my "cells"'
     assert exported.triton_path == model
     assert (model / "1/model.onnx").read_bytes() == exported.path.read_bytes()
     config = parse_config(model / "config.pbtxt")
-    assert (config.name, config.backend, config.max_batch_size) == ("cells", "onnxruntime", 8)
+    assert (config.name, config.backend, config.max_batch_size) == ('my "cells"', "onnxruntime", 8)
     assert config.dynamic_batching.max_queue_delay_microseconds == 2000
     types = type(config.input[0]).DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
     shapes = {x.name: (types[x.data_type].name, [*x.dims]) for x in [*config.input, *config.output]}

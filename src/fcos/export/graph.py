@@ -19,6 +19,7 @@ from ..choices import ExportContent
 from ..data.opening import MAX_PIXELS
 from ..errors import ConfigError
 from ..models import DetectionModel
+from .matrix_nms import with_matrix_nms
 from .metadata import FixedSizes
 
 _MAX_SIDE = 2**16
@@ -48,6 +49,7 @@ class DetectionGraph(nn.Module):
     Args:
         model: the detector.
         content: what `forward` returns.
+        matrix_nms: whether `capture` writes non-maximum suppression in plain tensor operations, see `matrix_nms`.
 
     Attributes:
         score_threshold: 0-dim float32 threshold; None if the detector has none.
@@ -58,7 +60,7 @@ class DetectionGraph(nn.Module):
 
     score_threshold: Tensor | None
 
-    def __init__(self, model: DetectionModel, *, content: ExportContent = "detections"):
+    def __init__(self, model: DetectionModel, *, content: ExportContent = "detections", matrix_nms: bool = False):
         super().__init__()
         model.require_padded()
         if content == "raw" and type(model).padded_outputs is not DetectionModel.padded_outputs:
@@ -72,6 +74,7 @@ class DetectionGraph(nn.Module):
             )
         self.model = model
         self.content = content
+        self.matrix_nms = matrix_nms
         options = model.postprocess
         self.register_buffer("score_threshold", None if options is None else torch.tensor(options.score_threshold))
 
@@ -161,7 +164,7 @@ def capture(graph: DetectionGraph, sizes: FixedSizes, *, divisor: int, threshold
     with torch.no_grad(), shape_config.patch(backed_size_oblivious=True):
         names = tuple(graph.eval()(*arguments))
         program = torch.export.export(graph, tuple(arguments), dynamic_shapes=tuple(shapes), strict=False)
-        return Captured(program, names)
+        return Captured(with_matrix_nms(program) if graph.matrix_nms else program, names)
 
 
 def _multiple(name: str, divisor: int) -> Dim:

@@ -13,18 +13,42 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..choices import ExportFormat
+from ..errors import ConfigError
+from ..formatting import quote
 from .graph import Captured
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSET = 20
+OPSETS = range(20, 26)
+"""Versions of the operators of ONNX. From 21 on, group normalisation is an operator."""
 THRESHOLD = "score_threshold"
 """Name of the initializer with the score threshold, which `with_constant_threshold` adds."""
 
 
-def to_onnx(captured: Captured) -> ModelProto:
-    """Convert a captured detector, with names of inputs, outputs and their symbolic dimensions."""
+def require_opset(opset: int | None, form: ExportFormat) -> int:
+    """Return the version of the operators for a file of a format; None: the default.
+
+    Raises:
+        ConfigError: it is not one of `OPSETS`, or the format is not ONNX.
+    """
+    if opset is None:
+        return OPSETS[0]
+    if form != "onnx":
+        raise ConfigError(f"--opset: no effect on --format {form}; remove it")
+    if opset not in OPSETS:
+        raise ConfigError(f"--opset: expected an integer from {OPSETS[0]} to {OPSETS[-1]}, found {quote(opset)}")
+    return opset
+
+
+def to_onnx(captured: Captured, *, opset: int = OPSETS[0]) -> ModelProto:
+    """Convert a captured detector, with names of inputs, outputs and their symbolic dimensions.
+
+    Args:
+        captured: the detector.
+        opset: one of `OPSETS`.
+    """
     import onnx_ir
 
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
@@ -38,7 +62,7 @@ def to_onnx(captured: Captured) -> ModelProto:
                 captured.program,
                 (),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 custom_translation_table={
                     torch.ops.fcos.class_wise_nms.default: _translate_nms,
                     torch.ops.fcos.decode_keypoints.default: _translate_keypoints,

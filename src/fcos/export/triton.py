@@ -65,10 +65,13 @@ def write_repository(folder: Path, file: Path) -> Path:
 
 
 def _config(file: Path) -> str:
+    from google.protobuf import text_encoding  # of onnx
+
     onnx = require("onnx")
     graph = onnx.load(file, load_external_data=False).graph
+    name = text_encoding.CEscape(file.stem.encode(), as_utf8=False)
     blocks = [
-        f'name: "{file.stem}"\nbackend: "onnxruntime"\nmax_batch_size: {_MAX_BATCH}',
+        f'name: "{name}"\nbackend: "onnxruntime"\nmax_batch_size: {_MAX_BATCH}',
         *(_describe("input", value) for value in graph.input),
         *(_describe("output", value) for value in graph.output),
         # Triton only combines requests whose images have the same padded size.

@@ -6,23 +6,26 @@ import copy
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
-from ..choices import ExportContent, ExportFormat, ExportPrecision
+from ..choices import ExportContent, ExportFormat, ExportNMS, ExportPrecision
 from ..errors import ConfigError, ExportError, WeightsError
 from ..files import explain_write_errors, write_text
+from ..formatting import quote
 from ..models import DetectionModel
 from .aoti import add_entry, compile_package, describe_machine, require_compiler
 from .graph import DetectionGraph, capture, lower_precision
 from .metadata import Metadata, hash_weights
-from .onnx import to_onnx, with_constant_threshold
+from .onnx import require_opset, to_onnx, with_constant_threshold
 from .proof import Accuracy, Proof, Prover, proof_batches, proof_images
 from .quantization import Quantization, judge, measure_float_ap, quantize
 from .runtimes import FORMATS, METADATA_ENTRY, OnnxRuntime, OpenVINO, TorchPackage, TorchProgram, open_exported, require
@@ -66,8 +69,11 @@ def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "fl
 
     Raises:
         WeightsError: a file exists already or has another suffix, or its folder does not exist.
-        ConfigError: the format does not support this precision, or a package or a compiler is not installed.
+        ConfigError: the format is unknown or does not support this precision, or a package or a compiler is not
+            installed.
     """
+    if form not in FORMATS:
+        raise ConfigError(f"--format: expected one of {', '.join(FORMATS)}, found {quote(form)}")
     suffix = FORMATS[form]
     if out.suffix != suffix:
         raise WeightsError(f"{out}: files of the format {form} end in {suffix}; for example {out.with_suffix(suffix)}")
@@ -89,11 +95,24 @@ def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "fl
         require_compiler()
 
 
-def check_quantization(*, has_data: bool, content: ExportContent) -> None:
+def content_of(nms: ExportNMS, *, raw: bool) -> ExportContent:
+    """Return what a file contains, see `graph.DetectionGraph`.
+
+    Raises:
+        ConfigError: `nms` has another value, or no effect on raw outputs.
+    """
+    if nms not in get_args(ExportNMS):
+        raise ConfigError(f"--nms: expected one of {', '.join(get_args(ExportNMS))}, found {quote(nms)}")
+    if raw and nms != "graph":
+        raise ConfigError(f"--nms {nms}: no effect with --raw, whose outputs are not decoded; remove one of them")
+    return "raw" if raw else "candidates" if nms == "none" else "detections"
+
+
+def check_quantization(*, has_data: bool, content: ExportContent, matrix_nms: bool = False) -> None:
     """Check that AP on val can be compared before and after a quantisation.
 
     Raises:
-        ConfigError: there are no data, or the file does not return detections.
+        ConfigError: there are no data, or the file does not return detections or contains `matrix_nms`.
     """
     if not has_data:
         raise ConfigError(
@@ -103,6 +122,8 @@ def check_quantization(*, has_data: bool, content: ExportContent) -> None:
     if content != "detections":
         option = "--raw" if content == "raw" else "--nms none"
         raise ConfigError(f"--precision int8: AP is only known of files that return detections; leave out {option}")
+    if matrix_nms:
+        raise ConfigError("--precision int8: OpenVINO has an operator for suppression; leave out --nms matrix")
 
 
 def export_detector(
@@ -111,6 +132,8 @@ def export_detector(
     out: Path,
     *,
     form: ExportFormat = "onnx",
+    matrix_nms: bool = False,
+    opset: int | None = None,
     images: Sequence[Tensor] | None = None,
     quantization: Quantization | None = None,
     triton: Path | None = None,
@@ -125,6 +148,8 @@ def export_detector(
         metadata: description of the file; `weights_sha256` is filled in.
         out: path of the file, see `check_output`.
         form: format of the file.
+        matrix_nms: whether the file contains no operator for non-maximum suppression, see `matrix_nms`.
+        opset: version of the operators of ONNX, see `onnx.require_opset`.
         images: uint8 images [3, h, w] for the proof; None: generated images.
         quantization: data for int8.
         triton: Triton model repository that the file is added to.
@@ -137,27 +162,28 @@ def export_detector(
     """
     precision = metadata.precision
     check_output(out, form, precision)
+    operators = require_opset(opset, form)
     if triton is not None:
         check_repository(triton, out, batch=metadata.fixed.batch)
     if precision == "int8":
-        check_quantization(has_data=quantization is not None, content=metadata.content)
+        check_quantization(has_data=quantization is not None, content=metadata.content, matrix_nms=matrix_nms)
         precision = "float32"  # before the quantisation
     if model.device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     dtype = getattr(torch, precision)
     lowered = model if dtype is torch.float32 else lower_precision(model, dtype)
-    graph = DetectionGraph(lowered, content=metadata.content)
+    graph = DetectionGraph(lowered, content=metadata.content, matrix_nms=matrix_nms)
     divisor = metadata.config.data.size_divisor
     metadata = replace(metadata, weights_sha256=hash_weights(model))
     batches = proof_batches(images or proof_images(metadata.fixed), metadata.fixed, divisor=divisor)
     prover = Prover(model, batches, content=metadata.content, precision=precision)
     write = {"torch_export": _write_program, "aoti": _write_package}.get(
-        form, partial(_write_onnx, form=form, quantization=quantization)
+        form, partial(_write_onnx, form=form, opset=operators, quantization=quantization)
     )
     with explain_write_errors(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as folder:
         temporary = Path(folder) / out.name
         proof = write(graph, metadata, temporary, prover, divisor=divisor)
-        proof_path = out.with_suffix(".proof.json")
+        proof_path = out.with_name(f"{out.name}.proof.json")
         figures = {"precision": metadata.precision, "low_threshold": proof.to_dict()}
         if proof.accuracy is None:
             figures["as_written"] = _require_passed(prover.check(open_exported(temporary)), out).to_dict()
@@ -176,11 +202,12 @@ def _write_onnx(
     *,
     divisor: int,
     form: ExportFormat,
+    opset: int,
     quantization: Quantization | None,
 ) -> Proof:
     import onnx
 
-    model = to_onnx(capture(graph, metadata.fixed, divisor=divisor, threshold_input=True))
+    model = to_onnx(capture(graph, metadata.fixed, divisor=divisor, threshold_input=True), opset=opset)
     with_input = path.with_name(".threshold.onnx")  # compared with several score thresholds
     onnx.save(model, with_input)
     proof = _require_passed(prover.prove(OnnxRuntime(with_input) if form == "onnx" else OpenVINO(with_input)), path)
@@ -210,10 +237,17 @@ def _write_onnx(
 
 def _write_program(graph: DetectionGraph, metadata: Metadata, path: Path, prover: Prover, *, divisor: int) -> Proof:
     program = capture(graph, metadata.fixed, divisor=divisor, threshold_input=False).program
-    torch.export.save(program, path)
+    _save_program(program, path)
     proof = _require_passed(prover.prove(TorchProgram(path)), path)
-    torch.export.save(program, path, extra_files={METADATA_ENTRY: json.dumps(metadata.to_texts(proof.to_dict()))})
+    _save_program(program, path, {METADATA_ENTRY: json.dumps(metadata.to_texts(proof.to_dict()))})
     return proof
+
+
+def _save_program(program: ExportedProgram, path: Path, texts: dict[str, Any] | None = None) -> None:
+    with warnings.catch_warnings():
+        # Weights in channels-last order look like parts of a tensor to PyTorch, which stores all of their memory.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        torch.export.save(program, path, extra_files=texts)
 
 
 def _write_package(graph: DetectionGraph, metadata: Metadata, path: Path, prover: Prover, *, divisor: int) -> Proof:

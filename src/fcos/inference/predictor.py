@@ -37,7 +37,7 @@ from .tiling import Tiling
 from .tracking import track as track_objects
 
 if TYPE_CHECKING:
-    from ..choices import ExportFormat, ExportPrecision
+    from ..choices import ExportFormat, ExportNMS, ExportPrecision
     from ..export.quantization import Quantization
     from ..export.write import Exported
     from ..models import DetectionModel
@@ -321,8 +321,9 @@ class Detector:
         form: ExportFormat = "onnx",
         size: tuple[int, int] | None = None,
         batch: int | None = None,
-        nms: bool = True,
+        nms: ExportNMS = "graph",
         raw: bool = False,
+        opset: int | None = None,
         precision: ExportPrecision = "float32",
         triton: str | Path | None = None,
         images: Sequence[Picture] | None = None,
@@ -335,14 +336,15 @@ class Detector:
 
         Args:
             out: path of the new file: `.onnx`, `.xml` (with a `.bin`) or `.pt2`. The figures of the proof are written
-                beside it, in `.proof.json`.
+                to a file with `.proof.json` added to this name.
             form: `onnx`, `openvino`, `torch_export`, or `aoti`, which needs a C++ compiler.
             size: (height, width) of the padded images that the file accepts, multiples of `data.size_divisor`; None:
                 any.
             batch: number of images that the file accepts at a time; None: any.
-            nms: whether the file selects the detections; otherwise it returns the candidates before non-maximum
-                suppression, for runtimes without it.
+            nms: non-maximum suppression: `graph`: the operator of the runtime; `matrix`: plain tensor operations, for
+                runtimes without this operator; `none`: the file returns the candidates before it.
             raw: whether the file returns the raw outputs of the head, level by level.
+            opset: version of the operators of ONNX, 20 to 25; None: 20.
             precision: precision of the network; boxes are decoded and selected in float32. `int8` needs OpenVINO and
                 `quantization`.
             triton: folder of a Triton model repository, to which an ONNX file is added.
@@ -360,7 +362,7 @@ class Detector:
         """
         from ..export.graph import check_size
         from ..export.metadata import FixedSizes, Metadata
-        from ..export.write import export_detector
+        from ..export.write import content_of, export_detector
 
         self._require_trained()
         require_count("batch", batch, at_least=1)
@@ -373,7 +375,7 @@ class Detector:
             self.category_ids,
             self._stored_thresholds,
             keypoint_layout=self.keypoint_layout,
-            content="raw" if raw else "detections" if nms else "candidates",
+            content=content_of(nms, raw=raw),
             precision=precision,
             fixed=FixedSizes(batch, size),
             licence=self.licence,
@@ -384,6 +386,8 @@ class Detector:
             metadata,
             Path(out),
             form=form,
+            matrix_nms=nms != "graph",
+            opset=opset,
             images=tensors,
             quantization=quantization,
             triton=repository,
