@@ -66,7 +66,9 @@ def random_detector(recipe: str, *options: str) -> Detector:
     ids=["R-50", "torchvision", "mmdetection", "MobileNetV2", "DCNv2", "DLA-34", "RetinaNet", "Faster", "Mask"],
 )
 def test_recipe_is_exported(recipe: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "_SIDES", ((95, 160), (161, 127)))  # fewer and smaller images than an export compares
+    # Fewer and smaller images than an export compares, and little padding where boxes in it count for the limit.
+    sides = ((95, 160), (90, 127) if options == TORCHVISION else (161, 127))
+    monkeypatch.setattr(proof, "_SIDES", sides)
     exported = random_detector(recipe, *options).export(tmp_path / "model.onnx")
     assert exported.proof.passed
     assert exported.proof.detections >= 100
