@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcos.choices import BoxConvention
+from fcos.choices import BoxConvention, RankedBy, Score
 from fcos.models.points import locations
-from fcos.models.postprocess import FCOSPostprocess, candidates, decode, suppress
+from fcos.models.postprocess import FCOSPostprocess, candidates, decode, select_candidates, suppress
 from fcos.structures import Instances
 
 STRIDES = [8, 16, 32]
@@ -328,3 +328,34 @@ def test_nan_outputs_are_never_detected() -> None:
     assert len(instances) > 0
     assert instances.boxes.isfinite().all()
     assert instances.scores.isfinite().all()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("score", ["sqrt", "product"])
+@pytest.mark.parametrize("threshold_on", ["class", "score"])
+@pytest.mark.parametrize("top_k_on", ["class", "score"])
+def test_candidates_are_the_best_of_all_classes_and_locations(
+    memory_format: torch.memory_format, score: Score, threshold_on: RankedBy, top_k_on: RankedBy
+) -> None:
+    """Locations that cannot reach the best are left out early, which must not change the result."""
+    options = FCOSPostprocess(
+        score=score, threshold_on=threshold_on, top_k_on=top_k_on, score_threshold=0.05, pre_nms_top_k=50
+    )
+    logits, ltrb, centerness = (torch.randn(1, channels, 20, 30) for channels in (5, 4, 1))
+    logits[0, 2, 3, 4] = torch.nan  # excludes this class, not the others of the location
+    logits[0, 1, 3, 4] = 4.0
+    logits, ltrb, centerness = (x.contiguous(memory_format=memory_format) for x in (logits, ltrb, centerness))
+    points = locations((20, 30), 8)
+    found = select_candidates(logits[0], ltrb[0], centerness[0], points, image_size=(160, 200), options=options)
+
+    probability = logits.sigmoid().flatten(2)[0]  # [5, 600]
+    product = probability * centerness.sigmoid().flatten()
+    scores = product.sqrt() if score == "sqrt" else product
+    is_valid = ((probability if threshold_on == "class" else scores) > 0.05) & (points[:, 0] < 200)
+    rank = (probability if top_k_on == "class" else product).where(is_valid, -1.0).flatten()
+    best = rank.topk(50).indices
+    assert is_valid.sum(1).amin() > 50
+    assert found.labels.tolist() == (best // 600).tolist()
+    assert found.locations.tolist() == (best % 600).tolist()
+    assert 3 * 30 + 4 in found.locations.tolist()
+    torch.testing.assert_close(found.scores, scores.flatten()[best])

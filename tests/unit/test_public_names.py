@@ -1,11 +1,14 @@
-"""Public names of `import fcos`."""
+"""Public names of `import fcos`, and the modules that it and the commands import."""
 
 import subprocess
 import sys
 
 import pytest
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_model
+from PIL import Image
 
 import fcos
+from fcos.checkpoint import save_checkpoint
 
 
 def test_public_api_exports_the_expected_names():
@@ -53,6 +56,45 @@ def test_importing_the_class_of_the_original_names_the_function_to_use():
 @pytest.mark.parametrize("code", ["import fcos; dir(fcos)", "import fcos.cli", "import fcos; fcos.load_config"])
 def test_import_does_not_load_torch_or_numpy(code):
     program = f"import sys; {code}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def run_and_list_modules(*arguments: str) -> set[str]:
+    """Run a command in a new process and return the names of the modules that it imported."""
+    program = (
+        "import sys, atexit; atexit.register(lambda: print('\\n', *sys.modules)); import fcos.cli;"
+        f"sys.argv = {['fcos', *arguments]}; fcos.cli.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.splitlines()[-1].split())
+
+
+def test_help_does_not_import_torch_or_numpy():
+    assert run_and_list_modules("--help").isdisjoint({"torch", "numpy", "PIL"})
+
+
+def test_predict_does_not_import_the_compiler_or_training(tmp_path):
+    config = tiny_config()
+    save_checkpoint(
+        tmp_path / "w.pt", model=tiny_model(config), config=config, class_names=NAMES, category_ids=CATEGORY_IDS
+    )
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    modules = run_and_list_modules(
+        "predict", str(tmp_path / "w.pt"), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")
+    )
+    assert {"torch", "torchvision"} <= modules
+    heavy = {"torch._dynamo", "torch._inductor", "sympy", "tensorboard", "jinja2", "onnx", "torchvision.tv_tensors"}
+    assert modules.isdisjoint(heavy | {"fcos.training.loop", "fcos.reporting.report", "fcos.doctor.check"})
+
+
+@pytest.mark.parametrize("first", ["fcos.boxes", "torch._dynamo", "torchvision", "fcos.models"])
+def test_the_compiler_works_after_the_import_without_it(first):
+    program = f"import {first}, sys; import fcos.boxes; from torch._dynamo.utils import counters, is_compile_supported;"
+    program += "from torchvision.ops import roi_align as module; import torchvision.ops.roi_align;"
+    program += "function = sys.modules['torchvision.ops.roi_align'].is_compile_supported;"
+    program += "assert function('cpu') is is_compile_supported('cpu') is not None;"
+    program += "import torch._dynamo; assert torch._dynamo.utils.counters is counters"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from ..boxes import clip
 from ..choices import BoxConvention
@@ -73,6 +72,8 @@ class UserTransform:
         Raises:
             DataError: the function fails or returns an invalid result, or the objects have keypoints.
         """
+        from torchvision import tv_tensors  # slow import (torch._dynamo)
+
         if objects.keypoints is not None:
             raise DataError(f"{self.name}: transforms of the user do not support keypoints; remove the option")
         end = 1.0 if convention == "inclusive" else 0.0
@@ -101,6 +102,8 @@ class UserTransform:
 
     def _validate(self, result: Any, *, num_pixels: int) -> tuple[Tensor, Tensor, Tensor]:
         """Validate the function's result for an image of `num_pixels`; return image, boxes and labels."""
+        from torchvision import tv_tensors
+
         try:
             image, target = result
             boxes, labels = target["boxes"], target["labels"]

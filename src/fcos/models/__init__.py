@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from .. import torchvision_import  # noqa: F401 (before anything that imports torchvision)
 from ..config import DetectorConfig
 from ..config.text import as_option, flatten
 from .backbones import Backbone, build_backbone

@@ -245,7 +245,8 @@ def suppress(candidates: Instances, options: Postprocess) -> Instances:
         candidates: candidates of one image in one frame, from one view or (test-time augmentation) from several.
         options: options of suppression, limit and clipping.
     """
-    detections = candidates[select_detections(candidates, options)[1]]
+    kept = _suppress(candidates, options, limit=options.max_detections)
+    detections = candidates[kept[_within_limit(candidates.scores[kept], options)]]
     return _clip_to_image(detections, options) if options.clip_after_nms else detections
 
 
@@ -254,12 +255,18 @@ def select_detections(candidates: Instances, options: Postprocess) -> tuple[Tens
 
     Both are sorted by descending score.
     """
-    convention = options.box_convention
-    kept = class_wise_nms(
-        candidates.boxes, candidates.scores, candidates.labels, options.nms_threshold, convention=convention
-    )
-    limit, keep_ties = options.max_detections, convention == "inclusive"
-    return kept, kept[limit_detections(candidates.scores[kept], limit, keep_ties=keep_ties)]
+    kept = _suppress(candidates, options)
+    return kept, kept[_within_limit(candidates.scores[kept], options)]
+
+
+def _suppress(candidates: Instances, options: Postprocess, limit: int = 0) -> Tensor:
+    """Return the indices of the candidates that suppression keeps; for `limit` see `class_wise_nms`."""
+    columns = candidates.boxes, candidates.scores, candidates.labels
+    return class_wise_nms(*columns, options.nms_threshold, convention=options.box_convention, limit=limit)
+
+
+def _within_limit(scores: Tensor, options: Postprocess) -> Tensor:
+    return limit_detections(scores, options.max_detections, keep_ties=options.box_convention == "inclusive")
 
 
 def clip_to_image(boxes: Tensor, size: tuple[int, int], options: Postprocess) -> tuple[Tensor, Tensor]:
@@ -291,24 +298,53 @@ def select_candidates(
     options: FCOSPostprocess,
 ) -> LevelCandidates:
     """Select the candidates of one level of one image, at most `pre_nms_top_k`; for the arguments see `candidates`."""
-    flat = logits.flatten()  # [K * H * W]
-    # A first test on logits avoids the sigmoid of all of them; the exact test follows on the rest. As the centerness is
-    # at most 1, sqrt(probability * centerness) > threshold implies probability > threshold**2.
-    sqrt, threshold = options.score == "sqrt", options.score_threshold
-    min_probability = threshold**2 if options.threshold_on == "score" and sqrt else threshold
-    index = torch.nonzero(flat > _logit(min_probability) - 1e-3).squeeze(1)
-    index = index[may_detect(points[index % len(points)], image_size, options)]
-    label, location = index // len(points), index % len(points)
-    probability = flat[index].sigmoid()
-    product = probability * centerness.flatten()[location].sigmoid()
-    score = product.sqrt() if sqrt else product
-    thresholded = probability if options.threshold_on == "class" else score
-    valid = (thresholded > threshold) & (product >= 0)  # the second test excludes NaN
-    rank = torch.where(valid, probability if options.top_k_on == "class" else product, -1.0)
-    rank, best = rank.topk(min(options.pre_nms_top_k, len(rank)))
+    flat, quality = logits.flatten(1), centerness.flatten().sigmoid()  # [K, H * W], [H * W]
+    best = flat.amax(0)  # [H * W]; NaN if any is NaN, which excludes no location
+    # As the centerness is at most 1, sqrt(probability * centerness) > threshold implies probability > threshold**2.
+    is_squared = options.threshold_on == "score" and options.score == "sqrt"
+    lowest = options.score_threshold**2 if is_squared else options.score_threshold
+    location = torch.nonzero(~(best <= _logit(lowest) - 1e-3)).squeeze(1)
+    location = location[may_detect(points[location], image_size, options)]
+    if not len(location):  # as on most coarse levels
+        return LevelCandidates(flat.new_zeros(0, 4), flat.new_zeros(0), location, location)
+    min_logits = _logit(lowest) - 1e-3
+    if len(location) > options.pre_nms_top_k:
+        # The k-th best of these ranks is a lower bound of the k-th best of all classes.
+        _, rank, is_valid = _score(best[location], quality[location], options)
+        bound = torch.where(is_valid, rank, 0.0).topk(options.pre_nms_top_k).values[-1] * (1 - 1e-5)
+        location = location[~(rank < bound)]
+        probability = bound if options.top_k_on == "class" else bound / quality[location]
+        min_logits = probability.clamp(lowest, 0.999).logit() - 1e-3
+    # A test on logits avoids the sigmoid of most; the exact tests follow on the rest.
+    x = _select_columns(flat, location)  # [K, P]
+    label, column = torch.nonzero(x > min_logits, as_tuple=True)
+    location = location[column]
+    score, rank, is_valid = _score(x[label, column], quality[location], options)
+    rank, best = torch.where(is_valid, rank, -1.0).topk(min(options.pre_nms_top_k, len(rank)))
     best = best[rank >= 0]
     boxes = decode(points[location[best]], ltrb.flatten(1).T[location[best]])
     return LevelCandidates(boxes, score[best], label[best], location[best])
+
+
+def _select_columns(rows: Tensor, index: Tensor) -> Tensor:
+    """Return the columns [K, P] of [K, H * W]: faster than indexing, in both memory formats."""
+    return rows.T.index_select(0, index).T if rows.stride(0) == 1 else rows.index_select(1, index)
+
+
+def _score(logits: Tensor, quality: Tensor, options: FCOSPostprocess) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute scores [..., P], the values that rank the candidates, and a mask of those above the threshold.
+
+    Args:
+        logits: [..., P] of P locations.
+        quality: [P] centerness in 0..1.
+        options: options of scoring and selection.
+    """
+    probability = logits.sigmoid()
+    product = probability * quality
+    score = product.sqrt() if options.score == "sqrt" else product
+    thresholded = probability if options.threshold_on == "class" else score
+    is_valid = (thresholded > options.score_threshold) & (product >= 0)  # the second test excludes NaN
+    return score, probability if options.top_k_on == "class" else product, is_valid
 
 
 def _select_anchor_candidates(
