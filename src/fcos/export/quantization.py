@@ -107,7 +107,7 @@ def quantize(model: Model, quantization: Quantization, fixed: FixedSizes, *, div
         return [tensor.numpy() for tensor in pad_batch(group, fixed, divisor=divisor)]
 
     starts = range(0, len(images), count)
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level also changes handlers of other libraries
     with redirect_stdout(StringIO()):  # progress bars
         return nncf.quantize(
             model,

@@ -149,7 +149,7 @@ class TorchProgram:
         if score_threshold is not None:
             self._module.get_buffer("score_threshold").fill_(score_threshold)
         with torch.autocast("cpu", enabled=False):  # the precision is fixed in the program
-            return self._module(images.cpu(), sizes.cpu())
+            return self._module(images.cpu().contiguous(), sizes.cpu())  # in the order of the captured ones
 
 
 def _is_program(path: Path) -> bool:
@@ -176,7 +176,7 @@ class TorchPackage:
         if score_threshold is not None:
             self._module.load_constants({"score_threshold": torch.tensor(score_threshold)}, check_full_update=False)
         with torch.autocast("cpu", enabled=False):  # the precision is fixed in the code
-            return self._module(images.cpu(), sizes.cpu())
+            return self._module(images.cpu().contiguous(), sizes.cpu())  # in the order of the captured ones
 
 
 def open_exported(path: Path) -> Runtime:

@@ -17,11 +17,11 @@ from torch import Tensor
 from ..data.loader import padded_size
 from ..data.transforms import detection_views
 from ..errors import FCOSError
+from ..inference.selection import Selection
 from ..structures import Instances
 
 if TYPE_CHECKING:
     from ..inference.predictor import Detector
-    from ..inference.selection import Selection
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,10 @@ class Batcher:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def detect_at_once(self, picture: Prepared) -> Instances:
+        """Detect objects in a first picture, in this thread, before `start`."""
+        return self._detect([_Item(picture, Selection())])[0]
 
     def stop_waiting(self) -> None:
         """Process the pictures in the queue, and all later ones, without waiting for others."""

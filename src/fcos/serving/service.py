@@ -107,12 +107,12 @@ class Service:
         Raises:
             Exception: the detector fails, for example because a GPU has not enough memory.
         """
-        self._batcher.start()
         model = self.detector.model
         fixed_size = model.metadata.fixed.size if isinstance(model, ExportedModel) else None
         height, width = fixed_size or (64, 64)
         picture = await self.run(self._batcher.prepare, Image.new("RGB", (width, height)))
-        found = await asyncio.wrap_future(self._batcher.submit(picture, Selection()))
+        found = await asyncio.to_thread(self._batcher.detect_at_once, picture)
+        self._batcher.start()
         self.has_masks, self.has_keypoints = found.mask_grids is not None, found.keypoints is not None
         self.skeleton = skeleton_of(found)
         self.is_ready = True
