@@ -82,7 +82,7 @@ def test_original_commands_train_and_evaluate_in_two_processes(folder: Path) -> 
 def test_original_commands_train_and_evaluate_mask_rcnn(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in the original's files, FCOS_ON is not set."""
+    """The config does not set FCOS_ON, like the files of the original."""
     for path in (folder / "datasets/coco/annotations").iterdir():
         tree = json.loads(path.read_text())
         for annotation in tree["annotations"]:

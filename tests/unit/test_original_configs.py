@@ -74,7 +74,7 @@ def without_defaults(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str
 def test_file_of_another_detector_loads_as_the_recorded_config(
     manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in the original, no file sets FCOS_ON; the recorded configs do."""
+    """The files do not set FCOS_ON, like those of the original; the recorded configs do."""
     recorded: dict[str, Any] = json.loads(manifest.read_text())["merged_config"]
     model = recorded["MODEL"]
     tree = without_defaults(recorded, json.loads((FACTS / "default_config.json").read_text()))
