@@ -173,7 +173,7 @@ def test_other_mistakes_are_found_before_an_evaluation(
 
 
 def test_detector_alone_cannot_be_quantized(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"in Python: fcos\.export with data=DIR"):
+    with pytest.raises(ConfigError, match=r"in Python: fcos\.api\.export with data=DIR"):
         small_detector().export(tmp_path / "best.xml", form="openvino", precision="int8")
 
 

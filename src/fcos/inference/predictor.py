@@ -349,7 +349,7 @@ class Detector:
                 `quantization`.
             triton: folder of a Triton model repository, to which an ONNX file is added.
             images: pictures for the proof, see `predict`; None: generated images.
-            quantization: data for int8, which `fcos.export` makes of a data set.
+            quantization: data for int8, which `fcos.api.export` makes of a data set.
 
         Returns:
             The path of the file, and the figures of the proof.
