@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import convert, evaluate, load, report, train
+    from .api_export import export_detector
     from .api_inspect import benchmark, explain
     from .config import Config
     from .errors import ConfigError, DataError, ExportError, FCOSError, TrainingError, WeightsError
@@ -33,6 +34,7 @@ __all__ = [
     "draw",
     "evaluate",
     "explain",
+    "export_detector",
     "load",
     "load_config",
     "report",
@@ -41,6 +43,7 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("convert", "evaluate", "load", "report", "train"), "api"),
+    "export_detector": "api_export",
     **dict.fromkeys(("benchmark", "explain"), "api_inspect"),
     **dict.fromkeys(
         ("ConfigError", "DataError", "ExportError", "FCOSError", "TrainingError", "WeightsError"), "errors"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +22,9 @@ from .output import drop_unwritable_output
 from .recipes import is_recipe, load_config, warn_of_unused_details
 
 if TYPE_CHECKING:
-    from .choices import ExportFormat, ExportNMS, ExportPrecision
     from .data.dataset import Annotations
     from .data.source import Split
     from .evaluation.evaluate import Evaluation
-    from .export.write import Exported
     from .inference.predictor import Detector
     from .interop import Form
     from .restore import RestoredDetector
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NUM_COCO_CLASSES = 80
-_PROOF_IMAGES = 4
 _TRAIN_FIRST = "train it with `fcos train`, or set train.weights=PATH of trained weights"
 
 
@@ -235,122 +231,6 @@ def evaluate(
     warn_of_crowded_images(annotations, resolved)
     evaluation = run(restored.model.to(device), annotations, resolved, device=device, progress=progress)
     return replace(evaluation, changed_options=restored.changed_options)
-
-
-def export(
-    weights: str | Path,
-    out: str | Path,
-    *overrides: str,
-    config: str | Path | Config | None = None,
-    form: ExportFormat = "onnx",
-    size: tuple[int, int] | None = None,
-    batch: int | None = None,
-    nms: ExportNMS = "graph",
-    raw: bool = False,
-    opset: int | None = None,
-    precision: ExportPrecision = "float32",
-    triton: str | Path | None = None,
-    data: str | Path | None = None,
-    max_drop: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Exported:
-    """Write a detector to a file for another runtime, and prove that the file detects what PyTorch detects.
-
-    Args:
-        weights: weights file or name, see `load`.
-        out: path of the new file, see `Detector.export`.
-        overrides: `key=value`, e.g. `model.score_threshold=0.3`.
-        config: config of weights that contain none, see `load`.
-        form: `onnx`, `openvino`, `torch_export` or `aoti`.
-        size: fixed (height, width) of the padded images; None: any.
-        batch: fixed number of images at a time; None: any.
-        nms: `graph`, `matrix` or `none`: non-maximum suppression, see `Detector.export`.
-        raw: whether the file returns the raw outputs of the head.
-        opset: version of the operators of ONNX, 20 to 25; None: 20.
-        precision: precision of the network, see `Detector.export`. For `int8`, up to 300 train images of `data`, or
-            val images if there are none, are used for the calibration.
-        triton: folder of a Triton model repository, to which an ONNX file is added.
-        data: data set whose val images are used for the proof; None: generated images.
-        max_drop: for int8, largest accepted drop of AP on val, 0 to 1; None: 0.01. AP in float32 must be at least 0.3.
-        progress: for int8, callback of the two evaluations, see `evaluate`.
-
-    Raises:
-        FCOSError: see `load` and `Detector.export`; `data` has no val images.
-    """
-    from .export.onnx import require_opset
-    from .export.quantization import MAX_IMAGES, Quantization
-    from .export.runtimes import is_exported
-    from .export.write import check_output, check_quantization, content_of
-
-    out, content = Path(check_source(out, name="out")), content_of(nms, raw=raw)
-    require_opset(opset, form)
-    check_output(out, form, precision)  # before a possible download
-    if is_exported(weights):
-        raise ConfigError(f"{weights}: is already exported; export the weights that it was made from")
-    if precision == "int8":
-        check_quantization(has_data=data is not None, content=content, matrix_nms=nms == "matrix")
-    elif max_drop is not None:
-        raise ConfigError(f"--max-drop: no effect on --precision {precision}; remove it, or use --precision int8")
-    if max_drop is not None and not 0 <= max_drop <= 1:
-        raise ConfigError(f"--max-drop: expected a number from 0 to 1, found {max_drop:g}")
-    detector = load(weights, *overrides, config=config, device="cpu")
-    images = quantization = None
-    if data is not None:
-        images = _paths(data, "val", limit=_PROOF_IMAGES)
-        if not images:
-            raise DataError(f"data: {data} has no val images, which the proof of an export needs")
-        if precision == "int8":
-            paths = _paths(data, "train", limit=MAX_IMAGES) or _paths(data, "val", limit=MAX_IMAGES)
-            quantization = Quantization(
-                [partial(detector.to_input, path) for path in paths],
-                partial(_ap_on_val, weights, *overrides, data=data, config=config, progress=progress),
-                partial(_ap_on_val, data=data, progress=progress),
-                0.01 if max_drop is None else max_drop,
-            )
-    return detector.export(
-        out,
-        form=form,
-        size=size,
-        batch=batch,
-        nms=nms,
-        raw=raw,
-        opset=opset,
-        precision=precision,
-        triton=triton,
-        images=images,
-        quantization=quantization,
-    )
-
-
-def _ap_on_val(
-    weights: str | Path,
-    *overrides: str,
-    data: str | Path,
-    config: str | Path | Config | None = None,
-    progress: Callable[[int, int], None] | None,
-) -> float:
-    return evaluate(weights, *overrides, f"data={data}", config=config, progress=progress).metrics["AP"]
-
-
-def _paths(data: str | Path, split: Split, *, limit: int) -> list[Path]:
-    """Return the paths of at most `limit` images of a split, evenly distributed; empty if it does not exist."""
-    from .data import load_annotations
-
-    annotations = load_annotations(load_config("fcos_mnv2_small", [f"data={data}"]).data, split)
-    if annotations is None:
-        return []
-    count = min(limit, len(annotations))
-    return [annotations.path(i * len(annotations) // count) for i in range(count)]
-
-
-def default_export(weights: str | Path, suffix: str) -> Path:
-    """Return the path of an exported file with the name of the weights: beside them if they are a file."""
-    path = Path(weights)
-    if path.is_dir():
-        path = path / "weights" / "best"
-    elif not path.exists():  # a name or URL
-        path = Path(path.name)
-    return path.with_suffix(suffix)
 
 
 def load_split(restored: RestoredDetector, split: Split, *, where: str) -> Annotations:

@@ -94,7 +94,7 @@ def export(  # noqa: PLR0917 (options of the command line)
       fcos export runs/cells/weights/best.pt
       fcos export runs/cells/weights/best.pt detector.xml --format openvino --size 608x800 --batch 1
     """
-    from . import api
+    from . import api, api_export
     from .export.runtimes import FORMATS
 
     check_choice("--format", form, get_args(ExportFormat))
@@ -113,9 +113,9 @@ def export(  # noqa: PLR0917 (options of the command line)
             raise ConfigError(
                 f"{word}: no such option; to name the output file, type {value}, or ./{word} if this is its name"
             )
-    out = Path(outputs[0]) if outputs else api.default_export(weights, suffix)
+    out = Path(outputs[0]) if outputs else api_export.default_path(weights, suffix)
     with progress_bar("evaluating", shown=precision == "int8") as progress:
-        exported = api.export(
+        exported = api_export.export_detector(
             weights,
             out,
             *options,

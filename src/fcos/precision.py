@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import torch
 
 from .choices import Precision
+
+log = logging.getLogger(__name__)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the autocast context for backbone and head. Losses and boxes stay in float32 in any case."""
     dtype = getattr(torch, precision)
+    if device.type == "cpu" and precision != "float32":
+        _warn_if_slow(precision)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+@cache
+def _warn_if_slow(precision: Precision) -> None:
+    """Warn once if this CPU has no instructions for a precision: PyTorch then computes convolutions without oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        return
+    supported = {
+        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    if not supported[precision]():
+        log.warning(
+            "warning: this CPU has no %s instructions, so %s is many times slower than float32; set train.precision"
+            " and eval.precision to float32",
+            precision,
+            precision,
+        )

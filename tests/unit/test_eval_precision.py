@@ -6,6 +6,7 @@ from detectors import NAMES, tiny_config, tiny_detector
 
 from fcos import Detector
 from fcos.config.overrides import validate
+from fcos.precision import _warn_if_slow, autocast
 
 
 def with_precision(eval_precision, train_precision):
@@ -49,3 +50,17 @@ def test_prediction_uses_the_precision(detector, dtypes, eval_precision, train_p
     assert (torch.bfloat16 in dtypes) == (expected == torch.bfloat16)
     assert found.boxes.dtype == found.scores.dtype == torch.float32
     torch.testing.assert_close(found.scores[:5], exact.scores[:5], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("is_supported", [False, True])
+def test_a_precision_without_instructions_is_slow_and_causes_one_warning(monkeypatch, caplog, precision, is_supported):
+    check = "_is_mkldnn_bf16_supported" if precision == "bfloat16" else "_is_mkldnn_fp16_supported"
+    monkeypatch.setattr(torch.ops.mkldnn, check, lambda: is_supported)
+    _warn_if_slow.cache_clear()
+    for _ in range(2):
+        autocast(torch.device("cpu"), precision)
+    assert [f"{precision} is many times slower" in record.getMessage() for record in caplog.records] == (
+        [] if is_supported else [True]
+    )
+    _warn_if_slow.cache_clear()

@@ -298,7 +298,7 @@ def test_file_beside_an_openvino_file_is_not_overwritten(detector: Detector, tmp
 
 def test_exported_file_is_not_exported_again(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(fcos.FCOSError, match=r"is already exported; export the weights"):
-        fcos.api.export(exported, tmp_path / "again.onnx")
+        fcos.export_detector(exported, tmp_path / "again.onnx")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from exports import OWN_CODE, picture, save_small_detector, small_detector
 from tiny_data import coco_tree, write_coco
 
 import fcos
-from fcos import ConfigError, api, cli
+from fcos import ConfigError, api_export, cli
 from fcos.export.exported import ExportedModel
 from fcos.export.quantization import MAX_IMAGES
 
@@ -39,7 +39,7 @@ def run(
         assert is_quantized == (OWN_CODE not in overrides)
         return SimpleNamespace(metrics={"AP": after if is_quantized else before})
 
-    monkeypatch.setattr(api, "evaluate", evaluate)
+    monkeypatch.setattr(api_export, "evaluate", evaluate)
     words = ["export", folder / "best.pt", out, OWN_CODE, "--format", "openvino", "--precision", "int8"]
     with pytest.raises(SystemExit) as stop:
         cli.main([str(word) for word in (*words, "--data", folder / "data", *options)])
@@ -153,7 +153,7 @@ def test_wrong_options_are_explained(
 @pytest.mark.parametrize("max_drop", [float("nan"), -0.1, 1.5])
 def test_a_drop_out_of_range_is_rejected(folder: Path, tmp_path: Path, max_drop: float) -> None:
     with pytest.raises(ConfigError, match="--max-drop: expected a number from 0 to 1, found"):
-        api.export(
+        fcos.export_detector(
             folder / "best.pt",
             tmp_path / "best.xml",
             form="openvino",
@@ -173,18 +173,24 @@ def test_other_mistakes_are_found_before_an_evaluation(
 
 
 def test_detector_alone_cannot_be_quantized(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"in Python: fcos\.api\.export with data=DIR"):
+    with pytest.raises(ConfigError, match=r"in Python: fcos\.export_detector with data=DIR"):
         small_detector().export(tmp_path / "best.xml", form="openvino", precision="int8")
 
 
 def test_missing_nncf_is_named_with_its_extra(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nncf", None)
     with pytest.raises(ConfigError, match=r'nncf is not installed; type: pip install "fcos-vision\[int8\]"'):
-        api.export(folder / "best.pt", tmp_path / "best.xml", form="openvino", precision="int8", data=folder / "data")
+        fcos.export_detector(
+            folder / "best.pt", tmp_path / "best.xml", form="openvino", precision="int8", data=folder / "data"
+        )
 
 
 def test_calibration_uses_train_images_evenly_or_else_val_images(folder: Path, tmp_path: Path) -> None:
-    assert [path.name for path in api._paths(folder / "data", "train", limit=MAX_IMAGES)] == ["a.png", "b.png", "c.png"]
-    assert [path.name for path in api._paths(folder / "data", "train", limit=2)] == ["a.png", "b.png"]
+    assert [path.name for path in api_export._sample_paths(folder / "data", "train", limit=MAX_IMAGES)] == [
+        "a.png",
+        "b.png",
+        "c.png",
+    ]
+    assert [path.name for path in api_export._sample_paths(folder / "data", "train", limit=2)] == ["a.png", "b.png"]
     only_val = write_coco(tmp_path / "data", coco_tree(), split="val")
-    assert api._paths(only_val, "train", limit=2) == []
+    assert api_export._sample_paths(only_val, "train", limit=2) == []

@@ -28,6 +28,7 @@ def test_public_api_exports_the_expected_names():
         "draw",
         "evaluate",
         "explain",
+        "export_detector",
         "load",
         "load_config",
         "report",

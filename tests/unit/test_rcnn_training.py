@@ -109,6 +109,51 @@ def test_fine_tuning_with_another_number_of_keypoints_keeps_the_initial_last_lay
     )
 
 
+@pytest.mark.parametrize(
+    ("names", "loaded"),
+    [
+        (("head", "tail", "paw"), "all"),
+        (("paw", "head", "tail"), "3 of 3 keypoints by name (paw, head, tail)"),
+        (("tail", "ear", "head", "eye"), "2 of 4 keypoints by name (tail, head)"),
+        (("a", "b", "c"), "all"),  # other names for the same keypoints
+        (("0", "1", "2"), "all"),  # unnamed
+    ],
+)
+def test_fine_tuning_keeps_the_entries_of_keypoints_with_the_same_names(
+    tmp_path: Path, names: tuple[str, ...], loaded: str
+) -> None:
+    old_names = ("head", "tail", "paw")
+    old_config, config = (
+        tiny_config(name="rcnn", keypoints={**DETAILS["keypoints"], "num_keypoints": number})
+        for number in (3, len(names))
+    )
+    old, model = (build_model(each.model, num_classes=3, pretrained=False) for each in (old_config, config))
+    save_checkpoint(
+        tmp_path / "a.pt",
+        model=old,
+        config=old_config,
+        class_names=NAMES,
+        category_ids=CATEGORY_IDS,
+        keypoint_layout=KeypointLayout(old_names),
+    )
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoint = load_checkpoint(tmp_path / "a.pt")
+    summary = start_from(model, checkpoint, config.model, NAMES, keypoint_names=names, where="a.pt")
+    by_position = loaded == "all"
+    assert (
+        ("weights: all " in summary and "keypoints" not in summary)
+        if by_position
+        else summary.endswith(f"loaded {loaded}")
+    )
+    for key, dim in (("heads.keypoints.logits.weight", 1), ("heads.keypoints.logits.bias", 0)):
+        new, before, first = (
+            tensors[key].movedim(dim, 0) for tensors in (model.state_dict(), old.state_dict(), initial)
+        )
+        for i, name in enumerate(names):
+            expected = before[i] if by_position else before[old_names.index(name)] if name in old_names else first[i]
+            assert torch.equal(new[i], expected)
+
+
 def test_fine_tuning_keeps_the_rows_of_classes_with_the_same_names(tmp_path: Path) -> None:
     config, model = tiny_config(name="rcnn"), build()
     save_checkpoint(tmp_path / "a.pt", model=model, config=config, class_names=NAMES, category_ids=CATEGORY_IDS)
@@ -221,6 +266,11 @@ def test_keypoints_of_all_splits_have_the_same_order(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         fcos.evaluate(run / LAST, f"data.val.annotations={tmp_path / 'other.json'}", f"data.val.images={tmp_path}")
     assert "AP_keypoints" in fcos.evaluate(run / LAST, split="test").metrics  # other names, perhaps of the same points
+    (tmp_path / "other.json").replace(tmp_path / "train.json")
+    with pytest.raises(
+        ConfigError, match=r"train\.resume: .* has the keypoints head, tail, but the data has tail, head"
+    ):
+        fcos.train(config, f"output_dir={run}", "train.resume=true", "train.iterations=2")
 
 
 def test_data_without_objects_has_any_number_of_keypoints(tmp_path: Path) -> None:

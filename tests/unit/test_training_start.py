@@ -114,7 +114,7 @@ class Heads(nn.Module):
         "boxes": ClassRows(before=2, per_class=2),
         "masks.scores": ClassRows(),
     }
-    keypoint_parameters = ()
+    keypoint_parameters: ClassVar[dict[str, int]] = {}
     optional_modules = ("masks",)
 
     def __init__(self, num_classes: int, value: float, *, masks: bool = True):

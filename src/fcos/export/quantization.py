@@ -35,7 +35,7 @@ _IN_INT8 = {
 
 
 class Quantization(NamedTuple):
-    """Data for a quantisation, see `fcos.api.export`.
+    """Data for a quantisation, see `fcos.export_detector`.
 
     Attributes:
         images: functions that return the images for the calibration, uint8 [3, h, w].

@@ -117,7 +117,7 @@ def check_quantization(*, has_data: bool, content: ExportContent, matrix_nms: bo
     if not has_data:
         raise ConfigError(
             "--precision int8: images are needed for the calibration, and annotations to measure the drop of AP; add"
-            " --data DIR (in Python: fcos.api.export with data=DIR)"
+            " --data DIR (in Python: fcos.export_detector with data=DIR)"
         )
     if content != "detections":
         option = "--raw" if content == "raw" else "--nms none"
@@ -126,7 +126,7 @@ def check_quantization(*, has_data: bool, content: ExportContent, matrix_nms: bo
         raise ConfigError("--precision int8: OpenVINO has an operator for suppression; leave out --nms matrix")
 
 
-def export_detector(
+def write_detector(
     model: DetectionModel,
     metadata: Metadata,
     out: Path,

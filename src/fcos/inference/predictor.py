@@ -349,7 +349,7 @@ class Detector:
                 `quantization`.
             triton: folder of a Triton model repository, to which an ONNX file is added.
             images: pictures for the proof, see `predict`; None: generated images.
-            quantization: data for int8, which `fcos.api.export` makes of a data set.
+            quantization: data for int8, which `fcos.export_detector` makes of a data set.
 
         Returns:
             The path of the file, and the figures of the proof.
@@ -362,7 +362,7 @@ class Detector:
         """
         from ..export.graph import check_size
         from ..export.metadata import FixedSizes, Metadata
-        from ..export.write import content_of, export_detector
+        from ..export.write import content_of, write_detector
 
         self._require_trained()
         require_count("batch", batch, at_least=1)
@@ -381,7 +381,7 @@ class Detector:
             licence=self.licence,
         )
         repository = None if triton is None else Path(triton)
-        return export_detector(
+        return write_detector(
             self.model,
             metadata,
             Path(out),

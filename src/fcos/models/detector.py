@@ -83,8 +83,8 @@ class DetectionModel(nn.Module, ABC):
         loss_names: keys of `Losses.terms` in logging order; each begins with `loss_`.
         class_parameters: layouts of the parameters with rows for every class, by parameter name. Fine-tuning on other
             classes keeps the rows of the classes that both data sets have, and the rows that belong to no class.
-        keypoint_parameters: names of the parameters whose shapes depend on the number of keypoints. Fine-tuning on
-            another number keeps their initial values.
+        keypoint_parameters: dimension of the keypoints by the name of a parameter. Fine-tuning on other keypoints keeps
+            the entries of the keypoints that both data sets have.
         optional_modules: paths of modules that may be missing from weights; fine-tuning then keeps their initial
             parameters.
         compiled_parts: paths of the modules that `train.compile` compiles.
@@ -94,7 +94,7 @@ class DetectionModel(nn.Module, ABC):
     """
 
     class_parameters: Mapping[str, ClassRows]
-    keypoint_parameters: tuple[str, ...] = ()
+    keypoint_parameters: Mapping[str, int] = {}
     optional_modules: tuple[str, ...] = ()
     compiled_parts: tuple[str, ...]
     detail_names: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ Source: He et al., ICCV 2017 (arXiv:1703.06870), section 5. The conventions foll
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,7 +33,7 @@ class KeypointHead(DetailHead):
 
     detail_name = "keypoints"
     loss_names = ("loss_keypoints",)
-    keypoint_parameters = ("logits.weight", "logits.bias")
+    keypoint_parameters: Mapping[str, int] = {"logits.weight": 1, "logits.bias": 0}
 
     def __init__(self, body: nn.Module, in_channels: int, *, num_keypoints: int, pooler: Pooler):
         super().__init__()

@@ -108,9 +108,9 @@ class RCNN(DetectionModel):
         self.postprocess = postprocess
         parts = {"box": box.class_parameters, **{f"heads.{name}": h.class_parameters for name, h in heads.items()}}
         self.class_parameters = {f"{part}.{name}": rows for part, all in parts.items() for name, rows in all.items()}
-        self.keypoint_parameters = tuple(
-            f"heads.{name}.{key}" for name, h in heads.items() for key in h.keypoint_parameters
-        )
+        self.keypoint_parameters = {
+            f"heads.{name}.{key}": dim for name, h in heads.items() for key, dim in h.keypoint_parameters.items()
+        }
         self.optional_modules = tuple(f"heads.{name}" for name in heads)
         self.detail_names = tuple(head.detail_name for head in heads.values())
         self.compiled_parts = ("backbone", "fpn", "proposals.head", *(f"{part}.body" for part in parts))

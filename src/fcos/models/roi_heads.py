@@ -351,13 +351,13 @@ class DetailHead(nn.Module, ABC):
         detail_name: name of the predictions, `masks` or `keypoints`.
         loss_names: keys of the terms of `losses`.
         class_parameters: layouts of the parameters with rows for every class, see `DetectionModel`.
-        keypoint_parameters: names of the parameters whose shapes depend on the number of keypoints.
+        keypoint_parameters: dimension of the keypoints by the name of a parameter, see `DetectionModel`.
     """
 
     detail_name: str
     loss_names: tuple[str, ...]
     class_parameters: Mapping[str, ClassRows]
-    keypoint_parameters: tuple[str, ...] = ()
+    keypoint_parameters: Mapping[str, int] = {}
 
     @abstractmethod
     def losses(

@@ -150,7 +150,9 @@ def _build(config: Config, data: Annotations, resumed: Checkpoint | None) -> tup
         return model, f"weights: iteration {resumed.iteration} of this run", resumed.licence
     if weights:
         checkpoint = load_checkpoint(weights)
-        return model, start_from(model, checkpoint, config.model, data.class_names, where=weights), checkpoint.licence
+        names = data.keypoint_layout.names
+        summary = start_from(model, checkpoint, config.model, data.class_names, keypoint_names=names, where=weights)
+        return model, summary, checkpoint.licence
     backbone = config.model.backbone
     initialisation = "initialised by its function" if is_own(backbone.name) else "random"
     licence = license_warning(backbone.name, backbone.weights)

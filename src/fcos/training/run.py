@@ -227,8 +227,8 @@ class Run:
             where: path or address of the checkpoint, for messages.
 
         Raises:
-            ConfigError: the classes, the optimiser, the trainable parameters or the shapes of the weights differ; the
-                message names the changed options.
+            ConfigError: the classes, the keypoints, the optimiser, the trainable parameters or the shapes of the
+                weights differ; the message names the changed options.
             WeightsError: the training state is missing, or it does not belong to the weights.
         """
         saved = read_training_state(checkpoint, where=where)
@@ -237,6 +237,12 @@ class Run:
                 f"train.resume: {where} has the classes {', '.join(checkpoint.class_names)}, but the data has"
                 f" {', '.join(self.train_data.class_names)}; to train on other classes, start a new run with"
                 f" train.weights={where}"
+            )
+        trained_keypoints, keypoints = checkpoint.keypoint_layout.names, self.train_data.keypoint_layout.names
+        if self.config.model.num_predicted_keypoints and trained_keypoints and trained_keypoints != keypoints:
+            raise ConfigError(
+                f"train.resume: {where} has the keypoints {', '.join(trained_keypoints)}, but the data has"
+                f" {', '.join(keypoints)}; to train on other keypoints, start a new run with train.weights={where}"
             )
         names = self._trainable_names()
         groups = self.optimizer.state_dict()["param_groups"]

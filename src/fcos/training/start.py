@@ -13,19 +13,25 @@ from ..config.detectors import DEFAULT_DETECTOR, DETECTORS
 from ..config.options import in_effect, info_of, options_of, with_role
 from ..config.text import as_option, flatten
 from ..errors import WeightsError
-from ..formatting import join_some
+from ..formatting import join_some, plural
 from ..interop.checkpoints import with_fcos_core_conventions
 from ..models import DetectionModel
 
 
 def start_from(
-    model: DetectionModel, checkpoint: Checkpoint, config: DetectorConfig, class_names: Sequence[str], *, where: str
+    model: DetectionModel,
+    checkpoint: Checkpoint,
+    config: DetectorConfig,
+    class_names: Sequence[str],
+    *,
+    keypoint_names: Sequence[str] = (),
+    where: str,
 ) -> str:
     """Load the weights of a checkpoint into the model of a new run.
 
     If the classes differ, the class head gets the rows of classes with the same names and keeps its initial values for
-    the others. If the checkpoint has no class names, an equal number of classes is taken to mean the same classes. If
-    the numbers of keypoints differ, the layer that predicts keypoints keeps its initial values.
+    the others. If the checkpoint has no class names, an equal number of classes is taken to mean the same classes. The
+    layer that predicts keypoints is treated in the same way.
     Optional modules that the checkpoint lacks keep their initial values. Pixel mean and standard deviation stay those
     of the config.
 
@@ -34,12 +40,13 @@ def start_from(
         checkpoint: checkpoint of another run, possibly of another project.
         config: section `model` of the new run.
         class_names: class names of the new run.
+        keypoint_names: names of the keypoints of the new run; empty: unknown, or without keypoints.
         where: path or address of the checkpoint, for messages.
 
     Returns:
         Message with the number of loaded tensors and the options of role `meaning` that differ from the training of the
-        weights. A line each follows for the class head if the classes differ, for the layer of the keypoints if their
-        numbers differ, and for missing optional modules.
+        weights. A line each follows for the class head if the classes differ, for the layer of the keypoints if they
+        differ, and for missing optional modules.
 
     Raises:
         WeightsError: the weights do not fit the model, see `load_weights`. If the config of the weights is known, the
@@ -52,7 +59,7 @@ def start_from(
     same_classes = nameless or tuple(class_names) == checkpoint.class_names
     head = {} if same_classes else _class_head(model, weights, checkpoint.class_names, class_names)
     head = {name: tensor for name, tensor in head.items() if name not in missing}
-    keypoints = _keypoint_layer(model, weights)
+    keypoints, shared = _keypoint_layer(model, weights, checkpoint.keypoint_layout.names, keypoint_names)
     try:
         load_weights(model, {**weights, **missing, **head, **keypoints}, where=where)
     except WeightsError as error:
@@ -67,11 +74,8 @@ def start_from(
     if head:
         summary += f"\n  {', '.join(head)}: {_describe_class_head(checkpoint, class_names)}"
     if keypoints:
-        counts = [tensors[name].shape[0] for tensors in (weights, keypoints) for name in keypoints if "bias" in name]
-        summary += (
-            f"\n  {', '.join(keypoints)}: newly initialised, because the numbers of keypoints differ: the weights have"
-            f" {counts[0]}, the model has {counts[1]}"
-        )
+        description = _describe_keypoint_layer(keypoints, weights, shared, keypoint_names)
+        summary += f"\n  {', '.join(keypoints)}: {description}"
     if checkpoint.project != "fcos" and checkpoint.training:
         summary += f"\n  not used: the optimizer state of this file and its iteration {checkpoint.iteration}"
         if checkpoint.project == "fcos_core":
@@ -140,11 +144,53 @@ def _structure_options(checkpoint: Checkpoint, config: DetectorConfig) -> list[s
     ]
 
 
-def _keypoint_layer(model: DetectionModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters of the layer that predicts keypoints if the weights have another number of keypoints."""
-    tensors = model.state_dict()
-    layer = {name: tensors[name].clone() for name in model.keypoint_parameters if name in weights}
-    return layer if any(weights[name].shape != tensor.shape for name, tensor in layer.items()) else {}
+def _keypoint_layer(
+    model: DetectionModel, weights: Mapping[str, Tensor], weight_names: Sequence[str], model_names: Sequence[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the layer that predicts keypoints, and the names of its loaded keypoints, if the weights have other ones.
+
+    Other keypoints are another number, other names or another order. The entries of keypoints with the same names are
+    those of the weights, and the others keep their initial values. Without common names, an equal number of keypoints
+    is taken to mean the same keypoints. An empty layer is returned for the same keypoints.
+
+    Args:
+        model: model of the new run.
+        weights: tensors of the checkpoint by name.
+        weight_names: names of the keypoints of the weights; empty: unknown.
+        model_names: names of the keypoints of the new run; empty: unknown.
+    """
+    tensors, dims = model.state_dict(), model.keypoint_parameters
+    layer = {name: tensors[name].clone() for name in dims if name in weights}
+    shared = sorted({*_real_names(weight_names)} & {*_real_names(model_names)}, key=model_names.index)
+    rows, weight_rows = ([names.index(name) for name in shared] for names in (model_names, weight_names))
+    fits = all(
+        weights[name].movedim(dims[name], 0).shape == (len(weight_names), *tensor.movedim(dims[name], 0).shape[1:])
+        and tensor.shape[dims[name]] == len(model_names)
+        for name, tensor in layer.items()
+    )
+    if shared and fits and tuple(weight_names) != tuple(model_names):
+        for name, tensor in layer.items():
+            tensor.movedim(dims[name], 0)[rows] = weights[name].movedim(dims[name], 0)[weight_rows]
+        return layer, shared
+    has_same_number = all(weights[name].shape == tensor.shape for name, tensor in layer.items())
+    return ({} if has_same_number else layer), []
+
+
+def _real_names(keypoint_names: Sequence[str]) -> Sequence[str]:
+    """Return the names of keypoints; empty if they are only the numbers that unnamed keypoints have."""
+    return () if all(name.isdecimal() for name in keypoint_names) else keypoint_names
+
+
+def _describe_keypoint_layer(
+    layer: Mapping[str, Tensor], weights: Mapping[str, Tensor], shared: Sequence[str], keypoint_names: Sequence[str]
+) -> str:
+    if shared:
+        return f"loaded {len(shared)} of {plural(len(keypoint_names), 'keypoint')} by name ({join_some(shared)})"
+    counts = [tensors[name].shape[0] for tensors in (weights, layer) for name in layer if "bias" in name]
+    return (
+        "newly initialised, because the numbers of keypoints differ: the weights have"
+        f" {counts[0]}, the model has {counts[1]}"
+    )
 
 
 def _class_head(
