@@ -17,8 +17,15 @@ from .errors import ConfigError
 from .formatting import quote
 
 Number = TypeVar("Number", int, float)
-OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*=")
+_OVERRIDE = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*=")
 """Beginning of an option of the config, `key=`."""
+
+
+def split_words(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Return the options of the config, KEY=VALUE, and the other words; an existing file is not an option."""
+    is_option = [_OVERRIDE.match(word) is not None and not Path(word).exists() for word in words or ()]
+    pairs = list(zip(words or (), is_option, strict=True))
+    return [word for word, option in pairs if option], [word for word, option in pairs if not option]
 
 
 def require_command(words: Sequence[str]) -> None:

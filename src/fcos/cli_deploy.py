@@ -9,7 +9,6 @@ import typer
 
 from .choices import ExportFormat, ExportNMS, ExportPrecision
 from .cli_arguments import (
-    OVERRIDE,
     WORDS,
     FileOverrides,
     OriginalConfig,
@@ -18,6 +17,7 @@ from .cli_arguments import (
     check_flags,
     parse_number,
     parse_size,
+    split_words,
 )
 from .errors import ConfigError
 from .progress import progress_bar
@@ -100,8 +100,7 @@ def export(  # noqa: PLR0917 (options of the command line)
     check_choice("--format", form, get_args(ExportFormat))
     check_choice("--precision", precision, get_args(ExportPrecision))
     check_choice("--nms", nms, get_args(ExportNMS))
-    outputs = [word for word in words or [] if not OVERRIDE.match(word)]
-    options = [word for word in words or [] if OVERRIDE.match(word)]
+    options, outputs = split_words(words)
     if len(outputs) > 1:
         raise ConfigError(
             f"{outputs[1]}: expected one output file and KEY=VALUE options, found two: {' '.join(outputs)}"

@@ -11,7 +11,6 @@ import typer
 
 from .choices import Precision
 from .cli_arguments import (
-    OVERRIDE,
     WORDS,
     OriginalConfig,
     Weights,
@@ -19,6 +18,7 @@ from .cli_arguments import (
     check_flags,
     parse_number,
     parse_size,
+    split_words,
 )
 from .errors import ConfigError
 from .formatting import join_some, printable
@@ -67,8 +67,7 @@ def explain(  # noqa: PLR0917 (options of the command line)
     from .interop.fcos_core.config import split_pairs
 
     pairs, words = split_pairs(words) if config is not None else ([], words)
-    options = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]
-    images = [word for word in words if word not in options]
+    options, images = split_words(words)
     if len(images) != 1:
         raise ConfigError(f"expected one image and KEY=VALUE options, found {join_some(images) or 'no image'}")
     (image,) = images
@@ -132,8 +131,7 @@ def benchmark(  # noqa: PLR0917 (options of the command line)
     from .recipes import is_recipe
     from .speed.table import print_benchmark
 
-    options = [word for word in words or [] if OVERRIDE.match(word) and not Path(word).exists()]
-    others = [word for word in words or [] if word not in options]
+    options, others = split_words(words)
     more = [word for word in others if word.endswith(_WEIGHTS) or is_recipe(word)]
     images = [word for word in others if word not in more]
     if size is not None and images:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .cli_arguments import (
-    OVERRIDE,
     WORDS,
     OriginalConfig,
     Weights,
@@ -20,6 +19,7 @@ from .cli_arguments import (
     check_flags,
     folder_option,
     parse_number,
+    split_words,
 )
 from .errors import ConfigError
 from .formatting import plural, printable, printable_lines
@@ -111,8 +111,7 @@ def predict(  # noqa: PLR0917 (options of the command line)
         )
     original = config is not None or weights.endswith((".yaml", ".yml"))
     pairs, words = split_pairs(sources) if original else ([], sources)
-    options = [s for s in words if OVERRIDE.match(s) and not Path(s).exists()]
-    images = [s for s in words if s not in options]
+    options, images = split_words(words)
     if not images:
         raise ConfigError(f"no images given, only options: {' '.join(sources)}; add files, folders, globs or URLs")
     if watch and not any(Path(image).is_dir() for image in images):
