@@ -35,6 +35,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import fcos
 from fcos.allocator import keep_freed_memory
+from fcos.inference.resized import Resized
 from fcos.inference.selection import Selection
 
 CLASSES = 80
@@ -59,8 +60,8 @@ def ours(case: Case, *, precision: str = "float32", folded: bool = True) -> tupl
     if not folded:
         setattr(detector, "_fold", lambda model: model)  # noqa: B010 (of another type)
     image = torch.randint(0, 256, (3, *case.size), dtype=torch.uint8)
-    views = [image] * len(detector._transforms)
-    return detector.model, lambda: detector.detect_resized([views], [case.size], [Selection()])
+    picture = Resized([image] * len(detector.resize.transforms), (case.size,), case.size)
+    return detector.model, lambda: detector.detect_resized([picture], [Selection()])
 
 
 def theirs(case: Case, *, precision: str = "float32", channels_last: bool = False, keep: bool = False) -> Any:

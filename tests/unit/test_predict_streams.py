@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from detectors import tiny_detector
 from PIL import Image
 from processes import SECONDS
@@ -20,6 +21,7 @@ from fcos.inference import frames as frames_module
 from fcos.inference.frames import Frame, find_frames, read_lines
 from fcos.inference.pictures import PictureDetection
 from fcos.inference.read_ahead import ReadAhead
+from fcos.inference.resized import Resized, Resizer
 from fcos.inference.selection import Selected
 from fcos.inference.sources import predict_files
 from fcos.inference.stream import Detected
@@ -236,12 +238,14 @@ def test_a_picture_is_drawn_while_the_next_one_is_detected(tmp_path: Path, monke
     detect, write, second = PictureDetection.__call__, CopyWriter.write, threading.Event()
     count = 0
 
-    def count_and_detect(self: PictureDetection, pictures: Sequence[Image.Image]) -> list[Selected]:
+    def count_and_detect(
+        self: PictureDetection, pictures: Sequence[Image.Image], resized: Sequence[Resized] | None
+    ) -> list[Selected]:
         nonlocal count
         count += 1
         if count == 2:
             second.set()
-        return detect(self, pictures)
+        return detect(self, pictures, resized)
 
     def wait_and_write(self: CopyWriter, detected: Detected) -> Path | None:
         assert second.wait(SECONDS)
@@ -252,3 +256,35 @@ def test_a_picture_is_drawn_while_the_next_one_is_detected(tmp_path: Path, monke
     success, results = predict(detector, [tmp_path], tmp_path / "out")
     assert success
     assert [result.picture for result in results] == [tmp_path / "out/a.png", tmp_path / "out/b.png"]
+
+
+def test_the_pictures_of_a_stream_are_resized_by_the_thread_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, threads, resize = tiny_detector(), [], Resizer.__call__
+
+    def note_thread(self: Resizer, image: Image.Image) -> Resized:
+        threads.append(threading.current_thread().name)
+        return resize(self, image)
+
+    monkeypatch.setattr(Resizer, "__call__", note_thread)
+    pictures = [Image.effect_noise(size, 80).convert("RGB") for size in ((64, 48), (130, 90), (64, 48))]
+    streamed = list(detector.predict(pictures, stream=True, threshold=0.0))
+    assert threads == ["fcos read ahead"] * 3
+    for found, expected in zip(streamed, detector.predict(pictures, threshold=0.0), strict=True):
+        assert len(found)
+        torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-3, rtol=0)
+
+
+def test_a_picture_that_cannot_be_resized_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    resize = Resizer.__call__
+
+    def fail_for_wide(self: Resizer, image: Image.Image) -> Resized:
+        if image.width == 130:
+            raise MemoryError
+        return resize(self, image)
+
+    monkeypatch.setattr(Resizer, "__call__", fail_for_wide)
+    pictures = [Image.new("RGB", size) for size in ((64, 48), (130, 90), (64, 48))]
+    assert len(list(tiny_detector().predict(pictures, stream=True))) == 2
+    assert "picture in memory: cannot be processed (130x90 pixels): out of memory" in caplog.text

@@ -180,16 +180,15 @@ class TestVideo:
         self, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         long = write_video(tmp_path / "long.mp4", num_frames=60)
-        living: list[weakref.ref[Image.Image]] = []
+        living = weakref.WeakValueDictionary[int, Image.Image]()
         most = 0
 
         class Watched(Frame):
             def __init__(self, source: str, image: Image.Image | None = None, *rest: Any, **more: Any) -> None:
                 nonlocal most
                 super().__init__(source, image, *rest, **more)
-                living[:] = [reference for reference in living if reference() is not None]
                 if image is not None:
-                    living.append(weakref.ref(image))
+                    living[id(image)] = image
                 most = max(most, len(living))
 
         monkeypatch.setattr(frames_module, "Frame", Watched)

@@ -118,10 +118,9 @@ def test_missing_token_is_only_reported_for_other_machines(capsys):
 def batches_of(items, *, max_batch, max_wait):
     """Return the sizes of the batches that process (picture, selection) pairs which are submitted at once."""
     sizes: list[int] = []
-    batcher = Batcher(
-        tiny_detector(), max_batch=max_batch, max_wait=max_wait, on_batch=lambda size, _: sizes.append(size)
-    )
-    futures = [batcher.submit(batcher.prepare(image), selection) for image, selection in items]
+    detector = tiny_detector()
+    batcher = Batcher(detector, max_batch=max_batch, max_wait=max_wait, on_batch=lambda size, _: sizes.append(size))
+    futures = [batcher.submit(detector.resize(image), selection) for image, selection in items]
     batcher.start()
     detections = [future.result() for future in futures]
     batcher.close()
@@ -150,10 +149,11 @@ def test_pictures_with_different_thresholds_share_a_batch_but_not_with_another_s
 
 
 def test_complete_batch_does_not_wait_for_an_older_picture():
-    batcher = Batcher(tiny_detector(), max_batch=2, max_wait=3600)
+    detector = tiny_detector()
+    batcher = Batcher(detector, max_batch=2, max_wait=3600)
     batcher.start()
-    lonely = batcher.submit(batcher.prepare(picture(80, 120)), Selection())
-    pair = [batcher.submit(batcher.prepare(picture()), Selection()) for _ in range(2)]
+    lonely = batcher.submit(detector.resize(picture(80, 120)), Selection())
+    pair = [batcher.submit(detector.resize(picture()), Selection()) for _ in range(2)]
     assert all(len(future.result()) for future in pair)
     assert not lonely.done()
     batcher.close()  # processes what is in the queue
@@ -181,14 +181,15 @@ def test_pictures_do_not_wait_while_the_server_stops():
 
 def test_cancelled_pictures_are_not_processed():
     sizes: list[int] = []
-    batcher = Batcher(tiny_detector(), on_batch=lambda size, _: sizes.append(size))
-    futures = [batcher.submit(batcher.prepare(picture()), Selection()) for _ in range(3)]
+    detector = tiny_detector()
+    batcher = Batcher(detector, on_batch=lambda size, _: sizes.append(size))
+    futures = [batcher.submit(detector.resize(picture()), Selection()) for _ in range(3)]
     assert futures[1].cancel()
     batcher.start()
     batcher.close()
     assert sizes == [2]
     with pytest.raises(RuntimeError, match="closed"):
-        batcher.submit(batcher.prepare(picture()), Selection())
+        batcher.submit(detector.resize(picture()), Selection())
 
 
 def test_only_one_thread_runs_the_detector():
@@ -203,7 +204,7 @@ def test_only_one_thread_runs_the_detector():
     detector.model.forward = forward_and_note  # pyright: ignore[reportAttributeAccessIssue]
     batcher = Batcher(detector, max_batch=1)
     batcher.start()
-    for future in [batcher.submit(batcher.prepare(picture()), Selection()) for _ in range(4)]:
+    for future in [batcher.submit(detector.resize(picture()), Selection()) for _ in range(4)]:
         future.result()
     batcher.close()
     assert threads == {"fcos-detector"}

@@ -16,6 +16,7 @@ from videos import frame_number, write_video
 
 from fcos import ConfigError, Detector, Instances, draw
 from fcos.inference.pictures import PictureDetection
+from fcos.inference.resized import Resized
 from fcos.inference.selection import Selected
 from fcos.inference.sources import predict_files
 
@@ -25,7 +26,9 @@ def moving(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that replaces detection by boxes that depend on the number of the frame."""
 
     def install(boxes: Callable[[int], Sequence[tuple[float, float, float, float]]]) -> None:
-        def detect(self: PictureDetection, pictures: Sequence[Image.Image]) -> list[Selected]:
+        def detect(
+            self: PictureDetection, pictures: Sequence[Image.Image], resized: Sequence[Resized] | None
+        ) -> list[Selected]:
             found: list[Selected] = []
             for picture in pictures:
                 shown = torch.tensor(boxes(frame_number(picture))).reshape(-1, 4)

@@ -23,6 +23,7 @@ from ..downloads import is_url
 from ..errors import DataError, FCOSError
 from .inputs import Picture, to_picture
 from .paths import expand, stands_for_several
+from .resized import Resized
 from .video import VIDEO_SUFFIXES, count_frames, is_video, read_camera, read_video
 
 Kind = Literal["picture", "video", "camera", "list", "watched"]
@@ -58,6 +59,7 @@ class Frame:
         time: seconds since the start of the video; None for a picture.
         is_live: whether frames are dropped if the detector is slower than the camera or stream.
         video: identity of the opened video; a video that is read twice has two. None for a picture.
+        resized: the picture resized for the detector; None: not yet.
     """
 
     source: str
@@ -68,10 +70,13 @@ class Frame:
     time: float | None = None
     is_live: bool = False
     video: object = None
+    resized: Resized | None = None
 
     @property
     def where(self) -> str:
-        """Source, with the number of the frame."""
+        """Source, with the number of the frame, for messages."""
+        if not self.source:
+            return "picture in memory"
         return self.source if self.index is None else f"{self.source}, frame {self.index}"
 
 

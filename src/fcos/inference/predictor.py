@@ -16,7 +16,6 @@ from torch import Tensor
 from ..config import Config
 from ..data.loader import pad_views
 from ..data.opening import MAX_PIXELS
-from ..data.transforms import detection_views
 from ..distributed import resolve_device
 from ..downloads import is_url
 from ..errors import ConfigError, WeightsError
@@ -31,6 +30,7 @@ from .frames import Frame, find_frames, list_pictures
 from .inputs import Picture, to_picture
 from .pictures import PictureDetection
 from .prediction import Prediction
+from .resized import Resized, Resizer
 from .selection import Selected, Selection, find_labels, require_count
 from .stream import Detected, detect_stream
 from .tiling import Tiling
@@ -56,6 +56,7 @@ class Detector:
         keypoint_layout: names, skeleton and flip pairs of the keypoints; empty if unknown, or without keypoints.
         is_trained: False if the head has random weights; `predict` then refuses to run.
         licence: licence of the weights if it may restrict their use; empty: no restriction is known.
+        resize: function that resizes a picture for `detect_resized`, from any thread.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Detector:
         self.is_trained = is_trained
         self.licence = licence
         self._stored_thresholds = dict(thresholds or {})
-        self._transforms = detection_views(config)
+        self.resize = Resizer.of(config)
         self._fold = BatchNormFolding()
 
     @property
@@ -269,13 +270,21 @@ class Detector:
         def detect_without_pictures(batch: Sequence[Frame]) -> list[Prediction]:
             return [replace(found, image=None) for found in self._detect_frames(batch, detect)]
 
-        results = detect_stream(detect_without_pictures, frames, batch_size=self.config.eval.batch_size)
+        results = detect_stream(
+            detect_without_pictures,
+            frames,
+            batch_size=self.config.eval.batch_size,
+            resize=self.resize if tiling is None else None,
+        )
         return track_objects(results) if track else results
 
     def _stream(
         self, frames: Iterator[Frame], detect: PictureDetection, batch_size: int, *, track: bool
     ) -> Iterator[Prediction]:
-        results = detect_stream(partial(self._detect_frames, detect=detect), frames, batch_size=batch_size)
+        resize = self.resize if detect.tiling is None else None
+        results = detect_stream(
+            partial(self._detect_frames, detect=detect), frames, batch_size=batch_size, resize=resize
+        )
         for detected in track_objects(results) if track else results:
             if detected is None:
                 continue
@@ -289,7 +298,9 @@ class Detector:
         images = [frame.image for frame in frames if frame.image is not None]
         assert len(images) == len(frames)
         predictions: list[Prediction] = []
-        for frame, image, selected in zip(frames, images, detect(images), strict=True):
+        resized = [frame.resized for frame in frames if frame.resized is not None]
+        selections = detect(images, resized if len(resized) == len(images) else None)
+        for frame, image, selected in zip(frames, images, selections, strict=True):
             found = self._to_prediction(selected, frame.path or image, image)
             predictions.append(replace(found, source=frame.source, frame=frame.index, time=frame.time))
         return predictions
@@ -297,7 +308,7 @@ class Detector:
     def _detection(self, selection: Selection, tiling: Tiling | None) -> PictureDetection:
         options = self.model.postprocess
         nms_threshold = 0.0 if options is None else options.nms_threshold
-        return PictureDetection(self.detect_resized, self.config, self._transforms, nms_threshold, selection, tiling)
+        return PictureDetection(self.detect_resized, self.resize, self.config, nms_threshold, selection, tiling)
 
     def _selection(
         self,
@@ -367,8 +378,7 @@ class Detector:
         self._require_trained()
         require_count("batch", batch, at_least=1)
         check_size(size, divisor=self.config.data.size_divisor)
-        transform = self._transforms[0]
-        tensors = None if images is None else [transform(picture).image for picture in self._read(images)]
+        tensors = None if images is None else [self.resize(picture).views[0] for picture in self._read(images)]
         metadata = Metadata(
             self.config,
             self.class_names,
@@ -402,7 +412,7 @@ class Detector:
         Raises:
             DataError: it cannot be read.
         """
-        return self._transforms[0](self._read([image])[0]).image
+        return self.resize(self._read([image])[0]).views[0]
 
     def _require_trained(self) -> None:
         if not self.is_trained:
@@ -432,23 +442,18 @@ class Detector:
             best_below=selected.best_below,
         )
 
-    def detect_resized(
-        self,
-        images: Sequence[Sequence[Tensor]],
-        sizes: Sequence[tuple[int, int]],
-        selections: Sequence[Selection],
-    ) -> list[Selected]:
+    def detect_resized(self, pictures: Sequence[Resized], selections: Sequence[Selection]) -> list[Selected]:
         """Detect objects in resized pictures of the same padded shape, as a batch.
 
         Args:
-            images: uint8 [3, h, w] of every view (`detection_views` of the config) of N pictures.
-            sizes: N (height, width) of the pictures before resizing.
+            pictures: N results of `resize`.
             selections: options of the N pictures; `Selection.configure` must have the same result for all of them.
 
         Returns:
             N selections of detections in pixels of the pictures before resizing.
         """
-        padded = pad_views(images, self._transforms, size_divisor=self.config.data.size_divisor)
+        images = [picture.views for picture in pictures]
+        padded = pad_views(images, self.resize.transforms, size_divisor=self.resize.size_divisor)
         limit = self.model.postprocess.max_detections if self.model.postprocess else 0
         selected: list[Selected] = []
 
@@ -462,6 +467,6 @@ class Detector:
 
         model, views = selections[0].configure(self._fold(self.model)), [view.to(self.device) for view in padded]
         with autocast(self.device, self.config.eval_precision):
-            found = detect_on_originals(model, views, sizes, select=select)
+            found = detect_on_originals(model, views, [picture.size for picture in pictures], select=select)
         named = [replace(image, class_names=self.class_names, keypoint_layout=self.keypoint_layout) for image in found]
         return [image._replace(detections=detections) for image, detections in zip(selected, named, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from .draw import draw
 from .frames import Frame
 from .prediction import Prediction
 from .read_ahead import ReadAhead
+from .resized import Resized
 
 Detect = Callable[[Sequence[Frame]], list[Prediction]]
 """Function from pictures to their detections."""
@@ -48,8 +49,14 @@ class Detected:
         return draw(self.frame.image, self.instances)
 
 
-def detect_stream(detect: Detect, frames: Iterator[Frame], *, batch_size: int) -> Generator[Detected | None]:
-    """Detect objects in the pictures of a stream, in order. The frames are read in a thread.
+def detect_stream(
+    detect: Detect,
+    frames: Iterator[Frame],
+    *,
+    batch_size: int,
+    resize: Callable[[Image.Image], Resized] | None = None,
+) -> Generator[Detected | None]:
+    """Detect objects in the pictures of a stream, in order. The frames are read and resized in a thread.
 
     A batch consists of the pictures that have been read, so that no picture waits for the next one.
 
@@ -57,11 +64,14 @@ def detect_stream(detect: Detect, frames: Iterator[Frame], *, batch_size: int) -
         detect: function that detects objects.
         frames: pictures. It is closed at the end.
         batch_size: largest number of pictures that are processed at a time, and of those that wait.
+        resize: function that resizes a picture for the detector; None: `detect` does it.
 
     Yields:
         The result of each picture. None: the next picture has not been read, so that waiting may take long.
     """
-    ahead = ReadAhead(frames, batch_size, may_drop=lambda frame: frame.is_live)
+    ahead = ReadAhead(
+        frames if resize is None else _resize_each(frames, resize), batch_size, may_drop=lambda frame: frame.is_live
+    )
     try:
         while True:
             if not ahead.is_ready():
@@ -79,9 +89,17 @@ def detect_stream(detect: Detect, frames: Iterator[Frame], *, batch_size: int) -
                 if isinstance(result, str):
                     yield Detected(frame, error=f"{frame.where}: {result}")
                 else:
-                    yield Detected(frame, result)
+                    yield Detected(replace(frame, resized=None), result)
     finally:
         ahead.close()
+
+
+def _resize_each(frames: Iterator[Frame], resize: Callable[[Image.Image], Resized]) -> Iterator[Frame]:
+    for frame in frames:
+        try:
+            yield frame if frame.image is None else replace(frame, resized=resize(frame.image))
+        except (MemoryError, RuntimeError):
+            yield frame  # `detect` resizes it, and reports the error
 
 
 def _detect(detect: Detect, frames: Sequence[Frame]) -> list[Prediction | str]:

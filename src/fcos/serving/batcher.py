@@ -9,14 +9,10 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from PIL import Image
-from torch import Tensor
-
-from ..data.loader import padded_size
-from ..data.transforms import detection_views
 from ..errors import FCOSError
+from ..inference.resized import Resized
 from ..inference.selection import Selection
 from ..structures import Instances
 
@@ -26,23 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Prepared(NamedTuple):
-    """Picture resized for the detector.
-
-    Attributes:
-        views: uint8 [3, h, w] of every view.
-        shapes: padded (height, width) of every view.
-        size: (height, width) of the picture.
-    """
-
-    views: list[Tensor]
-    shapes: tuple[tuple[int, int], ...]
-    size: tuple[int, int]
-
-
 @dataclass(frozen=True)
 class _Item:
-    picture: Prepared
+    picture: Resized
     selection: Selection
     future: Future[Instances] = field(default_factory=Future)
     arrival: float = field(default_factory=time.monotonic)
@@ -71,7 +53,6 @@ class Batcher:
         on_batch: Callable[[int, float], object] = lambda size, seconds: None,
     ):
         self._detector = detector
-        self._transforms = detection_views(detector.config)
         self._max_batch, self._max_wait, self._on_batch = max_batch, max_wait, on_batch
         self._groups: dict[Hashable, deque[_Item]] = {}
         self._changed = threading.Condition()
@@ -82,7 +63,7 @@ class Batcher:
         """Start the thread."""
         self._thread.start()
 
-    def detect_at_once(self, picture: Prepared) -> Instances:
+    def detect_at_once(self, picture: Resized) -> Instances:
         """Detect objects in a first picture, in this thread, before `start`."""
         return self._detect([_Item(picture, Selection())])[0]
 
@@ -100,18 +81,11 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    def prepare(self, picture: Image.Image) -> Prepared:
-        """Resize an RGB picture for the detector. This may be called from any thread."""
-        views = [transform(picture).image for transform in self._transforms]
-        divisor = self._detector.config.data.size_divisor
-        shapes = tuple(padded_size(view.shape[-2:], divisor) for view in views)
-        return Prepared(views, shapes, (picture.height, picture.width))
-
-    def submit(self, picture: Prepared, selection: Selection) -> Future[Instances]:
+    def submit(self, picture: Resized, selection: Selection) -> Future[Instances]:
         """Add a picture to the queue; a cancelled future is not processed.
 
         Args:
-            picture: result of `prepare`.
+            picture: a picture that the detector has resized.
             selection: options of the detections to return.
 
         Raises:
@@ -177,6 +151,5 @@ class Batcher:
             item.future.set_result(found)
 
     def _detect(self, items: Sequence[_Item]) -> list[Instances]:
-        images, sizes = [item.picture.views for item in items], [item.picture.size for item in items]
-        selected = self._detector.detect_resized(images, sizes, [item.selection for item in items])
+        selected = self._detector.detect_resized([item.picture for item in items], [item.selection for item in items])
         return [image.detections for image in selected]

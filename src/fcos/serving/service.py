@@ -14,9 +14,10 @@ from PIL import Image
 from ..errors import ConfigError, FCOSError
 from ..export.exported import ExportedModel
 from ..inference.draw_shapes import skeleton_of
+from ..inference.resized import Resized
 from ..inference.selection import Selection, find_labels
 from ..structures import Instances
-from .batcher import Batcher, Prepared
+from .batcher import Batcher
 from .bodies import image_name
 from .images import decode
 from .metrics import Metrics
@@ -110,7 +111,7 @@ class Service:
         model = self.detector.model
         fixed_size = model.metadata.fixed.size if isinstance(model, ExportedModel) else None
         height, width = fixed_size or (64, 64)
-        picture = await self.run(self._batcher.prepare, Image.new("RGB", (width, height)))
+        picture = await self.run(self.detector.resize, Image.new("RGB", (width, height)))
         found = await asyncio.to_thread(self._batcher.detect_at_once, picture)
         self._batcher.start()
         self.has_masks, self.has_keypoints = found.mask_grids is not None, found.keypoints is not None
@@ -216,8 +217,8 @@ class Service:
         self.metrics.detections.inc(sum(map(len, found)))
         return [Detected(instances, picture) for instances, (_, picture) in zip(found, decoded, strict=True)]
 
-    def _decode(self, data: bytes, where: str, keep_picture: bool) -> tuple[Prepared, Image.Image | None]:
+    def _decode(self, data: bytes, where: str, keep_picture: bool) -> tuple[Resized, Image.Image | None]:
         options, limit = self.detector.config.data, self.settings.max_pixels
         limit = limit if options.max_pixels is None else min(limit, options.max_pixels)
         picture = decode(data, where=where, bit_depth=options.bit_depth, max_pixels=limit)
-        return self._batcher.prepare(picture), picture if keep_picture else None
+        return self.detector.resize(picture), picture if keep_picture else None

@@ -16,12 +16,12 @@ import torch
 
 from ..choices import Precision
 from ..data.images import load_rgb
-from ..data.loader import pad_views, same_size_batches
+from ..data.loader import pad_views
 from ..data.opening import read_image
-from ..data.transforms import detection_views
 from ..export.runtimes import is_exported
 from ..inference.detect import detect_on_originals
 from ..inference.predictor import Detector
+from ..inference.resized import group_by_shape
 from ..inference.selection import Selection
 from ..models import DetectionModel
 from ..models.folding import BatchNormFolding
@@ -114,21 +114,22 @@ class Pipeline:
             return [Selection().select(image, thresholds, limit=limit).detections for image in images]
 
         decode = partial(load_rgb, bit_depth=config.data.bit_depth)
-        transforms, divisor = detection_views(config), config.data.size_divisor
+        resize = self.detector.resize
         try:
             watch.enter("loading")
             contents = [file.read_bytes() for file in files]
             watch.enter("decoding")
             pictures = [read_image(BytesIO(content), decode, max_pixels=config.data.max_pixels) for content in contents]
-            sizes = [(picture.height, picture.width) for picture in pictures]
-            for members in same_size_batches(sizes, transforms, divisor, len(files)):
+            watch.enter("resizing")
+            resized = [resize(picture) for picture in pictures]
+            for members in group_by_shape(resized):
                 watch.enter("resizing")
-                images = [[transform(pictures[i]).image for transform in transforms] for i in members]
-                padded = pad_views(images, transforms, size_divisor=divisor)
+                images = [resized[i].views for i in members]
+                padded = pad_views(images, resize.transforms, size_divisor=resize.size_divisor)
                 watch.enter("transfer")
                 views = [view.to(device) for view in padded]
                 with autocast(device, self.precision):
-                    found = detect_on_originals(self.model, views, [sizes[i] for i in members], select=select)
+                    found = detect_on_originals(self.model, views, [resized[i].size for i in members], select=select)
                 results |= zip(members, found, strict=True)
             watch.enter("")
         finally:
