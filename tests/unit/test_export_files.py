@@ -243,6 +243,14 @@ def test_failed_proof_leaves_no_file(detector: Detector, tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_too_few_detections_are_found_before_the_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captures: list[object] = []
+    monkeypatch.setattr(write, "capture", lambda *_, **__: captures.append(None))
+    with pytest.raises(ExportError, match="at least 20 are needed; give images with --data DIR"):
+        small_detector(pre_nms_top_k=5).export(tmp_path / "model.onnx")
+    assert captures == []
+
+
 def test_file_itself_is_compared_too(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The score threshold is an input of the model that is compared first, and a constant of the file."""
 
@@ -272,6 +280,7 @@ def test_missing_package_is_named_with_its_extra(detector: Detector, tmp_path: P
             r"--size: expected multiples of data\.size_divisor=16, found 100x160; .*112",
         ),
         ("model.onnx", {"batch": 0}, "batch: expected an integer of at least 1"),
+        ("model.onnx", {"batch": 10**11}, "--batch: expected at most 1024 images, found 100000000000"),
         ("model.onnx", {"opset": 26}, "--opset: expected an integer from 20 to 25, found 26"),
         ("model.onnx", {"form": "tflite"}, "--format: expected one of onnx, openvino, torch_export, aoti, found 'tf"),
     ],

@@ -360,13 +360,14 @@ class Detector:
             ExportError: the proof failed, or int8 costs too much AP; the file is not written.
             WriteError: the disk is full or not writable.
         """
-        from ..export.graph import check_size
+        from ..export.graph import check_sizes
         from ..export.metadata import FixedSizes, Metadata
         from ..export.write import content_of, export_detector
 
         self._require_trained()
         require_count("batch", batch, at_least=1)
-        check_size(size, divisor=self.config.data.size_divisor)
+        fixed = FixedSizes(batch, size)
+        check_sizes(fixed, divisor=self.config.data.size_divisor)
         transform = self._transforms[0]
         tensors = None if images is None else [transform(picture).image for picture in self._read(images)]
         metadata = Metadata(
@@ -377,7 +378,7 @@ class Detector:
             keypoint_layout=self.keypoint_layout,
             content=content_of(nms, raw=raw),
             precision=precision,
-            fixed=FixedSizes(batch, size),
+            fixed=fixed,
             licence=self.licence,
         )
         repository = None if triton is None else Path(triton)
