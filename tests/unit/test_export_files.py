@@ -17,6 +17,7 @@ from small_backbones import one_block_per_stage
 import fcos
 from fcos import ConfigError, DataError, Detector, ExportError, WeightsError
 from fcos.choices import ExportFormat
+from fcos.config.overrides import validate
 from fcos.export import write
 from fcos.export.comparison import TOLERANCES
 from fcos.export.exported import ExportedModel
@@ -326,6 +327,10 @@ def test_options_that_a_file_contains_cannot_change(exported: Path, overrides: l
 def test_test_time_augmentation_needs_the_weights(exported: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval\.flip, eval\.scales.* need the weights"):
         fcos.load(exported, "eval.flip=true").predict(picture())
+    detector = small_detector()
+    augmented = Detector(detector.model, validate({**detector.config.to_dict(), "eval": {"flip": True}}, where="test"))
+    with pytest.raises(ConfigError, match=r"eval\.flip, eval\.scales: exported files detect without test-time augm"):
+        augmented.export(exported.with_name("other.onnx"))
 
 
 @pytest.mark.parametrize("name", FORMS.values())

@@ -365,6 +365,11 @@ class Detector:
         from ..export.write import content_of, export_detector
 
         self._require_trained()
+        if len(self._transforms) > 1:
+            raise ConfigError(
+                "eval.flip, eval.scales: exported files detect without test-time augmentation; add eval.flip=false"
+                " eval.scales=[]"
+            )
         require_count("batch", batch, at_least=1)
         fixed = FixedSizes(batch, size)
         check_sizes(fixed, divisor=self.config.data.size_divisor)
