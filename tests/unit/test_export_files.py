@@ -17,6 +17,7 @@ from small_backbones import one_block_per_stage
 import fcos
 from fcos import ConfigError, DataError, Detector, ExportError, WeightsError
 from fcos.choices import ExportFormat
+from fcos.config.overrides import validate
 from fcos.export import write
 from fcos.export.comparison import TOLERANCES
 from fcos.export.exported import ExportedModel
@@ -243,6 +244,14 @@ def test_failed_proof_leaves_no_file(detector: Detector, tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_too_few_detections_are_found_before_the_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captures: list[object] = []
+    monkeypatch.setattr(write, "capture", lambda *_, **__: captures.append(None))
+    with pytest.raises(ExportError, match="at least 20 are needed; give images with --data DIR"):
+        small_detector(pre_nms_top_k=5).export(tmp_path / "model.onnx")
+    assert captures == []
+
+
 def test_file_itself_is_compared_too(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The score threshold is an input of the model that is compared first, and a constant of the file."""
 
@@ -272,6 +281,7 @@ def test_missing_package_is_named_with_its_extra(detector: Detector, tmp_path: P
             r"--size: expected multiples of data\.size_divisor=16, found 100x160; .*112",
         ),
         ("model.onnx", {"batch": 0}, "batch: expected an integer of at least 1"),
+        ("model.onnx", {"batch": 10**11}, "--batch: expected at most 1024 images, found 100000000000"),
         ("model.onnx", {"opset": 26}, "--opset: expected an integer from 20 to 25, found 26"),
         ("model.onnx", {"form": "tflite"}, "--format: expected one of onnx, openvino, torch_export, aoti, found 'tf"),
     ],
@@ -317,6 +327,10 @@ def test_options_that_a_file_contains_cannot_change(exported: Path, overrides: l
 def test_test_time_augmentation_needs_the_weights(exported: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval\.flip, eval\.scales.* need the weights"):
         fcos.load(exported, "eval.flip=true").predict(picture())
+    detector = small_detector()
+    augmented = Detector(detector.model, validate({**detector.config.to_dict(), "eval": {"flip": True}}, where="test"))
+    with pytest.raises(ConfigError, match=r"eval\.flip, eval\.scales: exported files detect without test-time augm"):
+        augmented.export(exported.with_name("other.onnx"))
 
 
 @pytest.mark.parametrize("name", FORMS.values())

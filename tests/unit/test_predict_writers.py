@@ -290,6 +290,20 @@ def test_earlier_results_stay_if_an_output_cannot_be_opened(
     assert {"predictions.jsonl", "yolo/data.yaml"} < before.keys()
 
 
+def test_earlier_results_stay_after_an_interruption_before_the_first_picture(
+    detector: Detector, photos: Path, tmp_path: Path
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    run(detector, photos, out, list(WRITERS))
+    before = contents(out)
+    with detector.model.register_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
+        predict_files(detector, [str(photos / "b.jpg")], out, save=list(WRITERS), report=lambda _: None)
+    assert contents(out) == before
+
+
 def test_a_visible_file_replaces_an_earlier_one_with_its_first_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("earlier")

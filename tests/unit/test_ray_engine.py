@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from detectors import CATEGORY_IDS, NAMES, tiny_detector
+import torch
+from detectors import CATEGORY_IDS, NAMES, tiny_config, tiny_detector, tiny_two_stage
+from hotcoco import mask as coco_mask
 from PIL import Image
 
 from fcos import ConfigError, Detector, cli
@@ -29,13 +31,26 @@ from fcos.extras import import_package
 from fcos.inference import ray_engine
 from fcos.inference.batch_worker import WORKER_COLUMNS, DetectionWorker
 from fcos.inference.collection import Part
+from fcos.inference.sources import predict_files
+
+
+def save(detector: Detector, path: Path) -> Path:
+    save_checkpoint(path, model=detector.model, config=detector.config, class_names=NAMES, category_ids=CATEGORY_IDS)
+    return path
 
 
 @pytest.fixture
 def weights(detector: Detector, tmp_path: Path) -> Path:
-    path = tmp_path / "w.pt"
-    save_checkpoint(path, model=detector.model, config=detector.config, class_names=NAMES, category_ids=CATEGORY_IDS)
-    return path
+    return save(detector, tmp_path / "w.pt")
+
+
+@pytest.fixture
+def shapes() -> Detector:
+    """Return a detector with masks and keypoints."""
+    torch.manual_seed(0)
+    heads = {"mask": {"enabled": True, "conv_channels": [16]}, "keypoints": {"enabled": True, "conv_channels": [16]}}
+    config = tiny_config(name="rcnn", **heads)
+    return Detector(tiny_two_stage(config), config, class_names=NAMES, category_ids=CATEGORY_IDS)
 
 
 @pytest.fixture
@@ -67,11 +82,34 @@ def rows_of(table: pa.Table, name: str) -> list[dict]:
     return [row for row in table.to_pylist() if Path(row["filename"]).name == name]
 
 
+def assert_same_rows(found: pa.Table, expected: pa.Table, name: str) -> None:
+    """Check that the detections of a picture are the same, as far as the rounding of other batches allows."""
+    pairs = list(zip(rows_of(found, name), rows_of(expected, name), strict=True))
+    assert pairs
+    for row, one in pairs:
+        for column in ("image_width", "image_height", "class", "category_id"):
+            assert row[column] == one[column]
+        assert row["score"] == pytest.approx(one["score"], abs=1e-5)
+        for side in ("xmin", "ymin", "xmax", "ymax"):
+            assert row[side] == pytest.approx(one[side], abs=1e-3)
+        assert (row["segmentation"] is None, row["keypoints"] is None) == (
+            one["segmentation"] is None,
+            one["keypoints"] is None,
+        )
+        if one["segmentation"] is not None:
+            size = [one["image_height"], one["image_width"]]
+            mask, other = (coco_mask.decode({"size": size, "counts": r["segmentation"]}) for r in (row, one))
+            assert np.mean(mask != other) < 1e-3  # pixels at the border, whose probability is almost 0.5
+        if one["keypoints"] is not None:
+            assert row["keypoints"] == pytest.approx(one["keypoints"], abs=1e-2)
+
+
 @pytest.mark.slow  # processes of Ray import torch: nearly a minute of CPU time
 @pytest.mark.filterwarnings("ignore")  # Ray uses options that it deprecates
 def test_two_workers_give_the_results_of_one_process_and_continue(
-    weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shapes: Detector, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    weights = save(shapes, tmp_path / "w.pt")
     assert run(weights, photos, "--threshold", 0, "--save", "parquet", "--out", tmp_path / "one") == 1
     expected = read(tmp_path / "one")
     files = sorted(photos.glob("?.png"))
@@ -98,12 +136,7 @@ def test_two_workers_give_the_results_of_one_process_and_continue(
     assert found.schema.names == list(WORKER_COLUMNS)
     assert found.schema.remove(found.schema.get_field_index("error")).equals(expected.schema)
     for path in files:
-        for row, one in zip(rows_of(found, path.name), rows_of(expected, path.name), strict=True):
-            for column in ("image_width", "image_height", "class", "category_id"):
-                assert row[column] == one[column]
-            assert row["score"] == pytest.approx(one["score"], abs=1e-5)
-            for side in ("xmin", "ymin", "xmax", "ymax"):
-                assert row[side] == pytest.approx(one[side], abs=1e-3)
+        assert_same_rows(found, expected, path.name)
     (failure,) = rows_of(found, "broken.png")
     assert (failure["score"], failure["error"]) == (None, output.err.removeprefix("fcos: ").strip())
 
@@ -124,6 +157,20 @@ def test_two_workers_give_the_results_of_one_process_and_continue(
     ray, usage = sys.modules["ray"], import_package("ray._common.usage.usage_lib")
     assert not ray.is_initialized()
     assert not usage.usage_stats_enabled()
+
+
+def test_masks_and_keypoints_of_a_part_are_those_of_one_process(shapes: Detector, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    predict_files(shapes, [str(photos)], tmp_path / "one", threshold=0.0, save=["parquet"], report=lambda _: None)
+    expected = read(tmp_path / "one")
+    worker = DetectionWorker(lambda: shapes, threshold=0.0, threads=None)
+    files = [str(path) for path in sorted(photos.glob("?.png"))]
+    ray_engine.PartWriter(worker, str(out), "{}", os.getcwd())(batch_of(*ray_engine.divide(files, {}, num_workers=1)))
+    for path in files:
+        assert_same_rows(read(out), expected, Path(path).name)
+    assert {row["segmentation"] is None for row in rows_of(expected, "0.png")} == {False}
+    assert {len(row["keypoints"]) for row in rows_of(expected, "0.png")} == {3 * 17}
 
 
 def test_a_part_is_complete_or_missing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,16 @@ def test_existing_file_with_glob_characters_is_not_expanded(folder):
     assert expand(str(odd)) == [str(odd)]
 
 
+def test_existing_folder_with_glob_characters_is_not_expanded(folder):
+    (folder / "a[1]").mkdir()
+    (folder / "a1").mkdir()
+    for name in ("a[1]", "a1"):
+        Image.new("RGB", (8, 8)).save(folder / name / "b.png")
+    for pattern in ("a[1]/*.png", "a[1]/**/*.png"):
+        assert expand(str(folder / pattern)) == [str(folder / "a[1]/b.png")]
+    assert expand(str(folder / "a[12]/*.png")) == [str(folder / "a1/b.png")]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -23,14 +23,19 @@ from .matrix_nms import with_matrix_nms
 from .metadata import FixedSizes
 
 _MAX_SIDE = 2**16
+_MAX_BATCH = 1024
 
 
-def check_size(size: tuple[int, int] | None, *, divisor: int) -> None:
-    """Check that the sides of a fixed size are multiples of `divisor`, and that the memory may suffice.
+def check_sizes(sizes: FixedSizes, *, divisor: int) -> None:
+    """Check that fixed sides are multiples of `divisor`, and that the memory may suffice.
 
     Raises:
-        ConfigError: they are not, or there are more pixels than the default of `data.max_pixels`.
+        ConfigError: they are not, or there are more pixels than the default of `data.max_pixels`, or more images than
+            the proof can hold in memory.
     """
+    batch, size = sizes
+    if batch is not None and batch > _MAX_BATCH:
+        raise ConfigError(f"--batch: expected at most {_MAX_BATCH} images, found {batch}")
     if size is None:
         return
     if not all(side > 0 and side % divisor == 0 for side in size):

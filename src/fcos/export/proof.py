@@ -153,6 +153,9 @@ class Prover:
         batches: result of `proof_batches`.
         content: outputs of the files.
         precision: precision of the files, which determines the tolerances.
+
+    Raises:
+        ExportError: an image has too few detections at any score threshold.
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class Prover:
         self.batches = batches
         self.content: ExportContent = content
         self.tolerances = TOLERANCES[precision]
+        self._threshold = None if content == "raw" else self._low_threshold()
 
     def prove(self, runtime: Runtime) -> Proof:
         """Compare a file at a low score threshold.
@@ -176,13 +180,10 @@ class Prover:
 
         Args:
             runtime: the file with an input for the score threshold, if the detector has one.
-
-        Raises:
-            ExportError: an image has too few detections at any threshold.
         """
         if self.content == "raw":
             return self.check(runtime)
-        threshold = self._low_threshold()
+        threshold = self._threshold
         proof = self._begin(threshold)
         for views in self.batches:
             proof = self._compare(proof, runtime, views, threshold)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from ..data.files import IMAGE_SUFFIXES
@@ -22,6 +22,7 @@ def expand(source: str, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[s
     """Expand a file name, folder, glob or URL to a sorted list of pictures.
 
     `**` in a glob matches any subfolders, each of which is entered once, so that links to a parent folder are harmless.
+    Folders at the start of a glob that exist are taken literally.
     A folder stands for the files in it that have one of the suffixes, without hidden ones.
 
     Raises:
@@ -34,7 +35,7 @@ def expand(source: str, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[s
     if os.path.lexists(source):
         return [source]
     try:
-        matches = [] if "\0" in source else _glob(source)
+        matches = [] if "\0" in source else _glob(_escape_existing(source))
     except RecursionError:  # thousands of folder levels
         matches = []
     files = sorted(path for path in dict.fromkeys(matches) if not os.path.isdir(path))
@@ -54,6 +55,16 @@ def _list_folder(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     if not files:
         raise DataError(f"{folder}: no images in this folder; expected files with the suffixes {', '.join(suffixes)}")
     return files
+
+
+def _escape_existing(pattern: str) -> str:
+    """Escape the folders that a glob begins with as far as they exist, such as `photos [1]` in `photos [1]/*.jpg`."""
+    parts = Path(pattern).parts
+    folders = takewhile(os.path.isdir, (os.path.join(*parts[:i]) for i in range(1, len(parts))))
+    existing = max(folders, key=len, default="")
+    if not glob.has_magic(existing):
+        return pattern
+    return os.path.join(glob.escape(existing), *Path(pattern).relative_to(existing).parts)
 
 
 def _glob(pattern: str) -> list[str]:

@@ -371,13 +371,19 @@ class Detector:
             ExportError: the proof failed, or int8 costs too much AP; the file is not written.
             WriteError: the disk is full or not writable.
         """
-        from ..export.graph import check_size
+        from ..export.graph import check_sizes
         from ..export.metadata import FixedSizes, Metadata
         from ..export.write import content_of, write_detector
 
         self._require_trained()
+        if len(self.resize.transforms) > 1:
+            raise ConfigError(
+                "eval.flip, eval.scales: exported files detect without test-time augmentation; add eval.flip=false"
+                " eval.scales=[]"
+            )
         require_count("batch", batch, at_least=1)
-        check_size(size, divisor=self.config.data.size_divisor)
+        fixed = FixedSizes(batch, size)
+        check_sizes(fixed, divisor=self.config.data.size_divisor)
         tensors = None if images is None else [self.resize(picture).views[0] for picture in self._read(images)]
         metadata = Metadata(
             self.config,
@@ -387,7 +393,7 @@ class Detector:
             keypoint_layout=self.keypoint_layout,
             content=content_of(nms, raw=raw),
             precision=precision,
-            fixed=FixedSizes(batch, size),
+            fixed=fixed,
             licence=self.licence,
         )
         repository = None if triton is None else Path(triton)

@@ -7,18 +7,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.files import IMAGE_SUFFIXES, PREDICTIONS_MARK
-from ..errors import ConfigError, DataError, WriteError
+from ..errors import ConfigError, DataError
 from ..files import explain_write_errors
 from .frames import Frame, Source, find_sources, read_frames
 from .stream import Detected
 from .tiling import Tiling
-from .writers import Classes, Writer, open_writers
+from .writers import Classes, Outputs, open_outputs
 
 if TYPE_CHECKING:
     from .predictor import Detector
@@ -85,9 +84,9 @@ def predict_files(
     success = True
     failed = (Detected(failure, error=failure.error) for failure in failures)
     with (
-        open_writers(save, out, classes) as writers,
+        open_outputs(save, out, classes) as outputs,
         closing(results),
-        closing(_write_all(writers, chain(failed, results))) as written,  # closed first, so that nothing is cut off
+        closing(_write_all(outputs, chain(failed, results))) as written,  # closed first, so that nothing is cut off
     ):
         for done, result in enumerate(written, start=1):
             success &= result.error is None
@@ -137,7 +136,7 @@ def _count(sources: Sequence[Source], *, num_failures: int) -> int | None:
     return None if None in counts else num_failures + sum(count or 0 for count in counts)
 
 
-def _write_all(writers: Sequence[Writer], results: Iterable[Detected | None]) -> Generator[Detected]:
+def _write_all(outputs: Outputs, results: Iterable[Detected | None]) -> Generator[Detected]:
     """Write results in a thread, which Ctrl-C does not interrupt, and yield them without their pictures, in order.
 
     None among the results makes the previous ones complete.
@@ -148,7 +147,7 @@ def _write_all(writers: Sequence[Writer], results: Iterable[Detected | None]) ->
             for result in results:
                 is_idle = result is None
                 if result is not None:
-                    waiting.append(pool.submit(_write, writers, result))
+                    waiting.append(pool.submit(outputs.write, result))
                 del result  # the picture
                 while waiting and (is_idle or len(waiting) > _WAITING or waiting[0].done()):
                     yield waiting.popleft().result()
@@ -157,13 +156,3 @@ def _write_all(writers: Sequence[Writer], results: Iterable[Detected | None]) ->
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _write(writers: Sequence[Writer], detected: Detected) -> Detected:
-    for writer in writers:
-        try:
-            copied = writer.write(detected)
-            detected.picture = detected.picture or copied
-        except (DataError, WriteError) as error:
-            detected.error = detected.error or str(error)
-    return Detected(replace(detected.frame, image=None), detected.instances, detected.error, detected.picture)

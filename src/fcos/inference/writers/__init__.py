@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from ...errors import DataError, WriteError
+from ..stream import Detected
 from .coco import CocoWriter
 from .interface import Classes, OpenFiles, Writer
 from .pictures import CopyWriter, CropWriter, FrameWriter
@@ -27,17 +30,46 @@ WRITERS: dict[str, type[Writer]] = {
 }
 """Outputs by name. Those that list the errors of the others come last."""
 
-__all__ = ["WRITERS", "Classes", "Writer", "open_writers"]
+__all__ = ["WRITERS", "Classes", "Outputs", "open_outputs"]
+
+
+class Outputs:
+    """Outputs of a run.
+
+    Attributes:
+        is_empty: True until the first picture is written.
+    """
+
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self._writers = writers
+        self.is_empty = True
+
+    def write(self, detected: Detected) -> Detected:
+        """Write the result of a picture to all outputs, and return it without the picture."""
+        self.is_empty = False
+        for writer in self._writers:
+            try:
+                copied = writer.write(detected)
+                detected.picture = detected.picture or copied
+            except (DataError, WriteError) as error:
+                detected.error = detected.error or str(error)
+        return Detected(replace(detected.frame, image=None), detected.instances, detected.error, detected.picture)
 
 
 @contextmanager
-def open_writers(names: Sequence[str], out: Path, classes: Classes) -> Iterator[list[Writer]]:
+def open_outputs(names: Sequence[str], out: Path, classes: Classes) -> Iterator[Outputs]:
     """Open outputs in a folder, and complete them at the end, also after an error or an interruption.
 
-    If an output cannot be opened, the files of earlier runs stay as they are.
+    If an output cannot be opened, or nothing is written before an interruption, the files of earlier runs stay as they
+    are.
     """
     with ExitStack() as cleanup:
         files = OpenFiles(ExitStack(), cleanup)
-        writers = [writer(out, classes, files) for name, writer in WRITERS.items() if name in names]
+        outputs = Outputs([writer(out, classes, files) for name, writer in WRITERS.items() if name in names])
         with files.completion:
-            yield writers
+            try:
+                yield outputs
+            except BaseException:
+                if outputs.is_empty:
+                    files.completion.pop_all()
+                raise

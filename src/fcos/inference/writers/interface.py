@@ -51,7 +51,8 @@ class OpenFiles(NamedTuple):
     """Files that are open during a whole run. They replace earlier ones only if all of them could be opened.
 
     Attributes:
-        completion: functions that complete the files. All are called at the end, also after an error.
+        completion: functions that complete the files. All are called at the end, also after an error, except after an
+            error before the first picture.
         cleanup: contexts of the files, which are left after that, or if an output cannot be opened.
     """
 
