@@ -54,9 +54,13 @@ def export_detector(
         precision: precision of the network, see `Detector.export`. For `int8`, up to 300 train images of `data`, or
             val images if there are none, are used for the calibration.
         triton: folder of a Triton model repository, to which an ONNX file is added.
-        data: data set whose val images are used for the proof; None: generated images.
+        data: data set whose val images are used for the proof, and on which AP is measured in PyTorch and in the file;
+            None: generated images.
         max_drop: for int8, largest accepted drop of AP on val, 0 to 1; None: 0.01. AP in float32 must be at least 0.3.
-        progress: for int8, callback of the two evaluations, see `evaluate`.
+        progress: callback of the two evaluations, see `evaluate`.
+
+    Returns:
+        The path of the file, and the figures of the proof and of the evaluations.
 
     Raises:
         FCOSError: see `load` and `Detector.export`; `data` has no val images.
@@ -78,8 +82,10 @@ def export_detector(
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise ConfigError(f"--max-drop: expected a number from 0 to 1, found {max_drop:g}")
     detector = load(weights, *overrides, config=config, device="cpu")
-    images = quantization = None
+    images = quantization = float_ap = None
     if data is not None:
+        measure = partial(_ap_on_val, data=data, progress=progress)
+        measure_float = partial(measure, weights, *overrides, config=config)
         images = _sample_paths(data, "val", limit=_PROOF_IMAGES)
         if not images:
             raise DataError(f"data: {data} has no val images, which the proof of an export needs")
@@ -87,11 +93,13 @@ def export_detector(
             paths = _sample_paths(data, "train", limit=MAX_IMAGES) or _sample_paths(data, "val", limit=MAX_IMAGES)
             quantization = Quantization(
                 [partial(detector.to_input, path) for path in paths],
-                partial(_ap_on_val, weights, *overrides, data=data, config=config, progress=progress),
-                partial(_ap_on_val, data=data, progress=progress),
+                measure_float,
+                measure,
                 0.01 if max_drop is None else max_drop,
             )
-    return detector.export(
+        elif content == "detections":
+            float_ap = measure_float()  # first, as it may find a mistake in the data
+    exported = detector.export(
         out,
         form=form,
         size=size,
@@ -104,6 +112,9 @@ def export_detector(
         images=images,
         quantization=quantization,
     )
+    if accuracy := exported.proof.accuracy:
+        return exported._replace(ap_on_val=accuracy[:2])
+    return exported if float_ap is None else exported._replace(ap_on_val=(float_ap, measure(out)))
 
 
 def _ap_on_val(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def train(
     check_recipe("fcos train", recipe, overrides or ())
     result = api.train(recipe, *overrides or ())
     if "WORLD_SIZE" not in os.environ:  # not a process of a distributed run
-        print_lines(f"next: fcos predict {result.run / 'weights' / 'best.pt'} IMAGE...")
+        print_lines(f"next: fcos predict {shlex.quote(str(result.run / 'weights' / 'best.pt'))} IMAGE...")
 
 
 @app.command(context_settings=WORDS, short_help="Compute the COCO metrics of a detector.")

@@ -94,7 +94,7 @@ def export(  # noqa: PLR0917 (options of the command line)
       fcos export runs/cells/weights/best.pt
       fcos export runs/cells/weights/best.pt detector.xml --format openvino --size 608x800 --batch 1
     """
-    from . import api, api_export
+    from . import api_export
     from .export.runtimes import FORMATS
 
     check_choice("--format", form, get_args(ExportFormat))
@@ -113,7 +113,7 @@ def export(  # noqa: PLR0917 (options of the command line)
                 f"{word}: no such option; to name the output file, type {value}, or ./{word} if this is its name"
             )
     out = Path(outputs[0]) if outputs else api_export.default_path(weights, suffix)
-    with progress_bar("evaluating", shown=precision == "int8") as progress:
+    with progress_bar("evaluating", shown=data is not None) as progress:
         exported = api_export.export_detector(
             weights,
             out,
@@ -131,19 +131,12 @@ def export(  # noqa: PLR0917 (options of the command line)
             max_drop=None if max_drop is None else parse_number("--max-drop", max_drop, float, low=0, high=1),
             progress=progress,
         )
-    accuracy = exported.proof.accuracy
-    print_lines(f"proof{'' if accuracy is None else ' before the quantisation'}: {exported.proof.summary()}")
+    print_lines(f"proof{' before the quantisation' if precision == 'int8' else ''}: {exported.proof.summary()}")
     files = (exported.path, exported.proof_path, exported.triton_path)
     print_lines(f"written: {', '.join(str(path) for path in files if path is not None)}")
-    results = None if accuracy is None else accuracy[:2]
-    if results is None and data is not None and nms != "none" and not raw:
-        with progress_bar("evaluating") as progress:
-            results = [
-                api.evaluate(file, *extra, f"data={data}", config=given, progress=progress).metrics["AP"]
-                for file, extra, given in ((weights, options, config), (exported.path, (), None))
-            ]
-    if results is not None:
-        print_lines(f"AP on val: {results[0]:.4f} in PyTorch, {results[1]:.4f} in the exported file")
+    if exported.ap_on_val is not None:
+        before, after = exported.ap_on_val
+        print_lines(f"AP on val: {before:.4f} in PyTorch, {after:.4f} in the exported file")
 
 
 @commands.command(context_settings=WORDS, short_help="Serve a detector over HTTP, with a web page.")

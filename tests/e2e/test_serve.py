@@ -62,6 +62,8 @@ def test_accepted_requests_are_answered_after_sigterm_and_logged_without_secrets
     with no_requests(monkeypatch):  # to other machines
         process, url = start("--max-wait-ms", "1500", "--max-batch", "64", "--token", "s3cret")
         assert httpx.get(f"{url}/v1/model", headers=headers).json()["name"] == "cells"
+        head = httpx.head(f"{url}/v2/health/live")  # as load balancers ask
+        assert (head.status_code, head.content) == (200, b"")
         httpx.get(f"{url}/%0a%1b[31m{{}}\N{SNOWMAN}")
         send = partial(httpx.post, f"{url}/v1/detect", headers={**headers, "X-Request-Id": "r1"}, timeout=600)
         with ThreadPoolExecutor(4) as pool:
@@ -81,7 +83,8 @@ def test_accepted_requests_are_answered_after_sigterm_and_logged_without_secrets
     assert "private" not in text
     assert "\x1b" not in text
     lines = [line for line in map(json.loads, text.splitlines()) if line["path"] != "/metrics"]
-    assert [(line["method"], line["status"]) for line in lines] == [("GET", 200), ("GET", 404), *[("POST", 200)] * 4]
+    requests = [("GET", 200), ("HEAD", 200), ("GET", 404), *[("POST", 200)] * 4]
+    assert [(line["method"], line["status"]) for line in lines] == requests
     expected = {"id": "r1", "path": "/v1/detect", "images": 1, "client": "127.0.0.1", "level": "info"}
     assert lines[-1] | expected == lines[-1]
     assert lines[-1]["ms"] > 0

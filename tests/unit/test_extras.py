@@ -41,12 +41,13 @@ def test_runtimes_send_nothing_and_leave_no_identifiers(tmp_path: Path, monkeypa
 
 def test_variables_of_the_user_prevail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
-    for name in ("WANDB_ERROR_REPORTING", "RAY_USAGE_STATS_ENABLED"):
+    for name in ("WANDB_ERROR_REPORTING", "RAY_USAGE_STATS_ENABLED", "MLFLOW_DISABLE_TELEMETRY"):
         monkeypatch.delenv(name, raising=False)
     import_package("json")
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_missing_package_is_an_import_error() -> None:

@@ -56,12 +56,14 @@ class Exported(NamedTuple):
         proof: comparison of the file with PyTorch, see `Prover.prove`.
         proof_path: JSON file with the figures of the comparison.
         triton_path: folder of the model in a Triton model repository, if wanted.
+        ap_on_val: AP in PyTorch and in the file on the val images of a data set; None: not measured.
     """
 
     path: Path
     proof: Proof
     proof_path: Path
     triton_path: Path | None = None
+    ap_on_val: tuple[float, float] | None = None
 
 
 def check_output(out: Path, form: ExportFormat, precision: ExportPrecision = "float32") -> None:

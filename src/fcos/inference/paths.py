@@ -11,6 +11,7 @@ from pathlib import Path
 from ..data.files import IMAGE_SUFFIXES
 from ..downloads import describe_other_scheme, is_url
 from ..errors import DataError
+from ..formatting import quote
 
 
 def stands_for_several(source: str) -> bool:
@@ -41,7 +42,7 @@ def expand(source: str, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[s
     files = sorted(path for path in dict.fromkeys(matches) if not os.path.isdir(path))
     if not files:
         reason = "no file matches" if glob.has_magic(source) else "no such file or folder"
-        raise DataError(f"{source}: {describe_other_scheme(source) or reason}")
+        raise DataError(f"{source or quote(source)}: {describe_other_scheme(source) or reason}")
     return files
 
 

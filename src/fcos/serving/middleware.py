@@ -34,7 +34,7 @@ SECURITY_HEADERS = {
 
 
 class RequestLog:
-    """Middleware that logs a line of JSON for every request and counts it.
+    """Middleware that logs a line of JSON for every request and counts it, and answers HEAD requests.
 
     Args:
         app: the application.
@@ -53,6 +53,9 @@ class RequestLog:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
 
+        # The application answers HEAD as GET, and the HTTP server leaves out the body.
+        request = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
@@ -67,7 +70,7 @@ class RequestLog:
                 problem = Problem(431, f"the URL and the headers have more than {_MAX_HEAD:,} bytes")
                 await to_response(problem, path=scope["path"])(scope, receive, send_with_headers)
             else:
-                await self._app(scope, receive, send_with_headers)
+                await self._app(request, receive, send_with_headers)
         except Exception:
             log.exception("request failed", extra={"fields": {"id": request_id}})
             if status:  # too late for another answer; the server closes the connection
@@ -76,7 +79,7 @@ class RequestLog:
             await to_response(problem, path=scope["path"])(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - start
-            route = getattr(scope.get("route"), "path", "unknown")
+            route = getattr(request.get("route"), "path", "unknown")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.seconds.labels(route).observe(seconds)
             fields = {
@@ -86,7 +89,7 @@ class RequestLog:
                 "path": scope["path"][:200],
                 "status": status,
                 "ms": round(1000 * seconds, 1),
-                **scope.get("state", {}).get("log", {}),
+                **request.get("state", {}).get("log", {}),
             }
             log.info("request", extra={"fields": fields})
 

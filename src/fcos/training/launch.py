@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -120,7 +121,7 @@ def _build_error(failures: dict[int, ProcessFailure], folder: Path) -> TrainingE
             exit_reason += ", possibly because the system ran out of memory"
     else:
         exit_reason = f"ended with exit code {failure.exitcode}"
-    command = f"fcos train {folder / CONFIG} train.resume=true"
+    command = f"fcos train {shlex.quote(str(folder / CONFIG))} train.resume=true"
     error = TrainingError(f"process {number} {exit_reason}; the other processes were stopped; continue with: {command}")
     error.told = failure.exitcode == EXIT_CODE_REPORTED
     return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shlex
 import signal
 import threading
 from collections.abc import Callable
@@ -199,7 +200,7 @@ class Run:
     @property
     def resume_hint(self) -> str:
         """Hint for the user with the command that resumes the run."""
-        return f"continue with: fcos train {self.folder / CONFIG} train.resume=true"
+        return f"continue with: fcos train {shlex.quote(str(self.folder / CONFIG))} train.resume=true"
 
     def _trainable_names(self) -> list[str]:
         """Return the names of the trainable parameters, in the order of the optimiser state."""
