@@ -62,6 +62,10 @@ def test_per_class_metrics_match_pycocotools_on_that_class():
 def test_per_class_metrics_of_many_classes_match_pycocotools():
     """Most classes lack objects of some size, some classes have no object at all."""
     ground_truth, detections = random_task(5, images=60, classes=90)
+    for row in (*ground_truth["annotations"], *detections):
+        row["category_id"] += 2000  # ids must not be negative
+    for category in ground_truth["categories"]:
+        category["id"] += 2000
     run = run_pycocotools(ground_truth, detections)
     found = coco_metrics(ground_truth, detections).per_class
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
