@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import pickle
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -18,6 +18,7 @@ import pytest
 import torch
 from full_disk import files_up_to
 from PIL import Image
+from processes import in_processes
 from tiny_data import config, write_coco
 
 from fcos import cli
@@ -26,9 +27,11 @@ from fcos.config import Config
 from fcos.data import Annotations, build_test_loader, build_train_loader, load_annotations
 from fcos.data.cache import CacheFiles, PixelCache, decoded_bytes, disk_folder
 from fcos.data.images import read_pixels
+from fcos.distributed import barrier
 from fcos.errors import ConfigError, DataError
 from fcos.structures import Batch
 from fcos.training.loop import train
+from fcos.training.prepare import prepare_run
 
 KINDS: list[Cache] = ["ram", "disk"]
 
@@ -236,17 +239,30 @@ def test_training_with_a_cache_gives_the_same_weights(root: Path, kind: Cache, t
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_two_processes_share_a_cache(root: Path, tmp_path: Path) -> None:
-    weights = []
-    for cache in ("null", "ram"):
-        options = [f"data={root}", "data.bit_depth=12", "data.short_side=64", "device=cpu", "train.devices=2"]
-        options += ["train.iterations=2", "train.batch_size=4", "train.eval_every=1", "model.backbone.weights=null"]
-        with pytest.raises(SystemExit) as end:
-            cli.main(["train", "fcos_mnv2_small", *options, f"output_dir={tmp_path / cache}", f"data.cache={cache}"])
-        assert not end.value.code
-        weights.append(torch.load(tmp_path / cache / "weights/last.pt", weights_only=True)["model"])
-        assert "the cache cannot be used" not in (tmp_path / cache / "log.txt").read_text()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+def read_images(rank: int, _: int, config: Config) -> list[torch.Tensor]:
+    """Read the images of a run in this process; process 0 makes the files unreadable before process 1 reads them."""
+    with ExitStack() as stack:
+        run, *_ = prepare_run(config, "fcos", torch.device("cpu"), stack, elapsed=lambda: 0.0)
+        assert run.val_data is not None
+        if rank == 1:
+            barrier()
+        images = [data.read_pixels(i) for data in (run.train_data, run.val_data) for i in range(len(data))]
+        if rank == 0:
+            for path in run.train_data.root.iterdir():
+                overwrite(path)
+            barrier()
+        barrier()  # the file exists as long as process 0 needs it
+        return images
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_of_a_machine_share_a_cache(root: Path, kind: Cache, tmp_path: Path) -> None:
+    options = settings(root, cache=kind).to_dict()
+    options["output_dir"] = str(tmp_path / "run")
+    options["model"]["backbone"] = {"name": "mobilenet_v2", "weights": None}
+    expected = [annotations_of(root).read_pixels(i) for i in range(5)]
+    for images in in_processes(2, read_images, tmp_path / "group", Config.model_validate(options)):
+        assert all(torch.equal(one, other) for one, other in zip(images, 2 * expected, strict=True))
 
 
 def test_training_refuses_too_large_a_cache_before_it_creates_a_folder(
